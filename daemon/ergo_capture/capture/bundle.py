@@ -1,0 +1,118 @@
+"""Bundle files: encode, decode, read and write.
+
+Owns: CaptureJsonStyle, ``encode_bundle``, ``decode_bundle``, ``read_capture_bundle``, ``write_capture_bundle``.
+Not here: each record's text (``kernel/records.py``), the atomic write itself (``atomic.py``),
+composing a bundle from a journal (``compose.py``).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from os import PathLike
+from pathlib import Path
+
+import msgspec
+
+from ergo_capture.capture.atomic import CaptureWriteError, create_parents, write_bytes_atomic
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel import serde
+from ergo_capture.kernel.records import (
+    MIDDLE,
+    CaptureBundle,
+    encode_decision,
+    encode_event,
+    encode_head,
+    encode_tail,
+)
+
+
+class CaptureJsonStyle(Enum):
+    """How a bundle's JSON is laid out (``ergo_supervisor::CaptureJsonStyle``)."""
+
+    Compact = "compact"
+    Pretty = "pretty"
+
+
+class BundleFormatError(ErgoCaptureError, ValueError):
+    """A text is not a capture bundle; the message names the field."""
+
+
+def encode_bundle(bundle: CaptureBundle, style: CaptureJsonStyle = CaptureJsonStyle.Compact) -> bytes:
+    """The bundle's file content, newline included, byte for byte what the reference writes.
+
+    Raises:
+        ValueError: a string that no UTF-8 text can hold.
+    """
+    text = b"".join(
+        (
+            encode_head(bundle.graph_id, bundle.config, bundle.capture_version),
+            b",".join(map(encode_event, bundle.events)),
+            MIDDLE,
+            b",".join(map(encode_decision, bundle.decisions)),
+            encode_tail(bundle.adapter_provenance, bundle.runtime_provenance, bundle.egress_provenance),
+        )
+    )
+    if style is CaptureJsonStyle.Pretty:
+        text = msgspec.json.format(text, indent=2)
+    return text + b"\n"
+
+
+def decode_bundle(text: bytes) -> CaptureBundle:
+    """The bundle that a file's content holds; accepts and refuses what the reference does.
+
+    Raises:
+        BundleFormatError: not JSON, not a bundle, or a field that a bundle does not have.
+    """
+    try:
+        return serde.read_bundle(serde.parse(text.decode()))
+    except (ValueError, RecursionError) as error:
+        raise BundleFormatError(
+            f"read capture bundle: {error}",
+            op="read capture bundle",
+            hint="check that the file is a whole capture bundle of version v3; a cut one can be salvaged with "
+            "`ergo-capture recover`",
+        ) from error
+
+
+def read_capture_bundle(path: str | PathLike[str]) -> CaptureBundle:
+    """Read a bundle file whole.
+
+    Raises:
+        BundleFormatError: as ``decode_bundle``, with the path.
+        ErgoCaptureError: the file cannot be read.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise ErgoCaptureError(
+            f"read capture bundle '{path}': {error.strerror}",
+            op="read capture bundle",
+            path=str(path),
+            hint="check that the path is a bundle file that you may read",
+        ) from error
+    try:
+        return decode_bundle(text)
+    except BundleFormatError as error:
+        error.path = str(path)
+        error.message = f"read capture bundle '{path}': {error.message.removeprefix('read capture bundle: ')}"
+        raise
+
+
+def write_capture_bundle(
+    path: str | PathLike[str], bundle: CaptureBundle, style: CaptureJsonStyle = CaptureJsonStyle.Compact
+) -> None:
+    """Write a bundle so that its name only ever stands for a whole file (``ergo_supervisor::write_capture_bundle``).
+
+    Parents are created; the bytes go to a temporary beside the destination, are synced, renamed over it,
+    and then the directory is synced, which the reference leaves out.
+
+    Raises:
+        CaptureWriteError: with the stage that failed; the destination is untouched and no temporary is left.
+    """
+    destination = Path(path)
+    create_parents(destination)
+    try:
+        text = encode_bundle(bundle, style)
+    except (ValueError, TypeError) as error:
+        raise CaptureWriteError.serialize(destination, style.value, error) from error
+    write_bytes_atomic(destination, text)

@@ -1,0 +1,102 @@
+"""The library form of a capture: a session that records as it supervises.
+
+Owns: CapturingDecisionLog and CapturingSession, as the reference has them.
+Not here: the daemon's durable sessions (``server/session.py``), writing files (``bundle.py``).
+"""
+
+from __future__ import annotations
+
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.events import ExternalEvent
+from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RuntimeInvoker
+from ergo_capture.kernel.records import (
+    CAPTURE_FORMAT_VERSION,
+    NO_ADAPTER_PROVENANCE,
+    CaptureBundle,
+    ExternalEventRecord,
+)
+from ergo_capture.kernel.supervisor import Supervisor
+
+
+class CapturingDecisionLog:
+    """Writes each decision to an inner log, then into a bundle (``ergo_supervisor::CapturingDecisionLog``)."""
+
+    def __init__(self, inner: DecisionLog, bundle: CaptureBundle) -> None:
+        self._inner = inner.log
+        self._decisions = bundle.decisions
+
+    def log(self, entry: DecisionLogEntry) -> None:
+        """Log, then record: a decision the inner log refused did not happen (rule 7)."""
+        self._inner(entry)
+        self._decisions.append(entry.to_record())
+
+    def __repr__(self) -> str:
+        return f"<CapturingDecisionLog {len(self._decisions)} decisions>"
+
+
+class CapturingSession:
+    """Supervises events and keeps all of them and every decision (``ergo_supervisor::CapturingSession``).
+
+    Args:
+        graph_id: the graph whose episodes run.
+        constraints: the limits; written into the bundle.
+        inner_log: told of each decision before it is recorded.
+        runtime: the engine.
+        runtime_provenance: what the engine is, for strict replay.
+        adapter_provenance: what the adapter is; ``"none"`` without one.
+
+    The whole capture is held in memory until ``into_bundle``: the daemon is for runs that must not be lost.
+    """
+
+    def __init__(
+        self,
+        graph_id: str,
+        constraints: Constraints,
+        inner_log: DecisionLog,
+        runtime: RuntimeInvoker,
+        runtime_provenance: str,
+        adapter_provenance: str = NO_ADAPTER_PROVENANCE,
+    ) -> None:
+        self._bundle = CaptureBundle(
+            CAPTURE_FORMAT_VERSION, graph_id, constraints, [], [], adapter_provenance, runtime_provenance
+        )
+        log = CapturingDecisionLog(inner_log, self._bundle)
+        self._supervisor = Supervisor(graph_id, constraints, log, runtime)
+
+    @classmethod
+    def new(
+        cls,
+        graph_id: str,
+        constraints: Constraints,
+        inner_log: DecisionLog,
+        runtime: RuntimeInvoker,
+        runtime_provenance: str,
+    ) -> CapturingSession:
+        """A session without an adapter (``CapturingSession::new``)."""
+        return cls(graph_id, constraints, inner_log, runtime, runtime_provenance)
+
+    @classmethod
+    def new_with_provenance(
+        cls,
+        graph_id: str,
+        constraints: Constraints,
+        inner_log: DecisionLog,
+        runtime: RuntimeInvoker,
+        adapter_provenance: str,
+        runtime_provenance: str,
+    ) -> CapturingSession:
+        """A session with both provenances, in the reference's order of arguments."""
+        return cls(graph_id, constraints, inner_log, runtime, runtime_provenance, adapter_provenance)
+
+    def on_event(self, event: ExternalEvent) -> None:
+        """Record the event, then let the supervisor see it (rule 7)."""
+        self._bundle.events.append(ExternalEventRecord.from_event(event))
+        self._supervisor.drive(event)
+
+    def into_bundle(self) -> CaptureBundle:
+        """The capture so far; the session is not to be used after it."""
+        return self._bundle
+
+    def __repr__(self) -> str:
+        bundle = self._bundle
+        return f"<CapturingSession {bundle.graph_id!r} {len(bundle.events)} events, {self._supervisor!r}>"

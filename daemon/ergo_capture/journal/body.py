@@ -1,0 +1,271 @@
+"""What the bodies of journal frames hold.
+
+Owns: the session's description (OPEN), decision rows (DECISIONS), how a session ended (CLOSE), where a
+bundle went (PUBLISHED), and a part's end (ROTATE).
+Not here: event lines (``lines.py``), frames and their checksums (``frame.py``).
+
+Decisions are rows of a JSON array, in the order of their events, one event one decision:
+
+* ``[0, episode, n]``: n invocations that completed at the first attempt, without effects, of episodes
+  ``episode`` to ``episode + n - 1``. Why: that is nearly every decision of nearly every run.
+* ``[1, episode, schedule_at]``: a deferral.
+* ``[2, episode, termination, retry_count, effects, intent_acks, interruption]``: any other invocation.
+
+The event id stands with the event and the deadline with the constraints; neither is repeated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.effects import ActionEffect, encode_effect
+from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.ports import DecisionLogEntry
+from ergo_capture.kernel.records import CapturedActionEffect, CapturedIntentAck, EpisodeInvocationRecord
+from ergo_capture.kernel.time import EventTime
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Who opened a session, as the kernel vouches for it (SO_PEERCRED)."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session is: the body of its OPEN frame; never changes."""
+
+    session: str
+    #: The graph's name in the configuration, which is the bundle's ``graph_id``.
+    graph: str
+    constraints: Constraints
+    adapter_provenance: str
+    runtime_provenance: str
+    #: The engine's name, for people; configuration decides which engine runs.
+    engine: str
+    labels: dict[str, str]
+    peer: Peer | None
+    #: RFC 3339 in UTC; evidence only, no decision depends on it.
+    opened_at: str
+    #: Program and version that wrote the journal.
+    program: str
+
+
+class Closing(msgspec.Struct, frozen=True):
+    """How a session ended: the body of its CLOSE frame."""
+
+    #: ``complete``, ``recovered`` or ``interrupted``.
+    ended: str
+    #: RFC 3339 in UTC; evidence only.
+    closed_at: str
+
+
+class Rotation(msgspec.Struct, frozen=True):
+    """That a part of a session ended: the body of a ROTATE frame; the frame's ``first`` is the next part's first event."""
+
+    #: Number of the part that ended, from 1.
+    part: int
+    #: Whether the bound passed before nothing was deferred; the next part then starts without what was.
+    forced: bool
+    #: RFC 3339 in UTC; evidence only.
+    rotated_at: str
+
+
+class Publication(msgspec.Struct, frozen=True):
+    """That a bundle is durable: the body of a PUBLISHED frame."""
+
+    #: Number of the part, from 1.
+    part: int
+    #: Path of the bundle file.
+    bundle: str
+    #: Path of the manifest beside it.
+    manifest: str
+    #: SHA-256 of the bundle file, in hex.
+    sha256: str
+    #: Whether it is the session's last one.
+    final: bool = False
+
+
+class _PlainRun(msgspec.Struct, array_like=True, tag=0, gc=False):
+    episode: int
+    count: int
+
+
+class _Deferral(msgspec.Struct, array_like=True, tag=1, gc=False):
+    episode: int
+    schedule_at: EventTime | None
+
+
+class _Invocation(msgspec.Struct, array_like=True, tag=2):
+    episode: int
+    termination: Any
+    retry_count: int
+    effects: list[tuple[msgspec.Raw, str]]
+    intent_acks: tuple[CapturedIntentAck, ...]
+    interruption: str | None
+
+
+_Row = _PlainRun | _Deferral | _Invocation
+
+_encode: Final = msgspec.json.Encoder().encode
+_rows: Final = msgspec.json.Decoder(list[_Row])
+_effect: Final = msgspec.json.Decoder(ActionEffect)
+
+
+class DecisionRows:
+    """Collects decisions for one DECISIONS frame."""
+
+    __slots__ = ("_run", "_rows", "count")
+
+    def __init__(self) -> None:
+        self._rows: list[_Row] = []
+        self._run: _PlainRun | None = None
+        #: Decisions collected.
+        self.count = 0
+
+    def add(self, entry: DecisionLogEntry) -> None:
+        """Append one decision."""
+        self.count += 1
+        if (
+            entry.termination is RunTermination.Completed
+            and not entry.retry_count
+            and not entry.effects
+            and not entry.intent_acks
+            and entry.interruption is None
+        ):
+            run = self._run
+            if run is not None and run.episode + run.count == entry.episode_id:
+                run.count += 1
+                return
+            self._run = run = _PlainRun(entry.episode_id, 1)
+            self._rows.append(run)
+            return
+        self._run = None
+        if entry.decision is Decision.Defer:
+            self._rows.append(_Deferral(entry.episode_id, entry.schedule_at))
+            return
+        assert entry.termination is not None
+        self._rows.append(
+            _Invocation(
+                entry.episode_id,
+                entry.termination.to_builtins(),
+                entry.retry_count,
+                [(msgspec.Raw(encode_effect(e.effect)), e.effect_hash) for e in entry.effects],
+                entry.intent_acks,
+                entry.interruption,
+            )
+        )
+
+    def add_plain(self, episode: int, count: int) -> None:
+        """Append ``count`` plain invocations of consecutive episodes."""
+        self.count += count
+        run = self._run
+        if run is not None and run.episode + run.count == episode:
+            run.count += count
+            return
+        self._run = run = _PlainRun(episode, count)
+        self._rows.append(run)
+
+    def encode(self) -> bytes:
+        """The frame's body."""
+        return _encode(self._rows)
+
+
+class DecisionOutcome(msgspec.Struct, frozen=True):
+    """One decision as a row tells it, before it meets its event and its constraints."""
+
+    decision: Decision
+    schedule_at: EventTime | None
+    episode_id: int
+    termination: RunTermination | None
+    retry_count: int
+    effects: tuple[CapturedActionEffect, ...]
+    intent_acks: tuple[CapturedIntentAck, ...]
+    interruption: str | None
+
+    def to_record(self, event_id: str, deadline: EventTime | None) -> EpisodeInvocationRecord:
+        """The decision as a bundle keeps it."""
+        return EpisodeInvocationRecord(
+            event_id,
+            self.decision,
+            self.schedule_at,
+            self.episode_id,
+            deadline,
+            self.termination,
+            self.retry_count,
+            self.effects,
+            self.intent_acks,
+            self.interruption,
+        )
+
+
+def read_decisions(body: bytes) -> Iterator[DecisionOutcome]:
+    """The decisions of a DECISIONS frame, in order.
+
+    Raises:
+        ValueError: the body is not what was written.
+    """
+    for row in _rows.decode(body):
+        if type(row) is _PlainRun:
+            for episode in range(row.episode, row.episode + row.count):
+                yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
+        elif type(row) is _Deferral:
+            yield DecisionOutcome(Decision.Defer, row.schedule_at, row.episode, None, 0, (), (), None)
+        else:
+            assert isinstance(row, _Invocation)
+            yield DecisionOutcome(
+                Decision.Invoke,
+                None,
+                row.episode,
+                RunTermination.from_builtins(row.termination),
+                row.retry_count,
+                tuple(CapturedActionEffect(_effect.decode(text), digest) for text, digest in row.effects),
+                row.intent_acks,
+                row.interruption,
+            )
+
+
+def encode_body(body: SessionDescription | Closing | Rotation | Publication) -> bytes:
+    """A frame body of one of the small kinds."""
+    return _encode(body)
+
+
+def read_description(body: bytes | Sequence[int]) -> SessionDescription:
+    """The body of an OPEN frame.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    return msgspec.json.decode(bytes(body), type=SessionDescription)
+
+
+def read_closing(body: bytes) -> Closing:
+    """The body of a CLOSE frame.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    return msgspec.json.decode(body, type=Closing)
+
+
+def read_rotation(body: bytes) -> Rotation:
+    """The body of a ROTATE frame.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    return msgspec.json.decode(body, type=Rotation)
+
+
+def read_publication(body: bytes) -> Publication:
+    """The body of a PUBLISHED frame.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    return msgspec.json.decode(body, type=Publication)

@@ -1,0 +1,46 @@
+"""The limits under which a supervisor decides.
+
+Owns: Constraints and their bounds.
+Not here: how they are applied (``supervisor.py``) or configured (``config.py``).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ergo_capture.kernel.time import U64_MAX, EventTime
+
+
+class Constraints(msgspec.Struct, frozen=True):
+    """When episodes may run (``ergo_supervisor::Constraints``).
+
+    Args:
+        max_in_flight: episodes at once, 0 to 2**64 - 1; None for no limit.
+        max_per_window: invocations in ``rate_window``, 0 to 2**64 - 1; needs ``rate_window`` to count.
+        rate_window: span of event time that ``max_per_window`` is counted over.
+        deadline: time an episode may take; zero aborts it without a run.
+        max_retries: further attempts after a mechanical failure, 0 to 2**64 - 1.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    max_in_flight: int | None = None
+    max_per_window: int | None = None
+    rate_window: EventTime | None = None
+    deadline: EventTime | None = None
+    max_retries: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_in_flight", "max_per_window", "max_retries"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= U64_MAX:
+                raise ValueError(f"invalid value: integer `{value}`, expected u64 for {name}")
+
+    @property
+    def rate_limited(self) -> bool:
+        """Whether invocations are counted at all (rule 2: both fields are needed)."""
+        return self.max_per_window is not None and self.rate_window is not None
+
+
+NO_CONSTRAINTS = Constraints()

@@ -1,0 +1,92 @@
+"""The two sides of the supervisor: the engine it calls and the log it writes.
+
+Owns: RuntimeInvoker, RunResult, DecisionLog, DecisionLogEntry, MemoryDecisionLog.
+Not here: engines (``fault_runtime.py``, ``engine/``), the capturing log (``capture/session.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from ergo_capture.kernel.effects import ActionEffect
+from ergo_capture.kernel.events import EventLike
+from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.records import CapturedActionEffect, CapturedIntentAck, EpisodeInvocationRecord
+from ergo_capture.kernel.time import EventTime
+
+
+class RunResult(msgspec.Struct, frozen=True):
+    """How one attempt ended, with what it did (``ergo_adapter``'s reporting seam)."""
+
+    termination: RunTermination
+    effects: tuple[ActionEffect, ...] = ()
+    intent_acks: tuple[CapturedIntentAck, ...] = ()
+    interruption: str | None = None
+
+
+class RuntimeInvoker(Protocol):
+    """An engine as the kernel sees it (``ergo_adapter::RuntimeInvoker``)."""
+
+    def run(
+        self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None
+    ) -> RunTermination | RunResult:
+        """Run one episode to its end; a bare termination stands for a run without effects."""
+
+
+class DecisionLogEntry(msgspec.Struct, frozen=True):
+    """One decision as it is logged (``ergo_supervisor::DecisionLogEntry``)."""
+
+    graph_id: str
+    event_id: str
+    event: EventLike
+    decision: Decision
+    schedule_at: EventTime | None
+    episode_id: int
+    deadline: EventTime | None
+    termination: RunTermination | None
+    retry_count: int
+    effects: tuple[CapturedActionEffect, ...] = ()
+    intent_acks: tuple[CapturedIntentAck, ...] = ()
+    interruption: str | None = None
+
+    def to_record(self) -> EpisodeInvocationRecord:
+        """The entry as a bundle keeps it."""
+        return EpisodeInvocationRecord(
+            self.event_id,
+            self.decision,
+            self.schedule_at,
+            self.episode_id,
+            self.deadline,
+            self.termination,
+            self.retry_count,
+            self.effects,
+            self.intent_acks,
+            self.interruption,
+        )
+
+
+class DecisionLog(Protocol):
+    """Where decisions go (``ergo_supervisor::DecisionLog``); write-only: the supervisor never reads it (SUP-7)."""
+
+    def log(self, entry: DecisionLogEntry) -> None:
+        """Keep one decision; a decision that was not logged did not happen."""
+
+
+class MemoryDecisionLog:
+    """A log that keeps its entries (``ergo_supervisor::replay::MemoryDecisionLog``)."""
+
+    def __init__(self) -> None:
+        self.entries: list[DecisionLogEntry] = []
+
+    def log(self, entry: DecisionLogEntry) -> None:
+        """Keep the entry."""
+        self.entries.append(entry)
+
+    def records(self) -> list[EpisodeInvocationRecord]:
+        """The decisions so far, in order, as a bundle would keep them."""
+        return [entry.to_record() for entry in self.entries]
+
+    def __repr__(self) -> str:
+        return f"<MemoryDecisionLog {len(self.entries)} decisions>"

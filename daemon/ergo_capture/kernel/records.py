@@ -1,0 +1,189 @@
+"""What a capture bundle holds, and its JSON text to the byte.
+
+Owns: the record types and ``encode_*`` for each, in serde's field order and spelling.
+Not here: reading JSON back (``serde.py``), files (``capture/bundle.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.effects import ActionEffect, compute_effect_hash, encode_effect
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind, TimeLike
+from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.time import EventTime
+
+CAPTURE_FORMAT_VERSION: Final = "v3"
+NO_ADAPTER_PROVENANCE: Final = "none"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ExternalEventRecord(msgspec.Struct, frozen=True, gc=False):
+    """An event as captured (``ergo_adapter::capture::ExternalEventRecord``)."""
+
+    event_id: str
+    event_time: EventTime
+    kind: ExternalEventKind
+    payload: bytes
+    #: SHA-256 of ``payload`` in hex.
+    payload_hash: str
+
+    @classmethod
+    def from_event(cls, event: ExternalEvent) -> ExternalEventRecord:
+        """The record of an event that is about to be supervised."""
+        return cls(event.event_id, event.at, event.kind, event.payload, hash_payload(event.payload))
+
+    def validate_hash(self) -> bool:
+        """Whether ``payload_hash`` is that of ``payload``."""
+        return self.payload_hash == hash_payload(self.payload)
+
+    def rehydrate(self) -> ExternalEvent:
+        """The event back from its record.
+
+        Raises:
+            ExternalEventPayloadError: the payload is not one that an event may carry.
+        """
+        return ExternalEvent.with_payload(self.event_id, self.kind, self.event_time, self.payload)
+
+
+class CapturedActionEffect(msgspec.Struct, frozen=True):
+    """An effect with its hash (``ergo_supervisor::CapturedActionEffect``)."""
+
+    effect: ActionEffect
+    effect_hash: str
+
+    @classmethod
+    def of(cls, effect: ActionEffect) -> CapturedActionEffect:
+        """The effect with the hash it has now."""
+        return cls(effect, compute_effect_hash(effect))
+
+
+class CapturedIntentAck(msgspec.Struct, frozen=True, omit_defaults=True):
+    """That a dispatched intent was durably accepted (``ergo_supervisor::CapturedIntentAck``)."""
+
+    intent_id: str
+    channel: str
+    status: str
+    acceptance: str
+    egress_ref: str | None = None
+
+
+class EpisodeInvocationRecord(msgspec.Struct, frozen=True):
+    """A decision as captured (``ergo_supervisor::EpisodeInvocationRecord``).
+
+    ``intent_acks`` and ``interruption`` are metadata: written when present, never compared.
+    """
+
+    event_id: str
+    decision: Decision
+    schedule_at: EventTime | None
+    #: 0 to 2**64 - 1.
+    episode_id: int
+    deadline: EventTime | None
+    termination: RunTermination | None
+    #: Attempts after the first, 0 to 2**64 - 1.
+    retry_count: int
+    effects: tuple[CapturedActionEffect, ...] = ()
+    intent_acks: tuple[CapturedIntentAck, ...] = ()
+    interruption: str | None = None
+
+
+class CaptureBundle(msgspec.Struct):
+    """Every event and decision of a run (``ergo_supervisor::CaptureBundle``)."""
+
+    capture_version: str
+    graph_id: str
+    config: Constraints
+    events: list[ExternalEventRecord]
+    decisions: list[EpisodeInvocationRecord]
+    adapter_provenance: str
+    runtime_provenance: str
+    egress_provenance: str | None = None
+
+
+def hash_payload(payload: bytes) -> str:
+    """SHA-256 of a payload's bytes, in hex (``ergo_adapter::capture::hash_payload``)."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def encode_time(time: TimeLike | None) -> bytes:
+    """A time as ``{"secs":S,"nanos":N}``, or ``null``."""
+    return b"null" if time is None else b'{"secs":%d,"nanos":%d}' % (time.secs, time.nanos)
+
+
+def encode_event(record: ExternalEventRecord) -> bytes:
+    """One element of a bundle's ``events``; the payload becomes an array of byte values."""
+    return b'{"event_id":%b,"event_time":{"secs":%d,"nanos":%d},"kind":"%b","payload":%b,"payload_hash":%b}' % (
+        _encode(record.event_id),
+        record.event_time.secs,
+        record.event_time.nanos,
+        record.kind.value.encode(),
+        _encode(list(record.payload)),
+        _encode(record.payload_hash),
+    )
+
+
+def encode_decision(record: EpisodeInvocationRecord) -> bytes:
+    """One element of a bundle's ``decisions``."""
+    termination = record.termination
+    head = (
+        b'{"event_id":%b,"decision":"%b","schedule_at":%b,"episode_id":%d,"deadline":%b,"termination":%b,'
+        b'"retry_count":%d,"effects":['
+    ) % (
+        _encode(record.event_id),
+        record.decision.value.encode(),
+        encode_time(record.schedule_at),
+        record.episode_id,
+        encode_time(record.deadline),
+        b"null" if termination is None else termination.json,
+        record.retry_count,
+    )
+    if not record.effects and not record.intent_acks and record.interruption is None:
+        return head + b"]}"
+    effects = b",".join(
+        b'{"effect":%b,"effect_hash":%b}' % (encode_effect(e.effect), _encode(e.effect_hash)) for e in record.effects
+    )
+    acks = b',"intent_acks":' + _encode(record.intent_acks) if record.intent_acks else b""
+    interruption = b"" if record.interruption is None else b',"interruption":' + _encode(record.interruption)
+    return head + effects + b"]" + acks + interruption + b"}"
+
+
+def encode_constraints(constraints: Constraints) -> bytes:
+    """A bundle's ``config``."""
+    return (
+        b'{"max_in_flight":%b,"max_per_window":%b,"rate_window":%b,"deadline":%b,"max_retries":%d}'
+    ) % (
+        _encode(constraints.max_in_flight),
+        _encode(constraints.max_per_window),
+        encode_time(constraints.rate_window),
+        encode_time(constraints.deadline),
+        constraints.max_retries,
+    )
+
+
+def encode_head(graph_id: str, constraints: Constraints, capture_version: str = CAPTURE_FORMAT_VERSION) -> bytes:
+    """A bundle's text up to the first event."""
+    return b'{"capture_version":%b,"graph_id":%b,"config":%b,"events":[' % (
+        _encode(capture_version),
+        _encode(graph_id),
+        encode_constraints(constraints),
+    )
+
+
+#: A bundle's text between its last event and its first decision.
+MIDDLE: Final = b'],"decisions":['
+
+
+def encode_tail(adapter_provenance: str, runtime_provenance: str, egress_provenance: str | None = None) -> bytes:
+    """A bundle's text after its last decision, without the newline that ends the file."""
+    egress = b"" if egress_provenance is None else b',"egress_provenance":' + _encode(egress_provenance)
+    return b'],"adapter_provenance":%b,"runtime_provenance":%b%b}' % (
+        _encode(adapter_provenance),
+        _encode(runtime_provenance),
+        egress,
+    )

@@ -1,0 +1,313 @@
+"""Proves a bundle: is it sound, and does the same input still lead to the same decisions.
+
+Owns: validation, replay, comparison, the first divergence, and ReplayError with the reference's texts.
+Not here: reading bundles (``capture/bundle.py``), explaining a divergence to a person (``cli/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
+from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.ports import MemoryDecisionLog, RunResult, RuntimeInvoker
+from ergo_capture.kernel.records import (
+    CAPTURE_FORMAT_VERSION,
+    NO_ADAPTER_PROVENANCE,
+    CaptureBundle,
+    CapturedActionEffect,
+    EpisodeInvocationRecord,
+)
+from ergo_capture.kernel.supervisor import Run, Supervisor
+
+
+class ReplayError(ErgoCaptureError):
+    """A bundle cannot be replayed, or an effect differs (``ergo_supervisor::replay::ReplayError``).
+
+    ``kind`` is the reference's variant name; ``event_id`` and ``effect_index`` are set where it has them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        event_id: str | None = None,
+        effect_index: int | None = None,
+        expected: CapturedActionEffect | None = None,
+        actual: CapturedActionEffect | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, op="replay", hint=hint)
+        self.kind = kind
+        self.event_id = event_id
+        self.effect_index = effect_index
+        self.expected = expected
+        self.actual = actual
+
+
+class Divergence(msgspec.Struct, frozen=True):
+    """Where two decision streams part first.
+
+    ``field`` is a field of a decision record, or ``missing`` / ``extra`` for a whole record: a captured
+    decision that was not replayed, or a replayed one that was not captured.
+    """
+
+    #: Position in the decision stream, from 0.
+    index: int
+    event_id: str
+    field: str
+    captured: Any
+    replayed: Any
+
+
+#: The fields that are compared, in the reference's order; effects come after them.
+COMPARED_FIELDS: Final = (
+    "event_id",
+    "decision",
+    "schedule_at",
+    "episode_id",
+    "deadline",
+    "termination",
+    "retry_count",
+)
+
+
+def validate_bundle(bundle: CaptureBundle) -> None:
+    """Check the version and every payload hash (``replay::validate_bundle``).
+
+    Raises:
+        ReplayError: UnsupportedVersion or HashMismatch.
+    """
+    if bundle.capture_version != CAPTURE_FORMAT_VERSION:
+        raise ReplayError(
+            "UnsupportedVersion",
+            f"unsupported capture version '{bundle.capture_version}'",
+            hint=f"this release reads capture version '{CAPTURE_FORMAT_VERSION}'",
+        )
+    for record in bundle.events:
+        if not record.validate_hash():
+            raise _hash_mismatch(record.event_id)
+
+
+def validate_bundle_strict(
+    bundle: CaptureBundle, *, expected_adapter_provenance: str, expected_runtime_provenance: str
+) -> None:
+    """Check also that event ids are unique and provenances as expected (``replay::validate_bundle_strict``).
+
+    Raises:
+        ReplayError: as ``validate_bundle``, DuplicateEventId, or a provenance that differs.
+    """
+    validate_bundle(bundle)
+    seen: set[str] = set()
+    for record in bundle.events:
+        if record.event_id in seen:
+            raise ReplayError(
+                "DuplicateEventId",
+                f"duplicate event_id '{record.event_id}' in strict replay capture input",
+                event_id=record.event_id,
+            )
+        seen.add(record.event_id)
+    _check_provenance(bundle, expected_adapter_provenance, expected_runtime_provenance)
+
+
+def replay_checked(bundle: CaptureBundle, runtime: RuntimeInvoker) -> list[EpisodeInvocationRecord]:
+    """Validate, then run every event through a fresh supervisor (``replay::replay_checked``).
+
+    Raises:
+        ReplayError: as ``validate_bundle``, or InvalidPayload.
+    """
+    validate_bundle(bundle)
+    return _replay(bundle, runtime)
+
+
+def replay_checked_strict(
+    bundle: CaptureBundle,
+    runtime: RuntimeInvoker,
+    *,
+    expected_adapter_provenance: str,
+    expected_runtime_provenance: str,
+) -> list[EpisodeInvocationRecord]:
+    """As ``replay_checked``, after the strict validation (``replay::replay_checked_strict``).
+
+    Raises:
+        ReplayError: as ``validate_bundle_strict``, or InvalidPayload.
+    """
+    validate_bundle_strict(
+        bundle,
+        expected_adapter_provenance=expected_adapter_provenance,
+        expected_runtime_provenance=expected_runtime_provenance,
+    )
+    return _replay(bundle, runtime)
+
+
+def rederive(bundle: CaptureBundle) -> list[EpisodeInvocationRecord]:
+    """Decide every event again without an engine, from the recorded outcomes.
+
+    Each episode ends as the captured record at the same position says, effects included, so that only the
+    supervisor's own decisions are put to the proof. Validate the bundle first.
+
+    Raises:
+        ReplayError: InvalidPayload.
+    """
+    log = MemoryDecisionLog()
+    supervisor = Supervisor(bundle.graph_id, bundle.config, log)
+    for index, record in enumerate(bundle.events):
+        step = supervisor.offer(_rehydrate(record))
+        if isinstance(step, Run):
+            captured = bundle.decisions[index] if index < len(bundle.decisions) else None
+            supervisor.settle(step, *recorded_outcome(captured, bundle.config.max_retries))
+    return log.records()
+
+
+def recorded_outcome(
+    captured: EpisodeInvocationRecord | None, max_retries: int
+) -> tuple[RunTermination, int, RunResult | None]:
+    """How the captured record says its episode ended, as arguments for ``Supervisor.settle``.
+
+    An impossible outcome is corrected to what the retry rule would have led to at the least, so that it
+    shows as a divergence; a deferral where we invoke settles as Completed and shows as one too.
+    """
+    if captured is None or captured.decision is not Decision.Invoke or captured.termination is None:
+        return RunTermination.Completed, 0, None
+    termination, retries = captured.termination, captured.retry_count
+    retries = max_retries if termination.retryable else min(retries, max_retries)
+    effects = tuple(e.effect for e in captured.effects)
+    if not effects and not captured.intent_acks and captured.interruption is None:
+        return termination, retries, None
+    return termination, retries, RunResult(termination, effects, captured.intent_acks, captured.interruption)
+
+
+def compare_decisions(
+    captured: Sequence[EpisodeInvocationRecord], replayed: Sequence[EpisodeInvocationRecord]
+) -> bool:
+    """Whether two decision streams are the same (``replay::compare_decisions``).
+
+    Raises:
+        ReplayError: EffectMismatch, for the first record that differs in its effects only.
+    """
+    if len(captured) != len(replayed):
+        return False
+    for cap, rep in zip(captured, replayed, strict=True):
+        if _first_field(cap, rep) is not None:
+            return False
+        _compare_effects(cap, rep)
+    return True
+
+
+def first_divergence(
+    captured: Sequence[EpisodeInvocationRecord], replayed: Sequence[EpisodeInvocationRecord]
+) -> Divergence | None:
+    """Where the streams part first, or None where they are the same."""
+    for index, (cap, rep) in enumerate(zip_longest(captured, replayed)):
+        if cap is None:
+            return Divergence(index, rep.event_id, "extra", None, rep)
+        if rep is None:
+            return Divergence(index, cap.event_id, "missing", cap, None)
+        field = _first_field(cap, rep)
+        if field is not None:
+            return Divergence(index, cap.event_id, field, getattr(cap, field), getattr(rep, field))
+        if cap.effects != rep.effects:
+            return Divergence(index, cap.event_id, "effects", cap.effects, rep.effects)
+    return None
+
+
+def _first_field(captured: EpisodeInvocationRecord, replayed: EpisodeInvocationRecord) -> str | None:
+    for field in COMPARED_FIELDS:
+        if getattr(captured, field) != getattr(replayed, field):
+            return field
+    return None
+
+
+def _compare_effects(captured: EpisodeInvocationRecord, replayed: EpisodeInvocationRecord) -> None:
+    cap, rep = captured.effects, replayed.effects
+    if len(cap) != len(rep):
+        index = min(len(cap), len(rep))
+        raise _effect_mismatch(
+            captured.event_id,
+            index,
+            cap[index] if index < len(cap) else None,
+            rep[index] if index < len(rep) else None,
+            f"expected {len(cap)} effects, got {len(rep)}",
+        )
+    for index, (one, other) in enumerate(zip(cap, rep, strict=True)):
+        if one != other:
+            detail = (
+                f"effect mismatch at index {index}: expected hash '{one.effect_hash}', got '{other.effect_hash}'"
+            )
+            raise _effect_mismatch(captured.event_id, index, one, other, detail)
+
+
+def _effect_mismatch(
+    event_id: str,
+    index: int,
+    expected: CapturedActionEffect | None,
+    actual: CapturedActionEffect | None,
+    detail: str,
+) -> ReplayError:
+    return ReplayError(
+        "EffectMismatch",
+        f"effect mismatch at index {index} for event '{event_id}': {detail}",
+        event_id=event_id,
+        effect_index=index,
+        expected=expected,
+        actual=actual,
+    )
+
+
+def _hash_mismatch(event_id: str) -> ReplayError:
+    return ReplayError(
+        "HashMismatch",
+        f"payload hash mismatch for event '{event_id}'",
+        event_id=event_id,
+        hint="the payload or its hash was changed after the capture; compare with the journal or a backup",
+    )
+
+
+def _rehydrate(record: Any) -> EventLike:
+    if not record.validate_hash():
+        raise _hash_mismatch(record.event_id)
+    try:
+        event: EventLike = record.rehydrate()
+    except ExternalEventPayloadError as error:
+        raise ReplayError(
+            "InvalidPayload", f"invalid payload for event '{record.event_id}': {error}", event_id=record.event_id
+        ) from error
+    return event
+
+
+def _replay(bundle: CaptureBundle, runtime: RuntimeInvoker) -> list[EpisodeInvocationRecord]:
+    log = MemoryDecisionLog()
+    supervisor = Supervisor(bundle.graph_id, bundle.config, log, runtime)
+    for record in bundle.events:
+        supervisor.drive(_rehydrate(record))
+    return log.records()
+
+
+def _check_provenance(bundle: CaptureBundle, adapter: str, runtime: str) -> None:
+    captured = bundle.adapter_provenance
+    if captured == NO_ADAPTER_PROVENANCE:
+        if adapter != NO_ADAPTER_PROVENANCE:
+            raise ReplayError(
+                "UnexpectedAdapterProvidedForNoAdapterCapture",
+                "bundle provenance is 'none'; adapter must not be provided",
+            )
+    elif adapter == NO_ADAPTER_PROVENANCE:
+        raise ReplayError(
+            "AdapterRequiredForProvenancedCapture", "bundle is adapter-provenanced; adapter is required"
+        )
+    elif adapter != captured:
+        raise ReplayError(
+            "AdapterProvenanceMismatch",
+            f"adapter provenance mismatch: expected '{captured}', got '{adapter}'",
+        )
+    if runtime != bundle.runtime_provenance:
+        raise ReplayError(
+            "RuntimeProvenanceMismatch",
+            f"runtime provenance mismatch: expected '{runtime}', got '{bundle.runtime_provenance}'",
+        )

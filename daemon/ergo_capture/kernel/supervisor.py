@@ -1,0 +1,205 @@
+"""Decides, event by event, when an episode runs: a step machine.
+
+Owns: the kernel rules 1 to 4 and 6, as ``offer`` -> the caller runs the episode -> ``settle``.
+Not here: engines (``ports.RuntimeInvoker``), recording (``capture/session.py``), any clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.events import EventLike, ExternalEventKind, TimeLike
+from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult, RuntimeInvoker
+from ergo_capture.kernel.records import CapturedActionEffect
+from ergo_capture.kernel.time import NANOS_PER_SEC, U64_MAX, ZERO, EventTime
+
+_PUMP: Final = ExternalEventKind.Pump
+_INVOKE: Final = Decision.Invoke
+_DEFER: Final = Decision.Defer
+
+
+class Run(msgspec.Struct, frozen=True):
+    """An episode that is to run now.
+
+    ``trigger`` is the event whose record the decision becomes; ``origin`` the event whose id and
+    context the engine gets. They differ when a pump takes a deferred episode (rule 3).
+    """
+
+    trigger: EventLike
+    origin: EventLike
+    episode_id: int
+
+
+class Supervisor:
+    """One session's decisions (``ergo_supervisor::Supervisor``).
+
+    Args:
+        graph_id: the graph whose episodes are decided.
+        constraints: the limits; fixed for the supervisor's life.
+        decision_log: told of every decision, before it counts as made.
+        runtime: the engine for ``drive``; None where the caller runs the episodes itself.
+    """
+
+    def __init__(
+        self,
+        graph_id: str,
+        constraints: Constraints,
+        decision_log: DecisionLog,
+        runtime: RuntimeInvoker | None = None,
+    ) -> None:
+        self.graph_id = graph_id
+        self.constraints = constraints
+        self._log = decision_log.log
+        self._runtime = runtime
+        self._max_in_flight = constraints.max_in_flight
+        self._deadline = constraints.deadline
+        # Rule 2 needs both; a window alone, or a count alone, limits nothing.
+        self._window: int | None = None
+        self._max_per_window = 0
+        if constraints.rate_window is not None and constraints.max_per_window is not None:
+            self._window = constraints.rate_window.total_nanos
+            self._max_per_window = constraints.max_per_window
+        self._now: TimeLike = ZERO
+        self._next_episode = 0
+        self._in_flight = 0
+        self._recent: deque[int] = deque()
+        #: Deferred episodes by (nanoseconds, episode id): rule 3's order.
+        self._deferred: list[tuple[int, int, EventLike]] = []
+
+    def offer(self, event: EventLike) -> Run | DecisionLogEntry:
+        """Take the next event: either an episode to run, or the entry of a deferral already logged.
+
+        The caller runs the episode of a ``Run`` and settles it before it offers the next event (rule 6).
+        """
+        at, now = event.at, self._now
+        if at.secs > now.secs or (at.secs == now.secs and at.nanos > now.nanos):
+            self._now = at
+        if event.kind is _PUMP:
+            return self._pump(event)
+        episode = self._take_episode()
+        if self._max_in_flight is not None and self._in_flight >= self._max_in_flight:
+            return self._defer(event, event, episode, 0)
+        if self._window is not None and (delay := self._rate_limit_delay()) is not None:
+            return self._defer(event, event, episode, delay)
+        return self._start(event, event, episode)
+
+    def settle(
+        self,
+        run: Run,
+        termination: RunTermination,
+        retry_count: int,
+        result: RunResult | None = None,
+    ) -> DecisionLogEntry:
+        """Log how a run ended; effects, acks and interruption are those of its last attempt (rule 8)."""
+        self._in_flight -= 1
+        trigger = run.trigger
+        if result is None:
+            entry = DecisionLogEntry(
+                self.graph_id, trigger.event_id, trigger, _INVOKE, None, run.episode_id, self._deadline, termination,
+                retry_count,
+            )  # fmt: skip
+        else:
+            entry = DecisionLogEntry(
+                self.graph_id, trigger.event_id, trigger, _INVOKE, None, run.episode_id, self._deadline, termination,
+                retry_count, tuple(map(CapturedActionEffect.of, result.effects)), result.intent_acks,
+                result.interruption,
+            )  # fmt: skip
+        self._log(entry)
+        return entry
+
+    def wants_retry(self, termination: RunTermination, attempts: int) -> bool:
+        """Whether to try again after ``attempts`` further attempts (rule 4)."""
+        return termination.retryable and attempts < self.constraints.max_retries
+
+    def drive(self, event: EventLike) -> DecisionLogEntry:
+        """Offer, run with retries, settle: the reference's ``on_event`` in one call."""
+        step = self.offer(event)
+        if type(step) is DecisionLogEntry:
+            return step
+        assert isinstance(step, Run)
+        runtime = self._runtime
+        assert runtime is not None, "drive() needs a runtime"
+        origin, retries = step.origin, 0
+        outcome = runtime.run(self.graph_id, origin.event_id, origin, self._deadline)
+        termination = outcome.termination if type(outcome) is RunResult else outcome
+        while termination.retryable and retries < self.constraints.max_retries:  # type: ignore[union-attr]
+            retries += 1
+            outcome = runtime.run(self.graph_id, origin.event_id, origin, self._deadline)
+            termination = outcome.termination if type(outcome) is RunResult else outcome
+        result = outcome if type(outcome) is RunResult else None
+        return self.settle(step, termination, retries, result)  # type: ignore[arg-type]
+
+    def on_event(self, event: EventLike) -> None:
+        """As ``drive``, for callers who read the log (``Supervisor::on_event``)."""
+        self.drive(event)
+
+    @property
+    def now(self) -> EventTime:
+        """The greatest event time seen (rule 1)."""
+        return EventTime(self._now.secs, self._now.nanos)
+
+    @property
+    def deferred_count(self) -> int:
+        """Episodes that wait for a pump."""
+        return len(self._deferred)
+
+    def _start(self, trigger: EventLike, origin: EventLike, episode: int) -> Run:
+        self._in_flight += 1
+        if self._window is not None:
+            self._recent.append(self._now_nanos())
+        return Run(trigger, origin, episode)
+
+    def _pump(self, pump: EventLike) -> Run | DecisionLogEntry:
+        deferred = self._deferred
+        if not deferred or deferred[0][0] > self._now_nanos():
+            return self._record_deferral(pump, None, self._take_episode())
+        _, episode, origin = heapq.heappop(deferred)
+        if self._max_in_flight is not None and self._in_flight >= self._max_in_flight:
+            return self._defer(pump, origin, episode, 0)
+        if self._window is not None and (delay := self._rate_limit_delay()) is not None:
+            return self._defer(pump, origin, episode, delay)
+        return self._start(pump, origin, episode)
+
+    def _defer(self, trigger: EventLike, origin: EventLike, episode: int, delay: int) -> DecisionLogEntry:
+        schedule_at = EventTime.from_nanos(self._now_nanos() + delay)
+        heapq.heappush(self._deferred, (schedule_at.total_nanos, episode, origin))
+        return self._record_deferral(trigger, schedule_at, episode)
+
+    def _record_deferral(self, trigger: EventLike, schedule_at: EventTime | None, episode: int) -> DecisionLogEntry:
+        entry = DecisionLogEntry(
+            self.graph_id, trigger.event_id, trigger, _DEFER, schedule_at, episode, self._deadline, None, 0
+        )
+        self._log(entry)
+        return entry
+
+    def _rate_limit_delay(self) -> int | None:
+        """Nanoseconds until another invocation is allowed, or None where it is now (rule 2)."""
+        assert self._window is not None
+        now, window, recent = self._now_nanos(), self._window, self._recent
+        while recent and now - recent[0] >= window:
+            recent.popleft()
+        if recent and len(recent) >= self._max_per_window:
+            return window - (now - recent[0])
+        return None
+
+    def _take_episode(self) -> int:
+        episode = self._next_episode
+        if episode < U64_MAX:
+            self._next_episode = episode + 1
+        return episode
+
+    def _now_nanos(self) -> int:
+        return self._now.secs * NANOS_PER_SEC + self._now.nanos
+
+    def __repr__(self) -> str:
+        now = self._now
+        return (
+            f"<Supervisor {self.graph_id!r} now {now.secs}.{now.nanos:09}, {self._next_episode} episodes, "
+            f"{len(self._deferred)} deferred, {self._in_flight} in flight>"
+        )

@@ -1,0 +1,79 @@
+"""The daemon's capturing decision log: what the supervisor logs waits here for the next commit.
+
+Owns: JournalDecisionLog: rows of decisions on their way to the journal, and the watermark behind them.
+Not here: the writer that takes them (``writer.py``), their encoding (``journal/body.py``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.body import DecisionRows
+from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.journal import Position
+from ergo_capture.kernel.ports import DecisionLogEntry
+
+
+class JournalDecisionLog:
+    """A DecisionLog whose entries become DECISIONS frames of one session.
+
+    Args:
+        session: the session's number in the journal.
+        first: index of the first decision that will be logged.
+        on_durable: told of the frame's position, first index and count.
+        on_failed: told when decisions can never become durable.
+    """
+
+    def __init__(
+        self,
+        session: int,
+        first: int,
+        on_durable: Callable[[Position, int, int], None],
+        on_failed: Callable[[ErgoCaptureError], None],
+    ) -> None:
+        self._session = session
+        self._on_durable = on_durable
+        self._on_failed = on_failed
+        self._rows = DecisionRows()
+        #: A frame that is being written, or that a full disk refused and that goes first the next time.
+        self._frame: PendingFrame | None = None
+        #: Decisions logged so far, durable or not.
+        self.logged = first
+        self._framed = first
+        #: Entries kept for a client that asked for decisions; dropped as they become durable.
+        self.followed: deque[DecisionLogEntry] | None = None
+
+    def log(self, entry: DecisionLogEntry) -> None:
+        """Keep the decision for the next commit."""
+        self._rows.add(entry)
+        self.logged += 1
+        if self.followed is not None:
+            self.followed.append(entry)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything that is not durable yet."""
+        return self._frame is not None or self._rows.count > 0
+
+    def to_frame(self) -> PendingFrame | None:
+        """What was logged since the last frame, as one frame."""
+        if self._frame is None and self._rows.count:
+            rows, self._rows = self._rows, DecisionRows()
+            self._frame = PendingFrame(FrameKind.DECISIONS, self._session, self._framed, rows.count, rows.encode())
+            self._framed += rows.count
+        return self._frame
+
+    def on_durable(self, position: Position) -> None:
+        """The frame is on stable storage."""
+        frame, self._frame = self._frame, None
+        assert frame is not None
+        self._on_durable(position, frame.first, frame.count)
+
+    def on_refused(self, error: ErgoCaptureError) -> None:
+        """The journal has failed; a disk that is merely full is the writer's to wait for."""
+        self._on_failed(error)
+
+    def __repr__(self) -> str:
+        return f"<JournalDecisionLog session {self._session}, {self.logged} logged, {self._rows.count} waiting>"

@@ -1,0 +1,23 @@
+"""A graph as the daemon serves it: what the operator configured, with its engine.
+
+Owns: Graph.
+Not here: parsing it (``config.py``), engines (``engine/``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ergo_capture.engine.port import Engine
+from ergo_capture.kernel.constraints import Constraints
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph that clients may open sessions of."""
+
+    name: str
+    constraints: Constraints
+    adapter_provenance: str
+    runtime_provenance: str
+    engine: Engine

@@ -1,0 +1,142 @@
+"""The Unix socket that clients come in by: binding it, accepting, asking who they are.
+
+Owns: the socket file, the number of clients at once, SO_PEERCRED.
+Not here: what clients say (``connection.py``), sockets that systemd holds (``systemd.py``).
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.body import Peer
+
+#: Longest path of a Unix socket, in bytes, without its terminating zero.
+MAX_SOCKET_PATH: Final = 107
+_PEERCRED: Final = struct.Struct("iII")
+
+
+def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) -> socket.socket:
+    """A listening socket at ``path``.
+
+    A socket file that is already there is replaced: the caller holds the lock of the state directory, so
+    nobody of ours can be behind it. Anything else in its place is left alone.
+
+    Raises:
+        ErgoCaptureError: the path is too long or taken, or the socket cannot be made.
+    """
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ErgoCaptureError(
+            f"bind socket '{path}': the path is longer than {MAX_SOCKET_PATH} bytes",
+            op="bind socket",
+            path=path,
+            hint="choose a shorter socket.path",
+        )
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # Why bind under the narrowest mask and widen then: at no time may more people connect than configured.
+    mask = os.umask(0o177)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_socket():
+            path.unlink()
+        listening.bind(os.fspath(path))
+        if group:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        path.chmod(mode)
+        listening.listen(backlog)
+    except (OSError, KeyError) as error:
+        listening.close()
+        reason = error.strerror if isinstance(error, OSError) else f"no group {group!r}"
+        raise ErgoCaptureError(
+            f"bind socket '{path}': {reason}",
+            op="bind socket",
+            path=path,
+            hint="check socket.path, its directory's permissions, and socket.group",
+        ) from error
+    finally:
+        os.umask(mask)
+    listening.setblocking(False)
+    return listening
+
+
+def unlink_if_ours(path: Path, listening: socket.socket) -> None:
+    """Remove the socket file, unless somebody else has put another in its place."""
+    try:
+        if stat.S_ISSOCK(path.lstat().st_mode) and listening.getsockname() == os.fspath(path):
+            path.unlink()
+    except FileNotFoundError:
+        pass
+
+
+def peer_of(stream: UNIXSocketStream | SocketStream) -> Peer | None:
+    """Who is at the other end, as the kernel vouches for it; None where it cannot tell."""
+    raw = stream.extra(SocketAttribute.raw_socket)
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    pid, uid, gid = _PEERCRED.unpack(raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    return Peer(uid=uid, gid=gid, pid=pid)
+
+
+class Listener:
+    """Accepts clients on one listening socket and serves each in a task of its own.
+
+    Args:
+        listening: bound, listening, not blocking.
+        serve: serves one client to the end; owns closing the stream.
+        max_clients: clients at once; one more is handed to ``refuse``.
+        refuse: says why and closes the stream.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        serve: Callable[[UNIXSocketStream, Peer | None], Awaitable[None]],
+        *,
+        max_clients: int,
+        refuse: Callable[[UNIXSocketStream], Awaitable[None]],
+    ) -> None:
+        self.listening = listening
+        self.clients = 0
+        self.accepted = 0
+        self._serve = serve
+        self._refuse = refuse
+        self._max = max_clients
+        self._scope = anyio.CancelScope()
+
+    async def run(self) -> None:
+        """Accept until ``stop``; clients being served go on in the listener's own task group until they end."""
+        async with anyio.create_task_group() as clients:
+            with self._scope:
+                listener = await anyio.abc.SocketListener.from_socket(self.listening)
+                while True:
+                    stream = await listener.accept()
+                    assert isinstance(stream, UNIXSocketStream)
+                    self.accepted += 1
+                    clients.start_soon(self._take, stream)
+
+    async def _take(self, stream: UNIXSocketStream) -> None:
+        if self.clients >= self._max:
+            await self._refuse(stream)
+            return
+        self.clients += 1
+        try:
+            await self._serve(stream, peer_of(stream))
+        finally:
+            self.clients -= 1
+
+    def stop(self) -> None:
+        """Accept no more; ``run`` returns when the clients are done."""
+        self._scope.cancel()
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.listening.getsockname()!r}, {self.clients} of {self._max} clients>"

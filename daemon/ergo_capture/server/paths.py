@@ -1,0 +1,44 @@
+"""Where bundles go: file names that any graph or session id can be turned into.
+
+Owns: safe names, and the layout ``STATE/bundles/GRAPH/SESSION.capture.json``.
+Not here: writing the files (``journal/compose.py``), retention.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+#: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
+MAX_NAME: Final = 180
+
+
+def safe_name(text: str) -> str:
+    """A file name for an arbitrary id: one to one, without slashes, dots in front, or ``~``.
+
+    What is not a letter, a digit, or one of ``-_.`` becomes ``%XX``. An empty id is ``~``; one that would
+    be too long is cut and ends in ``~`` and the start of its SHA-256.
+    """
+    name = quote(text, safe="")
+    if not name:
+        return "~"
+    name = name.replace("~", "%7E")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) > MAX_NAME:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        name = f"{name[: MAX_NAME - 33]}~{digest}"
+    return name
+
+
+def bundle_path(state: Path, graph: str, session: str, part: int) -> Path:
+    """Where a session's bundle goes; from the second part on, ``~N`` stands behind the session."""
+    suffix = "" if part == 1 else f"~{part}"
+    return state / "bundles" / safe_name(graph) / f"{safe_name(session)}{suffix}.capture.json"
+
+
+def manifest_path(bundle: Path) -> Path:
+    """The manifest beside a bundle."""
+    return bundle.with_name(bundle.name.removesuffix(".capture.json") + ".manifest.json")

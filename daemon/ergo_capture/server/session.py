@@ -1,0 +1,431 @@
+"""One session: events in, decisions out, both durable; its supervisor runs in its task.
+
+Owns: admission (ids, watermarks), deciding in order, the end of a session and of its parts.
+Not here: sockets (``connection.py``), the shared queue (``writer.py``), bundle files (``publisher.py``),
+what a crash left behind (``journal/recovery.py``).
+
+The life of an event: *admitted* (its id is taken, its line is queued) -> *accepted* (on stable storage;
+only now the supervisor sees it) -> decided in memory -> *decided* (its decision is on stable storage).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.journal import JournalFull, Position
+from ergo_capture.journal.lines import read_body
+from ergo_capture.kernel.events import EventLike, ExternalEvent
+from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
+from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.server.decision_log import JournalDecisionLog
+from ergo_capture.server.graph import Graph
+from ergo_capture.server.part import Part, RotationRule
+from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
+from ergo_capture.server.submission import Batch, append
+from ergo_capture.server.writer import Writer
+
+
+class Owner(Protocol):
+    """The connection that owns a session, as the session sees it."""
+
+    def progress(self) -> None:
+        """A watermark moved, or a batch was refused: there is something to tell the client."""
+
+    def session_failed(self, error: ProtocolError) -> None:
+        """The session can go no further."""
+
+
+class Publisher(Protocol):
+    """Makes bundles of a session's parts."""
+
+    async def publish(
+        self, session: Session, part: Part, count: int, ended: str, *, forced: bool = False
+    ) -> Publication:
+        """Compose ``count`` events of the part and publish them durably."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One event of a chunk that was not admitted."""
+
+    #: Position in the chunk, from 0.
+    offset: int
+    event_id: str
+    code: Code
+    message: str
+    hint: str
+
+
+class SessionSnapshot(msgspec.Struct, frozen=True):
+    """What a session is doing."""
+
+    session: str
+    graph: str
+    state: str
+    owned: bool
+    admitted: int
+    accepted: int
+    decided: int
+    deferred: int
+    queued_bytes: int
+    part: int
+
+
+class Session:
+    """One session's state and its task.
+
+    Args:
+        number: the session's number in the journal.
+        description: what it is; never changes.
+        graph: the graph as configured now.
+        writer: makes its frames durable.
+        publisher: makes its bundles.
+        rotation: when a part ends.
+        segment: the journal segment of its OPEN frame.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        description: SessionDescription,
+        graph: Graph,
+        writer: Writer,
+        publisher: Publisher,
+        *,
+        rotation: RotationRule,
+        segment: int,
+    ) -> None:
+        self.number = number
+        self.description = description
+        self.graph = graph
+        self.owner: Owner | None = None
+        self.ids: set[str] = set()
+        self.last_event_id: str | None = None
+        #: Events whose id is taken: accepted, or still queued.
+        self.admitted = 0
+        #: Events on stable storage.
+        self.accepted = 0
+        #: Decisions on stable storage.
+        self.decided = 0
+        #: Bytes of event lines that were admitted and not yet decided.
+        self.queued_bytes = 0
+        #: How it is to end, or ended: ``complete``, ``interrupted``, ``recovered``; None while it is open.
+        self.ended: str | None = None
+        self.failure: ErgoCaptureError | None = None
+        #: The last part's publication, once the session is finished.
+        self.publication: Publication | None = None
+        self.finished = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._writer = writer
+        self._publisher = publisher
+        self._rotation = rotation
+        self._next_index = 0
+        self._batches: deque[Batch] = deque()
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self.part = Part(1, 0, segment, self._loop.time())
+        self._log = JournalDecisionLog(number, 0, self._on_decisions_durable, self.fail)
+        self._invoker = graph.engine.invoker()
+        self._supervisor = self._new_supervisor()
+
+    def _new_supervisor(self) -> Supervisor:
+        description = self.description
+        return Supervisor(description.graph, description.constraints, self._log, self._invoker)
+
+    # --- admission: synchronous, called by the connection ---
+
+    def admit(self, chunk: EventChunk) -> tuple[Batch | None, list[Refusal]]:
+        """Take a chunk's events, all but those whose ids are taken.
+
+        Returns the batch that is now queued (None where nothing was left of the chunk) and the refusals.
+
+        Raises:
+            ErgoCaptureError: the journal has failed.
+        """
+        events, body = chunk.events, chunk.body
+        refusals: list[Refusal] = []
+        fresh = {event.event_id for event in events}
+        if len(fresh) != len(events) or not self.ids.isdisjoint(fresh):
+            events, body, refusals = self._without_duplicates(chunk)
+            fresh = {event.event_id for event in events}
+            if not events:
+                return None, refusals
+        batch = Batch(self, body, events)
+        self._writer.submit(batch, len(body))
+        self.ids |= fresh
+        self.admitted += len(events)
+        self.queued_bytes += len(body)
+        return batch, refusals
+
+    def _without_duplicates(self, chunk: EventChunk) -> tuple[list[EventLike], bytes, list[Refusal]]:
+        kept: list[EventLike] = []
+        lines: list[bytes] = []
+        refusals: list[Refusal] = []
+        seen: set[str] = set()
+        # Why not splitlines: it would also split at a lone carriage return inside white space.
+        for offset, (event, line) in enumerate(zip(chunk.events, chunk.body.split(b"\n"), strict=False)):
+            event_id = event.event_id
+            if event_id in self.ids or event_id in seen:
+                message = f"event id {event_id!r} is already in session {self.description.session}"
+                hint = "an event that was accepted need not be sent again"
+                refusals.append(Refusal(offset, event_id, Code.DUPLICATE_EVENT_ID, message, hint))
+                continue
+            seen.add(event_id)
+            kept.append(event)
+            lines.append(line + b"\n")
+        return kept, b"".join(lines), refusals
+
+    async def room(self, limit: int) -> None:
+        """Wait until fewer than ``limit`` bytes of events wait to be decided."""
+        while self.queued_bytes >= limit and self.failure is None:
+            await self._moved.wait()
+
+    # --- what the writer says: synchronous, between two batches ---
+
+    def take_indices(self, count: int) -> int:
+        """The index of the next frame's first event."""
+        first = self._next_index
+        self._next_index += count
+        return first
+
+    def accept(self, batch: Batch, position: Position) -> None:
+        """A batch is on stable storage."""
+        self.accepted = batch.end
+        self.last_event_id = batch.events[-1].event_id
+        self.part.event_frames.append(position.pack())
+        self.part.bytes += len(batch.body)
+        self._batches.append(batch)
+        self._wake.set()
+        self._progress()
+
+    def refuse(self, batch: Batch, error: ErgoCaptureError) -> None:
+        """A batch is not on stable storage; its ids are free again."""
+        if batch.first >= 0:
+            self._next_index = min(self._next_index, batch.first)
+        self.admitted -= len(batch.events)
+        self.queued_bytes -= len(batch.body)
+        self.ids.difference_update(event.event_id for event in batch.events)
+        if not isinstance(error, JournalFull):
+            self.fail(error)
+        self._wake.set()
+        self._progress()
+
+    def _on_decisions_durable(self, position: Position, first: int, count: int) -> None:
+        self.decided = first + count
+        self.part.decision_frames.append(position.pack())
+        self._progress()
+
+    def fail(self, error: ErgoCaptureError) -> None:
+        """Nothing more of this session can become durable; what was accepted is safe in the journal."""
+        if self.failure is None:
+            self.failure = error
+            self._wake.set()
+            self._progress()
+            if self.owner is not None:
+                self.owner.session_failed(storage_failed(error))
+
+    def _progress(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+        if self.owner is not None:
+            self.owner.progress()
+
+    # --- the task ---
+
+    async def run(self) -> None:
+        """Decide what is accepted, in order, until the session has ended or failed."""
+        try:
+            while self.failure is None:
+                while self._batches and self.failure is None:
+                    await self._decide(self._batches.popleft())
+                    await self._rotate_if_due()
+                if self.ended is not None and self.admitted == self._log.logged:
+                    await self._finish(self.ended)
+                    return
+                await self._rotate_if_due()
+                self._wake.clear()
+                if not self._batches:
+                    await self._wake.wait()
+        except ErgoCaptureError as error:
+            self.fail(error)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self.finished.set()
+
+    async def _decide(self, batch: Batch) -> None:
+        if self._invoker is not None:
+            drive = self._supervisor.drive
+            for event in batch.events:
+                drive(event)
+        else:
+            for external in read_body(batch.body):
+                step = self._supervisor.offer(external)
+                if isinstance(step, Run):
+                    await self._run_episode(step)
+        self.queued_bytes -= len(batch.body)
+        self._writer.submit_lazily(self._log, urgent=self._log.followed is not None or self.ended is not None)
+        self._progress()
+
+    async def _run_episode(self, run: Run) -> None:
+        """Attempt, and attempt again as rule 4 allows; the record bears the last attempt."""
+        origin, description = run.origin, self.description
+        assert isinstance(origin, ExternalEvent)
+        retries = 0
+        while True:
+            result: RunResult = await self.graph.engine.run(
+                description.graph, origin.event_id, origin, description.constraints.deadline
+            )
+            if not self._supervisor.wants_retry(result.termination, retries):
+                break
+            retries += 1
+        self._supervisor.settle(run, result.termination, retries, result)
+        self._writer.submit_lazily(self._log)
+
+    async def until_decided(self, count: int) -> None:
+        """Wait until that many decisions are on stable storage.
+
+        Raises:
+            ErgoCaptureError: the session failed first.
+        """
+        while self.decided < min(count, self.admitted):
+            if self.failure is not None:
+                raise self.failure
+            if self._log.waiting:
+                self._writer.submit_lazily(self._log, urgent=True)
+            await self._moved.wait()
+
+    # --- ends ---
+
+    def end(self, how: str) -> None:
+        """Ask the task to finish: everything admitted is decided, the bundle published."""
+        if self.ended is None:
+            self.ended = how
+            self._writer.hurry()
+            self._wake.set()
+
+    async def flush(self) -> Publication:
+        """Publish everything admitted by now, and go on.
+
+        Raises:
+            ErgoCaptureError: the session or the publication failed.
+        """
+        await self.until_decided(self.admitted)
+        return await self._publisher.publish(self, self.part, self.decided - self.part.first, "open")
+
+    async def _finish(self, how: str) -> None:
+        await self.until_decided(self.admitted)
+        body = encode_body(Closing(how, utc_now()))
+        await append(self._writer, PendingFrame(FrameKind.CLOSE, self.number, self.decided, 0, body))
+        self.publication = await self._publish(self.part, self.decided - self.part.first, how, final=True)
+
+    async def _publish(
+        self, part: Part, count: int, how: str, *, final: bool, forced: bool = False
+    ) -> Publication:
+        publication = await self._publisher.publish(self, part, count, how, forced=forced)
+        publication = msgspec.structs.replace(publication, final=final)
+        frame = PendingFrame(FrameKind.PUBLISHED, self.number, part.number, 0, encode_body(publication))
+        await append(self._writer, frame)
+        return publication
+
+    async def _rotate_if_due(self) -> None:
+        part, now, rule = self.part, self._loop.time(), self._rotation
+        events = self._log.logged - part.first
+        if part.due_since is None and rule.is_due(part, events, now):
+            part.due_since = now
+        if part.due_since is not None and rule.may_end(part, self._supervisor.deferred_count, now):
+            await self._rotate()
+        elif (seconds := rule.next_look(part, events, now)) is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(seconds, self._wake.set)
+
+    async def _rotate(self) -> None:
+        """End the part here: its bundle, a new part and a new supervisor."""
+        forced = self._supervisor.deferred_count > 0
+        boundary = self._log.logged
+        await self.until_decided(boundary)
+        old = self.part
+        new = Part(old.number + 1, boundary, old.segment, self._loop.time())
+        # Why: one accepted batch is one frame, and those not yet decided belong to the new part.
+        early = len(self._batches)
+        new.event_frames = old.event_frames[len(old.event_frames) - early :] if early else array("Q")
+        new.bytes = sum(len(batch.body) for batch in self._batches)
+        if early:
+            del old.event_frames[-early:]
+            old.bytes -= new.bytes
+        self.part = new
+        self._supervisor = self._new_supervisor()
+        body = encode_body(Rotation(old.number, forced, utc_now()))
+        position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self.number, boundary, 0, body))
+        await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced)
+        first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]
+        new.segment = min([position.segment, *first_frames])
+
+    # --- what others look at ---
+
+    @property
+    def state(self) -> str:
+        """``open``, ``ending``, ``finished`` or ``failed``."""
+        if self.failure is not None:
+            return "failed"
+        if self.finished.is_set():
+            return "finished"
+        return "open" if self.ended is None else "ending"
+
+    def follow(self, *, on: bool) -> None:
+        """Keep decisions for the owner until they are durable and taken with ``take_followed``."""
+        self._log.followed = deque() if on else None
+
+    def take_followed(self) -> list[DecisionLogEntry]:
+        """The kept decisions that are durable by now."""
+        followed = self._log.followed
+        if not followed:
+            return []
+        return [followed.popleft() for _ in range(len(followed) - (self._log.logged - self.decided))]
+
+    def snapshot(self) -> SessionSnapshot:
+        """What the session is doing now."""
+        return SessionSnapshot(
+            session=self.description.session,
+            graph=self.description.graph,
+            state=self.state,
+            owned=self.owner is not None,
+            admitted=self.admitted,
+            accepted=self.accepted,
+            decided=self.decided,
+            deferred=self._supervisor.deferred_count,
+            queued_bytes=self.queued_bytes,
+            part=self.part.number,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Session {self.description.session} {self.state}, {self.admitted} admitted, "
+            f"{self.accepted} accepted, {self.decided} decided>"
+        )
+
+
+def storage_failed(error: ErgoCaptureError) -> ProtocolError:
+    """The journal's failure, in words for a client."""
+    return ProtocolError(
+        Code.STORAGE_FAILED,
+        f"the journal has failed: {error.message}",
+        "what was acknowledged is safe; connect again when the daemon has been restarted",
+    )
+
+
+def utc_now() -> str:
+    """The wall clock as RFC 3339 in UTC: evidence, never an input of a decision."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
