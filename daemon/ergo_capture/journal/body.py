@@ -66,7 +66,11 @@ class Closing(msgspec.Struct, frozen=True):
 
 
 class Rotation(msgspec.Struct, frozen=True):
-    """That a part of a session ended: the body of a ROTATE frame; the frame's ``first`` is the next part's first event."""
+    """That a part of a session ended: the body of a ROTATE frame.
+
+    The frame's ``first`` is the index of the next part's first event. The session's description is repeated.
+    Why: once the part's bundle is durable, the segments before may go, and the OPEN frame with them.
+    """
 
     #: Number of the part that ended, from 1.
     part: int
@@ -74,6 +78,9 @@ class Rotation(msgspec.Struct, frozen=True):
     forced: bool
     #: RFC 3339 in UTC; evidence only.
     rotated_at: str
+    description: SessionDescription
+    #: Id of the part's last event.
+    last_event_id: str | None
 
 
 class Publication(msgspec.Struct, frozen=True):

@@ -169,8 +169,8 @@ def _payload_bytes(event: _ExactEvent) -> bytes:
 
 
 def line_of(event_text: bytes | msgspec.Raw) -> bytes:
-    """A bare event object as an event line; a newline inside its white space becomes a space."""
-    return b'{"type":"event","event":' + bytes(event_text).replace(b"\n", b" ").replace(b"\r", b" ") + b"}\n"
+    """A bare event object, as it stood inside another line, as a line of its own."""
+    return b'{"type":"event","event":' + bytes(event_text) + b"}\n"
 
 
 def read_body(body: bytes) -> Iterator[ExternalEvent]:

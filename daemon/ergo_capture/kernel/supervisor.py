@@ -139,6 +139,11 @@ class Supervisor:
         """As ``drive``, for callers who read the log (``Supervisor::on_event``)."""
         self.drive(event)
 
+    def take_over(self, decision_log: DecisionLog, runtime: RuntimeInvoker | None) -> None:
+        """Go on with another log and engine: after a recovery, when what was logged before is durable already."""
+        self._log = decision_log.log
+        self._runtime = runtime
+
     @property
     def now(self) -> EventTime:
         """The greatest event time seen (rule 1)."""

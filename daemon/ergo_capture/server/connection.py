@@ -126,6 +126,9 @@ class Connection:
         self._acked = (0, 0)
         self._fatal: ProtocolError | None = None
         self._reading = anyio.CancelScope()
+        #: Whether the daemon takes nothing more from this client; the connection stays to be answered.
+        self._stopped = False
+        self._told = asyncio.Event()
 
     # --- the two tasks ---
 
@@ -143,6 +146,8 @@ class Connection:
                         self._give_up(storage_failed(error))
                     except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
                         pass
+                while self._stopped and self._fatal is None:
+                    await self._told.wait()
                 # Why bounded: what is still unsaid may never be read.
                 with anyio.move_on_after(self._limits.write_timeout or None, shield=True):
                     await self._until_said()
@@ -278,8 +283,13 @@ class Connection:
         """The session cannot go on, and so neither can the connection."""
         self._give_up(error)
 
+    def stop_reading(self) -> None:
+        """Take nothing more from the client; what was taken is still answered."""
+        self._stopped = True
+        self._reading.cancel()
+
     def shut_down(self) -> None:
-        """The daemon stops: nothing more is read; what was read is still answered."""
+        """The daemon stops: the client is told, and the connection ends."""
         self._give_up(
             ProtocolError(
                 Code.SHUTTING_DOWN,
@@ -294,6 +304,7 @@ class Connection:
             self._reception.count(error.code)
             self._reply(protocol.encode_error(error))
             self._reading.cancel()
+            self._told.set()
 
     def _reply(self, data: bytes) -> None:
         self._replies.append(data)

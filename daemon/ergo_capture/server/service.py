@@ -1,45 +1,334 @@
 """The daemon put together: what starts in which order, and what stops in which.
 
-Owns: the composition root, start-up, sessions by id, shutdown.
+Owns: the composition root, start-up, shutdown.
 Not here: what any of the parts does; each is in the file of its name.
 
-Start-up: lock the state directory -> sweep temporaries -> scan and recover the journal -> bind the socket ->
-ready. Shutdown: stop accepting and reading -> decide and commit everything accepted -> publish every open
-session as it is -> seal the journal -> unlock. A session that is open when the daemon stops stays open in
-the journal: its client may resume it after the next start, within ``session.linger``.
+Start-up: lock the state directory -> sweep temporaries -> scan the journal, recover its sessions -> bind the
+socket -> ready. Shutdown: stop accepting and reading -> decide and commit everything accepted -> publish
+every open session as it is -> seal the journal -> unlock. A session that is open when the daemon stops stays
+open in the journal: its client may resume it after the next start, within ``session.linger``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
+import socket
 from collections import Counter
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup, UNIXSocketStream
 
 from ergo_capture import telemetry
 from ergo_capture.capture.atomic import sweep_temporaries
 from ergo_capture.config import Config
-from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.body import Peer, SessionDescription, encode_body
-from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.errors import ExitCode
+from ergo_capture.journal.body import Peer, Publication
 from ergo_capture.journal.journal import Journal
-from ergo_capture.journal.recovery import RecoveredSession, recover
+from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.server import protocol
 from ergo_capture.server.composition import graphs_of, limits_of, rotation_of
-from ergo_capture.server.connection import Connection, ConnectionLimits
-from ergo_capture.server.graph import Graph
+from ergo_capture.server.connection import Connection
 from ergo_capture.server.listener import Listener, bind, unlink_if_ours
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.publisher import BundlePublisher
-from ergo_capture.server.session import Session, utc_now
-from ergo_capture.server.submission import append
+from ergo_capture.server.registry import SessionRegistry
+from ergo_capture.server.session import Session
+from ergo_capture.server.systemd import Notifier
 from ergo_capture.server.writer import Writer
 from ergo_capture.storage import RealStorage, Storage
 from ergo_capture.version import PROGRAM
+
+log = structlog.get_logger()
+
+
+class Service:
+    """The daemon between its start and its stop.
+
+    Args:
+        config: as loaded.
+        storage: the filesystem; the real one outside tests.
+    """
+
+    def __init__(self, config: Config, storage: Storage | None = None) -> None:
+        self.config = config
+        self.storage = storage or RealStorage()
+        self.limits = limits_of(config)
+        self.server_name = PROGRAM
+        self.state = Path(config.state.directory)
+        self.journal_directory = self.state / "journal"
+        self.socket_path = Path(config.socket.path)
+        self.connections: dict[Connection, None] = {}
+        #: Refusals by code.
+        self.refusals: Counter[str] = Counter()
+        self.ready = anyio.Event()
+        self._graphs = graphs_of(config)
+        self._notifier = Notifier.from_environment()
+        self._stop = anyio.Event()
+        self._journal: Journal
+        self._writer: Writer
+        self._publisher: BundlePublisher
+        self.registry: SessionRegistry
+
+    # --- what a connection asks for ---
+
+    async def open_session(self, request: Open, peer: Peer | None, owner: Connection) -> tuple[Session, bool]:
+        """A new session, or the one asked for (``connection.Reception``)."""
+        session, resumed = await self.registry.open(request, peer, owner)
+        log.info(
+            telemetry.SESSION_RESUMED if resumed else telemetry.SESSION_OPENED,
+            session=session.description.session,
+            graph=session.description.graph,
+            client=owner.client,
+            uid=None if peer is None else peer.uid,
+        )
+        return session, resumed
+
+    def release_session(self, session: Session) -> None:
+        """The session has lost its connection (``connection.Reception``)."""
+        self.registry.linger(session)
+
+    async def room(self) -> None:
+        """Wait until the writer's queue has room (``connection.Reception``)."""
+        await self._writer.room()
+
+    def count(self, code: Code) -> None:
+        """Count a refusal (``connection.Reception``)."""
+        self.refusals[code.value] += 1
+
+    # --- life ---
+
+    async def run(self) -> ExitCode:
+        """Serve until ``stop``; the exit code says whether anything was left undone.
+
+        Raises:
+            ErgoCaptureError: start-up failed; nothing was bound.
+        """
+        async with AsyncExitStack() as stack:
+            self._prepare_state()
+            lock = self.storage.lock(self.state / "lock")
+            stack.callback(lock.release)
+            self._notifier.status("reading the journal")
+            self._sweep()
+            self._journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
+            stack.callback(self._journal.close)
+            self._report(recovery)
+            journal = self.config.journal
+            self._writer = Writer(
+                self._journal,
+                decision_delay=journal.decision_delay.seconds,
+                queue_bytes=journal.queue_bytes,
+                queue_frames=journal.queue_frames,
+            )
+            self._publisher = BundlePublisher(
+                self.state, self.journal_directory, style=self.config.bundle.style, on_published=self._on_published
+            )
+            listening = self._listening_socket(stack)
+            async with anyio.create_task_group() as tasks:
+                await self._serve(tasks, listening, recovery)
+        return ExitCode.OK if self._writer.failure is None else ExitCode.FAILED
+
+    def stop(self) -> None:
+        """Begin the shutdown; a second call changes nothing."""
+        self._stop.set()
+
+    def _prepare_state(self) -> None:
+        for directory in (self.state, self.journal_directory, self.state / "bundles"):
+            self.storage.mkdir(directory)
+
+    def _sweep(self) -> None:
+        bundles = self.state / "bundles"
+        for directory in (bundles, *(path for path in bundles.iterdir() if path.is_dir())):
+            for path in sweep_temporaries(directory):
+                log.info(telemetry.TEMPORARY_SWEPT, path=str(path))
+
+    def _open_journal(self) -> tuple[Journal, Recovery]:
+        journal, scan = Journal.open(
+            self.journal_directory,
+            self.storage,
+            segment_bytes=self.config.journal.segment_bytes,
+            program=PROGRAM,
+        )
+        try:
+            return journal, recover(self.journal_directory, scan, self.storage, on_progress=self._on_progress)
+        except BaseException:
+            journal.close()
+            raise
+
+    def _on_progress(self, done: int, total: int) -> None:
+        self._notifier.status(f"recovering: {done} of {total} sessions")
+        self._notifier.extend_timeout()
+
+    def _report(self, recovery: Recovery) -> None:
+        log.info(
+            telemetry.JOURNAL_RECOVERED,
+            sessions=len(recovery.sessions),
+            events=recovery.events,
+            torn_bytes=recovery.torn_bytes,
+            sealed=recovery.sealed,
+            quarantined=len(recovery.quarantined),
+        )
+        for session_id, reason in recovery.quarantined.items():
+            log.error(
+                telemetry.SESSION_QUARANTINED,
+                session=session_id,
+                reason=reason,
+                hint="run `ergo-capture doctor` on the journal; `ergo-capture recover` salvages what is whole",
+            )
+
+    def _listening_socket(self, stack: AsyncExitStack) -> socket.socket:
+        inherited = self._notifier.take_socket("capture")
+        if inherited is not None:
+            return inherited
+        options = self.config.socket
+        listening = bind(self.socket_path, mode=options.mode, group=options.group, backlog=options.backlog)
+        stack.callback(listening.close)
+        stack.callback(unlink_if_ours, self.socket_path, listening)
+        return listening
+
+    async def _serve(self, tasks: TaskGroup, listening: socket.socket, recovery: Recovery) -> None:
+        self.registry = SessionRegistry(
+            self._graphs,
+            self._writer,
+            self._journal,
+            self._publisher,
+            tasks,
+            rotation=rotation_of(self.config),
+            linger=self.config.session.linger.seconds,
+            max_sessions=self.config.limits.max_sessions,
+            next_number=recovery.next_session,
+        )
+        tasks.start_soon(self._write, tasks)
+        self.registry.take_recovered(recovery, in_doubt=self.config.session.in_doubt)
+        await self.registry.retire_segments()
+        listener = Listener(
+            listening, self._serve_client, max_clients=self.config.limits.max_clients, refuse=self._refuse_client
+        )
+        tasks.start_soon(listener.run)
+        tasks.start_soon(self._watch_signals, tasks)
+        try:
+            self.ready.set()
+            self._notifier.ready(f"serving {len(self.registry.sessions)} sessions")
+            log.info(telemetry.DAEMON_READY, socket=str(self.socket_path), state=str(self.state), program=PROGRAM)
+            await self._stop.wait()
+            await self._shut_down(listener)
+        finally:
+            # Why also here: the writer ends by this and by nothing else.
+            self._writer.close()
+        tasks.cancel_scope.cancel()
+
+    async def _write(self, tasks: TaskGroup) -> None:
+        # Why shielded: the writer is never cancelled; it ends by its queue being closed.
+        with anyio.CancelScope(shield=True):
+            await self._writer.run()
+        if self._writer.failure is not None:
+            error = self._writer.failure
+            log.critical(telemetry.JOURNAL_FAILED, error=error.message, path=error.path, hint=error.hint)
+            self.stop()
+
+    async def _serve_client(self, stream: UNIXSocketStream, peer: Peer | None) -> None:
+        connection = Connection(stream, peer, self)
+        self.connections[connection] = None
+        try:
+            await connection.serve()
+        except Exception:
+            # Why here: a mistake of ours that one client brings out must not cost the others anything.
+            log.exception(telemetry.CLIENT_FAILED, client=connection.client)
+        finally:
+            del self.connections[connection]
+            log.info(
+                telemetry.CLIENT_GONE,
+                client=connection.client,
+                events=connection.received,
+                bad_frames=connection.bad_frames,
+            )
+
+    async def _refuse_client(self, stream: UNIXSocketStream) -> None:
+        self.count(Code.LIMIT)
+        error = ProtocolError(
+            Code.LIMIT,
+            f"{self.config.limits.max_clients} clients are connected",
+            "connect again later, or raise limits.max_clients",
+        )
+        with anyio.move_on_after(1):
+            async with stream:
+                await stream.send(protocol.encode_error(error))
+
+    async def _watch_signals(self, tasks: TaskGroup) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if self._stop.is_set():
+                    log.warning(telemetry.DAEMON_ABANDONED, signal=signal.Signals(number).name)
+                    raise SystemExit(int(ExitCode.FAILED))
+                log.info(telemetry.DAEMON_STOPPING, signal=signal.Signals(number).name)
+                self.stop()
+
+    def _on_published(self, session: Session, publication: Publication) -> None:
+        log.info(
+            telemetry.BUNDLE_PUBLISHED,
+            session=session.description.session,
+            graph=session.description.graph,
+            bundle=publication.bundle,
+            sha256=publication.sha256,
+        )
+
+    # --- the end ---
+
+    async def _shut_down(self, listener: Listener) -> None:
+        self._notifier.stopping()
+        self.registry.stop()
+        listener.stop()
+        drain = self.config.shutdown.drain.seconds
+        with anyio.move_on_after(drain or None) as deadline:
+            if self._writer.failure is None:
+                await self._drain()
+        for connection in list(self.connections):
+            connection.shut_down()
+        with anyio.move_on_after(1):
+            while self.connections:
+                await asyncio.sleep(0.01)
+        self._writer.close()
+        if deadline.cancelled_caught:
+            log.error(telemetry.DRAIN_UNFINISHED, seconds=drain, sessions=len(self.registry.sessions))
+        if self._writer.failure is None:
+            await self._writer.until_ended()
+            await anyio.to_thread.run_sync(self._journal.seal)
+        log.info(telemetry.DAEMON_STOPPED)
+
+    async def _drain(self) -> None:
+        """Read no more; decide, commit and publish everything that was accepted."""
+        for connection in self.connections:
+            connection.stop_reading()
+        for session in list(self.registry.sessions.values()):
+            if session.failure is not None:
+                continue
+            if session.ended is not None:
+                await session.finished.wait()
+            elif session.admitted:
+                await session.flush(ended="interrupted")
+
+    def __repr__(self) -> str:
+        return f"<Service {self.state}, {len(self.connections)} connections>"
+
+
+def run(config: Config) -> int:
+    """Serve until a signal stops it; returns the exit code.
+
+    Raises:
+        ErgoCaptureError: start-up failed.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return int(runner.run(Service(config).run()))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

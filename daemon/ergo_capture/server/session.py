@@ -15,7 +15,7 @@ from array import array
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -24,7 +24,9 @@ from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDes
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import JournalFull, Position
 from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
 from ergo_capture.kernel.events import EventLike, ExternalEvent
+from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.server.decision_log import JournalDecisionLog
@@ -134,6 +136,11 @@ class Session:
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        #: Whether the CLOSE frame is durable already.
+        self._closed = False
+        #: Whether the next episode is not run but recorded as interrupted.
+        self._interrupts = False
+        self._unpublished: list[PendingPublication] = []
         self.part = Part(1, 0, segment, self._loop.time())
         self._log = JournalDecisionLog(number, 0, self._on_decisions_durable, self.fail)
         self._invoker = graph.engine.invoker()
@@ -142,6 +149,57 @@ class Session:
     def _new_supervisor(self) -> Supervisor:
         description = self.description
         return Supervisor(description.graph, description.constraints, self._log, self._invoker)
+
+    @classmethod
+    def restore(
+        cls,
+        recovered: RecoveredSession,
+        graph: Graph,
+        writer: Writer,
+        publisher: Publisher,
+        *,
+        rotation: RotationRule,
+        in_doubt: str,
+    ) -> Session:
+        """A session as recovery found it; what was accepted and not decided is decided first.
+
+        ``in_doubt`` says what becomes of the first of those, whose episode may have run: ``reinvoke`` or
+        ``interrupt``.
+        """
+        session = cls(
+            recovered.number,
+            recovered.description,
+            graph,
+            writer,
+            publisher,
+            rotation=rotation,
+            segment=recovered.segment,
+        )
+        session.ids = recovered.ids
+        session.last_event_id = recovered.last_event_id
+        session.admitted = session.accepted = session._next_index = recovered.accepted
+        session.decided = recovered.decided
+        session.part = Part(recovered.part, recovered.first, recovered.segment, session._loop.time())
+        session.part.event_frames = recovered.event_frames
+        session.part.decision_frames = recovered.decision_frames
+        session.part.bytes = recovered.event_bytes
+        session._log = JournalDecisionLog(
+            recovered.number, recovered.decided, session._on_decisions_durable, session.fail
+        )
+        if session._invoker is not None:
+            for event_id, count in recovered.attempts or ():
+                for _ in range(count):
+                    session._invoker.run(graph.name, event_id, None, recovered.description.constraints.deadline)
+        session._supervisor = recovered.supervisor
+        session._supervisor.take_over(session._log, session._invoker)
+        session._unpublished = recovered.unpublished
+        if recovered.undecided:
+            session._batches.append(Batch(session, b"", recovered.undecided, first=recovered.decided))
+            session._interrupts = in_doubt == "interrupt"
+        if recovered.closing is not None:
+            session.ended = recovered.closing.ended
+            session._closed = True
+        return session
 
     # --- admission: synchronous, called by the connection ---
 
@@ -246,6 +304,7 @@ class Session:
     async def run(self) -> None:
         """Decide what is accepted, in order, until the session has ended or failed."""
         try:
+            await self._publish_left_over()
             while self.failure is None:
                 while self._batches and self.failure is None:
                     await self._decide(self._batches.popleft())
@@ -265,12 +324,12 @@ class Session:
             self.finished.set()
 
     async def _decide(self, batch: Batch) -> None:
-        if self._invoker is not None:
+        if self._invoker is not None and not self._interrupts:
             drive = self._supervisor.drive
             for event in batch.events:
                 drive(event)
         else:
-            for external in read_body(batch.body):
+            for external in read_body(batch.body) if batch.body else batch.events:
                 step = self._supervisor.offer(external)
                 if isinstance(step, Run):
                     await self._run_episode(step)
@@ -283,8 +342,13 @@ class Session:
         origin, description = run.origin, self.description
         assert isinstance(origin, ExternalEvent)
         retries = 0
+        if self._interrupts:
+            self._interrupts = False
+            interrupted = RunResult(RunTermination.Aborted, interruption=_IN_DOUBT)
+            self._supervisor.settle(run, interrupted.termination, 0, interrupted)
+            return
         while True:
-            result: RunResult = await self.graph.engine.run(
+            result = await self.graph.engine.run(
                 description.graph, origin.event_id, origin, description.constraints.deadline
             )
             if not self._supervisor.wants_retry(result.termination, retries):
@@ -315,19 +379,20 @@ class Session:
             self._writer.hurry()
             self._wake.set()
 
-    async def flush(self) -> Publication:
-        """Publish everything admitted by now, and go on.
+    async def flush(self, *, ended: str = "open") -> Publication:
+        """Publish everything admitted by now, and go on; ``ended`` is what the manifest says of it.
 
         Raises:
             ErgoCaptureError: the session or the publication failed.
         """
         await self.until_decided(self.admitted)
-        return await self._publisher.publish(self, self.part, self.decided - self.part.first, "open")
+        return await self._publisher.publish(self, self.part, self.decided - self.part.first, ended)
 
     async def _finish(self, how: str) -> None:
         await self.until_decided(self.admitted)
-        body = encode_body(Closing(how, utc_now()))
-        await append(self._writer, PendingFrame(FrameKind.CLOSE, self.number, self.decided, 0, body))
+        if not self._closed:
+            body = encode_body(Closing(how, utc_now()))
+            await append(self._writer, PendingFrame(FrameKind.CLOSE, self.number, self.decided, 0, body))
         self.publication = await self._publish(self.part, self.decided - self.part.first, how, final=True)
 
     async def _publish(
@@ -335,9 +400,19 @@ class Session:
     ) -> Publication:
         publication = await self._publisher.publish(self, part, count, how, forced=forced)
         publication = msgspec.structs.replace(publication, final=final)
-        frame = PendingFrame(FrameKind.PUBLISHED, self.number, part.number, 0, encode_body(publication))
+        frame = PendingFrame(FrameKind.PUBLISHED, self.number, part.number, int(final), encode_body(publication))
         await append(self._writer, frame)
         return publication
+
+    async def _publish_left_over(self) -> None:
+        """Publish the parts that had ended and were not published when the daemon stopped."""
+        for pending in self._unpublished:
+            part = Part(pending.part, pending.first, pending.segment, self._loop.time())
+            part.event_frames, part.decision_frames = pending.event_frames, pending.decision_frames
+            await self._publish(part, pending.count, pending.ended, final=False, forced=pending.forced)
+        self._unpublished = []
+        if self.part.number > 1 and self.part.event_frames:
+            self.part.segment = Position.unpack(self.part.event_frames[0]).segment
 
     async def _rotate_if_due(self) -> None:
         part, now, rule = self.part, self._loop.time(), self._rotation
@@ -367,7 +442,7 @@ class Session:
             old.bytes -= new.bytes
         self.part = new
         self._supervisor = self._new_supervisor()
-        body = encode_body(Rotation(old.number, forced, utc_now()))
+        body = encode_body(Rotation(old.number, forced, utc_now(), self.description, self.last_event_id))
         position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self.number, boundary, 0, body))
         await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced)
         first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]
@@ -415,6 +490,10 @@ class Session:
             f"<Session {self.description.session} {self.state}, {self.admitted} admitted, "
             f"{self.accepted} accepted, {self.decided} decided>"
         )
+
+
+#: What a record says whose episode may or may not have run before a crash.
+_IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
 
 
 def storage_failed(error: ErgoCaptureError) -> ProtocolError:

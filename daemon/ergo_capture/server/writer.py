@@ -92,6 +92,7 @@ class Writer:
         self._urgent = False
         self._work = asyncio.Event()
         self._room = asyncio.Event()
+        self._ended = asyncio.Event()
         self._closed = False
         self._committing = False
         self._thread = _CommitThread(journal)
@@ -153,6 +154,11 @@ class Writer:
                     break
         finally:
             self._thread.stop()
+            self._ended.set()
+
+    async def until_ended(self) -> None:
+        """Wait until the task is done; ``close`` first."""
+        await self._ended.wait()
 
     async def _wait_for_work(self) -> bool:
         while not self._queue and not self._lazy:

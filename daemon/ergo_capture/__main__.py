@@ -1,0 +1,20 @@
+"""``python -m ergo_capture`` and the command ``ergo-capture``.
+
+Owns: nothing but the way in.
+Not here: the commands (``cli/``).
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    from ergo_capture.cli.app import run  # noqa: PLC0415 - importing this module must cost nothing
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

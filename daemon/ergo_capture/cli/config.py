@@ -1,0 +1,45 @@
+"""``ergo-capture config check|show|default``.
+
+Owns: their arguments and output.
+Not here: the settings (``config.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ergo_capture import config as configuration
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check, show or print the configuration.")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file; by default the usual one, if it is there.")
+]
+
+
+@app.command()
+def check(config: ConfigOption = None) -> int:
+    """Say whether the daemon would start with this configuration; exit 78 where not."""
+    from ergo_capture.server.composition import graphs_of  # noqa: PLC0415 - only here
+
+    loaded = configuration.load(config)
+    graphs = graphs_of(loaded)
+    typer.echo(f"ok: {len(graphs)} graph{'s' * (len(graphs) != 1)}, socket {loaded.socket.path}")
+    return 0
+
+
+@app.command()
+def show(config: ConfigOption = None) -> int:
+    """Print the configuration in force, defaults included."""
+    typer.echo(configuration.to_toml(configuration.load(config)), nl=False)
+    return 0
+
+
+@app.command()
+def default() -> int:
+    """Print a configuration file with every setting at its default."""
+    typer.echo(configuration.to_toml(configuration.Config(), comments=True), nl=False)
+    return 0

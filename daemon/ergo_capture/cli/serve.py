@@ -1,0 +1,30 @@
+"""``ergo-capture serve``.
+
+Owns: its arguments.
+Not here: the daemon (``server/service.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option(help="Configuration file; by default the usual one, if it is there.")] = None,
+    socket: Annotated[str, typer.Option(help="Path of the socket, in place of the configured one.")] = "",
+    state_dir: Annotated[str, typer.Option(help="State directory, in place of the configured one.")] = "",
+) -> int:
+    """Run the daemon until SIGTERM or SIGINT; a second signal stops it at once."""
+    from ergo_capture import telemetry  # noqa: PLC0415 - help must not load the daemon
+    from ergo_capture.config import load  # noqa: PLC0415
+    from ergo_capture.server.service import run  # noqa: PLC0415
+
+    loaded = load(config, socket=socket, state=state_dir)
+    telemetry.configure(loaded.log.level, loaded.log.format)
+    return run(loaded)

@@ -1,0 +1,477 @@
+"""An asynchronous client: streams events to the daemon and survives its restarts.
+
+Owns: CaptureClient: the window, acknowledgements, reconnecting and resuming.
+Not here: files and progress bars (``cli/send.py``), what frames mean (``server/protocol.py``, README).
+
+    async with CaptureClient(path) as client:
+        await client.open("default")
+        await client.send(ExternalEvent.mechanical("e1", ExternalEventKind.Command))
+        closed = await client.close()
+
+What is not acknowledged is kept. When the connection breaks, the client connects again with back-off,
+resumes its session, learns which event was the last to become durable, and sends on from the one after it.
+An event sent twice because its acknowledgement was lost is refused by the daemon as a duplicate, which is
+how the client learns that it is safe: so each event is in the bundle exactly once, whatever dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from os import PathLike, fspath
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+import msgspec
+from anyio.abc import ByteStream
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.events import ExternalEvent
+
+_READ_BYTES: Final = 64 * 1024
+#: Bytes gathered before they are sent without waiting for the sender to pause.
+_SEND_BYTES: Final = 128 * 1024
+_FIRST_DELAY: Final = 0.05
+_LONGEST_DELAY: Final = 2.0
+
+_decoder: Final = msgspec.json.Decoder(dict[str, Any])
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class ClientError(ErgoCaptureError):
+    """The daemon refused, or cannot be reached; ``code`` is the protocol's, or ``unreachable``."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, op="talk to the daemon", hint=hint or None)
+        self.code = code
+
+
+class Reject(msgspec.Struct, frozen=True):
+    """One event that the daemon did not take."""
+
+    event_id: str | None
+    code: str
+    message: str
+
+
+class Published(msgspec.Struct, frozen=True):
+    """A bundle that the daemon published, from ``flushed`` or ``closed``."""
+
+    bundle: str
+    manifest: str
+    sha256: str
+    #: Counts of the whole session; zero in answer to a flush.
+    events: int = 0
+    decisions: int = 0
+    session: str = ""
+
+
+@dataclass(slots=True)
+class _Sent:
+    line: bytes
+    event_id: str
+    #: Sent on an earlier connection too: a duplicate then means that it had arrived.
+    again: bool = False
+    rejected: bool = False
+
+
+class CaptureClient:
+    """One session with the daemon.
+
+    Args:
+        path: the daemon's socket.
+        name: what the daemon's logs call this client.
+        window: events that may be unacknowledged at once.
+        give_up_after: seconds to go on trying to reach the daemon again; zero to not try at all.
+        on_reject: told of each event that is not taken.
+        on_decision: told of each decision record, where ``open`` asked for them.
+        on_reconnect: told each time the session was taken up again, with how often that has happened.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        name: str = "ergo-capture-client",
+        window: int = 1024,
+        give_up_after: float = 60.0,
+        on_reject: Callable[[Reject], None] | None = None,
+        on_decision: Callable[[dict[str, Any]], None] | None = None,
+        on_reconnect: Callable[[int], None] | None = None,
+    ) -> None:
+        self.path = fspath(path)
+        self.session: str | None = None
+        #: Events acknowledged as durable, rejections not counted.
+        self.accepted = 0
+        self.rejected = 0
+        self.reconnects = 0
+        #: Events of the session that were durable before this client took it up.
+        self.resumed_after = 0
+        #: Id of the last event that was durable when the session was opened or resumed.
+        self.last_event_id: str | None = None
+        self.limits: dict[str, int] = {}
+        self._name = name
+        self._window = window
+        self._patience = give_up_after
+        self._on_reject = on_reject or (lambda _reject: None)
+        self._on_decision = on_decision or (lambda _decision: None)
+        self._on_reconnect = on_reconnect or (lambda _times: None)
+        self._open: dict[str, Any] | None = None
+        self._stream: ByteStream | None = None
+        self._held = b""
+        self._unacked: deque[_Sent] = deque()
+        self._acked = 0
+        self._outgoing: list[bytes] = []
+        self._outgoing_bytes = 0
+        self._moved = asyncio.Event()
+        self._answers: deque[dict[str, Any]] = deque()
+        self._asked: bytes | None = None
+        self._failure: ClientError | None = None
+        self._tasks = anyio.create_task_group()
+        self._sending = asyncio.Lock()
+        self._sending_due = asyncio.Event()
+
+    # --- life ---
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        try:
+            await self._connect()
+        except BaseException:
+            await self._tasks.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tasks.cancel_scope.cancel()
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._hang_up()
+
+    async def open(
+        self,
+        graph: str = "default",
+        *,
+        session: str | None = None,
+        labels: dict[str, str] | None = None,
+        decisions: bool = False,
+    ) -> str:
+        """Open a session of ``graph``, or resume ``session``; returns its id.
+
+        Raises:
+            ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...).
+        """
+        self._open = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
+        opened = await self._ask_open()
+        self.resumed_after = opened["accepted"]
+        self._tasks.start_soon(self._read_forever)
+        self._tasks.start_soon(self._send_forever)
+        assert self.session is not None
+        return self.session
+
+    # --- events ---
+
+    async def send(self, event: ExternalEvent) -> None:
+        """Send one event; waits while the window is full.
+
+        Raises:
+            ClientError: the daemon cannot be reached any more, or ended the session.
+        """
+        await self.send_line(event_line(event), event.event_id)
+
+    async def send_line(self, line: bytes, event_id: str) -> None:
+        """Send one event line, newline included, as it is.
+
+        Raises:
+            ClientError: as ``send``.
+        """
+        while len(self._unacked) >= self._window:
+            await self._wait()
+        if self._failure is not None:
+            raise self._failure
+        self._unacked.append(_Sent(line, event_id))
+        self._outgoing.append(line)
+        self._outgoing_bytes += len(line)
+        if self._outgoing_bytes >= _SEND_BYTES:
+            await self._flush_outgoing()
+        else:
+            self._sending_due.set()
+
+    async def drain(self) -> None:
+        """Wait until everything sent is acknowledged or rejected.
+
+        Raises:
+            ClientError: as ``send``.
+        """
+        while self._unacked:
+            await self._wait()
+
+    # --- requests ---
+
+    async def flush(self) -> Published:
+        """Have a snapshot of the session published.
+
+        Raises:
+            ClientError: as ``send``.
+        """
+        return _published(await self._ask({"type": "flush"}))
+
+    async def close(self) -> Published:
+        """End the session and have its bundle published.
+
+        Raises:
+            ClientError: as ``send``; ``unknown_session`` where the session ended while nobody was connected.
+        """
+        await self.drain()
+        return _published(await self._ask({"type": "close"}))
+
+    async def ping(self) -> None:
+        """Wait for an answer.
+
+        Raises:
+            ClientError: as ``send``.
+        """
+        await self._ask({"type": "ping"})
+
+    async def _ask(self, frame: dict[str, Any]) -> dict[str, Any]:
+        line = _encode(frame) + b"\n"
+        self._asked = line
+        self._outgoing.append(line)
+        self._outgoing_bytes += len(line)
+        self._sending_due.set()
+        while not self._answers:
+            await self._wait()
+        self._asked = None
+        return self._answers.popleft()
+
+    # --- connection ---
+
+    async def _connect(self) -> None:
+        try:
+            self._stream = await anyio.connect_unix(self.path)
+            await self._stream.send(
+                _encode({"type": "hello", "protocol": "ergo-capture.v1", "client": self._name}) + b"\n"
+            )
+            self._held = b""
+            welcome = await self._read_frame()
+        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            raise ClientError(
+                "unreachable",
+                f"connect to the daemon at '{self.path}': {getattr(error, 'strerror', None) or 'connection lost'}",
+                "start it with `ergo-capture serve`, or name its socket with --socket",
+            ) from error
+        self.limits = welcome.get("limits", {})
+        self._acked = 0
+
+    async def _ask_open(self) -> dict[str, Any]:
+        assert self._stream is not None
+        assert self._open is not None
+        await self._stream.send(_encode({"type": "open", **self._open}) + b"\n")
+        opened = await self._read_frame()
+        self.session = opened["session"]
+        self.last_event_id = opened["last_event_id"]
+        self._open["session"] = self.session
+        return opened
+
+    async def _read_frame(self) -> dict[str, Any]:
+        assert self._stream is not None
+        while b"\n" not in self._held:
+            self._held += await self._stream.receive(_READ_BYTES)
+        line, _, self._held = self._held.partition(b"\n")
+        frame = _decoder.decode(line)
+        if frame["type"] == "error":
+            raise ClientError(frame["code"], frame["message"], frame.get("hint", ""))
+        return frame
+
+    async def _hang_up(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await anyio.aclose_forcefully(stream)
+
+    async def _reconnect(self) -> None:
+        """Take the session up again, and queue what is not known to be safe."""
+        await self._hang_up()
+        delay = _FIRST_DELAY
+        with anyio.move_on_after(self._patience) as patience:
+            while True:
+                # Why jitter: the clients of a daemon that was restarted should not all come at once.
+                await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret hangs on it
+                delay = min(delay * 2, _LONGEST_DELAY)
+                try:
+                    await self._connect()
+                    await self._ask_open()
+                    break
+                except ClientError as error:
+                    if error.code not in {"unreachable", "session_busy", "shutting_down"}:
+                        raise
+                except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                    pass
+        if patience.cancelled_caught or self._stream is None:
+            raise ClientError(
+                "unreachable",
+                f"the daemon at '{self.path}' did not come back within {self._patience:g} s",
+                "what was acknowledged is safe; start the daemon and resume the session with --session",
+            )
+        self.reconnects += 1
+        self._drop_safe()
+        for sent in self._unacked:
+            sent.again = True
+        self._outgoing = [sent.line for sent in self._unacked]
+        if self._asked is not None:
+            self._outgoing.append(self._asked)
+        self._outgoing_bytes = sum(map(len, self._outgoing))
+        self._sending_due.set()
+        self._on_reconnect(self.reconnects)
+
+    def _drop_safe(self) -> None:
+        """Forget what the daemon says is durable: everything up to the session's last event."""
+        if any(sent.event_id == self.last_event_id for sent in self._unacked):
+            while True:
+                sent = self._unacked.popleft()
+                self._count(sent)
+                if sent.event_id == self.last_event_id:
+                    break
+            self._tell()
+
+    def _count(self, sent: _Sent) -> None:
+        if sent.rejected:
+            self.rejected += 1
+        else:
+            self.accepted += 1
+
+    # --- tasks ---
+
+    async def _read_forever(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._read_some()
+                except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+                    if not self._patience:
+                        raise ClientError("unreachable", f"the daemon at '{self.path}' is gone") from None
+                    await self._reconnect()
+        except ClientError as error:
+            self._failure = error
+            self._tell()
+
+    async def _read_some(self) -> None:
+        stream = self._stream
+        if stream is None:
+            raise anyio.ClosedResourceError
+        if b"\n" not in self._held:
+            self._held += await stream.receive(_READ_BYTES)
+        end = self._held.rfind(b"\n") + 1
+        lines, self._held = self._held[:end], self._held[end:]
+        for frame in _decoder.decode_lines(lines):
+            self._take(frame)
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        kind = frame["type"]
+        if kind == "ack":
+            for _ in range(min(frame["accepted"] - self._acked, len(self._unacked))):
+                self._count(self._unacked.popleft())
+            self._acked = max(self._acked, frame["accepted"])
+            self._tell()
+        elif kind == "reject":
+            self._take_reject(frame)
+        elif kind == "decision":
+            self._on_decision(frame["decision"])
+        elif kind == "error":
+            if frame["code"] in {"shutting_down", "storage_failed"} and self._patience:
+                raise anyio.EndOfStream
+            raise ClientError(frame["code"], frame["message"], frame.get("hint", ""))
+        else:
+            self._answers.append(frame)
+            self._tell()
+
+    def _take_reject(self, frame: dict[str, Any]) -> None:
+        position = frame["index"] - self._acked - 1
+        sent = self._unacked[position] if 0 <= position < len(self._unacked) else None
+        if sent is not None:
+            if frame["code"] == "duplicate_event_id" and sent.again:
+                return
+            sent.rejected = True
+        self._on_reject(Reject(frame["event_id"], frame["code"], frame["message"]))
+
+    async def _send_forever(self) -> None:
+        while True:
+            await self._sending_due.wait()
+            self._sending_due.clear()
+            # Why: senders that are ready now get into the same write.
+            await asyncio.sleep(0)
+            await self._flush_outgoing()
+
+    async def _flush_outgoing(self) -> None:
+        async with self._sending:
+            data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
+            if data and self._stream is not None:
+                try:
+                    await self._stream.send(data)
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+                    # The reading task notices too, reconnects, and sends again what was not acknowledged.
+                    pass
+
+    def _tell(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _wait(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        await self._moved.wait()
+        if self._failure is not None and not self._answers:
+            raise self._failure
+
+    def __repr__(self) -> str:
+        return (
+            f"<CaptureClient {self.session or 'no session'} at {self.path!r}, {self.accepted} accepted, "
+            f"{len(self._unacked)} in flight, {self.rejected} rejected>"
+        )
+
+
+def event_line(event: ExternalEvent) -> bytes:
+    """An event as the line that travels; newlines between the tokens of its payload become spaces."""
+    return b'{"type":"event","event":{"event_id":%b,"kind":"%b","at":{"secs":%d,"nanos":%d},"payload":%b}}\n' % (
+        _encode(event.event_id),
+        event.kind.value.encode(),
+        event.at.secs,
+        event.at.nanos,
+        event.payload.replace(b"\n", b" ") if event.payload else b"null",
+    )
+
+
+async def stream(
+    path: str | PathLike[str], events: Iterable[ExternalEvent], *, graph: str = "default", window: int = 1024
+) -> Published:
+    """Send events in a session of their own, close it, and return what was published.
+
+    Raises:
+        ClientError: as ``CaptureClient``.
+    """
+    async with session_of(path, graph=graph, window=window) as client:
+        for event in events:
+            await client.send(event)
+        return await client.close()
+
+
+@asynccontextmanager
+async def session_of(
+    path: str | PathLike[str], *, graph: str = "default", window: int = 1024, **options: Any
+) -> AsyncIterator[CaptureClient]:
+    """A connected client with an open session."""
+    async with CaptureClient(path, window=window, **options) as client:
+        await client.open(graph)
+        yield client
+
+
+def _published(frame: dict[str, Any]) -> Published:
+    return msgspec.convert(frame, type=Published)

@@ -1,0 +1,112 @@
+"""Reads frames back, by position, from any thread or process while the journal is being written.
+
+Owns: Position, ``read_frames``, the window through which files are read.
+Not here: finding frames without positions (``scan.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, decode_header
+from ergo_capture.journal.segment import segment_path
+from ergo_capture.storage import Storage, StorageFile
+
+_WINDOW_BYTES: Final = 1 << 20
+_OFFSET_BITS: Final = 32
+
+
+class JournalError(ErgoCaptureError):
+    """The journal cannot be read or written."""
+
+
+class JournalDamaged(JournalError):
+    """A frame that was durable is not what was written."""
+
+
+class Position(NamedTuple):
+    """Where a frame is."""
+
+    segment: int
+    offset: int
+
+    def pack(self) -> int:
+        """The position as one 64-bit number; packed positions sort like positions."""
+        return self.segment << _OFFSET_BITS | self.offset
+
+    @classmethod
+    def unpack(cls, packed: int) -> Position:
+        """The position that was packed."""
+        return cls(packed >> _OFFSET_BITS, packed & (1 << _OFFSET_BITS) - 1)
+
+
+class Window:
+    """A file as a byte string of which only a stretch is in memory."""
+
+    def __init__(self, file: StorageFile) -> None:
+        self.size = file.size()
+        self._file = file
+        self._start = 0
+        self._held = memoryview(b"")
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """``size`` bytes from ``offset``, or fewer where the file ends.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        size = min(size, self.size - offset)
+        if size <= 0:
+            return memoryview(b"")
+        start = offset - self._start
+        if start < 0 or start + size > len(self._held):
+            wanted = min(max(size, _WINDOW_BYTES), self.size - offset)
+            self._held = memoryview(self._file.read_at(offset, wanted))
+            self._start, start = offset, 0
+        return self._held[start : start + size]
+
+    def header(self, offset: int, segment: int) -> Header | None:
+        """The valid header at ``offset``, if there is one."""
+        return decode_header(self.view(offset, HEADER_BYTES), segment)
+
+    def body(self, offset: int, header: Header) -> memoryview | None:
+        """The body of the frame at ``offset``, if it is the one its header was made for."""
+        if header.length > self.size - offset - HEADER_BYTES:
+            return None
+        body = self.view(offset + HEADER_BYTES, header.length)
+        return body if header.fits(body) else None
+
+
+def read_frames(directory: Path, positions: Iterable[Position], storage: Storage) -> Iterator[Frame]:
+    """The frames at ``positions``, in that order.
+
+    Raises:
+        JournalDamaged: there is no whole frame at one of them.
+        StorageError: a segment cannot be read.
+    """
+    segment, file, window = -1, None, None
+    try:
+        for position in positions:
+            if position.segment != segment or window is None:
+                if file is not None:
+                    file.close()
+                segment = position.segment
+                file = storage.open(segment_path(directory, segment))
+                window = Window(file)
+            header = window.header(position.offset, segment)
+            body = None if header is None else window.body(position.offset, header)
+            if header is None or body is None:
+                path = segment_path(directory, segment)
+                raise JournalDamaged(
+                    f"read journal segment '{path}': no whole frame at offset {position.offset}, where one was written",
+                    op="read journal segment",
+                    path=path,
+                    hint="keep the file as it is and run `ergo-capture doctor` on it",
+                )
+            yield Frame(header, bytes(body))
+    finally:
+        if file is not None:
+            file.close()

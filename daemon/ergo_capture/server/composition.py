@@ -1,0 +1,95 @@
+"""From configuration to objects.
+
+Owns: graphs, limits and rules as the server's parts want them.
+Not here: what may be configured (``config.py``), how the parts work together (``service.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ergo_capture.config import Config, ConfigError, FixedEngineConfig, GraphConfig, ScriptedEngineConfig
+from ergo_capture.engine.fixed import FixedEngine
+from ergo_capture.engine.port import Engine
+from ergo_capture.engine.scripted import ScriptedEngine
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.outcomes import RunTermination
+from ergo_capture.kernel.time import EventTime
+from ergo_capture.server.connection import ConnectionLimits
+from ergo_capture.server.graph import Graph
+from ergo_capture.server.part import RotationRule
+from ergo_capture.units import Duration
+
+
+def graphs_of(config: Config) -> dict[str, Graph]:
+    """The graphs by name, each with its engine.
+
+    Raises:
+        ConfigError: a graph's limits or engine are not possible.
+        ErgoCaptureError: an engine cannot be made, such as a script that is not there.
+    """
+    return {name: _graph(name, graph) for name, graph in config.graphs.items()}
+
+
+def _graph(name: str, graph: GraphConfig) -> Graph:
+    try:
+        constraints = Constraints(
+            graph.max_in_flight,
+            graph.max_per_window,
+            _event_time(graph.rate_window),
+            _event_time(graph.deadline),
+            graph.max_retries,
+        )
+        engine = engine_of(graph.engine)
+    except ValueError as error:
+        raise ConfigError(
+            f"configure graph {name!r}: {error}",
+            op="configure graph",
+            hint=f"mend [graphs.{name}] in the configuration",
+        ) from error
+    return Graph(
+        name=name,
+        constraints=constraints,
+        adapter_provenance=graph.adapter_provenance,
+        runtime_provenance=graph.runtime_provenance,
+        engine=engine,
+    )
+
+
+def _event_time(duration: Duration | None) -> EventTime | None:
+    return None if duration is None else EventTime.from_nanos(duration)
+
+
+def engine_of(engine: FixedEngineConfig | ScriptedEngineConfig) -> Engine:
+    """The engine that a graph's table asks for."""
+    if isinstance(engine, ScriptedEngineConfig):
+        return ScriptedEngine(Path(engine.file))
+    return FixedEngine(RunTermination.from_builtins(engine.termination))
+
+
+def limits_of(config: Config) -> ConnectionLimits:
+    """What one connection may cost."""
+    limits = config.limits
+    return ConnectionLimits(
+        max_frame_bytes=int(limits.max_frame_bytes),
+        max_events_per_frame=limits.max_events_per_frame,
+        max_bad_frames=limits.max_bad_frames,
+        max_id_bytes=limits.max_id_bytes,
+        max_label_bytes=limits.max_label_bytes,
+        session_queue_bytes=int(limits.session_queue_bytes),
+        hello_timeout=limits.hello_timeout.seconds,
+        frame_timeout=limits.frame_timeout.seconds,
+        idle_timeout=limits.idle_timeout.seconds,
+        write_timeout=limits.write_timeout.seconds,
+    )
+
+
+def rotation_of(config: Config) -> RotationRule:
+    """When a part of a session ends."""
+    rotation = config.rotation
+    return RotationRule(
+        max_events=rotation.max_events,
+        max_bytes=int(rotation.max_bytes),
+        max_age=rotation.max_age.seconds,
+        force_after=rotation.force_after.seconds,
+    )

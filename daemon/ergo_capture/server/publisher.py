@@ -1,0 +1,89 @@
+"""Publishes bundles: off the loop, one at a time, and only then lets the journal go.
+
+Owns: where composing runs, the order bundle -> PUBLISHED frame -> journal segment, and who hears of it.
+Not here: composing (``journal/compose.py``), names (``paths.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import to_process, to_thread
+
+from ergo_capture.journal.body import Publication
+from ergo_capture.journal.compose import ComposeJob, compose_bundle
+from ergo_capture.server.part import Part
+from ergo_capture.server.paths import bundle_path, manifest_path
+from ergo_capture.server.session import Session, utc_now
+
+#: Above this many events a bundle is composed in a worker process. Why: composing is Python from end to end
+#: and would hold the interpreter, and with it every client, for about 5 us an event.
+_IN_THREAD: Final = 2_000
+
+
+class BundlePublisher:
+    """Makes bundles of sessions' parts (``session.Publisher``).
+
+    Args:
+        state: the state directory.
+        journal: the journal's directory.
+        style: ``compact`` or ``pretty``.
+        on_published: told of each finished bundle after it is durable; the seam for whoever moves them on.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        journal: Path,
+        *,
+        style: str = "compact",
+        on_published: Callable[[Session, Publication], None] = lambda _session, _publication: None,
+    ) -> None:
+        self._state = state
+        self._journal = journal
+        self._style = style
+        self._on_published = on_published
+        self._one_at_a_time = anyio.Lock()
+        #: Bundles published since the start.
+        self.published = 0
+
+    async def publish(
+        self, session: Session, part: Part, count: int, ended: str, *, forced: bool = False
+    ) -> Publication:
+        """Compose ``count`` events of the part and publish them durably.
+
+        Raises:
+            ErgoCaptureError: with what failed; the journal still holds the session.
+        """
+        description = session.description
+        destination = bundle_path(self._state, description.graph, description.session, part.number)
+        job = ComposeJob(
+            journal=str(self._journal),
+            destination=str(destination),
+            manifest=str(manifest_path(destination)),
+            style=self._style,
+            description=description,
+            part=part.number,
+            first=part.first,
+            count=count,
+            event_frames=part.event_frames.tobytes(),
+            decision_frames=part.decision_frames.tobytes(),
+            ended=ended,
+            forced=forced,
+            ended_at=utc_now(),
+        )
+        # Why shielded: a bundle that is half composed when a client goes would be composed again.
+        with anyio.CancelScope(shield=True):
+            async with self._one_at_a_time:
+                run = to_thread.run_sync if count <= _IN_THREAD else to_process.run_sync
+                publication = await run(partial(compose_bundle, job))
+        self.published += 1
+        self._on_published(session, publication)
+        return publication
+
+    def __repr__(self) -> str:
+        return f"<BundlePublisher {self._state / 'bundles'}, {self.published} published>"

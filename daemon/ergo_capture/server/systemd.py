@@ -1,0 +1,99 @@
+"""What systemd is told, and what it hands over.
+
+Owns: sd_notify, the sockets of socket activation.
+Not here: units (``systemd/``), logging to the journal (``telemetry.py``).
+
+Both protocols are a few lines and documented as such (sd_notify(3), sd_listen_fds(3)).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Final
+
+_FIRST_FD: Final = 3
+
+
+class Notifier:
+    """Tells the service manager how it goes; silent where there is none.
+
+    Args:
+        address: the value of NOTIFY_SOCKET; empty for nobody listening.
+        sockets: file descriptors by name, from socket activation.
+    """
+
+    def __init__(self, address: str = "", sockets: Mapping[str, int] | None = None) -> None:
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._sockets = dict(sockets or {})
+
+    @classmethod
+    def from_environment(cls) -> Notifier:
+        """As the environment says; the variables are removed, so that no child takes them for its own."""
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        return cls(address, _listen_fds())
+
+    def take_socket(self, name: str) -> socket.socket | None:
+        """The listening socket that systemd holds under that name; a lone socket needs no name."""
+        fd = self._sockets.pop(name, None)
+        if fd is None and list(self._sockets) == ["unknown"]:
+            fd = self._sockets.pop("unknown")
+        if fd is None:
+            return None
+        taken = socket.socket(fileno=fd)
+        taken.setblocking(False)
+        return taken
+
+    def ready(self, status: str) -> None:
+        """Start-up is over: the socket is bound, the journal recovered."""
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def status(self, text: str) -> None:
+        """One line for ``systemctl status``."""
+        self._send(f"STATUS={text}")
+
+    def stopping(self) -> None:
+        """The shutdown has begun."""
+        self._send("STOPPING=1")
+
+    def extend_timeout(self, seconds: float = 30.0) -> None:
+        """Start-up or shutdown makes progress and needs at most that much longer for its next step."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def reloading(self) -> None:
+        """A reload has begun; ``ready`` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def watchdog(self) -> None:
+        """The writer makes progress."""
+        self._send("WATCHDOG=1")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            try:
+                notify.connect(self._address)
+                notify.sendall(message.encode())
+            except OSError:
+                # Why nothing more: a service manager that has gone must not take the daemon with it.
+                return
+
+    def __repr__(self) -> str:
+        return f"<Notifier {self._address or 'nobody'}, sockets {sorted(self._sockets)}>"
+
+
+def _listen_fds() -> dict[str, int]:
+    pid = os.environ.pop("LISTEN_PID", "")
+    count = os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return {}
+    labels = names.split(":") if names else []
+    found: dict[str, int] = {}
+    for offset in range(int(count)):
+        os.set_inheritable(_FIRST_FD + offset, False)
+        found[labels[offset] if offset < len(labels) else "unknown"] = _FIRST_FD + offset
+    return found
