@@ -1,0 +1,71 @@
+"""``ergo-capture simulate``.
+
+Owns: its arguments and output.
+Not here: scenarios (``kernel/scenario.py``), bundles (``capture/``).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ergo_capture.capture.bundle import CaptureJsonStyle, encode_bundle, write_capture_bundle
+from ergo_capture.capture.session import CapturingSession
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.ports import MemoryDecisionLog
+from ergo_capture.kernel.records import CaptureBundle
+from ergo_capture.kernel.scenario import Scenario, read_scenario
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[str, typer.Argument(help="Scenario file (JSON); - for standard input.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle file; standard output without.")] = None,
+    style: Annotated[CaptureJsonStyle, typer.Option(help="Layout of the bundle.")] = CaptureJsonStyle.Compact,
+) -> int:
+    """Run a written scenario through the supervisor and write its bundle, without a daemon."""
+    bundle = run_scenario(read_scenario(_read(scenario)))
+    if output is None:
+        sys.stdout.buffer.write(encode_bundle(bundle, style))
+        sys.stdout.buffer.flush()
+    else:
+        write_capture_bundle(output, bundle, style)
+    return 0
+
+
+def run_scenario(scenario: Scenario) -> CaptureBundle:
+    """The bundle that the scenario leads to.
+
+    Raises:
+        ExternalEventPayloadError: an event's payload is refused.
+    """
+    session = CapturingSession(
+        scenario.graph_id,
+        scenario.constraints,
+        MemoryDecisionLog(),
+        scenario.runtime(),
+        scenario.runtime_provenance,
+        scenario.adapter_provenance,
+    )
+    for event in scenario.events:
+        session.on_event(event.to_event())
+    return session.into_bundle()
+
+
+def _read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise ErgoCaptureError(
+            f"read scenario '{name}': {error.strerror}",
+            op="read scenario",
+            path=name,
+            hint="name a scenario file, or - for standard input",
+        ) from error

@@ -1,0 +1,87 @@
+"""A written scenario: events, limits and outcomes, as the conformance data has them.
+
+Owns: Scenario, reading it, and running it to a bundle's records.
+Not here: the command (``cli/simulate.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.constraints import NO_CONSTRAINTS, Constraints
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.fault_runtime import FaultRuntime
+from ergo_capture.kernel.records import NO_ADAPTER_PROVENANCE
+from ergo_capture.kernel.time import ZERO, EventTime
+
+
+class ScenarioEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One event; ``payload_utf8`` is its payload's text, null for none."""
+
+    event_id: str
+    kind: ExternalEventKind
+    at: EventTime = ZERO
+    payload_utf8: str | None = None
+
+    def to_event(self) -> ExternalEvent:
+        """The event.
+
+        Raises:
+            ExternalEventPayloadError: its payload is refused.
+        """
+        if self.payload_utf8 is None:
+            return ExternalEvent.mechanical_at(self.event_id, self.kind, self.at)
+        return ExternalEvent.with_payload(self.event_id, self.kind, self.at, self.payload_utf8.encode())
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run that can be simulated without an engine."""
+
+    graph_id: str
+    events: list[ScenarioEvent]
+    constraints: Constraints = NO_CONSTRAINTS
+    adapter_provenance: str = NO_ADAPTER_PROVENANCE
+    runtime_provenance: str = "rpv1:none"
+    #: How an attempt ends that has no outcome in ``schedule``.
+    default: Any = "Completed"
+    #: Outcomes by event id, used up in order.
+    schedule: dict[str, list[Any]] = {}
+
+    def runtime(self) -> FaultRuntime:
+        """The engine that the scenario describes.
+
+        Raises:
+            ValueError: an outcome is not a termination.
+        """
+        return FaultRuntime.from_builtins({"default": self.default, "schedule": self.schedule})
+
+
+class _Wrapped(msgspec.Struct):
+    scenario: msgspec.Raw
+
+
+def read_scenario(text: bytes) -> Scenario:
+    """The scenario in a text; one wrapped as in the conformance data is unwrapped.
+
+    Raises:
+        ErgoCaptureError: it is not one; the message names the field.
+    """
+    try:
+        try:
+            text = bytes(msgspec.json.decode(text, type=_Wrapped).scenario)
+        except msgspec.ValidationError:
+            # Not wrapped: the text is the scenario itself.
+            pass
+        scenario = msgspec.json.decode(text, type=Scenario)
+        scenario.runtime()
+    except (ValueError, RecursionError) as error:
+        raise ErgoCaptureError(
+            f"read scenario: {error}",
+            op="read scenario",
+            hint='a scenario is {"graph_id": ..., "events": [{"event_id": ..., "kind": ..., "at": {...}, '
+            '"payload_utf8": ...}], "constraints": {...}, "default": ..., "schedule": {...}}',
+        ) from error
+    return scenario
