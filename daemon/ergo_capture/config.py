@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -38,8 +38,16 @@ def _doc(text: str) -> Meta:
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file."""
 
+    #: The least that a setting may be, where its type allows less.
+    LEAST: ClassVar[Mapping[str, Size]] = {}
 
-class SocketConfig(_Section):
+    def __post_init__(self) -> None:
+        for key, least in self.LEAST.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"`{key}` must be at least {least}")
+
+
+class SocketConfig(_Section, frozen=True):
     """Where clients connect."""
 
     path: Annotated[
@@ -50,7 +58,7 @@ class SocketConfig(_Section):
     backlog: Annotated[int, Meta(ge=1, le=65_535, description="Connections that may wait to be accepted.")] = 128
 
 
-class StateConfig(_Section):
+class StateConfig(_Section, frozen=True):
     """Where the journal and the bundles are."""
 
     directory: Annotated[
@@ -58,8 +66,11 @@ class StateConfig(_Section):
     ] = ""
 
 
-class JournalConfig(_Section):
+class JournalConfig(_Section, frozen=True):
     """How events and decisions become durable."""
+
+    # Why: a queue without room would keep every client waiting for ever.
+    LEAST = {"segment_bytes": Size(4 << 10), "queue_bytes": Size(4 << 10)}  # noqa: RUF012 - annotated in the base
 
     segment_bytes: Annotated[Size, _doc("Size of one segment; allocated ahead.")] = Size(64 << 20)
     decision_delay: Annotated[
@@ -71,7 +82,7 @@ class JournalConfig(_Section):
     queue_frames: Annotated[int, Meta(ge=1, description="The same in chunks of events.")] = 65_536
 
 
-class SessionConfig(_Section):
+class SessionConfig(_Section, frozen=True):
     """What becomes of sessions without a client."""
 
     linger: Annotated[
@@ -86,7 +97,7 @@ class SessionConfig(_Section):
     ] = "reinvoke"
 
 
-class RotationConfig(_Section):
+class RotationConfig(_Section, frozen=True):
     """When a session's bundle ends and the next begins; 0 turns a bound off."""
 
     max_events: Annotated[int, Meta(ge=0, description="Events in one bundle.")] = 0
@@ -97,14 +108,16 @@ class RotationConfig(_Section):
     ] = Duration(60_000_000_000)
 
 
-class SnapshotConfig(_Section):
+class SnapshotConfig(_Section, frozen=True):
     """Bundles of sessions that are still running."""
 
     interval: Annotated[Duration, _doc("How often to publish a running session; 0s for never.")] = Duration(0)
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(_Section, frozen=True):
     """What clients may cost; 0s turns a time-out off."""
+
+    LEAST = {"max_frame_bytes": Size(256), "session_queue_bytes": Size(1 << 10)}  # noqa: RUF012 - as above
 
     max_clients: Annotated[int, Meta(ge=1, description="Clients at once.")] = 256
     max_sessions: Annotated[int, Meta(ge=1, description="Sessions that are open at once.")] = 1024
@@ -124,21 +137,21 @@ class LimitsConfig(_Section):
     write_timeout: Annotated[Duration, _doc("Time to read what the daemon has to say.")] = Duration(30_000_000_000)
 
 
-class BundleConfig(_Section):
+class BundleConfig(_Section, frozen=True):
     """Bundle files."""
 
     style: Annotated[Literal["compact", "pretty"], _doc("Layout of the JSON.")] = "compact"
 
 
-class ShutdownConfig(_Section):
+class ShutdownConfig(_Section, frozen=True):
     """The end."""
 
-    drain: Annotated[
-        Duration, _doc("Time to decide, commit and publish what was accepted, once asked to stop.")
-    ] = Duration(60_000_000_000)
+    drain: Annotated[Duration, _doc("Time to decide, commit and publish what was accepted, once asked to stop.")] = (
+        Duration(60_000_000_000)
+    )
 
 
-class LogConfig(_Section):
+class LogConfig(_Section, frozen=True):
     """What the daemon says about itself."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], _doc("The least important lines shown.")] = "info"
@@ -147,7 +160,7 @@ class LogConfig(_Section):
     ] = "auto"
 
 
-class FixedEngineConfig(_Section, tag_field="kind", tag="fixed"):
+class FixedEngineConfig(_Section, frozen=True, tag_field="kind", tag="fixed"):
     """Every episode ends alike."""
 
     termination: Annotated[Any, _doc('How: "Completed", "TimedOut", "Aborted", or { Failed = "RuntimeError" }.')] = (
@@ -155,13 +168,13 @@ class FixedEngineConfig(_Section, tag_field="kind", tag="fixed"):
     )
 
 
-class ScriptedEngineConfig(_Section, tag_field="kind", tag="scripted"):
+class ScriptedEngineConfig(_Section, frozen=True, tag_field="kind", tag="scripted"):
     """Episodes end as a file says, per event id."""
 
     file: Annotated[str, _doc('A JSON file: {"default": ..., "schedule": {event id: [...]}}.')]
 
 
-class GraphConfig(_Section):
+class GraphConfig(_Section, frozen=True):
     """A graph that clients may open sessions of."""
 
     max_in_flight: Annotated[int | None, _doc("Episodes at once.")] = None
@@ -176,7 +189,7 @@ class GraphConfig(_Section):
     ] = FixedEngineConfig()
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """All of it."""
 
     socket: SocketConfig = SocketConfig()
@@ -190,6 +203,10 @@ class Config(_Section):
     shutdown: ShutdownConfig = ShutdownConfig()
     log: LogConfig = LogConfig()
     graphs: dict[str, GraphConfig] = msgspec.field(default_factory=lambda: {"default": GraphConfig()})
+
+    def __post_init__(self) -> None:
+        if not self.graphs:
+            raise ValueError("`graphs` names no graph; write a table such as [graphs.default], or leave it out")
 
 
 def load(path: Path | None = None, *, socket: str = "", state: str = "") -> Config:
@@ -217,7 +234,15 @@ def usual_file() -> Path | None:
     import platformdirs  # noqa: PLC0415 - only the daemon needs it
 
     candidates = [Path(platformdirs.user_config_path("ergo-capture")) / "config.toml", SYSTEM_FILE]
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    return next((candidate for candidate in candidates if _is_there(candidate)), None)
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except PermissionError:
+        # Why: a file that we may not see is not passed over in silence; reading it will say so.
+        return True
 
 
 def usual_state() -> Path:
@@ -265,17 +290,19 @@ def parse(text: str, name: str) -> Config:
         ConfigError: not TOML, an unknown key, or a value that is not allowed.
     """
     try:
-        return msgspec.convert(_with_engine_tables(tomllib.loads(text)), type=Config, dec_hook=_decode)
-    except tomllib.TOMLDecodeError as error:
+        data = _with_engine_tables(tomllib.loads(text))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"read configuration '{name}': {error}",
             op="read configuration",
             path=name,
-            hint="mend the TOML at that line",
+            hint="mend the TOML at that place",
         ) from error
+    try:
+        return msgspec.convert(data, type=Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(
-            f"read configuration '{name}': {_in_words(str(error))}",
+            f"read configuration '{name}': {_in_words(str(error), data)}",
             op="read configuration",
             path=name,
             hint=_suggestion(str(error)),
@@ -300,25 +327,55 @@ def _decode(kind: type, value: Any) -> Any:
 
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
+_ENGINES: Final = (FixedEngineConfig, ScriptedEngineConfig)
 
 
-def _in_words(message: str) -> str:
+def _in_words(message: str, data: Mapping[str, Any]) -> str:
+    """What msgspec says, with the key in front and its graph's name in it."""
     match = _PATH.search(message)
-    where = match[1] if match else ""
-    text = _PATH.sub("", message)
+    where, text = match[1] if match else "", _PATH.sub("", message)
+    key = where.replace("[...]", f".{_key(_wrong_graph(data))}", 1)
     unknown = _UNKNOWN.search(text)
     if unknown:
-        key = f"{where}.{unknown[1]}" if where else unknown[1]
-        return f"there is no setting `{key}`"
-    return f"`{where}`: {text}" if where else text
+        return f"there is no setting `{key}.{unknown[1]}`" if key else f"there is no setting `{unknown[1]}`"
+    choices = _choices(where)
+    if choices:
+        text += f", expected one of {', '.join(f'`{choice}`' for choice in choices)}"
+    return f"`{key}`: {text}" if key else text
+
+
+def _wrong_graph(data: Mapping[str, Any]) -> str:
+    """The graph whose table is refused. Why: msgspec's paths say ``[...]`` for whichever it is."""
+    graphs = data.get("graphs")
+    for name, graph in graphs.items() if isinstance(graphs, dict) else ():
+        try:
+            msgspec.convert(graph, type=GraphConfig, dec_hook=_decode)
+        except msgspec.ValidationError:
+            return str(name)
+    return "NAME"
+
+
+def _choices(where: str) -> list[str]:
+    """The words that a setting may be, if there are only so many."""
+    if where == "graphs[...].engine.kind":
+        return [str(engine.__struct_config__.tag) for engine in _ENGINES]
+    section, _, key = where.partition(".")
+    for field in msgspec.structs.fields(Config):
+        if field.name == section and key in getattr(field.type, "__struct_fields__", ()):
+            kind = next(setting.type for setting in msgspec.structs.fields(field.type) if setting.name == key)
+            return [word for choice in get_args(kind) for word in get_args(choice) or [choice] if isinstance(word, str)]
+    return []
 
 
 def _suggestion(message: str) -> str:
-    unknown = _UNKNOWN.search(message)
+    unknown, match = _UNKNOWN.search(message), _PATH.search(message)
     if not unknown:
         return "`ergo-capture config default` prints every setting with its default"
-    known = sorted({*Config.__struct_fields__, *(field for key in known_keys() for field in key.split(".")[1:])})
-    close = difflib.get_close_matches(unknown[1], known, n=1)
+    where = match[1].replace("[...]", ".NAME", 1) if match else ""
+    known = [key.removeprefix(f"{where}.").partition(".")[0] for key in known_keys() if key.startswith(f"{where}.")]
+    if where == "graphs.NAME.engine":
+        known = ["kind", *(key for engine in _ENGINES for key in engine.__struct_fields__)]
+    close = difflib.get_close_matches(unknown[1], known if where else Config.__struct_fields__, n=1)
     return f"did you mean `{close[0]}`?" if close else "`ergo-capture config default` prints every setting"
 
 
@@ -369,7 +426,12 @@ def _description(section: type[msgspec.Struct], key: str) -> str:
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else msgspec.json.encode(name).decode()
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's escapes are TOML's; DEL, which JSON leaves bare, is one more."""
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
 def _toml(value: Any) -> str:
@@ -383,4 +445,4 @@ def _toml(value: Any) -> str:
         value = msgspec.to_builtins(value)
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    return msgspec.json.encode(value).decode()
+    return _quoted(value)

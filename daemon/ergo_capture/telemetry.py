@@ -40,11 +40,7 @@ SNAPSHOT_FAILED: Final = "snapshot.failed"
 def configure(level: str = "info", style: str = "auto") -> None:
     """Set up structlog to write to standard error: for people on a terminal, else JSON, one object a line."""
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer()
-        if console
-        else structlog.processors.JSONRenderer()
-    )
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
