@@ -70,7 +70,7 @@ class JournalConfig(_Section, frozen=True):
     """How events and decisions become durable."""
 
     # Why: a queue without room would keep every client waiting for ever.
-    LEAST = {"segment_bytes": Size(4 << 10), "queue_bytes": Size(4 << 10)}  # noqa: RUF012 - annotated in the base
+    LEAST = {"segment_bytes": Size(4 << 10), "queue_bytes": Size(4 << 10)}
 
     segment_bytes: Annotated[Size, _doc("Size of one segment; allocated ahead.")] = Size(64 << 20)
     decision_delay: Annotated[
@@ -117,7 +117,7 @@ class SnapshotConfig(_Section, frozen=True):
 class LimitsConfig(_Section, frozen=True):
     """What clients may cost; 0s turns a time-out off."""
 
-    LEAST = {"max_frame_bytes": Size(256), "session_queue_bytes": Size(1 << 10)}  # noqa: RUF012 - as above
+    LEAST = {"max_frame_bytes": Size(256), "session_queue_bytes": Size(1 << 10)}
 
     max_clients: Annotated[int, Meta(ge=1, description="Clients at once.")] = 256
     max_sessions: Annotated[int, Meta(ge=1, description="Sessions that are open at once.")] = 1024

@@ -45,7 +45,7 @@ def whole_app() -> typer.Typer:
 
     for name in COMMANDS:
         part = _part(name)
-        if part.registered_groups or len(part.registered_commands) > 1:
+        if part.registered_callback or part.registered_groups or len(part.registered_commands) > 1:
             app.add_typer(part, name=name)
         else:
             app.registered_commands += part.registered_commands
@@ -63,9 +63,7 @@ def run(arguments: list[str] | None = None) -> int:
     known = bool(arguments) and arguments[0] in COMMANDS
     try:
         if known:
-            result = _part(arguments[0])(
-                arguments[1:], standalone_mode=False, prog_name=f"ergo-capture {arguments[0]}"
-            )
+            result = _part(arguments[0])(arguments[1:], standalone_mode=False, prog_name=f"ergo-capture {arguments[0]}")
         else:
             result = whole_app()(arguments, standalone_mode=False, prog_name="ergo-capture")
         sys.stdout.flush()

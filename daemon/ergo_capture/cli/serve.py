@@ -16,7 +16,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def serve(
-    config: Annotated[Path | None, typer.Option(help="Configuration file; by default the usual one, if it is there.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file; by default the usual one, if it is there.")
+    ] = None,
     socket: Annotated[str, typer.Option(help="Path of the socket, in place of the configured one.")] = "",
     state_dir: Annotated[str, typer.Option(help="State directory, in place of the configured one.")] = "",
 ) -> int:

@@ -1,0 +1,255 @@
+"""Daemons for tests: one in this process's loop, one as a process of its own; and a client that says anything.
+
+Owns: ``running_daemon``, ``DaemonProcess``, ``Wire``.
+Not here: any test. Sockets live in short temporary directories, because their paths must be short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from ergo_capture import config as configuration
+from ergo_capture.server.service import Service
+from tests.shared import REPOSITORY
+
+#: Long enough for the slowest machine, short enough for a hang to be noticed.
+PATIENCE = 30.0
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A temporary directory whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="ec-") as name:
+        yield Path(name)
+
+
+def configured(state: Path, socket: Path, text: str = "") -> configuration.Config:
+    """A configuration from TOML, with the test's own places."""
+    loaded = configuration.parse(text, "test")
+    import msgspec  # noqa: PLC0415 - only here
+
+    return msgspec.structs.replace(
+        loaded,
+        socket=msgspec.structs.replace(loaded.socket, path=str(socket)),
+        state=msgspec.structs.replace(loaded.state, directory=str(state)),
+    )
+
+
+@dataclass
+class Daemon:
+    """A daemon that runs in the test's own loop."""
+
+    service: Service
+    socket: Path
+    state: Path
+
+    @asynccontextmanager
+    async def wire(self) -> AsyncIterator[Wire]:
+        """A raw connection."""
+        async with await anyio.connect_unix(str(self.socket)) as stream:
+            yield Wire(stream)
+
+    @asynccontextmanager
+    async def session(self, **options: Any) -> AsyncIterator[Wire]:
+        """A raw connection that has said hello and opened a session."""
+        async with self.wire() as wire:
+            await wire.open(**options)
+            yield wire
+
+    def bundles(self) -> list[Path]:
+        """The bundle files there are."""
+        return sorted((self.state / "bundles").rglob("*.capture.json"))
+
+
+@asynccontextmanager
+async def running_daemon(text: str = "", state: Path | None = None, storage: Any = None) -> AsyncIterator[Daemon]:
+    """A daemon with the given configuration; stopped in order at the end."""
+    with short_directory() as place:
+        home = state or place / "state"
+        service = Service(configured(home, place / "capture.sock", text), storage)
+        task = asyncio.create_task(service.run())
+        ready = asyncio.create_task(service.ready.wait())
+        await asyncio.wait({task, ready}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            ready.cancel()
+            await task
+        try:
+            yield Daemon(service, place / "capture.sock", home)
+        finally:
+            service.stop()
+            await asyncio.wait_for(task, PATIENCE)
+
+
+class Wire:
+    """A client that says whatever the test wants, and reads answers one by one."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.opened: dict[str, Any] = {}
+        self._held = b""
+
+    async def say(self, *frames: Any) -> None:
+        """Send frames: dicts as JSON, bytes as they are with a newline."""
+        data = b"".join((f if isinstance(f, bytes) else json.dumps(f).encode()) + b"\n" for f in frames)
+        await self.stream.send(data)
+
+    async def read(self) -> dict[str, Any]:
+        """The next frame; raises EndOfStream at the end."""
+        with anyio.fail_after(PATIENCE):
+            while b"\n" not in self._held:
+                self._held += await self.stream.receive(65536)
+        line, _, self._held = self._held.partition(b"\n")
+        frame: dict[str, Any] = json.loads(line)
+        return frame
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        """The next frame of that type; others are passed over."""
+        while (frame := await self.read())["type"] != kind:
+            pass
+        return frame
+
+    async def until_ack(self, accepted: int, decided: int = 0) -> list[dict[str, Any]]:
+        """All frames up to an acknowledgement of at least so much."""
+        frames = []
+        while True:
+            frame = await self.read()
+            frames.append(frame)
+            if frame["type"] == "ack" and frame["accepted"] >= accepted and frame["decided"] >= decided:
+                return frames
+
+    async def rest(self) -> list[dict[str, Any]]:
+        """Every frame until the daemon closes the connection."""
+        frames = []
+        while True:
+            try:
+                frames.append(await self.read())
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                return frames
+
+    async def open(self, **options: Any) -> dict[str, Any]:
+        """Say hello and open."""
+        await self.say({"type": "hello", "protocol": "ergo-capture.v1", "client": "test"})
+        await self.read()
+        await self.say({"type": "open", **options})
+        self.opened = await self.read()
+        assert self.opened["type"] == "opened", self.opened
+        return self.opened
+
+
+def event(event_id: str, at: int = 0, kind: str = "Command", payload: Any = None) -> dict[str, Any]:
+    """An event frame."""
+    body = {"event_id": event_id, "kind": kind, "at": {"secs": at, "nanos": 0}, "payload": payload}
+    return {"type": "event", "event": body}
+
+
+class DaemonProcess:
+    """A daemon as a process of its own: the command, as installed or from this checkout."""
+
+    def __init__(self, place: Path, state: Path, *arguments: str, config: str = "", environment: Any = None) -> None:
+        self.socket = place / "capture.sock"
+        self.state = state
+        self.log = place / "daemon.log"
+        self.config = place / "config.toml"
+        self.config.write_text(config)
+        self.arguments = arguments
+        self.environment = {**command_environment(), **(environment or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.prefix: list[str] = []
+
+    def start(self) -> DaemonProcess:
+        """Start it and wait until it is ready."""
+        self.spawn()
+        self.until_logged("daemon.ready")
+        return self
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start it without waiting."""
+        command = [*self.prefix, *COMMAND, "serve", "--config", str(self.config), "--socket", str(self.socket)]
+        command += ["--state-dir", str(self.state), *self.arguments]
+        self.log.write_bytes(b"")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
+        return self.process
+
+    def until_logged(self, name: str) -> dict[str, Any]:
+        """Wait until a line with that event name is in the log."""
+        assert self.process is not None
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for line in self.log.read_text().splitlines():
+                if f'"event": "{name}"' in line:
+                    found: dict[str, Any] = json.loads(line)
+                    return found
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"{name} not logged:\n{self.log.read_text()}")
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop; returns its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def __enter__(self) -> DaemonProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+#: The command under test: an installed one where CI names it, else the package of this checkout.
+COMMAND = (
+    [os.environ["ERGO_CAPTURE_COMMAND"]]
+    if "ERGO_CAPTURE_COMMAND" in os.environ
+    else [sys.executable, "-m", "ergo_capture"]
+)
+
+
+def command_environment() -> dict[str, str]:
+    """The environment for the command under test."""
+    environment = dict(os.environ)
+    if "ERGO_CAPTURE_COMMAND" not in os.environ:
+        environment["PYTHONPATH"] = str(REPOSITORY / "daemon")
+    environment.pop("NOTIFY_SOCKET", None)
+    return environment
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command under test to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        env=command_environment(),
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def plain(text: str) -> str:
+    """Text without terminal control sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
