@@ -150,6 +150,9 @@ class Connection:
                     await self._told.wait()
                 # Why bounded: what is still unsaid may never be read.
                 with anyio.move_on_after(self._limits.write_timeout or None, shield=True):
+                    await self._until_acknowledged()
+                    if self._fatal is not None:
+                        self._reply(protocol.encode_error(self._fatal))
                     await self._until_said()
                 tasks.cancel_scope.cancel()
         finally:
@@ -217,6 +220,11 @@ class Connection:
             self._sending = False
             self._said.set()
             self._said = asyncio.Event()
+
+    async def _until_acknowledged(self) -> None:
+        """Wait until the fate of all that was received is known, and said."""
+        while self._unaccepted and self.session is not None and self.session.failure is None:
+            await self._said.wait()
 
     async def _until_said(self) -> None:
         while self._say.is_set() or self._sending:
@@ -302,7 +310,6 @@ class Connection:
         if self._fatal is None:
             self._fatal = error
             self._reception.count(error.code)
-            self._reply(protocol.encode_error(error))
             self._reading.cancel()
             self._told.set()
 

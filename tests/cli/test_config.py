@@ -1,0 +1,285 @@
+"""The configuration: where it is found, what it may say, and how a mistake in it is told.
+
+Owns: ``config.py`` from file to settings.
+Not here: the file in ``config/`` (``tests/contract/test_default_config.py``), the commands (``test_cli_config.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ergo_capture import config as configuration
+from ergo_capture.config import Config, ConfigError, FixedEngineConfig, GraphConfig, ScriptedEngineConfig, load, parse
+from ergo_capture.errors import ExitCode
+from ergo_capture.units import Duration, Size
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine on which nothing is configured, for an unprivileged user."""
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("CONFIG", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setattr(configuration, "SYSTEM_FILE", tmp_path / "etc" / "config.toml")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    return tmp_path
+
+
+def refusal(text: str) -> ConfigError:
+    """How a text is refused."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "c.toml")
+    return caught.value
+
+
+# --- where it is ---
+
+
+def test_without_a_file_everything_has_its_default(bare: Path) -> None:
+    """No file at all is a configuration: one graph ``default`` without limits, engine ``fixed``, in the user's places."""
+    config = load()
+    assert config.graphs == {"default": GraphConfig()}
+    assert config.graphs["default"].engine == FixedEngineConfig(termination="Completed")
+    assert Path(config.state.directory) == bare / "state" / "ergo-capture"
+    assert Path(config.socket.path) == bare / "run" / "ergo-capture" / "capture.sock"
+
+
+def test_root_has_the_system_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The superuser's daemon uses the directories of the system."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    config = load()
+    assert config.state.directory == "/var/lib/ergo-capture"
+    assert config.socket.path == "/run/ergo-capture/capture.sock"
+
+
+def test_systemd_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``StateDirectory=`` and ``RuntimeDirectory=`` of the unit come before the user's places; the first one counts."""
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/private/one:/var/lib/two")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/one")
+    config = load()
+    assert config.state.directory == "/var/lib/private/one"
+    assert config.socket.path == "/run/one/capture.sock"
+
+
+def test_the_command_line_comes_before_the_file_before_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said last and nearest wins."""
+    monkeypatch.setenv("STATE_DIRECTORY", "/systemd")
+    file = bare / "c.toml"
+    file.write_text('[socket]\npath = "/file.sock"\n[state]\ndirectory = "/file"\n')
+    assert (load(file).socket.path, load(file).state.directory) == ("/file.sock", "/file")
+    said = load(file, socket="/line.sock", state="/line")
+    assert (said.socket.path, said.state.directory) == ("/line.sock", "/line")
+
+
+def test_the_users_file_comes_before_the_systems(bare: Path) -> None:
+    """The system's file is read where the user has none; a named file is read in place of both."""
+    system, user = bare / "etc" / "config.toml", bare / "config" / "ergo-capture" / "config.toml"
+    named = bare / "named.toml"
+    for file, events in ((system, 1), (user, 2), (named, 3)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"[rotation]\nmax_events = {events}\n")
+        assert load(named if file == named else None).rotation.max_events == events
+
+
+def test_a_named_file_must_be_there(bare: Path) -> None:
+    """A file named on the command line is never passed over."""
+    with pytest.raises(ConfigError, match="No such file or directory") as caught:
+        load(bare / "absent.toml")
+    assert caught.value.path == str(bare / "absent.toml")
+    assert caught.value.exit_code == ExitCode.CONFIG == 78
+    assert "config default" in (caught.value.hint or "")
+    assert isinstance(caught.value.cause, FileNotFoundError)
+
+
+def test_a_file_that_may_not_be_seen_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration behind a closed directory stops the daemon; it does not run with the defaults instead."""
+
+    class Closed(type(Path())):  # type: ignore[misc]
+        def exists(self, **_: object) -> bool:
+            raise PermissionError
+
+        def read_text(self, **_: object) -> str:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(configuration, "SYSTEM_FILE", Closed("/closed/config.toml"))
+    with pytest.raises(ConfigError, match="Permission denied"):
+        load()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\xef\xbb\xbf[log]\n", b"[log", b"x = 1\nx = 2", b"\x00"])
+def test_a_file_that_is_no_toml_says_where(bare: Path, content: bytes) -> None:
+    """A file in another encoding or with a syntax error is refused with its name."""
+    file = bare / "c.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="c.toml") as caught:
+        load(file)
+    assert caught.value.hint
+
+
+# --- what it says ---
+
+
+def test_every_section_is_read() -> None:
+    """Values of each type arrive as what they mean."""
+    config = parse(
+        """
+        [socket]
+        mode = "0600"
+        [journal]
+        segment_bytes = "8MiB"
+        decision_delay = "0s"
+        [session]
+        in_doubt = "interrupt"
+        [bundle]
+        style = "pretty"
+        [graphs.flights]
+        max_in_flight = 1
+        max_per_window = 20
+        rate_window = "10m"
+        deadline = "1h30m"
+        max_retries = 2
+        adapter_provenance = "a"
+        runtime_provenance = "r"
+        engine = "fixed"
+        [graphs."name with spaces.ü"]
+        engine = { kind = "scripted", file = "s.json" }
+        """,
+        "c.toml",
+    )
+    assert config.socket.mode == 0o600
+    assert config.journal.segment_bytes == Size(8 << 20)
+    assert config.session.in_doubt == "interrupt"
+    assert config.graphs["flights"] == GraphConfig(
+        max_in_flight=1,
+        max_per_window=20,
+        rate_window=Duration(600_000_000_000),
+        deadline=Duration(5_400_000_000_000),
+        max_retries=2,
+        adapter_provenance="a",
+        runtime_provenance="r",
+    )
+    assert config.graphs["name with spaces.ü"].engine == ScriptedEngineConfig(file="s.json")
+
+
+def test_graphs_of_ones_own_stand_in_place_of_the_default() -> None:
+    """With a ``[graphs.NAME]`` table, ``default`` is no longer there unless it is written too."""
+    assert list(parse("[graphs.a]\n[graphs.b]\n", "c.toml").graphs) == ["a", "b"]
+
+
+def test_settings_cannot_be_changed() -> None:
+    """A configuration in force stays as it is."""
+    with pytest.raises(AttributeError):
+        Config().rotation.max_events = 5  # type: ignore[misc]
+
+
+# --- what it may not say ---
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "meant"),
+    [
+        ("[jurnal]\n", "jurnal", "journal"),
+        ("[journal]\nsegment_byte = 1\n", "journal.segment_byte", "segment_bytes"),
+        ("[limits]\nmax_client = 1\n", "limits.max_client", "max_clients"),
+        ("[graphs.a]\n[graphs.b]\nmax_retry = 1\n", "graphs.b.max_retry", "max_retries"),
+        ('[graphs."x y"]\nmax_retry = 1\n', 'graphs."x y".max_retry', "max_retries"),
+        ('[graphs.a.engine]\nkind = "scripted"\nfil = "f"\n', "graphs.a.engine.fil", "file"),
+    ],
+)
+def test_a_misspelt_key_is_named_with_what_was_meant(text: str, key: str, meant: str) -> None:
+    """An unknown key is refused by its full name, and the nearest key of that section is suggested."""
+    error = refusal(text)
+    assert error.message == f"read configuration 'c.toml': there is no setting `{key}`"
+    assert error.hint == f"did you mean `{meant}`?"
+
+
+def test_a_key_of_another_section_is_not_suggested() -> None:
+    """``max_bytes`` is a setting of ``[rotation]``; in ``[session]`` it would be refused again."""
+    error = refusal("[session]\nmax_byte = 1\n")
+    assert "there is no setting `session.max_byte`" in error.message
+    assert "max_bytes" not in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[session]\nlinger = "soon"\n', "`session.linger`: 'soon' is not a duration"),
+        ("[session]\nlinger = 30\n", "`session.linger`: 30 is not a duration"),
+        ('[limits]\nmax_frame_bytes = "1 parsec"\n', "`limits.max_frame_bytes`: '1 parsec' is not a size"),
+        ("[socket]\nmode = 660\n", "`socket.mode`: 660 is not a file mode"),
+        ("[limits]\nmax_clients = true\n", "`limits.max_clients`: Expected `int`, got `bool`"),
+        ("[limits]\nmax_clients = 0\n", "`limits.max_clients`: Expected `int` >= 1"),
+        ("[socket]\nbacklog = 65536\n", "`socket.backlog`: Expected `int` <= 65535"),
+        (
+            '[log]\nlevel = "loud"\n',
+            "`log.level`: Invalid enum value 'loud', expected one of `debug`, `info`, `warning`, `error`",
+        ),
+        ("[bundle]\nstyle = 3\n", "`bundle.style`: Expected `str`, got `int`, expected one of `compact`, `pretty`"),
+        ('[graphs.a]\n[graphs.b]\nrate_window = "10"\n', "`graphs.b.rate_window`: '10' is not a duration"),
+        ('[graphs.a]\nengine = "fast"\n', "`graphs.a.engine.kind`: Invalid value 'fast', expected one of `fixed`, `scripted`"),
+        ('[graphs.a]\nengine = "scripted"\n', "`graphs.a.engine`: Object missing required field `file`"),
+        ("graphs = 3\n", "`graphs`: Expected `object`, got `int`"),
+        ("[graphs]\na = 3\n", "`graphs.a`: Expected `object`, got `int`"),
+        ("log = 3\n", "`log`: Expected `object`, got `int`"),
+        ("[graphs]\n", "`graphs` names no graph"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:
+    """A value that is not allowed is refused with the key's full path and what is allowed."""
+    error = refusal(text)
+    assert message in error.message
+    assert error.hint
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["journal.segment_bytes", "journal.queue_bytes", "limits.max_frame_bytes", "limits.session_queue_bytes"],
+)
+def test_a_queue_without_room_is_refused(setting: str) -> None:
+    """P9: a bound of nothing would keep every client waiting for ever, so it is refused and not obeyed."""
+    section, key = setting.split(".")
+    assert f"`{section}`: `{key}` must be at least" in refusal(f"[{section}]\n{key} = 0\n").message
+
+
+@pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 50_000, "x = " + "[" * 50_000 + "]" * 50_000])
+def test_absurd_toml_is_refused_and_no_traceback(text: str) -> None:
+    """Numbers and nestings beyond the interpreter's limits are configuration errors like others."""
+    assert "read configuration 'c.toml'" in refusal(text).message
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_configuration_or_a_configerror(text: str) -> None:
+    """No text makes the reader fail in another way."""
+    try:
+        parse(text, "c.toml")
+    except ConfigError as error:
+        assert error.hint
+
+
+# --- printing it ---
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+graphs = st.builds(
+    GraphConfig,
+    max_in_flight=st.none() | st.integers(0, 1 << 62),
+    rate_window=st.none() | st.integers(0, 1 << 70).map(Duration),
+    deadline=st.none() | st.just(Duration(0)),
+    adapter_provenance=names,
+    engine=st.builds(ScriptedEngineConfig, file=names)
+    | st.sampled_from(["Completed", {"Failed": "RuntimeError"}]).map(lambda t: FixedEngineConfig(termination=t)),
+)
+
+
+@given(st.dictionaries(names, graphs, min_size=1, max_size=3), st.booleans())
+def test_a_printed_configuration_reads_back(tables: dict[str, GraphConfig], comments: bool) -> None:
+    """Whatever the graphs are called, the file that ``config show`` prints means the same."""
+    config = msgspec.structs.replace(Config(), graphs=tables)
+    assert parse(configuration.to_toml(config, comments=comments), "printed") == config

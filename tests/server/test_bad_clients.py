@@ -1,0 +1,285 @@
+"""What bad input costs: an answer with a code, a sentence and a hint, and nobody else anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.daemons import Daemon, event, running_daemon
+from tests.shared import conformance
+
+HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}
+
+
+async def final_error(daemon: Daemon, *frames: Any) -> dict[str, Any]:
+    """The error that a connection ends with after saying these frames."""
+    async with daemon.wire() as wire:
+        await wire.say(*frames)
+        frames_read = await wire.rest()
+    error = frames_read[-1]
+    assert error["type"] == "error"
+    assert error["message"]
+    assert error["hint"]
+    return error
+
+
+async def is_served(daemon: Daemon) -> None:
+    """Somebody who behaves gets a bundle."""
+    async with daemon.session() as wire:
+        await wire.say(event("well-behaved"), {"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "frames"),
+    [
+        ("bad_frame", [b"garbage"]),
+        ("bad_frame", [{"type": "open"}]),
+        ("bad_frame", [event("a")]),
+        ("bad_frame", [HELLO, event("a")]),
+        ("bad_frame", [HELLO, HELLO]),
+        ("bad_frame", [HELLO, {"type": "open"}, {"type": "open"}]),
+        ("bad_frame", [HELLO, {"type": "flush"}]),
+        ("bad_frame", [{"type": "hello", "protocol": 7}]),
+        ("bad_frame", [{"type": "hello"}]),
+        ("bad_frame", [{**HELLO, "surplus": 1}]),
+        ("unsupported_protocol", [{"type": "hello", "protocol": "ergo-capture.v9"}]),
+        ("unknown_graph", [HELLO, {"type": "open", "graph": "nope"}]),
+        ("unknown_session", [HELLO, {"type": "open", "session": "nope"}]),
+        ("limit", [HELLO, {"type": "open", "labels": {"k": "v" * 5000}}]),
+    ],
+)
+async def test_a_conversation_that_cannot_go_on_ends_with_its_code(code: str, frames: list[Any]) -> None:
+    """P9: and the next client is served."""
+    async with running_daemon() as daemon:
+        assert (await final_error(daemon, *frames))["code"] == code
+        await is_served(daemon)
+        assert daemon.service.refusals[code] == 1
+
+
+@pytest.mark.parametrize("line", [x for x in conformance("payloads.jsonl") if x["error"]], ids=lambda x: x["error"])
+async def test_a_payload_that_the_reference_refuses_is_rejected_alone(line: dict[str, Any]) -> None:
+    """The events before and after it are taken."""
+    payload = bytes.fromhex(line["payload_hex"])
+    if b"\n" in payload:
+        pytest.skip("a line cannot carry it")
+    async with running_daemon() as daemon, daemon.session() as wire:
+        head = b'{"type":"event","event":{"event_id":"bad","kind":"Command","at":{"secs":0,"nanos":0},"payload":'
+        await wire.say(event("before"), head + payload + b"}}", event("after"), {"type": "ping"})
+        frames = []
+        while not frames or frames[-1]["type"] != "pong":
+            frames.append(await wire.read())
+        rejects = [frame for frame in frames if frame["type"] == "reject"]
+        if payload == b"null":
+            assert rejects == []
+            return
+        assert [reject["index"] for reject in rejects] == [2]
+        assert rejects[0]["code"] in {"invalid_payload", "bad_frame"}
+        await wire.say({"type": "close"})
+        assert (await wire.until("closed"))["events"] == 2
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"a":1e999}',
+        b'{"a":"\xff"}',
+        b'{"a":"\\ud800"}',
+        b'{"a":' + b"9" * 400 + b"}",
+        b'{"a":' + b"[" * 200 + b"]" * 200 + b"}",
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"[" * 300_000,
+    ],
+    ids=["huge exponent", "not UTF-8", "lone surrogate", "400 digits", "200 levels", "100,000 levels", "never closed"],
+)
+async def test_a_payload_meant_to_do_harm_is_rejected_alone(payload: bytes) -> None:
+    """Among a thousand good events in one write, the others are all taken."""
+    head = b'{"type":"event","event":{"event_id":"bad","kind":"Command","at":{"secs":0,"nanos":0},"payload":'
+    async with running_daemon() as daemon, daemon.session() as wire:
+        good = [event(f"e{i}") for i in range(1000)]
+        await wire.say(*good[:500], head + payload + b"}}", *good[500:], {"type": "close"})
+        reject = await wire.until("reject")
+        assert reject["index"] == 501
+        assert reject["code"] in {"invalid_payload", "bad_frame"}
+        assert (await wire.until("closed"))["events"] == 1000
+
+
+async def test_wrong_types_in_an_event_are_counted_as_bad_frames() -> None:
+    """Each is answered with the number it has; after limits.max_bad_frames the connection ends."""
+    bad = [
+        {"type": "event", "event": {"event_id": 1, "kind": "Command", "at": {"secs": 0, "nanos": 0}}},
+        {"type": "event", "event": {"event_id": "x", "kind": "Bogus", "at": {"secs": 0, "nanos": 0}}},
+        {"type": "event", "event": {"event_id": "x", "kind": "Command", "at": {"secs": -1, "nanos": 0}}},
+        {"type": "event", "event": {"event_id": "x", "kind": "Command", "at": {"secs": 1 << 64, "nanos": 0}}},
+        {"type": "event"},
+    ]
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("good"), *bad, event("never read"))
+        frames = await wire.rest()
+        assert [f["index"] for f in frames if f["type"] == "reject"] == [2, 3, 4, 5, 6]
+        assert frames[-1]["type"] == "error"
+        assert frames[-1]["code"] == "bad_frame"
+        (session,) = daemon.service.registry.sessions.values()
+        assert session.accepted == 1
+
+
+async def test_the_largest_and_carried_times_are_taken() -> None:
+    """What C cannot check takes the slow path and comes out right."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        late = {"event_id": "late", "kind": "Tick", "at": {"secs": (1 << 64) - 1, "nanos": 999_999_999}}
+        carried = {"event_id": "carried", "kind": "Command", "at": {"secs": 1, "nanos": 3_000_000_000}}
+        await wire.say({"type": "event", "event": late}, {"type": "event", "event": carried})
+        frames = await wire.until_ack(2, 2)
+        assert [frame["type"] for frame in frames if frame["type"] != "ack"] == []
+
+
+async def test_an_oversized_frame_is_refused_before_it_has_come_whole() -> None:
+    """P9: the answer is there while the line has no end yet, and the connection lives."""
+    async with running_daemon('[limits]\nmax_frame_bytes = "4KiB"\n') as daemon, daemon.session() as wire:
+        await wire.stream.send(b'{"type":"event","event":{"event_id":"' + b"x" * 100_000)
+        assert (await wire.until("reject"))["code"] == "too_large"
+        await wire.stream.send(b"x" * 100_000 + b'"}}\n')
+        await wire.say(event("after"), {"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1
+
+
+async def test_a_long_line_among_short_ones_is_refused_alone() -> None:
+    """Though they came in one write."""
+    async with running_daemon('[limits]\nmax_frame_bytes = "4KiB"\n') as daemon, daemon.session() as wire:
+        lines = [event(f"e{i}", payload={"x": "y" * 300}) for i in range(40)]
+        lines[20] = event("long", payload={"x": "y" * 5000})
+        await wire.say(*lines, {"type": "close"})
+        reject = await wire.until("reject")
+        assert (reject["index"], reject["code"]) == (21, "too_large")
+        assert (await wire.until("closed"))["events"] == 39
+
+
+async def test_an_id_that_is_too_long_is_refused_alone() -> None:
+    """In bytes, not characters."""
+    async with running_daemon("[limits]\nmax_id_bytes = 8\n") as daemon, daemon.session() as wire:
+        await wire.say(event("12345678"), event("éééé"), event("ééééé"), event("ok"), {"type": "close"})
+        assert (await wire.until("reject"))["index"] == 3
+        assert (await wire.until("closed"))["events"] == 3
+
+
+async def test_many_events_in_one_frame_are_taken_one_by_one() -> None:
+    """The bad one among them is rejected under its own number."""
+    events = [event(f"e{i}")["event"] for i in range(4)]
+    events[2]["payload"] = "no object"
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say({"type": "events", "events": events}, {"type": "close"})
+        reject = await wire.until("reject")
+        assert (reject["index"], reject["event_id"], reject["code"]) == (3, "e2", "invalid_payload")
+        assert (await wire.until("closed"))["events"] == 3
+
+
+async def test_two_values_on_a_line_are_not_two_events() -> None:
+    """One JSON object a line: neither two on one, nor one over two."""
+    one = b'{"type":"event","event":{"event_id":"%b","kind":"Command","at":{"secs":0,"nanos":0}}}'
+    async with running_daemon("[limits]\nmax_bad_frames = 9\n") as daemon, daemon.session() as wire:
+        await wire.say(one % b"a" + one % b"b", (one % b"c").replace(b',"kind"', b',\n"kind"'), one % b"d")
+        frames = await wire.until_ack(4)
+        assert sum(frame["type"] == "reject" for frame in frames) == 3
+        await wire.say({"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1
+
+
+async def test_a_session_has_one_connection_at_a_time() -> None:
+    """A second one is told that it is busy."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        opening = {"type": "open", "session": wire.opened["session"]}
+        assert (await final_error(daemon, HELLO, opening))["code"] == "session_busy"
+
+
+async def test_more_clients_than_allowed_are_refused_with_a_reason() -> None:
+    """limits.max_clients; the ones that are in stay in."""
+    async with running_daemon("[limits]\nmax_clients = 1\n") as daemon, daemon.session() as wire:
+        async with daemon.wire() as other:
+            assert (await other.rest())[-1]["code"] == "limit"
+        await wire.say(event("a"), {"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1
+
+
+async def test_more_sessions_than_allowed_are_refused_with_a_reason() -> None:
+    """limits.max_sessions."""
+    async with running_daemon("[limits]\nmax_sessions = 1\n") as daemon, daemon.session():
+        assert (await final_error(daemon, HELLO, {"type": "open"}))["code"] == "limit"
+
+
+@pytest.mark.parametrize(
+    ("setting", "sent"),
+    [("hello_timeout", b""), ("hello_timeout", b'{"type":"he')],
+)
+async def test_a_client_that_does_not_get_on_is_let_go(setting: str, sent: bytes) -> None:
+    """Slow-loris: the handshake has a time-out."""
+    async with running_daemon(f'[limits]\n{setting} = "50ms"\n') as daemon, daemon.wire() as wire:
+        if sent:
+            await wire.stream.send(sent)
+        assert (await wire.rest())[-1]["code"] == "limit"
+
+
+async def test_half_a_frame_has_a_time_out() -> None:
+    """limits.frame_timeout; what was accepted before is safe."""
+    async with running_daemon('[limits]\nframe_timeout = "50ms"\n') as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1)
+        await wire.stream.send(b'{"type":"event"')
+        assert (await wire.rest())[-1]["code"] == "limit"
+
+
+async def test_a_client_that_never_reads_is_served_and_harms_nobody() -> None:
+    """P9: acknowledgements coalesce; what it sends is captured, and others are not held up."""
+    async with running_daemon() as daemon, daemon.session() as mute:
+        for number in range(200):
+            await mute.say(*(event(f"{number}-{i}") for i in range(20)))
+        await is_served(daemon)
+        session = daemon.service.registry.sessions[mute.opened["session"]]
+        with anyio.fail_after(20):
+            await session.until_decided(session.admitted)
+            while session.accepted < 4000:
+                await anyio.sleep(0.01)
+
+
+async def test_a_client_that_provokes_answers_and_never_reads_them_is_let_go() -> None:
+    """P9: what is still to be said to it is bounded, and then it is not read any more."""
+    text = '[limits]\nwrite_timeout = "100ms"\n'
+    async with running_daemon(text) as daemon, daemon.session() as mute:
+        frames = [event("same", payload={}) for _ in range(500)]
+        try:
+            for _ in range(200):
+                await mute.say(*frames)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass
+        else:
+            pytest.fail("it was never let go")
+        await is_served(daemon)
+
+
+async def test_a_connection_that_breaks_in_mid_frame_loses_nothing_whole() -> None:
+    """The session is there to be resumed, with the event before the half one."""
+    async with running_daemon() as daemon:
+        async with daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.stream.send(b'{"type":"event","event":{"event_id":"half')
+            await wire.until_ack(1)
+            name = wire.opened["session"]
+        await anyio.sleep(0)
+        with anyio.fail_after(10):
+            while daemon.service.registry.sessions[name].owner is not None:
+                await anyio.sleep(0.001)
+        async with daemon.wire() as again:
+            opened = await again.open(session=name)
+            assert opened["last_event_id"] == "a"
+
+
+@pytest.mark.parametrize("line", [b"\x00\xff\xfe", b"[]", b'"x"', b"{", b"null", b"{}", b'{"type":"nope"}', b'{"type":1}'])
+async def test_garbage_between_events_costs_only_itself(line: bytes) -> None:
+    """Answered, counted, and the events around it are taken."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), line, event("b"), {"type": "close"})
+        assert (await wire.until("reject"))["code"] == "bad_frame"
+        assert (await wire.until("closed"))["events"] == 2
+
+
