@@ -19,13 +19,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
+from tests.shared import REPOSITORY
 
 from ergo_capture import config as configuration
 from ergo_capture.server.service import Service
-from tests.shared import REPOSITORY
 
 #: Long enough for the slowest machine, short enough for a hang to be noticed.
 PATIENCE = 30.0
@@ -41,7 +41,7 @@ def short_directory() -> Iterator[Path]:
 def configured(state: Path, socket: Path, text: str = "") -> configuration.Config:
     """A configuration from TOML, with the test's own places."""
     loaded = configuration.parse(text, "test")
-    import msgspec  # noqa: PLC0415 - only here
+    import msgspec
 
     return msgspec.structs.replace(
         loaded,
@@ -201,7 +201,7 @@ class DaemonProcess:
         raise AssertionError(f"{name} not logged:\n{self.log.read_text()}")
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill -9."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(PATIENCE)
@@ -212,7 +212,7 @@ class DaemonProcess:
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
-    def __enter__(self) -> DaemonProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike, fspath
 from types import TracebackType
@@ -28,7 +28,7 @@ from typing import Any, Final, Self
 
 import anyio
 import msgspec
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, TaskGroup
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
@@ -132,14 +132,14 @@ class CaptureClient:
         self._answers: deque[dict[str, Any]] = deque()
         self._asked: bytes | None = None
         self._failure: ClientError | None = None
-        self._tasks = anyio.create_task_group()
+        self._tasks: TaskGroup
         self._sending = asyncio.Lock()
         self._sending_due = asyncio.Event()
 
     # --- life ---
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
+        self._tasks = await anyio.create_task_group().__aenter__()
         try:
             await self._connect()
         except BaseException:
@@ -414,21 +414,22 @@ class CaptureClient:
         async with self._sending:
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
             if data and self._stream is not None:
-                try:
+                # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
+                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
                     await self._stream.send(data)
-                except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    # The reading task notices too, reconnects, and sends again what was not acknowledged.
-                    pass
 
     def _tell(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
 
     async def _wait(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        self._check()
         await self._moved.wait()
-        if self._failure is not None and not self._answers:
+        if not self._answers:
+            self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
             raise self._failure
 
     def __repr__(self) -> str:

@@ -321,7 +321,7 @@ class RealStorage:
             StorageError: op ``list``.
         """
         try:
-            return sorted(os.listdir(path))
+            return sorted(entry.name for entry in path.iterdir())
         except OSError as error:
             raise StorageError("list", path, error) from error
 
@@ -363,7 +363,9 @@ class RealStorage:
         except OSError as error:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             os.close(fd)
-            hint = f"process {holder or 'unknown'} holds it: one daemon serves a state directory; stop it, or use another"
+            hint = (
+                f"process {holder or 'unknown'} holds it: one daemon serves a state directory; stop it, or use another"
+            )
             raise StorageError("lock", path, error, hint) from error
         with suppress(OSError):
             os.ftruncate(fd, 0)

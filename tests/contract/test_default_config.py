@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_default_file_names_every_setting(text: str) -> None:
 def test_the_default_file_explains_every_setting_and_section(text: str) -> None:
     """Above each setting and section stands a sentence."""
     lines = text.splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if re.match(r"\[|(?:# )?[a-z_]+ =", line):
             assert re.fullmatch(r"# .*[.)]", above), line
 

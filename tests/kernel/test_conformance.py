@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.shared import conformance, shared
 
 from ergo_capture import (
     ActionEffect,
@@ -31,7 +32,6 @@ from ergo_capture.kernel.effects import EffectWrite, Value, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
 from ergo_capture.kernel.replay import rederive
 from ergo_capture.kernel.scenario import read_scenario
-from tests.shared import conformance, shared
 
 
 def by_name(name: str, key: str = "name") -> Any:
@@ -61,14 +61,14 @@ def verdict(text: str, plan: Any, provenance: tuple[str, str] | None) -> dict[st
     said["parse"] = None
     said["validate"] = complaint_of(lambda: validate_bundle(bundle))
     runtime = FaultRuntime.from_json(json.dumps(plan))
-    if provenance is None:
-        replay = lambda: replay_checked(bundle, runtime)  # noqa: E731 - one of two ways to say the same
-    else:
-        expected = {"expected_adapter_provenance": provenance[0], "expected_runtime_provenance": provenance[1]}
+    expected = provenance and {
+        "expected_adapter_provenance": provenance[0],
+        "expected_runtime_provenance": provenance[1],
+    }
+    if expected:
         said["validate_strict"] = complaint_of(lambda: validate_bundle_strict(bundle, **expected))
-        replay = lambda: replay_checked_strict(bundle, runtime, **expected)  # noqa: E731 - as above
     try:
-        replayed = replay()
+        replayed = replay_checked_strict(bundle, runtime, **expected) if expected else replay_checked(bundle, runtime)
         said["replay"] = None
         said["compare"] = compare_decisions(bundle.decisions, replayed)
     except ReplayError as error:
@@ -148,7 +148,7 @@ def test_every_float_is_spelled_as_the_reference_spells_it() -> None:
     for line in conformance("floats.jsonl"):
         (number,) = struct.unpack("<d", struct.pack("<Q", line["bits"]))
         effect = ActionEffect("k", (EffectWrite("1e16", Value(Number=number)),))
-        expected = '{"kind":"k","writes":[{"key":"1e16","value":{"Number":%s}}]}' % line["text"]
+        expected = f'{{"kind":"k","writes":[{{"key":"1e16","value":{{"Number":{line["text"]}}}}}]}}'
         assert encode_effect(effect).decode() == expected
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
-
 from tests.daemons import Daemon, event, running_daemon
 from tests.shared import conformance
 
@@ -68,7 +68,7 @@ async def test_a_payload_that_the_reference_refuses_is_rejected_alone(line: dict
     async with running_daemon() as daemon, daemon.session() as wire:
         head = b'{"type":"event","event":{"event_id":"bad","kind":"Command","at":{"secs":0,"nanos":0},"payload":'
         await wire.say(event("before"), head + payload + b"}}", event("after"), {"type": "ping"})
-        frames = []
+        frames: list[Any] = []
         while not frames or frames[-1]["type"] != "pong":
             frames.append(await wire.read())
         rejects = [frame for frame in frames if frame["type"] == "reject"]
@@ -265,7 +265,7 @@ async def test_a_connection_that_breaks_in_mid_frame_loses_nothing_whole() -> No
             await wire.stream.send(b'{"type":"event","event":{"event_id":"half')
             await wire.until_ack(1)
             name = wire.opened["session"]
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         with anyio.fail_after(10):
             while daemon.service.registry.sessions[name].owner is not None:
                 await anyio.sleep(0.001)
@@ -274,12 +274,12 @@ async def test_a_connection_that_breaks_in_mid_frame_loses_nothing_whole() -> No
             assert opened["last_event_id"] == "a"
 
 
-@pytest.mark.parametrize("line", [b"\x00\xff\xfe", b"[]", b'"x"', b"{", b"null", b"{}", b'{"type":"nope"}', b'{"type":1}'])
+@pytest.mark.parametrize(
+    "line", [b"\x00\xff\xfe", b"[]", b'"x"', b"{", b"null", b"{}", b'{"type":"nope"}', b'{"type":1}']
+)
 async def test_garbage_between_events_costs_only_itself(line: bytes) -> None:
     """Answered, counted, and the events around it are taken."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), line, event("b"), {"type": "close"})
         assert (await wire.until("reject"))["code"] == "bad_frame"
         assert (await wire.until("closed"))["events"] == 2
-
-

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.daemons import event, running_daemon
+from tests.shared import conformance, shared
 
 from ergo_capture import decode_bundle, encode_bundle, first_divergence, rederive
 from ergo_capture.cli.simulate import run_scenario
 from ergo_capture.kernel.scenario import read_scenario
-from tests.daemons import event, running_daemon
-from tests.shared import conformance, shared
 
 LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "10s"\n'
 
@@ -115,7 +116,7 @@ async def test_a_driver_of_the_reference_is_served_unchanged() -> None:
 async def test_sessions_run_side_by_side() -> None:
     """Eight at once, each with the ids of the others: every bundle holds its own."""
     async with running_daemon() as daemon:
-        import anyio  # noqa: PLC0415 - the test's own concurrency
+        import anyio
 
         async def one(number: int) -> None:
             async with daemon.session() as wire:
@@ -131,7 +132,7 @@ async def test_sessions_run_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("line", conformance("scenarios.jsonl")[:20], ids=lambda line: line["name"])
-async def test_the_daemon_writes_the_bytes_of_the_reference(line: dict, tmp_path: Path) -> None:
+async def test_the_daemon_writes_the_bytes_of_the_reference(line: dict[str, Any], tmp_path: Path) -> None:
     """P11: a scenario through the socket leads to the same bundle, where the daemon takes its ids."""
     scenario = line["scenario"]
     ids = [e["event_id"] for e in scenario["events"]]
@@ -157,7 +158,7 @@ def travelling(payload: str | None) -> str | None:
     return payload and payload.strip().replace("\n", " ")
 
 
-def graph_table(scenario: dict, script: Path) -> str:
+def graph_table(scenario: dict[str, Any], script: Path) -> str:
     """A scenario's graph as configuration."""
     limits = scenario["constraints"]
     lines = [f"[graphs.{json.dumps(scenario['graph_id'], ensure_ascii=False)}]"]
@@ -166,10 +167,8 @@ def graph_table(scenario: dict, script: Path) -> str:
             if limits[key] >= 1 << 63:
                 pytest.skip("TOML integers end at 2**63")
             lines.append(f"{key} = {limits[key]}")
-    for key in ("rate_window", "deadline"):
-        if limits[key] is not None:
-            lines.append(f'{key} = "{limits[key]["secs"]}s{limits[key]["nanos"]}ns"')
-    for key in ("adapter_provenance", "runtime_provenance"):
-        lines.append(f"{key} = {json.dumps(scenario[key])}")
+    spans = [(key, limits[key]) for key in ("rate_window", "deadline") if limits[key] is not None]
+    lines += [f'{key} = "{span["secs"]}s{span["nanos"]}ns"' for key, span in spans]
+    lines += [f"{key} = {json.dumps(scenario[key])}" for key in ("adapter_provenance", "runtime_provenance")]
     lines.append(f'engine = {{ kind = "scripted", file = {json.dumps(str(script))} }}')
     return "\n".join(lines)

@@ -21,6 +21,9 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 #: Each command is the module of its name beside this one.
 COMMANDS: Final = ("serve", "send", "simulate", "verify", "demo", "config", "journal")
 
+#: The exit code of a command whose reader went away: the shell's for SIGPIPE. Why not 0: not all was checked or said.
+BROKEN_PIPE: Final = 141
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -32,7 +35,7 @@ def _version(wanted: bool) -> None:
 
 def whole_app() -> typer.Typer:
     """Every command in one application: for the help, and for a command that is not there."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @app.callback()
     def root(
@@ -70,10 +73,13 @@ def run(arguments: list[str] | None = None) -> int:
     except ErgoCaptureError as error:
         _complain(error.message, error.hint)
         return int(error.exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as leaving:
+        # Why also SystemExit: typer makes one of a broken pipe, whatever it is told.
+        if not isinstance(leaving, BrokenPipeError) and not isinstance(leaving.__context__, BrokenPipeError):
+            raise
         # Why: whoever read our output has seen enough. Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.OK)
+        return BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except typer.Exit as leaving:

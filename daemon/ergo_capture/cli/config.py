@@ -13,7 +13,12 @@ import typer
 
 from ergo_capture import config as configuration
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check, show or print the configuration.")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Check, show or print the configuration.",
+)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configuration file; by default the usual one, if it is there.")

@@ -26,7 +26,7 @@ from ergo_capture.client import CaptureClient, ClientError, Published
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.records import CaptureBundle
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _START_SECONDS = 20.0
 _CONFIG = """\
@@ -52,7 +52,8 @@ def demo(
         socket = Path(short) / "capture.sock"
         daemon = _start(place, socket)
         try:
-            published = asyncio.run(_stream(daemon, socket, place))
+            _until_listening(daemon, socket, place)
+            published = asyncio.run(_stream(socket))
         finally:
             daemon.send_signal(signal.SIGTERM)
             code = daemon.wait(timeout=30)
@@ -72,26 +73,25 @@ def _start(place: Path, socket: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ergo_capture", "serve"]
     command += ["--config", str(place / "config.toml"), "--socket", str(socket), "--state-dir", str(place / "state")]
     with (place / "daemon.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own command
 
 
-async def _stream(daemon: subprocess.Popen[bytes], socket: Path, place: Path) -> Published:
+def _until_listening(daemon: subprocess.Popen[bytes], socket: Path, place: Path) -> None:
+    patience = time.monotonic() + _START_SECONDS
+    while not socket.exists() and daemon.poll() is None and time.monotonic() < patience:
+        time.sleep(0.02)
+    if not socket.exists():
+        raise ClientError("unreachable", "the demo's daemon did not start", f"see {place / 'daemon.log'}")
+
+
+async def _stream(socket: Path) -> Published:
     sample = resources.files("ergo_capture") / "data" / "flights.jsonl.gz"
     lines = gzip.decompress(sample.read_bytes()).splitlines(keepends=True)
-    async with await _connected(daemon, socket, place) as client:
+    async with CaptureClient(socket, name="ergo-capture demo") as client:
         await client.open("default", labels={"demo": "flights"})
         for number, line in enumerate(lines):
             await client.send_line(line, str(number))
         return await client.close()
-
-
-async def _connected(daemon: subprocess.Popen[bytes], socket: Path, place: Path) -> CaptureClient:
-    patience = time.monotonic() + _START_SECONDS
-    while not socket.exists() and daemon.poll() is None and time.monotonic() < patience:
-        await asyncio.sleep(0.02)
-    if not socket.exists():
-        raise ClientError("unreachable", "the demo's daemon did not start", f"see {place / 'daemon.log'}")
-    return CaptureClient(socket, name="ergo-capture demo")
 
 
 def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float) -> None:

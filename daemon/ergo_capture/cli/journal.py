@@ -18,7 +18,12 @@ from ergo_capture.journal.reader import Window
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.storage import RealStorage
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look into the write-ahead journal.")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Look into the write-ahead journal.",
+)
 
 
 @app.callback()

@@ -24,7 +24,7 @@ import typer
 from ergo_capture.client import CaptureClient, Published, Reject
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class _Id(msgspec.Struct):
@@ -50,7 +50,9 @@ def send(
     label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, kept in the manifest; may be repeated.")] = None,
     socket: Annotated[str, typer.Option(help="The daemon's socket; by default the configured one.")] = "",
     window: Annotated[int, typer.Option(min=1, help="Events that may be unacknowledged at once.")] = 4096,
-    give_up_after: Annotated[float, typer.Option(min=0, help="Seconds to go on trying when the daemon is away.")] = 60.0,
+    give_up_after: Annotated[
+        float, typer.Option(min=0, help="Seconds to go on trying when the daemon is away.")
+    ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> int:
@@ -161,7 +163,7 @@ def _open(file: str) -> BinaryIO:
         source: BinaryIO = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - the caller closes
         if isinstance(source, io.BufferedReader) and source.peek(2)[:2] == b"\x1f\x8b":
             unzipped: Any = gzip.GzipFile(fileobj=source)
-            return io.BufferedReader(unzipped)  # type: ignore[return-value]
+            return io.BufferedReader(unzipped)
     except OSError as error:
         raise ErgoCaptureError(
             f"read events from '{file}': {error.strerror}",

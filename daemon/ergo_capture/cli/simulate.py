@@ -19,7 +19,7 @@ from ergo_capture.kernel.ports import MemoryDecisionLog
 from ergo_capture.kernel.records import CaptureBundle
 from ergo_capture.kernel.scenario import Scenario, read_scenario
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

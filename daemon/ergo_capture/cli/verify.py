@@ -21,7 +21,7 @@ from ergo_capture.kernel.events import ExternalEventPayloadError
 from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import Divergence, first_divergence, rederive, validate_bundle_strict
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

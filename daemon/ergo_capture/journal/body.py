@@ -127,7 +127,7 @@ _effect: Final = msgspec.json.Decoder(ActionEffect)
 class DecisionRows:
     """Collects decisions for one DECISIONS frame."""
 
-    __slots__ = ("_run", "_rows", "count")
+    __slots__ = ("_rows", "_run", "count")
 
     def __init__(self) -> None:
         self._rows: list[_Row] = []

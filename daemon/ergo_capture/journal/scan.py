@@ -24,6 +24,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -184,7 +185,7 @@ class _Scanner:
                     hint="move it out of the journal's directory; only segments have such names",
                 )
             sequences.append(sequence)
-        for before, after in zip(sequences, sequences[1:], strict=False):
+        for before, after in pairwise(sequences):
             if after != before + 1:
                 self.gaps[after] = f"segments {before + 1} to {after - 1} are missing"
         self.scan.segments = sequences

@@ -28,7 +28,7 @@ class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
     def __post_init__(self) -> None:
         unset = (self.Number is UNSET) + (self.Series is UNSET) + (self.Bool is UNSET) + (self.String is UNSET)
-        if unset != 3:  # noqa: PLR2004 - four variants, one of them set
+        if unset != 3:
             raise ValueError("a value is exactly one of `Number`, `Series`, `Bool`, `String`")
 
 

@@ -94,7 +94,7 @@ class RunTermination:
         elif isinstance(value, str) and value in _UNITS:
             return _UNITS[value]
         raise ValueError(
-            f"unknown termination `{value}`, expected one of `Completed`, `TimedOut`, `Aborted`, `{{\"Failed\": kind}}`"
+            f'unknown termination `{value}`, expected one of `Completed`, `TimedOut`, `Aborted`, `{{"Failed": kind}}`'
         )
 
     def __repr__(self) -> str:

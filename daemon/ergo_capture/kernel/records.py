@@ -155,9 +155,7 @@ def encode_decision(record: EpisodeInvocationRecord) -> bytes:
 
 def encode_constraints(constraints: Constraints) -> bytes:
     """A bundle's ``config``."""
-    return (
-        b'{"max_in_flight":%b,"max_per_window":%b,"rate_window":%b,"deadline":%b,"max_retries":%d}'
-    ) % (
+    return (b'{"max_in_flight":%b,"max_per_window":%b,"rate_window":%b,"deadline":%b,"max_retries":%d}') % (
         _encode(constraints.max_in_flight),
         _encode(constraints.max_per_window),
         encode_time(constraints.rate_window),

@@ -183,9 +183,7 @@ def recorded_outcome(
     return termination, retries, RunResult(termination, effects, captured.intent_acks, captured.interruption)
 
 
-def compare_decisions(
-    captured: Sequence[EpisodeInvocationRecord], replayed: Sequence[EpisodeInvocationRecord]
-) -> bool:
+def compare_decisions(captured: Sequence[EpisodeInvocationRecord], replayed: Sequence[EpisodeInvocationRecord]) -> bool:
     """Whether two decision streams are the same (``replay::compare_decisions``).
 
     Raises:
@@ -237,9 +235,7 @@ def _compare_effects(captured: EpisodeInvocationRecord, replayed: EpisodeInvocat
         )
     for index, (one, other) in enumerate(zip(cap, rep, strict=True)):
         if one != other:
-            detail = (
-                f"effect mismatch at index {index}: expected hash '{one.effect_hash}', got '{other.effect_hash}'"
-            )
+            detail = f"effect mismatch at index {index}: expected hash '{one.effect_hash}', got '{other.effect_hash}'"
             raise _effect_mismatch(captured.event_id, index, one, other, detail)
 
 
@@ -298,9 +294,7 @@ def _check_provenance(bundle: CaptureBundle, adapter: str, runtime: str) -> None
                 "bundle provenance is 'none'; adapter must not be provided",
             )
     elif adapter == NO_ADAPTER_PROVENANCE:
-        raise ReplayError(
-            "AdapterRequiredForProvenancedCapture", "bundle is adapter-provenanced; adapter is required"
-        )
+        raise ReplayError("AdapterRequiredForProvenancedCapture", "bundle is adapter-provenanced; adapter is required")
     elif adapter != captured:
         raise ReplayError(
             "AdapterProvenanceMismatch",

@@ -6,6 +6,7 @@ Not here: the command (``cli/simulate.py``).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -70,11 +71,9 @@ def read_scenario(text: bytes) -> Scenario:
         ErgoCaptureError: it is not one; the message names the field.
     """
     try:
-        try:
+        # Where it is not wrapped, the text is the scenario itself.
+        with suppress(msgspec.ValidationError):
             text = bytes(msgspec.json.decode(text, type=_Wrapped).scenario)
-        except msgspec.ValidationError:
-            # Not wrapped: the text is the scenario itself.
-            pass
         scenario = msgspec.json.decode(text, type=Scenario)
         scenario.runtime()
     except (ValueError, RecursionError) as error:

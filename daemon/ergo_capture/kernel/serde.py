@@ -186,7 +186,8 @@ def _value(value: Any, path: str) -> Value:
         names = ", ".join(f"`{known}`" for known in _VALUES)
         raise ValueError(f"unknown variant `{name}`, expected one of {names} - at `{path}`")
     content = read(content, f"{path}.{name}")
-    return Value(**{name: tuple(content) if name == "Series" else content})
+    fields: dict[str, Any] = {name: tuple(content) if name == "Series" else content}
+    return Value(**fields)
 
 
 def _struct(

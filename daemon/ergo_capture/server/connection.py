@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -212,11 +213,9 @@ class Connection:
             self._sending = True
             data = self._compose()
             if data:
-                try:
+                # Why no end here: a client that closed its reading side may still be sending.
+                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
                     await self._stream.send(data)
-                except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    # Why no end here: a client that closed its reading side may still be sending.
-                    pass
             self._sending = False
             self._said.set()
             self._said = asyncio.Event()
@@ -349,9 +348,7 @@ class Connection:
 
     def _expect_session(self, frame: str) -> Session:
         if self.session is None:
-            raise ProtocolError(
-                Code.BAD_FRAME, f"{frame} came before open", "send hello, then open, then events"
-            )
+            raise ProtocolError(Code.BAD_FRAME, f"{frame} came before open", "send hello, then open, then events")
         return self.session
 
     async def _greet(self, hello: Hello) -> None:

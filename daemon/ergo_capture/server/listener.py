@@ -80,7 +80,7 @@ def unlink_if_ours(path: Path, listening: socket.socket) -> None:
 
 def peer_of(stream: UNIXSocketStream | SocketStream) -> Peer | None:
     """Who is at the other end, as the kernel vouches for it; None where it cannot tell."""
-    raw = stream.extra(SocketAttribute.raw_socket)
+    raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     pid, uid, gid = _PEERCRED.unpack(raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
@@ -112,6 +112,8 @@ class Listener:
         self._refuse = refuse
         self._max = max_clients
         self._scope = anyio.CancelScope()
+        #: Set once nothing is accepted any more and the last client is done.
+        self.idle = anyio.Event()
 
     async def run(self) -> None:
         """Accept until ``stop``; clients being served go on in the listener's own task group until they end."""
@@ -123,6 +125,7 @@ class Listener:
                     assert isinstance(stream, UNIXSocketStream)
                     self.accepted += 1
                     clients.start_soon(self._take, stream)
+        self.idle.set()
 
     async def _take(self, stream: UNIXSocketStream) -> None:
         if self.clients >= self._max:

@@ -182,7 +182,7 @@ class FrameReader:
         return [self._too_large()]
 
     def _read(self, chunk: bytes) -> list[Item]:
-        if chunk.startswith(b'{"type":"event",') or chunk.startswith(b'{"type": "event",'):
+        if chunk.startswith((b'{"type":"event",', b'{"type": "event",')):
             count = chunk.count(b"\n")
             fits = len(chunk) <= self.max_frame_bytes
             if fits or max(map(len, chunk.split(b"\n"))) <= self.max_frame_bytes:

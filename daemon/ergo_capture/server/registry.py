@@ -120,7 +120,9 @@ class SessionRegistry:
                 Code.FORBIDDEN, f"session {session_id!r} was opened by another user", "resume it as that user"
             )
         if session.owner is not None or session.ended is not None:
-            message = f"session {session_id!r} is in use" if session.ended is None else f"session {session_id!r} is ending"
+            message = (
+                f"session {session_id!r} is in use" if session.ended is None else f"session {session_id!r} is ending"
+            )
             raise ProtocolError(Code.SESSION_BUSY, message, "close the other connection first, or try again")
         timer = self._lingering.pop(session_id, None)
         if timer is not None:
@@ -146,9 +148,7 @@ class SessionRegistry:
         # nothing else keeps that segment.
         self._opening[number] = self._journal.current_segment
         try:
-            position = await append(
-                self._writer, PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description))
-            )
+            position = await append(self._writer, PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description)))
         except ErgoCaptureError as error:
             raise storage_failed(error) from error
         finally:

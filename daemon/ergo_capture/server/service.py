@@ -202,14 +202,14 @@ class Service:
             max_sessions=self.config.limits.max_sessions,
             next_number=recovery.next_session,
         )
-        tasks.start_soon(self._write, tasks)
+        tasks.start_soon(self._write)
         self.registry.take_recovered(recovery, in_doubt=self.config.session.in_doubt)
         await self.registry.retire_segments()
         listener = Listener(
             listening, self._serve_client, max_clients=self.config.limits.max_clients, refuse=self._refuse_client
         )
         tasks.start_soon(listener.run)
-        tasks.start_soon(self._watch_signals, tasks)
+        tasks.start_soon(self._watch_signals)
         try:
             self.ready.set()
             self._notifier.ready(f"serving {len(self.registry.sessions)} sessions")
@@ -221,7 +221,7 @@ class Service:
             self._writer.close()
         tasks.cancel_scope.cancel()
 
-    async def _write(self, tasks: TaskGroup) -> None:
+    async def _write(self) -> None:
         # Why shielded: the writer is never cancelled; it ends by its queue being closed.
         with anyio.CancelScope(shield=True):
             await self._writer.run()
@@ -258,7 +258,7 @@ class Service:
             async with stream:
                 await stream.send(protocol.encode_error(error))
 
-    async def _watch_signals(self, tasks: TaskGroup) -> None:
+    async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 if self._stop.is_set():
@@ -289,8 +289,7 @@ class Service:
         for connection in list(self.connections):
             connection.shut_down()
         with anyio.move_on_after(1):
-            while self.connections:
-                await asyncio.sleep(0.01)
+            await listener.idle.wait()
         self._writer.close()
         if deadline.cancelled_caught:
             log.error(telemetry.DRAIN_UNFINISHED, seconds=drain, sessions=len(self.registry.sessions))

@@ -25,7 +25,7 @@ from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import JournalFull, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
-from ergo_capture.kernel.events import EventLike, ExternalEvent
+from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
@@ -187,9 +187,11 @@ class Session:
             recovered.number, recovered.decided, session._on_decisions_durable, session.fail
         )
         if session._invoker is not None:
+            # Why: a scripted engine goes on where the script was.
             for event_id, count in recovered.attempts or ():
+                used = ExternalEvent.mechanical(event_id, ExternalEventKind.Command)
                 for _ in range(count):
-                    session._invoker.run(graph.name, event_id, None, recovered.description.constraints.deadline)
+                    session._invoker.run(graph.name, event_id, used, recovered.description.constraints.deadline)
         session._supervisor = recovered.supervisor
         session._supervisor.take_over(session._log, session._invoker)
         session._unpublished = recovered.unpublished
@@ -395,9 +397,7 @@ class Session:
             await append(self._writer, PendingFrame(FrameKind.CLOSE, self.number, self.decided, 0, body))
         self.publication = await self._publish(self.part, self.decided - self.part.first, how, final=True)
 
-    async def _publish(
-        self, part: Part, count: int, how: str, *, final: bool, forced: bool = False
-    ) -> Publication:
+    async def _publish(self, part: Part, count: int, how: str, *, final: bool, forced: bool = False) -> Publication:
         publication = await self._publisher.publish(self, part, count, how, forced=forced)
         publication = msgspec.structs.replace(publication, final=final)
         frame = PendingFrame(FrameKind.PUBLISHED, self.number, part.number, int(final), encode_body(publication))

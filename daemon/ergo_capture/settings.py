@@ -1,0 +1,195 @@
+"""Every setting, its default, and its description.
+
+Owns: the tables of a configuration file as structs.
+Not here: finding, reading and printing a file (``config.py``).
+
+The descriptions below are the comments of ``config/ergo-capture.toml``, which is generated from this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ergo_capture.units import Duration, Mode, Size
+
+
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+    #: The least that a setting may be, where its type allows less.
+    LEAST: ClassVar[Mapping[str, Size]] = {}
+
+    def __post_init__(self) -> None:
+        for key, least in self.LEAST.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"`{key}` must be at least {least}")
+
+
+class SocketConfig(_Section, frozen=True):
+    """Where clients connect."""
+
+    path: Annotated[
+        str, _doc("Path of the socket; empty for the usual place (/run/ergo-capture/capture.sock, or the user's).")
+    ] = ""
+    mode: Annotated[Mode, _doc("Permissions of the socket.")] = Mode(0o660)
+    group: Annotated[str, _doc("Group that owns the socket; empty for the daemon's own.")] = ""
+    backlog: Annotated[int, Meta(ge=1, le=65_535, description="Connections that may wait to be accepted.")] = 128
+
+
+class StateConfig(_Section, frozen=True):
+    """Where the journal and the bundles are."""
+
+    directory: Annotated[
+        str, _doc("State directory; empty for the usual place (/var/lib/ergo-capture, or the user's).")
+    ] = ""
+
+
+class JournalConfig(_Section, frozen=True):
+    """How events and decisions become durable."""
+
+    # Why: a queue without room would keep every client waiting for ever.
+    LEAST = {"segment_bytes": Size(4 << 10), "queue_bytes": Size(4 << 10)}
+
+    segment_bytes: Annotated[Size, _doc("Size of one segment; allocated ahead.")] = Size(64 << 20)
+    decision_delay: Annotated[
+        Duration, _doc("How long decisions alone wait for an event to be synced with; 0s for not at all.")
+    ] = Duration(2_000_000)
+    queue_bytes: Annotated[
+        Size, _doc("Events that may wait for the disk, in bytes, over all clients; beyond it nothing is read.")
+    ] = Size(64 << 20)
+    queue_frames: Annotated[int, Meta(ge=1, description="The same in chunks of events.")] = 65_536
+
+
+class SessionConfig(_Section, frozen=True):
+    """What becomes of sessions without a client."""
+
+    linger: Annotated[
+        Duration, _doc("How long a session waits for its client to come back before it is closed as interrupted.")
+    ] = Duration(30_000_000_000)
+    in_doubt: Annotated[
+        Literal["reinvoke", "interrupt"],
+        _doc(
+            "After a crash, what to do with an event whose episode may have run: run it (again), or record it as "
+            "aborted with an interruption."
+        ),
+    ] = "reinvoke"
+
+
+class RotationConfig(_Section, frozen=True):
+    """When a session's bundle ends and the next begins; 0 turns a bound off."""
+
+    max_events: Annotated[int, Meta(ge=0, description="Events in one bundle.")] = 0
+    max_bytes: Annotated[Size, _doc("Bytes of events, as received, in one bundle.")] = Size(0)
+    max_age: Annotated[Duration, _doc("Time from a bundle's first moment to its end.")] = Duration(0)
+    force_after: Annotated[
+        Duration, _doc("How long to wait for a moment when nothing is deferred before cutting all the same.")
+    ] = Duration(60_000_000_000)
+
+
+class SnapshotConfig(_Section, frozen=True):
+    """Bundles of sessions that are still running."""
+
+    interval: Annotated[Duration, _doc("How often to publish a running session; 0s for never.")] = Duration(0)
+
+
+class LimitsConfig(_Section, frozen=True):
+    """What clients may cost; 0s turns a time-out off."""
+
+    LEAST = {"max_frame_bytes": Size(256), "session_queue_bytes": Size(1 << 10)}
+
+    max_clients: Annotated[int, Meta(ge=1, description="Clients at once.")] = 256
+    max_sessions: Annotated[int, Meta(ge=1, description="Sessions that are open at once.")] = 1024
+    max_frame_bytes: Annotated[Size, _doc("Longest line a client may send.")] = Size(1 << 20)
+    max_events_per_frame: Annotated[int, Meta(ge=1, description="Most events in one `events` frame.")] = 10_000
+    max_bad_frames: Annotated[
+        int, Meta(ge=1, description="Unreadable lines from one client before its connection ends.")
+    ] = 5
+    max_id_bytes: Annotated[int, Meta(ge=1, description="Longest event id, in UTF-8 bytes.")] = 1024
+    max_label_bytes: Annotated[int, Meta(ge=0, description="All labels of a session together.")] = 4096
+    session_queue_bytes: Annotated[
+        Size, _doc("Events of one session that may wait to be decided; beyond it its client is not read.")
+    ] = Size(8 << 20)
+    hello_timeout: Annotated[Duration, _doc("Time to say hello and open a session.")] = Duration(10_000_000_000)
+    frame_timeout: Annotated[Duration, _doc("Time to finish a line that was begun.")] = Duration(30_000_000_000)
+    idle_timeout: Annotated[Duration, _doc("Time a client with a session may say nothing.")] = Duration(0)
+    write_timeout: Annotated[Duration, _doc("Time to read what the daemon has to say.")] = Duration(30_000_000_000)
+
+
+class BundleConfig(_Section, frozen=True):
+    """Bundle files."""
+
+    style: Annotated[Literal["compact", "pretty"], _doc("Layout of the JSON.")] = "compact"
+
+
+class ShutdownConfig(_Section, frozen=True):
+    """The end."""
+
+    drain: Annotated[Duration, _doc("Time to decide, commit and publish what was accepted, once asked to stop.")] = (
+        Duration(60_000_000_000)
+    )
+
+
+class LogConfig(_Section, frozen=True):
+    """What the daemon says about itself."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], _doc("The least important lines shown.")] = "info"
+    format: Annotated[
+        Literal["auto", "json", "console"], _doc("auto is console on a terminal and JSON lines elsewhere.")
+    ] = "auto"
+
+
+class FixedEngineConfig(_Section, frozen=True, tag_field="kind", tag="fixed"):
+    """Every episode ends alike."""
+
+    termination: Annotated[Any, _doc('How: "Completed", "TimedOut", "Aborted", or { Failed = "RuntimeError" }.')] = (
+        "Completed"
+    )
+
+
+class ScriptedEngineConfig(_Section, frozen=True, tag_field="kind", tag="scripted"):
+    """Episodes end as a file says, per event id."""
+
+    file: Annotated[str, _doc('A JSON file: {"default": ..., "schedule": {event id: [...]}}.')]
+
+
+class GraphConfig(_Section, frozen=True):
+    """A graph that clients may open sessions of."""
+
+    max_in_flight: Annotated[int | None, _doc("Episodes at once.")] = None
+    max_per_window: Annotated[int | None, _doc("Invocations in one rate_window.")] = None
+    rate_window: Annotated[Duration | None, _doc("Span of event time that max_per_window is counted over.")] = None
+    deadline: Annotated[Duration | None, _doc("Time an episode may take; 0s aborts every episode.")] = None
+    max_retries: Annotated[int, Meta(ge=0, description="Further attempts after a mechanical failure.")] = 0
+    adapter_provenance: Annotated[str, _doc("What the adapter is, for strict replay.")] = "none"
+    runtime_provenance: Annotated[str, _doc("What the engine is, for strict replay.")] = "rpv1:none"
+    engine: Annotated[
+        FixedEngineConfig | ScriptedEngineConfig, _doc('What runs the episodes: "fixed", or a table with a kind.')
+    ] = FixedEngineConfig()
+
+
+class Config(_Section, frozen=True):
+    """All of it."""
+
+    socket: SocketConfig = SocketConfig()
+    state: StateConfig = StateConfig()
+    journal: JournalConfig = JournalConfig()
+    session: SessionConfig = SessionConfig()
+    rotation: RotationConfig = RotationConfig()
+    snapshot: SnapshotConfig = SnapshotConfig()
+    limits: LimitsConfig = LimitsConfig()
+    bundle: BundleConfig = BundleConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+    log: LogConfig = LogConfig()
+    graphs: dict[str, GraphConfig] = msgspec.field(default_factory=lambda: {"default": GraphConfig()})
+
+    def __post_init__(self) -> None:
+        if not self.graphs:
+            raise ValueError("`graphs` names no graph; write a table such as [graphs.default], or leave it out")

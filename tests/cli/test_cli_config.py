@@ -1,0 +1,80 @@
+"""``ergo-capture config check|show|default``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ergo_capture import config as configuration
+from ergo_capture.cli import app
+from ergo_capture.errors import ExitCode
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A configuration file of the test's own."""
+    return tmp_path / "config.toml"
+
+
+def test_default_prints_the_documented_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """``config default`` prints a file that changes nothing, with every setting explained."""
+    assert app.run(["config", "default"]) == 0
+    text = capsys.readouterr().out
+    assert configuration.parse(text, "printed") == configuration.Config()
+    assert "# Where clients connect.\n[socket]\n" in text
+
+
+def test_show_prints_what_is_in_force(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``config show`` prints the file's settings and the defaults of all others, paths filled in."""
+    file.write_text('[socket]\npath = "/x.sock"\n[rotation]\nmax_events = 7\n')
+    assert app.run(["config", "show", "--config", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert configuration.parse(shown, "shown") == configuration.load(file)
+    assert 'path = "/x.sock"' in shown
+    assert "max_events = 7" in shown
+    assert 'directory = ""' not in shown
+
+
+def test_check_says_ok_and_what_it_found(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``config check`` exits 0 with one line."""
+    file.write_text('[socket]\npath = "/x.sock"\n[graphs.a]\n[graphs.b]\n')
+    assert app.run(["config", "check", "--config", str(file)]) == 0
+    assert capsys.readouterr().out == "ok: 2 graphs, socket /x.sock\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[jurnal]\n", "did you mean `journal`?"),
+        ("[graphs.a]\nmax_in_flight = -1\n", "configure graph 'a'"),
+        ('[graphs.a.engine]\nkind = "fixed"\ntermination = "Exploded"\n', "configure graph 'a'"),
+        ("[log\n", "mend the TOML"),
+    ],
+)
+def test_check_exits_78_on_a_configuration_that_cannot_be_used(
+    file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon that would not start is told so by the check, on stderr, with the exit code systemd knows."""
+    file.write_text(text)
+    assert app.run(["config", "check", "--config", str(file)]) == 78
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+
+
+def test_check_looks_for_the_script_of_an_engine(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A scripted engine whose file is not there would stop the daemon, so the check says it."""
+    file.write_text('[graphs.a.engine]\nkind = "scripted"\nfile = "/nonesuch.json"\n')
+    assert app.run(["config", "check", "--config", str(file)]) != 0
+    assert "/nonesuch.json" in capsys.readouterr().err
+
+
+def test_serve_refuses_what_check_refuses(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The daemon stops with 78 before it touches anything."""
+    file.write_text("[limits]\nmax_client = 1\n")
+    state = file.parent / "state"
+    arguments = ["serve", "--config", str(file), "--state-dir", str(state), "--socket", str(file.parent / "s")]
+    assert app.run(arguments) == ExitCode.CONFIG
+    assert "did you mean `max_clients`?" in capsys.readouterr().err
+    assert not state.exists()

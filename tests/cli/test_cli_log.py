@@ -1,0 +1,83 @@
+"""The daemon's log: names that can be searched for, one JSON object a line, nothing on standard output."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from ergo_capture import telemetry
+
+
+@pytest.fixture(autouse=True)
+def structlog_as_found() -> Iterator[None]:
+    """Leave structlog as other tests expect it."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+class Terminal(io.StringIO):
+    """Standard error on a terminal."""
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True
+
+
+def test_names_are_subject_and_verb_and_unique() -> None:
+    """Every event of the log is a constant ``SUBJECT_VERB = "subject.verb"``."""
+    names = {key: value for key, value in vars(telemetry).items() if key.isupper()}
+    assert names
+    for key, value in names.items():
+        assert re.fullmatch(r"[a-z]+\.[a-z]+", value), key
+        assert key == value.replace(".", "_").upper()
+
+
+@pytest.mark.parametrize("style", ["auto", "json"])
+def test_elsewhere_than_on_a_terminal_a_line_is_a_json_object(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line has the event, its keys, the level and the time in UTC; standard output stays empty."""
+    telemetry.configure("info", style)
+    structlog.get_logger().info(telemetry.SESSION_OPENED, session="s\n1", events=3)
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    record = json.loads(line)
+    assert record.pop("timestamp").endswith("Z")
+    assert record == {"event": "session.opened", "session": "s\n1", "events": 3, "level": "info"}
+
+
+def test_an_exception_is_text_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback does not break the one-object-a-line rule."""
+    telemetry.configure("info", "json")
+    try:
+        raise ValueError("torn")
+    except ValueError:
+        structlog.get_logger().exception(telemetry.SESSION_FAILED)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ValueError: torn" in json.loads(line)["exception"]
+
+
+@pytest.mark.parametrize(("level", "shown"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_less_important_lines_are_left_out(level: str, shown: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """``log.level`` is the least important level shown."""
+    telemetry.configure(level, "json")
+    log = structlog.get_logger()
+    for say in (log.debug, log.info, log.warning, log.error):
+        say(telemetry.DAEMON_READY)
+    assert len(capsys.readouterr().err.splitlines()) == shown
+
+
+def test_on_a_terminal_a_line_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` on a terminal prints words and not JSON."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    telemetry.configure("info", "auto")
+    structlog.get_logger().info(telemetry.DAEMON_READY, socket="/x.sock")
+    assert "daemon.ready" in terminal.getvalue()
+    assert not terminal.getvalue().startswith("{")

@@ -1,0 +1,145 @@
+"""``ergo-capture simulate``: a written scenario becomes the reference's bundle."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.daemons import COMMAND, command_environment
+from tests.shared import conformance
+
+from ergo_capture.cli import app
+from ergo_capture.cli.simulate import run_scenario
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.scenario import read_scenario
+
+SCENARIOS = conformance("scenarios.jsonl")
+RICH: dict[str, Any] = max(
+    SCENARIOS, key=lambda line: line["scenario"]["constraints"]["max_retries"] * 100_000 + len(line["bundle_compact"])
+)
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    """A conformance line as a file of its own."""
+    file = tmp_path / "scenario.json"
+    file.write_text(json.dumps(RICH), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("style", ["compact", "pretty"])
+def test_every_scenario_gives_the_references_bytes(
+    style: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """P11: on standard output stands what the reference wrote for the scenario, byte for byte, in both styles."""
+    for line in SCENARIOS:
+        if f"bundle_{style}" not in line:
+            continue
+        file = tmp_path / "scenario.json"
+        file.write_text(json.dumps(line["scenario"]), encoding="utf-8")
+        assert app.run(["simulate", str(file), "--style", style]) == 0
+        assert capsysbinary.readouterr().out == line[f"bundle_{style}"].encode(), line["name"]
+
+
+def test_a_file_gets_the_bundle_and_standard_output_nothing(
+    scenario: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """``-o FILE`` writes the same bytes atomically, and makes the directories that it needs."""
+    output = tmp_path / "deep" / "er" / "run.capture.json"
+    assert app.run(["simulate", str(scenario), "-o", str(output)]) == 0
+    assert capsysbinary.readouterr().out == b""
+    assert output.read_bytes() == RICH["bundle_compact"].encode()
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_a_bundle_that_cannot_be_written_is_an_error(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A destination below a file is refused with its stage and a hint."""
+    (tmp_path / "file").write_text("")
+    assert app.run(["simulate", str(scenario), "-o", str(tmp_path / "file" / "x.json")]) == 1
+    assert capsys.readouterr().err.startswith("Error: create capture output directory: ")
+
+
+def test_standard_input_is_read_for_a_dash(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """A scenario can come through a pipe."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(RICH["scenario"]).encode())))
+    assert app.run(["simulate", "-"]) == 0
+    assert capsysbinary.readouterr().out == RICH["bundle_compact"].encode()
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "random"])
+def test_the_hash_seed_changes_nothing(scenario: Path, seed: str) -> None:
+    """P11: every process writes the same bytes, whatever its hash seed."""
+    ended = subprocess.run(
+        [*COMMAND, "simulate", str(scenario)],
+        stdout=subprocess.PIPE,
+        env={**command_environment(), "PYTHONHASHSEED": seed},
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout == RICH["bundle_compact"].encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b"", "truncated"),
+        (b"[]", "array"),
+        (b"\xff", "invalid"),
+        (b"{}", "graph_id"),
+        (b'{"graph_id":"g","events":[],"grph":1}', "`grph`"),
+        (b'{"graph_id":"g","events":[{"event_id":"e","kind":"Nap"}]}', "$.events[0].kind"),
+        (b'{"graph_id":"g","events":[{"event_id":"e","kind":"Pump","at":{"secs":-1}}]}', "$.events[0].at.secs"),
+        (b'{"graph_id":"g","events":[],"constraints":{"max_in_flight":18446744073709551616}}', "max_in_flight"),
+        (b'{"graph_id":"g","events":[],"default":"Exploded"}', "Exploded"),
+        (b'{"graph_id":"g","events":[],"schedule":{"e":["Exploded"]}}', "Exploded"),
+        (b'{"graph_id":"g","events":[]}\n{"graph_id":"h","events":[]}', "trailing characters"),
+        (b'{"scenario":' * 100_000, "recursion"),
+    ],
+)
+def test_what_is_not_a_scenario_is_refused_by_name(text: bytes, named: str) -> None:
+    """A text that is not a scenario is refused with the field or the reason in the message, and a hint."""
+    with pytest.raises(ErgoCaptureError, match="read scenario: ") as caught:
+        read_scenario(text)
+    assert named in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_refused_payload_is_an_error_and_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A payload that no event may carry stops the simulation with exit code 1 and nothing on standard output."""
+    file = tmp_path / "scenario.json"
+    file.write_text('{"graph_id":"g","events":[{"event_id":"e","kind":"Command","payload_utf8":"[]"}]}')
+    assert app.run(["simulate", str(file)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "payload must be a JSON object, got array" in said.err
+
+
+def test_a_scenario_needs_only_a_graph_and_events() -> None:
+    """Everything else has the daemon's defaults."""
+    bundle = run_scenario(read_scenario(b'{"graph_id":"g","events":[{"event_id":"e","kind":"Tick"}]}'))
+    assert (bundle.adapter_provenance, bundle.runtime_provenance) == ("none", "rpv1:none")
+    assert len(bundle.decisions) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_a_full_disk_behind_standard_output_is_not_success(scenario: Path) -> None:
+    """A bundle that could not be written out whole never ends in exit code 0."""
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [*COMMAND, "simulate", str(scenario)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=command_environment(),
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode != 0
+    assert b"No space left" in ended.stderr

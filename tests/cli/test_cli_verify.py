@@ -1,0 +1,234 @@
+"""``ergo-capture verify``: what is sound, what diverged, and where."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.shared import conformance, shared
+
+from ergo_capture.cli import app
+from ergo_capture.cli.verify import check
+from ergo_capture.errors import ExitCode
+from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value, compute_effect_hash
+
+REAL = shared("real") / "ergo-cli"
+SCENARIOS = conformance("scenarios.jsonl")
+LIMITED = next(
+    line["bundle_compact"]
+    for line in SCENARIOS
+    if '"Defer"' in line["bundle_compact"] and '"Invoke"' in line["bundle_compact"]
+)
+
+
+def written(tmp_path: Path, text: str | bytes, name: str = "b.capture.json") -> str:
+    """A bundle file with that text."""
+    file = tmp_path / name
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(file)
+
+
+def verdicts(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What ``--json`` printed."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# --- what is sound ---
+
+
+def test_every_bundle_of_the_reference_verifies(tmp_path: Path) -> None:
+    """Each scenario's bundle, in both styles, derives again from its own recorded outcomes; repeated ids apart."""
+    for line in SCENARIOS:
+        ids = [event["event_id"] for event in line["scenario"]["events"]]
+        for style in ("bundle_compact", "bundle_pretty"):
+            if style in line:
+                result = check(Path(written(tmp_path, line[style])))
+                assert result["ok"] is (len(set(ids)) == len(ids)), (line["name"], result)
+
+
+def test_captures_of_the_real_program_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``ergo run`` wrote, effects included, is sound; one line says so with its counts."""
+    files = [str(REAL / name) for name in ("cap_hello.json", "cap_ctx.json")]
+    assert app.run(["verify", *files]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}: ok, 3 events, 3 decisions derived again" for file in files
+    ]
+
+
+# --- what is not ---
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "found"),
+    [
+        (
+            "tamper_decision.json",
+            4,
+            {"index": 1, "event_id": "p1", "field": "decision", "captured": "Skip", "replayed": "Defer"},
+        ),
+        ("tamper_effect_value.json", 4, {"index": 0, "event_id": "e1", "field": "effect_hash"}),
+        ("tamper_payload.json", 1, "payload hash mismatch for event 'e1'"),
+        ("tamper_version.json", 1, "unsupported capture version 'v2'"),
+    ],
+)
+def test_what_was_tampered_with_is_found_out(
+    name: str, code: int, found: str | dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each tampered copy of a real capture is told with its place, and with its exit code."""
+    assert app.run(["verify", "--json", str(REAL / name)]) == code
+    (verdict,) = verdicts(capsys)
+    assert verdict["ok"] is False
+    if isinstance(found, str):
+        assert verdict["error"] == found
+        assert verdict["hint"]
+    else:
+        assert verdict["divergence"].items() >= found.items()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("decision", "Skip"),
+        ("schedule_at", {"secs": 7, "nanos": 1}),
+        ("episode_id", 77),
+        ("deadline", {"secs": 1, "nanos": 0}),
+        ("termination", "Aborted"),
+        ("retry_count", 9),
+        ("event_id", "another"),
+    ],
+)
+def test_a_changed_field_of_a_decision_is_named(field: str, value: Any, tmp_path: Path) -> None:
+    """Whatever the supervisor decides, a record that says otherwise is a divergence in that very field."""
+    bundle = json.loads(LIMITED)
+    index = next(i for i, record in enumerate(bundle["decisions"]) if record["decision"] == "Defer")
+    assert bundle["decisions"][index][field] != value
+    bundle["decisions"][index][field] = value
+    result = check(Path(written(tmp_path, json.dumps(bundle))))
+    assert result["exit"] == ExitCode.DIVERGED
+    assert (result["divergence"]["index"], result["divergence"]["field"]) == (index, field)
+    assert result["divergence"]["captured"] == value
+
+
+@pytest.mark.parametrize(("cut", "field"), [("events", "missing"), ("decisions", "extra")])
+def test_a_missing_or_extra_decision_is_named(cut: str, field: str, tmp_path: Path) -> None:
+    """A decision without its event, and an event without its decision, are divergences at that place."""
+    bundle = json.loads(LIMITED)
+    last = len(bundle["decisions"]) - 1
+    bundle[cut].pop()
+    result = check(Path(written(tmp_path, json.dumps(bundle))))
+    assert result["exit"] == ExitCode.DIVERGED
+    assert (result["divergence"]["index"], result["divergence"]["field"]) == (last, field)
+    assert json.dumps(result["divergence"])
+
+
+def test_a_repeated_event_id_is_unsound(tmp_path: Path) -> None:
+    """Strict replay refuses a bundle in which an id occurs twice, and so does verify."""
+    bundle = json.loads(LIMITED)
+    bundle["events"][1] = {**bundle["events"][1], "event_id": bundle["events"][0]["event_id"]}
+    result = check(Path(written(tmp_path, json.dumps(bundle))))
+    assert result["exit"] == ExitCode.FAILED
+    assert "duplicate event_id" in result["error"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", LIMITED[:-40], LIMITED + "x", "[" * 100_000, b"\xff", b"\x1f\x8b"]
+)
+def test_a_file_that_is_no_bundle_is_unsound(
+    text: str | bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a bundle, another JSON text or no text at all is exit code 1 with the file's name and a hint."""
+    file = written(tmp_path, text)
+    assert app.run(["verify", file]) == ExitCode.FAILED
+    said = capsys.readouterr().out
+    assert said.startswith(f"{file}: unsound: read capture bundle '{file}': ")
+    assert "\n  try: " in said
+
+
+def test_the_verdicts_of_the_reference_are_never_contradicted(tmp_path: Path) -> None:
+    """A text that the reference cannot read is unsound here; what it replays alike derives again here."""
+    for line in conformance("bundles.jsonl"):
+        verdict = line["verdict"]
+        result = check(Path(written(tmp_path, line["bundle_text"])))
+        if verdict["parse"] is not None or verdict["validate"] is not None:
+            assert result["exit"] == ExitCode.FAILED, line["name"]
+        elif verdict.get("compare") is True and "duplicate" not in result.get("error", ""):
+            assert result["ok"], (line["name"], result)
+
+
+# --- several at once ---
+
+
+def test_each_bundle_has_its_verdict_and_the_worst_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One bad bundle does not keep the others from being checked; unsound is worse than diverged, in any order."""
+    good, diverged, unsound = (
+        str(REAL / "cap_ctx.json"),
+        str(REAL / "tamper_decision.json"),
+        str(tmp_path / "absent.json"),
+    )
+    assert app.run(["verify", "--json", unsound, diverged, good]) == ExitCode.FAILED
+    assert [verdict["ok"] for verdict in verdicts(capsys)] == [False, False, True]
+    assert app.run(["verify", diverged, unsound]) == ExitCode.FAILED
+    assert app.run(["verify", diverged, good]) == ExitCode.DIVERGED
+    assert app.run(["verify", good, good]) == ExitCode.OK
+
+
+def test_a_person_is_shown_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without ``--json`` a divergence is three lines: where, captured, replayed."""
+    file = str(REAL / "tamper_decision.json")
+    assert app.run(["verify", file]) == ExitCode.DIVERGED
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}: diverged at decision 1, event 'p1', field decision",
+        '  captured: "Skip"',
+        '  replayed: "Defer"',
+    ]
+
+
+# --- floats that the reference misreads ---
+
+
+def with_number(number: float) -> str:
+    """A real capture whose one effect writes that number, with the hash that belongs to it."""
+    bundle = json.loads((REAL / "cap_ctx.json").read_text())
+    record = next(record for record in bundle["decisions"] if record["effects"])
+    effect = ActionEffect("set_context", (EffectWrite("k", Value(Number=number)),))
+    for other in bundle["decisions"]:
+        other["effects"] = []
+    body = {"kind": effect.kind, "writes": [{"key": "k", "value": {"Number": number}}]}
+    record["effects"] = [{"effect": body, "effect_hash": compute_effect_hash(effect)}]
+    return json.dumps(bundle)
+
+
+def test_a_number_that_the_reference_misreads_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """9.773333333333333, of a real capture, is sound for us, with a note that the reference may refuse its own file."""
+    file = written(tmp_path, with_number(9.773333333333333))
+    assert app.run(["verify", file]) == 0
+    said = capsys.readouterr().out
+    assert ": ok, " in said
+    assert "note: the reference may refuse this bundle: it reads 9.773333333333333" in said
+    assert "as 9.773333333333332" in said
+
+
+@pytest.mark.parametrize("number", [0.0, -0.0, 1.5, -653212.475585476, 1e16, 1e22, 5e-324, 1.7976931348623157e308])
+def test_a_number_that_the_reference_reads_alike_needs_no_note(number: float, tmp_path: Path) -> None:
+    """Most numbers survive, and a bundle of them has no note."""
+    result = check(Path(written(tmp_path, with_number(number))))
+    assert (result["ok"], result["notes"]) == (True, [])
+
+
+@settings(max_examples=60)
+@given(st.integers(0, (1 << 64) - 1).map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0]))
+def test_any_number_can_be_judged(number: float) -> None:
+    """Every finite number, subnormals included, leads to at most one note and to no failure."""
+    if number - number != 0:
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        result = check(Path(written(Path(directory), with_number(number))))
+    assert result["ok"]
+    assert len(result["notes"]) <= 1
