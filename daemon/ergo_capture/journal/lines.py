@@ -82,7 +82,7 @@ _REDUCE: Final = bytes(
     48 if 48 <= c <= 57 else ord("e") if c == ord("E") else ord("[") if c == ord("{") else c for c in range(256)
 )
 _DROP: Final = bytes(set(range(256)) - set(_KEPT))
-_DROP_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[{\n"))
+_DROP_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[\n"))
 
 #: A line needs more brackets than this to hold a payload of more than 127 levels: its own are three.
 _HARMLESS_BRACKETS: Final = MAX_DEPTH
@@ -95,17 +95,7 @@ def read_harmless(chunk: bytes, count: int) -> list[_FastEvent] | None:
 
     None says nothing about the chunk but that its lines want ``read_line`` one by one.
     """
-    # Why: the decoder takes values as they come, several on a line or one over several lines. A raw newline
-    # cannot stand inside a string, and "}" newline "{" not inside a value; so with as many of those as lines,
-    # each line is exactly one value.
-    if not (chunk.startswith(b"{") and chunk.endswith(b"}\n") and chunk.count(b"}\n{") == count - 1):
-        return None
-    if not chunk.isascii():
-        try:
-            chunk.decode()
-        except UnicodeDecodeError:
-            return None
-    if not _numbers_harmless(chunk) or not _depth_harmless(chunk, count):
+    if not (_one_value_a_line(chunk, count) and _is_utf8(chunk) and _payloads_harmless(chunk)):
         return None
     try:
         lines = _decode_fast(chunk)
@@ -116,17 +106,35 @@ def read_harmless(chunk: bytes, count: int) -> list[_FastEvent] | None:
     return [line.event for line in lines]
 
 
-def _numbers_harmless(chunk: bytes) -> bool:
-    reduced = chunk.translate(_REDUCE, _DROP)
-    return b"0e000" not in reduced and b"0e+000" not in reduced and _HARMLESS_DIGITS not in reduced
+def _one_value_a_line(chunk: bytes, count: int) -> bool:
+    """Whether no value can be spread over lines; with as many values as lines, each line then is one.
+
+    Why: the decoder takes values as they come, several on a line or one over several lines. A raw newline
+    cannot stand inside a string, and "}" newline "{" not inside a value. The first bytes of a chunk are most
+    often those of each of its lines, and a longer needle is found faster.
+    """
+    if not (chunk.startswith(b"{") and chunk.endswith(b"}\n")):
+        return False
+    return chunk.count(b"}\n" + chunk[:16]) == count - 1 or chunk.count(b"}\n{") == count - 1
 
 
-def _depth_harmless(chunk: bytes, count: int) -> bool:
-    if count == 1:
-        return chunk.count(b"[") + chunk.count(b"{") <= _HARMLESS_BRACKETS
-    if len(chunk) < 2 * _HARMLESS_BRACKETS:
+def _is_utf8(chunk: bytes) -> bool:
+    if chunk.isascii():
         return True
-    return max(map(len, chunk.translate(None, _DROP_BUT_BRACKETS).split(b"\n"))) <= _HARMLESS_BRACKETS
+    try:
+        chunk.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _payloads_harmless(chunk: bytes) -> bool:
+    """Whether no number leaves f64 and no payload is nested too deep, as far as brackets and digits tell."""
+    reduced = chunk.translate(_REDUCE, _DROP)
+    if b"0e000" in reduced or b"0e+000" in reduced or _HARMLESS_DIGITS in reduced:
+        return False
+    brackets = reduced.translate(None, _DROP_BUT_BRACKETS)
+    return len(brackets) <= _HARMLESS_BRACKETS or max(map(len, brackets.split(b"\n"))) <= _HARMLESS_BRACKETS
 
 
 def read_line(line: bytes) -> ExternalEvent:

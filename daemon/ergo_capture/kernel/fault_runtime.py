@@ -69,6 +69,11 @@ class FaultRuntime:
             outcomes[event_id] = [RunTermination.from_builtins(value) for value in values]
         return cls(RunTermination.from_builtins(plan.get("default", "Completed")), outcomes)
 
+    @property
+    def constant(self) -> RunTermination | None:
+        """How every attempt ends, where that is certain; None where something is scheduled."""
+        return None if any(self._schedule.values()) else self.default
+
     def push_outcomes(self, event_id: str, outcomes: Iterable[RunTermination]) -> None:
         """Schedule outcomes for an event id, in place of any it still has."""
         self._schedule[event_id] = deque(outcomes)

@@ -6,7 +6,8 @@ Not here: engines (``fault_runtime.py``, ``engine/``), the capturing log (``capt
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -72,6 +73,18 @@ class DecisionLog(Protocol):
 
     def log(self, entry: DecisionLogEntry) -> None:
         """Keep one decision; a decision that was not logged did not happen."""
+
+
+@runtime_checkable
+class RunLengthDecisionLog(DecisionLog, Protocol):
+    """A log that takes a run of like decisions as one.
+
+    Why: nearly every decision of nearly every run is an invocation that completed at the first attempt, and
+    an entry for each costs more than all the rest of deciding.
+    """
+
+    def log_plain(self, events: Sequence[EventLike], first_episode: int) -> None:
+        """Keep one decision an event: invoked, completed at once, without effects; episodes are consecutive."""
 
 
 class MemoryDecisionLog:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import EventLike, ExternalEventKind, TimeLike
+from ergo_capture.kernel.fault_runtime import FaultRuntime
 from ergo_capture.kernel.outcomes import Decision, RunTermination
-from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult, RuntimeInvoker
+from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunLengthDecisionLog, RunResult, RuntimeInvoker
 from ergo_capture.kernel.records import CapturedActionEffect
 from ergo_capture.kernel.time import NANOS_PER_SEC, U64_MAX, ZERO, EventTime
 
@@ -55,8 +57,7 @@ class Supervisor:
     ) -> None:
         self.graph_id = graph_id
         self.constraints = constraints
-        self._log = decision_log.log
-        self._runtime = runtime
+        self._bind(decision_log, runtime)
         self._max_in_flight = constraints.max_in_flight
         self._deadline = constraints.deadline
         # Rule 2 needs both; a window alone, or a count alone, limits nothing.
@@ -135,13 +136,55 @@ class Supervisor:
         result = outcome if type(outcome) is RunResult else None
         return self.settle(step, termination, retries, result)  # type: ignore[arg-type]
 
+    def drive_all(self, events: Sequence[EventLike]) -> None:
+        """As ``drive`` for each event, in order; quicker where nothing is limited and every episode completes."""
+        runtime = self._runtime
+        plain = self._log_plain
+        certain = (
+            plain is not None
+            and isinstance(runtime, FaultRuntime)
+            and runtime.constant is RunTermination.Completed
+            and self._window is None
+            and self._max_in_flight is None
+            and not (self._deadline is not None and self._deadline.is_zero())
+            and self._next_episode + len(events) < U64_MAX
+        )
+        if not certain or plain is None:
+            for event in events:
+                self.drive(event)
+            return
+        start, now = 0, self._now
+        secs, nanos = now.secs, now.nanos
+        for index, event in enumerate(events):
+            if event.kind is _PUMP:
+                self._now = now
+                if index > start:
+                    plain(events[start:index], self._next_episode)
+                    self._next_episode += index - start
+                start = index + 1
+                self.drive(event)
+                now = self._now
+                secs, nanos = now.secs, now.nanos
+                continue
+            at = event.at
+            if at.secs > secs or (at.secs == secs and at.nanos > nanos):
+                now, secs, nanos = at, at.secs, at.nanos
+        self._now = now
+        if start < len(events):
+            plain(events[start:] if start else events, self._next_episode)
+            self._next_episode += len(events) - start
+
     def on_event(self, event: EventLike) -> None:
         """As ``drive``, for callers who read the log (``Supervisor::on_event``)."""
         self.drive(event)
 
     def take_over(self, decision_log: DecisionLog, runtime: RuntimeInvoker | None) -> None:
         """Go on with another log and engine: after a recovery, when what was logged before is durable already."""
+        self._bind(decision_log, runtime)
+
+    def _bind(self, decision_log: DecisionLog, runtime: RuntimeInvoker | None) -> None:
         self._log = decision_log.log
+        self._log_plain = decision_log.log_plain if isinstance(decision_log, RunLengthDecisionLog) else None
         self._runtime = runtime
 
     @property

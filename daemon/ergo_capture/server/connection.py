@@ -439,11 +439,9 @@ class Connection:
     def _without_long_ids(self, chunk: EventChunk) -> tuple[EventChunk, frozenset[int]]:
         limit = self._limits.max_id_bytes
         # Why a quarter: a character takes four bytes at the most, so shorter ids need no encoding.
-        if max(len(event.event_id) for event in chunk.events) <= limit // 4:
+        if max(map(len, chunk.ids)) <= limit // 4:
             return chunk, frozenset()
-        long_ids = frozenset(
-            offset for offset, event in enumerate(chunk.events) if len(event.event_id.encode()) > limit
-        )
+        long_ids = frozenset(offset for offset, event_id in enumerate(chunk.ids) if len(event_id.encode()) > limit)
         if not long_ids:
             return chunk, long_ids
         lines = chunk.body.split(b"\n")

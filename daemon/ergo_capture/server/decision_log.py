@@ -7,12 +7,14 @@ Not here: the writer that takes them (``writer.py``), their encoding (``journal/
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import DecisionRows
+from ergo_capture.journal.body import DecisionRows, SessionDescription
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Position
+from ergo_capture.kernel.events import EventLike
+from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
 
 
@@ -21,6 +23,7 @@ class JournalDecisionLog:
 
     Args:
         session: the session's number in the journal.
+        description: what the session is.
         first: index of the first decision that will be logged.
         on_durable: told of the frame's position, first index and count.
         on_failed: told when decisions can never become durable.
@@ -29,11 +32,14 @@ class JournalDecisionLog:
     def __init__(
         self,
         session: int,
+        description: SessionDescription,
         first: int,
         on_durable: Callable[[Position, int, int], None],
         on_failed: Callable[[ErgoCaptureError], None],
     ) -> None:
         self._session = session
+        self._graph = description.graph
+        self._deadline = description.constraints.deadline
         self._on_durable = on_durable
         self._on_failed = on_failed
         self._rows = DecisionRows()
@@ -51,6 +57,21 @@ class JournalDecisionLog:
         self.logged += 1
         if self.followed is not None:
             self.followed.append(entry)
+
+    def log_plain(self, events: Sequence[EventLike], first_episode: int) -> None:
+        """Keep a run of plain invocations (``ports.RunLengthDecisionLog``)."""
+        if self.followed is not None:
+            for offset, event in enumerate(events):
+                self.log(self._plain_entry(event, first_episode + offset))
+            return
+        self._rows.add_plain(first_episode, len(events))
+        self.logged += len(events)
+
+    def _plain_entry(self, event: EventLike, episode: int) -> DecisionLogEntry:
+        completed = RunTermination.Completed
+        return DecisionLogEntry(
+            self._graph, event.event_id, event, Decision.Invoke, None, episode, self._deadline, completed, 0
+        )
 
     @property
     def waiting(self) -> bool:

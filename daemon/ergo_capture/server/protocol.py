@@ -103,9 +103,13 @@ Request = Hello | Open | Flush | Close | End | Ping
 class EventChunk:
     """Events that came together, all well-formed: what a session admits and the journal keeps verbatim."""
 
-    #: The event lines, newlines included; None where refused lines were among them and ``lines`` holds the rest.
+    #: The event lines, newlines included.
     body: bytes
     events: Sequence[EventLike]
+    ids: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = [event.event_id for event in self.events]
 
 
 @dataclass(slots=True, frozen=True)

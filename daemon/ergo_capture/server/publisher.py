@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio import to_process, to_thread
+import structlog
+from anyio import BrokenWorkerProcess, to_process, to_thread
 
+from ergo_capture import telemetry
 from ergo_capture.journal.body import Publication
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server.part import Part
 from ergo_capture.server.paths import bundle_path, manifest_path
 from ergo_capture.server.session import Session, utc_now
+
+log = structlog.get_logger()
 
 #: Above this many events a bundle is composed in a worker process. Why: composing is Python from end to end
 #: and would hold the interpreter, and with it every client, for about 5 us an event.
@@ -79,11 +83,21 @@ class BundlePublisher:
         # Why shielded: a bundle that is half composed when a client goes would be composed again.
         with anyio.CancelScope(shield=True):
             async with self._one_at_a_time:
-                run = to_thread.run_sync if count <= _IN_THREAD else to_process.run_sync
-                publication = await run(partial(compose_bundle, job))
+                publication = await _compose(job)
         self.published += 1
         self._on_published(session, publication)
         return publication
 
     def __repr__(self) -> str:
         return f"<BundlePublisher {self._state / 'bundles'}, {self.published} published>"
+
+
+async def _compose(job: ComposeJob) -> Publication:
+    compose = partial(compose_bundle, job)
+    if job.count > _IN_THREAD:
+        try:
+            return await to_process.run_sync(compose)
+        except BrokenWorkerProcess as error:
+            # Why not fatal: a host may be out of processes; slower is better than not at all.
+            log.warning(telemetry.WORKER_BROKEN, error=str(error), bundle=job.destination)
+    return await to_thread.run_sync(compose)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -320,6 +321,9 @@ def run(config: Config) -> int:
     Raises:
         ErgoCaptureError: start-up failed.
     """
+    # Why: the commit thread comes back from each sync to an interpreter that the loop is using, and would wait
+    # for it for the usual 5 ms; a commit under load then took 10.8 ms, and 0.8 ms with this.
+    sys.setswitchinterval(0.0005)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return int(runner.run(Service(config).run()))
 

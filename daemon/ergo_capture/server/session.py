@@ -18,7 +18,9 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 
+from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
@@ -35,6 +37,8 @@ from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
 from ergo_capture.server.submission import Batch, append
 from ergo_capture.server.writer import Writer
+
+log = structlog.get_logger()
 
 
 class Owner(Protocol):
@@ -142,7 +146,7 @@ class Session:
         self._interrupts = False
         self._unpublished: list[PendingPublication] = []
         self.part = Part(1, 0, segment, self._loop.time())
-        self._log = JournalDecisionLog(number, 0, self._on_decisions_durable, self.fail)
+        self._log = JournalDecisionLog(number, description, 0, self._on_decisions_durable, self.fail)
         self._invoker = graph.engine.invoker()
         self._supervisor = self._new_supervisor()
 
@@ -184,7 +188,7 @@ class Session:
         session.part.decision_frames = recovered.decision_frames
         session.part.bytes = recovered.event_bytes
         session._log = JournalDecisionLog(
-            recovered.number, recovered.decided, session._on_decisions_durable, session.fail
+            recovered.number, recovered.description, recovered.decided, session._on_decisions_durable, session.fail
         )
         if session._invoker is not None:
             # Why: a scripted engine goes on where the script was.
@@ -215,7 +219,7 @@ class Session:
         """
         events, body = chunk.events, chunk.body
         refusals: list[Refusal] = []
-        fresh = {event.event_id for event in events}
+        fresh = set(chunk.ids)
         if len(fresh) != len(events) or not self.ids.isdisjoint(fresh):
             events, body, refusals = self._without_duplicates(chunk)
             fresh = {event.event_id for event in events}
@@ -320,6 +324,10 @@ class Session:
                     await self._wake.wait()
         except ErgoCaptureError as error:
             self.fail(error)
+        except Exception as error:
+            # Why here: a mistake of ours in one session must not cost the others anything.
+            log.exception(telemetry.SESSION_FAILED, session=self.description.session)
+            self.fail(_mistake(error))
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -327,9 +335,7 @@ class Session:
 
     async def _decide(self, batch: Batch) -> None:
         if self._invoker is not None and not self._interrupts:
-            drive = self._supervisor.drive
-            for event in batch.events:
-                drive(event)
+            self._supervisor.drive_all(batch.events)
         else:
             for external in read_body(batch.body) if batch.body else batch.events:
                 step = self._supervisor.offer(external)
@@ -502,6 +508,14 @@ def storage_failed(error: ErgoCaptureError) -> ProtocolError:
         Code.STORAGE_FAILED,
         f"the journal has failed: {error.message}",
         "what was acknowledged is safe; connect again when the daemon has been restarted",
+    )
+
+
+def _mistake(error: Exception) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"the session's task ended with {type(error).__name__}: {error}",
+        op="run session",
+        hint="this is a defect of ergo-capture; what was accepted is safe in the journal, restart the daemon to go on",
     )
 
 
