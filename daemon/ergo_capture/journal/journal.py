@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -56,6 +57,17 @@ class JournalSnapshot(msgspec.Struct, frozen=True):
     segment: int
     segment_offset: int
     failed: str | None
+
+
+class PreparedBatch(NamedTuple):
+    """A batch as bytes, for its place in the open segment."""
+
+    buffers: list[bytes]
+    start: int
+    end: int
+    #: Frames of the batch.
+    frames: int
+    positions: list[Position]
 
 
 class Journal:
@@ -133,12 +145,20 @@ class Journal:
             JournalFull: there was no room; nothing of the batch was kept.
             JournalFailed: now, or at some earlier commit.
         """
-        if self._failure is not None:
-            raise self._failure
+        return self.write(self.prepare(frames) or list(frames))
+
+    def prepare(self, frames: Sequence[PendingFrame]) -> PreparedBatch | None:
+        """The batch's bytes and place, where it fits the segment that is open; None where it does not.
+
+        Not to be called while ``write`` runs. Why apart: the thread that writes should need the interpreter
+        as seldom as can be, because it waits for it behind the loop each time.
+        """
         size = sum(map(len, frames))
-        file = self._file
-        if file is None or self._offset + size > self._capacity:
-            file = self._roll(size)
+        if self._file is None or self._failure is not None or self._offset + size > self._capacity:
+            return None
+        return self._encode(frames)
+
+    def _encode(self, frames: Sequence[PendingFrame]) -> PreparedBatch:
         batch = list(frames)
         offset = start = self._offset
         if start == 0:
@@ -150,14 +170,32 @@ class Journal:
             buffers += frame.encode(self._sequence, number, index, total)
             positions.append(Position(self._sequence, offset))
             offset += len(frame)
+        return PreparedBatch(buffers, start, offset, total, positions[1:] if start == 0 else positions)
+
+    def write(self, batch: PreparedBatch | Sequence[PendingFrame]) -> list[Position]:
+        """Write a batch, prepared or not, and return its positions once it is on stable storage.
+
+        Raises:
+            JournalFull: there was no room; nothing of the batch was kept.
+            JournalFailed: now, or at some earlier commit.
+        """
+        if self._failure is not None:
+            raise self._failure
+        file = self._file
+        if not isinstance(batch, PreparedBatch):
+            size = sum(map(len, batch))
+            if file is None or self._offset + size > self._capacity:
+                file = self._roll(size)
+            batch = self._encode(batch)
+        assert file is not None
         try:
-            file.write_at(buffers, start, sync=True)
+            file.write_at(batch.buffers, batch.start, sync=True)
         except StorageError as error:
-            self._lose(error, file, start)
-        self._offset, self._batch, self._frames = offset, number, total
-        if offset > self._capacity // 2:
+            self._lose(error, file, batch.start)
+        self._offset, self._batch, self._frames = batch.end, self._batch + 1, batch.frames
+        if batch.end > self._capacity // 2:
             self._ahead.prepare(self._sequence + 1, self._segment_bytes)
-        return positions[1:] if start == 0 else positions
+        return batch.positions
 
     def _lose(self, error: StorageError, file: StorageFile, start: int) -> None:
         """The batch at ``start`` did not make it: say whether a later one may.

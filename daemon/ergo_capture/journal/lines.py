@@ -75,9 +75,9 @@ _decode_fast: Final = msgspec.json.Decoder(_FastLine).decode_lines
 _decode_exact: Final = msgspec.json.Decoder(_ExactLine).decode
 _decode_event: Final = msgspec.json.Decoder(_ExactEvent).decode
 
-# What is left of a chunk for the screen: digits (all as 0), e and E (as e), plus, quotes, commas, opening
-# brackets (all as [) and newlines. Quotes and commas keep numbers apart that only stand near each other.
-_KEPT: Final = b'0123456789eE+",[{\n'
+# What is left of a chunk for the screen: digits (all as 0), e and E (as e), quotes, commas, opening brackets
+# (all as [) and newlines. Quotes and commas keep numbers apart that only stand near each other; a plus may go.
+_KEPT: Final = b'0123456789eE",[{\n'
 _REDUCE: Final = bytes(
     48 if 48 <= c <= 57 else ord("e") if c == ord("E") else ord("[") if c == ord("{") else c for c in range(256)
 )
@@ -131,7 +131,7 @@ def _is_utf8(chunk: bytes) -> bool:
 def _payloads_harmless(chunk: bytes) -> bool:
     """Whether no number leaves f64 and no payload is nested too deep, as far as brackets and digits tell."""
     reduced = chunk.translate(_REDUCE, _DROP)
-    if b"0e000" in reduced or b"0e+000" in reduced or _HARMLESS_DIGITS in reduced:
+    if b"0e000" in reduced or _HARMLESS_DIGITS in reduced:
         return False
     brackets = reduced.translate(None, _DROP_BUT_BRACKETS)
     return len(brackets) <= _HARMLESS_BRACKETS or max(map(len, brackets.split(b"\n"))) <= _HARMLESS_BRACKETS

@@ -30,7 +30,7 @@ import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.journal import Journal, JournalFull, Position
+from ergo_capture.journal.journal import Journal, JournalFull, Position, PreparedBatch
 
 
 class Submission(Protocol):
@@ -255,6 +255,10 @@ class Writer:
         return f"<Writer {state}, {len(self._queue)} queued of {self._bytes} bytes, {self._batches} batches>"
 
 
+_Outcome = list[Position] | ErgoCaptureError
+_Job = tuple[PreparedBatch | Sequence[PendingFrame], asyncio.Future[_Outcome]]
+
+
 class _CommitThread:
     """The thread that calls ``Journal.commit``, and the way there and back.
 
@@ -263,8 +267,7 @@ class _CommitThread:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._jobs: SimpleQueue[tuple[Sequence[PendingFrame], asyncio.Future[list[Position] | ErgoCaptureError]] | None]
-        self._jobs = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ergo-capture-commit", daemon=True)
 
     def start(self) -> None:
@@ -276,15 +279,15 @@ class _CommitThread:
 
     async def commit(self, frames: Sequence[PendingFrame]) -> list[Position] | ErgoCaptureError:
         done: asyncio.Future[list[Position] | ErgoCaptureError] = asyncio.get_running_loop().create_future()
-        self._jobs.put((frames, done))
+        self._jobs.put((self._journal.prepare(frames) or frames, done))
         return await done
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            frames, done = job
+            batch, done = job
             loop = done.get_loop()
             try:
-                outcome: list[Position] | ErgoCaptureError | BaseException = self._journal.commit(frames)
+                outcome: list[Position] | ErgoCaptureError | BaseException = self._journal.write(batch)
             except BaseException as error:  # noqa: BLE001 - carried to the task that waits, whatever it is
                 outcome = error
             loop.call_soon_threadsafe(_settle, done, outcome)
