@@ -46,6 +46,9 @@ from ergo_capture.version import PROGRAM
 
 log = structlog.get_logger()
 
+#: Seconds for the last commit of all, once every session is drained.
+_LAST_COMMIT_SECONDS = 10.0
+
 
 class Service:
     """The daemon between its start and its stop.
@@ -67,6 +70,8 @@ class Service:
         #: Refusals by code.
         self.refusals: Counter[str] = Counter()
         self.ready = anyio.Event()
+        #: Whether the shutdown left something undone that it should have done.
+        self._unfinished = False
         self._graphs = graphs_of(config)
         self._notifier = Notifier.from_environment()
         self._stop = anyio.Event()
@@ -131,7 +136,7 @@ class Service:
             listening = self._listening_socket(stack)
             async with anyio.create_task_group() as tasks:
                 await self._serve(tasks, listening, recovery)
-        return ExitCode.OK if self._writer.failure is None else ExitCode.FAILED
+        return ExitCode.FAILED if self._unfinished or self._writer.failure is not None else ExitCode.OK
 
     def stop(self) -> None:
         """Begin the shutdown; a second call changes nothing."""
@@ -293,10 +298,17 @@ class Service:
             await listener.idle.wait()
         self._writer.close()
         if deadline.cancelled_caught:
+            self._unfinished = True
             log.error(telemetry.DRAIN_UNFINISHED, seconds=drain, sessions=len(self.registry.sessions))
         if self._writer.failure is None:
-            await self._writer.until_ended()
-            await anyio.to_thread.run_sync(self._journal.seal)
+            with anyio.move_on_after(_LAST_COMMIT_SECONDS) as patience:
+                await self._writer.until_ended()
+            if patience.cancelled_caught:
+                # The disk is full, and decisions wait for it: the next start takes them again.
+                self._writer.abandon()
+                self._unfinished = True
+            else:
+                await anyio.to_thread.run_sync(self._journal.seal)
         log.info(telemetry.DAEMON_STOPPED)
 
     async def _drain(self) -> None:

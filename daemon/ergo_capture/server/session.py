@@ -225,11 +225,12 @@ class Session:
             fresh = {event.event_id for event in events}
             if not events:
                 return None, refusals
+        self._writer.check()
         batch = Batch(self, body, events)
-        self._writer.submit(batch, len(body))
         self.ids |= fresh
         self.admitted += len(events)
         self.queued_bytes += len(body)
+        self._writer.submit(batch, len(body))
         return batch, refusals
 
     def _without_duplicates(self, chunk: EventChunk) -> tuple[list[EventLike], bytes, list[Refusal]]:
