@@ -13,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ Buffer = bytes | memoryview | mmap.mmap
 
 #: Errors that say that there is no room, as against a disk that is broken.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: What a kernel or a filesystem that does not know RWF_DSYNC says to it.
+_NO_SUCH_FLAG: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 _IOV_MAX: Final = 1024
 _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
@@ -108,6 +111,12 @@ class Storage(Protocol):
     def list(self, path: Path) -> list[str]:
         """The names in a directory, sorted."""
 
+    def is_plain(self, path: Path) -> bool:
+        """Whether the name is a plain file's; a link is not followed."""
+
+    def is_own(self, path: Path) -> bool:
+        """Whether it belongs to the user that this process runs as."""
+
     def mkdir(self, path: Path) -> None:
         """Have a directory, parents included, for owner and group only."""
 
@@ -133,14 +142,23 @@ class RealFile:
         """
         # Why RWF_DSYNC: one call instead of two, and the interpreter is let go once.
         flags = getattr(os, "RWF_DSYNC", 0) if sync else 0
-        waiting = list(buffers)
-        try:
-            while waiting:
+        waiting = _after(list(buffers), 0)
+        while waiting:
+            try:
                 written = os.pwritev(self._fd, waiting[:_IOV_MAX], offset, flags)
-                offset += written
-                waiting = _after(waiting, written)
-        except OSError as error:
-            raise StorageError("write", self.path, error) from error
+            except InterruptedError:
+                continue
+            except OSError as error:
+                if flags and error.errno in _NO_SUCH_FLAG:
+                    # Why it may go on: a flag that is not known is refused before anything is written.
+                    flags = 0
+                    continue
+                raise StorageError("write", self.path, error) from error
+            if written == 0:
+                nothing = OSError(errno.EIO, "the system wrote nothing and said no reason")
+                raise StorageError("write", self.path, nothing) from nothing
+            offset += written
+            waiting = _after(waiting, written)
         if sync and not flags:
             self.sync()
 
@@ -207,8 +225,15 @@ class RealFile:
             raise StorageError("truncate", self.path, error) from error
 
     def size(self) -> int:
-        """Bytes in the file."""
-        return os.fstat(self._fd).st_size
+        """Bytes in the file.
+
+        Raises:
+            StorageError: op ``look at``.
+        """
+        try:
+            return os.fstat(self._fd).st_size
+        except OSError as error:
+            raise StorageError("look at", self.path, error) from error
 
     def close(self) -> None:
         """Close it.
@@ -324,6 +349,28 @@ class RealStorage:
             return sorted(entry.name for entry in path.iterdir())
         except OSError as error:
             raise StorageError("list", path, error) from error
+
+    def is_plain(self, path: Path) -> bool:
+        """Look without following a link.
+
+        Raises:
+            StorageError: op ``look at``.
+        """
+        return stat.S_ISREG(self._look(path).st_mode)
+
+    def is_own(self, path: Path) -> bool:
+        """Compare the owner with the effective user.
+
+        Raises:
+            StorageError: op ``look at``.
+        """
+        return self._look(path).st_uid == os.geteuid()
+
+    def _look(self, path: Path) -> os.stat_result:
+        try:
+            return path.lstat()
+        except OSError as error:
+            raise StorageError("look at", path, error) from error
 
     def mkdir(self, path: Path) -> None:
         """Make it where it is missing.

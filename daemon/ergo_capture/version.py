@@ -1,6 +1,7 @@
 """What this program calls itself.
 
 Owns: the version and the name that journals, manifests and greetings bear.
+Not here: what they say besides.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Not here: what bodies hold (``body.py``, ``lines.py``), files (``segment.py``).
 
 A segment is frames one after the other, each at a multiple of 8 bytes; after the last one there are zeros or
 the end of the file. A frame is a header of 64 bytes, a body, and zeros up to the next multiple of 8. All
-numbers are little-endian and unsigned:
+numbers are little-endian and unsigned. A frame of an unknown kind that may not be skipped, or of a later
+format version, needs a newer program:
 
     offset  size  field
          0     4  magic, the bytes "ergJ"
@@ -93,11 +94,11 @@ class PendingFrame:
     def encode(self, segment: int, batch: int, index: int, frames: int) -> tuple[bytes, bytes, bytes]:
         """Header, body and padding, for one place in the journal."""
         body = self.body
-        head = _HEADER.pack(
-            MAGIC, FORMAT_VERSION, self.kind, 0, segment, batch, self.session, self.first, self.count, len(body),
-            index, frames, crc32c(body),
-        )  # fmt: skip
-        return head + _CRC.pack(crc32c(head)), body, _PADDING[-len(body) % ALIGNMENT]
+        length = len(body)
+        header = encode_header(
+            self.kind, segment, batch, self.session, self.first, self.count, length, index, frames, crc32c(body)
+        )
+        return header, body, _PADDING[-length % ALIGNMENT]
 
     def __repr__(self) -> str:
         return f"<PendingFrame {self.kind.name} of session {self.session}, {self.count} from {self.first}>"
@@ -139,6 +140,28 @@ class Frame(msgspec.Struct, frozen=True):
 
     header: Header
     body: bytes
+
+
+def encode_header(
+    kind: int,
+    segment: int,
+    batch: int,
+    session: int,
+    first: int,
+    count: int,
+    length: int,
+    index: int,
+    frames: int,
+    body_crc: int,
+    *,
+    flags: int = 0,
+    version: int = FORMAT_VERSION,
+) -> bytes:
+    """The 64 bytes of a header, its checksum included."""
+    head = _HEADER.pack(
+        MAGIC, version, kind, flags, segment, batch, session, first, count, length, index, frames, body_crc
+    )
+    return head + _CRC.pack(crc32c(head))
 
 
 def frame_bytes(length: int) -> int:

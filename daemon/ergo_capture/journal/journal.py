@@ -1,43 +1,42 @@
 """The journal of a daemon: appends batches of frames, each synced before the next is begun.
 
-Owns: opening and mending, group commit, rolling over to new segments, retiring old ones, the seal.
-Not here: frames' bytes (``frame.py``), who commits when (``server/writer.py``), reading (``reader.py``).
+Owns: opening, group commit, rolling over to new segments, retiring old ones, the seal.
+Not here: frames' bytes (``frame.py``), who commits when (``server/writer.py``), reading (``reader.py``), mending
+(``mend.py``).
 
-One thread commits; anybody may read at the same time, through ``reader.read_frames``.
+One thread commits; anybody may read at the same time, through ``reader.read_frames``, and one other thread
+may retire segments.
 
 After an error in a write or a sync the journal has failed for good (P7): what the error left of the batch on
 disk is unknown, so nothing is written behind it, and the next start finds out by scanning. Only a lack of
-space is different (P8): it shows before anything of the batch is synced, what was written of it is cut off
-again, and the next commit may succeed.
+space is different (P8): what was written of the batch is cut off again, and the next commit may succeed. It
+goes to a new segment. Why: where write and sync are one call (RWF_DSYNC), a file system that finds room for
+blocks only when it syncs reports a full disk from the sync, and nothing may rest on a later sync of the same
+pages. Segments are filled with zeros beforehand, so that this happens on copy-on-write file systems only.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame
+from ergo_capture.journal.frame import HEADER_BYTES, Frame, FrameKind, PendingFrame
+from ergo_capture.journal.mend import mend, sweep
 from ergo_capture.journal.reader import JournalDamaged, JournalError, Position, read_frames
 from ergo_capture.journal.scan import Scan, scan
-from ergo_capture.journal.segment import (
-    NEW_SUFFIX,
-    TORN_SUFFIX,
-    head_frame,
-    install_segment,
-    prepare_segment,
-    segment_path,
-)
+from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
 __all__ = ["Journal", "JournalDamaged", "JournalError", "JournalFailed", "JournalFull", "Position", "read_frames"]
 
-#: The least a segment is allocated, where there is no room for a whole one.
-_LEAST_BYTES = 1 << 20
+#: Positions keep offsets in 32 bits; a segment may be larger than it was to be by one batch.
+_MAX_BYTES: Final = (1 << 32) - 1
+#: What a segment needs that holds nothing but a seal.
+_SEAL_BYTES: Final = 4096
 
 
 class JournalFailed(JournalError):
@@ -78,27 +77,29 @@ class Journal:
         directory: Path,
         storage: Storage,
         *,
-        segments: dict[int, int],
-        batch: int,
-        frames: int,
+        found: Scan,
+        sizes: dict[int, int],
         segment_bytes: int,
         program: str,
     ) -> None:
         self.directory = directory
         self._storage = storage
         #: Sizes of the segments there are, by sequence.
-        self._segments = segments
+        self._segments = sizes
         self._segment_bytes = segment_bytes
         self._program = program
         #: The last batch, and how many of its frames are there; a new segment's head says both.
-        self._batch = batch
-        self._frames = frames
-        self._sequence = max(segments, default=0)
+        self._batch = found.last_batch
+        self._frames = found.last_frames
+        self._sequence = max(sizes, default=0)
+        #: The last segment of which anything is durable, and whether it ends with a seal.
+        self._durable = self._sequence
+        self._sealed = found.sealed
         self._file: StorageFile | None = None
         self._offset = 0
         self._capacity = 0
-        self._failure: JournalFailed | None = None
-        self._ahead = _Ahead(directory, storage)
+        self._failure: _Failure | None = None
+        self._ahead = NextSegment(directory, storage)
 
     @classmethod
     def open(
@@ -115,26 +116,34 @@ class Journal:
         What follows goes to a new segment: its head says where the old one ended, and its batches prove
         that the old ones were durable.
 
+        Args:
+            directory: where the segments are; made by the caller.
+            storage: the filesystem.
+            segment_bytes: size of a segment, 4 KiB to 2 GiB; a larger batch gets a larger one.
+            program: name and version, for the segments' heads.
+            on_progress: told of segments read and segments there are.
+
         Raises:
-            JournalError: something else has a segment's name, or a newer version wrote it.
+            JournalError: something else has a segment's name, another user's it is, or a newer version's.
             StorageError: a file cannot be read, or the tail not be mended.
+            ValueError: ``segment_bytes`` is out of range.
         """
-        for name in storage.list(directory):
-            if name.endswith(NEW_SUFFIX):
-                storage.remove(directory / name)
+        if not 4096 <= segment_bytes <= 2 << 30:
+            raise ValueError(f"segments of {segment_bytes} bytes: they must be of 4 KiB to 2 GiB")
         found = scan(directory, storage, on_progress=on_progress)
-        _mend(directory, storage, found)
-        segments = {sequence: segment_path(directory, sequence).stat().st_size for sequence in found.segments}
-        journal = cls(
-            directory,
-            storage,
-            segments=segments,
-            batch=found.last_batch,
-            frames=found.last_frames,
-            segment_bytes=segment_bytes,
-            program=program,
-        )
-        return journal, found
+        paths = {sequence: segment_path(directory, sequence) for sequence in found.segments}
+        for path in paths.values():
+            if not storage.is_own(path):
+                raise JournalError(
+                    f"open journal: '{path}' belongs to another user",
+                    op="open journal",
+                    path=path,
+                    hint="run the daemon as the user that owns its journal, or give the files to this one",
+                )
+        sweep(directory, storage)
+        mend(directory, storage, found)
+        sizes = {sequence: _size(paths[sequence], storage) for sequence in found.segments}
+        return cls(directory, storage, found=found, sizes=sizes, segment_bytes=segment_bytes, program=program), found
 
     # --- appending ---
 
@@ -145,7 +154,7 @@ class Journal:
             JournalFull: there was no room; nothing of the batch was kept.
             JournalFailed: now, or at some earlier commit.
         """
-        return self.write(self.prepare(frames) or list(frames))
+        return self.write(self.prepare(frames) or frames)
 
     def prepare(self, frames: Sequence[PendingFrame]) -> PreparedBatch | None:
         """The batch's bytes and place, where it fits the segment that is open; None where it does not.
@@ -154,21 +163,21 @@ class Journal:
         as seldom as can be, because it waits for it behind the loop each time.
         """
         size = sum(map(len, frames))
-        if self._file is None or self._failure is not None or self._offset + size > self._capacity:
+        if not frames or self._file is None or self._failure is not None or self._offset + size > self._capacity:
             return None
         return self._encode(frames)
 
     def _encode(self, frames: Sequence[PendingFrame]) -> PreparedBatch:
-        batch = list(frames)
+        batch = frames
         offset = start = self._offset
         if start == 0:
-            batch.insert(0, head_frame(self._sequence, self._program, self._batch, self._frames))
-        number, total = self._batch + 1, len(batch)
+            batch = [head_frame(self._sequence, self._program, self._batch, self._frames), *frames]
+        sequence, number, total = self._sequence, self._batch + 1, len(batch)
         positions: list[Position] = []
         buffers: list[bytes] = []
         for index, frame in enumerate(batch):
-            buffers += frame.encode(self._sequence, number, index, total)
-            positions.append(Position(self._sequence, offset))
+            buffers += frame.encode(sequence, number, index, total)
+            positions.append(Position(sequence, offset))
             offset += len(frame)
         return PreparedBatch(buffers, start, offset, total, positions[1:] if start == 0 else positions)
 
@@ -180,95 +189,127 @@ class Journal:
             JournalFailed: now, or at some earlier commit.
         """
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.error()
         file = self._file
         if not isinstance(batch, PreparedBatch):
+            if not batch:
+                return []
             size = sum(map(len, batch))
             if file is None or self._offset + size > self._capacity:
-                file = self._roll(size)
+                file = self._roll(size, self._segment_bytes)
             batch = self._encode(batch)
         assert file is not None
+        assert batch.start == self._offset, "a batch was prepared while another one was written"
         try:
             file.write_at(batch.buffers, batch.start, sync=True)
         except StorageError as error:
-            self._lose(error, file, batch.start)
+            raise self._lose(error, file, batch.start) from error
         self._offset, self._batch, self._frames = batch.end, self._batch + 1, batch.frames
+        self._durable, self._sealed = self._sequence, False
         if batch.end > self._capacity // 2:
             self._ahead.prepare(self._sequence + 1, self._segment_bytes)
         return batch.positions
 
-    def _lose(self, error: StorageError, file: StorageFile, start: int) -> None:
-        """The batch at ``start`` did not make it: say whether a later one may.
-
-        Raises:
-            JournalFull: there was no room, and nothing of the batch is left.
-            JournalFailed: anything else.
-        """
-        if error.is_full and error.op != "sync":
-            try:
-                # Why: frames of the lost batch would otherwise lie behind those of the next one.
+    def _lose(self, error: StorageError, file: StorageFile, start: int) -> JournalError:
+        """The batch at ``start`` did not make it: say whether a later one may."""
+        if not error.is_full or error.op == "sync":
+            return self._fail(error)
+        try:
+            if start:
+                # Why: frames of the lost batch would otherwise lie behind those that are durable.
                 file.truncate(start)
-            except StorageError as second:
-                raise self._fail(second) from error
-            self._segments[self._sequence] = start
-            raise JournalFull(
-                f"append to journal '{file.path}': {error.message}",
-                op="append to journal",
-                path=file.path,
-                hint="free some space; the daemon goes on by itself",
-            ) from error
-        raise self._fail(error) from error
+                file.close()
+                self._segments[self._sequence] = start
+            else:
+                # Why not cut: an empty segment with another one behind it is damage.
+                file.close()
+                self._storage.remove(file.path)
+                self._storage.sync_dir(self.directory)
+                del self._segments[self._sequence]
+                self._sequence -= 1
+        except StorageError as second:
+            return self._fail(second)
+        self._file, self._offset, self._capacity = None, 0, 0
+        return self._full(error)
 
-    def _fail(self, error: StorageError) -> JournalFailed:
-        self._failure = JournalFailed(
-            f"append to journal '{error.path}': {error.message}",
+    def _full(self, error: StorageError) -> JournalFull:
+        return JournalFull(
+            f"append to journal '{self.directory}': {error.message}",
             op="append to journal",
             path=error.path,
-            hint="nothing that was not acknowledged is safe; look at the disk, then restart the daemon",
+            hint="free some space; the daemon goes on by itself",
         )
-        self._failure.__cause__ = error
-        return self._failure
 
-    def _roll(self, size: int) -> StorageFile:
+    def _fail(self, error: StorageError) -> JournalFailed:
+        self._failure = _Failure(error.path, error)
+        return self._failure.error()
+
+    def _roll(self, size: int, segment_bytes: int) -> StorageFile:
         """Begin a new segment with room for a batch of ``size`` bytes.
 
         Raises:
             JournalFull: there is no room for one.
             JournalFailed: it cannot be made for another reason.
+            ValueError: the batch is longer than a segment may be.
         """
         needed = size + HEADER_BYTES * 4 + len(self._program)
+        if needed > _MAX_BYTES:
+            raise ValueError(f"a batch of {size} bytes is longer than a segment may be")
+        file: StorageFile | None = None
         try:
-            file = self._ahead.take(self._sequence + 1, max(self._segment_bytes, needed), needed)
+            file = self._ahead.take(self._sequence + 1, max(segment_bytes, needed), needed)
+            capacity = file.size()
+            full, self._file = self._file, None
+            if full is not None:
+                # Why its zeros are not cut off: somebody may be reading it just now; the next start does that.
+                full.close()
             install_segment(self.directory, self._sequence + 1, self._storage)
-            if self._file is not None:
-                self._file.truncate(self._offset)
-                self._segments[self._sequence] = self._offset
-                self._file.close()
         except StorageError as error:
-            if error.is_full:
-                raise JournalFull(
-                    f"begin a journal segment in '{self.directory}': {error.message}",
-                    op="begin journal segment",
-                    path=self.directory,
-                    hint="free some space; the daemon goes on by itself",
-                ) from error
-            raise self._fail(error) from error
+            if file is not None:
+                with suppress(StorageError):
+                    file.close()
+            raise (self._full(error) if error.is_full else self._fail(error)) from error
         self._sequence += 1
-        self._file, self._offset, self._capacity = file, 0, file.size()
+        self._file, self._offset, self._capacity = file, 0, capacity
         file.path = segment_path(self.directory, self._sequence)
-        self._segments[self._sequence] = self._capacity
+        self._segments[self._sequence] = capacity
         return file
 
     def seal(self) -> None:
-        """Say that the journal was closed in order; nothing is to be committed after it.
+        """Say that the journal was closed in order; does nothing where nothing came since the last seal.
 
         Raises:
             JournalError: the seal could not be written; the next start takes it for a crash, and loses nothing.
         """
+        if self._sealed:
+            return
+        if self._failure is None and self._file is None:
+            self._roll(_SEAL_BYTES // 2, _SEAL_BYTES)
         self.commit([PendingFrame(FrameKind.SEAL, 0, 0, 0, b"{}")])
-        assert self._file is not None
-        self._file.truncate(self._offset)
-        self._segments[self._sequence] = self._offset
+        self._sealed = True
+        if self._file is not None:
+            try:
+                self._file.close()
+            except StorageError as error:
+                raise self._fail(error) from error
+            # Why: nothing may ever lie behind a seal; what comes all the same goes to a new segment.
+            self._file, self._offset, self._capacity = None, 0, 0
+
+    # --- reading ---
+
+    def read(self, position: Position) -> Frame:
+        """The frame at a position.
+
+        Raises:
+            JournalDamaged: there is no whole frame.
+            StorageError: the segment cannot be read.
+        """
+        (frame,) = self.read_all([position])
+        return frame
+
+    def read_all(self, positions: Iterable[Position]) -> Iterator[Frame]:
+        """The frames at positions, in that order; see ``read_frames``."""
+        return read_frames(self.directory, positions, self._storage)
 
     def close(self) -> None:
         """Let go of the files; does not seal."""
@@ -278,7 +319,7 @@ class Journal:
                 self._file.close()
             self._file = None
         if self._failure is None:
-            self._failure = JournalFailed(f"append to journal '{self.directory}': it is closed", op="append to journal")
+            self._failure = _Failure(self.directory, None)
 
     # --- segments ---
 
@@ -303,11 +344,13 @@ class Journal:
         Raises:
             StorageError: a file could not be deleted; those before it are gone.
         """
-        gone = [sequence for sequence in sorted(self._segments) if sequence < min(before, self.current_segment)]
+        # Why not up to the current one: the oldest segment left must hold something durable, so that a bad
+        # beginning of it is damage and cannot be a batch that was never synced.
+        gone = [sequence for sequence in sorted(self._segments) if sequence < min(before, self._durable)]
         for sequence in gone:
             self._storage.remove(segment_path(self.directory, sequence))
             del self._segments[sequence]
-        if gone:
+            # Why each: a power cut must not bring back an older segment without the ones between.
             self._storage.sync_dir(self.directory)
         return gone
 
@@ -327,105 +370,30 @@ class Journal:
         return f"<Journal {self.directory} {state}, {len(self._segments)} segments, batch {self._batch}>"
 
 
-class _Ahead:
-    """Makes the next segment in a thread, before it is wanted.
+class _Failure:
+    """Why nothing more can be appended.
 
-    Why: filling 64 MiB with zeros takes as long as some hundred commits.
+    Why not the exception itself: one that is raised again and again keeps every stack it was raised in.
     """
 
-    def __init__(self, directory: Path, storage: Storage) -> None:
-        self._directory = directory
-        self._storage = storage
-        self._thread: threading.Thread | None = None
-        self._file: StorageFile | None = None
+    def __init__(self, path: str | Path | None, cause: StorageError | None) -> None:
+        self._path = path
+        self._cause = cause
 
-    def prepare(self, sequence: int, size: int) -> None:
-        """Begin making segment ``sequence``, unless that was begun."""
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._make, args=(sequence, size), name="ergo-capture-segment", daemon=True
-            )
-            self._thread.start()
+    @property
+    def message(self) -> str:
+        return f"append to journal '{self._path}': {'it is closed' if self._cause is None else self._cause.message}"
 
-    def _make(self, sequence: int, size: int) -> None:
-        # Why nothing is said of an error: the commit that wants the segment tries again and meets it itself.
-        with suppress(StorageError):
-            self._file = prepare_segment(self._directory, sequence, size, self._storage)
-
-    def take(self, sequence: int, size: int, least: int) -> StorageFile:
-        """Segment ``sequence``: the one made ahead where it is large enough, or one made now.
-
-        Raises:
-            StorageError: there is none and none can be made.
-        """
-        self._wait()
-        file, self._file = self._file, None
-        if file is not None:
-            if file.size() >= least:
-                return file
-            file.close()
-            self._storage.remove(file.path)
-        try:
-            return prepare_segment(self._directory, sequence, size, self._storage)
-        except StorageError as error:
-            smaller = max(least, _LEAST_BYTES)
-            if not error.is_full or smaller >= size:
-                raise
-            return prepare_segment(self._directory, sequence, smaller, self._storage)
-
-    def discard(self) -> None:
-        """Remove what was made and not taken."""
-        self._wait()
-        file, self._file = self._file, None
-        if file is not None:
-            with suppress(StorageError):
-                file.close()
-                self._storage.remove(file.path)
-
-    def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def error(self) -> JournalFailed:
+        hint = "nothing that was not acknowledged is safe; look at the disk, then restart the daemon"
+        error = JournalFailed(self.message, op="append to journal", path=self._path, hint=hint)
+        error.__cause__ = self._cause
+        return error
 
 
-def _mend(directory: Path, storage: Storage, found: Scan) -> None:
-    """Cut a torn tail off, keep a copy, and drop segments that were never written to (P5)."""
-    tail = found.tail
-    if tail is not None:
-        path = segment_path(directory, tail.segment)
-        file = storage.open(path, write=True)
-        try:
-            _keep_copy(path.with_name(path.name + TORN_SUFFIX), file, tail.offset, tail.length, storage)
-            file.truncate(tail.offset)
-        finally:
-            file.close()
-        storage.sync_dir(directory)
-        if tail.offset == 0:
-            found.empty.append(tail.segment)
-    for sequence in [sequence for sequence in found.empty if sequence == found.segments[-1]]:
-        storage.remove(segment_path(directory, sequence))
-        storage.sync_dir(directory)
-        found.segments.remove(sequence)
-    if found.segments and not found.sealed and tail is None:
-        path = segment_path(directory, found.segments[-1])
-        file = storage.open(path, write=True)
-        try:
-            # Why: zeros that were made ahead are only in the way of the next reader.
-            if found.end and file.size() > found.end:
-                file.truncate(found.end)
-            file.sync()
-        finally:
-            file.close()
-
-
-def _keep_copy(path: Path, file: StorageFile, offset: int, length: int, storage: Storage) -> None:
-    new = path.with_name(path.name + ".new")
-    with suppress(StorageError):
-        storage.remove(new)
-    copy = storage.open(new, create=True)
+def _size(path: Path, storage: Storage) -> int:
+    file = storage.open(path)
     try:
-        copy.write_at([file.read_at(offset, length)], 0)
-        copy.sync()
+        return file.size()
     finally:
-        copy.close()
-    storage.replace(new, path)
+        file.close()

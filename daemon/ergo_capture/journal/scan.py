@@ -1,131 +1,68 @@
 """Walks a journal that somebody left behind: which frames are whole, and is the rest torn or damaged.
 
-Owns: the classification of every byte, and the frames of each session.
-Not here: what frames mean (``recovery.py``), mending (``journal.py``).
+Owns: the classification of every byte, and whose frames are where.
+Not here: what is kept of it (``findings.py``), what frames mean (``recovery.py``), mending (``mend.py``).
 
 The rules, in the words of the design's table:
 
 1. A bad or missing frame after which only frames of its own batch follow is *torn*: the batch was never
    synced, so nothing of it was acknowledged. Everything from the first bad frame on goes (and is kept as
    ``.torn``); whole frames before it stay.
-2. A bad frame after which a later batch, a seal, or another segment follows is *damage*: its batch was
-   durable. The sessions concerned are quarantined, the others are not.
+2. A bad frame after which the header of a later batch, or another segment, follows is *damage*: its batch
+   was durable. The sessions concerned are quarantined, the others are not. (A seal is a batch of its own.)
 3. Whose frame it was is known where its header is good. Otherwise a session is concerned unless its later
    frames prove that none of its own is missing: its indices go on without a gap, for events and decisions.
-4. Which batch a bad frame belongs to is known from the frame before it: the same batch, unless that frame
-   was the last of it.
-5. A segment that ends before the next one says it did is damaged at its end. One that lacks its beginning
-   is one whose predecessors were retired.
+4. Which batch a bad frame belongs to is known from its header, or else from the frame before it: the same
+   batch, unless that frame was the last of it or of its segment.
+5. Frames follow each other without a gap, by batch and index in it. A segment that ends before the next one
+   says it did is damaged at its end. One that lacks its beginning is one whose predecessors were retired;
+   that is done only after its first batch is synced, so a bad beginning of it is damage.
 6. Lengths are believed only from a header whose checksum is right; nothing is allocated for one that is not.
+   Where one is right, the bytes up to its end are its body, whatever they look like.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from ergo_capture.journal.frame import ALIGNMENT, FORMAT_VERSION, HEADER_BYTES, IGNORABLE, MAGIC, FrameKind, Header
+from ergo_capture.journal.findings import Damage, Scan, SessionFrames, Tail
+from ergo_capture.journal.frame import (
+    ALIGNMENT,
+    FORMAT_VERSION,
+    HEADER_BYTES,
+    IGNORABLE,
+    MAGIC,
+    FrameKind,
+    Header,
+    decode_header,
+)
 from ergo_capture.journal.reader import JournalError, Position, Window
-from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, SegmentHead, read_head, segment_path, sequence_of
+from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, read_head, segment_path, sequence_of
 from ergo_capture.storage import Storage
 
+__all__ = ["Damage", "Scan", "SessionFrames", "Tail", "scan"]
+
 _BLOCK: Final = 1 << 20
+#: More damages than there ever are: for sessions that no later damage can concern.
+_FOR_GOOD: Final = 1 << 62
 
 
-@dataclass(slots=True)
-class Damage:
-    """A stretch of a segment that held acknowledged data and no longer does."""
+class _Whole(NamedTuple):
+    """A whole frame; the body only where the scan itself reads it."""
 
-    segment: int
-    offset: int
-    #: Bytes up to the next whole frame, or the end of the segment.
-    length: int
-    reason: str
-    #: Sessions whose frames are known to be concerned, by number.
-    sessions: list[int] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"segment {self.segment}, offset {self.offset}: {self.reason} ({self.length} bytes)"
+    header: Header
+    position: Position
+    body: bytes
 
 
-@dataclass(slots=True)
-class Tail:
-    """A torn end of the journal."""
+class _Bad(NamedTuple):
+    """A bad stretch; with the header, where it is that of one frame whose body is bad."""
 
-    segment: int
-    offset: int
-    #: Bytes from there to the last one that is not zero.
-    length: int
-    #: Whole frames among them, of the batch that was never synced.
-    frames: int
-
-
-@dataclass(slots=True)
-class SessionFrames:
-    """Where the frames of one session are, in order; positions are packed."""
-
-    number: int
-    open: Position | None = None
-    events: array[int] = field(default_factory=lambda: array("Q"))
-    decisions: array[int] = field(default_factory=lambda: array("Q"))
-    rotations: list[Position] = field(default_factory=list)
-    close: Position | None = None
-    published: list[Position] = field(default_factory=list)
-    #: Whether a PUBLISHED frame says that it was the last bundle.
-    done: bool = False
-    #: Index after the last event and the last decision; None before the first.
-    next_event: int | None = None
-    next_decision: int | None = None
-    #: What is wrong with it, if its journal is damaged.
-    damage: str | None = None
-    #: What is wrong unless later events, or decisions, prove otherwise.
-    doubt_events: str | None = None
-    doubt_decisions: str | None = None
-
-    @property
-    def first_segment(self) -> int:
-        """The oldest segment that holds a frame of it."""
-        candidates = [Position.unpack(frames[0]).segment for frames in (self.events, self.decisions) if frames]
-        if self.open is not None:
-            candidates.append(self.open.segment)
-        candidates += [position.segment for position in self.rotations[:1]]
-        return min(candidates, default=0)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more can be missing: its CLOSE frame was found in its place."""
-        return self.close is not None and self.damage is None
-
-
-@dataclass(slots=True)
-class Scan:
-    """All that a journal holds."""
-
-    sessions: dict[int, SessionFrames] = field(default_factory=dict)
-    segments: list[int] = field(default_factory=list)
-    damage: list[Damage] = field(default_factory=list)
-    tail: Tail | None = None
-    #: Bytes of the last segment that are worth keeping.
-    end: int = 0
-    last_batch: int = 0
-    #: Frames of the last batch that are there.
-    last_frames: int = 0
-    frames: int = 0
-    bytes: int = 0
-    sealed: bool = False
-    #: Segments at the end without a single whole frame: made, and never written to.
-    empty: list[int] = field(default_factory=list)
-    #: Names in the directory that are none of ours; left alone.
-    foreign: list[str] = field(default_factory=list)
-
-    @property
-    def next_session(self) -> int:
-        """A session number that was never used."""
-        return max(self.sessions, default=0) + 1
+    header: Header | None
+    damage: Damage
 
 
 def scan(directory: Path, storage: Storage, *, on_progress: Callable[[int, int], None] | None = None) -> Scan:
@@ -143,12 +80,21 @@ class _Scanner:
         self.directory = directory
         self.storage = storage
         self.scan = Scan()
-        #: The place after the last whole frame: its batch, the next index, and how many the batch has.
+        #: The place after the last frame: its batch, the next index, and how many the batch has.
         self.batch = 0
         self.index = 0
-        self.frames_in_batch = 0
+        self.batch_frames = 0
+        #: Whether that place is known, so that the next frame can be held to it.
+        self.known = False
+        #: Whether no frame of the segment has been met yet, and whether it is the oldest of several.
+        self.fresh = True
+        self.successor = False
+        #: The highest batch that is known to have been synced.
+        self.proved = 0
         #: The first bad stretch and all that came after it, until it is known to be torn or damage.
-        self.held: list[Damage | tuple[Header, Position]] = []
+        self.held: list[_Bad | _Whole] = []
+        #: Damages that may concern any session.
+        self.doubts: list[Damage] = []
         #: Why each segment does not follow the one before it, by sequence.
         self.gaps: dict[int, str] = {}
 
@@ -156,13 +102,11 @@ class _Scanner:
         sequences = self._sequences()
         for done, sequence in enumerate(sequences):
             on_progress(done, len(sequences))
-            # Rule 2: another segment follows, so whatever was bad at the end of the one before was durable.
-            self._release_held()
-            if sequence in self.gaps:
-                self._damaged(Damage(sequence, 0, 0, self.gaps[sequence]))
+            self._begin(sequence, oldest=done == 0)
             file = self.storage.open(segment_path(self.directory, sequence))
             try:
-                self._walk(Window(file), sequence, first=done == 0, last=done + 1 == len(sequences))
+                window = Window(file)
+                self._walk(window, sequence, last=done + 1 == len(sequences))
             finally:
                 file.close()
         self._finish()
@@ -173,13 +117,13 @@ class _Scanner:
         for name in self.storage.list(self.directory):
             sequence = sequence_of(name)
             if sequence is None:
-                if not name.endswith((NEW_SUFFIX, TORN_SUFFIX)):
+                if not name.endswith(NEW_SUFFIX) and TORN_SUFFIX not in name:
                     self.scan.foreign.append(name)
                 continue
             path = self.directory / name
-            if path.is_symlink() or path.is_dir():
+            if not self.storage.is_plain(path):
                 raise JournalError(
-                    f"read journal: '{path}' is not a file",
+                    f"read journal: '{path}' is not a plain file",
                     op="read journal",
                     path=path,
                     hint="move it out of the journal's directory; only segments have such names",
@@ -193,217 +137,288 @@ class _Scanner:
 
     # --- one segment ---
 
-    def _walk(self, window: Window, sequence: int, *, first: bool, last: bool) -> None:
-        self.scan.bytes += window.size
-        self.scan.end = 0
-        started = False
-        for item in self._items(window, sequence):
-            if isinstance(item, Damage):
-                self.held.append(item)
-                continue
-            header, position, body = item
-            if self.held and self._proves_damage(header):
-                self._release_held()
-            if self.held:
-                self.held.append((header, position))
-                continue
-            if not started:
-                self._check_head(header, body, sequence, first=first or sequence in self.gaps)
-            started = True
-            self._take(header, position)
-        if not started and not self.held:
-            self.scan.empty.append(sequence)
-            if not last:
-                self._damaged(Damage(sequence, 0, window.size, "the segment is empty"))
-        if self.held and self.scan.sealed:
-            self._release_held()
-
-    def _items(self, window: Window, sequence: int) -> Iterator[Damage | tuple[Header, Position, memoryview]]:
-        """Every whole frame in order, and before it the bad stretch, if there is one, that it was found behind."""
-        offset = 0
-        stretch: Damage | None = None
-        while offset < window.size:
-            header = window.header(offset, sequence)
-            if header is not None and header.version > FORMAT_VERSION:
-                raise self._newer(sequence, header.version)
-            body = None if header is None else window.body(offset, header)
-            if header is not None and body is not None:
-                if stretch is not None:
-                    stretch.length = offset - stretch.offset
-                    yield stretch
-                    stretch = None
-                yield header, Position(sequence, offset), body
-                offset += header.size
-                continue
-            if stretch is None:
-                rest = _length_of_rest(window, offset)
-                if not rest:
-                    return
-                stretch = Damage(sequence, offset, rest, "no whole frame")
-            if header is not None:
-                stretch.reason = "a frame's body is not what was written"
-                stretch.sessions.append(header.session)
-            # Why not past its end where the header is good: what is there may be frames all the same.
-            found = _next_magic(window, offset + ALIGNMENT)
-            if found is None:
-                break
-            offset = found
-        if stretch is not None:
-            yield stretch
-
-    def _proves_damage(self, header: Header) -> bool:
-        """Whether a whole frame behind a bad stretch shows that the stretch had been durable (rules 2 and 4)."""
-        if header.kind == FrameKind.SEAL:
-            return True
-        if not self.frames_in_batch:
-            # Nothing before the stretch: it is of the same batch only if frames of it are missing in front.
-            return header.index == 0
-        return header.batch > (self.batch if self.index < self.frames_in_batch else self.batch + 1)
-
-    def _release_held(self) -> None:
-        """The held stretch is damage, and what follows it stands."""
+    def _begin(self, sequence: int, *, oldest: bool) -> None:
+        # Rule 2: another segment follows, so whatever was bad at the end of the one before was durable.
         held, self.held = self.held, []
         for item in held:
-            if isinstance(item, Damage):
-                self._damaged(item)
-            else:
-                self._take(*item)
+            self._place(item)
+        if oldest:
+            # Why: segment 1 begins with batch 1; before any other, batches may have been retired.
+            self.known = sequence == 1
+        elif sequence in self.gaps:
+            self.known = False
+            self._damage_anybody(Damage(sequence, 0, 0, self.gaps[sequence]))
+        self.successor = oldest and sequence > 1
+        self.fresh = True
 
-    def _check_head(self, header: Header, body: memoryview, sequence: int, *, first: bool) -> None:
-        head: SegmentHead | None = None
-        if header.kind == FrameKind.SEGMENT:
-            try:
-                head = read_head(bytes(body))
-            except ValueError:
-                head = None
-        if head is None:
-            if self.scan.damage and self.scan.damage[-1].segment == sequence:
-                return
-            self._damaged(Damage(sequence, 0, 0, "the segment's first frame is missing"))
+    def _walk(self, window: Window, sequence: int, *, last: bool) -> None:
+        scan = self.scan
+        scan.bytes += window.size
+        end_before, scan.end = scan.end, 0
+        written = False
+        for item in self._items(window, sequence):
+            written = True
+            if self.fresh and not self.held and isinstance(item, _Whole):
+                self._check_head(item, sequence, end_before)
+            self._meet(item)
+        if not written and last and not self.successor:
+            scan.empty.append(sequence)
+        elif not written:
+            self.known = False
+            self._damage_anybody(Damage(sequence, 0, window.size, "the segment is empty"))
+
+    def _items(self, window: Window, sequence: int) -> Iterator[_Bad | _Whole]:
+        """Every frame in order, and every stretch where there is none."""
+        offset, end = 0, None
+        while offset < window.size:
+            header = window.header(offset, sequence)
+            if header is None:
+                end = _end_of(window) if end is None else end
+                if offset >= end:
+                    return
+                found = _next_header(window, offset + ALIGNMENT, sequence)
+                stop = end if found is None else found
+                yield _Bad(None, Damage(sequence, offset, stop - offset, "there is no frame"))
+                if found is None:
+                    return
+                offset = found
+                continue
+            if header.version > FORMAT_VERSION:
+                raise self._newer(
+                    sequence, f"its format version is {header.version}, and this program reads up to {FORMAT_VERSION}"
+                )
+            body = window.body(offset, header)
+            if body is None:
+                size = min(header.size, window.size - offset)
+                sessions = [header.session] if header.session else []
+                yield _Bad(header, Damage(sequence, offset, size, "a frame's body is not what was written", sessions))
+            else:
+                read_here = header.kind == FrameKind.SEGMENT
+                yield _Whole(header, Position(sequence, offset), bytes(body) if read_here else b"")
+            offset += header.size
+
+    def _check_head(self, item: _Whole, sequence: int, end_before: int) -> None:
+        """Hold the segment before to what this one says of it (rule 5)."""
+        try:
+            head = read_head(item.body)
+        except ValueError:
+            self._damage_anybody(Damage(sequence, 0, 0, "the segment's first frame is missing"))
+            self.known = False
             return
-        if not first and (head.batch, head.frames) != (self.batch, self.index):
+        if self.known and (head.batch, head.frames) != (self.batch, self.index):
             reason = (
                 f"it ends after batch {self.batch}, frame {self.index}, but the next segment says "
                 f"batch {head.batch}, frame {head.frames}"
             )
-            self._damaged(Damage(sequence - 1, self.scan.end, 0, reason))
+            self._damage_anybody(Damage(sequence - 1, end_before, 0, reason))
+            self.known = False
 
-    def _newer(self, sequence: int, version: int) -> JournalError:
+    def _newer(self, sequence: int, reason: str) -> JournalError:
         path = segment_path(self.directory, sequence)
         return JournalError(
-            f"read journal segment '{path}': it is of format version {version}, this program reads up to "
-            f"{FORMAT_VERSION}",
+            f"read journal segment '{path}': {reason}",
             op="read journal",
             path=path,
             hint="start the newer ergo-capture that wrote it",
         )
 
-    # --- one frame ---
+    # --- one frame or stretch ---
+
+    def _meet(self, item: _Bad | _Whole) -> None:
+        header = item.header
+        if header is not None:
+            durable = header.batch - 1
+            if self.successor and self.fresh:
+                durable = header.batch
+            self.proved = max(self.proved, durable)
+        if not self.held and (isinstance(item, _Whole) or self._is_durable(item)):
+            self._place(item)
+            return
+        self.held.append(item)
+        first = self.held[0]
+        assert isinstance(first, _Bad)
+        if self._is_durable(first):
+            # Why all again, and not all as damage: behind what was durable there may be a torn end.
+            held, self.held = self.held, []
+            for each in held:
+                self._meet(each)
+
+    def _is_durable(self, bad: _Bad) -> bool:
+        """Whether the batch of a bad stretch was synced, as far as the frames seen say (rules 2, 4 and 5)."""
+        if self._behind_seal:
+            return True
+        if bad.header is not None:
+            return bad.header.batch <= self.proved
+        if not self.known:
+            return True
+        same = not self.fresh and self.index < self.batch_frames
+        return (self.batch if same else self.batch + 1) <= self.proved
+
+    @property
+    def _behind_seal(self) -> bool:
+        return self.scan.sealed and not self.fresh
+
+    def _place(self, item: _Bad | _Whole) -> None:
+        """Take a frame or a damage for what it is, and go on behind it."""
+        header = item.header
+        if isinstance(item, _Bad):
+            self._damage(item)
+            self.scan.sealed = self._behind_seal
+            self.scan.end = item.damage.offset + item.damage.length
+            if self.fresh:
+                self.scan.batch_start = item.damage.offset
+        else:
+            self._check_order(item)
+            self._take(item.header, item.position)
+        self.fresh = False
+        self.known = header is not None
+        if header is not None:
+            self.batch, self.index, self.batch_frames = header.batch, header.index + 1, header.frames
+            self.scan.last_batch, self.scan.last_frames = self.batch, self.index
+
+    def _check_order(self, item: _Whole) -> None:
+        if not self.known:
+            return
+        header, position = item.header, item.position
+        middle = not self.fresh and self.index < self.batch_frames
+        expected = (self.batch, self.index) if middle else (self.batch + 1, 0)
+        if (header.batch, header.index) != expected:
+            reason = f"batch {header.batch}, frame {header.index} is where batch {expected[0]}, frame {expected[1]} was"
+            self._damage_anybody(Damage(position.segment, position.offset, 0, reason))
 
     def _take(self, header: Header, position: Position) -> None:
-        scan = self.scan
+        scan, kind = self.scan, header.kind
         scan.end = position.offset + header.size
-        self.batch, self.index, self.frames_in_batch = header.batch, header.index + 1, header.frames
-        scan.last_batch, scan.last_frames = header.batch, header.index + 1
         scan.frames += 1
-        scan.sealed = header.kind == FrameKind.SEAL
-        kind = header.kind
-        if header.session == 0:
-            return
-        session = scan.sessions.get(header.session)
+        scan.sealed = kind == FrameKind.SEAL
+        if self.fresh or header.batch != self.batch:
+            scan.batch_start = position.offset
+        if kind not in _KINDS and not header.flags & IGNORABLE:
+            reason = f"a frame of the unknown kind {kind} needs a newer ergo-capture"
+            if header.session == 0:
+                raise self._newer(position.segment, reason)
+            session = self._session(header.session)
+            session.damage = session.damage or reason
+        elif header.session:
+            self._take_for(self._session(header.session), header, position)
+
+    def _session(self, number: int) -> SessionFrames:
+        session = self.scan.sessions.get(number)
         if session is None:
-            session = scan.sessions[header.session] = SessionFrames(header.session)
+            session = self.scan.sessions[number] = SessionFrames(number)
+            session.events_proved = session.decisions_proved = len(self.doubts)
+        return session
+
+    def _take_for(self, session: SessionFrames, header: Header, position: Position) -> None:
+        kind = header.kind
         if kind == FrameKind.EVENTS:
-            self._expect(session, header, "events")
+            self._expect(session, "event", session.next_event, header.first)
             session.next_event = header.first + header.count
-            session.doubt_events = None
+            session.events_proved = len(self.doubts)
             session.events.append(position.pack())
         elif kind == FrameKind.DECISIONS:
-            self._expect(session, header, "decisions")
+            self._expect(session, "decision", session.next_decision, header.first)
             session.next_decision = header.first + header.count
-            session.doubt_decisions = None
+            session.decisions_proved = len(self.doubts)
             session.decisions.append(position.pack())
         elif kind == FrameKind.OPEN:
             session.open = position
             session.next_event = session.next_decision = 0
         elif kind == FrameKind.ROTATE:
             session.rotations.append(position)
-            self._expect_total(session, header, decisions_only=True)
+            self._expect(session, "decision", session.next_decision, header.first)
+            session.decisions_proved = len(self.doubts)
         elif kind == FrameKind.CLOSE:
             session.close = position
-            self._expect_total(session, header, decisions_only=False)
+            self._expect(session, "decision", session.next_decision, header.first)
+            self._expect(session, "event", session.next_event, header.first)
+            session.events_proved = session.decisions_proved = _FOR_GOOD
         elif kind == FrameKind.PUBLISHED:
             session.published.append(position)
             session.done |= header.count > 0
-        elif not header.flags & IGNORABLE:
-            session.damage = session.damage or f"a frame of the unknown kind {kind} needs a newer ergo-capture"
 
-    def _expect(self, session: SessionFrames, header: Header, what: str) -> None:
-        expected = session.next_event if what == "events" else session.next_decision
-        if expected is not None and header.first != expected:
-            session.damage = session.damage or f"{what} {expected} to {header.first - 1} are missing from the journal"
-
-    def _expect_total(self, session: SessionFrames, header: Header, *, decisions_only: bool) -> None:
-        if session.next_decision not in (None, header.first):
-            session.damage = session.damage or f"decisions {session.next_decision} to {header.first - 1} are missing"
-        else:
-            session.doubt_decisions = None
-        if decisions_only:
-            return
-        if session.next_event not in (None, header.first):
-            session.damage = session.damage or f"events {session.next_event} to {header.first - 1} are missing"
-        else:
-            session.doubt_events = None
+    def _expect(self, session: SessionFrames, what: str, expected: int | None, found: int) -> None:
+        if expected is not None and found != expected:
+            reason = f"{what} {expected} is missing from the journal: the next one there is {found}"
+            session.damage = session.damage or reason
 
     # --- damage ---
 
-    def _damaged(self, damage: Damage) -> None:
-        self.scan.damage.append(damage)
-        for number in damage.sessions:
-            session = self.scan.sessions.setdefault(number, SessionFrames(number))
-            session.damage = session.damage or str(damage)
-        self._doubt_everybody(str(damage))
+    def _damage(self, bad: _Bad) -> None:
+        header = bad.header
+        if header is None and not self._behind_seal:
+            self._damage_anybody(bad.damage)
+            return
+        # Why nobody is concerned behind a seal: nothing was ever acknowledged there.
+        self.scan.damage.append(bad.damage)
+        if header is None or not header.session:
+            return
+        session = self._session(header.session)
+        session.damage = session.damage or str(bad.damage)
+        # Why the header is enough: it says that the session's last bundle was durable.
+        session.done |= header.kind == FrameKind.PUBLISHED and header.count > 0
 
-    def _doubt_everybody(self, reason: str) -> None:
-        for session in self.scan.sessions.values():
-            if not session.done and not session.finished:
-                session.doubt_events = session.doubt_events or reason
-                session.doubt_decisions = session.doubt_decisions or reason
+    def _damage_anybody(self, damage: Damage) -> None:
+        self.scan.damage.append(damage)
+        self.doubts.append(damage)
 
     def _finish(self) -> None:
         scan = self.scan
         if self.held:
-            stretch = self.held[0]
-            assert isinstance(stretch, Damage)
-            last = self.held[-1]
-            end = last.offset + last.length if isinstance(last, Damage) else last[1].offset + last[0].size
-            frames = sum(not isinstance(item, Damage) for item in self.held)
-            scan.tail = Tail(stretch.segment, stretch.offset, end - stretch.offset, frames)
+            scan.sealed = False
+            first, last = self.held[0], self.held[-1]
+            assert isinstance(first, _Bad)
+            offset = first.damage.offset
+            if isinstance(last, _Bad):
+                end = last.damage.offset + last.damage.length
+            else:
+                end = last.position.offset + last.header.size
+            frames = sum(isinstance(item, _Whole) for item in self.held)
+            scan.tail = Tail(first.damage.segment, offset, end - offset, frames)
         for session in scan.sessions.values():
-            session.damage = session.damage or session.doubt_events or session.doubt_decisions
+            proved = min(session.events_proved, session.decisions_proved)
+            if session.done or session.damage is not None:
+                continue
+            if proved < len(self.doubts):
+                doubt = self.doubts[proved]
+                doubt.sessions.append(session.number)
+                session.damage = str(doubt)
+            elif session.open is None and scan.segments[0] == 1:
+                # Why only then: an older segment that had it may have been retired; recovery knows.
+                session.damage = "the frame that says what it is, is missing"
 
 
-def _length_of_rest(window: Window, offset: int) -> int:
-    """Bytes from ``offset`` to the last one that is not zero."""
-    last, at = offset, offset
-    while at < window.size:
-        block = bytes(window.view(at, _BLOCK))
-        stripped = block.rstrip(b"\0")
-        if stripped:
-            last = at + len(stripped)
-        at += len(block)
-    return last - offset
+_KINDS: Final = frozenset(FrameKind)
 
 
-def _next_magic(window: Window, offset: int) -> int | None:
-    """The next offset, a multiple of 8, at which a header may begin."""
+def _end_of(window: Window) -> int:
+    """The offset after the last byte that is not zero."""
+    stop = window.size
+    while stop:
+        start = max(0, stop - _BLOCK)
+        written = bytes(window.view(start, stop - start)).rstrip(b"\0")
+        if written:
+            return start + len(written)
+        stop = start
+    return 0
+
+
+def _next_header(window: Window, offset: int, sequence: int) -> int | None:
+    """The next offset, a multiple of 8, with a header on it that has the right checksum."""
+    stamp = sequence.to_bytes(8, "little")
     while offset + HEADER_BYTES <= window.size:
         block = bytes(window.view(offset, _BLOCK))
+        last = len(block) - HEADER_BYTES
         at = block.find(MAGIC)
-        while at >= 0 and (offset + at) % ALIGNMENT:
+        while 0 <= at <= last:
+            # Why the stamp before the checksum: text full of magics costs next to nothing.
+            if (
+                at % ALIGNMENT == 0
+                and block[at + 8 : at + 16] == stamp
+                and decode_header(block[at : at + HEADER_BYTES], sequence) is not None
+            ):
+                return offset + at
             at = block.find(MAGIC, at + 1)
-        if at >= 0:
-            return offset + at
-        # Why not a whole block: the magic may lie across its end.
-        offset += max(ALIGNMENT, (len(block) - len(MAGIC)) // ALIGNMENT * ALIGNMENT)
+        # Why not the whole block: a header may lie across its end.
+        offset += last // ALIGNMENT * ALIGNMENT + ALIGNMENT
     return None

@@ -1,25 +1,30 @@
 """A segment: one file of the journal.
 
-Owns: names, the head frame that chains segments, and making a segment ready to be written.
+Owns: names, the head frame that chains segments, making a segment ready to be written, ahead of its time too.
 Not here: which segment is written or deleted when (``journal.py``), reading them all (``scan.py``).
 """
 
 from __future__ import annotations
 
+import errno
 import re
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from ergo_capture.journal.frame import FORMAT_VERSION, FrameKind, PendingFrame
-from ergo_capture.storage import Storage, StorageFile
+from ergo_capture.storage import Storage, StorageError, StorageFile
 
 SUFFIX: Final = ".journal"
 #: A segment that is being made; swept at start.
 NEW_SUFFIX: Final = ".journal.new"
 #: What recovery cut off, kept beside the segment.
 TORN_SUFFIX: Final = ".torn"
+#: The least a segment is allocated, where there is no room for a whole one.
+_LEAST_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"(\d{16})\.journal")
 
 
@@ -71,12 +76,22 @@ def prepare_segment(directory: Path, sequence: int, size: int, storage: Storage)
         StorageError: it cannot be made; nothing of it is left.
     """
     path = directory / f"{sequence:016d}{NEW_SUFFIX}"
-    file = storage.open(path, create=True)
+    try:
+        file = storage.open(path, create=True)
+    except StorageError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        # Why it may be there: an attempt that failed while the disk was full could not remove it either.
+        storage.remove(path)
+        file = storage.open(path, create=True)
     try:
         file.allocate(size)
     except BaseException:
-        file.close()
-        storage.remove(path)
+        # Why quietly: the error that is under way says why; what is left of the file is swept at the next start.
+        with suppress(StorageError):
+            file.close()
+        with suppress(StorageError):
+            storage.remove(path)
         raise
     return file
 
@@ -91,3 +106,64 @@ def install_segment(directory: Path, sequence: int, storage: Storage) -> Path:
     storage.replace(directory / f"{sequence:016d}{NEW_SUFFIX}", path)
     storage.sync_dir(directory)
     return path
+
+
+class NextSegment:
+    """Makes the next segment in a thread, before it is wanted.
+
+    Why: filling 64 MiB with zeros takes as long as some hundred commits.
+    """
+
+    def __init__(self, directory: Path, storage: Storage) -> None:
+        self._directory = directory
+        self._storage = storage
+        self._thread: threading.Thread | None = None
+        self._file: StorageFile | None = None
+
+    def prepare(self, sequence: int, size: int) -> None:
+        """Begin making segment ``sequence`` of ``size`` bytes, unless that was begun."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._make, args=(sequence, size), name="ergo-capture-segment", daemon=True
+            )
+            self._thread.start()
+
+    def _make(self, sequence: int, size: int) -> None:
+        # Why nothing is said of an error: the commit that wants the segment tries again and meets it itself.
+        with suppress(StorageError):
+            self._file = prepare_segment(self._directory, sequence, size, self._storage)
+
+    def take(self, sequence: int, size: int, least: int) -> StorageFile:
+        """Segment ``sequence``: the one made ahead where it is large enough, or one made now.
+
+        Raises:
+            StorageError: there is none and none can be made.
+        """
+        self._wait()
+        file, self._file = self._file, None
+        if file is not None:
+            if file.size() >= least:
+                return file
+            file.close()
+            self._storage.remove(file.path)
+        try:
+            return prepare_segment(self._directory, sequence, size, self._storage)
+        except StorageError as error:
+            smaller = max(least, _LEAST_BYTES)
+            if not error.is_full or smaller >= size:
+                raise
+            return prepare_segment(self._directory, sequence, smaller, self._storage)
+
+    def discard(self) -> None:
+        """Remove what was made and not taken."""
+        self._wait()
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(StorageError):
+                file.close()
+                self._storage.remove(file.path)
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

@@ -1,0 +1,113 @@
+"""Makes a journal that somebody left behind ready to be continued.
+
+Owns: cutting a torn tail off and keeping a copy, removing segments that were never written to.
+Not here: finding out what is torn (``scan.py``), bringing sessions back (``recovery.py``).
+
+Doing it twice, or again after being cut short, changes nothing more (P5).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.journal.findings import Scan, Tail
+from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, segment_path
+from ergo_capture.storage import Storage, StorageFile
+
+_COPY_BYTES: Final = 1 << 20
+
+
+def sweep(directory: Path, storage: Storage) -> None:
+    """Remove what was being made when the last process ended.
+
+    Raises:
+        StorageError: the directory cannot be read, or a file not be removed.
+    """
+    for name in storage.list(directory):
+        if name.endswith((NEW_SUFFIX, TORN_SUFFIX + ".new")):
+            storage.remove(directory / name)
+
+
+def mend(directory: Path, storage: Storage, found: Scan) -> None:
+    """Cut a torn tail off, keep a copy of it, and have all that stays on stable storage.
+
+    ``found`` is brought up to date. Damage is left as it is.
+
+    Raises:
+        StorageError: what is torn could not be copied or cut off.
+    """
+    if found.segments and (found.tail is not None or found.end):
+        _mend_last(directory, storage, found)
+    if found.tail is not None and found.tail.offset == 0:
+        found.empty.append(found.tail.segment)
+    if found.empty:
+        storage.remove(segment_path(directory, found.empty[-1]))
+        storage.sync_dir(directory)
+        found.segments.remove(found.empty.pop())
+
+
+def _mend_last(directory: Path, storage: Storage, found: Scan) -> None:
+    path = segment_path(directory, found.segments[-1])
+    tail = found.tail
+    # Why: what lies behind a seal is not ours to remove.
+    stray = found.sealed and any(damage.segment == found.segments[-1] for damage in found.damage)
+    file = storage.open(path, write=True)
+    try:
+        if tail is not None:
+            _keep_copy(path, file, tail, storage)
+        # Why also where nothing is torn: zeros that were made ahead are only in the way of the next reader.
+        end = found.end if tail is None else tail.offset
+        if file.size() > end and not stray:
+            file.truncate(end)
+        if not found.sealed:
+            _write_again(file, found.batch_start, found.end)
+    finally:
+        file.close()
+
+
+def _write_again(file: StorageFile, start: int, end: int) -> None:
+    """Have the last batch on stable storage, which nobody ever vouched for.
+
+    Why written and not only synced: after a sync that failed the system may hold pages that are not on disk
+    and take them for clean; a new sync would succeed and sync nothing (P7).
+    """
+    for offset in range(start, end, _COPY_BYTES):
+        file.write_at([file.read_at(offset, min(_COPY_BYTES, end - offset))], offset)
+    file.sync()
+
+
+def _keep_copy(path: Path, file: StorageFile, tail: Tail, storage: Storage) -> None:
+    names = set(storage.list(path.parent))
+    number, name = 1, path.name + TORN_SUFFIX
+    while name in names:
+        if _holds(path.with_name(name), file, tail, storage):
+            return
+        number += 1
+        name = f"{path.name}{TORN_SUFFIX}.{number}"
+    new = path.with_name(path.name + TORN_SUFFIX + ".new")
+    copy = storage.open(new, create=True)
+    try:
+        for done in range(0, tail.length, _COPY_BYTES):
+            size = min(_COPY_BYTES, tail.length - done)
+            copy.write_at([file.read_at(tail.offset + done, size)], done)
+        copy.sync()
+    finally:
+        copy.close()
+    storage.replace(new, path.with_name(name))
+    storage.sync_dir(path.parent)
+
+
+def _holds(path: Path, file: StorageFile, tail: Tail, storage: Storage) -> bool:
+    """Whether a copy from before is one of the same bytes."""
+    copy = storage.open(path)
+    try:
+        if copy.size() != tail.length:
+            return False
+        return all(
+            copy.read_at(done, size) == file.read_at(tail.offset + done, size)
+            for done in range(0, tail.length, _COPY_BYTES)
+            for size in [min(_COPY_BYTES, tail.length - done)]
+        )
+    finally:
+        copy.close()

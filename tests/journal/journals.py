@@ -1,0 +1,138 @@
+"""Journals to be cut, bent and broken: making them, and saying what is in them.
+
+Owns: frames of sessions, a journal of three segments, what a scan found in plain words.
+Not here: any test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ergo_capture.journal.frame import FrameKind, Header, PendingFrame, decode_header
+from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.scan import Scan, scan
+from ergo_capture.journal.segment import segment_path
+from ergo_capture.storage import RealStorage, Storage
+
+SEGMENT_BYTES = 4096
+
+
+def opening(session: int) -> PendingFrame:
+    """The first frame of a session."""
+    return PendingFrame(FrameKind.OPEN, session, 0, 0, b'{"session":"s%d"}' % session)
+
+
+def events(session: int, first: int, count: int = 1, size: int = 40) -> PendingFrame:
+    """A frame of events; its body says whose and which they are."""
+    body = b"".join(b'{"event_id":"%d/%d","pad":"%s"}\n' % (session, first + n, b"x" * size) for n in range(count))
+    return PendingFrame(FrameKind.EVENTS, session, first, count, body)
+
+
+def decisions(session: int, first: int, count: int = 1) -> PendingFrame:
+    """A frame of decisions."""
+    return PendingFrame(FrameKind.DECISIONS, session, first, count, b"[[0,%d,%d]]" % (first, count))
+
+
+def rotation(session: int, first: int) -> PendingFrame:
+    """The frame that ends a part at event ``first``."""
+    return PendingFrame(FrameKind.ROTATE, session, first, 0, b'{"part":1}')
+
+
+def closing(session: int, total: int) -> PendingFrame:
+    """The frame that ends a session of so many events."""
+    return PendingFrame(FrameKind.CLOSE, session, total, 0, b'{"ended":"complete"}')
+
+
+def publication(session: int, *, final: bool = True) -> PendingFrame:
+    """The frame that says that a bundle is durable."""
+    return PendingFrame(FrameKind.PUBLISHED, session, 1, int(final), b'{"part":1}')
+
+
+def journal_in(directory: Path, storage: Storage | None = None, *, segment_bytes: int = SEGMENT_BYTES) -> Journal:
+    """An open journal with small segments."""
+    journal, _ = Journal.open(directory, storage or RealStorage(), segment_bytes=segment_bytes, program="test 1")
+    return journal
+
+
+def write_batches(directory: Path, batches: Sequence[Sequence[PendingFrame]], *, seal: bool = False) -> list[Position]:
+    """Commit batches, and let go as a crash would, or seal; returns the frames' positions."""
+    journal = journal_in(directory)
+    positions = [position for batch in batches for position in journal.commit(batch)]
+    if seal:
+        journal.seal()
+    journal.close()
+    return positions
+
+
+def three_segments(directory: Path) -> list[Position]:
+    """Three segments with two sessions that both go on to the end; the last segment holds four batches."""
+    journal = journal_in(directory)
+    positions = journal.commit([opening(1), opening(2)])
+    index = 0
+    while journal.current_segment < 3:
+        positions += journal.commit([events(1, index, 3), events(2, index), decisions(1, index, 3)])
+        index += 3
+        positions += journal.commit([events(2, index - 2, 2), decisions(2, index - 3, 3)])
+    for _ in range(2):
+        positions += journal.commit([events(1, index), events(2, index)])
+        positions += journal.commit([decisions(1, index), decisions(2, index)])
+        index += 1
+    journal.close()
+    for name in [path.name for path in directory.iterdir()]:
+        shrink(directory / name)
+    return positions
+
+
+def shrink(path: Path) -> None:
+    """Cut the zeros off that were made ahead, up to a whole frame."""
+    data = path.read_bytes()
+    path.write_bytes(data[: frames_of(path)[-1][1] + frames_of(path)[-1][0].size])
+
+
+def frames_of(path: Path) -> list[tuple[Header, int]]:
+    """The headers of a sound segment, with their offsets."""
+    return list(_walk(path.read_bytes(), int(path.name[:16])))
+
+
+def _walk(data: bytes, sequence: int) -> Iterator[tuple[Header, int]]:
+    offset = 0
+    while (header := decode_header(data[offset : offset + 64], sequence)) is not None:
+        yield header, offset
+        offset += header.size
+
+
+def flip(path: Path, offset: int, mask: int = 0xFF) -> None:
+    """Change one byte of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))
+
+
+def look(directory: Path) -> Scan:
+    """Scan without mending."""
+    return scan(directory, RealStorage())
+
+
+def found_frames(directory: Path, found: Scan) -> set[Position]:
+    """The positions of everything that the scan says sessions have."""
+    positions: set[Position] = set()
+    for session in found.sessions.values():
+        positions |= {Position.unpack(packed) for packed in (*session.events, *session.decisions)}
+        positions |= {*session.rotations, *session.published}
+        positions |= {position for position in (session.open, session.close) if position is not None}
+    list(read_frames(directory, sorted(positions), RealStorage()))
+    return positions
+
+
+def damaged(found: Scan) -> list[int]:
+    """The sessions that are not to be served."""
+    return sorted(number for number, session in found.sessions.items() if session.damage is not None)
+
+
+def last_segment(directory: Path, sequence: int = 3) -> Path:
+    """The file of a segment."""
+    return segment_path(directory, sequence)

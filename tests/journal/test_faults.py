@@ -1,0 +1,312 @@
+"""Errors of the disk: which are for good, which pass, and that nothing is acknowledged before its sync.
+
+Owns: the fault table, and the order of calls.
+Not here: faults below the port (``test_storage.py``), power cuts (``test_lost_pages.py``).
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from tests.doubles.faulty_storage import FaultyStorage
+from tests.journal.journals import damaged, events, found_frames, journal_in, last_segment, look, opening, write_batches
+
+from ergo_capture.journal.journal import Journal, JournalFailed, JournalFull
+from ergo_capture.journal.reader import Position
+from ergo_capture.storage import StorageError
+
+ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR, errno.EACCES, errno.EROFS]
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def running(directory: Path) -> tuple[Journal, FaultyStorage, list[Position]]:
+    """A journal on which everything has gone well so far."""
+    storage = FaultyStorage()
+    journal = journal_in(directory, storage)
+    positions = journal.commit([opening(1)])
+    storage.calls.clear()
+    return journal, storage, positions
+
+
+def name(number: int) -> str:
+    """An errno in words, for the names of tests."""
+    return errno.errorcode[number]
+
+
+def test_p1_no_commit_returns_before_its_sync(tmp_path: Path) -> None:
+    """P1: a commit is one write and one sync, in this order, and then it returns."""
+    journal, storage, _ = running(tmp_path)
+    for index in range(3):
+        journal.commit([events(1, index), events(1, index + 100)])
+    assert storage.calls == ["write 0000000000000001.journal", "sync 0000000000000001.journal"] * 3
+    journal.close()
+
+
+def test_p1_a_new_segment_has_its_name_durably_before_anything_is_in_it(tmp_path: Path) -> None:
+    """P1: allocated ahead, the old one closed, renamed, directory synced, and only then the batch."""
+    journal, storage, _ = running(tmp_path)
+    journal.commit([events(1, 0, size=3400)])
+    journal._ahead._wait()
+    storage.calls.clear()
+    journal.commit([events(1, 1, size=3400)])
+    journal._ahead._wait()
+    assert storage.calls[:5] == [
+        "close 0000000000000001.journal",
+        "rename 0000000000000002.journal",
+        f"sync_dir {tmp_path.name}",
+        "write 0000000000000002.journal",
+        "sync 0000000000000002.journal",
+    ]
+    journal.close()
+
+
+@pytest.mark.parametrize("number", ERRORS, ids=name)
+def test_p7_a_sync_that_failed_is_never_tried_again(number: int, tmp_path: Path) -> None:
+    """P7: whatever the error, a full disk among them, the journal is failed for good and touches the file no more."""
+    journal, storage, _ = running(tmp_path)
+    storage.fail_next("sync", number)
+    with pytest.raises(JournalFailed) as caught:
+        journal.commit([events(1, 0)])
+    assert isinstance(caught.value.cause, StorageError)
+    assert (caught.value.cause.errno, caught.value.op) == (number, "append to journal")
+    assert caught.value.hint is not None
+    storage.calls.clear()
+    for _ in range(3):
+        with pytest.raises(JournalFailed, match="append to journal"):
+            journal.commit([events(1, 0)])
+    with pytest.raises(JournalFailed):
+        journal.seal()
+    assert storage.calls == []
+    assert "failed" in repr(journal)
+    assert journal.snapshot().failed is not None
+    journal.close()
+
+
+@pytest.mark.parametrize("number", [number for number in ERRORS if number not in FULL], ids=name)
+def test_p7_a_write_that_failed_fails_the_journal(number: int, tmp_path: Path) -> None:
+    """P7: what a broken disk took of the batch is unknown, so nothing is written behind it."""
+    journal, storage, _ = running(tmp_path)
+    storage.fail_next("write", number)
+    with pytest.raises(JournalFailed):
+        journal.commit([events(1, 0, 3)])
+    storage.calls.clear()
+    with pytest.raises(JournalFailed):
+        journal.commit([events(1, 0)])
+    assert storage.calls == []
+    journal.close()
+
+
+def test_p7_a_failed_journal_raises_a_fresh_error_each_time(tmp_path: Path) -> None:
+    """An exception that is raised again and again would keep every stack it was ever raised in."""
+    journal, storage, _ = running(tmp_path)
+    storage.fail_next("sync", errno.EIO)
+    errors = []
+    for _ in range(3):
+        with pytest.raises(JournalFailed) as caught:
+            journal.commit([events(1, 0)])
+        errors.append(caught.value)
+    assert len({id(error) for error in errors}) == 3
+    journal.close()
+
+
+@pytest.mark.parametrize("number", sorted(FULL), ids=name)
+@pytest.mark.parametrize("times", [1, 3])
+def test_p8_a_disk_that_is_full_refuses_and_then_takes_again(number: int, times: int, tmp_path: Path) -> None:
+    """P8: half a batch was written; it is cut off, and the next one is found as if nothing had been."""
+    journal, storage, positions = running(tmp_path)
+    storage.fail_next("write", *[number] * times)
+    for _ in range(times):
+        with pytest.raises(JournalFull) as caught:
+            journal.commit([events(1, 0, 3, size=300)])
+        assert isinstance(caught.value.cause, StorageError)
+        assert caught.value.cause.errno == number
+    positions += journal.commit([events(1, 0)])
+    positions += journal.commit([events(1, 1)])
+    journal.close()
+    found = look(tmp_path)
+    assert found_frames(tmp_path, found) == set(positions)
+    assert (found.tail, found.damage, damaged(found)) == (None, [], [])
+
+
+def test_p8_after_a_full_disk_nothing_rests_on_the_same_pages(tmp_path: Path) -> None:
+    """P7, P8: the error may have come from the sync inside the write, so what follows goes to another file."""
+    journal, storage, _ = running(tmp_path)
+    storage.fail_next("write", errno.ENOSPC)
+    with pytest.raises(JournalFull):
+        journal.commit([events(1, 0)])
+    assert storage.calls[-2:] == ["truncate 0000000000000001.journal", "close 0000000000000001.journal"]
+    (position,) = journal.commit([events(1, 0)])
+    assert position.segment == 2
+    journal.close()
+
+
+def test_p8_a_disk_that_fills_while_a_segment_begins_leaves_none_behind(tmp_path: Path) -> None:
+    """P8: the first batch of a segment was refused; its file goes, so that no empty segment is taken for damage."""
+    journal, storage, positions = running(tmp_path)
+    positions += journal.commit([events(1, 0, size=3400)])
+    storage.fail_next("write", errno.ENOSPC)
+    with pytest.raises(JournalFull):
+        journal.commit([events(1, 1, size=3400)])
+    assert not last_segment(tmp_path, 2).exists()
+    positions += journal.commit([events(1, 1, size=3400)])
+    assert positions[-1].segment == 2
+    journal.close()
+    found = look(tmp_path)
+    assert found_frames(tmp_path, found) == set(positions)
+    assert (found.damage, damaged(found)) == ([], [])
+
+
+@pytest.mark.parametrize("op", ["open", "allocate", "rename", "sync_dir", "close"])
+@pytest.mark.parametrize("number", ERRORS, ids=name)
+def test_p7_p8_an_error_while_a_segment_begins(op: str, number: int, tmp_path: Path) -> None:
+    """P7, P8: no room is refused and later served, anything else is for good; what was acknowledged stays."""
+    journal, storage, positions = running(tmp_path)
+    positions += journal.commit([events(1, 0, size=3400)])
+    journal._ahead._wait()
+    journal._ahead.discard()
+    # Why four times: where there is no room for a whole segment, a smaller one is tried.
+    storage.fail_next(op, *[number] * 4)
+    expected = JournalFull if number in FULL else JournalFailed
+    with pytest.raises(expected) as caught:
+        journal.commit([events(1, 1, size=3400)])
+    assert caught.value.hint is not None
+    storage.table.clear()
+    if number in FULL:
+        positions += journal.commit([events(1, 1, size=3400)])
+        positions += journal.commit([events(1, 2, size=3400)])
+    else:
+        with pytest.raises(JournalFailed):
+            journal.commit([events(1, 1)])
+    journal.close()
+    found = look(tmp_path)
+    assert found_frames(tmp_path, found) == set(positions)
+    assert (found.tail, found.damage, damaged(found)) == (None, [], [])
+
+
+@pytest.mark.parametrize("op", ["truncate", "close"])
+@pytest.mark.parametrize("number", ERRORS, ids=name)
+def test_p7_half_a_batch_that_cannot_be_cut_off_fails_the_journal(op: str, number: int, tmp_path: Path) -> None:
+    """P7: a full disk, and then an error in cleaning up: now what lies there is unknown."""
+    journal, storage, _ = running(tmp_path)
+    storage.fail_next("write", errno.ENOSPC)
+    storage.fail_next(op, number)
+    with pytest.raises(JournalFailed):
+        journal.commit([events(1, 0, 3)])
+    with pytest.raises(JournalFailed):
+        journal.commit([events(1, 0)])
+    journal.close()
+    again, found = Journal.open(tmp_path, FaultyStorage())
+    again.close()
+    assert damaged(found) == []
+
+
+def test_no_room_for_a_whole_segment_is_met_with_a_smaller_one(tmp_path: Path) -> None:
+    """P8: the last megabyte of a disk is used before anything is refused."""
+    storage = FaultyStorage({"allocate": [errno.ENOSPC]})
+    journal = journal_in(tmp_path, storage, segment_bytes=8 << 20)
+    journal.commit([opening(1)])
+    assert journal.size_bytes == 1 << 20
+    assert storage.calls.count("allocate 0000000000000001.journal.new") == 1
+    journal.close()
+
+
+def test_an_error_while_a_segment_is_made_ahead_is_met_by_who_wants_it(tmp_path: Path) -> None:
+    """What fails in the background fails nobody; the commit makes the segment itself."""
+    journal, storage, positions = running(tmp_path)
+    storage.fail_next("allocate", errno.EIO)
+    positions += journal.commit([events(1, 0, size=3400)])
+    journal._ahead._wait()
+    assert "-allocate 0000000000000002.journal.new" in storage.calls
+    positions += journal.commit([events(1, 1, size=3400)])
+    journal.close()
+    assert found_frames(tmp_path, look(tmp_path)) == set(positions)
+
+
+@pytest.mark.parametrize("op", ["open", "read"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=name)
+def test_p6_a_segment_that_cannot_be_read_is_not_taken_for_torn(op: str, number: int, tmp_path: Path) -> None:
+    """P6: an error in reading stops the start and changes nothing."""
+    write_batches(tmp_path, [[opening(1)], [events(1, 0)]])
+    before = last_segment(tmp_path, 1).read_bytes()
+    with pytest.raises(StorageError):
+        journal_in(tmp_path, FaultyStorage({op: [number]}))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize("op", ["open", "write", "sync", "rename", "sync_dir", "truncate", "close"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES], ids=name)
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_p5_an_error_while_mending_stops_the_start_and_loses_nothing(
+    op: str, number: int, call: int, tmp_path: Path
+) -> None:
+    """P5: wherever mending is interrupted by an error, the next start finishes it, with one whole copy."""
+    write_batches(tmp_path, [[opening(1)], [events(1, 0), events(1, 1)]])
+    segment = last_segment(tmp_path, 1)
+    header, offset = look(tmp_path).last_batch, frames_end(segment)
+    assert header == 2
+    torn = segment.read_bytes()[: offset - 10]
+    segment.write_bytes(torn)
+    storage = FaultyStorage({op: [None] * call + [number]})
+    try:
+        journal_in(tmp_path, storage).close()
+    except StorageError as error:
+        assert error.errno == number
+        assert error.hint is not None
+    journal_in(tmp_path).close()
+    found = look(tmp_path)
+    copies = [path.read_bytes() for path in tmp_path.iterdir() if ".torn" in path.name]
+    assert (found.tail, found.damage, found.sessions[1].next_event) == (None, [], 1)
+    assert copies == [torn[len(segment.read_bytes()) :]]
+
+
+def frames_end(segment: Path) -> int:
+    """Where the last frame of a segment ends."""
+    data = segment.read_bytes().rstrip(b"\0")
+    return -(-len(data) // 8) * 8
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=name)
+@pytest.mark.parametrize("op", ["remove", "sync_dir"])
+def test_retiring_that_fails_leaves_a_journal_that_goes_on(op: str, number: int, tmp_path: Path) -> None:
+    """A segment that cannot be deleted costs space and nothing else; the next attempt finishes."""
+    journal, storage, _ = running(tmp_path)
+    for index in range(4):
+        journal.commit([events(1, index, size=3400)])
+    storage.fail_next(op, None, number)
+    with pytest.raises(StorageError):
+        journal.retire(4)
+    journal.commit([events(1, 4)])
+    journal.retire(4)
+    assert min(journal.segments) == 4
+    journal.close()
+    assert look(tmp_path).damage == []
+
+
+def test_p7_the_last_batch_of_a_crash_is_written_again_before_it_is_relied_on(tmp_path: Path) -> None:
+    """P7: its sync may have failed, and pages that a system takes for clean are not written by a second sync."""
+    write_batches(tmp_path, [[opening(1)], [events(1, 0)], [events(1, 1)]])
+    storage = FaultyStorage()
+    before = last_segment(tmp_path, 1).read_bytes().rstrip(b"\0")
+    journal_in(tmp_path, storage).close()
+    changes = [call for call in storage.calls if call.split()[0] in ("write", "sync", "truncate")]
+    assert changes == [f"{op} 0000000000000001.journal" for op in ("truncate", "write", "sync")]
+    assert last_segment(tmp_path, 1).read_bytes().rstrip(b"\0") == before
+
+
+def test_p5_the_copy_of_a_torn_end_is_durable_before_anything_is_cut_off(tmp_path: Path) -> None:
+    """P5: written, synced, renamed, directory synced, and only then the segment is cut."""
+    write_batches(tmp_path, [[opening(1)], [events(1, 0)]])
+    segment = last_segment(tmp_path, 1)
+    segment.write_bytes(segment.read_bytes()[: frames_end(segment) - 10])
+    storage = FaultyStorage()
+    journal_in(tmp_path, storage).close()
+    changes = [call for call in storage.calls if call.split()[0] not in ("open", "read", "close")]
+    assert changes[:5] == [
+        f"write {segment.name}.torn.new",
+        f"sync {segment.name}.torn.new",
+        f"rename {segment.name}.torn",
+        f"sync_dir {tmp_path.name}",
+        f"truncate {segment.name}",
+    ]

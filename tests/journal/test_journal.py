@@ -1,0 +1,241 @@
+"""The journal as its users see it: commit, read back, roll over, retire, seal.
+
+Owns: ``journal/journal.py`` and ``journal/segment.py`` while nothing goes wrong.
+Not here: errors (``test_faults.py``), crashes (``test_lost_pages.py``, ``test_model.py``).
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from tests.doubles.faulty_storage import FaultyStorage
+from tests.journal.journals import (
+    decisions,
+    events,
+    found_frames,
+    frames_of,
+    journal_in,
+    last_segment,
+    look,
+    opening,
+    three_segments,
+)
+
+from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.journal import Journal, JournalFailed, Position, read_frames
+from ergo_capture.storage import RealStorage
+
+
+def test_frames_come_back_from_their_positions_in_any_order(tmp_path: Path) -> None:
+    """Positions are all that a reader needs, forwards, backwards and one at a time."""
+    journal = journal_in(tmp_path)
+    frames = [opening(1), *(events(1, n, size=500) for n in range(20))]
+    positions = [position for frame in frames for position in journal.commit([frame])]
+    assert journal.current_segment > 2
+    for order in (1, -1):
+        read = read_frames(tmp_path, positions[::order], RealStorage())
+        assert [frame.body for frame in read] == [frame.body for frame in frames][::order]
+    assert [frame.body for frame in journal.read_all(positions)] == [frame.body for frame in frames]
+    assert journal.read(positions[7]).header.first == 6
+    journal.close()
+
+
+def test_packed_positions_sort_like_positions() -> None:
+    """What scans keep is as good as a position."""
+    positions = [Position(1, 0), Position(1, (1 << 32) - 1), Position(2, 0), Position(1 << 31, 8)]
+    assert [Position.unpack(position.pack()) for position in positions] == positions
+    assert sorted(position.pack() for position in reversed(positions)) == [position.pack() for position in positions]
+
+
+def test_p2_batches_and_indices_are_numbered_without_a_gap(tmp_path: Path) -> None:
+    """P2: over segments and restarts, every batch is one higher than the one before."""
+    three_segments(tmp_path)
+    journal = journal_in(tmp_path)
+    journal.commit([opening(9)])
+    journal.close()
+    places = [
+        (header.batch, header.index, header.frames)
+        for path in sorted(tmp_path.iterdir())
+        for header, _ in frames_of(path)
+    ]
+    batch, index, frames = 1, 0, places[0][2]
+    for place in places:
+        assert place == (batch, index, place[2])
+        frames = place[2]
+        batch, index = (batch + 1, 0) if index + 1 == frames else (batch, index + 1)
+
+
+def test_every_segment_begins_with_a_frame_about_itself(tmp_path: Path) -> None:
+    """It names the format, the program, and where the segment before it ended."""
+    three_segments(tmp_path)
+    (frame,) = read_frames(tmp_path, [Position(3, 0)], RealStorage())
+    before, _ = frames_of(last_segment(tmp_path, 2))[-1]
+    assert frame.header.kind == FrameKind.SEGMENT
+    assert frame.body == b'{"format":1,"program":"test 1","sequence":3,"batch":%d,"frames":%d}' % (
+        before.batch,
+        before.frames,
+    )
+
+
+def test_a_batch_never_spans_segments(tmp_path: Path) -> None:
+    """What does not fit goes to the next segment as a whole, and the old one ends in zeros."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1), events(1, 0, size=2500)])
+    positions = journal.commit([events(1, 1, size=700), events(1, 2, size=700)])
+    assert {position.segment for position in positions} == {2}
+    header, offset = frames_of(last_segment(tmp_path, 1))[-1]
+    assert last_segment(tmp_path, 1).read_bytes()[offset + header.size :].strip(b"\0") == b""
+    journal.close()
+
+
+def test_a_batch_larger_than_a_segment_gets_one_of_its_own(tmp_path: Path) -> None:
+    """There is no batch that fits nowhere."""
+    journal = journal_in(tmp_path)
+    positions = journal.commit([opening(1)])
+    positions += journal.commit([events(1, 0, size=20_000), decisions(1, 0)])
+    positions += journal.commit([events(1, 1)])
+    assert [position.segment for position in positions] == [1, 2, 2, 3]
+    journal.close()
+    assert found_frames(tmp_path, look(tmp_path)) == set(positions)
+
+
+def test_space_is_made_before_it_is_wanted_and_given_back(tmp_path: Path) -> None:
+    """A segment has its full size from the start, zeros behind what is written; closing leaves no half-made one."""
+    journal = journal_in(tmp_path)
+    (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, b"x" * 2048)])
+    data = last_segment(tmp_path, 1).read_bytes()
+    assert len(data) == 4096 == journal.size_bytes
+    assert data[position.offset + 64 + 2048 :].strip(b"\0") == b""
+    journal.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["0000000000000001.journal"]
+
+
+def test_an_empty_commit_is_none(tmp_path: Path) -> None:
+    """Nothing to write is not a batch."""
+    journal = journal_in(tmp_path)
+    assert journal.commit([]) == []
+    assert (journal.snapshot().batch, list(tmp_path.iterdir())) == (0, [])
+    journal.close()
+
+
+def test_only_whole_old_segments_are_retired_oldest_first(tmp_path: Path) -> None:
+    """Each is durably gone before the next goes, so that a power cut leaves no hole."""
+    three_segments(tmp_path)
+    storage = FaultyStorage()
+    journal = journal_in(tmp_path, storage)
+    assert journal.retire(1) == []
+    journal.commit([opening(3)])
+    storage.calls.clear()
+    assert journal.retire(4) == [1, 2, 3]
+    assert [call.split()[0] for call in storage.calls] == ["remove", "sync_dir"] * 3
+    assert storage.calls[::2] == [f"remove {n:016d}.journal" for n in (1, 2, 3)]
+    assert journal.retire(99) == []
+    assert list(journal.segments) == [4]
+    journal.close()
+    assert look(tmp_path).damage == []
+
+
+def test_p6_the_last_durable_segment_is_never_retired(tmp_path: Path) -> None:
+    """P6: the oldest segment left holds something durable, or a bad one could not be told from a torn one."""
+    three_segments(tmp_path)
+    journal = journal_in(tmp_path)
+    assert journal.current_segment == 4
+    assert journal.retire(4) == [1, 2]
+    journal.close()
+
+
+def test_a_sealed_journal_says_so_and_goes_on_in_a_new_segment(tmp_path: Path) -> None:
+    """A clean stop leaves a seal; the next start cuts the zeros behind it off and goes on in another file."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1), events(1, 0)])
+    journal.seal()
+    journal.close()
+    header, offset = frames_of(last_segment(tmp_path, 1))[-1]
+    assert header.kind == FrameKind.SEAL
+    journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
+    assert last_segment(tmp_path, 1).stat().st_size == offset + header.size == journal.size_bytes
+    assert (found.sealed, found.tail, found.last_batch) == (True, None, 2)
+    (position,) = journal.commit([events(1, 1)])
+    assert position.segment == 2
+    journal.close()
+    found = look(tmp_path)
+    assert (found.sealed, found.sessions[1].next_event, found.sessions[1].damage) == (False, 2, None)
+
+
+def test_sealing_what_is_sealed_adds_nothing(tmp_path: Path) -> None:
+    """A daemon that is started and stopped all day leaves one small seal."""
+    for _ in range(4):
+        journal = journal_in(tmp_path)
+        journal.seal()
+        journal.seal()
+        journal.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["0000000000000001.journal"]
+    assert last_segment(tmp_path, 1).stat().st_size < 4096
+
+
+def test_what_comes_after_a_seal_goes_to_another_segment(tmp_path: Path) -> None:
+    """Nothing ever lies behind a seal."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1)])
+    journal.seal()
+    (position,) = journal.commit([events(1, 0)])
+    journal.close()
+    assert position.segment == 2
+    assert look(tmp_path).sessions[1].damage is None
+
+
+def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
+    """Closing twice is closing once; committing after it is refused with a sentence."""
+    journal = journal_in(tmp_path)
+    journal.close()
+    journal.close()
+    with pytest.raises(JournalFailed, match="it is closed"):
+        journal.commit([opening(1)])
+
+
+def test_the_state_of_a_journal_can_be_read_off(tmp_path: Path) -> None:
+    """Its repr and its snapshot are for operators."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1)])
+    journal.commit([events(1, 0)])
+    snapshot = journal.snapshot()
+    assert (snapshot.segments, snapshot.bytes, snapshot.batch, snapshot.segment) == (1, 4096, 2, 1)
+    assert snapshot.failed is None
+    assert repr(journal) == f"<Journal {tmp_path} open, 1 segments, batch 2>"
+    journal.close()
+
+
+@pytest.mark.parametrize("size", [0, 4095, (2 << 30) + 1])
+def test_segments_of_an_impossible_size_are_refused(size: int, tmp_path: Path) -> None:
+    """Positions keep offsets in 32 bits."""
+    with pytest.raises(ValueError, match="4 KiB to 2 GiB"):
+        journal_in(tmp_path, segment_bytes=size)
+
+
+def test_frames_can_be_read_while_others_are_written(tmp_path: Path) -> None:
+    """Readers open files of their own; neither a commit nor a new segment under way disturbs them."""
+    journal = journal_in(tmp_path, segment_bytes=8192)
+    positions = journal.commit([opening(1)])
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                known = list(positions)
+                read = [frame.header.first for frame in read_frames(tmp_path, known[1:], RealStorage())]
+                assert read == list(range(len(known) - 1))
+        except BaseException as error:  # noqa: BLE001 - reported by the test
+            failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for index in range(300):
+        positions += journal.commit([events(1, index, size=200)])
+    done.set()
+    reader.join()
+    journal.close()
+    assert failures == []
+    assert journal.current_segment > 5

@@ -1,0 +1,185 @@
+"""The real filesystem behind the port: what is completed, what is refused, and with which words.
+
+Owns: ``storage.py``.
+Not here: what the journal makes of errors (``test_faults.py``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ergo_capture.storage import RealStorage, StorageError
+
+storage = RealStorage()
+
+
+def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that takes three bytes at a time still gets all of them, empty buffers among them."""
+    real = os.pwritev
+
+    def three(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
+        return real(fd, [b"".join(buffers)[:3]], offset, flags)
+
+    monkeypatch.setattr(os, "pwritev", three)
+    file = storage.open(tmp_path / "f", create=True)
+    file.write_at([b"", b"four", b"", memoryview(b"fives"), b""], 2, sync=True)
+    assert file.read_at(2, 9) == b"fourfives"
+    file.close()
+
+
+def test_an_interrupted_write_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EINTR is nobody's business but the port's."""
+    real, interruptions = os.pwritev, [1, 1]
+
+    def interrupted(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
+        if interruptions:
+            interruptions.pop()
+            raise InterruptedError(errno.EINTR, "interrupted")
+        return real(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "pwritev", interrupted)
+    file = storage.open(tmp_path / "f", create=True)
+    file.write_at([b"data"], 0)
+    assert file.read_at(0, 4) == b"data"
+    file.close()
+
+
+def test_a_write_that_gets_nowhere_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that writes nothing and reports nothing does not hold the daemon for ever."""
+    monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+    file = storage.open(tmp_path / "f", create=True)
+    with pytest.raises(StorageError, match="wrote nothing"):
+        file.write_at([b"data"], 0)
+    file.close()
+
+
+def test_a_system_without_the_flag_syncs_in_a_second_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where RWF_DSYNC is not known, the write is made without it and synced before it returns."""
+    real, real_sync, calls = os.pwritev, os.fdatasync, []
+
+    def unknown(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
+        calls.append("write" if not flags else "flag")
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        return real(fd, buffers, offset)
+
+    def sync(fd: int) -> None:
+        calls.append("sync")
+        real_sync(fd)
+
+    monkeypatch.setattr(os, "pwritev", unknown)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    file = storage.open(tmp_path / "f", create=True)
+    file.write_at([b"data"], 0, sync=True)
+    file.close()
+    assert calls in (["flag", "write", "sync"], ["write", "sync"])
+
+
+def test_more_buffers_than_the_system_takes_at_once_are_all_written(tmp_path: Path) -> None:
+    """A batch may have more pieces than one vectored write."""
+    file = storage.open(tmp_path / "f", create=True)
+    file.write_at([b"%04d" % n for n in range(3000)], 0, sync=True)
+    assert file.read_at(4 * 2999, 4) == b"2999"
+    assert file.size() == 12_000
+    file.close()
+
+
+def test_a_short_read_is_an_error(tmp_path: Path) -> None:
+    """Fewer bytes than asked for are never passed off as all of them."""
+    file = storage.open(tmp_path / "f", create=True)
+    file.write_at([b"data"], 0)
+    with pytest.raises(StorageError, match="ends 4 bytes early") as caught:
+        file.read_at(0, 8)
+    assert (caught.value.op, caught.value.errno) == ("read", errno.EIO)
+    file.close()
+
+
+def test_allocated_bytes_are_zeros_and_kept_bytes_stay(tmp_path: Path) -> None:
+    """Allocation adds; it never overwrites."""
+    file = storage.open(tmp_path / "f", create=True)
+    file.write_at([b"data"], 0)
+    file.allocate(3 << 20)
+    assert file.size() == 3 << 20
+    assert file.read_at(0, 8) == b"data\0\0\0\0"
+    file.truncate(2)
+    assert file.read_at(0, file.size()) == b"da"
+    file.close()
+
+
+def test_files_and_directories_are_for_owner_and_group(tmp_path: Path) -> None:
+    """Payloads are nobody else's."""
+    before = os.umask(0o022)
+    try:
+        storage.mkdir(tmp_path / "a" / "b")
+        storage.open(tmp_path / "a" / "b" / "f", create=True).close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "a" / "b" / "f").stat().st_mode & 0o777 == 0o640
+
+
+def test_nothing_is_opened_through_a_symbolic_link(tmp_path: Path) -> None:
+    """A link in the state directory does not lead the daemon elsewhere."""
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(StorageError) as caught:
+        storage.open(tmp_path / "link")
+    assert caught.value.errno == errno.ELOOP
+    assert not storage.is_plain(tmp_path / "link")
+    assert storage.is_plain(tmp_path / "target")
+
+
+def test_creating_never_takes_a_file_that_is_there(tmp_path: Path) -> None:
+    """Create means exclusively."""
+    (tmp_path / "f").write_bytes(b"precious")
+    with pytest.raises(StorageError) as caught:
+        storage.open(tmp_path / "f", create=True)
+    assert caught.value.errno == errno.EEXIST
+    assert (tmp_path / "f").read_bytes() == b"precious"
+
+
+def test_p12_a_lock_is_held_by_one_and_names_its_holder(tmp_path: Path) -> None:
+    """P12: a second taker is refused at once, with the first one's process id; released is free again."""
+    with storage.lock(tmp_path / "lock"):
+        with pytest.raises(StorageError) as caught:
+            storage.lock(tmp_path / "lock")
+        assert str(os.getpid()) in str(caught.value.hint)
+    storage.lock(tmp_path / "lock").release()
+
+
+@pytest.mark.parametrize(
+    ("op", "act"),
+    [
+        ("open", lambda path: storage.open(path / "missing")),
+        ("list", lambda path: storage.list(path / "missing")),
+        ("remove", lambda path: storage.remove(path / "missing")),
+        ("rename", lambda path: storage.replace(path / "missing", path / "other")),
+        ("sync directory", lambda path: storage.sync_dir(path / "missing")),
+        ("look at", lambda path: storage.is_own(path / "missing")),
+        ("look at free space of", lambda path: storage.free_bytes(path / "missing")),
+        ("lock", lambda path: storage.lock(path / "missing" / "lock")),
+    ],
+)
+def test_every_error_says_what_where_and_what_next(op: str, act: object, tmp_path: Path) -> None:
+    """A StorageError has an operation, a path, a cause, a hint, and a message that holds the first three."""
+    assert callable(act)
+    with pytest.raises(StorageError) as caught:
+        act(tmp_path)
+    error = caught.value
+    assert error.op == op
+    assert error.path is not None
+    assert error.path in error.message
+    assert error.hint == "check that the path exists"
+    assert isinstance(error.cause, FileNotFoundError)
+    assert error.errno == errno.ENOENT
+    assert not error.is_full
+
+
+def test_free_space_is_a_number_of_bytes(tmp_path: Path) -> None:
+    """The port can say what is left."""
+    assert storage.free_bytes(tmp_path) > 0
