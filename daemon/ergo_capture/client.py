@@ -264,6 +264,7 @@ class CaptureClient:
             self._held = b""
             welcome = await self._read_frame()
         except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            await self._hang_up()
             raise ClientError(
                 "unreachable",
                 f"connect to the daemon at '{self.path}': {getattr(error, 'strerror', None) or 'connection lost'}",
@@ -315,6 +316,7 @@ class CaptureClient:
                         raise
                 except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                     pass
+                await self._hang_up()
         if patience.cancelled_caught or self._stream is None:
             raise ClientError(
                 "unreachable",

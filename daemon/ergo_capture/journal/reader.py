@@ -63,6 +63,11 @@ class Window:
             return memoryview(b"")
         start = offset - self._start
         if start < 0 or start + size > len(self._held):
+            # Why the size again: a batch that did not fit the disk is cut off behind what is durable.
+            self.size = self._file.size()
+            size = min(size, self.size - offset)
+            if size <= 0:
+                return memoryview(b"")
             wanted = min(max(size, _WINDOW_BYTES), self.size - offset)
             self._held = memoryview(self._file.read_at(offset, wanted))
             self._start, start = offset, 0
