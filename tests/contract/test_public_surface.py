@@ -25,7 +25,38 @@ from ergo_capture import (
     encode_bundle,
 )
 
-AGREED = ["CaptureBundle", "Constraints", "ExternalEvent", "ExternalEventKind", "EventTime", "RunTermination", "ErrKind", "Decision", "ActionEffect", "CapturingSession", "CapturingDecisionLog", "DecisionLog", "MemoryDecisionLog", "Supervisor", "RuntimeInvoker", "FaultRuntime", "CaptureJsonStyle", "CaptureWriteError", "write_capture_bundle", "read_capture_bundle", "decode_bundle", "encode_bundle", "compute_effect_hash", "validate_bundle", "validate_bundle_strict", "replay_checked", "replay_checked_strict", "compare_decisions", "first_divergence", "ReplayError"]
+AGREED = [
+    "CaptureBundle",
+    "Constraints",
+    "ExternalEvent",
+    "ExternalEventKind",
+    "EventTime",
+    "RunTermination",
+    "ErrKind",
+    "Decision",
+    "ActionEffect",
+    "CapturingSession",
+    "CapturingDecisionLog",
+    "DecisionLog",
+    "MemoryDecisionLog",
+    "Supervisor",
+    "RuntimeInvoker",
+    "FaultRuntime",
+    "CaptureJsonStyle",
+    "CaptureWriteError",
+    "write_capture_bundle",
+    "read_capture_bundle",
+    "decode_bundle",
+    "encode_bundle",
+    "compute_effect_hash",
+    "validate_bundle",
+    "validate_bundle_strict",
+    "replay_checked",
+    "replay_checked_strict",
+    "compare_decisions",
+    "first_divergence",
+    "ReplayError",
+]
 
 
 @pytest.mark.parametrize("name", AGREED)

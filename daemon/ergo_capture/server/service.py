@@ -12,6 +12,7 @@ open in the journal: its client may resume it after the next start, within ``ses
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -22,12 +23,12 @@ from pathlib import Path
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup, UNIXSocketStream
+from anyio.abc import TaskGroup, TaskStatus, UNIXSocketStream
 
 from ergo_capture import telemetry
 from ergo_capture.capture.atomic import sweep_temporaries
 from ergo_capture.config import Config
-from ergo_capture.errors import ExitCode
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.body import Peer, Publication
 from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery, recover
@@ -39,6 +40,7 @@ from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.registry import SessionRegistry
 from ergo_capture.server.session import Session
+from ergo_capture.server.snapshots import Snapshots
 from ergo_capture.server.systemd import Notifier
 from ergo_capture.server.writer import Writer
 from ergo_capture.storage import RealStorage, Storage
@@ -72,6 +74,7 @@ class Service:
         self.ready = anyio.Event()
         #: Whether the shutdown left something undone that it should have done.
         self._unfinished = False
+        self._start_failure: ErgoCaptureError | None = None
         self._graphs = graphs_of(config)
         self._notifier = Notifier.from_environment()
         self._stop = anyio.Event()
@@ -114,6 +117,20 @@ class Service:
         Raises:
             ErgoCaptureError: start-up failed; nothing was bound.
         """
+        async with anyio.create_task_group() as tasks:
+            # Why first: a signal that comes while the journal is read must not kill what is being mended.
+            await tasks.start(self._watch_signals)
+            try:
+                await self._run(tasks)
+            except ErgoCaptureError as error:
+                # Why not raised through the group: it would come out wrapped in a group of its own.
+                self._start_failure = error
+            tasks.cancel_scope.cancel()
+        if self._start_failure is not None:
+            raise self._start_failure
+        return ExitCode.FAILED if self._unfinished or self._writer.failure is not None else ExitCode.OK
+
+    async def _run(self, tasks: TaskGroup) -> None:
         async with AsyncExitStack() as stack:
             self._prepare_state()
             lock = self.storage.lock(self.state / "lock")
@@ -134,9 +151,7 @@ class Service:
                 self.state, self.journal_directory, style=self.config.bundle.style, on_published=self._on_published
             )
             listening = self._listening_socket(stack)
-            async with anyio.create_task_group() as tasks:
-                await self._serve(tasks, listening, recovery)
-        return ExitCode.FAILED if self._unfinished or self._writer.failure is not None else ExitCode.OK
+            await self._serve(tasks, listening, recovery)
 
     def stop(self) -> None:
         """Begin the shutdown; a second call changes nothing."""
@@ -215,7 +230,9 @@ class Service:
             listening, self._serve_client, max_clients=self.config.limits.max_clients, refuse=self._refuse_client
         )
         tasks.start_soon(listener.run)
-        tasks.start_soon(self._watch_signals)
+        if self.config.snapshot.interval:
+            snapshots = Snapshots(self.registry.sessions, self.config.snapshot.interval.seconds)
+            tasks.start_soon(snapshots.run)
         try:
             self.ready.set()
             self._notifier.ready(f"serving {len(self.registry.sessions)} sessions")
@@ -225,7 +242,6 @@ class Service:
         finally:
             # Why also here: the writer ends by this and by nothing else.
             self._writer.close()
-        tasks.cancel_scope.cancel()
 
     async def _write(self) -> None:
         # Why shielded: the writer is never cancelled; it ends by its queue being closed.
@@ -264,12 +280,15 @@ class Service:
             async with stream:
                 await stream.send(protocol.encode_error(error))
 
-    async def _watch_signals(self) -> None:
+    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for number in signals:
                 if self._stop.is_set():
                     log.warning(telemetry.DAEMON_ABANDONED, signal=signal.Signals(number).name)
-                    raise SystemExit(int(ExitCode.FAILED))
+                    # Why so abruptly: the second signal is for a daemon that does not get done, and what was
+                    # acknowledged is safe whatever happens now.
+                    os._exit(int(ExitCode.FAILED))
                 log.info(telemetry.DAEMON_STOPPING, signal=signal.Signals(number).name)
                 self.stop()
 

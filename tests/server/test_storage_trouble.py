@@ -1,0 +1,229 @@
+"""What clients see when the disk is full, fails, or is not there; on the whole daemon."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.daemons import DaemonProcess, Wire, event, running_daemon, short_directory
+from tests.doubles.faulty_storage import FaultyStorage
+
+from ergo_capture import decode_bundle
+from ergo_capture.errors import ErgoCaptureError
+
+
+async def test_a_failed_sync_is_told_to_the_client_and_stops_the_daemon() -> None:
+    """P7: nothing un-synced is acknowledged, nothing is written after it, and the process ends with 1."""
+    storage = FaultyStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1)
+        storage.fail_next("sync", errno.EIO)
+        await wire.say(event("b"))
+        frames = await wire.rest()
+        assert [f["code"] for f in frames if f["type"] == "error"] == ["storage_failed"]
+        # What is not durable is either not acknowledged, or acknowledged as rejected.
+        rejected = [f["index"] for f in frames if f["type"] == "reject" and f["code"] == "storage_failed"]
+        assert rejected == [2] or all(f["accepted"] <= 1 for f in frames if f["type"] == "ack")
+        failed = next(i for i, call in enumerate(storage.calls) if call.startswith("-sync"))
+        after = [call.split()[0] for call in storage.calls[failed + 1 :]]
+        assert not {"write", "sync"} & set(after)
+
+
+async def test_a_full_disk_refuses_and_then_service_resumes_by_itself() -> None:
+    """P8: the events refused may be sent again, decisions are kept, and the bundle holds each event once."""
+    storage = FaultyStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1)
+        storage.fail_next("write", errno.ENOSPC, errno.ENOSPC)
+        codes: list[str] = []
+        number = 1
+        while "storage_full" not in codes:
+            number += 1
+            await wire.say(event("b"))
+            frames = await wire.until_ack(number)
+            codes = [f["code"] for f in frames if f["type"] == "reject"]
+            if not codes:
+                await wire.say({"type": "close"})
+                pytest.fail("the full disk went unnoticed")
+        while True:
+            number += 1
+            await wire.say(event("b"))
+            frames = await wire.until_ack(number)
+            if not [f for f in frames if f["type"] == "reject"]:
+                break
+        await wire.say(event("c"), {"type": "close"})
+        closed = await wire.until("closed")
+        bundle = decode_bundle(Path(closed["bundle"]).read_bytes())
+        assert [record.event_id for record in bundle.events] == ["a", "b", "c"]
+
+
+async def test_an_acknowledgement_is_never_sent_before_its_sync() -> None:
+    """P1: at each ack the synced write is already among the calls."""
+    storage = FaultyStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        for number in range(1, 20):
+            before = len(storage.calls)
+            await wire.say(event(f"e{number}"))
+            await wire.until_ack(number)
+            assert any(call.startswith("sync") for call in storage.calls[before:])
+
+
+async def test_a_snapshot_is_published_every_so_often() -> None:
+    """snapshot.interval: whole, and marked as that of an open session."""
+    async with running_daemon('[snapshot]\ninterval = "20ms"\n') as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        with anyio.fail_after(20):
+            while not (manifests := list(daemon.state.rglob("*.manifest.json"))):
+                await anyio.sleep(0.01)
+        assert json.loads(manifests[0].read_bytes())["ended"] == "open"
+        assert len(decode_bundle(daemon.bundles()[0].read_bytes()).events) == 1
+
+
+async def test_a_part_ends_after_enough_events_and_each_bundle_stands_alone() -> None:
+    """Rotation: parts are numbered, derive their own decisions, and together hold everything once."""
+    from ergo_capture.cli.verify import check
+
+    async with running_daemon("[rotation]\nmax_events = 10\n") as daemon, daemon.session() as wire:
+        for start in range(0, 30, 5):
+            await wire.say(*(event(f"e{n}", n) for n in range(start, start + 5)))
+            await wire.until_ack(start + 5, start + 5)
+        await wire.say({"type": "close"})
+        await wire.until("closed")
+        names = [path.name for path in daemon.bundles()]
+        assert len([name for name in names if "~" in name]) >= 2
+        assert all(check(path)["ok"] for path in daemon.bundles())
+        ids = [e.event_id for path in daemon.bundles() for e in decode_bundle(path.read_bytes()).events]
+        assert sorted(ids) == sorted(f"e{n}" for n in range(30))
+
+
+async def test_a_part_waits_for_a_moment_when_nothing_is_deferred() -> None:
+    """And after rotation.force_after it is cut all the same, which its manifest says."""
+    text = '[rotation]\nmax_events = 2\nforce_after = "{}"\n[graphs.default]\nmax_in_flight = 0\n'
+    async with running_daemon(text.format("1h")) as daemon, daemon.session() as wire:
+        await wire.say(*(event(f"e{n}") for n in range(6)))
+        await wire.until_ack(6, 6)
+        assert daemon.bundles() == []
+    async with running_daemon(text.format("0s")) as daemon, daemon.session() as wire:
+        await wire.say(*(event(f"e{n}") for n in range(6)))
+        with anyio.fail_after(20):
+            while not (manifests := list(daemon.state.rglob("*.manifest.json"))):
+                await anyio.sleep(0.01)
+        assert json.loads(manifests[0].read_bytes())["forced"] is True
+
+
+async def test_the_journal_lets_go_of_what_is_in_bundles() -> None:
+    """Segments are deleted once every session in them is published."""
+    text = '[journal]\nsegment_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon:
+        for _ in range(3):
+            async with daemon.session() as wire:
+                await wire.say(*(event(f"e{n}", payload={"x": "y" * 900}) for n in range(200)), {"type": "close"})
+                await wire.until("closed")
+        with anyio.fail_after(20):
+            while len(list((daemon.state / "journal").glob("*.journal"))) > 2:
+                await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda state: state.write_text("a file"), "state"),
+        (lambda state: (state / "journal" / "0000000000000001.journal").mkdir(parents=True), "journal"),
+        (lambda state: linked(state / "journal" / "0000000000000001.journal"), "journal"),
+    ],
+    ids=["the state directory is a file", "a segment is a directory", "a segment is a symbolic link"],
+)
+async def test_a_state_that_is_not_ours_stops_the_start_with_a_sentence(spoil: Any, says: str) -> None:
+    """P4: a path, a reason, a hint; nothing is bound."""
+    with short_directory() as place:
+        spoil(place / "state")
+        with pytest.raises(ErgoCaptureError) as caught:
+            async with running_daemon(state=place / "state"):
+                pass
+        assert says in str(caught.value)
+        assert caught.value.hint
+
+
+def linked(path: Path) -> None:
+    """A symbolic link where a segment should be."""
+    path.parent.mkdir(parents=True)
+    path.symlink_to("/etc/hostname")
+
+
+def test_foreign_files_in_the_journal_are_left_alone(tmp_path: Path) -> None:
+    """A daemon starts beside them and does not touch them."""
+    with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
+        (tmp_path / "state" / "journal").mkdir(parents=True)
+        foreign = tmp_path / "state" / "journal" / "notes.txt"
+        foreign.write_text("mine")
+        daemon.start()
+        assert daemon.stop() == 0
+        assert foreign.read_text() == "mine"
+
+
+def mountable() -> bool:
+    """Whether a small tmpfs can be mounted here."""
+    return os.geteuid() == 0 and os.access("/usr/bin/unshare", os.X_OK) and subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "none", "/mnt"], capture_output=True, check=False
+    ).returncode == 0  # fmt: skip
+
+
+@pytest.mark.skipif(not mountable(), reason="needs root and mount")
+async def test_a_small_disk_that_fills_refuses_and_resumes_when_it_is_emptied() -> None:
+    """P8: on a real filesystem: a tmpfs of 6 MiB that something else fills."""
+    with short_directory() as place:
+        disk = place / "disk"
+        disk.mkdir()
+        await anyio.run_process(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(disk)])
+        try:
+            await _fill_and_empty(place, disk)
+        finally:
+            await anyio.run_process(["umount", "-l", str(disk)])
+
+
+async def _fill_and_empty(place: Path, disk: Path) -> None:
+    config = '[journal]\nsegment_bytes = "1MiB"\n'
+    with DaemonProcess(place, disk / "state", config=config) as daemon:
+        await anyio.to_thread.run_sync(daemon.start)
+        async with await anyio.connect_unix(str(daemon.socket)) as stream:
+            wire = Wire(stream)
+            await wire.open()
+            fill(disk / "ballast")
+            number, full, accepted = 0, False, []
+            while not full:
+                number += 1
+                await wire.say(event(f"e{number}", payload={"x": "y" * 20_000}))
+                rejects = [f for f in await wire.until_ack(number) if f["type"] == "reject"]
+                full = any(reject["code"] == "storage_full" for reject in rejects)
+                if not rejects:
+                    accepted.append(f"e{number}")
+            (disk / "ballast").unlink()
+            while True:
+                number += 1
+                await wire.say(event(f"e{number}"))
+                if not [f for f in await wire.until_ack(number) if f["type"] == "reject"]:
+                    accepted.append(f"e{number}")
+                    break
+            await wire.say({"type": "close"})
+            closed = await wire.until("closed")
+        bundle = decode_bundle(Path(closed["bundle"]).read_bytes())
+        assert [record.event_id for record in bundle.events] == accepted
+        assert await anyio.to_thread.run_sync(daemon.stop) == 0
+
+
+def fill(path: Path) -> None:
+    """Take all the room there is."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(64 * 1024))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
