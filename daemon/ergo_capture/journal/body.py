@@ -98,7 +98,9 @@ class Publication(msgspec.Struct, frozen=True):
     final: bool = False
 
 
-class _PlainRun(msgspec.Struct, array_like=True, tag=0, gc=False):
+class PlainRun(msgspec.Struct, array_like=True, tag=0, gc=False):
+    """Invocations of consecutive episodes that completed at the first attempt, without effects."""
+
     episode: int
     count: int
 
@@ -117,7 +119,7 @@ class _Invocation(msgspec.Struct, array_like=True, tag=2):
     interruption: str | None
 
 
-_Row = _PlainRun | _Deferral | _Invocation
+_Row = PlainRun | _Deferral | _Invocation
 
 _encode: Final = msgspec.json.Encoder().encode
 _rows: Final = msgspec.json.Decoder(list[_Row])
@@ -131,7 +133,7 @@ class DecisionRows:
 
     def __init__(self) -> None:
         self._rows: list[_Row] = []
-        self._run: _PlainRun | None = None
+        self._run: PlainRun | None = None
         #: Decisions collected.
         self.count = 0
 
@@ -149,7 +151,7 @@ class DecisionRows:
             if run is not None and run.episode + run.count == entry.episode_id:
                 run.count += 1
                 return
-            self._run = run = _PlainRun(entry.episode_id, 1)
+            self._run = run = PlainRun(entry.episode_id, 1)
             self._rows.append(run)
             return
         self._run = None
@@ -175,7 +177,7 @@ class DecisionRows:
         if run is not None and run.episode + run.count == episode:
             run.count += count
             return
-        self._run = run = _PlainRun(episode, count)
+        self._run = run = PlainRun(episode, count)
         self._rows.append(run)
 
     def encode(self) -> bytes:
@@ -211,16 +213,15 @@ class DecisionOutcome(msgspec.Struct, frozen=True):
         )
 
 
-def read_decisions(body: bytes) -> Iterator[DecisionOutcome]:
-    """The decisions of a DECISIONS frame, in order.
+def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome]:
+    """The rows of a DECISIONS frame, in order: runs as they are, any other row as its decision.
 
     Raises:
         ValueError: the body is not what was written.
     """
     for row in _rows.decode(body):
-        if type(row) is _PlainRun:
-            for episode in range(row.episode, row.episode + row.count):
-                yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
+        if type(row) is PlainRun:
+            yield row
         elif type(row) is _Deferral:
             yield DecisionOutcome(Decision.Defer, row.schedule_at, row.episode, None, 0, (), (), None)
         else:
@@ -235,6 +236,20 @@ def read_decisions(body: bytes) -> Iterator[DecisionOutcome]:
                 row.intent_acks,
                 row.interruption,
             )
+
+
+def read_decisions(body: bytes) -> Iterator[DecisionOutcome]:
+    """The decisions of a DECISIONS frame, in order.
+
+    Raises:
+        ValueError: the body is not what was written.
+    """
+    for row in read_rows(body):
+        if isinstance(row, DecisionOutcome):
+            yield row
+            continue
+        for episode in range(row.episode, row.episode + row.count):
+            yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
 
 
 def encode_body(body: SessionDescription | Closing | Rotation | Publication) -> bytes:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 from crc32c import crc32c
@@ -24,23 +25,20 @@ from crc32c import crc32c
 from ergo_capture.capture.atomic import AtomicFile, create_parents, write_bytes_atomic
 from ergo_capture.capture.bundle import CaptureJsonStyle
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import DecisionOutcome, Publication, SessionDescription, read_decisions
-from ergo_capture.journal.journal import Position, read_frames
-from ergo_capture.journal.lines import read_body
-from ergo_capture.kernel.records import (
-    MIDDLE,
-    ExternalEventRecord,
-    encode_decision,
-    encode_event,
-    encode_head,
-    encode_tail,
-)
+from ergo_capture.journal.body import Publication, SessionDescription
+from ergo_capture.journal.expand import DecisionTexts, expand_events
+from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
 from ergo_capture.storage import RealStorage, Storage
 from ergo_capture.version import PROGRAM
 
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
-#: Bytes gathered before they are written.
-_WRITE_BYTES: Final = 256 * 1024
+#: Bytes read at a time.
+_READ_BYTES: Final = 256 * 1024
+#: Bytes of event lines that are expanded at a time; the text is up to twelve times as long.
+_BLOCK_BYTES: Final = 128 * 1024
+#: Blocks that may wait to be written.
+_WAITING_BLOCKS: Final = 4
 
 
 class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,52 +101,75 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publicati
     storage = storage or RealStorage()
     destination = Path(job.destination)
     create_parents(destination)
-    style = CaptureJsonStyle(job.style)
-    with AtomicFile(destination) as bundle, AtomicFile(destination) as decisions:
-        frame = _Layout(job, style)
-        written = _Checked(bundle)
-        spool = _Checked(decisions)
-        written.write(frame.head)
-        for event, decision in frame.elements(storage):
-            written.write(event)
-            spool.write(decision)
-        written.write(frame.middle)
-        spool.flush()
+    layout = _Layout(job, CaptureJsonStyle(job.style))
+    with AtomicFile(destination) as bundle, AtomicFile(destination) as decisions, _Sink(bundle) as sink:
+        sink.write(layout.head)
+        for event_texts, decision_texts in _blocks_of(job, storage):
+            sink.write(layout.block(event_texts))
+            decisions.write(layout.block(decision_texts))
+            layout.began = True
+        sink.write(layout.middle)
         for block in _blocks(decisions.path):
-            written.write(block)
-        written.write(frame.tail)
-        written.flush()
+            sink.write(block)
+        sink.write(layout.tail)
+        sink.finish()
         decisions.abort()
-        digest = _read_back(bundle.path, written)
+        _read_back(bundle.path, sink)
         bundle.commit()
-    manifest = _manifest(job, written.size, digest)
+    manifest = _manifest(job, sink.size, sink.digest)
     write_bytes_atomic(Path(job.manifest), msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    return Publication(job.part, job.destination, job.manifest, digest)
+    return Publication(job.part, job.destination, job.manifest, sink.digest)
 
 
-class _Checked:
-    """Gathers small writes into large ones, and knows size and checksum of all of them."""
+class _Sink:
+    """Writes blocks, in order, in a thread of its own; knows size, checksum and digest of all of them.
+
+    Why a thread: hashing and writing let go of the interpreter, which meanwhile expands the next block.
+    """
 
     def __init__(self, file: AtomicFile) -> None:
         self.size = 0
         self.checksum = 0
         self._file = file
-        self._parts: list[bytes] = []
-        self._waiting = 0
+        self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, "compose")
+        self._waiting: deque[Future[None]] = deque()
 
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._waiting += len(data)
-        if self._waiting >= _WRITE_BYTES:
-            self.flush()
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything written, in hex."""
+        return self._hash.hexdigest()
 
-    def flush(self) -> None:
-        data = b"".join(self._parts)
-        self._parts.clear()
-        self._waiting = 0
-        self.checksum = crc32c(data, self.checksum)
-        self.size += len(data)
-        self._file.write(data)
+    def write(self, block: bytes) -> None:
+        """Queue a block; waits while too many are queued.
+
+        Raises:
+            CaptureWriteError: a block before it could not be written.
+        """
+        self._waiting.append(self._thread.submit(self._put, block))
+        while len(self._waiting) > _WAITING_BLOCKS:
+            self._waiting.popleft().result()
+
+    def finish(self) -> None:
+        """Wait until every block is written.
+
+        Raises:
+            CaptureWriteError: one could not be.
+        """
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _put(self, block: bytes) -> None:
+        self._file.write(block)
+        self._hash.update(block)
+        self.checksum = crc32c(block, self.checksum)
+        self.size += len(block)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 class _Layout:
@@ -156,7 +177,8 @@ class _Layout:
 
     def __init__(self, job: ComposeJob, style: CaptureJsonStyle) -> None:
         description = job.description
-        self._job = job
+        #: Whether an element was written to each of the two lists already.
+        self.began = False
         self._pretty = style is CaptureJsonStyle.Pretty
         head = encode_head(description.graph, description.constraints)
         tail = encode_tail(description.adapter_provenance, description.runtime_provenance)
@@ -167,58 +189,70 @@ class _Layout:
         # Why this is safe: quotes inside strings are escaped, so neither key can stand in one.
         before, rest = text.split(b'"events": []', 1)
         between, after = rest.split(b'"decisions": []', 1)
-        opened, closed = (b"[", b"\n  ]") if job.count else (b"[", b"]")
-        self.head = before + b'"events": ' + opened
-        self.middle = closed + between + b'"decisions": ' + opened
+        closed = b"\n  ]" if job.count else b"]"
+        self.head = before + b'"events": ['
+        self.middle = closed + between + b'"decisions": ['
         self.tail = closed + after + b"\n"
 
-    def elements(self, storage: Storage) -> Iterator[tuple[bytes, bytes]]:
-        """Each event's text with its decision's, separators included."""
-        job = self._job
-        outcomes = _outcomes(job, storage)
-        deadline = job.description.constraints.deadline
-        separator = self._separator(b"")
-        for record in _events(job, storage):
-            outcome = next(outcomes, None)
-            if outcome is None:
-                raise _short(job, "decisions")
-            event = encode_event(record)
-            decision = encode_decision(outcome.to_record(record.event_id, deadline))
-            if self._pretty:
-                event, decision = _indent(event), _indent(decision)
-            yield separator + event, separator + decision
-            separator = self._separator(b",")
-
-    def _separator(self, comma: bytes) -> bytes:
-        return comma + b"\n    " if self._pretty else comma
-
-
-def _indent(text: bytes) -> bytes:
-    # Why replacing is enough: a newline inside a string is escaped.
-    return msgspec.json.format(text, indent=2).replace(b"\n", b"\n    ")
+    def block(self, elements: list[bytes]) -> bytes:
+        """Elements of one list, with the comma that parts them from those before."""
+        text = b",".join(elements)
+        if self._pretty:
+            # Why in an object: elements stand two levels deep in a bundle.
+            text = (
+                msgspec.json.format(b'{"":[%b]}' % text, indent=2).removeprefix(b'{\n  "": [').removesuffix(b"\n  ]\n}")
+            )
+        return b"," + text if self.began else text
 
 
 def _positions(packed: bytes) -> list[Position]:
     return [Position.unpack(value) for value in array("Q", packed)]
 
 
-def _events(job: ComposeJob, storage: Storage) -> Iterator[ExternalEventRecord]:
+def _blocks_of(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """The elements of events and of their decisions, some at a time."""
+    frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
+    decisions = DecisionTexts((frame.body for frame in frames), job.description.constraints.deadline)
+    for ids, events in _events(job, storage):
+        texts = decisions.take(ids)
+        if texts is None:
+            raise _short(job, "decisions")
+        yield events, texts
+
+
+def _events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str], list[bytes]]]:
     index, end = job.first, job.first + job.count
-    for frame in read_frames(Path(job.journal), _positions(job.event_frames), storage):
-        if frame.header.first > index:
+    # Why gathered: at a small window a frame holds one event, and what there is to do for each block would count.
+    for first, body in _gathered(job, storage):
+        if first > index:
             raise _short(job, "events")
-        for event in islice(read_body(frame.body), index - frame.header.first, None):
-            if index == end:
-                return
-            yield ExternalEventRecord.from_event(event)
-            index += 1
+        ids, texts = expand_events(body)
+        chosen = slice(index - first, end - first)
+        ids, texts = ids[chosen], texts[chosen]
+        if ids:
+            yield ids, texts
+        index += len(ids)
+        if index == end:
+            return
     if index != end:
         raise _short(job, "events")
 
 
-def _outcomes(job: ComposeJob, storage: Storage) -> Iterator[DecisionOutcome]:
-    for frame in read_frames(Path(job.journal), _positions(job.decision_frames), storage):
-        yield from read_decisions(frame.body)
+def _gathered(job: ComposeJob, storage: Storage) -> Iterator[tuple[int, bytes]]:
+    """Bodies of frames that follow each other, joined to blocks, with the index of each block's first event."""
+    bodies: list[bytes] = []
+    first = following = size = 0
+    for frame in read_frames(Path(job.journal), _positions(job.event_frames), storage):
+        if bodies and (size + len(frame.body) > _BLOCK_BYTES or frame.header.first != following):
+            yield first, b"".join(bodies)
+            bodies, size = [], 0
+        if not bodies:
+            first = frame.header.first
+        bodies.append(frame.body)
+        size += len(frame.body)
+        following = frame.header.first + frame.header.count
+    if bodies:
+        yield first, b"".join(bodies)
 
 
 def _short(job: ComposeJob, what: str) -> ErgoCaptureError:
@@ -233,15 +267,14 @@ def _short(job: ComposeJob, what: str) -> ErgoCaptureError:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(_WRITE_BYTES):
+        while block := file.read(_READ_BYTES):
             yield block
 
 
-def _read_back(path: Path, written: _Checked) -> str:
-    """The SHA-256 of what the file holds, once that is known to be what was written."""
-    digest, checksum, size = hashlib.sha256(), 0, 0
+def _read_back(path: Path, written: _Sink) -> None:
+    """Compare what the file holds with what was written, before it gets its name."""
+    checksum = size = 0
     for block in _blocks(path):
-        digest.update(block)
         checksum = crc32c(block, checksum)
         size += len(block)
     if (checksum, size) != (written.checksum, written.size):
@@ -251,7 +284,6 @@ def _read_back(path: Path, written: _Checked) -> str:
             path=path,
             hint="check the disk; the journal still holds the session",
         )
-    return digest.hexdigest()
 
 
 def _manifest(job: ComposeJob, size: int, digest: str) -> Manifest:

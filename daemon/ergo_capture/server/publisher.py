@@ -6,8 +6,8 @@ Not here: composing (``journal/compose.py``), names (``paths.py``).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -92,12 +92,19 @@ class BundlePublisher:
         return f"<BundlePublisher {self._state / 'bundles'}, {self.published} published>"
 
 
+def _compose_apart(job: ComposeJob) -> Publication:
+    """In the worker process."""
+    # Why: the thread that writes comes back from each write to an interpreter that expands the next block, and
+    # would wait for it for 5 ms, longer than a block takes.
+    sys.setswitchinterval(0.0005)
+    return compose_bundle(job)
+
+
 async def _compose(job: ComposeJob) -> Publication:
-    compose = partial(compose_bundle, job)
     if job.count > _IN_THREAD:
         try:
-            return await to_process.run_sync(compose)
+            return await to_process.run_sync(_compose_apart, job)
         except BrokenWorkerProcess as error:
             # Why not fatal: a host may be out of processes; slower is better than not at all.
             log.warning(telemetry.WORKER_BROKEN, error=str(error), bundle=job.destination)
-    return await to_thread.run_sync(compose)
+    return await to_thread.run_sync(compose_bundle, job)
