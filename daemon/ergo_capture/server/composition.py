@@ -15,8 +15,8 @@ from ergo_capture.engine.scripted import ScriptedEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.server.connection import ConnectionLimits
 from ergo_capture.server.graph import Graph
+from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.part import RotationRule
 from ergo_capture.units import Duration
 

@@ -1,31 +1,27 @@
 """One client's connection: reads frames, answers them, and owns at most one session.
 
-Owns: the order of hello, open, events and close; counting this connection's events; what is still to be
-said to the client; time-outs.
-Not here: what frames look like (``protocol.py``), sessions (``session.py``), accepting (``listener.py``).
+Owns: the order of hello, open, events and close; time-outs; how a connection ends.
+Not here: what frames look like (``protocol.py``), counting events (``receipts.py``), saying things
+(``replies.py``), sessions (``session.py``), accepting (``listener.py``).
 
-Two tasks: one reads and never waits for the client to read; the other writes whatever there is to say by
-the time it comes round, so that acknowledgements coalesce by themselves. Where more than
+Two tasks: one reads and never waits for the client to read; the other writes (``replies.py``). Where more than
 ``limits.reply_bytes`` wait unsaid, reading stops: a client that does not read harms only itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections import deque
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
+from anyio.abc import SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Peer, Publication
 from ergo_capture.journal.journal import JournalFull
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.server import protocol
+from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.protocol import (
     BadLine,
     Close,
@@ -40,30 +36,13 @@ from ergo_capture.server.protocol import (
     Ping,
     ProtocolError,
 )
+from ergo_capture.server.receipts import Receipts
+from ergo_capture.server.replies import Replies
 from ergo_capture.server.session import Session, storage_failed
 from ergo_capture.server.submission import Batch
 
 #: Bytes asked for in one read; a chunk of this size keeps the cost per event low.
 READ_BYTES: Final = 256 * 1024
-_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """What one connection may cost; times in seconds, zero for none."""
-
-    max_frame_bytes: int = 1 << 20
-    max_events_per_frame: int = 10_000
-    max_bad_frames: int = 5
-    max_id_bytes: int = 1024
-    max_label_bytes: int = 4096
-    session_queue_bytes: int = 8 << 20
-    #: Unsaid replies beyond which reading stops.
-    reply_bytes: int = 1 << 20
-    hello_timeout: float = 10.0
-    frame_timeout: float = 30.0
-    idle_timeout: float = 0.0
-    write_timeout: float = 30.0
 
 
 class Reception(Protocol):
@@ -85,17 +64,6 @@ class Reception(Protocol):
         """Something was refused."""
 
 
-@dataclass(slots=True)
-class _Receipt:
-    """Events of this connection whose fate is still open."""
-
-    #: Number of the last of them on this connection, from 1.
-    end: int
-    #: Number of the first of them.
-    start: int
-    batch: Batch | None
-
-
 class Connection:
     """Serves one client until it goes, misbehaves, or the daemon stops."""
 
@@ -105,10 +73,7 @@ class Connection:
         #: Name the client gave itself, for logs only.
         self.client = ""
         self.bad_frames = 0
-        #: Events received on this connection: admitted, rejected, or unreadable.
-        self.received = 0
-        self.accepted = 0
-        self.decided = 0
+        self.receipts = Receipts(self._reject_batch)
         self._stream = stream
         self._reception = reception
         limits = reception.limits
@@ -116,22 +81,7 @@ class Connection:
         self._reader = FrameReader(limits.max_frame_bytes, limits.max_events_per_frame)
         self._driver = False
         self._decisions_sent = 0
-        self._unaccepted: deque[_Receipt] = deque()
-        self._undecided: deque[_Receipt] = deque()
-        #: Said before the acknowledgement that covers them.
-        self._rejects: list[bytes] = []
-        #: Said after the acknowledgement of all that came before them.
-        self._replies: list[bytes] = []
-        self._unsaid = 0
-        self._loop = asyncio.get_running_loop()
-        self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
-        #: What the socket did not take of what was said.
-        self._unsent = b""
-        #: Whether ``_say_at_once`` is due in this turn of the loop.
-        self._saying = False
-        self._say = asyncio.Event()
-        self._said = asyncio.Event()
-        self._sending = False
+        self._replies = Replies(stream, self._due)
         self._acked = (0, 0)
         self._fatal: ProtocolError | None = None
         self._reading = anyio.CancelScope()
@@ -145,7 +95,7 @@ class Connection:
         """Until the client is done with; the stream is closed then, the session released."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._write)
+                tasks.start_soon(self._replies.write)
                 with self._reading:
                     try:
                         await self._read()
@@ -161,8 +111,8 @@ class Connection:
                 with anyio.move_on_after(self._limits.write_timeout or None, shield=True):
                     await self._until_acknowledged()
                     if self._fatal is not None:
-                        self._reply(protocol.encode_error(self._fatal))
-                    await self._until_said()
+                        self._replies.reply(protocol.encode_error(self._fatal))
+                    await self._replies.until_said()
                 tasks.cancel_scope.cancel()
         finally:
             session, self.session = self.session, None
@@ -207,113 +157,36 @@ class Connection:
         if session is not None:
             await session.room(self._limits.session_queue_bytes)
             await self._reception.room()
-        while self._unsaid > self._limits.reply_bytes:
-            with anyio.move_on_after(self._limits.write_timeout or None) as patience:
-                await self._said.wait()
-            if patience.cancelled_caught:
-                hint = "read what the daemon sends, or send less at a time"
-                raise ProtocolError(Code.LIMIT, "replies were not read in time", hint)
-
-    async def _write(self) -> None:
-        while True:
-            await self._say.wait()
-            self._say.clear()
-            self._sending = True
-            data = self._unsent or self._compose()
-            self._unsent = b""
-            if data:
-                # Why no end here: a client that closed its reading side may still be sending.
-                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    await self._stream.send(data)
-            self._sending = False
-            self._tell_said()
-
-    def _say_at_once(self) -> None:
-        """Say what there is to say from here, where the socket takes it; else the writing task does.
-
-        Why: an acknowledgement through the task comes two turns of the loop later.
-        """
-        self._saying = False
-        if self._sending or self._say.is_set():
-            self._say.set()
-            return
-        data = self._compose()
-        if not data:
-            self._tell_said()
-            return
-        try:
-            sent = self._socket.send(data, _SEND_FLAGS)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            # As in the task: the reading side notices when the client is really gone.
-            sent = len(data)
-        self._unsent = data[sent:]
-        if self._unsent:
-            self._say.set()
-        else:
-            self._tell_said()
-
-    def _tell_said(self) -> None:
-        self._said.set()
-        self._said = asyncio.Event()
+        await self._replies.room(self._limits.reply_bytes, self._limits.write_timeout)
 
     async def _until_acknowledged(self) -> None:
         """Wait until the fate of all that was received is known, and said."""
-        while self._unaccepted and self.session is not None and self.session.failure is None:
-            await self._said.wait()
+        while self.receipts.open and self.session is not None and self.session.failure is None:
+            await self._replies.something_said()
 
-    async def _until_said(self) -> None:
-        while self._say.is_set() or self._sending or self._saying:
-            await self._said.wait()
-
-    def _compose(self) -> bytes:
-        """All there is to say now: rejections, decisions, one acknowledgement, replies."""
-        self._settle_receipts()
-        said, self._rejects = self._rejects, []
-        replies, self._replies = self._replies, []
-        self._unsaid = 0
-        session = self.session
-        if session is not None and not self._driver:
+    def _due(self) -> list[bytes]:
+        """What is to be said between rejections and replies: decisions, and one acknowledgement."""
+        session, receipts = self.session, self.receipts
+        receipts.settle(session)
+        due: list[bytes] = []
+        if self._driver:
+            return due
+        if session is not None:
             for entry in session.take_followed():
                 self._decisions_sent += 1
                 record = encode_decision(entry.to_record())
-                said.append(protocol.encode_decision_frame(self._decisions_sent, record))
-        if (self.accepted, self.decided) != self._acked and not self._driver:
-            self._acked = (self.accepted, self.decided)
-            said.append(protocol.encode_ack(*self._acked))
-        return b"".join((*said, *replies))
+                due.append(protocol.encode_decision_frame(self._decisions_sent, record))
+        if (receipts.accepted, receipts.decided) != self._acked:
+            self._acked = (receipts.accepted, receipts.decided)
+            due.append(protocol.encode_ack(*self._acked))
+        return due
 
-    def _settle_receipts(self) -> None:
-        waiting = self._unaccepted
-        while waiting:
-            receipt = waiting[0]
-            batch, session = receipt.batch, self.session
-            if batch is not None and batch.refused is not None:
-                self._reject_batch(receipt, batch)
-            elif batch is not None and (session is None or batch.first < 0 or session.accepted < batch.end):
-                break
-            self.accepted = receipt.end
-            waiting.popleft()
-        undecided, session = self._undecided, self.session
-        while undecided:
-            receipt = undecided[0]
-            batch = receipt.batch
-            if receipt.end > self.accepted:
-                break
-            if batch is None or batch.refused is not None or (session is not None and session.decided >= batch.end):
-                self.decided = receipt.end
-                undecided.popleft()
-                continue
-            break
-
-    def _reject_batch(self, receipt: _Receipt, batch: Batch) -> None:
+    def _reject_batch(self, first: int, batch: Batch) -> None:
         error = batch.refused
         full = isinstance(error, JournalFull)
         code = Code.STORAGE_FULL if full else Code.STORAGE_FAILED
         hint = "send it again later: service resumes when there is room" if full else "connect again later"
         message = f"not journalled: {error}"
-        first = receipt.end - len(batch.events) + 1
         for offset, event in enumerate(batch.events):
             self._reject(first + offset, event.event_id, code, message, hint)
         batch.events = ()
@@ -322,9 +195,7 @@ class Connection:
 
     def progress(self) -> None:
         """Something moved: there may be something to say."""
-        if not self._saying:
-            self._saying = True
-            self._loop.call_soon(self._say_at_once)
+        self._replies.wake()
 
     def session_failed(self, error: ProtocolError) -> None:
         """The session cannot go on, and so neither can the connection."""
@@ -352,17 +223,9 @@ class Connection:
             self._reading.cancel()
             self._told.set()
 
-    def _reply(self, data: bytes) -> None:
-        self._replies.append(data)
-        self._unsaid += len(data)
-        self.progress()
-
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
         self._reception.count(code)
-        data = protocol.encode_reject(index, event_id, code, message, hint)
-        self._rejects.append(data)
-        self._unsaid += len(data)
-        self.progress()
+        self._replies.reject(protocol.encode_reject(index, event_id, code, message, hint))
 
     # --- items, in the order they came ---
 
@@ -377,10 +240,10 @@ class Connection:
         elif type(item) is Open:
             await self._open(item)
         elif type(item) is Ping:
-            self._reply(protocol.encode("pong"))
+            self._replies.reply(protocol.encode("pong"))
         elif type(item) is Flush:
             publication = await self._expect_session("flush").flush()
-            self._reply(protocol.encode("flushed", **_published(publication)))
+            self._replies.reply(protocol.encode("flushed", **_published(publication)))
         else:
             assert isinstance(item, Close | End)
             return await self._close()
@@ -400,7 +263,7 @@ class Connection:
             await self._open(Open())
         elif hello.protocol == protocol.PROTOCOL:
             limits = self._limits
-            self._reply(
+            self._replies.reply(
                 protocol.encode(
                     "welcome",
                     protocol=protocol.PROTOCOL,
@@ -433,7 +296,7 @@ class Connection:
             return
         session.follow(on=request.decisions)
         self._decisions_sent = session.decided
-        self._reply(
+        self._replies.reply(
             protocol.encode(
                 "opened",
                 session=session.description.session,
@@ -447,13 +310,13 @@ class Connection:
     def _take_events(self, chunk: EventChunk) -> None:
         session = self._expect_session("an event")
         count = len(chunk.events)
-        start = self.received + 1
-        self.received += count
+        start = self.receipts.received + 1
+        self.receipts.received += count
         chunk, long_ids = self._without_long_ids(chunk)
         for offset in long_ids:
             self._reject(start + offset, None, Code.LIMIT, self._long_id_message, "use shorter event ids")
         if not chunk.events:
-            self._settle(start, None)
+            self._note(None)
             return
         try:
             batch, refusals = session.admit(chunk)
@@ -463,12 +326,10 @@ class Connection:
         for refusal in refusals:
             offset = refusal.offset if kept is None else kept[refusal.offset]
             self._reject(start + offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
-        self._settle(start, batch)
+        self._note(batch)
 
-    def _settle(self, start: int, batch: Batch | None) -> None:
-        receipt = _Receipt(self.received, start, batch)
-        self._unaccepted.append(receipt)
-        self._undecided.append(receipt)
+    def _note(self, batch: Batch | None) -> None:
+        self.receipts.note(batch)
         if batch is None:
             self.progress()
 
@@ -492,9 +353,9 @@ class Connection:
     def _take_bad_line(self, bad: BadLine) -> None:
         if self.session is None:
             raise ProtocolError(bad.code, bad.message, bad.hint)
-        self.received += 1
-        self._reject(self.received, bad.event_id, bad.code, bad.message, bad.hint)
-        self._settle(self.received, None)
+        self.receipts.received += 1
+        self._reject(self.receipts.received, bad.event_id, bad.code, bad.message, bad.hint)
+        self._note(None)
         if bad.bad_frame:
             self.bad_frames += 1
             if self.bad_frames >= self._limits.max_bad_frames:
@@ -512,7 +373,7 @@ class Connection:
             raise storage_failed(session.failure)
         publication = session.publication
         assert publication is not None
-        self._reply(
+        self._replies.reply(
             protocol.encode(
                 "closed",
                 events=session.accepted,
@@ -525,7 +386,7 @@ class Connection:
 
     def __repr__(self) -> str:
         session = "no session" if self.session is None else self.session.description.session
-        return f"<Connection {self.client or 'unnamed'}, {session}, {self.received} events, {self.bad_frames} bad>"
+        return f"<Connection {self.client or 'unnamed'}, {session}, {self.receipts.received} events, {self.bad_frames} bad>"
 
 
 def _published(publication: Publication) -> dict[str, object]:

@@ -265,7 +265,7 @@ class Service:
             log.info(
                 telemetry.CLIENT_GONE,
                 client=connection.client,
-                events=connection.received,
+                events=connection.receipts.received,
                 bad_frames=connection.bad_frames,
             )
 

@@ -1,0 +1,27 @@
+"""What one connection may cost.
+
+Owns: ConnectionLimits.
+Not here: the settings they come from (``settings.py``), who enforces them (``connection.py``, ``replies.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What one connection may cost; sizes in bytes, times in seconds, a time of zero for none."""
+
+    max_frame_bytes: int = 1 << 20
+    max_events_per_frame: int = 10_000
+    max_bad_frames: int = 5
+    max_id_bytes: int = 1024
+    max_label_bytes: int = 4096
+    session_queue_bytes: int = 8 << 20
+    #: Unsaid replies beyond which reading stops.
+    reply_bytes: int = 1 << 20
+    hello_timeout: float = 10.0
+    frame_timeout: float = 30.0
+    idle_timeout: float = 0.0
+    write_timeout: float = 30.0
