@@ -44,6 +44,13 @@ class SocketConfig(_Section, frozen=True):
     backlog: Annotated[int, Meta(ge=1, le=65_535, description="Connections that may wait to be accepted.")] = 128
 
 
+class AccessConfig(_Section, frozen=True):
+    """Who may connect, of those whom the socket's mode lets in; both lists empty for all of them. Root always may."""
+
+    users: Annotated[tuple[str | int, ...], _doc("Users, by name or number.")] = ()
+    groups: Annotated[tuple[str | int, ...], _doc("Groups, by name or number: their members.")] = ()
+
+
 class StateConfig(_Section, frozen=True):
     """Where the journal and the bundles are."""
 
@@ -103,20 +110,50 @@ class SnapshotConfig(_Section, frozen=True):
 class LimitsConfig(_Section, frozen=True):
     """What clients may cost; 0s turns a time-out off."""
 
-    LEAST = {"max_frame_bytes": Size(256), "session_queue_bytes": Size(1 << 10)}
+    LEAST = {
+        "max_frame_bytes": Size(256),
+        "session_queue_bytes": Size(1 << 10),
+        "reply_bytes": Size(1 << 10),
+        "held_bytes": Size(64 << 10),
+    }
 
     max_clients: Annotated[int, Meta(ge=1, description="Clients at once.")] = 256
+    max_user_clients: Annotated[int, Meta(ge=1, description="Clients of one user at once.")] = 128
     max_sessions: Annotated[int, Meta(ge=1, description="Sessions that are open at once.")] = 1024
+    max_user_sessions: Annotated[int, Meta(ge=1, description="Sessions of one user that are open at once.")] = 512
     max_frame_bytes: Annotated[Size, _doc("Longest line a client may send.")] = Size(1 << 20)
     max_events_per_frame: Annotated[int, Meta(ge=1, description="Most events in one `events` frame.")] = 10_000
     max_bad_frames: Annotated[
         int, Meta(ge=1, description="Unreadable lines from one client before its connection ends.")
     ] = 5
     max_id_bytes: Annotated[int, Meta(ge=1, description="Longest event id, in UTF-8 bytes.")] = 1024
+    max_name_bytes: Annotated[
+        int, Meta(ge=1, description="Longest name of a client, graph or session in a request, in UTF-8 bytes.")
+    ] = 256
     max_label_bytes: Annotated[int, Meta(ge=0, description="All labels of a session together.")] = 4096
     session_queue_bytes: Annotated[
         Size, _doc("Events of one session that may wait to be decided; beyond it its client is not read.")
     ] = Size(8 << 20)
+    queue_bytes: Annotated[
+        Size,
+        _doc("Memory for events of all clients that wait to be decided; beyond it they are read no faster than that."),
+    ] = Size(64 << 20)
+    user_queue_bytes: Annotated[Size, _doc("The same for the clients of one user.")] = Size(32 << 20)
+    ids_bytes: Annotated[
+        Size,
+        _doc(
+            "Memory for the event ids of open sessions, 120 bytes and its length each; beyond it no session takes "
+            "more events."
+        ),
+    ] = Size(1 << 30)
+    user_ids_bytes: Annotated[Size, _doc("The same for the sessions of one user.")] = Size(512 << 20)
+    reply_bytes: Annotated[Size, _doc("Answers to one client that may wait; beyond it the client is not read.")] = Size(
+        256 << 10
+    )
+    held_bytes: Annotated[
+        Size,
+        _doc("Begun lines and unread answers of all clients; beyond it the client that holds most of it is let go."),
+    ] = Size(32 << 20)
     hello_timeout: Annotated[Duration, _doc("Time to say hello and open a session.")] = Duration(10_000_000_000)
     frame_timeout: Annotated[Duration, _doc("Time to finish a line that was begun.")] = Duration(30_000_000_000)
     idle_timeout: Annotated[Duration, _doc("Time a client with a session may say nothing.")] = Duration(0)
@@ -170,6 +207,8 @@ class GraphConfig(_Section, frozen=True):
     max_retries: Annotated[int, Meta(ge=0, description="Further attempts after a mechanical failure.")] = 0
     adapter_provenance: Annotated[str, _doc("What the adapter is, for strict replay.")] = "none"
     runtime_provenance: Annotated[str, _doc("What the engine is, for strict replay.")] = "rpv1:none"
+    users: Annotated[tuple[str | int, ...], _doc("Users who may open sessions, by name or number; see [access].")] = ()
+    groups: Annotated[tuple[str | int, ...], _doc("Groups whose members may, by name or number.")] = ()
     engine: Annotated[
         FixedEngineConfig | ScriptedEngineConfig, _doc('What runs the episodes: "fixed", or a table with a kind.')
     ] = FixedEngineConfig()
@@ -179,6 +218,7 @@ class Config(_Section, frozen=True):
     """All of it."""
 
     socket: SocketConfig = SocketConfig()
+    access: AccessConfig = AccessConfig()
     state: StateConfig = StateConfig()
     journal: JournalConfig = JournalConfig()
     session: SessionConfig = SessionConfig()

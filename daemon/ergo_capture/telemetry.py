@@ -34,6 +34,7 @@ BUNDLE_PUBLISHED: Final = "bundle.published"
 CLIENT_FAILED: Final = "client.failed"
 CLIENT_GONE: Final = "client.gone"
 CLIENT_REFUSED: Final = "client.refused"
+CLIENT_UNACCEPTED: Final = "client.unaccepted"
 WORKER_BROKEN: Final = "worker.broken"
 SNAPSHOT_FAILED: Final = "snapshot.failed"
 

@@ -28,10 +28,15 @@ ConfigOption = Annotated[
 @app.command()
 def check(config: ConfigOption = None) -> int:
     """Say whether the daemon would start with this configuration; exit 78 where not."""
-    from ergo_capture.server.composition import graphs_of  # noqa: PLC0415 - only here
+    from ergo_capture.server.composition import admission_of, graphs_of  # noqa: PLC0415 - only here
+    from ergo_capture.server.permissions import loose_paths  # noqa: PLC0415
 
     loaded = configuration.load(config)
     graphs = graphs_of(loaded)
+    admission_of(loaded)
+    for loose in loose_paths(Path(loaded.state.directory), config or configuration.usual_file()):
+        typer.echo(f"Warning: {loose}", err=True)
+        typer.echo(f"Try: {loose.hint}", err=True)
     typer.echo(f"ok: {len(graphs)} graph{'s' * (len(graphs) != 1)}, socket {loaded.socket.path}")
     return 0
 

@@ -15,8 +15,10 @@ from ergo_capture.engine.scripted import ScriptedEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.server.access import access_of
+from ergo_capture.server.admission import Admission
 from ergo_capture.server.graph import Graph
-from ergo_capture.server.limits import ConnectionLimits
+from ergo_capture.server.limits import ConnectionLimits, SessionLimits
 from ergo_capture.server.part import RotationRule
 from ergo_capture.units import Duration
 
@@ -53,6 +55,7 @@ def _graph(name: str, graph: GraphConfig) -> Graph:
         adapter_provenance=graph.adapter_provenance,
         runtime_provenance=graph.runtime_provenance,
         engine=engine,
+        access=access_of(graph.users, graph.groups, f"graphs.{name}"),
     )
 
 
@@ -75,12 +78,40 @@ def limits_of(config: Config) -> ConnectionLimits:
         max_events_per_frame=limits.max_events_per_frame,
         max_bad_frames=limits.max_bad_frames,
         max_id_bytes=limits.max_id_bytes,
+        max_name_bytes=limits.max_name_bytes,
         max_label_bytes=limits.max_label_bytes,
         session_queue_bytes=int(limits.session_queue_bytes),
+        reply_bytes=int(limits.reply_bytes),
         hello_timeout=limits.hello_timeout.seconds,
         frame_timeout=limits.frame_timeout.seconds,
         idle_timeout=limits.idle_timeout.seconds,
         write_timeout=limits.write_timeout.seconds,
+    )
+
+
+def session_limits_of(config: Config) -> SessionLimits:
+    """How many sessions there may be, and what they may hold."""
+    limits = config.limits
+    return SessionLimits(
+        max_sessions=limits.max_sessions,
+        max_user_sessions=limits.max_user_sessions,
+        queue_bytes=int(limits.queue_bytes),
+        user_queue_bytes=int(limits.user_queue_bytes),
+        ids_bytes=int(limits.ids_bytes),
+        user_ids_bytes=int(limits.user_ids_bytes),
+    )
+
+
+def admission_of(config: Config) -> Admission:
+    """Who gets in, and how many at once.
+
+    Raises:
+        ConfigError: nobody has a name that is on a list.
+    """
+    return Admission(
+        access_of(config.access.users, config.access.groups, "access"),
+        max_clients=config.limits.max_clients,
+        max_user_clients=config.limits.max_user_clients,
     )
 
 

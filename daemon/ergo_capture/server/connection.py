@@ -11,6 +11,7 @@ Two tasks: one reads and never waits for the client to read; the other writes (`
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Final, Protocol
 
 import anyio
@@ -21,6 +22,7 @@ from ergo_capture.journal.body import Peer, Publication
 from ergo_capture.journal.journal import JournalFull
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.server import protocol
+from ergo_capture.server.budget import Holding
 from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.protocol import (
     BadLine,
@@ -38,11 +40,16 @@ from ergo_capture.server.protocol import (
 )
 from ergo_capture.server.receipts import Receipts
 from ergo_capture.server.replies import Replies
+from ergo_capture.server.screening import Refusal, without_long_ids
 from ergo_capture.server.session import Session, storage_failed
 from ergo_capture.server.submission import Batch
 
 #: Bytes asked for in one read; a chunk of this size keeps the cost per event low.
 READ_BYTES: Final = 256 * 1024
+#: The same before there is a session, and while there is little memory for events.
+SMALL_READ_BYTES: Final = 16 * 1024
+#: About the length of a ``decision`` frame.
+_DECISION_BYTES: Final = 256
 
 
 class Reception(Protocol):
@@ -63,6 +70,12 @@ class Reception(Protocol):
     def count(self, code: Code) -> None:
         """Something was refused."""
 
+    def hold(self, peer: Peer | None) -> Holding:
+        """A count of the memory that a connection of this peer holds."""
+
+    def relieve(self) -> None:
+        """Connections hold more than they may together: let the one go that holds most."""
+
 
 class Connection:
     """Serves one client until it goes, misbehaves, or the daemon stops."""
@@ -78,13 +91,27 @@ class Connection:
         self._reception = reception
         limits = reception.limits
         self._limits = limits
-        self._reader = FrameReader(limits.max_frame_bytes, limits.max_events_per_frame)
+        self._reader = FrameReader(limits.max_frame_bytes, limits.max_events_per_frame, limits.max_bad_frames)
+        #: Seconds that were waited for the client since it connected or its frame began.
+        self._waited = 0.0
+        self._loop = asyncio.get_running_loop()
+        #: Begun lines and unread answers.
+        self.holding = reception.hold(peer)
         self._driver = False
         self._decisions_sent = 0
-        self._replies = Replies(stream, self._due)
+        self._replies = Replies(
+            stream,
+            self._due,
+            self.drop,
+            untold=self._untold_bytes,
+            limit=limits.reply_bytes,
+            patience=limits.write_timeout,
+        )
         self._acked = (0, 0)
-        self._fatal: ProtocolError | None = None
+        #: What the connection ends with, once that is so.
+        self.fatal: ProtocolError | None = None
         self._reading = anyio.CancelScope()
+        self._living = anyio.CancelScope()
         #: Whether the daemon takes nothing more from this client; the connection stays to be answered.
         self._stopped = False
         self._told = asyncio.Event()
@@ -94,27 +121,10 @@ class Connection:
     async def serve(self) -> None:
         """Until the client is done with; the stream is closed then, the session released."""
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._replies.write)
-                with self._reading:
-                    try:
-                        await self._read()
-                    except ProtocolError as error:
-                        self._give_up(error)
-                    except ErgoCaptureError as error:
-                        self._give_up(storage_failed(error))
-                    except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                        pass
-                while self._stopped and self._fatal is None:
-                    await self._told.wait()
-                # Why bounded: what is still unsaid may never be read.
-                with anyio.move_on_after(self._limits.write_timeout or None, shield=True):
-                    await self._until_acknowledged()
-                    if self._fatal is not None:
-                        self._replies.reply(protocol.encode_error(self._fatal))
-                    await self._replies.until_said()
-                tasks.cancel_scope.cancel()
+            with self._living:
+                await self._converse()
         finally:
+            self.holding.free()
             session, self.session = self.session, None
             if session is not None and session.owner is self:
                 session.owner = None
@@ -122,42 +132,85 @@ class Connection:
             with anyio.CancelScope(shield=True):
                 await self._stream.aclose()
 
+    async def _converse(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._replies.write)
+            with self._reading:
+                try:
+                    await self._read()
+                except ProtocolError as error:
+                    self._give_up(error)
+                except ErgoCaptureError as error:
+                    self._give_up(storage_failed(error))
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+                    if self._reader.mid_frame:
+                        self._reception.count(Code.BAD_FRAME)
+            while self._stopped and self.fatal is None:
+                await self._told.wait()
+            # Why bounded: what is still unsaid may never be read.
+            with anyio.move_on_after(self._limits.write_timeout or None, shield=True):
+                await self._until_acknowledged()
+                if self.fatal is not None:
+                    self._replies.reply(protocol.encode_error(self.fatal))
+                await self._replies.until_said()
+            tasks.cancel_scope.cancel()
+
     async def _read(self) -> None:
         while True:
             data = await self._receive()
             items = self._reader.feed(data) if data else self._reader.finish()
+            if self.session is not None and b"\n" in data:
+                self._waited = 0.0
             for item in items:
                 if await self._handle(item):
                     return
             if not data:
                 return
+            self._count_held()
             await self._wait_for_room()
 
     async def _receive(self) -> bytes:
-        limits = self._limits
-        if self.session is None:
+        limits, session = self._limits, self.session
+        size = READ_BYTES if session is not None and session.has_room else SMALL_READ_BYTES
+        if session is None:
             timeout, what = limits.hello_timeout, "no hello and open"
         elif self._reader.mid_frame:
             timeout, what = limits.frame_timeout, "a frame was begun and not ended"
         else:
             timeout, what = limits.idle_timeout, "nothing was sent"
+            self._waited = 0.0
         try:
             if not timeout:
-                return await self._stream.receive(READ_BYTES)
-            with anyio.fail_after(timeout):
-                return await self._stream.receive(READ_BYTES)
+                return await self._stream.receive(size)
+            # Why not the whole time again: a byte now and then would hold the connection for ever. Only waiting for
+            # the client counts, and not the time in which we do not read.
+            began = self._loop.time()
+            with anyio.fail_after(max(0.0, timeout - self._waited)):
+                data = await self._stream.receive(size)
+            self._waited += self._loop.time() - began
         except TimeoutError:
             hint = "send whole frames in time; what was acknowledged is safe, connect again to go on"
             raise ProtocolError(Code.LIMIT, f"{what} within {timeout:g} s", hint) from None
         except anyio.EndOfStream:
             return b""
+        return data
 
     async def _wait_for_room(self) -> None:
         session = self.session
         if session is not None:
             await session.room(self._limits.session_queue_bytes)
             await self._reception.room()
-        await self._replies.room(self._limits.reply_bytes, self._limits.write_timeout)
+        await self._replies.room()
+
+    def _untold_bytes(self) -> int:
+        """About the bytes of the decisions that are to be told and are not composed yet."""
+        return 0 if self.session is None or self._driver else _DECISION_BYTES * self.session.untaken
+
+    def _count_held(self) -> None:
+        held = self._reader.held_bytes + self._replies.unsaid
+        if held != self.holding.bytes:
+            self.holding.hold(held - self.holding.bytes)
+            self._reception.relieve()
 
     async def _until_acknowledged(self) -> None:
         """Wait until the fate of all that was received is known, and said."""
@@ -216,9 +269,15 @@ class Connection:
             )
         )
 
+    def drop(self, error: ProtocolError) -> None:
+        """End the connection now, without waiting for what was said to be read."""
+        self._give_up(error)
+        self._replies.say_last(protocol.encode_error(error))
+        self._living.cancel()
+
     def _give_up(self, error: ProtocolError) -> None:
-        if self._fatal is None:
-            self._fatal = error
+        if self.fatal is None:
+            self.fatal = error
             self._reception.count(error.code)
             self._reading.cancel()
             self._told.set()
@@ -257,6 +316,8 @@ class Connection:
     async def _greet(self, hello: Hello) -> None:
         if self.client:
             raise ProtocolError(Code.BAD_FRAME, "hello came twice", "send hello once, as the first frame")
+        self._check_name("client", hello.client)
+        self._check_name("protocol", hello.protocol)
         self.client = hello.client or "unnamed"
         if hello.protocol == protocol.DRIVER_PROTOCOL:
             self._driver = True
@@ -287,11 +348,17 @@ class Connection:
             raise ProtocolError(Code.BAD_FRAME, "open came before hello", "send hello first")
         if self.session is not None:
             raise ProtocolError(Code.BAD_FRAME, "open came twice", "open one session on a connection")
-        if sum(len(key) + len(value) for key, value in request.labels.items()) > self._limits.max_label_bytes:
+        self._check_name("graph", request.graph)
+        self._check_name("session", request.session or "")
+        if (
+            sum(len(key.encode()) + len(value.encode()) for key, value in request.labels.items())
+            > self._limits.max_label_bytes
+        ):
             message = f"labels are longer than {self._limits.max_label_bytes} bytes"
             raise ProtocolError(Code.LIMIT, message, "send fewer or shorter labels")
         session, resumed = await self._reception.open_session(request, self.peer, self)
         self.session = session
+        self._waited = 0.0
         if self._driver:
             return
         session.follow(on=request.decisions)
@@ -307,54 +374,49 @@ class Connection:
             )
         )
 
+    def _check_name(self, what: str, name: str) -> None:
+        if len(name.encode()) > self._limits.max_name_bytes:
+            message = f"the name of the {what} is longer than {self._limits.max_name_bytes} bytes"
+            raise ProtocolError(Code.LIMIT, message, "use a shorter name")
+
     def _take_events(self, chunk: EventChunk) -> None:
         session = self._expect_session("an event")
         count = len(chunk.events)
         start = self.receipts.received + 1
         self.receipts.received += count
-        chunk, long_ids = self._without_long_ids(chunk)
-        for offset in long_ids:
-            self._reject(start + offset, None, Code.LIMIT, self._long_id_message, "use shorter event ids")
+        chunk, too_long = without_long_ids(chunk, self._limits.max_id_bytes)
+        for refusal in too_long:
+            self._refuse(start, refusal)
         if not chunk.events:
             self._note(None)
             return
+        session.check_ids()
         try:
             batch, refusals = session.admit(chunk)
         except ErgoCaptureError as error:
             raise storage_failed(error) from error
-        kept = [offset for offset in range(count) if offset not in long_ids] if long_ids else None
+        if too_long and refusals:
+            long_ids = {refusal.offset for refusal in too_long}
+            kept = [offset for offset in range(count) if offset not in long_ids]
+            refusals = [replace(refusal, offset=kept[refusal.offset]) for refusal in refusals]
         for refusal in refusals:
-            offset = refusal.offset if kept is None else kept[refusal.offset]
-            self._reject(start + offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
+            self._refuse(start, refusal)
         self._note(batch)
+
+    def _refuse(self, start: int, refusal: Refusal) -> None:
+        self._reject(start + refusal.offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
 
     def _note(self, batch: Batch | None) -> None:
         self.receipts.note(batch)
         if batch is None:
             self.progress()
 
-    @property
-    def _long_id_message(self) -> str:
-        return f"the event id is longer than {self._limits.max_id_bytes} bytes"
-
-    def _without_long_ids(self, chunk: EventChunk) -> tuple[EventChunk, frozenset[int]]:
-        limit = self._limits.max_id_bytes
-        # Why a quarter: a character takes four bytes at the most, so shorter ids need no encoding.
-        if max(map(len, chunk.ids)) <= limit // 4:
-            return chunk, frozenset()
-        long_ids = frozenset(offset for offset, event_id in enumerate(chunk.ids) if len(event_id.encode()) > limit)
-        if not long_ids:
-            return chunk, long_ids
-        lines = chunk.body.split(b"\n")
-        kept = [offset for offset in range(len(chunk.events)) if offset not in long_ids]
-        body = b"".join(lines[offset] + b"\n" for offset in kept)
-        return EventChunk(body, [chunk.events[offset] for offset in kept]), long_ids
-
     def _take_bad_line(self, bad: BadLine) -> None:
         if self.session is None:
             raise ProtocolError(bad.code, bad.message, bad.hint)
         self.receipts.received += 1
-        self._reject(self.receipts.received, bad.event_id, bad.code, bad.message, bad.hint)
+        event_id = bad.event_id if bad.event_id is None or len(bad.event_id) <= self._limits.max_id_bytes else None
+        self._reject(self.receipts.received, event_id, bad.code, bad.message, bad.hint)
         self._note(None)
         if bad.bad_frame:
             self.bad_frames += 1

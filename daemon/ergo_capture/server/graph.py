@@ -6,10 +6,11 @@ Not here: parsing it (``config.py``), engines (``engine/``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ergo_capture.engine.port import Engine
 from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.server.access import Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,5 @@ class Graph:
     adapter_provenance: str
     runtime_provenance: str
     engine: Engine
+    #: Who may open and resume its sessions.
+    access: Access = field(default_factory=Access)

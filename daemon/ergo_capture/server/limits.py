@@ -1,7 +1,8 @@
-"""What one connection may cost.
+"""What clients may cost.
 
-Owns: ConnectionLimits.
-Not here: the settings they come from (``settings.py``), who enforces them (``connection.py``, ``replies.py``).
+Owns: ConnectionLimits, SessionLimits.
+Not here: the settings they come from (``settings.py``), who enforces them (``connection.py``, ``replies.py``,
+``registry.py``, ``session.py``), the number of clients (``admission.py``).
 """
 
 from __future__ import annotations
@@ -17,11 +18,24 @@ class ConnectionLimits:
     max_events_per_frame: int = 10_000
     max_bad_frames: int = 5
     max_id_bytes: int = 1024
+    max_name_bytes: int = 256
     max_label_bytes: int = 4096
     session_queue_bytes: int = 8 << 20
     #: Unsaid replies beyond which reading stops.
-    reply_bytes: int = 1 << 20
+    reply_bytes: int = 256 << 10
     hello_timeout: float = 10.0
     frame_timeout: float = 30.0
     idle_timeout: float = 0.0
     write_timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How many sessions there may be, and how much memory for what they hold; in all, and of one user."""
+
+    max_sessions: int = 1024
+    max_user_sessions: int = 512
+    queue_bytes: int = 64 << 20
+    user_queue_bytes: int = 32 << 20
+    ids_bytes: int = 1 << 30
+    user_ids_bytes: int = 512 << 20

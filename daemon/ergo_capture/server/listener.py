@@ -1,7 +1,7 @@
 """The Unix socket that clients come in by: binding it, accepting, asking who they are.
 
-Owns: the socket file, the number of clients at once, SO_PEERCRED.
-Not here: what clients say (``connection.py``), sockets that systemd holds (``systemd.py``).
+Owns: the socket file, accepting, SO_PEERCRED, turning away those who are not let in.
+Not here: who is let in (``admission.py``), what clients say (``connection.py``), sockets that systemd holds (``systemd.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +21,13 @@ from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Peer
+from ergo_capture.server.admission import Admission
+from ergo_capture.server.protocol import ProtocolError, encode_error
 
 #: Longest path of a Unix socket, in bytes, without its terminating zero.
 MAX_SOCKET_PATH: Final = 107
+#: How long to wait before accepting again, where the system could not.
+_TROUBLE_SECONDS: Final = 0.1
 _PEERCRED: Final = struct.Struct("iII")
 
 
@@ -43,10 +48,12 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
             hint="choose a shorter socket.path",
         )
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    with suppress(OSError):
+        # Why not 0750: clients of other groups pass through it; binding says what is wrong with it, if anything is.
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     # Why bind under the narrowest mask and widen then: at no time may more people connect than configured.
     mask = os.umask(0o177)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_socket():
             path.unlink()
         listening.bind(os.fspath(path))
@@ -93,8 +100,9 @@ class Listener:
     Args:
         listening: bound, listening, not blocking.
         serve: serves one client to the end; owns closing the stream.
-        max_clients: clients at once; one more is handed to ``refuse``.
-        refuse: says why and closes the stream.
+        admission: who is let in.
+        on_refused: told who was turned away, and with what answer.
+        on_trouble: told why the system gives no more connections; each is tried again a moment later.
     """
 
     def __init__(
@@ -102,15 +110,17 @@ class Listener:
         listening: socket.socket,
         serve: Callable[[UNIXSocketStream, Peer | None], Awaitable[None]],
         *,
-        max_clients: int,
-        refuse: Callable[[UNIXSocketStream], Awaitable[None]],
+        admission: Admission,
+        on_refused: Callable[[Peer | None, ProtocolError], None],
+        on_trouble: Callable[[BaseException], None],
     ) -> None:
         self.listening = listening
-        self.clients = 0
+        self.admission = admission
+        #: Connections accepted, those turned away included.
         self.accepted = 0
         self._serve = serve
-        self._refuse = refuse
-        self._max = max_clients
+        self._on_refused = on_refused
+        self._on_trouble = on_trouble
         self._scope = anyio.CancelScope()
         #: Set once nothing is accepted any more and the last client is done.
         self.idle = anyio.Event()
@@ -121,25 +131,45 @@ class Listener:
             with self._scope:
                 listener = await anyio.abc.SocketListener.from_socket(self.listening)
                 while True:
-                    stream = await listener.accept()
+                    try:
+                        stream = await listener.accept()
+                    except anyio.BrokenResourceError as broken:
+                        # Why no end: the system is short of descriptors or memory, and that passes.
+                        self._on_trouble(broken.__cause__ or broken)
+                        await anyio.sleep(_TROUBLE_SECONDS)
+                        continue
                     assert isinstance(stream, UNIXSocketStream)
                     self.accepted += 1
-                    clients.start_soon(self._take, stream)
+                    peer = peer_of(stream)
+                    try:
+                        self.admission.enter(peer)
+                    except ProtocolError as error:
+                        # Why here and not in a task: a thousand clients too many cost nothing that lasts.
+                        self._turn_away(stream, peer, error)
+                    else:
+                        clients.start_soon(self._take, stream, peer)
         self.idle.set()
 
-    async def _take(self, stream: UNIXSocketStream) -> None:
-        if self.clients >= self._max:
-            await self._refuse(stream)
-            return
-        self.clients += 1
+    async def _take(self, stream: UNIXSocketStream, peer: Peer | None) -> None:
         try:
-            await self._serve(stream, peer_of(stream))
+            await self.admission.check(peer)
+            await self._serve(stream, peer)
+        except ProtocolError as error:
+            self._turn_away(stream, peer, error)
         finally:
-            self.clients -= 1
+            self.admission.leave(peer)
+
+    def _turn_away(self, stream: UNIXSocketStream, peer: Peer | None, error: ProtocolError) -> None:
+        """Say why, as far as the socket takes it at once, and close."""
+        self._on_refused(peer, error)
+        raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+        with suppress(OSError):
+            raw.send(encode_error(error), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        raw.close()
 
     def stop(self) -> None:
         """Accept no more; ``run`` returns when the clients are done."""
         self._scope.cancel()
 
     def __repr__(self) -> str:
-        return f"<Listener {self.listening.getsockname()!r}, {self.clients} of {self._max} clients>"
+        return f"<Listener {self.listening.getsockname()!r}, {self.accepted} accepted, {self.admission!r}>"

@@ -137,11 +137,14 @@ class FrameReader:
     Args:
         max_frame_bytes: longest line, in bytes without its newline.
         max_events_per_frame: most events in one ``events`` frame.
+        max_bad_frames: bad frames after which a connection ends; what comes after them in one read is not looked at.
     """
 
     max_frame_bytes: int
     max_events_per_frame: int
-    _held: bytes = field(default=b"", init=False)
+    max_bad_frames: int
+    # Why not bytes: a client that sends byte by byte would have the line copied for each of them.
+    _held: bytearray = field(default_factory=bytearray, init=False)
     #: Inside a line that was refused for its length: what still comes of it is dropped unread.
     _skipping: bool = field(default=False, init=False)
 
@@ -149,6 +152,11 @@ class FrameReader:
     def mid_frame(self) -> bool:
         """Whether a frame has begun and not ended."""
         return bool(self._held) or self._skipping
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the line that has begun and not ended."""
+        return len(self._held)
 
     def feed(self, data: bytes) -> list[Item]:
         """The items that ``data`` completes, in order."""
@@ -160,9 +168,9 @@ class FrameReader:
             self._skipping = False
             chunk = data[start:end]
         else:
-            chunk = self._held + data[:end] if self._held else data[:end]
+            chunk = b"".join((self._held, memoryview(data)[:end])) if self._held else data[:end]
         items: list[Item] = []
-        self._held = b""
+        self._held = bytearray()
         if chunk:
             items = self._read(chunk)
         if end < len(data):
@@ -171,7 +179,7 @@ class FrameReader:
 
     def finish(self) -> list[Item]:
         """The items of a last line that has no newline, at the end of the stream."""
-        held, self._held = self._held, b""
+        held, self._held = bytes(self._held), bytearray()
         return self._read_slowly([held]) if held.strip() else []
 
     def _hold(self, data: bytes) -> list[Item]:
@@ -181,7 +189,7 @@ class FrameReader:
         if len(self._held) <= self.max_frame_bytes:
             return []
         # Why here: the frame is refused before it is buffered whole.
-        self._held = b""
+        self._held = bytearray()
         self._skipping = True
         return [self._too_large()]
 
@@ -200,7 +208,11 @@ class FrameReader:
         good: list[bytes] = []
         events: list[EventLike] = []
 
+        bad = 0
+
         def add(item: Item) -> None:
+            nonlocal bad
+            bad += type(item) is BadLine and item.bad_frame
             if good:
                 items.append(EventChunk(b"".join(good), tuple(events)))
                 good.clear()
@@ -208,6 +220,9 @@ class FrameReader:
             items.append(item)
 
         for line in lines:
+            # Why: the connection ends with these, and a read may hold a hundred thousand more.
+            if bad >= self.max_bad_frames:
+                break
             if not line.strip():
                 continue
             if len(line) > self.max_frame_bytes:
@@ -232,6 +247,8 @@ class FrameReader:
                 add(frame)
                 continue
             for text in texts:
+                if bad >= self.max_bad_frames:
+                    break
                 event = _read_one(line if text is None else text, bare=text is not None)
                 if isinstance(event, BadLine):
                     add(event)

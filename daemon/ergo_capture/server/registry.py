@@ -18,7 +18,10 @@ from ergo_capture.journal.body import Peer, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery
+from ergo_capture.server.access import who
+from ergo_capture.server.budget import Budget
 from ergo_capture.server.graph import Graph
+from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.part import RotationRule
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.session import Owner, Publisher, Session, storage_failed, utc_now
@@ -38,7 +41,7 @@ class SessionRegistry:
         tasks: where each session's task runs.
         rotation: when a part of a session ends.
         linger: seconds that a session waits for its client to come back.
-        max_sessions: sessions at once.
+        limits: how many sessions, and how much memory for what they hold.
         next_number: number of the next session in the journal.
     """
 
@@ -52,7 +55,7 @@ class SessionRegistry:
         *,
         rotation: RotationRule,
         linger: float,
-        max_sessions: int,
+        limits: SessionLimits,
         next_number: int,
     ) -> None:
         self.graphs = graphs
@@ -68,7 +71,11 @@ class SessionRegistry:
         self._tasks = tasks
         self._rotation = rotation
         self._linger = linger
-        self._max_sessions = max_sessions
+        self.limits = limits
+        #: Memory for events that wait to be decided.
+        self.queue = Budget(limits.queue_bytes, limits.user_queue_bytes)
+        #: Memory for the ids of events, so that none is taken twice.
+        self.ids = Budget(limits.ids_bytes, limits.user_ids_bytes)
         self._next_number = next_number
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
@@ -84,7 +91,10 @@ class SessionRegistry:
         if self._stopping:
             raise ProtocolError(Code.SHUTTING_DOWN, "the daemon is stopping", "connect again in a moment")
         if request.session is not None:
-            return self._resume(request.session, peer, owner), True
+            session = self._find(request.session, peer)
+            await _check_access(session.graph, peer)
+            self._take_up(session, owner)
+            return session, True
         graph = self.graphs.get(request.graph)
         if graph is None:
             known = ", ".join(sorted(self.graphs))
@@ -93,14 +103,25 @@ class SessionRegistry:
                 f"graph {request.graph!r} is not configured",
                 f"open one of: {known}; or add [graphs.NAME] to the configuration",
             )
-        if len(self.sessions) >= self._max_sessions:
-            message = f"{self._max_sessions} sessions are open"
-            raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
+        await _check_access(graph, peer)
+        self._check_number(peer)
         session = await self._begin(graph, request.labels, peer)
         session.owner = owner
         return session, False
 
-    def _resume(self, session_id: str, peer: Peer | None, owner: Owner) -> Session:
+    def _check_number(self, peer: Peer | None) -> None:
+        # Why also those that are being opened: they wait for the disk, and any number of clients can do that at once.
+        if len(self.sessions) + len(self._opening) >= self.limits.max_sessions:
+            message = f"{self.limits.max_sessions} sessions are open"
+            raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
+        user = None if peer is None else peer.uid
+        openers = [session.description.peer for session in self.sessions.values()]
+        if sum(user == (opener and opener.uid) for opener in openers) >= self.limits.max_user_sessions:
+            message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
+            raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
+
+    def _find(self, session_id: str, peer: Peer | None) -> Session:
+        """The session of that id, if it is this peer's."""
         session = self.sessions.get(session_id)
         if session is None:
             if session_id in self.quarantined:
@@ -114,11 +135,15 @@ class SessionRegistry:
                 f"session {session_id!r} is not open",
                 "it may have ended: look for its bundle; open a new session without a session id",
             )
-        opened_by = session.description.peer
-        if peer is not None and opened_by is not None and peer.uid not in (opened_by.uid, 0):
+        if not _is_its(session.description.peer, peer):
             raise ProtocolError(
                 Code.FORBIDDEN, f"session {session_id!r} was opened by another user", "resume it as that user"
             )
+        return session
+
+    def _take_up(self, session: Session, owner: Owner) -> None:
+        """Give a session without a connection to this one."""
+        session_id = session.description.session
         if session.owner is not None or session.ended is not None:
             message = (
                 f"session {session_id!r} is in use" if session.ended is None else f"session {session_id!r} is ending"
@@ -128,7 +153,6 @@ class SessionRegistry:
         if timer is not None:
             timer.cancel()
         session.owner = owner
-        return session
 
     async def _begin(self, graph: Graph, labels: dict[str, str], peer: Peer | None) -> Session:
         number, self._next_number = self._next_number, self._next_number + 1
@@ -187,11 +211,14 @@ class SessionRegistry:
 
     def adopt(self, session: Session) -> None:
         """Take in a session, new or recovered, and start its task."""
+        peer = session.description.peer
+        session.charge(self.queue.holding(peer), self.ids.holding(peer))
         self.sessions[session.description.session] = session
         self._tasks.start_soon(self._live, session)
 
     async def _live(self, session: Session) -> None:
         await session.run()
+        session.discharge()
         if session.failure is None:
             self.sessions.pop(session.description.session, None)
             self.finished += 1
@@ -229,3 +256,22 @@ class SessionRegistry:
 
     def __repr__(self) -> str:
         return f"<SessionRegistry {len(self.sessions)} open, {self.finished} finished, {len(self.quarantined)} quarantined>"
+
+
+def _is_its(opened_by: Peer | None, peer: Peer | None) -> bool:
+    """Whether a session of one peer may be resumed by the other: the same user, or root."""
+    if peer is None or opened_by is None:
+        # Why not refused where the kernel names nobody: there it named nobody at the opening either.
+        return peer is opened_by or (peer is not None and peer.uid == 0)
+    return peer.uid in (opened_by.uid, 0)
+
+
+async def _check_access(graph: Graph, peer: Peer | None) -> None:
+    """Raise ``forbidden`` unless the graph's allow-list lets the peer in."""
+    # Why in a thread: the group database may be on another host.
+    if not graph.access.is_open and not await to_thread.run_sync(graph.access.lets_in, peer):
+        raise ProtocolError(
+            Code.FORBIDDEN,
+            f"{who(peer)} may not use graph {graph.name!r}",
+            f"ask the operator to add you to graphs.{graph.name}.users or .groups",
+        )

@@ -4,7 +4,9 @@ Owns: the order in which things are said, coalescing, the socket's writing side,
 Not here: what is said (``connection.py``, ``protocol.py``), what may be acknowledged (``receipts.py``).
 
 Whatever there is to say by the time it comes round is said in one write, so that acknowledgements coalesce by
-themselves. A client that does not read stops being read: ``room`` waits while too much is unsaid.
+themselves. A client that does not read stops being read: ``room`` waits while too much is unsaid. Where that
+stays so for ``patience`` seconds without a byte being taken, the client is given up. One that leaves only
+acknowledgements unread is not: there is never more than one of them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.server.protocol import Code, ProtocolError
 
+#: Bytes offered to the socket at once, so that a client that reads slowly is seen to read.
+_PIECE: Final = 64 << 10
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -30,11 +34,27 @@ class Replies:
         stream: the connection.
         due: asked each time for what is to be said between rejections and replies: decisions, and one
             acknowledgement of all before them. It may add rejections.
+        on_stuck: told that the client did not read in time.
+        untold: asked for the bytes that ``due`` would add now.
+        limit: bytes that may wait to be said before ``room`` waits.
+        patience: seconds that more than this may wait without any of it being taken; zero for no end.
     """
 
-    def __init__(self, stream: UNIXSocketStream | SocketStream, due: Callable[[], list[bytes]]) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: UNIXSocketStream | SocketStream,
+        due: Callable[[], list[bytes]],
+        on_stuck: Callable[[ProtocolError], None],
+        *,
+        untold: Callable[[], int],
+        limit: int,
+        patience: float,
+    ) -> None:
         self._due = due
+        self._on_stuck = on_stuck
+        self._untold = untold
+        self._limit = limit
+        self._patience = patience or None
         self._loop = asyncio.get_running_loop()
         self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
         #: Said before the acknowledgement that covers them.
@@ -42,9 +62,9 @@ class Replies:
         #: Said after the acknowledgement of all that came before them.
         self._replies: list[bytes] = []
         #: Bytes of the two.
-        self._unsaid = 0
-        #: What the socket did not take of what was said.
-        self._unsent = b""
+        self._queued = 0
+        #: What the socket did not take yet of what was said.
+        self._unsent = memoryview(b"")
         #: Whether ``_say_at_once`` is due in this turn of the loop.
         self._saying = False
         self._say = asyncio.Event()
@@ -56,13 +76,13 @@ class Replies:
     def reply(self, data: bytes) -> None:
         """Say a frame, after the acknowledgement of all that came before it."""
         self._replies.append(data)
-        self._unsaid += len(data)
+        self._queued += len(data)
         self.wake()
 
     def reject(self, data: bytes) -> None:
         """Say a ``reject`` frame, before the acknowledgement that covers it."""
         self._rejects.append(data)
-        self._unsaid += len(data)
+        self._queued += len(data)
         self.wake()
 
     def wake(self) -> None:
@@ -71,20 +91,17 @@ class Replies:
             self._saying = True
             self._loop.call_soon(self._say_at_once)
 
+    @property
+    def unsaid(self) -> int:
+        """Bytes that the client has not taken yet, of those that are composed."""
+        return self._queued + len(self._unsent)
+
     # --- waiting ---
 
-    async def room(self, limit: int, patience: float) -> None:
-        """Wait until no more than ``limit`` bytes are unsaid; ``patience`` in seconds, zero for no end.
-
-        Raises:
-            ProtocolError: the client did not read in time.
-        """
-        while self._unsaid > limit:
-            with anyio.move_on_after(patience or None) as scope:
-                await self._said.wait()
-            if scope.cancelled_caught:
-                hint = "read what the daemon sends, or send less at a time"
-                raise ProtocolError(Code.LIMIT, "replies were not read in time", hint)
+    async def room(self) -> None:
+        """Wait until no more than the limit is unsaid."""
+        while self.unsaid + self._untold() > self._limit:
+            await self._said.wait()
 
     async def something_said(self) -> None:
         """Wait until something more is said."""
@@ -97,20 +114,41 @@ class Replies:
 
     # --- saying it ---
 
+    def say_last(self, data: bytes) -> None:
+        """Say a last frame, if the client is not in the middle of another and its socket takes it at once."""
+        if not self._unsent:
+            with suppress(OSError):
+                self._socket.send(data, _SEND_FLAGS)
+
     async def write(self) -> None:
         """The writing task: says what ``_say_at_once`` could not, until cancelled."""
         while True:
             await self._say.wait()
             self._say.clear()
             self._sending = True
-            data = self._unsent or self._compose()
-            self._unsent = b""
-            if data:
-                # Why no end here: a client that closed its reading side may still be sending.
-                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    await self._stream.send(data)
+            self._unsent = self._unsent or memoryview(self._compose())
+            while self._unsent:
+                if not await self._send_some():
+                    return
+                self._tell_said()
             self._sending = False
             self._tell_said()
+
+    async def _send_some(self) -> bool:
+        """Have the socket take a part of what is unsent; False where the client is given up."""
+        try:
+            self._unsent = self._unsent[self._socket.send(self._unsent[:_PIECE], _SEND_FLAGS) :]
+        except (BlockingIOError, InterruptedError):
+            with anyio.move_on_after(self._patience) as scope:
+                await anyio.wait_writable(self._socket)
+            if scope.cancelled_caught and self.unsaid + self._untold() > self._limit:
+                hint = "read what the daemon sends, or send less at a time"
+                self._on_stuck(ProtocolError(Code.LIMIT, "replies were not read in time", hint))
+                return False
+        except OSError:
+            # Why no end here: a client that closed its reading side may still be sending.
+            self._unsent = memoryview(b"")
+        return True
 
     def _say_at_once(self) -> None:
         """Say what there is to say from here, where the socket takes it; else the writing task does.
@@ -132,7 +170,7 @@ class Replies:
         except OSError:
             # As in the task: the reading side notices when the client is really gone.
             sent = len(data)
-        self._unsent = data[sent:]
+        self._unsent = memoryview(data)[sent:]
         if self._unsent:
             self._say.set()
         else:
@@ -143,7 +181,7 @@ class Replies:
         due = self._due()
         rejects, self._rejects = self._rejects, []
         replies, self._replies = self._replies, []
-        self._unsaid = 0
+        self._queued = 0
         return b"".join((*rejects, *due, *replies))
 
     def _tell_said(self) -> None:
@@ -151,4 +189,4 @@ class Replies:
         self._said = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Replies {self._unsaid} bytes unsaid{', sending' if self._sending else ''}>"
+        return f"<Replies {self.unsaid} bytes unsaid{', sending' if self._sending else ''}>"

@@ -32,8 +32,8 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.body import Peer, Publication
 from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery, recover
-from ergo_capture.server import protocol
-from ergo_capture.server.composition import graphs_of, limits_of, rotation_of
+from ergo_capture.server.budget import Budget, Holding
+from ergo_capture.server.composition import admission_of, graphs_of, limits_of, rotation_of, session_limits_of
 from ergo_capture.server.connection import Connection
 from ergo_capture.server.listener import Listener, bind, unlink_if_ours
 from ergo_capture.server.protocol import Code, Open, ProtocolError
@@ -76,6 +76,9 @@ class Service:
         self._unfinished = False
         self._start_failure: ErgoCaptureError | None = None
         self._graphs = graphs_of(config)
+        self.admission = admission_of(config)
+        #: Memory for begun lines and unread answers.
+        self.held = Budget(int(config.limits.held_bytes), int(config.limits.held_bytes))
         self._notifier = Notifier.from_environment()
         self._stop = anyio.Event()
         self._journal: Journal
@@ -108,6 +111,22 @@ class Service:
     def count(self, code: Code) -> None:
         """Count a refusal (``connection.Reception``)."""
         self.refusals[code.value] += 1
+
+    def hold(self, peer: Peer | None) -> Holding:
+        """A count of the memory that a connection holds (``connection.Reception``)."""
+        return self.held.holding(peer)
+
+    def relieve(self) -> None:
+        """Where connections hold too much together, let the one go that holds most (``connection.Reception``)."""
+        if self.held.exceeded:
+            greediest = max(self.connections, key=lambda connection: connection.holding.bytes)
+            greediest.drop(
+                ProtocolError(
+                    Code.LIMIT,
+                    f"{greediest.holding.bytes} bytes of a begun line and of unread answers are held for one client",
+                    "end lines, read what the daemon sends, or raise limits.held_bytes",
+                )
+            )
 
     # --- life ---
 
@@ -220,14 +239,18 @@ class Service:
             tasks,
             rotation=rotation_of(self.config),
             linger=self.config.session.linger.seconds,
-            max_sessions=self.config.limits.max_sessions,
+            limits=session_limits_of(self.config),
             next_number=recovery.next_session,
         )
         tasks.start_soon(self._write)
         self.registry.take_recovered(recovery, in_doubt=self.config.session.in_doubt)
         await self.registry.retire_segments()
         listener = Listener(
-            listening, self._serve_client, max_clients=self.config.limits.max_clients, refuse=self._refuse_client
+            listening,
+            self._serve_client,
+            admission=self.admission,
+            on_refused=self._on_refused,
+            on_trouble=self._on_trouble,
         )
         tasks.start_soon(listener.run)
         if self.config.snapshot.interval:
@@ -262,23 +285,36 @@ class Service:
             log.exception(telemetry.CLIENT_FAILED, client=connection.client)
         finally:
             del self.connections[connection]
-            log.info(
+            error = connection.fatal
+            misbehaved = error is not None and error.code is not Code.SHUTTING_DOWN
+            (log.warning if misbehaved else log.info)(
                 telemetry.CLIENT_GONE,
                 client=connection.client,
+                uid=None if peer is None else peer.uid,
+                pid=None if peer is None else peer.pid,
                 events=connection.receipts.received,
                 bad_frames=connection.bad_frames,
+                code=None if error is None else error.code.value,
+                reason=None if error is None else error.message,
             )
 
-    async def _refuse_client(self, stream: UNIXSocketStream) -> None:
-        self.count(Code.LIMIT)
-        error = ProtocolError(
-            Code.LIMIT,
-            f"{self.config.limits.max_clients} clients are connected",
-            "connect again later, or raise limits.max_clients",
+    def _on_refused(self, peer: Peer | None, error: ProtocolError) -> None:
+        self.count(error.code)
+        log.warning(
+            telemetry.CLIENT_REFUSED,
+            uid=None if peer is None else peer.uid,
+            pid=None if peer is None else peer.pid,
+            code=error.code.value,
+            reason=error.message,
+            hint=error.hint,
         )
-        with anyio.move_on_after(1):
-            async with stream:
-                await stream.send(protocol.encode_error(error))
+
+    def _on_trouble(self, error: BaseException) -> None:
+        log.error(
+            telemetry.CLIENT_UNACCEPTED,
+            error=str(error),
+            hint="raise LimitNOFILE, or lower limits.max_clients",
+        )
 
     async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

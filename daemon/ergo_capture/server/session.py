@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import deque
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -27,14 +26,16 @@ from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import JournalFull, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
-from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.server.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
+from ergo_capture.server.screening import Refusal, without_duplicates
 from ergo_capture.server.submission import Batch, append
 from ergo_capture.server.writer import Writer
 
@@ -58,18 +59,6 @@ class Publisher(Protocol):
         self, session: Session, part: Part, count: int, ended: str, *, forced: bool = False
     ) -> Publication:
         """Compose ``count`` events of the part and publish them durably."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One event of a chunk that was not admitted."""
-
-    #: Position in the chunk, from 0.
-    offset: int
-    event_id: str
-    code: Code
-    message: str
-    hint: str
 
 
 class SessionSnapshot(msgspec.Struct, frozen=True):
@@ -125,6 +114,8 @@ class Session:
         self.decided = 0
         #: Bytes of event lines that were admitted and not yet decided.
         self.queued_bytes = 0
+        #: Memory that waiting events and known ids are counted as; the registry says out of which budget.
+        self._queue, self._ids_held = uncounted(), uncounted()
         #: How it is to end, or ended: ``complete``, ``interrupted``, ``recovered``; None while it is open.
         self.ended: str | None = None
         self.failure: ErgoCaptureError | None = None
@@ -207,6 +198,19 @@ class Session:
             session._closed = True
         return session
 
+    def charge(self, queue: Holding, ids: Holding) -> None:
+        """Count waiting events and known ids here from now on; what is there already is counted at once."""
+        self._queue, self._ids_held = queue, ids
+        if self.ids:
+            ids.hold(size_of_ids(self.ids))
+
+    def discharge(self) -> None:
+        """The session's task is over: nothing waits, and no id will be asked for."""
+        self._queue.free()
+        self._ids_held.free()
+        # Why: a batch that is refused after this must not be taken off the budget again.
+        self._queue, self._ids_held = uncounted(), uncounted()
+
     # --- admission: synchronous, called by the connection ---
 
     def admit(self, chunk: EventChunk) -> tuple[Batch | None, list[Refusal]]:
@@ -221,40 +225,45 @@ class Session:
         refusals: list[Refusal] = []
         fresh = set(chunk.ids)
         if len(fresh) != len(events) or not self.ids.isdisjoint(fresh):
-            events, body, refusals = self._without_duplicates(chunk)
+            events, body, refusals = without_duplicates(chunk, self.ids, self.description.session)
             fresh = {event.event_id for event in events}
             if not events:
                 return None, refusals
         self._writer.check()
-        batch = Batch(self, body, events)
+        batch = Batch(self, body, events, held=len(body) + EVENT_BYTES * len(events))
+        self._queue.hold(batch.held)
+        self._ids_held.hold(size_of_ids(fresh))
         self.ids |= fresh
         self.admitted += len(events)
         self.queued_bytes += len(body)
         self._writer.submit(batch, len(body))
         return batch, refusals
 
-    def _without_duplicates(self, chunk: EventChunk) -> tuple[list[EventLike], bytes, list[Refusal]]:
-        kept: list[EventLike] = []
-        lines: list[bytes] = []
-        refusals: list[Refusal] = []
-        seen: set[str] = set()
-        # Why not splitlines: it would also split at a lone carriage return inside white space.
-        for offset, (event, line) in enumerate(zip(chunk.events, chunk.body.split(b"\n"), strict=False)):
-            event_id = event.event_id
-            if event_id in self.ids or event_id in seen:
-                message = f"event id {event_id!r} is already in session {self.description.session}"
-                hint = "an event that was accepted need not be sent again"
-                refusals.append(Refusal(offset, event_id, Code.DUPLICATE_EVENT_ID, message, hint))
-                continue
-            seen.add(event_id)
-            kept.append(event)
-            lines.append(line + b"\n")
-        return kept, b"".join(lines), refusals
-
     async def room(self, limit: int) -> None:
-        """Wait until fewer than ``limit`` bytes of events wait to be decided."""
-        while self.queued_bytes >= limit and self.failure is None:
+        """Wait until fewer than ``limit`` bytes of events wait to be decided, and the budget has room for more.
+
+        A session of which nothing waits need not wait for others: ``has_room`` says whether it should ask for little.
+        """
+        while self.failure is None and (self.queued_bytes >= limit or (self.queued_bytes and not self._queue.has_room)):
             await self._moved.wait()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is memory for many more events to wait."""
+        return self._queue.has_room
+
+    def check_ids(self) -> None:
+        """Raise where there is no memory to know more ids by.
+
+        Raises:
+            ProtocolError: no more events can be taken.
+        """
+        if not self._ids_held.has_room:
+            raise ProtocolError(
+                Code.LIMIT,
+                f"there is no memory for more event ids than the {len(self.ids)} of this session and those of others",
+                "close the session and open another, or raise limits.ids_bytes and limits.user_ids_bytes",
+            )
 
     # --- what the writer says: synchronous, between two batches ---
 
@@ -280,7 +289,10 @@ class Session:
             self._next_index = min(self._next_index, batch.first)
         self.admitted -= len(batch.events)
         self.queued_bytes -= len(batch.body)
-        self.ids.difference_update(event.event_id for event in batch.events)
+        ids = [event.event_id for event in batch.events]
+        self.ids.difference_update(ids)
+        self._queue.hold(-batch.held)
+        self._ids_held.hold(-size_of_ids(ids))
         if not isinstance(error, JournalFull):
             self.fail(error)
         self._wake.set()
@@ -343,6 +355,7 @@ class Session:
                 if isinstance(step, Run):
                     await self._run_episode(step)
         self.queued_bytes -= len(batch.body)
+        self._queue.hold(-batch.held)
         self._writer.submit_lazily(self._log, urgent=self._log.followed is not None or self.ended is not None)
         self._progress()
 
@@ -476,6 +489,12 @@ class Session:
         if not followed:
             return []
         return [followed.popleft() for _ in range(len(followed) - (self._log.logged - self.decided))]
+
+    @property
+    def untaken(self) -> int:
+        """The kept decisions that are durable by now and were not taken."""
+        followed = self._log.followed
+        return len(followed) - (self._log.logged - self.decided) if followed else 0
 
     def snapshot(self) -> SessionSnapshot:
         """What the session is doing now."""

@@ -45,6 +45,8 @@ class Batch:
     first: int = -1
     #: Why it was refused, if it was.
     refused: ErgoCaptureError | None = None
+    #: Memory it is counted as while it waits, in bytes.
+    held: int = 0
 
     def to_frame(self) -> PendingFrame | None:
         """The lines under the next free index."""

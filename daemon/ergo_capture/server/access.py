@@ -1,0 +1,99 @@
+"""Who may connect, and who may open sessions of a graph.
+
+Owns: the allow-lists, names turned into numbers, membership in groups.
+Not here: asking the kernel who a peer is (``listener.py``), who may resume a session (``registry.py``), the
+socket's mode (``listener.py``).
+
+An empty list lets in whoever the socket's mode lets in. Otherwise a peer is let in as one of the users or as a
+member of one of the groups: by its own group, or by the group database. Root is always let in: it could become
+any of the users. Names become numbers when the configuration is read, so that a name that nobody has is found
+by ``config check``; membership is looked up at each connection, so that it is the membership of now.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ergo_capture.config import ConfigError
+from ergo_capture.journal.body import Peer
+
+_ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One allow-list."""
+
+    users: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the list says nothing, so that everybody is let in."""
+        return not self.users and not self.groups
+
+    def lets_in(self, peer: Peer | None) -> bool:
+        """Whether the peer may pass; looks into the user and group databases, which may block.
+
+        A peer that the kernel does not name is let in by an empty list only.
+        """
+        if self.is_open:
+            return True
+        if peer is None:
+            return False
+        if peer.uid == _ROOT or peer.uid in self.users or peer.gid in self.groups:
+            return True
+        return bool(self.groups) and not self.groups.isdisjoint(groups_of(peer))
+
+
+def who(peer: Peer | None) -> str:
+    """A peer as messages call it: by name where it has one."""
+    if peer is None:
+        return "a client that the kernel does not name"
+    try:
+        return f"user {pwd.getpwuid(peer.uid).pw_name!r}"
+    except KeyError:
+        return f"user {peer.uid}"
+
+
+def groups_of(peer: Peer) -> set[int]:
+    """The groups that the peer's user is a member of, by the group database; empty for a user it does not have."""
+    try:
+        user = pwd.getpwuid(peer.uid)
+    except KeyError:
+        return set()
+    return set(os.getgrouplist(user.pw_name, user.pw_gid))
+
+
+def access_of(users: Iterable[str | int], groups: Iterable[str | int], section: str) -> Access:
+    """The allow-list that two settings of a section say.
+
+    Raises:
+        ConfigError: nobody has such a name.
+    """
+    return Access(
+        frozenset(_number(user, f"{section}.users", "user", lambda name: pwd.getpwnam(name).pw_uid) for user in users),
+        frozenset(
+            _number(group, f"{section}.groups", "group", lambda name: grp.getgrnam(name).gr_gid) for group in groups
+        ),
+    )
+
+
+def _number(name: str | int, setting: str, what: str, look_up: Callable[[str], int]) -> int:
+    if isinstance(name, int):
+        return name
+    try:
+        return look_up(name)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"configure access: `{setting}`: there is no {what} {name!r} on this host",
+            op="configure access",
+            hint=f"write the name of a {what} that `getent {_DATABASES[what]}` prints, or a number",
+        ) from error
+
+
+_DATABASES = {"user": "passwd", "group": "group"}

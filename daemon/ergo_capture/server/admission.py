@@ -1,0 +1,70 @@
+"""Who gets in, and how many at once: asked for each connection before anything is read from it.
+
+Owns: the number of clients in all and by user, and what is said to those who are turned away.
+Not here: the allow-lists (``access.py``), accepting (``listener.py``), sessions (``registry.py``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from anyio import to_thread
+
+from ergo_capture.journal.body import Peer
+from ergo_capture.server.access import Access, who
+from ergo_capture.server.protocol import Code, ProtocolError
+
+
+class Admission:
+    """Counts clients, and turns away those above the limits or not on the list.
+
+    The limits and the list may be replaced while clients are there: it is those who come next that they are for.
+    """
+
+    def __init__(self, access: Access, *, max_clients: int, max_user_clients: int) -> None:
+        self.access = access
+        self.max_clients = max_clients
+        self.max_user_clients = max_user_clients
+        self.clients = 0
+        self.by_user: Counter[int | None] = Counter()
+
+    def enter(self, peer: Peer | None) -> None:
+        """Count a client in; ``leave`` counts it out.
+
+        Raises:
+            ProtocolError: there are as many as may be.
+        """
+        user = None if peer is None else peer.uid
+        if self.clients >= self.max_clients:
+            message = f"{self.max_clients} clients are connected"
+            raise ProtocolError(Code.LIMIT, message, "connect again later, or raise limits.max_clients")
+        if self.by_user[user] >= self.max_user_clients:
+            message = f"{who(peer)} has {self.max_user_clients} clients connected"
+            raise ProtocolError(Code.LIMIT, message, "end some of them, or raise limits.max_user_clients")
+        self.clients += 1
+        self.by_user[user] += 1
+
+    def leave(self, peer: Peer | None) -> None:
+        """A client that entered is gone."""
+        user = None if peer is None else peer.uid
+        self.clients -= 1
+        self.by_user[user] -= 1
+        if not self.by_user[user]:
+            del self.by_user[user]
+
+    async def check(self, peer: Peer | None) -> None:
+        """Look whether the peer is on the list.
+
+        Raises:
+            ProtocolError: it is not.
+        """
+        # Why in a thread: the group database may be on another host.
+        if not self.access.is_open and not await to_thread.run_sync(self.access.lets_in, peer):
+            raise ProtocolError(
+                Code.FORBIDDEN,
+                f"{who(peer)} may not connect",
+                "ask the operator to add you to access.users or access.groups",
+            )
+
+    def __repr__(self) -> str:
+        return f"<Admission {self.clients} of {self.max_clients} clients, {len(self.by_user)} users>"

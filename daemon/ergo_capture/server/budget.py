@@ -1,0 +1,97 @@
+"""Memory that clients cause the daemon to hold, counted in all and by user.
+
+Owns: the counts and their bounds.
+Not here: what happens where a bound is reached; that is beside what is held (``session.py``, ``connection.py``).
+
+There are three budgets: events that wait to be decided, the event ids that open sessions must remember, and
+what connections hold (lines that were begun, answers that were not read). Counts are estimates of memory, made
+of what is known without measuring: bytes, and so many bytes for each object.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Collection
+from typing import Final
+
+from ergo_capture.journal.body import Peer
+
+#: Memory that an event takes beside its line while it waits: the event, its id, its place in the queues.
+EVENT_BYTES: Final = 400
+#: Memory that the id of an event takes beside its characters for as long as its session is open.
+ID_BYTES: Final = 120
+
+
+class Budget:
+    """One kind of memory.
+
+    Args:
+        total: bytes for all clients.
+        per_user: bytes for the clients of one user.
+    """
+
+    def __init__(self, total: int, per_user: int) -> None:
+        self.total = total
+        self.per_user = per_user
+        self.used = 0
+        #: Most that was ever used.
+        self.peak = 0
+        self.by_user: Counter[int | None] = Counter()
+
+    def holding(self, peer: Peer | None) -> Holding:
+        """A count of what is held for this peer, at zero."""
+        return Holding(self, None if peer is None else peer.uid)
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more is held than may be, over all clients."""
+        return self.used > self.total
+
+    def __repr__(self) -> str:
+        return f"<Budget {self.used} of {self.total} bytes, {len(self.by_user)} users>"
+
+
+class Holding:
+    """What is held for one session or connection."""
+
+    __slots__ = ("_budget", "_user", "bytes")
+
+    def __init__(self, budget: Budget, user: int | None) -> None:
+        self._budget = budget
+        self._user = user
+        self.bytes = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether neither the user nor all users together hold too much."""
+        budget = self._budget
+        return budget.used < budget.total and budget.by_user[self._user] < budget.per_user
+
+    def hold(self, size: int) -> None:
+        """Hold ``size`` bytes more; fewer, where it is negative."""
+        budget = self._budget
+        self.bytes += size
+        budget.used += size
+        budget.by_user[self._user] += size
+        if budget.used > budget.peak:
+            budget.peak = budget.used
+        if not budget.by_user[self._user]:
+            del budget.by_user[self._user]
+
+    def free(self) -> None:
+        """Hold nothing any more."""
+        self.hold(-self.bytes)
+
+    def __repr__(self) -> str:
+        return f"<Holding {self.bytes} bytes of {self._budget!r}>"
+
+
+def uncounted() -> Holding:
+    """A holding out of a budget without end, for what is not counted yet or any more."""
+    return Budget(sys.maxsize, sys.maxsize).holding(None)
+
+
+def size_of_ids(ids: Collection[str]) -> int:
+    """About the memory that remembering these ids takes, in bytes."""
+    return len("".join(ids)) + ID_BYTES * len(ids)
