@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 import anyio
-from anyio.abc import SocketStream, UNIXSocketStream
+from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Peer, Publication
@@ -23,6 +23,7 @@ from ergo_capture.journal.journal import JournalFull
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.server import protocol
 from ergo_capture.server.budget import Holding
+from ergo_capture.server.inlet import MAX_READ_BYTES, Inlet
 from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.protocol import (
     BadLine,
@@ -45,7 +46,7 @@ from ergo_capture.server.session import Session, storage_failed
 from ergo_capture.server.submission import Batch
 
 #: Bytes asked for in one read; a chunk of this size keeps the cost per event low.
-READ_BYTES: Final = 256 * 1024
+READ_BYTES: Final = MAX_READ_BYTES
 #: The same before there is a session, and while there is little memory for events.
 SMALL_READ_BYTES: Final = 16 * 1024
 #: About the length of a ``decision`` frame.
@@ -88,6 +89,7 @@ class Connection:
         self.bad_frames = 0
         self.receipts = Receipts(self._reject_batch)
         self._stream = stream
+        self._inlet = Inlet(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django's
         self._reception = reception
         limits = reception.limits
         self._limits = limits
@@ -129,6 +131,7 @@ class Connection:
             if session is not None and session.owner is self:
                 session.owner = None
                 self._reception.release_session(session)
+            self._inlet.close()
             with anyio.CancelScope(shield=True):
                 await self._stream.aclose()
 
@@ -142,7 +145,7 @@ class Connection:
                     self._give_up(error)
                 except ErgoCaptureError as error:
                     self._give_up(storage_failed(error))
-                except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+                except OSError:
                     if self._reader.mid_frame:
                         self._reception.count(Code.BAD_FRAME)
             while self._stopped and self.fatal is None:
@@ -179,20 +182,15 @@ class Connection:
         else:
             timeout, what = limits.idle_timeout, "nothing was sent"
             self._waited = 0.0
+        # Why not the whole time again: a byte now and then would hold the connection for ever. Only waiting for
+        # the client counts, and not the time in which we do not read.
+        began = self._loop.time()
         try:
-            if not timeout:
-                return await self._stream.receive(size)
-            # Why not the whole time again: a byte now and then would hold the connection for ever. Only waiting for
-            # the client counts, and not the time in which we do not read.
-            began = self._loop.time()
-            with anyio.fail_after(max(0.0, timeout - self._waited)):
-                data = await self._stream.receive(size)
-            self._waited += self._loop.time() - began
+            data = await self._inlet.receive(size, max(0.0, timeout - self._waited) if timeout else None)
         except TimeoutError:
             hint = "send whole frames in time; what was acknowledged is safe, connect again to go on"
             raise ProtocolError(Code.LIMIT, f"{what} within {timeout:g} s", hint) from None
-        except anyio.EndOfStream:
-            return b""
+        self._waited += self._loop.time() - began
         return data
 
     async def _wait_for_room(self) -> None:
