@@ -19,7 +19,7 @@ import typer
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 #: Each command is the module of its name beside this one.
-COMMANDS: Final = ("serve", "send", "simulate", "verify", "demo", "config", "journal")
+COMMANDS: Final = ("serve", "send", "simulate", "verify", "demo", "bench", "config", "journal")
 
 #: The exit code of a command whose reader went away: the shell's for SIGPIPE. Why not 0: not all was checked or said.
 BROKEN_PIPE: Final = 141
@@ -80,6 +80,11 @@ def run(arguments: list[str] | None = None) -> int:
         # Why: whoever read our output has seen enough. Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        # Why here too: a disk may fail under any command, and a traceback helps nobody with that.
+        where = f" '{error.filename}'" if error.filename else ""
+        _complain(f"{arguments[0] if arguments else 'ergo-capture'}{where}: {error.strerror or error}", None)
+        return int(ExitCode.FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except typer.Exit as leaving:

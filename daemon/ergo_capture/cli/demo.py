@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,14 +18,14 @@ from typing import Annotated
 import typer
 
 from ergo_capture.capture.bundle import read_capture_bundle
+from ergo_capture.cli.own_daemon import own_daemon
 from ergo_capture.cli.verify import check
-from ergo_capture.client import CaptureClient, ClientError, Published
-from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.client import CaptureClient, Published
+from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.records import CaptureBundle
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-_START_SECONDS = 20.0
 _CONFIG = """\
 [graphs.default]
 max_per_window = 20
@@ -45,43 +42,12 @@ def demo(
     """Start a daemon, stream real flights to it under a rate limit, close, verify, and show what was captured."""
     place = Path(tempfile.mkdtemp(prefix="ergo-capture-demo-")) if directory is None else directory
     place.mkdir(parents=True, exist_ok=True)
-    (place / "config.toml").write_text(_CONFIG)
     started = time.monotonic()
-    # Why here and not in the place: a socket's path has to be short.
-    with tempfile.TemporaryDirectory(prefix="ec-") as short:
-        socket = Path(short) / "capture.sock"
-        daemon = _start(place, socket)
-        try:
-            _until_listening(daemon, socket, place)
-            published = asyncio.run(_stream(socket))
-        finally:
-            daemon.send_signal(signal.SIGTERM)
-            code = daemon.wait(timeout=30)
-    if code != 0:
-        raise ErgoCaptureError(
-            f"the demo's daemon ended with exit code {code}",
-            op="run demo",
-            path=place,
-            hint=f"see {place / 'daemon.log'}",
-        )
+    with own_daemon(place, _CONFIG) as socket:
+        published = asyncio.run(_stream(socket))
     verdict = check(Path(published.bundle))
     _show(read_capture_bundle(published.bundle), published, verdict["ok"], time.monotonic() - started)
     return int(verdict["exit"] if verdict.get("exit") else ExitCode.OK)
-
-
-def _start(place: Path, socket: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ergo_capture", "serve"]
-    command += ["--config", str(place / "config.toml"), "--socket", str(socket), "--state-dir", str(place / "state")]
-    with (place / "daemon.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own command
-
-
-def _until_listening(daemon: subprocess.Popen[bytes], socket: Path, place: Path) -> None:
-    patience = time.monotonic() + _START_SECONDS
-    while not socket.exists() and daemon.poll() is None and time.monotonic() < patience:
-        time.sleep(0.02)
-    if not socket.exists():
-        raise ClientError("unreachable", "the demo's daemon did not start", f"see {place / 'daemon.log'}")
 
 
 async def _stream(socket: Path) -> Published:

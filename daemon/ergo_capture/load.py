@@ -1,0 +1,195 @@
+"""A load on a daemon, and what the disk below it can do at best.
+
+Owns: events of a given size as fast as a daemon acknowledges them, the time each waits, and the floor of bare
+synced writes to compare with.
+Not here: what is printed (``cli/bench.py``), other programs to compare with (``tests/bench``).
+
+Why not the client of ``client.py``: a load must cost less than what it measures. Lines are made beforehand, one
+thread sends and receives, and nothing is parsed but the watermark.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+from ergo_capture.errors import ErgoCaptureError
+
+_ACCEPTED: Final = re.compile(rb'"accepted":(\d+)')
+_LINE: Final = (
+    b'{"type":"event","event":{"event_id":"ev-%012d","kind":"DataAvailable","at":{"secs":%d,"nanos":0},"payload":%b}}\n'
+)
+_PATIENCE_SECONDS: Final = 60.0
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What a run came to; times in seconds."""
+
+    events: int
+    seconds: float
+    #: From sending until it was acknowledged as durable: half of the events waited no longer than ``p50``.
+    p50: float
+    p99: float
+
+    @property
+    def rate(self) -> float:
+        """Durable events a second."""
+        return self.events / self.seconds
+
+
+class Load:
+    """One session of a daemon, driven to its limit; a context manager that hangs up at its end.
+
+    Args:
+        path: the daemon's socket.
+        window: events that may be unacknowledged at once, from 1.
+        payload_bytes: size of each payload, from 12.
+        graph: the graph to open.
+
+    Raises:
+        ErgoCaptureError: no daemon listens there, or it refuses.
+    """
+
+    def __init__(self, path: Path, *, window: int, payload_bytes: int = 256, graph: str = "default") -> None:
+        self.window = window
+        self._payload = b'{"pad":"%b"}' % (b"x" * (payload_bytes - 10))
+        self._sent = 0
+        self._held = b""
+        #: Events of one write to the socket.
+        self._piece = max(1, window // 4)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(_PATIENCE_SECONDS)
+        try:
+            self._socket.connect(os.fspath(path))
+        except OSError as error:
+            raise ErgoCaptureError(
+                f"connect to '{path}': {error.strerror}",
+                op="connect",
+                path=path,
+                hint="start a daemon, or leave --socket out to measure one in a temporary place",
+            ) from error
+        self._say({"type": "hello", "protocol": "ergo-capture.v1", "client": "load"})
+        self._expect(path, "welcome")
+        self._say({"type": "open", "graph": graph, "labels": {"load": f"window {window}"}})
+        self._expect(path, "opened")
+
+    def _say(self, frame: dict[str, Any]) -> None:
+        self._socket.sendall(msgspec.json.encode(frame) + b"\n")
+
+    def _expect(self, path: Path, kind: str) -> dict[str, Any]:
+        while b"\n" not in self._held:
+            data = self._socket.recv(1 << 16)
+            if not data:
+                break
+            self._held += data
+        line, _, self._held = self._held.partition(b"\n")
+        frame: dict[str, Any] = msgspec.json.decode(line) if line else {}
+        if frame.get("type") == kind:
+            return frame
+        if frame.get("type") in ("ack", "reject"):
+            return self._expect(path, kind)
+        raise ErgoCaptureError(
+            f"load daemon at '{path}': {frame.get('message', 'it hung up')}",
+            op="load daemon",
+            path=path,
+            hint=frame.get("hint") or "see the daemon's log",
+        )
+
+    def run(self, events: int) -> Figures:
+        """Send that many more events and wait until all are acknowledged.
+
+        Raises:
+            ErgoCaptureError: the daemon refused one, or hung up.
+        """
+        pieces = self._pieces(events)
+        target, acked = self._sent + events, self._sent
+        waiting: deque[tuple[int, float]] = deque()
+        waits: list[float] = []
+        began = time.perf_counter()
+        while acked < target:
+            while pieces and self._sent - acked + pieces[0][0] <= self.window:
+                count, data = pieces.popleft()
+                self._sent += count
+                waiting.append((self._sent, time.perf_counter()))
+                self._socket.sendall(data)
+            data = self._socket.recv(1 << 16)
+            if not data or b'"reject"' in data:
+                raise ErgoCaptureError(
+                    f"load daemon: {data[:200].decode(errors='replace') or 'it hung up'}",
+                    op="load daemon",
+                    hint="see the daemon's log; its limits may be too small for the window",
+                )
+            self._held += data
+            whole, newline, rest = self._held.rpartition(b"\n")
+            if newline:
+                self._held = rest
+                found = _ACCEPTED.findall(whole)
+                acked = int(found[-1]) if found else acked
+                now = time.perf_counter()
+                while waiting and waiting[0][0] <= acked:
+                    waits.append(now - waiting.popleft()[1])
+        seconds = time.perf_counter() - began
+        waits.sort()
+        return Figures(events, seconds, waits[len(waits) // 2], waits[int(len(waits) * 0.99)])
+
+    def _pieces(self, events: int) -> deque[tuple[int, bytes]]:
+        numbers = range(self._sent, self._sent + events)
+        lines = [_LINE % (number, number, self._payload) for number in numbers]
+        step = self._piece
+        return deque((len(part), b"".join(part)) for part in (lines[i : i + step] for i in range(0, events, step)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Close the session and wait for its bundle; the ``closed`` frame.
+
+        Raises:
+            ErgoCaptureError: the daemon could not publish it.
+        """
+        self._socket.settimeout(None)
+        self._say({"type": "close"})
+        return self._expect(Path(self._socket.getpeername()), "closed")
+
+
+def floor(directory: Path, size: int, *, writes: int = 300) -> Figures:
+    """Write ``size`` bytes and sync them, again and again, into space that is there already.
+
+    Nothing that keeps its word on this disk with one write at a time can be faster.
+
+    Raises:
+        ErgoCaptureError: the directory cannot be written to.
+    """
+    block, waits = b"x" * size, []
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory, prefix="floor-") as file:
+            file.write(block * writes)
+            file.flush()
+            os.fsync(file.fileno())
+            began = time.perf_counter()
+            for number in range(writes):
+                before = time.perf_counter()
+                os.pwrite(file.fileno(), block, number * size)
+                os.fdatasync(file.fileno())
+                waits.append(time.perf_counter() - before)
+            seconds = time.perf_counter() - began
+    except OSError as error:
+        raise ErgoCaptureError(
+            f"measure disk at '{directory}': {error.strerror}",
+            op="measure disk",
+            path=directory,
+            hint="name a directory on the disk in question that you may write to",
+        ) from error
+    waits.sort()
+    return Figures(writes, seconds, waits[len(waits) // 2], waits[int(len(waits) * 0.99)])

@@ -1,0 +1,37 @@
+"""Ratios of two things that were measured in turns.
+
+Owns: taking turns, the median and the spread of the ratios, how they are printed.
+Not here: what is measured.
+
+Why in turns: the same work takes twice as long from one minute to the next on a machine that others use too.
+Each round measures both sides within a second or two, in changing order, and gives one ratio.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+
+def in_turns(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
+    """Both sides' figures, a pair a round."""
+    pairs = []
+    for number in range(rounds):
+        if number % 2:
+            second, first = theirs(), ours()
+        else:
+            first, second = ours(), theirs()
+        pairs.append((first, second))
+    return pairs
+
+
+def report(title: str, unit: str, pairs: list[tuple[float, float]], goal: str) -> float:
+    """Print a row and return the median ratio of ours to theirs."""
+    ratios = sorted(ours / theirs for ours, theirs in pairs)
+    median = statistics.median(ratios)
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    print(  # noqa: T201 - a report
+        f"\n{title}: {median:.2f} of the other ({ratios[0]:.2f} to {ratios[-1]:.2f}, {len(ratios)} rounds), goal {goal}; "
+        f"medians {ours:,.4g} and {theirs:,.4g} {unit}"
+    )
+    return median

@@ -1,0 +1,111 @@
+"""Durable ingest against Redis and against the bare disk: the first three rows of the design's numbers.
+
+python -m pytest -m bench -s tests/bench
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+from tests.bench.opponents import AVAILABLE, Redis, redis
+from tests.bench.ratios import in_turns, report
+from tests.daemons import DaemonProcess, short_directory
+
+from ergo_capture.load import Load, floor
+
+pytestmark = [
+    pytest.mark.bench,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not AVAILABLE, reason="needs redis-server and redis-benchmark"),
+]
+
+#: Bytes of an event line with a payload of 256 bytes: what XADD is given too.
+LINE_BYTES = 361
+
+
+@contextmanager
+def both() -> Iterator[tuple[DaemonProcess, Redis, Path]]:
+    """A daemon and a Redis, each on the same disk."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        (place / "redis").mkdir()
+        with redis(place / "redis") as opponent:
+            yield daemon, opponent, place
+
+
+def test_one_client_with_a_window_of_1024() -> None:
+    """Goal: at least 2.5 times Redis with a pipeline of 1024."""
+    with both() as (daemon, opponent, place):
+
+        def ours() -> float:
+            with Load(daemon.socket, window=1024) as load:
+                rate = load.run(150_000).rate
+                load.finish()
+            return rate
+
+        def theirs() -> float:
+            return opponent.throughput(clients=1, pipeline=1024, events=100_000, size=LINE_BYTES)
+
+        ours()
+        pairs = in_turns(ours, theirs, 7)
+        report("one client, window 1024, against Redis", "events/s", pairs, "at least 2.5")
+        least = floor(place, 1024 * LINE_BYTES).rate * 1024
+        report("the same, against the bare disk", "events/s", [(rate, least) for rate, _ in pairs], "none")
+
+
+def _one_of_eight(path: Path, ready: Barrier, figures: multiprocessing.Queue[tuple[float, float]]) -> None:
+    with Load(path, window=256) as load:
+        load.run(2_000)
+        ready.wait()
+        began = time.monotonic()
+        load.run(40_000)
+        figures.put((began, time.monotonic()))
+        load.finish()
+
+
+def test_eight_sessions_with_a_window_of_256_each() -> None:
+    """Goal: at least 1.3 times Redis with eight clients and a pipeline of 256."""
+    spawn = multiprocessing.get_context("fork")
+    with both() as (daemon, opponent, _):
+
+        def ours() -> float:
+            ready, figures = spawn.Barrier(8), spawn.Queue()
+            clients = [spawn.Process(target=_one_of_eight, args=(daemon.socket, ready, figures)) for _ in range(8)]
+            for client in clients:
+                client.start()
+            spans = [figures.get(timeout=120) for _ in clients]
+            for client in clients:
+                client.join(60)
+            seconds: float = max(end for _, end in spans) - min(start for start, _ in spans)
+            return 8 * 40_000 / seconds
+
+        def theirs() -> float:
+            return opponent.throughput(clients=8, pipeline=256, events=300_000, size=LINE_BYTES)
+
+        ours()
+        report("eight sessions, window 256, against Redis", "events/s", in_turns(ours, theirs, 7), "at least 1.3")
+
+
+def test_the_wait_of_a_client_with_one_event_in_flight() -> None:
+    """Goal: half of the acknowledgements within 1.5 times what Redis takes."""
+    with both() as (daemon, opponent, place), Load(daemon.socket, window=1) as load:
+        load.run(500)
+
+        def ours() -> float:
+            return load.run(60).p50 * 1e3
+
+        def theirs() -> float:
+            return opponent.round_trips(60, LINE_BYTES).p50 * 1e3
+
+        def bare() -> float:
+            return floor(place, 512, writes=60).p50 * 1e3
+
+        report("window 1, p50, against Redis", "ms", in_turns(ours, theirs, 60), "at most 1.5")
+        report("the same, against the bare disk", "ms", in_turns(ours, bare, 40), "none")
+        load.finish()
