@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import selectors
 import socket
 import tempfile
 import time
@@ -109,35 +110,62 @@ class Load:
         Raises:
             ErgoCaptureError: the daemon refused one, or hung up.
         """
-        pieces = self._pieces(events)
-        target, acked = self._sent + events, self._sent
-        waiting: deque[tuple[int, float]] = deque()
-        waits: list[float] = []
-        began = time.perf_counter()
-        while acked < target:
-            while pieces and self._sent - acked + pieces[0][0] <= self.window:
-                count, data = pieces.popleft()
-                self._sent += count
-                waiting.append((self._sent, time.perf_counter()))
-                self._socket.sendall(data)
-            data = self._socket.recv(1 << 16)
-            if not data or b'"reject"' in data:
-                raise ErgoCaptureError(
-                    f"load daemon: {data[:200].decode(errors='replace') or 'it hung up'}",
-                    op="load daemon",
-                    hint="see the daemon's log; its limits may be too small for the window",
-                )
-            self._held += data
-            whole, newline, rest = self._held.rpartition(b"\n")
-            if newline:
-                self._held = rest
-                found = _ACCEPTED.findall(whole)
-                acked = int(found[-1]) if found else acked
-                now = time.perf_counter()
-                while waiting and waiting[0][0] <= acked:
-                    waits.append(now - waiting.popleft()[1])
-        seconds = time.perf_counter() - began
-        waits.sort()
+        self.begin(events)
+        while not self.done:
+            self.send()
+            self.receive()
+        return self.figures(events)
+
+    def begin(self, events: int) -> None:
+        """Make the lines of that many more events, and start the clock."""
+        self._unsent = self._pieces(events)
+        self._acked, self._target = self._sent, self._sent + events
+        self._waiting: deque[tuple[int, float]] = deque()
+        self._waits: list[float] = []
+        self._began = time.perf_counter()
+
+    @property
+    def done(self) -> bool:
+        """Whether all that was begun is acknowledged."""
+        return self._acked >= self._target
+
+    def send(self) -> None:
+        """Send what the window lets through."""
+        unsent = self._unsent
+        while unsent and self._sent - self._acked + unsent[0][0] <= self.window:
+            count, data = unsent.popleft()
+            self._sent += count
+            self._waiting.append((self._sent, time.perf_counter()))
+            self._socket.sendall(data)
+
+    def receive(self) -> None:
+        """Take what the daemon says next.
+
+        Raises:
+            ErgoCaptureError: it refused an event, or hung up.
+        """
+        data = self._socket.recv(1 << 16)
+        if not data or b'"reject"' in data:
+            raise ErgoCaptureError(
+                f"load daemon: {data[:200].decode(errors='replace') or 'it hung up'}",
+                op="load daemon",
+                hint="see the daemon's log; its limits may be too small for the window",
+            )
+        self._held += data
+        whole, newline, rest = self._held.rpartition(b"\n")
+        found = _ACCEPTED.findall(whole)
+        if newline:
+            self._held = rest
+        if found:
+            self._acked = int(found[-1])
+            now = time.perf_counter()
+            while self._waiting and self._waiting[0][0] <= self._acked:
+                self._waits.append(now - self._waiting.popleft()[1])
+
+    def figures(self, events: int) -> Figures:
+        """What the run that was begun came to."""
+        seconds = time.perf_counter() - self._began
+        waits = sorted(self._waits)
         return Figures(events, seconds, waits[len(waits) // 2], waits[int(len(waits) * 0.99)])
 
     def _pieces(self, events: int) -> deque[tuple[int, bytes]]:
@@ -145,6 +173,10 @@ class Load:
         lines = [_LINE % (number, number, self._payload) for number in numbers]
         step = self._piece
         return deque((len(part), b"".join(part)) for part in (lines[i : i + step] for i in range(0, events, step)))
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for a selector."""
+        return self._socket.fileno()
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +193,33 @@ class Load:
         self._socket.settimeout(None)
         self._say({"type": "close"})
         return self._expect(Path(self._socket.getpeername()), "closed")
+
+
+def run_together(loads: list[Load], events: int) -> Figures:
+    """Have each load send that many events, all at once; rates of all of them, waits of the slowest.
+
+    Why in one thread: so does redis-benchmark, and eight processes would take the processor from the daemon.
+
+    Raises:
+        ErgoCaptureError: as ``Load.run``.
+    """
+    began = time.perf_counter()
+    figures = []
+    with selectors.DefaultSelector() as selector:
+        for load in loads:
+            load.begin(events)
+            load.send()
+            selector.register(load, selectors.EVENT_READ, load)
+        while selector.get_map():
+            for key, _ in selector.select(_PATIENCE_SECONDS):
+                load = key.data
+                load.receive()
+                load.send()
+                if load.done:
+                    figures.append(load.figures(events))
+                    selector.unregister(load)
+    seconds = time.perf_counter() - began
+    return Figures(len(loads) * events, seconds, max(f.p50 for f in figures), max(f.p99 for f in figures))
 
 
 def floor(directory: Path, size: int, *, writes: int = 300) -> Figures:

@@ -5,11 +5,8 @@ python -m pytest -m bench -s tests/bench
 
 from __future__ import annotations
 
-import multiprocessing
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.synchronize import Barrier
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from tests.bench.opponents import AVAILABLE, Redis, redis
 from tests.bench.ratios import in_turns, report
 from tests.daemons import DaemonProcess, short_directory
 
-from ergo_capture.load import Load, floor
+from ergo_capture.load import Load, floor, run_together
 
 pytestmark = [
     pytest.mark.bench,
@@ -59,31 +56,17 @@ def test_one_client_with_a_window_of_1024() -> None:
         report("the same, against the bare disk", "events/s", [(rate, least) for rate, _ in pairs], "none")
 
 
-def _one_of_eight(path: Path, ready: Barrier, figures: multiprocessing.Queue[tuple[float, float]]) -> None:
-    with Load(path, window=256) as load:
-        load.run(2_000)
-        ready.wait()
-        began = time.monotonic()
-        load.run(40_000)
-        figures.put((began, time.monotonic()))
-        load.finish()
-
-
 def test_eight_sessions_with_a_window_of_256_each() -> None:
     """Goal: at least 1.3 times Redis with eight clients and a pipeline of 256."""
-    spawn = multiprocessing.get_context("fork")
     with both() as (daemon, opponent, _):
 
         def ours() -> float:
-            ready, figures = spawn.Barrier(8), spawn.Queue()
-            clients = [spawn.Process(target=_one_of_eight, args=(daemon.socket, ready, figures)) for _ in range(8)]
-            for client in clients:
-                client.start()
-            spans = [figures.get(timeout=120) for _ in clients]
-            for client in clients:
-                client.join(60)
-            seconds: float = max(end for _, end in spans) - min(start for start, _ in spans)
-            return 8 * 40_000 / seconds
+            with ExitStack() as stack:
+                loads = [stack.enter_context(Load(daemon.socket, window=256)) for _ in range(8)]
+                rate = run_together(loads, 40_000).rate
+                for load in loads:
+                    load.finish()
+            return rate
 
         def theirs() -> float:
             return opponent.throughput(clients=8, pipeline=256, events=300_000, size=LINE_BYTES)

@@ -280,8 +280,9 @@ class Session:
         self.part.event_frames.append(position.pack())
         self.part.bytes += len(batch.body)
         self._batches.append(batch)
-        self._wake.set()
+        # Why in this order: the client hears of it before its episode is begun, not after.
         self._progress()
+        self._wake.set()
 
     def refuse(self, batch: Batch, error: ErgoCaptureError) -> None:
         """A batch is not on stable storage; its ids are free again."""
