@@ -179,8 +179,13 @@ class LogConfig(_Section, frozen=True):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], _doc("The least important lines shown.")] = "info"
     format: Annotated[
-        Literal["auto", "json", "console"], _doc("auto is console on a terminal and JSON lines elsewhere.")
+        Literal["auto", "json", "console", "journald"],
+        _doc("auto is journald (JSON with priorities) where it listens, console on a terminal, JSON lines elsewhere."),
     ] = "auto"
+    burst: Annotated[
+        int, Meta(ge=0, description="Lines of one name in one window before the rest is only counted; 0 for all.")
+    ] = 100
+    window: Annotated[Duration, _doc("Length of a window.")] = Duration(10_000_000_000)
 
 
 class FixedEngineConfig(_Section, frozen=True, tag_field="kind", tag="fixed"):

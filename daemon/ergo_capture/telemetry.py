@@ -1,18 +1,31 @@
 """What the daemon logs, and how.
 
-Owns: the names of log events and the set-up of structlog.
+Owns: the names of log events, the set-up of structlog, the level at run time, folding storms.
 Not here: when something is logged; that is beside what happens.
 
-Names are ``subject.verb`` and stable, as are the keys: they are searched for.
+Names are ``subject.verb`` and stable, as are the keys: they are searched for. What each line means stands in the
+README.
+
+Where systemd's journal listens, each line begins with ``<N>``, its priority. What clients can bring about as often
+as they like is folded: of a name that is logged more than ``burst`` times within ``window`` seconds the rest is
+counted, and said once the window is over.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
-from typing import Any, Final
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, TextIO
 
 import structlog
+from structlog.typing import EventDict, Processor
 
 DAEMON_READY: Final = "daemon.ready"
 DAEMON_STOPPING: Final = "daemon.stopping"
@@ -37,25 +50,160 @@ CLIENT_REFUSED: Final = "client.refused"
 CLIENT_UNACCEPTED: Final = "client.unaccepted"
 WORKER_BROKEN: Final = "worker.broken"
 SNAPSHOT_FAILED: Final = "snapshot.failed"
+LOG_SUPPRESSED: Final = "log.suppressed"
+
+#: Said however often. Why: each of these lines is evidence of something else, and no client can provoke a storm of
+#: them that is not one of sessions or bundles too.
+NEVER_FOLDED: Final = frozenset({BUNDLE_PUBLISHED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED})
+
+#: Priorities of syslog, as systemd's journal reads them.
+PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
-def configure(level: str = "info", style: str = "auto") -> None:
-    """Set up structlog to write to standard error: for people on a terminal, else JSON, one object a line."""
-    console = style == "console" or (style == "auto" and sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+def configure(level: str = "info", style: str = "auto", *, burst: int = 0, window: float = 10.0) -> None:
+    """Set up structlog to write to standard error.
+
+    Args:
+        level: the least important lines shown.
+        style: ``console`` for people, ``json``, ``journald`` (JSON with priorities), or ``auto``: journald where it
+            listens, console on a terminal, else JSON.
+        burst: lines of one name within a window before the rest is folded; zero for no folding.
+        window: seconds.
+    """
+    global _storms  # noqa: PLW0603 - structlog's configuration is the process's too
+    if style == "auto":
+        style = "journald" if journald_listens() else "console" if sys.stderr.isatty() else "json"
+    _storms = Storms(burst, window)
+    processors: list[Processor] = [
+        _storms,
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if style == "console":
+        processors += [_printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    else:
+        processors += [structlog.processors.format_exc_info, _with_priority if style == "journald" else _as_json]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if not console else _keep,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=processors,
+        logger_factory=lambda *_arguments: _Output(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    set_level(level)
 
 
-def _keep(_logger: Any, _method: str, event: Any) -> Any:
-    return event
+def set_level(level: str) -> None:
+    """Show lines from this level on, from now on: ``debug``, ``info``, ``warning`` or ``error``."""
+    # Why this is all: loggers are bound anew for each line, so there is none that remembers another level.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())))
+
+
+def journald_listens() -> bool:
+    """Whether standard error goes to systemd's journal: it says which file it gave us, and that may not be it."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+# --- storms -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Window:
+    began: float
+    said: int = 1
+    suppressed: int = 0
+
+
+class Storms:
+    """Lets through so many lines of a name in each window, and counts the rest (a processor of structlog).
+
+    Args:
+        burst: lines of one name that are said in one window; zero for all.
+        window: seconds.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, burst: int, window: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.burst = burst
+        self.window = window
+        self._clock = clock
+        self._windows: dict[str, _Window] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        """The line, with how many were left out before it; or none."""
+        name = str(event["event"])
+        if not self.burst or name in NEVER_FOLDED:
+            return event
+        with self._lock:
+            window, now = self._windows.get(name), self._clock()
+            if window is None or now - window.began >= self.window:
+                self._windows[name] = _Window(now)
+                if window is not None and window.suppressed:
+                    event["suppressed"] = window.suppressed
+                return event
+            window.said += 1
+            if window.said <= self.burst:
+                return event
+            window.suppressed += 1
+        raise structlog.DropEvent
+
+    def take_suppressed(self, *, all_of_it: bool) -> dict[str, int]:
+        """How many lines of each name were left out in windows that are over, or in all; they are forgotten then."""
+        with self._lock:
+            now = self._clock()
+            over = [name for name, it in self._windows.items() if all_of_it or now - it.began >= self.window]
+            counts = {name: self._windows.pop(name).suppressed for name in over}
+        return {name: count for name, count in counts.items() if count}
+
+    def __repr__(self) -> str:
+        return f"<Storms above {self.burst} lines in {self.window:g} s, {len(self._windows)} windows>"
+
+
+_storms = Storms(0, 10.0)
+
+
+def say_suppressed(*, all_of_it: bool = False) -> None:
+    """Say how many lines were left out; the service calls this now and then, and with ``all_of_it`` at the end."""
+    for name, count in _storms.take_suppressed(all_of_it=all_of_it).items():
+        structlog.get_logger().warning(LOG_SUPPRESSED, of=name, suppressed=count)
+
+
+# --- lines --------------------------------------------------------------------------------------------------------
+
+
+def _as_json(_logger: Any, _method: str, event: EventDict) -> str:
+    # Why only ASCII: whatever a client calls itself, it cannot write a line or a colour of its own into the log.
+    return json.dumps(event, default=repr)
+
+
+def _with_priority(logger: Any, method: str, event: EventDict) -> str:
+    return f"<{PRIORITIES[event['level']]}>{_as_json(logger, method, event)}"
+
+
+def _printable(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Control characters as escapes. Why: what a client says ends up on the operator's terminal."""
+    return {key: _escaped(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Output:
+    """Standard error, for structlog. Where nobody reads it any more lines are lost, and the daemon goes on."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def msg(self, message: str) -> None:
+        """Write a line."""
+        with suppress(OSError):
+            self._file.write(message + "\n")
+            self._file.flush()
+
+    log = debug = info = warning = error = critical = exception = msg

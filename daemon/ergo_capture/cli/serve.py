@@ -28,5 +28,6 @@ def serve(
     from ergo_capture.server.service import run  # noqa: PLC0415
 
     loaded = load(config, socket=socket, state=state_dir)
-    telemetry.configure(loaded.log.level, loaded.log.format)
+    log = loaded.log
+    telemetry.configure(log.level, log.format, burst=log.burst, window=log.window.seconds)
     return run(loaded)

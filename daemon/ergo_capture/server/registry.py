@@ -10,9 +10,11 @@ import asyncio
 import secrets
 from datetime import UTC, datetime
 
+import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
+from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Peer, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
@@ -28,6 +30,8 @@ from ergo_capture.server.session import Owner, Publisher, Session, storage_faile
 from ergo_capture.server.submission import append
 from ergo_capture.server.writer import Writer
 from ergo_capture.version import PROGRAM
+
+log = structlog.get_logger()
 
 
 class SessionRegistry:
@@ -222,7 +226,26 @@ class SessionRegistry:
         if session.failure is None:
             self.sessions.pop(session.description.session, None)
             self.finished += 1
+            log.info(
+                telemetry.SESSION_FINISHED,
+                session=session.description.session,
+                graph=session.description.graph,
+                ended=session.ended,
+                events=session.accepted,
+                decisions=session.decided,
+            )
             await self.retire_segments()
+        elif session.failure is not self._writer.failure:
+            # Why not where the journal has failed: that is one fact, and it is logged once.
+            error = session.failure
+            log.error(
+                telemetry.SESSION_FAILED,
+                session=session.description.session,
+                graph=session.description.graph,
+                error=error.message,
+                hint=error.hint,
+                exc_info=error.cause,
+            )
 
     def linger(self, session: Session, *, then: str = "interrupted") -> None:
         """The session has no connection: end it as ``then`` unless one comes within the time."""

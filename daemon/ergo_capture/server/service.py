@@ -253,6 +253,7 @@ class Service:
             on_trouble=self._on_trouble,
         )
         tasks.start_soon(listener.run)
+        tasks.start_soon(self._say_suppressed)
         if self.config.snapshot.interval:
             snapshots = Snapshots(self.registry.sessions, self.config.snapshot.interval.seconds)
             tasks.start_soon(snapshots.run)
@@ -316,6 +317,11 @@ class Service:
             hint="raise LimitNOFILE, or lower limits.max_clients",
         )
 
+    async def _say_suppressed(self) -> None:
+        while True:
+            await anyio.sleep(self.config.log.window.seconds or 1.0)
+            telemetry.say_suppressed()
+
     async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
@@ -364,6 +370,7 @@ class Service:
                 self._unfinished = True
             else:
                 await anyio.to_thread.run_sync(self._journal.seal)
+        telemetry.say_suppressed(all_of_it=True)
         log.info(telemetry.DAEMON_STOPPED)
 
     async def _drain(self) -> None:

@@ -17,9 +17,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 import msgspec
-import structlog
 
-from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
@@ -38,8 +36,6 @@ from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal, without_duplicates
 from ergo_capture.server.submission import Batch, append
 from ergo_capture.server.writer import Writer
-
-log = structlog.get_logger()
 
 
 class Owner(Protocol):
@@ -338,9 +334,8 @@ class Session:
                     await self._wake.wait()
         except ErgoCaptureError as error:
             self.fail(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the registry logs it
             # Why here: a mistake of ours in one session must not cost the others anything.
-            log.exception(telemetry.SESSION_FAILED, session=self.description.session)
             self.fail(_mistake(error))
         finally:
             if self._timer is not None:
@@ -533,11 +528,13 @@ def storage_failed(error: ErgoCaptureError) -> ProtocolError:
 
 
 def _mistake(error: Exception) -> ErgoCaptureError:
-    return ErgoCaptureError(
+    mistake = ErgoCaptureError(
         f"the session's task ended with {type(error).__name__}: {error}",
         op="run session",
         hint="this is a defect of ergo-capture; what was accepted is safe in the journal, restart the daemon to go on",
     )
+    mistake.__cause__ = error
+    return mistake
 
 
 def utc_now() -> str:

@@ -30,10 +30,14 @@ from queue import SimpleQueue
 from typing import Protocol
 
 import msgspec
+import structlog
 
+from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import PendingFrame
 from ergo_capture.journal.journal import Journal, JournalFull, Position, PreparedBatch
+
+log = structlog.get_logger()
 
 
 class Submission(Protocol):
@@ -112,6 +116,7 @@ class Writer:
         self.failure: ErgoCaptureError | None = None
         #: Whether the last attempt found the disk full.
         self.full = False
+        self._full_since = 0.0
         #: Told of each commit's duration in seconds and its bytes; for the metrics.
         self.on_commit: Callable[[float, int], None] = lambda _seconds, _bytes: None
 
@@ -240,7 +245,10 @@ class Writer:
         if isinstance(outcome, BaseException):
             self._refuse(batch, outcome)
             return
-        self.full = False
+        if self.full:
+            self.full = False
+            seconds = round(time.monotonic() - self._full_since, 3)
+            log.warning(telemetry.JOURNAL_RESUMED, seconds=seconds, refused_batches=self._refused)
         self._batches += 1
         self._frames += len(batch)
         self._written += self._batch_bytes
@@ -253,7 +261,10 @@ class Writer:
         self._refused += 1
         error = outcome if isinstance(outcome, ErgoCaptureError) else _mistake(outcome)
         if isinstance(error, JournalFull):
-            self.full = True
+            if not self.full:
+                self.full = True
+                self._full_since = time.monotonic()
+                log.error(telemetry.JOURNAL_FULL, error=error.message, path=error.path, hint=error.hint)
             self._lazy = dict.fromkeys(batch[self._firm :]) | self._lazy
             # Why not at once: the disk is still full, and trying is not free.
             self._pausing = True
