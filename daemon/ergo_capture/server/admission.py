@@ -6,13 +6,28 @@ Not here: the allow-lists (``access.py``), accepting (``listener.py``), sessions
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
+from typing import Final
 
 from anyio import to_thread
 
 from ergo_capture.journal.body import Peer
 from ergo_capture.server.access import Access, who
 from ergo_capture.server.protocol import Code, ProtocolError
+
+#: Descriptors for everything that is not a client: journal, bundles, engines, the loop's own.
+_OWN_DESCRIPTORS: Final = 128
+
+
+def make_room(max_clients: int) -> None:
+    """Raise the process's limit of open files, as far as it may be, to have a descriptor for each client."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_clients + _OWN_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
 
 
 class Admission:

@@ -1,0 +1,386 @@
+"""What clients may cost, limit by limit: where it is reached there is a code and a count, and others go on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.daemons import Daemon, DaemonProcess, Wire, event, running_daemon, short_directory
+from tests.doubles.faulty_storage import FaultyStorage
+from tests.server.users import needs_root, talk_as
+
+from ergo_capture.journal.body import Peer
+from ergo_capture.server.budget import Budget
+from ergo_capture.server.protocol import BadLine, EventChunk, FrameReader
+from ergo_capture.server.session import Session
+
+HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}
+ONE, OTHER = Peer(uid=1, gid=1, pid=1), Peer(uid=2, gid=2, pid=2)
+
+
+async def last_code(daemon: Daemon, *frames: Any) -> str:
+    """The code that a connection ends with after these frames."""
+    async with daemon.wire() as wire:
+        await wire.say(*frames)
+        code: str = (await wire.rest())[-1]["code"]
+        return code
+
+
+async def is_served(daemon: Daemon) -> None:
+    """Somebody who behaves gets a bundle."""
+    async with daemon.session() as wire:
+        await wire.say(event("well-behaved"), {"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1
+
+
+# --- how many ---
+
+
+async def test_one_user_cannot_take_every_place() -> None:
+    """limits.max_user_clients; the place is free again when the client has gone."""
+    async with running_daemon("[limits]\nmax_user_clients = 2\n") as daemon:
+        async with daemon.session(), daemon.session():
+            assert await last_code(daemon) == "limit"
+            assert daemon.service.refusals["limit"] == 1
+        with anyio.fail_after(20):
+            while daemon.service.admission.clients:
+                await anyio.sleep(0.001)
+        await is_served(daemon)
+
+
+@needs_root
+async def test_the_places_of_one_user_are_not_those_of_another() -> None:
+    """A stranger is served while root has as many clients as one user may have."""
+    async with running_daemon('[socket]\nmode = "0666"\n[limits]\nmax_user_clients = 1\n') as daemon, daemon.session():
+        daemon.socket.parent.chmod(0o755)
+        assert await last_code(daemon) == "limit"
+        frames = (HELLO, {"type": "open"}, {"type": "close"})
+        answers = await anyio.to_thread.run_sync(lambda: talk_as(daemon.socket, *frames))
+        assert answers[-1]["type"] == "closed"
+
+
+async def test_one_user_cannot_open_every_session() -> None:
+    """limits.max_user_sessions, which count those that linger without a client."""
+    async with running_daemon("[limits]\nmax_user_sessions = 2\n") as daemon:
+        for _ in range(2):
+            async with daemon.session():
+                pass
+        assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
+
+
+async def test_sessions_that_are_opened_at_the_same_moment_are_counted_too() -> None:
+    """Twenty at once, while the disk has not answered the first: two are opened."""
+    codes: Counter[str] = Counter()
+    async with running_daemon("[limits]\nmax_sessions = 2\n") as daemon:
+
+        async def try_to_open() -> None:
+            async with daemon.wire() as wire:
+                await wire.say(HELLO, {"type": "open"})
+                await wire.read()
+                codes[(await wire.read())["type"]] += 1
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(try_to_open)
+        assert codes == {"opened": 2, "error": 18}
+
+
+# --- how long ---
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [{**HELLO, "client": "é" * 129}],
+        [{**HELLO, "protocol": "x" * 257}],
+        [HELLO, {"type": "open", "graph": "g" * 257}],
+        [HELLO, {"type": "open", "session": "s" * 257}],
+        [HELLO, {"type": "open", "labels": {"é" * 1025: "é" * 1024}}],
+    ],
+    ids=["client", "protocol", "graph", "session", "labels"],
+)
+async def test_names_are_bounded_in_bytes(frames: list[Any]) -> None:
+    """limits.max_name_bytes and max_label_bytes; what is too long comes back in no answer."""
+    async with running_daemon() as daemon, daemon.wire() as wire:
+        await wire.say(*frames)
+        error = (await wire.rest())[-1]
+        assert error["code"] == "limit"
+        assert len(error["message"]) < 200
+
+
+async def test_names_at_the_bound_are_taken() -> None:
+    """256 bytes of name, 4096 bytes of labels."""
+    async with running_daemon() as daemon, daemon.wire() as wire:
+        await wire.say({**HELLO, "client": "é" * 128}, {"type": "open", "labels": {"é" * 1024: "é" * 1024}})
+        await wire.until("opened")
+
+
+async def test_the_id_of_a_bad_event_is_not_echoed_without_bound() -> None:
+    """An event with a bad payload and an id of half a megabyte: the answer is short."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("x" * 500_000, payload=[1]))
+        reject = await wire.until("reject")
+        assert (reject["code"], reject["event_id"]) == ("invalid_payload", None)
+
+
+# --- how slowly ---
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["hello_timeout", "frame_timeout"])
+async def test_a_byte_now_and_then_does_not_renew_the_time(opened: bool) -> None:
+    """Slow-loris: the time is for the whole hello, or the whole frame, however the bytes come."""
+    text = '[limits]\nhello_timeout = "{}"\nframe_timeout = "300ms"\n'.format("30s" if opened else "300ms")
+    async with running_daemon(text) as daemon, daemon.wire() as wire:
+        if opened:
+            await wire.open()
+        with anyio.fail_after(20):
+            assert await answer_to_a_trickle(wire) == "limit"
+        assert daemon.service.refusals["limit"] == 1
+
+
+async def answer_to_a_trickle(wire: Wire) -> str:
+    """Send byte by byte until there is an answer, and return its code."""
+    answers: list[dict[str, Any]] = []
+
+    async def listen() -> None:
+        answers.append(await wire.read())
+        trickle.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        with anyio.CancelScope() as trickle:
+            for byte in b'{"type":"event",' + b" " * 100_000:
+                await wire.stream.send(bytes([byte]))
+                await anyio.sleep(0.02)
+    code: str = answers[0]["code"]
+    return code
+
+
+async def test_a_frame_that_comes_in_time_renews_the_time() -> None:
+    """Many frames in halves, together longer than frame_timeout, each of them within it."""
+    async with running_daemon('[limits]\nframe_timeout = "500ms"\n') as daemon, daemon.session() as wire:
+        for number in range(20):
+            line = json.dumps(event(f"e{number}")).encode() + b"\n"
+            await wire.stream.send(line[:30])
+            await anyio.sleep(0.04)
+            await wire.stream.send(line[30:])
+            await wire.until_ack(number + 1)
+        assert daemon.service.refusals["limit"] == 0
+
+
+# --- how much is read at once ---
+
+
+def test_a_read_full_of_bad_lines_makes_only_so_many_items() -> None:
+    """131,072 lines of garbage in one read: as many are looked at as end the connection."""
+    items = FrameReader(1 << 20, 10_000, 5).feed(b"x\n" * 131_072)
+    assert [type(item) for item in items] == [BadLine] * 5
+
+
+def test_a_frame_full_of_bad_events_makes_only_so_many_items() -> None:
+    """The same within one frame."""
+    items = FrameReader(1 << 20, 10_000, 5).feed(b'{"type":"events","events":[' + b"1," * 9_000 + b"1]}\n")
+    assert [type(item) for item in items] == [BadLine] * 5
+
+
+def test_a_line_that_comes_byte_by_byte_is_the_line() -> None:
+    """Held until it is whole, whatever it is cut into."""
+    reader, line = FrameReader(1 << 20, 10_000, 5), json.dumps(event("a")).encode() + b"\n"
+    items = [item for byte in line + line[:9] for item in reader.feed(bytes([byte]))]
+    assert [type(item) for item in items] == [EventChunk]
+    assert (reader.mid_frame, reader.held_bytes) == (True, 9)
+
+
+# --- how much is held ---
+
+
+async def test_the_client_that_holds_most_is_let_go_and_the_others_stay() -> None:
+    """limits.held_bytes: three lines that are begun and not ended are too many; the longest goes, with its reason."""
+    text = '[session]\nlinger = "50ms"\n[limits]\nheld_bytes = "300KiB"\n'
+    async with running_daemon(text) as daemon:
+        async with daemon.session() as small, daemon.session() as big, daemon.session() as last:
+            for wire, size in ((small, 50_000), (big, 200_000)):
+                await wire.stream.send(b'{"type":"event",' + b" " * size)
+                await until_held(daemon, size)
+            await last.stream.send(b'{"type":"event",' + b" " * 100_000)
+            answer = (await big.rest())[-1]
+            assert (answer["code"], "limits.held_bytes" in answer["hint"]) == ("limit", True)
+            for wire in (small, last):
+                await wire.stream.send(b'"event":{"event_id":"a","kind":"Pump","at":{"secs":0,"nanos":0}}}\n')
+                await wire.until_ack(1)
+        await until_nothing_is_held(daemon)
+
+
+async def until_held(daemon: Daemon, size: int) -> None:
+    """Wait until one connection holds at least so much."""
+    with anyio.fail_after(20):
+        while not any(connection.holding.bytes >= size for connection in daemon.service.connections):
+            await anyio.sleep(0.001)
+
+
+async def until_nothing_is_held(daemon: Daemon) -> None:
+    """Wait until every budget is back at zero."""
+    registry = daemon.service.registry
+    with anyio.fail_after(20):
+        while daemon.service.connections or registry.sessions:
+            await anyio.sleep(0.001)
+    for budget in (daemon.service.held, registry.queue, registry.ids):
+        assert (budget.used, dict(budget.by_user)) == (0, {})
+        assert budget.peak > 0
+
+
+async def test_decisions_that_are_asked_for_and_not_read_stop_the_reading() -> None:
+    """P9: limits.reply_bytes bounds them as it bounds other answers, and after write_timeout the client is let go."""
+    text = '[limits]\nwrite_timeout = "300ms"\nreply_bytes = "16KiB"\nsession_queue_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon, daemon.session(decisions=True) as mute:
+        session = daemon.service.registry.sessions[mute.opened["session"]]
+        most = 0
+        with anyio.fail_after(30), suppress(anyio.BrokenResourceError):
+            for number in range(1_000_000):
+                await mute.say(*(event(f"{number}-{i}") for i in range(100)))
+                most = max(most, session.untaken)
+        assert daemon.service.refusals["limit"] == 1
+        # What the socket's own buffer takes, one read, and what waits by reply_bytes: not what was sent.
+        assert most < 8_000
+        await is_served(daemon)
+
+
+# --- how much waits ---
+
+
+@contextmanager
+def nothing_is_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[anyio.Event]:
+    """Sessions decide nothing until the event is set."""
+    decide, gate = Session._decide, anyio.Event()
+
+    async def waiting(session: Session, batch: Any) -> None:
+        await gate.wait()
+        await decide(session, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_decide", waiting)
+        yield gate
+        gate.set()
+
+
+async def test_events_that_wait_are_bounded_over_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """limits.queue_bytes: ten clients send what they can, the daemon holds so much, and in the end all is decided."""
+    text = '[limits]\nqueue_bytes = "1MiB"\n'
+    with nothing_is_decided(monkeypatch) as gate:
+        async with running_daemon(text) as daemon:
+            budget = daemon.service.registry.queue
+            names: list[str] = []
+
+            async def push() -> None:
+                async with daemon.session() as wire:
+                    names.append(wire.opened["session"])
+                    for number in range(100):
+                        await wire.say(*(event(f"{number}-{i}", payload={"x": "y" * 200}) for i in range(100)))
+                    await wire.say({"type": "close"})
+                    assert (await wire.until("closed"))["events"] == 10_000
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    tasks.start_soon(push)
+                with anyio.fail_after(20):
+                    while budget.used < budget.total:
+                        await anyio.sleep(0.001)
+                gate.set()
+            # Above the bound: one large read each until it is reached, and one small one each after that.
+            assert budget.peak < budget.total + 10 * 1_000_000
+            assert len(names) == 10
+
+
+async def test_a_budget_is_divided_between_users() -> None:
+    """One user's share ends before all is used; another has room."""
+    budget = Budget(100, 60)
+    one, other = budget.holding(ONE), budget.holding(OTHER)
+    one.hold(60)
+    assert (one.has_room, other.has_room) == (False, True)
+    other.hold(50)
+    assert (other.has_room, budget.exceeded) == (False, True)
+    one.free()
+    assert one.has_room
+    assert (budget.used, budget.peak, dict(budget.by_user)) == (50, 110, {2: 50})
+
+
+async def test_ids_that_must_be_remembered_are_bounded() -> None:
+    """limits.ids_bytes: the session takes no more, can be taken up again and closed, and gives its memory back."""
+    async with running_daemon('[limits]\nids_bytes = "64KiB"\n') as daemon:
+        async with daemon.session() as wire:
+            with anyio.fail_after(20), suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+                for number in range(0, 100_000, 100):
+                    await wire.say(*(event(f"e{number + i}") for i in range(100)))
+                    await wire.until_ack(number + 100)
+            session = wire.opened["session"]
+        assert daemon.service.refusals["limit"] == 1
+        await until_unowned(daemon, session)
+        async with daemon.wire() as again:
+            opened = await again.open(session=session)
+            assert 0 < opened["accepted"] < 1000
+            await again.say({"type": "close"})
+            assert (await again.until("closed"))["events"] == opened["accepted"]
+        await is_served(daemon)
+        assert daemon.service.registry.ids.used == 0
+
+
+async def until_unowned(daemon: Daemon, session: str) -> None:
+    """Wait until the session's connection is gone."""
+    with anyio.fail_after(20):
+        while daemon.service.registry.sessions[session].owner is not None:
+            await anyio.sleep(0.001)
+
+
+async def test_every_budget_is_back_at_zero_whatever_happened() -> None:
+    """Duplicates, rejected events, half frames, a full disk, resumed sessions, unread answers: nothing leaks."""
+    storage = FaultyStorage()
+    async with running_daemon('[session]\nlinger = "50ms"\n', storage=storage) as daemon:
+        async with daemon.session() as wire:
+            await wire.say(event("a"), event("a"), event("b", payload=[1]), event("c"))
+            await wire.until_ack(4, 4)
+            storage.fail_next("write", 28, 28, 28)
+            await wire.say(*(event(f"full-{i}") for i in range(100)))
+            await wire.until_ack(104)
+            await wire.stream.send(b'{"type":"event","event":{"event_id":"half')
+        async with daemon.session(decisions=True) as mute:
+            await mute.say(*(event(f"e{i}") for i in range(5000)))
+        await until_nothing_is_held(daemon)
+
+
+# --- how many descriptors ---
+
+
+async def test_out_of_descriptors_the_daemon_waits_and_goes_on(tmp_path: Path) -> None:
+    """Those who wait are served when there are descriptors again; the log says what to raise."""
+    with short_directory() as place, DaemonProcess(place, tmp_path / "state", config="[log]\nburst = 2\n") as daemon:
+        daemon.prefix = ["prlimit", "--nofile=48:48"]
+        await anyio.to_thread.run_sync(daemon.start)
+        crowd = [await anyio.connect_unix(str(daemon.socket)) for _ in range(80)]
+        said = await anyio.to_thread.run_sync(daemon.until_logged, "client.unaccepted")
+        assert said["level"] == "error"
+        assert "LimitNOFILE" in said["hint"]
+        for stream in crowd:
+            await stream.aclose()
+        async with await anyio.connect_unix(str(daemon.socket)) as stream:
+            wire = Wire(stream)
+            await wire.open()
+            await wire.say(event("a"), {"type": "close"})
+            assert (await wire.until("closed"))["events"] == 1
+        assert await anyio.to_thread.run_sync(daemon.stop) == 0
+
+
+def test_a_low_limit_of_open_files_is_raised_to_what_clients_need(tmp_path: Path) -> None:
+    """As far as the hard limit allows, which stays."""
+    with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
+        daemon.prefix = ["prlimit", "--nofile=64:300"]
+        daemon.start()
+        assert daemon.process is not None
+        limits = Path(f"/proc/{daemon.process.pid}/limits").read_text()
+        assert next(line.split()[3:5] for line in limits.splitlines() if "open files" in line) == ["300", "300"]
+        assert daemon.stop() == 0
