@@ -147,7 +147,8 @@ class Connection:
                     self._give_up(storage_failed(error))
                 except OSError:
                     if self._reader.mid_frame:
-                        self._reception.count(Code.BAD_FRAME)
+                        message = "the connection broke in mid-frame"
+                        self._give_up(ProtocolError(Code.BAD_FRAME, message, "connect again and resume"))
             while self._stopped and self.fatal is None:
                 await self._told.wait()
             # Why bounded: what is still unsaid may never be read.
@@ -206,7 +207,7 @@ class Connection:
 
     def _count_held(self) -> None:
         held = self._reader.held_bytes + self._replies.unsaid
-        if held != self.holding.bytes:
+        if held != self.holding.bytes and not self._living.cancel_called:
             self.holding.hold(held - self.holding.bytes)
             self._reception.relieve()
 
@@ -269,8 +270,12 @@ class Connection:
 
     def drop(self, error: ProtocolError) -> None:
         """End the connection now, without waiting for what was said to be read."""
+        if self._living.cancel_called:
+            return
         self._give_up(error)
         self._replies.say_last(protocol.encode_error(error))
+        # Why already: who holds most is asked again before this connection's task comes to its end.
+        self.holding.free()
         self._living.cancel()
 
     def _give_up(self, error: ProtocolError) -> None:

@@ -33,8 +33,10 @@ class Inlet:
         self._fd = raw.fileno()
         self._loop = asyncio.get_running_loop()
         self._watched = False
-        #: Whether the last read took all that was there.
+        #: Whether the last look found nothing.
         self._emptied = True
+        #: Whether the last read took as much as it may.
+        self._filled = False
         self._waiter: asyncio.Future[None] | None = None
         #: One timer for all the waits: it looks, when it is due, whether the wait it was set for goes on.
         self._timer: asyncio.TimerHandle | None = None
@@ -49,11 +51,11 @@ class Inlet:
             OSError: the connection is broken.
         """
         while True:
-            # Why not look first where the last read emptied the socket: it is most likely still empty, and the
-            # answer to what was read goes out while this waits.
+            # Why not wait as soon as a read was not filled: where data and a reset come together, uvloop tells of
+            # both at once and then watches no more. A look that finds nothing costs 2 us, and finds the reset.
             if self._emptied:
                 await self._until_readable(patience)
-            else:
+            elif self._filled:
                 # A client that always has something to say must leave turns to the others.
                 await asyncio.sleep(0)
             try:
@@ -61,7 +63,8 @@ class Inlet:
             except (BlockingIOError, InterruptedError):
                 self._emptied = True
                 continue
-            self._emptied = count < size
+            self._emptied = False
+            self._filled = count == size
             return _buffer[:count].tobytes()
 
     async def _until_readable(self, patience: float | None) -> None:
