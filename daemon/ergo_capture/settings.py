@@ -16,6 +16,9 @@ from msgspec import Meta
 
 from ergo_capture.units import Duration, Mode, Size
 
+#: A user or group.
+Name = str | Annotated[int, Meta(ge=0)]
+
 
 def _doc(text: str) -> Meta:
     return Meta(description=text)
@@ -47,8 +50,8 @@ class SocketConfig(_Section, frozen=True):
 class AccessConfig(_Section, frozen=True):
     """Who may connect, of those whom the socket's mode lets in; both lists empty for all of them. Root always may."""
 
-    users: Annotated[tuple[str | int, ...], _doc("Users, by name or number.")] = ()
-    groups: Annotated[tuple[str | int, ...], _doc("Groups, by name or number: their members.")] = ()
+    users: Annotated[tuple[Name, ...], _doc("Users, by name or number.")] = ()
+    groups: Annotated[tuple[Name, ...], _doc("Groups, by name or number: their members.")] = ()
 
 
 class StateConfig(_Section, frozen=True):
@@ -212,8 +215,8 @@ class GraphConfig(_Section, frozen=True):
     max_retries: Annotated[int, Meta(ge=0, description="Further attempts after a mechanical failure.")] = 0
     adapter_provenance: Annotated[str, _doc("What the adapter is, for strict replay.")] = "none"
     runtime_provenance: Annotated[str, _doc("What the engine is, for strict replay.")] = "rpv1:none"
-    users: Annotated[tuple[str | int, ...], _doc("Users who may open sessions, by name or number; see [access].")] = ()
-    groups: Annotated[tuple[str | int, ...], _doc("Groups whose members may, by name or number.")] = ()
+    users: Annotated[tuple[Name, ...], _doc("Users who may open sessions, by name or number; see [access].")] = ()
+    groups: Annotated[tuple[Name, ...], _doc("Groups whose members may, by name or number.")] = ()
     engine: Annotated[
         FixedEngineConfig | ScriptedEngineConfig, _doc('What runs the episodes: "fixed", or a table with a kind.')
     ] = FixedEngineConfig()

@@ -208,24 +208,24 @@ async def crowd(it: Attacker, count: int = 1_000) -> None:
     assert turned_away > 0
 
 
-async def bad_frames(it: Attacker, count: int = 50_000) -> None:
-    """Garbage, five lines a connection, ten connections at a time."""
+async def bad_frames(it: Attacker, count: int = 50_000, each: int = 1_000) -> None:
+    """Garbage, so many lines a connection as end it, ten connections at a time."""
     line = b'{"type":"nope"}\n'
 
     async def pester(connections: int) -> None:
         for _ in range(connections):
             async with it.wire() as wire:
-                await wire.stream.send(HELLO + OPEN + line * 20)
+                await wire.stream.send(HELLO + OPEN + line * 4 * each)
                 await it.note_answers(wire)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(10):
-            tasks.start_soon(pester, count // 5 // 10)
+            tasks.start_soon(pester, count // each // 10)
 
 
 async def fewer_bad_frames(it: Attacker) -> None:
     """The short version."""
-    await bad_frames(it, 1_500)
+    await bad_frames(it, 1_500, 5)
 
 
 async def smaller_crowd(it: Attacker) -> None:

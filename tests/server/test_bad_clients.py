@@ -283,3 +283,11 @@ async def test_garbage_between_events_costs_only_itself(line: bytes) -> None:
         await wire.say(event("a"), line, event("b"), {"type": "close"})
         assert (await wire.until("reject"))["code"] == "bad_frame"
         assert (await wire.until("closed"))["events"] == 2
+
+
+async def test_what_is_said_first_is_answered_first() -> None:
+    """Hello, open and a bad line in one write: welcome, opened, and only then the rejection."""
+    async with running_daemon() as daemon, daemon.wire() as wire:
+        await wire.say(HELLO, {"type": "open"}, b"garbage", {"type": "ping"})
+        kinds = [(await wire.read())["type"] for _ in range(5)]
+        assert kinds == ["welcome", "opened", "reject", "ack", "pong"]

@@ -193,8 +193,8 @@ async def test_a_client_that_behaves_is_served_beside_every_attack(tmp_path: Pat
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("attack", "code"), [(crowd, "limit"), (bad_frames, "bad_frame")])
 async def test_the_large_attacks_in_full(attack: Attack, code: str, tmp_path: Path) -> None:
-    """A thousand connections too many; fifty thousand bad frames."""
-    async with target(tmp_path) as it:
+    """A thousand connections too many; fifty thousand bad frames, a thousand before a connection ends."""
+    async with target(tmp_path, f"{CONFIG}max_bad_frames = {1000 if attack is bad_frames else 5}\n") as it:
         await attack(it)
         assert it.codes[code] >= (900 if attack is crowd else 50_000)
         await throughput(it, events=200)

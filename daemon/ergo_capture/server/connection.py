@@ -287,7 +287,7 @@ class Connection:
 
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
         self._reception.count(code)
-        self._replies.reject(protocol.encode_reject(index, event_id, code, message, hint))
+        self._replies.herald(protocol.encode_reject(index, event_id, code, message, hint))
 
     # --- items, in the order they came ---
 
@@ -327,7 +327,7 @@ class Connection:
             await self._open(Open())
         elif hello.protocol == protocol.PROTOCOL:
             limits = self._limits
-            self._replies.reply(
+            self._replies.herald(
                 protocol.encode(
                     "welcome",
                     protocol=protocol.PROTOCOL,
@@ -366,7 +366,7 @@ class Connection:
             return
         session.follow(on=request.decisions)
         self._decisions_sent = session.decided
-        self._replies.reply(
+        self._replies.herald(
             protocol.encode(
                 "opened",
                 session=session.description.session,

@@ -57,8 +57,8 @@ class Replies:
         self._patience = patience or None
         self._loop = asyncio.get_running_loop()
         self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
-        #: Said before the acknowledgement that covers them.
-        self._rejects: list[bytes] = []
+        #: Said before the next acknowledgement.
+        self._heralds: list[bytes] = []
         #: Said after the acknowledgement of all that came before them.
         self._replies: list[bytes] = []
         #: Bytes of the two.
@@ -79,9 +79,9 @@ class Replies:
         self._queued += len(data)
         self.wake()
 
-    def reject(self, data: bytes) -> None:
-        """Say a ``reject`` frame, before the acknowledgement that covers it."""
-        self._rejects.append(data)
+    def herald(self, data: bytes) -> None:
+        """Say a frame before the next acknowledgement: a rejection that it covers, or what comes before any event."""
+        self._heralds.append(data)
         self._queued += len(data)
         self.wake()
 
@@ -177,12 +177,12 @@ class Replies:
             self._tell_said()
 
     def _compose(self) -> bytes:
-        """All there is to say now: rejections, what is due, replies."""
+        """All there is to say now: what heralds an acknowledgement, what is due, replies."""
         due = self._due()
-        rejects, self._rejects = self._rejects, []
+        heralds, self._heralds = self._heralds, []
         replies, self._replies = self._replies, []
         self._queued = 0
-        return b"".join((*rejects, *due, *replies))
+        return b"".join((*heralds, *due, *replies))
 
     def _tell_said(self) -> None:
         self._said.set()
