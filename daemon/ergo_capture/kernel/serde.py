@@ -3,7 +3,7 @@
 Owns: which texts are a bundle and which are not, field by field, leniencies included: a struct may be
 an array of its fields in order, a unit variant an object holding null, an optional field absent; an
 unknown field is refused in the bundle itself and ignored elsewhere; a repeated field is refused.
-Not here: the fast path for texts we wrote ourselves (``capture/bundle.py``).
+Not here: the fast path for texts of the common shape (``capture/elements.py``).
 """
 
 from __future__ import annotations
@@ -54,13 +54,23 @@ def read_bundle(value: Any) -> CaptureBundle:
     return bundle
 
 
-def read_decision(value: Any) -> EpisodeInvocationRecord:
-    """The decision record that a parsed text holds.
+def read_event(value: Any, path: str = "$") -> ExternalEventRecord:
+    """The event record that a parsed text holds; ``path`` is where in its bundle it stands.
+
+    Raises:
+        ValueError: not an event record; the message names the field by its path.
+    """
+    record: ExternalEventRecord = _EVENT(value, path)
+    return record
+
+
+def read_decision(value: Any, path: str = "$") -> EpisodeInvocationRecord:
+    """The decision record that a parsed text holds; ``path`` is where in its bundle it stands.
 
     Raises:
         ValueError: not a decision record; the message names the field by its path.
     """
-    record: EpisodeInvocationRecord = _DECISION(value, "$")
+    record: EpisodeInvocationRecord = _DECISION(value, path)
     return record
 
 
