@@ -143,3 +143,9 @@ def test_a_full_disk_behind_standard_output_is_not_success(scenario: Path) -> No
         )
     assert ended.returncode != 0
     assert b"No space left" in ended.stderr
+
+
+def test_a_misspelt_constraint_is_refused_and_named() -> None:
+    """A scenario is written by a person: a limit that is silently none would be found much later."""
+    with pytest.raises(ErgoCaptureError, match="max_per_windw"):
+        read_scenario(b'{"graph_id":"g","events":[],"constraints":{"max_per_windw":3}}')

@@ -20,7 +20,7 @@ LAYERS = (
     {"settings", "config", "telemetry"},
     {"engine"},
     {"server"},
-    {"client"},
+    {"client", "load"},
     {"cli"},
 )
 #: The package's own face, and the way in.

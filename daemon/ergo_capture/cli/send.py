@@ -1,45 +1,27 @@
 """``ergo-capture send``: events from a file or a pipe to the daemon.
 
-Owns: reading the input, progress, the summary.
-Not here: the connection (``client.py``).
-
-The input is JSON Lines: bare events, ``event`` or ``events`` frames, or a whole ``ergo-driver.v0`` stream;
-gzip is recognised by itself. Lines are sent as they are: nothing is parsed but what it takes to count.
+Owns: its arguments, progress, the summary.
+Not here: reading the input (``event_lines.py``), the connection (``client.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import gzip
-import io
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
+from ergo_capture.cli.event_lines import EventLines
 from ergo_capture.client import CaptureClient, Published, Reject
-from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class _Id(msgspec.Struct):
-    event_id: str = ""
-
-
-class _Line(msgspec.Struct):
-    type: str = ""
-    event: msgspec.Raw = msgspec.Raw(b"")
-    events: list[msgspec.Raw] = []
-    event_id: str = ""
-
-
-_line = msgspec.json.Decoder(_Line)
-_id = msgspec.json.Decoder(_Id)
 
 
 @app.command()
@@ -65,19 +47,21 @@ def send(
         from ergo_capture.config import load  # noqa: PLC0415 - only where nothing was said
 
         socket = load().socket.path
-    progress = _Progress(shown=not quiet and not as_json and sys.stderr.isatty())
-    client = CaptureClient(
-        socket,
-        name="ergo-capture send",
-        window=window,
-        give_up_after=give_up_after,
-        on_reject=progress.reject,
-        on_reconnect=progress.reconnect,
-    )
     started = time.monotonic()
-    with _open(file) as source:
-        published = asyncio.run(_stream(client, source, graph, session or None, labels, progress))
-    progress.finish()
+    with EventLines(file) as source:
+        progress = _Progress(source, shown=not quiet and not as_json and sys.stderr.isatty())
+        client = CaptureClient(
+            socket,
+            name="ergo-capture send",
+            window=window,
+            give_up_after=give_up_after,
+            on_reject=progress.reject,
+            on_reconnect=progress.reconnect,
+        )
+        try:
+            published = asyncio.run(_stream(client, source, graph, session or None, labels, progress))
+        finally:
+            progress.finish()
     summary = _summary(client, published, progress, time.monotonic() - started)
     if as_json:
         typer.echo(msgspec.json.encode(summary))
@@ -93,7 +77,7 @@ def send(
 
 async def _stream(
     client: CaptureClient,
-    source: BinaryIO,
+    source: EventLines,
     graph: str,
     session: str | None,
     labels: dict[str, str],
@@ -101,77 +85,15 @@ async def _stream(
 ) -> Published:
     async with client:
         await client.open(graph, session=session, labels=labels)
-        lines = _lines(source)
         while True:
             # Why in a thread: a pipe may have nothing for us for hours, and acknowledgements still arrive.
-            batch = await asyncio.to_thread(_some, lines)
+            batch = await asyncio.to_thread(source.some)
             if not batch:
                 break
             for line, event_id in batch:
                 await client.send_line(line, event_id)
             progress.show(client)
         return await client.close()
-
-
-def _some(lines: Iterator[tuple[bytes, str] | None]) -> list[tuple[bytes, str]]:
-    """What can be read without waiting long: up to a thousand lines, at least one unless it is the end."""
-    batch: list[tuple[bytes, str]] = []
-    for line in lines:
-        if line is None:
-            if batch:
-                return batch
-            continue
-        batch.append(line)
-        if len(batch) == 1000:
-            return batch
-    return batch
-
-
-def _lines(source: BinaryIO) -> Iterator[tuple[bytes, str] | None]:
-    """Event lines with their ids; None where the next one may have to be waited for."""
-    while chunk := source.read1(1 << 16) if isinstance(source, io.BufferedReader) else source.read(1 << 16):
-        if not chunk.endswith(b"\n"):
-            chunk += source.readline()
-        for line in chunk.split(b"\n"):
-            if line.strip():
-                yield from _events_of(line)
-        yield None
-
-
-def _events_of(line: bytes) -> Iterator[tuple[bytes, str]]:
-    try:
-        frame = _line.decode(line)
-        if frame.type == "event":
-            yield line.strip() + b"\n", _id.decode(frame.event).event_id
-        elif frame.type == "events":
-            for event in frame.events:
-                yield _wrap(event), _id.decode(event).event_id
-        elif frame.event_id:
-            yield _wrap(line.strip()), frame.event_id
-        # hello, open, end and close are the stream's own framing; this command does its own.
-    except (ValueError, RecursionError):
-        # Why sent all the same: what is wrong with it is the daemon's to say.
-        yield line.strip() + b"\n", ""
-
-
-def _wrap(event: bytes | msgspec.Raw) -> bytes:
-    return b'{"type":"event","event":' + bytes(event) + b"}\n"
-
-
-def _open(file: str) -> BinaryIO:
-    try:
-        source: BinaryIO = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - the caller closes
-        if isinstance(source, io.BufferedReader) and source.peek(2)[:2] == b"\x1f\x8b":
-            unzipped: Any = gzip.GzipFile(fileobj=source)
-            return io.BufferedReader(unzipped)
-    except OSError as error:
-        raise ErgoCaptureError(
-            f"read events from '{file}': {error.strerror}",
-            op="read events",
-            path=file,
-            hint="name a file that you may read, or - for standard input",
-        ) from error
-    return source
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -198,23 +120,24 @@ def _summary(client: CaptureClient, published: Published, progress: _Progress, s
 
 
 class _Progress:
-    """What a person sees while it goes: a count on one line, rejections and reconnections on lines of their own."""
+    """What a person sees while it goes: a bar or a count on one line, rejections and reconnections on their own."""
 
     #: Rejections that are shown one by one; more are only counted.
     MOST_SHOWN = 10
 
-    def __init__(self, *, shown: bool) -> None:
+    def __init__(self, source: EventLines, *, shown: bool) -> None:
         self.codes: dict[str, int] = {}
-        self._shown = shown
-        self._last = 0.0
         self._said = 0
+        self._source = source
+        self._bar: Progress | None = None
+        if shown:
+            self._bar = _bar(known=source.size is not None)
+            self._task = self._bar.add_task("", total=source.size, durable=0)
+            self._bar.start()
 
     def show(self, client: CaptureClient) -> None:
-        now = time.monotonic()
-        if self._shown and now - self._last >= 0.1:
-            self._last = now
-            sys.stderr.write(f"\r{client.accepted} events durable\x1b[K")
-            sys.stderr.flush()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._source.taken, durable=client.accepted)
 
     def reject(self, reject: Reject) -> None:
         self.codes[reject.code] = self.codes.get(reject.code, 0) + 1
@@ -228,10 +151,24 @@ class _Progress:
         self._line(f"the daemon is back; the session goes on (reconnected {times} times)")
 
     def finish(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        if self._bar is not None:
+            self._bar.stop()
 
     def _line(self, text: str) -> None:
-        sys.stderr.write(("\r\x1b[K" if self._shown else "") + text + "\n")
-        sys.stderr.flush()
+        if self._bar is None:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
+
+
+def _bar(*, known: bool) -> Progress:
+    """A bar where the input's size is known, else a spinner; gone when it is done."""
+    from rich.console import Console  # noqa: PLC0415 - only on a terminal
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    durable = TextColumn("{task.fields[durable]:,} events durable")
+    columns = (
+        [BarColumn(), TaskProgressColumn(), durable, TimeRemainingColumn()] if known else [SpinnerColumn(), durable]
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)

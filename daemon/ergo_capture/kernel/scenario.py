@@ -64,6 +64,14 @@ class _Wrapped(msgspec.Struct):
     scenario: msgspec.Raw
 
 
+class _KnownConstraints(Constraints, frozen=True, forbid_unknown_fields=True):
+    """Constraints in which nothing is misspelt; a bundle's may hold more, as the reference reads it."""
+
+
+class _Spelling(msgspec.Struct):
+    constraints: _KnownConstraints = _KnownConstraints()
+
+
 def read_scenario(text: bytes) -> Scenario:
     """The scenario in a text; one wrapped as in the conformance data is unwrapped.
 
@@ -74,6 +82,7 @@ def read_scenario(text: bytes) -> Scenario:
         # Where it is not wrapped, the text is the scenario itself.
         with suppress(msgspec.ValidationError):
             text = bytes(msgspec.json.decode(text, type=_Wrapped).scenario)
+        msgspec.json.decode(text, type=_Spelling)
         scenario = msgspec.json.decode(text, type=Scenario)
         scenario.runtime()
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,47 @@
+"""``ergo-capture demo`` and ``bench``: a daemon of their own, from start to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.daemons import command
+
+from ergo_capture.cli.verify import check
+
+
+def test_the_demo_captures_real_flights_and_shows_what_it_holds(tmp_path: Path) -> None:
+    """Invoke and Defer both occur, the bundle verifies, and its path is printed."""
+    ran = command("demo", "--directory", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    (bundle,) = tmp_path.rglob("*.capture.json")
+    assert str(bundle) in ran.stdout
+    assert check(bundle)["ok"]
+    text = bundle.read_text()
+    assert '"decision":"Defer"' in text
+    assert '"decision":"Invoke"' in text
+
+
+def test_bench_prints_a_row_for_each_window(tmp_path: Path) -> None:
+    """With the floor of the same disk beside it; nothing is left in the directory."""
+    ran = command("bench", "--directory", str(tmp_path), "--scale", "0.005", "--json")
+    assert ran.returncode == 0, ran.stderr
+    rows = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [row["window"] for row in rows] == [1, 64, 1024]
+    assert all(row["events_per_second"] > 0 and row["floor_p50_ms"] > 0 for row in rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_measures_a_directory_that_is_there(tmp_path: Path) -> None:
+    """Exit 2, and the path is named."""
+    ran = command("bench", "--directory", str(tmp_path / "nope"))
+    assert ran.returncode == 2
+    assert "nope" in ran.stderr
+
+
+def test_bench_of_a_daemon_that_is_not_there_says_so(tmp_path: Path) -> None:
+    """Exit 1, a sentence and a hint."""
+    ran = command("bench", "--socket", str(tmp_path / "no.sock"))
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Error: connect to ")
+    assert "Try: " in ran.stderr

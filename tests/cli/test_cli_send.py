@@ -1,0 +1,165 @@
+"""``ergo-capture send``: whatever holds events becomes a bundle; what goes wrong is said."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.daemons import COMMAND, DaemonProcess, command, command_environment, event, plain, short_directory
+from tests.shared import shared
+
+from ergo_capture import decode_bundle
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[DaemonProcess]:
+    """One daemon for all the tests here; each opens a session of its own."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as running:
+        yield running.start()
+
+
+def sent(daemon: DaemonProcess, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``send`` against the daemon."""
+    return command("send", *arguments, "--socket", str(daemon.socket), input=given)
+
+
+def ids_in(summary: dict[str, Any]) -> list[str]:
+    """The event ids in the bundle that a summary names."""
+    return [record.event_id for record in decode_bundle(Path(summary["bundle"]).read_bytes()).events]
+
+
+def lines(*frames: Any) -> str:
+    """JSON Lines."""
+    return "".join(json.dumps(frame) + "\n" for frame in frames)
+
+
+BARE = [event(f"e{number}", number)["event"] for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lines(*BARE),
+        lines(*({"type": "event", "event": one} for one in BARE)),
+        lines({"type": "events", "events": BARE[:3]}, {"type": "events", "events": BARE[3:]}),
+        lines({"type": "hello", "protocol": "ergo-driver.v0"}, *({"type": "event", "event": e} for e in BARE))
+        + lines({"type": "end"}),
+        lines(*BARE).rstrip("\n"),
+        lines(*BARE).replace("\n", "\n\n"),
+    ],
+    ids=["bare events", "event frames", "events frames", "a driver's stream", "no newline at the end", "empty lines"],
+)
+def test_every_form_of_input_becomes_the_same_events(daemon: DaemonProcess, text: str) -> None:
+    """Bare events, frames, or a whole ``ergo-driver.v0`` stream, through a pipe."""
+    ran = sent(daemon, "-", "--json", given=text)
+    assert ran.returncode == 0, ran.stderr
+    summary = json.loads(ran.stdout)
+    assert (summary["events"], summary["decisions"], summary["rejected"]) == (5, 5, 0)
+    assert ids_in(summary) == [one["event_id"] for one in BARE]
+
+
+def test_the_reference_drivers_sample_publishes_one_event(daemon: DaemonProcess) -> None:
+    """``ergo-capture send < ergo-driver-sample.jsonl``."""
+    ran = sent(daemon, "--json", given=(shared("real") / "ergo-driver-sample.jsonl").read_text())
+    assert ran.returncode == 0, ran.stderr
+    assert len(ids_in(json.loads(ran.stdout))) == 1
+
+
+def test_a_zipped_file_is_recognised_and_its_labels_are_kept(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """By its content, whatever its name; labels stand in the manifest."""
+    file = tmp_path / "events"
+    file.write_bytes(gzip.compress(lines(*BARE).encode()))
+    ran = sent(daemon, str(file), "--label", "month=2013-01", "--label", "from=JFK", "--json")
+    summary = json.loads(ran.stdout)
+    assert len(ids_in(summary)) == 5
+    assert json.loads(Path(summary["manifest"]).read_text())["labels"] == {"month": "2013-01", "from": "JFK"}
+
+
+def test_a_zipped_file_that_is_cut_off_is_an_error_in_a_sentence(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Exit 1, the file, the reason; no traceback."""
+    file = tmp_path / "events.gz"
+    file.write_bytes(gzip.compress(lines(*BARE).encode())[:-12])
+    ran = sent(daemon, str(file))
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"Error: read events from '{file}': ")
+    assert "Traceback" not in ran.stderr
+
+
+def test_rejected_events_are_shown_and_the_others_are_kept(daemon: DaemonProcess) -> None:
+    """Exit 3: done, with loss; what was wrong with each stands on standard error."""
+    ran = sent(daemon, "-", given=lines(BARE[0], BARE[1], BARE[0]) + "not json\n" + lines(BARE[2]))
+    assert ran.returncode == 3
+    assert "rejected 'e0': duplicate_event_id" in ran.stderr
+    assert "bad_frame" in ran.stderr
+    assert "2 events were rejected" in ran.stderr
+    assert ran.stdout.startswith("3 events, 3 decisions")
+
+
+def test_a_daemon_that_is_not_there_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    """Exit 1 once it was tried long enough."""
+    ran = command("send", "-", "--socket", str(tmp_path / "no.sock"), "--give-up-after", "0", input="")
+    assert ran.returncode == 1
+    assert str(tmp_path / "no.sock") in ran.stderr
+    assert "Try: " in ran.stderr
+
+
+def test_no_events_at_all_make_a_bundle_of_none(daemon: DaemonProcess) -> None:
+    """An empty input is not an error."""
+    ran = sent(daemon, "-", "--json", given="")
+    assert (ran.returncode, json.loads(ran.stdout)["events"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--label", "nonsense"], "KEY=VALUE"), (["--window", "0"], "--window"), (["--nope"], "--nope")],
+    ids=["a label without =", "a window of nothing", "an unknown option"],
+)
+def test_a_wrong_argument_is_a_usage_error(daemon: DaemonProcess, arguments: list[str], says: str) -> None:
+    """Exit 2, and the argument is named."""
+    ran = sent(daemon, "-", *arguments, given="")
+    assert ran.returncode == 2
+    assert says in plain(ran.stderr)
+
+
+def test_a_file_that_is_not_there_is_named(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Exit 1, before anything is opened."""
+    ran = sent(daemon, str(tmp_path / "nothing.jsonl"))
+    assert ran.returncode == 1
+    assert "nothing.jsonl': No such file or directory" in ran.stderr
+
+
+def test_an_unknown_graph_is_told_with_those_that_are_known(daemon: DaemonProcess) -> None:
+    """The daemon's own sentence and hint reach the person."""
+    ran = sent(daemon, "-", "--graph", "nope", given=lines(*BARE))
+    assert ran.returncode == 1
+    assert "graph 'nope' is not configured" in ran.stderr
+    assert "open one of: default" in ran.stderr
+
+
+def test_send_survives_a_restart_in_mid_stream_and_reports_it() -> None:
+    """P1: killed in between, everything is in the bundle exactly once, and the summary says it was interrupted."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        arguments = ["send", "-", "--socket", str(daemon.socket), "--json"]
+        with subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment(),
+        ) as sender:  # fmt: skip
+            assert sender.stdin is not None
+            assert sender.stdout is not None
+            sender.stdin.write(lines(*(event(f"a{n}", n)["event"] for n in range(3000))).encode())
+            sender.stdin.flush()
+            daemon.until_logged("session.opened")
+            daemon.kill()
+            daemon.start()
+            sender.stdin.write(lines(*(event(f"b{n}", n)["event"] for n in range(3000))).encode())
+            sender.stdin.close()
+            summary = json.loads(sender.stdout.read())
+            assert sender.wait(30) == 0
+        assert summary["reconnects"] >= 1
+        assert ids_in(summary) == [f"a{n}" for n in range(3000)] + [f"b{n}" for n in range(3000)]
