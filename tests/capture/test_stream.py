@@ -82,10 +82,12 @@ class _Effects:
         return RunResult(RunTermination.Completed, (effect, effect), (ack,), "cut off" if number % 9 == 0 else None)
 
 
-def rich_bundle(count: int, payload: int = 40) -> CaptureBundle:
-    """A bundle with every kind of record in it."""
+def rich_bundle(count: int, payload: int = 40, *, limited: bool = True) -> CaptureBundle:
+    """A bundle with every kind of record in it; without limits, nothing is deferred but for want of anything to do."""
     limits = Constraints(max_per_window=20, rate_window=EventTime(5, 0), deadline=EventTime(9, 5), max_retries=1)
-    session = CapturingSession("g: [{", limits, MemoryDecisionLog(), _Effects(), "rpv1:x", "apv1:y")
+    session = CapturingSession(
+        "g: [{", limits if limited else Constraints(), MemoryDecisionLog(), _Effects(), "rpv1:x", "apv1:y"
+    )
     for number in range(count):
         kind = list(ExternalEventKind)[number % 3]
         text = b"" if number % 7 == 0 else json.dumps({"é": "x" * payload, "n": number}).encode()

@@ -94,7 +94,8 @@ def read_events(block: bytes) -> list[ExternalEventRecord] | None:
                 event.event_id,
                 EventTime(event.event_time.secs, event.event_time.nanos),
                 event.kind,
-                bytes(event.payload),
+                # Why not at once: bytes() takes more than twice as long for a list.
+                bytes(bytearray(event.payload)),
                 event.payload_hash,
             )
             for event in events

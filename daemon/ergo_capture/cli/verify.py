@@ -1,25 +1,21 @@
 """``ergo-capture verify``.
 
 Owns: its arguments and output.
-Not here: what is checked (``kernel/replay.py``, but for the floats that the reference misreads).
+Not here: what is checked (``capture/verification.py``).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from ergo_capture.capture.bundle import read_capture_bundle
+from ergo_capture.capture.verification import verify_bundle
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
-from ergo_capture.kernel.events import ExternalEventPayloadError
-from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord
-from ergo_capture.kernel.replay import Divergence, first_divergence, rederive, validate_bundle_strict
+from ergo_capture.kernel.records import EpisodeInvocationRecord
+from ergo_capture.kernel.replay import Divergence
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,62 +43,21 @@ def check(path: Path) -> dict[str, Any]:
     """What can be said about a bundle: counts, and the first thing that is wrong with it."""
     result: dict[str, Any] = {"bundle": _printable(str(path)), "ok": False}
     try:
-        bundle = read_capture_bundle(path)
-        result |= {"graph": bundle.graph_id, "events": len(bundle.events), "decisions": len(bundle.decisions)}
-        validate_bundle_strict(
-            bundle,
-            expected_adapter_provenance=bundle.adapter_provenance,
-            expected_runtime_provenance=bundle.runtime_provenance,
-        )
-        divergence = _effect_hashes(bundle) or first_divergence(bundle.decisions, rederive(bundle))
-    except (ErgoCaptureError, ExternalEventPayloadError) as error:
+        verdict = verify_bundle(path)
+        result |= {"graph": verdict.graph_id, "events": verdict.events, "decisions": verdict.decisions}
+        if verdict.complaint is not None:
+            raise verdict.complaint
+    except ErgoCaptureError as error:
         return result | {"error": _printable(error.message), "hint": error.hint, "exit": ExitCode.FAILED}
-    result["notes"] = list(_misread_floats(bundle))
-    if divergence is None:
+    result["notes"] = list(verdict.notes)
+    if verdict.divergence is None:
         return result | {"ok": True, "exit": ExitCode.OK}
-    return result | {"divergence": describe(divergence), "exit": ExitCode.DIVERGED}
+    return result | {"divergence": describe(verdict.divergence), "exit": ExitCode.DIVERGED}
 
 
 def _printable(text: str) -> str:
     """Why: a file's name may be bytes that no text can hold."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-_NUMBERS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?)([0-9]+)\.?([0-9]*)(?:e([+-]?[0-9]+))?', re.DOTALL)
-
-
-def _misread_floats(bundle: CaptureBundle) -> Iterator[str]:
-    """A note where the reference reads an effect's number as another and so refuses what it wrote itself.
-
-    Why: its parser multiplies or divides the digits by one power of ten, which rounds twice.
-    """
-    for index, record in enumerate(bundle.decisions):
-        for effect in record.effects:
-            for token in _NUMBERS.finditer(encode_effect(effect.effect)):
-                if token[2] is not None and _as_the_reference(token) != float(token[0]):
-                    yield (
-                        f"the reference may refuse this bundle: it reads {token[0].decode()} in an effect of decision "
-                        f"{index} (event {record.event_id!r}) as {_as_the_reference(token)!r}"
-                    )
-                    return
-
-
-def _as_the_reference(token: re.Match[bytes]) -> float:
-    value = float(int(token[2] + token[3]))
-    exponent = int(token[4] or 0) - len(token[3])
-    while exponent < -308:
-        value, exponent = value / 1e308, exponent + 308
-    value = value * float(f"1e{exponent}") if exponent >= 0 else value / float(f"1e{-exponent}")
-    return -value if token[1] else value
-
-
-def _effect_hashes(bundle: CaptureBundle) -> Divergence | None:
-    for index, record in enumerate(bundle.decisions):
-        for effect in record.effects:
-            actual = compute_effect_hash(effect.effect)
-            if actual != effect.effect_hash:
-                return Divergence(index, record.event_id, "effect_hash", effect.effect_hash, actual)
-    return None
 
 
 def describe(divergence: Divergence) -> dict[str, Any]:

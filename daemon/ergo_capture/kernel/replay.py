@@ -6,16 +6,17 @@ Not here: reading bundles (``capture/bundle.py``), explaining a divergence to a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, Final
 
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
 from ergo_capture.kernel.outcomes import Decision, RunTermination
-from ergo_capture.kernel.ports import MemoryDecisionLog, RunResult, RuntimeInvoker
+from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunResult, RuntimeInvoker
 from ergo_capture.kernel.records import (
     CAPTURE_FORMAT_VERSION,
     NO_ADAPTER_PROVENANCE,
@@ -85,11 +86,7 @@ def validate_bundle(bundle: CaptureBundle) -> None:
         ReplayError: UnsupportedVersion or HashMismatch.
     """
     if bundle.capture_version != CAPTURE_FORMAT_VERSION:
-        raise ReplayError(
-            "UnsupportedVersion",
-            f"unsupported capture version '{bundle.capture_version}'",
-            hint=f"this release reads capture version '{CAPTURE_FORMAT_VERSION}'",
-        )
+        raise unsupported_version(bundle.capture_version)
     for record in bundle.events:
         if not record.validate_hash():
             raise _hash_mismatch(record.event_id)
@@ -107,11 +104,7 @@ def validate_bundle_strict(
     seen: set[str] = set()
     for record in bundle.events:
         if record.event_id in seen:
-            raise ReplayError(
-                "DuplicateEventId",
-                f"duplicate event_id '{record.event_id}' in strict replay capture input",
-                event_id=record.event_id,
-            )
+            raise duplicate_event_id(record.event_id)
         seen.add(record.event_id)
     _check_provenance(bundle, expected_adapter_provenance, expected_runtime_provenance)
 
@@ -155,14 +148,36 @@ def rederive(bundle: CaptureBundle) -> list[EpisodeInvocationRecord]:
     Raises:
         ReplayError: InvalidPayload.
     """
-    log = MemoryDecisionLog()
-    supervisor = Supervisor(bundle.graph_id, bundle.config, log)
-    for index, record in enumerate(bundle.events):
-        step = supervisor.offer(_rehydrate(record))
+    again = Rederivation(bundle.graph_id, bundle.config)
+    return [
+        again.decide(rehydrate(record), captured)
+        for record, captured in zip_longest(bundle.events, bundle.decisions[: len(bundle.events)])
+    ]
+
+
+class Rederivation:
+    """Decides events again, one by one, from the recorded outcomes: ``rederive`` for a bundle that is streamed."""
+
+    def __init__(self, graph_id: str, constraints: Constraints) -> None:
+        self._max_retries = constraints.max_retries
+        self._supervisor = Supervisor(graph_id, constraints, _Nowhere())
+
+    def decide(self, event: EventLike, captured: EpisodeInvocationRecord | None) -> EpisodeInvocationRecord:
+        """The decision that the next event leads to, given the one captured at its place, if there is one."""
+        step = self._supervisor.offer(event)
         if isinstance(step, Run):
-            captured = bundle.decisions[index] if index < len(bundle.decisions) else None
-            supervisor.settle(step, *recorded_outcome(captured, bundle.config.max_retries))
-    return log.records()
+            step = self._supervisor.settle(step, *recorded_outcome(captured, self._max_retries))
+        return step.to_record()
+
+    def __repr__(self) -> str:
+        return f"<Rederivation {self._supervisor!r}>"
+
+
+class _Nowhere:
+    """A decision log for whoever takes the entries from the supervisor's hand."""
+
+    def log(self, entry: DecisionLogEntry) -> None:
+        pass
 
 
 def recorded_outcome(
@@ -199,19 +214,32 @@ def compare_decisions(captured: Sequence[EpisodeInvocationRecord], replayed: Seq
 
 
 def first_divergence(
-    captured: Sequence[EpisodeInvocationRecord], replayed: Sequence[EpisodeInvocationRecord]
+    captured: Iterable[EpisodeInvocationRecord], replayed: Iterable[EpisodeInvocationRecord]
 ) -> Divergence | None:
-    """Where the streams part first, or None where they are the same."""
+    """Where the streams part first, or None where they are the same; reads no further than that."""
     for index, (cap, rep) in enumerate(zip_longest(captured, replayed)):
-        if cap is None:
-            return Divergence(index, rep.event_id, "extra", None, rep)
-        if rep is None:
-            return Divergence(index, cap.event_id, "missing", cap, None)
-        field = _first_field(cap, rep)
-        if field is not None:
-            return Divergence(index, cap.event_id, field, getattr(cap, field), getattr(rep, field))
-        if cap.effects != rep.effects:
-            return Divergence(index, cap.event_id, "effects", cap.effects, rep.effects)
+        divergence = divergence_at(index, cap, rep)
+        if divergence is not None:
+            return divergence
+    return None
+
+
+def divergence_at(
+    index: int, captured: EpisodeInvocationRecord | None, replayed: EpisodeInvocationRecord | None
+) -> Divergence | None:
+    """How two decisions at the same place differ, or None where they are the same; a stream that ended gives None."""
+    if captured == replayed:
+        return None
+    if captured is None:
+        assert replayed is not None
+        return Divergence(index, replayed.event_id, "extra", None, replayed)
+    if replayed is None:
+        return Divergence(index, captured.event_id, "missing", captured, None)
+    field = _first_field(captured, replayed)
+    if field is not None:
+        return Divergence(index, captured.event_id, field, getattr(captured, field), getattr(replayed, field))
+    if captured.effects != replayed.effects:
+        return Divergence(index, captured.event_id, "effects", captured.effects, replayed.effects)
     return None
 
 
@@ -265,7 +293,28 @@ def _hash_mismatch(event_id: str) -> ReplayError:
     )
 
 
-def _rehydrate(record: Any) -> EventLike:
+def unsupported_version(version: str) -> ReplayError:
+    """A bundle of another format."""
+    return ReplayError(
+        "UnsupportedVersion",
+        f"unsupported capture version '{version}'",
+        hint=f"this release reads capture version '{CAPTURE_FORMAT_VERSION}'",
+    )
+
+
+def duplicate_event_id(event_id: str) -> ReplayError:
+    """An id that occurs twice."""
+    return ReplayError(
+        "DuplicateEventId", f"duplicate event_id '{event_id}' in strict replay capture input", event_id=event_id
+    )
+
+
+def rehydrate(record: Any) -> EventLike:
+    """The event of a captured record, checked.
+
+    Raises:
+        ReplayError: HashMismatch or InvalidPayload.
+    """
     if not record.validate_hash():
         raise _hash_mismatch(record.event_id)
     try:
@@ -281,7 +330,7 @@ def _replay(bundle: CaptureBundle, runtime: RuntimeInvoker) -> list[EpisodeInvoc
     log = MemoryDecisionLog()
     supervisor = Supervisor(bundle.graph_id, bundle.config, log, runtime)
     for record in bundle.events:
-        supervisor.drive(_rehydrate(record))
+        supervisor.drive(rehydrate(record))
     return log.records()
 
 

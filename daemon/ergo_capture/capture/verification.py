@@ -1,0 +1,185 @@
+"""Proves a bundle file without an engine: is it sound, and do its events still lead to its decisions.
+
+Owns: ``verify_bundle`` and its Verdict; the floats that the reference misreads.
+Not here: deciding and comparing (``kernel/replay.py``), output (``cli/verify.py``).
+
+The file is read twice at once, events and decisions side by side, and memory does not grow with it, but for
+13 to 27 bytes an event for its id, and for what the supervisor itself keeps: the episodes that are deferred.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
+from ergo_capture.kernel.events import EventLike, ExternalEventKind
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.replay import (
+    Divergence,
+    Rederivation,
+    ReplayError,
+    divergence_at,
+    duplicate_event_id,
+    rehydrate,
+    unsupported_version,
+)
+from ergo_capture.kernel.time import EventTime
+from ergo_capture.kernel.uniqueness import SeenIds
+
+#: More notes than anybody reads; the rest is counted.
+MAX_NOTES: Final = 100
+#: Events between two calls of ``on_progress``.
+_PROGRESS_EVENTS: Final = 4096
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What was found out about a bundle that could be read."""
+
+    graph_id: str
+    events: int
+    decisions: int
+    #: Why it is unsound: an unsupported version, a hash, a repeated id or a payload that is wrong.
+    complaint: ReplayError | None
+    #: The first decision, if any, that does not follow from the events.
+    divergence: Divergence | None
+    #: What is worth knowing all the same.
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is sound and nothing diverges."""
+        return self.complaint is None and self.divergence is None
+
+
+def verify_bundle(path: Path, *, on_progress: Callable[[int], None] = lambda _events: None) -> Verdict:
+    """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
+
+    Raises:
+        BundleFormatError: it is no bundle.
+        ErgoCaptureError: it cannot be read.
+    """
+    with open_bundle(path) as stream:
+        return _Verification(stream).run(on_progress)
+
+
+class _Offered(msgspec.Struct, frozen=True, gc=False):
+    """An event without its payload. Why: the supervisor holds on to those that are deferred."""
+
+    event_id: str
+    kind: ExternalEventKind
+    at: EventTime
+
+
+class _Verification:
+    def __init__(self, stream: BundleStream) -> None:
+        self.stream = stream
+        self.ids = SeenIds()
+        self.again = Rederivation(stream.graph_id, stream.config)
+        # Why one for each: whichever comes first in the file, the reference looks for them one after the other.
+        self.wrong_hash: ReplayError | None = None
+        self.repeated: ReplayError | None = None
+        self.bad_payload: ReplayError | None = None
+        self.wrong_effect: Divergence | None = None
+        self.divergence: Divergence | None = None
+        self.notes: list[str] = []
+        self.notes_beyond = 0
+
+    def run(self, on_progress: Callable[[int], None]) -> Verdict:
+        stream, events, decisions = self.stream, 0, 0
+        for index, (event, captured) in enumerate(zip_longest(stream.events(), stream.decisions())):
+            if event is not None:
+                events += 1
+                self._check_event(index, event)
+            if captured is not None:
+                decisions += 1
+                if captured.effects:
+                    self._check_effects(index, captured)
+            if self.divergence is None and self._sound:
+                replayed = None if event is None else self.again.decide(_offered(event), captured)
+                self.divergence = divergence_at(index, captured, replayed)
+            if index % _PROGRESS_EVENTS == 0:
+                on_progress(events)
+        on_progress(events)
+        version = stream.capture_version
+        complaint = None if version == CAPTURE_FORMAT_VERSION else unsupported_version(version)
+        complaint = complaint or self.wrong_hash or self.repeated or self.bad_payload
+        if complaint is not None:
+            return Verdict(stream.graph_id, events, decisions, complaint, None, ())
+        if self.notes_beyond:
+            self.notes.append(f"and {self.notes_beyond} more decisions with such numbers")
+        divergence = self.wrong_effect or self.divergence
+        return Verdict(stream.graph_id, events, decisions, None, divergence, tuple(self.notes))
+
+    @property
+    def _sound(self) -> bool:
+        """Whether what comes out of deriving again will still be asked for."""
+        return self.wrong_hash is None and self.repeated is None and self.bad_payload is None
+
+    def _check_event(self, index: int, event: ExternalEventRecord) -> None:
+        if self.wrong_hash is not None:
+            return
+        try:
+            rehydrate(event)
+        except ReplayError as error:
+            if error.kind == "HashMismatch":
+                self.wrong_hash = error
+                return
+            self.bad_payload = self.bad_payload or error
+        if self.repeated is None and self.ids.add(event.event_id) and self._is_before(event.event_id, index):
+            self.repeated = duplicate_event_id(event.event_id)
+
+    def _is_before(self, event_id: str, index: int) -> bool:
+        """Why another look: the ids are known by their hashes only."""
+        return any(event.event_id == event_id for event, _ in zip(self.stream.events(), range(index), strict=False))
+
+    def _check_effects(self, index: int, record: EpisodeInvocationRecord) -> None:
+        if self.wrong_effect is None:
+            for effect in record.effects:
+                actual = compute_effect_hash(effect.effect)
+                if actual != effect.effect_hash:
+                    self.wrong_effect = Divergence(index, record.event_id, "effect_hash", effect.effect_hash, actual)
+                    break
+        note = next(_misread_floats(index, record), None)
+        if note is None:
+            return
+        if len(self.notes) < MAX_NOTES:
+            self.notes.append(note)
+        else:
+            self.notes_beyond += 1
+
+
+def _offered(event: ExternalEventRecord) -> EventLike:
+    return _Offered(event.event_id, event.kind, event.event_time)
+
+
+_NUMBERS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?)([0-9]+)\.?([0-9]*)(?:e([+-]?[0-9]+))?', re.DOTALL)
+
+
+def _misread_floats(index: int, record: EpisodeInvocationRecord) -> Iterator[str]:
+    """A note where the reference reads an effect's number as another and so refuses what it wrote itself.
+
+    Why: its parser multiplies or divides the digits by one power of ten, which rounds twice.
+    """
+    for effect in record.effects:
+        for token in _NUMBERS.finditer(encode_effect(effect.effect)):
+            if token[2] is not None and _as_the_reference(token) != float(token[0]):
+                yield (
+                    f"the reference may refuse this bundle: it reads {token[0].decode()} in an effect of decision "
+                    f"{index} (event {record.event_id!r}) as {_as_the_reference(token)!r}"
+                )
+
+
+def _as_the_reference(token: re.Match[bytes]) -> float:
+    value = float(int(token[2] + token[3]))
+    exponent = int(token[4] or 0) - len(token[3])
+    while exponent < -308:
+        value, exponent = value / 1e308, exponent + 308
+    value = value * float(f"1e{exponent}") if exponent >= 0 else value / float(f"1e{-exponent}")
+    return -value if token[1] else value

@@ -1,0 +1,61 @@
+"""Tells ids that were seen before, in a few bytes an id.
+
+Owns: SeenIds.
+Not here: what a repeated id means (``replay.py``).
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+_LEAST: Final = 1 << 12
+_MASK: Final = (1 << 64) - 1
+
+
+class SeenIds:
+    """A table of 64-bit hashes: 13 to 27 bytes an id, and twice that for a moment while it grows.
+
+    Why not a set of the ids: that is a hundred bytes for each, and a bundle may hold millions.
+    """
+
+    def __init__(self) -> None:
+        self._table = array("Q", bytes(8 * _LEAST))
+        self._mask = _LEAST - 1
+        self._count = 0
+
+    def add(self, event_id: str) -> bool:
+        """Take an id; whether it, or, hardly ever, another one with the same hash, was there.
+
+        Why any hash is good enough: whoever asks looks again where the answer is yes.
+        """
+        # Why never zero: that is an empty place.
+        digest = hash(event_id) & _MASK or 1
+        table, mask = self._table, self._mask
+        at = digest & mask
+        while (found := table[at]) != 0:
+            if found == digest:
+                return True
+            at = (at + 1) & mask
+        table[at] = digest
+        self._count += 1
+        if self._count * 5 > mask * 3:
+            self._grow()
+        return False
+
+    def _grow(self) -> None:
+        old, size = self._table, 2 * len(self._table)
+        self._table = table = array("Q", bytes(8 * size))
+        self._mask = mask = size - 1
+        for digest in old:
+            if digest:
+                at = digest & mask
+                while table[at]:
+                    at = (at + 1) & mask
+                table[at] = digest
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"<SeenIds {self._count} of {len(self._table)}>"
