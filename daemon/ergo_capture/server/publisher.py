@@ -92,8 +92,8 @@ class BundlePublisher:
         return f"<BundlePublisher {self._state / 'bundles'}, {self.published} published>"
 
 
-def _compose_apart(job: ComposeJob) -> Publication:
-    """In the worker process."""
+def compose_apart(job: ComposeJob) -> Publication:
+    """Compose in a worker process; the same as ``compose_bundle`` but for how its threads take turns."""
     # Why: the thread that writes comes back from each write to an interpreter that expands the next block, and
     # would wait for it for 5 ms, longer than a block takes.
     sys.setswitchinterval(0.0005)
@@ -103,7 +103,7 @@ def _compose_apart(job: ComposeJob) -> Publication:
 async def _compose(job: ComposeJob) -> Publication:
     if job.count > _IN_THREAD:
         try:
-            return await to_process.run_sync(_compose_apart, job)
+            return await to_process.run_sync(compose_apart, job)
         except BrokenWorkerProcess as error:
             # Why not fatal: a host may be out of processes; slower is better than not at all.
             log.warning(telemetry.WORKER_BROKEN, error=str(error), bundle=job.destination)

@@ -1,0 +1,177 @@
+"""What the kernel, composing and recovery cost an event: the rows whose opponent is the reference.
+
+The reference is a Rust program that is not needed to build or test this one, so its figures cannot be measured
+in the same run. Each row is measured in turns against a yardstick that was measured beside the reference once:
+decoding the same event with msgspec, and encoding its payload as an array of byte values, which no writer of
+bundles in Python can do without.
+
+    python -m pytest -m bench -s tests/bench
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.bench.ratios import in_turns, report
+from tests.daemons import DaemonProcess, short_directory
+
+from ergo_capture import (
+    CapturingSession,
+    Constraints,
+    EventTime,
+    ExternalEvent,
+    ExternalEventKind,
+    FaultRuntime,
+    MemoryDecisionLog,
+)
+from ergo_capture.journal.compose import ComposeJob
+from ergo_capture.journal.recovery import Recovery, recover
+from ergo_capture.journal.scan import scan
+from ergo_capture.load import Load
+from ergo_capture.server.publisher import compose_apart
+from ergo_capture.storage import RealStorage
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
+
+PAYLOAD = msgspec.json.encode({"carrier": "UA", "flight": 1545, "pad": "x" * 217})
+
+
+class Event(msgspec.Struct):
+    """An event as a plain decoder would have it."""
+
+    event_id: str
+    kind: str
+    at: dict[str, int]
+    payload: dict[str, object]
+
+
+def microseconds(began: float, count: int) -> float:
+    """Microseconds each, since ``began``."""
+    return (time.perf_counter() - began) / count * 1e6
+
+
+def test_on_event_against_a_plain_decode() -> None:
+    """Goal: at most 1.5 times the reference's 4.4 us, that is 6.6 us where it needs 4.4."""
+    assert len(PAYLOAD) == 256
+    kind = ExternalEventKind.DataAvailable
+    events = [ExternalEvent.with_payload(f"ev-{n}", kind, EventTime(n, 0), PAYLOAD) for n in range(20_000)]
+    text = b'{"event_id":"ev-1","kind":"DataAvailable","at":{"secs":1,"nanos":0},"payload":%b}' % PAYLOAD
+    decode = msgspec.json.Decoder(Event).decode
+
+    def ours() -> float:
+        session = CapturingSession("g", Constraints(), MemoryDecisionLog(), FaultRuntime(), "rpv1:none")
+        began = time.perf_counter()
+        for event in events:
+            session.on_event(event)
+        return microseconds(began, len(events))
+
+    def theirs() -> float:
+        began = time.perf_counter()
+        for _ in events:
+            decode(text)
+        return microseconds(began, len(events))
+
+    report("on_event, 256 bytes, against msgspec's decode", "us", in_turns(ours, theirs, 15), "6.6 us where quiet")
+
+
+def journal_of(place: Path, events: int) -> Path:
+    """A journal as a killed daemon leaves it."""
+    with DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        with Load(daemon.socket, window=1024) as load:
+            load.run(events)
+            daemon.kill()
+    return place / "state" / "journal"
+
+
+def recovered(journal: Path) -> Recovery:
+    """All that a start does before it serves."""
+    storage = RealStorage()
+    return recover(journal, scan(journal, storage), storage)
+
+
+def test_composing_against_encoding_the_payloads() -> None:
+    """Goal: at most 0.6 of the reference's 7.2 us, that is 4.3 us where a payload's array takes 1.95."""
+    with short_directory() as place:
+        journal = journal_of(place, 100_000)
+        (session,) = recovered(journal).sessions
+        job = ComposeJob(
+            journal=str(journal),
+            destination=str(place / "out.capture.json"),
+            manifest=str(place / "out.manifest.json"),
+            style="compact",
+            description=session.description,
+            part=1,
+            first=0,
+            count=session.decided,
+            event_frames=session.event_frames.tobytes(),
+            decision_frames=session.decision_frames.tobytes(),
+            ended="complete",
+            forced=False,
+            ended_at="2026-01-01T00:00:00Z",
+        )
+        encode = msgspec.json.Encoder().encode
+
+        def ours() -> float:
+            began = time.perf_counter()
+            compose_apart(job)
+            return microseconds(began, job.count)
+
+        def theirs() -> float:
+            began = time.perf_counter()
+            for _ in range(20_000):
+                encode(list(PAYLOAD))
+            return microseconds(began, 20_000)
+
+        report(
+            "composing, against the payload's array", "us", in_turns(ours, theirs, 7), "at most 2.2 (4.3 to 1.95 us)"
+        )
+
+
+def test_recovery_of_a_million_events() -> None:
+    """Goal: at most 10 s; beside it, reading the journal's bytes once."""
+    with short_directory() as place:
+        journal = journal_of(place, 1_000_000)
+
+        def ours() -> float:
+            began = time.perf_counter()
+            recovery = recovered(journal)
+            assert recovery.events == 1_000_000
+            return time.perf_counter() - began
+
+        def theirs() -> float:
+            began = time.perf_counter()
+            for segment in sorted(journal.glob("*.journal")):
+                segment.read_bytes()
+            return time.perf_counter() - began
+
+        report("recovery of 1,000,000 events, against reading them", "s", in_turns(ours, theirs, 3), "at most 10 s")
+
+
+def test_the_wait_of_a_client_while_a_bundle_is_composed() -> None:
+    """Composing runs in a process of its own: on two cores it must not double what a client waits."""
+    with (
+        short_directory() as place,
+        DaemonProcess(place, place / "state") as daemon,
+        ThreadPoolExecutor(1) as apart,
+    ):
+        daemon.start()
+        with Load(daemon.socket, window=1) as client, Load(daemon.socket, window=1024) as large:
+            client.run(300)
+            large.run(300_000)
+            alone = [client.run(100) for _ in range(10)]
+            closing = apart.submit(large.finish)
+            beside = []
+            while not closing.done():
+                beside.append(client.run(100))
+            closing.result()
+            client.finish()
+        for name, runs in (("alone", alone), ("while composing", beside)):
+            p50, p99 = (
+                sorted(side)[len(side) // 2] * 1e3 for side in zip(*((r.p50, r.p99) for r in runs), strict=True)
+            )
+            print(f"\nwindow 1 {name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, {len(runs)} runs of 100")  # noqa: T201
