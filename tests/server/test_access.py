@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import json
 import os
@@ -14,7 +15,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.daemons import Daemon, event, running_daemon
+from tests.daemons import Daemon, configured, event, running_daemon, short_directory
 from tests.server.users import NOBODY, needs_root, talk_as
 
 from ergo_capture.cli import app
@@ -22,6 +23,7 @@ from ergo_capture.config import ConfigError
 from ergo_capture.journal.body import Peer
 from ergo_capture.server.access import Access, access_of, groups_of
 from ergo_capture.server.paths import bundle_path, manifest_path
+from ergo_capture.server.service import Service
 
 HELLO = {"type": "hello", "protocol": "ergo-capture.v1", "client": "stranger"}
 OPEN = {"type": "open"}
@@ -161,6 +163,19 @@ async def test_files_are_for_owner_and_group_only_whatever_the_mask() -> None:
             assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
     finally:
         os.umask(before)
+
+
+async def test_a_socket_directory_that_the_daemon_makes_can_be_passed_by_clients() -> None:
+    """0755: it is the socket's own mode and group that say who connects."""
+    with short_directory() as place:
+        service = Service(configured(place / "state", place / "run" / "deeper" / "s"))
+        task = asyncio.create_task(service.run())
+        with anyio.fail_after(20):
+            await service.ready.wait()
+        assert stat.S_IMODE((place / "run" / "deeper").stat().st_mode) & 0o711 == 0o711
+        assert stat.S_IMODE((place / "run" / "deeper" / "s").stat().st_mode) == 0o660
+        service.stop()
+        await task
 
 
 names = st.one_of(

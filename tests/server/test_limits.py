@@ -17,6 +17,7 @@ from tests.server.users import needs_root, talk_as
 
 from ergo_capture.journal.body import Peer
 from ergo_capture.server.budget import Budget
+from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.protocol import BadLine, EventChunk, FrameReader
 from ergo_capture.server.session import Session
 
@@ -72,6 +73,25 @@ async def test_one_user_cannot_open_every_session() -> None:
             async with daemon.session():
                 pass
         assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
+
+
+async def test_limits_that_are_replaced_hold_for_whoever_comes_next() -> None:
+    """Clients and sessions that are there stay, and count."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        registry = daemon.service.registry
+        registry.take_limits(SessionLimits(max_sessions=1, queue_bytes=1 << 20))
+        assert (registry.queue.total, registry.limits.max_sessions) == (1 << 20, 1)
+        assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
+        daemon.service.admission.max_clients = 1
+        assert "limits.max_clients" in (await only_answer(daemon))["hint"]
+        await wire.say(event("a"), {"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1
+
+
+async def only_answer(daemon: Daemon) -> dict[str, Any]:
+    """What a connection is told that says nothing."""
+    async with daemon.wire() as wire:
+        return await wire.read()
 
 
 async def test_sessions_that_are_opened_at_the_same_moment_are_counted_too() -> None:

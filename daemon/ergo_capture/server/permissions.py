@@ -14,12 +14,16 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
 _WRITABLE_BY_OTHERS: Final = 0o022
+#: Names of each kind that are looked at. Why not all: the check runs before each start, and a state directory may
+#: hold millions of bundles.
+MOST_LOOKED_AT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,9 @@ def loose_paths(state: Path, config: Path | None) -> list[LoosePath]:
         if mode is not None and mode & _WRITABLE_BY_OTHERS:
             found.append(LoosePath(config, mode, mode & ~_WRITABLE_BY_OTHERS))
     for most, paths in ((_DIRECTORY_MODE, _directories(state)), (_FILE_MODE, _files(state))):
-        loose = [(path, mode) for path in paths if (mode := _mode(path)) is not None and mode & ~most]
+        loose = [
+            (path, mode) for path in islice(paths, MOST_LOOKED_AT) if (mode := _mode(path)) is not None and mode & ~most
+        ]
         if loose:
             path, mode = loose[0]
             found.append(LoosePath(path, mode, most, len(loose) - 1))

@@ -86,6 +86,12 @@ class SessionRegistry:
         #: The oldest segment that may hold the OPEN frame of a session that is being opened, by its number.
         self._opening: dict[int, int] = {}
 
+    def take_limits(self, limits: SessionLimits) -> None:
+        """Let other limits hold from now on; what is there stays, and counts."""
+        self.limits = limits
+        self.queue.total, self.queue.per_user = limits.queue_bytes, limits.user_queue_bytes
+        self.ids.total, self.ids.per_user = limits.ids_bytes, limits.user_ids_bytes
+
     async def open(self, request: Open, peer: Peer | None, owner: Owner) -> tuple[Session, bool]:
         """A new session, or the one asked for; with whether it was resumed.
 
