@@ -350,6 +350,20 @@ async def test_ids_that_must_be_remembered_are_bounded() -> None:
         assert daemon.service.registry.ids.used == 0
 
 
+async def test_deferred_episodes_are_counted_with_the_ids() -> None:
+    """limits.ids_bytes: a graph that only ever defers reaches the bound sooner, and gives all of it back."""
+    text = '[limits]\nids_bytes = "64KiB"\n[graphs.default]\nmax_in_flight = 0\n'
+    async with running_daemon(text) as daemon:
+        async with daemon.session() as wire:
+            await wire.say(*(event(f"e{number}") for number in range(50)))
+            await wire.until_ack(50, 50)
+            assert daemon.service.registry.ids.used >= 50 * (120 + 300)
+            await wire.say({"type": "close"})
+            await wire.until("closed")
+        await is_served(daemon)
+        assert daemon.service.registry.ids.used == 0
+
+
 async def until_unowned(daemon: Daemon, session: str) -> None:
     """Wait until the session's connection is gone."""
     with anyio.fail_after(20):

@@ -3,8 +3,8 @@
 Owns: the counts and their bounds.
 Not here: what happens where a bound is reached; that is beside what is held (``session.py``, ``connection.py``).
 
-There are three budgets: events that wait to be decided, the event ids that open sessions must remember, and
-what connections hold (lines that were begun, answers that were not read). Counts are estimates of memory, made
+There are three budgets: events that wait to be decided, the event ids and deferred episodes that open sessions must
+remember, and what connections hold (lines that were begun, answers that were not read). Counts are estimates of memory, made
 of what is known without measuring: bytes, and so many bytes for each object.
 """
 
@@ -21,6 +21,8 @@ from ergo_capture.journal.body import Peer
 EVENT_BYTES: Final = 400
 #: Memory that the id of an event takes beside its characters for as long as its session is open.
 ID_BYTES: Final = 120
+#: Memory that an episode takes while it is deferred.
+DEFERRED_BYTES: Final = 300
 
 
 class Budget:

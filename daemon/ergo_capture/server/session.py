@@ -28,7 +28,7 @@ from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
-from ergo_capture.server.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
+from ergo_capture.server.budget import DEFERRED_BYTES, EVENT_BYTES, Holding, size_of_ids, uncounted
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.part import Part, RotationRule
@@ -112,6 +112,8 @@ class Session:
         self.queued_bytes = 0
         #: Memory that waiting events and known ids are counted as; the registry says out of which budget.
         self._queue, self._ids_held = uncounted(), uncounted()
+        #: Of what is held for ids, the part for deferred episodes.
+        self._deferred_held = 0
         #: How it is to end, or ended: ``complete``, ``interrupted``, ``recovered``; None while it is open.
         self.ended: str | None = None
         self.failure: ErgoCaptureError | None = None
@@ -199,6 +201,14 @@ class Session:
         self._queue, self._ids_held = queue, ids
         if self.ids:
             ids.hold(size_of_ids(self.ids))
+        self._deferred_held = 0
+        self._count_deferred()
+
+    def _count_deferred(self) -> None:
+        held = DEFERRED_BYTES * self._supervisor.deferred_count
+        if held != self._deferred_held:
+            self._ids_held.hold(held - self._deferred_held)
+            self._deferred_held = held
 
     def discharge(self) -> None:
         """The session's task is over: nothing waits, and no id will be asked for."""
@@ -352,6 +362,7 @@ class Session:
                     await self._run_episode(step)
         self.queued_bytes -= len(batch.body)
         self._queue.hold(-batch.held)
+        self._count_deferred()
         self._writer.submit_lazily(self._log, urgent=self._log.followed is not None or self.ended is not None)
         self._progress()
 
