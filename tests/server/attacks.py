@@ -233,6 +233,23 @@ async def smaller_crowd(it: Attacker) -> None:
     await crowd(it, 300)
 
 
+#: Each short enough for every run, with a code that it is counted under.
+ATTACKS: list[tuple[Attack, str]] = [
+    (slow_loris, "limit"),
+    (header_only, "limit"),
+    (half_frames, "bad_frame"),
+    (resets, "bad_frame"),
+    (one_long_line, "too_large"),
+    (many_long_lines, "limit"),
+    (deep_nesting, "bad_frame"),
+    (invalid_utf8, "bad_frame"),
+    (never_reading, "limit"),
+    (asking_and_never_reading, "limit"),
+    (smaller_crowd, "limit"),
+    (fewer_bad_frames, "bad_frame"),
+]
+
+
 def main(path: str, attack: str) -> None:
     """Attack again and again until killed: ``python -m tests.server.attacks SOCKET ATTACK``."""
 
