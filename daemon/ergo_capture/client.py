@@ -43,6 +43,10 @@ _decoder: Final = msgspec.json.Decoder(dict[str, Any])
 _encode: Final = msgspec.json.Encoder().encode
 
 
+#: What a connection that breaks looks like.
+_LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+
+
 class ClientError(ErgoCaptureError):
     """The daemon refused, or cannot be reached; ``code`` is the protocol's, or ``unreachable``."""
 
@@ -171,7 +175,11 @@ class CaptureClient:
             ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...).
         """
         self._open = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
-        opened = await self._ask_open()
+        try:
+            opened = await self._ask_open()
+        except _LOST:
+            # The daemon went between its welcome and its answer. A session it opened meanwhile lingers and ends.
+            opened = await self._come_back()
         self.resumed_after = opened["accepted"]
         self._tasks.start_soon(self._read_forever)
         self._tasks.start_soon(self._send_forever)
@@ -298,31 +306,33 @@ class CaptureClient:
         if stream is not None:
             await anyio.aclose_forcefully(stream)
 
-    async def _reconnect(self) -> None:
-        """Take the session up again, and queue what is not known to be safe."""
+    async def _come_back(self) -> dict[str, Any]:
+        """Connect and open again, as often as it takes within the patience; the ``opened`` frame."""
         await self._hang_up()
         delay = _FIRST_DELAY
-        with anyio.move_on_after(self._patience) as patience:
+        with anyio.move_on_after(self._patience):
             while True:
                 # Why jitter: the clients of a daemon that was restarted should not all come at once.
                 await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret hangs on it
                 delay = min(delay * 2, _LONGEST_DELAY)
                 try:
                     await self._connect()
-                    await self._ask_open()
-                    break
+                    return await self._ask_open()
                 except ClientError as error:
                     if error.code not in {"unreachable", "session_busy", "shutting_down"}:
                         raise
-                except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                except _LOST:
                     pass
                 await self._hang_up()
-        if patience.cancelled_caught or self._stream is None:
-            raise ClientError(
-                "unreachable",
-                f"the daemon at '{self.path}' did not come back within {self._patience:g} s",
-                "what was acknowledged is safe; start the daemon and resume the session with --session",
-            )
+        raise ClientError(
+            "unreachable",
+            f"the daemon at '{self.path}' did not come back within {self._patience:g} s",
+            "what was acknowledged is safe; start the daemon and resume the session with --session",
+        )
+
+    async def _reconnect(self) -> None:
+        """Take the session up again, and queue what is not known to be safe."""
+        await self._come_back()
         self.reconnects += 1
         self._drop_safe()
         for sent in self._unacked:

@@ -19,7 +19,7 @@ import typer
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 #: Each command is the module of its name beside this one.
-COMMANDS: Final = ("serve", "send", "simulate", "verify", "demo", "bench", "config", "journal")
+COMMANDS: Final = ("serve", "send", "simulate", "verify", "demo", "bench", "config", "journal", "systemd")
 
 #: The exit code of a command whose reader went away: the shell's for SIGPIPE. Why not 0: not all was checked or said.
 BROKEN_PIPE: Final = 141

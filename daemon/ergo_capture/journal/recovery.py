@@ -102,6 +102,21 @@ class Recovery:
     next_session: int = 1
 
 
+class _Progress:
+    """How far the replay is, in frames of events."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
+        self._done = 0
+        self._total = total
+        self._tell = tell
+
+    def step(self) -> None:
+        """One more frame."""
+        self._done += 1
+        if self._tell is not None:
+            self._tell(self._done, self._total)
+
+
 class _Unreadable(ErgoCaptureError):
     """What is in the session's frames is not what a daemon writes."""
 
@@ -115,6 +130,8 @@ def recover(
 ) -> Recovery:
     """Rebuild every session that is not over.
 
+    ``on_progress`` is told often of how many of how many frames of events are replayed.
+
     Raises:
         StorageError: a segment cannot be read.
     """
@@ -124,13 +141,12 @@ def recover(
         next_session=scan.next_session,
     )
     alive = [frames for frames in scan.sessions.values() if not frames.done]
-    for done, frames in enumerate(alive):
-        if on_progress is not None:
-            on_progress(done, len(alive))
+    progress = _Progress(sum(len(frames.events) for frames in alive), on_progress)
+    for frames in alive:
         try:
             if frames.damage is not None:
                 raise _Unreadable(frames.damage)
-            session = _rebuild(directory, frames, storage)
+            session = _rebuild(directory, frames, storage, progress)
         except (_Unreadable, ValueError) as error:
             _quarantine(recovery, directory, frames, storage, str(error))
             continue
@@ -154,7 +170,7 @@ def _quarantine(recovery: Recovery, directory: Path, frames: SessionFrames, stor
     recovery.quarantine_segment = segment if known is None else min(known, segment)
 
 
-def _rebuild(directory: Path, frames: SessionFrames, storage: Storage) -> RecoveredSession:
+def _rebuild(directory: Path, frames: SessionFrames, storage: Storage, progress: _Progress) -> RecoveredSession:
     def bodies(positions: list[Position]) -> list[bytes]:
         return [frame.body for frame in read_frames(directory, positions, storage)]
 
@@ -170,7 +186,7 @@ def _rebuild(directory: Path, frames: SessionFrames, storage: Storage) -> Recove
     else:
         raise _Unreadable("its first segment is missing, and with it what the session is")
     session = _start(frames, description, closing, rotations, published)
-    _replay(directory, session, frames, rotations, storage)
+    _replay(directory, session, frames, rotations, storage, progress)
     return session
 
 
@@ -233,6 +249,7 @@ def _replay(
     frames: SessionFrames,
     rotations: list[tuple[Rotation, int]],
     storage: Storage,
+    progress: _Progress,
 ) -> None:
     outcomes = _outcomes(directory, session, frames, storage)
     boundaries = deque((rotation, first) for rotation, first in rotations if first > session.first)
@@ -242,6 +259,7 @@ def _replay(
     for packed, frame in zip(
         frames.events, read_frames(directory, map(Position.unpack, frames.events), storage), strict=True
     ):
+        progress.step()
         first, count = frame.header.first, frame.header.count
         if first + count <= start:
             continue

@@ -39,10 +39,12 @@ from ergo_capture.server.connection import Connection
 from ergo_capture.server.listener import Listener, bind, unlink_if_ours
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.publisher import BundlePublisher
+from ergo_capture.server.recovery_progress import RecoveryProgress
 from ergo_capture.server.registry import SessionRegistry
 from ergo_capture.server.session import Session
 from ergo_capture.server.snapshots import Snapshots
 from ergo_capture.server.systemd import Notifier
+from ergo_capture.server.watchdog import Watchdog
 from ergo_capture.server.writer import Writer
 from ergo_capture.storage import RealStorage, Storage
 from ergo_capture.version import PROGRAM
@@ -195,14 +197,12 @@ class Service:
             program=PROGRAM,
         )
         try:
-            return journal, recover(self.journal_directory, scan, self.storage, on_progress=self._on_progress)
+            return journal, recover(
+                self.journal_directory, scan, self.storage, on_progress=RecoveryProgress(self._notifier)
+            )
         except BaseException:
             journal.close()
             raise
-
-    def _on_progress(self, done: int, total: int) -> None:
-        self._notifier.status(f"recovering: {done} of {total} sessions")
-        self._notifier.extend_timeout()
 
     def _report(self, recovery: Recovery) -> None:
         log.info(
@@ -254,19 +254,29 @@ class Service:
             on_trouble=self._on_trouble,
         )
         tasks.start_soon(listener.run)
+        tasks.start_soon(Watchdog(self._notifier, self._writer, self._in_a_line).run)
         tasks.start_soon(self._say_suppressed)
         if self.config.snapshot.interval:
             snapshots = Snapshots(self.registry.sessions, self.config.snapshot.interval.seconds)
             tasks.start_soon(snapshots.run)
         try:
             self.ready.set()
-            self._notifier.ready(f"serving {len(self.registry.sessions)} sessions")
+            self._notifier.ready(self._in_a_line())
             log.info(telemetry.DAEMON_READY, socket=str(self.socket_path), state=str(self.state), program=PROGRAM)
             await self._stop.wait()
             await self._shut_down(listener)
         finally:
             # Why also here: the writer ends by this and by nothing else.
             self._writer.close()
+
+    def _in_a_line(self) -> str:
+        sessions = self.registry.sessions.values()
+        accepting = sum(session.admitted - session.accepted for session in sessions)
+        deciding = sum(session.accepted - session.decided for session in sessions)
+        return (
+            f"{len(self.connections)} clients, {len(sessions)} sessions; "
+            f"{accepting} events not yet durable, {deciding} not yet decided"
+        )
 
     async def _write(self) -> None:
         # Why shielded: the writer is never cancelled; it ends by its queue being closed.

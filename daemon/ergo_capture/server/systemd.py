@@ -23,9 +23,13 @@ class Notifier:
     Args:
         address: the value of NOTIFY_SOCKET; empty for nobody listening.
         sockets: file descriptors by name, from socket activation.
+        watchdog_seconds: time within which ``watchdog`` must be called again and again; zero for no watchdog.
     """
 
-    def __init__(self, address: str = "", sockets: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, address: str = "", sockets: Mapping[str, int] | None = None, watchdog_seconds: float = 0.0
+    ) -> None:
+        self.watchdog_seconds = watchdog_seconds
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._sockets = dict(sockets or {})
 
@@ -33,7 +37,7 @@ class Notifier:
     def from_environment(cls) -> Notifier:
         """As the environment says; the variables are removed, so that no child takes them for its own."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
-        return cls(address, _listen_fds())
+        return cls(address, _listen_fds(), _watchdog_seconds())
 
     def take_socket(self, name: str) -> socket.socket | None:
         """The listening socket that systemd holds under that name; a lone socket needs no name."""
@@ -83,6 +87,12 @@ class Notifier:
 
     def __repr__(self) -> str:
         return f"<Notifier {self._address or 'nobody'}, sockets {sorted(self._sockets)}>"
+
+
+def _watchdog_seconds() -> float:
+    pid = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
+    microseconds = os.environ.pop("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if pid == str(os.getpid()) and microseconds.isdigit() else 0.0
 
 
 def _listen_fds() -> dict[str, int]:

@@ -156,6 +156,11 @@ class Writer:
         self._go_on()
 
     @property
+    def busy_seconds(self) -> float:
+        """How long the batch that is being written is being written; zero where there is none."""
+        return 0.0 if self._batch is None else time.monotonic() - self._began
+
+    @property
     def has_room(self) -> bool:
         """Whether a caller may submit without waiting."""
         return self._bytes < self._max_bytes and len(self._queue) < self._max_frames

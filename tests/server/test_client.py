@@ -1,0 +1,78 @@
+"""The client, against a daemon that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.daemons import running_daemon, short_directory
+
+from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
+from ergo_capture.client import CaptureClient, ClientError
+
+EVENT = ExternalEvent.mechanical_at("only", ExternalEventKind.Command, EventTime(0, 0))
+
+
+async def test_a_daemon_that_goes_between_welcome_and_opened_is_asked_again() -> None:
+    """A restart at that moment costs the caller of ``open`` nothing but time."""
+    welcomes = 0
+
+    async def welcome_and_go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal welcomes
+        await reader.readline()
+        writer.write(b'{"type":"welcome","protocol":"ergo-capture.v1","limits":{}}\n')
+        await reader.readline()
+        welcomes += 1
+        if welcomes > 1:
+            answer: dict[str, Any] = {"type": "opened", "session": "s", "accepted": 0, "last_event_id": None}
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await reader.read()
+        writer.close()
+
+    with short_directory() as place:
+        path = place / "capture.sock"
+        async with await asyncio.start_unix_server(welcome_and_go, str(path)):
+            async with CaptureClient(path, give_up_after=20) as client:
+                assert await client.open("default") == "s"
+            assert welcomes == 2
+
+
+async def pinging(client: CaptureClient) -> None:
+    """Ping until it fails: the daemon may answer some more while it stops."""
+    while True:
+        await client.ping()
+
+
+async def test_a_daemon_that_stays_away_is_given_up_with_a_hint() -> None:
+    """After ``give_up_after``: what was acknowledged is safe, and how to go on."""
+    async with running_daemon() as daemon:
+        async with CaptureClient(daemon.socket, give_up_after=0.05) as client:
+            await client.open("default")
+            daemon.service.stop()
+            with pytest.raises(ClientError) as caught:
+                await asyncio.wait_for(pinging(client), 20)
+        assert caught.value.code == "unreachable"
+        assert caught.value.hint
+
+
+async def test_a_connection_that_is_cut_is_taken_up_again_where_it_stood() -> None:
+    """Everything is in the bundle once, and the caller is told how often it happened."""
+    told: list[int] = []
+    async with running_daemon() as daemon:
+        async with CaptureClient(daemon.socket, on_reconnect=told.append, give_up_after=20) as client:
+            await client.open("default")
+            for number in range(100):
+                if number in (30, 60):
+                    for connection in list(daemon.service.connections):
+                        connection.shut_down()
+                event = ExternalEvent.mechanical_at(f"e{number}", ExternalEventKind.Command, EventTime(number, 0))
+                await client.send(event)
+                if number in (29, 59):
+                    await client.drain()
+            published = await client.close()
+        events = decode_bundle(Path(published.bundle).read_bytes()).events
+        assert [record.event_id for record in events] == [f"e{number}" for number in range(100)]
+        assert told == [1, 2]

@@ -1,0 +1,74 @@
+"""A copy of the program and its tests that a private systemd can see, and running tests inside one.
+
+Owns: what is copied where, and the call of the box.
+Not here: any test.
+
+The box is a script that boots a real systemd in namespaces of its own over a throw-away copy of the root file
+system. It lies beside the checkout where there is one; without it, or without root, these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.shared import REPOSITORY
+
+BOX = REPOSITORY.parent / "shared" / "tools" / "systemd-box"
+#: The interpreter of the host, which a service under ProtectHome can run.
+PYTHON = Path("/usr/bin/python3")
+#: Heavy, and of no use to the tests inside.
+_LEFT_OUT = ("mypy*", "ruff*", "numpy*", "pip*", "hatch*", "setuptools*", "__pycache__", "*.pth", "pandas*")
+
+
+def why_not() -> str:
+    """Why no box can be made here; empty where one can."""
+    if not BOX.exists():
+        return "there is no systemd-box beside this checkout"
+    if os.geteuid() != 0 or shutil.which("systemctl") is None or not PYTHON.exists():
+        return "a box needs root, systemd and a Python of the host"
+    version = subprocess.run(
+        [PYTHON, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    if version != [str(number) for number in sys.version_info[:2]]:
+        return "the Python of the host is of another version than this one"
+    return ""
+
+
+@contextmanager
+def staged() -> Iterator[Path]:
+    """The packages and the checkout, where the box can see them: its /tmp is its own."""
+    with tempfile.TemporaryDirectory(prefix="ergo-box-", dir="/var/tmp") as name:
+        stage = Path(name)
+        left_out = shutil.ignore_patterns(*_LEFT_OUT)
+        shutil.copytree(sysconfig.get_paths()["purelib"], stage / "lib", ignore=left_out, dirs_exist_ok=True)
+        shutil.copytree(REPOSITORY / "daemon" / "ergo_capture", stage / "lib" / "ergo_capture", ignore=left_out)
+        shutil.copytree(REPOSITORY / "systemd", stage / "lib" / "ergo_capture" / "data" / "systemd")
+        shutil.copytree(REPOSITORY / "tests", stage / "tests", ignore=left_out)
+        shutil.copy(REPOSITORY / "pyproject.toml", stage)
+        yield stage
+
+
+def run_inside(stage: Path, module: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of tests in a box, with the program installed below /opt as an operator would."""
+    script = f"""
+        set -eu
+        {PYTHON} -m venv --without-pip /opt/ergo
+        cp -r {stage}/lib/. /opt/ergo/lib/python*/site-packages/
+        printf '%s\\n' '#!/opt/ergo/bin/python3' 'from ergo_capture.__main__ import main' 'main()' > /opt/ergo/bin/ergo-capture
+        chmod 755 /opt/ergo/bin/ergo-capture
+        cd {stage}
+        exec /opt/ergo/bin/python3 -m pytest -q -p no:cacheprovider -m inside --override-ini=pythonpath=. {module}
+    """
+    environment = {**os.environ, "TMPDIR": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(
+        [str(BOX), "--", "sh", "-c", script], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
