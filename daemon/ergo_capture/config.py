@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.settings import Config, FixedEngineConfig, GraphConfig, ScriptedEngineConfig
+from ergo_capture.settings import Config, FixedEngineConfig, GraphConfig, GraphRetentionConfig, ScriptedEngineConfig
 from ergo_capture.units import Duration, Mode, Size
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ConfigError",
     "FixedEngineConfig",
     "GraphConfig",
+    "GraphRetentionConfig",
     "ScriptedEngineConfig",
     "known_keys",
     "load",
@@ -211,6 +212,8 @@ def _suggestion(message: str) -> str:
         return "`ergo-capture config default` prints every setting with its default"
     where = match[1].replace("[...]", ".NAME", 1) if match else ""
     known = [key.removeprefix(f"{where}.").partition(".")[0] for key in known_keys() if key.startswith(f"{where}.")]
+    if where == "graphs.NAME.retention":
+        known = list(GraphRetentionConfig.__struct_fields__)
     if where == "graphs.NAME.engine":
         known = ["kind", *(key for engine in _ENGINES for key in engine.__struct_fields__)]
     close = difflib.get_close_matches(unknown[1], known if where else Config.__struct_fields__, n=1)
@@ -281,6 +284,8 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, GraphRetentionConfig):
+        value = {key: item for key, item in msgspec.structs.asdict(value).items() if item is not None}
     if isinstance(value, msgspec.Struct):
         value = msgspec.to_builtins(value)
     if isinstance(value, Mapping):

@@ -167,6 +167,32 @@ class BundleConfig(_Section, frozen=True):
     """Bundle files."""
 
     style: Annotated[Literal["compact", "pretty"], _doc("Layout of the JSON.")] = "compact"
+    compress: Annotated[
+        Literal["none", "zstd"], _doc("Whether the files are compressed; every command reads either kind.")
+    ] = "none"
+
+
+class RetentionConfig(_Section, frozen=True):
+    """Which finished bundles are deleted, the oldest first; 0 turns a bound off."""
+
+    max_age: Annotated[Duration, _doc("Time from a bundle's end to its deletion.")] = Duration(0)
+    max_bytes: Annotated[Size, _doc("Bundles of one graph together; its newest stays however large it is.")] = Size(0)
+    max_bundles: Annotated[int, Meta(ge=0, description="Bundles of one graph.")] = 0
+    keep_free_bytes: Annotated[
+        Size,
+        _doc("Room to keep free on the disk, whichever graph's bundles are the oldest; the newest of each graph stay."),
+    ] = Size(0)
+    interval: Annotated[
+        Duration, _doc("How often to look, besides after each bundle that is published; 0s for only then.")
+    ] = Duration(600_000_000_000)
+
+
+class GraphRetentionConfig(_Section, frozen=True):
+    """Bounds for the bundles of one graph; what is not given is as in [retention]."""
+
+    max_age: Annotated[Duration | None, _doc("Time from a bundle's end to its deletion.")] = None
+    max_bytes: Annotated[Size | None, _doc("Bundles of the graph together.")] = None
+    max_bundles: Annotated[Annotated[int, Meta(ge=0)] | None, _doc("Bundles of the graph.")] = None
 
 
 class ShutdownConfig(_Section, frozen=True):
@@ -217,6 +243,9 @@ class GraphConfig(_Section, frozen=True):
     runtime_provenance: Annotated[str, _doc("What the engine is, for strict replay.")] = "rpv1:none"
     users: Annotated[tuple[Name, ...], _doc("Users who may open sessions, by name or number; see [access].")] = ()
     groups: Annotated[tuple[Name, ...], _doc("Groups whose members may, by name or number.")] = ()
+    retention: Annotated[
+        GraphRetentionConfig | None, _doc('In place of [retention], a table such as { max_age = "7d" }.')
+    ] = None
     engine: Annotated[
         FixedEngineConfig | ScriptedEngineConfig, _doc('What runs the episodes: "fixed", or a table with a kind.')
     ] = FixedEngineConfig()
@@ -234,6 +263,7 @@ class Config(_Section, frozen=True):
     snapshot: SnapshotConfig = SnapshotConfig()
     limits: LimitsConfig = LimitsConfig()
     bundle: BundleConfig = BundleConfig()
+    retention: RetentionConfig = RetentionConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     log: LogConfig = LogConfig()
     graphs: dict[str, GraphConfig] = msgspec.field(default_factory=lambda: {"default": GraphConfig()})

@@ -16,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ergo_capture import config as configuration
-from ergo_capture.config import Config, ConfigError, FixedEngineConfig, GraphConfig, ScriptedEngineConfig, load, parse
+from ergo_capture.config import (
+    Config,
+    ConfigError,
+    FixedEngineConfig,
+    GraphConfig,
+    GraphRetentionConfig,
+    ScriptedEngineConfig,
+    load,
+    parse,
+)
 from ergo_capture.units import Duration, Size
 
 
@@ -274,6 +283,13 @@ graphs = st.builds(
     rate_window=st.none() | st.integers(0, 1 << 70).map(Duration),
     deadline=st.none() | st.just(Duration(0)),
     adapter_provenance=names,
+    retention=st.none()
+    | st.builds(
+        GraphRetentionConfig,
+        max_age=st.none() | st.integers(0, 1 << 70).map(Duration),
+        max_bytes=st.none() | st.integers(0, 1 << 50).map(Size),
+        max_bundles=st.none() | st.integers(0, 1 << 40),
+    ),
     engine=st.builds(ScriptedEngineConfig, file=names)
     | st.sampled_from(["Completed", {"Failed": "RuntimeError"}]).map(lambda t: FixedEngineConfig(termination=t)),
 )

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from tests.daemons import Daemon, configured, event, running_daemon, short_directory
 from tests.server.users import NOBODY, needs_root, talk_as
 
+from ergo_capture.capture.manifest import manifest_path
 from ergo_capture.cli import app
 from ergo_capture.config import ConfigError
 from ergo_capture.journal.body import Peer
 from ergo_capture.server.access import Access, access_of, groups_of
-from ergo_capture.server.paths import bundle_path, manifest_path
+from ergo_capture.server.paths import bundle_path
 from ergo_capture.server.service import Service
 
 HELLO = {"type": "hello", "protocol": "ergo-capture.v1", "client": "stranger"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ergo_capture.capture.atomic import CaptureWriteError, create_parents, write_bytes_atomic
+from ergo_capture.capture.opening import read_text
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.records import (
@@ -75,17 +76,17 @@ def decode_bundle(text: bytes) -> CaptureBundle:
 
 
 def read_capture_bundle(path: str | PathLike[str]) -> CaptureBundle:
-    """Read a bundle file whole.
+    """Read a bundle file whole, compressed or not.
 
     Raises:
         BundleFormatError: as ``decode_bundle``, with the path.
         ErgoCaptureError: the file cannot be read.
     """
     try:
-        text = Path(path).read_bytes()
+        text = read_text(Path(path))
     except OSError as error:
         raise ErgoCaptureError(
-            f"read capture bundle '{path}': {error.strerror}",
+            f"read capture bundle '{path}': {error.strerror or error}",
             op="read capture bundle",
             path=str(path),
             hint="check that the path is a bundle file that you may read",

@@ -21,7 +21,8 @@ from typing import BinaryIO, Final, Self
 
 from ergo_capture.capture.bundle import BundleFormatError
 from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
-from ergo_capture.capture.outline import outline
+from ergo_capture.capture.opening import open_binary
+from ergo_capture.capture.outline import Outline, outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.constraints import Constraints
@@ -57,8 +58,8 @@ class BundleStream:
         self._files: set[BinaryIO] = set()
         try:
             self._spool()
-            with _open_binary(self._source) as file:
-                self._outline = outline(file)
+            with open_binary(self._source) as file:
+                self._outline = self._read_outline(file)
             self._head = self._read_head()
         except OSError as error:
             self.close()
@@ -138,7 +139,7 @@ class BundleStream:
         stretch = self._outline.stretch(reader.name)
         assert stretch is not None, "a bundle without its lists is refused when it is opened"
         try:
-            file = _open_binary(self._source)
+            file = open_binary(self._source)
             self._files.add(file)
             try:
                 yield from read_elements(file, stretch, reader)
@@ -162,6 +163,12 @@ class BundleStream:
                 copy.write(block)
         copy.flush()
         self._source = Path(copy.name)
+
+    def _read_outline(self, file: BinaryIO) -> Outline:
+        try:
+            return outline(file)
+        except ValueError as error:
+            raise self._format_error(str(error)) from error
 
     def _read_head(self) -> CaptureBundle:
         found = self._outline
@@ -193,7 +200,7 @@ class BundleStream:
     def _malformed(self, complaint: str, offset: int) -> str:
         """What a JSON parser says of a text that it reads whole."""
         lines = column = characters = 0
-        with _open_binary(self._source) as file:
+        with open_binary(self._source) as file:
             while offset and (block := file.read(min(_BLOCK, offset))):
                 offset -= len(block)
                 lines += block.count(b"\n")
@@ -230,11 +237,6 @@ class BundleStream:
 
     def __repr__(self) -> str:
         return f"<BundleStream {self.path}, {self._outline.size} bytes>"
-
-
-def _open_binary(path: Path) -> BinaryIO:
-    """The file's text from its beginning; must be able to ``read`` and to ``seek`` forward."""
-    return path.open("rb", buffering=0)
 
 
 def _characters(text: bytes) -> int:

@@ -19,7 +19,18 @@ import typer
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 #: Each command is the module of its name beside this one.
-COMMANDS: Final = ("serve", "send", "simulate", "verify", "demo", "bench", "config", "journal", "systemd")
+COMMANDS: Final = (
+    "serve",
+    "send",
+    "verify",
+    "bundles",
+    "journal",
+    "simulate",
+    "config",
+    "systemd",
+    "demo",
+    "bench",
+)
 
 #: The exit code of a command whose reader went away: the shell's for SIGPIPE. Why not 0: not all was checked or said.
 BROKEN_PIPE: Final = 141

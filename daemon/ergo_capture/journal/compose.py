@@ -1,8 +1,8 @@
 """Composes a bundle from a session's frames, streaming: memory does not grow with the session.
 
-Owns: ComposeJob, ``compose_bundle``, the manifest.
-Not here: when a bundle is published and by which process (``server/publisher.py``), the atomic file
-(``capture/atomic.py``), each record's text (``kernel/records.py``).
+Owns: ComposeJob, ``compose_bundle``.
+Not here: when a bundle is published and by which process (``server/publisher.py``), the file that it is written
+to (``sink.py``), each record's text (``kernel/records.py``).
 
 Events stand before decisions in a bundle, while the journal has them side by side. So one pass writes the
 events to the bundle's temporary and the decisions to a second one, which is then copied behind the first.
@@ -11,34 +11,30 @@ What was written is read back and compared before it gets its name (P3).
 
 from __future__ import annotations
 
-import hashlib
 from array import array
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import msgspec
-from crc32c import crc32c
 
 from ergo_capture.capture.atomic import AtomicFile, create_parents, write_bytes_atomic
 from ergo_capture.capture.bundle import CaptureJsonStyle
+from ergo_capture.capture.manifest import MANIFEST_FORMAT, Manifest, encode_manifest, other_form
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.expand import DecisionTexts, expand_events
 from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.sink import BundleSink
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
 from ergo_capture.storage import RealStorage, Storage
 from ergo_capture.version import PROGRAM
 
-MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
 #: Bytes read at a time.
 _READ_BYTES: Final = 256 * 1024
 #: Bytes of event lines that are expanded at a time; the text is up to twelve times as long.
 _BLOCK_BYTES: Final = 128 * 1024
-#: Blocks that may wait to be written.
-_WAITING_BLOCKS: Final = 4
 
 
 class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +44,8 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     manifest: str
     style: str
+    #: ``none`` or ``zstd``.
+    compress: str = "none"
     description: SessionDescription
     part: int
     #: Index of the part's first event in the session.
@@ -65,32 +63,6 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands beside a bundle: what the bundle itself has no room for."""
-
-    format: str
-    session: str
-    graph: str
-    part: int
-    ended: str
-    forced: bool
-    first_event: int
-    events: int
-    decisions: int
-    bundle: str
-    bytes: int
-    sha256: str
-    style: str
-    labels: dict[str, str]
-    peer: object
-    engine: str
-    adapter_provenance: str
-    runtime_provenance: str
-    opened_at: str
-    ended_at: str
-    program: str
-
-
 def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publication:
     """Write the bundle and its manifest, durably, under their final names.
 
@@ -102,7 +74,11 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publicati
     destination = Path(job.destination)
     create_parents(destination)
     layout = _Layout(job, CaptureJsonStyle(job.style))
-    with AtomicFile(destination) as bundle, AtomicFile(destination) as decisions, _Sink(bundle) as sink:
+    with (
+        AtomicFile(destination) as bundle,
+        AtomicFile(destination) as decisions,
+        BundleSink(bundle, job.compress) as sink,
+    ):
         sink.write(layout.head)
         for event_texts, decision_texts in _blocks_of(job, storage):
             sink.write(layout.block(event_texts))
@@ -114,62 +90,13 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publicati
         sink.write(layout.tail)
         sink.finish()
         decisions.abort()
-        _read_back(bundle.path, sink)
+        sink.read_back()
         bundle.commit()
-    manifest = _manifest(job, sink.size, sink.digest)
-    write_bytes_atomic(Path(job.manifest), msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    write_bytes_atomic(Path(job.manifest), encode_manifest(_manifest(job, sink)))
+    # Why: a snapshot may be there in the other form, if the configuration was changed meanwhile.
+    with suppress(FileNotFoundError):
+        other_form(destination).unlink()
     return Publication(job.part, job.destination, job.manifest, sink.digest)
-
-
-class _Sink:
-    """Writes blocks, in order, in a thread of its own; knows size, checksum and digest of all of them.
-
-    Why a thread: hashing and writing let go of the interpreter, which meanwhile expands the next block.
-    """
-
-    def __init__(self, file: AtomicFile) -> None:
-        self.size = 0
-        self.checksum = 0
-        self._file = file
-        self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1, "compose")
-        self._waiting: deque[Future[None]] = deque()
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of everything written, in hex."""
-        return self._hash.hexdigest()
-
-    def write(self, block: bytes) -> None:
-        """Queue a block; waits while too many are queued.
-
-        Raises:
-            CaptureWriteError: a block before it could not be written.
-        """
-        self._waiting.append(self._thread.submit(self._put, block))
-        while len(self._waiting) > _WAITING_BLOCKS:
-            self._waiting.popleft().result()
-
-    def finish(self) -> None:
-        """Wait until every block is written.
-
-        Raises:
-            CaptureWriteError: one could not be.
-        """
-        while self._waiting:
-            self._waiting.popleft().result()
-
-    def _put(self, block: bytes) -> None:
-        self._file.write(block)
-        self._hash.update(block)
-        self.checksum = crc32c(block, self.checksum)
-        self.size += len(block)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
 
 
 class _Layout:
@@ -271,23 +198,9 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _read_back(path: Path, written: _Sink) -> None:
-    """Compare what the file holds with what was written, before it gets its name."""
-    checksum = size = 0
-    for block in _blocks(path):
-        checksum = crc32c(block, checksum)
-        size += len(block)
-    if (checksum, size) != (written.checksum, written.size):
-        raise ErgoCaptureError(
-            f"verify bundle '{path}': what was read back is not what was written",
-            op="verify bundle",
-            path=path,
-            hint="check the disk; the journal still holds the session",
-        )
-
-
-def _manifest(job: ComposeJob, size: int, digest: str) -> Manifest:
+def _manifest(job: ComposeJob, sink: BundleSink) -> Manifest:
     description = job.description
+    compressed = job.compress != "none"
     return Manifest(
         format=MANIFEST_FORMAT,
         session=description.session,
@@ -299,8 +212,11 @@ def _manifest(job: ComposeJob, size: int, digest: str) -> Manifest:
         events=job.count,
         decisions=job.count,
         bundle=Path(job.destination).name,
-        bytes=size,
-        sha256=digest,
+        bytes=sink.size,
+        sha256=sink.digest,
+        compression=job.compress,
+        file_bytes=sink.file_size if compressed else None,
+        file_sha256=sink.file_digest if compressed else None,
         style=job.style,
         labels=description.labels,
         peer=description.peer,

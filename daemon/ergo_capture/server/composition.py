@@ -6,9 +6,19 @@ Not here: what may be configured (``config.py``), how the parts work together (`
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
-from ergo_capture.config import Config, ConfigError, FixedEngineConfig, GraphConfig, ScriptedEngineConfig
+from ergo_capture.capture.retention import Bounds, RetentionRules
+from ergo_capture.config import (
+    Config,
+    ConfigError,
+    FixedEngineConfig,
+    GraphConfig,
+    GraphRetentionConfig,
+    ScriptedEngineConfig,
+)
 from ergo_capture.engine.fixed import FixedEngine
 from ergo_capture.engine.port import Engine
 from ergo_capture.engine.scripted import ScriptedEngine
@@ -21,6 +31,9 @@ from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import ConnectionLimits, SessionLimits
 from ergo_capture.server.part import RotationRule
 from ergo_capture.units import Duration
+
+#: The longest age that is told from another, in nanoseconds: 1,000 years.
+_LONGEST: Final = 1000 * 365 * 86_400 * 1_000_000_000
 
 
 def graphs_of(config: Config) -> dict[str, Graph]:
@@ -124,3 +137,32 @@ def rotation_of(config: Config) -> RotationRule:
         max_age=rotation.max_age.seconds,
         force_after=rotation.force_after.seconds,
     )
+
+
+def retention_of(config: Config) -> RetentionRules:
+    """Which finished bundles have had their time."""
+    general = config.retention
+    default = Bounds(age_of(general.max_age), int(general.max_bytes), general.max_bundles)
+    return RetentionRules(
+        default,
+        {
+            name: _bounds(graph.retention, default)
+            for name, graph in config.graphs.items()
+            if graph.retention is not None
+        },
+        int(general.keep_free_bytes),
+    )
+
+
+def _bounds(own: GraphRetentionConfig, default: Bounds) -> Bounds:
+    return Bounds(
+        default.max_age if own.max_age is None else age_of(own.max_age),
+        default.max_bytes if own.max_bytes is None else int(own.max_bytes),
+        default.max_bundles if own.max_bundles is None else own.max_bundles,
+    )
+
+
+def age_of(duration: Duration) -> timedelta:
+    """A duration as bundles' ages are counted."""
+    # Why bounded: a span beyond it is longer than time is counted.
+    return timedelta(microseconds=min(duration // 1000, _LONGEST // 1000))

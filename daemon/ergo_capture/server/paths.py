@@ -1,7 +1,8 @@
 """Where bundles go: file names that any graph or session id can be turned into.
 
-Owns: safe names, and the layout ``STATE/bundles/GRAPH/SESSION.capture.json``.
-Not here: writing the files (``journal/compose.py``), retention.
+Owns: safe names, and the layout ``STATE/bundles/GRAPH/SESSION.capture.json``, compressed with ``.zst`` behind it.
+Not here: writing the files (``journal/compose.py``), the manifest's name (``capture/manifest.py``), deleting them
+(``retention.py``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import hashlib
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
+
+from ergo_capture.capture.manifest import BUNDLE_SUFFIX
+from ergo_capture.capture.opening import COMPRESSED_SUFFIX
 
 #: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
 MAX_NAME: Final = 180
@@ -33,12 +37,7 @@ def safe_name(text: str) -> str:
     return name
 
 
-def bundle_path(state: Path, graph: str, session: str, part: int) -> Path:
+def bundle_path(state: Path, graph: str, session: str, part: int, *, compressed: bool = False) -> Path:
     """Where a session's bundle goes; from the second part on, ``~N`` stands behind the session."""
-    suffix = "" if part == 1 else f"~{part}"
-    return state / "bundles" / safe_name(graph) / f"{safe_name(session)}{suffix}.capture.json"
-
-
-def manifest_path(bundle: Path) -> Path:
-    """The manifest beside a bundle."""
-    return bundle.with_name(bundle.name.removesuffix(".capture.json") + ".manifest.json")
+    suffix = ("" if part == 1 else f"~{part}") + BUNDLE_SUFFIX + (COMPRESSED_SUFFIX if compressed else "")
+    return state / "bundles" / safe_name(graph) / f"{safe_name(session)}{suffix}"

@@ -16,10 +16,11 @@ import structlog
 from anyio import BrokenWorkerProcess, to_process, to_thread
 
 from ergo_capture import telemetry
+from ergo_capture.capture.manifest import manifest_path
 from ergo_capture.journal.body import Publication
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server.part import Part
-from ergo_capture.server.paths import bundle_path, manifest_path
+from ergo_capture.server.paths import bundle_path
 from ergo_capture.server.session import Session, utc_now
 
 log = structlog.get_logger()
@@ -36,6 +37,7 @@ class BundlePublisher:
         state: the state directory.
         journal: the journal's directory.
         style: ``compact`` or ``pretty``.
+        compress: ``none`` or ``zstd``.
         on_published: told of each finished bundle after it is durable; the seam for whoever moves them on.
     """
 
@@ -45,11 +47,13 @@ class BundlePublisher:
         journal: Path,
         *,
         style: str = "compact",
+        compress: str = "none",
         on_published: Callable[[Session, Publication], None] = lambda _session, _publication: None,
     ) -> None:
         self._state = state
         self._journal = journal
         self._style = style
+        self._compress = compress
         self._on_published = on_published
         self._one_at_a_time = anyio.Lock()
         #: Bundles published since the start.
@@ -64,12 +68,16 @@ class BundlePublisher:
             ErgoCaptureError: with what failed; the journal still holds the session.
         """
         description = session.description
-        destination = bundle_path(self._state, description.graph, description.session, part.number)
+        compressed = self._compress != "none"
+        destination = bundle_path(
+            self._state, description.graph, description.session, part.number, compressed=compressed
+        )
         job = ComposeJob(
             journal=str(self._journal),
             destination=str(destination),
             manifest=str(manifest_path(destination)),
             style=self._style,
+            compress=self._compress,
             description=description,
             part=part.number,
             first=part.first,

@@ -34,13 +34,21 @@ from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.server.admission import make_room
 from ergo_capture.server.budget import Budget, Holding
-from ergo_capture.server.composition import admission_of, graphs_of, limits_of, rotation_of, session_limits_of
+from ergo_capture.server.composition import (
+    admission_of,
+    graphs_of,
+    limits_of,
+    retention_of,
+    rotation_of,
+    session_limits_of,
+)
 from ergo_capture.server.connection import Connection
 from ergo_capture.server.listener import Listener, bind, unlink_if_ours
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.recovery_progress import RecoveryProgress
 from ergo_capture.server.registry import SessionRegistry
+from ergo_capture.server.retention import Pruner, Retention
 from ergo_capture.server.session import Session
 from ergo_capture.server.snapshots import Snapshots
 from ergo_capture.server.systemd import Notifier
@@ -82,6 +90,9 @@ class Service:
         self.admission = admission_of(config)
         #: Memory for begun lines and unread answers.
         self.held = Budget(int(config.limits.held_bytes), int(config.limits.held_bytes))
+        self.retention = Retention(
+            Pruner(self.state, self.storage), retention_of(config), config.retention.interval.seconds
+        )
         self._notifier = Notifier.from_environment()
         self._stop = anyio.Event()
         self._journal: Journal
@@ -170,7 +181,11 @@ class Service:
                 queue_frames=journal.queue_frames,
             )
             self._publisher = BundlePublisher(
-                self.state, self.journal_directory, style=self.config.bundle.style, on_published=self._on_published
+                self.state,
+                self.journal_directory,
+                style=self.config.bundle.style,
+                compress=self.config.bundle.compress,
+                on_published=self._on_published,
             )
             listening = self._listening_socket(stack)
             await self._serve(tasks, listening, recovery)
@@ -256,6 +271,7 @@ class Service:
         tasks.start_soon(listener.run)
         tasks.start_soon(Watchdog(self._notifier, self._writer, self._in_a_line).run)
         tasks.start_soon(self._say_suppressed)
+        tasks.start_soon(self.retention.run)
         if self.config.snapshot.interval:
             snapshots = Snapshots(self.registry.sessions, self.config.snapshot.interval.seconds)
             tasks.start_soon(snapshots.run)
@@ -353,6 +369,7 @@ class Service:
             bundle=publication.bundle,
             sha256=publication.sha256,
         )
+        self.retention.look()
 
     # --- the end ---
 
