@@ -80,7 +80,9 @@ def run(arguments: list[str] | None = None) -> int:
             result = _part(arguments[0])(arguments[1:], standalone_mode=False, prog_name=f"ergo-capture {arguments[0]}")
         else:
             result = whole_app()(arguments, standalone_mode=False, prog_name="ergo-capture")
-        sys.stdout.flush()
+        # Why asked: whoever calls us may have closed it, and then Python has none.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ErgoCaptureError as error:
         _complain(error.message, error.hint)
         return int(error.exit_code)
