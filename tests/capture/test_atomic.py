@@ -1,0 +1,428 @@
+"""A name only ever stands for a whole file: every stage that can fail, races, and other systems' ways.
+
+Owns: ``capture/atomic.py`` and ``write_capture_bundle``.
+Not here: sweeping at the daemon's start (``tests/process``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from tests.bundles import small_bundle
+from tests.daemons import short_directory
+from tests.server.users import NOBODY
+
+from ergo_capture import CaptureJsonStyle, CaptureWriteError, encode_bundle, read_capture_bundle, write_capture_bundle
+from ergo_capture.capture import atomic
+from ergo_capture.capture.atomic import AtomicFile, WriteStage, sweep_temporaries, write_bytes_atomic
+
+OLD, NEW = b"old content\n", b"new content, which is longer\n"
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Path:
+    """A file that is there already."""
+    path = tmp_path / "run.capture.json"
+    path.write_bytes(OLD)
+    return path
+
+
+def failing(call: str, number: int, monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
+    """Have a call of the ``os`` module fail from its ``after``-th use on, for the atomic file only."""
+    real: Callable[..., Any] = getattr(os, call)
+    count = 0
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(os, call, fail)
+
+
+def refusal(destination: Path, write: Callable[[], None], stage: WriteStage) -> CaptureWriteError:
+    """The error; the destination's directory holds what it held before."""
+    before = {path.name: path.read_bytes() for path in destination.parent.iterdir() if path.is_file()}
+    with pytest.raises(CaptureWriteError) as raised:
+        write()
+    assert raised.value.stage is stage
+    assert raised.value.destination == destination
+    assert raised.value.hint
+    assert {path.name: path.read_bytes() for path in destination.parent.iterdir() if path.is_file()} == before
+    return raised.value
+
+
+def test_a_file_is_replaced_as_a_whole_and_nothing_else_is_left(destination: Path) -> None:
+    """The usual case; and the file is for owner and group only."""
+    write_bytes_atomic(destination, NEW)
+    assert destination.read_bytes() == NEW
+    assert list(destination.parent.iterdir()) == [destination]
+    assert destination.stat().st_mode & 0o137 == 0
+
+
+# --- the reference's eight stages, and the ninth, which is ours ---
+
+
+def test_stage_one_the_output_directory_cannot_be_made(tmp_path: Path) -> None:
+    """A file stands where a directory should."""
+    (tmp_path / "file").write_bytes(b"")
+    destination = tmp_path / "file" / "deep" / "b.json"
+    with pytest.raises(CaptureWriteError) as raised:
+        write_capture_bundle(destination, small_bundle())
+    assert raised.value.stage is WriteStage.CREATE_OUTPUT_DIRECTORY
+    assert str(raised.value) == "create capture output directory: Not a directory"
+    assert isinstance(raised.value.cause, OSError)
+
+
+@pytest.mark.parametrize("style", CaptureJsonStyle)
+def test_stage_two_the_bundle_has_no_text(destination: Path, style: CaptureJsonStyle) -> None:
+    """A string that is not Unicode; the style is said."""
+    broken = msgspec.structs.replace(small_bundle(), graph_id="\ud800")
+    error = refusal(destination, lambda: write_capture_bundle(destination, broken, style), WriteStage.SERIALIZE)
+    assert str(error).startswith(f"serialize capture bundle '{destination}' ({style.value}): ")
+    assert error.style == style.value
+
+
+@pytest.mark.parametrize("name", ["..", "/", "."])
+def test_stage_three_the_destination_names_no_file(tmp_path: Path, name: str) -> None:
+    """A directory's name is none."""
+    destination = tmp_path / name if name != "." else Path()
+    with pytest.raises(CaptureWriteError, match="destination must include a file name") as raised:
+        write_bytes_atomic(destination, NEW)
+    assert raised.value.stage is WriteStage.INVALID_DESTINATION
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EMFILE, errno.ENAMETOOLONG])
+def test_stage_four_the_temporary_cannot_be_made(
+    destination: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Said at once: only a name that is taken is tried again."""
+    failing("open", number, monkeypatch)
+    error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.CREATE_TEMP_FILE)
+    assert str(error) == (
+        f"write capture bundle '{destination}': create temp file '{error.temp_path}': {os.strerror(number)}"
+    )
+
+
+def test_stage_five_every_temporary_name_is_taken(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 attempts, and no more."""
+    tried: list[str] = []
+    real = os.open
+
+    def taken(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if flags & os.O_EXCL:
+            tried.append(Path(path).name)
+            raise FileExistsError(errno.EEXIST, "File exists")
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", taken)
+    error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.EXHAUSTED_TEMP_FILE_ATTEMPTS)
+    assert len(set(tried)) == len(tried) == 64
+    assert str(error) == f"write capture bundle '{destination}': exhausted temp file creation attempts"
+
+
+def test_the_sixty_fourth_name_is_taken_if_it_is_free(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """63 that were left by somebody else do no harm, and are left alone."""
+    start = next(atomic._counter) + 1
+    others = [
+        destination.with_name(f"{destination.name}.{os.getpid()}.{number}.tmp") for number in range(start, start + 63)
+    ]
+    for other in others:
+        other.write_bytes(b"another's")
+    write_bytes_atomic(destination, NEW)
+    assert destination.read_bytes() == NEW
+    assert {other.read_bytes() for other in others} == {b"another's"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("after", [0, 1])
+def test_stage_six_writing_fails(destination: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: int) -> None:
+    """At the first write or in the midst, after a short one."""
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
+    failing("write", number, monkeypatch, after=after)
+    error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.WRITE_TEMP_FILE)
+    assert ": write temp file '" in str(error)
+    assert isinstance(error.cause, OSError)
+    assert error.cause.errno == number
+
+
+def test_short_writes_are_completed(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that took less than it was given goes on behind that."""
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
+    write_bytes_atomic(destination, NEW)
+    assert destination.read_bytes() == NEW
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_stage_seven_syncing_fails(destination: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """What is not on stable storage gets no name, and the sync is not tried again."""
+    failing("fsync", number, monkeypatch)
+    error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.SYNC_TEMP_FILE)
+    assert ": sync temp file '" in str(error)
+
+
+def test_stage_eight_renaming_fails(destination: Path) -> None:
+    """The destination is a directory."""
+    destination.unlink()
+    destination.mkdir()
+    error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.RENAME_TEMP_FILE)
+    assert ": rename temp file '" in str(error)
+    assert error.temp_path is not None
+    assert error.temp_path.parent == destination.parent
+
+
+def test_a_ninth_stage_the_directory_cannot_be_synced(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has its name, and the error says that a crash may undo that."""
+    failing("fsync", errno.EIO, monkeypatch, after=1)
+    with pytest.raises(CaptureWriteError, match="sync directory") as raised:
+        write_bytes_atomic(destination, NEW)
+    assert raised.value.stage is WriteStage.SYNC_DIRECTORY
+    assert destination.read_bytes() == NEW
+    assert list(destination.parent.iterdir()) == [destination]
+
+
+def test_the_stages_are_those_of_the_reference_and_one_more() -> None:
+    """By their names there; each of the tests above is about one."""
+    assert [stage.value for stage in WriteStage] == [
+        "CreateOutputDirectory",
+        "Serialize",
+        "InvalidDestination",
+        "CreateTempFile",
+        "ExhaustedTempFileAttempts",
+        "WriteTempFile",
+        "SyncTempFile",
+        "RenameTempFile",
+        "SyncDirectory",
+    ]
+
+
+def test_the_order_is_write_sync_rename_sync_directory(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name never stands for bytes that a power cut could take back."""
+    calls: list[str] = []
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "write", noting("write", os.write))
+    monkeypatch.setattr(os, "fsync", noting("sync", os.fsync))
+    with AtomicFile(destination, replace=noting("rename", os.replace)) as file:
+        file.write(NEW)
+        assert destination.read_bytes() == OLD
+        file.commit()
+    assert calls == ["write", "sync", "rename", "sync"]
+
+
+def test_a_file_that_is_not_committed_was_never_there(destination: Path) -> None:
+    """An error in between, or nobody who says ``commit``."""
+    with suppress(ZeroDivisionError), AtomicFile(destination) as file:
+        file.write(NEW)
+        raise ZeroDivisionError
+    with AtomicFile(destination) as file:
+        file.write(NEW)
+    assert destination.read_bytes() == OLD
+    assert list(destination.parent.iterdir()) == [destination]
+
+
+# --- races ---
+
+
+def test_eight_threads_on_one_destination_leave_one_whole_file(tmp_path: Path) -> None:
+    """While they write, every look sees one of their files whole; no temporary is left."""
+    destination = tmp_path / "raced.json"
+    texts = [bytes([65 + number]) * (20_000 + number) for number in range(8)]
+    start, errors, done = threading.Barrier(9), [], threading.Event()
+
+    def write(text: bytes) -> None:
+        start.wait()
+        try:
+            for _ in range(5):
+                write_bytes_atomic(destination, text)
+        except BaseException as error:  # noqa: BLE001 - told to the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    watcher_saw: set[bytes] = set()
+
+    def watch() -> None:
+        while not done.is_set():
+            if destination.exists():
+                watcher_saw.add(destination.read_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start.wait()
+    for thread in threads:
+        thread.join()
+    done.set()
+    watcher.join()
+    assert errors == []
+    assert watcher_saw | {destination.read_bytes()} <= set(texts)
+    assert list(tmp_path.iterdir()) == [destination]
+
+
+def test_a_directory_that_may_not_be_written_to_is_said() -> None:
+    """CreateTempFile, and the old file stays; root, who may write anywhere, becomes somebody else for it."""
+    with short_directory() as place:
+        destination = place / "b.json"
+        destination.write_bytes(OLD)
+        place.chmod(0o555)
+        user = os.geteuid()
+        os.seteuid(NOBODY if user == 0 else user)
+        try:
+            with pytest.raises(CaptureWriteError, match="Permission denied") as raised:
+                write_bytes_atomic(destination, NEW)
+        finally:
+            os.seteuid(user)
+            place.chmod(0o755)
+        assert raised.value.stage is WriteStage.CREATE_TEMP_FILE
+        assert [path.read_bytes() for path in place.iterdir()] == [OLD]
+
+
+# --- other systems ---
+
+
+class Refusing:
+    """A rename that Windows refuses so many times, because somebody has the destination open."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.attempts = 0
+        self.pauses: list[float] = []
+
+    def __call__(self, source: Path, destination: Path) -> None:
+        """Stand in for ``os.replace``."""
+        self.attempts += 1
+        if self.attempts <= self.refusals:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        os.replace(source, destination)  # noqa: PTH105 - what it stands for
+
+    def file(self, destination: Path, *, retry: bool = True) -> AtomicFile:
+        """An atomic file that is renamed so."""
+        return AtomicFile(destination, replace=self, retry_refusals=retry, pause=self.pauses.append)
+
+
+def test_on_windows_a_refused_rename_is_tried_again_ten_milliseconds_later(destination: Path) -> None:
+    """63 refusals are got over."""
+    refusing = Refusing(63)
+    with refusing.file(destination) as file:
+        file.write(NEW)
+        file.commit()
+    assert destination.read_bytes() == NEW
+    assert (refusing.attempts, refusing.pauses) == (64, [0.01] * 63)
+
+
+def test_on_windows_the_sixty_fourth_refusal_is_the_last(destination: Path) -> None:
+    """Then the error is that of the rename, after 63 pauses."""
+    refusing = Refusing(1000)
+
+    def write() -> None:
+        with refusing.file(destination) as file:
+            file.write(NEW)
+            file.commit()
+
+    error = refusal(destination, write, WriteStage.RENAME_TEMP_FILE)
+    assert "Access is denied" in str(error)
+    assert (refusing.attempts, len(refusing.pauses)) == (64, 63)
+
+
+def test_elsewhere_a_refused_rename_is_final(destination: Path) -> None:
+    """Without waiting."""
+    refusing = Refusing(1)
+    with pytest.raises(CaptureWriteError), refusing.file(destination, retry=False) as file:
+        file.commit()
+    assert (refusing.attempts, refusing.pauses) == (1, [])
+
+
+def test_on_windows_any_other_refusal_is_final_too(destination: Path) -> None:
+    """Only PermissionError says that somebody has it open."""
+
+    def broken(_source: Path, _destination: Path) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    pauses: list[float] = []
+    with (
+        pytest.raises(CaptureWriteError, match="broken"),
+        AtomicFile(destination, replace=broken, retry_refusals=True, pause=pauses.append) as file,
+    ):
+        file.commit()
+    assert pauses == []
+
+
+def test_on_macos_the_disk_is_told_to_empty_its_cache(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F_FULLFSYNC on the file, because fsync there leaves the data in the drive; and its failure is a failed sync."""
+    asked: list[tuple[int, int]] = []
+    fcntl = SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, what: asked.append((fd, what)))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setitem(sys.modules, "fcntl", fcntl)
+    with AtomicFile(destination) as file:
+        file.write(NEW)
+        fd = file._fd
+        file.commit()
+    assert asked == [(fd, 51)]
+
+    def fail(_fd: int, _what: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    fcntl.fcntl = fail
+    refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.SYNC_TEMP_FILE)
+
+
+def test_on_windows_no_directory_is_synced(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be opened there."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    write_bytes_atomic(destination, NEW)
+    assert len(synced) == 1
+
+
+# --- bundles, and what a kill leaves ---
+
+
+@pytest.mark.parametrize("style", CaptureJsonStyle)
+def test_a_bundle_is_written_with_its_directories_and_reads_back(tmp_path: Path, style: CaptureJsonStyle) -> None:
+    """In either style."""
+    path = tmp_path / "a" / "b" / "run.capture.json"
+    bundle = small_bundle()
+    write_capture_bundle(path, bundle, style)
+    assert path.read_bytes() == encode_bundle(bundle, style)
+    assert read_capture_bundle(path) == bundle
+
+
+def test_only_temporaries_of_our_naming_whose_process_is_gone_are_swept(tmp_path: Path) -> None:
+    """Neither a living process's, nor another's file, nor a link or a directory of such a name."""
+    gone = 4_194_304 + 1
+    for name in (f"b.json.{gone}.0.tmp", f"b.json.{os.getpid()}.1.tmp", "b.json.1.0.tmp", "b.json", "other.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / f"link.{gone}.0.tmp").symlink_to(tmp_path / "b.json")
+    (tmp_path / f"folder.{gone}.0.tmp").mkdir()
+    swept = sweep_temporaries(tmp_path)
+    assert [path.name for path in swept] == sorted([f"b.json.{gone}.0.tmp", f"b.json.{os.getpid()}.1.tmp"])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "b.json.1.0.tmp",
+        "b.json",
+        "other.tmp",
+        f"link.{gone}.0.tmp",
+        f"folder.{gone}.0.tmp",
+    }
