@@ -65,6 +65,18 @@ class Daemon:
             yield Wire(stream)
 
     @asynccontextmanager
+    async def control(self) -> AsyncIterator[Wire]:
+        """A raw connection to the control socket."""
+        async with await anyio.connect_unix(str(self.service.control_path)) as stream:
+            yield Wire(stream)
+
+    async def ask(self, command: str, **fields: Any) -> dict[str, Any]:
+        """One request on the control socket, and its answer."""
+        async with self.control() as wire:
+            await wire.say({"command": command, **fields})
+            return await wire.read()
+
+    @asynccontextmanager
     async def session(self, **options: Any) -> AsyncIterator[Wire]:
         """A raw connection that has said hello and opened a session."""
         async with self.wire() as wire:

@@ -30,6 +30,7 @@ __all__ = [
     "GraphConfig",
     "GraphRetentionConfig",
     "ScriptedEngineConfig",
+    "control_beside",
     "known_keys",
     "load",
     "parse",
@@ -61,9 +62,11 @@ def load(path: Path | None = None, *, socket: str = "", state: str = "") -> Conf
     """
     file = path or usual_file()
     config = Config() if file is None else _read(file)
+    place = socket or config.socket.path or str(usual_socket())
     return msgspec.structs.replace(
         config,
-        socket=msgspec.structs.replace(config.socket, path=socket or config.socket.path or str(usual_socket())),
+        socket=msgspec.structs.replace(config.socket, path=place),
+        control=msgspec.structs.replace(config.control, path=config.control.path or str(control_beside(Path(place)))),
         state=msgspec.structs.replace(config.state, directory=state or config.state.directory or str(usual_state())),
     )
 
@@ -106,6 +109,14 @@ def usual_socket() -> Path:
     if os.geteuid() == 0:
         return Path("/run/ergo-capture/capture.sock")
     return Path(platformdirs.user_runtime_path("ergo-capture")) / "capture.sock"
+
+
+def control_beside(socket: Path) -> Path:
+    """Where the control socket of the daemon with that socket is when nothing else is said.
+
+    Why by the socket's name: two daemons may have their sockets in one directory.
+    """
+    return socket.with_name("control.sock" if socket.name == "capture.sock" else f"{socket.stem}.control.sock")
 
 
 def _read(file: Path) -> Config:

@@ -28,7 +28,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A table of the file."""
 
     #: The least that a setting may be, where its type allows less.
-    LEAST: ClassVar[Mapping[str, Size]] = {}
+    LEAST: ClassVar[Mapping[str, Size | Duration]] = {}
 
     def __post_init__(self) -> None:
         for key, least in self.LEAST.items():
@@ -52,6 +52,29 @@ class AccessConfig(_Section, frozen=True):
 
     users: Annotated[tuple[Name, ...], _doc("Users, by name or number.")] = ()
     groups: Annotated[tuple[Name, ...], _doc("Groups, by name or number: their members.")] = ()
+
+
+class ControlConfig(_Section, frozen=True):
+    """Where the operator asks: `ergo-capture status`, `top`, `metrics`, `reload`, `tap`. For the daemon's user and root."""
+
+    path: Annotated[str, _doc("Path of the control socket; empty for control.sock beside capture.sock.")] = ""
+
+
+class MetricsConfig(_Section, frozen=True):
+    """Figures for Prometheus, beside `ergo-capture metrics`."""
+
+    # Why: a file that is written without pause would keep the disk from its work.
+    LEAST = {"interval": Duration(1_000_000_000)}
+
+    textfile: Annotated[str, _doc("A file ending in .prom for node_exporter's textfile collector; empty for none.")] = (
+        ""
+    )
+    interval: Annotated[Duration, _doc("How often it is written.")] = Duration(15_000_000_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.textfile and not self.textfile.endswith(".prom"):
+            raise ValueError("`textfile` must end in .prom; node_exporter reads nothing else")
 
 
 class StateConfig(_Section, frozen=True):
@@ -256,6 +279,7 @@ class Config(_Section, frozen=True):
 
     socket: SocketConfig = SocketConfig()
     access: AccessConfig = AccessConfig()
+    control: ControlConfig = ControlConfig()
     state: StateConfig = StateConfig()
     journal: JournalConfig = JournalConfig()
     session: SessionConfig = SessionConfig()
@@ -266,6 +290,7 @@ class Config(_Section, frozen=True):
     retention: RetentionConfig = RetentionConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
     graphs: dict[str, GraphConfig] = msgspec.field(default_factory=lambda: {"default": GraphConfig()})
 
     def __post_init__(self) -> None:

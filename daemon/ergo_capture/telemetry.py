@@ -57,6 +57,10 @@ CLIENT_REFUSED: Final = "client.refused"
 CLIENT_UNACCEPTED: Final = "client.unaccepted"
 WORKER_BROKEN: Final = "worker.broken"
 SNAPSHOT_FAILED: Final = "snapshot.failed"
+CONFIG_RELOADED: Final = "config.reloaded"
+CONFIG_REFUSED: Final = "config.refused"
+METRICS_FAILED: Final = "metrics.failed"
+CONTROL_ASKED: Final = "control.asked"
 LOG_SUPPRESSED: Final = "log.suppressed"
 
 #: Said however often. Why: each of these lines is evidence of something else, and no client can provoke a storm of

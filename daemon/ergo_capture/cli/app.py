@@ -22,14 +22,21 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 COMMANDS: Final = (
     "serve",
     "send",
+    "status",
+    "top",
+    "tap",
+    "flush",
+    "reload",
+    "shutdown",
+    "metrics",
     "verify",
-    "bundles",
-    "journal",
     "simulate",
-    "config",
-    "systemd",
     "demo",
     "bench",
+    "bundles",
+    "journal",
+    "config",
+    "systemd",
 )
 
 #: The exit code of a command whose reader went away: the shell's for SIGPIPE. Why not 0: not all was checked or said.

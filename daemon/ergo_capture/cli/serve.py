@@ -24,10 +24,13 @@ def serve(
 ) -> int:
     """Run the daemon until SIGTERM or SIGINT; a second signal stops it at once."""
     from ergo_capture import telemetry  # noqa: PLC0415 - help must not load the daemon
-    from ergo_capture.config import load  # noqa: PLC0415
+    from ergo_capture.config import Config, load  # noqa: PLC0415
     from ergo_capture.server.service import run  # noqa: PLC0415
 
-    loaded = load(config, socket=socket, state=state_dir)
+    def reread() -> Config:
+        return load(config, socket=socket, state=state_dir)
+
+    loaded = reread()
     log = loaded.log
     telemetry.configure(log.level, log.format, burst=log.burst, window=log.window.seconds)
-    return run(loaded)
+    return run(loaded, reread)

@@ -43,10 +43,16 @@ def graphs_of(config: Config) -> dict[str, Graph]:
         ConfigError: a graph's limits or engine are not possible.
         ErgoCaptureError: an engine cannot be made, such as a script that is not there.
     """
-    return {name: _graph(name, graph) for name, graph in config.graphs.items()}
+    return {name: graph_of(name, graph) for name, graph in config.graphs.items()}
 
 
-def _graph(name: str, graph: GraphConfig) -> Graph:
+def graph_of(name: str, graph: GraphConfig, engine: Engine | None = None) -> Graph:
+    """One graph, with the engine that is given or else the configured one.
+
+    Raises:
+        ConfigError: its limits or engine are not possible.
+        ErgoCaptureError: its engine cannot be made.
+    """
     try:
         constraints = Constraints(
             graph.max_in_flight,
@@ -55,7 +61,7 @@ def _graph(name: str, graph: GraphConfig) -> Graph:
             _event_time(graph.deadline),
             graph.max_retries,
         )
-        engine = engine_of(graph.engine)
+        engine = engine or engine_of(graph.engine)
     except ValueError as error:
         raise ConfigError(
             f"configure graph {name!r}: {error}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import DecisionRows, SessionDescription
@@ -16,6 +17,7 @@ from ergo_capture.journal.journal import Position
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
+from ergo_capture.server.tap import Listener
 
 
 class JournalDecisionLog:
@@ -50,10 +52,14 @@ class JournalDecisionLog:
         self._framed = first
         #: Entries kept for a client that asked for decisions; dropped as they become durable.
         self.followed: deque[DecisionLogEntry] | None = None
+        #: Told of decisions as they are logged, where somebody watches.
+        self.listener: Listener | None = None
 
     def log(self, entry: DecisionLogEntry) -> None:
         """Keep the decision for the next commit."""
         self._rows.add(entry)
+        if self.listener is not None:
+            self.listener(self.logged, 1, lambda _count: (entry,))
         self.logged += 1
         if self.followed is not None:
             self.followed.append(entry)
@@ -65,6 +71,8 @@ class JournalDecisionLog:
                 self.log(self._plain_entry(event, first_episode + offset))
             return
         self._rows.add_plain(first_episode, len(events))
+        if self.listener is not None:
+            self.listener(self.logged, len(events), partial(self._plain_entries, events, first_episode))
         self.logged += len(events)
 
     def _plain_entry(self, event: EventLike, episode: int) -> DecisionLogEntry:
@@ -72,6 +80,9 @@ class JournalDecisionLog:
         return DecisionLogEntry(
             self._graph, event.event_id, event, Decision.Invoke, None, episode, self._deadline, completed, 0
         )
+
+    def _plain_entries(self, events: Sequence[EventLike], first_episode: int, count: int) -> list[DecisionLogEntry]:
+        return [self._plain_entry(event, first_episode + offset) for offset, event in enumerate(events[:count])]
 
     @property
     def waiting(self) -> bool:

@@ -52,8 +52,9 @@ class BundlePublisher:
     ) -> None:
         self._state = state
         self._journal = journal
-        self._style = style
-        self._compress = compress
+        #: Layout and compression of the bundles that come next.
+        self.style = style
+        self.compress = compress
         self._on_published = on_published
         self._one_at_a_time = anyio.Lock()
         #: Bundles published since the start.
@@ -68,7 +69,7 @@ class BundlePublisher:
             ErgoCaptureError: with what failed; the journal still holds the session.
         """
         description = session.description
-        compressed = self._compress != "none"
+        compressed = self.compress != "none"
         destination = bundle_path(
             self._state, description.graph, description.session, part.number, compressed=compressed
         )
@@ -76,8 +77,8 @@ class BundlePublisher:
             journal=str(self._journal),
             destination=str(destination),
             manifest=str(manifest_path(destination)),
-            style=self._style,
-            compress=self._compress,
+            style=self.style,
+            compress=self.compress,
             description=description,
             part=part.number,
             first=part.first,

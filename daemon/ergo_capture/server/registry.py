@@ -28,6 +28,7 @@ from ergo_capture.server.part import RotationRule
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.session import Owner, Publisher, Session, storage_failed, utc_now
 from ergo_capture.server.submission import append
+from ergo_capture.server.tap import Taps
 from ergo_capture.server.writer import Writer
 from ergo_capture.version import PROGRAM
 
@@ -80,6 +81,8 @@ class SessionRegistry:
         self.queue = Budget(limits.queue_bytes, limits.user_queue_bytes)
         #: Memory for the ids of events, so that none is taken twice.
         self.ids = Budget(limits.ids_bytes, limits.user_ids_bytes)
+        #: Who watches decisions.
+        self.taps = Taps(self.sessions, graphs)
         self._next_number = next_number
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
@@ -91,6 +94,10 @@ class SessionRegistry:
         self.limits = limits
         self.queue.total, self.queue.per_user = limits.queue_bytes, limits.user_queue_bytes
         self.ids.total, self.ids.per_user = limits.ids_bytes, limits.user_ids_bytes
+
+    def take_rules(self, rotation: RotationRule, linger: float) -> None:
+        """Let other rules hold: of rotation for sessions that come, of lingering for clients that go."""
+        self._rotation, self._linger = rotation, linger
 
     async def open(self, request: Open, peer: Peer | None, owner: Owner) -> tuple[Session, bool]:
         """A new session, or the one asked for; with whether it was resumed.
@@ -224,11 +231,13 @@ class SessionRegistry:
         peer = session.description.peer
         session.charge(self.queue.holding(peer), self.ids.holding(peer))
         self.sessions[session.description.session] = session
+        self.taps.attach(session)
         self._tasks.start_soon(self._live, session)
 
     async def _live(self, session: Session) -> None:
         await session.run()
         session.discharge()
+        self.taps.session_over(session)
         if session.failure is None:
             self.sessions.pop(session.description.session, None)
             self.finished += 1

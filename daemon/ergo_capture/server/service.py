@@ -16,9 +16,10 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import anyio
@@ -27,7 +28,7 @@ from anyio.abc import TaskGroup, TaskStatus, UNIXSocketStream
 
 from ergo_capture import telemetry
 from ergo_capture.capture.atomic import sweep_temporaries
-from ergo_capture.config import Config
+from ergo_capture.config import Config, control_beside
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.body import Peer, Publication
 from ergo_capture.journal.journal import Journal
@@ -43,14 +44,19 @@ from ergo_capture.server.composition import (
     session_limits_of,
 )
 from ergo_capture.server.connection import Connection
+from ergo_capture.server.control import ControlSocket
 from ergo_capture.server.listener import Listener, bind, unlink_if_ours
+from ergo_capture.server.meter import CommitMeter
+from ergo_capture.server.metrics import Textfile
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.recovery_progress import RecoveryProgress
 from ergo_capture.server.registry import SessionRegistry
+from ergo_capture.server.reload import Reloaded, Reloader
 from ergo_capture.server.retention import Pruner, Retention
 from ergo_capture.server.session import Session
 from ergo_capture.server.snapshots import Snapshots
+from ergo_capture.server.status import Running, take_status
 from ergo_capture.server.systemd import Notifier
 from ergo_capture.server.watchdog import Watchdog
 from ergo_capture.server.writer import Writer
@@ -69,9 +75,13 @@ class Service:
     Args:
         config: as loaded.
         storage: the filesystem; the real one outside tests.
+        reread: loads the configuration again, for a reload; by default it is always the same.
     """
 
-    def __init__(self, config: Config, storage: Storage | None = None) -> None:
+    def __init__(
+        self, config: Config, storage: Storage | None = None, reread: Callable[[], Config] | None = None
+    ) -> None:
+        #: In force; a reload replaces it.
         self.config = config
         self.storage = storage or RealStorage()
         self.limits = limits_of(config)
@@ -79,7 +89,16 @@ class Service:
         self.state = Path(config.state.directory)
         self.journal_directory = self.state / "journal"
         self.socket_path = Path(config.socket.path)
+        self.control_path = Path(config.control.path or control_beside(self.socket_path))
         self.connections: dict[Connection, None] = {}
+        #: ``starting``, ``serving`` or ``stopping``; and what it is at, while it starts.
+        self.phase = "starting"
+        self.began = time.monotonic()
+        #: What was counted: clients let in, sessions ``opened`` and ``resumed``.
+        self.totals: Counter[str] = Counter()
+        #: The parts, once the journal is recovered.
+        self.running: Running | None = None
+        self.reloader = Reloader(self, reread or (lambda: config))
         #: Refusals by code.
         self.refusals: Counter[str] = Counter()
         self.ready = anyio.Event()
@@ -94,6 +113,7 @@ class Service:
             Pruner(self.state, self.storage), retention_of(config), config.retention.interval.seconds
         )
         self._notifier = Notifier.from_environment()
+        self._progress = RecoveryProgress(self._notifier)
         self._stop = anyio.Event()
         self._journal: Journal
         self._writer: Writer
@@ -105,6 +125,7 @@ class Service:
     async def open_session(self, request: Open, peer: Peer | None, owner: Connection) -> tuple[Session, bool]:
         """A new session, or the one asked for (``connection.Reception``)."""
         session, resumed = await self.registry.open(request, peer, owner)
+        self.totals["resumed" if resumed else "opened"] += 1
         log.info(
             telemetry.SESSION_RESUMED if resumed else telemetry.SESSION_OPENED,
             session=session.description.session,
@@ -152,7 +173,7 @@ class Service:
         """
         async with anyio.create_task_group() as tasks:
             # Why first: a signal that comes while the journal is read must not kill what is being mended.
-            await tasks.start(self._watch_signals)
+            await tasks.start(self._watch_signals, tasks)
             try:
                 await self._run(tasks)
             except ErgoCaptureError as error:
@@ -168,6 +189,8 @@ class Service:
             self._prepare_state()
             lock = self.storage.lock(self.state / "lock")
             stack.callback(lock.release)
+            control = ControlSocket(self, self._control_socket(stack))
+            tasks.start_soon(control.run)
             self._notifier.status("reading the journal")
             self._sweep()
             self._journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
@@ -213,7 +236,7 @@ class Service:
         )
         try:
             return journal, recover(
-                self.journal_directory, scan, self.storage, on_progress=RecoveryProgress(self._notifier)
+                self.journal_directory, scan, self.storage, on_progress=self._progress
             )
         except BaseException:
             journal.close()
@@ -246,6 +269,15 @@ class Service:
         stack.callback(unlink_if_ours, self.socket_path, listening)
         return listening
 
+    def _control_socket(self, stack: AsyncExitStack) -> socket.socket:
+        inherited = self._notifier.take_socket("control")
+        if inherited is not None:
+            return inherited
+        listening = bind(self.control_path, mode=0o600)
+        stack.callback(listening.close)
+        stack.callback(unlink_if_ours, self.control_path, listening)
+        return listening
+
     async def _serve(self, tasks: TaskGroup, listening: socket.socket, recovery: Recovery) -> None:
         self.registry = SessionRegistry(
             self._graphs,
@@ -258,6 +290,9 @@ class Service:
             limits=session_limits_of(self.config),
             next_number=recovery.next_session,
         )
+        meter = CommitMeter()
+        self._writer.on_commit = meter.note
+        self.running = Running(self._journal, self._writer, self._publisher, self.registry, meter)
         tasks.start_soon(self._write)
         self.registry.take_recovered(recovery, in_doubt=self.config.session.in_doubt)
         await self.registry.retire_segments()
@@ -265,8 +300,8 @@ class Service:
             listening,
             self._serve_client,
             admission=self.admission,
-            on_refused=self._on_refused,
-            on_trouble=self._on_trouble,
+            on_refused=self.on_refused,
+            on_trouble=self.on_trouble,
         )
         tasks.start_soon(listener.run)
         tasks.start_soon(Watchdog(self._notifier, self._writer, self._in_a_line).run)
@@ -275,7 +310,12 @@ class Service:
         if self.config.snapshot.interval:
             snapshots = Snapshots(self.registry.sessions, self.config.snapshot.interval.seconds)
             tasks.start_soon(snapshots.run)
+        if self.config.metrics.textfile:
+            metrics = self.config.metrics
+            textfile = Textfile(Path(metrics.textfile), metrics.interval.seconds, lambda: take_status(self))
+            tasks.start_soon(textfile.run)
         try:
+            self.phase = "serving"
             self.ready.set()
             self._notifier.ready(self._in_a_line())
             log.info(telemetry.DAEMON_READY, socket=str(self.socket_path), state=str(self.state), program=PROGRAM)
@@ -284,6 +324,11 @@ class Service:
         finally:
             # Why also here: the writer ends by this and by nothing else.
             self._writer.close()
+
+    @property
+    def doing(self) -> str:
+        """What the daemon is at while it starts; empty afterwards."""
+        return self._progress.text if self.phase == "starting" else ""
 
     def _in_a_line(self) -> str:
         sessions = self.registry.sessions.values()
@@ -304,6 +349,7 @@ class Service:
             self.stop()
 
     async def _serve_client(self, stream: UNIXSocketStream, peer: Peer | None) -> None:
+        self.totals["clients"] += 1
         connection = Connection(stream, peer, self)
         self.connections[connection] = None
         try:
@@ -326,7 +372,8 @@ class Service:
                 reason=None if error is None else error.message,
             )
 
-    def _on_refused(self, peer: Peer | None, error: ProtocolError) -> None:
+    def on_refused(self, peer: Peer | None, error: ProtocolError) -> None:
+        """Count and log whom a listener turned away."""
         self.count(error.code)
         log.warning(
             telemetry.CLIENT_REFUSED,
@@ -337,7 +384,8 @@ class Service:
             hint=error.hint,
         )
 
-    def _on_trouble(self, error: BaseException) -> None:
+    def on_trouble(self, error: BaseException) -> None:
+        """Log why a listener is given no more connections."""
         log.error(
             telemetry.CLIENT_UNACCEPTED,
             error=str(error),
@@ -349,10 +397,34 @@ class Service:
             await anyio.sleep(self.config.log.window.seconds or 1.0)
             telemetry.say_suppressed()
 
-    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async def _reload(self) -> None:
+        """SIGHUP; one that comes while the daemon starts waits until it serves."""
+        await self.ready.wait()
+        with suppress(ErgoCaptureError):
+            # Why suppressed: it is logged, and a signal has nobody to answer to.
+            await self.reload()
+
+    async def reload(self) -> Reloaded:
+        """Read the configuration again, and tell the service manager of it.
+
+        Raises:
+            ErgoCaptureError: it cannot be used, and nothing has changed.
+        """
+        if self.phase == "serving":
+            self._notifier.reloading()
+        try:
+            return await self.reloader.reload()
+        finally:
+            if self.phase == "serving":
+                self._notifier.ready(f"serving {len(self.registry.sessions)} sessions")
+
+    async def _watch_signals(self, tasks: TaskGroup, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
+                if number == signal.SIGHUP:
+                    tasks.start_soon(self._reload)
+                    continue
                 if self._stop.is_set():
                     log.warning(telemetry.DAEMON_ABANDONED, signal=signal.Signals(number).name)
                     # Why so abruptly: the second signal is for a daemon that does not get done, and what was
@@ -374,6 +446,7 @@ class Service:
     # --- the end ---
 
     async def _shut_down(self, listener: Listener) -> None:
+        self.phase = "stopping"
         self._notifier.stopping()
         self.registry.stop()
         listener.stop()
@@ -417,8 +490,8 @@ class Service:
         return f"<Service {self.state}, {len(self.connections)} connections>"
 
 
-def run(config: Config) -> int:
-    """Serve until a signal stops it; returns the exit code.
+def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
+    """Serve until a signal stops it; returns the exit code. ``reread`` loads the configuration again.
 
     Raises:
         ErgoCaptureError: start-up failed.
@@ -428,7 +501,7 @@ def run(config: Config) -> int:
     sys.setswitchinterval(0.0005)
     make_room(config.limits.max_clients)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return int(runner.run(Service(config).run()))
+        return int(runner.run(Service(config, reread=reread).run()))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

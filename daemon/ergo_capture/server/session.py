@@ -35,6 +35,7 @@ from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal, without_duplicates
 from ergo_capture.server.submission import Batch, append
+from ergo_capture.server.tap import Listener
 from ergo_capture.server.writer import Writer
 
 
@@ -485,6 +486,10 @@ class Session:
         if self.finished.is_set():
             return "finished"
         return "open" if self.ended is None else "ending"
+
+    def listen(self, listener: Listener | None) -> None:
+        """Tell somebody of every decision as it is made, durable or not; None for nobody any more."""
+        self._log.listener = listener
 
     def follow(self, *, on: bool) -> None:
         """Keep decisions for the owner until they are durable and taken with ``take_followed``."""

@@ -34,7 +34,7 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.frame import PendingFrame
+from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Journal, JournalFull, Position, PreparedBatch
 
 log = structlog.get_logger()
@@ -61,10 +61,17 @@ class WriterSnapshot(msgspec.Struct, frozen=True):
     batches: int
     frames: int
     bytes_written: int
+    #: Events and decisions that became durable since the start.
+    events: int
+    decisions: int
+    #: How long the last write and sync took, in the thread.
     last_commit_seconds: float
     refused_batches: int
     committing: bool
-    oldest_queued_seconds: float
+    #: Age of the oldest submission that is not durable, be it queued or being written; zero where there is none.
+    oldest_undurable_seconds: float
+    #: Whether the last attempt found the disk full.
+    full: bool
     failed: str | None
 
 
@@ -104,21 +111,21 @@ class Writer:
         #: The batch that is being written: its submissions, and how many of them may be refused.
         self._batch: list[Submission] | None = None
         self._firm = 0
-        self._began = 0.0
-        self._batch_bytes = 0
+        #: When the batch was begun, and when the oldest submission of it was queued.
+        self._began = self._since = 0.0
+        self._batch_bytes = self._batch_events = self._batch_decisions = 0
         #: Until when nothing is tried, because the disk was full; or until when decisions wait for an event.
         self._timer: asyncio.TimerHandle | None = None
         self._pausing = False
         self._thread = _CommitThread(journal, self._completed)
-        self._batches = self._frames = self._written = self._refused = 0
-        self._last_seconds = 0.0
+        self._batches = self._frames = self._written = self._events = self._decisions = self._refused = 0
         #: Why the journal can take nothing more, once that is so.
         self.failure: ErgoCaptureError | None = None
         #: Whether the last attempt found the disk full.
         self.full = False
         self._full_since = 0.0
-        #: Told of each commit's duration in seconds and its bytes; for the metrics.
-        self.on_commit: Callable[[float, int], None] = lambda _seconds, _bytes: None
+        #: Told of each commit's duration in seconds, its bytes, and the events in it; for the metrics.
+        self.on_commit: Callable[[float, int, int], None] = lambda _seconds, _bytes, _events: None
 
     # --- what sessions call ---
 
@@ -222,31 +229,36 @@ class Writer:
         lazy, self._lazy = self._lazy, {}
         self._bytes = 0
         self._urgent = False
+        events = decisions = 0
         for submission, _, _ in queued:
             frame = submission.to_frame()
             if frame is not None:
                 batch.append(submission)
                 frames.append(frame)
+                if frame.kind is FrameKind.EVENTS:
+                    events += frame.count
         self._firm = len(batch)
         for submission in lazy:
             frame = submission.to_frame()
             if frame is not None:
                 batch.append(submission)
                 frames.append(frame)
+                decisions += frame.count
         self._room.set()
         if not frames:
             self._go_on()
             return
         self._batch = batch
         self._batch_bytes = sum(map(len, frames))
+        self._batch_events, self._batch_decisions = events, decisions
         self._began = time.monotonic()
+        self._since = queued[0][2] if queued else self._began
         self._thread.commit(frames)
 
     def _completed(self, outcome: list[Position] | BaseException) -> None:
         """The thread is done with the batch; called on the loop."""
         batch, self._batch = self._batch, None
         assert batch is not None
-        self._last_seconds = time.monotonic() - self._began
         if isinstance(outcome, BaseException):
             self._refuse(batch, outcome)
             return
@@ -257,7 +269,9 @@ class Writer:
         self._batches += 1
         self._frames += len(batch)
         self._written += self._batch_bytes
-        self.on_commit(self._last_seconds, self._batch_bytes)
+        self._events += self._batch_events
+        self._decisions += self._batch_decisions
+        self.on_commit(self._thread.last_seconds, self._batch_bytes, self._batch_events)
         for submission, position in zip(batch, outcome, strict=True):
             submission.on_durable(position)
         self._go_on()
@@ -291,17 +305,20 @@ class Writer:
 
     def snapshot(self) -> WriterSnapshot:
         """What the writer is doing now."""
-        oldest = time.monotonic() - self._queue[0][2] if self._queue else 0.0
+        since = self._since if self._batch is not None else self._queue[0][2] if self._queue else None
         return WriterSnapshot(
             queued=len(self._queue) + len(self._lazy),
             queued_bytes=self._bytes,
             batches=self._batches,
             frames=self._frames,
             bytes_written=self._written,
-            last_commit_seconds=self._last_seconds,
+            events=self._events,
+            decisions=self._decisions,
+            last_commit_seconds=self._thread.last_seconds,
             refused_batches=self._refused,
             committing=self._batch is not None,
-            oldest_queued_seconds=oldest,
+            oldest_undurable_seconds=0.0 if since is None else time.monotonic() - since,
+            full=self.full,
             failed=None if self.failure is None else self.failure.message,
         )
 
@@ -320,6 +337,8 @@ class _CommitThread:
         self._journal = journal
         self._completed = completed
         self._jobs: SimpleQueue[PreparedBatch | Sequence[PendingFrame] | None] = SimpleQueue()
+        #: How long the last write and sync took.
+        self.last_seconds = 0.0
         self._thread = threading.Thread(target=self._work, name="ergo-capture-commit", daemon=True)
         self._loop: asyncio.AbstractEventLoop
 
@@ -337,10 +356,12 @@ class _CommitThread:
     def _work(self) -> None:
         while (batch := self._jobs.get()) is not None:
             outcome: list[Position] | BaseException
+            began = time.monotonic()
             try:
                 outcome = self._journal.write(batch)
             except BaseException as error:  # noqa: BLE001 - carried to the loop, whatever it is
                 outcome = error
+            self.last_seconds = time.monotonic() - began
             self._loop.call_soon_threadsafe(self._completed, outcome)
 
 

@@ -1,0 +1,146 @@
+"""A line to the running daemon's control socket, for the commands that ask it something.
+
+Owns: finding the socket, asking, what is said where no daemon answers.
+Not here: what can be asked (``server/control_protocol.py``), the commands (``status.py``, ``top.py``, ...).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final, Self
+
+import msgspec
+import typer
+
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+
+#: Seconds to wait for an answer. Why so long: a loop that is busy composing or recovering answers late, not never.
+PATIENCE: Final = 10.0
+
+SocketOption = Annotated[
+    str, typer.Option("--socket", help="The daemon's capture socket; the control socket is the one beside it.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="The daemon's configuration file; by default the usual one.")
+]
+
+
+class DaemonAway(ErgoCaptureError):
+    """No daemon answers on the control socket."""
+
+
+class DaemonRefused(ErgoCaptureError):
+    """The daemon answered that it would not, or could not."""
+
+
+class _Answer(msgspec.Struct):
+    type: str
+    message: str = ""
+    hint: str = ""
+    exit_code: int = ExitCode.FAILED
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+
+def control_path(capture_socket: str, config: Path | None) -> Path:
+    """Where the daemon's control socket is, as the options and the configuration say.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    from ergo_capture.config import control_beside, load  # noqa: PLC0415 - only where it is asked for
+
+    if capture_socket and config is None:
+        return control_beside(Path(capture_socket))
+    return Path(load(config, socket=capture_socket).control.path)
+
+
+class OperatorLine:
+    """A connection to the control socket; ask, and ask again.
+
+    Args:
+        path: of the control socket.
+        patience: seconds to wait for each answer.
+
+    Raises:
+        DaemonAway: nobody listens there.
+    """
+
+    def __init__(self, path: Path, patience: float | None = PATIENCE) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(patience)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise self._away(error) from error
+        self._lines: BinaryIO = self._socket.makefile("rb")
+
+    def ask(self, command: str, **fields: Any) -> bytes:
+        """The line that answers a request.
+
+        Raises:
+            DaemonAway: it went away, or did not answer in time.
+            DaemonRefused: it would not; with its sentence and hint.
+        """
+        try:
+            self._socket.sendall(msgspec.json.encode({"command": command, **fields}) + b"\n")
+        except BrokenPipeError:
+            # Why: whoever is turned away is told why before the daemon hangs up, and that can still be read.
+            pass
+        except OSError as error:
+            raise self._away(error) from error
+        return self.read()
+
+    def read(self) -> bytes:
+        """The next line; raises as ``ask`` does."""
+        try:
+            line = self._lines.readline()
+        except OSError as error:
+            raise self._away(error) from error
+        if not line.endswith(b"\n"):
+            raise self._away(None)
+        answer = _answer.decode(line)
+        if answer.type == "error":
+            raise DaemonRefused(answer.message, op="ask the daemon", hint=answer.hint, exit_code=answer.exit_code)
+        return line
+
+    def lines(self) -> Iterator[bytes]:
+        """Every further line, however long each takes to come."""
+        self._socket.settimeout(None)
+        while True:
+            yield self.read()
+
+    def _away(self, error: OSError | None) -> DaemonAway:
+        reason, hint = _reason(error)
+        return DaemonAway(f"ask the daemon at '{self.path}': {reason}", op="ask the daemon", path=self.path, hint=hint)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _reason(error: OSError | None) -> tuple[str, str]:
+    start = "start it with `ergo-capture serve`, or name its socket with --socket or its configuration with --config"
+    match error:
+        case None | ConnectionResetError():
+            return "it has hung up", "ask again; if that goes on, look at the daemon's log"
+        case FileNotFoundError():
+            return "no daemon is there", start
+        case ConnectionRefusedError():
+            return "no daemon listens there any more", start
+        case PermissionError():
+            return "this user may not", "ask as the daemon's user or as root"
+        case TimeoutError():
+            return "it does not answer", "it may be very busy or stopped; look at its log"
+    return error.strerror or str(error), start

@@ -1,0 +1,223 @@
+"""A status laid out for people: the same for ``status`` and ``top``.
+
+Owns: which figures are shown, in which words and units; rates between two statuses.
+Not here: the figures (``server/overview.py``), when they are asked for (``status.py``, ``top.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server.meter import HistogramSnapshot
+from ergo_capture.server.overview import DaemonStatus, EngineStatus, RunningStatus
+from ergo_capture.server.session import SessionSnapshot
+
+#: A disk with less room than this is shown in red.
+LITTLE_ROOM: Final = 1 << 30
+#: Sentences of what a shutdown waits for that are shown.
+_WAITS_SHOWN: Final = 5
+
+
+def decode_status(text: bytes) -> DaemonStatus:
+    """A status from the daemon's answer.
+
+    Raises:
+        ErgoCaptureError: it is another version's.
+    """
+    try:
+        return msgspec.json.decode(text, type=DaemonStatus)
+    except msgspec.ValidationError as error:
+        raise ErgoCaptureError(
+            f"read the daemon's status: {error}",
+            op="read status",
+            hint="the daemon is of another version than this command; use --json, or restart the daemon",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What happened a second, between two statuses of one daemon."""
+
+    events: float
+    decisions: float
+    commits: float
+    bytes: float
+    #: Mean seconds of a commit; None where there was none.
+    commit_seconds: float | None
+    by_session: dict[str, float]
+
+    @classmethod
+    def between(cls, before: DaemonStatus, after: DaemonStatus) -> Rates | None:
+        """The rates; None where the two are not of one daemon, or the same."""
+        old, new = before.running, after.running
+        seconds = after.uptime_seconds - before.uptime_seconds
+        if old is None or new is None or before.pid != after.pid or seconds <= 0:
+            return None
+        commits = new.commits.seconds.total - old.commits.seconds.total
+        accepted = {session.session: session.accepted for session in old.sessions}
+        return cls(
+            events=(new.writer.events - old.writer.events) / seconds,
+            decisions=(new.writer.decisions - old.writer.decisions) / seconds,
+            commits=commits / seconds,
+            bytes=(new.writer.bytes_written - old.writer.bytes_written) / seconds,
+            commit_seconds=(new.commits.seconds.sum - old.commits.seconds.sum) / commits if commits else None,
+            by_session={
+                session.session: (session.accepted - accepted.get(session.session, session.accepted)) / seconds
+                for session in new.sessions
+            },
+        )
+
+
+def whole_view(status: DaemonStatus, rates: Rates | None = None, rows: int | None = None) -> RenderableType:
+    """Everything; with at most so many sessions, those that lag most."""
+    running = status.running
+    if running is None:
+        return _head(status, None)
+    return Group(_head(status, rates), sessions_table(running.sessions, rates, rows), *_troubles(running))
+
+
+def _head(status: DaemonStatus, rates: Rates | None) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    running = status.running
+    doing = f" ({status.doing})" if status.doing and running is None else ""
+    table.add_row(
+        "daemon",
+        f"{status.program}, pid {status.pid}, {status.phase}{doing} for {span(status.uptime_seconds)}, "
+        f"{status.clients} of {status.max_clients} clients",
+    )
+    table.add_row("state", Text(status.state, overflow="fold"))
+    if running is not None:
+        _running_rows(table, running, rates)
+    free = status.disk_free_bytes
+    table.add_row(
+        "disk",
+        Text("does not answer", style="red")
+        if free is None
+        else Text(f"{size(free)} free", style="red" if free < LITTLE_ROOM else ""),
+    )
+    refused = {code: count for code, count in status.refusals.items() if count}
+    table.add_row("refused", ", ".join(f"{code} {count:,}" for code, count in refused.items()) or "nothing")
+    return table
+
+
+def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> None:
+    writer, commits, journal = running.writer, running.commits, running.journal
+    events = f"{writer.events:,} accepted, {writer.decisions:,} decided since the start"
+    if rates is not None:
+        events += f"; {rates.events:,.0f}/s accepted, {rates.decisions:,.0f}/s decided"
+    table.add_row("events", events)
+    table.add_row("commits", _commits(commits.seconds, writer.last_commit_seconds, rates))
+    undurable = (
+        f"oldest {milliseconds(writer.oldest_undurable_seconds)}" if writer.oldest_undurable_seconds else "nothing"
+    )
+    table.add_row("not durable", f"{undurable}; {writer.queued:,} waiting, {size(writer.queued_bytes)}")
+    segments = f"{journal.segments} segment{'s' * (journal.segments != 1)}"
+    written = "" if rates is None else f", {size(rates.bytes)}/s written"
+    table.add_row("journal", f"{segments}, {size(journal.bytes)}{written}")
+    memory = (f"{kind} {size(held.used)} of {size(held.limit)}" for kind, held in running.memory.items())
+    table.add_row("memory", ", ".join(memory))
+    table.add_row("engines", Text(", ").join(_engine(engine) for engine in running.engines))
+
+
+def _commits(seconds: HistogramSnapshot, last: float, rates: Rates | None) -> str:
+    if not seconds.total:
+        return "none yet"
+    parts = [f"{seconds.total:,}", f"last {milliseconds(last)}"]
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        bound = seconds.quantile(share)
+        parts.append(
+            f"{name} over {seconds.bounds[-1]:g} s" if bound is None else f"{name} up to {milliseconds(bound)}"
+        )
+    if rates is not None:
+        parts.append(f"{rates.commits:,.0f}/s")
+        if rates.commit_seconds is not None:
+            parts.append(f"now {milliseconds(rates.commit_seconds)}")
+    return ", ".join(parts)
+
+
+def _engine(engine: EngineStatus) -> Text:
+    figures = " ".join(f"{name}={value}" for name, value in engine.figures.items() if value not in (None, "", 0))
+    text = Text(f"{engine.graph}: {engine.engine}" + (f" ({figures})" if figures else ""))
+    return text.append(" away", style="red") if engine.up is False else text
+
+
+def sessions_table(sessions: list[SessionSnapshot], rates: Rates | None, rows: int | None) -> RenderableType:
+    """The sessions, those that lag most first."""
+    if not sessions:
+        return Text("\nno sessions", style="dim")
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    table.add_column("session", no_wrap=True, overflow="ellipsis")
+    table.add_column("graph", no_wrap=True, overflow="ellipsis", max_width=24)
+    for name in ("state", "client"):
+        table.add_column(name, no_wrap=True)
+    numbers = ["accepted", "decided", "lag", "deferred", "queue", "part"]
+    if rates is not None:
+        numbers.insert(1, "events/s")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = sorted(sessions, key=lambda session: session.decided - session.admitted)[:rows]
+    for session in shown:
+        cells = [f"{session.accepted:,}", f"{session.decided:,}", f"{session.admitted - session.decided:,}"]
+        cells += [f"{session.deferred:,}", size(session.queued_bytes), str(session.part)]
+        if rates is not None:
+            cells.insert(1, f"{rates.by_session.get(session.session, 0.0):,.0f}")
+        state = Text(session.state, style="red" if session.state == "failed" else "")
+        table.add_row(Text(session.session), Text(session.graph), state, "yes" if session.owned else "away", *cells)
+    if len(shown) < len(sessions):
+        return Group(table, Text(f"and {len(sessions) - len(shown):,} more sessions", style="dim"))
+    return table
+
+
+def _troubles(running: RunningStatus) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    if running.writer.failed is not None:
+        lines.append(Text(f"the journal has failed: {running.writer.failed}", style="red"))
+    if running.writer.full:
+        lines.append(Text("the disk is full: events are refused until there is room", style="red"))
+    lines += [Text(f"quarantined {name}: {reason}", style="red") for name, reason in running.quarantined.items()]
+    waits = running.shutdown_waits_for
+    if waits:
+        lines.append(Text("a shutdown waits for", style="bold"))
+        lines += [Text(f"  {sentence}") for sentence in waits[:_WAITS_SHOWN]]
+        if len(waits) > _WAITS_SHOWN:
+            lines.append(Text(f"  and {len(waits) - _WAITS_SHOWN:,} more", style="dim"))
+    return lines
+
+
+# --- units ---------------------------------------------------------------------------------------------------------
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit: ``512 B``, ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} B" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, as exact as makes sense."""
+    value = seconds * 1e3
+    return f"{value:.2f} ms" if value < 10 else f"{value:,.0f} ms"
+
+
+def span(seconds: float) -> str:
+    """A time span in its two largest units: ``2h 3m``."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])

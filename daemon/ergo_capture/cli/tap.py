@@ -1,0 +1,87 @@
+"""``ergo-capture tap``: decisions, live.
+
+Owns: its arguments, a decision as one line for people.
+Not here: which are shown and which are skipped (``server/tap.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+
+from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
+from ergo_capture.errors import ErgoCaptureError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_MAX_RATE: Final = 10_000
+
+
+@app.command()
+def tap(
+    of: Annotated[str, typer.Argument(metavar="GRAPH|SESSION", help="What to follow; see `ergo-capture status`.")],
+    socket: SocketOption = "",
+    config: ConfigOption = None,
+    rate: Annotated[int, typer.Option(min=1, max=_MAX_RATE, help="Most decisions a second to show.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the daemon's own lines.")] = False,
+) -> int:
+    """Follow decisions as they become durable, until Ctrl-C or the session's end.
+
+    Shows at most so many a second, and says how many it skipped.
+    """
+    with OperatorLine(control_path(socket, config)) as line:
+        line.ask("tap", of=of, rate=rate)
+        for text in line.lines():
+            item = msgspec.json.decode(text)
+            if as_json:
+                sys.stdout.write(text.decode())
+            else:
+                typer.echo(in_words(item))
+            sys.stdout.flush()
+            if item["type"] == "ended":
+                return 0
+    raise AssertionError("a line ends by an error")
+
+
+def in_words(item: dict[str, Any]) -> str:
+    """One line of a tap for people."""
+    if item["type"] == "skipped":
+        return f"skipped {item['count']:,}"
+    if item["type"] == "ended":
+        return f"the session has ended: {item['how']}"
+    if item["type"] != "decision":
+        raise ErgoCaptureError(
+            f"read the daemon's answer: {item['type']!r} is unknown",
+            op="tap",
+            hint="the daemon is of another version than this command; use --json",
+        )
+    decision = item["decision"]
+    parts = [f"{item['session']} {item['index']:,}", f"{_time(item['at'])}", item["kind"], _name(decision["event_id"])]
+    parts.append(decision["decision"].lower())
+    if decision["schedule_at"] is not None:
+        parts.append(f"until {_time(decision['schedule_at'])}")
+    if decision["termination"] is not None:
+        parts.append(_termination(decision["termination"]))
+    if decision["retry_count"]:
+        parts.append(f"after {decision['retry_count']} retries")
+    if decision["effects"]:
+        parts.append(f"{len(decision['effects'])} effects")
+    return "  ".join(parts)
+
+
+def _time(time: dict[str, int]) -> str:
+    return f"{time['secs']}.{time['nanos']:09d}".rstrip("0").rstrip(".")
+
+
+def _name(event_id: str) -> str:
+    # Why: an event id is whatever its client chose, and a terminal obeys control characters.
+    return event_id if event_id.isprintable() else ascii(event_id)
+
+
+def _termination(termination: Any) -> str:
+    if isinstance(termination, dict):
+        return " ".join(f"{kind} {detail}" for kind, detail in termination.items())
+    return str(termination)

@@ -1,0 +1,114 @@
+"""How long commits take and how much is in them: histograms that cost a commit next to nothing.
+
+Owns: Histogram, CommitMeter.
+Not here: the commits (``writer.py``), how the figures are shown (``metrics.py``, ``overview.py``).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+#: Seconds: from a disk with a battery behind its cache to one that is about to give up.
+SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: Bytes: from one small event to the most that is read at once by many clients.
+BYTES: Final = tuple(float(1 << power) for power in range(8, 27, 2))
+#: Events.
+EVENTS: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
+
+#: Commits that may wait to be sorted in. Why not more: sorting them in takes about a microsecond each, and the loop
+#: should not notice.
+_FRESH: Final = 256
+
+
+class HistogramSnapshot(msgspec.Struct, frozen=True):
+    """How many observations were how large."""
+
+    #: Upper bounds, inclusive; what is larger is in the last count, which has no bound.
+    bounds: tuple[float, ...]
+    #: Observations by bucket, not cumulated; one more than there are bounds.
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def total(self) -> int:
+        """All observations."""
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> float | None:
+        """A bound that this share of the observations does not exceed; None where there are none, or no bound holds."""
+        wanted, seen = share * self.total, 0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            seen += count
+            if seen and seen >= wanted:
+                return bound
+        return None
+
+
+class Histogram:
+    """Counts observations by size.
+
+    Args:
+        bounds: upper bounds of the buckets, ascending.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, values: Iterable[float]) -> None:
+        """Count these."""
+        for value in values:
+            self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += value
+
+    def snapshot(self) -> HistogramSnapshot:
+        """The counts now."""
+        return HistogramSnapshot(self._bounds, tuple(self._counts), self._sum)
+
+    def __repr__(self) -> str:
+        return f"<Histogram {sum(self._counts)} observations, sum {self._sum:g}>"
+
+
+class CommitMeterSnapshot(msgspec.Struct, frozen=True):
+    """Commits since the start."""
+
+    seconds: HistogramSnapshot
+    bytes: HistogramSnapshot
+    events: HistogramSnapshot
+
+
+class CommitMeter:
+    """Takes note of every commit; one append each, sorted in when somebody looks or many have come."""
+
+    def __init__(self) -> None:
+        self._fresh: list[tuple[float, int, int]] = []
+        self._seconds = Histogram(SECONDS)
+        self._bytes = Histogram(BYTES)
+        self._events = Histogram(EVENTS)
+
+    def note(self, seconds: float, size: int, events: int) -> None:
+        """A commit took so many seconds, for so many bytes and events (``Writer.on_commit``)."""
+        self._fresh.append((seconds, size, events))
+        if len(self._fresh) >= _FRESH:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        if self._fresh:
+            seconds, sizes, events = zip(*self._fresh, strict=True)
+            self._seconds.observe(seconds)
+            self._bytes.observe(sizes)
+            self._events.observe(events)
+            self._fresh.clear()
+
+    def snapshot(self) -> CommitMeterSnapshot:
+        """The histograms now."""
+        self._sort_in()
+        return CommitMeterSnapshot(self._seconds.snapshot(), self._bytes.snapshot(), self._events.snapshot())
+
+    def __repr__(self) -> str:
+        return f"<CommitMeter {self._seconds!r}, {len(self._fresh)} not sorted in>"
