@@ -19,7 +19,7 @@ from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, en
 _EVENT = ExternalEvent.mechanical("e", ExternalEventKind.Command)
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-times = st.fixed_dictionaries({"secs": st.integers(0, 2**64 - 2), "nanos": st.integers(0, 2**32 - 1)})
+times = st.fixed_dictionaries({"secs": st.integers(0, 2**64 - 6), "nanos": st.integers(0, 2**32 - 1)})
 payloads = st.none() | st.dictionaries(ids, st.integers() | ids | st.none(), max_size=3)
 
 

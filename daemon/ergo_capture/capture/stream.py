@@ -22,7 +22,7 @@ from typing import BinaryIO, Final, Self
 from ergo_capture.capture.bundle import BundleFormatError
 from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
 from ergo_capture.capture.opening import open_binary
-from ergo_capture.capture.outline import Outline, outline
+from ergo_capture.capture.outline import Outline, Stretch, outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.constraints import Constraints
@@ -58,8 +58,7 @@ class BundleStream:
         self._files: set[BinaryIO] = set()
         try:
             self._spool()
-            with open_binary(self._source) as file:
-                self._outline = self._read_outline(file)
+            self._outline = self._walk()
             self._head = self._read_head()
         except OSError as error:
             self.close()
@@ -126,6 +125,11 @@ class BundleStream:
         """The decisions, some at a time; raises as ``decisions``."""
         return self._blocks(DECISIONS)
 
+    @property
+    def stretches(self) -> tuple[Stretch, Stretch]:
+        """Where in the file the content of its events is, and that of its decisions."""
+        return self._stretch(EVENTS.name), self._stretch(DECISIONS.name)
+
     def close(self) -> None:
         """Let go of the file; iterators under way end with an error."""
         for file in list(self._files):
@@ -136,8 +140,7 @@ class BundleStream:
             self._copy = None
 
     def _blocks(self, reader: Reader[Record]) -> Iterator[list[Record]]:
-        stretch = self._outline.stretch(reader.name)
-        assert stretch is not None, "a bundle without its lists is refused when it is opened"
+        stretch = self._stretch(reader.name)
         try:
             file = open_binary(self._source)
             self._files.add(file)
@@ -150,6 +153,11 @@ class BundleStream:
             raise self._refused(error) from error
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def _stretch(self, name: str) -> Stretch:
+        stretch = self._outline.stretch(name)
+        assert stretch is not None, "a bundle without its lists is refused when it is opened"
+        return stretch
 
     def _spool(self) -> None:
         """Why: what comes through a pipe can be read only once."""
@@ -164,9 +172,10 @@ class BundleStream:
         copy.flush()
         self._source = Path(copy.name)
 
-    def _read_outline(self, file: BinaryIO) -> Outline:
+    def _walk(self) -> Outline:
         try:
-            return outline(file)
+            with open_binary(self._source) as file:
+                return outline(file)
         except ValueError as error:
             raise self._format_error(str(error)) from error
 

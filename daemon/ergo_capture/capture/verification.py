@@ -102,7 +102,7 @@ class _Verification:
                 if captured.effects:
                     self._check_effects(index, captured)
             if self.divergence is None and self._sound:
-                replayed = None if event is None else self.again.decide(_offered(event), captured)
+                replayed = None if event is None else self.again.decide(event_of(event), captured)
                 self.divergence = divergence_at(index, captured, replayed)
             if index % _PROGRESS_EVENTS == 0:
                 on_progress(events)
@@ -155,7 +155,8 @@ class _Verification:
             self.notes_beyond += 1
 
 
-def _offered(event: ExternalEventRecord) -> EventLike:
+def event_of(event: ExternalEventRecord) -> EventLike:
+    """What the supervisor wants to know of a captured event."""
     return _Offered(event.event_id, event.kind, event.event_time)
 
 

@@ -30,6 +30,8 @@ COMMANDS: Final = (
     "shutdown",
     "metrics",
     "verify",
+    "doctor",
+    "recover",
     "simulate",
     "demo",
     "bench",

@@ -41,21 +41,21 @@ def verify(
 
 def check(path: Path) -> dict[str, Any]:
     """What can be said about a bundle: counts, and the first thing that is wrong with it."""
-    result: dict[str, Any] = {"bundle": _printable(str(path)), "ok": False}
+    result: dict[str, Any] = {"bundle": printable(str(path)), "ok": False}
     try:
         verdict = verify_bundle(path)
         result |= {"graph": verdict.graph_id, "events": verdict.events, "decisions": verdict.decisions}
         if verdict.complaint is not None:
             raise verdict.complaint
     except ErgoCaptureError as error:
-        return result | {"error": _printable(error.message), "hint": error.hint, "exit": ExitCode.FAILED}
+        return result | {"error": printable(error.message), "hint": error.hint, "exit": ExitCode.FAILED}
     result["notes"] = list(verdict.notes)
     if verdict.divergence is None:
         return result | {"ok": True, "exit": ExitCode.OK}
     return result | {"divergence": describe(verdict.divergence), "exit": ExitCode.DIVERGED}
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Why: a file's name may be bytes that no text can hold."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

@@ -1,43 +1,17 @@
-"""Where bundles go: file names that any graph or session id can be turned into.
+"""Where a daemon's bundles go: ``STATE/bundles/GRAPH/SESSION.capture.json``, compressed with ``.zst`` behind it.
 
-Owns: safe names, and the layout ``STATE/bundles/GRAPH/SESSION.capture.json``, compressed with ``.zst`` behind it.
-Not here: writing the files (``journal/compose.py``), the manifest's name (``capture/manifest.py``), deleting them
-(``retention.py``).
+Owns: that layout.
+Not here: names of files (``capture/names.py``, ``capture/manifest.py``), writing them (``journal/compose.py``),
+deleting them (``retention.py``).
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Final
-from urllib.parse import quote
 
-from ergo_capture.capture.manifest import BUNDLE_SUFFIX
-from ergo_capture.capture.opening import COMPRESSED_SUFFIX
-
-#: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
-MAX_NAME: Final = 180
-
-
-def safe_name(text: str) -> str:
-    """A file name for an arbitrary id: one to one, without slashes, dots in front, or ``~``.
-
-    What is not a letter, a digit, or one of ``-_.`` becomes ``%XX``. An empty id is ``~``; one that would
-    be too long is cut and ends in ``~`` and the start of its SHA-256.
-    """
-    name = quote(text, safe="")
-    if not name:
-        return "~"
-    name = name.replace("~", "%7E")
-    if name.startswith("."):
-        name = "%2E" + name[1:]
-    if len(name) > MAX_NAME:
-        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-        name = f"{name[: MAX_NAME - 33]}~{digest}"
-    return name
+from ergo_capture.capture.names import bundle_name, safe_name
 
 
 def bundle_path(state: Path, graph: str, session: str, part: int, *, compressed: bool = False) -> Path:
-    """Where a session's bundle goes; from the second part on, ``~N`` stands behind the session."""
-    suffix = ("" if part == 1 else f"~{part}") + BUNDLE_SUFFIX + (COMPRESSED_SUFFIX if compressed else "")
-    return state / "bundles" / safe_name(graph) / f"{safe_name(session)}{suffix}"
+    """Where the bundle of a part of a session goes."""
+    return state / "bundles" / safe_name(graph) / bundle_name(session, part, compressed=compressed)

@@ -235,9 +235,7 @@ class Service:
             program=PROGRAM,
         )
         try:
-            return journal, recover(
-                self.journal_directory, scan, self.storage, on_progress=self._progress
-            )
+            return journal, recover(self.journal_directory, scan, self.storage, on_progress=self._progress)
         except BaseException:
             journal.close()
             raise

@@ -1,0 +1,186 @@
+"""``ergo-capture recover``.
+
+Owns: its arguments and output, and what it refuses to write to.
+Not here: what is kept (``capture/salvage.py``), and how it is found (``capture/anatomy.py``, ``journal/salvage.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from ergo_capture.capture.anatomy import SalvagedBundle, salvage_bundle
+from ergo_capture.capture.salvage import Salvaged, rest_path
+from ergo_capture.cli.verify import printable
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.journal.doctor import kind_of_directory
+from ergo_capture.journal.salvage import SalvagedPart, salvage_journal
+from ergo_capture.journal.scan import scan
+from ergo_capture.journal.segment import sequence_of
+from ergo_capture.storage import RealStorage
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def recover(
+    source: Annotated[Path, typer.Argument(help="A damaged bundle, or a journal or state directory.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Bundle file to write; for a journal, directory of bundles.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    adapter_provenance: Annotated[
+        str, typer.Option(help="Stands for a bundle's, where that is gone; else the manifest's, or `lost`.")
+    ] = "",
+    runtime_provenance: Annotated[str, typer.Option(help="As --adapter-provenance.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
+) -> int:
+    """Write what can be proved of a damaged capture elsewhere, and count what was lost; the source is only read.
+
+    Kept are the longest run of events from the beginning that lead to the decisions beside them; other whole events
+    are set aside in a scenario beside the bundle (`simulate` runs it). What is written is verified.
+
+    Exit 0 where everything was kept, 3 where something was lost, 1 where nothing could be saved.
+    """
+    if source.is_dir():
+        return _recover_journal(source, output, force=force, as_json=as_json)
+    if sequence_of(source.name) is not None:
+        raise ErgoCaptureError(
+            f"recover '{source}': a segment cannot be recovered by itself",
+            op="recover",
+            path=source,
+            hint=f"name its directory: '{source.parent}'",
+            exit_code=ExitCode.USAGE,
+        )
+    _check_file(source, output, force=force)
+    saved = salvage_bundle(
+        source, output, adapter_provenance=adapter_provenance or None, runtime_provenance=runtime_provenance or None
+    )
+    _remove_stale(output, saved.counts)
+    typer.echo(_bundle_as_json(source, output, saved) if as_json else _bundle_in_words(output, saved))
+    return int(ExitCode.OK if saved.whole else ExitCode.DATA_LOSS)
+
+
+def _recover_journal(source: Path, output: Path, *, force: bool, as_json: bool) -> int:
+    journal = source if kind_of_directory(source) == "journal" else source / "journal"
+    _check_directory(source, output, force=force)
+    storage = RealStorage()
+    found = scan(journal, storage)
+    outcome = ExitCode.DATA_LOSS if found.damage else ExitCode.OK
+
+    def tell(part: SalvagedPart) -> None:
+        nonlocal outcome
+        if part.lossy:
+            outcome = ExitCode.DATA_LOSS
+        if part.counts is not None and part.bundle is not None:
+            _remove_stale(Path(part.bundle), part.counts)
+        typer.echo(_part_as_json(part) if as_json else _part_in_words(part))
+
+    parts = salvage_journal(journal, found, storage, output, on_part=tell)
+    if not as_json:
+        torn = 0 if found.tail is None else found.tail.length
+        typer.echo(
+            f"{source}: {len(parts)} parts of sessions, {len(found.damage)} damaged stretches, "
+            f"{torn} bytes torn (never acknowledged)"
+        )
+    return int(outcome)
+
+
+# --- what is refused ---
+
+
+def _check_file(source: Path, output: Path, *, force: bool) -> None:
+    if not source.is_file():
+        why = "it is not a plain file" if source.exists() else "No such file or directory"
+        raise ErgoCaptureError(
+            f"recover '{source}': {why}",
+            op="recover",
+            path=source,
+            hint="name a bundle, a journal or a state directory",
+        )
+    for path in (output, rest_path(output)):
+        if not os.path.lexists(path):
+            continue
+        if path.is_dir():
+            raise _refusal(f"'{path}' is a directory", "name a file that is not there yet")
+        if path.exists() and path.samefile(source):
+            raise _refusal(f"'{path}' is the source itself", "the source is never written to; name another file")
+        if not force:
+            raise _refusal(f"'{path}' is there already", "name another file, or replace it with --force")
+
+
+def _check_directory(source: Path, output: Path, *, force: bool) -> None:
+    inside, outside = output.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise _refusal(f"'{output}' and the source are inside each other", "name a directory elsewhere")
+    if not os.path.lexists(output):
+        return
+    if not output.is_dir():
+        raise _refusal(f"'{output}' is not a directory", "a journal may hold many sessions; name a directory")
+    if any(output.iterdir()) and not force:
+        raise _refusal(f"'{output}' is not empty", "name another directory, or write into it with --force")
+
+
+def _refusal(reason: str, hint: str) -> ErgoCaptureError:
+    return ErgoCaptureError(f"recover: {reason}", op="recover", hint=hint, exit_code=ExitCode.USAGE)
+
+
+def _remove_stale(bundle: Path, counts: Salvaged) -> None:
+    """Why: with --force, what an earlier run set aside would stand beside a bundle it does not belong to."""
+    if not counts.aside:
+        rest_path(bundle).unlink(missing_ok=True)
+
+
+# --- what is said ---
+
+
+def _bundle_in_words(output: Path, saved: SalvagedBundle) -> str:
+    lines = _counts_in_words(printable(str(output)), output, saved.counts)
+    lines += [f"  {name} is gone; the bundle says 'lost' (--{name.replace('_', '-')} sets it)" for name in saved.lost]
+    return "\n".join(lines)
+
+
+def _part_in_words(part: SalvagedPart) -> str:
+    name = f"session {part.session}, part {part.part}"
+    if part.counts is None:
+        return f"{name}: published as {part.bundle}"
+    assert part.bundle is not None
+    return "\n".join(_counts_in_words(f"{part.bundle}: {name}", Path(part.bundle), part.counts))
+
+
+def _counts_in_words(name: str, bundle: Path, counts: Salvaged) -> list[str]:
+    lines = [f"{name}: {counts.in_words()}"]
+    lines += [f"  it ends there because {counts.problems[0].reason}"] if counts.problems else []
+    lines += [f"  set aside in {printable(str(rest_path(bundle)))}"] if counts.aside else []
+    return lines
+
+
+def _bundle_as_json(source: Path, output: Path, saved: SalvagedBundle) -> bytes:
+    return msgspec.json.encode(
+        {"source": printable(str(source)), "bundle": printable(str(output)), "whole": saved.whole, "lost": saved.lost}
+        | _counts_as_json(output, saved.counts)
+    )
+
+
+def _part_as_json(part: SalvagedPart) -> bytes:
+    plain: dict[str, Any] = {
+        "session": part.session,
+        "graph": part.graph,
+        "part": part.part,
+        "ended": part.ended,
+        "bundle": part.bundle and printable(part.bundle),
+        "whole": part.whole,
+    }
+    if part.counts is not None and part.bundle is not None:
+        plain |= _counts_as_json(Path(part.bundle), part.counts)
+    return msgspec.json.encode(plain)
+
+
+def _counts_as_json(bundle: Path, counts: Salvaged) -> dict[str, Any]:
+    rest = printable(str(rest_path(bundle))) if counts.aside else None
+    plain: dict[str, Any] = msgspec.to_builtins(counts)
+    return {"rest": rest, "counts": plain}

@@ -1,0 +1,250 @@
+"""``ergo-capture doctor``: finds each kind of damage, says where, and never writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.test_recover import DAMAGES, TEXT, contents, damaged_body
+from tests.daemons import command
+from tests.journal.captures import write_sessions
+from tests.journal.journals import last_segment
+from tests.shared import shared
+
+from ergo_capture.cli import app
+from ergo_capture.errors import ExitCode
+
+REAL = shared("real") / "ergo-cli"
+
+
+def diagnosis(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
+    """Exit code and what ``--json`` printed; nothing was written meanwhile."""
+    before = contents(path)
+    times = {name: Path(name).stat().st_mtime_ns for name in before}
+    capsys.readouterr()
+    code = app.run(["doctor", "--json", str(path)])
+    assert contents(path) == before
+    assert {name: Path(name).stat().st_mtime_ns for name in before} == times
+    return code, json.loads(capsys.readouterr().out)
+
+
+def of(severity: str, said: Any) -> list[Any]:
+    """The findings of one severity."""
+    return [finding for finding in said["findings"] if finding["severity"] == severity]
+
+
+# --- bundles ---
+
+
+def test_a_sound_bundle_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 0, and what is in it."""
+    code, said = diagnosis(REAL / "cap_hello.json", capsys)
+    assert (code, said["kind"], said["sound"], said["findings"]) == (0, "bundle", True, [])
+    assert said["keeps"] == ["sound: 3 events with their decisions"]
+
+
+def test_a_cut_bundle_is_told_with_the_place_and_what_would_be_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The offset where it goes wrong, the provenances that are gone, and counts."""
+    path = tmp_path / "cut.capture.json"
+    path.write_bytes(TEXT[:-4000])
+    code, said = diagnosis(path, capsys)
+    assert (code, said["sound"]) == (1, False)
+    errors = of("error", said)
+    assert any(finding["offset"] is not None and finding["offset"] > len(TEXT) - 4500 for finding in errors)
+    assert [finding["message"] for finding in errors][-2:] == [
+        "its adapter_provenance is gone",
+        "its runtime_provenance is gone",
+    ]
+    (words,) = said["keeps"]
+    assert words.startswith("recover would leave you with: 46 events with their decisions kept, 14 events set aside")
+
+
+def test_it_reads_on_past_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three bad events are three errors, each with its offset."""
+    path = tmp_path / "bent.capture.json"
+    places = [place for place in range(len(TEXT)) if TEXT.startswith(b'"kind":"', place)][5:50:20]
+    text = bytearray(TEXT)
+    for place in places:
+        text[place + 8 : place + 9] = b"?"
+    path.write_bytes(text)
+    code, said = diagnosis(path, capsys)
+    assert code == 1
+    offsets = [finding["offset"] for finding in of("error", said) if finding["offset"] is not None]
+    assert [place for place in places for offset in offsets if 0 < place - offset < 300] == places
+
+
+@pytest.mark.parametrize("name", ["tamper_decision", "tamper_effect_value", "tamper_payload", "tamper_version"])
+def test_what_was_tampered_with_is_an_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each tampered copy of a real capture."""
+    code, said = diagnosis(REAL / f"{name}.json", capsys)
+    assert code == ExitCode.FAILED
+    assert of("error", said)
+    assert said["keeps"]
+
+
+def test_a_bundle_that_is_not_the_one_of_its_manifest_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sound in itself, and yet not what was published."""
+    path = tmp_path / "b.capture.json"
+    path.write_bytes(TEXT)
+    manifest = tmp_path / "b.manifest.json"
+    manifest.write_text(json.dumps({"sha256": hashlib.sha256(TEXT).hexdigest()}))
+    assert diagnosis(path, capsys)[0] == 0
+    manifest.write_text(json.dumps({"sha256": "0" * 64}))
+    code, said = diagnosis(path, capsys)
+    assert (code, [finding["message"] for finding in of("error", said)]) == (
+        1,
+        ["it is not the file that its manifest was written for (sha256)"],
+    )
+    manifest.write_text("{")
+    code, said = diagnosis(path, capsys)
+    assert (code, len(of("warning", said))) == (0, 1)
+
+
+# --- journals ---
+
+
+def test_a_sound_journal_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each session with what is in it; that it was not closed in order is a note."""
+    write_sessions(tmp_path / "journal", close=False)
+    code, said = diagnosis(tmp_path / "journal", capsys)
+    assert (code, said["kind"], of("error", said), of("warning", said)) == (0, "journal", [], [])
+    assert "not closed in order" in of("note", said)[0]["message"]
+    assert said["keeps"][0] == (
+        "session s1 of graph g (open): recover would leave you with: 60 events with their decisions kept"
+    )
+    assert said["keeps"][-1].endswith("parts of sessions: 0 published, 2 not yet")
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_p6_every_kind_of_damage_is_an_error_with_its_place(
+    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P6: the segment, the offset, and the sessions that lose something by it."""
+    journal = tmp_path / "journal"
+    write_sessions(journal)
+    damage(journal)
+    code, said = diagnosis(journal, capsys)
+    assert (code, said["sound"]) == (1, False)
+    errors = of("error", said)
+    assert any(error["offset"] is not None and error["path"].endswith(".journal") for error in errors)
+    assert any(error["message"].startswith(("session s", "session number")) for error in errors)
+    assert any("kept" in words for words in said["keeps"])
+
+
+def test_a_torn_end_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing there was acknowledged: exit 0, with the offset and how many bytes."""
+    journal = tmp_path / "journal"
+    write_sessions(journal, close=False)
+    segment = max(journal.iterdir())
+    size = segment.stat().st_size
+    with segment.open("ab") as file:
+        file.write(b"half a batch" * 20)
+    code, said = diagnosis(journal, capsys)
+    assert (code, of("error", said)) == (0, [])
+    (warning,) = of("warning", said)
+    assert (warning["path"], warning["offset"]) == (str(segment), size)
+    assert warning["message"].startswith("torn: 240 bytes of a batch that was never synced")
+
+
+def test_one_segment_can_be_looked_at_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what is in it counts."""
+    journal = tmp_path / "journal"
+    write_sessions(journal)
+    damaged_body(journal)
+    code, said = diagnosis(last_segment(journal, 1), capsys)
+    assert said["kind"] == "segment"
+    assert (code, of("error", said)) == (0, [])
+    code, said = diagnosis(last_segment(journal, 2), capsys)
+    assert code == 1
+    assert of("error", said)[0]["path"] == str(last_segment(journal, 2))
+
+
+def test_what_is_foreign_or_left_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of somebody else's is a warning; what an earlier start cut off is a note."""
+    journal = tmp_path / "journal"
+    write_sessions(journal)
+    for name in ("notes.txt", "0000000000000001.journal.torn", "0000000000000009.journal.new"):
+        (journal / name).write_text("x")
+    code, said = diagnosis(journal, capsys)
+    assert code == 0
+    assert [Path(finding["path"]).name for finding in of("warning", said)] == ["notes.txt"]
+    assert {Path(finding["path"]).suffix for finding in of("note", said)} >= {".torn", ".new"}
+
+
+# --- state directories, and what is none ---
+
+
+def test_a_state_directory_is_looked_at_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Journal, bundles, manifests and leftovers; a line only for what is wrong."""
+    state = tmp_path / "state"
+    write_sessions(state / "journal")
+    graph = state / "bundles" / "g"
+    graph.mkdir(parents=True)
+    (graph / "good.capture.json").write_bytes(TEXT)
+    (graph / "good.manifest.json").write_text(json.dumps({"sha256": hashlib.sha256(TEXT).hexdigest()}))
+    code, said = diagnosis(state, capsys)
+    assert (code, said["kind"], of("warning", said)) == (0, "state directory", [])
+    assert said["keeps"][-1] == "1 published bundle; recover leaves bundles where they are"
+    (graph / "bad.capture.json").write_bytes(TEXT[:9000])
+    (graph / "lonely.manifest.json").write_text("{}")
+    (graph / "good.capture.json.7.0.tmp").write_text("x")
+    code, said = diagnosis(state, capsys)
+    assert code == 1
+    assert {Path(finding["path"]).name for finding in of("error", said)} == {"bad.capture.json"}
+    assert {Path(finding["path"]).name for finding in of("warning", said)} == {
+        "bad.capture.json",
+        "lonely.manifest.json",
+        "good.capture.json.7.0.tmp",
+    }
+    assert any(words.startswith(str(graph / "bad.capture.json")) for words in said["keeps"])
+
+
+def test_what_is_none_of_ours_is_an_error_and_the_others_are_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 1, with what to name instead; one bad path does not keep the others from being looked at."""
+    good = REAL / "cap_hello.json"
+    assert app.run(["doctor", str(tmp_path), str(tmp_path / "none"), str(good)]) == ExitCode.FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert "that is neither a state directory nor a journal (try: name a state directory" in lines[1]
+    assert "none" in lines[2]
+    assert lines[-2:] == [f"{good}: bundle, sound", "  sound: 3 events with their decisions"]
+
+
+def test_an_empty_journal_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a daemon that never had a client leaves it."""
+    (tmp_path / "journal").mkdir()
+    assert diagnosis(tmp_path / "journal", capsys)[0] == 0
+    assert diagnosis(tmp_path, capsys)[0] == 0
+
+
+def test_a_person_is_shown_severity_place_and_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for the verdict, one a finding, one for what would be kept."""
+    write_sessions(tmp_path / "journal")
+    damaged_body(tmp_path / "journal")
+    assert app.run(["doctor", str(tmp_path / "journal")]) == ExitCode.FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path}/journal: journal, damaged, 2 errors"
+    assert lines[1].startswith(f"  error {last_segment(tmp_path / 'journal', 2)} at ")
+    assert "concerns session number" in lines[1]
+    assert "recover would leave you with" in lines[-2]
+
+
+def test_nothing_is_written_even_where_writing_is_possible_only_by_the_owner(tmp_path: Path) -> None:
+    """The command works on files and directories that are read-only."""
+    write_sessions(tmp_path / "journal")
+    for path in (*(tmp_path / "journal").iterdir(), tmp_path / "journal"):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    try:
+        done = command("doctor", str(tmp_path / "journal"))
+    finally:
+        (tmp_path / "journal").chmod(0o700)
+    assert (done.returncode, done.stderr) == (0, "")

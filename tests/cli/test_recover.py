@@ -1,0 +1,514 @@
+"""``ergo-capture recover``: what it writes verifies, the counts add up, and the source is never touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.capture.test_stream import rich_bundle
+from tests.journal.captures import Written, a_session, write_sessions
+from tests.journal.journals import flip, frames_of, journal_in, last_segment, shrink
+from tests.journal.test_damaged import append_frame
+
+from ergo_capture import decode_bundle
+from ergo_capture.capture.bundle import CaptureJsonStyle, encode_bundle
+from ergo_capture.cli import app
+from ergo_capture.cli.simulate import run_scenario
+from ergo_capture.cli.verify import check
+from ergo_capture.errors import ExitCode
+from ergo_capture.journal.body import Publication, encode_body
+from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.segment import segment_path
+from ergo_capture.kernel.scenario import read_scenario
+
+BUNDLE = rich_bundle(60)
+TEXT = encode_bundle(BUNDLE)
+IDS = [event.event_id for event in BUNDLE.events]
+
+
+def contents(source: Path) -> dict[str, str]:
+    """The hash of every file of a source."""
+    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def recovered(source: Path, output: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, list[Any]]:
+    """Exit code and objects of a run, after which the source is as it was."""
+    before = contents(source)
+    capsys.readouterr()
+    code = app.run(["recover", "--json", str(source), "-o", str(output), *more])
+    assert contents(source) == before
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def hold_to_account(said: Any, ids: list[str]) -> None:
+    """The bundle verifies and begins as the original did; every event is in one place, or counted as gone."""
+    counts, bundle = said["counts"], Path(said["bundle"])
+    verdict = check(bundle)
+    assert verdict["ok"], verdict
+    kept = [event.event_id for event in decode_bundle(bundle.read_bytes()).events]
+    assert kept == ids[: counts["kept"]]
+    aside: list[str] = []
+    if said["rest"] is not None:
+        scenario = read_scenario(Path(said["rest"]).read_bytes())
+        assert len(run_scenario(scenario).events) == counts["aside"]
+        aside = [event.event_id for event in scenario.events]
+    assert len(aside) == counts["aside"]
+    assert [event_id for event_id in ids if event_id in set(kept) | set(aside)] == kept + aside
+    found = counts["kept"] + counts["aside"] + counts["refused"]
+    assert found + counts["lost"] == len(ids) or (counts["uncertain"] and found + counts["lost"] < len(ids))
+
+
+# --- bundles ---
+
+
+def test_p6_a_bundle_cut_at_every_thousandth_byte_is_saved_up_to_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P6: the longest run of decisions that is there is kept, other whole events are set aside, the rest is counted."""
+    source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
+    decisions_at = TEXT.index(b'],"decisions":[')
+    ends = [
+        match.end() for match in re.finditer(rb'\}(?=,\{"event_id"|\],"adap)', TEXT) if match.start() > decisions_at
+    ]
+    best = 0
+    for cut in range(1000, len(TEXT) - 2, 1000):
+        source.write_bytes(TEXT[:cut])
+        code, (said,) = recovered(source, output, capsys, "--force")
+        assert code == ExitCode.DATA_LOSS
+        hold_to_account(said, IDS)
+        assert said["lost"] == ["adapter_provenance", "runtime_provenance"]
+        counts = said["counts"]
+        assert counts["kept"] == sum(end <= cut for end in ends)
+        assert counts["kept"] + counts["aside"] == TEXT[:cut].count(b'"payload_hash":"') - (
+            cut < decisions_at and TEXT[:cut].rfind(b'"payload_hash":"') > TEXT[:cut].rfind(b'"}')
+        )
+        assert counts["kept"] >= best
+        best = counts["kept"]
+    assert best > 50
+
+
+@pytest.mark.parametrize("style", list(CaptureJsonStyle), ids=lambda style: style.value)
+def test_a_changed_byte_costs_one_record_and_what_follows_from_it(
+    style: CaptureJsonStyle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever byte is changed, at most one event is gone; the others are kept or set aside."""
+    source, output = tmp_path / "bent.capture.json", tmp_path / "saved.capture.json"
+    text, chance = encode_bundle(BUNDLE, style), random.Random(7)
+    begin = text.index(b'"events"') + 20
+    for _ in range(40):
+        at = chance.randrange(begin, len(text) - 100)
+        source.write_bytes(text[:at] + bytes([text[at] ^ 0x15]) + text[at + 1 :])
+        code, (said,) = recovered(source, output, capsys, "--force")
+        counts = said["counts"]
+        assert check(output)["ok"]
+        assert counts["lost"] + counts["refused"] <= 1, (at, said)
+        assert counts["kept"] + counts["aside"] + counts["refused"] + counts["lost"] == 60
+        assert code == (ExitCode.OK if said["whole"] else ExitCode.DATA_LOSS)
+
+
+def test_a_bundle_whose_end_is_zeros_is_saved_up_to_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a power cut leaves a file that was not synced."""
+    source, output = tmp_path / "zeros.capture.json", tmp_path / "saved.capture.json"
+    source.write_bytes(TEXT[:-9000] + bytes(9000))
+    code, (said,) = recovered(source, output, capsys)
+    assert code == ExitCode.DATA_LOSS
+    hold_to_account(said, IDS)
+    assert 0 < said["counts"]["kept"] < 60
+
+
+def test_a_sound_bundle_is_kept_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 0, the same bytes, and nothing set aside."""
+    source, output = tmp_path / "sound.capture.json", tmp_path / "saved.capture.json"
+    source.write_bytes(encode_bundle(BUNDLE, CaptureJsonStyle.Pretty))
+    code, (said,) = recovered(source, output, capsys)
+    assert (code, said["whole"], said["rest"], said["counts"]["kept"]) == (0, True, None, 60)
+    assert output.read_bytes() == TEXT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.capture.json", "sound.capture.json"]
+
+
+def test_what_is_gone_may_be_given_or_stand_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Provenances end a bundle's file; the manifest beside it has them too, and the number of events."""
+    source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
+    source.write_bytes(TEXT[:5000])
+    given = ["--adapter-provenance", "apv1:z", "--runtime-provenance", "rpv1:z"]
+    _, (said,) = recovered(source, output, capsys, *given)
+    assert (said["lost"], said["counts"]["uncertain"]) == ([], True)
+    assert decode_bundle(output.read_bytes()).adapter_provenance == "apv1:z"
+    manifest = {"bundle": source.name, "events": 60, "adapter_provenance": "apv1:m", "runtime_provenance": "rpv1:m"}
+    source.with_name("cut.manifest.json").write_text(json.dumps(manifest))
+    _, (said,) = recovered(source, output, capsys, "--force")
+    bundle = decode_bundle(output.read_bytes())
+    assert (bundle.adapter_provenance, bundle.runtime_provenance, said["lost"]) == ("apv1:m", "rpv1:m", [])
+    counts = said["counts"]
+    assert (counts["uncertain"], counts["kept"] + counts["aside"] + counts["lost"]) == (False, 60)
+    assert counts["lost"] > 40
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"\0" * 100, TEXT[:100], b"[" * 70_000, b"\x28\xb5\x2f\xfd"])
+def test_a_file_without_the_beginning_of_a_bundle_is_beyond_saving(
+    text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 1 with a sentence and a hint, and nothing is written."""
+    source = tmp_path / "none.capture.json"
+    source.write_bytes(text)
+    assert app.run(["recover", str(source), "-o", str(tmp_path / "saved")]) == ExitCode.FAILED
+    said = capsys.readouterr().err
+    assert f"Error: recover '{source}': what it begins with cannot be read" in said
+    assert "Try: " in said
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_person_is_told_what_became_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the bundle ends and why, where the rest is, and what is gone."""
+    source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
+    source.write_bytes(TEXT[:-4000])
+    assert app.run(["recover", str(source), "-o", str(output)]) == ExitCode.DATA_LOSS
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{output}: 46 events with their decisions kept, 14 events set aside")
+    assert lines[1].startswith("  it ends there because at offset ")
+    assert lines[2] == f"  set aside in {tmp_path / 'saved.rest.scenario.json'}"
+    assert lines[3].startswith("  adapter_provenance is gone; the bundle says 'lost'")
+
+
+# --- where it does not write ---
+
+
+@pytest.mark.parametrize("alias", ["itself", "symlink", "hard link", "through a directory"])
+def test_the_source_is_never_the_destination(alias: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By whatever name, and with --force too."""
+    source = tmp_path / "cut.capture.json"
+    source.write_bytes(TEXT[:5000])
+    output = tmp_path / "other.capture.json"
+    if alias == "itself":
+        output = source
+    elif alias == "symlink":
+        output.symlink_to(source)
+    elif alias == "hard link":
+        os.link(source, output)
+    else:
+        (tmp_path / "d").symlink_to(tmp_path)
+        output = tmp_path / "d" / source.name
+    for more in ([], ["--force"]):
+        assert app.run(["recover", str(source), "-o", str(output), *more]) == ExitCode.USAGE
+        assert "is the source itself" in capsys.readouterr().err
+    assert source.read_bytes() == TEXT[:5000]
+
+
+def test_what_is_there_is_replaced_only_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundle, and the scenario that would stand beside it."""
+    source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
+    source.write_bytes(TEXT[:5000])
+    for name in ("saved.capture.json", "saved.rest.scenario.json"):
+        there = tmp_path / name
+        there.write_text("precious")
+        assert app.run(["recover", str(source), "-o", str(output)]) == ExitCode.USAGE
+        assert f"'{there}' is there already" in capsys.readouterr().err
+        assert there.read_text() == "precious"
+        there.unlink()
+    output.write_text("precious")
+    assert app.run(["recover", str(source), "-o", str(output), "--force"]) == ExitCode.DATA_LOSS
+    assert check(output)["ok"]
+    source.write_bytes(TEXT)
+    assert app.run(["recover", str(source), "-o", str(output), "--force"]) == ExitCode.OK
+    assert not (tmp_path / "saved.rest.scenario.json").exists()
+
+
+def test_a_journal_is_not_saved_into_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor around itself, nor into a directory that holds something, nor over a file."""
+    state = tmp_path / "state"
+    write_sessions(state / "journal")
+    before = contents(state)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(state)
+    for output in (state, state / "journal", state / "new", tmp_path, tmp_path / "link", tmp_path / "link" / "x"):
+        assert app.run(["recover", str(state), "-o", str(output), "--force"]) == ExitCode.USAGE
+    assert app.run(["recover", str(state), "-o", str(tmp_path / "file"), "--force"]) == ExitCode.USAGE
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    assert app.run(["recover", str(state), "-o", str(tmp_path / "full")]) == ExitCode.USAGE
+    assert "is not empty" in capsys.readouterr().err
+    assert contents(state) == before
+
+
+def test_what_is_no_capture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory of something else, a segment by itself, a pipe, nothing at all."""
+    output = str(tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert app.run(["recover", str(tmp_path / "empty"), "-o", output]) == ExitCode.FAILED
+    write_sessions(tmp_path / "journal")
+    assert app.run(["recover", str(last_segment(tmp_path / "journal", 1)), "-o", output]) == ExitCode.USAGE
+    os.mkfifo(tmp_path / "pipe")
+    assert app.run(["recover", str(tmp_path / "pipe"), "-o", output]) == ExitCode.FAILED
+    assert app.run(["recover", str(tmp_path / "none"), "-o", output]) == ExitCode.FAILED
+    assert capsys.readouterr().err.count("Try: ") == 4
+    assert not Path(output).exists()
+
+
+# --- journals ---
+
+
+def by_session(said: list[Any]) -> dict[str, Any]:
+    """What was said, by session; each has one part."""
+    assert len({one["session"] for one in said}) == len(said)
+    return {one["session"]: one for one in said}
+
+
+def test_a_sound_journal_leads_to_a_bundle_for_each_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Closed sessions and those still open, each with its manifest."""
+    for close in (True, False):
+        written = write_sessions(tmp_path / f"{close}" / "journal", close=close)
+        code, said = recovered(tmp_path / f"{close}", tmp_path / f"out {close}", capsys)
+        assert (code, sorted(by_session(said))) == (0, ["s1", "s2"])
+        for name, session in written.items():
+            one = by_session(said)[name]
+            hold_to_account(one, session.ids)
+            assert (one["whole"], one["ended"]) == (True, "complete" if close else "open")
+            bundle = Path(one["bundle"])
+            assert bundle == tmp_path / f"out {close}" / "g" / f"{name}.capture.json"
+            manifest = json.loads(bundle.with_name(f"{name}.manifest.json").read_bytes())
+            assert manifest["sha256"] == hashlib.sha256(bundle.read_bytes()).hexdigest()
+            assert (manifest["events"], manifest["labels"]) == (60, {"n": name[1:]})
+            assert (manifest["ended"], manifest["salvage"]["kept"]) == ("complete" if close else "open", 60)
+
+
+def test_events_that_were_not_decided_yet_are_set_aside_without_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were accepted, and nobody knows how their episodes would end: exit 0, and a scenario."""
+    (tmp_path / "journal").mkdir()
+    journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
+    session = a_session(1)
+    journal.commit([session.opening(), session.more(9)])
+    journal.commit([session.decide(7)])
+    journal.close()
+    code, (said,) = recovered(tmp_path / "journal", tmp_path / "out", capsys)
+    hold_to_account(said, session.ids)
+    assert (code, said["counts"]["kept"], said["counts"]["aside"]) == (0, 7, 2)
+
+
+def events_frame(segment: Path, session: int, number: int = -1, kind: FrameKind = FrameKind.EVENTS) -> tuple[Any, int]:
+    """A frame of a session in a segment, by its place among those of its kind there."""
+    frames = [(header, at) for header, at in frames_of(segment) if (header.session, header.kind) == (session, kind)]
+    return frames[number]
+
+
+def damaged_body(journal: Path) -> None:
+    """One byte of an events frame of session 1."""
+    flip(last_segment(journal, 2), events_frame(last_segment(journal, 2), 1, 0)[1] + 90)
+
+
+def damaged_header(journal: Path) -> None:
+    """A header of session 1: whose frame it was is gone too."""
+    flip(last_segment(journal, 2), events_frame(last_segment(journal, 2), 1, 0)[1] + 9)
+
+
+def damaged_decisions(journal: Path) -> None:
+    """A frame of decisions of session 1."""
+    flip(last_segment(journal, 2), events_frame(last_segment(journal, 2), 1, 0, FrameKind.DECISIONS)[1] + 70)
+
+
+def missing_segment(journal: Path) -> None:
+    """A whole segment in the middle."""
+    last_segment(journal, 2).unlink()
+
+
+def empty_segment(journal: Path) -> None:
+    """A segment that holds nothing any more."""
+    last_segment(journal, 2).write_bytes(b"")
+
+
+def zeroed_segment(journal: Path) -> None:
+    """A segment of zeros."""
+    segment = last_segment(journal, 2)
+    segment.write_bytes(bytes(segment.stat().st_size))
+
+
+def cut_segment(journal: Path) -> None:
+    """A segment that ends too early, at a frame's boundary."""
+    segment = last_segment(journal, 2)
+    os.truncate(segment, frames_of(segment)[-3][1])
+
+
+def cut_out_batch(journal: Path) -> None:
+    """Bytes taken out so that nothing looks bad."""
+    segment = last_segment(journal, 2)
+    frames, data = frames_of(segment), segment.read_bytes()
+    starts = [at for header, at in frames if header.index == 0]
+    segment.write_bytes(data[: starts[1]] + data[starts[2] :])
+
+
+def lost_opening(journal: Path) -> None:
+    """What session 1 was."""
+    flip(last_segment(journal, 1), events_frame(last_segment(journal, 1), 1, 0, FrameKind.OPEN)[1] + 70)
+
+
+def rubbish_in_between(journal: Path) -> None:
+    """A stretch of several frames overwritten."""
+    segment = last_segment(journal, 2)
+    with segment.open("r+b") as file:
+        file.seek(frames_of(segment)[2][1] + 5)
+        file.write(b"rubbish! " * 200)
+
+
+#: How the doctor's table says a journal may be found.
+DAMAGES: list[Callable[[Path], None]] = [
+    damaged_body,
+    damaged_header,
+    damaged_decisions,
+    missing_segment,
+    empty_segment,
+    zeroed_segment,
+    cut_segment,
+    cut_out_batch,
+    lost_opening,
+    rubbish_in_between,
+]
+
+
+@pytest.mark.parametrize("close", [True, False], ids=["closed", "open"])
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_p6_a_damaged_journal_gives_back_what_can_be_proved(
+    damage: Callable[[Path], None], close: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P6: exit 3, each session's beginning in a bundle that verifies, what is whole behind it set aside, counts right."""
+    journal = tmp_path / "journal"
+    written = write_sessions(journal, close=close)
+    assert len(list(journal.iterdir())) >= 3
+    damage(journal)
+    code, said = recovered(journal, tmp_path / "out", capsys)
+    assert code == ExitCode.DATA_LOSS
+    names = by_session(said)
+    assert len(names) == 2
+    for name, session in written.items():
+        one = names.get(name) or names["number 1"]
+        hold_to_account(one, session.ids)
+        assert one["counts"]["lost"] < 60
+        assert not one["counts"]["uncertain"]
+        assert one["counts"]["kept"] > 0 or damage is lost_opening
+    assert not all(one["whole"] for one in said)
+    if damage in (damaged_body, damaged_decisions, lost_opening):
+        assert names["s2"]["whole"]
+    if damage is damaged_body:
+        counts = names["s1"]["counts"]
+        assert counts["lost"] == 5
+        assert counts["problems"][0]["reason"].endswith(" are missing from the journal")
+
+
+def test_a_torn_end_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was never synced was never acknowledged: exit 0, and everything before it is kept."""
+    journal = tmp_path / "journal"
+    written = write_sessions(journal, close=False)
+    segment = max(journal.iterdir())
+    with segment.open("ab") as file:
+        file.write(b"half a batch" * 20)
+    code, said = recovered(journal, tmp_path / "out", capsys)
+    assert code == 0
+    for name, session in written.items():
+        hold_to_account(by_session(said)[name], session.ids)
+
+
+def test_the_end_of_an_open_session_that_is_damaged_may_hide_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing after a bad header tells how far a session went, the count says at least."""
+    (tmp_path / "journal").mkdir()
+    journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
+    one, two = a_session(1), a_session(2)
+    journal.commit([one.opening(), two.opening(), one.more(5), two.more(5)])
+    journal.commit([one.decide(), two.decide()])
+    journal.commit([one.more(5)])
+    journal.commit([two.more(5)])
+    journal.commit([two.decide()])
+    journal.close()
+    segment = last_segment(tmp_path / "journal", 1)
+    shrink(segment)
+    flip(segment, events_frame(segment, 1)[1] + 9)
+    code, said = recovered(tmp_path / "journal", tmp_path / "out", capsys)
+    assert code == ExitCode.DATA_LOSS
+    assert by_session(said)["s1"]["counts"]["uncertain"]
+    assert by_session(said)["s2"]["whole"]
+    assert by_session(said)["s1"]["counts"]["kept"] == 5
+
+
+@pytest.mark.parametrize("damage", [None, damaged_body], ids=["sound", "damaged"])
+def test_each_part_of_a_rotated_session_is_saved_by_itself(
+    damage: Callable[[Path], None] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part begins with a supervisor of its own, so damage to the first takes nothing from the second."""
+    journal = tmp_path / "journal"
+    written = write_sessions(journal, sessions=1, batches=16, rotate_after=10, segment_bytes=8192)
+    if damage is not None:
+        damage(journal)
+    code, said = recovered(journal, tmp_path / "out", capsys)
+    assert code == (ExitCode.OK if damage is None else ExitCode.DATA_LOSS)
+    assert [(one["part"], one["ended"], one["whole"]) for one in said] == [
+        (1, "rotated", damage is None),
+        (2, "complete", True),
+    ]
+    ids = written["s1"].ids
+    hold_to_account(said[0], ids[:50])
+    hold_to_account(said[1], ids[50:])
+    assert Path(said[1]["bundle"]).name == "s1~2.capture.json"
+    assert json.loads((tmp_path / "out" / "g" / "s1~2.manifest.json").read_bytes())["first_event"] == 50
+
+
+def published(state: Path, session: Written, bundle: Path, digest: str) -> None:
+    """Say in the journal that a session's bundle is durable."""
+    journal = journal_in(state / "journal", segment_bytes=1 << 20)
+    body = encode_body(Publication(1, str(bundle), "", digest, final=True))
+    journal.commit([PendingFrame(FrameKind.PUBLISHED, session.number, 1, 1, body)])
+    journal.close()
+
+
+def test_a_published_bundle_is_left_alone_unless_it_is_gone_or_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the journal still has the session, it is the second copy."""
+    state = tmp_path / "state"
+    written = write_sessions(state / "journal", sessions=1, segment_bytes=1 << 20)
+    bundle = tmp_path / "moved away" / "g" / "s1.capture.json"
+    _, (said,) = recovered(state, tmp_path / "out", capsys)
+    text = Path(said["bundle"]).read_bytes()
+    published(state, written["s1"], bundle, hashlib.sha256(text).hexdigest())
+    beside = state / "bundles" / "g" / "s1.capture.json"
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(text)
+    code, (said,) = recovered(state, tmp_path / "two", capsys)
+    assert (code, said["ended"], said["bundle"]) == (0, "published", str(beside))
+    beside.write_bytes(text[:-1])
+    code, (said,) = recovered(state, tmp_path / "three", capsys)
+    assert (code, said["ended"], Path(said["bundle"]).read_bytes()) == (0, "complete", text)
+    beside.unlink()
+    code, (said,) = recovered(state, tmp_path / "four", capsys)
+    assert (code, said["ended"], Path(said["bundle"]).read_bytes()) == (0, "complete", text)
+    damaged_body_of = events_frame(last_segment(state / "journal", 1), 1, 3)[1]
+    flip(last_segment(state / "journal", 1), damaged_body_of + 90)
+    code, (said,) = recovered(state, tmp_path / "five", capsys)
+    assert (said["ended"], said["bundle"]) == ("published", str(bundle))
+
+
+def test_a_journal_of_a_newer_version_is_not_guessed_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 1, and which program to use."""
+    write_sessions(tmp_path / "journal", segment_bytes=1 << 20)
+    append_frame(segment_path(tmp_path / "journal", 1), FrameKind.EVENTS, 1, version=2)
+    assert app.run(["recover", str(tmp_path / "journal"), "-o", str(tmp_path / "out")]) == ExitCode.FAILED
+    assert "start the newer ergo-capture that wrote it" in capsys.readouterr().err
+
+
+def test_a_person_is_told_of_each_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each part, and a last one for the journal."""
+    write_sessions(tmp_path / "journal")
+    damaged_body(tmp_path / "journal")
+    assert app.run(["recover", str(tmp_path / "journal"), "-o", str(tmp_path / "out")]) == ExitCode.DATA_LOSS
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/out/g/s1.capture.json: session s1, part 1: ")
+    assert lines[1].startswith("  it ends there because ")
+    assert lines[-1].endswith("2 parts of sessions, 1 damaged stretches, 0 bytes torn (never acknowledged)")
