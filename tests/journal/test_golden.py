@@ -1,0 +1,105 @@
+"""Journals and bundles of earlier versions keep being read, with the same findings and to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.golden import GOLDEN, JOURNALS, findings, make_bundles, said_of
+
+from ergo_capture import encode_bundle, read_capture_bundle
+from ergo_capture.capture.bundle import CaptureJsonStyle
+
+NAMES = sorted(path.name for path in (GOLDEN / "journals").iterdir())
+
+
+def expected(name: str) -> dict[str, Any]:
+    """What was found in a journal when it was made."""
+    found: dict[str, Any] = json.loads((GOLDEN / "journals" / name / "expected.json").read_text(encoding="utf-8"))
+    del found["about"]
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def journal(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A copy of a golden journal."""
+    return Path(shutil.copytree(GOLDEN / "journals" / request.param / "journal", tmp_path / "journal"))
+
+
+def test_there_are_at_least_ten_of_either_kind() -> None:
+    """So that a lost folder is noticed."""
+    assert len(NAMES) >= 10
+    assert set(JOURNALS) <= set(NAMES)
+    assert len(list((GOLDEN / "bundles").rglob("*.capture.json*"))) >= 10
+
+
+@pytest.mark.parametrize(("journal", "name"), [(name, name) for name in NAMES], indirect=["journal"])
+def test_a_golden_journal_leads_to_the_same_findings_and_bundles(journal: Path, name: str) -> None:
+    """Sessions, watermarks, what is torn and what is damaged, and each bundle to the byte."""
+    assert findings(journal) == expected(name)
+
+
+@pytest.mark.parametrize(("journal", "name"), [(name, name) for name in NAMES], indirect=["journal"])
+def test_a_second_start_finds_the_same_and_changes_nothing(journal: Path, name: str) -> None:
+    """P5: what the first one mended stays mended; a journal that is refused is not touched at all."""
+    before = files(journal)
+    first = findings(journal)
+    between = files(journal)
+    if "refused" in first:
+        assert between == before
+    second = findings(journal)
+    assert files(journal) == between
+    assert second == first | ({} if "refused" in first else {"torn_bytes": 0})
+
+
+@pytest.mark.parametrize("name", sorted(JOURNALS))
+def test_what_is_written_today_is_what_was_written_then(tmp_path: Path, name: str) -> None:
+    """The script that made them still makes journals in which the same is found."""
+    JOURNALS[name](tmp_path)
+    assert findings(tmp_path) == expected(name)
+
+
+def test_golden_bundles_get_the_same_verdicts() -> None:
+    """From ``verify`` and from the catalogue; the files are those that were made."""
+    said = json.loads((GOLDEN / "bundles" / "expected.json").read_text(encoding="utf-8"))
+    assert said_of(GOLDEN / "bundles" / "golden") == said
+
+
+def test_bundles_composed_today_are_the_golden_ones(tmp_path: Path) -> None:
+    """Byte for byte, but for what depends on the compressor; so are their manifests."""
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    make_bundles(folder)
+    now, then = files(folder), files(GOLDEN / "bundles" / "golden")
+    assert set(now) == set(then)
+    for name in now:
+        if name.endswith((".json",)) and not name.startswith(("packed.manifest", "cut-packed")):
+            assert _without_program(now[name]) == _without_program(then[name]), name
+    assert read_capture_bundle(folder / "packed.capture.json.zst") == read_capture_bundle(
+        GOLDEN / "bundles" / "golden" / "packed.capture.json.zst"
+    )
+
+
+def _without_program(text: bytes) -> bytes:
+    """A manifest names the program that wrote it."""
+    return b"\n".join(line for line in text.split(b"\n") if not line.strip().startswith(b'"program"'))
+
+
+@pytest.mark.parametrize("style", CaptureJsonStyle)
+def test_a_golden_bundle_is_written_again_to_the_same_bytes(style: CaptureJsonStyle) -> None:
+    """Read and encoded again, in either style."""
+    folder = GOLDEN / "bundles" / "golden"
+    bundle = read_capture_bundle(folder / "packed.capture.json.zst")
+    name = "complete" if style is CaptureJsonStyle.Compact else "pretty"
+    assert encode_bundle(bundle, style) == (folder / f"{name}.capture.json").read_bytes()
+    manifest = json.loads((folder / f"{name}.manifest.json").read_bytes())
+    assert manifest["sha256"] == hashlib.sha256(encode_bundle(bundle, style)).hexdigest()
