@@ -14,13 +14,14 @@ import anyio
 import pytest
 import structlog
 from tests.bundles import DAY, NOW, store
-from tests.daemons import PATIENCE, event, running_daemon
+from tests.daemons import PATIENCE, configured, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
 
 from ergo_capture.capture.manifest import manifest_path
 from ergo_capture.capture.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
 from ergo_capture.server.composition import retention_of
+from ergo_capture.server.reload import Reloader
 from ergo_capture.server.retention import Pruner, Retention
 from ergo_capture.storage import RealStorage, StorageError
 
@@ -257,7 +258,8 @@ async def test_the_daemon_prunes_when_it_starts_and_leaves_running_sessions_alon
                 await wire.say(event("a"), {"type": "flush"})
                 flushed = await wire.until("flushed")
                 assert json.loads(Path(flushed["manifest"]).read_bytes())["ended"] == "open"
-                daemon.service.retention.rules = RetentionRules(Bounds(max_age=timedelta(microseconds=1)))
+                rules = RetentionRules(Bounds(max_age=timedelta(microseconds=1)))
+                daemon.service.retention.take_rules(rules, 0)
                 await daemon.service.retention.take_round()
                 assert Path(flushed["bundle"]).exists()
                 await wire.say({"type": "close"})
@@ -265,6 +267,23 @@ async def test_the_daemon_prunes_when_it_starts_and_leaves_running_sessions_alon
                 assert closed["bundle"] == flushed["bundle"]
             await until(logged, "bundle.pruned", 2)
             assert daemon.bundles() == []
+
+
+async def test_a_reload_puts_other_bounds_in_force_at_once(tmp_path: Path) -> None:
+    """What is beyond them goes without waiting for a publication, and bundles are compressed from then on."""
+    old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
+    text = '[retention]\nmax_age = "1d"\ninterval = "0s"\n[bundle]\ncompress = "zstd"\n'
+    with structlog.testing.capture_logs() as logged:
+        async with running_daemon('[retention]\ninterval = "0s"\n', state=tmp_path) as daemon:
+            config = configured(daemon.state, daemon.socket, text)
+            daemon.service.reloader = Reloader(daemon.service, lambda: config)
+            assert old.exists()
+            assert (await daemon.ask("reload"))["applied"] == ["bundle.compress", "retention.max_age"]
+            await until(logged, "bundle.pruned")
+            assert not old.exists()
+            async with daemon.session() as wire:
+                await wire.say(event("a"), {"type": "close"})
+                assert (await wire.until("closed"))["bundle"].endswith(".capture.json.zst")
 
 
 async def test_what_cannot_be_pruned_is_logged_once_and_the_daemon_goes_on(tmp_path: Path, logged: list[Any]) -> None:

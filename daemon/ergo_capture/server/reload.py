@@ -3,8 +3,8 @@
 Owns: what takes effect at once and what needs a restart; carrying a reload out.
 Not here: who asks for it (``control.py``, SIGHUP in ``service.py``), reading the file (``config.py``).
 
-At once: limits, access, graphs but for the engines of those that are there, rotation, linger, the style of bundles,
-the drain, the log's level. Limits and allow-lists are for whoever comes next, and a graph's constraints for the
+At once: limits, access, graphs but for the engines of those that are there, rotation, retention, linger, the style
+and compression of bundles, the drain, the log's level. Limits and allow-lists are for whoever comes next, and a graph's constraints for the
 sessions opened next: a session keeps those it was opened with, as its bundle does. A graph that is not in the
 file any more takes no new sessions; those that are open go on. All the rest needs a restart, and is named in
 each reload until it has had one.
@@ -24,7 +24,7 @@ from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.access import access_of
 from ergo_capture.server.admission import make_room
-from ergo_capture.server.composition import graph_of, limits_of, rotation_of, session_limits_of
+from ergo_capture.server.composition import graph_of, limits_of, retention_of, rotation_of, session_limits_of
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.protocol import Code, ProtocolError
 
@@ -39,8 +39,9 @@ AT_ONCE: Final = frozenset(
         ("access",),
         ("limits",),
         ("rotation",),
+        ("retention",),
         ("session", "linger"),
-        ("bundle", "style"),
+        ("bundle",),
         ("shutdown", "drain"),
         ("log", "level"),
     }
@@ -113,6 +114,8 @@ class Reloader:
         running.registry.graphs.clear()
         running.registry.graphs.update(graphs)
         running.publisher.style = config.bundle.style
+        running.publisher.compress = config.bundle.compress
+        service.retention.take_rules(retention_of(config), config.retention.interval.seconds)
         telemetry.set_level(config.log.level)
         return Reloaded(
             [".".join(setting) for setting in applied],

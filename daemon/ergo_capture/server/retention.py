@@ -166,12 +166,12 @@ class Retention:
 
     Args:
         pruner: deletes.
-        rules: the bounds; may be replaced at any time.
+        rules: the bounds.
         interval: seconds between rounds without a publication; 0 for none.
     """
 
     def __init__(self, pruner: Pruner, rules: RetentionRules, interval: float) -> None:
-        self.rules = rules
+        self._rules = rules
         self._pruner = pruner
         self._interval = interval
         self._due = anyio.Event()
@@ -182,7 +182,12 @@ class Retention:
         self.pruned_bytes = 0
 
     def look(self) -> None:
-        """Have a round soon: a bundle was published, or the rules are others."""
+        """Have a round soon: a bundle was published."""
+        self._due.set()
+
+    def take_rules(self, rules: RetentionRules, interval: float) -> None:
+        """Other bounds from now on; looks at once what is beyond them."""
+        self._rules, self._interval = rules, interval
         self._due.set()
 
     async def run(self) -> None:
@@ -191,7 +196,7 @@ class Retention:
             with anyio.move_on_after(self._interval or None):
                 await self._due.wait()
             self._due = anyio.Event()
-            if self.rules.are_set:
+            if self._rules.are_set:
                 began = time.monotonic()
                 await self.take_round()
                 # Why: with many bundles a look takes long, and there may be one after each of them.
@@ -199,7 +204,7 @@ class Retention:
 
     async def take_round(self) -> None:
         """Delete what is to go now."""
-        rules = self.rules
+        rules = self._rules
         steps = self._pruner.prune(rules)
         try:
             while (step := await to_thread.run_sync(next, steps, None)) is not None:
