@@ -116,7 +116,7 @@ class OperatorLine:
             yield self.read()
 
     def _away(self, error: OSError | None) -> DaemonAway:
-        reason, hint = _reason(error)
+        reason, hint = why_away(error)
         return DaemonAway(f"ask the daemon at '{self.path}': {reason}", op="ask the daemon", path=self.path, hint=hint)
 
     def close(self) -> None:
@@ -130,7 +130,8 @@ class OperatorLine:
         self.close()
 
 
-def _reason(error: OSError | None) -> tuple[str, str]:
+def why_away(error: OSError | None) -> tuple[str, str]:
+    """Why there is no answer, and what to do; no error stands for a connection that ended."""
     start = "start it with `ergo-capture serve`, or name its socket with --socket or its configuration with --config"
     match error:
         case None | ConnectionResetError():

@@ -24,6 +24,8 @@ from ergo_capture.server.session import SessionSnapshot
 LITTLE_ROOM: Final = 1 << 30
 #: Sentences of what a shutdown waits for that are shown.
 _WAITS_SHOWN: Final = 5
+#: Columns for numbers that are wider than their headings.
+_NUMBER_COLUMNS: Final = {"accepted": 9, "decided": 9, "lag": 7, "queue": 9}
 
 
 def decode_status(text: bytes) -> DaemonStatus:
@@ -81,7 +83,7 @@ def whole_view(status: DaemonStatus, rates: Rates | None = None, rows: int | Non
     running = status.running
     if running is None:
         return _head(status, None)
-    return Group(_head(status, rates), sessions_table(running.sessions, rates, rows), *_troubles(running))
+    return Group(_head(status, rates), sessions_table(running.sessions, rates, rows), *_troubles(running, status.phase))
 
 
 def _head(status: DaemonStatus, rates: Rates | None) -> Table:
@@ -155,16 +157,17 @@ def sessions_table(sessions: list[SessionSnapshot], rates: Rates | None, rows: i
     """The sessions, those that lag most first."""
     if not sessions:
         return Text("\nno sessions", style="dim")
-    table = Table(box=box.SIMPLE, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column("session", no_wrap=True, overflow="ellipsis")
     table.add_column("graph", no_wrap=True, overflow="ellipsis", max_width=24)
     for name in ("state", "client"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=True, min_width=len(name))
     numbers = ["accepted", "decided", "lag", "deferred", "queue", "part"]
     if rates is not None:
         numbers.insert(1, "events/s")
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        # Why a least width: on a narrow screen it is the session's name that is cut, and not a number.
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), _NUMBER_COLUMNS.get(name, 0)))
     shown = sorted(sessions, key=lambda session: session.decided - session.admitted)[:rows]
     for session in shown:
         cells = [f"{session.accepted:,}", f"{session.decided:,}", f"{session.admitted - session.decided:,}"]
@@ -178,7 +181,7 @@ def sessions_table(sessions: list[SessionSnapshot], rates: Rates | None, rows: i
     return table
 
 
-def _troubles(running: RunningStatus) -> list[RenderableType]:
+def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if running.writer.failed is not None:
         lines.append(Text(f"the journal has failed: {running.writer.failed}", style="red"))
@@ -187,7 +190,7 @@ def _troubles(running: RunningStatus) -> list[RenderableType]:
     lines += [Text(f"quarantined {name}: {reason}", style="red") for name, reason in running.quarantined.items()]
     waits = running.shutdown_waits_for
     if waits:
-        lines.append(Text("a shutdown waits for", style="bold"))
+        lines.append(Text("waits for" if phase == "stopping" else "a shutdown would wait for", style="bold"))
         lines += [Text(f"  {sentence}") for sentence in waits[:_WAITS_SHOWN]]
         if len(waits) > _WAITS_SHOWN:
             lines.append(Text(f"  and {len(waits) - _WAITS_SHOWN:,} more", style="dim"))

@@ -117,8 +117,8 @@ def shutdown_waits_for(sessions: Iterable[Session]) -> list[str]:
 def _waits_for(session: Session) -> str:
     name, undecided = session.description.session, session.admitted - session.decided
     if undecided:
-        return f"session {name}: {undecided} events to be decided"
-    return f"session {name}: its bundle of {session.decided - session.part.first} events to be published"
+        return f"session {name}: {undecided:,} events to be decided"
+    return f"session {name}: its bundle of {session.decided - session.part.first:,} events to be published"
 
 
 async def _free_bytes(service: Service) -> int | None:

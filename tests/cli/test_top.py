@@ -1,0 +1,130 @@
+"""``top`` on a real terminal: what is on the screen, the keys, and a daemon that goes away and comes back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+import time
+from pathlib import Path
+from typing import Self
+
+from tests.daemons import COMMAND, PATIENCE, DaemonProcess, command, command_environment, plain, short_directory
+
+
+class Terminal:
+    """A command on a terminal of its own.
+
+    Args:
+        arguments: of ``ergo-capture``.
+    """
+
+    def __init__(self, *arguments: str, rows: int = 40, columns: int = 120) -> None:
+        self.leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.before = termios.tcgetattr(follower)
+        environment = {**command_environment(), "TERM": "xterm-256color"}
+        for name in ("COLUMNS", "LINES", "NO_COLOR"):
+            environment.pop(name, None)
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env=environment,
+            start_new_session=True,
+        )
+        self.follower = follower
+        self.seen = ""
+        os.set_blocking(self.leader, False)
+
+    def until(self, text: str) -> None:
+        """Wait until that text has been shown since the last time we looked."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            self._read()
+        self.seen = ""
+
+    def _read(self) -> None:
+        try:
+            self.seen += plain(os.read(self.leader, 1 << 16).decode(errors="replace"))
+        except BlockingIOError:
+            time.sleep(0.01)
+
+    def type(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self.leader, keys)
+
+    def wait(self) -> int:
+        """The exit code; the screen is read meanwhile, so that nobody waits for us."""
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline
+            self._read()
+        return self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.leader)
+        os.close(self.follower)
+
+
+def test_top_shows_the_daemon_with_rates_and_q_ends_it() -> None:
+    """And leaves the terminal as it was."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        with Terminal("top", "--socket", str(daemon.socket), "--interval", "0.1") as terminal:
+            terminal.until("serving for")
+            terminal.until("/s accepted")
+            terminal.type(b"xq")
+            assert terminal.wait() == 0
+            assert termios.tcgetattr(terminal.follower) == terminal.before
+
+
+def test_control_c_ends_top_in_order() -> None:
+    """No traceback, the terminal as it was."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        with Terminal("top", "--socket", str(daemon.socket), "--interval", "60") as terminal:
+            terminal.until("serving for")
+            terminal.process.send_signal(signal.SIGINT)
+            assert terminal.wait() == 0
+            terminal._read()
+            assert "Traceback" not in terminal.seen
+            assert termios.tcgetattr(terminal.follower) == terminal.before
+
+
+def test_top_waits_for_a_daemon_that_is_away_and_goes_on_when_it_is_back() -> None:
+    """It may be started before the daemon, and outlives it."""
+    with (
+        short_directory() as place,
+        DaemonProcess(place, place / "state") as daemon,
+        Terminal("top", "--socket", str(daemon.socket), "--interval", "0.1") as terminal,
+    ):
+        terminal.until("no daemon is there")
+        daemon.start()
+        terminal.until("serving for")
+        daemon.kill()
+        terminal.until("no daemon listens there any more")
+        daemon.start()
+        assert daemon.process is not None
+        terminal.until(f"pid {daemon.process.pid}")
+        terminal.type(b"q")
+        assert terminal.wait() == 0
+
+
+def test_top_without_a_terminal_is_wrong_usage() -> None:
+    """It says what to use instead, and does not wait for a daemon first."""
+    done = command("top", "--socket", str(Path("/nowhere/capture.sock")))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Try: use `ergo-capture status`" in done.stderr
