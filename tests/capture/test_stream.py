@@ -260,12 +260,12 @@ def test_a_text_cut_anywhere_is_refused_in_the_same_words(tmp_path: Path) -> Non
         assert streamed(tmp_path / "b", text[:cut]) == whole(text[:cut]), cut
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_changed_text_gets_the_verdict_it_gets_whole(seed: int, tmp_path: Path) -> None:
     """Bytes changed, taken out and put in at random, in both styles."""
     chance = random.Random(seed)
     accepted = 0
-    for _ in range(100):
+    for _ in range(60):
         text = bytearray(chance.choice([COMPACT, PRETTY]))
         for _ in range(chance.randint(1, 2)):
             at = chance.randrange(len(text))
@@ -341,4 +341,4 @@ def test_memory_does_not_grow_with_the_bundle(tmp_path: Path) -> None:
         return used
 
     for style in CaptureJsonStyle:
-        assert peak(3000, style) < 1.25 * peak(300, style) + 1_000_000
+        assert peak(2000, style) < 1.25 * peak(300, style) + 1_000_000

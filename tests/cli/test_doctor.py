@@ -214,8 +214,8 @@ def test_what_is_none_of_ours_is_an_error_and_the_others_are_looked_at(
     good = REAL / "cap_hello.json"
     assert app.run(["doctor", str(tmp_path), str(tmp_path / "none"), str(good)]) == ExitCode.FAILED
     lines = capsys.readouterr().out.splitlines()
-    assert "that is neither a state directory nor a journal (try: name a state directory" in lines[1]
-    assert "none" in lines[2]
+    assert "that is neither a state directory nor a journal (try: name a state directory" in lines[0]
+    assert lines[1].startswith(f"{tmp_path / 'none'}: read capture bundle")
     assert lines[-2:] == [f"{good}: bundle, sound", "  sound: 3 events with their decisions"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from tests.capture.test_stream import rich_bundle
 from tests.journal.captures import Written, a_session, write_sessions
 from tests.journal.journals import flip, frames_of, journal_in, last_segment, shrink
@@ -124,6 +125,25 @@ def test_a_bundle_whose_end_is_zeros_is_saved_up_to_them(tmp_path: Path, capsys:
     assert 0 < said["counts"]["kept"] < 60
 
 
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "changed"])
+def test_a_compressed_bundle_is_saved_up_to_its_damage(
+    cut: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was expanded before the compressed text ends, or turns out to be wrong, is a bundle that was cut there."""
+    bundle = rich_bundle(600, payload=200)
+    ids = [event.event_id for event in bundle.events]
+    packed = zstandard.ZstdCompressor(level=1).compress(encode_bundle(bundle))
+    middle = len(packed) * 3 // 4
+    source, output = tmp_path / "b.capture.json.zst", tmp_path / "saved.capture.json"
+    source.write_bytes(packed[:middle] + (b"" if cut else bytes(50) + packed[middle + 50 :]))
+    code, (said,) = recovered(source, output, capsys)
+    assert code == ExitCode.DATA_LOSS
+    hold_to_account(said, ids)
+    assert said["counts"]["kept"] + said["counts"]["aside"] > 100
+    assert app.run(["doctor", str(source)]) == ExitCode.FAILED
+    assert app.run(["recover", str(source), "-o", str(tmp_path / "x.zst")]) == ExitCode.USAGE
+
+
 def test_a_sound_bundle_is_kept_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 0, the same bytes, and nothing set aside."""
     source, output = tmp_path / "sound.capture.json", tmp_path / "saved.capture.json"
@@ -173,9 +193,52 @@ def test_a_person_is_told_what_became_of_it(tmp_path: Path, capsys: pytest.Captu
     assert app.run(["recover", str(source), "-o", str(output)]) == ExitCode.DATA_LOSS
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{output}: 46 events with their decisions kept, 14 events set aside")
-    assert lines[1].startswith("  it ends there because at offset ")
+    assert lines[1].startswith("  it ends there because there is no decision to be read: ")
+    assert lines[1].endswith(")")
     assert lines[2] == f"  set aside in {tmp_path / 'saved.rest.scenario.json'}"
     assert lines[3].startswith("  adapter_provenance is gone; the bundle says 'lost'")
+
+
+def bent(data: bytes, chance: random.Random) -> bytes:
+    """A file to which several things happened."""
+    text = bytearray(data)
+    for _ in range(chance.choice([1, 2, 4])):
+        at = chance.randrange(len(text))
+        match chance.randrange(5):
+            case 0:
+                text[at] ^= 1 << chance.randrange(8)
+            case 1:
+                del text[at : at + chance.randrange(3000)]
+            case 2:
+                size = chance.randrange(2000)
+                text[at : at + size] = bytes(size)
+            case 3:
+                del text[at + len(text) // 2 :]
+            case _:
+                text[at : at + 100] = chance.randbytes(100)
+    return bytes(text)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_to_a_bundle_what_is_written_verifies(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes changed, taken out, zeroed, overwritten and cut off, several times over: a true beginning, or exit 1."""
+    source, output = tmp_path / "bent.capture.json", tmp_path / "saved.capture.json"
+    chance, saved = random.Random(seed), 0
+    for _ in range(25):
+        source.write_bytes(bent(encode_bundle(BUNDLE, chance.choice(list(CaptureJsonStyle))), chance))
+        output.unlink(missing_ok=True)
+        code, said = recovered(source, output, capsys, "--force")
+        assert (code == ExitCode.FAILED) == (not output.exists())
+        if said:
+            saved += 1
+            assert check(output)["ok"]
+            kept = [event.event_id for event in decode_bundle(output.read_bytes()).events]
+            assert kept == IDS[: len(kept)]
+            counts = said[0]["counts"]
+            assert counts["kept"] + counts["aside"] + counts["refused"] + counts["lost"] <= 60
+    assert saved > 15
 
 
 # --- where it does not write ---
@@ -402,6 +465,35 @@ def test_p6_a_damaged_journal_gives_back_what_can_be_proved(
         assert counts["problems"][0]["reason"].endswith(" are missing from the journal")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_p6_whatever_happens_to_a_journal_what_is_written_verifies(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P6: several segments bent at once: every bundle verifies, and no event is counted twice or made up."""
+    journal, chance = tmp_path / "journal", random.Random(seed)
+    written = write_sessions(journal, close=seed != 1, rotate_after=5 if seed == 2 else None)
+    originals = {path: path.read_bytes() for path in journal.iterdir()}
+    for number in range(12):
+        for path, data in originals.items():
+            path.write_bytes(bent(data, chance) if chance.randrange(3) == 0 else data)
+        code, said = recovered(journal, tmp_path / f"out {number}", capsys)
+        assert code in (ExitCode.OK, ExitCode.DATA_LOSS)
+        found: dict[str, int] = {}
+        for one in said:
+            assert check(Path(one["bundle"]))["ok"]
+            kept = [event.event_id for event in decode_bundle(Path(one["bundle"]).read_bytes()).events]
+            if one["session"] not in written:
+                assert kept == []
+                continue
+            ids = written[one["session"]].ids
+            start = ids.index(kept[0]) if kept else 0
+            assert kept == ids[start : start + len(kept)]
+            counts = one["counts"]
+            total = counts["kept"] + counts["aside"] + counts["refused"] + counts["lost"]
+            found[one["session"]] = found.get(one["session"], 0) + total
+        assert all(total <= 60 for total in found.values())
+
+
 def test_a_torn_end_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was never synced was never acknowledged: exit 0, and everything before it is kept."""
     journal = tmp_path / "journal"
@@ -487,6 +579,11 @@ def test_a_published_bundle_is_left_alone_unless_it_is_gone_or_changed(
     code, (said,) = recovered(state, tmp_path / "three", capsys)
     assert (code, said["ended"], Path(said["bundle"]).read_bytes()) == (0, "complete", text)
     beside.unlink()
+    compressed = beside.with_name(beside.name + ".zst")
+    compressed.write_bytes(zstandard.ZstdCompressor().compress(text))
+    code, (said,) = recovered(state, tmp_path / "three and a half", capsys)
+    assert (code, said["ended"], said["bundle"]) == (0, "published", str(compressed))
+    compressed.unlink()
     code, (said,) = recovered(state, tmp_path / "four", capsys)
     assert (code, said["ended"], Path(said["bundle"]).read_bytes()) == (0, "complete", text)
     damaged_body_of = events_frame(last_segment(state / "journal", 1), 1, 3)[1]

@@ -10,16 +10,18 @@ what stands around them in the order in which every bundle is written: head, eve
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 import msgspec
 
 from ergo_capture.capture.bundle import BundleFormatError, decode_bundle
 from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
+from ergo_capture.capture.manifest import manifest_path
 from ergo_capture.capture.opening import open_binary
 from ergo_capture.capture.outline import MAX_OUTSIDE, Stretch
 from ergo_capture.capture.salvage import LOST, Gap, Head, Salvaged, salvage
@@ -38,6 +40,43 @@ _TAIL_BEGINS: Final = re.compile(rb'\]\s*,\s*"adapter_provenance"\s*:')
 _ELEMENT_BEGINS: Final = re.compile(rb',\s*(?=\{\s*"event_id"\s*:)')
 _NO_LISTS: Final = b'],"decisions":[],"adapter_provenance":"","runtime_provenance":""}'
 _PROVENANCES: Final = ("adapter_provenance", "runtime_provenance")
+
+
+class _ToDamage(io.RawIOBase):
+    """A file that ends where it can no longer be read: at damage to a compressed one, or of the disk itself."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # a Buffer has no name in 3.11
+        try:
+            block = b"" if self._ended else self._file.read(len(buffer))
+        except OSError:
+            # Whoever reads on finds the text cut off here, and says so.
+            block, self._ended = b"", True
+        buffer[: len(block)] = block
+        return len(block)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except OSError:
+            # The place lies behind the damage, and there is nothing to be read there.
+            self._ended = True
+            return offset
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, _ToDamage(open_binary(path)))
 
 
 class Anatomy(msgspec.Struct, frozen=True):
@@ -68,12 +107,12 @@ class Anatomy(msgspec.Struct, frozen=True):
         start: int | None = stretch.start
         what = reader.name.removesuffix("s")
         while start is not None:
-            with open_binary(self.path) as file:
+            with _open(self.path) as file:
                 try:
                     for block in read_elements(file, Stretch(start, stretch.end), reader):
                         yield from block
                 except ElementError as error:
-                    yield Gap(None, f"at offset {error.offset} is no {what}: {error}", error.offset)
+                    yield Gap(None, f"there is no {what} to be read: {error}", error.offset)
                     start = self._next_element(error.offset, stretch.end)
                     continue
             if not closed:
@@ -133,11 +172,13 @@ def _tell_missing(counts: Salvaged, total: object) -> None:
     """
     found = counts.kept + counts.aside + counts.refused
     decisions = counts.kept + counts.dropped
-    known = max(found + counts.lost, decisions, total if type(total) is int else 0)
-    counts.lost = known - found
-    counts.lost_decisions = known - decisions
-    if type(total) is int or (counts.uncertain and decisions == known):
-        counts.uncertain = False
+    stated = total if type(total) is int else 0
+    known = max(found + counts.lost, decisions, stated)
+    counts.lost, counts.lost_decisions = known - found, known - decisions
+    # A list without a gap has them all; but an event whose hash is wrong may be what is left of several.
+    counts.uncertain |= counts.refused > 0
+    if stated or not (counts.uncertain and counts.uncertain_decisions):
+        counts.uncertain = counts.uncertain_decisions = False
 
 
 def dissect(path: Path) -> Anatomy:
@@ -151,6 +192,11 @@ def dissect(path: Path) -> Anatomy:
             return _whole(path, stream)
     except BundleFormatError as error:
         complaint = error
+    except ErgoCaptureError as error:
+        if not path.is_file():
+            raise
+        # Why on: of a compressed file that is damaged, the beginning can still be read.
+        complaint = BundleFormatError(error.message, op=error.op, path=path, hint=error.hint)
     return _broken(path, complaint)
 
 
@@ -219,9 +265,8 @@ def _string_of(name: str, tail: bytes) -> str | None:
 
 def _manifest_of(path: Path) -> dict[str, object]:
     """What the manifest beside a bundle says, if there is one and it is about this bundle."""
-    beside = path.with_name(path.name.removesuffix(".capture.json") + ".manifest.json")
     try:
-        manifest = json.loads(beside.read_bytes())
+        manifest = json.loads(manifest_path(path).read_bytes())
     except (OSError, ValueError):
         # Without a manifest, or with a bad one, there is only the bundle itself to go by.
         return {}
@@ -231,7 +276,7 @@ def _manifest_of(path: Path) -> dict[str, object]:
 def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last: bool = False) -> Stretch | None:
     """Where a pattern occurs first, or last, in a stretch of a file."""
     found = None
-    with open_binary(path) as file:
+    with _open(path) as file:
         file.seek(start)
         held, offset = b"", start
         while offset + len(held) < end:
@@ -249,7 +294,7 @@ def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last:
 
 
 def _read(path: Path, start: int, end: int) -> bytes:
-    with open_binary(path) as file:
+    with _open(path) as file:
         file.seek(start)
         text = b""
         while len(text) < end - start and (block := file.read(end - start - len(text))):
@@ -260,7 +305,7 @@ def _read(path: Path, start: int, end: int) -> bytes:
 def _size_of(path: Path) -> int:
     """Bytes of the file's text."""
     size = 0
-    with open_binary(path) as file:
+    with _open(path) as file:
         while block := file.read(_BLOCK):
             size += len(block)
     return size

@@ -1,7 +1,7 @@
 """File names that any graph or session id can be turned into.
 
-Owns: ``safe_name``, and a bundle's name.
-Not here: where a daemon puts its bundles (``server/paths.py``), the manifest beside one (``manifest.py``).
+Owns: ``safe_name``, ``bundle_name``.
+Not here: what stands beside a bundle (``manifest.py``), where a daemon puts its bundles (``server/paths.py``).
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ def safe_name(text: str) -> str:
 
 def bundle_name(session: str, part: int, *, compressed: bool = False) -> str:
     """The file name of a session's bundle; from the second part on, ``~N`` stands behind the session."""
-    behind = "" if part == 1 else f"~{part}"
-    return f"{safe_name(session)}{behind}{BUNDLE_SUFFIX}{COMPRESSED_SUFFIX if compressed else ''}"
+    suffix = ("" if part == 1 else f"~{part}") + BUNDLE_SUFFIX + (COMPRESSED_SUFFIX if compressed else "")
+    return safe_name(session) + suffix

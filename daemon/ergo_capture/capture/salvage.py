@@ -19,6 +19,7 @@ from typing import Final, Self
 import msgspec
 
 from ergo_capture.capture.atomic import AtomicFile, create_parents
+from ergo_capture.capture.manifest import stem_of
 from ergo_capture.capture.verification import event_of, verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
@@ -72,6 +73,9 @@ class Problem(msgspec.Struct, frozen=True):
     reason: str
     offset: int | None = None
 
+    def __str__(self) -> str:
+        return self.reason if self.offset is None else f"{self.reason} (offset {self.offset})"
+
 
 class Salvaged(msgspec.Struct):
     """What became of every record.
@@ -93,6 +97,8 @@ class Salvaged(msgspec.Struct):
     lost_decisions: int = 0
     #: Whether there may have been more events that nothing tells of.
     uncertain: bool = False
+    #: The same of decisions.
+    uncertain_decisions: bool = False
     #: Whether the bundle ends where the decisions do.
     undecided: bool = False
     #: What is wrong, in the order in which it was met: first why the bundle ends where it does.
@@ -101,7 +107,7 @@ class Salvaged(msgspec.Struct):
     @property
     def whole(self) -> bool:
         """Whether everything is in the bundle."""
-        return not (self.problems or self.dropped or self.lost_decisions or self.uncertain)
+        return not (self.problems or self.dropped or self.lost_decisions or self.uncertain or self.uncertain_decisions)
 
     @property
     def only_undecided(self) -> bool:
@@ -114,11 +120,16 @@ class Salvaged(msgspec.Struct):
         parts = [f"{_count(self.kept, 'event')} with {'its decision' if self.kept == 1 else 'their decisions'} kept"]
         parts += [f"{_count(self.aside, 'event')} set aside without a provable decision"] if self.aside else []
         parts += [f"{_count(self.refused, 'event')} refused"] if self.refused else []
-        if self.lost or self.uncertain:
-            parts.append(f"{'at least ' if self.uncertain else ''}{_count(self.lost, 'event')} lost")
+        parts += _lost(self.lost, "event", uncertain=self.uncertain)
         parts += [f"{_count(self.dropped, 'decision')} dropped"] if self.dropped else []
-        parts += [f"{_count(self.lost_decisions, 'decision')} lost"] if self.lost_decisions else []
+        parts += _lost(self.lost_decisions, "decision", uncertain=self.uncertain_decisions)
         return ", ".join(parts)
+
+
+def _lost(number: int, what: str, *, uncertain: bool) -> list[str]:
+    if not number:
+        return [f"perhaps more {what}s lost"] if uncertain else []
+    return [f"{'at least ' if uncertain else ''}{_count(number, what)} lost"]
 
 
 def _count(number: int, what: str) -> str:
@@ -150,8 +161,7 @@ def salvage(
 
 def rest_path(bundle: Path) -> Path:
     """Where the events without provable decisions go that belong to a bundle."""
-    name = bundle.name.removesuffix(".json").removesuffix(".capture")
-    return bundle.with_name(f"{name}.rest.scenario.json")
+    return bundle.with_name(f"{stem_of(bundle).removesuffix('.json')}.rest.scenario.json")
 
 
 class _Salvage:
@@ -217,8 +227,8 @@ class _Salvage:
         return True
 
     def _miss(self, gap: Gap) -> None:
-        # Why not uncertain: there is one decision an event, so that only events beyond the known ones are in doubt.
         self.counts.lost_decisions += gap.count or 0
+        self.counts.uncertain_decisions |= gap.count is None
 
     def _end(self, reason: str, offset: int | None = None) -> bool:
         if len(self.counts.problems) < MAX_PROBLEMS:

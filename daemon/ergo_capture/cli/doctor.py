@@ -7,7 +7,7 @@ Not here: what is looked at, and what is an error (``journal/doctor.py``).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -15,6 +15,9 @@ import typer
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.doctor import Diagnosis, Finding, Severity, diagnose
+
+#: The kind of what could not be looked at.
+UNKNOWN: Final = "unknown"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,7 +48,7 @@ def _diagnosis(path: Path) -> Diagnosis:
         return diagnose(path)
     except ErgoCaptureError as error:
         message = error.message + (f" (try: {error.hint})" if error.hint else "")
-        return Diagnosis(str(path), "nothing", [Finding(Severity.ERROR, str(path), None, message)], [])
+        return Diagnosis(str(path), UNKNOWN, [Finding(Severity.ERROR, str(path), None, message)], [])
 
 
 def _plain(diagnosis: Diagnosis) -> dict[str, object]:
@@ -72,6 +75,8 @@ def _in_words(diagnosis: Diagnosis) -> str:
         count[finding.severity] += 1
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
     verdict = "sound" if diagnosis.sound else f"damaged, {errors} {'error' if errors == 1 else 'errors'}"
+    if diagnosis.kind == UNKNOWN:
+        return f"{diagnosis.path}: {diagnosis.findings[0].message}"
     if warnings:
         verdict += f", {warnings} {'warning' if warnings == 1 else 'warnings'}"
     lines = [f"{diagnosis.path}: {diagnosis.kind}, {verdict}"]

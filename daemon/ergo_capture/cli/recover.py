@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from ergo_capture.capture.anatomy import SalvagedBundle, salvage_bundle
+from ergo_capture.capture.opening import COMPRESSED_SUFFIX
 from ergo_capture.capture.salvage import Salvaged, rest_path
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
@@ -55,6 +56,10 @@ def recover(
             path=source,
             hint=f"name its directory: '{source.parent}'",
             exit_code=ExitCode.USAGE,
+        )
+    if output.name.endswith(COMPRESSED_SUFFIX):
+        raise _refusal(
+            f"'{output}' would not be compressed", f"leave out {COMPRESSED_SUFFIX}, and compress it afterwards"
         )
     _check_file(source, output, force=force)
     saved = salvage_bundle(
@@ -154,7 +159,7 @@ def _part_in_words(part: SalvagedPart) -> str:
 
 def _counts_in_words(name: str, bundle: Path, counts: Salvaged) -> list[str]:
     lines = [f"{name}: {counts.in_words()}"]
-    lines += [f"  it ends there because {counts.problems[0].reason}"] if counts.problems else []
+    lines += [f"  it ends there because {counts.problems[0]}"] if counts.problems else []
     lines += [f"  set aside in {printable(str(rest_path(bundle)))}"] if counts.aside else []
     return lines
 

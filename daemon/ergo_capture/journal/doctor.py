@@ -18,7 +18,8 @@ from pathlib import Path
 import msgspec
 
 from ergo_capture.capture.anatomy import salvage_bundle
-from ergo_capture.capture.manifest import manifest_path
+from ergo_capture.capture.manifest import BUNDLE_SUFFIX, MANIFEST_SUFFIX, manifest_path
+from ergo_capture.capture.opening import COMPRESSED_SUFFIX
 from ergo_capture.capture.verification import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.findings import Scan
@@ -136,10 +137,11 @@ class _Doctor:
         for path in sorted(_files_below(bundles)) if bundles.is_dir() else ():
             if path.name.endswith(".tmp"):
                 self._find(Severity.WARNING, path, "a temporary that was never finished; a start removes it")
-            elif path.name.endswith(".manifest.json"):
-                if not path.with_name(path.name.replace(".manifest.json", ".capture.json")).exists():
+            elif path.name.endswith(MANIFEST_SUFFIX):
+                bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
+                if not bundle.exists() and not bundle.with_name(bundle.name + COMPRESSED_SUFFIX).exists():
                     self._find(Severity.WARNING, path, "the bundle that it is about is not beside it")
-            elif path.name.endswith(".capture.json"):
+            elif path.name.removesuffix(COMPRESSED_SUFFIX).endswith(BUNDLE_SUFFIX):
                 count += 1
                 self._on_bundle(path)
                 self._look_at_one_of(path)
@@ -204,7 +206,12 @@ class _Doctor:
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._find(Severity.WARNING, manifest, f"it cannot be read: {error}")
             return
-        if sha256_of(bundle) != expected:
+        try:
+            same = sha256_of(bundle) == expected
+        except ErgoCaptureError:
+            # That it cannot be read was found by whoever read it.
+            return
+        if not same:
             self._find(Severity.ERROR, bundle, "it is not the file that its manifest was written for (sha256)")
 
     # --- a journal ---

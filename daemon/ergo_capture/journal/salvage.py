@@ -14,13 +14,14 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from ergo_capture.capture.atomic import write_bytes_atomic
-from ergo_capture.capture.manifest import MANIFEST_FORMAT, Manifest, manifest_path
+from ergo_capture.capture.manifest import MANIFEST_FORMAT, Manifest, manifest_path, other_form, stem_of
 from ergo_capture.capture.names import bundle_name, safe_name
+from ergo_capture.capture.opening import open_binary
 from ergo_capture.capture.salvage import LOST, Gap, Head, Salvaged, salvage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import (
@@ -45,6 +46,7 @@ from ergo_capture.storage import Storage
 from ergo_capture.version import PROGRAM
 
 _Body = TypeVar("_Body")
+_READ_BYTES: Final = 1 << 20
 
 
 class SalvagedPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +97,7 @@ def salvage_journal(
     return parts
 
 
-class _Stretch(msgspec.Struct, frozen=True):
+class _Stretch(msgspec.Struct, frozen=True, kw_only=True):
     """The events of a part, by index in the session: from ``first`` to before ``end``."""
 
     part: int
@@ -104,8 +106,10 @@ class _Stretch(msgspec.Struct, frozen=True):
     ended: str
     ended_at: str
     forced: bool
-    #: Whether there may be more behind ``end``.
+    #: Whether there may have been more.
     uncertain: bool
+    #: Whether it is more than one part, because what parted them is gone; the first one's number stands for all.
+    merged: bool
 
 
 class _Session:
@@ -193,7 +197,7 @@ class _Session:
     def parts(self, destination: Path | None) -> Iterator[SalvagedPart]:
         """Each part, salvaged."""
         for stretch in self._stretches():
-            publication = self.publications.get(stretch.part)
+            publication = None if stretch.merged else self.publications.get(stretch.part)
             if publication is None or not self._is_settled(stretch, publication):
                 yield self._salvaged(stretch, destination)
             else:
@@ -211,21 +215,43 @@ class _Session:
 
     def _stretches(self) -> Iterator[_Stretch]:
         frames = self.frames
-        first, part = 0, 1
+        first, part, unknown = 0, 1, 0
         if frames.open is None and self.rotations:
-            # Why from what is there: what came before was in bundles, or is gone with its segment.
             part = self.rotations[0][0].part
-            first = min((self._first_of(frames.events), self.rotations[0][1]))
+            if part > 1:
+                # What said where it begins is gone, too: from what is there on, and nothing tells what was before.
+                first = min(self._first_of(frames.events), self.rotations[0][1])
+                unknown = part
         for rotation, end in self.rotations:
             # Why not those without any event: their bundles are durable, and their segments went.
             if end > first or rotation.part in self.publications:
-                yield _Stretch(rotation.part, first, end, "rotated", rotation.rotated_at, rotation.forced, False)
+                yield _Stretch(
+                    part=part,
+                    first=first,
+                    end=end,
+                    ended="rotated",
+                    ended_at=rotation.rotated_at,
+                    forced=rotation.forced,
+                    uncertain=rotation.part == unknown,
+                    merged=rotation.part != part,
+                )
             first, part = end, rotation.part + 1
         if self.frames.done and part not in self.publications and self.total <= first:
             return
         closing = self.closing
         ended, at = ("open", "") if closing is None else (closing.ended, closing.closed_at)
-        yield _Stretch(part, first, max(first, self.total), ended, at, False, self.uncertain)
+        publication = self.publications.get(part)
+        yield _Stretch(
+            part=part,
+            first=first,
+            end=max(first, self.total),
+            ended=ended,
+            ended_at=at,
+            forced=False,
+            uncertain=self.uncertain,
+            # Why it tells: after a bundle that is not the last one there is another part.
+            merged=publication is not None and not publication.final,
+        )
 
     def _first_of(self, packed: array[int]) -> int:
         return self._frame(Position.unpack(packed[0])).header.first if packed else self.total
@@ -236,7 +262,7 @@ class _Session:
         known = self.description is not None
         return SalvagedPart(
             # Why from the path: what says what the session was may be gone with its segment.
-            session=self._name if known else recorded.name.removesuffix(".capture.json").partition("~")[0],
+            session=self._name if known else stem_of(recorded).partition("~")[0],
             graph=self._graph if known else recorded.parent.name,
             part=stretch.part,
             ended="published",
@@ -373,20 +399,24 @@ def _published_as(publication: Publication, journal: Path) -> Path | None:
     """The published bundle, where it was published or where its state directory is now, if it is there."""
     recorded = Path(publication.bundle)
     for path in (recorded, journal.parent / "bundles" / recorded.parent.name / recorded.name):
-        if path.is_file():
-            return path
+        for form in (path, other_form(path)):
+            if form.is_file():
+                return form
     return None
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex.
+    """SHA-256 of a bundle's text, in hex, whether the file is compressed or not.
 
     Raises:
         ErgoCaptureError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        with open_binary(path) as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
     except OSError as error:
         raise ErgoCaptureError(
             f"read '{path}': {error.strerror}",

@@ -1,8 +1,8 @@
 """Where a daemon's bundles go: ``STATE/bundles/GRAPH/SESSION.capture.json``, compressed with ``.zst`` behind it.
 
 Owns: that layout.
-Not here: names of files (``capture/names.py``, ``capture/manifest.py``), writing them (``journal/compose.py``),
-deleting them (``retention.py``).
+Not here: names of files (``capture/names.py``), writing them (``journal/compose.py``), the manifest's name
+(``capture/manifest.py``), deleting them (``retention.py``).
 """
 
 from __future__ import annotations
