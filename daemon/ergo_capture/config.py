@@ -19,7 +19,14 @@ import msgspec
 from msgspec import Meta
 
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.settings import Config, FixedEngineConfig, GraphConfig, GraphRetentionConfig, ScriptedEngineConfig
+from ergo_capture.settings import (
+    Config,
+    EngineConfig,
+    FixedEngineConfig,
+    GraphConfig,
+    GraphRetentionConfig,
+    ScriptedEngineConfig,
+)
 from ergo_capture.units import Duration, Mode, Size
 
 __all__ = [
@@ -177,7 +184,7 @@ def _decode(kind: type, value: Any) -> Any:
 
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
-_ENGINES: Final = (FixedEngineConfig, ScriptedEngineConfig)
+_ENGINES: Final = get_args(EngineConfig)
 
 
 def _in_words(message: str, data: Mapping[str, Any]) -> str:

@@ -254,6 +254,46 @@ class ScriptedEngineConfig(_Section, frozen=True, tag_field="kind", tag="scripte
     file: Annotated[str, _doc('A JSON file: {"default": ..., "schedule": {event id: [...]}}.')]
 
 
+class PythonEngineConfig(_Section, frozen=True, tag_field="kind", tag="python"):
+    """Episodes are run by a Python callable in the daemon itself."""
+
+    callable: Annotated[str, _doc("`module:callable`, importable by the daemon.")]
+    pipeline: Annotated[int, Meta(ge=1, description="Calls for one session at once; see the README first.")] = 1
+
+
+class _RemoteEngineConfig(_Section, frozen=True):
+    """Episodes are run by a program that speaks ergo-engine.v1."""
+
+    start_timeout: Annotated[Duration, _doc("Time from reaching the engine to its `ready`.")] = Duration(10_000_000_000)
+    back_off: Annotated[Duration, _doc("First pause before the engine is reached again; it doubles.")] = Duration(
+        100_000_000
+    )
+    back_off_limit: Annotated[Duration, _doc("Longest pause.")] = Duration(10_000_000_000)
+    hang_timeout: Annotated[
+        Duration, _doc("How long the engine may answer nothing while it is asked; 0s for ever.")
+    ] = Duration(300_000_000_000)
+    max_line_bytes: Annotated[Size, _doc("Longest line that the engine may say.")] = Size(16 << 20)
+    pipeline: Annotated[int, Meta(ge=1, description="Episodes of one session at once; see the README first.")] = 1
+    when_away: Annotated[
+        Literal["wait", "fail"], _doc("Runs while the engine is away: `wait`, or `fail` as AdapterUnavailable.")
+    ] = "wait"
+
+
+class ProcessEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", tag="process", kw_only=True):
+    """Episodes are run by a child process."""
+
+    command: Annotated[tuple[str, ...], Meta(min_length=1, description="The program and its arguments.")]
+
+
+class SocketEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", tag="socket", kw_only=True):
+    """Episodes are run by a service on a Unix socket."""
+
+    path: Annotated[str, _doc("The socket that the engine listens on.")]
+
+
+EngineConfig = FixedEngineConfig | ScriptedEngineConfig | PythonEngineConfig | ProcessEngineConfig | SocketEngineConfig
+
+
 class GraphConfig(_Section, frozen=True):
     """A graph that clients may open sessions of."""
 
@@ -270,7 +310,8 @@ class GraphConfig(_Section, frozen=True):
         GraphRetentionConfig | None, _doc('In place of [retention], a table such as { max_age = "7d" }.')
     ] = None
     engine: Annotated[
-        FixedEngineConfig | ScriptedEngineConfig, _doc('What runs the episodes: "fixed", or a table with a kind.')
+        EngineConfig,
+        _doc('What runs the episodes: "fixed", or a table of the kind fixed, scripted, python, process or socket.'),
     ] = FixedEngineConfig()
 
 

@@ -6,6 +6,7 @@ Not here: outcomes per event (``scripted.py``).
 
 from __future__ import annotations
 
+from ergo_capture.engine.port import InProcess
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.fault_runtime import FaultRuntime
 from ergo_capture.kernel.outcomes import RunTermination
@@ -13,7 +14,7 @@ from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 
 
-class FixedEngine:
+class FixedEngine(InProcess):
     """Ends every episode with one termination; one whose deadline is zero is aborted."""
 
     name = "fixed"

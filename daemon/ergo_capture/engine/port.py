@@ -1,16 +1,26 @@
 """What the daemon asks of an engine.
 
-Owns: the Engine protocol.
+Owns: the Engine protocol, InProcess for engines that cannot be away, EngineRefused.
 Not here: any engine.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+from anyio.abc import TaskGroup
+
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
+
+#: A graph's runtime_provenance where none is configured: an engine's own takes its place.
+UNSTATED_PROVENANCE = "rpv1:none"
+
+
+class EngineRefused(ErgoCaptureError):
+    """The engine is not the one that the graph is configured for, or does not come up."""
 
 
 class Engine(Protocol):
@@ -18,6 +28,8 @@ class Engine(Protocol):
 
     #: The engine's kind, for people: ``fixed``, ``scripted``, ...
     name: str
+    #: Episodes of one session that may be under way at once, from 1.
+    pipeline: int
 
     def invoker(self) -> RuntimeInvoker | None:
         """A new session's engine where answers need no waiting; None where ``run`` must be awaited.
@@ -27,3 +39,33 @@ class Engine(Protocol):
 
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
         """Run one attempt of an episode to its end; never raises for what the engine did wrong."""
+
+    async def provenance(self, configured: str) -> str:
+        """The runtime_provenance of a session that is opened now, ``configured`` being the graph's.
+
+        Raises:
+            EngineRefused: the engine says another one, or is away and has not said any yet.
+        """
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Begin to live in ``tasks``; a second call changes nothing."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """How the engine is, for ``status``; with ``up`` where it may be away."""
+
+
+class InProcess:
+    """What all engines have in common that live in the daemon itself."""
+
+    pipeline = 1
+
+    async def provenance(self, configured: str) -> str:
+        """The configured one: nobody else has anything to say about it."""
+        return configured
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Nothing is to be started."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """There is nothing to say: it cannot be away."""
+        return {}

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.engine.port import InProcess
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.fault_runtime import FaultRuntime
 from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 
 
-class ScriptedEngine:
+class ScriptedEngine(InProcess):
     """Gives every session the whole script anew.
 
     Raises:
@@ -34,8 +35,15 @@ class ScriptedEngine:
                 op="read engine script",
                 path=path,
                 hint="check engine.file of the graph in the configuration",
+                exit_code=ExitCode.CONFIG,
             ) from error
-        FaultRuntime.from_json(self._script)
+        try:
+            FaultRuntime.from_json(self._script)
+        except ErgoCaptureError as error:
+            error.path = str(path)
+            error.message = f"read engine script '{path}': {error.message.removeprefix('read outcomes: ')}"
+            error.exit_code = ExitCode.CONFIG
+            raise
 
     def invoker(self) -> FaultRuntime:
         """A runtime with the whole script ahead of it."""

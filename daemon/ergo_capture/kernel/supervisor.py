@@ -99,20 +99,32 @@ class Supervisor:
     ) -> DecisionLogEntry:
         """Log how a run ended; effects, acks and interruption are those of its last attempt (rule 8)."""
         self._in_flight -= 1
+        entry = self.entry_of(run, termination, retry_count, result)
+        self._log(entry)
+        return entry
+
+    def detach(self) -> None:
+        """The run just offered goes on beside the next offers, whose decisions do not depend on how it ends.
+
+        It counts as over, as it would be had the caller waited (rule 6); its ``entry_of`` is to be logged by the
+        caller in the order of the offers, and it is not to be settled.
+        """
+        self._in_flight -= 1
+
+    def entry_of(
+        self, run: Run, termination: RunTermination, retry_count: int, result: RunResult | None = None
+    ) -> DecisionLogEntry:
+        """What is to be logged of a run that ended so."""
         trigger = run.trigger
         if result is None:
-            entry = DecisionLogEntry(
+            return DecisionLogEntry(
                 self.graph_id, trigger.event_id, trigger, _INVOKE, None, run.episode_id, self._deadline, termination,
                 retry_count,
             )  # fmt: skip
-        else:
-            entry = DecisionLogEntry(
-                self.graph_id, trigger.event_id, trigger, _INVOKE, None, run.episode_id, self._deadline, termination,
-                retry_count, tuple(map(CapturedActionEffect.of, result.effects)), result.intent_acks,
-                result.interruption,
-            )  # fmt: skip
-        self._log(entry)
-        return entry
+        return DecisionLogEntry(
+            self.graph_id, trigger.event_id, trigger, _INVOKE, None, run.episode_id, self._deadline, termination,
+            retry_count, tuple(map(CapturedActionEffect.of, result.effects)), result.intent_acks, result.interruption,
+        )  # fmt: skip
 
     def wants_retry(self, termination: RunTermination, attempts: int) -> bool:
         """Whether to try again after ``attempts`` further attempts (rule 4)."""

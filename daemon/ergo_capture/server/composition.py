@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from ergo_capture.capture.retention import Bounds, RetentionRules
-from ergo_capture.config import (
-    Config,
-    ConfigError,
-    FixedEngineConfig,
-    GraphConfig,
-    GraphRetentionConfig,
-    ScriptedEngineConfig,
-)
+from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
 from ergo_capture.engine.fixed import FixedEngine
 from ergo_capture.engine.port import Engine
+from ergo_capture.engine.process import ProcessEngine
+from ergo_capture.engine.python import PythonEngine
+from ergo_capture.engine.remote import RemoteSettings
 from ergo_capture.engine.scripted import ScriptedEngine
+from ergo_capture.engine.socket import SocketEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.time import EventTime
@@ -30,6 +27,12 @@ from ergo_capture.server.admission import Admission
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import ConnectionLimits, SessionLimits
 from ergo_capture.server.part import RotationRule
+from ergo_capture.settings import (
+    ProcessEngineConfig,
+    PythonEngineConfig,
+    ScriptedEngineConfig,
+    SocketEngineConfig,
+)
 from ergo_capture.units import Duration
 
 #: The longest age that is told from another, in nanoseconds: 1,000 years.
@@ -61,7 +64,7 @@ def graph_of(name: str, graph: GraphConfig, engine: Engine | None = None) -> Gra
             _event_time(graph.deadline),
             graph.max_retries,
         )
-        engine = engine or engine_of(graph.engine)
+        engine = engine or engine_of(name, graph)
     except ValueError as error:
         raise ConfigError(
             f"configure graph {name!r}: {error}",
@@ -82,11 +85,34 @@ def _event_time(duration: Duration | None) -> EventTime | None:
     return None if duration is None else EventTime.from_nanos(duration)
 
 
-def engine_of(engine: FixedEngineConfig | ScriptedEngineConfig) -> Engine:
-    """The engine that a graph's table asks for."""
+def engine_of(name: str, graph: GraphConfig) -> Engine:
+    """The engine that a graph's table asks for.
+
+    Raises:
+        ErgoCaptureError: it cannot be made.
+    """
+    engine, provenance = graph.engine, graph.runtime_provenance
     if isinstance(engine, ScriptedEngineConfig):
         return ScriptedEngine(Path(engine.file))
+    if isinstance(engine, PythonEngineConfig):
+        return PythonEngine(engine.callable, engine.pipeline)
+    if isinstance(engine, ProcessEngineConfig):
+        return ProcessEngine(name, provenance, engine.command, _remote(engine))
+    if isinstance(engine, SocketEngineConfig):
+        return SocketEngine(name, provenance, Path(engine.path), _remote(engine))
     return FixedEngine(RunTermination.from_builtins(engine.termination))
+
+
+def _remote(engine: ProcessEngineConfig | SocketEngineConfig) -> RemoteSettings:
+    return RemoteSettings(
+        start_timeout=engine.start_timeout.seconds,
+        back_off=engine.back_off.seconds,
+        back_off_limit=engine.back_off_limit.seconds,
+        max_line_bytes=int(engine.max_line_bytes),
+        hang_timeout=engine.hang_timeout.seconds,
+        pipeline=engine.pipeline,
+        when_away=engine.when_away,
+    )
 
 
 def limits_of(config: Config) -> ConnectionLimits:

@@ -15,6 +15,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
+from ergo_capture.engine.port import EngineRefused
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Peer, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
@@ -99,6 +100,11 @@ class SessionRegistry:
         """Let other rules hold: of rotation for sessions that come, of lingering for clients that go."""
         self._rotation, self._linger = rotation, linger
 
+    def start_engines(self) -> None:
+        """Have every graph's engine live, if it does not yet."""
+        for graph in self.graphs.values():
+            graph.engine.start(self._tasks)
+
     async def open(self, request: Open, peer: Peer | None, owner: Owner) -> tuple[Session, bool]:
         """A new session, or the one asked for; with whether it was resumed.
 
@@ -121,8 +127,12 @@ class SessionRegistry:
                 f"open one of: {known}; or add [graphs.NAME] to the configuration",
             )
         await _check_access(graph, peer)
+        try:
+            provenance = await graph.engine.provenance(graph.runtime_provenance)
+        except EngineRefused as error:
+            raise ProtocolError(Code.UNKNOWN_GRAPH, error.message, error.hint or "see the daemon's log") from error
         self._check_number(peer)
-        session = await self._begin(graph, request.labels, peer)
+        session = await self._begin(graph, provenance, request.labels, peer)
         session.owner = owner
         return session, False
 
@@ -171,14 +181,14 @@ class SessionRegistry:
             timer.cancel()
         session.owner = owner
 
-    async def _begin(self, graph: Graph, labels: dict[str, str], peer: Peer | None) -> Session:
+    async def _begin(self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer | None) -> Session:
         number, self._next_number = self._next_number, self._next_number + 1
         description = SessionDescription(
             session=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{number}-{secrets.token_hex(4)}",
             graph=graph.name,
             constraints=graph.constraints,
             adapter_provenance=graph.adapter_provenance,
-            runtime_provenance=graph.runtime_provenance,
+            runtime_provenance=provenance,
             engine=graph.engine.name,
             labels=labels,
             peer=peer,

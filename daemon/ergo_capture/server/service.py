@@ -292,6 +292,7 @@ class Service:
         self._writer.on_commit = meter.note
         self.running = Running(self._journal, self._writer, self._publisher, self.registry, meter)
         tasks.start_soon(self._write)
+        self.registry.start_engines()
         self.registry.take_recovered(recovery, in_doubt=self.config.session.in_doubt)
         await self.registry.retire_segments()
         listener = Listener(

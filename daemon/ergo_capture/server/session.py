@@ -14,7 +14,7 @@ import asyncio
 from array import array
 from collections import deque
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -25,11 +25,10 @@ from ergo_capture.journal.journal import JournalFull, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
-from ergo_capture.kernel.outcomes import RunTermination
-from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
-from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.kernel.ports import DecisionLogEntry, RuntimeInvoker
 from ergo_capture.server.budget import DEFERRED_BYTES, EVENT_BYTES, Holding, size_of_ids, uncounted
 from ergo_capture.server.decision_log import JournalDecisionLog
+from ergo_capture.server.episodes import Episodes
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
@@ -132,17 +131,19 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         #: Whether the CLOSE frame is durable already.
         self._closed = False
-        #: Whether the next episode is not run but recorded as interrupted.
-        self._interrupts = False
         self._unpublished: list[PendingPublication] = []
         self.part = Part(1, 0, segment, self._loop.time())
         self._log = JournalDecisionLog(number, description, 0, self._on_decisions_durable, self.fail)
-        self._invoker = graph.engine.invoker()
-        self._supervisor = self._new_supervisor()
+        self._episodes = self._new_episodes(graph.engine.invoker())
 
-    def _new_supervisor(self) -> Supervisor:
+    def _new_episodes(self, invoker: RuntimeInvoker | None) -> Episodes:
         description = self.description
-        return Supervisor(description.graph, description.constraints, self._log, self._invoker)
+        return Episodes(
+            self.graph.engine, invoker, description.graph, description.constraints, self._log, self._on_logged
+        )
+
+    def _on_logged(self) -> None:
+        self._writer.submit_lazily(self._log)
 
     @classmethod
     def restore(
@@ -180,18 +181,21 @@ class Session:
         session._log = JournalDecisionLog(
             recovered.number, recovered.description, recovered.decided, session._on_decisions_durable, session.fail
         )
-        if session._invoker is not None:
+        invoker = graph.engine.invoker()
+        if invoker is not None:
             # Why: a scripted engine goes on where the script was.
             for event_id, count in recovered.attempts or ():
                 used = ExternalEvent.mechanical(event_id, ExternalEventKind.Command)
                 for _ in range(count):
-                    session._invoker.run(graph.name, event_id, used, recovered.description.constraints.deadline)
-        session._supervisor = recovered.supervisor
-        session._supervisor.take_over(session._log, session._invoker)
+                    invoker.run(graph.name, event_id, used, recovered.description.constraints.deadline)
+        session._episodes = session._new_episodes(invoker)
+        session._episodes.take_over(recovered.supervisor)
         session._unpublished = recovered.unpublished
         if recovered.undecided:
             session._batches.append(Batch(session, b"", recovered.undecided, first=recovered.decided))
-            session._interrupts = in_doubt == "interrupt"
+            if in_doubt == "interrupt":
+                # With a pipeline, as many may have run as may be under way at once.
+                session._episodes.interrupts = graph.engine.pipeline
         if recovered.closing is not None:
             session.ended = recovered.closing.ended
             session._closed = True
@@ -206,7 +210,7 @@ class Session:
         self._count_deferred()
 
     def _count_deferred(self) -> None:
-        held = DEFERRED_BYTES * self._supervisor.deferred_count
+        held = DEFERRED_BYTES * self._episodes.supervisor.deferred_count
         if held != self._deferred_held:
             self._ids_held.hold(held - self._deferred_held)
             self._deferred_held = held
@@ -336,6 +340,7 @@ class Session:
                 while self._batches and self.failure is None:
                     await self._decide(self._batches.popleft())
                     await self._rotate_if_due()
+                await self._episodes.settle_all()
                 if self.ended is not None and self.admitted == self._log.logged:
                     await self._finish(self.ended)
                     return
@@ -351,41 +356,17 @@ class Session:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            self._episodes.abandon()
             self.finished.set()
 
     async def _decide(self, batch: Batch) -> None:
-        if self._invoker is not None and not self._interrupts:
-            self._supervisor.drive_all(batch.events)
-        else:
-            for external in read_body(batch.body) if batch.body else batch.events:
-                step = self._supervisor.offer(external)
-                if isinstance(step, Run):
-                    await self._run_episode(step)
+        if not self._episodes.decide_at_once(batch.events):
+            await self._episodes.decide(read_body(batch.body) if batch.body else batch.events)
         self.queued_bytes -= len(batch.body)
         self._queue.hold(-batch.held)
         self._count_deferred()
         self._writer.submit_lazily(self._log, urgent=self._log.followed is not None or self.ended is not None)
         self._progress()
-
-    async def _run_episode(self, run: Run) -> None:
-        """Attempt, and attempt again as rule 4 allows; the record bears the last attempt."""
-        origin, description = run.origin, self.description
-        assert isinstance(origin, ExternalEvent)
-        retries = 0
-        if self._interrupts:
-            self._interrupts = False
-            interrupted = RunResult(RunTermination.Aborted, interruption=_IN_DOUBT)
-            self._supervisor.settle(run, interrupted.termination, 0, interrupted)
-            return
-        while True:
-            result = await self.graph.engine.run(
-                description.graph, origin.event_id, origin, description.constraints.deadline
-            )
-            if not self._supervisor.wants_retry(result.termination, retries):
-                break
-            retries += 1
-        self._supervisor.settle(run, result.termination, retries, result)
-        self._writer.submit_lazily(self._log)
 
     async def until_decided(self, count: int) -> None:
         """Wait until that many decisions are on stable storage.
@@ -447,7 +428,9 @@ class Session:
         events = self._log.logged - part.first
         if part.due_since is None and rule.is_due(part, events, now):
             part.due_since = now
-        if part.due_since is not None and rule.may_end(part, self._supervisor.deferred_count, now):
+        if part.due_since is not None:
+            await self._episodes.settle_all()
+        if part.due_since is not None and rule.may_end(part, self._episodes.supervisor.deferred_count, now):
             await self._rotate()
         elif (seconds := rule.next_look(part, events, now)) is not None:
             if self._timer is not None:
@@ -456,7 +439,7 @@ class Session:
 
     async def _rotate(self) -> None:
         """End the part here: its bundle, a new part and a new supervisor."""
-        forced = self._supervisor.deferred_count > 0
+        forced = self._episodes.supervisor.deferred_count > 0
         boundary = self._log.logged
         await self.until_decided(boundary)
         old = self.part
@@ -469,7 +452,7 @@ class Session:
             del old.event_frames[-early:]
             old.bytes -= new.bytes
         self.part = new
-        self._supervisor = self._new_supervisor()
+        self._episodes.start_part()
         body = encode_body(Rotation(old.number, forced, utc_now(), self.description, self.last_event_id))
         position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self.number, boundary, 0, body))
         await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced)
@@ -518,7 +501,7 @@ class Session:
             admitted=self.admitted,
             accepted=self.accepted,
             decided=self.decided,
-            deferred=self._supervisor.deferred_count,
+            deferred=self._episodes.supervisor.deferred_count,
             queued_bytes=self.queued_bytes,
             part=self.part.number,
         )
@@ -528,10 +511,6 @@ class Session:
             f"<Session {self.description.session} {self.state}, {self.admitted} admitted, "
             f"{self.accepted} accepted, {self.decided} decided>"
         )
-
-
-#: What a record says whose episode may or may not have run before a crash.
-_IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
 
 
 def storage_failed(error: ErgoCaptureError) -> ProtocolError:

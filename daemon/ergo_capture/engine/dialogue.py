@@ -1,0 +1,159 @@
+"""One connection to an engine: who asked what, and whose answer this is.
+
+Owns: numbering requests, matching answers, deadlines, what becomes of the others when the connection ends.
+Not here: messages (``protocol.py``), connecting and connecting again (``remote.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Final
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream
+
+from ergo_capture.engine.protocol import EngineNonsense, Lines, Ready, encode_run, read_ran, read_ready
+from ergo_capture.kernel.events import ExternalEvent
+from ergo_capture.kernel.outcomes import ErrKind, RunTermination
+from ergo_capture.kernel.ports import RunResult
+from ergo_capture.kernel.time import EventTime
+
+AWAY: Final = RunResult(RunTermination.Failed(ErrKind.AdapterUnavailable))
+NONSENSE: Final = RunResult(RunTermination.Failed(ErrKind.RuntimeError))
+TIMED_OUT: Final = RunResult(RunTermination.TimedOut)
+
+_READ_BYTES: Final = 64 << 10
+#: Ids of runs given up that are kept to tell a late answer from an unknown one.
+_MOST_LATE: Final = 10_000
+
+
+class Dialogue:
+    """Asks an engine and hands out its answers.
+
+    Args:
+        receive: what the engine says.
+        send: what it hears.
+        longest: bytes of a line, at most.
+        counts: counts ``late`` and ``unknown`` answers, and those that are ``nonsense``.
+    """
+
+    def __init__(self, receive: ByteReceiveStream, send: ByteSendStream, longest: int, counts: Counter[str]) -> None:
+        self._receive = receive
+        self._send = send
+        self._lines = Lines(longest)
+        self._counts = counts
+        self._next = 0
+        self._pending: dict[int, asyncio.Future[RunResult]] = {}
+        #: Asked and given up; an answer may still come.
+        self._late: set[int] = set()
+        self._outgoing: list[bytes] = []
+        self._something = asyncio.Event()
+        #: When the engine last answered, or was asked with nothing else pending, in the loop's time.
+        self.moved = 0.0
+        self._over = False
+
+    async def greet(self) -> Ready:
+        """The engine's first message.
+
+        Raises:
+            EngineNonsense: it said something else.
+            anyio.EndOfStream, OSError: it is gone.
+        """
+        while True:
+            lines = self._lines.feed(await self._receive.receive(_READ_BYTES))
+            if lines:
+                first, *rest = lines
+                ready = read_ready(first)
+                for line in rest:
+                    self._take(line)
+                return ready
+
+    async def converse(self) -> None:
+        """Send and hear until the engine is gone or talks nonsense; every run that is under way ends then.
+
+        Raises:
+            EngineNonsense: a line is no message.
+        """
+        outcome = AWAY
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send_forever)
+                try:
+                    await self._hear()
+                finally:
+                    tasks.cancel_scope.cancel()
+        except* EngineNonsense as group:
+            outcome = NONSENSE
+            raise group.exceptions[0] from None
+        finally:
+            self._over = True
+            pending, self._pending = self._pending, {}
+            for answer in pending.values():
+                if not answer.done():
+                    answer.set_result(outcome)
+
+    async def _hear(self) -> None:
+        while True:
+            try:
+                data = await self._receive.receive(_READ_BYTES)
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                return
+            for line in self._lines.feed(data):
+                self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        ran = read_ran(line)
+        self.moved = asyncio.get_running_loop().time()
+        answer = self._pending.pop(ran.id, None)
+        if answer is None:
+            self._counts["late" if ran.id in self._late else "unknown"] += 1
+            self._late.discard(ran.id)
+            return
+        if ran.result is None:
+            self._counts["nonsense"] += 1
+        if not answer.done():
+            answer.set_result(NONSENSE if ran.result is None else ran.result)
+
+    async def _send_forever(self) -> None:
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            outgoing, self._outgoing = self._outgoing, []
+            try:
+                await self._send.send(b"".join(outgoing))
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                # The hearing side notices that it is gone, and says so to everybody.
+                return
+
+    async def ask(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+        """Have the engine run one attempt; it is asked before this first waits, so that requests keep their order."""
+        if self._over:
+            return AWAY
+        loop = asyncio.get_running_loop()
+        number, self._next = self._next, self._next + 1
+        if not self._pending:
+            self.moved = loop.time()
+        answer: asyncio.Future[RunResult] = loop.create_future()
+        self._pending[number] = answer
+        self._outgoing.append(encode_run(number, graph_id, event, deadline))
+        self._something.set()
+        try:
+            if deadline is None:
+                return await answer
+            with anyio.move_on_after(deadline.total_nanos / 1e9):
+                return await answer
+            if len(self._late) >= _MOST_LATE:
+                self._late.clear()
+            self._late.add(number)
+            return TIMED_OUT
+        finally:
+            self._pending.pop(number, None)
+
+    @property
+    def waiting(self) -> int:
+        """Runs that are under way."""
+        return len(self._pending)
+
+    def __repr__(self) -> str:
+        return f"<Dialogue {self._next} asked, {self.waiting} under way>"

@@ -1,0 +1,82 @@
+"""The engine that is a child of the daemon and speaks ``ergo-engine.v1`` on its standard input and output.
+
+Owns: starting and ending the child, its standard error in the log.
+Not here: everything that is said (``remote.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import anyio
+import structlog
+from anyio.abc import ByteReceiveStream, ByteSendStream
+
+from ergo_capture import telemetry
+from ergo_capture.engine.remote import RemoteEngine, RemoteSettings
+
+log = structlog.get_logger()
+
+#: Bytes of a line of its standard error that are logged.
+_SAID_BYTES: Final = 500
+#: Seconds from being asked to end, by its standard input closing and SIGTERM, to being killed.
+_FAREWELL_SECONDS: Final = 2.0
+
+
+class ProcessEngine(RemoteEngine):
+    """A child process; started anew whenever it ends.
+
+    Args:
+        command: the program and its arguments; no shell.
+    """
+
+    name = "process"
+
+    def __init__(self, graph: str, configured: str, command: Sequence[str], settings: RemoteSettings) -> None:
+        super().__init__(graph, configured, settings)
+        self.command = list(command)
+        #: The child's process id, while there is one.
+        self.pid: int | None = None
+
+    @asynccontextmanager
+    async def reach(self) -> AsyncIterator[tuple[ByteReceiveStream, ByteSendStream]]:
+        """Start the child; end it at the end."""
+        # Why its own session: a Ctrl-C at the daemon's terminal must not end the engine before the last run is back.
+        process = await anyio.open_process(self.command, start_new_session=True)
+        self.pid = process.pid
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._log_errors, process.stderr)
+                try:
+                    yield process.stdout, process.stdin
+                finally:
+                    tasks.cancel_scope.cancel()
+        finally:
+            self.pid = None
+            with anyio.CancelScope(shield=True):
+                with suppress(ProcessLookupError):
+                    process.terminate()
+                with anyio.move_on_after(_FAREWELL_SECONDS):
+                    await process.wait()
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.aclose()
+
+    async def _log_errors(self, stream: ByteReceiveStream) -> None:
+        """What the engine says on its standard error, line by line, in the daemon's log."""
+        begun = b""
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            while True:
+                *lines, begun = (begun + await stream.receive(1 << 16)).split(b"\n")
+                begun = begun[:_SAID_BYTES]
+                for line in lines:
+                    said = line[:_SAID_BYTES].decode("utf-8", "replace")
+                    log.info(telemetry.ENGINE_SAID, graph=self.graph, said=said)
+
+    def __repr__(self) -> str:
+        return f"<ProcessEngine {self.command[0]}, {'process ' + str(self.pid) if self.pid else 'not running'}>"

@@ -1,0 +1,167 @@
+"""Runs the episodes of one session, and logs its decisions in the order of its events.
+
+Owns: attempts and retries, what is in doubt after a crash, running several episodes at once (``engine.pipeline``).
+Not here: whether an episode runs (``kernel/supervisor.py``), engines (``engine/``), durability (``session.py``).
+
+An engine that answers at once decides whole chunks without waiting. Any other is asked episode by episode; with a
+pipeline, up to so many runs are under way at once. That is sound because no decision depends on how a run ended: the
+requests go out in order, and decisions that are known already wait for those before them. It is right only for an
+engine that keeps nothing from one run to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ergo_capture.engine.port import Engine
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.events import EventLike, ExternalEvent
+from ergo_capture.kernel.outcomes import RunTermination
+from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult, RuntimeInvoker
+from ergo_capture.kernel.supervisor import Run, Supervisor
+
+#: What a record says whose episode may or may not have run before a crash.
+IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A run that is under way."""
+
+    run: Run
+    task: asyncio.Task[tuple[RunResult, int]]
+
+
+class Episodes:
+    """Decides and runs, for one session.
+
+    Args:
+        engine: the graph's.
+        invoker: the engine for this session alone, where it answers at once.
+        graph_id: the graph.
+        constraints: the session's.
+        log: told of each decision, in order.
+        on_logged: called after each decision that had to be waited for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        invoker: RuntimeInvoker | None,
+        graph_id: str,
+        constraints: Constraints,
+        log: DecisionLog,
+        on_logged: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._invoker = invoker
+        self._graph_id = graph_id
+        self._constraints = constraints
+        self._log = log
+        self._on_logged = on_logged
+        #: Episodes that are not run but recorded as interrupted: those that may have run before a crash.
+        self.interrupts = 0
+        self._waiting: deque[_Running | DecisionLogEntry] = deque()
+        self._under_way = 0
+        self.supervisor = Supervisor(graph_id, constraints, self._own_log, invoker)
+
+    @property
+    def _own_log(self) -> DecisionLog:
+        """Where the supervisor logs: straight on, unless decisions may have to wait for those before them."""
+        return self._log if self._invoker is not None else self
+
+    def take_over(self, supervisor: Supervisor) -> None:
+        """Go on with a supervisor that recovery has brought to where the session stands."""
+        self.supervisor = supervisor
+        supervisor.take_over(self._own_log, self._invoker)
+
+    def start_part(self) -> None:
+        """Go on with a supervisor that knows nothing; nothing may be under way."""
+        assert not self._waiting, "a part ended with runs under way"
+        self.supervisor = Supervisor(self._graph_id, self._constraints, self._own_log, self._invoker)
+
+    def decide_at_once(self, events: Iterable[EventLike]) -> bool:
+        """Decide these without waiting, where that is possible; says whether it was."""
+        if self._invoker is None or self.interrupts:
+            return False
+        self.supervisor.drive_all(list(events) if not isinstance(events, list) else events)
+        return True
+
+    async def decide(self, events: Iterable[EventLike]) -> None:
+        """Decide each; returns once each is offered, though runs may still be under way (``settle_all``)."""
+        for event in events:
+            if self._invoker is not None and not self.interrupts:
+                self.supervisor.drive(event)
+                continue
+            step = self.supervisor.offer(event)
+            if isinstance(step, Run):
+                await self._begin(step)
+
+    async def settle_all(self) -> None:
+        """Wait until every run that is under way has ended, and is logged."""
+        while self._waiting:
+            await self._settle_first()
+
+    async def _begin(self, run: Run) -> None:
+        if self.interrupts:
+            self.interrupts -= 1
+            self.supervisor.settle(run, RunTermination.Aborted, 0, _INTERRUPTED)
+            return
+        self.supervisor.detach()
+        if self._engine.pipeline == 1:
+            result, retries = await self._attempt(run)
+            self._log.log(self.supervisor.entry_of(run, result.termination, retries, result))
+            self._on_logged()
+            return
+        # Why the wait before: a task's first step is what asks the engine, and tasks step in the order they are made.
+        while self._under_way >= self._engine.pipeline:
+            await self._settle_first()
+        self._under_way += 1
+        self._waiting.append(_Running(run, asyncio.create_task(self._attempt(run))))
+
+    async def _settle_first(self) -> None:
+        first = self._waiting[0]
+        if isinstance(first, _Running):
+            result, retries = await first.task
+            self._under_way -= 1
+            self._waiting.popleft()
+            self._log.log(self.supervisor.entry_of(first.run, result.termination, retries, result))
+        while self._waiting and isinstance(self._waiting[0], DecisionLogEntry):
+            entry = self._waiting.popleft()
+            assert isinstance(entry, DecisionLogEntry)
+            self._log.log(entry)
+        self._on_logged()
+
+    async def _attempt(self, run: Run) -> tuple[RunResult, int]:
+        """Attempt, and attempt again as rule 4 allows; the last attempt's result, and how many came before it."""
+        origin, retries = run.origin, 0
+        assert isinstance(origin, ExternalEvent)
+        while True:
+            result = await self._engine.run(self._graph_id, origin.event_id, origin, self._constraints.deadline)
+            if not self.supervisor.wants_retry(result.termination, retries):
+                return result, retries
+            retries += 1
+
+    def log(self, entry: DecisionLogEntry) -> None:
+        """A deferral: logged at once, or after the runs before it (``ports.DecisionLog``)."""
+        if self._waiting:
+            self._waiting.append(entry)
+        else:
+            self._log.log(entry)
+
+    def abandon(self) -> None:
+        """The session is over: wait for nothing more."""
+        for waiting in self._waiting:
+            if isinstance(waiting, _Running):
+                waiting.task.cancel()
+        self._waiting.clear()
+
+    def __repr__(self) -> str:
+        return f"<Episodes of {self._graph_id!r} by {self._engine!r}, {self._under_way} under way>"
+
+
+_INTERRUPTED: Final = RunResult(RunTermination.Aborted, interruption=IN_DOUBT)
