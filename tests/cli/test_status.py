@@ -254,7 +254,9 @@ def status(**changes: object) -> bytes:
         "max_clients": 9,
         "disk_free_bytes": 1 << 40,
         "refusals": {"limit": 2, "bad_frame": 0},
-        "totals": dict.fromkeys([*totals, "decisions_tapped", "decisions_skipped"], 0),
+        "totals": dict.fromkeys(
+            [*totals, "bundles_pruned", "bundles_pruned_bytes", "decisions_tapped", "decisions_skipped"], 0
+        ),
         "running": {
             "sessions": [session],
             "quarantined": {},

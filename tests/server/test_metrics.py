@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,7 +51,9 @@ async def test_every_name_follows_the_conventions() -> None:
             for sample in family.samples:
                 assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
                 assert set(sample.labels) <= {"graph", "code", "kind", "le", "version"}, sample.name
-        assert {"process_resident_memory_bytes", "process_start_time_seconds"} <= found.keys()
+        assert {"process_resident_memory_bytes", "process_cpu_seconds"} <= found.keys()
+        (started,) = values(found, "ergo_capture_start_time_seconds").values()
+        assert time.time() - 3600 < started <= time.time()
 
 
 async def test_the_figures_are_those_of_what_happened() -> None:

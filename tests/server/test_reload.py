@@ -159,6 +159,34 @@ async def test_a_bad_file_changes_nothing_and_says_why(text: str, word: str) -> 
         await wire.until_ack(1, 1)
 
 
+async def test_a_mistake_in_a_reload_is_logged_and_answered_and_the_daemon_stays() -> None:
+    """Whatever goes wrong in it."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+
+        def broken() -> Config:
+            raise RuntimeError("a mistake of ours")
+
+        daemon.service.reloader = Reloader(daemon.service, broken)
+        answer = await daemon.ask("reload")
+        assert (answer["type"], answer["code"]) == ("error", "failed")
+        assert "a mistake of ours" in answer["message"]
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+
+
+async def test_a_system_that_gives_no_more_descriptors_does_not_stop_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of clients is in force; those without a descriptor are the listener's to refuse."""
+    import resource
+
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    async with running_daemon() as daemon:
+        monkeypatch.setattr(resource, "setrlimit", refuse)
+        answer = await reload(daemon, "[limits]\nmax_clients = 10000000\n")
+        assert answer["applied"] == ["limits.max_clients"]
+
+
 def test_hang_up_reads_the_file_again_and_logs_what_became_of_it() -> None:
     """SIGHUP; a file that is bad at that moment is refused in the log, and the daemon stays."""
     with short_directory() as place, DaemonProcess(place, place / "state", config="[graphs.a]\n") as daemon:

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.inside
 
 COMMAND = "/opt/ergo/bin/ergo-capture"
 SOCKET = Path("/run/ergo-capture/capture.sock")
+CONFIG = Path("/etc/ergo-capture/config.toml")
 STATE = Path("/var/lib/ergo-capture")
 UNIT = "ergo-capture.service"
 
@@ -100,6 +101,19 @@ def test_log_lines_have_their_priority_in_the_journal() -> None:
     assert ready
     assert ready[-1]["PRIORITY"] == "6"
     assert json.loads(ready[-1]["MESSAGE"])["event"] == "daemon.ready"
+
+
+def test_the_operator_is_answered_through_the_socket_that_systemd_holds() -> None:
+    """Status, metrics, and a reload both ways: by the unit, which waits for its end, and by the command."""
+    assert "serving" in run(COMMAND, "status", "--config", str(CONFIG))
+    assert "ergo_capture_ready 1.0" in run(COMMAND, "metrics", "--config", str(CONFIG))
+    before = CONFIG.read_text()
+    CONFIG.write_text(before.replace("max_clients = 256", "max_clients = 255"))
+    run("systemctl", "reload", UNIT)
+    until(lambda: "config.reloaded" in log(), "the reload was not done")
+    until(lambda: shown("ActiveState") == "active", "the reload did not end")
+    CONFIG.write_text(before)
+    assert run(COMMAND, "reload", "--config", str(CONFIG)) == "applied limits.max_clients\n"
 
 
 async def stream(trouble: list[Callable[[], None]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
+from contextlib import suppress
 from typing import Final
 
 from anyio import to_thread
@@ -25,9 +26,10 @@ def make_room(max_clients: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max_clients + _OWN_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-        )
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        # Why suppressed: a service manager may forbid the call itself. Clients without a descriptor are logged as such.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Admission:

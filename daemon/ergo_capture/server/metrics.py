@@ -10,6 +10,7 @@ of memory, never sessions or clients: their number is bounded by the configurati
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -45,9 +46,17 @@ def exposition(status: DaemonStatus) -> bytes:
     """The status, and the process's own figures, in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
-    ProcessCollector(registry=registry)
+    registry.register(_Process())
     text: bytes = generate_latest(registry)
     return text
+
+
+class _Process(Collector):
+    """The process's own figures, but for its start: where /proc is a service's own, that comes out as 1970."""
+
+    def collect(self) -> _Families:
+        process = ProcessCollector(registry=None)
+        return (family for family in process.collect() if family.name != "process_start_time_seconds")
 
 
 class StatusCollector(Collector):
@@ -61,6 +70,9 @@ class StatusCollector(Collector):
         status, totals = self._status, self._status.totals
         yield InfoMetricFamily(PREFIX + "build", "What runs.", {"version": status.program.split()[-1]})
         yield _gauge("ready", "Whether the daemon is serving: 0 while it starts or stops.", status.phase == "serving")
+        yield _gauge(
+            "start_time_seconds", "When the daemon started, in Unix time.", time.time() - status.uptime_seconds
+        )
         yield _gauge("clients", "Clients connected.", status.clients)
         yield _gauge("clients_limit", "Clients that may be connected.", status.max_clients)
         yield _counter("clients_served", "Clients that were let in.", totals.clients)
@@ -68,6 +80,8 @@ class StatusCollector(Collector):
         yield _counter("sessions_resumed", "Sessions resumed.", totals.sessions_resumed)
         yield _counter("sessions_finished", "Sessions that ended with a bundle.", totals.sessions_finished)
         yield _counter("bundles_published", "Bundles published, snapshots included.", totals.bundles_published)
+        yield _counter("bundles_pruned", "Bundles deleted by retention.", totals.bundles_pruned)
+        yield _counter("bundles_pruned_bytes", "Bytes of those.", totals.bundles_pruned_bytes)
         yield _counter("tap_decisions_shown", "Decisions shown to taps.", totals.decisions_tapped)
         yield _counter("tap_decisions_skipped", "Decisions that taps did not show.", totals.decisions_skipped)
         yield _labelled(

@@ -43,6 +43,8 @@ class TotalsStatus(msgspec.Struct, frozen=True):
     sessions_resumed: int
     sessions_finished: int
     bundles_published: int
+    bundles_pruned: int
+    bundles_pruned_bytes: int
     decisions_tapped: int
     decisions_skipped: int
 

@@ -87,6 +87,12 @@ class Reloader:
         except ErgoCaptureError as error:
             log.error(telemetry.CONFIG_REFUSED, error=error.message, hint=error.hint)  # noqa: TRY400 - one sentence
             raise
+        except Exception as error:
+            # Why here: whoever asks for a reload, a mistake of ours in it must not end the daemon.
+            message = f"reload: {type(error).__name__}: {error}"
+            log.exception(telemetry.CONFIG_REFUSED, error=message)
+            hint = "this is a defect of ergo-capture; restart the daemon to have the new configuration"
+            raise ErgoCaptureError(message, op="reload", hint=hint) from error
         log.info(telemetry.CONFIG_RELOADED, applied=reloaded.applied, restart=reloaded.restart)
         return reloaded
 

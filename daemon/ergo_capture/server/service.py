@@ -415,7 +415,7 @@ class Service:
             return await self.reloader.reload()
         finally:
             if self.phase == "serving":
-                self._notifier.ready(f"serving {len(self.registry.sessions)} sessions")
+                self._notifier.ready(self._in_a_line())
 
     async def _watch_signals(self, tasks: TaskGroup, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:

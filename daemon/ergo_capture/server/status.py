@@ -72,6 +72,8 @@ async def take_status(service: Service) -> DaemonStatus:
             sessions_resumed=service.totals["resumed"],
             sessions_finished=0 if running is None else running.registry.finished,
             bundles_published=0 if running is None else running.publisher.published,
+            bundles_pruned=service.retention.pruned,
+            bundles_pruned_bytes=service.retention.pruned_bytes,
             decisions_tapped=0 if running is None else running.registry.taps.shown,
             decisions_skipped=0 if running is None else running.registry.taps.skipped,
         ),
