@@ -275,7 +275,7 @@ def seen(text: bytes, rates: Rates | None = None, width: int = 160, rows: int | 
     """A status as it is shown, without colours."""
     console = Console(width=width, highlight=False, color_system=None)
     with console.capture() as shown:
-        console.print(whole_view(decode_status(text), rates, rows))
+        console.print(whole_view(decode_status(text), rates, columns=width, rows=rows))
     return shown.get()
 
 
@@ -309,13 +309,29 @@ def test_trouble_is_said_in_words() -> None:
     assert "quarantined q1: bad frame at 9" in text
 
 
-def test_a_narrow_screen_cuts_names_and_no_numbers() -> None:
-    """At 80 columns with a long session id."""
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_a_narrow_screen_drops_columns_and_cuts_nothing(width: int) -> None:
+    """Whose session it is and how far it lags are the last to go."""
     whole = json.loads(status())
-    whole["running"]["sessions"][0] |= {"session": "20261123T134500Z-1-9c4ef0aa", "accepted": 1_234_567}
-    lines = seen(json.dumps(whole).encode(), width=80).splitlines()
-    assert any("1,234,567" in line for line in lines)
-    assert all(len(line) <= 80 for line in lines)
+    whole["running"]["sessions"][0] |= {"session": "20261123T134500Z-1-9c4ef0aa", "admitted": 123_460}
+    lines = seen(json.dumps(whole).encode(), width=width).splitlines()
+    (row,) = (line for line in lines if "20261123T134500Z-1-9c4ef0aa" in line and "shutdown" not in line)
+    assert "123,456" in row
+    assert "…" not in row
+    assert all(len(line) <= width for line in lines)
+    assert any("deferred" in line for line in lines) == (width >= 80)
+
+
+def test_a_short_screen_shows_the_sessions_that_lag_most() -> None:
+    """And says how many it leaves out."""
+    whole = json.loads(status())
+    (session,) = whole["running"]["sessions"]
+    sessions = [session | {"session": f"s{lag}", "admitted": 4 + lag} for lag in (1, 9, 5)]
+    whole["running"]["sessions"] = sessions
+    text = seen(json.dumps(whole).encode(), rows=2)
+    assert text.index("s9") < text.index("s5")
+    assert "s1 " not in text
+    assert "and 1 more session\n" in text
 
 
 def test_hostile_names_are_shown_as_text() -> None:

@@ -56,5 +56,5 @@ def status(
     if not console.is_terminal:
         # Why: a pipe has no width, and 80 columns would cut the sessions' names.
         console.width = PIPE_COLUMNS
-    console.print(whole_view(decode_status(text)))
+    console.print(whole_view(decode_status(text), columns=console.width))
     return 0

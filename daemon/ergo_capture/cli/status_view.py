@@ -6,6 +6,7 @@ Not here: the figures (``server/overview.py``), when they are asked for (``statu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,8 +25,9 @@ from ergo_capture.server.session import SessionSnapshot
 LITTLE_ROOM: Final = 1 << 30
 #: Sentences of what a shutdown waits for that are shown.
 _WAITS_SHOWN: Final = 5
-#: Columns for numbers that are wider than their headings.
-_NUMBER_COLUMNS: Final = {"accepted": 9, "decided": 9, "lag": 7, "queue": 9}
+#: Columns that a narrow screen does without, the first of them first; and what lies between two columns.
+_MISSED_LEAST: Final = ("part", "queue", "client", "decided", "state", "deferred", "graph")
+_BETWEEN: Final = 2
 
 
 def decode_status(text: bytes) -> DaemonStatus:
@@ -78,12 +80,16 @@ class Rates:
         )
 
 
-def whole_view(status: DaemonStatus, rates: Rates | None = None, rows: int | None = None) -> RenderableType:
-    """Everything; with at most so many sessions, those that lag most."""
+def whole_view(
+    status: DaemonStatus, rates: Rates | None = None, *, columns: int, rows: int | None = None
+) -> RenderableType:
+    """Everything, for a screen of so many columns; with at most so many sessions, those that lag most."""
     running = status.running
     if running is None:
         return _head(status, None)
-    return Group(_head(status, rates), sessions_table(running.sessions, rates, rows), *_troubles(running, status.phase))
+    return Group(
+        _head(status, rates), sessions_table(running.sessions, rates, rows, columns), *_troubles(running, status.phase)
+    )
 
 
 def _head(status: DaemonStatus, rates: Rates | None) -> Table:
@@ -153,32 +159,73 @@ def _engine(engine: EngineStatus) -> Text:
     return text.append(" away", style="red") if engine.up is False else text
 
 
-def sessions_table(sessions: list[SessionSnapshot], rates: Rates | None, rows: int | None) -> RenderableType:
-    """The sessions, those that lag most first."""
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table of sessions."""
+
+    name: str
+    #: Columns that the widest usual content needs.
+    width: int
+    cell: Callable[[SessionSnapshot], str | Text]
+    is_number: bool = True
+
+
+def sessions_table(
+    sessions: list[SessionSnapshot], rates: Rates | None, rows: int | None, columns: int
+) -> RenderableType:
+    """The sessions, those that lag most first; on a narrow screen with fewer columns."""
     if not sessions:
         return Text("\nno sessions", style="dim")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    table.add_column("session", no_wrap=True, overflow="ellipsis")
-    table.add_column("graph", no_wrap=True, overflow="ellipsis", max_width=24)
-    for name in ("state", "client"):
-        table.add_column(name, no_wrap=True, min_width=len(name))
-    numbers = ["accepted", "decided", "lag", "deferred", "queue", "part"]
-    if rates is not None:
-        numbers.insert(1, "events/s")
-    for name in numbers:
-        # Why a least width: on a narrow screen it is the session's name that is cut, and not a number.
-        table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), _NUMBER_COLUMNS.get(name, 0)))
+    chosen = _fitting(_columns(rates), columns)
+    for column in chosen:
+        table.add_column(
+            column.name,
+            justify="right" if column.is_number else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=column.width if column.is_number else None,
+        )
     shown = sorted(sessions, key=lambda session: session.decided - session.admitted)[:rows]
     for session in shown:
-        cells = [f"{session.accepted:,}", f"{session.decided:,}", f"{session.admitted - session.decided:,}"]
-        cells += [f"{session.deferred:,}", size(session.queued_bytes), str(session.part)]
-        if rates is not None:
-            cells.insert(1, f"{rates.by_session.get(session.session, 0.0):,.0f}")
-        state = Text(session.state, style="red" if session.state == "failed" else "")
-        table.add_row(Text(session.session), Text(session.graph), state, "yes" if session.owned else "away", *cells)
+        table.add_row(*(column.cell(session) for column in chosen))
     if len(shown) < len(sessions):
-        return Group(table, Text(f"and {len(sessions) - len(shown):,} more sessions", style="dim"))
+        left_out = len(sessions) - len(shown)
+        return Group(table, Text(f"and {left_out:,} more session{'s' * (left_out != 1)}", style="dim"))
     return table
+
+
+def _columns(rates: Rates | None) -> list[_Column]:
+    columns = [
+        _Column("session", 27, lambda session: Text(session.session), is_number=False),
+        _Column("graph", 8, lambda session: Text(session.graph), is_number=False),
+        _Column("state", 6, _state, is_number=False),
+        _Column("client", 6, lambda session: "yes" if session.owned else "away", is_number=False),
+        _Column("accepted", 9, lambda session: f"{session.accepted:,}"),
+        _Column("decided", 9, lambda session: f"{session.decided:,}"),
+        _Column("lag", 7, lambda session: f"{session.admitted - session.decided:,}"),
+        _Column("deferred", 8, lambda session: f"{session.deferred:,}"),
+        _Column("queue", 9, lambda session: size(session.queued_bytes)),
+        _Column("part", 4, lambda session: str(session.part)),
+    ]
+    if rates is not None:
+        by_session = rates.by_session
+        columns.insert(4, _Column("events/s", 8, lambda session: f"{by_session.get(session.session, 0.0):,.0f}"))
+    return columns
+
+
+def _fitting(columns: list[_Column], room: int) -> list[_Column]:
+    """As many of the columns as there is room for, without those that an operator misses least."""
+    left = list(columns)
+    for name in _MISSED_LEAST:
+        if sum(column.width + _BETWEEN for column in left) <= room:
+            break
+        left = [column for column in left if column.name != name]
+    return left
+
+
+def _state(session: SessionSnapshot) -> Text:
+    return Text(session.state, style="red" if session.state == "failed" else "")
 
 
 def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:

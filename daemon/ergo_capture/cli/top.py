@@ -67,7 +67,7 @@ def watch(path: Path, interval: float) -> None:
                     status = decode_status(ask_status(line))
                     rates = None if before is None else Rates.between(before, status)
                     rows = max(_LEAST_ROWS, console.height - _OTHER_LINES)
-                    view, before = whole_view(status, rates, rows), status
+                    view, before = whole_view(status, rates, columns=console.width, rows=rows), status
                 except (DaemonAway, DaemonRefused) as away:
                     if line is not None:
                         line.close()
