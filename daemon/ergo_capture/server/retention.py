@@ -76,7 +76,7 @@ class Pruner:
         """
         now = now or datetime.now(UTC)
         if not dry_run:
-            self._finish_begun()
+            self.finish_begun()
         done: set[StoredBundle] = set()
         while True:
             for choice in self._choices(rules, now, graph):
@@ -93,6 +93,29 @@ class Pruner:
                     break
             else:
                 return
+
+    def finish_begun(self) -> None:
+        """Finish what a crash interrupted.
+
+        Raises:
+            StorageError: a file cannot be read or removed.
+        """
+        for doomed in sorted(self.catalogue.directory.glob(f"*/*{MANIFEST_SUFFIX}{_PRUNING}")):
+            try:
+                manifest = read_manifest(doomed)
+            except (ManifestError, OSError):
+                # Not ours, or gone meanwhile.
+                continue
+            original = doomed.with_name(doomed.name.removesuffix(_PRUNING))
+            bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
+            with _already_gone():
+                # Why looked at again: recovery may have published the bundle anew, or somebody put another there.
+                if bundle.exists() and manifest_path(bundle) == original and not original.exists():
+                    if self._difference(StoredBundle(bundle, manifest.graph, manifest.stored[0], manifest)):
+                        self._storage.replace(doomed, original)
+                        continue
+                    self._storage.remove(bundle)
+                self._storage.remove(doomed)
 
     def free_bytes(self) -> int:
         """Bytes free on the disk.
@@ -127,25 +150,6 @@ class Pruner:
         for path in (bundle.path, doomed):
             with _already_gone():
                 self._storage.remove(path)
-
-    def _finish_begun(self) -> None:
-        """Finish what a crash interrupted."""
-        for doomed in sorted(self.catalogue.directory.glob(f"*/*{MANIFEST_SUFFIX}{_PRUNING}")):
-            try:
-                manifest = read_manifest(doomed)
-            except (ManifestError, OSError):
-                # Not ours, or gone meanwhile.
-                continue
-            original = doomed.with_name(doomed.name.removesuffix(_PRUNING))
-            bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
-            with _already_gone():
-                # Why looked at again: recovery may have published the bundle anew, or somebody put another there.
-                if bundle.exists() and manifest_path(bundle) == original and not original.exists():
-                    if self._difference(StoredBundle(bundle, manifest.graph, manifest.stored[0], manifest)):
-                        self._storage.replace(doomed, original)
-                        continue
-                    self._storage.remove(bundle)
-                self._storage.remove(doomed)
 
     def __repr__(self) -> str:
         return f"<Pruner {self.catalogue.directory}, {len(self._unsound)} unsound>"
@@ -192,6 +196,11 @@ class Retention:
 
     async def run(self) -> None:
         """Until cancelled; a bundle that is being deleted then is deleted."""
+        try:
+            # Why whatever the rules: those that began it may be gone from the configuration.
+            await to_thread.run_sync(self._pruner.finish_begun)
+        except ErgoCaptureError as error:
+            self._report_failure(error)
         while True:
             with anyio.move_on_after(self._interval or None):
                 await self._due.wait()
@@ -213,8 +222,7 @@ class Retention:
                 await to_thread.run_sync(self._pruner.free_bytes) < rules.keep_free_bytes
             )
         except ErgoCaptureError as error:
-            # The next round tries again.
-            log.error(telemetry.RETENTION_FAILED, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
+            self._report_failure(error)
             return
         if short and not self._short:
             log.warning(
@@ -223,6 +231,10 @@ class Retention:
                 hint="no bundle is left that may go: free some space, or lower retention.keep_free_bytes",
             )
         self._short = short
+
+    def _report_failure(self, error: ErgoCaptureError) -> None:
+        """The next round tries again."""
+        log.error(telemetry.RETENTION_FAILED, error=error.message, path=error.path, hint=error.hint)
 
     def _report(self, step: Pruned) -> None:
         bundle = step.choice.bundle
