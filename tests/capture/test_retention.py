@@ -187,6 +187,16 @@ def test_a_bundle_that_differs_from_its_manifest_in_one_byte_is_found_out(tmp_pa
     assert difference_from_manifest(bundle) == "its bytes are not those that its manifest vouches for"
 
 
+def test_a_bundle_that_has_become_a_link_meanwhile_is_not_followed(tmp_path: Path) -> None:
+    """What is read is what would be deleted."""
+    path = store(tmp_path, "a")
+    (bundle,) = Catalogue(tmp_path / "bundles").read()
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        difference_from_manifest(bundle)
+
+
 def test_a_catalogue_of_a_place_that_is_not_there_says_so(tmp_path: Path) -> None:
     """With a sentence and a hint."""
     with pytest.raises(ErgoCaptureError, match="No such file") as raised:
