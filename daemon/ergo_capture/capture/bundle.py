@@ -89,7 +89,7 @@ def read_capture_bundle(path: str | PathLike[str]) -> CaptureBundle:
             f"read capture bundle '{path}': {error.strerror or error}",
             op="read capture bundle",
             path=str(path),
-            hint="check that the path is a bundle file that you may read",
+            hint="check that the path is a bundle file that you may read; `ergo-capture recover` salvages a damaged one",
         ) from error
     try:
         return decode_bundle(text)

@@ -233,7 +233,7 @@ class BundleStream:
             f"read capture bundle '{self.path}': {error.strerror or error}",
             op="read capture bundle",
             path=self.path,
-            hint="check that the path is a bundle file that you may read",
+            hint="check that the path is a bundle file that you may read; `ergo-capture recover` salvages a damaged one",
         )
 
     def __enter__(self) -> Self:
