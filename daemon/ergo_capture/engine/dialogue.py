@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -36,9 +37,18 @@ class Dialogue:
         send: what it hears.
         longest: bytes of a line, at most.
         counts: counts ``late`` and ``unknown`` answers, and those that are ``nonsense``.
+        on_over: told when the conversation is over, before those who wait for an answer are.
     """
 
-    def __init__(self, receive: ByteReceiveStream, send: ByteSendStream, longest: int, counts: Counter[str]) -> None:
+    def __init__(
+        self,
+        receive: ByteReceiveStream,
+        send: ByteSendStream,
+        longest: int,
+        counts: Counter[str],
+        on_over: Callable[[], None],
+    ) -> None:
+        self._on_over = on_over
         self._receive = receive
         self._send = send
         self._lines = Lines(longest)
@@ -88,6 +98,8 @@ class Dialogue:
             raise group.exceptions[0] from None
         finally:
             self._over = True
+            # Why first: whoever is told that the engine is away and asks again must find it away.
+            self._on_over()
             pending, self._pending = self._pending, {}
             for answer in pending.values():
                 if not answer.done():

@@ -6,6 +6,7 @@ Not here: everything that is said (``remote.py``).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -46,18 +47,16 @@ class ProcessEngine(RemoteEngine):
         # Why its own session: a Ctrl-C at the daemon's terminal must not end the engine before the last run is back.
         process = await anyio.open_process(self.command, start_new_session=True)
         self.pid = process.pid
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        errors = asyncio.create_task(self._log_errors(process.stderr))
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stderr is not None
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._log_errors, process.stderr)
-                try:
-                    yield process.stdout, process.stdin
-                finally:
-                    tasks.cancel_scope.cancel()
+            # Why no task group: what is raised while the connection is used would come out wrapped in a group of its own.
+            yield process.stdout, process.stdin
         finally:
             self.pid = None
+            errors.cancel()
             with anyio.CancelScope(shield=True):
                 with suppress(ProcessLookupError):
                     process.terminate()

@@ -145,14 +145,12 @@ class RemoteEngine(ABC):
         delay = self._settings.back_off
         while True:
             began = anyio.current_time()
-            reason = "it went away"
+            reason, reached = "it went away", self.counts["reached"]
             try:
                 await self._be_there()
             except (ErgoCaptureError, *_BROKEN) as error:
                 reason = _in_words(error)
-            was_there = self._dialogue is not None
-            self._dialogue = None
-            self._came = asyncio.Event()
+            was_there = self.counts["reached"] > reached
             if was_there or reason != self.trouble:
                 # Why only then: an engine that stays away is one line, however often it is tried.
                 log.warning(telemetry.ENGINE_AWAY, graph=self.graph, engine=repr(self), reason=reason)
@@ -168,7 +166,7 @@ class RemoteEngine(ABC):
     async def _be_there(self) -> None:
         """Reach it, greet it, and talk with it until it is gone."""
         async with self.reach() as (receive, send):
-            dialogue = Dialogue(receive, send, self._settings.max_line_bytes, self.counts)
+            dialogue = Dialogue(receive, send, self._settings.max_line_bytes, self.counts, self._lost)
             with anyio.move_on_after(self._settings.start_timeout or None) as patience:
                 ready = await dialogue.greet()
             if patience.cancelled_caught:
@@ -188,6 +186,10 @@ class RemoteEngine(ABC):
                     tasks.cancel_scope.cancel()
             except* (EngineNonsense, TimeoutError) as group:
                 raise group.exceptions[0] from None
+
+    def _lost(self) -> None:
+        self._dialogue = None
+        self._came = asyncio.Event()
 
     def _check(self, ready: Ready) -> None:
         if ready.graphs is not None and self.graph not in ready.graphs:

@@ -1,0 +1,82 @@
+"""Engines for tests: the puppet as a child or behind a socket, and daemons that use it.
+
+Owns: configurations of graphs with engines, running one event or many through a daemon.
+Not here: any test; what the puppet does (``puppet.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.daemons import Daemon
+
+from ergo_capture import CaptureBundle, EventTime, ExternalEvent, ExternalEventKind, decode_bundle
+from ergo_capture.cli.verify import check
+from ergo_capture.client import CaptureClient
+
+PUPPET = Path(__file__).with_name("puppet.py")
+
+
+def puppet_command(*options: str) -> list[str]:
+    """The puppet as a command."""
+    return [sys.executable, str(PUPPET), *options]
+
+
+def process_graph(*options: str, graph: str = "", engine: str = "") -> str:
+    """A configuration whose default graph has the puppet as its child; further settings of graph and engine."""
+    command = json.dumps(puppet_command(*options))
+    return f'[graphs.default]\n{graph}\n[graphs.default.engine]\nkind = "process"\ncommand = {command}\nback_off = "10ms"\n{engine}\n'
+
+
+def socket_graph(path: Path, graph: str = "", engine: str = "") -> str:
+    """The same with the puppet behind a socket."""
+    return f'[graphs.default]\n{graph}\n[graphs.default.engine]\nkind = "socket"\npath = "{path}"\nback_off = "10ms"\n{engine}\n'
+
+
+@contextmanager
+def listening_puppet(path: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The puppet behind a socket."""
+    with subprocess.Popen(puppet_command("--socket", str(path), *options)) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not path.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
+
+
+def command_event(event_id: str, at: int = 0, payload: Any = None) -> ExternalEvent:
+    """A Command."""
+    text = b"" if payload is None else json.dumps(payload).encode()
+    return ExternalEvent.with_payload(event_id, ExternalEventKind.Command, EventTime(at, 0), text)
+
+
+async def captured(daemon: Daemon, ids: list[str]) -> CaptureBundle:
+    """Events of those ids through one session, one second of event time apart; its bundle, which verifies."""
+    async with CaptureClient(daemon.socket, give_up_after=20) as client:
+        await client.open("default")
+        for at, event_id in enumerate(ids):
+            await client.send(command_event(event_id, at))
+        published = await client.close()
+    verdict = check(Path(published.bundle))
+    assert verdict["ok"], verdict
+    return decode_bundle(Path(published.bundle).read_bytes())
+
+
+async def terminations(daemon: Daemon, ids: list[str]) -> list[str]:
+    """How their episodes ended, in words."""
+    bundle = await captured(daemon, ids)
+    found = []
+    for record in bundle.decisions:
+        assert record.termination is not None
+        err = record.termination.err
+        found.append(record.termination.name if err is None else err.value)
+    return found

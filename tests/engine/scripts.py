@@ -1,0 +1,36 @@
+"""Callables for the python engine of tests; found as ``tests.engine.scripts:NAME``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from tests.engine.puppet import EFFECT
+
+
+def obey(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadline: Any) -> Any:
+    """As the puppet does, where that makes sense in a function."""
+    what = event_id.partition(".")[0]
+    if what == "fail":
+        return {"Failed": "NetworkTimeout"}
+    if what == "effect":
+        return {"termination": "Completed", "effects": [EFFECT], "interruption": "a word"}
+    if what == "raise":
+        raise LookupError("nothing there")
+    if what == "wrong":
+        return {"termination": "Finished"}
+    if what == "hang":
+        time.sleep(0.6)
+    return None
+
+
+async def obey_later(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadline: Any) -> Any:
+    """The same as a coroutine function."""
+    if event_id.startswith("hang"):
+        await asyncio.sleep(60)
+    await asyncio.sleep(0)
+    return obey(graph_id, event_id, kind, at, payload, deadline)
+
+
+not_callable = 3

@@ -1,0 +1,170 @@
+"""What every engine does alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.daemons import Daemon, running_daemon, short_directory
+from tests.engine.engines import captured, listening_puppet, process_graph, socket_graph, terminations
+
+from ergo_capture import EventTime, RunTermination, compute_effect_hash
+
+KINDS = ("fixed", "scripted", "python", "python async", "process", "socket")
+#: Those that do what the ids of events say.
+OBEDIENT = ("python", "python async", "process", "socket")
+
+
+@asynccontextmanager
+async def served(kind: str, graph: str = "") -> AsyncIterator[Daemon]:
+    """A daemon whose default graph has that engine."""
+    async with AsyncExitStack() as stack:
+        place = stack.enter_context(short_directory())
+        text = f"[graphs.default]\n{graph}\n"
+        if kind == "scripted":
+            (place / "script.json").write_text(json.dumps({"default": "Completed", "schedule": {"x": ["Aborted"]}}))
+            text += f'engine = {{ kind = "scripted", file = "{place}/script.json" }}\n'
+        elif kind.startswith("python"):
+            name = "obey_later" if "async" in kind else "obey"
+            text += f'engine = {{ kind = "python", callable = "tests.engine.scripts:{name}" }}\n'
+        elif kind == "process":
+            text = process_graph(graph=graph)
+        elif kind == "socket":
+            stack.enter_context(listening_puppet(place / "engine.sock"))
+            text = socket_graph(place / "engine.sock", graph=graph)
+        yield await stack.enter_async_context(running_daemon(text))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_episodes_are_run_and_recorded_in_order(kind: str) -> None:
+    """One decision an event, each invoked and completed."""
+    async with served(kind) as daemon:
+        bundle = await captured(daemon, [f"ok.{n}" for n in range(50)])
+    assert [record.event_id for record in bundle.decisions] == [f"ok.{n}" for n in range(50)]
+    assert {record.termination for record in bundle.decisions} == {RunTermination.Completed}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_deadline_of_zero_aborts_without_a_call(kind: str) -> None:
+    """Rule 5: whatever the engine would have said; and the record bears the deadline."""
+    async with served(kind, 'deadline = "0s"') as daemon:
+        bundle = await captured(daemon, ["ok", "die", "hang"])
+    assert [record.termination for record in bundle.decisions] == [RunTermination.Aborted] * 3
+    assert bundle.decisions[0].deadline == EventTime(0, 0)
+
+
+@pytest.mark.parametrize("kind", OBEDIENT)
+async def test_a_mechanical_failure_is_tried_again_as_often_as_configured(kind: str) -> None:
+    """Rule 4: the record says how often, and how the last attempt ended."""
+    async with served(kind, "max_retries = 3") as daemon:
+        bundle = await captured(daemon, ["fail", "ok"])
+    assert [(record.retry_count, str(record.termination)) for record in bundle.decisions] == [
+        (3, "RunTermination.Failed(ErrKind.NetworkTimeout)"),
+        (0, "RunTermination.Completed"),
+    ]
+
+
+@pytest.mark.parametrize("kind", OBEDIENT)
+async def test_effects_are_kept_with_their_hash_and_interruptions_with_the_record(kind: str) -> None:
+    """Rule 8: those of the last attempt, hashed canonically."""
+    async with served(kind) as daemon:
+        bundle = await captured(daemon, ["ok", "effect"])
+    assert bundle.decisions[0].effects == ()
+    (effect,) = bundle.decisions[1].effects
+    assert effect.effect.writes[0].value.Number == 1.5
+    assert effect.effect_hash == compute_effect_hash(effect.effect)
+    assert bundle.decisions[1].interruption == "a word"
+
+
+@pytest.mark.parametrize("kind", OBEDIENT)
+async def test_a_positive_deadline_is_real(kind: str) -> None:
+    """Rule 5: the run is given up as TimedOut, and the next one is run."""
+    async with served(kind, 'deadline = "200ms"') as daemon:
+        ended = await terminations(daemon, ["ok", "hang.1"])
+    assert ended == ["Completed", "TimedOut"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_sessions_share_the_engine_side_by_side(kind: str) -> None:
+    """Each gets its own answers."""
+    async with served(kind) as daemon:
+        bundles = {}
+
+        async def one(name: str) -> None:
+            bundles[name] = await captured(daemon, [f"ok.{name}-{n}" for n in range(30)])
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(one, str(number))
+    for name, bundle in bundles.items():
+        assert [record.event_id for record in bundle.decisions] == [f"ok.{name}-{n}" for n in range(30)]
+
+
+@pytest.mark.parametrize("kind", ["process", "socket", "python"])
+async def test_the_bundle_is_the_one_that_a_scripted_engine_gives(kind: str) -> None:
+    """P11: the same events and outcomes, the same bytes; only the provenance is the engine's own."""
+    ids = [f"ok.{n}" for n in range(100)]
+    provenance = 'runtime_provenance = "rpv1:puppet"\nmax_per_window = 3\nrate_window = "10s"'
+    texts = []
+    for each in ("scripted", kind):
+        async with served(each, provenance) as daemon:
+            await captured(daemon, ids)
+            texts.append(daemon.bundles()[0].read_bytes())
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ('{ kind = "scripted", file = "/nowhere/script.json" }', "/nowhere/script.json"),
+        ('{ kind = "python", callable = "nowhere:run" }', "nowhere"),
+        ('{ kind = "python", callable = "tests.engine.scripts:not_callable" }', "not_callable"),
+        ('{ kind = "python", callable = "tests" }', "module:callable"),
+    ],
+)
+async def test_an_engine_that_cannot_be_made_stops_the_start(engine: str, says: str) -> None:
+    """P4: exit 78, and what is wrong with the setting."""
+    from ergo_capture.errors import ErgoCaptureError, ExitCode
+
+    with pytest.raises(ErgoCaptureError) as caught:
+        async with running_daemon(f"[graphs.default]\nengine = {engine}\n"):
+            pass
+    assert says in caught.value.message
+    assert caught.value.exit_code == ExitCode.CONFIG
+    assert caught.value.hint
+
+
+async def test_a_script_that_is_not_one_is_named(tmp_path: Path) -> None:
+    """The file stands in the message."""
+    from ergo_capture.errors import ErgoCaptureError
+
+    (tmp_path / "bad.json").write_text('{"default": "Finished"}')
+    with pytest.raises(ErgoCaptureError, match=r"bad\.json"):
+        async with running_daemon(
+            f'[graphs.default]\nengine = {{ kind = "scripted", file = "{tmp_path}/bad.json" }}\n'
+        ):
+            pass
+
+
+async def test_the_readmes_engine_runs_as_it_stands_there() -> None:
+    """Effects from payloads, and a provenance of its own in the bundle."""
+    from tests.engine.engines import command_event
+
+    from ergo_capture import decode_bundle
+    from ergo_capture.client import CaptureClient
+
+    example = Path(__file__).with_name("example_engine.py")
+    text = f'[graphs.default]\nengine = {{ kind = "process", command = ["{sys.executable}", "{example}"] }}\n'
+    async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
+        await client.open("default")
+        await client.send(command_event("a", 0, {"price": 10.5}))
+        await client.send(command_event("b", 1))
+        published = await client.close()
+        bundle = decode_bundle(Path(published.bundle).read_bytes())
+    assert bundle.runtime_provenance == "rpv1:example-1"
+    assert [len(record.effects) for record in bundle.decisions] == [1, 0]

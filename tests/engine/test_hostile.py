@@ -1,0 +1,285 @@
+"""Engines that die, hang, lie or babble: each costs the runs it concerns, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.daemons import DaemonProcess, running_daemon, short_directory
+from tests.engine.engines import (
+    captured,
+    command_event,
+    listening_puppet,
+    process_graph,
+    puppet_command,
+    socket_graph,
+    terminations,
+)
+from tests.engine.puppet import BAD
+
+from ergo_capture import RunTermination, decode_bundle
+from ergo_capture.cli.verify import check
+from ergo_capture.client import CaptureClient, ClientError
+from ergo_capture.engine.protocol import EngineNonsense, Lines
+from ergo_capture.engine.remote import RemoteEngine
+from ergo_capture.server.service import Service
+
+
+def engine_of(service: Service) -> RemoteEngine:
+    """The default graph's engine."""
+    engine = service.registry.graphs["default"].engine
+    assert isinstance(engine, RemoteEngine)
+    return engine
+
+
+BREAKING = [
+    ("process", "die", "AdapterUnavailable"),
+    ("process", "half", "AdapterUnavailable"),
+    *((where, what, "RuntimeError") for where in ("process", "socket") for what in ("garbage", "long", "utf8")),
+]
+
+
+@pytest.mark.parametrize(("where", "what", "ends"), BREAKING)
+async def test_an_engine_that_breaks_costs_the_run_under_way(where: str, what: str, ends: str) -> None:
+    """Death, half a line, garbage, an endless line, invalid UTF-8: the right termination, and the next run works."""
+    with short_directory() as place, listening_puppet(place / "engine.sock"):
+        engine = 'max_line_bytes = "1MiB"'
+        text = (
+            process_graph(engine=engine) if where == "process" else socket_graph(place / "engine.sock", engine=engine)
+        )
+        async with running_daemon(text) as daemon:
+            assert await terminations(daemon, ["ok.1", what, "ok.2"]) == ["Completed", ends, "Completed"]
+            assert engine_of(daemon.service).counts["reached"] == 2
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+async def test_an_answer_of_the_wrong_shape_costs_its_run_only(number: int) -> None:
+    """A termination or effects that are none: Failed(RuntimeError), counted; the connection goes on."""
+    async with running_daemon(process_graph()) as daemon:
+        assert await terminations(daemon, ["ok.1", f"bad-{number}", "ok.2"]) == [
+            "Completed",
+            "RuntimeError",
+            "Completed",
+        ]
+        counts = engine_of(daemon.service).counts
+        assert (counts["nonsense"], counts["reached"]) == (1, 1)
+
+
+async def test_answers_in_another_order_find_their_runs() -> None:
+    """Matched by id: eight sessions wait for an engine that answers the last one first."""
+    async with running_daemon(process_graph()) as daemon:
+        ended: list[list[str]] = []
+
+        async def one(event_id: str) -> None:
+            ended.append(await terminations(daemon, [event_id]))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(7):
+                tasks.start_soon(one, f"hold.{number}")
+            with anyio.fail_after(20):
+                while engine_of(daemon.service).snapshot()["waiting"] < 7:
+                    await anyio.sleep(0.005)
+            tasks.start_soon(one, "release")
+        assert ended == [["Completed"]] * 8
+
+
+async def test_unknown_and_duplicate_answers_are_counted_and_dropped() -> None:
+    """An id that was never asked, and one that was answered already."""
+    async with running_daemon(process_graph()) as daemon:
+        assert await terminations(daemon, ["twice", "stray", "ok"]) == ["Completed"] * 3
+        assert engine_of(daemon.service).counts["unknown"] == 2
+
+
+async def test_a_late_answer_is_counted_and_dropped() -> None:
+    """The run is TimedOut, whatever comes afterwards."""
+    async with running_daemon(process_graph(graph='deadline = "50ms"')) as daemon:
+        assert await terminations(daemon, ["hold", "release"]) == ["TimedOut", "Completed"]
+        assert engine_of(daemon.service).counts["late"] == 1
+
+
+async def test_an_engine_that_hangs_is_replaced() -> None:
+    """engine.hang_timeout: the run is AdapterUnavailable, the child is killed, another one runs the next."""
+    async with running_daemon(process_graph(engine='hang_timeout = "200ms"')) as daemon:
+        assert await terminations(daemon, ["hang", "ok"]) == ["AdapterUnavailable", "Completed"]
+
+
+@pytest.mark.parametrize("option", ["--silent", "--garbage"])
+async def test_an_engine_that_never_says_ready_refuses_the_graph_and_is_logged_once(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A client hears why; however often it is tried, the log says it once."""
+    text = process_graph(option, engine='start_timeout = "100ms"')
+    async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
+        with pytest.raises(ClientError) as caught:
+            await client.open("default")
+        assert caught.value.code == "unknown_graph"
+        assert "has no engine" in caught.value.message
+        with anyio.fail_after(20):
+            tried = engine_of(daemon.service)
+            while tried.trouble == "it was not reached yet":
+                await anyio.sleep(0.01)
+    assert capsys.readouterr().out.count("engine.away") == 1
+
+
+async def test_a_slow_start_is_waited_for() -> None:
+    """Within engine.start_timeout."""
+    async with running_daemon(process_graph("--slow", "0.3")) as daemon:
+        assert await terminations(daemon, ["ok"]) == ["Completed"]
+
+
+async def test_a_provenance_that_is_not_the_configured_one_refuses_the_graph() -> None:
+    """The client hears both; no session is opened."""
+    text = process_graph(graph='runtime_provenance = "rpv1:other"')
+    async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
+        with pytest.raises(ClientError, match=r"rpv1:other.*rpv1:puppet"):
+            await client.open("default")
+        assert daemon.bundles() == []
+
+
+async def test_the_engines_provenance_becomes_the_bundles() -> None:
+    """Where the graph says nothing else."""
+    async with running_daemon(process_graph("--provenance", "rpv1:mine")) as daemon:
+        assert (await captured(daemon, ["ok"])).runtime_provenance == "rpv1:mine"
+
+
+async def test_runs_fail_fast_while_the_engine_is_away_where_that_is_configured() -> None:
+    """when_away = fail: AdapterUnavailable at once, and retries as the graph says."""
+    with short_directory() as place:
+        engine = 'when_away = "fail"\nback_off = "20s"'.replace("back_off", "back_off_limit")
+        text = socket_graph(place / "engine.sock", 'runtime_provenance = "rpv1:puppet"', engine)
+        with listening_puppet(place / "engine.sock") as puppet:
+            async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
+                await client.open("default")
+                await client.send(command_event("ok.1"))
+                await client.flush()
+                puppet.kill()
+                puppet.wait()
+                with anyio.fail_after(20):
+                    while engine_of(daemon.service).snapshot()["up"]:
+                        await anyio.sleep(0.01)
+                await client.send(command_event("ok.2"))
+                bundle = decode_bundle(Path((await client.close()).bundle).read_bytes())
+    assert [str(record.termination) for record in bundle.decisions] == [
+        "RunTermination.Completed",
+        "RunTermination.Failed(ErrKind.AdapterUnavailable)",
+    ]
+
+
+async def test_runs_wait_while_the_engine_is_away_where_that_is_configured() -> None:
+    """when_away = wait, the default: the event is durable meanwhile, and is run when the engine is back."""
+    with short_directory() as place:
+        path = place / "engine.sock"
+        async with running_daemon(socket_graph(path, engine='back_off_limit = "50ms"')) as daemon:
+            with listening_puppet(path):
+                async with CaptureClient(daemon.socket) as client:
+                    await client.open("default")
+                    await client.send(command_event("ok.1"))
+                    await client.flush()
+                    session = client.session
+            with anyio.fail_after(20):
+                while engine_of(daemon.service).snapshot()["up"]:
+                    await anyio.sleep(0.01)
+            path.unlink()
+            async with CaptureClient(daemon.socket) as client:
+                await client.open("default", session=session)
+                await client.send(command_event("ok.2"))
+                await client.drain()
+                with listening_puppet(path):
+                    bundle = decode_bundle(Path((await client.close()).bundle).read_bytes())
+    assert {record.termination for record in bundle.decisions} == {RunTermination.Completed}
+
+
+async def kills(times: int, events: int) -> None:
+    """Kill -9 the engine again and again during a stream."""
+    text = process_graph(graph="max_retries = 5", engine='back_off_limit = "20ms"')
+    async with running_daemon(text) as daemon:
+        engine = engine_of(daemon.service)
+        streaming = asyncio.create_task(captured(daemon, [f"ok.{n}" for n in range(events)]))
+        for _ in range(times):
+            with anyio.fail_after(20):
+                while not engine.snapshot()["up"] or not getattr(engine, "pid", None):
+                    await anyio.sleep(0.001)
+            os.kill(engine.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+            with anyio.fail_after(20):
+                while engine.snapshot()["up"]:
+                    await anyio.sleep(0.001)
+        bundle = await streaming
+        assert [record.event_id for record in bundle.events] == [f"ok.{n}" for n in range(events)]
+        ended = {str(record.termination) for record in bundle.decisions}
+        assert ended <= {"RunTermination.Completed", "RunTermination.Failed(ErrKind.AdapterUnavailable)"}
+        assert "RunTermination.Completed" in ended
+        assert engine.counts["lost"] >= times
+
+
+async def test_no_event_is_lost_when_the_engine_is_killed_again_and_again() -> None:
+    """Every run is Completed or AdapterUnavailable, and the bundle verifies."""
+    await kills(10, 3_000)
+
+
+@pytest.mark.soak
+async def test_no_event_is_lost_when_the_engine_is_killed_fifty_times() -> None:
+    """The long version."""
+    await kills(50, 20_000)
+
+
+@pytest.mark.parametrize("in_doubt", ["reinvoke", "interrupt"])
+@pytest.mark.parametrize("what", ["hang.1", "ok.1"], ids=["sent and not answered", "answered and not decided"])
+async def test_an_episode_in_doubt_after_a_crash_is_run_again_or_recorded_as_interrupted(
+    in_doubt: str, what: str, tmp_path: Path
+) -> None:
+    """Rule of session.in_doubt: the events are all there, and only the one in doubt is treated so."""
+    calls = tmp_path / "calls"
+    command = json.dumps(puppet_command("--log", str(calls)))
+    config = f'[session]\nin_doubt = "{in_doubt}"\n[journal]\ndecision_delay = "10s"\n'
+    config += f'[graphs.default.engine]\nkind = "process"\ncommand = {command}\n'
+    with short_directory() as place, DaemonProcess(place, place / "state", config=config) as daemon:
+        await asyncio.to_thread(daemon.start)
+        async with CaptureClient(daemon.socket, give_up_after=0) as client:
+            session = await client.open("default")
+            await client.send(command_event(what))
+            await client.drain()
+            with anyio.fail_after(20):
+                while not calls.exists() or what not in calls.read_text():
+                    await anyio.sleep(0.01)
+            await asyncio.to_thread(daemon.kill)
+        daemon.config.write_text(config.replace('"10s"', '"2ms"'))
+        if what == "hang.1" and in_doubt == "reinvoke":
+            # The second run of it would hang too: this time the engine completes whatever it is given.
+            script = "import json,sys\nsay=lambda m: print(json.dumps(m), flush=True)\n"
+            script += 'say({"type":"ready","protocol":"ergo-engine.v1","runtime_provenance":"rpv1:puppet"})\n'
+            script += f"log=open({str(calls)!r},'a',buffering=1)\n"
+            script += "for line in sys.stdin:\n r=json.loads(line); log.write(r['event_id']+'\\n'); "
+            script += 'say({"id":r["id"],"termination":"Completed"})\n'
+            (tmp_path / "calm.py").write_text(script)
+            calm = json.dumps([puppet_command()[0], str(tmp_path / "calm.py")])
+            daemon.config.write_text(config.replace(command, calm))
+        await asyncio.to_thread(daemon.start)
+        async with CaptureClient(daemon.socket) as client:
+            await client.open("default", session=session)
+            await client.send(command_event("ok.2"))
+            published = await client.close()
+        assert check(Path(published.bundle))["ok"]
+        first, second = decode_bundle(Path(published.bundle).read_bytes()).decisions
+        assert second.termination is RunTermination.Completed
+        if in_doubt == "reinvoke":
+            assert (first.termination, first.interruption) == (RunTermination.Completed, None)
+            assert calls.read_text().split().count(what) == 2
+        else:
+            assert first.termination is RunTermination.Aborted
+            assert (first.interruption or "").startswith("in_doubt")
+            assert calls.read_text().split().count(what) == 1
+
+
+def test_a_line_that_never_ends_is_not_kept() -> None:
+    """Memory is bounded by max_line_bytes and one read."""
+    lines = Lines(1000)
+    for _ in range(10):
+        lines.feed(b"x" * 100)
+    with pytest.raises(EngineNonsense, match="longer than 1000 bytes"):
+        lines.feed(b"x")
+    assert not lines.begun

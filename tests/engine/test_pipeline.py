@@ -1,0 +1,54 @@
+"""engine.pipeline: several episodes of a session at once, and the same bundle."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tests.daemons import running_daemon
+from tests.engine.engines import captured, process_graph
+
+IDS = [f"{random.Random(n).choice(['ok', 'ok', 'fail', 'effect', 'wait'])}.{n}" for n in range(120)]
+LIMITS = 'max_retries = 1\nmax_per_window = 4\nrate_window = "10s"\n'
+
+
+@pytest.mark.parametrize("limits", ["", LIMITS], ids=["no limits", "a rate limit"])
+async def test_the_bundle_is_the_same_byte_for_byte(limits: str) -> None:
+    """P11: with retries, effects, and deferrals between the runs."""
+    texts = []
+    for pipeline in (1, 2, 64):
+        async with running_daemon(process_graph(graph=limits, engine=f"pipeline = {pipeline}")) as daemon:
+            await captured(daemon, IDS)
+            texts.append(daemon.bundles()[0].read_bytes())
+    assert texts[0] == texts[1] == texts[2]
+
+
+async def test_runs_are_under_way_at_once_as_many_as_configured() -> None:
+    """Four are held back by the engine until the fifth comes: with a pipeline of one that would never happen."""
+    async with running_daemon(process_graph(engine="pipeline = 5")) as daemon:
+        bundle = await captured(daemon, ["hold.1", "hold.2", "hold.3", "hold.4", "release"])
+    assert len(bundle.decisions) == 5
+
+
+async def test_a_part_ends_only_when_every_run_is_logged() -> None:
+    """Rotation with a pipeline: each bundle derives its own decisions, and together they hold everything once."""
+    text = "[rotation]\nmax_events = 10\n" + process_graph(engine="pipeline = 8")
+    async with running_daemon(text) as daemon:
+        from pathlib import Path
+
+        from tests.engine.engines import command_event
+
+        from ergo_capture import decode_bundle
+        from ergo_capture.cli.verify import check
+        from ergo_capture.client import CaptureClient
+
+        async with CaptureClient(daemon.socket, window=7) as client:
+            await client.open("default")
+            for number in range(60):
+                await client.send(command_event(f"wait.{number}", number))
+            await client.close()
+        paths = [Path(path) for path in daemon.bundles()]
+        assert len(paths) > 2
+        assert all(check(path)["ok"] for path in paths)
+        ids = [record.event_id for path in paths for record in decode_bundle(path.read_bytes()).decisions]
+        assert sorted(ids) == sorted(f"wait.{number}" for number in range(60))
