@@ -65,8 +65,12 @@ class Episodes:
         self._on_logged = on_logged
         #: Episodes that are not run but recorded as interrupted: those that may have run before a crash.
         self.interrupts = 0
+        #: Runs that are under way, and what is known already but comes after one of them.
         self._waiting: deque[_Running | DecisionLogEntry] = deque()
         self._under_way = 0
+        self._moved = asyncio.Event()
+        #: A mistake of ours in a run; nothing is logged after it.
+        self.mistake: BaseException | None = None
         self.supervisor = Supervisor(graph_id, constraints, self._own_log, invoker)
 
     @property
@@ -104,7 +108,14 @@ class Episodes:
     async def settle_all(self) -> None:
         """Wait until every run that is under way has ended, and is logged."""
         while self._waiting:
-            await self._settle_first()
+            await self._some_settled()
+
+    async def _some_settled(self) -> None:
+        self._moved.clear()
+        if self.mistake is None:
+            await self._moved.wait()
+        if self.mistake is not None:
+            raise self.mistake
 
     async def _begin(self, run: Run) -> None:
         if self.interrupts:
@@ -119,21 +130,30 @@ class Episodes:
             return
         # Why the wait before: a task's first step is what asks the engine, and tasks step in the order they are made.
         while self._under_way >= self._engine.pipeline:
-            await self._settle_first()
+            await self._some_settled()
         self._under_way += 1
-        self._waiting.append(_Running(run, asyncio.create_task(self._attempt(run))))
+        task = asyncio.create_task(self._attempt(run))
+        self._waiting.append(_Running(run, task))
+        task.add_done_callback(self._settle_ended)
 
-    async def _settle_first(self) -> None:
-        first = self._waiting[0]
-        if isinstance(first, _Running):
-            result, retries = await first.task
-            self._under_way -= 1
-            self._waiting.popleft()
-            self._log.log(self.supervisor.entry_of(first.run, result.termination, retries, result))
-        while self._waiting and isinstance(self._waiting[0], DecisionLogEntry):
-            entry = self._waiting.popleft()
-            assert isinstance(entry, DecisionLogEntry)
-            self._log.log(entry)
+    def _settle_ended(self, _task: object) -> None:
+        """Log what is known by now, up to the first run that is still under way."""
+        waiting = self._waiting
+        while waiting and self.mistake is None:
+            first = waiting[0]
+            if isinstance(first, DecisionLogEntry):
+                self._log.log(first)
+            elif not first.task.done() or first.task.cancelled():
+                break
+            elif (mistake := first.task.exception()) is not None:
+                self.mistake = mistake
+                break
+            else:
+                result, retries = first.task.result()
+                self._under_way -= 1
+                self._log.log(self.supervisor.entry_of(first.run, result.termination, retries, result))
+            waiting.popleft()
+        self._moved.set()
         self._on_logged()
 
     async def _attempt(self, run: Run) -> tuple[RunResult, int]:

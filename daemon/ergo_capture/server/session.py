@@ -144,6 +144,8 @@ class Session:
 
     def _on_logged(self) -> None:
         self._writer.submit_lazily(self._log)
+        if self._episodes.mistake is not None:
+            self._wake.set()
 
     @classmethod
     def restore(
@@ -340,7 +342,8 @@ class Session:
                 while self._batches and self.failure is None:
                     await self._decide(self._batches.popleft())
                     await self._rotate_if_due()
-                await self._episodes.settle_all()
+                if self.ended is not None or self._episodes.mistake is not None:
+                    await self._episodes.settle_all()
                 if self.ended is not None and self.admitted == self._log.logged:
                     await self._finish(self.ended)
                     return
