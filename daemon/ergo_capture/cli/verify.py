@@ -14,7 +14,7 @@ import typer
 
 from ergo_capture.capture.verification import verify_bundle
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.kernel.records import EpisodeInvocationRecord
+from ergo_capture.kernel.explanation import plain
 from ergo_capture.kernel.replay import Divergence
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -66,19 +66,9 @@ def describe(divergence: Divergence) -> dict[str, Any]:
         "index": divergence.index,
         "event_id": divergence.event_id,
         "field": divergence.field,
-        "captured": _plain(divergence.captured),
-        "replayed": _plain(divergence.replayed),
+        "captured": plain(divergence.captured),
+        "replayed": plain(divergence.replayed),
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, EpisodeInvocationRecord):
-        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if hasattr(value, "to_builtins"):
-        return value.to_builtins()
-    return msgspec.to_builtins(value, enc_hook=str)
 
 
 def _in_words(result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -106,7 +106,7 @@ def validate_bundle_strict(
         if record.event_id in seen:
             raise duplicate_event_id(record.event_id)
         seen.add(record.event_id)
-    _check_provenance(bundle, expected_adapter_provenance, expected_runtime_provenance)
+    check_provenance(bundle, expected_adapter_provenance, expected_runtime_provenance)
 
 
 def replay_checked(bundle: CaptureBundle, runtime: RuntimeInvoker) -> list[EpisodeInvocationRecord]:
@@ -334,7 +334,24 @@ def _replay(bundle: CaptureBundle, runtime: RuntimeInvoker) -> list[EpisodeInvoc
     return log.records()
 
 
-def _check_provenance(bundle: CaptureBundle, adapter: str, runtime: str) -> None:
+class Provenanced(Protocol):
+    """A bundle, or a stream of one, as far as provenance goes."""
+
+    @property
+    def adapter_provenance(self) -> str:
+        """What the adapter was."""
+
+    @property
+    def runtime_provenance(self) -> str:
+        """What the engine was."""
+
+
+def check_provenance(bundle: Provenanced, adapter: str, runtime: str) -> None:
+    """Check that a bundle was made by this adapter and this engine.
+
+    Raises:
+        ReplayError: one of them is another, or is there where none should be.
+    """
     captured = bundle.adapter_provenance
     if captured == NO_ADAPTER_PROVENANCE:
         if adapter != NO_ADAPTER_PROVENANCE:

@@ -1,0 +1,56 @@
+"""Which events of a bundle are meant: by kind, decision, time, or id.
+
+Owns: Selection, ``select``.
+Not here: what is done with them (``cli/cat.py``, ``cli/extract.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from ergo_capture.capture.stream import BundleStream
+from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.time import EventTime
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """What an event must be; None and empty for anything."""
+
+    kinds: frozenset[str] = frozenset()
+    decisions: frozenset[str] = frozenset()
+    #: The earliest event time, and the first that is too late.
+    since: EventTime | None = None
+    until: EventTime | None = None
+    ids: frozenset[str] = frozenset()
+    #: The first and the last event by their place in the bundle.
+    from_id: str | None = None
+    to_id: str | None = None
+
+
+def select(
+    stream: BundleStream, wanted: Selection
+) -> Iterator[tuple[int, ExternalEventRecord, EpisodeInvocationRecord | None]]:
+    """The events that are meant, each with its place and its decision, where that is there."""
+    decisions = stream.decisions()
+    begun = wanted.from_id is None
+    for index, event in enumerate(stream.events()):
+        decision = next(decisions, None)
+        begun = begun or event.event_id == wanted.from_id
+        if begun and _is_meant(event, decision, wanted):
+            yield index, event, decision
+        if event.event_id == wanted.to_id:
+            return
+
+
+def _is_meant(event: ExternalEventRecord, decision: EpisodeInvocationRecord | None, wanted: Selection) -> bool:
+    if wanted.kinds and event.kind.value not in wanted.kinds:
+        return False
+    if wanted.decisions and (decision is None or decision.decision.value not in wanted.decisions):
+        return False
+    if wanted.since is not None and event.event_time < wanted.since:
+        return False
+    if wanted.until is not None and event.event_time >= wanted.until:
+        return False
+    return not wanted.ids or event.event_id in wanted.ids

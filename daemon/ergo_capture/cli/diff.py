@@ -1,0 +1,54 @@
+"""``ergo-capture diff``.
+
+Owns: its arguments and output.
+Not here: comparing (``capture/difference.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ergo_capture.capture.difference import Difference, compare_bundles
+from ergo_capture.errors import ExitCode
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A bundle file.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Compare two bundles, aligned by event id. Exit 0 where they hold the same, 4 where they differ."""
+    found = compare_bundles(a, b)
+    if as_json:
+        typer.echo(msgspec.json.encode({"same": found.none, **msgspec.to_builtins(found)}))
+    else:
+        typer.echo("\n".join(_lines(found)))
+    return int(ExitCode.OK if found.none else ExitCode.DIVERGED)
+
+
+def _lines(found: Difference) -> list[str]:
+    if found.none:
+        return [f"the same, {found.common} events"]
+    lines = [f"{found.common} events in both, {found.changed} of them changed, {found.moved} in another order"]
+    if found.only_a or found.only_b:
+        lines.append(f"{found.only_a} events only in the first, {found.only_b} only in the second")
+    for change in (*found.head, *found.first_changed):
+        where = f"event {change.event_id!r}, {change.field}" if change.event_id else change.field
+        first, second = (msgspec.json.encode(side).decode() for side in (change.a, change.b))
+        lines += [f"{where}", f"  - {first}", f"  + {second}"]
+    for title, ids, count in (
+        ("only in the first", found.first_only_a, found.only_a),
+        ("only in the second", found.first_only_b, found.only_b),
+        ("in another order", found.first_moved, found.moved),
+    ):
+        if ids:
+            more = f" and {count - len(ids)} more" if count > len(ids) else ""
+            lines.append(f"{title}: {', '.join(map(repr, ids))}{more}")
+    return lines

@@ -1,0 +1,107 @@
+"""``ergo-capture extract``.
+
+Owns: its arguments, and a bundle's events as a scenario.
+Not here: selecting (``capture/selection.py``), scenarios (``kernel/scenario.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
+from ergo_capture.capture.selection import Selection, select
+from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.cli.selecting import FromId, Ids, Kinds, Since, ToId, Until, selection_of
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.explanation import plain
+from ergo_capture.kernel.outcomes import Decision
+from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def extract(
+    bundle: Annotated[Path, typer.Argument(help="A bundle file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The scenario file; standard output else.")
+    ] = None,
+    kind: Kinds = None,
+    since: Since = "",
+    until: Until = "",
+    event_id: Ids = None,
+    from_id: FromId = "",
+    to_id: ToId = "",
+) -> None:
+    """Write a range of a bundle's events as a scenario that ``simulate`` runs.
+
+    Episodes end in it as they ended in the bundle; what is decided depends on the events that are left.
+    """
+    wanted = selection_of(kinds=kind, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id)
+    with open_bundle(bundle) as stream:
+        scenario = scenario_of(stream, wanted)
+    if not scenario["events"]:
+        raise ErgoCaptureError(
+            f"extract from '{bundle}': no event is meant",
+            op="extract",
+            path=bundle,
+            hint="`ergo-capture info` says which times there are, `ergo-capture cat` which ids",
+        )
+    text = msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
+    if output is None:
+        sys.stdout.buffer.write(text)
+        return
+    create_parents(output)
+    write_bytes_atomic(output, text)
+    typer.echo(f"{len(scenario['events'])} events", err=True)
+
+
+def scenario_of(stream: BundleStream, wanted: Selection) -> dict[str, Any]:
+    """The events that are meant as a scenario, with the outcomes of their episodes."""
+    events: list[dict[str, Any]] = []
+    schedule: dict[str, list[Any]] = {}
+    #: Which event a deferred episode is of.
+    origins: dict[int, str] = {}
+    for _, event, record in select(stream, wanted):
+        events.append(_event(event))
+        if record is None:
+            continue
+        if record.decision is Decision.Defer:
+            if record.schedule_at is not None:
+                origins.setdefault(record.episode_id, event.event_id)
+            continue
+        outcomes = _outcomes(record)
+        if outcomes:
+            schedule.setdefault(origins.get(record.episode_id, event.event_id), []).extend(outcomes)
+    return {
+        "graph_id": stream.graph_id,
+        "constraints": plain(stream.config),
+        "adapter_provenance": stream.adapter_provenance,
+        "runtime_provenance": stream.runtime_provenance,
+        "default": "Completed",
+        "schedule": schedule,
+        "events": events,
+    }
+
+
+def _event(event: ExternalEventRecord) -> dict[str, Any]:
+    return {
+        "event_id": event.event_id,
+        "kind": event.kind.value,
+        "at": plain(event.event_time),
+        "payload_utf8": event.payload.decode() or None,
+    }
+
+
+def _outcomes(record: EpisodeInvocationRecord) -> list[Any]:
+    """How the attempts ended: the last one is known, those before it were failures that are tried again."""
+    termination = record.termination
+    if termination is None or (not record.retry_count and termination.name == "Completed"):
+        return []
+    before = termination.to_builtins() if termination.retryable else "TimedOut"
+    return [before] * record.retry_count + [termination.to_builtins()]

@@ -1,0 +1,147 @@
+"""Runs the episodes of a bundle again with an engine, and compares what comes of it.
+
+Owns: ``replay_bundle``: validating, running, comparing, explaining the first divergence, all while streaming.
+Not here: deriving decisions without an engine (``capture/verification.py``), output (``cli/replay.py``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.engine.port import Engine
+from ergo_capture.kernel.events import ExternalEvent
+from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, explain
+from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
+from ergo_capture.kernel.replay import (
+    check_provenance,
+    divergence_at,
+    duplicate_event_id,
+    rehydrate,
+    unsupported_version,
+)
+from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.kernel.uniqueness import SeenIds
+
+#: Events between two calls of ``on_progress``.
+_PROGRESS_EVENTS: Final = 1024
+
+
+class Strictness(msgspec.Struct, frozen=True):
+    """What a strict replay expects (``replay::replay_checked_strict``)."""
+
+    adapter_provenance: str
+    #: None for whatever the engine says of itself.
+    runtime_provenance: str | None
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """What a replay came to."""
+
+    graph_id: str
+    #: Decisions that were replayed, up to the first that differs.
+    decisions: int
+    explanation: Explanation | None
+
+
+async def replay_bundle(
+    path: Path,
+    engine: Engine,
+    *,
+    strict: Strictness | None = None,
+    on_progress: Callable[[int], None] = lambda _events: None,
+) -> Replayed:
+    """Feed the bundle's events to a fresh supervisor and the engine; compare decision by decision.
+
+    Raises:
+        ReplayError: the bundle is unsound, or not what a strict replay expects.
+        ErgoCaptureError: it cannot be read, or the engine cannot be reached.
+    """
+    with open_bundle(path) as stream:
+        if stream.capture_version != CAPTURE_FORMAT_VERSION:
+            raise unsupported_version(stream.capture_version)
+        runtime = await engine.provenance(stream.runtime_provenance)
+        if strict is not None:
+            expected = runtime if strict.runtime_provenance is None else strict.runtime_provenance
+            check_provenance(stream, strict.adapter_provenance, expected)
+        return await _replay(stream, engine, unique=strict is not None, on_progress=on_progress)
+
+
+async def _replay(
+    stream: BundleStream, engine: Engine, *, unique: bool, on_progress: Callable[[int], None]
+) -> Replayed:
+    again = _again(stream, engine, unique=unique)
+    captured_decisions = iter(stream.decisions())
+    before: deque[EpisodeInvocationRecord] = deque(maxlen=CONTEXT)
+    index = 0
+    while True:
+        replayed = await anext(again, None)
+        captured = next(captured_decisions, None)
+        if replayed is None and captured is None:
+            on_progress(index)
+            return Replayed(stream.graph_id, index, None)
+        divergence = divergence_at(index, captured, replayed)
+        if divergence is not None:
+            captured_ahead = _ahead(captured, captured_decisions)
+            replayed_ahead = [] if replayed is None else [replayed]
+            while len(replayed_ahead) < AHEAD and (record := await anext(again, None)) is not None:
+                replayed_ahead.append(record)
+            return Replayed(stream.graph_id, index, explain(divergence, list(before), captured_ahead, replayed_ahead))
+        assert replayed is not None
+        before.append(replayed)
+        index += 1
+        if index % _PROGRESS_EVENTS == 0:
+            on_progress(index)
+
+
+def _ahead(
+    first: EpisodeInvocationRecord | None, rest: Iterator[EpisodeInvocationRecord]
+) -> list[EpisodeInvocationRecord]:
+    return [] if first is None else [first, *islice(rest, AHEAD - 1)]
+
+
+async def _again(stream: BundleStream, engine: Engine, *, unique: bool) -> AsyncIterator[EpisodeInvocationRecord]:
+    """The decisions that the events lead to now."""
+    constraints = stream.config
+    supervisor = Supervisor(stream.graph_id, constraints, _Nowhere())
+    invoker, ids = engine.invoker(), SeenIds()
+    for number, record in enumerate(stream.events()):
+        event = rehydrate(record)
+        # The ids are known by their hashes only, so a hit is looked up.
+        if unique and ids.add(record.event_id) and _is_before(stream, record.event_id, number):
+            raise duplicate_event_id(record.event_id)
+        step = supervisor.offer(event)
+        if isinstance(step, DecisionLogEntry):
+            yield step.to_record()
+            continue
+        assert isinstance(step, Run)
+        origin, retries = step.origin, 0
+        assert isinstance(origin, ExternalEvent)
+        while True:
+            if invoker is not None:
+                outcome = invoker.run(stream.graph_id, origin.event_id, origin, constraints.deadline)
+                result = outcome if isinstance(outcome, RunResult) else RunResult(outcome)
+            else:
+                result = await engine.run(stream.graph_id, origin.event_id, origin, constraints.deadline)
+            if not supervisor.wants_retry(result.termination, retries):
+                break
+            retries += 1
+        yield supervisor.settle(step, result.termination, retries, result).to_record()
+
+
+def _is_before(stream: BundleStream, event_id: str, number: int) -> bool:
+    return any(earlier.event_id == event_id for earlier in islice(stream.events(), number))
+
+
+class _Nowhere:
+    """A log for whoever takes the entries from the supervisor's hand."""
+
+    def log(self, entry: DecisionLogEntry) -> None:
+        """Kept by nobody."""

@@ -1,0 +1,63 @@
+"""An engine from a few words on a command line.
+
+Owns: ``engine_from``.
+Not here: engines of graphs, which the configuration describes (``server/composition.py``).
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.engine.fixed import FixedEngine
+from ergo_capture.engine.port import UNSTATED_PROVENANCE, Engine
+from ergo_capture.engine.process import ProcessEngine
+from ergo_capture.engine.python import PythonEngine
+from ergo_capture.engine.remote import RemoteSettings
+from ergo_capture.engine.scripted import ScriptedEngine
+from ergo_capture.engine.socket import SocketEngine
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.kernel.outcomes import RunTermination
+
+FORMS: Final = "fixed, fixed:TimedOut, fixed:Failed:RuntimeError, scripted:FILE, python:MODULE:CALLABLE, process:COMMAND, socket:PATH"
+
+
+def engine_from(spec: str, graph: str) -> Engine:
+    """The engine that a text asks for.
+
+    Args:
+        spec: one of FORMS.
+        graph: the graph whose episodes it is to run.
+
+    Raises:
+        ErgoCaptureError: it is none of them (exit code 2), or the engine cannot be made.
+    """
+    kind, _, rest = spec.partition(":")
+    # Why fail: a person waits for the answer, and not for the engine.
+    remote = RemoteSettings(when_away="fail")
+    try:
+        if kind == "fixed":
+            return FixedEngine(_termination(rest or "Completed"))
+        if kind == "scripted" and rest:
+            return ScriptedEngine(Path(rest))
+        if kind == "python" and rest:
+            return PythonEngine(rest)
+        if kind == "process" and rest:
+            return ProcessEngine(graph, UNSTATED_PROVENANCE, shlex.split(rest), remote)
+        if kind == "socket" and rest:
+            return SocketEngine(graph, UNSTATED_PROVENANCE, Path(rest), remote)
+    except ValueError as error:
+        raise _no_engine(spec, str(error)) from error
+    raise _no_engine(spec, "it is none of the known forms")
+
+
+def _termination(text: str) -> RunTermination:
+    name, _, kind = text.partition(":")
+    return RunTermination.from_builtins({name: kind} if kind else name)
+
+
+def _no_engine(spec: str, why: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"no engine {spec!r}: {why}", op="choose engine", hint=f"write one of: {FORMS}", exit_code=ExitCode.USAGE
+    )

@@ -1,0 +1,184 @@
+"""A divergence in words that a person can use, and the same as data.
+
+Owns: what kind of divergence it is, what stood before it, and what most likely led to it.
+Not here: finding one (``replay.py``), printing (``cli/replay.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.kernel.effects import encode_effect
+from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationRecord
+from ergo_capture.kernel.replay import Divergence
+from ergo_capture.kernel.time import EventTime
+
+#: Decisions before the divergence that are shown.
+CONTEXT: Final = 3
+#: Decisions behind it that are looked at, to tell what is in another order from what is gone.
+AHEAD: Final = 16
+
+_LIMITS: Final = (
+    "the limits in the bundle's config are not those that were in force",
+    "an event before it was removed, added, or has another time",
+)
+_EDITED: Final = "the bundle was edited after the capture"
+_ENGINE: Final = (
+    "the engine is not the one that ran: compare the bundle's runtime_provenance with what it says of itself",
+    "the engine depends on something besides the event: a clock, a network, chance, or what it kept from before",
+)
+_CAUSES: Final = {
+    "event_id": ("events or decisions were put in another order, or two captures were mixed", _EDITED),
+    "decision": _LIMITS,
+    "schedule_at": _LIMITS,
+    "episode_id": (*_LIMITS, "a decision before it was removed or added"),
+    "deadline": ("the deadline in the bundle's config is not the one that was in force", _EDITED),
+    "termination": (*_ENGINE, "a deadline passed on one machine and not on the other", _EDITED),
+    "retry_count": ("what failed for a while at the capture did not fail now, or the reverse", *_ENGINE),
+    "effects": (*_ENGINE, "the graph or its data changed between capture and replay", _EDITED),
+    "effect_hash": ("an effect was edited after the capture: its hash is not that of its content",),
+    "missing": ("events were removed from the bundle, and their decisions were not", _EDITED),
+    "extra": ("the bundle is cut: decisions are gone from its end", _EDITED),
+}
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Where two decision streams part, and why that may be."""
+
+    #: ``changed``, ``missing``, ``extra`` or ``reordered``.
+    kind: str
+    #: Position in the decision stream, from 0.
+    index: int
+    event_id: str
+    #: The field that differs, or ``missing`` / ``extra`` for a whole decision.
+    field: str
+    captured: Any
+    replayed: Any
+    #: The decisions before it, which were the same, the nearest last.
+    before: list[str]
+    causes: list[str]
+    sentence: str
+
+
+def explain(
+    divergence: Divergence,
+    before: Sequence[EpisodeInvocationRecord],
+    captured_ahead: Sequence[EpisodeInvocationRecord] = (),
+    replayed_ahead: Sequence[EpisodeInvocationRecord] = (),
+) -> Explanation:
+    """What to tell of a divergence.
+
+    Args:
+        divergence: the first one.
+        before: decisions before it, in order; the last CONTEXT of them are shown.
+        captured_ahead: some captured decisions from the divergence on.
+        replayed_ahead: likewise the replayed ones.
+    """
+    kind = _kind(divergence, captured_ahead, replayed_ahead)
+    captured, replayed = plain(divergence.captured), plain(divergence.replayed)
+    first = divergence.index - len(before)
+    shown = [f"{first + place}  {in_a_line(record)}" for place, record in enumerate(before)][-CONTEXT:]
+    return Explanation(
+        kind=kind,
+        index=divergence.index,
+        event_id=divergence.event_id,
+        field=divergence.field,
+        captured=captured,
+        replayed=replayed,
+        before=shown,
+        causes=list(_CAUSES.get("event_id" if kind == "reordered" else divergence.field, (_EDITED,))),
+        sentence=_sentence(kind, divergence, captured, replayed),
+    )
+
+
+def _kind(
+    divergence: Divergence,
+    captured: Sequence[EpisodeInvocationRecord],
+    replayed: Sequence[EpisodeInvocationRecord],
+) -> str:
+    if divergence.field in ("missing", "extra"):
+        return divergence.field
+    if divergence.field == "event_id":
+        behind = {record.event_id for record in captured[1:]}, {record.event_id for record in replayed[1:]}
+        moved = divergence.replayed in behind[0], divergence.captured in behind[1]
+        if all(moved):
+            return "reordered"
+        # Only one side has the other's decision further on: something was put in, or taken out, before it.
+        if moved[0]:
+            return "missing"
+        if moved[1]:
+            return "extra"
+    return "changed"
+
+
+def _sentence(kind: str, divergence: Divergence, captured: Any, replayed: Any) -> str:
+    where = f"decision {divergence.index}, event {divergence.event_id!r}"
+    if divergence.field == "missing":
+        return f"{where}: captured, and nothing leads to it in the replay"
+    if divergence.field == "extra":
+        return f"{where}: the replay leads to it, and it was not captured"
+    if kind == "reordered":
+        return f"{where}: captured here, and replayed further on; the replay has event {divergence.replayed!r} here"
+    if kind == "missing":
+        return f"{where}: captured, and not replayed; the replay has event {divergence.replayed!r} here"
+    if kind == "extra":
+        return f"{where}: event {divergence.replayed!r} is replayed before it, and was not captured"
+    if divergence.field == "effects":
+        return f"{where}: {_effects(divergence.captured, divergence.replayed)}"
+    return f"{where}: {divergence.field} was captured as {_short(captured)} and replayed as {_short(replayed)}"
+
+
+def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[CapturedActionEffect]) -> str:
+    if len(captured) != len(replayed):
+        return f"{len(captured)} effects were captured and {len(replayed)} replayed"
+    for place, (one, other) in enumerate(zip(captured, replayed, strict=True)):
+        if one.effect != other.effect:
+            return f"effect {place} was captured as {_short(plain(one.effect))} and replayed as {_short(plain(other.effect))}"
+    place = next(place for place, pair in enumerate(zip(captured, replayed, strict=True)) if pair[0] != pair[1])
+    return f"effect {place} is the same, and its hash was captured as {captured[place].effect_hash}"
+
+
+def in_a_line(record: EpisodeInvocationRecord) -> str:
+    """A decision as a person reads it."""
+    parts = [repr(record.event_id), record.decision.value, f"episode {record.episode_id}"]
+    if record.schedule_at is not None:
+        parts.append(f"until {in_seconds(record.schedule_at)}")
+    if record.termination is not None:
+        err = record.termination.err
+        parts.append(record.termination.name if err is None else f"{record.termination.name} {err.value}")
+    if record.retry_count:
+        parts.append(f"{record.retry_count} retries")
+    if record.effects:
+        parts.append(f"{len(record.effects)} effects")
+    if record.interruption is not None:
+        parts.append(f"interrupted: {record.interruption}")
+    return "  ".join(parts)
+
+
+def in_seconds(time: EventTime) -> str:
+    """A time as seconds, without zeros at the end."""
+    return f"{time.secs}.{time.nanos:09}".rstrip("0").rstrip(".") + " s"
+
+
+def plain(value: Any) -> Any:
+    """A value of a record as JSON types."""
+    if isinstance(value, EpisodeInvocationRecord):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, CapturedActionEffect):
+        return {"effect": msgspec.json.decode(encode_effect(value.effect)), "effect_hash": value.effect_hash}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if hasattr(value, "to_builtins"):
+        return value.to_builtins()
+    return msgspec.to_builtins(value, enc_hook=str)
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+_LONGEST: Final = 300
