@@ -1,0 +1,149 @@
+"""``info``, ``cat``, ``diff`` and ``extract``: what is in a bundle, for a person and for a program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.runs import bundle
+from tests.daemons import COMMAND, command, command_environment, plain
+
+from ergo_capture import read_capture_bundle
+from ergo_capture.cli import app
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The small run's bundle."""
+    return bundle(tmp_path / "a.capture.json", effects=True)
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    """What a command prints."""
+    assert app.run(arguments) == code, capsys.readouterr()
+    return plain(capsys.readouterr().out)
+
+
+def test_info_counts_what_is_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As numbers for a program."""
+    found = json.loads(printed(["info", str(run), "--json"], capsys))
+    assert (found["events"], found["decisions"], found["graph_id"]) == (10, 10, "g")
+    assert found["kinds"] == {"Command": 9, "Pump": 1}
+    assert sum(found["outcomes"].values()) == 10
+    assert (found["retries"], found["most_retries"], found["effects"]) == (1, 1, 1)
+    assert (found["first"], found["last"]) == (0, 36_000_000_000)
+    assert found["without_payload"] == 1
+    assert found["manifest"] is None
+
+
+def test_info_shows_jumps_of_the_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Backward steps and the longest gap, with the event behind it."""
+
+    def jump(data: Any) -> None:
+        data["events"][5]["event_time"]["secs"] = 3
+        data["events"][9]["event_time"]["secs"] = 1000
+
+    said = printed(["info", str(bundle(tmp_path / "a.capture.json", jump))], capsys)
+    assert "1 backward, by 13 s at the most" in said
+    assert "968 s, before event 'e9'" in said
+
+
+def test_cat_prints_each_event_with_its_decision(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One a line."""
+    lines = printed(["cat", str(run)], capsys).splitlines()
+    assert len(lines) == 10
+    assert lines[4] == "4  16 s  Command  'e4'  Invoke  episode 4  Completed  1 retries  {\"n\": 4}"
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        (["--kind", "Pump"], ["e8"]),
+        (["--since", "28"], ["e7", "e8", "e9"]),
+        (["--until", "8"], ["e0", "e1"]),
+        (["--since", "4", "--until", "8.5"], ["e1", "e2"]),
+        (["--event-id", "e3", "--event-id", "e5"], ["e3", "e5"]),
+        (["--from-id", "e7", "--to-id", "e8"], ["e7", "e8"]),
+        (["--decision", "Skip"], []),
+    ],
+)
+def test_cat_filters(options: list[str], ids: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By kind, decision, time, id and range."""
+    lines = printed(["cat", str(run), "--json", *options], capsys).splitlines()
+    assert [json.loads(line)["event_id"] for line in lines] == ids
+
+
+@pytest.mark.parametrize("options", [["--kind", "Nope"], ["--since", "noon"], ["--decision", "Maybe"]])
+def test_a_filter_that_cannot_be_is_a_usage_error(options: list[str], run: Path) -> None:
+    """Exit 2."""
+    assert command("cat", str(run), *options).returncode == 2
+
+
+def test_cat_survives_a_closed_pipe(run: Path) -> None:
+    """``cat | head -1``: no traceback, and the shell's exit code for it."""
+    with subprocess.Popen(
+        [*COMMAND, "cat", *[str(run)] * 300], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) in (0, 141)
+
+
+def test_a_bundle_is_the_same_as_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 0."""
+    assert printed(["diff", str(run), str(run)], capsys) == "the same, 10 events\n"
+
+
+def test_diff_finds_what_is_changed_moved_and_only_on_one_side(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Aligned by event id; exit 4."""
+
+    def change(data: Any) -> None:
+        del data["events"][9], data["decisions"][9]
+        data["decisions"][1]["termination"] = "Aborted"
+        for side in ("events", "decisions"):
+            data[side][5], data[side][6] = data[side][6], data[side][5]
+        data["runtime_provenance"] = "rpv1:other"
+
+    other = bundle(tmp_path / "b.capture.json", change, effects=True)
+    found = json.loads(printed(["diff", str(run), str(other), "--json"], capsys, 4))
+    assert (found["common"], found["only_a"], found["only_b"], found["changed"], found["moved"]) == (9, 1, 0, 1, 1)
+    assert found["first_only_a"] == ["e9"]
+    assert found["first_changed"] == [
+        {"event_id": "e1", "field": "decision.termination", "a": "Completed", "b": "Aborted"}
+    ]
+    assert [one["field"] for one in found["head"]] == ["runtime_provenance"]
+    said = printed(["diff", str(run), str(other)], capsys, 4)
+    assert 'event \'e1\', decision.termination\n  - "Completed"\n  + "Aborted"' in said
+    assert "only in the first: 'e9'" in said
+
+
+def test_what_is_extracted_whole_simulates_to_the_same_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outcomes, retries and pumped episodes come along."""
+    path = bundle(tmp_path / "a.capture.json")
+    printed(["extract", str(path), "-o", str(tmp_path / "s.json")], capsys)
+    printed(["simulate", str(tmp_path / "s.json"), "-o", str(tmp_path / "b.capture.json")], capsys)
+    assert (tmp_path / "b.capture.json").read_bytes() == path.read_bytes()
+
+
+def test_a_range_is_extracted_as_a_scenario(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the events that are meant."""
+    printed(["extract", str(run), "--from-id", "e2", "--to-id", "e4", "-o", str(tmp_path / "s.json")], capsys)
+    printed(["simulate", str(tmp_path / "s.json"), "-o", str(tmp_path / "b.capture.json")], capsys)
+    events = read_capture_bundle(tmp_path / "b.capture.json").events
+    assert [record.event_id for record in events] == ["e2", "e3", "e4"]
+
+
+def test_extracting_nothing_is_an_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a hint where to look."""
+    assert app.run(["extract", str(run), "--since", "10000"]) == 1
+    assert "no event is meant" in capsys.readouterr().err

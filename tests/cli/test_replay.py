@@ -1,0 +1,294 @@
+"""``ergo-capture replay``: the same again, or what parts first, explained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.runs import bundle, script
+from tests.daemons import plain
+from tests.engine.engines import PUPPET, listening_puppet
+
+from ergo_capture.cli import app
+
+Change = Callable[[Any], None]
+
+
+def told(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """What the command prints; it must end with that code."""
+    assert app.run(["replay", *arguments]) == code, capsys.readouterr()
+    return plain(capsys.readouterr().out)
+
+
+def test_the_engine_that_ran_gives_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Deferrals, a pump and a retry included."""
+    path = bundle(tmp_path / "a.capture.json")
+    assert told([str(path), "--engine", script(tmp_path / "s.json")], capsys, 0) == f"{path}: same, 10 decisions\n"
+
+
+def test_without_an_engine_it_is_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Decisions are derived from the recorded outcomes."""
+    path = bundle(tmp_path / "a.capture.json", effects=True)
+    assert told([str(path)], capsys, 0) == f"{path}: same, 10 decisions\n"
+
+
+def put(index: int, field: str, value: Any) -> Change:
+    """Change a field of a decision."""
+
+    def change(data: Any) -> None:
+        data["decisions"][index][field] = value
+
+    return change
+
+
+def swap(data: Any) -> None:
+    """Two decisions in another order."""
+    decisions = data["decisions"]
+    decisions[4], decisions[5] = decisions[5], decisions[4]
+
+
+def drop(data: Any) -> None:
+    """The last decision is gone."""
+    del data["decisions"][-1]
+
+
+def double(data: Any) -> None:
+    """One decision more than events."""
+    data["decisions"].append(data["decisions"][-1])
+
+
+BEFORE_5 = ["2  'e2'  Invoke  episode 2  Completed", "3  'e3'  Invoke  episode 3  Completed"]
+BEFORE_5 += ["4  'e4'  Invoke  episode 4  Completed  1 retries"]
+
+CHANGED: list[tuple[str, Change, str, str, str]] = [
+    (
+        "event_id",
+        put(5, "event_id", "x"),
+        "changed",
+        "event_id",
+        'decision 5, event \'x\': event_id was captured as "x" and replayed as "e5"',
+    ),
+    (
+        "decision",
+        put(5, "decision", "Defer"),
+        "changed",
+        "decision",
+        'decision 5, event \'e5\': decision was captured as "Defer" and replayed as "Invoke"',
+    ),
+    (
+        "schedule_at",
+        put(5, "schedule_at", {"secs": 1, "nanos": 0}),
+        "changed",
+        "schedule_at",
+        'decision 5, event \'e5\': schedule_at was captured as {"secs":1,"nanos":0} and replayed as null',
+    ),
+    (
+        "episode_id",
+        put(5, "episode_id", 77),
+        "changed",
+        "episode_id",
+        "decision 5, event 'e5': episode_id was captured as 77 and replayed as 5",
+    ),
+    (
+        "deadline",
+        put(5, "deadline", {"secs": 9, "nanos": 0}),
+        "changed",
+        "deadline",
+        'decision 5, event \'e5\': deadline was captured as {"secs":9,"nanos":0} and replayed as null',
+    ),
+    (
+        "termination",
+        put(5, "termination", {"Failed": "SemanticError"}),
+        "changed",
+        "termination",
+        'decision 5, event \'e5\': termination was captured as {"Failed":"SemanticError"} and replayed as "Completed"',
+    ),
+    (
+        "retry_count",
+        put(5, "retry_count", 2),
+        "changed",
+        "retry_count",
+        "decision 5, event 'e5': retry_count was captured as 2 and replayed as 0",
+    ),
+    (
+        "effects",
+        put(5, "effects", [{"effect": {"kind": "k", "writes": []}, "effect_hash": "0"}]),
+        "changed",
+        "effects",
+        "decision 5, event 'e5': 1 effects were captured and 0 replayed",
+    ),
+    (
+        "another order",
+        swap,
+        "reordered",
+        "event_id",
+        "decision 4, event 'e5': captured here, and replayed further on; the replay has event 'e4' here",
+    ),
+    ("one gone", drop, "extra", "extra", "decision 9, event 'e9': the replay leads to it, and it was not captured"),
+    (
+        "one more",
+        double,
+        "missing",
+        "missing",
+        "decision 10, event 'e9': captured, and nothing leads to it in the replay",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "field", "sentence"), [c[1:] for c in CHANGED], ids=[c[0] for c in CHANGED])
+def test_a_changed_capture_is_found_and_explained(
+    change: Change, kind: str, field: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For each field of a decision: where, what, captured against replayed, what stood before, and why that may be."""
+    path = bundle(tmp_path / "a.capture.json", change)
+    engine = script(tmp_path / "s.json")
+    found = json.loads(told([str(path), "--engine", engine, "--json"], capsys, 4))["divergence"]
+    assert (found["kind"], found["field"], found["sentence"]) == (kind, field, sentence)
+    assert found["causes"]
+    if found["index"] == 5:
+        assert found["before"] == BEFORE_5
+    said = told([str(path), "--engine", engine], capsys, 4)
+    assert said.startswith(f"{path}: diverged\n  {sentence}\n  field     {field}\n")
+    assert "likely causes:" in said
+
+
+def test_an_effect_that_differs_is_shown_beside_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its content, not only its hash."""
+    path = bundle(tmp_path / "a.capture.json", effects=True)
+    (tmp_path / "other.py").write_text(
+        "tried = set()\n"
+        "def run(graph_id, event_id, kind, at, payload, deadline):\n"
+        "    if event_id == 'e4' and not tried:\n"
+        "        tried.add(1)\n"
+        "        return 'TimedOut'\n"
+        "    writes = [{'key': 'x', 'value': {'Number': 2.5}}]\n"
+        "    return {'termination': 'Completed', 'effects': [{'kind': 'set', 'writes': writes}]} if event_id == 'e6' else None\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        said = told([str(path), "--engine", "python:other:run"], capsys, 4)
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("other", None)
+    assert 'effect 0 was captured as {"kind":"set","writes":[{"key":"x","value":{"Number":1.5}}]}' in said
+    assert '"Number":2.5' in said
+
+
+def test_the_same_file_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole text, as a person sees it."""
+    path = bundle(tmp_path / "a.capture.json", put(5, "termination", "Aborted"))
+    said = told([str(path), "--engine", script(tmp_path / "s.json")], capsys, 4)
+    assert (
+        said
+        == f"""{path}: diverged
+  decision 5, event 'e5': termination was captured as "Aborted" and replayed as "Completed"
+  field     termination
+  captured  "Aborted"
+  replayed  "Completed"
+  before it, the same on both sides:
+    2  'e2'  Invoke  episode 2  Completed
+    3  'e3'  Invoke  episode 3  Completed
+    4  'e4'  Invoke  episode 4  Completed  1 retries
+  likely causes:
+    - the engine is not the one that ran: compare the bundle's runtime_provenance with what it says of itself
+    - the engine depends on something besides the event: a clock, a network, chance, or what it kept from before
+    - a deadline passed on one machine and not on the other
+    - the bundle was edited after the capture
+"""
+    )
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_directories_and_patterns_are_gone_through(
+    jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --keep-going all are looked at, in order, and counted at the end."""
+    for number in range(6):
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        bundle(tmp_path / "deep" / f"{number}.capture.json", swap if number == 2 else None)
+    engine = script(tmp_path / "s.json")
+    said = told([str(tmp_path), "--engine", engine, "--keep-going", "--jobs", jobs], capsys, 4)
+    assert [line.rpartition("/")[2][:1] for line in said.splitlines() if ".capture.json" in line] == list("012345")
+    assert "same        5" in " ".join(said.split("\n"))
+    pattern = str(tmp_path / "deep" / "[01].capture.json")
+    assert told([pattern, "--engine", engine, "--json"], capsys, 0).count('"outcome":"same"') == 2
+
+
+def test_without_keep_going_the_first_that_differs_is_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what was not looked at is counted."""
+    for number in range(4):
+        bundle(tmp_path / f"{number}.capture.json", swap if number == 1 else None)
+    said = told([str(tmp_path), "--engine", script(tmp_path / "s.json")], capsys, 4)
+    assert "2.capture.json" not in said
+    assert "not looked at" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (["--strict"], 0),
+        (["--strict", "--runtime-provenance", "rpv1:other"], 1),
+        (["--strict", "--adapter-provenance", "apv1:other"], 1),
+    ],
+)
+def test_strict_holds_the_bundle_to_its_provenance(
+    more: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the reference's strict replay, with its messages."""
+    path = bundle(tmp_path / "a.capture.json")
+    said = told([str(path), "--engine", script(tmp_path / "s.json"), *more], capsys, code)
+    assert ("provenance" in said) == (code == 1)
+
+
+def test_an_unsound_bundle_fails_with_the_references_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 1: a payload that is not that of its hash."""
+
+    def spoil(data: Any) -> None:
+        data["events"][3]["payload_hash"] = "0" * 64
+
+    path = bundle(tmp_path / "a.capture.json", spoil)
+    assert "payload hash mismatch for event 'e3'" in told([str(path), "--engine", "fixed"], capsys, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--engine", "nope"], 2, "no engine 'nope'"),
+        (["--engine", "fixed:Nope"], 2, "unknown termination"),
+        (["--engine", "scripted:/nowhere.json"], 78, "/nowhere.json"),
+        (["--engine", "process:/nowhere/engine"], 1, "No such file"),
+        (["--engine", "socket:/nowhere.sock"], 1, "has no engine"),
+    ],
+)
+def test_an_engine_that_is_none_is_an_error(
+    arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the forms there are, or why it cannot be reached."""
+    path = bundle(tmp_path / "a.capture.json")
+    assert app.run(["replay", str(path), *arguments]) == code
+    captured = capsys.readouterr()
+    assert says in captured.out + captured.err
+
+
+def test_nothing_to_replay_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty directory is not a success."""
+    assert app.run(["replay", str(tmp_path)]) == 1
+    assert "there is none at" in capsys.readouterr().err
+
+
+def test_engines_outside_replay_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A child, and a service on a socket."""
+
+    def completed(data: Any) -> None:
+        data["decisions"][4]["retry_count"] = 0
+
+    path = bundle(tmp_path / "a.capture.json", completed)
+    assert "same" in told([str(path), "--engine", f"process:{sys.executable} {PUPPET}"], capsys, 0)
+    with listening_puppet(tmp_path / "e.sock"):
+        assert "same" in told([str(path), "--engine", f"socket:{tmp_path}/e.sock"], capsys, 0)
