@@ -35,6 +35,7 @@ COMMANDS: Final = (
     "cat",
     "diff",
     "extract",
+    "report",
     "doctor",
     "recover",
     "simulate",
