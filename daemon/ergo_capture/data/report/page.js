@@ -44,7 +44,8 @@ function binned(data, from, to) {
     if (data.t[i] < from || data.t[i] > to) continue;
     const bin = Math.min(bins - 1, Math.floor((data.t[i] - from) / width));
     series[data.kind[i]][bin] += 1 / width;
-    if (data.decisions[data.decision[i]] === "Defer") deferred[bin] += 1 / width;
+    // A Pump that finds nothing due is a deferral of nothing.
+    if (data.decisions[data.decision[i]] === "Defer" && data.kinds[data.kind[i]] !== "Pump") deferred[bin] += 1 / width;
   }
   return [x, ...series, deferred];
 }
@@ -53,7 +54,7 @@ const COLOURS = { DataAvailable: "--data", Command: "--command", Pump: "--pump" 
 
 function axes(label) {
   const look = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") } };
-  return [{ ...look, label: "event time, s" }, { ...look, label, size: 80 }];
+  return [{ ...look, label: "event time, s", space: 90 }, { ...look, label, size: 80 }];
 }
 
 function rateChart(data, onZoom) {
