@@ -56,7 +56,7 @@ from ergo_capture.server.reload import Reloaded, Reloader
 from ergo_capture.server.retention import Pruner, Retention
 from ergo_capture.server.session import Session
 from ergo_capture.server.snapshots import Snapshots
-from ergo_capture.server.status import Running, take_status
+from ergo_capture.server.status import Running, shutdown_waits_for, take_status
 from ergo_capture.server.systemd import Notifier
 from ergo_capture.server.watchdog import Watchdog
 from ergo_capture.server.writer import Writer
@@ -67,6 +67,11 @@ log = structlog.get_logger()
 
 #: Seconds for the last commit of all, once every session is drained.
 _LAST_COMMIT_SECONDS = 10.0
+#: Seconds between two words on what a shutdown waits for, how many sessions are named, and how much longer
+#: each asks the service manager to wait.
+TELL_SECONDS = 5.0
+_MOST_TOLD = 5
+_EXTEND_SECONDS = 30.0
 
 
 class Service:
@@ -452,7 +457,10 @@ class Service:
         drain = self.config.shutdown.drain.seconds
         with anyio.move_on_after(drain or None) as deadline:
             if self._writer.failure is None:
-                await self._drain()
+                async with anyio.create_task_group() as telling:
+                    telling.start_soon(self._tell_what_is_waited_for)
+                    await self._drain()
+                    telling.cancel_scope.cancel()
         for connection in list(self.connections):
             connection.shut_down()
         with anyio.move_on_after(1):
@@ -472,6 +480,15 @@ class Service:
                 await anyio.to_thread.run_sync(self._journal.seal)
         telemetry.say_suppressed(all_of_it=True)
         log.info(telemetry.DAEMON_STOPPED)
+
+    async def _tell_what_is_waited_for(self) -> None:
+        while True:
+            await anyio.sleep(TELL_SECONDS)
+            waits = shutdown_waits_for(self.registry.sessions.values())
+            log.info(telemetry.DRAIN_WAITING, sessions=len(waits), waits_for=waits[:_MOST_TOLD])
+            self._notifier.status(f"stopping, waits for {waits[0] if waits else 'the last bundle'}")
+            # Why: shutdown.drain says how long it may take, and not the unit's TimeoutStopSec.
+            self._notifier.extend_timeout(_EXTEND_SECONDS)
 
     async def _drain(self) -> None:
         """Read no more; decide, commit and publish everything that was accepted."""
