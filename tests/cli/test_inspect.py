@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from tests.cli.runs import bundle
-from tests.daemons import COMMAND, command, command_environment, plain
+from tests.daemons import COMMAND, DaemonProcess, command, command_environment, plain, short_directory
 
 from ergo_capture import read_capture_bundle
 from ergo_capture.cli import app
+from ergo_capture.load import Load
 
 
 @pytest.fixture
@@ -147,3 +148,21 @@ def test_extracting_nothing_is_an_error(run: Path, capsys: pytest.CaptureFixture
     """With a hint where to look."""
     assert app.run(["extract", str(run), "--since", "10000"]) == 1
     assert "no event is meant" in capsys.readouterr().err
+
+
+def test_info_of_a_journal_lists_the_sessions_that_are_open_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a start would find them; of the journal, or of the state directory with its bundles."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        with Load(daemon.socket, window=16) as load:
+            load.run(100)
+            daemon.kill()
+        found = json.loads(printed(["info", str(place / "state" / "journal"), "--json"], capsys))
+        (session,) = found["sessions"]
+        assert (session["accepted"], session["graph"], session["ended"]) == (100, "default", None)
+        assert not found["sealed"]
+        said = printed(["info", str(place / "state")], capsys)
+        assert session["session"] in said
+        assert "no orderly stop" in said

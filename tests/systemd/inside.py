@@ -200,6 +200,30 @@ def test_a_daemon_that_hangs_is_restarted_by_the_watchdog() -> None:
     run("systemctl", "restart", UNIT)
 
 
+def test_a_process_engine_runs_under_the_same_rules() -> None:
+    """A child of the hardened service: the README's engine, and its provenance in the bundle."""
+    engine = Path("/opt/ergo/engine.py")
+    engine.write_text(Path("tests/engine/example_engine.py").read_text())
+    configuration = Path("/etc/ergo-capture/config.toml")
+    kept = configuration.read_text()
+    command = '["/opt/ergo/bin/python3", "/opt/ergo/engine.py"]'
+    configuration.write_text(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n')
+    run("systemctl", "restart", UNIT)
+
+    async def one() -> str:
+        async with CaptureClient(SOCKET, give_up_after=30) as client:
+            await client.open("default")
+            payload = b'{"price": 10.5}'
+            await client.send(ExternalEvent.with_payload("a", ExternalEventKind.Command, EventTime(0, 0), payload))
+            return (await client.close()).bundle
+
+    bundle = decode_bundle(Path(asyncio.run(one())).read_bytes())
+    assert bundle.runtime_provenance == "rpv1:example-1"
+    assert len(bundle.decisions[0].effects) == 1
+    configuration.write_text(kept)
+    run("systemctl", "restart", UNIT)
+
+
 def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
     """Exit 78 of ``config check``: not tried again and again, and the reason is in the journal."""
     configuration = Path("/etc/ergo-capture/config.toml")

@@ -15,6 +15,7 @@ import typer
 from ergo_capture.capture.manifest import Manifest, ManifestError, manifest_path, read_manifest
 from ergo_capture.capture.survey import Survey, survey_bundle
 from ergo_capture.cli.bundle_files import bundles_in
+from ergo_capture.cli.journal_facts import journal_facts, journal_in, show_journal
 from ergo_capture.cli.verify import printable
 from ergo_capture.kernel.explanation import in_seconds
 from ergo_capture.kernel.time import EventTime
@@ -27,17 +28,40 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def info(
-    bundles: Annotated[list[str], typer.Argument(help="Bundle files, directories of them, or patterns.")],
+    bundles: Annotated[
+        list[str], typer.Argument(help="Bundle files, directories, patterns; a journal or a state directory.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> None:
-    """Say what bundles hold: counts, event time, decisions, retries, gaps, provenance, labels."""
-    for path in bundles_in(bundles):
+    """Say what bundles hold: counts, event time, decisions, retries, gaps, provenance, labels.
+
+    Of a journal or a state directory: the sessions that are open in it, and the bundles below it.
+    """
+    for path in _bundles(bundles, as_json=as_json):
         survey, manifest = survey_bundle(path), _manifest(path)
         if as_json:
             found: dict[str, Any] = {"bundle": printable(str(path)), **msgspec.to_builtins(survey)}
             typer.echo(msgspec.json.encode(found | {"manifest": msgspec.to_builtins(manifest)}))
         else:
             _show(path, survey, manifest)
+
+
+def _bundles(names: list[str], *, as_json: bool) -> list[Path]:
+    """The bundles that are meant; journals among the names are shown at once."""
+    left = []
+    for name in names:
+        journal = journal_in(Path(name))
+        if journal is None:
+            left.append(name)
+            continue
+        facts = journal_facts(journal)
+        if as_json:
+            typer.echo(msgspec.json.encode(facts))
+        else:
+            show_journal(facts)
+        if any((Path(name) / "bundles").rglob("*.capture.json*")):
+            left.append(name)
+    return bundles_in(left)
 
 
 def _manifest(path: Path) -> Manifest | None:
