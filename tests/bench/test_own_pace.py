@@ -6,6 +6,12 @@ decoding the same event with msgspec, and encoding its payload as an array of by
 bundles in Python can do without.
 
     python -m pytest -m bench -s tests/bench
+
+What was found: ``on_event`` takes 3.0 us where the machine is quiet (goal 6.6). Composing takes 2.7 to 3.2 times the
+payload's array (goal 2.2, so 5.3 to 6.2 us for the 4.3 wanted): half of it is the array itself, the rest decoding
+(0.7), two SHA-256 (1.2), formatting (0.6), writing and reading back (0.8). A record object an event cost twice as
+much; weaving the digits of a whole block together, a table of pairs of bytes, and numpy were no faster than msgspec.
+A client beside it waits no longer at p50 (0.5 ms), half as long again at p99.
 """
 
 from __future__ import annotations

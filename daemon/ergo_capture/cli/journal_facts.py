@@ -15,7 +15,6 @@ from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.storage import RealStorage
 
-
 _LEAST_WIDTH: Final = 120
 
 
