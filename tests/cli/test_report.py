@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.cli.runs import bundle
+from tests.daemons import command
 
 from ergo_capture import (
     CapturingSession,
@@ -144,13 +145,12 @@ def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
     assert not re.search(r"<(link|img|iframe|object)\b|\bsrc=|@import|url\(", text)
 
 
-def test_the_page_goes_beside_the_bundle_where_nothing_else_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_goes_beside_the_bundle_where_nothing_else_is_said(tmp_path: Path) -> None:
     """And its path is printed."""
     path = bundle(tmp_path / "run.capture.json")
-    assert app.run(["report", str(path)]) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path}/run.html (")
+    ran = command("report", str(path))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(f"{tmp_path}/run.html (")
     assert (tmp_path / "run.html").exists()
 
 
