@@ -38,6 +38,9 @@ _READ_BYTES: Final = 64 * 1024
 _SEND_BYTES: Final = 128 * 1024
 _FIRST_DELAY: Final = 0.05
 _LONGEST_DELAY: Final = 2.0
+#: Seconds that a first connection waits for a daemon at the most. Why not ``give_up_after``: most often nobody started
+#: one, and whoever forgot wants to hear so soon.
+_FIRST_PATIENCE: Final = 5.0
 
 _decoder: Final = msgspec.json.Decoder(dict[str, Any])
 _encode: Final = msgspec.json.Encoder().encode
@@ -145,7 +148,7 @@ class CaptureClient:
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
-            await self._connect()
+            await self._connect_first()
         except BaseException:
             await self._tasks.__aexit__(None, None, None)
             raise
@@ -262,6 +265,19 @@ class CaptureClient:
         return self._answers.popleft()
 
     # --- connection ---
+
+    async def _connect_first(self) -> None:
+        """Connect; where the daemon is not there, it may just be starting."""
+        began, delay = anyio.current_time(), _FIRST_DELAY
+        while True:
+            try:
+                return await self._connect()
+            except ClientError as error:
+                waited = anyio.current_time() - began
+                if error.code != "unreachable" or waited >= min(self._patience, _FIRST_PATIENCE):
+                    raise
+            await anyio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_DELAY)
 
     async def _connect(self) -> None:
         try:

@@ -76,3 +76,24 @@ async def test_a_connection_that_is_cut_is_taken_up_again_where_it_stood() -> No
         events = decode_bundle(Path(published.bundle).read_bytes()).events
         assert [record.event_id for record in events] == [f"e{number}" for number in range(100)]
         assert told == [1, 2]
+
+
+async def test_a_daemon_that_is_just_starting_is_waited_for() -> None:
+    """A first connection finds nobody, tries again, and is served."""
+    with short_directory() as place:
+        path = place / "capture.sock"
+
+        async def later() -> asyncio.Server:
+            await asyncio.sleep(0.3)
+            return await asyncio.start_unix_server(welcome, str(path))
+
+        async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
+            writer.write(b'{"type":"welcome","protocol":"ergo-capture.v1","limits":{"max_id_bytes":9}}\n')
+            await reader.read()
+            writer.close()
+
+        starting = asyncio.create_task(later())
+        async with CaptureClient(path) as client:
+            assert client.limits == {"max_id_bytes": 9}
+        (await starting).close()
