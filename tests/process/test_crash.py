@@ -31,7 +31,7 @@ def made(session: int, number: int) -> ExternalEvent:
 async def produce(daemon: DaemonProcess, session: int, obligations: dict[str, bytes], stop: asyncio.Event) -> None:
     """Send until told to stop; what was acknowledged becomes an obligation. Survives the daemon's deaths."""
     sent: list[ExternalEvent] = []
-    async with CaptureClient(daemon.socket, window=64, give_up_after=30) as client:
+    async with CaptureClient(daemon.socket, window=64, give_up_after=300) as client:
         await client.open("default")
         while not stop.is_set():
             event = made(session, len(sent))
@@ -55,7 +55,7 @@ async def rounds(daemon: DaemonProcess, count: int, sessions: int, seed: int) ->
         for session in range(sessions):
             tasks.create_task(produce(daemon, session, obligations, stop))
         for _ in range(count):
-            await asyncio.sleep(chance.uniform(0.0, 0.12))
+            await asyncio.sleep(chance.uniform(0.0, 0.4))
             await asyncio.to_thread(daemon.kill)
             await asyncio.to_thread(daemon.start)
         stop.set()
