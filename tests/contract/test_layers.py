@@ -20,7 +20,7 @@ LAYERS = (
     {"settings", "config", "telemetry"},
     {"engine"},
     {"server"},
-    {"client", "load"},
+    {"client", "load", "report"},
     {"cli"},
 )
 #: The package's own face, and the way in.

@@ -38,7 +38,7 @@ def info(
     Of a journal or a state directory: the sessions that are open in it, and the bundles below it.
     """
     for path in _bundles(bundles, as_json=as_json):
-        survey, manifest = survey_bundle(path), _manifest(path)
+        survey, manifest = survey_bundle(path), manifest_beside(path)
         if as_json:
             found: dict[str, Any] = {"bundle": printable(str(path)), **msgspec.to_builtins(survey)}
             typer.echo(msgspec.json.encode(found | {"manifest": msgspec.to_builtins(manifest)}))
@@ -64,7 +64,7 @@ def _bundles(names: list[str], *, as_json: bool) -> list[Path]:
     return bundles_in(left)
 
 
-def _manifest(path: Path) -> Manifest | None:
+def manifest_beside(path: Path) -> Manifest | None:
     """The manifest beside the bundle, where there is one that can be read."""
     try:
         return read_manifest(manifest_path(path))

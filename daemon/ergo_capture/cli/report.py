@@ -1,32 +1,72 @@
 """``ergo-capture report``.
 
-Owns: its arguments.
-Not here: the page (``report_page.py``).
+Owns: its arguments, and where the page goes.
+Not here: the page (``report/``).
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
-from ergo_capture.cli.report_page import report_page
+from ergo_capture.cli.info import manifest_beside
+from ergo_capture.cli.verify import printable
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.report.page import report_page
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+#: What a page's name has in place of the first of these that its bundle's name ends in.
+_SUFFIXES: Final = (".capture.json.zst", ".json.zst", ".capture.json", ".json")
 
 
 @app.command()
 def report(
     bundle: Annotated[Path, typer.Argument(help="A bundle file.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page; by default beside the bundle.")
+        Path | None,
+        typer.Option("--output", "-o", help="The page; - for standard output. By default beside the bundle, as .html."),
     ] = None,
 ) -> None:
     """Draw a bundle as one page of HTML that needs no network: the run over event time, and its decisions."""
-    destination = output or bundle.with_name(f"{bundle.name.partition('.')[0]}.html")
-    page = report_page(bundle)
+    to_pipe = output is not None and str(output) == "-"
+    destination = output or _beside(bundle)
+    if not to_pipe:
+        _refuse_what_is_no_page(bundle, destination)
+    page = report_page(bundle, manifest_beside(bundle))
+    if to_pipe:
+        sys.stdout.buffer.write(page)
+        return
     create_parents(destination)
     write_bytes_atomic(destination, page)
-    typer.echo(f"{destination} ({len(page) / 1e6:.1f} MB)")
+    typer.echo(f"{printable(str(destination))} ({len(page) / 1e6:.1f} MB)")
+
+
+def _beside(bundle: Path) -> Path:
+    for suffix in _SUFFIXES:
+        if bundle.name.endswith(suffix) and bundle.name != suffix:
+            return bundle.with_name(f"{bundle.name.removesuffix(suffix)}.html")
+    return bundle.with_name(f"{bundle.name}.html")
+
+
+def _refuse_what_is_no_page(bundle: Path, destination: Path) -> None:
+    """Writing replaces what is there: never a capture, a directory or a device."""
+    if not destination.exists():
+        return
+    if destination.is_file():
+        if not (bundle.exists() and destination.samefile(bundle)):
+            return
+        what = "it is the bundle itself"
+    else:
+        what = "it is no ordinary file"
+    raise ErgoCaptureError(
+        f"write report '{destination}': {what}",
+        op="write report",
+        path=destination,
+        hint="name another file with -o, or - for standard output",
+        exit_code=ExitCode.USAGE,
+    )

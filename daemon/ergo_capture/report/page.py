@@ -1,0 +1,113 @@
+"""A bundle as one page of HTML that needs nothing but itself.
+
+Owns: putting the page together, and what it may do.
+Not here: what it is given (``columns.py``), how it looks and what it does (``data/report/``: the parts of the page,
+and uPlot with its licence), the command (``cli/report.py``).
+
+What comes from the bundle is packed (deflate, base64) and shown as text only. The page forbids itself every
+connection, and every script and style but its own, which it names by their hashes (Content-Security-Policy).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.capture.manifest import Manifest
+from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.explanation import in_seconds
+from ergo_capture.kernel.time import EventTime
+from ergo_capture.report.columns import columns_of
+from ergo_capture.version import PROGRAM
+
+#: The parts of the page's own script, in order.
+SCRIPTS: Final = ("words.js", "run.js", "charts.js", "table.js", "page.js")
+
+
+def report_page(bundle: Path, manifest: Manifest | None = None) -> bytes:
+    """The page of a bundle; memory grows with the bundle, as the page does.
+
+    Args:
+        bundle: the bundle's file.
+        manifest: what is known about it besides, if anything is.
+
+    Raises:
+        ErgoCaptureError: it is no bundle, or cannot be read.
+    """
+    with open_bundle(bundle) as stream:
+        data = {
+            "graph": _shown(stream.graph_id),
+            "file": _shown(bundle.name),
+            "program": PROGRAM,
+            "about": _about(stream, manifest),
+            **columns_of(stream),
+        }
+    packed = base64.b64encode(zlib.compress(msgspec.json.encode(data), 9)).decode()
+    files = resources.files("ergo_capture") / "data" / "report"
+
+    def part(name: str) -> str:
+        return (files / name).read_text("utf-8")
+
+    style = part("uPlot.min.css") + part("page.css")
+    library, script = part("uPlot.iife.min.js"), "".join(part(name) for name in SCRIPTS)
+    page = part("page.html")
+    # Why the data last: a mark within it would be taken for one of the page's.
+    for mark, text in (
+        ("POLICY", _policy(style, library, script)),
+        ("/*STYLE*/", style),
+        ("/*LIBRARY*/", library),
+        ("/*SCRIPT*/", script),
+        ("/*DATA*/", packed),
+    ):
+        page = page.replace(mark, text, 1)
+    return page.encode()
+
+
+def _policy(style: str, *scripts: str) -> str:
+    allowed = " ".join(map(_hash, scripts))
+    return f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _about(stream: BundleStream, manifest: Manifest | None) -> list[tuple[str, str]]:
+    """What is said of the bundle as a whole, by name."""
+    about: list[tuple[str, str]] = []
+    if manifest is not None:
+        about += [
+            ("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}"),
+            ("captured", f"{manifest.opened_at} to {manifest.ended_at}"),
+            *((f"label {name}", value) for name, value in manifest.labels.items()),
+        ]
+    about += [
+        ("limits", _limits(stream.config)),
+        ("engine", stream.runtime_provenance),
+        ("adapter", stream.adapter_provenance),
+    ]
+    if stream.egress_provenance is not None:
+        about.append(("egress", stream.egress_provenance))
+    return [(name, _shown(value)) for name, value in about]
+
+
+def _limits(constraints: Constraints) -> str:
+    values: dict[str, Any] = {name: getattr(constraints, name) for name in constraints.__struct_fields__}
+    in_words = [
+        f"{name} {in_seconds(value) if isinstance(value, EventTime) else value}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    return ", ".join(in_words)
+
+
+def _shown(text: str) -> str:
+    """Text that JSON can hold, whatever a file is called."""
+    return text.encode(errors="backslashreplace").decode()

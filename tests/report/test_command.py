@@ -1,0 +1,97 @@
+"""``ergo-capture report``: where the page goes, and what it is never written over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.cli.runs import bundle
+from tests.daemons import command
+
+from ergo_capture.cli import app
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        ("run.capture.json", "run.html"),
+        ("run~2.capture.json", "run~2.html"),
+        ("v1.2.json", "v1.2.html"),
+        ("bundle", "bundle.html"),
+        (".json", ".json.html"),
+    ],
+)
+def test_the_page_goes_beside_the_bundle_where_nothing_else_is_said(
+    tmp_path: Path, capsys: Capture, name: str, page: str
+) -> None:
+    """And its path is printed, with its size."""
+    assert app.run(["report", str(bundle(tmp_path / name))]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/{page} (0.")
+    assert (tmp_path / page).read_bytes().startswith(b"<!doctype html>")
+
+
+def test_missing_directories_are_made_and_an_older_page_is_replaced(tmp_path: Path) -> None:
+    """As for every other output."""
+    source, page = bundle(tmp_path / "a.json"), tmp_path / "deep" / "er" / "a.html"
+    assert app.run(["report", str(source), "-o", str(page)]) == 0
+    page.write_text("old")
+    assert app.run(["report", str(source), "-o", str(page)]) == 0
+    assert page.read_bytes().startswith(b"<!doctype html>")
+
+
+def test_the_page_can_go_into_a_pipe(tmp_path: Path) -> None:
+    """``-o -``: the page and nothing else."""
+    source = bundle(tmp_path / "a.json")
+    ran = command("report", str(source), "-o", "-")
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("<!doctype html>")
+    assert ran.stdout.rstrip().endswith("</html>")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("way", ["same", "link", "dots"])
+def test_the_bundle_is_never_written_over(tmp_path: Path, capsys: Capture, way: str) -> None:
+    """By whatever name it is called; exit 2."""
+    source = bundle(tmp_path / "a.json")
+    before = source.read_bytes()
+    (tmp_path / "link.html").symlink_to(source)
+    target = {"same": source, "link": tmp_path / "link.html", "dots": tmp_path / ".." / tmp_path.name / "a.json"}[way]
+    assert app.run(["report", str(source), "-o", str(target)]) == 2
+    assert "it is the bundle itself" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path, capsys: Capture) -> None:
+    """A device under a page's name would be gone."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert app.run(["report", str(bundle(tmp_path / "a.json")), "-o", str(fifo)]) == 2
+    assert app.run(["report", str(tmp_path / "a.json"), "-o", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("no ordinary file") == 2
+    assert fifo.is_fifo()
+
+
+def test_what_is_no_bundle_makes_no_page(tmp_path: Path, capsys: Capture) -> None:
+    """Exit 1, and nothing is written."""
+    (tmp_path / "a.capture.json").write_text("{}")
+    assert app.run(["report", str(tmp_path / "a.capture.json")]) == 1
+    assert "read capture bundle" in capsys.readouterr().err
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_bundle_that_is_not_there_is_said_to_be_missing(tmp_path: Path, capsys: Capture) -> None:
+    """Exit 1, with a hint."""
+    assert app.run(["report", str(tmp_path / "no.json")]) == 1
+    error = capsys.readouterr().err
+    assert "No such file" in error
+    assert "Try: " in error
+
+
+def test_the_same_bundle_gives_the_same_page(tmp_path: Path) -> None:
+    """To the byte: no clock and no order of chance is in it."""
+    source = bundle(tmp_path / "a.json", effects=True)
+    pages = [command("report", str(source), "-o", "-").stdout for _ in range(2)]
+    assert pages[0] == pages[1]
