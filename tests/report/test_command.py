@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from tests.cli.runs import bundle
-from tests.daemons import command
+from tests.daemons import COMMAND, PATIENCE, command, command_environment
 
 from ergo_capture.cli import app
 
@@ -50,6 +51,37 @@ def test_the_page_can_go_into_a_pipe(tmp_path: Path) -> None:
     assert ran.stdout.startswith("<!doctype html>")
     assert ran.stdout.rstrip().endswith("</html>")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_reader_that_goes_away_is_no_success(tmp_path: Path) -> None:
+    """The shell's code for it, as for every command; the page is larger than a pipe."""
+    source = bundle(tmp_path / "a.json")
+    ran = command_into("head -c 20", "report", str(source), "-o", "-")
+    assert ran == (141, "<!doctype html>\n<htm")
+
+
+def command_into(reader: str, *arguments: str) -> tuple[int, str]:
+    """The exit code of a command whose output is read by another, and what that one printed."""
+    script = f'"$@" | {reader}; echo "${{PIPESTATUS[0]}}" >&2'
+    ran = subprocess.run(
+        ["bash", "-c", script, "bash", *COMMAND, *arguments],
+        capture_output=True, text=True, timeout=PATIENCE, check=True, env=command_environment(),
+    )  # fmt: skip
+    return int(ran.stderr), ran.stdout
+
+
+def test_a_bundle_from_a_pipe_needs_a_place_for_its_page(tmp_path: Path, capsys: Capture) -> None:
+    """Nothing is written beside a device; with ``-o`` the page is as of the file."""
+    source = bundle(tmp_path / "a.json")
+    assert app.run(["report", "/dev/stdin"]) == 2
+    assert "no place beside it" in capsys.readouterr().err
+    piped = tmp_path / "piped.html"
+    script = 'cat "$0" | "$@"'
+    subprocess.run(
+        ["bash", "-c", script, str(source), *COMMAND, "report", "/dev/stdin", "-o", str(piped)],
+        capture_output=True, timeout=PATIENCE, check=True, env=command_environment(),
+    )  # fmt: skip
+    assert b"</html>" in piped.read_bytes()
 
 
 @pytest.mark.parametrize("way", ["same", "link", "dots"])

@@ -159,6 +159,14 @@ def test_what_is_typed_is_looked_for_and_kept_in_the_address(browser: Browser, s
     assert page.value("location.hash") == ""
 
 
+def test_an_address_that_changes_changes_the_view(browser: Browser, small: Path) -> None:
+    """As when a link is followed within the page's tab."""
+    page = drawn(browser, small)
+    page.value("void (location.hash = '#kind=Pump')")
+    page.wait("document.querySelectorAll('#rows tr').length === 1")
+    assert page.texts(IDS) == ["e8"]
+
+
 def test_a_number_leads_to_the_events_it_counts(browser: Browser, small: Path) -> None:
     """The fact ``retries`` leaves the one that was tried again."""
     page = drawn(browser, small)

@@ -6,6 +6,8 @@ Not here: the page (``report/``).
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -23,6 +25,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 #: What a page's name has in place of the first of these that its bundle's name ends in.
 _SUFFIXES: Final = (".capture.json.zst", ".json.zst", ".capture.json", ".json")
 
+#: Where what comes through a pipe has its name, as in ``/dev/stdin``.
+_DEVICES: Final = {"/dev", "/proc"}
+
 
 @app.command()
 def report(
@@ -39,7 +44,8 @@ def report(
         _refuse_what_is_no_page(bundle, destination)
     page = report_page(bundle, manifest_beside(bundle))
     if to_pipe:
-        sys.stdout.buffer.write(page)
+        # Why in pieces: of one large write only a part is gone, and no error comes, when the reader goes away.
+        shutil.copyfileobj(io.BytesIO(page), sys.stdout.buffer)
         return
     create_parents(destination)
     write_bytes_atomic(destination, page)
@@ -47,6 +53,14 @@ def report(
 
 
 def _beside(bundle: Path) -> Path:
+    if _DEVICES & set(map(str, bundle.parents)):
+        raise ErgoCaptureError(
+            f"write report of '{bundle}': it has no place beside it",
+            op="write report",
+            path=bundle,
+            hint="name the page with -o, or - for standard output",
+            exit_code=ExitCode.USAGE,
+        )
     for suffix in _SUFFIXES:
         if bundle.name.endswith(suffix) and bundle.name != suffix:
             return bundle.with_name(f"{bundle.name.removesuffix(suffix)}.html")

@@ -1,6 +1,5 @@
 // Three charts over event time, drawn by uPlot: what happened, what went wrong, what waited. They share cursor and range.
 
-const MOST_BARS = 260;
 const DAY = 86400;
 // Widths of bars and steps of axes, in seconds, that a person can read off.
 const STEPS = [
@@ -10,7 +9,6 @@ const STEPS = [
 ];
 const FATE_COLOURS = ["--ran", "--pumped", "--deferred", "--again", "--idle", "--skipped", "--bad"];
 const KIND_COLOURS = { DataAvailable: "--pumped", Command: "--ran", Pump: "--idle" };
-const BAD_COLOURS = ["--bad", "--deferred", "--again", "--skipped", "--idle", "--pumped"];
 
 const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 const room = () => Math.max(280, document.querySelector("main").clientWidth);
@@ -19,8 +17,7 @@ const room = () => Math.max(280, document.querySelector("main").clientWidth);
 function groups(run, by) {
   if (by === "kind") return { names: run.kinds, colours: run.kinds.map((kind) => KIND_COLOURS[kind]), of: run.kind };
   if (by === "termination") {
-    let bad = 0;
-    const colour = (name) => name === "" ? "--idle" : name === "Completed" ? "--ran" : BAD_COLOURS[bad++ % BAD_COLOURS.length];
+    const colour = (name) => name === "" ? "--idle" : name === "Completed" ? "--ran" : run.lanes.find((lane) => lane.name === name).colour;
     return { names: run.terminations.map((name) => name || "no run"), colours: run.terminations.map(colour), of: run.termination };
   }
   return { names: FATES, colours: FATE_COLOURS, of: run.fate };
@@ -28,8 +25,8 @@ function groups(run, by) {
 
 // Counts for each group and bar between from and to; bars begin at whole multiples of their width.
 function binned(run, group, from, to) {
-  const wanted = (to - from) / MOST_BARS, step = STEPS.find((s) => s >= wanted) ?? wanted;
-  const first = Math.floor(from / step), bars = Math.max(1, Math.min(MOST_BARS + 2, Math.floor(to / step) - first + 1));
+  const most = Math.min(260, Math.ceil(room() / 5)), wanted = (to - from) / most, step = STEPS.find((s) => s >= wanted) ?? wanted;
+  const first = Math.floor(from / step), bars = Math.max(1, Math.min(most + 2, Math.floor(to / step) - first + 1));
   const counts = group.names.map(() => new Array(bars).fill(0));
   for (let i = 0; i < run.count; i++) {
     const bar = Math.floor(run.clock[i] / step) - first;
@@ -38,10 +35,10 @@ function binned(run, group, from, to) {
   return { step, starts: Array.from({ length: bars }, (_, n) => (first + n) * step), counts };
 }
 
-// Each group upon those before it; the tallest is drawn first.
+// Each group upon those before it; the tallest is drawn first. Why null: what is not there has no edge that shines through.
 function stacked(bins, shown) {
   const total = new Array(bins.starts.length).fill(0);
-  return shown.map((n) => bins.counts[n].map((count, bar) => (total[bar] += count))).reverse();
+  return shown.map((n) => bins.counts[n].map((count, bar) => { total[bar] += count; return count ? total[bar] : null; })).reverse();
 }
 
 class Charts {

@@ -38,7 +38,9 @@ async function main() {
     table.ask({});
     if (charts) charts.show(...charts.whole);
   });
-  table.ask(Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
+  const asked = () => table.ask(Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
+  addEventListener("hashchange", asked);
+  asked();
   document.body.dataset.ready = "yes";
 }
 main();

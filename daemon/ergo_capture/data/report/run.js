@@ -18,6 +18,8 @@ function fate(run, i) {
 
 const failed = (run, i) => { const ended = run.terminations[run.termination[i]]; return ended !== "" && ended !== "Completed"; };
 
+const BAD_COLOURS = ["--bad", "--bad2", "--bad3", "--bad4"];
+
 function derive(run) {
   const count = run.secs.length;
   run.count = count;
@@ -41,7 +43,7 @@ function derive(run) {
   }
   // Lanes of the second chart: a name and the places of its marks.
   run.lanes = run.terminations.map((name, n) => [name, n]).filter(([name]) => name && name !== "Completed").sort()
-    .map(([name, n]) => ({ name, colour: "--bad", places: places(run, (i) => run.termination[i] === n) }));
+    .map(([name, n], lane) => ({ name, colour: BAD_COLOURS[lane % BAD_COLOURS.length], places: places(run, (i) => run.termination[i] === n) }));
   run.lanes.push({ name: "retried", colour: "--again", places: places(run, (i) => Number(run.retries[i]) > 0) });
   run.lanes.push({ name: "interrupted", colour: "--bad", places: places(run, (i) => run.more[i]?.interruption !== undefined) });
   run.lanes = run.lanes.filter((lane) => lane.places.length);
