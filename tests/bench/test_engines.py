@@ -44,7 +44,7 @@ def test_a_pipeline_of_64_against_one_run_at_a_time() -> None:
     import asyncio
 
     def ours() -> float:
-        return asyncio.run(rate(64, 4_000))
+        return asyncio.run(rate(64, 20_000))
 
     def theirs() -> float:
         return asyncio.run(rate(1, 400))
