@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 
 import anyio
 import pytest
-from tests.daemons import running_daemon
+from tests.daemons import event, running_daemon
 from tests.engine.engines import command_event, process_graph
 
 from ergo_capture.client import CaptureClient
@@ -41,3 +43,33 @@ async def test_a_shutdown_with_nothing_to_wait_for_is_at_once(capsys: pytest.Cap
         assert not daemon.service._unfinished
     assert "drain." not in capsys.readouterr().out
     assert ExitCode.OK == 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_what_arrives_as_reading_stops_is_either_in_the_bundle_or_not_acknowledged(turns: int) -> None:
+    """P10: however the loop orders the client's bytes and the stop, nothing is taken behind the drain's back."""
+    loop = asyncio.get_running_loop()
+
+    def after(turns: int, call: Callable[[], None]) -> None:
+        loop.call_soon(after, turns - 1, call) if turns else call()
+
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("first"))
+        await wire.until_ack(1, 1)
+        (connection,) = daemon.service.connections
+        session = connection.session
+        assert session is not None
+        taken: list[int] = []
+
+        def stop() -> None:
+            connection.stop_reading()
+            taken.append(session.admitted)
+
+        raw = wire.stream.extra(anyio.abc.SocketAttribute.raw_socket)
+        raw.send(json.dumps(event("second")).encode() + b"\n")
+        after(turns, stop)
+        with anyio.fail_after(20):
+            while not (taken and session.decided == session.admitted):
+                await asyncio.sleep(0.001)
+        await anyio.wait_all_tasks_blocked()
+        assert [session.admitted] == taken

@@ -26,6 +26,8 @@ BOX = REPOSITORY.parent / "shared" / "tools" / "systemd-box"
 PYTHON = Path("/usr/bin/python3")
 #: Heavy, and of no use to the tests inside.
 _LEFT_OUT = ("mypy*", "ruff*", "numpy*", "pip*", "hatch*", "setuptools*", "__pycache__", "*.pth", "pandas*")
+#: The program comes from the checkout, also where the environment holds a built copy of it.
+_OURS = ("ergo_capture", "ergo_capture-*")
 
 
 def why_not() -> str:
@@ -48,7 +50,8 @@ def staged() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ergo-box-", dir="/var/tmp") as name:
         stage = Path(name)
         left_out = shutil.ignore_patterns(*_LEFT_OUT)
-        shutil.copytree(sysconfig.get_paths()["purelib"], stage / "lib", ignore=left_out, dirs_exist_ok=True)
+        packages = shutil.ignore_patterns(*_LEFT_OUT, *_OURS)
+        shutil.copytree(sysconfig.get_paths()["purelib"], stage / "lib", ignore=packages, dirs_exist_ok=True)
         shutil.copytree(REPOSITORY / "daemon" / "ergo_capture", stage / "lib" / "ergo_capture", ignore=left_out)
         shutil.copytree(REPOSITORY / "systemd", stage / "lib" / "ergo_capture" / "data" / "systemd")
         shutil.copytree(REPOSITORY / "tests", stage / "tests", ignore=left_out)

@@ -166,7 +166,9 @@ class Connection:
             if self.session is not None and b"\n" in data:
                 self._waited = 0.0
             for item in items:
-                if await self._handle(item):
+                # Why asked and not left to the cancellation: that reaches a task only where it next waits, and one
+                # whose data has come already would take events that no shutdown waits for.
+                if self._stopped or await self._handle(item):
                     return
             if not data:
                 return
