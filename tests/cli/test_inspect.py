@@ -56,7 +56,7 @@ def test_cat_prints_each_event_with_its_decision(run: Path, capsys: pytest.Captu
     """One a line."""
     lines = printed(["cat", str(run)], capsys).splitlines()
     assert len(lines) == 10
-    assert lines[4] == "4  16 s  Command  'e4'  Invoke  episode 4  Completed  1 retries  {\"n\": 4}"
+    assert lines[4] == "4  16 s  Command  'e4'  Invoke  episode 4  Completed  1 retry  {\"n\": 4}"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,115 @@ def test_diff_finds_what_is_changed_moved_and_only_on_one_side(
     said = printed(["diff", str(run), str(other)], capsys, 4)
     assert 'event \'e1\', decision.termination\n  - "Completed"\n  + "Aborted"' in said
     assert "only in the first: 'e9'" in said
+
+
+def test_diff_says_where_they_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The place, the field and both sides, with the three decisions before."""
+
+    def change(data: Any) -> None:
+        data["decisions"][5]["retry_count"] = 2
+        data["decisions"][7]["retry_count"] = 2
+
+    other = bundle(tmp_path / "b.capture.json", change, effects=True)
+    said = printed(["diff", str(run), str(other)], capsys, 4)
+    assert (
+        said
+        == """10 events in both, 2 of them changed, 0 in another order
+0 events only in the first, 0 only in the second
+they part: event 'e5' at place 5: decision.retry_count is 0 in the first and 2 in the second
+  before it, the same on both sides:
+    2  'e2'  Invoke  episode 2  Completed
+    3  'e3'  Invoke  episode 3  Completed
+    4  'e4'  Invoke  episode 4  Completed  1 retry
+event 'e5', decision.retry_count
+  - 0
+  + 2
+event 'e7', decision.retry_count
+  - 0
+  + 2
+"""
+    )
+
+
+def moved(places: list[int]) -> Any:
+    """Events and decisions in another order."""
+
+    def change(data: Any) -> None:
+        for side in ("events", "decisions"):
+            data[side] = [data[side][place] for place in places]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("places", "count", "ids", "place"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 0], 1, ["e0"], 0),
+        ([9, 0, 1, 2, 3, 4, 5, 6, 7, 8], 1, ["e9"], 0),
+        ([0, 1, 7, 3, 4, 5, 6, 2, 8, 9], 2, ["e2", "e7"], 2),
+    ],
+)
+def test_diff_counts_the_fewest_moves(
+    places: list[int], count: int, ids: list[str], place: int, run: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One event that went to the other end is one move, not nine; and it is where they part."""
+    other = bundle(tmp_path / "b.capture.json", moved(places), effects=True)
+    found = json.loads(printed(["diff", str(run), str(other), "--json"], capsys, 4))
+    assert (found["moved"], found["first_moved"], found["changed"]) == (count, ids, 0)
+    assert place in (found["first"]["a"], found["first"]["b"])
+
+
+def twice(data: Any) -> None:
+    """One event id is there twice; the second of them ends otherwise."""
+    data["events"][6]["event_id"] = data["decisions"][6]["event_id"] = "e5"
+    data["decisions"][6]["termination"] = "Aborted"
+
+
+def test_an_id_that_is_there_twice_is_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of them with the one in its turn, behind a difference too."""
+    path = bundle(tmp_path / "a.capture.json", twice)
+    assert printed(["diff", str(path), str(path)], capsys) == "the same, 10 events\n"
+
+    def change(data: Any) -> None:
+        twice(data)
+        data["decisions"][0]["retry_count"] = 1
+
+    found = json.loads(printed(["diff", str(path), str(bundle(tmp_path / "b", change)), "--json"], capsys, 4))
+    assert (found["common"], found["changed"], found["only_a"], found["only_b"]) == (10, 1, 0, 0)
+
+
+def test_a_decision_too_many_is_a_difference(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not passed over because no event is beside it."""
+    other = bundle(tmp_path / "b", lambda data: data["decisions"].append(data["decisions"][-1]), effects=True)
+    found = json.loads(printed(["diff", str(run), str(other), "--json"], capsys, 4))
+    assert (found["common"], found["only_b"], found["first_only_b"]) == (10, 1, ["e9"])
+
+
+def test_an_id_that_is_there_twice_is_extracted_with_both_outcomes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first completed, and must not get the outcome of the second."""
+    path = bundle(tmp_path / "a.capture.json", twice)
+    printed(["extract", str(path), "-o", str(tmp_path / "s.json")], capsys)
+    assert json.loads((tmp_path / "s.json").read_bytes())["schedule"]["e5"] == ["Completed", "Aborted"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--from-id", "nope"], "there is no event 'nope'"),
+        (["--to-id", "nope"], "there is no event 'nope'"),
+        (["--from-id", "e5", "--to-id", "e2"], "there is no event 'e2' after 'e5'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["cat", "extract"])
+def test_a_range_that_is_not_there_is_an_error(
+    name: str, options: list[str], says: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not an empty answer, and not everything up to the end."""
+    assert app.run([name, str(run), *options]) == 1
+    assert says in capsys.readouterr().err
 
 
 def test_what_is_extracted_whole_simulates_to_the_same_bundle(

@@ -62,7 +62,7 @@ def double(data: Any) -> None:
 
 
 BEFORE_5 = ["2  'e2'  Invoke  episode 2  Completed", "3  'e3'  Invoke  episode 3  Completed"]
-BEFORE_5 += ["4  'e4'  Invoke  episode 4  Completed  1 retries"]
+BEFORE_5 += ["4  'e4'  Invoke  episode 4  Completed  1 retry"]
 
 CHANGED: list[tuple[str, Change, str, str, str]] = [
     (
@@ -192,7 +192,7 @@ def test_the_same_file_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[st
   before it, the same on both sides:
     2  'e2'  Invoke  episode 2  Completed
     3  'e3'  Invoke  episode 3  Completed
-    4  'e4'  Invoke  episode 4  Completed  1 retries
+    4  'e4'  Invoke  episode 4  Completed  1 retry
   likely causes:
     - the engine is not the one that ran: compare the bundle's runtime_provenance with what it says of itself
     - the engine depends on something besides the event: a clock, a network, chance, or what it kept from before

@@ -1,6 +1,6 @@
-"""Which events of a bundle are meant: by kind, decision, time, or id.
+"""Which events of a run are meant: by kind, decision, time, or id.
 
-Owns: Selection, ``select``.
+Owns: Selection, ``select``, NoSuchEvent.
 Not here: what is done with them (``cli/cat.py``, ``cli/extract.py``).
 """
 
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ergo_capture.capture.stream import BundleStream
+from ergo_capture.capture.stream import RecordStream
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.kernel.time import EventTime
 
@@ -24,15 +25,23 @@ class Selection(msgspec.Struct, frozen=True):
     since: EventTime | None = None
     until: EventTime | None = None
     ids: frozenset[str] = frozenset()
-    #: The first and the last event by their place in the bundle.
+    #: The first and the last event by their place in the run.
     from_id: str | None = None
     to_id: str | None = None
 
 
+class NoSuchEvent(ErgoCaptureError):
+    """A range begins or ends at an event that is not there."""
+
+
 def select(
-    stream: BundleStream, wanted: Selection
+    stream: RecordStream, wanted: Selection
 ) -> Iterator[tuple[int, ExternalEventRecord, EpisodeInvocationRecord | None]]:
-    """The events that are meant, each with its place and its decision, where that is there."""
+    """The events that are meant, each with its place and its decision, where that is there.
+
+    Raises:
+        NoSuchEvent: the range's first event, or behind it the last one, is not there; said at the end.
+    """
     decisions = stream.decisions()
     begun = wanted.from_id is None
     for index, event in enumerate(stream.events()):
@@ -40,8 +49,18 @@ def select(
         begun = begun or event.event_id == wanted.from_id
         if begun and _is_meant(event, decision, wanted):
             yield index, event, decision
-        if event.event_id == wanted.to_id:
+        if begun and event.event_id == wanted.to_id:
             return
+    if not begun:
+        raise _no_such_event(f"no event {wanted.from_id!r}")
+    if wanted.to_id is not None:
+        raise _no_such_event(f"no event {wanted.to_id!r}" + (f" after {wanted.from_id!r}" if wanted.from_id else ""))
+
+
+def _no_such_event(what: str) -> NoSuchEvent:
+    return NoSuchEvent(
+        f"select events: there is {what}", op="select events", hint="`ergo-capture cat` prints the ids there are"
+    )
 
 
 def _is_meant(event: ExternalEventRecord, decision: EpisodeInvocationRecord | None, wanted: Selection) -> bool:

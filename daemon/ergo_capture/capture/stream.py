@@ -1,7 +1,7 @@
 """Reads a bundle of any size: memory does not grow with it.
 
-Owns: BundleStream and ``open_bundle``.
-Not here: bundles in memory (``bundle.py``), where the lists are (``outline.py``), their elements (``elements.py``).
+Owns: BundleStream and ``open_bundle``; RecordStream, which is what its readers need of it.
+Not here: sessions that are in a journal (``journal/stream.py``), bundles in memory (``bundle.py``), where the lists are (``outline.py``), their elements (``elements.py``).
 
 A stream accepts and refuses what ``decode_bundle`` does, with the same words; what is wrong with an event or a
 decision is said when it is reached.
@@ -17,7 +17,7 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, Protocol, Self
 
 from ergo_capture.capture.bundle import BundleFormatError
 from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
@@ -44,6 +44,40 @@ def open_bundle(path: str | PathLike[str]) -> BundleStream:
         ErgoCaptureError: the file cannot be read.
     """
     return BundleStream(Path(path))
+
+
+class RecordStream(Protocol):
+    """Events and decisions of one run, wherever they are; each call of ``events`` or ``decisions`` begins anew."""
+
+    @property
+    def capture_version(self) -> str:
+        """The format's version."""
+
+    @property
+    def graph_id(self) -> str:
+        """The graph whose episodes were decided."""
+
+    @property
+    def config(self) -> Constraints:
+        """The limits under which they were decided."""
+
+    @property
+    def adapter_provenance(self) -> str:
+        """What the adapter was; ``none`` without one."""
+
+    @property
+    def runtime_provenance(self) -> str:
+        """What the engine was."""
+
+    @property
+    def egress_provenance(self) -> str | None:
+        """What dispatched intents, if anything did."""
+
+    def events(self) -> Iterator[ExternalEventRecord]:
+        """The events, from the first."""
+
+    def decisions(self) -> Iterator[EpisodeInvocationRecord]:
+        """The decisions, from the first."""
 
 
 class BundleStream:

@@ -1,4 +1,4 @@
-"""What a bundle holds, in numbers; streaming.
+"""What a run holds, in numbers; streaming.
 
 Owns: Survey and how it is taken.
 Not here: whether the bundle is right (``verification.py``), printing (``cli/info.py``).
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from ergo_capture.capture.stream import open_bundle
+from ergo_capture.capture.stream import RecordStream, open_bundle
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 
 
 class Survey(msgspec.Struct):
-    """A bundle in numbers; times in nanoseconds of event time, sizes in bytes."""
+    """A run in numbers; times in nanoseconds of event time, sizes in bytes."""
 
     graph_id: str
     capture_version: str
@@ -67,17 +67,26 @@ def survey_bundle(path: Path) -> Survey:
         ErgoCaptureError: it is no bundle, or cannot be read.
     """
     with open_bundle(path) as stream:
-        survey = Survey(
-            graph_id=stream.graph_id,
-            capture_version=stream.capture_version,
-            constraints=msgspec.to_builtins(stream.config),
-            adapter_provenance=stream.adapter_provenance,
-            runtime_provenance=stream.runtime_provenance,
-            file_bytes=path.stat().st_size,
-        )
-        pumps = _count_events(survey, stream.events())
-        _count_decisions(survey, stream.decisions(), pumps)
-    return survey
+        return survey(stream, path.stat().st_size)
+
+
+def survey(stream: RecordStream, file_bytes: int) -> Survey:
+    """Count what is in a run that takes ``file_bytes`` bytes where it is.
+
+    Raises:
+        ErgoCaptureError: it cannot be read.
+    """
+    found = Survey(
+        graph_id=stream.graph_id,
+        capture_version=stream.capture_version,
+        constraints=msgspec.to_builtins(stream.config),
+        adapter_provenance=stream.adapter_provenance,
+        runtime_provenance=stream.runtime_provenance,
+        file_bytes=file_bytes,
+    )
+    pumps = _count_events(found, stream.events())
+    _count_decisions(found, stream.decisions(), pumps)
+    return found
 
 
 def _count_events(survey: Survey, events: Iterator[ExternalEventRecord]) -> set[int]:

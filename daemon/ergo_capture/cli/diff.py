@@ -12,8 +12,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ergo_capture.capture.difference import Difference, compare_bundles
+from ergo_capture.capture.difference import Difference, compare
+from ergo_capture.capture.stream import open_bundle
 from ergo_capture.errors import ExitCode
+from ergo_capture.kernel.explanation import in_short
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,8 +26,12 @@ def diff(
     b: Annotated[Path, typer.Argument(help="Another one.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Compare two bundles, aligned by event id. Exit 0 where they hold the same, 4 where they differ."""
-    found = compare_bundles(a, b)
+    """Compare two bundles, aligned by event id, and say where they part.
+
+    Exit 0 where they hold the same, 4 where they differ.
+    """
+    with open_bundle(a) as one, open_bundle(b) as other:
+        found = compare(one, other)
     if as_json:
         typer.echo(msgspec.json.encode({"same": found.none, **msgspec.to_builtins(found)}))
     else:
@@ -36,13 +42,17 @@ def diff(
 def _lines(found: Difference) -> list[str]:
     if found.none:
         return [f"the same, {found.common} events"]
-    lines = [f"{found.common} events in both, {found.changed} of them changed, {found.moved} in another order"]
-    if found.only_a or found.only_b:
-        lines.append(f"{found.only_a} events only in the first, {found.only_b} only in the second")
+    lines = [
+        f"{found.common} events in both, {found.changed} of them changed, {found.moved} in another order",
+        f"{found.only_a} events only in the first, {found.only_b} only in the second",
+    ]
+    if found.first is not None:
+        lines.append(f"they part: {found.first.sentence}")
+        if found.first.before:
+            lines += ["  before it, the same on both sides:", *(f"    {line}" for line in found.first.before)]
     for change in (*found.head, *found.first_changed):
         where = f"event {change.event_id!r}, {change.field}" if change.event_id else change.field
-        first, second = (msgspec.json.encode(side).decode() for side in (change.a, change.b))
-        lines += [f"{where}", f"  - {first}", f"  + {second}"]
+        lines += [where, f"  - {in_short(change.a)}", f"  + {in_short(change.b)}"]
     for title, ids, count in (
         ("only in the first", found.first_only_a, found.only_a),
         ("only in the second", found.first_only_b, found.only_b),

@@ -15,7 +15,7 @@ import typer
 
 from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
 from ergo_capture.capture.selection import Selection, select
-from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.capture.stream import RecordStream, open_bundle
 from ergo_capture.cli.selecting import FromId, Ids, Kinds, Since, ToId, Until, selection_of
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import plain
@@ -61,7 +61,7 @@ def extract(
     typer.echo(f"{len(scenario['events'])} events", err=True)
 
 
-def scenario_of(stream: BundleStream, wanted: Selection) -> dict[str, Any]:
+def scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:
     """The events that are meant as a scenario, with the outcomes of their episodes."""
     events: list[dict[str, Any]] = []
     schedule: dict[str, list[Any]] = {}
@@ -75,16 +75,15 @@ def scenario_of(stream: BundleStream, wanted: Selection) -> dict[str, Any]:
             if record.schedule_at is not None:
                 origins.setdefault(record.episode_id, event.event_id)
             continue
-        outcomes = _outcomes(record)
-        if outcomes:
-            schedule.setdefault(origins.get(record.episode_id, event.event_id), []).extend(outcomes)
+        schedule.setdefault(origins.get(record.episode_id, event.event_id), []).extend(_outcomes(record))
     return {
         "graph_id": stream.graph_id,
         "constraints": plain(stream.config),
         "adapter_provenance": stream.adapter_provenance,
         "runtime_provenance": stream.runtime_provenance,
         "default": "Completed",
-        "schedule": schedule,
+        # Why only so late: an id that is there twice may have completed the first time and failed the second.
+        "schedule": {event_id: ends for event_id, ends in schedule.items() if set(map(str, ends)) - {"Completed"}},
         "events": events,
     }
 
@@ -101,7 +100,7 @@ def _event(event: ExternalEventRecord) -> dict[str, Any]:
 def _outcomes(record: EpisodeInvocationRecord) -> list[Any]:
     """How the attempts ended: the last one is known, those before it were failures that are tried again."""
     termination = record.termination
-    if termination is None or (not record.retry_count and termination.name == "Completed"):
+    if termination is None:
         return []
     before = termination.to_builtins() if termination.retryable else "TimedOut"
     return [before] * record.retry_count + [termination.to_builtins()]

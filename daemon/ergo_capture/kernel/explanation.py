@@ -128,7 +128,7 @@ def _sentence(kind: str, divergence: Divergence, captured: Any, replayed: Any) -
         return f"{where}: event {divergence.replayed!r} is replayed before it, and was not captured"
     if divergence.field == "effects":
         return f"{where}: {_effects(divergence.captured, divergence.replayed)}"
-    return f"{where}: {divergence.field} was captured as {_short(captured)} and replayed as {_short(replayed)}"
+    return f"{where}: {divergence.field} was captured as {in_short(captured)} and replayed as {in_short(replayed)}"
 
 
 def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[CapturedActionEffect]) -> str:
@@ -136,7 +136,7 @@ def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[Captur
         return f"{len(captured)} effects were captured and {len(replayed)} replayed"
     for place, (one, other) in enumerate(zip(captured, replayed, strict=True)):
         if one.effect != other.effect:
-            return f"effect {place} was captured as {_short(plain(one.effect))} and replayed as {_short(plain(other.effect))}"
+            return f"effect {place} was captured as {in_short(plain(one.effect))} and replayed as {in_short(plain(other.effect))}"
     place = next(place for place, pair in enumerate(zip(captured, replayed, strict=True)) if pair[0] != pair[1])
     return f"effect {place} is the same, and its hash was captured as {captured[place].effect_hash}"
 
@@ -150,9 +150,9 @@ def in_a_line(record: EpisodeInvocationRecord) -> str:
         err = record.termination.err
         parts.append(record.termination.name if err is None else f"{record.termination.name} {err.value}")
     if record.retry_count:
-        parts.append(f"{record.retry_count} retries")
+        parts.append(f"{record.retry_count} {'retry' if record.retry_count == 1 else 'retries'}")
     if record.effects:
-        parts.append(f"{len(record.effects)} effects")
+        parts.append(f"{len(record.effects)} {'effect' if len(record.effects) == 1 else 'effects'}")
     if record.interruption is not None:
         parts.append(f"interrupted: {record.interruption}")
     return "  ".join(parts)
@@ -176,7 +176,8 @@ def plain(value: Any) -> Any:
     return msgspec.to_builtins(value, enc_hook=str)
 
 
-def _short(value: Any) -> str:
+def in_short(value: Any) -> str:
+    """JSON types as text, cut where it is long."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
