@@ -29,6 +29,18 @@ class Selection(msgspec.Struct, frozen=True):
     from_id: str | None = None
     to_id: str | None = None
 
+    def wants(self, event: ExternalEventRecord, decision: EpisodeInvocationRecord | None) -> bool:
+        """Whether an event inside the range is meant."""
+        if self.kinds and event.kind.value not in self.kinds:
+            return False
+        if self.decisions and (decision is None or decision.decision.value not in self.decisions):
+            return False
+        if self.since is not None and event.event_time < self.since:
+            return False
+        if self.until is not None and event.event_time >= self.until:
+            return False
+        return not self.ids or event.event_id in self.ids
+
 
 class NoSuchEvent(ErgoCaptureError):
     """A range begins or ends at an event that is not there."""
@@ -47,7 +59,7 @@ def select(
     for index, event in enumerate(stream.events()):
         decision = next(decisions, None)
         begun = begun or event.event_id == wanted.from_id
-        if begun and _is_meant(event, decision, wanted):
+        if begun and wanted.wants(event, decision):
             yield index, event, decision
         if begun and event.event_id == wanted.to_id:
             return
@@ -61,15 +73,3 @@ def _no_such_event(what: str) -> NoSuchEvent:
     return NoSuchEvent(
         f"select events: there is {what}", op="select events", hint="`ergo-capture cat` prints the ids there are"
     )
-
-
-def _is_meant(event: ExternalEventRecord, decision: EpisodeInvocationRecord | None, wanted: Selection) -> bool:
-    if wanted.kinds and event.kind.value not in wanted.kinds:
-        return False
-    if wanted.decisions and (decision is None or decision.decision.value not in wanted.decisions):
-        return False
-    if wanted.since is not None and event.event_time < wanted.since:
-        return False
-    if wanted.until is not None and event.event_time >= wanted.until:
-        return False
-    return not wanted.ids or event.event_id in wanted.ids

@@ -48,9 +48,18 @@ class Window:
 
     def __init__(self, file: StorageFile) -> None:
         self.size = file.size()
+        self._limit = self.size
         self._file = file
         self._start = 0
         self._held = memoryview(b"")
+
+    def end_at(self, offset: int) -> None:
+        """Look at nothing behind ``offset``, and read all before it anew.
+
+        Why: where somebody writes meanwhile, what was read before is older than what is read now.
+        """
+        self.size = self._limit = min(offset, self.size)
+        self._start, self._held = 0, memoryview(b"")
 
     def view(self, offset: int, size: int) -> memoryview:
         """``size`` bytes from ``offset``, or fewer where the file ends.
@@ -64,7 +73,7 @@ class Window:
         start = offset - self._start
         if start < 0 or start + size > len(self._held):
             # Why the size again: a batch that did not fit the disk is cut off behind what is durable.
-            self.size = self._file.size()
+            self.size = min(self._file.size(), self._limit)
             size = min(size, self.size - offset)
             if size <= 0:
                 return memoryview(b"")

@@ -153,10 +153,15 @@ class _Scanner:
 
     def _walk(self, window: Window, sequence: int, *, last: bool) -> None:
         scan = self.scan
-        scan.bytes += window.size
+        size = window.size
+        scan.bytes += size
+        if last:
+            # Why: a daemon may be writing it. What is before this end was written before this look, in order; what
+            # comes behind it is not looked at, so that a batch that is seen proves nothing about bytes read earlier.
+            window.end_at(-(-_end_of(window) // ALIGNMENT) * ALIGNMENT)
         end_before, scan.end = scan.end, 0
         written = False
-        for item in self._items(window, sequence):
+        for item in self._items(window, sequence, size):
             written = True
             if self.fresh and not self.held and isinstance(item, _Whole):
                 self._check_head(item, sequence, end_before)
@@ -165,10 +170,10 @@ class _Scanner:
             scan.empty.append(sequence)
         elif not written:
             self.known = False
-            self._damage_anybody(Damage(sequence, 0, window.size, "the segment is empty"))
+            self._damage_anybody(Damage(sequence, 0, size, "the segment is empty"))
 
-    def _items(self, window: Window, sequence: int) -> Iterator[_Bad | _Whole]:
-        """Every frame in order, and every stretch where there is none."""
+    def _items(self, window: Window, sequence: int, file_bytes: int) -> Iterator[_Bad | _Whole]:
+        """Every frame in order, and every stretch where there is none; the window may end before the file."""
         offset, end = 0, None
         while offset < window.size:
             header = window.header(offset, sequence)
@@ -189,7 +194,7 @@ class _Scanner:
                 )
             body = window.body(offset, header)
             if body is None:
-                size = min(header.size, window.size - offset)
+                size = min(header.size, file_bytes - offset)
                 sessions = [header.session] if header.session else []
                 yield _Bad(header, Damage(sequence, offset, size, "a frame's body is not what was written", sessions))
             else:

@@ -1,0 +1,204 @@
+"""What a person names: bundles, a journal, a state directory, a session; as streams of events and decisions.
+
+Owns: Capture, ``captures_in``, ``capture_named``, where a session is looked for.
+Not here: bundle files only (``bundle_files.py``), reading (``capture/stream.py``, ``journal/stream.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from ergo_capture import config as configuration
+from ergo_capture.capture.manifest import BUNDLE_SUFFIX, stem_of
+from ergo_capture.capture.names import safe_name
+from ergo_capture.capture.opening import COMPRESSED_SUFFIX
+from ergo_capture.capture.stream import RecordStream, open_bundle
+from ergo_capture.cli.bundle_files import bundles_in
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.doctor import kind_of_directory
+from ergo_capture.journal.segment import sequence_of
+from ergo_capture.journal.stream import PartStream, parts_in
+from ergo_capture.storage import RealStorage
+
+StateOption = Annotated[
+    str, typer.Option("--state-dir", help="Where a session is looked for; by default the configured state directory.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Configuration that says where; by default the usual one.")
+]
+WHAT: Final = "Bundles, directories of them, patterns, a journal, a state directory, or a session's id."
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One run: a bundle's file, or a part of a session that is in a journal."""
+
+    #: What it is called in output.
+    name: str
+    #: The bundle's file.
+    bundle: Path | None = None
+    part: PartStream | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[RecordStream]:
+        """Its events and decisions.
+
+        Raises:
+            ErgoCaptureError: it cannot be read.
+        """
+        if self.part is not None:
+            yield self.part
+            return
+        assert self.bundle is not None
+        with open_bundle(self.bundle) as stream:
+            yield stream
+
+
+def captures_in(names: Iterable[str], state_dir: str = "", config: Path | None = None) -> list[Capture]:
+    """Everything that the names stand for, each thing once.
+
+    A journal stands for the sessions that it has from their beginning; a state directory for its bundles and the
+    sessions that are in none yet. What is no path is looked for as a session in the state directory.
+
+    Raises:
+        ErgoCaptureError: a name stands for nothing.
+        ConfigError: the configuration is wrong.
+    """
+    found: dict[str, Capture] = {}
+    for name in names:
+        found |= {capture.name: capture for capture in _captures(name, state_dir, config)}
+    return list(found.values())
+
+
+def capture_named(name: str, state_dir: str = "", config: Path | None = None) -> Capture:
+    """The one run that a name stands for.
+
+    Raises:
+        ErgoCaptureError: it stands for none, or for several.
+    """
+    found = captures_in([name], state_dir, config)
+    if len(found) == 1:
+        return found[0]
+    raise ErgoCaptureError(
+        f"'{name}' stands for {len(found)} runs, and one is wanted",
+        op="find capture",
+        path=name,
+        hint=f"name one of them: {', '.join(capture.name for capture in found[:3])}...",
+    )
+
+
+def journal_and_session(name: str, state_dir: str = "", config: Path | None = None) -> tuple[Path, str]:
+    """The journal to follow, and the session in it: empty for all of them.
+
+    Raises:
+        ErgoCaptureError: there is no such journal.
+    """
+    path = Path(name)
+    if path.is_dir():
+        journal = path if kind_of_directory(path) == "journal" else path / "journal"
+        return journal, ""
+    if path.exists():
+        raise ErgoCaptureError(
+            f"follow '{name}': that is a file, and only a journal goes on",
+            op="follow",
+            path=name,
+            hint="name a session, a state directory, or its journal",
+        )
+    state = _state(state_dir, config)
+    if not (state / "journal").is_dir():
+        raise _nothing(name, state)
+    return state / "journal", name
+
+
+def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
+    path = Path(name)
+    if path.is_dir():
+        return _in_directory(path)
+    if sequence_of(path.name) is not None and path.is_file():
+        raise ErgoCaptureError(
+            f"read '{name}': a segment of a journal is no whole session",
+            op="find capture",
+            path=name,
+            hint=f"name the journal, '{path.parent}', or print the segment's frames with `ergo-capture journal cat`",
+        )
+    if "/" in name or path.exists() or any(letter in name for letter in "*?["):
+        return [Capture(str(bundle), bundle) for bundle in bundles_in([name])]
+    state = _state(state_dir, config)
+    found = _session(name, state)
+    if not found:
+        raise _nothing(name, state)
+    return found
+
+
+def _in_directory(path: Path) -> list[Capture]:
+    try:
+        kind = kind_of_directory(path)
+    except ErgoCaptureError:
+        kind = "directory of bundles"
+    if kind == "journal":
+        found = _parts(path)
+    elif kind == "state directory":
+        found = [*_bundles_below(path / "bundles"), *(_parts(path / "journal", published=False))]
+    else:
+        return [Capture(str(bundle), bundle) for bundle in bundles_in([str(path)])]
+    if not found:
+        raise ErgoCaptureError(
+            f"look at '{path}': the {kind} holds no session",
+            op="find capture",
+            path=path,
+            hint="`ergo-capture send` makes one",
+        )
+    return found
+
+
+def _bundles_below(directory: Path) -> list[Capture]:
+    suffixes = (BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)
+    if not directory.is_dir():
+        return []
+    return [Capture(str(path), path) for path in sorted(directory.rglob("*")) if path.name.endswith(suffixes)]
+
+
+def _parts(journal: Path, *, published: bool = True) -> list[Capture]:
+    if not journal.is_dir():
+        return []
+    return [
+        Capture(f"{journal}: {part.description.session}" + (f", part {part.part}" if part.part > 1 else ""), part=part)
+        for part in parts_in(journal, RealStorage())
+        if published or not part.published
+    ]
+
+
+def _session(session: str, state: Path) -> list[Capture]:
+    """The bundles of a session, by their names, and what of it is only in the journal."""
+    stem = safe_name(session)
+    bundles = [
+        capture
+        for capture in _bundles_below(state / "bundles")
+        if capture.bundle is not None and _is_of(stem_of(capture.bundle), stem)
+    ]
+    parts = _parts(state / "journal", published=False)
+    return bundles + [part for part in parts if part.part is not None and part.part.description.session == session]
+
+
+def _is_of(name: str, stem: str) -> bool:
+    rest = name.removeprefix(stem)
+    return name.startswith(stem) and (not rest or (rest.startswith("~") and rest[1:].isdigit()))
+
+
+def _state(state_dir: str, config: Path | None) -> Path:
+    return Path(configuration.load(config, state=state_dir).state.directory)
+
+
+def _nothing(name: str, state: Path) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"find '{name}': there is neither a file of that name nor, in '{state}', a session",
+        op="find capture",
+        path=name,
+        hint="name a path, or say with --state-dir where the session is; `ergo-capture status` lists those that are open",
+    )

@@ -1,0 +1,199 @@
+"""Follows a journal that a daemon is writing: each event when it is decided, from any process that may read the files.
+
+Owns: ``follow``, the tail of a journal.
+Not here: waiting (``watch.py``), what is there already (``stream.py``), following through the daemon (``server/tap.py``).
+
+Nothing is asked of the daemon, so nothing is left out however much there is, and it may stop and start meanwhile.
+An event that is shown is durable: it is not decided before. Its decision is in a batch that is whole, and may be
+one commit ahead of what the daemon has acknowledged; where the machine dies in between, it is taken again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from ergo_capture.journal.findings import Scan
+from ergo_capture.journal.frame import Frame, FrameKind
+from ergo_capture.journal.pairing import Pairing, described
+from ergo_capture.journal.reader import JournalDamaged, JournalError, Position, Window, read_frames
+from ergo_capture.journal.scan import scan
+from ergo_capture.journal.segment import segment_path, sequence_of
+from ergo_capture.journal.stream import description_of
+from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.storage import Storage, StorageFile
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """An event and what was decided about it."""
+
+    session: str
+    #: The event's index in its session.
+    index: int
+    event: ExternalEventRecord
+    decision: EpisodeInvocationRecord
+
+
+def follow(
+    directory: Path, storage: Storage, wait: Callable[[], None], *, of: str = "", only_new: bool = False
+) -> Iterator[Followed]:
+    """What is decided, as it is decided; ends with the session ``of``, and without one never.
+
+    Args:
+        directory: the journal.
+        storage: where it is.
+        wait: returns when there may be something new.
+        of: a session; empty for all that go on, and all to come.
+        only_new: leave out what is there already.
+
+    Raises:
+        JournalError: there is no such session, it is damaged, or segments went before they were read.
+        StorageError: the journal cannot be read.
+    """
+    found = scan(directory, storage)
+    watched = _Watched(directory, of)
+    for followed in watched.begin(found, storage):
+        if not only_new:
+            yield followed
+    tail = JournalTail(directory, storage, found)
+    try:
+        while not watched.over:
+            for frame in tail.frames():
+                yield from watched.take(frame)
+            if not watched.over:
+                wait()
+    finally:
+        tail.close()
+
+
+class _Watched:
+    """The sessions that are followed."""
+
+    def __init__(self, directory: Path, of: str) -> None:
+        self.directory = directory
+        self.of = of
+        #: Whether the one session that is followed is over.
+        self.over = False
+        self._sessions: dict[int, tuple[str, Pairing]] = {}
+
+    def begin(self, found: Scan, storage: Storage) -> Iterator[Followed]:
+        """What is there already."""
+        positions: list[int] = []
+        names = []
+        for frames in found.sessions.values():
+            description = description_of(self.directory, frames, storage)
+            if description is None:
+                continue
+            names += [] if frames.done else [description.session]
+            if description.session != self.of and (self.of or frames.done or frames.damage is not None):
+                continue
+            if frames.damage is not None:
+                raise JournalDamaged(
+                    f"follow session {self.of}: {frames.damage}",
+                    op="follow",
+                    path=self.directory,
+                    hint="`ergo-capture doctor` says what is damaged",
+                )
+            self._sessions[frames.number] = description.session, Pairing(description)
+            positions += [*frames.events, *frames.decisions]
+            positions += [] if frames.close is None else [frames.close.pack()]
+        if self.of and not self._sessions:
+            raise JournalError(
+                f"follow session {self.of!r}: it is not in the journal '{self.directory}'",
+                op="follow",
+                path=self.directory,
+                hint=f"open are: {', '.join(names) or 'none'}; a session that is over is in its bundle",
+            )
+        for frame in read_frames(self.directory, map(Position.unpack, sorted(positions)), storage):
+            yield from self.take(frame)
+
+    def take(self, frame: Frame) -> Iterator[Followed]:
+        """What a frame decides."""
+        header = frame.header
+        if header.kind == FrameKind.OPEN and not self.of:
+            description = described(frame)
+            self._sessions[header.session] = description.session, Pairing(description)
+            return
+        session, pairing = self._sessions.get(header.session, ("", None))
+        if pairing is None:
+            return
+        if header.kind == FrameKind.CLOSE:
+            del self._sessions[header.session]
+            self.over = session == self.of
+            return
+        for index, event, decision in pairing.take(frame):
+            yield Followed(session, index, event, decision)
+
+
+class JournalTail:
+    """The frames behind those that were there at a scan.
+
+    Only batches that are whole are taken: one that does not fit the disk is cut off again and written anew.
+    """
+
+    def __init__(self, directory: Path, storage: Storage, found: Scan) -> None:
+        self.directory = directory
+        self._storage = storage
+        self._file: StorageFile | None = None
+        #: The segment that is read; 0 before there is any.
+        self._sequence = 0
+        self._offset = 0
+        if found.segments:
+            self._sequence = found.segments[-1]
+            self._offset = found.end if found.tail is None else found.tail.offset
+
+    def frames(self) -> Iterator[Frame]:
+        """Those that are there by now."""
+        while True:
+            # Why first: whatever the segment holds was written before the next one began.
+            after = self._next_segment()
+            if self._sequence:
+                yield from self._read(complete=after is not None)
+            if after is None:
+                return
+            self.close()
+            self._sequence, self._offset = after, 0
+
+    def _next_segment(self) -> int | None:
+        """The segment behind the one that is read, if it is there."""
+        sequences = [sequence_of(name) for name in self._storage.list(self.directory)]
+        later = [sequence for sequence in sequences if sequence is not None and sequence > self._sequence]
+        if not later:
+            return None
+        if self._sequence and min(later) != self._sequence + 1:
+            raise JournalError(
+                f"follow journal '{self.directory}': segments after {self._sequence} went before they were read",
+                op="follow",
+                path=self.directory,
+                hint="follow it anew; what they held is in bundles",
+            )
+        return min(later)
+
+    def _read(self, *, complete: bool) -> Iterator[Frame]:
+        """The frames of the segment; those of a batch without its end only where nothing more is to come."""
+        if self._file is None:
+            self._file = self._storage.open(segment_path(self.directory, self._sequence))
+        window, offset = Window(self._file), self._offset
+        batch: list[Frame] = []
+        while (header := window.header(offset, self._sequence)) is not None:
+            body = window.body(offset, header)
+            if body is None:
+                break
+            batch.append(Frame(header, bytes(body)))
+            offset += header.size
+            if header.last_in_batch:
+                yield from batch
+                batch, self._offset = [], offset
+        if complete:
+            yield from batch
+
+    def close(self) -> None:
+        """Let go of the segment."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __repr__(self) -> str:
+        return f"<JournalTail at segment {self._sequence}, offset {self._offset}>"

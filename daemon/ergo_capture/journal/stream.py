@@ -1,0 +1,224 @@
+"""Reads a session that is in a journal as a bundle is read; memory does not grow with it.
+
+Owns: PartStream and ``parts_in``.
+Not here: bundles (``capture/stream.py``), a journal that goes on while it is read (``following.py``), damage
+(``doctor.py``, ``salvage.py``).
+
+A part is what becomes one bundle: a whole session, unless it was rotated. The journal may be one that a daemon is
+writing; what it had when it was looked at is what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.journal.body import (
+    Rotation,
+    SessionDescription,
+    read_closing,
+    read_description,
+    read_publication,
+    read_rotation,
+)
+from ergo_capture.journal.findings import SessionFrames
+from ergo_capture.journal.frame import Frame
+from ergo_capture.journal.pairing import Decided, Pairing, events_of
+from ergo_capture.journal.reader import JournalDamaged, Position, read_frames
+from ergo_capture.journal.scan import scan
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.storage import Storage
+
+#: How a part is said to have ended while its session goes on.
+OPEN: Final = "open"
+_NO_END: Final = 1 << 64
+
+
+class PartStream:
+    """One part of a session (``RecordStream``).
+
+    Args:
+        directory: the journal.
+        frames: where the session's frames are.
+        description: what the session is.
+        part: the part's number, from 1.
+        first: index in the session of its first event.
+        end: index after its last one; None where it goes on.
+        ended: ``complete``, ``recovered``, ``interrupted``, ``rotated`` or ``open``.
+        published: whether its bundle is durable.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        storage: Storage,
+        frames: SessionFrames,
+        description: SessionDescription,
+        *,
+        part: int,
+        first: int,
+        end: int | None,
+        ended: str,
+        published: bool,
+    ) -> None:
+        self.description = description
+        self.part = part
+        self.ended = ended
+        self.published = published
+        self.damage = frames.damage
+        self._directory = directory
+        self._storage = storage
+        self._frames = frames
+        self._first = first
+        self._end = _NO_END if end is None else end
+
+    @property
+    def capture_version(self) -> str:
+        """The version of the bundle that it will be."""
+        return CAPTURE_FORMAT_VERSION
+
+    @property
+    def graph_id(self) -> str:
+        """The graph whose episodes were decided."""
+        return self.description.graph
+
+    @property
+    def config(self) -> Constraints:
+        """The limits under which they were decided."""
+        return self.description.constraints
+
+    @property
+    def adapter_provenance(self) -> str:
+        """What the adapter was; ``none`` without one."""
+        return self.description.adapter_provenance
+
+    @property
+    def runtime_provenance(self) -> str:
+        """What the engine was."""
+        return self.description.runtime_provenance
+
+    @property
+    def egress_provenance(self) -> str | None:
+        """Nothing dispatches intents here."""
+        return None
+
+    def events(self) -> Iterator[ExternalEventRecord]:
+        """The events, from the first.
+
+        Raises:
+            JournalDamaged: the session is damaged.
+            StorageError: the journal cannot be read.
+        """
+        for frame in self._read(self._frames.events):
+            first = frame.header.first
+            if first < self._end and first + frame.header.count > self._first:
+                for index, event in events_of(frame):
+                    if self._first <= index < self._end:
+                        yield ExternalEventRecord.from_event(event)
+
+    def decisions(self) -> Iterator[EpisodeInvocationRecord]:
+        """The decisions, from the first; there may be fewer than events. Raises as ``events``."""
+        return (record for _, _, record in self.decided())
+
+    def decided(self) -> Iterator[Decided]:
+        """The events that are decided, each with its index in the session. Raises as ``events``."""
+        pairing = Pairing(self.description)
+        for frame in self._read(sorted([*self._frames.events, *self._frames.decisions])):
+            if frame.header.first < self._end and frame.header.first + frame.header.count > self._first:
+                for decided in pairing.take(frame):
+                    if self._first <= decided[0] < self._end:
+                        yield decided
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its first event is still here; segments of published parts are retired."""
+        frames = self._read(self._frames.events[:1])
+        return all(frame.header.first <= self._first for frame in frames)
+
+    def size(self) -> int:
+        """Bytes of the part's frames."""
+        return sum(
+            frame.header.size
+            for frame in self._read(sorted([*self._frames.events, *self._frames.decisions]))
+            if self._first <= frame.header.first < self._end
+        )
+
+    def _read(self, packed: Iterable[int]) -> Iterator[Frame]:
+        if self.damage is not None:
+            raise JournalDamaged(
+                f"read session {self.description.session} in '{self._directory}': {self.damage}",
+                op="read session",
+                path=self._directory,
+                hint="`ergo-capture doctor` says what is damaged, `ergo-capture recover` saves what can be proved",
+            )
+        return read_frames(self._directory, map(Position.unpack, packed), self._storage)
+
+    def __repr__(self) -> str:
+        return f"<PartStream {self.description.session}, part {self.part}, {self.ended}>"
+
+
+def parts_in(directory: Path, storage: Storage) -> list[PartStream]:
+    """Every part of a session that the journal has from its beginning, published ones too, in the order of sessions.
+
+    Raises:
+        JournalError: it is no journal, or a newer version wrote it.
+        StorageError: it cannot be read.
+    """
+    found = scan(directory, storage)
+    return [
+        part
+        for number in sorted(found.sessions)
+        for part in _parts_of(directory, storage, found.sessions[number])
+        if part.damage is not None or part.is_whole
+    ]
+
+
+def description_of(directory: Path, frames: SessionFrames, storage: Storage) -> SessionDescription | None:
+    """What a session is; None where the frames that say so are gone with their segment, or are damaged.
+
+    Raises:
+        StorageError: the journal cannot be read.
+    """
+    try:
+        for frame in read_frames(directory, [] if frames.open is None else [frames.open], storage):
+            return read_description(frame.body)
+        for frame in read_frames(directory, frames.rotations[:1], storage):
+            return read_rotation(frame.body).description
+    except (JournalDamaged, ValueError):
+        return None
+    return None
+
+
+def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Iterator[PartStream]:
+    description = description_of(directory, frames, storage)
+    if description is None:
+        return
+    rotations: list[tuple[Rotation, int]] = []
+    published: set[int] = set()
+    ended = OPEN
+    try:
+        rotations += [
+            (read_rotation(frame.body), frame.header.first)
+            for frame in read_frames(directory, frames.rotations, storage)
+        ]
+        published |= {read_publication(frame.body).part for frame in read_frames(directory, frames.published, storage)}
+        for frame in read_frames(directory, [] if frames.close is None else [frames.close], storage):
+            ended = read_closing(frame.body).ended
+    except (JournalDamaged, ValueError) as error:
+        frames.damage = frames.damage or str(error)
+
+    def part(number: int, first: int, end: int | None, how: str) -> PartStream:
+        done = number in published
+        return PartStream(
+            directory, storage, frames, description, part=number, first=first, end=end, ended=how, published=done
+        )
+
+    number, first = 1, 0
+    for rotation, end in rotations:
+        # Why not the first one without an OPEN frame: where that part begins is gone.
+        if first or frames.open is not None:
+            yield part(rotation.part, first, end, "rotated")
+        number, first = rotation.part + 1, end
+    yield part(number, first, None, ended)
