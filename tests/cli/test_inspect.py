@@ -52,6 +52,28 @@ def test_info_shows_jumps_of_the_clock(tmp_path: Path, capsys: pytest.CaptureFix
     assert "968 s, before event 'e9'" in said
 
 
+def test_names_that_somebody_chose_are_only_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup, and a terminal gets no control characters to obey."""
+
+    def change(data: Any) -> None:
+        data["graph_id"] = "[bold]g \x1b[31mred"
+        data["runtime_provenance"] = "[red]rpv1[/green]\x07"
+        data["events"][9]["event_id"] = data["decisions"][9]["event_id"] = "[/x]\x1b[2J"
+        data["events"][9]["event_time"]["secs"] = 1000
+        data["decisions"][9]["interruption"] = "so\x1b[2J"
+
+    path = bundle(tmp_path / "a.capture.json", change)
+    assert app.run(["info", str(path)]) == 0
+    assert app.run(["cat", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "[bold]g " in said
+    assert "[red]rpv1[/green]" in said
+    assert "before event '[/x]\\x1b[2J'" in said
+    assert "interrupted: 'so\\x1b[2J'" in said
+    assert "\x1b" not in said
+    assert "\x07" not in said
+
+
 def test_cat_prints_each_event_with_its_decision(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One a line."""
     lines = printed(["cat", str(run)], capsys).splitlines()

@@ -6,14 +6,13 @@ Not here: comparing (``capture/difference.py``).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
 from ergo_capture.capture.difference import Difference, compare
-from ergo_capture.capture.stream import open_bundle
+from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.explanation import in_short
 
@@ -22,15 +21,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(help="A bundle file.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")],
+    a: Annotated[str, typer.Argument(help="A bundle file, or a session's id.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    state_dir: StateOption = "",
+    config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Compare two bundles, aligned by event id, and say where they part.
+    """Compare two runs, aligned by event id, and say where they part.
 
     Exit 0 where they hold the same, 4 where they differ.
     """
-    with open_bundle(a) as one, open_bundle(b) as other:
+    first, second = (capture_named(name, state_dir, config) for name in (a, b))
+    with first.open() as one, second.open() as other:
         found = compare(one, other)
     if as_json:
         typer.echo(msgspec.json.encode({"same": found.none, **msgspec.to_builtins(found)}))

@@ -1,6 +1,6 @@
 """``ergo-capture extract``.
 
-Owns: its arguments, and a bundle's events as a scenario.
+Owns: its arguments, and a run's events as a scenario.
 Not here: selecting (``capture/selection.py``), scenarios (``kernel/scenario.py``).
 """
 
@@ -15,7 +15,8 @@ import typer
 
 from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
 from ergo_capture.capture.selection import Selection, select
-from ergo_capture.capture.stream import RecordStream, open_bundle
+from ergo_capture.capture.stream import RecordStream
+from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named
 from ergo_capture.cli.selecting import FromId, Ids, Kinds, Since, ToId, Until, selection_of
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import plain
@@ -27,7 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def extract(
-    bundle: Annotated[Path, typer.Argument(help="A bundle file.")],
+    capture: Annotated[str, typer.Argument(help="A bundle file, or a session's id.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The scenario file; standard output else.")
     ] = None,
@@ -37,19 +38,21 @@ def extract(
     event_id: Ids = None,
     from_id: FromId = "",
     to_id: ToId = "",
+    state_dir: StateOption = "",
+    config: ConfigOption = None,
 ) -> None:
-    """Write a range of a bundle's events as a scenario that ``simulate`` runs.
+    """Write a range of a run's events as a scenario that ``simulate`` runs.
 
-    Episodes end in it as they ended in the bundle; what is decided depends on the events that are left.
+    Episodes end in it as they ended then; what is decided depends on the events that are left.
     """
     wanted = selection_of(kinds=kind, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id)
-    with open_bundle(bundle) as stream:
+    with capture_named(capture, state_dir, config).open() as stream:
         scenario = scenario_of(stream, wanted)
     if not scenario["events"]:
         raise ErgoCaptureError(
-            f"extract from '{bundle}': no event is meant",
+            f"extract from '{capture}': no event is meant",
             op="extract",
-            path=bundle,
+            path=capture,
             hint="`ergo-capture info` says which times there are, `ergo-capture cat` which ids",
         )
     text = msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"

@@ -1,11 +1,12 @@
 """``ergo-capture info``.
 
 Owns: its arguments and output.
-Not here: counting (``capture/survey.py``).
+Not here: counting (``capture/survey.py``), a journal as a whole (``journal_facts.py``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,12 @@ import msgspec
 import typer
 
 from ergo_capture.capture.manifest import Manifest, ManifestError, manifest_path, read_manifest
-from ergo_capture.capture.survey import Survey, survey_bundle
-from ergo_capture.cli.bundle_files import bundles_in
+from ergo_capture.capture.survey import Survey, survey
+from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captures_in
 from ergo_capture.cli.journal_facts import journal_facts, journal_in, show_journal
 from ergo_capture.cli.verify import printable
-from ergo_capture.kernel.explanation import in_seconds
+from ergo_capture.journal.stream import PartStream
+from ergo_capture.kernel.explanation import in_seconds, readable
 from ergo_capture.kernel.time import EventTime
 
 if TYPE_CHECKING:
@@ -28,26 +30,34 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def info(
-    bundles: Annotated[
-        list[str], typer.Argument(help="Bundle files, directories, patterns; a journal or a state directory.")
+    captures: Annotated[
+        list[str],
+        typer.Argument(help="Bundles, directories of them, patterns, a journal, a state directory, a session."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
+    state_dir: StateOption = "",
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a run, one a line.")] = False,
 ) -> None:
-    """Say what bundles hold: counts, event time, decisions, retries, gaps, provenance, labels.
+    """Say what runs hold: counts, event time, decisions, retries, gaps, provenance, labels.
 
-    Of a journal or a state directory: the sessions that are open in it, and the bundles below it.
+    Of a journal or a state directory: the sessions that are open in it, and the bundles below it. Of a session:
+    its bundles, and what of it is only in the journal.
     """
-    for path in _bundles(bundles, as_json=as_json):
-        survey, manifest = survey_bundle(path), manifest_beside(path)
+    runs, events, size = 0, 0, 0
+    for capture in _captures(captures, state_dir, config, as_json=as_json):
+        numbers = _survey(capture)
+        runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes
+        manifest = None if capture.bundle is None else manifest_beside(capture.bundle)
         if as_json:
-            found: dict[str, Any] = {"bundle": printable(str(path)), **msgspec.to_builtins(survey)}
-            typer.echo(msgspec.json.encode(found | {"manifest": msgspec.to_builtins(manifest)}))
+            typer.echo(msgspec.json.encode(_as_json(capture, numbers, manifest)))
         else:
-            _show(path, survey, manifest)
+            _show(capture, numbers, manifest)
+    if runs > 1 and not as_json:
+        typer.echo(f"{runs:,} runs, {events:,} events, {size:,} bytes")
 
 
-def _bundles(names: list[str], *, as_json: bool) -> list[Path]:
-    """The bundles that are meant; journals among the names are shown at once."""
+def _captures(names: list[str], state_dir: str, config: Path | None, *, as_json: bool) -> list[Capture]:
+    """The runs that are meant; journals among the names are shown at once."""
     left = []
     for name in names:
         journal = journal_in(Path(name))
@@ -60,8 +70,25 @@ def _bundles(names: list[str], *, as_json: bool) -> list[Path]:
         else:
             show_journal(facts)
         if any((Path(name) / "bundles").rglob("*.capture.json*")):
-            left.append(name)
-    return bundles_in(left)
+            left.append(str(Path(name) / "bundles"))
+    return captures_in(left, state_dir, config)
+
+
+def _survey(capture: Capture) -> Survey:
+    with capture.open() as stream:
+        if capture.part is not None:
+            return survey(stream, capture.part.size())
+        assert capture.bundle is not None
+        return survey(stream, capture.bundle.stat().st_size)
+
+
+def _as_json(capture: Capture, numbers: Survey, manifest: Manifest | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"bundle": None if capture.bundle is None else printable(str(capture.bundle))}
+    found |= {**msgspec.to_builtins(numbers), "manifest": msgspec.to_builtins(manifest)}
+    part = capture.part
+    if part is not None:
+        found["session"] = msgspec.to_builtins(part.description) | {"part": part.part, "ended": part.ended}
+    return found
 
 
 def manifest_beside(path: Path) -> Manifest | None:
@@ -72,27 +99,44 @@ def manifest_beside(path: Path) -> Manifest | None:
         return None
 
 
-def _show(path: Path, survey: Survey, manifest: Manifest | None) -> None:
+def _show(capture: Capture, survey: Survey, manifest: Manifest | None) -> None:
     from rich import box  # noqa: PLC0415 - only for the table
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_row("graph", survey.graph_id)
-    if manifest is not None:
-        table.add_row("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}")
-        table.add_row("captured", f"{manifest.opened_at} to {manifest.ended_at}, engine {manifest.engine}")
-        for key, value in manifest.labels.items():
-            table.add_row(f"label {key}", value)
+    for name, value in [("graph", survey.graph_id), *_origin(capture.part, manifest)]:
+        table.add_row(readable(name), readable(value))
     limits = {name: value for name, value in survey.constraints.items() if value}
     table.add_row("limits", ", ".join(f"{name} {_limit(value)}" for name, value in limits.items()) or "none")
-    table.add_row("provenance", f"adapter {survey.adapter_provenance}, engine {survey.runtime_provenance}")
-    table.add_row("file", f"{survey.file_bytes:,} bytes, format {survey.capture_version}")
+    provenance = f"adapter {survey.adapter_provenance}, engine {survey.runtime_provenance}"
+    table.add_row("provenance", readable(provenance))
+    where = "file" if capture.part is None else "journal"
+    table.add_row(where, f"{survey.file_bytes:,} bytes, format {survey.capture_version}")
     _events(table, survey)
     _decisions(table, survey)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(printable(str(path)), markup=False)
+    # Why no markup: a client chooses ids and labels, and brackets in them are only brackets.
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(printable(capture.name))
     console.print(table)
+
+
+def _origin(part: PartStream | None, manifest: Manifest | None) -> Sequence[tuple[str, str]]:
+    """Whose run it is, when it was, and what it was called."""
+    if part is not None:
+        about = part.description
+        rows = [
+            ("session", f"{about.session}, part {part.part}, {part.ended}"),
+            ("captured", f"from {about.opened_at}, engine {about.engine}"),
+        ]
+        return rows + [(f"label {key}", value) for key, value in about.labels.items()]
+    if manifest is None:
+        return []
+    rows = [
+        ("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}"),
+        ("captured", f"{manifest.opened_at} to {manifest.ended_at}, engine {manifest.engine}"),
+    ]
+    return rows + [(f"label {key}", value) for key, value in manifest.labels.items()]
 
 
 def _events(table: Table, survey: Survey) -> None:
@@ -115,7 +159,8 @@ def _events(table: Table, survey: Survey) -> None:
 
 
 def _decisions(table: Table, survey: Survey) -> None:
-    table.add_row("decisions", f"{survey.decisions:,}")
+    waiting = survey.events - survey.decisions
+    table.add_row("decisions", f"{survey.decisions:,}" + (f", {waiting:,} events not decided" if waiting > 0 else ""))
     for outcome, count in survey.outcomes.items():
         more = f", {survey.pumped:,} by a Pump" if outcome == "Invoke" and survey.pumped else ""
         table.add_row(f"  {outcome}", f"{count:,}{more}")

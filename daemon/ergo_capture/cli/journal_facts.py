@@ -13,6 +13,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import sequence_of
+from ergo_capture.kernel.explanation import readable
 from ergo_capture.storage import RealStorage
 
 _LEAST_WIDTH: Final = 120
@@ -75,15 +76,16 @@ def show_journal(facts: dict[str, Any]) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console(highlight=False, soft_wrap=True)
+    # Why no markup: brackets in the names that clients choose are only brackets.
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     # Why at least so wide: a session's id that is cut is of no use to anybody.
     console.width = max(console.width, _LEAST_WIDTH)
-    console.print(facts["journal"], markup=False)
+    console.print(facts["journal"])
     ended = "an orderly stop" if facts["sealed"] else "no orderly stop, or a daemon is running"
     torn = f", {facts['torn_bytes']:,} torn bytes that were never acknowledged" if facts["torn_bytes"] else ""
     console.print(f"{facts['segments']} segments, {facts['bytes']:,} bytes; {ended}{torn}")
     for name, reason in facts["quarantined"].items():
-        console.print(f"quarantined: {name}: {reason}", markup=False)
+        console.print(f"quarantined: {readable(name)}: {reason}")
     if not facts["sessions"]:
         console.print("no session is open")
         return
@@ -92,5 +94,6 @@ def show_journal(facts: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if column in ("accepted", "decided", "deferred", "part") else "left")
     for session in facts["sessions"]:
         numbers = (f"{session[name]:,}" for name in ("accepted", "decided", "deferred", "part"))
-        table.add_row(session["session"], session["graph"], session["opened_at"], *numbers)
+        names = (readable(session[name]) for name in ("session", "graph", "opened_at"))
+        table.add_row(*names, *numbers)
     console.print(table)

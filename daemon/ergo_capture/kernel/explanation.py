@@ -154,8 +154,13 @@ def in_a_line(record: EpisodeInvocationRecord) -> str:
     if record.effects:
         parts.append(f"{len(record.effects)} {'effect' if len(record.effects) == 1 else 'effects'}")
     if record.interruption is not None:
-        parts.append(f"interrupted: {record.interruption}")
+        parts.append(f"interrupted: {readable(record.interruption)}")
     return "  ".join(parts)
+
+
+def readable(text: str) -> str:
+    """Text that somebody else chose, for a terminal: one line, and without control characters, which it would obey."""
+    return text if text.isprintable() else ascii(text)
 
 
 def in_seconds(time: EventTime) -> str:
