@@ -78,7 +78,7 @@ def _follow(
 ) -> None:
     journal, session = journal_and_session(name, state_dir, config)
     begun = wanted.from_id is None
-    with DirectoryWatch(journal, sys.stdout.fileno()) as watch:
+    with DirectoryWatch(journal, _standard_output()) as watch:
         for item in follow(journal, RealStorage(), watch.wait, of=session, only_new=only_new):
             event, record = item.event, item.decision
             begun = begun or event.event_id == wanted.from_id
@@ -92,6 +92,14 @@ def _follow(
                 sys.stdout.flush()
             if begun and event.event_id == wanted.to_id:
                 return
+
+
+def _standard_output() -> int | None:
+    """Its descriptor, if there is one: whoever runs us may have put something else in its place."""
+    try:
+        return sys.stdout.fileno()
+    except (OSError, ValueError):
+        return None
 
 
 def _line(index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None) -> str:

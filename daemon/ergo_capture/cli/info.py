@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_PIPED_WIDTH: Final = 500
 
 
 @app.command()
@@ -117,6 +119,9 @@ def _show(capture: Capture, survey: Survey, manifest: Manifest | None) -> None:
     _decisions(table, survey)
     # Why no markup: a client chooses ids and labels, and brackets in them are only brackets.
     console = Console(highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        # Why: what reads a pipe looks for whole lines.
+        console.width = max(console.width, _PIPED_WIDTH)
     console.print(printable(capture.name))
     console.print(table)
 

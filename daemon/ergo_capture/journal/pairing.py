@@ -38,6 +38,9 @@ class Pairing:
             self._waiting.extend(events_of(frame))
         elif header.kind == FrameKind.DECISIONS:
             for index, outcome in enumerate(_outcomes_of(frame), header.first):
+                # Why there may be earlier ones: they belong to another part, which is not read.
+                while self._waiting and self._waiting[0][0] < index:
+                    self._waiting.popleft()
                 # Why there may be none: the segment that held it was retired, and it is in a bundle.
                 if self._waiting and self._waiting[0][0] == index:
                     event = self._waiting.popleft()[1]

@@ -1,0 +1,232 @@
+"""``cat --follow`` and ``cat``, ``info``, ``diff`` and ``extract`` of sessions, beside a real daemon.
+
+Owns: sessions as what a command is about.
+Not here: following as such (``tests/journal/test_following.py``), bundles (``test_inspect.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from tests.daemons import COMMAND, PATIENCE, DaemonProcess, command_environment, event, short_directory
+from tests.journal.journals import journal_in
+
+from ergo_capture.cli import app
+
+CONFIG = "[rotation]\nmax_events = 4\n"
+
+
+class Client:
+    """A client that waits for each answer."""
+
+    def __init__(self, path: Path, session: str | None = None) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(PATIENCE)
+        self._socket.connect(str(path))
+        self._file = self._socket.makefile("rw")
+        self.say({"type": "hello", "protocol": "ergo-capture.v1"})
+        self.say({"type": "open", "graph": "default"} | ({"session": session} if session else {}))
+        self.session: str = self.until("opened")["session"]
+        self.sent = 0
+
+    def say(self, frame: Any) -> None:
+        """One frame."""
+        self._file.write(json.dumps(frame) + "\n")
+        self._file.flush()
+
+    def until(self, kind: str) -> dict[str, Any]:
+        """The next frame of a kind."""
+        while True:
+            frame: dict[str, Any] = json.loads(self._file.readline())
+            if frame["type"] == kind:
+                return frame
+
+    def send(self, *ids: str) -> None:
+        """Events, until they are decided."""
+        for event_id in ids:
+            self.say(event(event_id, at=int(event_id[1:]), payload={"id": event_id}))
+            self.sent += 1
+        while self.until("ack")["decided"] < self.sent:
+            pass
+
+    def close(self) -> None:
+        """End the session."""
+        self.say({"type": "close"})
+        self.until("closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+@pytest.fixture
+def daemon() -> Iterator[DaemonProcess]:
+    """A daemon that rotates after four events."""
+    with short_directory() as place, DaemonProcess(place, place / "state", config=CONFIG) as daemon:
+        yield daemon.start()
+
+
+@contextmanager
+def following(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``cat --follow``; killed if it is still there."""
+    with subprocess.Popen(
+        [*COMMAND, "cat", "--follow", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=command_environment(),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line; a test that waits too long is ended by its timeout."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_a_session_is_followed_over_rotations_and_a_kill(daemon: DaemonProcess) -> None:
+    """Each event once, in order; it ends with the session, exit 0."""
+    with Client(daemon.socket) as client:
+        session = client.session
+        with following(session, "--state-dir", str(daemon.state), "--json") as process:
+            client.send("e0")
+            assert json.loads(line_of(process))["event_id"] == "e0"
+            client.send(*(f"e{number}" for number in range(1, 10)))
+            daemon.kill()
+            daemon.start()
+            with Client(daemon.socket, session) as again:
+                again.send("e10", "e11")
+                again.close()
+            assert process.stdout is not None
+            assert process.stderr is not None
+            items = [json.loads(line) for line in process.stdout]
+            assert process.wait(PATIENCE) == 0
+            assert process.stderr.read() == ""
+    assert [item["event_id"] for item in items] == [f"e{number}" for number in range(1, 12)]
+    assert [item["index"] for item in items] == list(range(1, 12))
+    assert {item["session"] for item in items} == {session}
+    assert items[0]["payload"] == {"id": "e1"}
+
+
+def test_a_state_directory_is_followed_with_filters(daemon: DaemonProcess) -> None:
+    """Every session, with its name in front; ends at the event that --to-id names."""
+    with following(str(daemon.state), "--event-id", "e1", "--event-id", "e3", "--to-id", "e3") as process:
+        with Client(daemon.socket) as client:
+            client.send("e0", "e1", "e2", "e3")
+            assert [line_of(process), line_of(process)] == [
+                f'{client.session}  1  1 s  Command  \'e1\'  Invoke  episode 1  Completed  {{"id": "e1"}}\n',
+                f'{client.session}  3  3 s  Command  \'e3\'  Invoke  episode 3  Completed  {{"id": "e3"}}\n',
+            ]
+        assert process.wait(PATIENCE) == 0
+
+
+def test_who_follows_into_a_closed_pipe_ends(daemon: DaemonProcess) -> None:
+    """Even while nothing happens; without a traceback."""
+    with Client(daemon.socket) as client:
+        client.send("e0")
+        with following(client.session, "--state-dir", str(daemon.state)) as process:
+            assert "'e0'" in line_of(process)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            assert process.wait(PATIENCE) == 141
+
+
+def test_following_ends_quietly_by_ctrl_c(daemon: DaemonProcess) -> None:
+    """Exit 130, as any command."""
+    with Client(daemon.socket) as client:
+        client.send("e0")
+        with following(client.session, "--state-dir", str(daemon.state)) as process:
+            assert "'e0'" in line_of(process)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            assert process.stderr.read().strip() == ""
+            assert process.wait(PATIENCE) == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["a", "b", "--follow"], 2, "--follow wants one"),
+        (["a", "--new"], 2, "--new goes with --follow"),
+        (["nope", "--follow", "--state-dir", "{state}"], 1, "it is not in the journal"),
+        (["nope", "--follow", "--state-dir", "/nowhere"], 1, "neither a file of that name"),
+        (["nope", "--state-dir", "{state}"], 1, "neither a file of that name"),
+        (["{state}/lock", "--follow"], 1, "only a journal goes on"),
+        (["{state}/journal/0000000000000001.journal"], 1, "no whole session"),
+        (["{state}"], 1, "holds no session"),
+        (["/nowhere/x.capture.json"], 1, "No such file"),
+    ],
+)
+def test_what_cannot_be_read_or_followed_is_an_error(
+    arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sentence, and the exit code of its kind."""
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "lock").touch()
+    journal_in(tmp_path / "journal").close()
+    (tmp_path / "journal" / "0000000000000001.journal").touch()
+    assert app.run(["cat", *[text.replace("{state}", str(tmp_path)) for text in arguments]]) == code
+    said = capsys.readouterr()
+    assert says in said.err
+    assert said.out == ""
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints, that goes well."""
+    assert app.run(arguments) == 0, capsys.readouterr()
+    return capsys.readouterr().out
+
+
+def test_a_session_is_its_bundles_and_what_is_only_in_the_journal(
+    daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it runs and when it is over: every event once; of a state directory and of its journal, too."""
+    where = ["--state-dir", str(daemon.state)]
+    everything = [f"e{number}" for number in range(10)]
+    with Client(daemon.socket) as client:
+        client.send(*everything)
+        for name in (client.session, str(daemon.state), str(daemon.state / "journal")):
+            lines = printed(["cat", name, "--json", *where], capsys).splitlines()
+            assert sorted(json.loads(line)["event_id"] for line in lines) == everything, name
+        parts = [json.loads(line) for line in printed(["info", client.session, "--json", *where], capsys).splitlines()]
+        assert sum(part["events"] for part in parts) == 10
+        last = parts[-1]
+        assert (last["session"]["session"], last["session"]["ended"]) == (client.session, "open")
+        client.close()
+    lines = printed(["cat", client.session, "--json", *where], capsys).splitlines()
+    assert [json.loads(line)["event_id"] for line in lines] == everything
+    bundles = sorted((daemon.state / "bundles").rglob("*.capture.json"))
+    assert app.run(["extract", client.session, *where]) == 1
+    assert f"stands for {len(bundles)} runs" in capsys.readouterr().err
+
+
+def test_a_running_session_is_extracted_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Out of the journal, as out of a bundle."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        where = ["--state-dir", str(daemon.state)]
+        with Client(daemon.socket) as client:
+            client.send("e0", "e1", "e2")
+            printed(["extract", client.session, "-o", str(tmp_path / "s.json"), *where], capsys)
+            simulated = str(tmp_path / "a.capture.json")
+            printed(["simulate", str(tmp_path / "s.json"), "-o", simulated], capsys)
+            assert printed(["diff", client.session, simulated, *where], capsys) == "the same, 3 events\n"
+            said = printed(["info", client.session, *where], capsys)
+            assert f"{client.session}, part 1, open" in said

@@ -1,0 +1,320 @@
+"""Following a journal: everything that is decided, once, in order, whatever the writer does meanwhile.
+
+Owns: ``follow``, JournalTail, PartStream, DirectoryWatch.
+Not here: the command (``tests/cli/test_follow.py``), a scan beside a writer (``test_live.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.journal.journals import flip, frames_of, journal_in
+
+from ergo_capture.journal.body import Closing, PlainRun, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.following import Followed, follow
+from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.reader import JournalDamaged, JournalError
+from ergo_capture.journal.stream import parts_in
+from ergo_capture.journal.watch import DirectoryWatch
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.storage import RealStorage
+
+Step = Callable[[], object]
+
+
+def description(session: str) -> SessionDescription:
+    """What a session is."""
+    return SessionDescription(
+        session=session,
+        graph="g",
+        constraints=Constraints(),
+        adapter_provenance="none",
+        runtime_provenance="rpv1:none",
+        engine="fixed",
+        labels={"who": "test"},
+        peer=None,
+        opened_at="2026-01-01T00:00:00.000Z",
+        program="test 1",
+    )
+
+
+def opening(number: int) -> PendingFrame:
+    """Session ``sN`` begins."""
+    return PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description(f"s{number}")))
+
+
+def events(number: int, first: int, count: int = 1) -> PendingFrame:
+    """Events ``N/I`` of a session."""
+    line = (
+        '{"type":"event","event":{"event_id":"%d/%d","kind":"Command","at":{"secs":%d,"nanos":0},"payload":{"n":%d}}}\n'
+    )
+    body = "".join(line % (number, index, index, index) for index in range(first, first + count)).encode()
+    return PendingFrame(FrameKind.EVENTS, number, first, count, body)
+
+
+def decisions(number: int, first: int, count: int = 1) -> PendingFrame:
+    """Their decisions."""
+    import msgspec
+
+    return PendingFrame(FrameKind.DECISIONS, number, first, count, msgspec.json.encode([PlainRun(first, count)]))
+
+
+def rotation(number: int, first: int, part: int = 1) -> PendingFrame:
+    """A part ends before event ``first``."""
+    body = encode_body(Rotation(part, False, "", description(f"s{number}"), None))
+    return PendingFrame(FrameKind.ROTATE, number, first, 0, body)
+
+
+def closing(number: int, total: int) -> PendingFrame:
+    """The session ends."""
+    return PendingFrame(FrameKind.CLOSE, number, total, 0, encode_body(Closing("complete", "")))
+
+
+def ids(items: list[Followed]) -> list[str]:
+    """The ids of what was followed; the decision must be about the event."""
+    assert all(item.event.event_id == item.decision.event_id for item in items)
+    return [item.event.event_id for item in items]
+
+
+def newest(directory: Path) -> Path:
+    """The last segment."""
+    return max(directory.glob("*.journal"))
+
+
+class Over(Exception):
+    """There is nothing more to wait for."""
+
+
+def steps(*todo: Step) -> Callable[[], None]:
+    """A wait in which the next step is done, and at the end the following."""
+    left = list(todo)
+
+    def wait() -> None:
+        if not left:
+            raise Over
+        left.pop(0)()
+
+    return wait
+
+
+def followed(
+    directory: Path, *todo: Step, of: str = "", only_new: bool = False, items: list[Followed] | None = None
+) -> list[Followed]:
+    """Everything that is followed while the steps are done; they may look at it in ``items``."""
+    items = [] if items is None else items
+    try:
+        for item in follow(directory, RealStorage(), steps(*todo), of=of, only_new=only_new):
+            items.append(item)
+    except Over:
+        return items
+    return items
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """A journal with one session and one decided event."""
+    journal = journal_in(tmp_path, segment_bytes=1 << 20)
+    journal.commit([opening(1)])
+    journal.commit([events(1, 0)])
+    journal.commit([decisions(1, 0)])
+    yield journal
+    journal.close()
+
+
+def test_an_event_is_told_of_when_it_is_decided(journal: Journal, tmp_path: Path) -> None:
+    """Not before, and not twice."""
+    waiting: list[int] = []
+    items: list[Followed] = []
+
+    def wait() -> None:
+        waiting.append(len(items))
+        steps_left.pop(0)()
+
+    steps_left: list[Step] = [
+        lambda: journal.commit([events(1, 1, 2)]),
+        lambda: journal.commit([decisions(1, 1)]),
+        lambda: journal.commit([decisions(1, 2), closing(1, 3)]),
+    ]
+    for item in follow(tmp_path, RealStorage(), wait, of="s1"):
+        items.append(item)  # noqa: PERF402 - ``wait`` looks at it
+    assert ids(items) == ["1/0", "1/1", "1/2"]
+    assert [item.index for item in items] == [0, 1, 2]
+    assert waiting == [1, 1, 2]
+
+
+def test_it_ends_with_the_session(journal: Journal, tmp_path: Path) -> None:
+    """At once, where the session is over before; others go on beside it."""
+    journal.commit([opening(2), closing(1, 1)])
+    assert ids(followed(tmp_path, of="s1")) == ["1/0"]
+
+
+def test_only_new_leaves_out_what_is_there(journal: Journal, tmp_path: Path) -> None:
+    """But an event that was accepted before is new when it is decided."""
+    journal.commit([events(1, 1)])
+    items = followed(tmp_path, lambda: journal.commit([decisions(1, 1)]), only_new=True)
+    assert ids(items) == ["1/1"]
+
+
+def test_sessions_to_come_are_followed_too(journal: Journal, tmp_path: Path) -> None:
+    """Where no session is named."""
+    items = followed(
+        tmp_path,
+        lambda: journal.commit([opening(2)]),
+        lambda: journal.commit([events(2, 0), events(1, 1)]),
+        lambda: journal.commit([decisions(2, 0), decisions(1, 1)]),
+    )
+    assert [(item.session, item.event.event_id) for item in items] == [("s1", "1/0"), ("s2", "2/0"), ("s1", "1/1")]
+
+
+def test_it_goes_on_over_segments_and_rotations(tmp_path: Path) -> None:
+    """However many segments come at once."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1)])
+
+    def more(first: int) -> None:
+        for index in range(first, first + 60):
+            journal.commit([events(1, index)])
+            journal.commit([decisions(1, index)])
+        journal.commit([rotation(1, first + 60)])
+
+    items = followed(tmp_path, lambda: more(0), lambda: more(60), lambda: more(120))
+    journal.close()
+    assert journal.current_segment > 6
+    assert ids(items) == [f"1/{index}" for index in range(180)]
+
+
+def test_it_goes_on_over_a_restart_of_the_daemon(journal: Journal, tmp_path: Path) -> None:
+    """A new daemon writes to a new segment; what a crash tore off is not told of, what is written in its place is."""
+
+    def crash() -> None:
+        journal.commit([events(1, 1)])
+        journal.commit([decisions(1, 1), events(1, 2)])
+        journal.close()
+        segment = newest(tmp_path)
+        with segment.open("r+b") as file:
+            file.truncate(frames_of(segment)[-1][1] + 70)
+
+    def restart() -> None:
+        again = journal_in(tmp_path)
+        again.commit([events(1, 2)])
+        again.commit([decisions(1, 2)])
+        again.close()
+
+    items = followed(tmp_path, crash, restart)
+    assert ids(items) == ["1/0", "1/1", "1/2"]
+
+
+def test_a_batch_without_its_end_is_not_told_of(journal: Journal, tmp_path: Path) -> None:
+    """It may be cut off again, where the disk is full, and written anew."""
+    journal.commit([events(1, 1, 2)])
+    journal.commit([decisions(1, 1), decisions(1, 2)])
+    segment = newest(tmp_path)
+    whole = segment.read_bytes()
+    start = frames_of(segment)[-1][1]
+
+    def hide() -> None:
+        segment.write_bytes(whole[:start] + bytes(len(whole) - start))
+
+    hide()
+    # The scan takes the first of the two frames: whole frames of a torn batch stay.
+    assert ids(followed(tmp_path, lambda: None, lambda: segment.write_bytes(whole))) == ["1/0", "1/1", "1/2"]
+    before = frames_of(segment)[-2][1]
+    segment.write_bytes(whole[:before] + bytes(len(whole) - before))
+    seen: list[list[str]] = []
+    so_far: list[Followed] = []
+
+    def half() -> None:
+        segment.write_bytes(whole[:start] + bytes(len(whole) - start))
+
+    def rest() -> None:
+        seen.append(ids(so_far))
+        segment.write_bytes(whole)
+
+    followed(tmp_path, half, rest, items=so_far)
+    assert seen == [["1/0"]]
+    assert ids(so_far) == ["1/0", "1/1", "1/2"]
+
+
+def test_segments_that_went_unread_are_an_error(journal: Journal, tmp_path: Path) -> None:
+    """Nothing is left out silently."""
+
+    def go() -> None:
+        journal.close()
+        for _ in range(2):
+            again = journal_in(tmp_path)
+            again.commit([events(1, 1)])
+            again.close()
+        (tmp_path / "0000000000000002.journal").unlink()
+
+    with pytest.raises(JournalError, match="went before they were read"):
+        followed(tmp_path, go)
+
+
+def test_a_session_that_is_not_there_is_an_error(journal: Journal, tmp_path: Path) -> None:
+    """With those that are."""
+    with pytest.raises(JournalError, match="'nope'") as raised:
+        followed(tmp_path, of="nope")
+    assert "open are: s1" in str(raised.value.hint)
+
+
+def test_a_damaged_session_is_an_error(journal: Journal, tmp_path: Path) -> None:
+    """If it is named; without a name the others are followed."""
+    journal.commit([opening(2)])
+    journal.commit([events(1, 1)])
+    journal.commit([decisions(1, 1)])
+    flip(newest(tmp_path), frames_of(newest(tmp_path))[-2][1] + 100)
+    with pytest.raises(JournalDamaged, match="not what was written"):
+        followed(tmp_path, of="s1")
+
+    def two() -> None:
+        journal.commit([events(2, 0)])
+        journal.commit([decisions(2, 0)])
+
+    assert ids(followed(tmp_path, two)) == ["2/0"]
+
+
+def test_parts_are_read_as_bundles_are(journal: Journal, tmp_path: Path) -> None:
+    """Each with its own events; the last one may have events that are not decided."""
+    journal.commit([events(1, 1, 4)])
+    journal.commit([decisions(1, 1, 2), rotation(1, 3), decisions(1, 3)])
+    first, second = parts_in(tmp_path, RealStorage())
+    assert ([event.event_id for event in first.events()], first.ended) == (["1/0", "1/1", "1/2"], "rotated")
+    assert [event.event_id for event in second.events()] == ["1/3", "1/4"]
+    assert [record.event_id for record in first.decisions()] == ["1/0", "1/1", "1/2"]
+    assert [record.event_id for record in second.decisions()] == ["1/3"]
+    assert (second.part, second.ended, second.published, second.graph_id) == (2, "open", False, "g")
+
+
+def test_a_watch_returns_when_a_file_changes(tmp_path: Path) -> None:
+    """Without asking again and again: it sleeps until then."""
+    (tmp_path / "a").write_bytes(b"")
+    with DirectoryWatch(tmp_path) as watch:
+        assert watch.tells
+        writer = threading.Timer(0.05, lambda: (tmp_path / "a").write_bytes(b"1"))
+        writer.start()
+        watch.wait()
+        assert (tmp_path / "a").read_bytes() == b"1"
+        writer.join()
+
+
+def test_a_watch_ends_when_nobody_reads(tmp_path: Path) -> None:
+    """A closed pipe is noticed while nothing happens."""
+    reader, writer = os.pipe()
+    with DirectoryWatch(tmp_path, writer) as watch:
+        os.close(reader)
+        with pytest.raises(BrokenPipeError):
+            watch.wait()
+    os.close(writer)
+
+
+def test_a_watch_without_inotify_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And returns before long."""
+    monkeypatch.setattr("ergo_capture.journal.watch._inotify", lambda _directory: None)
+    with DirectoryWatch(tmp_path) as watch:
+        assert not watch.tells
+        watch.wait()
