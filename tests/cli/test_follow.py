@@ -19,7 +19,7 @@ import pytest
 from tests.daemons import COMMAND, PATIENCE, DaemonProcess, command_environment, event, short_directory
 from tests.journal.journals import journal_in
 
-from ergo_capture.cli import app
+from ergo_capture.cli import app, captures
 
 CONFIG = "[rotation]\nmax_events = 4\n"
 
@@ -215,6 +215,37 @@ def test_a_session_is_its_bundles_and_what_is_only_in_the_journal(
     bundles = sorted((daemon.state / "bundles").rglob("*.capture.json"))
     assert app.run(["extract", client.session, *where]) == 1
     assert f"stands for {len(bundles)} runs" in capsys.readouterr().err
+
+
+def test_a_part_that_is_published_meanwhile_is_still_there(
+    daemon: DaemonProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a look at the journal and one at the bundles, a part goes from one to the other."""
+    with Client(daemon.socket) as client:
+        client.send("e0", "e1")
+        list_bundles = captures._bundles_below
+
+        def publish_first(directory: Path) -> Any:
+            client.close()
+            return list_bundles(directory)
+
+        monkeypatch.setattr(captures, "_bundles_below", publish_first)
+        lines = printed(["cat", client.session, "--json", "--state-dir", str(daemon.state)], capsys).splitlines()
+    assert [json.loads(line)["event_id"] for line in lines] == ["e0", "e1"]
+
+
+def test_a_snapshot_is_not_counted_beside_its_session(
+    daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the journal has is newer."""
+    with Client(daemon.socket) as client:
+        client.send("e0")
+        client.say({"type": "flush"})
+        client.until("flushed")
+        client.send("e1")
+        for name in (client.session, str(daemon.state)):
+            lines = printed(["cat", name, "--json", "--state-dir", str(daemon.state)], capsys).splitlines()
+            assert [json.loads(line)["event_id"] for line in lines] == ["e0", "e1"]
 
 
 def test_a_running_session_is_extracted_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
-from ergo_capture.capture.stream import RecordStream, open_bundle
+from ergo_capture.capture.stream import RecordStream
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 
@@ -58,16 +57,6 @@ class Survey(msgspec.Struct):
     def rate(self, kind: str) -> float | None:
         """Events of that kind a second of event time; None where no time passes."""
         return self.kinds.get(kind, 0) / (self.span / 1e9) if self.span else None
-
-
-def survey_bundle(path: Path) -> Survey:
-    """Count what is in the bundle.
-
-    Raises:
-        ErgoCaptureError: it is no bundle, or cannot be read.
-    """
-    with open_bundle(path) as stream:
-        return survey(stream, path.stat().st_size)
 
 
 def survey(stream: RecordStream, file_bytes: int) -> Survey:

@@ -16,7 +16,7 @@ import typer
 
 from ergo_capture import config as configuration
 from ergo_capture.capture.manifest import BUNDLE_SUFFIX, stem_of
-from ergo_capture.capture.names import safe_name
+from ergo_capture.capture.names import bundle_name, safe_name
 from ergo_capture.capture.opening import COMPRESSED_SUFFIX
 from ergo_capture.capture.stream import RecordStream, open_bundle
 from ergo_capture.cli.bundle_files import bundles_in
@@ -144,7 +144,7 @@ def _in_directory(path: Path) -> list[Capture]:
     if kind == "journal":
         found = _parts(path)
     elif kind == "state directory":
-        found = [*_bundles_below(path / "bundles"), *(_parts(path / "journal", published=False))]
+        found = _in_state(path)
     else:
         return [Capture(str(bundle), bundle) for bundle in bundles_in([str(path)])]
     if not found:
@@ -174,16 +174,34 @@ def _parts(journal: Path, *, published: bool = True) -> list[Capture]:
     ]
 
 
-def _session(session: str, state: Path) -> list[Capture]:
-    """The bundles of a session, by their names, and what of it is only in the journal."""
-    stem = safe_name(session)
-    bundles = [
-        capture
-        for capture in _bundles_below(state / "bundles")
-        if capture.bundle is not None and _is_of(stem_of(capture.bundle), stem)
-    ]
+def _in_state(state: Path) -> list[Capture]:
+    """Every part of every session, once: from its bundle, or else from the journal.
+
+    Why the journal first: a part that is published meanwhile is then in both, and not in neither. A bundle of a part
+    that goes on is a snapshot, and older than what the journal has.
+    """
     parts = _parts(state / "journal", published=False)
-    return bundles + [part for part in parts if part.part is not None and part.part.description.session == session]
+    newer = {
+        bundle_name(capture.part.description.session, capture.part.part)
+        for capture in parts
+        if capture.part is not None and capture.part.damage is None
+    }
+    bundles = _bundles_below(state / "bundles")
+    return [
+        *(one for one in bundles if one.bundle is None or one.bundle.name.removesuffix(COMPRESSED_SUFFIX) not in newer),
+        *parts,
+    ]
+
+
+def _session(session: str, state: Path) -> list[Capture]:
+    """The parts of a session."""
+    stem = safe_name(session)
+    return [
+        capture
+        for capture in _in_state(state)
+        if (capture.part is not None and capture.part.description.session == session)
+        or (capture.bundle is not None and _is_of(stem_of(capture.bundle), stem))
+    ]
 
 
 def _is_of(name: str, stem: str) -> bool:
