@@ -7,14 +7,16 @@ Not here: replaying (``engine/replaying.py``), what a divergence means (``kernel
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import anyio
 import msgspec
@@ -22,10 +24,14 @@ import typer
 
 from ergo_capture.capture.stream import open_bundle
 from ergo_capture.cli.bundle_files import bundles_in
+from ergo_capture.cli.info import manifest_beside
 from ergo_capture.cli.verify import check, printable
-from ergo_capture.engine.replaying import Strictness, replay_bundle
+from ergo_capture.engine.replaying import Replayed, Strictness, replay_stream
 from ergo_capture.engine.spec import FORMS, engine_from
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -56,10 +62,11 @@ def replay(
     paths = bundles_in(bundles)
     began = time.monotonic()
     results: list[dict[str, Any]] = []
-    with _progress(len(paths)) as step:
-        for result in _results(paths, partial(replay_one, engine=engine, strict=expected), jobs):
+    with _progress(paths) as progress:
+        one = partial(replay_one, engine=engine, strict=expected)
+        for result in _results(paths, one, jobs, progress):
             results.append(result)
-            step()
+            progress.bundle_done()
             typer.echo(msgspec.json.encode(result) if as_json else _in_words(result))
             if result["outcome"] != _SAME and not keep_going:
                 break
@@ -69,13 +76,15 @@ def replay(
     return int(ExitCode.FAILED if _FAILED in outcomes else ExitCode.DIVERGED if _DIVERGED in outcomes else ExitCode.OK)
 
 
-def replay_one(path: Path, engine: str, strict: Strictness | None) -> dict[str, Any]:
-    """What became of one bundle, as JSON types."""
+def replay_one(
+    path: Path, engine: str, strict: Strictness | None, on_progress: Callable[[int], None] = lambda _decisions: None
+) -> dict[str, Any]:
+    """What became of one bundle, as JSON types; ``on_progress`` is told of the decisions replayed so far."""
     result: dict[str, Any] = {"bundle": printable(str(path))}
     if not engine and strict is None:
         return result | _as_replayed(check(path))
     try:
-        replayed = asyncio.run(_replay(path, engine or "fixed", strict))
+        replayed = asyncio.run(_replay(path, engine or "fixed", strict, on_progress))
     except ErgoCaptureError as error:
         return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint}
     result |= {"graph": replayed.graph_id, "decisions": replayed.decisions}
@@ -84,19 +93,18 @@ def replay_one(path: Path, engine: str, strict: Strictness | None) -> dict[str, 
     return result | {"outcome": _DIVERGED, "divergence": msgspec.to_builtins(replayed.explanation)}
 
 
-async def _replay(path: Path, spec: str, strict: Strictness | None) -> Any:
+async def _replay(path: Path, spec: str, strict: Strictness | None, on_progress: Callable[[int], None]) -> Replayed:
     with open_bundle(path) as stream:
-        graph = stream.graph_id
-    engine = engine_from(spec, graph)
-    async with anyio.create_task_group() as tasks:
-        engine.start(tasks)
-        try:
-            return await replay_bundle(path, engine, strict=strict)
-        except ErgoCaptureError as error:
-            # Why carried: raised in here it would come out wrapped in a group.
-            failure = error
-        finally:
-            tasks.cancel_scope.cancel()
+        engine = engine_from(spec, stream.graph_id)
+        async with anyio.create_task_group() as tasks:
+            engine.start(tasks)
+            try:
+                return await replay_stream(stream, engine, strict=strict, on_progress=on_progress)
+            except ErgoCaptureError as error:
+                # Why carried: raised in here it would come out wrapped in a group.
+                failure = error
+            finally:
+                tasks.cancel_scope.cancel()
     raise failure
 
 
@@ -107,30 +115,75 @@ def _as_replayed(verified: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in verified.items() if name not in ("bundle", "ok")} | {"outcome": outcome}
 
 
-def _results(paths: list[Path], one: Callable[[Path], dict[str, Any]], jobs: int) -> Iterator[dict[str, Any]]:
+def _results(
+    paths: list[Path], one: Callable[..., dict[str, Any]], jobs: int, progress: _Progress
+) -> Iterator[dict[str, Any]]:
     """A result for each path, in order."""
     if jobs == 1 or len(paths) == 1:
-        yield from map(one, paths)
+        for path in paths:
+            yield one(path, on_progress=progress.decisions_done)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             yield from pool.map(one, paths, chunksize=max(1, min(16, len(paths) // (4 * jobs))))
+        except BrokenProcessPool as error:
+            raise ErgoCaptureError(
+                "replay: a process that replayed a bundle was killed",
+                op="replay",
+                hint="look for what killed it (memory?), or use --jobs 1 to see which bundle it was",
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
+class _Progress:
+    """Shows nothing."""
+
+    def bundle_done(self) -> None:
+        """One more bundle."""
+
+    def decisions_done(self, decisions: int) -> None:
+        """So many decisions of the bundle that is replayed."""
+
+
+class _Bars(_Progress):
+    """Bars on a terminal: of the bundles, and of the decisions of the one that is replayed."""
+
+    def __init__(self, bars: Progress, paths: list[Path]) -> None:
+        self._bars = bars
+        self._paths = paths
+        self._done = 0
+        self._bundles = bars.add_task("bundles", total=len(paths), visible=len(paths) > 1)
+        self._decisions = bars.add_task("decisions", total=None, visible=False)
+        self._shown = False
+
+    def bundle_done(self) -> None:
+        self._done += 1
+        self._shown = False
+        self._bars.update(self._bundles, completed=self._done)
+        self._bars.update(self._decisions, completed=0, total=None, visible=False)
+
+    def decisions_done(self, decisions: int) -> None:
+        if not self._shown:
+            manifest = manifest_beside(self._paths[self._done])
+            # Why from the manifest: a bundle does not say how long it is before it was read.
+            self._bars.update(self._decisions, total=None if manifest is None else manifest.decisions, visible=True)
+            self._shown = True
+        self._bars.update(self._decisions, completed=decisions)
+
+
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, where there is more than one bundle to wait for."""
-    if total == 1 or not sys.stderr.isatty():
-        yield lambda: None
+def _progress(paths: list[Path]) -> Iterator[_Progress]:
+    """Bars on a terminal."""
+    if not sys.stderr.isatty():
+        yield _Progress()
         return
     from rich.console import Console  # noqa: PLC0415 - only on a terminal
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("bundles", total=total)
-        yield lambda: bar.advance(task)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _Bars(bars, paths)
 
 
 def _in_words(result: dict[str, Any]) -> str:

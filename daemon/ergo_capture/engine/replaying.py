@@ -1,6 +1,6 @@
 """Runs the episodes of a bundle again with an engine, and compares what comes of it.
 
-Owns: ``replay_bundle``: validating, running, comparing, explaining the first divergence, all while streaming.
+Owns: ``replay_stream``: validating, running, comparing, explaining the first divergence, all while streaming.
 Not here: deriving decisions without an engine (``capture/verification.py``), output (``cli/replay.py``).
 """
 
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.capture.stream import RecordStream
 from ergo_capture.engine.port import Engine
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, explain
@@ -51,31 +50,30 @@ class Replayed(msgspec.Struct, frozen=True):
     explanation: Explanation | None
 
 
-async def replay_bundle(
-    path: Path,
+async def replay_stream(
+    stream: RecordStream,
     engine: Engine,
     *,
     strict: Strictness | None = None,
     on_progress: Callable[[int], None] = lambda _events: None,
 ) -> Replayed:
-    """Feed the bundle's events to a fresh supervisor and the engine; compare decision by decision.
+    """Feed a bundle's events to a fresh supervisor and the engine; compare decision by decision.
 
     Raises:
         ReplayError: the bundle is unsound, or not what a strict replay expects.
         ErgoCaptureError: it cannot be read, or the engine cannot be reached.
     """
-    with open_bundle(path) as stream:
-        if stream.capture_version != CAPTURE_FORMAT_VERSION:
-            raise unsupported_version(stream.capture_version)
-        runtime = await engine.provenance(stream.runtime_provenance)
-        if strict is not None:
-            expected = runtime if strict.runtime_provenance is None else strict.runtime_provenance
-            check_provenance(stream, strict.adapter_provenance, expected)
-        return await _replay(stream, engine, unique=strict is not None, on_progress=on_progress)
+    if stream.capture_version != CAPTURE_FORMAT_VERSION:
+        raise unsupported_version(stream.capture_version)
+    runtime = await engine.provenance(stream.runtime_provenance)
+    if strict is not None:
+        expected = runtime if strict.runtime_provenance is None else strict.runtime_provenance
+        check_provenance(stream, strict.adapter_provenance, expected)
+    return await _replay(stream, engine, unique=strict is not None, on_progress=on_progress)
 
 
 async def _replay(
-    stream: BundleStream, engine: Engine, *, unique: bool, on_progress: Callable[[int], None]
+    stream: RecordStream, engine: Engine, *, unique: bool, on_progress: Callable[[int], None]
 ) -> Replayed:
     again = _again(stream, engine, unique=unique)
     captured_decisions = iter(stream.decisions())
@@ -107,7 +105,7 @@ def _ahead(
     return [] if first is None else [first, *islice(rest, AHEAD - 1)]
 
 
-async def _again(stream: BundleStream, engine: Engine, *, unique: bool) -> AsyncIterator[EpisodeInvocationRecord]:
+async def _again(stream: RecordStream, engine: Engine, *, unique: bool) -> AsyncIterator[EpisodeInvocationRecord]:
     """The decisions that the events lead to now."""
     constraints = stream.config
     supervisor = Supervisor(stream.graph_id, constraints, _Nowhere())
@@ -136,7 +134,7 @@ async def _again(stream: BundleStream, engine: Engine, *, unique: bool) -> Async
         yield supervisor.settle(step, result.termination, retries, result).to_record()
 
 
-def _is_before(stream: BundleStream, event_id: str, number: int) -> bool:
+def _is_before(stream: RecordStream, event_id: str, number: int) -> bool:
     return any(earlier.event_id == event_id for earlier in islice(stream.events(), number))
 
 
