@@ -20,6 +20,8 @@ from tests.daemons import Daemon
 from ergo_capture import CaptureBundle, EventTime, ExternalEvent, ExternalEventKind, decode_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.client import CaptureClient
+from ergo_capture.engine.remote import RemoteEngine
+from ergo_capture.server.service import Service
 
 PUPPET = Path(__file__).with_name("puppet.py")
 
@@ -38,6 +40,12 @@ def process_graph(*options: str, graph: str = "", engine: str = "") -> str:
 def socket_graph(path: Path, graph: str = "", engine: str = "") -> str:
     """The same with the puppet behind a socket."""
     return f'[graphs.default]\n{graph}\n[graphs.default.engine]\nkind = "socket"\npath = "{path}"\nback_off = "10ms"\n{engine}\n'
+
+
+def python_graph(name: str, graph: str = "", engine: str = "") -> str:
+    """The same with a callable of ``scripts.py``."""
+    spec = f"tests.engine.scripts:{name}"
+    return f'[graphs.default]\n{graph}\n[graphs.default.engine]\nkind = "python"\ncallable = "{spec}"\n{engine}\n'
 
 
 @contextmanager
@@ -59,21 +67,28 @@ def command_event(event_id: str, at: int = 0, payload: Any = None) -> ExternalEv
     return ExternalEvent.with_payload(event_id, ExternalEventKind.Command, EventTime(at, 0), text)
 
 
-async def captured(daemon: Daemon, ids: list[str]) -> CaptureBundle:
+def engine_of(service: Service) -> RemoteEngine:
+    """The default graph's engine."""
+    engine = service.registry.graphs["default"].engine
+    assert isinstance(engine, RemoteEngine)
+    return engine
+
+
+async def captured(daemon: Daemon, ids: list[str], payload: Any = None, graph: str = "default") -> CaptureBundle:
     """Events of those ids through one session, one second of event time apart; its bundle, which verifies."""
     async with CaptureClient(daemon.socket, give_up_after=20) as client:
-        await client.open("default")
+        await client.open(graph)
         for at, event_id in enumerate(ids):
-            await client.send(command_event(event_id, at))
+            await client.send(command_event(event_id, at, payload))
         published = await client.close()
     verdict = check(Path(published.bundle))
     assert verdict["ok"], verdict
     return decode_bundle(Path(published.bundle).read_bytes())
 
 
-async def terminations(daemon: Daemon, ids: list[str]) -> list[str]:
+async def terminations(daemon: Daemon, ids: list[str], payload: Any = None, graph: str = "default") -> list[str]:
     """How their episodes ended, in words."""
-    bundle = await captured(daemon, ids)
+    bundle = await captured(daemon, ids, payload, graph)
     found = []
     for record in bundle.decisions:
         assert record.termination is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -20,6 +21,8 @@ def obey(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadl
         raise LookupError("nothing there")
     if what == "wrong":
         return {"termination": "Finished"}
+    if what == "forever":
+        time.sleep(3600)
     if what == "hang":
         time.sleep(0.6)
     return None
@@ -31,6 +34,20 @@ async def obey_later(graph_id: str, event_id: str, kind: str, at: Any, payload: 
         await asyncio.sleep(60)
     await asyncio.sleep(0)
     return obey(graph_id, event_id, kind, at, payload, deadline)
+
+
+_released = threading.Event()
+
+
+def release() -> None:
+    """Let the calls that are stuck come back."""
+    _released.set()
+
+
+def stuck(graph_id: str, event_id: str, *_: Any) -> None:
+    """Calls for ``hang`` do not come back before they are released."""
+    if event_id.startswith("hang"):
+        _released.wait(60)
 
 
 not_callable = 3

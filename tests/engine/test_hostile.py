@@ -14,6 +14,7 @@ from tests.daemons import DaemonProcess, running_daemon, short_directory
 from tests.engine.engines import (
     captured,
     command_event,
+    engine_of,
     listening_puppet,
     process_graph,
     puppet_command,
@@ -26,16 +27,6 @@ from ergo_capture import RunTermination, decode_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.client import CaptureClient, ClientError
 from ergo_capture.engine.protocol import EngineNonsense, Lines
-from ergo_capture.engine.remote import RemoteEngine
-from ergo_capture.server.service import Service
-
-
-def engine_of(service: Service) -> RemoteEngine:
-    """The default graph's engine."""
-    engine = service.registry.graphs["default"].engine
-    assert isinstance(engine, RemoteEngine)
-    return engine
-
 
 BREAKING = [
     ("process", "die", "AdapterUnavailable"),

@@ -57,10 +57,13 @@ class Dialogue:
         self._pending: dict[int, asyncio.Future[RunResult]] = {}
         #: Asked and given up; an answer may still come.
         self._late: set[int] = set()
-        self._outgoing: list[bytes] = []
+        #: Requests that are not sent yet, by number; in order.
+        self._outgoing: dict[int, bytes] = {}
         self._something = asyncio.Event()
-        #: When the engine last answered, or was asked with nothing else pending, in the loop's time.
-        self.moved = 0.0
+        #: Seconds that it owed answers and gave none, up to when it was last asked with nothing else pending.
+        self._owed = 0.0
+        #: When that was, or when it last answered, in the loop's time.
+        self._since = 0.0
         self._over = False
 
     async def greet(self) -> Ready:
@@ -116,7 +119,7 @@ class Dialogue:
 
     def _take(self, line: bytes) -> None:
         ran = read_ran(line)
-        self.moved = asyncio.get_running_loop().time()
+        self._owed, self._since = 0.0, asyncio.get_running_loop().time()
         answer = self._pending.pop(ran.id, None)
         if answer is None:
             self._counts["late" if ran.id in self._late else "unknown"] += 1
@@ -131,9 +134,9 @@ class Dialogue:
         while True:
             await self._something.wait()
             self._something.clear()
-            outgoing, self._outgoing = self._outgoing, []
+            outgoing, self._outgoing = self._outgoing, {}
             try:
-                await self._send.send(b"".join(outgoing))
+                await self._send.send(b"".join(outgoing.values()))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                 # The hearing side notices that it is gone, and says so to everybody.
                 return
@@ -145,27 +148,44 @@ class Dialogue:
         loop = asyncio.get_running_loop()
         number, self._next = self._next, self._next + 1
         if not self._pending:
-            self.moved = loop.time()
+            self._since = loop.time()
         answer: asyncio.Future[RunResult] = loop.create_future()
         self._pending[number] = answer
-        self._outgoing.append(encode_run(number, graph_id, event, deadline))
+        self._outgoing[number] = encode_run(number, graph_id, event, deadline)
         self._something.set()
         try:
             if deadline is None:
                 return await answer
             with anyio.move_on_after(deadline.total_nanos / 1e9):
                 return await answer
-            if len(self._late) >= _MOST_LATE:
-                self._late.clear()
-            self._late.add(number)
+            if number not in self._outgoing:
+                if len(self._late) >= _MOST_LATE:
+                    self._late.clear()
+                self._late.add(number)
             return TIMED_OUT
         finally:
-            self._pending.pop(number, None)
+            # Why: an engine that does not listen must not make us keep what nobody waits for.
+            self._outgoing.pop(number, None)
+            if self._pending.pop(number, None) is not None and not self._pending:
+                self._owed += loop.time() - self._since
 
     @property
     def waiting(self) -> int:
         """Runs that are under way."""
         return len(self._pending)
+
+    @property
+    def silence(self) -> float:
+        """Seconds that the engine has owed an answer since it last gave one, however often it was given up.
+
+        Why not since it was asked: an engine that nobody asks anything says nothing either.
+        """
+        return self._owed + (asyncio.get_running_loop().time() - self._since if self._pending else 0.0)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of requests that wait for the engine to listen."""
+        return sum(map(len, self._outgoing.values()))
 
     def __repr__(self) -> str:
         return f"<Dialogue {self._next} asked, {self.waiting} under way>"

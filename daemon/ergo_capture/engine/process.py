@@ -7,6 +7,8 @@ Not here: everything that is said (``remote.py``).
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -58,12 +60,12 @@ class ProcessEngine(RemoteEngine):
             self.pid = None
             errors.cancel()
             with anyio.CancelScope(shield=True):
-                with suppress(ProcessLookupError):
-                    process.terminate()
+                # Why the group: what stands behind a shell or a wrapper would go on running beside its successor.
+                _signal_group(process.pid, signal.SIGTERM)
                 with anyio.move_on_after(_FAREWELL_SECONDS):
+                    await process.stdin.aclose()
                     await process.wait()
-                with suppress(ProcessLookupError):
-                    process.kill()
+                _signal_group(process.pid, signal.SIGKILL)
                 await process.aclose()
 
     async def _log_errors(self, stream: ByteReceiveStream) -> None:
@@ -79,3 +81,9 @@ class ProcessEngine(RemoteEngine):
 
     def __repr__(self) -> str:
         return f"<ProcessEngine {self.command[0]}, {'process ' + str(self.pid) if self.pid else 'not running'}>"
+
+
+def _signal_group(leader: int, number: int) -> None:
+    """Send a signal to a child and all that it started, as far as they are still in its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, number)

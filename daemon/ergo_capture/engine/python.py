@@ -7,7 +7,8 @@ Not here: engines that may fail without taking the daemon with them; those are o
 as EventTime (``deadline`` may be None), ``payload`` as bytes, empty for none. It returns None for Completed, a
 termination as in JSON, an object with ``termination``, ``effects``, ``intent_acks``, ``interruption`` as in ``ran`` of
 ``ergo-engine.v1``, or a RunResult. One that is ``async def`` is awaited, any other is called in a thread, where a
-deadline ends the waiting but cannot end the call. What it raises is Failed(RuntimeError).
+deadline ends the waiting but cannot end the call. So many calls at once, those that hang included, and no more:
+then runs wait, those with a deadline until it has passed. What it raises is Failed(RuntimeError).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any, Final
 import anyio
 import msgspec
 import structlog
-from anyio import to_thread
 
 from ergo_capture import telemetry
+from ergo_capture.engine.calls import CallThreads
 from ergo_capture.engine.dialogue import NONSENSE, TIMED_OUT
 from ergo_capture.engine.port import InProcess
 from ergo_capture.engine.protocol import read_ran
@@ -34,6 +35,9 @@ from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 
 log = structlog.get_logger()
+
+#: Calls in threads at once, at least; as many as the pipeline where that is more.
+_THREADS: Final = 64
 
 _ABORTED: Final = RunResult(RunTermination.Aborted)
 
@@ -56,6 +60,7 @@ class PythonEngine(InProcess):
         self.pipeline = pipeline
         self._call = _callable(spec)
         self._is_async = inspect.iscoroutinefunction(self._call)
+        self._threads = CallThreads(max(_THREADS, pipeline))
 
     def invoker(self) -> RuntimeInvoker | None:
         """None: it may take its time."""
@@ -68,7 +73,7 @@ class PythonEngine(InProcess):
         call = partial(self._call, graph_id, event_id, event.kind.value, event.at, event.payload, deadline)
         with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9) as patience:
             try:
-                answer = await (call() if self._is_async else to_thread.run_sync(call, abandon_on_cancel=True))
+                answer = await (call() if self._is_async else self._threads.call(call))
                 return _result(answer)
             except Exception:
                 # Why here: an episode that fails is an outcome to be recorded, and no failure of the daemon.
@@ -76,6 +81,10 @@ class PythonEngine(InProcess):
                 return NONSENSE
         assert patience.cancelled_caught
         return TIMED_OUT
+
+    def snapshot(self) -> dict[str, Any]:
+        """Calls that have not come back."""
+        return {"calls": self._threads.busy}
 
     def __repr__(self) -> str:
         return f"<PythonEngine {self.spec}>"

@@ -216,7 +216,7 @@ class RemoteEngine(ABC):
         limit = self._settings.hang_timeout
         while limit:
             await anyio.sleep(limit / 4)
-            if dialogue.waiting and anyio.current_time() - dialogue.moved > limit:
+            if dialogue.silence > limit:
                 raise TimeoutError(f"it has answered nothing for {limit:g} s")
 
     def snapshot(self) -> dict[str, Any]:
@@ -226,6 +226,7 @@ class RemoteEngine(ABC):
             "up": dialogue is not None,
             "trouble": self.trouble,
             "waiting": 0 if dialogue is None else dialogue.waiting,
+            "unsent_bytes": 0 if dialogue is None else dialogue.unsent_bytes,
             **{name: self.counts[name] for name in ("asked", "reached", "lost", "late", "unknown", "nonsense")},
         }
 

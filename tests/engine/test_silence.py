@@ -1,0 +1,110 @@
+"""Engines that say nothing, or will not listen: what they cost is bounded, and they are replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+import anyio
+from tests.daemons import DaemonProcess, command_environment, event, running_daemon, short_directory
+from tests.engine import scripts
+from tests.engine.engines import engine_of, process_graph, python_graph, terminations
+from tests.shared import REPOSITORY
+
+from ergo_capture.engine.process import ProcessEngine
+
+
+async def test_an_engine_that_hangs_is_replaced_though_every_run_has_a_deadline() -> None:
+    """The time it owes an answer adds up over runs that were given up one after the other."""
+    text = process_graph(graph='deadline = "60ms"', engine='hang_timeout = "300ms"\nback_off_limit = "20ms"')
+    async with running_daemon(text) as daemon:
+        ended = await terminations(daemon, ["hang", *(f"ok.{n}" for n in range(100))])
+        assert engine_of(daemon.service).counts["lost"] == 1
+    assert ended[:2] == ["TimedOut", "TimedOut"]
+    assert ended[-1] == "Completed"
+
+
+async def test_what_an_engine_that_does_not_listen_is_no_more_waiting_for_is_not_kept() -> None:
+    """P9: runs given up before they were sent are never sent, and hold no memory."""
+    big = {"x": "x" * 10_000}
+    async with running_daemon(process_graph(graph='deadline = "20ms"')) as daemon:
+        await terminations(daemon, ["hang", *(f"ok.{n}" for n in range(60))], payload=big)
+        assert engine_of(daemon.service).snapshot()["unsent_bytes"] == 0
+
+
+async def test_calls_that_hang_take_so_many_threads_and_no_more() -> None:
+    """A python engine whose calls outlive their deadlines: each run is TimedOut, and runs go on once calls come back."""
+    text = python_graph("stuck", graph='deadline = "10ms"')
+    async with running_daemon(text) as daemon:
+        threads_before = threading.active_count()
+        engine = daemon.service.registry.graphs["default"].engine
+        assert await terminations(daemon, [f"hang.{n}" for n in range(100)]) == ["TimedOut"] * 100
+        assert engine.snapshot()["calls"] == 64
+        assert threading.active_count() <= threads_before + 64 + 8
+        scripts.release()
+        with anyio.fail_after(20):
+            while engine.snapshot()["calls"]:
+                await anyio.sleep(0.005)
+        assert await terminations(daemon, ["ok"]) == ["Completed"]
+
+
+def test_a_call_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
+    """P10: it is stopped within its deadline, by SIGTERM alone."""
+    text = python_graph("obey") + '\n[shutdown]\ndrain = "200ms"\n'
+    environment = {"PYTHONPATH": os.pathsep.join([command_environment().get("PYTHONPATH", ""), str(REPOSITORY)])}
+    with (
+        short_directory() as place,
+        DaemonProcess(place, place / "state", config=text, environment=environment) as daemon,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        daemon.start()
+        client.connect(str(daemon.socket))
+        frames = [{"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open", "graph": "default"}]
+        client.sendall(b"".join(json.dumps(frame).encode() + b"\n" for frame in [*frames, event("forever")]))
+        heard = b""
+        while b'"ack"' not in heard:
+            heard += client.recv(4096)
+        assert daemon.stop() in (0, 1)
+
+
+async def test_an_engine_behind_a_shell_ends_with_it(tmp_path: Path) -> None:
+    """The whole process group is ended, or each restart would leave an engine behind."""
+    inner = tmp_path / "inner"
+    script = (
+        f"sleep 1000 & echo $! > {inner}; "
+        r"""echo '{"type":"ready","protocol":"ergo-engine.v1","runtime_provenance":"p"}'; cat > /dev/null"""
+    )
+    text = f'[graphs.default.engine]\nkind = "process"\ncommand = {json.dumps(["sh", "-c", script])}\n'
+    async with running_daemon(text) as daemon:
+        with anyio.fail_after(20):
+            while not engine_of(daemon.service).snapshot()["up"]:
+                await anyio.sleep(0.01)
+        child = int(inner.read_text())
+        os.kill(child, 0)
+    with anyio.fail_after(10):
+        while _lives(child):
+            await anyio.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_daemon_that_is_stopped_does_not_wait_for_an_engine_that_hangs() -> None:
+    """P10: the event stays accepted, and is run by the next daemon."""
+    with anyio.fail_after(20):
+        async with running_daemon(process_graph() + '\n[shutdown]\ndrain = "300ms"\n') as daemon:
+            async with daemon.session() as wire:
+                await wire.say(event("hang"))
+                await wire.until_ack(1)
+            engine = engine_of(daemon.service)
+            assert isinstance(engine, ProcessEngine)
+            assert engine.pid is not None
+            pid = engine.pid
+    assert not _lives(pid)
