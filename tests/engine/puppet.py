@@ -1,6 +1,6 @@
 """An engine that does what the ids of events say, good or bad; run as a child, or listening on a socket.
 
-    python puppet.py [--socket PATH] [--log FILE] [--provenance P] [--silent | --garbage | --slow SECONDS]
+    python puppet.py [--socket PATH] [--log FILE] [--provenance P] [--silent | --mute | --garbage | --slow SECONDS]
 
 ``ok``, ``fail``, ``effect``, ``die``, ``half``, ``garbage``, ``long``, ``utf8``, ``twice``, ``stray``, ``hang``,
 ``wait`` (10 ms), ``hold`` and ``release`` (answers in another order), ``bad-N`` (the Nth wrong answer); what stands
@@ -71,7 +71,8 @@ class Puppet:
             run = json.loads(line)
             if self.log:
                 self.log.write(run["event_id"] + "\n")
-            self.answer(run["id"], run["event_id"].partition(".")[0])
+            if not self.options.mute:
+                self.answer(run["id"], run["event_id"].partition(".")[0])
 
     def answer(self, number: int, what: str) -> None:
         """Do what the event's id says."""
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--log")
     parser.add_argument("--provenance", default="rpv1:puppet")
     parser.add_argument("--silent", action="store_true")
+    parser.add_argument("--mute", action="store_true")
     parser.add_argument("--garbage", action="store_true")
     parser.add_argument("--slow", type=float, default=0.0)
     options = parser.parse_args()

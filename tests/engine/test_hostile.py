@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 from pathlib import Path
 
 import anyio
 import pytest
-from tests.daemons import DaemonProcess, running_daemon, short_directory
+from tests.daemons import running_daemon, short_directory
 from tests.engine.engines import (
     captured,
     command_event,
     engine_of,
     listening_puppet,
     process_graph,
-    puppet_command,
     socket_graph,
     terminations,
 )
 from tests.engine.puppet import BAD
 
 from ergo_capture import RunTermination, decode_bundle
-from ergo_capture.cli.verify import check
 from ergo_capture.client import CaptureClient, ClientError
 from ergo_capture.engine.protocol import EngineNonsense, Lines
 
@@ -216,54 +213,6 @@ async def test_no_event_is_lost_when_the_engine_is_killed_again_and_again() -> N
 async def test_no_event_is_lost_when_the_engine_is_killed_fifty_times() -> None:
     """The long version."""
     await kills(50, 20_000)
-
-
-@pytest.mark.parametrize("in_doubt", ["reinvoke", "interrupt"])
-@pytest.mark.parametrize("what", ["hang.1", "ok.1"], ids=["sent and not answered", "answered and not decided"])
-async def test_an_episode_in_doubt_after_a_crash_is_run_again_or_recorded_as_interrupted(
-    in_doubt: str, what: str, tmp_path: Path
-) -> None:
-    """Rule of session.in_doubt: the events are all there, and only the one in doubt is treated so."""
-    calls = tmp_path / "calls"
-    command = json.dumps(puppet_command("--log", str(calls)))
-    config = f'[session]\nin_doubt = "{in_doubt}"\n[journal]\ndecision_delay = "10s"\n'
-    config += f'[graphs.default.engine]\nkind = "process"\ncommand = {command}\n'
-    with short_directory() as place, DaemonProcess(place, place / "state", config=config) as daemon:
-        await asyncio.to_thread(daemon.start)
-        async with CaptureClient(daemon.socket, give_up_after=0) as client:
-            session = await client.open("default")
-            await client.send(command_event(what))
-            await client.drain()
-            with anyio.fail_after(20):
-                while not calls.exists() or what not in calls.read_text():
-                    await anyio.sleep(0.01)
-            await asyncio.to_thread(daemon.kill)
-        daemon.config.write_text(config.replace('"10s"', '"2ms"'))
-        if what == "hang.1" and in_doubt == "reinvoke":
-            # The second run of it would hang too: this time the engine completes whatever it is given.
-            script = "import json,sys\nsay=lambda m: print(json.dumps(m), flush=True)\n"
-            script += 'say({"type":"ready","protocol":"ergo-engine.v1","runtime_provenance":"rpv1:puppet"})\n'
-            script += f"log=open({str(calls)!r},'a',buffering=1)\n"
-            script += "for line in sys.stdin:\n r=json.loads(line); log.write(r['event_id']+'\\n'); "
-            script += 'say({"id":r["id"],"termination":"Completed"})\n'
-            (tmp_path / "calm.py").write_text(script)
-            calm = json.dumps([puppet_command()[0], str(tmp_path / "calm.py")])
-            daemon.config.write_text(config.replace(command, calm))
-        await asyncio.to_thread(daemon.start)
-        async with CaptureClient(daemon.socket) as client:
-            await client.open("default", session=session)
-            await client.send(command_event("ok.2"))
-            published = await client.close()
-        assert check(Path(published.bundle))["ok"]
-        first, second = decode_bundle(Path(published.bundle).read_bytes()).decisions
-        assert second.termination is RunTermination.Completed
-        if in_doubt == "reinvoke":
-            assert (first.termination, first.interruption) == (RunTermination.Completed, None)
-            assert calls.read_text().split().count(what) == 2
-        else:
-            assert first.termination is RunTermination.Aborted
-            assert (first.interruption or "").startswith("in_doubt")
-            assert calls.read_text().split().count(what) == 1
 
 
 def test_a_line_that_never_ends_is_not_kept() -> None:

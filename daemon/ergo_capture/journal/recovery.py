@@ -8,8 +8,8 @@ Rules:
 1. A session whose last bundle is durable is over. One that was closed but not published is published.
 2. Any other session goes on where it was. Its events are fed through the same Supervisor as ever, with the
    recorded outcomes, and every decision must come out as it was recorded: a difference is damage.
-3. Events that were accepted but not decided are decided next. The first of them is *in doubt*: its episode
-   may have run. What to do about it is ``session.in_doubt``.
+3. Events that were accepted but not decided are decided next. The first of them are *in doubt*: their episodes
+   may have run. What to do about them is ``session.in_doubt``; how many they are, ``server/episodes.py``.
 4. A damaged session is quarantined with a sentence: not served, not published, not deleted.
 5. Nothing is written here, so running it twice changes nothing.
 """

@@ -7,13 +7,18 @@ An engine that answers at once decides whole chunks without waiting. Any other i
 pipeline, up to so many runs are under way at once. That is sound because no decision depends on how a run ended: the
 requests go out in order, and decisions that are known already wait for those before them. It is right only for an
 engine that keeps nothing from one run to the next.
+
+What a crash leaves in doubt: an event that is not decided may have run. Where such a run is to be repeated, that is
+all there is to it. Where it must not be (``Certainty``), no run begins before the decisions that are a pipeline's
+length behind it are durable; so of the events that a crash left undecided, only that many from the first on may have
+run, and these are not run again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +31,10 @@ from ergo_capture.kernel.supervisor import Run, Supervisor
 
 #: What a record says whose episode may or may not have run before a crash.
 IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
+
+
+#: Awaited before a run begins, with the decisions that are known and not logged yet; it bounds what is in doubt.
+Certainty = Callable[[int], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +55,7 @@ class Episodes:
         constraints: the session's.
         log: told of each decision, in order.
         on_logged: called after each decision that had to be waited for.
+        certainty: where a run must not be repeated after a crash; None where it may.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class Episodes:
         constraints: Constraints,
         log: DecisionLog,
         on_logged: Callable[[], None],
+        certainty: Certainty | None = None,
     ) -> None:
         self._engine = engine
         self._invoker = invoker
@@ -63,8 +74,9 @@ class Episodes:
         self._constraints = constraints
         self._log = log
         self._on_logged = on_logged
-        #: Episodes that are not run but recorded as interrupted: those that may have run before a crash.
-        self.interrupts = 0
+        self._certainty = certainty
+        #: The next so many events are not run but recorded as interrupted: they may have run before a crash.
+        self.in_doubt = 0
         #: Runs that are under way, and what is known already but comes after one of them.
         self._waiting: deque[_Running | DecisionLogEntry] = deque()
         self._under_way = 0
@@ -90,7 +102,7 @@ class Episodes:
 
     def decide_at_once(self, events: Iterable[EventLike]) -> bool:
         """Decide these without waiting, where that is possible; says whether it was."""
-        if self._invoker is None or self.interrupts:
+        if self._invoker is None or self.in_doubt:
             return False
         self.supervisor.drive_all(list(events) if not isinstance(events, list) else events)
         return True
@@ -98,7 +110,13 @@ class Episodes:
     async def decide(self, events: Iterable[EventLike]) -> None:
         """Decide each; returns once each is offered, though runs may still be under way (``settle_all``)."""
         for event in events:
-            if self._invoker is not None and not self.interrupts:
+            if self.in_doubt:
+                self.in_doubt -= 1
+                step = self.supervisor.offer(event)
+                if isinstance(step, Run):
+                    self.supervisor.settle(step, RunTermination.Aborted, 0, _INTERRUPTED)
+                continue
+            if self._invoker is not None:
                 self.supervisor.drive(event)
                 continue
             step = self.supervisor.offer(event)
@@ -118,11 +136,9 @@ class Episodes:
             raise self.mistake
 
     async def _begin(self, run: Run) -> None:
-        if self.interrupts:
-            self.interrupts -= 1
-            self.supervisor.settle(run, RunTermination.Aborted, 0, _INTERRUPTED)
-            return
         self.supervisor.detach()
+        if self._certainty is not None:
+            await self._certainty(len(self._waiting))
         if self._engine.pipeline == 1:
             result, retries = await self._attempt(run)
             self._log.log(self.supervisor.entry_of(run, result.termination, retries, result))

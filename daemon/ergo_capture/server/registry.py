@@ -47,6 +47,7 @@ class SessionRegistry:
         tasks: where each session's task runs.
         rotation: when a part of a session ends.
         linger: seconds that a session waits for its client to come back.
+        in_doubt: what becomes of episodes that may have run before a crash: ``reinvoke`` or ``interrupt``.
         limits: how many sessions, and how much memory for what they hold.
         next_number: number of the next session in the journal.
     """
@@ -61,6 +62,7 @@ class SessionRegistry:
         *,
         rotation: RotationRule,
         linger: float,
+        in_doubt: str,
         limits: SessionLimits,
         next_number: int,
     ) -> None:
@@ -77,6 +79,7 @@ class SessionRegistry:
         self._tasks = tasks
         self._rotation = rotation
         self._linger = linger
+        self._in_doubt = in_doubt
         self.limits = limits
         #: Memory for events that wait to be decided.
         self.queue = Budget(limits.queue_bytes, limits.user_queue_bytes)
@@ -212,11 +215,12 @@ class SessionRegistry:
             self._publisher,
             rotation=self._rotation,
             segment=position.segment,
+            in_doubt=self._in_doubt,
         )
         self.adopt(session)
         return session
 
-    def take_recovered(self, recovery: Recovery, *, in_doubt: str) -> None:
+    def take_recovered(self, recovery: Recovery) -> None:
         """Take up the sessions that recovery found; each lingers until its client comes back."""
         self.quarantined.update(recovery.quarantined)
         self.quarantine_segment = recovery.quarantine_segment
@@ -231,7 +235,12 @@ class SessionRegistry:
                 self.quarantine_segment = recovered.segment if known is None else min(known, recovered.segment)
                 continue
             session = Session.restore(
-                recovered, graph, self._writer, self._publisher, rotation=self._rotation, in_doubt=in_doubt
+                recovered,
+                graph,
+                self._writer,
+                self._publisher,
+                rotation=self._rotation,
+                in_doubt=self._in_doubt,
             )
             self.adopt(session)
             self.linger(session, then="interrupted" if recovery.sealed else "recovered")

@@ -290,6 +290,7 @@ class Service:
             tasks,
             rotation=rotation_of(self.config),
             linger=self.config.session.linger.seconds,
+            in_doubt=self.config.session.in_doubt,
             limits=session_limits_of(self.config),
             next_number=recovery.next_session,
         )
@@ -298,7 +299,7 @@ class Service:
         self.running = Running(self._journal, self._writer, self._publisher, self.registry, meter)
         tasks.start_soon(self._write)
         self.registry.start_engines()
-        self.registry.take_recovered(recovery, in_doubt=self.config.session.in_doubt)
+        self.registry.take_recovered(recovery)
         await self.registry.retire_segments()
         listener = Listener(
             listening,

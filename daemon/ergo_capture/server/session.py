@@ -83,6 +83,7 @@ class Session:
         publisher: makes its bundles.
         rotation: when a part ends.
         segment: the journal segment of its OPEN frame.
+        in_doubt: what becomes of an episode that may have run before a crash: ``reinvoke`` or ``interrupt``.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Session:
         *,
         rotation: RotationRule,
         segment: int,
+        in_doubt: str,
     ) -> None:
         self.number = number
         self.description = description
@@ -124,6 +126,7 @@ class Session:
         self._writer = writer
         self._publisher = publisher
         self._rotation = rotation
+        self._once = in_doubt == "interrupt"
         self._next_index = 0
         self._batches: deque[Batch] = deque()
         self._wake = asyncio.Event()
@@ -139,13 +142,33 @@ class Session:
     def _new_episodes(self, invoker: RuntimeInvoker | None) -> Episodes:
         description = self.description
         return Episodes(
-            self.graph.engine, invoker, description.graph, description.constraints, self._log, self._on_logged
+            self.graph.engine,
+            invoker,
+            description.graph,
+            description.constraints,
+            self._log,
+            self._on_logged,
+            self._until_certain if self._once else None,
         )
 
     def _on_logged(self) -> None:
-        self._writer.submit_lazily(self._log)
+        # Why urgent: the next run waits for it.
+        self._writer.submit_lazily(self._log, urgent=self._once)
         if self._episodes.mistake is not None:
             self._wake.set()
+            self._progress()
+
+    async def _until_certain(self, unlogged: int) -> None:
+        """Wait until a run that begins now would be among those that are in doubt after a crash (``Certainty``)."""
+        enough = self._log.logged + unlogged - self.graph.engine.pipeline + 1
+        while self.decided < enough:
+            if self.failure is not None:
+                raise self.failure
+            if self._episodes.mistake is not None:
+                raise self._episodes.mistake
+            if self._log.waiting:
+                self._writer.submit_lazily(self._log, urgent=True)
+            await self._moved.wait()
 
     @classmethod
     def restore(
@@ -158,11 +181,7 @@ class Session:
         rotation: RotationRule,
         in_doubt: str,
     ) -> Session:
-        """A session as recovery found it; what was accepted and not decided is decided first.
-
-        ``in_doubt`` says what becomes of the first of those, whose episode may have run: ``reinvoke`` or
-        ``interrupt``.
-        """
+        """A session as recovery found it; what was accepted and not decided is decided first."""
         session = cls(
             recovered.number,
             recovered.description,
@@ -171,6 +190,7 @@ class Session:
             publisher,
             rotation=rotation,
             segment=recovered.segment,
+            in_doubt=in_doubt,
         )
         session.ids = recovered.ids
         session.last_event_id = recovered.last_event_id
@@ -195,9 +215,8 @@ class Session:
         session._unpublished = recovered.unpublished
         if recovered.undecided:
             session._batches.append(Batch(session, b"", recovered.undecided, first=recovered.decided))
-            if in_doubt == "interrupt":
-                # With a pipeline, as many may have run as may be under way at once.
-                session._episodes.interrupts = graph.engine.pipeline
+            if session._once:
+                session._episodes.in_doubt = min(graph.engine.pipeline, len(recovered.undecided))
         if recovered.closing is not None:
             session.ended = recovered.closing.ended
             session._closed = True
