@@ -44,6 +44,27 @@ def release() -> None:
     _released.set()
 
 
+_go = asyncio.Event()
+
+
+def hold() -> None:
+    """Let no episode of ``say_much`` begin."""
+    global _go  # noqa: PLW0603 - an event belongs to one loop
+    _go = asyncio.Event()
+
+
+def go() -> None:
+    """Let them begin."""
+    _go.set()
+
+
+async def say_much(*_: Any) -> Any:
+    """An effect of 1 MiB."""
+    await _go.wait()
+    writes = [{"key": "x", "value": {"String": "y" * (1 << 20)}}]
+    return {"termination": "Completed", "effects": [{"kind": "k", "writes": writes}]}
+
+
 def stuck(graph_id: str, event_id: str, *_: Any) -> None:
     """Calls for ``hang`` do not come back before they are released."""
     if event_id.startswith("hang"):

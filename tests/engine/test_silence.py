@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,10 @@ import threading
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
+import pytest
 from tests.daemons import DaemonProcess, command_environment, event, running_daemon, short_directory
+from tests.doubles.faulty_storage import FaultyStorage
 from tests.engine import scripts
 from tests.engine.engines import engine_of, process_graph, python_graph, terminations
 from tests.shared import REPOSITORY
@@ -108,3 +112,37 @@ async def test_a_daemon_that_is_stopped_does_not_wait_for_an_engine_that_hangs()
             assert engine.pid is not None
             pid = engine.pid
     assert not _lives(pid)
+
+
+async def test_effects_that_cannot_be_made_durable_hold_further_runs_back() -> None:
+    """P9, P8: a full disk and an engine that says much: no more is held than so many bytes, and nothing is lost."""
+    storage = FaultyStorage()
+    scripts.hold()
+    async with running_daemon(python_graph("say_much"), storage=storage) as daemon, daemon.session() as wire:
+        await wire.say(*(event(f"e{number}", number) for number in range(40)))
+        await wire.until_ack(40)
+        storage.fail_next("write", *[errno.ENOSPC] * 100_000)
+        scripts.go()
+        (session,) = daemon.service.registry.sessions.values()
+        held = 0
+        with anyio.fail_after(20):
+            while held < 16 << 20:
+                await anyio.sleep(0.005)
+                held = session.log.waiting_bytes
+        for _ in range(300):
+            await anyio.lowlevel.checkpoint()
+        assert session.log.waiting_bytes < 18 << 20
+        storage.table.clear()
+        await wire.say({"type": "close"})
+        closed = await wire.until("closed")
+        assert closed["decisions"] == 40
+
+
+@pytest.mark.parametrize("engine", ['kind = "process"\ncommand = ["a\\u0000b"]', 'kind = "socket"\npath = "/\\u0000"'])
+async def test_a_name_that_no_system_takes_is_an_engine_that_is_away(engine: str) -> None:
+    """The daemon serves its other graphs."""
+    async with running_daemon(f"[graphs.default.engine]\n{engine}\n[graphs.other]\n") as daemon:
+        with anyio.fail_after(20):
+            while engine_of(daemon.service).trouble == "it was not reached yet":
+                await anyio.sleep(0.005)
+        assert await terminations(daemon, ["ok"], graph="other") == ["Completed"]

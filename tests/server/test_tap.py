@@ -114,13 +114,13 @@ async def test_a_tap_is_over_when_its_watcher_hangs_up_or_says_anything() -> Non
         for last_word in (b"", b"enough"):
             async with daemon.control() as operator:
                 await tapping(operator, "default")
-                assert session._log.listener is not None
+                assert session.log.listener is not None
                 if last_word:
                     await operator.say(last_word)
                     assert await operator.rest() == []
             while daemon.service.registry.taps._taps:
                 await anyio.sleep(0.01)
-            assert session._log.listener is None
+            assert session.log.listener is None
 
 
 async def test_what_is_neither_a_graph_nor_a_session_is_refused() -> None:

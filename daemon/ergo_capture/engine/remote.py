@@ -148,7 +148,8 @@ class RemoteEngine(ABC):
             reason, reached = "it went away", self.counts["reached"]
             try:
                 await self._be_there()
-            except (ErgoCaptureError, *_BROKEN) as error:
+            except (ErgoCaptureError, ValueError, *_BROKEN) as error:
+                # Why ValueError: so Python says that a path or an argument holds a zero byte.
                 reason = _in_words(error)
             was_there = self.counts["reached"] > reached
             if was_there or reason != self.trouble:
@@ -236,4 +237,4 @@ def _in_words(error: BaseException) -> str:
         return error.message
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return "it went away"
+    return str(error) if isinstance(error, ValueError) else "it went away"

@@ -129,13 +129,15 @@ _effect: Final = msgspec.json.Decoder(ActionEffect)
 class DecisionRows:
     """Collects decisions for one DECISIONS frame."""
 
-    __slots__ = ("_rows", "_run", "count")
+    __slots__ = ("_rows", "_run", "bytes", "count")
 
     def __init__(self) -> None:
         self._rows: list[_Row] = []
         self._run: PlainRun | None = None
         #: Decisions collected.
         self.count = 0
+        #: Bytes of what engines said of them: effects and interruptions.
+        self.bytes = 0
 
     def add(self, entry: DecisionLogEntry) -> None:
         """Append one decision."""
@@ -159,12 +161,14 @@ class DecisionRows:
             self._rows.append(_Deferral(entry.episode_id, entry.schedule_at))
             return
         assert entry.termination is not None
+        effects = [(msgspec.Raw(encode_effect(e.effect)), e.effect_hash) for e in entry.effects]
+        self.bytes += sum(len(text) for text, _ in effects) + len(entry.interruption or "")
         self._rows.append(
             _Invocation(
                 entry.episode_id,
                 entry.termination.to_builtins(),
                 entry.retry_count,
-                [(msgspec.Raw(encode_effect(e.effect)), e.effect_hash) for e in entry.effects],
+                effects,
                 entry.intent_acks,
                 entry.interruption,
             )

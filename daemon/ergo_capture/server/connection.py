@@ -177,7 +177,7 @@ class Connection:
 
     async def _receive(self) -> bytes:
         limits, session = self._limits, self.session
-        size = READ_BYTES if session is not None and session.has_room else SMALL_READ_BYTES
+        size = READ_BYTES if session is not None and session.intake.has_room else SMALL_READ_BYTES
         if session is None:
             timeout, what = limits.hello_timeout, "no hello and open"
         elif self._reader.mid_frame:
@@ -205,7 +205,7 @@ class Connection:
 
     def _untold_bytes(self) -> int:
         """About the bytes of the decisions that are to be told and are not composed yet."""
-        return 0 if self.session is None or self._driver else _DECISION_BYTES * self.session.untaken
+        return 0 if self.session is None or self._driver else _DECISION_BYTES * self.session.log.untaken
 
     def _count_held(self) -> None:
         held = self._reader.held_bytes + self._replies.unsaid
@@ -226,7 +226,7 @@ class Connection:
         if self._driver:
             return due
         if session is not None:
-            for entry in session.take_followed():
+            for entry in session.log.take_followed():
                 self._decisions_sent += 1
                 record = encode_decision(entry.to_record())
                 due.append(protocol.encode_decision_frame(self._decisions_sent, record))
@@ -366,7 +366,7 @@ class Connection:
         self._waited = 0.0
         if self._driver:
             return
-        session.follow(on=request.decisions)
+        session.log.follow(on=request.decisions)
         self._decisions_sent = session.decided
         self._replies.herald(
             protocol.encode(
@@ -395,7 +395,7 @@ class Connection:
         if not chunk.events:
             self._note(None)
             return
-        session.check_ids()
+        session.intake.check_ids()
         try:
             batch, refusals = session.admit(chunk)
         except ErgoCaptureError as error:

@@ -199,7 +199,7 @@ class Conversation:
     async def _flush(self, request: FlushRequest) -> list[str]:
         sessions = self._running().registry.sessions
         if request.session is None:
-            chosen = [session for session in sessions.values() if session.state == "open" and session.admitted]
+            chosen = [session for session in sessions.values() if session.state == "open" and session.intake.admitted]
         elif request.session in sessions:
             chosen = [sessions[request.session]]
         else:

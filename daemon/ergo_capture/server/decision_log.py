@@ -47,11 +47,12 @@ class JournalDecisionLog:
         self._rows = DecisionRows()
         #: A frame that is being written, or that a full disk refused and that goes first the next time.
         self._frame: PendingFrame | None = None
-        #: Decisions logged so far, durable or not.
+        #: Decisions logged so far, durable or not; and those that are durable.
         self.logged = first
+        self._durable = first
         self._framed = first
-        #: Entries kept for a client that asked for decisions; dropped as they become durable.
-        self.followed: deque[DecisionLogEntry] | None = None
+        #: Entries kept for a client that asked for decisions, until they are durable and taken.
+        self._followed: deque[DecisionLogEntry] | None = None
         #: Told of decisions as they are logged, where somebody watches.
         self.listener: Listener | None = None
 
@@ -61,12 +62,12 @@ class JournalDecisionLog:
         if self.listener is not None:
             self.listener(self.logged, 1, lambda _count: (entry,))
         self.logged += 1
-        if self.followed is not None:
-            self.followed.append(entry)
+        if self._followed is not None:
+            self._followed.append(entry)
 
     def log_plain(self, events: Sequence[EventLike], first_episode: int) -> None:
         """Keep a run of plain invocations (``ports.RunLengthDecisionLog``)."""
-        if self.followed is not None:
+        if self._followed is not None:
             for offset, event in enumerate(events):
                 self.log(self._plain_entry(event, first_episode + offset))
             return
@@ -89,6 +90,11 @@ class JournalDecisionLog:
         """Whether there is anything that is not durable yet."""
         return self._frame is not None or self._rows.count > 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of what engines said of decisions that are not durable yet."""
+        return self._rows.bytes + (0 if self._frame is None else len(self._frame.body))
+
     def to_frame(self) -> PendingFrame | None:
         """What was logged since the last frame, as one frame."""
         if self._frame is None and self._rows.count:
@@ -101,11 +107,35 @@ class JournalDecisionLog:
         """The frame is on stable storage."""
         frame, self._frame = self._frame, None
         assert frame is not None
+        self._durable = frame.first + frame.count
         self._on_durable(position, frame.first, frame.count)
 
     def on_refused(self, error: ErgoCaptureError) -> None:
         """The journal has failed; a disk that is merely full is the writer's to wait for."""
         self._on_failed(error)
+
+    # --- for a client that asked for decisions ---
+
+    def follow(self, *, on: bool) -> None:
+        """Keep decisions for the owner until they are durable and taken with ``take_followed``."""
+        self._followed = deque() if on else None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether a client waits for decisions."""
+        return self._followed is not None
+
+    @property
+    def untaken(self) -> int:
+        """The kept decisions that are durable by now and were not taken."""
+        return len(self._followed) - (self.logged - self._durable) if self._followed else 0
+
+    def take_followed(self) -> list[DecisionLogEntry]:
+        """The kept decisions that are durable by now."""
+        followed = self._followed
+        if not followed:
+            return []
+        return [followed.popleft() for _ in range(self.untaken)]
 
     def __repr__(self) -> str:
         return f"<JournalDecisionLog session {self._session}, {self.logged} logged, {self._rows.count} waiting>"

@@ -9,7 +9,7 @@ requests go out in order, and decisions that are known already wait for those be
 engine that keeps nothing from one run to the next.
 
 What a crash leaves in doubt: an event that is not decided may have run. Where such a run is to be repeated, that is
-all there is to it. Where it must not be (``Certainty``), no run begins before the decisions that are a pipeline's
+all there is to it. Where it must not be (``before_run``), no run begins before the decisions that are a pipeline's
 length behind it are durable; so of the events that a crash left undecided, only that many from the first on may have
 run, and these are not run again.
 """
@@ -33,8 +33,8 @@ from ergo_capture.kernel.supervisor import Run, Supervisor
 IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
 
 
-#: Awaited before a run begins, with the decisions that are known and not logged yet; it bounds what is in doubt.
-Certainty = Callable[[int], Awaitable[None]]
+#: Awaited before a run begins, with the number of decisions before it that are not logged yet.
+BeforeRun = Callable[[int], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +55,7 @@ class Episodes:
         constraints: the session's.
         log: told of each decision, in order.
         on_logged: called after each decision that had to be waited for.
-        certainty: where a run must not be repeated after a crash; None where it may.
+        before_run: holds a run back for as long as it must not begin.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Episodes:
         constraints: Constraints,
         log: DecisionLog,
         on_logged: Callable[[], None],
-        certainty: Certainty | None = None,
+        before_run: BeforeRun,
     ) -> None:
         self._engine = engine
         self._invoker = invoker
@@ -74,7 +74,7 @@ class Episodes:
         self._constraints = constraints
         self._log = log
         self._on_logged = on_logged
-        self._certainty = certainty
+        self._before_run = before_run
         #: The next so many events are not run but recorded as interrupted: they may have run before a crash.
         self.in_doubt = 0
         #: Runs that are under way, and what is known already but comes after one of them.
@@ -137,8 +137,7 @@ class Episodes:
 
     async def _begin(self, run: Run) -> None:
         self.supervisor.detach()
-        if self._certainty is not None:
-            await self._certainty(len(self._waiting))
+        await self._before_run(len(self._waiting))
         if self._engine.pipeline == 1:
             result, retries = await self._attempt(run)
             self._log.log(self.supervisor.entry_of(run, result.termination, retries, result))

@@ -17,11 +17,11 @@ from anyio import BrokenWorkerProcess, to_process, to_thread
 
 from ergo_capture import telemetry
 from ergo_capture.capture.manifest import manifest_path
-from ergo_capture.journal.body import Publication
+from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server.part import Part
+from ergo_capture.server.parts import utc_now
 from ergo_capture.server.paths import bundle_path
-from ergo_capture.server.session import Session, utc_now
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ _IN_THREAD: Final = 2_000
 
 
 class BundlePublisher:
-    """Makes bundles of sessions' parts (``session.Publisher``).
+    """Makes bundles of sessions' parts (``parts.Publisher``).
 
     Args:
         state: the state directory.
@@ -48,7 +48,7 @@ class BundlePublisher:
         *,
         style: str = "compact",
         compress: str = "none",
-        on_published: Callable[[Session, Publication], None] = lambda _session, _publication: None,
+        on_published: Callable[[SessionDescription, Publication], None] = lambda _description, _publication: None,
     ) -> None:
         self._state = state
         self._journal = journal
@@ -61,14 +61,13 @@ class BundlePublisher:
         self.published = 0
 
     async def publish(
-        self, session: Session, part: Part, count: int, ended: str, *, forced: bool = False
+        self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
     ) -> Publication:
         """Compose ``count`` events of the part and publish them durably.
 
         Raises:
             ErgoCaptureError: with what failed; the journal still holds the session.
         """
-        description = session.description
         compressed = self.compress != "none"
         destination = bundle_path(
             self._state, description.graph, description.session, part.number, compressed=compressed
@@ -94,7 +93,7 @@ class BundlePublisher:
             async with self._one_at_a_time:
                 publication = await _compose(job)
         self.published += 1
-        self._on_published(session, publication)
+        self._on_published(description, publication)
         return publication
 
     def __repr__(self) -> str:

@@ -26,8 +26,9 @@ from ergo_capture.server.budget import Budget
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.part import RotationRule
+from ergo_capture.server.parts import Publisher, utc_now
 from ergo_capture.server.protocol import Code, Open, ProtocolError
-from ergo_capture.server.session import Owner, Publisher, Session, storage_failed, utc_now
+from ergo_capture.server.session import Owner, Session, storage_failed
 from ergo_capture.server.submission import append
 from ergo_capture.server.tap import Taps
 from ergo_capture.server.writer import Writer
@@ -248,14 +249,14 @@ class SessionRegistry:
     def adopt(self, session: Session) -> None:
         """Take in a session, new or recovered, and start its task."""
         peer = session.description.peer
-        session.charge(self.queue.holding(peer), self.ids.holding(peer))
+        session.intake.charge(self.queue.holding(peer), self.ids.holding(peer), session.deferred)
         self.sessions[session.description.session] = session
         self.taps.attach(session)
         self._tasks.start_soon(self._live, session)
 
     async def _live(self, session: Session) -> None:
         await session.run()
-        session.discharge()
+        session.intake.close()
         self.taps.session_over(session)
         if session.failure is None:
             self.sessions.pop(session.description.session, None)
@@ -296,7 +297,7 @@ class SessionRegistry:
 
     async def retire_segments(self) -> None:
         """Delete the journal's segments that no session needs any more."""
-        needed = [session.part.segment for session in self.sessions.values()]
+        needed = [session.parts.segment for session in self.sessions.values()]
         needed += self._opening.values()
         if self.quarantine_segment is not None:
             needed.append(self.quarantine_segment)

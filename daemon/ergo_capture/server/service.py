@@ -30,7 +30,7 @@ from ergo_capture import telemetry
 from ergo_capture.capture.atomic import sweep_temporaries
 from ergo_capture.config import Config, control_beside
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.body import Peer, Publication
+from ergo_capture.journal.body import Peer, Publication, SessionDescription
 from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.server.admission import make_room
@@ -337,7 +337,7 @@ class Service:
 
     def _in_a_line(self) -> str:
         sessions = self.registry.sessions.values()
-        accepting = sum(session.admitted - session.accepted for session in sessions)
+        accepting = sum(session.intake.admitted - session.accepted for session in sessions)
         deciding = sum(session.accepted - session.decided for session in sessions)
         return (
             f"{len(self.connections)} clients, {len(sessions)} sessions; "
@@ -438,11 +438,11 @@ class Service:
                 log.info(telemetry.DAEMON_STOPPING, signal=signal.Signals(number).name)
                 self.stop()
 
-    def _on_published(self, session: Session, publication: Publication) -> None:
+    def _on_published(self, session: SessionDescription, publication: Publication) -> None:
         log.info(
             telemetry.BUNDLE_PUBLISHED,
-            session=session.description.session,
-            graph=session.description.graph,
+            session=session.session,
+            graph=session.graph,
             bundle=publication.bundle,
             sha256=publication.sha256,
         )
@@ -500,7 +500,7 @@ class Service:
                 continue
             if session.ended is not None:
                 await session.finished.wait()
-            elif session.admitted:
+            elif session.intake.admitted:
                 await session.flush(ended="interrupted")
 
     def __repr__(self) -> str:

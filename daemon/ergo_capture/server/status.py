@@ -113,14 +113,14 @@ def _engine(graph: str, engine: Engine) -> EngineStatus:
 
 def shutdown_waits_for(sessions: Iterable[Session]) -> list[str]:
     """What a shutdown waits for, a sentence for each session that has something to wait for."""
-    return [_waits_for(session) for session in sessions if session.failure is None and session.admitted]
+    return [_waits_for(session) for session in sessions if session.failure is None and session.intake.admitted]
 
 
 def _waits_for(session: Session) -> str:
-    name, undecided = session.description.session, session.admitted - session.decided
+    name, undecided = session.description.session, session.intake.admitted - session.decided
     if undecided:
         return f"session {name}: {undecided:,} events to be decided"
-    return f"session {name}: its bundle of {session.decided - session.part.first:,} events to be published"
+    return f"session {name}: its bundle of {session.decided - session.parts.current.first:,} events to be published"
 
 
 async def _free_bytes(service: Service) -> int | None:

@@ -189,7 +189,7 @@ class Taps:
             for tap in watching:
                 tap.offer(session, first, count, entries)
 
-        session.listen(tell if watching else None)
+        session.log.listener = tell if watching else None
 
     def session_over(self, session: Session) -> None:
         """The session is finished or has failed."""

@@ -1,0 +1,181 @@
+"""The parts of one session on their way to bundles: growing, ended, published.
+
+Owns: where the frames of each part are, the end of a part and of the last one, the frames ROTATE, CLOSE and PUBLISHED.
+Not here: when a part ends and what decides it (``part.py``, ``session.py``), composing (``publisher.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+
+from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.journal import Position
+from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
+from ergo_capture.server.part import Part, RotationRule
+from ergo_capture.server.submission import Batch, append
+from ergo_capture.server.writer import Writer
+
+
+class Publisher(Protocol):
+    """Makes bundles of sessions' parts."""
+
+    async def publish(
+        self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
+    ) -> Publication:
+        """Compose ``count`` events of the part and publish them durably."""
+
+
+class Parts:
+    """The parts of one session.
+
+    Args:
+        number: the session's number in the journal.
+        description: what the session is.
+        segment: the journal segment of its OPEN frame.
+        rule: when a part ends.
+        writer: makes frames durable.
+        publisher: makes bundles.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        description: SessionDescription,
+        segment: int,
+        rule: RotationRule,
+        writer: Writer,
+        publisher: Publisher,
+    ) -> None:
+        self._number = number
+        self._description = description
+        self._rule = rule
+        self._writer = writer
+        self._publisher = publisher
+        self._loop = asyncio.get_running_loop()
+        #: The part that grows.
+        self.current = Part(1, 0, segment, self._loop.time())
+        self._unpublished: list[PendingPublication] = []
+        #: Whether the CLOSE frame is durable already.
+        self._closed = False
+
+    def take_over(self, recovered: RecoveredSession) -> None:
+        """Go on where recovery found the session."""
+        part = self.current = Part(recovered.part, recovered.first, recovered.segment, self._loop.time())
+        part.event_frames = recovered.event_frames
+        part.decision_frames = recovered.decision_frames
+        part.bytes = recovered.event_bytes
+        self._unpublished = recovered.unpublished
+        self._closed = recovered.closing is not None
+
+    @property
+    def segment(self) -> int:
+        """The oldest journal segment that is still needed."""
+        return self.current.segment
+
+    # --- what is durable ---
+
+    def add_events(self, position: Position, size: int) -> None:
+        """A frame of events, in lines of so many bytes, is on stable storage."""
+        self.current.event_frames.append(position.pack())
+        self.current.bytes += size
+
+    def add_decisions(self, position: Position) -> None:
+        """A frame of decisions is on stable storage."""
+        self.current.decision_frames.append(position.pack())
+
+    # --- the end of a part ---
+
+    def is_due(self, logged: int) -> bool:
+        """Whether the part should end, with so many decisions of the session logged; once it should, it stays so."""
+        part, now = self.current, self._loop.time()
+        if part.due_since is None and self._rule.is_due(part, logged - part.first, now):
+            part.due_since = now
+        return part.due_since is not None
+
+    def may_end(self, deferred: int) -> bool:
+        """Whether a part that is due ends now, with so many episodes deferred."""
+        return self._rule.may_end(self.current, deferred, self._loop.time())
+
+    def next_look(self, logged: int) -> float | None:
+        """Seconds until time alone can change these answers; None where it cannot."""
+        return self._rule.next_look(self.current, logged - self.current.first, self._loop.time())
+
+    async def rotate(self, boundary: int, early: Collection[Batch], last_event_id: str | None, *, forced: bool) -> None:
+        """End the part at ``boundary``, a count of events of the session, all decided; the next one begins with ``early``.
+
+        Raises:
+            ErgoCaptureError: what failed; the journal holds all of it.
+        """
+        old = self.current
+        new = Part(old.number + 1, boundary, old.segment, self._loop.time())
+        # Why: one accepted batch is one frame, and those not yet decided belong to the new part.
+        new.event_frames = old.event_frames[len(old.event_frames) - len(early) :] if early else array("Q")
+        new.bytes = sum(len(batch.body) for batch in early)
+        if early:
+            del old.event_frames[-len(early) :]
+            old.bytes -= new.bytes
+        self.current = new
+        body = encode_body(Rotation(old.number, forced, utc_now(), self._description, last_event_id))
+        position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
+        await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced)
+        first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]
+        new.segment = min([position.segment, *first_frames])
+
+    # --- bundles ---
+
+    async def publish_left_over(self) -> None:
+        """Publish the parts that had ended and were not published when the daemon stopped.
+
+        Raises:
+            ErgoCaptureError: what failed; the journal holds all of it.
+        """
+        for pending in self._unpublished:
+            part = Part(pending.part, pending.first, pending.segment, self._loop.time())
+            part.event_frames, part.decision_frames = pending.event_frames, pending.decision_frames
+            await self._publish(part, pending.count, pending.ended, final=False, forced=pending.forced)
+        self._unpublished = []
+        if self.current.number > 1 and self.current.event_frames:
+            self.current.segment = Position.unpack(self.current.event_frames[0]).segment
+
+    async def publish_as_it_is(self, decided: int, ended: str) -> Publication:
+        """Publish the part that grows, up to so many decisions of the session; it goes on growing.
+
+        Raises:
+            ErgoCaptureError: what failed; the journal holds all of it.
+        """
+        part = self.current
+        return await self._publisher.publish(self._description, part, decided - part.first, ended)
+
+    async def finish(self, decided: int, ended: str) -> Publication:
+        """Close the session with so many decisions, and publish its last part.
+
+        Raises:
+            ErgoCaptureError: what failed; the journal holds all of it.
+        """
+        if not self._closed:
+            body = encode_body(Closing(ended, utc_now()))
+            await append(self._writer, PendingFrame(FrameKind.CLOSE, self._number, decided, 0, body))
+            self._closed = True
+        return await self._publish(self.current, decided - self.current.first, ended, final=True)
+
+    async def _publish(self, part: Part, count: int, how: str, *, final: bool, forced: bool = False) -> Publication:
+        publication = await self._publisher.publish(self._description, part, count, how, forced=forced)
+        publication = msgspec.structs.replace(publication, final=final)
+        frame = PendingFrame(FrameKind.PUBLISHED, self._number, part.number, int(final), encode_body(publication))
+        await append(self._writer, frame)
+        return publication
+
+    def __repr__(self) -> str:
+        return f"<Parts of {self._description.session}, at part {self.current.number}>"
+
+
+def utc_now() -> str:
+    """The wall clock as RFC 3339 in UTC: evidence, never an input of a decision."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
