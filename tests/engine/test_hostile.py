@@ -96,12 +96,12 @@ async def test_an_engine_that_hangs_is_replaced() -> None:
         assert await terminations(daemon, ["hang", "ok"]) == ["AdapterUnavailable", "Completed"]
 
 
-@pytest.mark.parametrize("option", ["--silent", "--garbage"])
+@pytest.mark.parametrize(("option", "patience"), [("--silent", "100ms"), ("--garbage", "10s")])
 async def test_an_engine_that_never_says_ready_refuses_the_graph_and_is_logged_once(
-    option: str, capsys: pytest.CaptureFixture[str]
+    option: str, patience: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A client hears why; however often it is tried, the log says it once."""
-    text = process_graph(option, engine='start_timeout = "100ms"')
+    text = process_graph(option, engine=f'start_timeout = "{patience}"')
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
         with pytest.raises(ClientError) as caught:
             await client.open("default")
