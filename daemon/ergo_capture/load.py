@@ -64,8 +64,8 @@ class Load:
         self._payload = b'{"pad":"%b"}' % (b"x" * (payload_bytes - 10))
         self._sent = 0
         self._held = b""
-        #: Events of one write to the socket.
-        self._piece = max(1, window // 4)
+        #: Events of one write to the socket. Why half a window: the client makes the one while the other is under way.
+        self._piece = max(1, window // 2)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_PATIENCE_SECONDS)
         try:
@@ -203,11 +203,13 @@ def run_together(loads: list[Load], events: int) -> Figures:
     Raises:
         ErgoCaptureError: as ``Load.run``.
     """
-    began = time.perf_counter()
     figures = []
+    # Why all before the first is sent: making the lines is not the daemon's time.
+    for load in loads:
+        load.begin(events)
+    began = time.perf_counter()
     with selectors.DefaultSelector() as selector:
         for load in loads:
-            load.begin(events)
             load.send()
             selector.register(load, selectors.EVENT_READ, load)
         while selector.get_map():

@@ -208,6 +208,8 @@ class RealFile:
             end = os.fstat(self._fd).st_size
             while end < size:
                 end += os.pwrite(self._fd, _ZEROS[: min(len(_ZEROS), size - end)], end)
+                # Why each time: the commit that comes beside it would wait for all 64 MiB, 70 ms, and not for one.
+                os.fdatasync(self._fd)
             os.fsync(self._fd)
         except OSError as error:
             raise StorageError("allocate", self.path, error) from error

@@ -195,10 +195,9 @@ class FrameReader:
 
     def _read(self, chunk: bytes) -> list[Item]:
         if chunk.startswith((b'{"type":"event",', b'{"type": "event",')):
-            count = chunk.count(b"\n")
             fits = len(chunk) <= self.max_frame_bytes
             if fits or max(map(len, chunk.split(b"\n"))) <= self.max_frame_bytes:
-                events = read_harmless(chunk, count)
+                events = read_harmless(chunk)
                 if events is not None:
                     return [EventChunk(chunk, events)]
         return self._read_slowly(chunk.split(b"\n"))
