@@ -69,7 +69,9 @@ class RecoveredSession:
     #: The part it is in, from 1, and the index of that part's first event.
     part: int
     first: int
+    #: The oldest segment with a frame of it, and the oldest that its part needs once those before it are in bundles.
     segment: int
+    part_segment: int
     ids: set[str]
     last_event_id: str | None
     accepted: int
@@ -187,6 +189,11 @@ def _rebuild(directory: Path, frames: SessionFrames, storage: Storage, progress:
         raise _Unreadable("its first segment is missing, and with it what the session is")
     session = _start(frames, description, closing, rotations, published)
     _replay(directory, session, frames, rotations, storage, progress)
+    for (rotation, _), position in zip(rotations, frames.rotations, strict=True):
+        if rotation.part + 1 == session.part:
+            # Why not only the events': where the session's first frame is gone, this one says what it is.
+            needed = [position, *map(Position.unpack, session.event_frames[:1])]
+            session.part_segment = min(where.segment for where in needed)
     return session
 
 
@@ -205,6 +212,7 @@ def _start(
         part=1,
         first=0,
         segment=segment,
+        part_segment=segment,
         ids=set(),
         last_event_id=None,
         accepted=0,

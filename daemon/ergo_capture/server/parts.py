@@ -62,6 +62,8 @@ class Parts:
         #: The part that grows.
         self.current = Part(1, 0, segment, self._loop.time())
         self._unpublished: list[PendingPublication] = []
+        #: The oldest segment that the part that grows needs, once those before it are published.
+        self._part_segment = segment
         #: Whether the CLOSE frame is durable already.
         self._closed = False
 
@@ -72,6 +74,7 @@ class Parts:
         part.decision_frames = recovered.decision_frames
         part.bytes = recovered.event_bytes
         self._unpublished = recovered.unpublished
+        self._part_segment = recovered.part_segment
         self._closed = recovered.closing is not None
 
     @property
@@ -141,8 +144,7 @@ class Parts:
             part.event_frames, part.decision_frames = pending.event_frames, pending.decision_frames
             await self._publish(part, pending.count, pending.ended, final=False, forced=pending.forced)
         self._unpublished = []
-        if self.current.number > 1 and self.current.event_frames:
-            self.current.segment = Position.unpack(self.current.event_frames[0]).segment
+        self.current.segment = self._part_segment
 
     async def publish_as_it_is(self, decided: int, ended: str) -> Publication:
         """Publish the part that grows, up to so many decisions of the session; it goes on growing.

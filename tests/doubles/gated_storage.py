@@ -1,0 +1,56 @@
+"""A storage whose calls can be held at a gate, so that a test says what happens meanwhile.
+
+Owns: GatedStorage.
+Not here: errors (``faulty_storage.py``, which this one is too).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+from tests.doubles.faulty_storage import FaultyStorage
+
+#: Long enough for the slowest machine; a gate that nobody opens opens by itself.
+_PATIENCE = 30.0
+
+
+class GatedStorage(FaultyStorage):
+    """Holds the calls of one operation while the gate is shut; faults strike once a call is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shut: str | None = None
+        self._suffix = ""
+        self._open = threading.Event()
+        #: Calls that wait at the gate.
+        self.waiting = 0
+
+    def call(self, op: str, path: Path) -> None:
+        """Wait at the gate, where it is this operation's; then as ever."""
+        if op == self._shut and path.name.endswith(self._suffix):
+            self.waiting += 1
+            self._open.wait(_PATIENCE)
+            self.waiting -= 1
+        super().call(op, path)
+
+    @contextmanager
+    def gate(self, op: str, suffix: str = "") -> Iterator[None]:
+        """Hold calls of ``op`` on files whose names end so, until the block is left."""
+        self._shut, self._suffix = op, suffix
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._shut = None
+            self._open.set()
+
+    async def until_held(self, count: int = 1) -> None:
+        """Wait until so many calls wait at the gate."""
+        with anyio.fail_after(_PATIENCE):
+            while self.waiting < count:
+                await asyncio.sleep(0.001)

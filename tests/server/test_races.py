@@ -1,0 +1,57 @@
+"""What happens between two things that happen at once: resuming, rotating, flushing, ending, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+from tests.daemons import Daemon, event, running_daemon, short_directory
+
+from ergo_capture import decode_bundle
+from ergo_capture.server.session import Session
+
+
+async def until(what: Any) -> None:
+    """Wait until a condition holds."""
+    with anyio.fail_after(20):
+        while not what():
+            await asyncio.sleep(0.001)
+
+
+def sessions_of(daemon: Daemon) -> list[Session]:
+    """The sessions that the daemon has."""
+    return list(daemon.service.registry.sessions.values())
+
+
+def manifests(daemon: Daemon) -> list[dict[str, Any]]:
+    """The manifests there are, in the order of their names."""
+    return [json.loads(path.read_bytes()) for path in sorted(daemon.state.rglob("*.manifest.json"))]
+
+
+async def test_a_session_is_known_as_long_as_its_part_goes_on() -> None:
+    """P5: the frame that says what a session is outlives two restarts and the retirement of segments."""
+    text = "[rotation]\nmax_events = 1\n"
+    with short_directory() as place:
+        async with running_daemon(text, state=place / "state") as daemon, daemon.session() as wire:
+            name = wire.opened["session"]
+            await wire.say(event("a"))
+            await until(lambda: sessions_of(daemon)[0].parts.current.number == 2)
+            await until(lambda: len(daemon.bundles()) == 1)
+        for event_id in ("b", "c"):
+            async with running_daemon("", state=place / "state") as daemon, daemon.session(session=name) as wire:
+                await wire.say(event(event_id))
+                await wire.until_ack(1, 1)
+                # Another session ends, and with it whatever no session needs.
+                async with daemon.session() as other:
+                    await other.say(event("x"), {"type": "close"})
+                    await other.until("closed")
+                await until(lambda: len(sessions_of(daemon)) == 1)
+        async with running_daemon("", state=place / "state") as daemon:
+            assert daemon.service.registry.quarantined == {}
+            async with daemon.session(session=name) as wire:
+                await wire.say({"type": "close"})
+                closed = await wire.until("closed")
+            assert [e.event_id for e in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["b", "c"]
