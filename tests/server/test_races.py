@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import anyio
 from tests.daemons import Daemon, event, running_daemon, short_directory
+from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
 from ergo_capture.server.session import Session
@@ -29,6 +31,33 @@ def sessions_of(daemon: Daemon) -> list[Session]:
 def manifests(daemon: Daemon) -> list[dict[str, Any]]:
     """The manifests there are, in the order of their names."""
     return [json.loads(path.read_bytes()) for path in sorted(daemon.state.rglob("*.manifest.json"))]
+
+
+async def test_an_event_on_its_way_is_not_called_a_duplicate_before_it_is_durable() -> None:
+    """P1: a client that resumes and sends again must not be told that an event is safe that the disk may still refuse."""
+    storage = GatedStorage()
+    # Why so short: a connection that has gone keeps its session while what it sent is on its way, for so long.
+    text = '[limits]\nwrite_timeout = "1ms"\n'
+    async with running_daemon(text, storage=storage) as daemon, daemon.wire() as second:
+        async with daemon.wire() as first:
+            await first.open()
+            with storage.gate("write", ".journal"):
+                await first.say(event("a"))
+                await storage.until_held()
+                await first.stream.aclose()
+                (session,) = sessions_of(daemon)
+                await until(lambda: session.owner is None)
+                await second.say({"type": "hello", "protocol": "ergo-capture.v1"})
+                await second.until("welcome")
+                await second.say({"type": "open", "session": first.opened["session"]}, event("a"))
+                await anyio.wait_all_tasks_blocked()
+                storage.fail_next("write", errno.ENOSPC)
+            opened = await second.until("opened")
+            assert opened["accepted"] == 0
+            assert not [f for f in await second.until_ack(1) if f["type"] == "reject"]
+            await second.say({"type": "close"})
+            closed = await second.until("closed")
+        assert [record.event_id for record in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["a"]
 
 
 async def test_a_session_is_known_as_long_as_its_part_goes_on() -> None:

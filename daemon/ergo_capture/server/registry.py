@@ -120,6 +120,10 @@ class SessionRegistry:
         if request.session is not None:
             session = self._find(request.session, peer)
             await _check_access(session.graph, peer)
+            _check_free(session)
+            # Why: of an event that is still on its way nobody can say whether it is safe. Sent again, it would be
+            # refused as a duplicate, and its client would forget it.
+            await session.until_accepted()
             self._take_up(session, owner)
             return session, True
         graph = self.graphs.get(request.graph)
@@ -174,13 +178,8 @@ class SessionRegistry:
 
     def _take_up(self, session: Session, owner: Owner) -> None:
         """Give a session without a connection to this one."""
-        session_id = session.description.session
-        if session.owner is not None or session.ended is not None:
-            message = (
-                f"session {session_id!r} is in use" if session.ended is None else f"session {session_id!r} is ending"
-            )
-            raise ProtocolError(Code.SESSION_BUSY, message, "close the other connection first, or try again")
-        timer = self._lingering.pop(session_id, None)
+        _check_free(session)
+        timer = self._lingering.pop(session.description.session, None)
         if timer is not None:
             timer.cancel()
         session.owner = owner
@@ -314,6 +313,14 @@ class SessionRegistry:
 
     def __repr__(self) -> str:
         return f"<SessionRegistry {len(self.sessions)} open, {self.finished} finished, {len(self.quarantined)} quarantined>"
+
+
+def _check_free(session: Session) -> None:
+    """Raise ``session_busy`` where a session has a connection, or is about to end."""
+    if session.owner is not None or session.ended is not None:
+        session_id = session.description.session
+        message = f"session {session_id!r} is in use" if session.ended is None else f"session {session_id!r} is ending"
+        raise ProtocolError(Code.SESSION_BUSY, message, "close the other connection first, or try again")
 
 
 def _is_its(opened_by: Peer | None, peer: Peer | None) -> bool:

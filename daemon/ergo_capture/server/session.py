@@ -302,6 +302,11 @@ class Session:
         self._writer.submit_lazily(self.log, urgent=self.log.is_followed or self.ended is not None)
         self._progress()
 
+    async def until_accepted(self) -> None:
+        """Wait until nothing that was admitted is still on its way to the journal, or the session has failed."""
+        while self.failure is None and self.accepted < self.intake.admitted:
+            await self._moved.wait()
+
     async def until_decided(self, count: int) -> None:
         """Wait until that many decisions are on stable storage.
 
