@@ -84,3 +84,14 @@ async def test_a_session_is_known_as_long_as_its_part_goes_on() -> None:
                 await wire.say({"type": "close"})
                 closed = await wire.until("closed")
             assert [e.event_id for e in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["b", "c"]
+
+
+async def test_a_snapshot_that_comes_late_does_not_reopen_a_session_that_is_over() -> None:
+    """The manifest of a closed session says complete, though a flush had chosen the session while it was open."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "close"})
+        (session,) = sessions_of(daemon)
+        await wire.until("closed")
+        flushed = await session.flush()
+        assert flushed == session.publication
+        assert [m["ended"] for m in manifests(daemon)] == ["complete"]

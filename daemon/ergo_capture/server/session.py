@@ -332,10 +332,18 @@ class Session:
     async def flush(self, *, ended: str = "open") -> Publication:
         """Publish everything admitted by now, and go on; ``ended`` is what the manifest says of it.
 
+        Where the session is about to end, its last bundle is waited for.
+
         Raises:
             ErgoCaptureError: the session or the publication failed.
         """
         await self.until_decided(self.intake.admitted)
+        if self.ended is not None:
+            # Why: a snapshot behind the last bundle would take its place, and its manifest say that the session goes on.
+            await self.finished.wait()
+            if self.publication is None:
+                raise self.failure or _mistake(RuntimeError("it ended without a bundle"))
+            return self.publication
         return await self.parts.publish_as_it_is(self.decided, ended)
 
     async def _finish(self, how: str) -> None:
