@@ -95,3 +95,19 @@ async def test_a_snapshot_that_comes_late_does_not_reopen_a_session_that_is_over
         flushed = await session.flush()
         assert flushed == session.publication
         assert [m["ended"] for m in manifests(daemon)] == ["complete"]
+
+
+async def test_a_bundle_that_cannot_be_written_at_the_stop_holds_nothing_else_up() -> None:
+    """P10: the other sessions are drained, the journal is sealed, and the exit code says that something is undone."""
+    text = "[graphs.one]\n[graphs.two]\n"
+    async with running_daemon(text) as daemon, daemon.session(graph="one") as one, daemon.session(graph="two") as two:
+        await one.say(event("a"))
+        await one.until_ack(1, 1)
+        await two.say(event("b"))
+        await two.until_ack(1, 1)
+        (daemon.state / "bundles" / "one").write_text("not a directory")
+        daemon.service.stop()
+        assert [f["code"] for f in await two.rest() if f["type"] == "error"] == ["shutting_down"]
+        assert [f["code"] for f in await one.rest() if f["type"] == "error"] == ["shutting_down"]
+        assert daemon.service._unfinished
+        assert [m["graph"] for m in manifests(daemon)] == ["two"]

@@ -501,7 +501,13 @@ class Service:
             if session.ended is not None:
                 await session.finished.wait()
             elif session.intake.admitted:
-                await session.flush(ended="interrupted")
+                try:
+                    await session.flush(ended="interrupted")
+                except ErgoCaptureError as error:
+                    # Why no end: the journal holds the session, and the others want to be drained.
+                    self._unfinished = True
+                    name = session.description.session
+                    log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400
 
     def __repr__(self) -> str:
         return f"<Service {self.state}, {len(self.connections)} connections>"
