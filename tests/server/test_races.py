@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from tests.daemons import Daemon, event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
+from ergo_capture.server import registry as registry_module
 from ergo_capture.server.session import Session
 
 
@@ -111,3 +113,73 @@ async def test_a_bundle_that_cannot_be_written_at_the_stop_holds_nothing_else_up
         assert [f["code"] for f in await one.rest() if f["type"] == "error"] == ["shutting_down"]
         assert daemon.service._unfinished
         assert [m["graph"] for m in manifests(daemon)] == ["two"]
+
+
+async def test_sessions_that_end_together_retire_the_journal_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that let go of the same segment would both delete it, and the second fail."""
+    storage = GatedStorage()
+    under_way: list[int] = [0, 0]
+
+    class Counted:
+        @staticmethod
+        async def run_sync(call: Any, *arguments: Any) -> Any:
+            counts = call.__name__ == "retire"
+            under_way[0] += counts
+            under_way[1] = max(under_way)
+            try:
+                return await anyio.to_thread.run_sync(call, *arguments)
+            finally:
+                under_way[0] -= counts
+
+    monkeypatch.setattr(registry_module, "to_thread", Counted)
+    with short_directory() as place:
+        async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+        async with (
+            running_daemon(storage=storage, state=place / "state") as daemon,
+            daemon.session(session=wire.opened["session"]) as one,
+            daemon.session() as two,
+        ):
+            with storage.gate("remove", ".journal"):
+                for ending in (one, two):
+                    await ending.say({"type": "close"})
+                    await ending.until("closed")
+                await until(lambda: not sessions_of(daemon))
+                await storage.until_held()
+            async with daemon.session() as wire:
+                await wire.say(event("b"))
+                await wire.until_ack(1, 1)
+        assert under_way == [0, 1]
+
+
+async def test_a_segment_that_cannot_be_deleted_costs_no_session_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said once, and stays until the next start."""
+    storage = GatedStorage()
+    with short_directory() as place:
+        async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+        async with running_daemon(storage=storage, state=place / "state") as daemon:
+            storage.fail_next("remove", errno.EIO)
+            for name in (wire.opened["session"], None):
+                async with daemon.session(session=name) as wire:
+                    await wire.say(event("b"), {"type": "close"})
+                    await wire.until("closed")
+                await until(lambda: any(call.startswith("-remove") for call in storage.calls))
+            assert len(list((place / "state" / "journal").glob("*.journal"))) == 2
+        assert capsys.readouterr().out.count("segment.kept") == 1
+        async with running_daemon(state=place / "state"):
+            assert len(list((place / "state" / "journal").glob("*.journal"))) == 1
+
+
+async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_goes_on() -> None:
+    """A session that never ends, with rotation, must not fill the disk."""
+    text = '[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon, daemon.session() as wire:
+        for start in range(0, 200, 10):
+            await wire.say(*(event(f"e{n}", payload={"x": "y" * 2000}) for n in range(start, start + 10)))
+            await wire.until_ack(start + 10, start + 10)
+        await until(lambda: len(list((daemon.state / "journal").glob("*.journal"))) <= 3)

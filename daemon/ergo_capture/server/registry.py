@@ -32,6 +32,7 @@ from ergo_capture.server.session import Owner, Session, storage_failed
 from ergo_capture.server.submission import append
 from ergo_capture.server.tap import Taps
 from ergo_capture.server.writer import Writer
+from ergo_capture.storage import StorageError
 from ergo_capture.version import PROGRAM
 
 log = structlog.get_logger()
@@ -91,6 +92,8 @@ class SessionRegistry:
         self._next_number = next_number
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
+        #: Set where a segment may not be needed any more.
+        self._let_go = asyncio.Event()
         #: The oldest segment that may hold the OPEN frame of a session that is being opened, by its number.
         self._opening: dict[int, int] = {}
 
@@ -251,6 +254,7 @@ class SessionRegistry:
         session.intake.charge(self.queue.holding(peer), self.ids.holding(peer), session.deferred)
         self.sessions[session.description.session] = session
         self.taps.attach(session)
+        session.on_part_over = self._let_go.set
         self._tasks.start_soon(self._live, session)
 
     async def _live(self, session: Session) -> None:
@@ -268,7 +272,7 @@ class SessionRegistry:
                 events=session.accepted,
                 decisions=session.decided,
             )
-            await self.retire_segments()
+            self._let_go.set()
         elif session.failure is not self._writer.failure:
             # Why not where the journal has failed: that is one fact, and it is logged once.
             error = session.failure
@@ -294,8 +298,28 @@ class SessionRegistry:
         if session.owner is None:
             session.end(then)
 
+    async def retire_forever(self) -> None:
+        """Delete segments whenever a session or a part of one is in its bundle.
+
+        Why one task: the journal lets only one thread retire, and sessions end whenever they like.
+        """
+        while True:
+            await self._let_go.wait()
+            self._let_go.clear()
+            try:
+                await self.retire_segments()
+            except StorageError as error:
+                # Why nothing more after it: whether the deletion is durable is not known, and a power cut must not
+                # bring back an older segment without those behind it. The next start finds out.
+                log.error(telemetry.SEGMENT_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
+                return
+
     async def retire_segments(self) -> None:
-        """Delete the journal's segments that no session needs any more."""
+        """Delete the journal's segments that no session needs any more.
+
+        Raises:
+            StorageError: one could not be deleted.
+        """
         needed = [session.parts.segment for session in self.sessions.values()]
         needed += self._opening.values()
         if self.quarantine_segment is not None:

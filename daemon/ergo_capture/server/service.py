@@ -309,6 +309,7 @@ class Service:
             on_trouble=self.on_trouble,
         )
         tasks.start_soon(listener.run)
+        tasks.start_soon(self.registry.retire_forever)
         tasks.start_soon(Watchdog(self._notifier, self._writer, self._in_a_line).run)
         tasks.start_soon(self._say_suppressed)
         tasks.start_soon(self.retention.run)

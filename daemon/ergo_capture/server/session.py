@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -107,6 +108,8 @@ class Session:
         #: The last part's publication, once the session is finished.
         self.publication: Publication | None = None
         self.finished = asyncio.Event()
+        #: Told when a part's bundle is durable and the session goes on.
+        self.on_part_over: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._writer = writer
         self._once = in_doubt == "interrupt"
@@ -271,6 +274,7 @@ class Session:
         """Decide what is accepted, in order, until the session has ended or failed."""
         try:
             await self.parts.publish_left_over()
+            self.on_part_over()
             while self.failure is None:
                 while self._batches and self.failure is None:
                     await self._decide(self._batches.popleft())
@@ -359,6 +363,7 @@ class Session:
                 await self.until_decided(boundary)
                 self._episodes.start_part()
                 await self.parts.rotate(boundary, self._batches, self.last_event_id, forced=deferred > 0)
+                self.on_part_over()
                 return
         if (seconds := self.parts.next_look(self.log.logged)) is not None:
             if self._timer is not None:
