@@ -14,6 +14,7 @@ from tests.daemons import Daemon, event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server import registry as registry_module
 from ergo_capture.server.session import Session
 
@@ -173,6 +174,23 @@ async def test_a_segment_that_cannot_be_deleted_costs_no_session_anything(capsys
         assert capsys.readouterr().out.count("segment.kept") == 1
         async with running_daemon(state=place / "state"):
             assert len(list((place / "state" / "journal").glob("*.journal"))) == 1
+
+
+async def test_a_start_that_cannot_delete_a_segment_ends_with_a_sentence() -> None:
+    """P4: start-up ends by itself, also where the writer runs already."""
+    with short_directory() as place:
+        for fault in (None, errno.EIO):
+            storage = GatedStorage()
+            async with running_daemon(storage=storage, state=place / "state") as daemon, daemon.session() as wire:
+                storage.fail_next("remove", fault)
+                await wire.say(event("a"), {"type": "close"})
+                await wire.until("closed")
+                await until(lambda: not sessions_of(daemon))
+        storage = GatedStorage()
+        storage.fail_next("remove", errno.EIO)
+        with pytest.raises(ErgoCaptureError, match="remove"), anyio.fail_after(20):
+            async with running_daemon(storage=storage, state=place / "state"):
+                pass
 
 
 async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_goes_on() -> None:

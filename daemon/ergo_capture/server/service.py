@@ -298,29 +298,29 @@ class Service:
         self._writer.on_commit = meter.note
         self.running = Running(self._journal, self._writer, self._publisher, self.registry, meter)
         tasks.start_soon(self._write)
-        self.registry.start_engines()
-        self.registry.take_recovered(recovery)
-        await self.registry.retire_segments()
-        listener = Listener(
-            listening,
-            self._serve_client,
-            admission=self.admission,
-            on_refused=self.on_refused,
-            on_trouble=self.on_trouble,
-        )
-        tasks.start_soon(listener.run)
-        tasks.start_soon(self.registry.retire_forever)
-        tasks.start_soon(Watchdog(self._notifier, self._writer, self._in_a_line).run)
-        tasks.start_soon(self._say_suppressed)
-        tasks.start_soon(self.retention.run)
-        if self.config.snapshot.interval:
-            snapshots = Snapshots(self.registry.sessions, self.config.snapshot.interval.seconds)
-            tasks.start_soon(snapshots.run)
-        if self.config.metrics.textfile:
-            metrics = self.config.metrics
-            textfile = Textfile(Path(metrics.textfile), metrics.interval.seconds, lambda: take_status(self))
-            tasks.start_soon(textfile.run)
         try:
+            self.registry.start_engines()
+            self.registry.take_recovered(recovery)
+            await self.registry.retire_segments()
+            listener = Listener(
+                listening,
+                self._serve_client,
+                admission=self.admission,
+                on_refused=self.on_refused,
+                on_trouble=self.on_trouble,
+            )
+            tasks.start_soon(listener.run)
+            tasks.start_soon(self.registry.retire_forever)
+            tasks.start_soon(Watchdog(self._notifier, self._writer, self._in_a_line).run)
+            tasks.start_soon(self._say_suppressed)
+            tasks.start_soon(self.retention.run)
+            if self.config.snapshot.interval:
+                snapshots = Snapshots(self.registry.sessions, self.config.snapshot.interval.seconds)
+                tasks.start_soon(snapshots.run)
+            if self.config.metrics.textfile:
+                metrics = self.config.metrics
+                textfile = Textfile(Path(metrics.textfile), metrics.interval.seconds, lambda: take_status(self))
+                tasks.start_soon(textfile.run)
             self.phase = "serving"
             self.ready.set()
             self._notifier.ready(self._in_a_line())
@@ -328,7 +328,7 @@ class Service:
             await self._stop.wait()
             await self._shut_down(listener)
         finally:
-            # Why also here: the writer ends by this and by nothing else.
+            # Why also here, and whatever fails above: the writer ends by this and by nothing else.
             self._writer.close()
 
     @property
