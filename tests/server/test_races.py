@@ -193,6 +193,24 @@ async def test_a_start_that_cannot_delete_a_segment_ends_with_a_sentence() -> No
                 pass
 
 
+async def test_a_session_that_has_failed_is_not_taken_up_again() -> None:
+    """P9: nothing decides what it is sent, so that it would only pile up, acknowledged, until a restart."""
+    text = "[rotation]\nmax_events = 1\n"
+    async with running_daemon(text) as daemon:
+        (daemon.state / "bundles" / "default").write_text("not a directory")
+        async with daemon.session() as wire:
+            await wire.say(event("a"))
+            assert (await wire.rest())[-1]["code"] == "storage_failed"
+        async with daemon.wire() as again:
+            await again.say({"type": "hello", "protocol": "ergo-capture.v1"})
+            await again.say({"type": "open", "session": wire.opened["session"]}, event("b"))
+            frames = await again.rest()
+        assert [f["type"] for f in frames] == ["welcome", "error"]
+        assert frames[-1]["code"] == "storage_failed"
+        assert sessions_of(daemon)[0].intake.admitted == 1
+        assert daemon.service.registry.queue.used == daemon.service.registry.ids.used == 0
+
+
 async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_goes_on() -> None:
     """A session that never ends, with rotation, must not fill the disk."""
     text = '[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'

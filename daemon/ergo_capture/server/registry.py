@@ -340,7 +340,10 @@ class SessionRegistry:
 
 
 def _check_free(session: Session) -> None:
-    """Raise ``session_busy`` where a session has a connection, or is about to end."""
+    """Raise where a session has a connection or is about to end (``session_busy``), or has failed."""
+    if session.failure is not None:
+        # Why: nothing decides what it would be sent, so that it would pile up, and nobody would hear why.
+        raise storage_failed(session.failure)
     if session.owner is not None or session.ended is not None:
         session_id = session.description.session
         message = f"session {session_id!r} is in use" if session.ended is None else f"session {session_id!r} is ending"

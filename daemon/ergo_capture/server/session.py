@@ -20,7 +20,7 @@ import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
-from ergo_capture.journal.journal import JournalFull, Position
+from ergo_capture.journal.journal import JournalError, JournalFull, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
@@ -409,10 +409,11 @@ class Session:
 
 
 def storage_failed(error: ErgoCaptureError) -> ProtocolError:
-    """The journal's failure, in words for a client."""
+    """The failure of the journal or of a session, in words for a client."""
+    what = "journal" if isinstance(error, JournalError) else "session"
     return ProtocolError(
         Code.STORAGE_FAILED,
-        f"the journal has failed: {error.message}",
+        f"the {what} has failed: {error.message}",
         "what was acknowledged is safe; connect again when the daemon has been restarted",
     )
 
