@@ -211,6 +211,36 @@ async def test_a_session_that_has_failed_is_not_taken_up_again() -> None:
         assert daemon.service.registry.queue.used == daemon.service.registry.ids.used == 0
 
 
+async def test_a_close_that_was_taken_is_answered_though_the_daemon_stops() -> None:
+    """The session ends and is published; its client must hear of the bundle, for it cannot ask again."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        with storage.gate("write", ".journal"):
+            await wire.say({"type": "close"})
+            await storage.until_held()
+            daemon.service.stop()
+            await until(lambda: daemon.service.phase == "stopping")
+            await anyio.wait_all_tasks_blocked()
+        assert [f["type"] for f in await wire.rest() if f["type"] != "ack"] == ["closed"]
+
+
+async def test_a_flush_that_was_taken_is_answered_though_the_daemon_stops() -> None:
+    """What was taken is answered; then the client is told that the daemon stops."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        with storage.gate("write", ".journal"):
+            await wire.say(event("a"), {"type": "flush"}, event("b"))
+            await storage.until_held()
+            daemon.service.stop()
+            await until(lambda: daemon.service.phase == "stopping")
+            await anyio.wait_all_tasks_blocked()
+        frames = [f for f in await wire.rest() if f["type"] != "ack"]
+        assert [f["type"] for f in frames] == ["flushed", "error"]
+        assert frames[-1]["code"] == "shutting_down"
+
+
 async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_goes_on() -> None:
     """A session that never ends, with rotation, must not fill the disk."""
     text = '[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'

@@ -117,6 +117,10 @@ class Connection:
         #: Whether the daemon takes nothing more from this client; the connection stays to be answered.
         self._stopped = False
         self._told = asyncio.Event()
+        #: Whether a ``flush`` or a ``close`` was taken and is not answered.
+        self._answering = False
+        #: Whether the client has closed its session, and was told so.
+        self._closed = False
 
     # --- the two tasks ---
 
@@ -149,7 +153,7 @@ class Connection:
                     if self._reader.mid_frame:
                         message = "the connection broke in mid-frame"
                         self._give_up(ProtocolError(Code.BAD_FRAME, message, "connect again and resume"))
-            while self._stopped and self.fatal is None:
+            while self._stopped and self.fatal is None and not self._closed:
                 await self._told.wait()
             # Why bounded: what is still unsaid may never be read.
             with anyio.move_on_after(self._limits.write_timeout or None, shield=True):
@@ -258,7 +262,10 @@ class Connection:
     def stop_reading(self) -> None:
         """Take nothing more from the client; what was taken is still answered."""
         self._stopped = True
-        self._reading.cancel()
+        # Why not then: it takes nothing meanwhile, and looks before it takes more. A client that is not told of the
+        # last bundle of its session cannot ask for it: the session is over.
+        if not self._answering:
+            self._reading.cancel()
 
     def shut_down(self) -> None:
         """The daemon stops: the client is told, and the connection ends."""
@@ -305,12 +312,13 @@ class Connection:
             await self._open(item)
         elif type(item) is Ping:
             self._replies.reply(protocol.encode("pong"))
-        elif type(item) is Flush:
-            publication = await self._expect_session("flush").flush()
-            self._replies.reply(protocol.encode("flushed", **_published(publication)))
         else:
-            assert isinstance(item, Close | End)
-            return await self._close()
+            assert isinstance(item, Flush | Close | End)
+            self._answering = True
+            try:
+                return await (self._flush() if type(item) is Flush else self._close())
+            finally:
+                self._answering = False
         return False
 
     def _expect_session(self, frame: str) -> Session:
@@ -432,6 +440,11 @@ class Connection:
                     "mend the client; what was acknowledged is safe, connect again and resume",
                 )
 
+    async def _flush(self) -> bool:
+        publication = await self._expect_session("flush").flush()
+        self._replies.reply(protocol.encode("flushed", **_published(publication)))
+        return False
+
     async def _close(self) -> bool:
         session = self._expect_session("close")
         session.end("complete")
@@ -449,6 +462,7 @@ class Connection:
                 **_published(publication),
             )
         )
+        self._closed = True
         return True
 
     def __repr__(self) -> str:
