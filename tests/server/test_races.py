@@ -241,6 +241,22 @@ async def test_a_flush_that_was_taken_is_answered_though_the_daemon_stops() -> N
         assert frames[-1]["code"] == "shutting_down"
 
 
+async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
+    """P10: however patient the daemon is with a client while it serves, it is not when it stops."""
+    text = '[limits]\nwrite_timeout = "0s"\n'
+    async with running_daemon(text) as daemon, daemon.session(decisions=True) as wire:
+        (session,) = sessions_of(daemon)
+        (connection,) = daemon.service.connections
+        number = 0
+        while not connection._replies.unsaid:
+            number += 1
+            await wire.say(*(event(f"{'e' * 900}{number}-{n}") for n in range(100)))
+            await until(lambda: session.decided == session.intake.admitted)
+        daemon.service.stop()
+        await until(lambda: not daemon.service.connections)
+        assert connection.fatal is not None
+
+
 async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_goes_on() -> None:
     """A session that never ends, with rotation, must not fill the disk."""
     text = '[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'

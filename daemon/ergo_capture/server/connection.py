@@ -155,8 +155,9 @@ class Connection:
                         self._give_up(ProtocolError(Code.BAD_FRAME, message, "connect again and resume"))
             while self._stopped and self.fatal is None and not self._closed:
                 await self._told.wait()
-            # Why bounded: what is still unsaid may never be read.
-            with anyio.move_on_after(self._limits.write_timeout or None, shield=True):
+            # Why bounded, and not shielded: what is still unsaid may never be read, and a client that is dropped or
+            # a daemon that stops does not wait for it.
+            with anyio.move_on_after(self._limits.write_timeout or None):
                 await self._until_acknowledged()
                 if self.fatal is not None:
                     self._replies.reply(protocol.encode_error(self.fatal))
