@@ -265,3 +265,18 @@ async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_go
             await wire.say(*(event(f"e{n}", payload={"x": "y" * 2000}) for n in range(start, start + 10)))
             await wire.until_ack(start + 10, start + 10)
         await until(lambda: len(list((daemon.state / "journal").glob("*.journal"))) <= 3)
+
+
+async def test_no_more_sessions_of_a_user_are_opened_at_once_than_may_be() -> None:
+    """Those that wait for the disk count too."""
+    storage = GatedStorage()
+    text = "[limits]\nmax_user_sessions = 1\n"
+    async with running_daemon(text, storage=storage) as daemon, daemon.wire() as one, daemon.wire() as two:
+        with storage.gate("write", ".journal"):
+            for wire in (one, two):
+                await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"})
+                await wire.until("welcome")
+            await storage.until_held()
+            await anyio.wait_all_tasks_blocked()
+        answers = [await one.read(), await two.read()]
+        assert sorted(answer["type"] for answer in answers) == ["error", "opened"]

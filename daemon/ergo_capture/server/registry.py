@@ -94,8 +94,8 @@ class SessionRegistry:
         self._stopping = False
         #: Set where a segment may not be needed any more.
         self._let_go = asyncio.Event()
-        #: The oldest segment that may hold the OPEN frame of a session that is being opened, by its number.
-        self._opening: dict[int, int] = {}
+        #: Sessions that are being opened, by number: for whom, and the oldest segment that may hold the OPEN frame.
+        self._opening: dict[int, tuple[Peer | None, int]] = {}
 
     def take_limits(self, limits: SessionLimits) -> None:
         """Let other limits hold from now on; what is there stays, and counts."""
@@ -154,6 +154,7 @@ class SessionRegistry:
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
         user = None if peer is None else peer.uid
         openers = [session.description.peer for session in self.sessions.values()]
+        openers += [opener for opener, _ in self._opening.values()]
         if sum(user == (opener and opener.uid) for opener in openers) >= self.limits.max_user_sessions:
             message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
@@ -203,7 +204,7 @@ class SessionRegistry:
         )
         # Why noted before: the frame lands in this segment or a later one, and until the session is known here
         # nothing else keeps that segment.
-        self._opening[number] = self._journal.current_segment
+        self._opening[number] = peer, self._journal.current_segment
         try:
             position = await append(self._writer, PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description)))
         except ErgoCaptureError as error:
@@ -321,7 +322,7 @@ class SessionRegistry:
             StorageError: one could not be deleted.
         """
         needed = [session.parts.segment for session in self.sessions.values()]
-        needed += self._opening.values()
+        needed += [segment for _, segment in self._opening.values()]
         if self.quarantine_segment is not None:
             needed.append(self.quarantine_segment)
         oldest = min([*needed, self._journal.current_segment])
