@@ -26,6 +26,7 @@ class GatedStorage(FaultyStorage):
         super().__init__()
         self._shut: str | None = None
         self._suffix = ""
+        self._passes = 0
         self._open = threading.Event()
         #: Calls that wait at the gate.
         self.waiting = 0
@@ -33,15 +34,18 @@ class GatedStorage(FaultyStorage):
     def call(self, op: str, path: Path) -> None:
         """Wait at the gate, where it is this operation's; then as ever."""
         if op == self._shut and path.name.endswith(self._suffix):
+            if self._passes:
+                self._passes -= 1
+                return super().call(op, path)
             self.waiting += 1
             self._open.wait(_PATIENCE)
             self.waiting -= 1
-        super().call(op, path)
+        return super().call(op, path)
 
     @contextmanager
-    def gate(self, op: str, suffix: str = "") -> Iterator[None]:
-        """Hold calls of ``op`` on files whose names end so, until the block is left."""
-        self._shut, self._suffix = op, suffix
+    def gate(self, op: str, suffix: str = "", *, after: int = 0) -> Iterator[None]:
+        """Hold calls of ``op`` on files whose names end so, but for the first so many, until the block is left."""
+        self._shut, self._suffix, self._passes = op, suffix, after
         self._open.clear()
         try:
             yield

@@ -280,3 +280,25 @@ async def test_no_more_sessions_of_a_user_are_opened_at_once_than_may_be() -> No
             await anyio.wait_all_tasks_blocked()
         answers = [await one.read(), await two.read()]
         assert sorted(answer["type"] for answer in answers) == ["error", "opened"]
+
+
+async def test_decisions_keep_their_numbers_over_a_resume() -> None:
+    """A decision that was made and not durable when its session was taken up is told, or its number is left out."""
+    storage = GatedStorage()
+    text = '[journal]\ndecision_delay = "0s"\n'
+    async with running_daemon(text, storage=storage) as daemon, daemon.wire() as second:
+        async with daemon.session(decisions=True) as first:
+            await first.say(event("a"))
+            await first.until_ack(1, 1)
+            (session,) = sessions_of(daemon)
+            with storage.gate("write", ".journal", after=1):
+                await first.say(event("b"))
+                await first.until_ack(2)
+                await storage.until_held()
+                await first.stream.aclose()
+                await until(lambda: session.owner is None)
+                opened = await second.open(session=first.opened["session"], decisions=True)
+                await second.say(event("c"))
+        decisions = [f for f in await second.until_ack(1, 1) if f["type"] == "decision"]
+        assert opened["decided"] == 1
+        assert [(f["index"], f["decision"]["event_id"]) for f in decisions] == [(2, "b"), (3, "c")]

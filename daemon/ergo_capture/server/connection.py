@@ -375,8 +375,7 @@ class Connection:
         self._waited = 0.0
         if self._driver:
             return
-        session.log.follow(on=request.decisions)
-        self._decisions_sent = session.decided
+        self._decisions_sent = session.log.follow(on=request.decisions)
         self._replies.herald(
             protocol.encode(
                 "opened",

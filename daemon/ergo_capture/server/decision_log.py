@@ -116,9 +116,15 @@ class JournalDecisionLog:
 
     # --- for a client that asked for decisions ---
 
-    def follow(self, *, on: bool) -> None:
-        """Keep decisions for the owner until they are durable and taken with ``take_followed``."""
-        self._followed = deque() if on else None
+    def follow(self, *, on: bool) -> int:
+        """Keep decisions for the owner until they are durable and taken with ``take_followed``.
+
+        Returns how many decisions come before the first that will be kept. Those that are made and not durable are
+        among the kept where decisions were followed before.
+        """
+        kept, pending = self._followed or deque(), self.logged - self._durable
+        self._followed = deque(list(kept)[-pending:] if pending else ()) if on else None
+        return self.logged - len(self._followed or ())
 
     @property
     def is_followed(self) -> bool:
