@@ -15,6 +15,7 @@ from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import registry as registry_module
 from ergo_capture.server.session import Session
 
@@ -302,3 +303,32 @@ async def test_decisions_keep_their_numbers_over_a_resume() -> None:
         decisions = [f for f in await second.until_ack(1, 1) if f["type"] == "decision"]
         assert opened["decided"] == 1
         assert [(f["index"], f["decision"]["event_id"]) for f in decisions] == [(2, "b"), (3, "c")]
+
+
+async def test_a_worker_process_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host out of processes: the bundle is composed in a thread, and nobody is let go."""
+
+    async def refused(*_: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("anyio.to_process.run_sync", refused)
+    monkeypatch.setattr(publisher_module, "_IN_THREAD", 0)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "flush"}, {"type": "close"})
+        await wire.until("flushed")
+        closed = await wire.until("closed")
+        assert decode_bundle(Path(closed["bundle"]).read_bytes()).events
+
+
+async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system in composing is told to the client that asked."""
+
+    def broken(_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", broken)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "flush"})
+        frames = await wire.rest()
+        assert [f["code"] for f in frames if f["type"] == "error"] == ["storage_failed"]
+        monkeypatch.undo()

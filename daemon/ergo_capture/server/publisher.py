@@ -17,6 +17,7 @@ from anyio import BrokenWorkerProcess, to_process, to_thread
 
 from ergo_capture import telemetry
 from ergo_capture.capture.manifest import manifest_path
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server.part import Part
@@ -112,7 +113,17 @@ async def _compose(job: ComposeJob) -> Publication:
     if job.count > _IN_THREAD:
         try:
             return await to_process.run_sync(compose_apart, job)
-        except BrokenWorkerProcess as error:
+        except (BrokenWorkerProcess, OSError) as error:
             # Why not fatal: a host may be out of processes; slower is better than not at all.
             log.warning(telemetry.WORKER_BROKEN, error=str(error), bundle=job.destination)
-    return await to_thread.run_sync(compose_bundle, job)
+    try:
+        return await to_thread.run_sync(compose_bundle, job)
+    except OSError as error:
+        # Why here: whoever waits for a bundle knows what to do without one, and an error of the system is no mistake
+        # of ours.
+        raise ErgoCaptureError(
+            f"compose bundle '{job.destination}': {error.strerror or error}",
+            op="compose bundle",
+            path=job.destination,
+            hint="look at the disk and at the daemon's limits; the journal still holds the session",
+        ) from error
