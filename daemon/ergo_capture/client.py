@@ -130,6 +130,8 @@ class CaptureClient:
         self._on_reconnect = on_reconnect or (lambda _times: None)
         self._open: dict[str, Any] | None = None
         self._stream: ByteStream | None = None
+        #: Whether the session is open on this connection, so that events may be sent.
+        self._is_open = False
         self._held = b""
         self._unacked: deque[_Sent] = deque()
         self._acked = 0
@@ -183,6 +185,7 @@ class CaptureClient:
         except _LOST:
             # The daemon went between its welcome and its answer. A session it opened meanwhile lingers and ends.
             opened = await self._come_back()
+        self._is_open = True
         self.resumed_after = opened["accepted"]
         self._tasks.start_soon(self._read_forever)
         self._tasks.start_soon(self._send_forever)
@@ -318,6 +321,7 @@ class CaptureClient:
         return frame
 
     async def _hang_up(self) -> None:
+        self._is_open = False
         stream, self._stream = self._stream, None
         if stream is not None:
             await anyio.aclose_forcefully(stream)
@@ -357,6 +361,7 @@ class CaptureClient:
         if self._asked is not None:
             self._outgoing.append(self._asked)
         self._outgoing_bytes = sum(map(len, self._outgoing))
+        self._is_open = True
         self._sending_due.set()
         self._on_reconnect(self.reconnects)
 
@@ -440,8 +445,11 @@ class CaptureClient:
 
     async def _flush_outgoing(self) -> None:
         async with self._sending:
+            # Why not on a connection that is just made: nothing may come between its hello and the answer to its open.
+            if self._stream is None or not self._is_open:
+                return
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
-            if data and self._stream is not None:
+            if data:
                 # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
                 with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
                     await self._stream.send(data)

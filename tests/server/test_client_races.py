@@ -1,0 +1,118 @@
+"""The client between a broken connection and the next one, against a daemon that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from tests.daemons import short_directory
+from tests.engine.engines import command_event
+
+from ergo_capture.client import CaptureClient
+
+OPENED = {
+    "type": "opened",
+    "session": "s",
+    "resumed": False,
+    "accepted": 0,
+    "decided": 0,
+    "last_event_id": None,
+}
+
+
+class Line:
+    """One connection, as the daemon has it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def hears(self) -> dict[str, Any]:
+        """The next frame."""
+        with anyio.fail_after(20):
+            frame: dict[str, Any] = json.loads(await self._reader.readline())
+        return frame
+
+    def says(self, *frames: dict[str, Any]) -> None:
+        """Send frames."""
+        for frame in frames:
+            self._writer.write(json.dumps(frame).encode() + b"\n")
+
+    async def opens(self, **fields: Any) -> None:
+        """Greet, and open what is asked for."""
+        assert (await self.hears())["type"] == "hello"
+        self.says({"type": "welcome"})
+        assert (await self.hears())["type"] == "open"
+        self.says({**OPENED, **fields})
+
+    def hangs_up(self) -> None:
+        """End the connection."""
+        self._writer.close()
+
+
+class Scripted:
+    """A daemon whose connections the test takes one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: asyncio.Queue[Line] = asyncio.Queue()
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A client has connected."""
+        self._lines.put_nowait(Line(reader, writer))
+
+    async def line(self) -> Line:
+        """The next connection."""
+        with anyio.fail_after(20):
+            return await self._lines.get()
+
+
+@asynccontextmanager
+async def scripted() -> AsyncIterator[Scripted]:
+    """A daemon that does as the test says."""
+    with short_directory() as place:
+        daemon = Scripted(place / "s")
+        server = await asyncio.start_unix_server(daemon.take, daemon.path)
+        try:
+            yield daemon
+        finally:
+            server.close()
+
+
+@asynccontextmanager
+async def opened(daemon: Scripted, **options: Any) -> AsyncIterator[tuple[CaptureClient, Line]]:
+    """A client with an open session, and its connection's other end."""
+    entering = CaptureClient(daemon.path, **options)
+    greeting = asyncio.create_task(daemon.line())
+
+    async def greet() -> Line:
+        line = await greeting
+        await line.opens()
+        return line
+
+    greeted = asyncio.create_task(greet())
+    async with entering as client:
+        await client.open()
+        yield client, await greeted
+
+
+async def test_nothing_is_sent_between_hello_and_opened() -> None:
+    """A sender that goes on while the client connects again must not speak before the session is open."""
+    async with scripted() as daemon, opened(daemon) as (client, first):
+        first.hangs_up()
+        second = await daemon.line()
+        assert (await second.hears())["type"] == "hello"
+        await client.send(command_event("a"))
+        await anyio.wait_all_tasks_blocked()
+        second.says({"type": "welcome"})
+        assert (await second.hears())["type"] == "open"
+        await client.send(command_event("b"))
+        await anyio.wait_all_tasks_blocked()
+        second.says(OPENED)
+        heard = [(await second.hears())["event"]["event_id"] for _ in range(2)]
+        assert heard == ["a", "b"]
