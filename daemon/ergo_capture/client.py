@@ -135,6 +135,8 @@ class CaptureClient:
         self._held = b""
         self._unacked: deque[_Sent] = deque()
         self._acked = 0
+        #: Id of the last event that is known to be durable, of those sent here.
+        self._last_acked: str | None = None
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
         self._moved = asyncio.Event()
@@ -366,20 +368,30 @@ class CaptureClient:
         self._on_reconnect(self.reconnects)
 
     def _drop_safe(self) -> None:
-        """Forget what the daemon says is durable: everything up to the session's last event."""
-        if any(sent.event_id == self.last_event_id for sent in self._unacked):
+        """Forget what the daemon says is durable: everything up to the session's last event; and what it rejected."""
+        # Why not where it is the last that was acknowledged: what bears its id behind it is a duplicate of it, and
+        # what lies between the two is not durable.
+        durable = self.last_event_id
+        if durable != self._last_acked and any(sent.event_id == durable for sent in self._unacked):
             while True:
                 sent = self._unacked.popleft()
                 self._count(sent)
-                if sent.event_id == self.last_event_id:
+                if sent.event_id == durable:
                     break
-            self._tell()
+        # Why these: their sender was told that they are not taken, and may have sent them anew.
+        rejected = [sent for sent in self._unacked if sent.rejected]
+        for sent in rejected:
+            self._count(sent)
+        if rejected:
+            self._unacked = deque(sent for sent in self._unacked if not sent.rejected)
+        self._tell()
 
     def _count(self, sent: _Sent) -> None:
         if sent.rejected:
             self.rejected += 1
         else:
             self.accepted += 1
+            self._last_acked = sent.event_id
 
     # --- tasks ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import anyio
 from tests.daemons import short_directory
 from tests.engine.engines import command_event
 
-from ergo_capture.client import CaptureClient
+from ergo_capture.client import CaptureClient, Reject
 
 OPENED = {
     "type": "opened",
@@ -54,6 +54,12 @@ class Line:
         """End the connection."""
         self._writer.close()
 
+    async def over(self) -> None:
+        """Let go of the connection."""
+        self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+
 
 class Scripted:
     """A daemon whose connections the test takes one by one."""
@@ -61,10 +67,18 @@ class Scripted:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: asyncio.Queue[Line] = asyncio.Queue()
+        self._taken: list[Line] = []
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A client has connected."""
-        self._lines.put_nowait(Line(reader, writer))
+        line = Line(reader, writer)
+        self._taken.append(line)
+        self._lines.put_nowait(line)
+
+    async def over(self) -> None:
+        """Let go of every connection."""
+        for line in self._taken:
+            await line.over()
 
     async def line(self) -> Line:
         """The next connection."""
@@ -82,6 +96,8 @@ async def scripted() -> AsyncIterator[Scripted]:
             yield daemon
         finally:
             server.close()
+            await daemon.over()
+            await server.wait_closed()
 
 
 @asynccontextmanager
@@ -116,3 +132,40 @@ async def test_nothing_is_sent_between_hello_and_opened() -> None:
         second.says(OPENED)
         heard = [(await second.hears())["event"]["event_id"] for _ in range(2)]
         assert heard == ["a", "b"]
+
+
+async def test_an_event_that_was_rejected_is_not_sent_again() -> None:
+    """Its sender was told that it is not taken; it may be on its way again already, by another name or the same."""
+    rejects: list[Reject] = []
+    async with scripted() as daemon, opened(daemon, on_reject=rejects.append) as (client, first):
+        await client.send(command_event("a"))
+        await client.send(command_event("b"))
+        await first.hears()
+        await first.hears()
+        first.says({"type": "reject", "index": 1, "event_id": "a", "code": "storage_full", "message": "m", "hint": ""})
+        with anyio.fail_after(20):
+            while not rejects:
+                await asyncio.sleep(0.001)
+        first.hangs_up()
+        second = await daemon.line()
+        await second.opens(resumed=True)
+        assert (await second.hears())["event"]["event_id"] == "b"
+        second.says({"type": "ack", "accepted": 1, "decided": 1})
+        await client.drain()
+        assert (client.accepted, client.rejected) == (1, 1)
+
+
+async def test_an_id_that_was_sent_twice_makes_nothing_between_look_safe() -> None:
+    """P1: the daemon's last event may be the first of the two; what was sent between them is sent again."""
+    async with scripted() as daemon, opened(daemon) as (client, first):
+        await client.send(command_event("a"))
+        await first.hears()
+        first.says({"type": "ack", "accepted": 1, "decided": 1})
+        await client.drain()
+        for event_id in ("b", "a"):
+            await client.send(command_event(event_id))
+            await first.hears()
+        first.hangs_up()
+        second = await daemon.line()
+        await second.opens(resumed=True, accepted=1, last_event_id="a")
+        assert [(await second.hears())["event"]["event_id"] for _ in range(2)] == ["b", "a"]
