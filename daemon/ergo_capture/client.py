@@ -142,6 +142,8 @@ class CaptureClient:
         self._moved = asyncio.Event()
         self._answers: deque[dict[str, Any]] = deque()
         self._asked: bytes | None = None
+        #: Answers to come on this connection to requests that were given up.
+        self._unwanted = 0
         self._failure: ClientError | None = None
         self._tasks: TaskGroup
         self._sending = asyncio.Lock()
@@ -264,10 +266,17 @@ class CaptureClient:
         self._outgoing.append(line)
         self._outgoing_bytes += len(line)
         self._sending_due.set()
-        while not self._answers:
-            await self._wait()
-        self._asked = None
-        return self._answers.popleft()
+        try:
+            while not self._answers:
+                await self._wait()
+            return self._answers.popleft()
+        except asyncio.CancelledError:
+            # Why: the answer comes all the same, and must not be taken for that to the next request.
+            self._unwanted += not self._answers
+            self._answers.clear()
+            raise
+        finally:
+            self._asked = None
 
     # --- connection ---
 
@@ -323,7 +332,7 @@ class CaptureClient:
         return frame
 
     async def _hang_up(self) -> None:
-        self._is_open = False
+        self._is_open, self._unwanted = False, 0
         stream, self._stream = self._stream, None
         if stream is not None:
             await anyio.aclose_forcefully(stream)
@@ -434,6 +443,8 @@ class CaptureClient:
             if frame["code"] in {"shutting_down", "storage_failed"} and self._patience:
                 raise anyio.EndOfStream
             raise ClientError(frame["code"], frame["message"], frame.get("hint", ""))
+        elif self._unwanted:
+            self._unwanted -= 1
         else:
             self._answers.append(frame)
             self._tell()

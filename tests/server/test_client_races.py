@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from tests.daemons import short_directory
 from tests.engine.engines import command_event
 
@@ -153,6 +154,20 @@ async def test_an_event_that_was_rejected_is_not_sent_again() -> None:
         second.says({"type": "ack", "accepted": 1, "decided": 1})
         await client.drain()
         assert (client.accepted, client.rejected) == (1, 1)
+
+
+async def test_the_answer_to_a_request_that_was_given_up_is_nobody_elses() -> None:
+    """Whoever stops waiting for a flush and closes gets the answer to the close."""
+    async with scripted() as daemon, opened(daemon) as (client, line):
+        with pytest.raises(TimeoutError), anyio.fail_after(0.01):
+            await client.flush()
+        assert (await line.hears())["type"] == "flush"
+        closing = asyncio.create_task(client.close())
+        published = {"bundle": "b", "manifest": "m", "sha256": "0"}
+        assert (await line.hears())["type"] == "close"
+        line.says({"type": "flushed", **published})
+        line.says({"type": "closed", "events": 7, "decisions": 7, "session": "s", **published})
+        assert (await closing).events == 7
 
 
 async def test_an_id_that_was_sent_twice_makes_nothing_between_look_safe() -> None:
