@@ -272,7 +272,7 @@ class CaptureClient:
             return self._answers.popleft()
         except asyncio.CancelledError:
             # Why: the answer comes all the same, and must not be taken for that to the next request.
-            self._unwanted += not self._answers
+            self._unwanted += self._is_open and not self._answers
             self._answers.clear()
             raise
         finally:

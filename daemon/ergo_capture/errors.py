@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -56,7 +57,23 @@ class ErgoCaptureError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Why: the usual way calls the constructor with the message alone, and an error that a worker process raised
+        # could not be read by the one that waits for it. A cause of others may not travel at all.
+        cause = self.__cause__ if isinstance(self.__cause__, OSError | ErgoCaptureError) else None
+        return _made_again, (type(self), self.args, self.__dict__, cause)
+
     @property
     def cause(self) -> BaseException | None:
         """The exception that led to this one, if any."""
         return self.__cause__
+
+
+def _made_again(
+    kind: type[ErgoCaptureError], arguments: tuple[Any, ...], state: dict[str, Any], cause: BaseException | None
+) -> ErgoCaptureError:
+    """An error as it was in the process that raised it."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    error.__cause__ = cause
+    return error

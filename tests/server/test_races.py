@@ -14,10 +14,26 @@ from tests.daemons import Daemon, event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
+from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.body import SessionDescription
+from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import registry as registry_module
 from ergo_capture.server.session import Session
+
+DESCRIPTION = SessionDescription(
+    session="s",
+    graph="g",
+    constraints=Constraints(),
+    adapter_provenance="",
+    runtime_provenance="",
+    engine="fixed",
+    labels={},
+    peer=None,
+    opened_at="",
+    program="",
+)
 
 
 async def until(what: Any) -> None:
@@ -332,3 +348,19 @@ async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(mon
         frames = await wire.rest()
         assert [f["code"] for f in frames if f["type"] == "error"] == ["storage_failed"]
         monkeypatch.undo()
+
+
+async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a large bundle cannot be written, its client hears why, and the session goes on."""
+    monkeypatch.setattr(publisher_module, "_IN_THREAD", 0)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        (daemon.state / "bundles" / "default").write_text("not a directory")
+        await wire.say(event("a"), {"type": "flush"})
+        assert "create capture output directory" in (await wire.rest())[-1]["message"]
+        (session,) = sessions_of(daemon)
+        assert session.failure is None
+        with pytest.raises(CaptureWriteError) as caught:
+            await session.flush()
+        assert caught.value.stage is WriteStage.CREATE_OUTPUT_DIRECTORY
+        assert isinstance(caught.value.cause, OSError)
+        (daemon.state / "bundles" / "default").unlink()
