@@ -147,6 +147,14 @@ class LimitsConfig(_Section, frozen=True):
     max_user_clients: Annotated[int, Meta(ge=1, description="Clients of one user at once.")] = 128
     max_sessions: Annotated[int, Meta(ge=1, description="Sessions that are open at once.")] = 1024
     max_user_sessions: Annotated[int, Meta(ge=1, description="Sessions of one user that are open at once.")] = 512
+    user_opens_per_second: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="New sessions of one user in a second, on average; after a pause two seconds' worth at once. More "
+            "of them wait for their turn. 0 turns it off.",
+        ),
+    ] = 50
     max_frame_bytes: Annotated[Size, _doc("Longest line a client may send.")] = Size(1 << 20)
     max_events_per_frame: Annotated[int, Meta(ge=1, description="Most events in one `events` frame.")] = 10_000
     max_bad_frames: Annotated[

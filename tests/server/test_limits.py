@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ from tests.server.users import needs_root, talk_as
 from ergo_capture.journal.body import Peer
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.limits import SessionLimits
+from ergo_capture.server.pace import Pace
 from ergo_capture.server.protocol import BadLine, EventChunk, FrameReader
 from ergo_capture.server.session import Session
 
@@ -73,6 +76,50 @@ async def test_one_user_cannot_open_every_session() -> None:
             async with daemon.session():
                 pass
         assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
+
+
+async def test_sessions_that_are_opened_too_fast_wait_for_their_turn() -> None:
+    """limits.user_opens_per_second: the third is not opened before its time, and hears of a stop meanwhile."""
+    async with running_daemon() as daemon, daemon.session(), daemon.session(), daemon.wire() as third:
+        daemon.service.registry._pace = Pace(1e-6)
+        for _ in range(2):
+            daemon.service.registry._pace.reserve(os.getuid(), asyncio.get_running_loop().time())
+        await third.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"}, {"type": "ping"})
+        await third.until("welcome")
+        await anyio.wait_all_tasks_blocked()
+        assert len(daemon.service.registry.sessions) == 2
+        daemon.service.stop()
+        assert (await third.read())["code"] == "shutting_down"
+
+
+async def test_a_session_that_is_resumed_takes_no_turn() -> None:
+    """A thousand clients that come back after a restart are all served at once."""
+    async with running_daemon() as daemon:
+        async with daemon.session() as first:
+            session = first.opened["session"]
+        await until_unowned(daemon, session)
+        daemon.service.registry._pace = Pace(1e-6)
+        for _ in range(2):
+            daemon.service.registry._pace.reserve(os.getuid(), asyncio.get_running_loop().time())
+        async with daemon.session(session=session) as again:
+            assert again.opened["resumed"] is True
+
+
+def test_a_users_turns_come_at_the_rate_and_after_a_pause_two_seconds_worth_at_once() -> None:
+    """Whoever asks too soon is told how long; another user's turns are another's."""
+    pace = Pace(10)
+    assert [pace.reserve(1, 100.0) for _ in range(20)] == [0.0] * 20
+    assert [round(pace.reserve(1, 100.0), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
+    assert pace.reserve(2, 100.0) == 0.0
+    assert round(pace.reserve(1, 100.2), 3) == 0.2
+    assert [pace.reserve(1, 110.0) for _ in range(20)] == [0.0] * 20
+    assert round(pace.reserve(1, 110.0), 3) == 0.1
+
+
+def test_a_rate_of_zero_is_no_limit() -> None:
+    """limits.user_opens_per_second = 0."""
+    pace = Pace(0)
+    assert [pace.reserve(None, 1.0) for _ in range(1000)] == [0.0] * 1000
 
 
 async def test_limits_that_are_replaced_hold_for_whoever_comes_next() -> None:

@@ -78,6 +78,7 @@ async def test_each_limit_that_can_be_set_is_the_one_in_force_afterwards() -> No
     [limits]
     max_sessions = 7
     max_user_sessions = 6
+    user_opens_per_second = 8
     max_frame_bytes = "1KiB"
     queue_bytes = "3MiB"
     user_queue_bytes = "2MiB"
@@ -93,6 +94,7 @@ async def test_each_limit_that_can_be_set_is_the_one_in_force_afterwards() -> No
         await reload(daemon, text)
         service, registry = daemon.service, daemon.service.registry
         assert (registry.limits.max_sessions, registry.limits.max_user_sessions) == (7, 6)
+        assert registry._pace.rate == 8
         assert service.limits.max_frame_bytes == 1024
         assert (registry.queue.total, registry.queue.per_user) == (3 << 20, 2 << 20)
         assert (registry.ids.total, registry.ids.per_user) == (5 << 20, 4 << 20)

@@ -140,6 +140,7 @@ def session_limits_of(config: Config) -> SessionLimits:
     return SessionLimits(
         max_sessions=limits.max_sessions,
         max_user_sessions=limits.max_user_sessions,
+        user_opens_per_second=limits.user_opens_per_second,
         queue_bytes=int(limits.queue_bytes),
         user_queue_bytes=int(limits.user_queue_bytes),
         ids_bytes=int(limits.ids_bytes),

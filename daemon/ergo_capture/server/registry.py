@@ -25,6 +25,7 @@ from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import SessionLimits
+from ergo_capture.server.pace import Pace
 from ergo_capture.server.part import RotationRule
 from ergo_capture.server.parts import Publisher, utc_now
 from ergo_capture.server.protocol import Code, Open, ProtocolError
@@ -83,6 +84,8 @@ class SessionRegistry:
         self._linger = linger
         self._in_doubt = in_doubt
         self.limits = limits
+        #: When a user's next new session may begin.
+        self._pace = Pace(limits.user_opens_per_second)
         #: Memory for events that wait to be decided.
         self.queue = Budget(limits.queue_bytes, limits.user_queue_bytes)
         #: Memory for the ids of events, so that none is taken twice.
@@ -100,6 +103,7 @@ class SessionRegistry:
     def take_limits(self, limits: SessionLimits) -> None:
         """Let other limits hold from now on; what is there stays, and counts."""
         self.limits = limits
+        self._pace.rate = limits.user_opens_per_second
         self.queue.total, self.queue.per_user = limits.queue_bytes, limits.user_queue_bytes
         self.ids.total, self.ids.per_user = limits.ids_bytes, limits.user_ids_bytes
 
@@ -118,8 +122,7 @@ class SessionRegistry:
         Raises:
             ProtocolError: why not.
         """
-        if self._stopping:
-            raise ProtocolError(Code.SHUTTING_DOWN, "the daemon is stopping", "connect again in a moment")
+        self._check_open()
         if request.session is not None:
             session = self._find(request.session, peer)
             await _check_access(session.graph, peer)
@@ -142,10 +145,18 @@ class SessionRegistry:
             provenance = await graph.engine.provenance(graph.runtime_provenance)
         except EngineRefused as error:
             raise ProtocolError(Code.UNKNOWN_GRAPH, error.message, error.hint or "see the daemon's log") from error
+        # Why waited for and not refused: a session that is opened and left costs two syncs and a bundle, and whoever
+        # opens them as fast as can be would leave little of the daemon to those who send.
+        await asyncio.sleep(self._pace.reserve(None if peer is None else peer.uid, asyncio.get_running_loop().time()))
+        self._check_open()
         self._check_number(peer)
         session = await self._begin(graph, provenance, request.labels, peer)
         session.owner = owner
         return session, False
+
+    def _check_open(self) -> None:
+        if self._stopping:
+            raise ProtocolError(Code.SHUTTING_DOWN, "the daemon is stopping", "connect again in a moment")
 
     def _check_number(self, peer: Peer | None) -> None:
         # Why also those that are being opened: they wait for the disk, and any number of clients can do that at once.
