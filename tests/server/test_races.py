@@ -17,10 +17,14 @@ from ergo_capture import decode_bundle
 from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import SessionDescription
+from ergo_capture.journal.journal import Journal
 from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import registry as registry_module
+from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.session import Session
+from ergo_capture.server.writer import Writer
 
 DESCRIPTION = SessionDescription(
     session="s",
@@ -348,6 +352,26 @@ async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(mon
         frames = await wire.rest()
         assert [f["code"] for f in frames if f["type"] == "error"] == ["storage_failed"]
         monkeypatch.undo()
+
+
+async def test_a_writer_that_is_abandoned_ends_though_the_disk_is_full_at_that_moment() -> None:
+    """P10: the attempt that is under way is the last one, whatever becomes of it."""
+    storage = GatedStorage()
+    with short_directory() as place:
+        journal, _ = Journal.open(place, storage)
+        writer = Writer(journal, retry_delay=0.01)
+        running = asyncio.create_task(writer.run())
+        log = JournalDecisionLog(1, DESCRIPTION, 0, lambda *_: None, lambda _: None)
+        log.log_plain([ExternalEvent.mechanical("a", ExternalEventKind.Command)], 1)
+        with storage.gate("write", ".journal"):
+            writer.submit_lazily(log, urgent=True)
+            await storage.until_held()
+            storage.fail_next("write", *[errno.ENOSPC] * 100_000)
+            writer.close()
+            writer.abandon()
+        with anyio.fail_after(20):
+            await running
+        journal.close()
 
 
 async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ class Writer:
         self._urgent = False
         self._room = asyncio.Event()
         self._ended = asyncio.Event()
-        self._closed = False
+        self._closed = self._abandoned = False
         self._started = False
         #: The batch that is being written: its submissions, and how many of them may be refused.
         self._batch: list[Submission] | None = None
@@ -197,9 +197,8 @@ class Writer:
 
     def abandon(self) -> None:
         """End now, whatever is still queued: what was acknowledged is safe, the rest was not promised."""
-        self._closed = True
-        if self._batch is None:
-            self._ended.set()
+        self._closed = self._abandoned = True
+        self._go_on()
 
     async def until_ended(self) -> None:
         """Wait until the writer is done; ``close`` first."""
@@ -209,6 +208,10 @@ class Writer:
 
     def _go_on(self) -> None:
         """Begin the next batch if it is time for one."""
+        if self._abandoned and self._batch is None:
+            # Why here: an attempt that was under way may have found the disk full once more.
+            self._ended.set()
+            return
         if self._batch is not None or self._pausing or not self._started or self.failure is not None:
             return
         if self._queue or (self._lazy and (self._urgent or self._closed or not self._delay)):
@@ -290,6 +293,7 @@ class Writer:
             asyncio.get_running_loop().call_later(self._retry_delay, self._resume)
             for submission in batch[: self._firm]:
                 submission.on_refused(error)
+            self._go_on()
             return
         self.failure = error
         for submission in (*batch, *(queued[0] for queued in self._queue), *self._lazy):
