@@ -17,9 +17,11 @@ from ergo_capture import decode_bundle
 from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import SessionDescription
+from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.journal.journal import Journal
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
+from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import registry as registry_module
 from ergo_capture.server.decision_log import JournalDecisionLog
@@ -372,6 +374,34 @@ async def test_a_writer_that_is_abandoned_ends_though_the_disk_is_full_at_that_m
         with anyio.fail_after(20):
             await running
         journal.close()
+
+
+async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: where the disk is full as a part ends, the session goes on, and its bundles are written once there is room."""
+    full = True
+    attempts = 0
+
+    def compose(job: ComposeJob) -> Any:
+        nonlocal attempts
+        attempts += 1
+        if full:
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise CaptureWriteError.step(WriteStage.WRITE_TEMP_FILE, Path(job.destination), Path("x"), error) from error
+        return compose_bundle(job)
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", compose)
+    monkeypatch.setattr(parts_module, "RETRY_SECONDS", 0.01)
+    async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await until(lambda: attempts > 2)
+        await wire.say(event("b"))
+        await wire.until_ack(2)
+        full = False
+        await wire.until_ack(2, 2)
+        await wire.say({"type": "close"})
+        await wire.until("closed")
+        ids = [e.event_id for path in daemon.bundles() for e in decode_bundle(path.read_bytes()).events]
+        assert ids == ["a", "b"]
 
 
 async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The parts of one session on their way to bundles: growing, ended, published.
 
-Owns: where the frames of each part are, the end of a part and of the last one, the frames ROTATE, CLOSE and PUBLISHED.
+Owns: where the frames of each part are, the end of a part and of the last one, the frames ROTATE, CLOSE and PUBLISHED,
+waiting for room on the disk.
 Not here: when a part ends and what decides it (``part.py``, ``session.py``), composing (``publisher.py``).
 """
 
@@ -10,10 +11,13 @@ import asyncio
 from array import array
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
+import structlog
 
+from ergo_capture import telemetry
+from ergo_capture.capture.atomic import CaptureWriteError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Position
@@ -21,6 +25,12 @@ from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
 from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.submission import Batch, append
 from ergo_capture.server.writer import Writer
+from ergo_capture.storage import FULL
+
+log = structlog.get_logger()
+
+#: Seconds between attempts to write a bundle while the disk is full. Each composes anew.
+RETRY_SECONDS: Final = 1.0
 
 
 class Publisher(Protocol):
@@ -168,11 +178,26 @@ class Parts:
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
 
     async def _publish(self, part: Part, count: int, how: str, *, final: bool, forced: bool = False) -> Publication:
-        publication = await self._publisher.publish(self._description, part, count, how, forced=forced)
+        publication = await self._publish_when_there_is_room(part, count, how, forced=forced)
         publication = msgspec.structs.replace(publication, final=final)
         frame = PendingFrame(FrameKind.PUBLISHED, self._number, part.number, int(final), encode_body(publication))
         await append(self._writer, frame)
         return publication
+
+    async def _publish_when_there_is_room(self, part: Part, count: int, how: str, *, forced: bool) -> Publication:
+        said = False
+        while True:
+            try:
+                return await self._publisher.publish(self._description, part, count, how, forced=forced)
+            except CaptureWriteError as error:
+                # Why: a session that fails goes on with the next start only, and a full disk is no reason for one.
+                if not (isinstance(error.cause, OSError) and error.cause.errno in FULL):
+                    raise
+                if not said:
+                    said = True
+                    session = self._description.session
+                    log.error(telemetry.BUNDLE_DELAYED, session=session, error=error.message, hint=error.hint)  # noqa: TRY400
+            await asyncio.sleep(RETRY_SECONDS)
 
     def __repr__(self) -> str:
         return f"<Parts of {self._description.session}, at part {self.current.number}>"
