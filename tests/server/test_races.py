@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ergo_capture.server import registry as registry_module
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.session import Session
 from ergo_capture.server.writer import Writer
+from ergo_capture.storage import RealStorage, StorageError
 
 DESCRIPTION = SessionDescription(
     session="s",
@@ -402,6 +404,34 @@ async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPat
         await wire.until("closed")
         ids = [e.event_id for path in daemon.bundles() for e in decode_bundle(path.read_bytes()).events]
         assert ids == ["a", "b"]
+
+
+async def test_the_state_is_locked_until_nothing_of_the_daemon_is_at_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P12: a bundle that is still being written when the drain's time is over belongs to a daemon that holds the lock."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compose(job: ComposeJob) -> Any:
+        begun.set()
+        go_on.wait(20)
+        return compose_bundle(job)
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", compose)
+    async with running_daemon('[shutdown]\ndrain = "10ms"\n') as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "flush"})
+        await until(begun.is_set)
+        daemon.service.stop()
+        said = ""
+        with anyio.fail_after(20):
+            while "daemon.stopped" not in (said := said + capsys.readouterr().out):
+                await asyncio.sleep(0.001)
+        await anyio.wait_all_tasks_blocked()
+        try:
+            with pytest.raises(StorageError):
+                RealStorage().lock(daemon.state / "lock")
+        finally:
+            go_on.set()
 
 
 async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

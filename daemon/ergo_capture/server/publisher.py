@@ -89,9 +89,10 @@ class BundlePublisher:
             forced=forced,
             ended_at=utc_now(),
         )
-        # Why shielded: a bundle that is half composed when a client goes would be composed again.
-        with anyio.CancelScope(shield=True):
-            async with self._one_at_a_time:
+        # Why shielded: a bundle that is half composed when a client goes would be composed again. And why not the wait
+        # before: a drain whose time is over must not stand in line.
+        async with self._one_at_a_time:
+            with anyio.CancelScope(shield=True):
                 publication = await _compose(job)
         self.published += 1
         self._on_published(description, publication)

@@ -176,11 +176,12 @@ class Service:
         Raises:
             ErgoCaptureError: start-up failed; nothing was bound.
         """
-        async with anyio.create_task_group() as tasks:
+        # Why the stack outside: nothing is closed or unlocked while a task, or a thread for one, is still at it.
+        async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
             # Why first: a signal that comes while the journal is read must not kill what is being mended.
             await tasks.start(self._watch_signals, tasks)
             try:
-                await self._run(tasks)
+                await self._run(tasks, stack)
             except ErgoCaptureError as error:
                 # Why not raised through the group: it would come out wrapped in a group of its own.
                 self._start_failure = error
@@ -189,34 +190,33 @@ class Service:
             raise self._start_failure
         return ExitCode.FAILED if self._unfinished or self._writer.failure is not None else ExitCode.OK
 
-    async def _run(self, tasks: TaskGroup) -> None:
-        async with AsyncExitStack() as stack:
-            self._prepare_state()
-            lock = self.storage.lock(self.state / "lock")
-            stack.callback(lock.release)
-            control = ControlSocket(self, self._control_socket(stack))
-            tasks.start_soon(control.run)
-            self._notifier.status("reading the journal")
-            self._sweep()
-            self._journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
-            stack.callback(self._journal.close)
-            self._report(recovery)
-            journal = self.config.journal
-            self._writer = Writer(
-                self._journal,
-                decision_delay=journal.decision_delay.seconds,
-                queue_bytes=journal.queue_bytes,
-                queue_frames=journal.queue_frames,
-            )
-            self._publisher = BundlePublisher(
-                self.state,
-                self.journal_directory,
-                style=self.config.bundle.style,
-                compress=self.config.bundle.compress,
-                on_published=self._on_published,
-            )
-            listening = self._listening_socket(stack)
-            await self._serve(tasks, listening, recovery)
+    async def _run(self, tasks: TaskGroup, stack: AsyncExitStack) -> None:
+        self._prepare_state()
+        lock = self.storage.lock(self.state / "lock")
+        stack.callback(lock.release)
+        control = ControlSocket(self, self._control_socket(stack))
+        tasks.start_soon(control.run)
+        self._notifier.status("reading the journal")
+        self._sweep()
+        self._journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
+        stack.callback(self._journal.close)
+        self._report(recovery)
+        journal = self.config.journal
+        self._writer = Writer(
+            self._journal,
+            decision_delay=journal.decision_delay.seconds,
+            queue_bytes=journal.queue_bytes,
+            queue_frames=journal.queue_frames,
+        )
+        self._publisher = BundlePublisher(
+            self.state,
+            self.journal_directory,
+            style=self.config.bundle.style,
+            compress=self.config.bundle.compress,
+            on_published=self._on_published,
+        )
+        listening = self._listening_socket(stack)
+        await self._serve(tasks, listening, recovery)
 
     def stop(self) -> None:
         """Begin the shutdown; a second call changes nothing."""
