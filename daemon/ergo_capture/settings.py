@@ -151,10 +151,10 @@ class LimitsConfig(_Section, frozen=True):
         int,
         Meta(
             ge=0,
-            description="New sessions of one user in a second, on average; after a pause two seconds' worth at once. More "
+            description="New sessions of one user in a second, on average; after a pause five seconds' worth at once. More "
             "of them wait for their turn. 0 turns it off.",
         ),
-    ] = 50
+    ] = 20
     max_frame_bytes: Annotated[Size, _doc("Longest line a client may send.")] = Size(1 << 20)
     max_events_per_frame: Annotated[int, Meta(ge=1, description="Most events in one `events` frame.")] = 10_000
     max_bad_frames: Annotated[

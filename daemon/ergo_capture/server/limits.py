@@ -35,7 +35,7 @@ class SessionLimits:
 
     max_sessions: int = 1024
     max_user_sessions: int = 512
-    user_opens_per_second: int = 50
+    user_opens_per_second: int = 20
     queue_bytes: int = 64 << 20
     user_queue_bytes: int = 32 << 20
     ids_bytes: int = 1 << 30

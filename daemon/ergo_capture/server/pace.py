@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 #: Seconds' worth of sessions that may come at once after a pause.
-_BURST_SECONDS: Final = 2.0
+_BURST_SECONDS: Final = 5.0
 
 
 class Pace:
