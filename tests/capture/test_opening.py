@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -94,23 +95,39 @@ def test_a_compressed_file_that_is_not_sound_is_refused(tmp_path: Path, damage: 
         list(stream.decisions())
 
 
-def test_a_compressed_file_that_was_cut_is_a_bundle_that_was_cut(tmp_path: Path) -> None:
+def test_a_compressed_file_that_was_cut_is_refused_and_read_up_to_the_cut(tmp_path: Path) -> None:
     """Wherever it was cut, reading says so, and what is before the cut can be had."""
     # Why many blocks: each is all or nothing.
     text = encode_bundle(small_bundle(events=2000))
     data = packed(tmp_path / "whole.zst", text).read_bytes()
     path = tmp_path / "b.zst"
     lengths = []
-    for cut in range(4, len(data) - 8, max(1, len(data) // 40)):
+    for cut in [*range(4, len(data) - 8, max(1, len(data) // 40)), *range(len(data) - 8, len(data))]:
         path.write_bytes(data[:cut])
-        with pytest.raises(BundleFormatError):
+        with pytest.raises(ErgoCaptureError, match="not sound zstd: it is cut off") as raised:
             read_capture_bundle(path)
-        with open_binary(path) as file:
-            part = file.read()
-        assert text.startswith(part)
-        lengths.append(len(part))
+        assert raised.value.hint
+        with pytest.raises(ErgoCaptureError, match="not sound zstd"), open_bundle(path) as stream:
+            list(stream.decisions())
+        part = io.BytesIO()
+        with open_binary(path) as file, pytest.raises(OSError, match="cut off"):
+            shutil.copyfileobj(file, part)
+        assert text.startswith(part.getvalue())
+        lengths.append(len(part.getvalue()))
     assert lengths[0] == 0
-    assert max(lengths) > len(text) / 2
+    assert lengths[-1] == len(text)
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_frames_and_what_is_to_be_skipped_between_them_are_walked_to_the_end(tmp_path: Path, *, checksum: bool) -> None:
+    """Frames of any tool: with and without a checksum, empty, of one repeated byte, with a frame to be skipped."""
+    compress = zstandard.ZstdCompressor(write_checksum=checksum).compress
+    skipped = b"\x50\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"comment"
+    stream = zstandard.ZstdCompressor(write_checksum=checksum).compressobj()
+    streamed = stream.compress(b"streamed") + stream.flush()
+    path = tmp_path / "b.zst"
+    path.write_bytes(compress(b"one") + skipped + compress(b"") + compress(b" " * 200_000) + streamed)
+    assert read_text(path) == b"one" + b" " * 200_000 + b"streamed"
 
 
 def test_a_bomb_costs_no_more_than_is_read_at_a_time(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Not here: following as such (``tests/journal/test_following.py``), bundles (``te
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
 import subprocess
@@ -78,10 +79,10 @@ def daemon() -> Iterator[DaemonProcess]:
 
 
 @contextmanager
-def following(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """``cat --follow``; killed if it is still there."""
+def following(*arguments: str, command: str = "cat") -> Iterator[subprocess.Popen[str]]:
+    """``cat --follow`` or ``tail --follow``; killed if it is still there."""
     with subprocess.Popen(
-        [*COMMAND, "cat", "--follow", *arguments],
+        [*COMMAND, command, "--follow", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,6 +122,39 @@ def test_a_session_is_followed_over_rotations_and_a_kill(daemon: DaemonProcess) 
     assert [item["index"] for item in items] == list(range(1, 12))
     assert {item["session"] for item in items} == {session}
     assert items[0]["payload"] == {"id": "e1"}
+
+
+def test_tail_follows_from_the_last_events_on(daemon: DaemonProcess) -> None:
+    """``tail -n 2 -f``: two of what is there, over a rotation, then what comes; it ends with the session."""
+    with Client(daemon.socket) as client:
+        client.send(*(f"e{number}" for number in range(6)))
+        with following(
+            client.session, "-n", "2", "--state-dir", str(daemon.state), "--kind", "Command", command="tail"
+        ) as process:
+            shown = [line_of(process), line_of(process)]
+            client.send("e6")
+            shown.append(line_of(process))
+            client.close()
+            assert process.stdout is not None
+            assert process.stdout.read() == ""
+            assert process.wait(PATIENCE) == 0
+    assert [line.split()[4] for line in shown] == ["'e4'", "'e5'", "'e6'"]
+
+
+def test_a_tail_of_none_is_what_comes(daemon: DaemonProcess) -> None:
+    """``tail -n 0 -f --json`` of every session: with its session's id, though there is but one."""
+    with Client(daemon.socket) as client:
+        client.send("e0")
+        with following(str(daemon.state), "-n", "0", "--json", command="tail") as process:
+            item: dict[str, Any] = {}
+            while not item:
+                # Why again and again: what is there when it begins to look is left out, and it begins at its own time.
+                client.send(f"e{client.sent}")
+                assert process.stdout is not None
+                if select.select([process.stdout], [], [], 0.05)[0]:
+                    item = json.loads(line_of(process))
+        assert item["session"] == client.session
+        assert item["index"] > 0
 
 
 def test_a_state_directory_is_followed_with_filters(daemon: DaemonProcess) -> None:

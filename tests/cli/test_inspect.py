@@ -118,6 +118,46 @@ def test_cat_survives_a_closed_pipe(run: Path) -> None:
         assert process.wait(30) in (0, 141)
 
 
+def test_tail_prints_the_last_events(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten without a word, as many as are asked for, those that are meant; in the form of ``cat``."""
+    everything = printed(["cat", str(run)], capsys).splitlines()
+    assert printed(["tail", str(run)], capsys).splitlines() == everything[-10:]
+    assert printed(["tail", "-n", "3", str(run)], capsys).splitlines() == everything[-3:]
+    assert printed(["tail", "-n", "0", str(run)], capsys) == ""
+    json_lines = printed(["cat", str(run), "--json", "--kind", "Pump"], capsys).splitlines()
+    assert printed(["tail", str(run), "--json", "--kind", "Pump", "-n", "1"], capsys).splitlines() == json_lines[-1:]
+
+
+def test_a_tail_is_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory of several is an error that names some; to follow a file is one too."""
+    (run.parent / "other.capture.json").write_bytes(run.read_bytes())
+    assert app.run(["tail", str(run.parent)]) == 1
+    assert "stands for 2 runs" in capsys.readouterr().err
+    assert app.run(["tail", "-f", str(run)]) == 1
+    assert "only a journal goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["extract", "simulate"])
+def test_a_large_text_into_a_closed_pipe_is_no_success(command: str, tmp_path: Path) -> None:
+    """``extract | head -1``: whoever reads has gone, and the shell is told so."""
+    events = [{"event_id": f"e{n}", "kind": "Command", "at": {"secs": n, "nanos": 0}} for n in range(5000)]
+    scenario = tmp_path / "s.json"
+    scenario.write_text(json.dumps({"graph_id": "g", "constraints": {}, "events": events}))
+    source = scenario
+    if command == "extract":
+        source = tmp_path / "b.capture.json"
+        assert app.run(["simulate", str(scenario), "-o", str(source)]) == 0
+    with subprocess.Popen(
+        [*COMMAND, command, str(source)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
+
+
 def test_a_bundle_is_the_same_as_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 0."""
     assert printed(["diff", str(run), str(run)], capsys) == "the same, 10 events\n"

@@ -103,12 +103,12 @@ def steps(*todo: Step) -> Callable[[], None]:
 
 
 def followed(
-    directory: Path, *todo: Step, of: str = "", only_new: bool = False, items: list[Followed] | None = None
+    directory: Path, *todo: Step, of: str = "", latest: int | None = None, items: list[Followed] | None = None
 ) -> list[Followed]:
     """Everything that is followed while the steps are done; they may look at it in ``items``."""
     items = [] if items is None else items
     try:
-        for item in follow(directory, RealStorage(), steps(*todo), of=of, only_new=only_new):
+        for item in follow(directory, RealStorage(), steps(*todo), of=of, latest=latest):
             items.append(item)
     except Over:
         return items
@@ -156,7 +156,7 @@ def test_it_ends_with_the_session(journal: Journal, tmp_path: Path) -> None:
 def test_only_new_leaves_out_what_is_there(journal: Journal, tmp_path: Path) -> None:
     """But an event that was accepted before is new when it is decided."""
     journal.commit([events(1, 1)])
-    items = followed(tmp_path, lambda: journal.commit([decisions(1, 1)]), only_new=True)
+    items = followed(tmp_path, lambda: journal.commit([decisions(1, 1)]), latest=0)
     assert ids(items) == ["1/1"]
 
 

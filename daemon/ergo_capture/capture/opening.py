@@ -4,7 +4,7 @@ Owns: ``open_binary``, ``read_text``, and what tells a compressed file.
 Not here: what a bundle says (``bundle.py``, ``stream.py``), compressing one (``journal/compose.py``).
 
 A file is compressed when it begins with zstd's magic number, whatever its name: no JSON text begins so. A
-compressed file that was cut reads as a text that was cut, up to the last block of 128 KiB.
+compressed file that was cut reads as a text that was cut, up to the last block of 128 KiB, and then as an error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ MOST_IN_MEMORY: Final = 1 << 30
 #: the zstd tool takes without being asked twice; ours are written with one of 2 MiB.
 _MOST_WINDOW: Final = 128 << 20
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
+#: Bytes of the longest header of a frame (RFC 8878, 3.1.1.1).
+_MOST_HEADER: Final = 18
+#: The magic numbers of frames that only say how long they are (RFC 8878, 3.1.2), but for their last four bits.
+_SKIPPABLE: Final = 0x184D2A50
 
 
 def open_binary(path: Path) -> BinaryIO:
@@ -71,6 +75,8 @@ class _Expanded(io.RawIOBase):
             file, read_across_frames=True
         )
         self._position = 0
+        #: Whether the file was found to end where a frame ends.
+        self._checked = False
 
     def readable(self) -> bool:
         return True
@@ -81,7 +87,20 @@ class _Expanded(io.RawIOBase):
         except self._trouble as error:
             raise OSError(errno.EIO, f"not sound zstd: {str(error).removeprefix('zstd decompress error: ')}") from error
         self._position += count
+        if not count and len(buffer):
+            self._check_end()
         return count
+
+    def _check_end(self) -> None:
+        """Raise where the file ends within a frame; the decoder says nothing of what is missing."""
+        if not self._checked:
+            size = self._file.seek(0, io.SEEK_END)
+            end = _end_of_frames(self._file, size)
+            # Why: the decoder may ask for more.
+            self._file.seek(size)
+            if end != size:
+                raise OSError(errno.EIO, "not sound zstd: it is cut off")
+            self._checked = True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go on to a place that was not read yet; a text that ends before it is at its end then."""
@@ -104,3 +123,32 @@ class _Expanded(io.RawIOBase):
 
     def __repr__(self) -> str:
         return f"<_Expanded {self._file.name!r} at {self._position}>"
+
+
+def _end_of_frames(file: io.FileIO, size: int) -> int:
+    """Where the last frame of a compressed file ends, which is behind ``size`` where it is cut off (RFC 8878, 3.1)."""
+    import zstandard  # noqa: PLC0415 - only where a file is compressed
+
+    offset = 0
+    while offset < size:
+        file.seek(offset)
+        head = file.read(_MOST_HEADER)
+        if int.from_bytes(head[:4], "little") & 0xFFFFFFF0 == _SKIPPABLE:
+            offset += 8 + int.from_bytes(head[4:8], "little")
+            continue
+        try:
+            checksum = 4 * zstandard.get_frame_parameters(head).has_checksum
+            offset += zstandard.frame_header_size(head)
+        except zstandard.ZstdError:
+            return size + 1
+        last = False
+        while not last:
+            if offset + 3 > size:
+                return size + 1
+            file.seek(offset)
+            block = int.from_bytes(file.read(3), "little")
+            last, kind = bool(block & 1), block >> 1 & 3
+            # In a block of kind 1, one byte stands for many.
+            offset += 3 + (1 if kind == 1 else block >> 3)
+        offset += checksum
+    return offset

@@ -33,6 +33,7 @@ COMMANDS: Final = (
     "replay",
     "info",
     "cat",
+    "tail",
     "diff",
     "extract",
     "report",

@@ -1,30 +1,28 @@
 """``ergo-capture cat``.
 
 Owns: its arguments and output.
-Not here: selecting (``capture/selection.py``), following (``journal/following.py``), segments (``journal.py``).
+Not here: selecting (``capture/selection.py``), following (``journal/following.py``), segments (``journal.py``), the
+last events only (``tail.py``), what a line looks like (``record_lines.py``).
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Final
+from typing import Annotated
 
-import msgspec
 import typer
 
 from ergo_capture.capture.selection import NoSuchEvent, Selection, select
 from ergo_capture.cli.captures import WHAT, ConfigOption, StateOption, captures_in, journal_and_session
+from ergo_capture.cli.output import standard_output
+from ergo_capture.cli.record_lines import as_json as json_line
+from ergo_capture.cli.record_lines import for_people
 from ergo_capture.cli.selecting import Decisions, FromId, Ids, Kinds, Since, ToId, Until, selection_of
 from ergo_capture.journal.following import follow
 from ergo_capture.journal.watch import DirectoryWatch
-from ergo_capture.kernel.explanation import in_a_line, in_seconds, plain
-from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import RealStorage
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-#: Characters of a payload that are shown.
-_SHOWN: Final = 60
 
 
 @app.command()
@@ -65,7 +63,7 @@ def cat(
         with capture.open() as stream:
             try:
                 for index, event, record in select(stream, wanted):
-                    typer.echo(_json(index, event, record) if as_json else _line(index, event, record))
+                    typer.echo((json_line if as_json else for_people)(index, event, record))
             except NoSuchEvent:
                 # Why not at once: of several captures, one has the event.
                 without += 1
@@ -78,48 +76,14 @@ def _follow(
 ) -> None:
     journal, session = journal_and_session(name, state_dir, config)
     begun = wanted.from_id is None
-    with DirectoryWatch(journal, _standard_output()) as watch:
-        for item in follow(journal, RealStorage(), watch.wait, of=session, only_new=only_new):
+    with DirectoryWatch(journal, standard_output()) as watch:
+        for item in follow(journal, RealStorage(), watch.wait, of=session, latest=0 if only_new else None):
             event, record = item.event, item.decision
             begun = begun or event.event_id == wanted.from_id
             if begun and wanted.wants(event, record):
-                whose = None if session else item.session
-                if as_json:
-                    typer.echo(_json(item.index, event, record, item.session))
-                else:
-                    typer.echo(("" if whose is None else f"{whose}  ") + _line(item.index, event, record))
+                named = item.session if as_json or not session else None
+                typer.echo((json_line if as_json else for_people)(item.index, event, record, named))
                 # Why: whoever follows through a pipe wants to see it now.
                 sys.stdout.flush()
             if begun and event.event_id == wanted.to_id:
                 return
-
-
-def _standard_output() -> int | None:
-    """Its descriptor, if there is one: whoever runs us may have put something else in its place."""
-    try:
-        return sys.stdout.fileno()
-    except (OSError, ValueError):
-        return None
-
-
-def _line(index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None) -> str:
-    payload = event.payload.decode()
-    shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
-    decided = "not decided" if record is None else in_a_line(record).partition("  ")[2]
-    return (
-        f"{index}  {in_seconds(event.event_time)}  {event.kind.value}  {event.event_id!r}  {decided}  {shown}".rstrip()
-    )
-
-
-def _json(
-    index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None = None
-) -> bytes:
-    item = {
-        "index": index,
-        "event_id": event.event_id,
-        "kind": event.kind.value,
-        "at": plain(event.event_time),
-        "payload": msgspec.Raw(event.payload or b"null"),
-        "decision": None if record is None else plain(record),
-    }
-    return msgspec.json.encode(item if session is None else {"session": session} | item)

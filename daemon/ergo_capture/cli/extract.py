@@ -6,7 +6,6 @@ Not here: selecting (``capture/selection.py``), scenarios (``kernel/scenario.py`
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
 from ergo_capture.capture.selection import Selection, select
 from ergo_capture.capture.stream import RecordStream
 from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named
+from ergo_capture.cli.output import write_out
 from ergo_capture.cli.selecting import FromId, Ids, Kinds, Since, ToId, Until, selection_of
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import plain
@@ -57,7 +57,7 @@ def extract(
         )
     text = msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
     if output is None:
-        sys.stdout.buffer.write(text)
+        write_out(text)
         return
     create_parents(output)
     write_bytes_atomic(output, text)

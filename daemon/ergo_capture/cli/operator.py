@@ -6,10 +6,11 @@ Not here: what can be asked (``server/control_protocol.py``), the commands (``st
 
 from __future__ import annotations
 
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import msgspec
 import typer
@@ -78,7 +79,7 @@ class OperatorLine:
         except OSError as error:
             self._socket.close()
             raise self._away(error) from error
-        self._lines: BinaryIO = self._socket.makefile("rb")
+        self._held = b""
 
     def ask(self, command: str, **fields: Any) -> bytes:
         """The line that answers a request.
@@ -96,24 +97,46 @@ class OperatorLine:
             raise self._away(error) from error
         return self.read()
 
-    def read(self) -> bytes:
-        """The next line; raises as ``ask`` does."""
-        try:
-            line = self._lines.readline()
-        except OSError as error:
-            raise self._away(error) from error
-        if not line.endswith(b"\n"):
-            raise self._away(None)
+    def read(self, wait: Callable[[], None] = lambda: None) -> bytes:
+        """The next line; raises as ``ask`` does. ``wait`` is called before each wait for the daemon."""
+        while b"\n" not in self._held:
+            wait()
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError as error:
+                raise self._away(error) from error
+            if not data:
+                raise self._away(None)
+            self._held += data
+        line, newline, self._held = self._held.partition(b"\n")
+        line += newline
         answer = _answer.decode(line)
         if answer.type == "error":
             raise DaemonRefused(answer.message, op="ask the daemon", hint=answer.hint, exit_code=answer.exit_code)
         return line
 
-    def lines(self) -> Iterator[bytes]:
-        """Every further line, however long each takes to come."""
+    def lines(self, reader: int | None = None) -> Iterator[bytes]:
+        """Every further line, however long each takes to come.
+
+        Args:
+            reader: a descriptor whose other end may be closed meanwhile, as that of a pipe.
+
+        Raises:
+            BrokenPipeError: the reader's other end was closed.
+        """
         self._socket.settimeout(None)
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if reader is not None:
+            # Why no events are asked for: a broken pipe is told of in any case.
+            poll.register(reader, 0)
+
+        def wait() -> None:
+            if any(fd == reader for fd, _ in poll.poll()):
+                raise BrokenPipeError
+
         while True:
-            yield self.read()
+            yield self.read(wait)
 
     def _away(self, error: OSError | None) -> DaemonAway:
         reason, hint = why_away(error)

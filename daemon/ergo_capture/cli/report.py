@@ -6,9 +6,6 @@ Not here: the page (``report/``).
 
 from __future__ import annotations
 
-import io
-import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,6 +13,7 @@ import typer
 
 from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
 from ergo_capture.cli.info import manifest_beside
+from ergo_capture.cli.output import write_out
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.report.page import report_page
@@ -44,8 +42,7 @@ def report(
         _refuse_what_is_no_page(bundle, destination)
     page = report_page(bundle, manifest_beside(bundle))
     if to_pipe:
-        # Why in pieces: of one large write only a part is gone, and no error comes, when the reader goes away.
-        shutil.copyfileobj(io.BytesIO(page), sys.stdout.buffer)
+        write_out(page)
         return
     create_parents(destination)
     write_bytes_atomic(destination, page)

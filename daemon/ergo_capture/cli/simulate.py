@@ -14,6 +14,7 @@ import typer
 
 from ergo_capture.capture.bundle import CaptureJsonStyle, encode_bundle, write_capture_bundle
 from ergo_capture.capture.session import CapturingSession
+from ergo_capture.cli.output import write_out
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.ports import MemoryDecisionLog
 from ergo_capture.kernel.records import CaptureBundle
@@ -31,8 +32,7 @@ def simulate(
     """Run a written scenario through the supervisor and write its bundle, without a daemon."""
     bundle = run_scenario(read_scenario(_read(scenario)))
     if output is None:
-        sys.stdout.buffer.write(encode_bundle(bundle, style))
-        sys.stdout.buffer.flush()
+        write_out(encode_bundle(bundle, style))
     else:
         write_capture_bundle(output, bundle, style)
     return 0

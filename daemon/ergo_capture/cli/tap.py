@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
+from ergo_capture.cli.output import standard_output
 from ergo_capture.errors import ErgoCaptureError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,7 +35,7 @@ def tap(
     """
     with OperatorLine(control_path(socket, config)) as line:
         line.ask("tap", of=of, rate=rate)
-        for text in line.lines():
+        for text in line.lines(standard_output()):
             item = msgspec.json.decode(text)
             if as_json:
                 sys.stdout.write(text.decode())

@@ -10,6 +10,7 @@ one commit ahead of what the daemon has acknowledged; where the machine dies in 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,7 +38,13 @@ class Followed(msgspec.Struct, frozen=True):
 
 
 def follow(
-    directory: Path, storage: Storage, wait: Callable[[], None], *, of: str = "", only_new: bool = False
+    directory: Path,
+    storage: Storage,
+    wait: Callable[[], None],
+    *,
+    of: str = "",
+    wanted: Callable[[Followed], bool] = lambda _item: True,
+    latest: int | None = None,
 ) -> Iterator[Followed]:
     """What is decided, as it is decided; ends with the session ``of``, and without one never.
 
@@ -46,7 +53,8 @@ def follow(
         storage: where it is.
         wait: returns when there may be something new.
         of: a session; empty for all that go on, and all to come.
-        only_new: leave out what is there already.
+        wanted: whether an item is meant; others are left out.
+        latest: of what is there already, how many at the most, the last ones; None for all.
 
     Raises:
         JournalError: there is no such session, it is damaged, or segments went before they were read.
@@ -54,14 +62,13 @@ def follow(
     """
     found = scan(directory, storage)
     watched = _Watched(directory, of)
-    for followed in watched.begin(found, storage):
-        if not only_new:
-            yield followed
+    there = filter(wanted, watched.begin(found, storage))
+    yield from there if latest is None else deque(there, latest)
     tail = JournalTail(directory, storage, found)
     try:
         while not watched.over:
             for frame in tail.frames():
-                yield from watched.take(frame)
+                yield from filter(wanted, watched.take(frame))
             if not watched.over:
                 wait()
     finally:
