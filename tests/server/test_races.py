@@ -448,3 +448,24 @@ async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest
         assert caught.value.stage is WriteStage.CREATE_OUTPUT_DIRECTORY
         assert isinstance(caught.value.cause, OSError)
         (daemon.state / "bundles" / "default").unlink()
+
+
+async def test_a_session_that_is_closed_while_its_part_ends_is_closed_after_it() -> None:
+    """The word that it is to end comes while its task waits for the disk, and must not be lost."""
+    storage = GatedStorage()
+    with short_directory() as place:
+        async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+        gate = storage.gate("write", ".journal")
+        gate.__enter__()
+        async with (
+            running_daemon("[rotation]\nmax_events = 1\n", storage=storage, state=place / "state") as daemon,
+            daemon.session(session=wire.opened["session"]) as wire,
+        ):
+            await storage.until_held()
+            await wire.say({"type": "close"})
+            (session,) = sessions_of(daemon)
+            await until(lambda: session.ended is not None)
+            gate.__exit__(None, None, None)
+            await wire.until("closed")

@@ -276,6 +276,8 @@ class Session:
             await self.parts.publish_left_over()
             self.on_part_over()
             while self.failure is None:
+                # Why first: what wakes it while it waits for a bundle must wake it again behind that.
+                self._wake.clear()
                 while self._batches and self.failure is None:
                     await self._decide(self._batches.popleft())
                     await self._rotate_if_due()
@@ -285,7 +287,6 @@ class Session:
                     await self._finish(self.ended)
                     return
                 await self._rotate_if_due()
-                self._wake.clear()
                 if not self._batches:
                     await self._wake.wait()
         except ErgoCaptureError as error:
