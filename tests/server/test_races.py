@@ -469,3 +469,20 @@ async def test_a_session_that_is_closed_while_its_part_ends_is_closed_after_it()
             await until(lambda: session.ended is not None)
             gate.__exit__(None, None, None)
             await wire.until("closed")
+
+
+async def test_a_rotation_that_the_stop_cuts_off_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing more goes into the journal once the drain is over; the next start publishes what is left."""
+    storage = GatedStorage()
+    text = '[rotation]\nmax_events = 1\n[shutdown]\ndrain = "10ms"\n'
+    with short_directory() as place:
+        async with running_daemon(text, storage=storage, state=place / "state") as daemon, daemon.session() as wire:
+            with storage.gate("write", ".journal", after=2):
+                await wire.say(event("a"))
+                await wire.until_ack(1, 1)
+                await storage.until_held()
+                daemon.service.stop()
+                await until(lambda: daemon.service._writer._closed)
+        assert "session.failed" not in capsys.readouterr().out
+        async with running_daemon(state=place / "state") as daemon:
+            await until(lambda: [(m["ended"], m["events"]) for m in manifests(daemon)[:1]] == [("rotated", 1)])

@@ -32,7 +32,7 @@ from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.session import Owner, Session, storage_failed
 from ergo_capture.server.submission import append
 from ergo_capture.server.tap import Taps
-from ergo_capture.server.writer import Writer
+from ergo_capture.server.writer import Writer, WriterClosed
 from ergo_capture.storage import StorageError
 from ergo_capture.version import PROGRAM
 
@@ -285,8 +285,9 @@ class SessionRegistry:
                 decisions=session.decided,
             )
             self._let_go.set()
-        elif session.failure is not self._writer.failure:
-            # Why not where the journal has failed: that is one fact, and it is logged once.
+        elif session.failure is not self._writer.failure and not isinstance(session.failure, WriterClosed):
+            # Why not where the journal has failed: that is one fact, and it is logged once. And why not at the stop:
+            # what was under way then is gone on with after the next start.
             error = session.failure
             log.error(
                 telemetry.SESSION_FAILED,

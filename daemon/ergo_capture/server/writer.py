@@ -53,6 +53,10 @@ class Submission(Protocol):
         """The frame is not on stable storage and will not be."""
 
 
+class WriterClosed(ErgoCaptureError):
+    """Nothing more is made durable, because the daemon is stopping."""
+
+
 class WriterSnapshot(msgspec.Struct, frozen=True):
     """What the writer is doing; sizes in bytes, times in seconds."""
 
@@ -133,19 +137,26 @@ class Writer:
         """Raise if nothing more can be made durable.
 
         Raises:
+            WriterClosed: the daemon is stopping.
             ErgoCaptureError: the journal has failed.
         """
         if self.failure is not None:
             raise self.failure
+        if self._closed:
+            raise WriterClosed(
+                "append to journal: the daemon is stopping",
+                op="append to journal",
+                hint="what was acknowledged is safe; the next start goes on",
+            )
 
     def submit(self, submission: Submission, size: int) -> None:
         """Queue something of about ``size`` bytes; ``on_durable`` or ``on_refused`` will be called.
 
         Raises:
+            WriterClosed: the daemon is stopping.
             ErgoCaptureError: the journal has failed.
         """
         self.check()
-        assert not self._closed, "submitted to a closed writer"
         self._queue.append((submission, size, time.monotonic()))
         self._bytes += size
         self._go_on()
