@@ -1,7 +1,7 @@
 """``ergo-capture serve``.
 
 Owns: its arguments.
-Not here: the daemon (``server/service.py``).
+Not here: the process (``server/process.py``), the daemon in it (``server/service.py``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def serve(
     """Run the daemon until SIGTERM or SIGINT; a second signal stops it at once."""
     from ergo_capture import telemetry  # noqa: PLC0415 - help must not load the daemon
     from ergo_capture.config import Config, load  # noqa: PLC0415
-    from ergo_capture.server.service import run  # noqa: PLC0415
+    from ergo_capture.server.process import run  # noqa: PLC0415
 
     def reread() -> Config:
         return load(config, socket=socket, state=state_dir)

@@ -11,11 +11,9 @@ open in the journal: its client may resume it after the next start, within ``ses
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +31,6 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.body import Peer, Publication, SessionDescription
 from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery, recover
-from ergo_capture.server.admission import make_room
 from ergo_capture.server.budget import Budget, Holding
 from ergo_capture.server.composition import (
     admission_of,
@@ -512,26 +509,3 @@ class Service:
 
     def __repr__(self) -> str:
         return f"<Service {self.state}, {len(self.connections)} connections>"
-
-
-def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
-    """Serve until a signal stops it; returns the exit code. ``reread`` loads the configuration again.
-
-    Raises:
-        ErgoCaptureError: start-up failed.
-    """
-    # Why: the commit thread comes back from each sync to an interpreter that the loop is using, and would wait
-    # for it for the usual 5 ms; a commit under load then took 10.8 ms, and 0.8 ms with this.
-    sys.setswitchinterval(0.0005)
-    make_room(config.limits.max_clients)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return int(runner.run(Service(config, reread=reread).run()))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 - optional
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
