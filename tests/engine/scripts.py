@@ -72,3 +72,9 @@ def stuck(graph_id: str, event_id: str, *_: Any) -> None:
 
 
 not_callable = 3
+
+
+async def turns(_graph: str, event_id: str, *_: Any) -> None:
+    """Completed, after as many turns of the loop as the id's length leaves over."""
+    for _turn in range(sum(event_id.encode()) % 7):
+        await asyncio.sleep(0)
