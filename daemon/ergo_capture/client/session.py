@@ -1,12 +1,8 @@
-"""An asynchronous client: streams events to the daemon and survives its restarts.
+"""An asynchronous session with the daemon, which survives the daemon's restarts.
 
-Owns: CaptureClient: the window, acknowledgements, reconnecting and resuming.
-Not here: files and progress bars (``cli/send.py``), what frames mean (``server/protocol.py``, README).
-
-    async with CaptureClient(path) as client:
-        await client.open("default")
-        await client.send(ExternalEvent.mechanical("e1", ExternalEventKind.Command))
-        closed = await client.close()
+Owns: CaptureClient: the window, requests, reconnecting and resuming.
+Not here: what is acknowledged and what is sent again (``in_flight.py``), a connection (``wire.py``), files and
+progress bars (``cli/send.py``).
 
 What is not acknowledged is kept. When the connection breaks, the client connects again with back-off,
 resumes its session, learns which event was the last to become durable, and sends on from the one after it.
@@ -21,19 +17,19 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Final, Self
 
 import anyio
 import msgspec
-from anyio.abc import ByteStream, TaskGroup
+from anyio.abc import TaskGroup
 
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.client.frames import ClientError, Published, Reject, encode, error_in, event_line
+from ergo_capture.client.in_flight import InFlight
+from ergo_capture.client.wire import LOST, Wire
 from ergo_capture.kernel.events import ExternalEvent
 
-_READ_BYTES: Final = 64 * 1024
 #: Bytes gathered before they are sent without waiting for the sender to pause.
 _SEND_BYTES: Final = 128 * 1024
 _FIRST_DELAY: Final = 0.05
@@ -41,50 +37,6 @@ _LONGEST_DELAY: Final = 2.0
 #: Seconds that a first connection waits for a daemon at the most. Why not ``give_up_after``: most often nobody started
 #: one, and whoever forgot wants to hear so soon.
 _FIRST_PATIENCE: Final = 5.0
-
-_decoder: Final = msgspec.json.Decoder(dict[str, Any])
-_encode: Final = msgspec.json.Encoder().encode
-
-
-#: What a connection that breaks looks like.
-_LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
-
-
-class ClientError(ErgoCaptureError):
-    """The daemon refused, or cannot be reached; ``code`` is the protocol's, or ``unreachable``."""
-
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(message, op="talk to the daemon", hint=hint or None)
-        self.code = code
-
-
-class Reject(msgspec.Struct, frozen=True):
-    """One event that the daemon did not take."""
-
-    event_id: str | None
-    code: str
-    message: str
-
-
-class Published(msgspec.Struct, frozen=True):
-    """A bundle that the daemon published, from ``flushed`` or ``closed``."""
-
-    bundle: str
-    manifest: str
-    sha256: str
-    #: Counts of the whole session; zero in answer to a flush.
-    events: int = 0
-    decisions: int = 0
-    session: str = ""
-
-
-@dataclass(slots=True)
-class _Sent:
-    line: bytes
-    event_id: str
-    #: Sent on an earlier connection too: a duplicate then means that it had arrived.
-    again: bool = False
-    rejected: bool = False
 
 
 class CaptureClient:
@@ -113,9 +65,6 @@ class CaptureClient:
     ) -> None:
         self.path = fspath(path)
         self.session: str | None = None
-        #: Events acknowledged as durable, rejections not counted.
-        self.accepted = 0
-        self.rejected = 0
         self.reconnects = 0
         #: Events of the session that were durable before this client took it up.
         self.resumed_after = 0
@@ -129,14 +78,10 @@ class CaptureClient:
         self._on_decision = on_decision or (lambda _decision: None)
         self._on_reconnect = on_reconnect or (lambda _times: None)
         self._open: dict[str, Any] | None = None
-        self._stream: ByteStream | None = None
+        self._wire: Wire | None = None
         #: Whether the session is open on this connection, so that events may be sent.
         self._is_open = False
-        self._held = b""
-        self._unacked: deque[_Sent] = deque()
-        self._acked = 0
-        #: Id of the last event that is known to be durable, of those sent here.
-        self._last_acked: str | None = None
+        self._in_flight = InFlight()
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
         self._moved = asyncio.Event()
@@ -148,6 +93,16 @@ class CaptureClient:
         self._tasks: TaskGroup
         self._sending = asyncio.Lock()
         self._sending_due = asyncio.Event()
+
+    @property
+    def accepted(self) -> int:
+        """Events acknowledged as durable, rejections not counted."""
+        return self._in_flight.accepted
+
+    @property
+    def rejected(self) -> int:
+        """Events that the daemon did not take."""
+        return self._in_flight.rejected
 
     # --- life ---
 
@@ -186,7 +141,7 @@ class CaptureClient:
         self._open = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
         try:
             opened = await self._ask_open()
-        except _LOST:
+        except LOST:
             # The daemon went between its welcome and its answer. A session it opened meanwhile lingers and ends.
             opened = await self._come_back()
         self._is_open = True
@@ -212,11 +167,11 @@ class CaptureClient:
         Raises:
             ClientError: as ``send``.
         """
-        while len(self._unacked) >= self._window:
+        while len(self._in_flight) >= self._window:
             await self._wait()
         if self._failure is not None:
             raise self._failure
-        self._unacked.append(_Sent(line, event_id))
+        self._in_flight.add(line, event_id)
         self._outgoing.append(line)
         self._outgoing_bytes += len(line)
         if self._outgoing_bytes >= _SEND_BYTES:
@@ -230,7 +185,7 @@ class CaptureClient:
         Raises:
             ClientError: as ``send``.
         """
-        while self._unacked:
+        while self._in_flight:
             await self._wait()
 
     # --- requests ---
@@ -261,7 +216,7 @@ class CaptureClient:
         await self._ask({"type": "ping"})
 
     async def _ask(self, frame: dict[str, Any]) -> dict[str, Any]:
-        line = _encode(frame) + b"\n"
+        line = encode(frame) + b"\n"
         self._asked = line
         self._outgoing.append(line)
         self._outgoing_bytes += len(line)
@@ -294,48 +249,24 @@ class CaptureClient:
             delay = min(delay * 2, _LONGEST_DELAY)
 
     async def _connect(self) -> None:
-        try:
-            self._stream = await anyio.connect_unix(self.path)
-            await self._stream.send(
-                _encode({"type": "hello", "protocol": "ergo-capture.v1", "client": self._name}) + b"\n"
-            )
-            self._held = b""
-            welcome = await self._read_frame()
-        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
-            await self._hang_up()
-            raise ClientError(
-                "unreachable",
-                f"connect to the daemon at '{self.path}': {getattr(error, 'strerror', None) or 'connection lost'}",
-                "start it with `ergo-capture serve`, or name its socket with --socket",
-            ) from error
-        self.limits = welcome.get("limits", {})
-        self._acked = 0
+        self._wire = await Wire.connect(self.path, self._name)
+        self.limits = self._wire.limits
 
     async def _ask_open(self) -> dict[str, Any]:
-        assert self._stream is not None
+        assert self._wire is not None
         assert self._open is not None
-        await self._stream.send(_encode({"type": "open", **self._open}) + b"\n")
-        opened = await self._read_frame()
+        await self._wire.say({"type": "open", **self._open})
+        opened = await self._wire.read_frame()
         self.session = opened["session"]
         self.last_event_id = opened["last_event_id"]
         self._open["session"] = self.session
         return opened
 
-    async def _read_frame(self) -> dict[str, Any]:
-        assert self._stream is not None
-        while b"\n" not in self._held:
-            self._held += await self._stream.receive(_READ_BYTES)
-        line, _, self._held = self._held.partition(b"\n")
-        frame = _decoder.decode(line)
-        if frame["type"] == "error":
-            raise ClientError(frame["code"], frame["message"], frame.get("hint", ""))
-        return frame
-
     async def _hang_up(self) -> None:
         self._is_open, self._unwanted = False, 0
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            await anyio.aclose_forcefully(stream)
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.hang_up()
 
     async def _come_back(self) -> dict[str, Any]:
         """Connect and open again, as often as it takes within the patience; the ``opened`` frame."""
@@ -352,7 +283,7 @@ class CaptureClient:
                 except ClientError as error:
                     if error.code not in {"unreachable", "session_busy", "shutting_down"}:
                         raise
-                except _LOST:
+                except LOST:
                     pass
                 await self._hang_up()
         raise ClientError(
@@ -365,42 +296,14 @@ class CaptureClient:
         """Take the session up again, and queue what is not known to be safe."""
         await self._come_back()
         self.reconnects += 1
-        self._drop_safe()
-        for sent in self._unacked:
-            sent.again = True
-        self._outgoing = [sent.line for sent in self._unacked]
+        self._outgoing = self._in_flight.come_back(self.last_event_id)
+        self._tell()
         if self._asked is not None:
             self._outgoing.append(self._asked)
         self._outgoing_bytes = sum(map(len, self._outgoing))
         self._is_open = True
         self._sending_due.set()
         self._on_reconnect(self.reconnects)
-
-    def _drop_safe(self) -> None:
-        """Forget what the daemon says is durable: everything up to the session's last event; and what it rejected."""
-        # Why not where it is the last that was acknowledged: what bears its id behind it is a duplicate of it, and
-        # what lies between the two is not durable.
-        durable = self.last_event_id
-        if durable != self._last_acked and any(sent.event_id == durable for sent in self._unacked):
-            while True:
-                sent = self._unacked.popleft()
-                self._count(sent)
-                if sent.event_id == durable:
-                    break
-        # Why these: their sender was told that they are not taken, and may have sent them anew.
-        rejected = [sent for sent in self._unacked if sent.rejected]
-        for sent in rejected:
-            self._count(sent)
-        if rejected:
-            self._unacked = deque(sent for sent in self._unacked if not sent.rejected)
-        self._tell()
-
-    def _count(self, sent: _Sent) -> None:
-        if sent.rejected:
-            self.rejected += 1
-        else:
-            self.accepted += 1
-            self._last_acked = sent.event_id
 
     # --- tasks ---
 
@@ -418,45 +321,30 @@ class CaptureClient:
             self._tell()
 
     async def _read_some(self) -> None:
-        stream = self._stream
-        if stream is None:
+        if self._wire is None:
             raise anyio.ClosedResourceError
-        if b"\n" not in self._held:
-            self._held += await stream.receive(_READ_BYTES)
-        end = self._held.rfind(b"\n") + 1
-        lines, self._held = self._held[:end], self._held[end:]
-        for frame in _decoder.decode_lines(lines):
+        for frame in await self._wire.read_frames():
             self._take(frame)
 
     def _take(self, frame: dict[str, Any]) -> None:
         kind = frame["type"]
         if kind == "ack":
-            for _ in range(min(frame["accepted"] - self._acked, len(self._unacked))):
-                self._count(self._unacked.popleft())
-            self._acked = max(self._acked, frame["accepted"])
+            self._in_flight.acked(frame["accepted"])
             self._tell()
         elif kind == "reject":
-            self._take_reject(frame)
+            if self._in_flight.is_rejected(frame["index"], duplicate=frame["code"] == "duplicate_event_id"):
+                self._on_reject(Reject(frame["event_id"], frame["code"], frame["message"]))
         elif kind == "decision":
             self._on_decision(frame["decision"])
         elif kind == "error":
             if frame["code"] in {"shutting_down", "storage_failed"} and self._patience:
                 raise anyio.EndOfStream
-            raise ClientError(frame["code"], frame["message"], frame.get("hint", ""))
+            raise error_in(frame)
         elif self._unwanted:
             self._unwanted -= 1
         else:
             self._answers.append(frame)
             self._tell()
-
-    def _take_reject(self, frame: dict[str, Any]) -> None:
-        position = frame["index"] - self._acked - 1
-        sent = self._unacked[position] if 0 <= position < len(self._unacked) else None
-        if sent is not None:
-            if frame["code"] == "duplicate_event_id" and sent.again:
-                return
-            sent.rejected = True
-        self._on_reject(Reject(frame["event_id"], frame["code"], frame["message"]))
 
     async def _send_forever(self) -> None:
         while True:
@@ -469,13 +357,13 @@ class CaptureClient:
     async def _flush_outgoing(self) -> None:
         async with self._sending:
             # Why not on a connection that is just made: nothing may come between its hello and the answer to its open.
-            if self._stream is None or not self._is_open:
+            if self._wire is None or not self._is_open:
                 return
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
             if data:
                 # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
                 with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    await self._stream.send(data)
+                    await self._wire.send(data)
 
     def _tell(self) -> None:
         self._moved.set()
@@ -494,19 +382,8 @@ class CaptureClient:
     def __repr__(self) -> str:
         return (
             f"<CaptureClient {self.session or 'no session'} at {self.path!r}, {self.accepted} accepted, "
-            f"{len(self._unacked)} in flight, {self.rejected} rejected>"
+            f"{len(self._in_flight)} in flight, {self.rejected} rejected>"
         )
-
-
-def event_line(event: ExternalEvent) -> bytes:
-    """An event as the line that travels; newlines between the tokens of its payload become spaces."""
-    return b'{"type":"event","event":{"event_id":%b,"kind":"%b","at":{"secs":%d,"nanos":%d},"payload":%b}}\n' % (
-        _encode(event.event_id),
-        event.kind.value.encode(),
-        event.at.secs,
-        event.at.nanos,
-        event.payload.replace(b"\n", b" ") if event.payload else b"null",
-    )
 
 
 async def stream(

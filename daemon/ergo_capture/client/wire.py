@@ -1,0 +1,92 @@
+"""One connection to the daemon: frames out, frames in.
+
+Owns: Wire: connecting and the greeting, lines.
+Not here: connecting again (``session.py``), what frames mean (``frames.py``, ``in_flight.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import anyio
+import msgspec
+from anyio.abc import ByteStream
+
+from ergo_capture.client.frames import ClientError, encode, error_in
+
+_READ_BYTES: Final = 64 * 1024
+_decoder: Final = msgspec.json.Decoder(dict[str, Any])
+#: What a connection that breaks looks like.
+LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+
+
+class Wire:
+    """A connection; made by ``connect``."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        #: What the daemon takes: bytes and numbers, by name.
+        self.limits: dict[str, int] = {}
+        self._stream = stream
+        self._held = b""
+
+    @classmethod
+    async def connect(cls, path: str, name: str) -> Wire:
+        """Connect, and greet the daemon as ``name``.
+
+        Raises:
+            ClientError: ``unreachable``, or what the daemon says against it.
+        """
+        stream: ByteStream | None = None
+        try:
+            stream = await anyio.connect_unix(path)
+            wire = cls(stream)
+            await wire.say({"type": "hello", "protocol": "ergo-capture.v1", "client": name})
+            wire.limits = (await wire.read_frame()).get("limits", {})
+        except BaseException as error:
+            if stream is not None:
+                await anyio.aclose_forcefully(stream)
+            if not isinstance(error, LOST):
+                raise
+            raise ClientError(
+                "unreachable",
+                f"connect to the daemon at '{path}': {getattr(error, 'strerror', None) or 'connection lost'}",
+                "start it with `ergo-capture serve`, or name its socket with --socket",
+            ) from error
+        return wire
+
+    async def say(self, frame: dict[str, Any]) -> None:
+        """Send one frame."""
+        await self.send(encode(frame) + b"\n")
+
+    async def send(self, lines: bytes) -> None:
+        """Send lines."""
+        await self._stream.send(lines)
+
+    async def read_frame(self) -> dict[str, Any]:
+        """The next frame.
+
+        Raises:
+            ClientError: it is an error.
+        """
+        while b"\n" not in self._held:
+            self._held += await self._stream.receive(_READ_BYTES)
+        line, _, self._held = self._held.partition(b"\n")
+        frame = _decoder.decode(line)
+        if frame["type"] == "error":
+            raise error_in(frame)
+        return frame
+
+    async def read_frames(self) -> list[dict[str, Any]]:
+        """The frames that are there, errors too; waits for more where none is whole."""
+        if b"\n" not in self._held:
+            self._held += await self._stream.receive(_READ_BYTES)
+        end = self._held.rfind(b"\n") + 1
+        lines, self._held = self._held[:end], self._held[end:]
+        return _decoder.decode_lines(lines)
+
+    async def hang_up(self) -> None:
+        """Close it, at once."""
+        await anyio.aclose_forcefully(self._stream)
+
+    def __repr__(self) -> str:
+        return f"<Wire, {len(self._held)} bytes of a begun frame>"

@@ -1,0 +1,86 @@
+"""What a client keeps of what it sent, answer by answer; no socket is needed to say it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ergo_capture.client.in_flight import InFlight
+
+
+def sent(*ids: str) -> InFlight:
+    """These events, in flight."""
+    flight = InFlight()
+    for event_id in ids:
+        flight.add(event_id.encode(), event_id)
+    return flight
+
+
+def test_an_acknowledgement_counts_all_up_to_it() -> None:
+    """And one that comes again, or late, counts nothing."""
+    flight = sent("a", "b", "c")
+    flight.acked(2)
+    flight.acked(2)
+    flight.acked(1)
+    assert (flight.accepted, flight.rejected, len(flight)) == (2, 0, 1)
+
+
+def test_an_event_that_is_not_taken_counts_as_rejected_when_its_turn_comes() -> None:
+    """A rejection names the event by its number on the connection, and comes before the acknowledgement that covers it."""
+    flight = sent("a", "b", "c")
+    assert flight.is_rejected(2, duplicate=False)
+    assert (flight.accepted, flight.rejected) == (0, 0)
+    flight.acked(3)
+    assert (flight.accepted, flight.rejected, len(flight)) == (2, 1, 0)
+
+
+def test_what_is_not_known_to_be_durable_is_sent_again() -> None:
+    """All behind the session's last event; a duplicate of one of them is no rejection then, but the news that it arrived."""
+    flight = sent("a", "b", "c", "d")
+    flight.acked(1)
+    assert flight.come_back("b") == [b"c", b"d"]
+    assert flight.accepted == 2
+    assert not flight.is_rejected(1, duplicate=True)
+    flight.acked(2)
+    assert (flight.accepted, flight.rejected) == (4, 0)
+
+
+def test_what_was_rejected_is_not_sent_again() -> None:
+    """Its sender was told, and may have sent it anew."""
+    flight = sent("a", "b", "c")
+    flight.is_rejected(2, duplicate=False)
+    assert flight.come_back(None) == [b"a", b"c"]
+    assert (flight.accepted, flight.rejected, len(flight)) == (0, 1, 2)
+
+
+def test_a_second_event_of_the_same_id_is_not_taken_for_the_first() -> None:
+    """The one that is durable was acknowledged: what lies between the two is sent again."""
+    flight = sent("a", "b", "a")
+    flight.acked(1)
+    assert flight.come_back("a") == [b"b", b"a"]
+
+
+@pytest.mark.parametrize("durable", [None, "somebody else's"])
+def test_nothing_is_safe_where_the_sessions_last_event_is_not_ours(durable: str | None) -> None:
+    """Another client may have sent it."""
+    assert sent("a", "b").come_back(durable) == [b"a", b"b"]
+
+
+@given(st.data())
+def test_every_event_is_counted_once_and_what_is_left_is_sent_again_in_order(data: st.DataObject) -> None:
+    """P1 and P2 from the client's side: whatever the daemon takes, and however often the connection breaks."""
+    ids = [f"e{number}" for number in range(data.draw(st.integers(1, 12)))]
+    flight, daemon = InFlight(), list[str]()
+    waiting: list[str] = []
+    for event_id in ids:
+        flight.add(event_id.encode(), event_id)
+        waiting.append(event_id)
+        if data.draw(st.booleans()):
+            arrived = data.draw(st.integers(0, len(waiting)))
+            daemon += [name for name in waiting[:arrived] if name not in daemon]
+            waiting = [line.decode() for line in flight.come_back(daemon[-1] if daemon else None)]
+            assert waiting == ids[flight.accepted : ids.index(event_id) + 1]
+            assert daemon == ids[: flight.accepted]
+    flight.acked(len(waiting))
+    assert (flight.accepted, flight.rejected, len(flight)) == (len(ids), 0, 0)
