@@ -243,7 +243,7 @@ async def test_a_user_who_is_not_on_the_list_is_refused_and_counted() -> None:
         (answer,) = await as_nobody(daemon, HELLO, OPEN, CLOSE)
         assert (answer["type"], answer["code"]) == ("error", "forbidden")
         assert "access.users" in answer["hint"]
-        assert daemon.service.refusals["forbidden"] == 1
+        assert daemon.service.clients.refusals["forbidden"] == 1
         answers = await as_nobody(daemon, HELLO, OPEN, CLOSE, uid=4242)
         assert answers[-1]["type"] == "closed"
 

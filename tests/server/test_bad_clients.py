@@ -56,7 +56,7 @@ async def test_a_conversation_that_cannot_go_on_ends_with_its_code(code: str, fr
     async with running_daemon() as daemon:
         assert (await final_error(daemon, *frames))["code"] == code
         await is_served(daemon)
-        assert daemon.service.refusals[code] == 1
+        assert daemon.service.clients.refusals[code] == 1
 
 
 @pytest.mark.parametrize("line", [x for x in conformance("payloads.jsonl") if x["error"]], ids=lambda x: x["error"])

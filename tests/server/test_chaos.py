@@ -30,7 +30,7 @@ from ergo_capture.journal.body import Publication
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
-from ergo_capture.server import service as service_module
+from ergo_capture.server import shutdown as shutdown_module
 from ergo_capture.server.service import Service
 
 CONFIG = """
@@ -211,13 +211,13 @@ class Chaos:
         registry = self._service.registry
         with anyio.fail_after(PATIENCE):
             # Sessions whose client was never told of them linger for good; here they end.
-            while registry.sessions or self._service.connections:
+            while registry.sessions or self._service.clients.connections:
                 for session in list(registry.sessions.values()):
                     assert session.failure is None, session.failure
                     if session.owner is None:
                         registry._linger_over(session, "interrupted")
                 await asyncio.sleep(0.01)
-        assert (registry.queue.used, registry.ids.used, self._service.held.used) == (0, 0, 0)
+        assert (registry.queue.used, registry.ids.used, self._service.clients.held.used) == (0, 0, 0)
         assert not registry.queue.by_user
         assert not registry._lingering
         assert not registry._opening
@@ -247,7 +247,7 @@ class Chaos:
 async def chaos(monkeypatch: pytest.MonkeyPatch, seeds: range, seconds: float) -> None:
     """One daemon after the other, each with its seed, for so long together."""
     monkeypatch.setattr(parts_module, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(service_module, "_LAST_COMMIT_SECONDS", 1.0)
+    monkeypatch.setattr(shutdown_module, "_LAST_COMMIT_SECONDS", 1.0)
     began = time.monotonic()
     descriptors = None
     for seed in seeds:

@@ -66,7 +66,7 @@ async def test_a_connection_that_is_cut_is_taken_up_again_where_it_stood() -> No
             await client.open("default")
             for number in range(100):
                 if number in (30, 60):
-                    for connection in list(daemon.service.connections):
+                    for connection in list(daemon.service.clients.connections):
                         connection.shut_down()
                 event = ExternalEvent.mechanical_at(f"e{number}", ExternalEventKind.Command, EventTime(number, 0))
                 await client.send(event)

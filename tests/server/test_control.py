@@ -48,7 +48,7 @@ async def test_another_user_is_refused_even_where_the_mode_would_let_him_in() ->
         request = {"command": "shutdown"}
         answers = await anyio.to_thread.run_sync(lambda: talk_as(path, request, uid=NOBODY))
         assert [answer.get("code") for answer in answers] == ["forbidden"]
-        assert daemon.service.refusals["forbidden"] == 1
+        assert daemon.service.clients.refusals["forbidden"] == 1
         assert daemon.service.phase == "serving"
 
 

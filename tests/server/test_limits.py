@@ -51,9 +51,9 @@ async def test_one_user_cannot_take_every_place() -> None:
     async with running_daemon("[limits]\nmax_user_clients = 2\n") as daemon:
         async with daemon.session(), daemon.session():
             assert await last_code(daemon) == "limit"
-            assert daemon.service.refusals["limit"] == 1
+            assert daemon.service.clients.refusals["limit"] == 1
         with anyio.fail_after(20):
-            while daemon.service.admission.clients:
+            while daemon.service.clients.admission.clients:
                 await anyio.sleep(0.001)
         await is_served(daemon)
 
@@ -129,7 +129,7 @@ async def test_limits_that_are_replaced_hold_for_whoever_comes_next() -> None:
         registry.take_limits(SessionLimits(max_sessions=1, queue_bytes=1 << 20))
         assert (registry.queue.total, registry.limits.max_sessions) == (1 << 20, 1)
         assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
-        daemon.service.admission.max_clients = 1
+        daemon.service.clients.admission.max_clients = 1
         assert "limits.max_clients" in (await only_answer(daemon))["hint"]
         await wire.say(event("a"), {"type": "close"})
         assert (await wire.until("closed"))["events"] == 1
@@ -208,7 +208,7 @@ async def test_a_byte_now_and_then_does_not_renew_the_time(opened: bool) -> None
             await wire.open()
         with anyio.fail_after(20):
             assert await answer_to_a_trickle(wire) == "limit"
-        assert daemon.service.refusals["limit"] == 1
+        assert daemon.service.clients.refusals["limit"] == 1
 
 
 async def answer_to_a_trickle(wire: Wire) -> str:
@@ -238,7 +238,7 @@ async def test_a_frame_that_comes_in_time_renews_the_time() -> None:
             await anyio.sleep(0.04)
             await wire.stream.send(line[30:])
             await wire.until_ack(number + 1)
-        assert daemon.service.refusals["limit"] == 0
+        assert daemon.service.clients.refusals["limit"] == 0
 
 
 # --- how much is read at once ---
@@ -287,7 +287,7 @@ async def test_the_client_that_holds_most_is_let_go_and_the_others_stay() -> Non
 async def until_held(daemon: Daemon, size: int) -> None:
     """Wait until one connection holds at least so much."""
     with anyio.fail_after(20):
-        while not any(connection.holding.bytes >= size for connection in daemon.service.connections):
+        while not any(connection.holding.bytes >= size for connection in daemon.service.clients.connections):
             await anyio.sleep(0.001)
 
 
@@ -295,9 +295,9 @@ async def until_nothing_is_held(daemon: Daemon) -> None:
     """Wait until every budget is back at zero."""
     registry = daemon.service.registry
     with anyio.fail_after(20):
-        while daemon.service.connections or registry.sessions:
+        while daemon.service.clients.connections or registry.sessions:
             await anyio.sleep(0.001)
-    for budget in (daemon.service.held, registry.queue, registry.ids):
+    for budget in (daemon.service.clients.held, registry.queue, registry.ids):
         assert (budget.used, dict(budget.by_user)) == (0, {})
         assert budget.peak > 0
 
@@ -312,7 +312,7 @@ async def test_decisions_that_are_asked_for_and_not_read_stop_the_reading() -> N
             for number in range(1_000_000):
                 await mute.say(*(event(f"{number}-{i}") for i in range(100)))
                 most = max(most, session.log.untaken)
-        assert daemon.service.refusals["limit"] == 1
+        assert daemon.service.clients.refusals["limit"] == 1
         # What the socket's own buffer takes, one read, and what waits by reply_bytes: not what was sent.
         assert most < 8_000
         await is_served(daemon)
@@ -386,7 +386,7 @@ async def test_ids_that_must_be_remembered_are_bounded() -> None:
                     await wire.say(*(event(f"e{number + i}") for i in range(100)))
                     await wire.until_ack(number + 100)
             session = wire.opened["session"]
-        assert daemon.service.refusals["limit"] == 1
+        assert daemon.service.clients.refusals["limit"] == 1
         await until_unowned(daemon, session)
         async with daemon.wire() as again:
             opened = await again.open(session=session)

@@ -137,7 +137,7 @@ async def test_a_bundle_that_cannot_be_written_at_the_stop_holds_nothing_else_up
         daemon.service.stop()
         assert [f["code"] for f in await two.rest() if f["type"] == "error"] == ["shutting_down"]
         assert [f["code"] for f in await one.rest() if f["type"] == "error"] == ["shutting_down"]
-        assert daemon.service._unfinished
+        assert daemon.service.unfinished
         assert [m["graph"] for m in manifests(daemon)] == ["two"]
 
 
@@ -271,14 +271,14 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
     text = '[limits]\nwrite_timeout = "0s"\n'
     async with running_daemon(text) as daemon, daemon.session(decisions=True) as wire:
         (session,) = sessions_of(daemon)
-        (connection,) = daemon.service.connections
+        (connection,) = daemon.service.clients.connections
         number = 0
         while not connection._replies.unsaid:
             number += 1
             await wire.say(*(event(f"{'e' * 900}{number}-{n}") for n in range(100)))
             await until(lambda: session.decided == session.intake.admitted)
         daemon.service.stop()
-        await until(lambda: not daemon.service.connections)
+        await until(lambda: not daemon.service.clients.connections)
         assert connection.fatal is not None
 
 

@@ -95,10 +95,10 @@ async def test_each_limit_that_can_be_set_is_the_one_in_force_afterwards() -> No
         service, registry = daemon.service, daemon.service.registry
         assert (registry.limits.max_sessions, registry.limits.max_user_sessions) == (7, 6)
         assert registry._pace.rate == 8
-        assert service.limits.max_frame_bytes == 1024
+        assert service.clients.limits.max_frame_bytes == 1024
         assert (registry.queue.total, registry.queue.per_user) == (3 << 20, 2 << 20)
         assert (registry.ids.total, registry.ids.per_user) == (5 << 20, 4 << 20)
-        assert service.held.total == 1 << 20
+        assert service.clients.held.total == 1 << 20
         assert registry._linger == 7
         async with daemon.session() as wire:
             await wire.say(*[event(f"e{n}") for n in range(9)])
@@ -155,7 +155,7 @@ async def test_a_bad_file_changes_nothing_and_says_why(text: str, word: str) -> 
         assert answer["type"] == "error"
         assert word in answer["message"] + answer["hint"]
         assert daemon.service.config is before
-        assert daemon.service.admission.max_clients == before.limits.max_clients
+        assert daemon.service.clients.admission.max_clients == before.limits.max_clients
         assert list(daemon.service.registry.graphs) == ["default"]
         await wire.say(event("a"))
         await wire.until_ack(1, 1)

@@ -13,14 +13,14 @@ from tests.engine.engines import command_event, process_graph
 
 from ergo_capture.client import CaptureClient
 from ergo_capture.errors import ExitCode
-from ergo_capture.server import service as service_module
+from ergo_capture.server import shutdown
 
 
 async def test_a_shutdown_names_what_it_waits_for_and_gives_up_in_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P10: an engine that hangs holds the drain up for shutdown.drain and no longer; the event is in the journal."""
-    monkeypatch.setattr(service_module, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(shutdown, "TELL_SECONDS", 0.05)
     text = '[shutdown]\ndrain = "500ms"\n' + process_graph()
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket, give_up_after=0) as client:
         session = await client.open("default")
@@ -34,13 +34,13 @@ async def test_a_shutdown_names_what_it_waits_for_and_gives_up_in_time(
     assert "drain.waiting" in said
     assert session in said.partition("drain.waiting")[2]
     assert "drain.unfinished" in said
-    assert daemon.service._unfinished
+    assert daemon.service.unfinished
 
 
 async def test_a_shutdown_with_nothing_to_wait_for_is_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is said of waiting, and the exit code is 0."""
     async with running_daemon() as daemon:
-        assert not daemon.service._unfinished
+        assert not daemon.service.unfinished
     assert "drain." not in capsys.readouterr().out
     assert ExitCode.OK == 0
 
@@ -56,7 +56,7 @@ async def test_what_arrives_as_reading_stops_is_either_in_the_bundle_or_not_ackn
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("first"))
         await wire.until_ack(1, 1)
-        (connection,) = daemon.service.connections
+        (connection,) = daemon.service.clients.connections
         session = connection.session
         assert session is not None
         taken: list[int] = []

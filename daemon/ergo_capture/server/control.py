@@ -75,8 +75,8 @@ class ControlSocket:
             listening,
             self._serve,
             admission=_Operators(),
-            on_refused=service.on_refused,
-            on_trouble=service.on_trouble,
+            on_refused=service.clients.refused,
+            on_trouble=service.clients.unaccepted,
         )
 
     async def run(self) -> None:
@@ -162,7 +162,7 @@ class Conversation:
         code = FAILED
         if isinstance(error, ProtocolError):
             code = error.code.value
-            self._service.count(error.code)
+            self._service.clients.count(error.code)
             self.bad_requests += error.code in (Code.BAD_FRAME, Code.TOO_LARGE)
         exit_code = int(error.exit_code)
         await self._say(answer("error", code=code, message=error.message, hint=error.hint, exit_code=exit_code))

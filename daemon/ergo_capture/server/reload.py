@@ -110,11 +110,11 @@ class Reloader:
         make_room(config.limits.max_clients)
 
         service.config = config
-        service.limits = limits
-        service.admission.access = access
-        service.admission.max_clients = config.limits.max_clients
-        service.admission.max_user_clients = config.limits.max_user_clients
-        service.held.total = service.held.per_user = int(config.limits.held_bytes)
+        service.clients.limits = limits
+        service.clients.admission.access = access
+        service.clients.admission.max_clients = config.limits.max_clients
+        service.clients.admission.max_user_clients = config.limits.max_user_clients
+        service.clients.held.total = service.clients.held.per_user = int(config.limits.held_bytes)
         running.registry.take_limits(session_limits)
         running.registry.take_rules(rotation_of(config), config.session.linger.seconds)
         running.registry.graphs.clear()

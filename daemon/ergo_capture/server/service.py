@@ -1,7 +1,7 @@
 """The daemon put together: what starts in which order, and what stops in which.
 
-Owns: the composition root, start-up, shutdown.
-Not here: what any of the parts does; each is in the file of its name.
+Owns: the composition root, start-up, signals.
+Not here: what any of the parts does; each is in the file of its name, the end in ``shutdown.py``.
 
 Start-up: lock the state directory -> sweep temporaries -> scan the journal, recover its sessions -> bind the
 socket -> ready. Shutdown: stop accepting and reading -> decide and commit everything accepted -> publish
@@ -15,23 +15,22 @@ import os
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup, TaskStatus, UNIXSocketStream
+from anyio.abc import TaskGroup, TaskStatus
 
 from ergo_capture import telemetry
 from ergo_capture.capture.atomic import sweep_temporaries
 from ergo_capture.config import Config, control_beside
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.body import Peer, Publication, SessionDescription
+from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery, recover
-from ergo_capture.server.budget import Budget, Holding
+from ergo_capture.server.clients import Clients
 from ergo_capture.server.composition import (
     admission_of,
     graphs_of,
@@ -40,20 +39,18 @@ from ergo_capture.server.composition import (
     rotation_of,
     session_limits_of,
 )
-from ergo_capture.server.connection import Connection
 from ergo_capture.server.control import ControlSocket
 from ergo_capture.server.listener import Listener, bind, unlink_if_ours
 from ergo_capture.server.meter import CommitMeter
 from ergo_capture.server.metrics import Textfile
-from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.recovery_progress import RecoveryProgress
 from ergo_capture.server.registry import SessionRegistry
 from ergo_capture.server.reload import Reloaded, Reloader
 from ergo_capture.server.retention import Pruner, Retention
-from ergo_capture.server.session import Session
+from ergo_capture.server.shutdown import Shutdown
 from ergo_capture.server.snapshots import Snapshots
-from ergo_capture.server.status import Running, shutdown_waits_for, take_status
+from ergo_capture.server.status import Running, take_status
 from ergo_capture.server.systemd import Notifier
 from ergo_capture.server.watchdog import Watchdog
 from ergo_capture.server.writer import Writer
@@ -61,14 +58,6 @@ from ergo_capture.storage import RealStorage, Storage
 from ergo_capture.version import PROGRAM
 
 log = structlog.get_logger()
-
-#: Seconds for the last commit of all, once every session is drained.
-_LAST_COMMIT_SECONDS = 10.0
-#: Seconds between two words on what a shutdown waits for, how many sessions are named, and how much longer
-#: each asks the service manager to wait.
-TELL_SECONDS = 5.0
-_MOST_TOLD = 5
-_EXTEND_SECONDS = 30.0
 
 
 class Service:
@@ -86,31 +75,21 @@ class Service:
         #: In force; a reload replaces it.
         self.config = config
         self.storage = storage or RealStorage()
-        self.limits = limits_of(config)
-        self.server_name = PROGRAM
         self.state = Path(config.state.directory)
         self.journal_directory = self.state / "journal"
         self.socket_path = Path(config.socket.path)
         self.control_path = Path(config.control.path or control_beside(self.socket_path))
-        self.connections: dict[Connection, None] = {}
+        self.clients = Clients(limits_of(config), admission_of(config), int(config.limits.held_bytes))
         #: ``starting``, ``serving`` or ``stopping``; and what it is at, while it starts.
         self.phase = "starting"
         self.began = time.monotonic()
-        #: What was counted: clients let in, sessions ``opened`` and ``resumed``.
-        self.totals: Counter[str] = Counter()
         #: The parts, once the journal is recovered.
         self.running: Running | None = None
         self.reloader = Reloader(self, reread or (lambda: config))
-        #: Refusals by code.
-        self.refusals: Counter[str] = Counter()
         self.ready = anyio.Event()
-        #: Whether the shutdown left something undone that it should have done.
-        self._unfinished = False
+        self._shutdown: Shutdown | None = None
         self._start_failure: ErgoCaptureError | None = None
         self._graphs = graphs_of(config)
-        self.admission = admission_of(config)
-        #: Memory for begun lines and unread answers.
-        self.held = Budget(int(config.limits.held_bytes), int(config.limits.held_bytes))
         self.retention = Retention(
             Pruner(self.state, self.storage), retention_of(config), config.retention.interval.seconds
         )
@@ -121,49 +100,6 @@ class Service:
         self._writer: Writer
         self._publisher: BundlePublisher
         self.registry: SessionRegistry
-
-    # --- what a connection asks for ---
-
-    async def open_session(self, request: Open, peer: Peer | None, owner: Connection) -> tuple[Session, bool]:
-        """A new session, or the one asked for (``connection.Reception``)."""
-        session, resumed = await self.registry.open(request, peer, owner)
-        self.totals["resumed" if resumed else "opened"] += 1
-        log.info(
-            telemetry.SESSION_RESUMED if resumed else telemetry.SESSION_OPENED,
-            session=session.description.session,
-            graph=session.description.graph,
-            client=owner.client,
-            uid=None if peer is None else peer.uid,
-        )
-        return session, resumed
-
-    def release_session(self, session: Session) -> None:
-        """The session has lost its connection (``connection.Reception``)."""
-        self.registry.linger(session)
-
-    async def room(self) -> None:
-        """Wait until the writer's queue has room (``connection.Reception``)."""
-        await self._writer.room()
-
-    def count(self, code: Code) -> None:
-        """Count a refusal (``connection.Reception``)."""
-        self.refusals[code.value] += 1
-
-    def hold(self, peer: Peer | None) -> Holding:
-        """A count of the memory that a connection holds (``connection.Reception``)."""
-        return self.held.holding(peer)
-
-    def relieve(self) -> None:
-        """Where connections hold too much together, let the one go that holds most (``connection.Reception``)."""
-        if self.held.exceeded:
-            greediest = max(self.connections, key=lambda connection: connection.holding.bytes)
-            greediest.drop(
-                ProtocolError(
-                    Code.LIMIT,
-                    f"{greediest.holding.bytes} bytes of a begun line and of unread answers are held for one client",
-                    "end lines, read what the daemon sends, or raise limits.held_bytes",
-                )
-            )
 
     # --- life ---
 
@@ -185,7 +121,7 @@ class Service:
             tasks.cancel_scope.cancel()
         if self._start_failure is not None:
             raise self._start_failure
-        return ExitCode.FAILED if self._unfinished or self._writer.failure is not None else ExitCode.OK
+        return ExitCode.FAILED if self.unfinished or self._writer.failure is not None else ExitCode.OK
 
     async def _run(self, tasks: TaskGroup, stack: AsyncExitStack) -> None:
         self._prepare_state()
@@ -214,6 +150,11 @@ class Service:
         )
         listening = self._listening_socket(stack)
         await self._serve(tasks, listening, recovery)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the shutdown left something undone that it should have done."""
+        return self._shutdown is not None and self._shutdown.unfinished
 
     def stop(self) -> None:
         """Begin the shutdown; a second call changes nothing."""
@@ -294,6 +235,7 @@ class Service:
         meter = CommitMeter()
         self._writer.on_commit = meter.note
         self.running = Running(self._journal, self._writer, self._publisher, self.registry, meter)
+        self.clients.begin(self.registry, self._writer)
         tasks.start_soon(self._write)
         try:
             self.registry.start_engines()
@@ -301,10 +243,10 @@ class Service:
             await self.registry.retire_segments()
             listener = Listener(
                 listening,
-                self._serve_client,
-                admission=self.admission,
-                on_refused=self.on_refused,
-                on_trouble=self.on_trouble,
+                self.clients.serve,
+                admission=self.clients.admission,
+                on_refused=self.clients.refused,
+                on_trouble=self.clients.unaccepted,
             )
             tasks.start_soon(listener.run)
             tasks.start_soon(self.registry.retire_forever)
@@ -323,7 +265,13 @@ class Service:
             self._notifier.ready(self._in_a_line())
             log.info(telemetry.DAEMON_READY, socket=str(self.socket_path), state=str(self.state), program=PROGRAM)
             await self._stop.wait()
-            await self._shut_down(listener)
+            self.phase = "stopping"
+            self._shutdown = Shutdown(
+                self.clients, listener, self.running, self._notifier, self.config.shutdown.drain.seconds
+            )
+            await self._shutdown.run()
+            telemetry.say_suppressed(all_of_it=True)
+            log.info(telemetry.DAEMON_STOPPED)
         finally:
             # Why also here, and whatever fails above: the writer ends by this and by nothing else.
             self._writer.close()
@@ -338,7 +286,7 @@ class Service:
         accepting = sum(session.intake.admitted - session.accepted for session in sessions)
         deciding = sum(session.accepted - session.decided for session in sessions)
         return (
-            f"{len(self.connections)} clients, {len(sessions)} sessions; "
+            f"{len(self.clients.connections)} clients, {len(sessions)} sessions; "
             f"{accepting} events not yet durable, {deciding} not yet decided"
         )
 
@@ -350,50 +298,6 @@ class Service:
             error = self._writer.failure
             log.critical(telemetry.JOURNAL_FAILED, error=error.message, path=error.path, hint=error.hint)
             self.stop()
-
-    async def _serve_client(self, stream: UNIXSocketStream, peer: Peer | None) -> None:
-        self.totals["clients"] += 1
-        connection = Connection(stream, peer, self)
-        self.connections[connection] = None
-        try:
-            await connection.serve()
-        except Exception:
-            # Why here: a mistake of ours that one client brings out must not cost the others anything.
-            log.exception(telemetry.CLIENT_FAILED, client=connection.client)
-        finally:
-            del self.connections[connection]
-            error = connection.fatal
-            misbehaved = error is not None and error.code is not Code.SHUTTING_DOWN
-            (log.warning if misbehaved else log.info)(
-                telemetry.CLIENT_GONE,
-                client=connection.client,
-                uid=None if peer is None else peer.uid,
-                pid=None if peer is None else peer.pid,
-                events=connection.receipts.received,
-                bad_frames=connection.bad_frames,
-                code=None if error is None else error.code.value,
-                reason=None if error is None else error.message,
-            )
-
-    def on_refused(self, peer: Peer | None, error: ProtocolError) -> None:
-        """Count and log whom a listener turned away."""
-        self.count(error.code)
-        log.warning(
-            telemetry.CLIENT_REFUSED,
-            uid=None if peer is None else peer.uid,
-            pid=None if peer is None else peer.pid,
-            code=error.code.value,
-            reason=error.message,
-            hint=error.hint,
-        )
-
-    def on_trouble(self, error: BaseException) -> None:
-        """Log why a listener is given no more connections."""
-        log.error(
-            telemetry.CLIENT_UNACCEPTED,
-            error=str(error),
-            hint="raise LimitNOFILE, or lower limits.max_clients",
-        )
 
     async def _say_suppressed(self) -> None:
         while True:
@@ -446,66 +350,5 @@ class Service:
         )
         self.retention.look()
 
-    # --- the end ---
-
-    async def _shut_down(self, listener: Listener) -> None:
-        self.phase = "stopping"
-        self._notifier.stopping()
-        self.registry.stop()
-        listener.stop()
-        drain = self.config.shutdown.drain.seconds
-        with anyio.move_on_after(drain or None) as deadline:
-            if self._writer.failure is None:
-                async with anyio.create_task_group() as telling:
-                    telling.start_soon(self._tell_what_is_waited_for)
-                    await self._drain()
-                    telling.cancel_scope.cancel()
-        for connection in list(self.connections):
-            connection.shut_down()
-        with anyio.move_on_after(1):
-            await listener.idle.wait()
-        self._writer.close()
-        if deadline.cancelled_caught:
-            self._unfinished = True
-            log.error(telemetry.DRAIN_UNFINISHED, seconds=drain, sessions=len(self.registry.sessions))
-        if self._writer.failure is None:
-            with anyio.move_on_after(_LAST_COMMIT_SECONDS) as patience:
-                await self._writer.until_ended()
-            if patience.cancelled_caught:
-                # The disk is full, and decisions wait for it: the next start takes them again.
-                self._writer.abandon()
-                self._unfinished = True
-            else:
-                await anyio.to_thread.run_sync(self._journal.seal)
-        telemetry.say_suppressed(all_of_it=True)
-        log.info(telemetry.DAEMON_STOPPED)
-
-    async def _tell_what_is_waited_for(self) -> None:
-        while True:
-            await anyio.sleep(TELL_SECONDS)
-            waits = shutdown_waits_for(self.registry.sessions.values())
-            log.info(telemetry.DRAIN_WAITING, sessions=len(waits), waits_for=waits[:_MOST_TOLD])
-            self._notifier.status(f"stopping, waits for {waits[0] if waits else 'the last bundle'}")
-            # Why: shutdown.drain says how long it may take, and not the unit's TimeoutStopSec.
-            self._notifier.extend_timeout(_EXTEND_SECONDS)
-
-    async def _drain(self) -> None:
-        """Read no more; decide, commit and publish everything that was accepted."""
-        for connection in self.connections:
-            connection.stop_reading()
-        for session in list(self.registry.sessions.values()):
-            if session.failure is not None:
-                continue
-            if session.ended is not None:
-                await session.finished.wait()
-            elif session.intake.admitted:
-                try:
-                    await session.flush(ended="interrupted")
-                except ErgoCaptureError as error:
-                    # Why no end: the journal holds the session, and the others want to be drained.
-                    self._unfinished = True
-                    name = session.description.session
-                    log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400
-
     def __repr__(self) -> str:
-        return f"<Service {self.state}, {len(self.connections)} connections>"
+        return f"<Service {self.state}, {len(self.clients.connections)} connections>"

@@ -62,14 +62,14 @@ async def take_status(service: Service) -> DaemonStatus:
         uptime_seconds=time.monotonic() - service.began,
         socket=str(service.socket_path),
         state=str(service.state),
-        clients=len(service.connections),
-        max_clients=service.admission.max_clients,
+        clients=len(service.clients.connections),
+        max_clients=service.clients.admission.max_clients,
         disk_free_bytes=free,
-        refusals={code.value: service.refusals[code.value] for code in Code},
+        refusals={code.value: service.clients.refusals[code.value] for code in Code},
         totals=TotalsStatus(
-            clients=service.totals["clients"],
-            sessions_opened=service.totals["opened"],
-            sessions_resumed=service.totals["resumed"],
+            clients=service.clients.totals["clients"],
+            sessions_opened=service.clients.totals["opened"],
+            sessions_resumed=service.clients.totals["resumed"],
             sessions_finished=0 if running is None else running.registry.finished,
             bundles_published=0 if running is None else running.publisher.published,
             bundles_pruned=service.retention.pruned,
@@ -77,7 +77,7 @@ async def take_status(service: Service) -> DaemonStatus:
             decisions_tapped=0 if running is None else running.registry.taps.shown,
             decisions_skipped=0 if running is None else running.registry.taps.skipped,
         ),
-        running=None if running is None else _running(running, service.held),
+        running=None if running is None else _running(running, service.clients.held),
     )
 
 
