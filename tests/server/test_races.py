@@ -6,16 +6,19 @@ import asyncio
 import errno
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from tests.daemons import Daemon, event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
 from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
+from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import SessionDescription
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
@@ -29,6 +32,7 @@ from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.session import Session
 from ergo_capture.server.writer import Writer
 from ergo_capture.storage import RealStorage, StorageError
+from ergo_capture.units import Duration
 
 DESCRIPTION = SessionDescription(
     session="s",
@@ -486,3 +490,32 @@ async def test_a_rotation_that_the_stop_cuts_off_is_no_mistake(capsys: pytest.Ca
         assert "session.failed" not in capsys.readouterr().out
         async with running_daemon(state=place / "state") as daemon:
             await until(lambda: [(m["ended"], m["events"]) for m in manifests(daemon)[:1]] == [("rotated", 1)])
+
+
+async def test_reloads_that_come_together_take_effect_in_their_order() -> None:
+    """The last word is that of the reload that was asked for last, though the first one's file took long to read."""
+    first_reads, first_may_go_on = threading.Event(), threading.Event()
+    async with running_daemon() as daemon:
+        reads = 0
+
+        def reread() -> Config:
+            nonlocal reads
+            reads += 1
+            linger = reads
+            if reads == 1:
+                first_reads.set()
+                first_may_go_on.wait(20)
+            config = daemon.service.config
+            session = msgspec.structs.replace(config.session, linger=Duration(linger * 1_000_000_000))
+            return msgspec.structs.replace(config, session=session)
+
+        daemon.service.reloader._reread = reread
+        first = asyncio.create_task(daemon.service.reload())
+        await until(first_reads.is_set)
+        second = asyncio.create_task(daemon.service.reload())
+        # Why so: where reloads do not wait for each other, this one is done before the first.
+        with suppress(TimeoutError), anyio.fail_after(0.2):
+            await asyncio.shield(second)
+        first_may_go_on.set()
+        await asyncio.gather(first, second)
+        assert daemon.service.config.session.linger.seconds == 2

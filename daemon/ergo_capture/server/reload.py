@@ -12,6 +12,7 @@ each reload until it has had one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,6 +69,7 @@ class Reloader:
     def __init__(self, service: Service, reread: Callable[[], Config]) -> None:
         self._service = service
         self._reread = reread
+        self._one_at_a_time = asyncio.Lock()
 
     async def reload(self) -> Reloaded:
         """Read the file and put in force what can be.
@@ -75,6 +77,11 @@ class Reloader:
         Raises:
             ErgoCaptureError: the file cannot be used, and nothing has changed; or the daemon is not serving.
         """
+        # Why in line: reading takes a moment, and the configuration that was read first must not come last.
+        async with self._one_at_a_time:
+            return await self._reload()
+
+    async def _reload(self) -> Reloaded:
         try:
             if self._service.phase != "serving":
                 raise ProtocolError(
