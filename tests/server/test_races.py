@@ -15,10 +15,13 @@ import msgspec
 import pytest
 from tests.daemons import Daemon, event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
+from tests.engine.engines import engine_of, process_graph
 
+from ergo_capture import config as configuration
 from ergo_capture import decode_bundle
 from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
 from ergo_capture.config import Config
+from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import SessionDescription
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
@@ -519,3 +522,22 @@ async def test_reloads_that_come_together_take_effect_in_their_order() -> None:
         first_may_go_on.set()
         await asyncio.gather(first, second)
         assert daemon.service.config.session.linger.seconds == 2
+
+
+async def test_an_engine_whose_graph_is_gone_ends_with_its_last_session() -> None:
+    """A reload takes the graph away: its open session goes on, and nothing is left running once that is over."""
+    async with running_daemon(process_graph()) as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        engine = engine_of(daemon.service)
+        assert isinstance(engine, ProcessEngine)
+        config = daemon.service.config
+        other = dict(configuration.parse("[graphs.other]\n", "test").graphs)
+        daemon.service.reloader._reread = lambda: msgspec.structs.replace(config, graphs=other)
+        await daemon.service.reload()
+        await wire.say(event("b"))
+        await wire.until_ack(2, 2)
+        assert engine.pid is not None
+        await wire.say({"type": "close"})
+        await wire.until("closed")
+        await until(lambda: engine.pid is None)

@@ -50,6 +50,9 @@ class Engine(Protocol):
     def start(self, tasks: TaskGroup) -> None:
         """Begin to live in ``tasks``; a second call changes nothing."""
 
+    def stop(self) -> None:
+        """Let go of whatever it lives by: no session will ask it again."""
+
     def snapshot(self) -> dict[str, Any]:
         """How the engine is, for ``status``; with ``up`` where it may be away."""
 
@@ -65,6 +68,9 @@ class InProcess:
 
     def start(self, tasks: TaskGroup) -> None:
         """Nothing is to be started."""
+
+    def stop(self) -> None:
+        """Nothing is to be let go of."""
 
     def snapshot(self) -> dict[str, Any]:
         """There is nothing to say: it cannot be away."""

@@ -79,7 +79,8 @@ class RemoteEngine(ABC):
         self.trouble = "it was not reached yet"
         self._came = asyncio.Event()
         self._tried = asyncio.Event()
-        self._started = False
+        #: What it lives in, once it was started.
+        self._life: anyio.CancelScope | None = None
 
     @abstractmethod
     def reach(self) -> AbstractAsyncContextManager[tuple[ByteReceiveStream, ByteSendStream]]:
@@ -95,9 +96,14 @@ class RemoteEngine(ABC):
 
     def start(self, tasks: TaskGroup) -> None:
         """Begin to reach it; it is kept reached until ``tasks`` is cancelled."""
-        if not self._started:
-            self._started = True
-            tasks.start_soon(self._live)
+        if self._life is None:
+            self._life = anyio.CancelScope()
+            tasks.start_soon(self._live, self._life)
+
+    def stop(self) -> None:
+        """Let it go, for good."""
+        if self._life is not None:
+            self._life.cancel()
 
     async def provenance(self, configured: str) -> str:
         """The configured one where there is one, else the engine's own; waits for it as long as a start may take.
@@ -141,7 +147,11 @@ class RemoteEngine(ABC):
 
     # --- its life ---
 
-    async def _live(self) -> None:
+    async def _live(self, life: anyio.CancelScope) -> None:
+        with life:
+            await self._keep_reached()
+
+    async def _keep_reached(self) -> None:
         delay = self._settings.back_off
         while True:
             began = anyio.current_time()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -15,7 +16,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
-from ergo_capture.engine.port import EngineRefused
+from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Peer, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
@@ -37,6 +38,16 @@ from ergo_capture.storage import StorageError
 from ergo_capture.version import PROGRAM
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A session whose OPEN frame is on its way."""
+
+    peer: Peer | None
+    #: The oldest segment that may hold the frame.
+    segment: int
+    engine: Engine
 
 
 class SessionRegistry:
@@ -97,8 +108,10 @@ class SessionRegistry:
         self._stopping = False
         #: Set where a segment may not be needed any more.
         self._let_go = asyncio.Event()
-        #: Sessions that are being opened, by number: for whom, and the oldest segment that may hold the OPEN frame.
-        self._opening: dict[int, tuple[Peer | None, int]] = {}
+        #: Sessions that are being opened, by number.
+        self._opening: dict[int, _Opening] = {}
+        #: Engines that live, in the order they were started.
+        self._engines: dict[Engine, None] = {}
 
     def take_limits(self, limits: SessionLimits) -> None:
         """Let other limits hold from now on; what is there stays, and counts."""
@@ -111,10 +124,17 @@ class SessionRegistry:
         """Let other rules hold: of rotation for sessions that come, of lingering for clients that go."""
         self._rotation, self._linger = rotation, linger
 
-    def start_engines(self) -> None:
-        """Have every graph's engine live, if it does not yet."""
+    def tend_engines(self) -> None:
+        """Have every graph's engine live, and those no more whose graph is gone and has no session left."""
         for graph in self.graphs.values():
+            self._engines[graph.engine] = None
             graph.engine.start(self._tasks)
+        needed = [graph.engine for graph in self.graphs.values()]
+        needed += [session.graph.engine for session in self.sessions.values()]
+        needed += [opening.engine for opening in self._opening.values()]
+        for engine in [engine for engine in self._engines if engine not in needed]:
+            del self._engines[engine]
+            engine.stop()
 
     async def open(self, request: Open, peer: Peer | None, owner: Owner) -> tuple[Session, bool]:
         """A new session, or the one asked for; with whether it was resumed.
@@ -132,22 +152,17 @@ class SessionRegistry:
             await session.until_accepted()
             self._take_up(session, owner)
             return session, True
-        graph = self.graphs.get(request.graph)
-        if graph is None:
-            known = ", ".join(sorted(self.graphs))
-            raise ProtocolError(
-                Code.UNKNOWN_GRAPH,
-                f"graph {request.graph!r} is not configured",
-                f"open one of: {known}; or add [graphs.NAME] to the configuration",
-            )
+        graph = self._graph(request.graph)
         await _check_access(graph, peer)
-        try:
-            provenance = await graph.engine.provenance(graph.runtime_provenance)
-        except EngineRefused as error:
-            raise ProtocolError(Code.UNKNOWN_GRAPH, error.message, error.hint or "see the daemon's log") from error
+        provenance = await self._provenance(graph)
         # Why waited for and not refused: a session that is opened and left costs two syncs and a bundle, and whoever
         # opens them as fast as can be would leave little of the daemon to those who send.
         await asyncio.sleep(self._pace.reserve(None if peer is None else peer.uid, asyncio.get_running_loop().time()))
+        # Why again: a reload may have come meanwhile, and with it another engine.
+        while (now := self._graph(request.graph)).engine is not graph.engine:
+            provenance = await self._provenance(now)
+            graph = now
+        graph = now
         self._check_open()
         self._check_number(peer)
         session = await self._begin(graph, provenance, request.labels, peer)
@@ -158,6 +173,23 @@ class SessionRegistry:
         if self._stopping:
             raise ProtocolError(Code.SHUTTING_DOWN, "the daemon is stopping", "connect again in a moment")
 
+    async def _provenance(self, graph: Graph) -> str:
+        try:
+            return await graph.engine.provenance(graph.runtime_provenance)
+        except EngineRefused as error:
+            raise ProtocolError(Code.UNKNOWN_GRAPH, error.message, error.hint or "see the daemon's log") from error
+
+    def _graph(self, name: str) -> Graph:
+        graph = self.graphs.get(name)
+        if graph is None:
+            known = ", ".join(sorted(self.graphs))
+            raise ProtocolError(
+                Code.UNKNOWN_GRAPH,
+                f"graph {name!r} is not configured",
+                f"open one of: {known}; or add [graphs.NAME] to the configuration",
+            )
+        return graph
+
     def _check_number(self, peer: Peer | None) -> None:
         # Why also those that are being opened: they wait for the disk, and any number of clients can do that at once.
         if len(self.sessions) + len(self._opening) >= self.limits.max_sessions:
@@ -165,7 +197,7 @@ class SessionRegistry:
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
         user = None if peer is None else peer.uid
         openers = [session.description.peer for session in self.sessions.values()]
-        openers += [opener for opener, _ in self._opening.values()]
+        openers += [opening.peer for opening in self._opening.values()]
         if sum(user == (opener and opener.uid) for opener in openers) >= self.limits.max_user_sessions:
             message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
@@ -215,7 +247,7 @@ class SessionRegistry:
         )
         # Why noted before: the frame lands in this segment or a later one, and until the session is known here
         # nothing else keeps that segment.
-        self._opening[number] = peer, self._journal.current_segment
+        self._opening[number] = _Opening(peer, self._journal.current_segment, graph.engine)
         try:
             position = await append(self._writer, PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description)))
         except ErgoCaptureError as error:
@@ -275,6 +307,7 @@ class SessionRegistry:
         self.taps.session_over(session)
         if session.failure is None:
             self.sessions.pop(session.description.session, None)
+            self.tend_engines()
             self.finished += 1
             log.info(
                 telemetry.SESSION_FINISHED,
@@ -334,7 +367,7 @@ class SessionRegistry:
             StorageError: one could not be deleted.
         """
         needed = [session.parts.segment for session in self.sessions.values()]
-        needed += [segment for _, segment in self._opening.values()]
+        needed += [opening.segment for opening in self._opening.values()]
         if self.quarantine_segment is not None:
             needed.append(self.quarantine_segment)
         oldest = min([*needed, self._journal.current_segment])

@@ -126,7 +126,7 @@ class Reloader:
         running.registry.take_rules(rotation_of(config), config.session.linger.seconds)
         running.registry.graphs.clear()
         running.registry.graphs.update(graphs)
-        running.registry.start_engines()
+        running.registry.tend_engines()
         running.publisher.style = config.bundle.style
         running.publisher.compress = config.bundle.compress
         service.retention.take_rules(retention_of(config), config.retention.interval.seconds)

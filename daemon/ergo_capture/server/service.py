@@ -238,7 +238,7 @@ class Service:
         self.clients.begin(self.registry, self._writer)
         tasks.start_soon(self._write)
         try:
-            self.registry.start_engines()
+            self.registry.tend_engines()
             self.registry.take_recovered(recovery)
             await self.registry.retire_segments()
             listener = Listener(
