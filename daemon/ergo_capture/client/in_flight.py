@@ -34,8 +34,6 @@ class InFlight:
         self._sent: deque[_Sent] = deque()
         #: How many of this connection the daemon has acknowledged.
         self._acked = 0
-        #: Id of the last event that is known to be durable, of those sent here.
-        self._last_acked: str | None = None
 
     def __len__(self) -> int:
         return len(self._sent)
@@ -60,17 +58,15 @@ class InFlight:
             sent.rejected = True
         return True
 
-    def come_back(self, durable: str | None) -> list[bytes]:
-        """A new connection, on which ``durable`` is the id of the session's last event; the lines to send on it."""
+    def come_back(self, count: int, last: str | None) -> list[bytes]:
+        """A new connection; the lines to send on it.
+
+        Args:
+            count: how many of the events sent here are durable, those acknowledged before included.
+            last: id of the session's last event.
+        """
         self._acked = 0
-        # Why not where it is the last that was acknowledged: what bears its id behind it is a duplicate of it, and
-        # what lies between the two is not durable.
-        if durable != self._last_acked and any(sent.event_id == durable for sent in self._sent):
-            while True:
-                sent = self._sent.popleft()
-                self._count(sent)
-                if sent.event_id == durable:
-                    break
+        self._drop_durable(count - self.accepted, last)
         # Why these: their sender was told that they are not taken, and may have sent them anew.
         for sent in self._sent:
             if sent.rejected:
@@ -80,12 +76,23 @@ class InFlight:
             sent.again = True
         return [sent.line for sent in self._sent]
 
+    def _drop_durable(self, count: int, last: str | None) -> None:
+        """Forget the events that are durable, ``count`` of them, if they are those up to ``last``.
+
+        Where they are not, one of them was refused and the word of it was lost with the connection. All are sent
+        again then: those that are durable come back as duplicates.
+        """
+        taken = [number for number, sent in enumerate(self._sent) if not sent.rejected][:count]
+        if count <= 0 or len(taken) < count or self._sent[taken[-1]].event_id != last:
+            return
+        for _ in range(taken[-1] + 1):
+            self._count(self._sent.popleft())
+
     def _count(self, sent: _Sent) -> None:
         if sent.rejected:
             self.rejected += 1
         else:
             self.accepted += 1
-            self._last_acked = sent.event_id
 
     def __repr__(self) -> str:
         return f"<InFlight {len(self._sent)}, {self.accepted} accepted, {self.rejected} rejected>"

@@ -294,9 +294,9 @@ class CaptureClient:
 
     async def _reconnect(self) -> None:
         """Take the session up again, and queue what is not known to be safe."""
-        await self._come_back()
+        opened = await self._come_back()
         self.reconnects += 1
-        self._outgoing = self._in_flight.come_back(self.last_event_id)
+        self._outgoing = self._in_flight.come_back(opened["accepted"] - self.resumed_after, self.last_event_id)
         self._tell()
         if self._asked is not None:
             self._outgoing.append(self._asked)
