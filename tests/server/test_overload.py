@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -26,10 +27,17 @@ from ergo_capture.server.budget import ID_BYTES
 
 
 async def beside(tmp_path: Path, attacks: list[Attack]) -> None:
-    """Measure a client that behaves, alone and beside attackers in a process of their own."""
+    """Measure a client that behaves: alone, beside a process that only computes, beside attackers in one of their own.
+
+    An attacker takes a processor's time whomever it attacks, so what the daemon answers for is the difference to the
+    process that computes.
+    """
     async with target(tmp_path) as it:
         await throughput(it, events=1_000)
         alone = await throughput(it)
+        async with await anyio.open_process([sys.executable, "-c", "while True: pass"], stdout=None) as neighbour:
+            crowded = statistics.median([await throughput(it) for _ in range(3)])
+            neighbour.kill()
         for attack in attacks:
             command = [sys.executable, "-m", "tests.server.attacks", str(it.socket), attack.__name__]
             environment = {**command_environment(), "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'daemon'}"}
@@ -38,10 +46,13 @@ async def beside(tmp_path: Path, attacks: list[Attack]) -> None:
                 with anyio.fail_after(PATIENCE):
                     while it.process.log.read_text().count("session.opened") == before:
                         await anyio.sleep(0.01)
-                rates = [await throughput(it) for _ in range(2)]
+                rates = [await throughput(it) for _ in range(3)]
                 assert attacker.returncode is None
                 attacker.kill()
-            report(f"{attack.__name__}: {min(rates):,.0f} to {max(rates):,.0f} events/s, alone {alone:,.0f}")
+            rate = statistics.median(rates)
+            report(
+                f"{attack.__name__}: {rate:,.0f} events/s, {rate / alone:.2f} of alone, {rate / crowded:.2f} of crowded"
+            )
 
 
 async def test_a_client_that_behaves_is_served_beside_those_that_do_not(tmp_path: Path) -> None:
