@@ -112,6 +112,15 @@ def test_what_is_not_a_scenario_is_refused_by_name(text: bytes, named: str) -> N
     assert caught.value.hint
 
 
+def test_a_file_that_is_no_scenario_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which of many it was, what is wrong with it, and what a scenario looks like."""
+    (tmp_path / "s.json").write_text("[]")
+    assert app.run(["simulate", str(tmp_path / "s.json")]) == 1
+    said = capsys.readouterr().err
+    assert f"read scenario '{tmp_path / 's.json'}': Expected `object`" in said
+    assert "a scenario is" in said
+
+
 def test_a_refused_payload_is_an_error_and_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A payload that no event may carry stops the simulation with exit code 1 and nothing on standard output."""
     file = tmp_path / "scenario.json"

@@ -30,7 +30,14 @@ def simulate(
     style: Annotated[CaptureJsonStyle, typer.Option(help="Layout of the bundle.")] = CaptureJsonStyle.Compact,
 ) -> int:
     """Run a written scenario through the supervisor and write its bundle, without a daemon."""
-    bundle = run_scenario(read_scenario(_read(scenario)))
+    text = _read(scenario)
+    try:
+        parsed = read_scenario(text)
+    except ErgoCaptureError as error:
+        error.path = scenario
+        error.message = f"read scenario '{scenario}': {error.message.removeprefix('read scenario: ')}"
+        raise
+    bundle = run_scenario(parsed)
     if output is None:
         write_out(encode_bundle(bundle, style))
     else:
