@@ -159,3 +159,12 @@ def test_a_path_of_arbitrary_bytes_can_be_complained_about(tmp_path: Path, capsy
     assert app.run(["verify", name]) == ExitCode.FAILED
     assert app.run(["verify", "--json", name]) == ExitCode.FAILED
     assert "No such file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["help"], ["help", "verify"], ["help", "config", "check"]])
+def test_help_is_a_word_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """``ergo-capture help verify`` is ``ergo-capture verify --help``."""
+    assert app.run(arguments) == 0
+    said = capsys.readouterr().out
+    assert app.run([*arguments[1:], "--help"]) == 0
+    assert capsys.readouterr().out == said

@@ -90,6 +90,9 @@ def _part(name: str) -> typer.Typer:
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; prints errors, raises none."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["help"]:
+        # Why: many try this first, and `help verify` next.
+        arguments = [*arguments[1:], "--help"]
     known = bool(arguments) and arguments[0] in COMMANDS
     try:
         if known:
