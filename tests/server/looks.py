@@ -1,0 +1,33 @@
+"""Looks at a daemon that runs in the test's own loop.
+
+Owns: ``until``, ``sessions_of``, ``manifests``.
+Not here: any test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import anyio
+from tests.daemons import Daemon
+
+from ergo_capture.server.session import Session
+
+
+async def until(what: Any) -> None:
+    """Wait until a condition holds."""
+    with anyio.fail_after(20):
+        while not what():
+            await asyncio.sleep(0.001)
+
+
+def sessions_of(daemon: Daemon) -> list[Session]:
+    """The sessions that the daemon has."""
+    return list(daemon.service.registry.sessions.values())
+
+
+def manifests(daemon: Daemon) -> list[dict[str, Any]]:
+    """The manifests there are, in the order of their names."""
+    return [json.loads(path.read_bytes()) for path in sorted(daemon.state.rglob("*.manifest.json"))]

@@ -1,0 +1,182 @@
+"""What happens between the stop and whatever is under way then."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from typing import Any
+
+import anyio
+import pytest
+from tests.daemons import event, running_daemon, short_directory
+from tests.doubles.gated_storage import GatedStorage
+from tests.server.looks import manifests, sessions_of, until
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.body import SessionDescription
+from ergo_capture.journal.compose import ComposeJob, compose_bundle
+from ergo_capture.journal.journal import Journal
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
+from ergo_capture.server import publisher as publisher_module
+from ergo_capture.server.decision_log import JournalDecisionLog
+from ergo_capture.server.writer import Writer
+from ergo_capture.storage import RealStorage, StorageError
+
+DESCRIPTION = SessionDescription(
+    session="s",
+    graph="g",
+    constraints=Constraints(),
+    adapter_provenance="",
+    runtime_provenance="",
+    engine="fixed",
+    labels={},
+    peer=None,
+    opened_at="",
+    program="",
+)
+
+
+async def test_a_bundle_that_cannot_be_written_at_the_stop_holds_nothing_else_up() -> None:
+    """P10: the other sessions are drained, the journal is sealed, and the exit code says that something is undone."""
+    text = "[graphs.one]\n[graphs.two]\n"
+    async with running_daemon(text) as daemon, daemon.session(graph="one") as one, daemon.session(graph="two") as two:
+        await one.say(event("a"))
+        await one.until_ack(1, 1)
+        await two.say(event("b"))
+        await two.until_ack(1, 1)
+        (daemon.state / "bundles" / "one").write_text("not a directory")
+        daemon.service.stop()
+        assert [f["code"] for f in await two.rest() if f["type"] == "error"] == ["shutting_down"]
+        assert [f["code"] for f in await one.rest() if f["type"] == "error"] == ["shutting_down"]
+        assert daemon.service.unfinished
+        assert [m["graph"] for m in manifests(daemon)] == ["two"]
+
+
+async def test_a_close_that_was_taken_is_answered_though_the_daemon_stops() -> None:
+    """The session ends and is published; its client must hear of the bundle, for it cannot ask again."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        with storage.gate("write", ".journal"):
+            await wire.say({"type": "close"})
+            await storage.until_held()
+            daemon.service.stop()
+            await until(lambda: daemon.service.phase == "stopping")
+            await anyio.wait_all_tasks_blocked()
+        assert [f["type"] for f in await wire.rest() if f["type"] != "ack"] == ["closed"]
+
+
+async def test_a_flush_that_was_taken_is_answered_though_the_daemon_stops() -> None:
+    """What was taken is answered; then the client is told that the daemon stops."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        with storage.gate("write", ".journal"):
+            await wire.say(event("a"), {"type": "flush"}, event("b"))
+            await storage.until_held()
+            daemon.service.stop()
+            await until(lambda: daemon.service.phase == "stopping")
+            await anyio.wait_all_tasks_blocked()
+        frames = [f for f in await wire.rest() if f["type"] != "ack"]
+        assert [f["type"] for f in frames] == ["flushed", "error"]
+        assert frames[-1]["code"] == "shutting_down"
+
+
+async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
+    """P10: however patient the daemon is with a client while it serves, it is not when it stops."""
+    text = '[limits]\nwrite_timeout = "0s"\n'
+    async with running_daemon(text) as daemon, daemon.session(decisions=True) as wire:
+        (session,) = sessions_of(daemon)
+        (connection,) = daemon.service.clients.connections
+        number = 0
+        while not connection._replies.unsaid:
+            number += 1
+            await wire.say(*(event(f"{'e' * 900}{number}-{n}") for n in range(100)))
+            await until(lambda: session.decided == session.intake.admitted)
+        daemon.service.stop()
+        await until(lambda: not daemon.service.clients.connections)
+        assert connection.fatal is not None
+
+
+async def test_a_writer_that_is_abandoned_ends_though_the_disk_is_full_at_that_moment() -> None:
+    """P10: the attempt that is under way is the last one, whatever becomes of it."""
+    storage = GatedStorage()
+    with short_directory() as place:
+        journal, _ = Journal.open(place, storage)
+        writer = Writer(journal, retry_delay=0.01)
+        running = asyncio.create_task(writer.run())
+        log = JournalDecisionLog(1, DESCRIPTION, 0, lambda *_: None, lambda _: None)
+        log.log_plain([ExternalEvent.mechanical("a", ExternalEventKind.Command)], 1)
+        with storage.gate("write", ".journal"):
+            writer.submit_lazily(log, urgent=True)
+            await storage.until_held()
+            storage.fail_next("write", *[errno.ENOSPC] * 100_000)
+            writer.close()
+            writer.abandon()
+        with anyio.fail_after(20):
+            await running
+        journal.close()
+
+
+async def test_the_state_is_locked_until_nothing_of_the_daemon_is_at_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P12: a bundle that is still being written when the drain's time is over belongs to a daemon that holds the lock."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compose(job: ComposeJob) -> Any:
+        begun.set()
+        go_on.wait(20)
+        return compose_bundle(job)
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", compose)
+    async with running_daemon('[shutdown]\ndrain = "10ms"\n') as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "flush"})
+        await until(begun.is_set)
+        daemon.service.stop()
+        said = ""
+        with anyio.fail_after(20):
+            while "daemon.stopped" not in (said := said + capsys.readouterr().out):
+                await asyncio.sleep(0.001)
+        await anyio.wait_all_tasks_blocked()
+        try:
+            with pytest.raises(StorageError):
+                RealStorage().lock(daemon.state / "lock")
+        finally:
+            go_on.set()
+
+
+async def test_a_rotation_that_the_stop_cuts_off_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing more goes into the journal once the drain is over; the next start publishes what is left."""
+    storage = GatedStorage()
+    text = '[rotation]\nmax_events = 1\n[shutdown]\ndrain = "10ms"\n'
+    with short_directory() as place:
+        async with running_daemon(text, storage=storage, state=place / "state") as daemon, daemon.session() as wire:
+            with storage.gate("write", ".journal", after=2):
+                await wire.say(event("a"))
+                await wire.until_ack(1, 1)
+                await storage.until_held()
+                daemon.service.stop()
+                await until(lambda: daemon.service._writer._closed)
+        assert "session.failed" not in capsys.readouterr().out
+        async with running_daemon(state=place / "state") as daemon:
+            await until(lambda: [(m["ended"], m["events"]) for m in manifests(daemon)[:1]] == [("rotated", 1)])
+
+
+async def test_a_start_that_cannot_delete_a_segment_ends_with_a_sentence() -> None:
+    """P4: start-up ends by itself, also where the writer runs already."""
+    with short_directory() as place:
+        for fault in (None, errno.EIO):
+            storage = GatedStorage()
+            async with running_daemon(storage=storage, state=place / "state") as daemon, daemon.session() as wire:
+                storage.fail_next("remove", fault)
+                await wire.say(event("a"), {"type": "close"})
+                await wire.until("closed")
+                await until(lambda: not sessions_of(daemon))
+        storage = GatedStorage()
+        storage.fail_next("remove", errno.EIO)
+        with pytest.raises(ErgoCaptureError, match="remove"), anyio.fail_after(20):
+            async with running_daemon(storage=storage, state=place / "state"):
+                pass
