@@ -411,6 +411,19 @@ async def test_deferred_episodes_are_counted_with_the_ids() -> None:
         assert daemon.service.registry.ids.used == 0
 
 
+async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it() -> None:
+    """P9: its ids and deferred episodes go at once; it is in a cycle with its log, and thousands may come and go."""
+    async with running_daemon("[graphs.default]\nmax_in_flight = 0\n") as daemon, daemon.session() as wire:
+        session = daemon.service.registry.sessions[wire.opened["session"]]
+        await wire.say(*(event(f"e{number}") for number in range(50)))
+        await wire.until_ack(50, 50)
+        assert (len(session.intake.ids), session.deferred) == (50, 50)
+        await wire.say({"type": "close"})
+        await wire.until("closed")
+        await anyio.wait_all_tasks_blocked()
+        assert (len(session.intake.ids), session.deferred, session.intake.admitted) == (0, 0, 50)
+
+
 async def until_unowned(daemon: Daemon, session: str) -> None:
     """Wait until the session's connection is gone."""
     with anyio.fail_after(20):

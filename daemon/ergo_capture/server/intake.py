@@ -99,6 +99,7 @@ class Intake:
         self._ids_held.free()
         # Why: a batch that is refused after this must not be taken off the budget again.
         self._events_held, self._ids_held = uncounted(), uncounted()
+        self.ids = set()
 
     @property
     def has_room(self) -> bool:

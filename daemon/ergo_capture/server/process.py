@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -31,6 +32,10 @@ def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
     sys.setswitchinterval(0.0005)
     make_room(config.limits.max_clients)
     _keep_one_arena()
+    # Why: what is there now stays for good. Left out of the count, it does not make the collector wait for a quarter
+    # as many new objects before it looks at all of them, and each look takes a tenth of the time.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return int(runner.run(Service(config, reread=reread).run()))
 

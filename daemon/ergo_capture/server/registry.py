@@ -303,7 +303,7 @@ class SessionRegistry:
 
     async def _live(self, session: Session) -> None:
         await session.run()
-        session.intake.close()
+        session.let_go()
         self.taps.session_over(session)
         if session.failure is None:
             self.sessions.pop(session.description.session, None)

@@ -351,6 +351,16 @@ class Session:
             return self.publication
         return await self.parts.publish_as_it_is(self.decided, ended)
 
+    def let_go(self) -> None:
+        """Nothing is asked of the session any more: give back what it takes.
+
+        Why not left to the collector: the session is in a cycle with its own log, and would keep megabytes until that is
+        found.
+        """
+        self.intake.close()
+        if self.failure is None:
+            self._episodes.start_part()
+
     async def _finish(self, how: str) -> None:
         await self.until_decided(self.intake.admitted)
         self.publication = await self.parts.finish(self.decided, how)
