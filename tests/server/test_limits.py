@@ -19,6 +19,8 @@ from tests.server.users import needs_root, talk_as
 
 from ergo_capture.journal.body import Peer
 from ergo_capture.server.budget import Budget
+from ergo_capture.server.connection import READ_BYTES, SMALL_READ_BYTES
+from ergo_capture.server.inlet import Inlet
 from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.pace import Pace
 from ergo_capture.server.protocol import BadLine, EventChunk, FrameReader
@@ -422,6 +424,27 @@ async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it
         await wire.until("closed")
         await anyio.wait_all_tasks_blocked()
         assert (len(session.intake.ids), session.deferred, session.intake.admitted) == (0, 0, 50)
+
+
+async def test_a_client_of_which_something_was_refused_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P9: until it sends what can be taken; the others do not wait for a quarter of a MiB of refusals."""
+    sizes: list[int] = []
+    receive = Inlet.receive
+
+    async def noted(inlet: Inlet, size: int, patience: float | None = None) -> bytes:
+        sizes.append(size)
+        return await receive(inlet, size, patience)
+
+    async with running_daemon() as daemon, daemon.session() as wire:
+        monkeypatch.setattr(Inlet, "receive", noted)
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        await wire.say(event("a"))
+        await wire.until("reject")
+        await wire.until_ack(2, 2)
+        await wire.say(event("b"))
+        await wire.until_ack(3, 3)
+    assert sizes[:3] == [READ_BYTES, SMALL_READ_BYTES, READ_BYTES]
 
 
 async def until_unowned(daemon: Daemon, session: str) -> None:

@@ -47,7 +47,8 @@ from ergo_capture.server.submission import Batch
 
 #: Bytes asked for in one read; a chunk of this size keeps the cost per event low.
 READ_BYTES: Final = MAX_READ_BYTES
-#: The same before there is a session, and while there is little memory for events.
+#: The same before there is a session, while there is little memory for events, and for a client of which something
+#: was just refused: a refusal costs ten times what an event does, and the others wait for all that was read at once.
 SMALL_READ_BYTES: Final = 16 * 1024
 #: About the length of a ``decision`` frame.
 _DECISION_BYTES: Final = 256
@@ -99,6 +100,8 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         #: Begun lines and unread answers.
         self.holding = reception.hold(peer)
+        #: Whether nothing was refused of what came last.
+        self._is_sound = True
         self._driver = False
         self._decisions_sent = 0
         self._replies = Replies(
@@ -182,7 +185,7 @@ class Connection:
 
     async def _receive(self) -> bytes:
         limits, session = self._limits, self.session
-        size = READ_BYTES if session is not None and session.intake.has_room else SMALL_READ_BYTES
+        size = READ_BYTES if session is not None and session.intake.has_room and self._is_sound else SMALL_READ_BYTES
         if session is None:
             timeout, what = limits.hello_timeout, "no hello and open"
         elif self._reader.mid_frame:
@@ -401,6 +404,7 @@ class Connection:
         for refusal in too_long:
             self._refuse(start, refusal)
         if not chunk.events:
+            self._is_sound = False
             self._note(None)
             return
         session.intake.check_ids()
@@ -414,6 +418,7 @@ class Connection:
             refusals = [replace(refusal, offset=kept[refusal.offset]) for refusal in refusals]
         for refusal in refusals:
             self._refuse(start, refusal)
+        self._is_sound = not refusals and not too_long
         self._note(batch)
 
     def _refuse(self, start: int, refusal: Refusal) -> None:
@@ -425,6 +430,7 @@ class Connection:
             self.progress()
 
     def _take_bad_line(self, bad: BadLine) -> None:
+        self._is_sound = False
         if self.session is None:
             raise ProtocolError(bad.code, bad.message, bad.hint)
         self.receipts.received += 1
