@@ -72,9 +72,9 @@ def entries(draw: st.DrawFn) -> list[DecisionLogEntry]:
 def test_events_of_a_block_are_the_bytes_that_each_gives_alone(body: bytes) -> None:
     """P11: escapes, absent payloads, Tick, and times that carry come out as records write them."""
     records = [ExternalEventRecord.from_event(event) for event in read_body(body)]
-    names, texts = expand_events(body)
+    names, text = expand_events(body)
     assert names == [record.event_id for record in records]
-    assert texts == [encode_event(record) for record in records]
+    assert text == b",".join(encode_event(record) for record in records)
 
 
 @given(entries(), st.data(), st.sampled_from([None, EventTime(3, 7)]))
@@ -93,13 +93,24 @@ def test_decisions_of_a_block_are_the_bytes_that_each_gives_alone(
         rest = rest[count:]
     outcomes = [outcome for frame in frames for outcome in read_decisions(frame)]
     expected = [encode_decision(o.to_record(n, deadline)) for o, n in zip(outcomes, names, strict=True)]
-    decisions, texts, left = DecisionTexts(iter(frames), deadline), [], names
+    decisions, texts, left = DecisionTexts(iter(frames), deadline), list[bytes](), names
     while left:
         count = data.draw(st.integers(1, len(left)))
-        texts += decisions.take(left[:count]) or []
+        texts.append(decisions.take(left[:count]) or b"")
         left = left[count:]
-    assert texts == expected
+    assert b",".join(texts) == b",".join(expected)
     assert decisions.take(["one more"]) is None
+
+
+@given(bodies(), st.data())
+def test_some_events_of_a_body_are_the_bytes_that_each_gives_alone(body: bytes, data: st.DataObject) -> None:
+    """P11: a part may begin and end in the midst of a frame."""
+    records = [ExternalEventRecord.from_event(event) for event in read_body(body)]
+    start = data.draw(st.integers(0, len(records)))
+    stop = data.draw(st.integers(start, len(records) + 2))
+    names, text = expand_events(body, start, stop)
+    assert names == [record.event_id for record in records[start:stop]]
+    assert text == b",".join(encode_event(record) for record in records[start:stop])
 
 
 def test_a_body_that_is_no_event_line_is_refused() -> None:

@@ -172,3 +172,43 @@ async def test_a_segment_that_cannot_be_deleted_costs_no_session_anything(capsys
         assert capsys.readouterr().out.count("segment.kept") == 1
         async with running_daemon(state=place / "state"):
             assert len(list((place / "state" / "journal").glob("*.journal"))) == 1
+
+
+async def test_a_flush_while_a_part_ends_names_the_bundle_of_that_part() -> None:
+    """What was asked for is in the part that ends, and a bundle of the one that begins would hold nothing."""
+    storage = GatedStorage()
+    text = "[rotation]\nmax_events = 1\n"
+    async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        with storage.gate("write", ".journal", after=2):
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+            await until(lambda: session.parts.current.number == 2)
+            await wire.say({"type": "flush"})
+            await storage.until_held()
+            await anyio.wait_all_tasks_blocked()
+            assert daemon.bundles() == []
+        flushed = await wire.until("flushed")
+        (bundle,) = daemon.bundles()
+        assert Path(flushed["bundle"]) == bundle
+        assert [e.event_id for e in decode_bundle(bundle.read_bytes()).events] == ["a"]
+        await wire.say({"type": "flush"})
+        assert (await wire.until("flushed"))["bundle"] == str(bundle)
+
+
+async def test_a_flush_while_a_part_cannot_end_says_so() -> None:
+    """The error of the part that ends is the answer to whoever waits for its bundle."""
+    storage = GatedStorage()
+    text = "[rotation]\nmax_events = 1\n"
+    async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        (daemon.state / "bundles" / "default").write_text("not a directory")
+        with storage.gate("write", ".journal", after=2):
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+            await until(lambda: session.parts.current.number == 2)
+            await wire.say({"type": "flush"})
+            await storage.until_held()
+            await anyio.wait_all_tasks_blocked()
+        assert "create capture output directory" in (await wire.rest())[-1]["message"]
+        (daemon.state / "bundles" / "default").unlink()

@@ -80,9 +80,9 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publicati
         BundleSink(bundle, job.compress) as sink,
     ):
         sink.write(layout.head)
-        for event_texts, decision_texts in _blocks_of(job, storage):
-            sink.write(layout.block(event_texts))
-            decisions.write(layout.block(decision_texts))
+        for events_text, decisions_text in _blocks_of(job, storage):
+            sink.write(layout.block(events_text))
+            decisions.write(layout.block(decisions_text))
             layout.began = True
         sink.write(layout.middle)
         for block in _blocks(decisions.path):
@@ -121,9 +121,8 @@ class _Layout:
         self.middle = closed + between + b'"decisions": ['
         self.tail = closed + after + b"\n"
 
-    def block(self, elements: list[bytes]) -> bytes:
+    def block(self, text: bytes) -> bytes:
         """Elements of one list, with the comma that parts them from those before."""
-        text = b",".join(elements)
         if self._pretty:
             # Why in an object: elements stand two levels deep in a bundle.
             text = (
@@ -136,28 +135,26 @@ def _positions(packed: bytes) -> list[Position]:
     return [Position.unpack(value) for value in array("Q", packed)]
 
 
-def _blocks_of(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[bytes], list[bytes]]]:
+def _blocks_of(job: ComposeJob, storage: Storage) -> Iterator[tuple[bytes, bytes]]:
     """The elements of events and of their decisions, some at a time."""
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     decisions = DecisionTexts((frame.body for frame in frames), job.description.constraints.deadline)
     for ids, events in _events(job, storage):
-        texts = decisions.take(ids)
-        if texts is None:
+        decided = decisions.take(ids)
+        if decided is None:
             raise _short(job, "decisions")
-        yield events, texts
+        yield events, decided
 
 
-def _events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str], list[bytes]]]:
+def _events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str], bytes]]:
     index, end = job.first, job.first + job.count
     # Why gathered: at a small window a frame holds one event, and what there is to do for each block would count.
     for first, body in _gathered(job, storage):
         if first > index:
             raise _short(job, "events")
-        ids, texts = expand_events(body)
-        chosen = slice(index - first, end - first)
-        ids, texts = ids[chosen], texts[chosen]
+        ids, text = expand_events(body, index - first, end - first)
         if ids:
-            yield ids, texts
+            yield ids, text
         index += len(ids)
         if index == end:
             return

@@ -18,6 +18,7 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.capture.atomic import CaptureWriteError
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Position
@@ -76,6 +77,9 @@ class Parts:
         self._part_segment = segment
         #: Whether the CLOSE frame is durable already.
         self._closed = False
+        #: The bundle of the part before the one that grows, once it is durable; None where there is none, or not since
+        #: the start.
+        self._before: asyncio.Future[Publication] | None = None
 
     def take_over(self, recovered: RecoveredSession) -> None:
         """Go on where recovery found the session."""
@@ -135,9 +139,16 @@ class Parts:
             del old.event_frames[-len(early) :]
             old.bytes -= new.bytes
         self.current = new
-        body = encode_body(Rotation(old.number, forced, utc_now(), self._description, last_event_id))
-        position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
-        await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced)
+        before = self._before = self._loop.create_future()
+        try:
+            body = encode_body(Rotation(old.number, forced, utc_now(), self._description, last_event_id))
+            position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
+            before.set_result(await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced))
+        except ErgoCaptureError as error:
+            before.set_exception(error)
+            # Why asked: it is raised here, and nobody else may want it.
+            before.exception()
+            raise
         first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]
         new.segment = min([position.segment, *first_frames])
 
@@ -159,10 +170,14 @@ class Parts:
     async def publish_as_it_is(self, decided: int, ended: str) -> Publication:
         """Publish the part that grows, up to so many decisions of the session; it goes on growing.
 
+        Where nothing of it is decided yet, the part before it holds all that there is, and is waited for.
+
         Raises:
             ErgoCaptureError: what failed; the journal holds all of it.
         """
         part = self.current
+        if decided <= part.first and self._before is not None:
+            return await asyncio.shield(self._before)
         return await self._publisher.publish(self._description, part, decided - part.first, ended)
 
     async def finish(self, decided: int, ended: str) -> Publication:

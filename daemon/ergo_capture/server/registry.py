@@ -20,7 +20,7 @@ from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Peer, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.journal import Journal, JournalFull, Position
 from ergo_capture.journal.recovery import Recovery
 from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
@@ -31,7 +31,6 @@ from ergo_capture.server.part import RotationRule
 from ergo_capture.server.parts import Publisher, utc_now
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.session import Owner, Session, storage_failed
-from ergo_capture.server.submission import append
 from ergo_capture.server.tap import Taps
 from ergo_capture.server.writer import Writer, WriterClosed
 from ergo_capture.storage import StorageError
@@ -40,14 +39,30 @@ from ergo_capture.version import PROGRAM
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Opening:
     """A session whose OPEN frame is on its way."""
 
-    peer: Peer | None
+    number: int
+    description: SessionDescription
+    graph: Graph
     #: The oldest segment that may hold the frame.
     segment: int
-    engine: Engine
+    registry: SessionRegistry
+    #: Where the client's connection waits for the session; cancelled where it waits no more.
+    opened: asyncio.Future[Session]
+
+    def to_frame(self) -> PendingFrame | None:
+        """What the session is."""
+        return PendingFrame(FrameKind.OPEN, self.number, 0, 0, encode_body(self.description))
+
+    def on_durable(self, position: Position) -> None:
+        """There is such a session now."""
+        self.registry.begin(self, position)
+
+    def on_refused(self, error: ErgoCaptureError) -> None:
+        """There is none."""
+        self.registry.do_not_begin(self, error)
 
 
 class SessionRegistry:
@@ -131,7 +146,7 @@ class SessionRegistry:
             graph.engine.start(self._tasks)
         needed = [graph.engine for graph in self.graphs.values()]
         needed += [session.graph.engine for session in self.sessions.values()]
-        needed += [opening.engine for opening in self._opening.values()]
+        needed += [opening.graph.engine for opening in self._opening.values()]
         for engine in [engine for engine in self._engines if engine not in needed]:
             del self._engines[engine]
             engine.stop()
@@ -165,9 +180,7 @@ class SessionRegistry:
         graph = now
         self._check_open()
         self._check_number(peer)
-        session = await self._begin(graph, provenance, request.labels, peer)
-        session.owner = owner
-        return session, False
+        return await self._begin(graph, provenance, request.labels, peer, owner), False
 
     def _check_open(self) -> None:
         if self._stopping:
@@ -197,7 +210,7 @@ class SessionRegistry:
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
         user = None if peer is None else peer.uid
         openers = [session.description.peer for session in self.sessions.values()]
-        openers += [opening.peer for opening in self._opening.values()]
+        openers += [opening.description.peer for opening in self._opening.values()]
         if sum(user == (opener and opener.uid) for opener in openers) >= self.limits.max_user_sessions:
             message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
@@ -231,7 +244,9 @@ class SessionRegistry:
             timer.cancel()
         session.owner = owner
 
-    async def _begin(self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer | None) -> Session:
+    async def _begin(
+        self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer | None, owner: Owner
+    ) -> Session:
         number, self._next_number = self._next_number, self._next_number + 1
         description = SessionDescription(
             session=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{number}-{secrets.token_hex(4)}",
@@ -245,19 +260,41 @@ class SessionRegistry:
             opened_at=utc_now(),
             program=PROGRAM,
         )
-        # Why noted before: the frame lands in this segment or a later one, and until the session is known here
-        # nothing else keeps that segment.
-        self._opening[number] = _Opening(peer, self._journal.current_segment, graph.engine)
-        try:
-            position = await append(self._writer, PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description)))
-        except ErgoCaptureError as error:
-            raise storage_failed(error) from error
-        finally:
-            del self._opening[number]
+        while True:
+            opened: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+            opening = _Opening(number, description, graph, self._journal.current_segment, self, opened)
+            self._opening.pop(number, None)
+            try:
+                self._writer.submit(opening, len(encode_body(description)))
+                # Why noted: the frame lands in this segment or a later one, and until the session is known here nothing
+                # else keeps that segment.
+                self._opening[number] = opening
+                session = await opened
+            except JournalFull:
+                continue
+            except ErgoCaptureError as error:
+                raise storage_failed(error) from error
+            except asyncio.CancelledError:
+                # Its client has gone. Where the frame is still on its way, ``begin`` finds that out.
+                if not opened.cancelled():
+                    self._opening.pop(number, None)
+                    if opened.exception() is None:
+                        self.linger(opened.result())
+                raise
+            session.owner = owner
+            return session
+
+    def begin(self, opening: _Opening, position: Position) -> None:
+        """There is such a session now, durably, whether its client still waits for it or not."""
+        del self._opening[opening.number]
+        alone = opening.opened.cancelled()
+        if alone and self._stopping:
+            # The next start finds it.
+            return
         session = Session(
-            number,
-            description,
-            graph,
+            opening.number,
+            opening.description,
+            opening.graph,
             self._writer,
             self._publisher,
             rotation=self._rotation,
@@ -265,7 +302,18 @@ class SessionRegistry:
             in_doubt=self._in_doubt,
         )
         self.adopt(session)
-        return session
+        if alone:
+            self.linger(session)
+        else:
+            opening.opened.set_result(session)
+
+    def do_not_begin(self, opening: _Opening, error: ErgoCaptureError) -> None:
+        """There is none; where the disk was full, who waits for it tries again."""
+        alone = opening.opened.cancelled()
+        if alone or not isinstance(error, JournalFull):
+            del self._opening[opening.number]
+        if not alone:
+            opening.opened.set_exception(error)
 
     def take_recovered(self, recovery: Recovery) -> None:
         """Take up the sessions that recovery found; each lingers until its client comes back."""
