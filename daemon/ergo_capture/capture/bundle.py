@@ -10,10 +10,12 @@ from __future__ import annotations
 from enum import Enum
 from os import PathLike
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from ergo_capture.capture.atomic import CaptureWriteError, create_parents, write_bytes_atomic
+from ergo_capture.capture.lookalikes import HEAD_BYTES, looks_like
 from ergo_capture.capture.opening import read_text
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
@@ -24,6 +26,10 @@ from ergo_capture.kernel.records import (
     encode_event,
     encode_head,
     encode_tail,
+)
+
+_HINT: Final = (
+    "check that the file is a whole capture bundle of version v3; a cut one can be salvaged with `ergo-capture recover`"
 )
 
 
@@ -67,12 +73,13 @@ def decode_bundle(text: bytes) -> CaptureBundle:
     try:
         return serde.read_bundle(serde.parse(text.decode()))
     except (ValueError, RecursionError) as error:
-        raise BundleFormatError(
-            f"read capture bundle: {error}",
-            op="read capture bundle",
-            hint="check that the file is a whole capture bundle of version v3; a cut one can be salvaged with "
-            "`ergo-capture recover`",
-        ) from error
+        complaint, hint = complaint_of(text[:HEAD_BYTES], str(error))
+        raise BundleFormatError(f"read capture bundle: {complaint}", op="read capture bundle", hint=hint) from error
+
+
+def complaint_of(head: bytes, error: str) -> tuple[str, str]:
+    """What to say of a text that begins so and was refused with that error, and what to do."""
+    return looks_like(head) or (error, _HINT)
 
 
 def read_capture_bundle(path: str | PathLike[str]) -> CaptureBundle:

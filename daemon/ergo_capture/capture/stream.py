@@ -19,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Protocol, Self
 
-from ergo_capture.capture.bundle import BundleFormatError
+from ergo_capture.capture.bundle import BundleFormatError, complaint_of
 from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
+from ergo_capture.capture.lookalikes import HEAD_BYTES
 from ergo_capture.capture.opening import open_binary
 from ergo_capture.capture.outline import Outline, Stretch, outline
 from ergo_capture.errors import ErgoCaptureError
@@ -29,9 +30,6 @@ from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord, ExternalEventRecord
 
 _BLOCK: Final = 1 << 20
-_HINT: Final = (
-    "check that the file is a whole capture bundle of version v3; a cut one can be salvaged with `ergo-capture recover`"
-)
 
 
 def open_bundle(path: str | PathLike[str]) -> BundleStream:
@@ -258,8 +256,11 @@ class BundleStream:
         return self._format_error(self._malformed(error.malformed, error.offset))
 
     def _format_error(self, text: str) -> BundleFormatError:
+        with open_binary(self._source) as file:
+            head = file.read(HEAD_BYTES)
+        complaint, hint = complaint_of(head, text)
         return BundleFormatError(
-            f"read capture bundle '{self.path}': {text}", op="read capture bundle", path=self.path, hint=_HINT
+            f"read capture bundle '{self.path}': {complaint}", op="read capture bundle", path=self.path, hint=hint
         )
 
     def _unreadable(self, error: OSError) -> ErgoCaptureError:

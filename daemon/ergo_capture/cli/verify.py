@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from ergo_capture.capture.verification import verify_bundle
+from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import plain
 from ergo_capture.kernel.replay import Divergence
@@ -22,7 +23,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def verify(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle files.")],
+    bundles: Annotated[list[str], typer.Argument(help="Bundle files, directories of them, or patterns.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> int:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
@@ -30,7 +31,7 @@ def verify(
     Exit 0 where all is well, 4 where a decision diverges, 1 where a bundle is unsound or cannot be read.
     """
     worst = ExitCode.OK
-    for path in bundles:
+    for path in bundles_in(bundles):
         result = check(path)
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
