@@ -74,7 +74,7 @@ def test_events_of_a_block_are_the_bytes_that_each_gives_alone(body: bytes) -> N
     records = [ExternalEventRecord.from_event(event) for event in read_body(body)]
     names, text = expand_events(body)
     assert names == [record.event_id for record in records]
-    assert text == b",".join(encode_event(record) for record in records)
+    assert text == b"".join(b"," + encode_event(record) for record in records)
 
 
 @given(entries(), st.data(), st.sampled_from([None, EventTime(3, 7)]))
@@ -98,7 +98,7 @@ def test_decisions_of_a_block_are_the_bytes_that_each_gives_alone(
         count = data.draw(st.integers(1, len(left)))
         texts.append(decisions.take(left[:count]) or b"")
         left = left[count:]
-    assert b",".join(texts) == b",".join(expected)
+    assert b"".join(texts) == b"".join(b"," + text for text in expected)
     assert decisions.take(["one more"]) is None
 
 
@@ -110,7 +110,7 @@ def test_some_events_of_a_body_are_the_bytes_that_each_gives_alone(body: bytes, 
     stop = data.draw(st.integers(start, len(records) + 2))
     names, text = expand_events(body, start, stop)
     assert names == [record.event_id for record in records[start:stop]]
-    assert text == b",".join(encode_event(record) for record in records[start:stop])
+    assert text == b"".join(b"," + encode_event(record) for record in records[start:stop])
 
 
 def test_a_body_that_is_no_event_line_is_refused() -> None:

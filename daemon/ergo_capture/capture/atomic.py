@@ -212,7 +212,7 @@ class AtomicFile:
                 raise CaptureWriteError.step(WriteStage.CREATE_TEMP_FILE, self.destination, path, error) from error
         raise CaptureWriteError.exhausted(self.destination)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Append.
 
         Raises:

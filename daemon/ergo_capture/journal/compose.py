@@ -121,21 +121,20 @@ class _Layout:
         self.middle = closed + between + b'"decisions": ['
         self.tail = closed + after + b"\n"
 
-    def block(self, text: bytes) -> bytes:
-        """Elements of one list, with the comma that parts them from those before."""
+    def block(self, text: bytes | bytearray) -> bytes | bytearray:
+        """Elements of one list, each behind a comma, as they are to stand in the bundle."""
         if self._pretty:
             # Why in an object: elements stand two levels deep in a bundle.
-            text = (
-                msgspec.json.format(b'{"":[%b]}' % text, indent=2).removeprefix(b'{\n  "": [').removesuffix(b"\n  ]\n}")
-            )
-        return b"," + text if self.began else text
+            within = msgspec.json.format(b'{"":[%b]}' % bytes(text[1:]), indent=2)
+            text = b"," + within.removeprefix(b'{\n  "": [').removesuffix(b"\n  ]\n}")
+        return text if self.began else text[1:]
 
 
 def _positions(packed: bytes) -> list[Position]:
     return [Position.unpack(value) for value in array("Q", packed)]
 
 
-def _blocks_of(job: ComposeJob, storage: Storage) -> Iterator[tuple[bytes, bytes]]:
+def _blocks_of(job: ComposeJob, storage: Storage) -> Iterator[tuple[bytes | bytearray, bytes]]:
     """The elements of events and of their decisions, some at a time."""
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     decisions = DecisionTexts((frame.body for frame in frames), job.description.constraints.deadline)
@@ -146,7 +145,7 @@ def _blocks_of(job: ComposeJob, storage: Storage) -> Iterator[tuple[bytes, bytes
         yield events, decided
 
 
-def _events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str], bytes]]:
+def _events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str], bytes | bytearray]]:
     index, end = job.first, job.first + job.count
     # Why gathered: at a small window a frame holds one event, and what there is to do for each block would count.
     for first, body in _gathered(job, storage):

@@ -4,9 +4,9 @@ Owns: event lines -> elements of ``events``, decision rows -> elements of ``deci
 Not here: files, styles and order (``compose.py``); one record's text (``kernel/records.py``), which this
 equals to the byte, and which is what does the rare cases here.
 
-Why many at a time: a record object for each event and a call for each of its parts cost twice as much as one
-call of the encoder for a block of events. What is left is the payload's array of byte values (half of it; a table
-of pairs, three translations woven into one buffer, and numpy were all slower) and its SHA-256.
+Why many at a time: a record object for each event and a call for each of its parts cost twice as much as one call
+of the encoder for some events, straight into the block's text. Most of what is left is the payload's array of byte
+values (a table of pairs, three translations woven into one buffer, and numpy were all slower) and its SHA-256.
 """
 
 from __future__ import annotations
@@ -46,11 +46,15 @@ class _Element(msgspec.Struct, frozen=True, gc=False):
 
 _decode: Final = msgspec.json.Decoder(_Line).decode_lines
 _encode: Final = msgspec.json.Encoder().encode
+_encode_into: Final = msgspec.json.Encoder().encode_into
+_COMMA: Final = ord(",")
+#: Events whose payloads are lists of numbers at a time. Why so few: they should stay in the processor's cache.
+_SOME: Final = 64
 _KINDS: Final = {"Pump": "Pump", "Tick": "Pump", "DataAvailable": "DataAvailable", "Command": "Command"}
 
 
-def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple[list[str], bytes]:
-    """The events of an EVENTS body from ``start`` to before ``stop``: their ids, and their elements with commas between.
+def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple[list[str], bytes | bytearray]:
+    """The events of an EVENTS body from ``start`` to before ``stop``: their ids, and their elements, each behind a comma.
 
     Raises:
         EventFormatError: the body is not what was accepted.
@@ -61,15 +65,23 @@ def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple
     except (ValueError, RecursionError, KeyError):
         # Rare: a time that only EventTime can hold, a kind in another spelling. Or it is damage, which this tells.
         records = [ExternalEventRecord.from_event(event) for event in read_body(body)][start:stop]
-        return [record.event_id for record in records], b",".join(map(encode_event, records))
+        return [record.event_id for record in records], b"".join(b"," + encode_event(record) for record in records)
     payloads = [bytes(event.payload) for event in events]
     if b"null" in payloads:
         payloads = [b"" if payload == b"null" else payload for payload in payloads]
-    elements = [
-        _Element(event.event_id, event.at, kind, list(payload), sha256(payload).hexdigest())
-        for event, kind, payload in zip(events, kinds, payloads, strict=True)
-    ]
-    return [event.event_id for event in events], _encode(elements)[1:-1]
+    # Why into one buffer: pieces that are joined are copied, and a payload's array is long.
+    text = bytearray(b"]")
+    for n in range(0, len(events), _SOME):
+        some = slice(n, n + _SOME)
+        elements = [
+            _Element(event.event_id, event.at, kind, list(payload), sha256(payload).hexdigest())
+            for event, kind, payload in zip(events[some], kinds[some], payloads[some], strict=True)
+        ]
+        end = len(text) - 1
+        _encode_into(elements, text, end)
+        text[end] = _COMMA
+    text.pop()
+    return [event.event_id for event in events], text
 
 
 class DecisionTexts:
@@ -90,7 +102,7 @@ class DecisionTexts:
         )
 
     def take(self, ids: list[str]) -> bytes | None:
-        """The decisions of the next events, whose ids these are, with commas between; None where there are fewer."""
+        """The decisions of the next events, whose ids these are, each behind a comma; None where there are fewer."""
         texts: list[str] = []
         taken = 0
         while taken < len(ids):
@@ -99,7 +111,7 @@ class DecisionTexts:
                 if row is None:
                     return None
                 if isinstance(row, DecisionOutcome):
-                    texts.append(encode_decision(row.to_record(ids[taken], self._deadline)).decode())
+                    texts.append("," + encode_decision(row.to_record(ids[taken], self._deadline)).decode())
                     taken += 1
                     continue
                 self._episode, self._left = row.episode, row.count
@@ -108,13 +120,13 @@ class DecisionTexts:
             self._episode += count
             self._left -= count
             taken += count
-        return ",".join(texts).encode()
+        return "".join(texts).encode()
 
     def _plain(self, ids: list[str]) -> list[str]:
         """Episodes that ran at once and completed. Why text: an f-string is half of a format of bytes."""
         after = self._after
         return [
-            f'{{"event_id":"{name}","decision":"Invoke","schedule_at":null,"episode_id":{episode}{after}'
+            f',{{"event_id":"{name}","decision":"Invoke","schedule_at":null,"episode_id":{episode}{after}'
             for episode, name in enumerate(_inside_quotes(ids), self._episode)
         ]
 

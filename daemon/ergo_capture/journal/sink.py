@@ -62,7 +62,7 @@ class BundleSink:
         """SHA-256 of the file, in hex."""
         return self.digest if self._compressor is None else self._file_hash.hexdigest()
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes | bytearray) -> None:
         """Queue a block; waits while too many are queued.
 
         Raises:
@@ -108,7 +108,7 @@ class BundleSink:
             hint="check the disk; the journal still holds the session",
         )
 
-    def _put(self, block: bytes) -> None:
+    def _put(self, block: bytes | bytearray) -> None:
         self._hash.update(block)
         self._checksum = crc32c(block, self._checksum)
         self.size += len(block)
@@ -118,7 +118,7 @@ class BundleSink:
         assert self._compressor is not None
         self._store(self._compressor.flush())
 
-    def _store(self, data: bytes) -> None:
+    def _store(self, data: bytes | bytearray) -> None:
         if data:
             self._file.write(data)
             if self._compressor is not None:
