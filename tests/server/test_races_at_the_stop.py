@@ -91,7 +91,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
         (session,) = sessions_of(daemon)
         (connection,) = daemon.service.clients.connections
         number = 0
-        while not connection._replies.unsaid:
+        while not connection.conversation.replies.unsaid:
             number += 1
             await wire.say(*(event(f"{'e' * 900}{number}-{n}") for n in range(100)))
             await until(lambda: session.decided == session.intake.admitted)
@@ -170,8 +170,8 @@ async def test_a_start_that_cannot_delete_a_segment_ends_with_a_sentence() -> No
     with short_directory() as place:
         for fault in (None, errno.EIO):
             storage = GatedStorage()
+            storage.fail_next("remove", fault)
             async with running_daemon(storage=storage, state=place / "state") as daemon, daemon.session() as wire:
-                storage.fail_next("remove", fault)
                 await wire.say(event("a"), {"type": "close"})
                 await wire.until("closed")
                 await until(lambda: not sessions_of(daemon))

@@ -57,7 +57,7 @@ async def test_what_arrives_as_reading_stops_is_either_in_the_bundle_or_not_ackn
         await wire.say(event("first"))
         await wire.until_ack(1, 1)
         (connection,) = daemon.service.clients.connections
-        session = connection.session
+        session = connection.conversation.session
         assert session is not None
         taken: list[int] = []
 

@@ -1,7 +1,7 @@
 """Everybody who is connected: serving them, counting them, and what their connections ask of the daemon.
 
-Owns: Clients, the daemon as a connection sees it (``connection.Reception``); what is logged of those who come and go.
-Not here: accepting (``listener.py``), who gets in (``admission.py``), one conversation (``connection.py``), sessions
+Owns: Clients, the daemon as a client meets it (``conversation.Reception``); what is logged of those who come and go.
+Not here: accepting (``listener.py``), who gets in (``admission.py``), one of them (``connection.py``), sessions
 (``registry.py``).
 """
 
@@ -20,7 +20,7 @@ from ergo_capture.server.connection import Connection
 from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.registry import SessionRegistry
-from ergo_capture.server.session import Session
+from ergo_capture.server.session import Owner, Session
 from ergo_capture.server.writer import Writer
 from ergo_capture.version import PROGRAM
 
@@ -63,18 +63,18 @@ class Clients:
             await connection.serve()
         except Exception:
             # Why here: a mistake of ours that one client brings out must not cost the others anything.
-            log.exception(telemetry.CLIENT_FAILED, client=connection.client)
+            log.exception(telemetry.CLIENT_FAILED, client=connection.conversation.client)
         finally:
             del self.connections[connection]
-            error = connection.fatal
+            error, conversation = connection.fatal, connection.conversation
             misbehaved = error is not None and error.code is not Code.SHUTTING_DOWN
             (log.warning if misbehaved else log.info)(
                 telemetry.CLIENT_GONE,
-                client=connection.client,
+                client=conversation.client,
                 uid=None if peer is None else peer.uid,
                 pid=None if peer is None else peer.pid,
-                events=connection.receipts.received,
-                bad_frames=connection.bad_frames,
+                events=conversation.receipts.received,
+                bad_frames=conversation.bad_frames,
                 code=None if error is None else error.code.value,
                 reason=None if error is None else error.message,
             )
@@ -99,9 +99,9 @@ class Clients:
             hint="raise LimitNOFILE, or lower limits.max_clients",
         )
 
-    # --- what a connection asks for (``connection.Reception``) ---
+    # --- what a connection asks for (``conversation.Reception``) ---
 
-    async def open_session(self, request: Open, peer: Peer | None, owner: Connection) -> tuple[Session, bool]:
+    async def open_session(self, request: Open, peer: Peer | None, client: str, owner: Owner) -> tuple[Session, bool]:
         """A new session, or the one asked for."""
         session, resumed = await self._registry.open(request, peer, owner)
         self.totals["resumed" if resumed else "opened"] += 1
@@ -109,7 +109,7 @@ class Clients:
             telemetry.SESSION_RESUMED if resumed else telemetry.SESSION_OPENED,
             session=session.description.session,
             graph=session.description.graph,
-            client=owner.client,
+            client=client,
             uid=None if peer is None else peer.uid,
         )
         return session, resumed

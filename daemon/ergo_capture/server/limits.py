@@ -1,7 +1,7 @@
 """What clients may cost.
 
 Owns: ConnectionLimits, SessionLimits.
-Not here: the settings they come from (``settings.py``), who enforces them (``connection.py``, ``replies.py``,
+Not here: the settings they come from (``settings.py``), who enforces them (``connection.py``, ``conversation.py``, ``replies.py``,
 ``registry.py``, ``session.py``), the number of clients (``admission.py``).
 """
 

@@ -1,7 +1,7 @@
 """The Unix socket that clients come in by: binding it, accepting, asking who they are.
 
 Owns: the socket file, accepting, SO_PEERCRED, turning away those who are not let in.
-Not here: who is let in (``admission.py``), what clients say (``connection.py``), sockets that systemd holds (``systemd.py``).
+Not here: who is let in (``admission.py``), what clients say (``conversation.py``), sockets that systemd holds (``systemd.py``).
 """
 
 from __future__ import annotations

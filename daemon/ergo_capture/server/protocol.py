@@ -1,7 +1,7 @@
 """The wire protocol ``ergo-capture.v1``, sans-I/O: bytes in, items out; messages in, bytes out.
 
 Owns: frames and their JSON, the codes, splitting and bounding lines, the ``ergo-driver.v0`` dialect.
-Not here: what is done about an item (``connection.py``), event lines (``journal/lines.py``).
+Not here: what is done about an item (``conversation.py``), event lines (``journal/lines.py``).
 
 Frames are JSON Lines. A client sends hello, open, then any number of event / events, with flush and ping
 in between, and close. A line that cannot be read counts as one event, because it may have been one: only
