@@ -257,6 +257,29 @@ def test_an_unsound_bundle_fails_with_the_references_words(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("payload_hash", "0" * 64, "payload hash mismatch for event 'e7'"),
+        ("event_id", "e5", "duplicate event_id 'e5'"),
+    ],
+)
+@pytest.mark.parametrize("more", [["--engine", "fixed", "--strict"], []], ids=["replay", "verify"])
+def test_a_bundle_that_diverges_and_is_unsound_behind_that_is_unsound(
+    field: str, value: str, complaint: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reference validates all of a bundle before it replays any of it."""
+
+    def spoil(data: Any) -> None:
+        data["decisions"][2]["episode_id"] = 77
+        data["events"][7][field] = value
+
+    path = bundle(tmp_path / "a.capture.json", spoil)
+    if "--strict" in more:
+        more = [*more, "--runtime-provenance", json.loads(path.read_text())["runtime_provenance"]]
+    assert complaint in told([str(path), *more], capsys, 1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["--engine", "nope"], 2, "no engine 'nope'"),

@@ -1,7 +1,8 @@
 """Proves a bundle file without an engine: is it sound, and do its events still lead to its decisions.
 
 Owns: ``verify_bundle`` and its Verdict; the floats that the reference misreads.
-Not here: deciding and comparing (``kernel/replay.py``), output (``cli/verify.py``).
+Not here: hashes, ids and payloads (``soundness.py``), deciding and comparing (``kernel/replay.py``), output
+(``cli/verify.py``).
 
 The file is read twice at once, events and decisions side by side, and memory does not grow with it, but for
 13 to 27 bytes an event for its id, and for what the supervisor itself keeps: the episodes that are deferred.
@@ -17,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from ergo_capture.capture.soundness import Soundness
 from ergo_capture.capture.stream import BundleStream, open_bundle
 from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import EventLike, ExternalEventKind
@@ -26,12 +28,9 @@ from ergo_capture.kernel.replay import (
     Rederivation,
     ReplayError,
     divergence_at,
-    duplicate_event_id,
-    rehydrate,
     unsupported_version,
 )
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.kernel.uniqueness import SeenIds
 
 #: More notes than anybody reads; the rest is counted.
 MAX_NOTES: Final = 100
@@ -80,12 +79,8 @@ class _Offered(msgspec.Struct, frozen=True, gc=False):
 class _Verification:
     def __init__(self, stream: BundleStream) -> None:
         self.stream = stream
-        self.ids = SeenIds()
+        self.soundness = Soundness(stream)
         self.again = Rederivation(stream.graph_id, stream.config)
-        # Why one for each: whichever comes first in the file, the reference looks for them one after the other.
-        self.wrong_hash: ReplayError | None = None
-        self.repeated: ReplayError | None = None
-        self.bad_payload: ReplayError | None = None
         self.wrong_effect: Divergence | None = None
         self.divergence: Divergence | None = None
         self.notes: list[str] = []
@@ -96,12 +91,12 @@ class _Verification:
         for index, (event, captured) in enumerate(zip_longest(stream.events(), stream.decisions())):
             if event is not None:
                 events += 1
-                self._check_event(index, event)
+                self.soundness.check(index, event)
             if captured is not None:
                 decisions += 1
                 if captured.effects:
                     self._check_effects(index, captured)
-            if self.divergence is None and self._sound:
+            if self.divergence is None and self.soundness.complaint is None:
                 replayed = None if event is None else self.again.decide(event_of(event), captured)
                 self.divergence = divergence_at(index, captured, replayed)
             if index % _PROGRESS_EVENTS == 0:
@@ -109,35 +104,13 @@ class _Verification:
         on_progress(events)
         version = stream.capture_version
         complaint = None if version == CAPTURE_FORMAT_VERSION else unsupported_version(version)
-        complaint = complaint or self.wrong_hash or self.repeated or self.bad_payload
+        complaint = complaint or self.soundness.complaint
         if complaint is not None:
             return Verdict(stream.graph_id, events, decisions, complaint, None, ())
         if self.notes_beyond:
             self.notes.append(f"and {self.notes_beyond} more decisions with such numbers")
         divergence = self.wrong_effect or self.divergence
         return Verdict(stream.graph_id, events, decisions, None, divergence, tuple(self.notes))
-
-    @property
-    def _sound(self) -> bool:
-        """Whether what comes out of deriving again will still be asked for."""
-        return self.wrong_hash is None and self.repeated is None and self.bad_payload is None
-
-    def _check_event(self, index: int, event: ExternalEventRecord) -> None:
-        if self.wrong_hash is not None:
-            return
-        try:
-            rehydrate(event)
-        except ReplayError as error:
-            if error.kind == "HashMismatch":
-                self.wrong_hash = error
-                return
-            self.bad_payload = self.bad_payload or error
-        if self.repeated is None and self.ids.add(event.event_id) and self._is_before(event.event_id, index):
-            self.repeated = duplicate_event_id(event.event_id)
-
-    def _is_before(self, event_id: str, index: int) -> bool:
-        """Why another look: the ids are known by their hashes only."""
-        return any(event.event_id == event_id for event, _ in zip(self.stream.events(), range(index), strict=False))
 
     def _check_effects(self, index: int, record: EpisodeInvocationRecord) -> None:
         if self.wrong_effect is None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from ergo_capture.capture.soundness import Soundness
 from ergo_capture.capture.stream import RecordStream
 from ergo_capture.engine.port import Engine
 from ergo_capture.kernel.events import ExternalEvent
@@ -20,14 +21,12 @@ from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, explain
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import (
+    ReplayError,
     check_provenance,
     divergence_at,
-    duplicate_event_id,
-    rehydrate,
     unsupported_version,
 )
 from ergo_capture.kernel.supervisor import Run, Supervisor
-from ergo_capture.kernel.uniqueness import SeenIds
 
 #: Events between two calls of ``on_progress``.
 _PROGRESS_EVENTS: Final = 1024
@@ -59,6 +58,9 @@ async def replay_stream(
 ) -> Replayed:
     """Feed a bundle's events to a fresh supervisor and the engine; compare decision by decision.
 
+    A bundle is looked through only where something is wrong, so that the reference's first complaint is told and not a
+    divergence before it: the reference validates all of a bundle first (``replay::replay_checked``).
+
     Raises:
         ReplayError: the bundle is unsound, or not what a strict replay expects.
         ErgoCaptureError: it cannot be read, or the engine cannot be reached.
@@ -69,7 +71,15 @@ async def replay_stream(
     if strict is not None:
         expected = runtime if strict.runtime_provenance is None else strict.runtime_provenance
         check_provenance(stream, strict.adapter_provenance, expected)
-    return await _replay(stream, engine, unique=strict is not None, on_progress=on_progress)
+    unique = strict is not None
+    try:
+        replayed = await _replay(stream, engine, unique=unique, on_progress=on_progress)
+    except ReplayError:
+        Soundness(stream, unique=unique).check_all()
+        raise
+    if replayed.explanation is not None:
+        Soundness(stream, unique=unique).check_all()
+    return replayed
 
 
 async def _replay(
@@ -109,12 +119,12 @@ async def _again(stream: RecordStream, engine: Engine, *, unique: bool) -> Async
     """The decisions that the events lead to now."""
     constraints = stream.config
     supervisor = Supervisor(stream.graph_id, constraints, _Nowhere())
-    invoker, ids = engine.invoker(), SeenIds()
-    for number, record in enumerate(stream.events()):
-        event = rehydrate(record)
-        # The ids are known by their hashes only, so a hit is looked up.
-        if unique and ids.add(record.event_id) and _is_before(stream, record.event_id, number):
-            raise duplicate_event_id(record.event_id)
+    invoker, sound = engine.invoker(), Soundness(stream, unique=unique)
+    for index, record in enumerate(stream.events()):
+        event = sound.check(index, record)
+        if sound.complaint is not None:
+            raise sound.complaint
+        assert event is not None
         step = supervisor.offer(event)
         if isinstance(step, DecisionLogEntry):
             yield step.to_record()
@@ -132,10 +142,6 @@ async def _again(stream: RecordStream, engine: Engine, *, unique: bool) -> Async
                 break
             retries += 1
         yield supervisor.settle(step, result.termination, retries, result).to_record()
-
-
-def _is_before(stream: RecordStream, event_id: str, number: int) -> bool:
-    return any(earlier.event_id == event_id for earlier in islice(stream.events(), number))
 
 
 class _Nowhere:
