@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.server.looks import manifests, sessions_of, until
 
 from ergo_capture import decode_bundle
 from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
@@ -212,3 +214,25 @@ async def test_a_flush_while_a_part_cannot_end_says_so() -> None:
             await anyio.wait_all_tasks_blocked()
         assert "create capture output directory" in (await wire.rest())[-1]["message"]
         (daemon.state / "bundles" / "default").unlink()
+
+
+async def test_a_defect_in_the_end_of_a_part_keeps_no_flush_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what nobody expected is an answer: an operator's flush must not wait for a bundle that never comes."""
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", broken)
+    storage = GatedStorage()
+    async with running_daemon("[rotation]\nmax_events = 1\n", storage=storage) as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        with storage.gate("write", ".journal", after=2):
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+            await until(lambda: session.parts.current.number == 2)
+            flushing = asyncio.create_task(session.flush())
+            await storage.until_held()
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(20), pytest.raises(ErgoCaptureError, match="a defect"):
+            await flushing
+        monkeypatch.undo()

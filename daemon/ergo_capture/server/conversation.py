@@ -19,6 +19,7 @@ from ergo_capture.journal.journal import JournalFull
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.server import protocol
 from ergo_capture.server.budget import Holding
+from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.protocol import (
     BadLine,
@@ -36,7 +37,7 @@ from ergo_capture.server.protocol import (
 from ergo_capture.server.receipts import Receipts
 from ergo_capture.server.replies import Replies
 from ergo_capture.server.screening import Refusal, without_long_ids
-from ergo_capture.server.session import Owner, Session, storage_failed
+from ergo_capture.server.session import Owner, Session
 from ergo_capture.server.submission import Batch
 
 #: About the length of a ``decision`` frame.

@@ -23,6 +23,7 @@ from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDes
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Position
 from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
+from ergo_capture.server.failures import mistake
 from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.submission import Batch, append
 from ergo_capture.server.writer import Writer
@@ -144,8 +145,8 @@ class Parts:
             body = encode_body(Rotation(old.number, forced, utc_now(), self._description, last_event_id))
             position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
             before.set_result(await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced))
-        except ErgoCaptureError as error:
-            before.set_exception(error)
+        except Exception as error:
+            before.set_exception(error if isinstance(error, ErgoCaptureError) else mistake(error))
             # Why asked: it is raised here, and nobody else may want it.
             before.exception()
             raise

@@ -24,13 +24,14 @@ from ergo_capture.journal.journal import Journal, JournalFull, Position
 from ergo_capture.journal.recovery import Recovery
 from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
+from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.pace import Pace
 from ergo_capture.server.part import RotationRule
 from ergo_capture.server.parts import Publisher, utc_now
 from ergo_capture.server.protocol import Code, Open, ProtocolError
-from ergo_capture.server.session import Owner, Session, storage_failed
+from ergo_capture.server.session import Owner, Session
 from ergo_capture.server.tap import Taps
 from ergo_capture.server.writer import Writer, WriterClosed
 from ergo_capture.storage import StorageError

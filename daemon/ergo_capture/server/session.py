@@ -20,18 +20,19 @@ import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
-from ergo_capture.journal.journal import JournalError, JournalFull, Position
+from ergo_capture.journal.journal import JournalFull, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.episodes import Episodes
+from ergo_capture.server.failures import mistake, storage_failed
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.intake import Intake
 from ergo_capture.server.part import RotationRule
 from ergo_capture.server.parts import Parts, Publisher
-from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
+from ergo_capture.server.protocol import EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal
 from ergo_capture.server.submission import Batch
 from ergo_capture.server.writer import Writer
@@ -293,7 +294,7 @@ class Session:
             self.fail(error)
         except Exception as error:  # noqa: BLE001 - the registry logs it
             # Why here: a mistake of ours in one session must not cost the others anything.
-            self.fail(_mistake(error))
+            self.fail(mistake(error))
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -347,7 +348,7 @@ class Session:
             # Why: a snapshot behind the last bundle would take its place, and its manifest say that the session goes on.
             await self.finished.wait()
             if self.publication is None:
-                raise self.failure or _mistake(RuntimeError("it ended without a bundle"))
+                raise self.failure or mistake(RuntimeError("it ended without a bundle"))
             return self.publication
         return await self.parts.publish_as_it_is(self.decided, ended)
 
@@ -417,23 +418,3 @@ class Session:
             f"<Session {self.description.session} {self.state}, {self.intake.admitted} admitted, "
             f"{self.accepted} accepted, {self.decided} decided>"
         )
-
-
-def storage_failed(error: ErgoCaptureError) -> ProtocolError:
-    """The failure of the journal or of a session, in words for a client."""
-    what = "journal" if isinstance(error, JournalError) else "session"
-    return ProtocolError(
-        Code.STORAGE_FAILED,
-        f"the {what} has failed: {error.message}",
-        "what was acknowledged is safe; connect again when the daemon has been restarted",
-    )
-
-
-def _mistake(error: Exception) -> ErgoCaptureError:
-    mistake = ErgoCaptureError(
-        f"the session's task ended with {type(error).__name__}: {error}",
-        op="run session",
-        hint="this is a defect of ergo-capture; what was accepted is safe in the journal, restart the daemon to go on",
-    )
-    mistake.__cause__ = error
-    return mistake

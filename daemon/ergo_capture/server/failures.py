@@ -1,0 +1,32 @@
+"""Failures of sessions and of the journal, in the words of those who are told of them.
+
+Owns: ``storage_failed`` for clients, ``mistake`` for what only a defect of ours can bring about.
+Not here: noticing them (``session.py``, ``writer.py``), the codes (``protocol.py``).
+"""
+
+from __future__ import annotations
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.journal import JournalError
+from ergo_capture.server.protocol import Code, ProtocolError
+
+
+def storage_failed(error: ErgoCaptureError) -> ProtocolError:
+    """The failure of the journal or of a session, in words for a client."""
+    what = "journal" if isinstance(error, JournalError) else "session"
+    return ProtocolError(
+        Code.STORAGE_FAILED,
+        f"the {what} has failed: {error.message}",
+        "what was acknowledged is safe; connect again when the daemon has been restarted",
+    )
+
+
+def mistake(error: Exception) -> ErgoCaptureError:
+    """An exception that nobody expected in a session's task, as an error that others can be told."""
+    made = ErgoCaptureError(
+        f"the session's task ended with {type(error).__name__}: {error}",
+        op="run session",
+        hint="this is a defect of ergo-capture; what was accepted is safe in the journal, restart the daemon to go on",
+    )
+    made.__cause__ = error
+    return made
