@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from tests.daemons import running_daemon, short_directory
+from tests.server.looks import sessions_of, until
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
-from ergo_capture.client import CaptureClient, ClientError
+from ergo_capture.client import CaptureClient, ClientError, session_of, stream
+from ergo_capture.server.protocol import Code, ProtocolError
 
 EVENT = ExternalEvent.mechanical_at("only", ExternalEventKind.Command, EventTime(0, 0))
 
@@ -97,3 +99,66 @@ async def test_a_daemon_that_is_just_starting_is_waited_for() -> None:
         async with CaptureClient(path) as client:
             assert client.limits == {"max_id_bytes": 9}
         (await starting).close()
+
+
+async def test_a_client_without_an_open_session_says_so() -> None:
+    """Before ``open`` and after ``close``: an event that goes nowhere must not look sent."""
+    async with running_daemon() as daemon, CaptureClient(daemon.socket) as client:
+        with pytest.raises(ClientError, match="was not opened"):
+            await client.send(EVENT)
+        with pytest.raises(ClientError, match="was not opened"):
+            await client.ping()
+        await client.open("default")
+        with pytest.raises(ClientError, match="has one already") as caught:
+            await client.open("default")
+        assert caught.value.code == "misuse"
+        await client.send(EVENT)
+        await client.close()
+        with pytest.raises(ClientError, match="is closed"):
+            await client.send(EVENT)
+        await until(lambda: not daemon.service.clients.connections)
+        assert daemon.service.clients.totals["clients"] == 1
+
+
+async def test_an_open_that_was_refused_can_be_tried_again() -> None:
+    """With another graph, on the same client."""
+    async with running_daemon() as daemon, CaptureClient(daemon.socket) as client:
+        with pytest.raises(ClientError, match="not configured"):
+            await client.open("nope")
+        await client.open("default")
+        await client.ping()
+
+
+async def test_requests_of_several_tasks_are_each_answered_over_a_reconnect() -> None:
+    """Each task gets the answer to what it asked, also where the connection breaks before any of them comes."""
+    async with running_daemon() as daemon, CaptureClient(daemon.socket) as client:
+        await client.open("default")
+        await client.send(EVENT)
+        await client.drain()
+        (connection,) = daemon.service.clients.connections
+        tasks = [asyncio.create_task(request()) for request in (client.ping, client.flush, client.ping, client.flush)]
+        await asyncio.sleep(0)
+        connection.drop(ProtocolError(Code.SHUTTING_DOWN, "cut by the test", ""))
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), 20)
+        assert [answer is None for answer in answers] == [True, False, True, False]
+        assert client.reconnects == 1
+
+
+async def test_a_whole_session_is_one_call() -> None:
+    """Opened, sent, closed; the bundle is named."""
+    events = [ExternalEvent.mechanical_at(f"e{n}", ExternalEventKind.Command, EventTime(n, 0)) for n in range(5)]
+    async with running_daemon() as daemon:
+        published = await stream(daemon.socket, events, window=2)
+        assert (published.events, published.decisions) == (5, 5)
+        bundle = decode_bundle(Path(published.bundle).read_bytes())
+        assert [record.event_id for record in bundle.events] == [event.event_id for event in events]
+
+
+async def test_a_session_may_be_a_block() -> None:
+    """It is open within, and lingers where the block does not close it."""
+    async with running_daemon() as daemon:
+        async with session_of(daemon.socket, name="block") as client:
+            await client.send(EVENT)
+            await client.drain()
+        (session,) = sessions_of(daemon)
+        assert (session.accepted, session.ended) == (1, None)

@@ -10,6 +10,7 @@ Not here: files and progress bars (``cli/send.py``), what frames mean (``server/
 """
 
 from ergo_capture.client.frames import ClientError, Published, Reject, event_line
-from ergo_capture.client.session import CaptureClient, session_of, stream
+from ergo_capture.client.session import CaptureClient
+from ergo_capture.client.streaming import session_of, stream
 
 __all__ = ["CaptureClient", "ClientError", "Published", "Reject", "event_line", "session_of", "stream"]

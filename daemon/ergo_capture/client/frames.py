@@ -17,7 +17,7 @@ encode: Final = msgspec.json.Encoder().encode
 
 
 class ClientError(ErgoCaptureError):
-    """The daemon refused, or cannot be reached; ``code`` is the protocol's, or ``unreachable``."""
+    """The daemon refused, or cannot be reached; ``code`` is the protocol's, ``unreachable`` or ``misuse``."""
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message, op="talk to the daemon", hint=hint or None)

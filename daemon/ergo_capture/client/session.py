@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Final, Self
@@ -91,6 +91,9 @@ class CaptureClient:
         self._unwanted = 0
         self._failure: ClientError | None = None
         self._tasks: TaskGroup
+        #: Whether the session was closed, and its bundle named.
+        self._is_over = False
+        self._asking = asyncio.Lock()
         self._sending = asyncio.Lock()
         self._sending_due = asyncio.Event()
 
@@ -136,14 +139,21 @@ class CaptureClient:
         """Open a session of ``graph``, or resume ``session``; returns its id.
 
         Raises:
-            ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...).
+            ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` where one is
+                open already.
         """
+        if self._open is not None:
+            raise ClientError("misuse", "open a session: this client has one already", "use a client for each session")
         self._open = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
         try:
-            opened = await self._ask_open()
-        except LOST:
-            # The daemon went between its welcome and its answer. A session it opened meanwhile lingers and ends.
-            opened = await self._come_back()
+            try:
+                opened = await self._ask_open()
+            except LOST:
+                # The daemon went between its welcome and its answer. A session it opened meanwhile lingers and ends.
+                opened = await self._come_back()
+        except BaseException:
+            self._open = None
+            raise
         self._is_open = True
         self.resumed_after = opened["accepted"]
         self._tasks.start_soon(self._read_forever)
@@ -157,7 +167,7 @@ class CaptureClient:
         """Send one event; waits while the window is full.
 
         Raises:
-            ClientError: the daemon cannot be reached any more, or ended the session.
+            ClientError: the daemon cannot be reached any more, or ended the session; ``misuse`` where none is open.
         """
         await self.send_line(event_line(event), event.event_id)
 
@@ -169,8 +179,7 @@ class CaptureClient:
         """
         while len(self._in_flight) >= self._window:
             await self._wait()
-        if self._failure is not None:
-            raise self._failure
+        self._check()
         self._in_flight.add(line, event_id)
         self._outgoing.append(line)
         self._outgoing_bytes += len(line)
@@ -216,7 +225,12 @@ class CaptureClient:
         await self._ask({"type": "ping"})
 
     async def _ask(self, frame: dict[str, Any]) -> dict[str, Any]:
-        line = encode(frame) + b"\n"
+        # Why one after the other: what is asked again after a reconnect is what is not answered yet.
+        async with self._asking:
+            self._check()
+            return await self._ask_alone(encode(frame) + b"\n")
+
+    async def _ask_alone(self, line: bytes) -> dict[str, Any]:
         self._asked = line
         self._outgoing.append(line)
         self._outgoing_bytes += len(line)
@@ -313,6 +327,8 @@ class CaptureClient:
                 try:
                     await self._read_some()
                 except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+                    if self._is_over:
+                        return
                     if not self._patience:
                         raise ClientError("unreachable", f"the daemon at '{self.path}' is gone") from None
                     await self._reconnect()
@@ -328,6 +344,7 @@ class CaptureClient:
 
     def _take(self, frame: dict[str, Any]) -> None:
         kind = frame["type"]
+        self._is_over |= kind == "closed"
         if kind == "ack":
             self._in_flight.acked(frame["accepted"])
             self._tell()
@@ -378,36 +395,17 @@ class CaptureClient:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
+        if self._open is None or self._is_over:
+            what = "is closed" if self._is_over else "was not opened"
+            raise ClientError(
+                "misuse", f"the session {what}", "open() a session before anything else; one for each client"
+            )
 
     def __repr__(self) -> str:
         return (
             f"<CaptureClient {self.session or 'no session'} at {self.path!r}, {self.accepted} accepted, "
             f"{len(self._in_flight)} in flight, {self.rejected} rejected>"
         )
-
-
-async def stream(
-    path: str | PathLike[str], events: Iterable[ExternalEvent], *, graph: str = "default", window: int = 1024
-) -> Published:
-    """Send events in a session of their own, close it, and return what was published.
-
-    Raises:
-        ClientError: as ``CaptureClient``.
-    """
-    async with session_of(path, graph=graph, window=window) as client:
-        for event in events:
-            await client.send(event)
-        return await client.close()
-
-
-@asynccontextmanager
-async def session_of(
-    path: str | PathLike[str], *, graph: str = "default", window: int = 1024, **options: Any
-) -> AsyncIterator[CaptureClient]:
-    """A connected client with an open session."""
-    async with CaptureClient(path, window=window, **options) as client:
-        await client.open(graph)
-        yield client
 
 
 def _published(frame: dict[str, Any]) -> Published:
