@@ -78,3 +78,13 @@ def test_serve_refuses_what_check_refuses(file: Path, capsys: pytest.CaptureFixt
     assert app.run(arguments) == ExitCode.CONFIG
     assert "did you mean `max_clients`?" in capsys.readouterr().err
     assert not state.exists()
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_the_file_may_be_named_by_itself(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with --config; but not both."""
+    file.write_text('[socket]\npath = "/x.sock"\n')
+    assert app.run(["config", command, str(file)]) == 0
+    assert "/x.sock" in capsys.readouterr().out
+    assert app.run(["config", command, str(file), "--config", "other.toml"]) == ExitCode.USAGE
+    assert "name the file once" in capsys.readouterr().err

@@ -24,17 +24,27 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configuration file; by default the usual one, if it is there.")
 ]
 
+FileArgument = Annotated[Path | None, typer.Argument(metavar="FILE", help="The same as --config.", show_default=False)]
+
+
+def _named(file: Path | None, config: Path | None) -> Path | None:
+    """The file that was named, in whichever way."""
+    if file is not None and config is not None:
+        raise typer.BadParameter("name the file once: as FILE or with --config")
+    return file or config
+
 
 @app.command()
-def check(config: ConfigOption = None) -> int:
+def check(file: FileArgument = None, config: ConfigOption = None) -> int:
     """Say whether the daemon would start with this configuration; exit 78 where not."""
     from ergo_capture.server.composition import admission_of, graphs_of  # noqa: PLC0415 - only here
     from ergo_capture.server.permissions import loose_paths  # noqa: PLC0415
 
-    loaded = configuration.load(config)
+    path = _named(file, config)
+    loaded = configuration.load(path)
     graphs = graphs_of(loaded)
     admission_of(loaded)
-    for loose in loose_paths(Path(loaded.state.directory), config or configuration.usual_file()):
+    for loose in loose_paths(Path(loaded.state.directory), path or configuration.usual_file()):
         typer.echo(f"Warning: {loose}", err=True)
         typer.echo(f"Try: {loose.hint}", err=True)
     typer.echo(f"ok: {len(graphs)} graph{'s' * (len(graphs) != 1)}, socket {loaded.socket.path}")
@@ -42,9 +52,9 @@ def check(config: ConfigOption = None) -> int:
 
 
 @app.command()
-def show(config: ConfigOption = None) -> int:
+def show(file: FileArgument = None, config: ConfigOption = None) -> int:
     """Print the configuration in force, defaults included."""
-    typer.echo(configuration.to_toml(configuration.load(config)), nl=False)
+    typer.echo(configuration.to_toml(configuration.load(_named(file, config))), nl=False)
     return 0
 
 
