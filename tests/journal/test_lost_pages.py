@@ -112,6 +112,7 @@ def test_p1_acknowledged_frames_survive_any_loss_of_pages(seed: int) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @given(st.integers(0, 1 << 62))
 @settings(max_examples=3000, deadline=None)
 def test_p1_acknowledged_frames_survive_many_losses_of_pages(seed: int) -> None:

@@ -33,8 +33,8 @@ user_queue_bytes = "{QUEUE}MiB"
 held_bytes = "{HELD}MiB"
 max_clients = 60
 max_user_clients = 60
-hello_timeout = "500ms"
-frame_timeout = "500ms"
+hello_timeout = "1s"
+frame_timeout = "1s"
 write_timeout = "500ms"
 """
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -445,6 +447,33 @@ async def test_a_client_of_which_something_was_refused_is_read_in_small_pieces(m
         await wire.say(event("b"))
         await wire.until_ack(3, 3)
     assert sizes[:3] == [READ_BYTES, SMALL_READ_BYTES, READ_BYTES]
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+async def test_a_connection_that_is_over_holds_no_line_until_the_collector_finds_it(is_dropped: bool) -> None:
+    """P9: what it had begun goes at once, whether the client went or was let go for limits.held_bytes."""
+    held = "300KiB" if is_dropped else "8MiB"
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        async with running_daemon(f'[limits]\nheld_bytes = "{held}"\n') as daemon:
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(10):
+                async with daemon.session() as wire:
+                    await wire.stream.send(b'{"type":"event",' + b" " * 400_000)
+                    if is_dropped:
+                        assert (await wire.rest())[-1]["code"] == "limit"
+                    else:
+                        await until_held(daemon, 400_000)
+            with anyio.fail_after(20):
+                while daemon.service.clients.connections:
+                    await anyio.sleep(0.001)
+            after, _ = tracemalloc.get_traced_memory()
+            assert after - before < 1_000_000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 async def until_unowned(daemon: Daemon, session: str) -> None:

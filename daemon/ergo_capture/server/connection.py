@@ -63,7 +63,8 @@ class Connection:
             with self._living:
                 await self._converse()
         finally:
-            self.holding.free()
+            self._let_go()
+            self.conversation.receipts.let_go()
             session, self.conversation.session = self.conversation.session, None
             if session is not None and session.owner is self:
                 session.owner = None
@@ -186,12 +187,22 @@ class Connection:
         self._give_up(error)
         self.conversation.replies.say_last(protocol.encode_error(error))
         # Why already: who holds most is asked again before this connection's task comes to its end.
-        self.holding.free()
+        self._let_go()
         self._living.cancel()
+
+    def _let_go(self) -> None:
+        """Give back the memory that is held for the client.
+
+        Why not left to the collector: a connection is in cycles with its parts, and a begun line in it is long.
+        """
+        self._reader.let_go()
+        self.conversation.replies.let_go()
+        self.holding.free()
 
     def _give_up(self, error: ProtocolError) -> None:
         if self.fatal is None:
-            self.fatal = error
+            # Why another: what was raised leads by its traceback to all that was read.
+            self.fatal = ProtocolError(error.code, error.message, error.hint or "")
             self._reception.count(error.code)
             self._reading.cancel()
             self._told.set()

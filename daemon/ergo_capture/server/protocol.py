@@ -182,6 +182,11 @@ class FrameReader:
         held, self._held = bytes(self._held), bytearray()
         return self._read_slowly([held]) if held.strip() else []
 
+    def let_go(self) -> None:
+        """Give back what is held of a line; nothing more will be read."""
+        self._held = bytearray()
+        self._skipping = True
+
     def _hold(self, data: bytes) -> list[Item]:
         if self._skipping:
             return []

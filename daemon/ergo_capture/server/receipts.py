@@ -78,5 +78,10 @@ class Receipts:
                 continue
             break
 
+    def let_go(self) -> None:
+        """Nobody is to be told any more what becomes of events: give back their batches."""
+        self._unaccepted.clear()
+        self._undecided.clear()
+
     def __repr__(self) -> str:
         return f"<Receipts {self.received} received, {self.accepted} accepted, {self.decided} decided>"

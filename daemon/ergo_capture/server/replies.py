@@ -120,6 +120,10 @@ class Replies:
             with suppress(OSError):
                 self._socket.send(data, _SEND_FLAGS)
 
+    def let_go(self) -> None:
+        """Give back what is held of frames; nobody will take them any more."""
+        self._heralds, self._replies, self._queued, self._unsent = [], [], 0, memoryview(b"")
+
     async def write(self) -> None:
         """The writing task: says what ``_say_at_once`` could not, until cancelled."""
         while True:
