@@ -220,7 +220,7 @@ class Chaos:
         assert (registry.queue.used, registry.ids.used, self._service.clients.held.used) == (0, 0, 0)
         assert not registry.queue.by_user
         assert not registry._lingering
-        assert not registry._opening
+        assert not registry.openings
 
     def judge(self) -> None:
         """The bundles hold what they should."""

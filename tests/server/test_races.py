@@ -215,7 +215,7 @@ async def test_a_session_whose_client_goes_while_it_is_opened_ends_like_any_othe
             assert sessions_of(daemon) == []
         await until(lambda: daemon.service.registry.finished == 1)
         assert [(m["ended"], m["events"]) for m in manifests(daemon)] == [("interrupted", 0)]
-        assert daemon.service.registry._opening == {}
+        assert not daemon.service.registry.openings
 
 
 async def test_a_session_that_cannot_be_opened_for_a_client_that_has_gone_is_forgotten() -> None:
@@ -229,7 +229,7 @@ async def test_a_session_that_cannot_be_opened_for_a_client_that_has_gone_is_for
             (connection,) = daemon.service.clients.connections
             connection.drop(ProtocolError(Code.LIMIT, "the test wants it gone", ""))
             await until(lambda: not daemon.service.clients.connections)
-            assert len(daemon.service.registry._opening) == 1
+            assert len(daemon.service.registry.openings) == 1
             storage.fail_next("write", errno.ENOSPC)
-        await until(lambda: not daemon.service.registry._opening)
+        await until(lambda: not daemon.service.registry.openings)
         assert sessions_of(daemon) == []

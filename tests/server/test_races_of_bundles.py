@@ -19,7 +19,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
-from ergo_capture.server import registry as registry_module
+from ergo_capture.server import retirement as retirement_module
 
 
 async def test_a_snapshot_that_comes_late_does_not_reopen_a_session_that_is_over() -> None:
@@ -134,7 +134,7 @@ async def test_sessions_that_end_together_retire_the_journal_one_after_the_other
             finally:
                 under_way[0] -= counts
 
-    monkeypatch.setattr(registry_module, "to_thread", Counted)
+    monkeypatch.setattr(retirement_module, "to_thread", Counted)
     with short_directory() as place:
         async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
             await wire.say(event("a"))

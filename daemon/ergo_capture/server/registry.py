@@ -1,15 +1,13 @@
-"""The sessions of the daemon, by id: opening, resuming, lingering, and letting go of the journal.
+"""The sessions of the daemon, by id: opening, resuming, lingering.
 
-Owns: which sessions there are, who may have them, and when the journal's segments are free.
-Not here: a session's own life (``session.py``), connections (``connection.py``).
+Owns: which sessions there are, who may have them, and which segments of the journal they need.
+Not here: a session's way into the journal (``openings.py``), its own life (``session.py``), deleting segments
+(``retirement.py``), connections (``connection.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import structlog
 from anyio import to_thread
@@ -17,53 +15,25 @@ from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.engine.port import Engine, EngineRefused
-from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Peer, SessionDescription, encode_body
-from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal, JournalFull, Position
+from ergo_capture.journal.body import Peer
+from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovery import Recovery
 from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import SessionLimits
+from ergo_capture.server.openings import Opening, Openings
 from ergo_capture.server.pace import Pace
 from ergo_capture.server.part import RotationRule
-from ergo_capture.server.parts import Publisher, utc_now
+from ergo_capture.server.parts import Publisher
 from ergo_capture.server.protocol import Code, Open, ProtocolError
+from ergo_capture.server.retirement import Retirement
 from ergo_capture.server.session import Owner, Session
 from ergo_capture.server.tap import Taps
 from ergo_capture.server.writer import Writer, WriterClosed
-from ergo_capture.storage import StorageError
-from ergo_capture.version import PROGRAM
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True, eq=False)
-class _Opening:
-    """A session whose OPEN frame is on its way."""
-
-    number: int
-    description: SessionDescription
-    graph: Graph
-    #: The oldest segment that may hold the frame.
-    segment: int
-    registry: SessionRegistry
-    #: Where the client's connection waits for the session; cancelled where it waits no more.
-    opened: asyncio.Future[Session]
-
-    def to_frame(self) -> PendingFrame | None:
-        """What the session is."""
-        return PendingFrame(FrameKind.OPEN, self.number, 0, 0, encode_body(self.description))
-
-    def on_durable(self, position: Position) -> None:
-        """There is such a session now."""
-        self.registry.begin(self, position)
-
-    def on_refused(self, error: ErgoCaptureError) -> None:
-        """There is none."""
-        self.registry.do_not_begin(self, error)
 
 
 class SessionRegistry:
@@ -72,7 +42,7 @@ class SessionRegistry:
     Args:
         graphs: what may be opened, by name.
         writer: makes frames durable.
-        journal: asked to let segments go, once no session needs them.
+        journal: where sessions are kept; lets segments go, once no session needs them.
         publisher: makes bundles.
         tasks: where each session's task runs.
         rotation: when a part of a session ends.
@@ -104,7 +74,6 @@ class SessionRegistry:
         self.quarantine_segment: int | None = None
         self.finished = 0
         self._writer = writer
-        self._journal = journal
         self._publisher = publisher
         self._tasks = tasks
         self._rotation = rotation
@@ -119,13 +88,12 @@ class SessionRegistry:
         self.ids = Budget(limits.ids_bytes, limits.user_ids_bytes)
         #: Who watches decisions.
         self.taps = Taps(self.sessions, graphs)
-        self._next_number = next_number
+        #: Sessions that are being opened.
+        self.openings = Openings(writer, journal, next_number, self._begin, self.linger)
+        #: Deletes the segments that no session needs.
+        self.retirement = Retirement(journal, self._oldest_needed)
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
-        #: Set where a segment may not be needed any more.
-        self._let_go = asyncio.Event()
-        #: Sessions that are being opened, by number.
-        self._opening: dict[int, _Opening] = {}
         #: Engines that live, in the order they were started.
         self._engines: dict[Engine, None] = {}
 
@@ -147,7 +115,7 @@ class SessionRegistry:
             graph.engine.start(self._tasks)
         needed = [graph.engine for graph in self.graphs.values()]
         needed += [session.graph.engine for session in self.sessions.values()]
-        needed += [opening.graph.engine for opening in self._opening.values()]
+        needed += [opening.graph.engine for opening in self.openings]
         for engine in [engine for engine in self._engines if engine not in needed]:
             del self._engines[engine]
             engine.stop()
@@ -181,7 +149,9 @@ class SessionRegistry:
         graph = now
         self._check_open()
         self._check_number(peer)
-        return await self._begin(graph, provenance, request.labels, peer, owner), False
+        session = await self.openings.open(graph, provenance, request.labels, peer)
+        session.owner = owner
+        return session, False
 
     def _check_open(self) -> None:
         if self._stopping:
@@ -206,12 +176,12 @@ class SessionRegistry:
 
     def _check_number(self, peer: Peer | None) -> None:
         # Why also those that are being opened: they wait for the disk, and any number of clients can do that at once.
-        if len(self.sessions) + len(self._opening) >= self.limits.max_sessions:
+        if len(self.sessions) + len(self.openings) >= self.limits.max_sessions:
             message = f"{self.limits.max_sessions} sessions are open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
         user = None if peer is None else peer.uid
         openers = [session.description.peer for session in self.sessions.values()]
-        openers += [opening.description.peer for opening in self._opening.values()]
+        openers += [opening.description.peer for opening in self.openings]
         if sum(user == (opener and opener.uid) for opener in openers) >= self.limits.max_user_sessions:
             message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
@@ -245,53 +215,8 @@ class SessionRegistry:
             timer.cancel()
         session.owner = owner
 
-    async def _begin(
-        self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer | None, owner: Owner
-    ) -> Session:
-        number, self._next_number = self._next_number, self._next_number + 1
-        description = SessionDescription(
-            session=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{number}-{secrets.token_hex(4)}",
-            graph=graph.name,
-            constraints=graph.constraints,
-            adapter_provenance=graph.adapter_provenance,
-            runtime_provenance=provenance,
-            engine=graph.engine.name,
-            labels=labels,
-            peer=peer,
-            opened_at=utc_now(),
-            program=PROGRAM,
-        )
-        while True:
-            opened: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
-            opening = _Opening(number, description, graph, self._journal.current_segment, self, opened)
-            self._opening.pop(number, None)
-            try:
-                self._writer.submit(opening, len(encode_body(description)))
-                # Why noted: the frame lands in this segment or a later one, and until the session is known here nothing
-                # else keeps that segment.
-                self._opening[number] = opening
-                session = await opened
-            except JournalFull:
-                continue
-            except ErgoCaptureError as error:
-                raise storage_failed(error) from error
-            except asyncio.CancelledError:
-                # Its client has gone. Where the frame is still on its way, ``begin`` finds that out.
-                if not opened.cancelled():
-                    self._opening.pop(number, None)
-                    if opened.exception() is None:
-                        self.linger(opened.result())
-                raise
-            session.owner = owner
-            return session
-
-    def begin(self, opening: _Opening, position: Position) -> None:
-        """There is such a session now, durably, whether its client still waits for it or not."""
-        del self._opening[opening.number]
-        alone = opening.opened.cancelled()
-        if alone and self._stopping:
-            # The next start finds it.
-            return
+    def _begin(self, opening: Opening, segment: int) -> Session:
+        """The session of an opening that is durable."""
         session = Session(
             opening.number,
             opening.description,
@@ -299,22 +224,11 @@ class SessionRegistry:
             self._writer,
             self._publisher,
             rotation=self._rotation,
-            segment=position.segment,
+            segment=segment,
             in_doubt=self._in_doubt,
         )
         self.adopt(session)
-        if alone:
-            self.linger(session)
-        else:
-            opening.opened.set_result(session)
-
-    def do_not_begin(self, opening: _Opening, error: ErgoCaptureError) -> None:
-        """There is none; where the disk was full, who waits for it tries again."""
-        alone = opening.opened.cancelled()
-        if alone or not isinstance(error, JournalFull):
-            del self._opening[opening.number]
-        if not alone:
-            opening.opened.set_exception(error)
+        return session
 
     def take_recovered(self, recovery: Recovery) -> None:
         """Take up the sessions that recovery found; each lingers until its client comes back."""
@@ -347,7 +261,7 @@ class SessionRegistry:
         session.intake.charge(self.queue.holding(peer), self.ids.holding(peer), session.deferred)
         self.sessions[session.description.session] = session
         self.taps.attach(session)
-        session.on_part_over = self._let_go.set
+        session.on_part_over = self.retirement.is_due
         self._tasks.start_soon(self._live, session)
 
     async def _live(self, session: Session) -> None:
@@ -366,7 +280,7 @@ class SessionRegistry:
                 events=session.accepted,
                 decisions=session.decided,
             )
-            self._let_go.set()
+            self.retirement.is_due()
         elif session.failure is not self._writer.failure and not isinstance(session.failure, WriterClosed):
             # Why not where the journal has failed: that is one fact, and it is logged once. And why not at the stop:
             # what was under way then is gone on with after the next start.
@@ -393,39 +307,17 @@ class SessionRegistry:
         if session.owner is None:
             session.end(then)
 
-    async def retire_forever(self) -> None:
-        """Delete segments whenever a session or a part of one is in its bundle.
-
-        Why one task: the journal lets only one thread retire, and sessions end whenever they like.
-        """
-        while True:
-            await self._let_go.wait()
-            self._let_go.clear()
-            try:
-                await self.retire_segments()
-            except StorageError as error:
-                # Why nothing more after it: whether the deletion is durable is not known, and a power cut must not
-                # bring back an older segment without those behind it. The next start finds out.
-                log.error(telemetry.SEGMENT_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
-                return
-
-    async def retire_segments(self) -> None:
-        """Delete the journal's segments that no session needs any more.
-
-        Raises:
-            StorageError: one could not be deleted.
-        """
+    def _oldest_needed(self) -> int | None:
+        """The oldest segment of the journal that a session needs."""
         needed = [session.parts.segment for session in self.sessions.values()]
-        needed += [opening.segment for opening in self._opening.values()]
+        needed += [opening.segment for opening in self.openings]
         if self.quarantine_segment is not None:
             needed.append(self.quarantine_segment)
-        oldest = min([*needed, self._journal.current_segment])
-        # Why in a thread: deleting a large file takes milliseconds.
-        await to_thread.run_sync(self._journal.retire, oldest)
+        return min(needed, default=None)
 
     def stop(self) -> None:
         """Open and resume nothing more; sessions stay as they are."""
-        self._stopping = True
+        self._stopping = self.openings.is_stopping = True
         for timer in self._lingering.values():
             timer.cancel()
         self._lingering.clear()

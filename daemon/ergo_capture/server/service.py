@@ -240,7 +240,7 @@ class Service:
         try:
             self.registry.tend_engines()
             self.registry.take_recovered(recovery)
-            await self.registry.retire_segments()
+            await self.registry.retirement.retire()
             listener = Listener(
                 listening,
                 self.clients.serve,
@@ -249,7 +249,7 @@ class Service:
                 on_trouble=self.clients.unaccepted,
             )
             tasks.start_soon(listener.run)
-            tasks.start_soon(self.registry.retire_forever)
+            tasks.start_soon(self.registry.retirement.run)
             tasks.start_soon(Watchdog(self._notifier, self._writer, self._in_a_line).run)
             tasks.start_soon(self._say_suppressed)
             tasks.start_soon(self.retention.run)
