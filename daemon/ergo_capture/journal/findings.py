@@ -1,6 +1,6 @@
 """What a scan of the journal found: the frames of each session, what is torn and what is damaged.
 
-Owns: Scan, SessionFrames, Damage, Tail.
+Owns: Scan, SessionFrames (with what a frame of it must follow), Damage, Tail.
 Not here: how it is found (``scan.py``), what is done about it (``mend.py``, ``recovery.py``).
 """
 
@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import Final
 
+from ergo_capture.journal.frame import FrameKind, Header
 from ergo_capture.journal.reader import Position
+
+#: More damages than there ever are: for sessions that no later damage can concern.
+_FOR_GOOD: Final = 1 << 62
 
 
 @dataclass(slots=True)
@@ -63,6 +68,45 @@ class SessionFrames:
     #: whole in spite of.
     events_proved: int = 0
     decisions_proved: int = 0
+
+    def take(self, header: Header, position: Position, doubts: int) -> None:
+        """Note a frame of the session; the next in order, or something is missing (rule 3 of ``scan.py``).
+
+        Args:
+            header: the frame's.
+            position: where it is.
+            doubts: damages before it that may concern anybody.
+        """
+        kind = header.kind
+        if kind == FrameKind.EVENTS:
+            self._expect("event", self.next_event, header.first)
+            self.next_event = header.first + header.count
+            self.events_proved = doubts
+            self.events.append(position.pack())
+        elif kind == FrameKind.DECISIONS:
+            self._expect("decision", self.next_decision, header.first)
+            self.next_decision = header.first + header.count
+            self.decisions_proved = doubts
+            self.decisions.append(position.pack())
+        elif kind == FrameKind.OPEN:
+            self.open = position
+            self.next_event = self.next_decision = 0
+        elif kind == FrameKind.ROTATE:
+            self.rotations.append(position)
+            self._expect("decision", self.next_decision, header.first)
+            self.decisions_proved = doubts
+        elif kind == FrameKind.CLOSE:
+            self.close = position
+            self._expect("decision", self.next_decision, header.first)
+            self._expect("event", self.next_event, header.first)
+            self.events_proved = self.decisions_proved = _FOR_GOOD
+        elif kind == FrameKind.PUBLISHED:
+            self.published.append(position)
+            self.done |= header.count > 0
+
+    def _expect(self, what: str, expected: int | None, found: int) -> None:
+        if expected is not None and found != expected:
+            self.damage = self.damage or f"{what} {expected} is missing from the journal: the next one there is {found}"
 
     @property
     def first_segment(self) -> int:

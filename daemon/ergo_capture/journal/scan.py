@@ -1,7 +1,8 @@
 """Walks a journal that somebody left behind: which frames are whole, and is the rest torn or damaged.
 
-Owns: the classification of every byte, and whose frames are where.
-Not here: what is kept of it (``findings.py``), what frames mean (``recovery.py``), mending (``mend.py``).
+Owns: the classification of every byte.
+Not here: cutting segments into frames (``pieces.py``), whose frames are where (``findings.py``), what frames mean
+(``recovery.py``), mending (``mend.py``).
 
 The rules, in the words of the design's table:
 
@@ -23,46 +24,24 @@ The rules, in the words of the design's table:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ergo_capture.journal.findings import Damage, Scan, SessionFrames, Tail
 from ergo_capture.journal.frame import (
     ALIGNMENT,
-    FORMAT_VERSION,
-    HEADER_BYTES,
     IGNORABLE,
-    MAGIC,
     FrameKind,
     Header,
-    decode_header,
 )
+from ergo_capture.journal.pieces import Bad, Whole, end_of, newer, pieces
 from ergo_capture.journal.reader import JournalError, Position, Window
 from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, read_head, segment_path, sequence_of
 from ergo_capture.storage import Storage
 
 __all__ = ["Damage", "Scan", "SessionFrames", "Tail", "scan"]
-
-_BLOCK: Final = 1 << 20
-#: More damages than there ever are: for sessions that no later damage can concern.
-_FOR_GOOD: Final = 1 << 62
-
-
-class _Whole(NamedTuple):
-    """A whole frame; the body only where the scan itself reads it."""
-
-    header: Header
-    position: Position
-    body: bytes
-
-
-class _Bad(NamedTuple):
-    """A bad stretch; with the header, where it is that of one frame whose body is bad."""
-
-    header: Header | None
-    damage: Damage
 
 
 def scan(directory: Path, storage: Storage, *, on_progress: Callable[[int, int], None] | None = None) -> Scan:
@@ -92,7 +71,7 @@ class _Scanner:
         #: The highest batch that is known to have been synced.
         self.proved = 0
         #: The first bad stretch and all that came after it, until it is known to be torn or damage.
-        self.held: list[_Bad | _Whole] = []
+        self.held: list[Bad | Whole] = []
         #: Damages that may concern any session.
         self.doubts: list[Damage] = []
         #: Why each segment does not follow the one before it, by sequence.
@@ -158,12 +137,12 @@ class _Scanner:
         if last:
             # Why: a daemon may be writing it. What is before this end was written before this look, in order; what
             # comes behind it is not looked at, so that a batch that is seen proves nothing about bytes read earlier.
-            window.end_at(-(-_end_of(window) // ALIGNMENT) * ALIGNMENT)
+            window.end_at(-(-end_of(window) // ALIGNMENT) * ALIGNMENT)
         end_before, scan.end = scan.end, 0
         written = False
-        for item in self._items(window, sequence, size):
+        for item in pieces(window, segment_path(self.directory, sequence), sequence, size):
             written = True
-            if self.fresh and not self.held and isinstance(item, _Whole):
+            if self.fresh and not self.held and isinstance(item, Whole):
                 self._check_head(item, sequence, end_before)
             self._meet(item)
         if not written and last and not self.successor:
@@ -172,37 +151,7 @@ class _Scanner:
             self.known = False
             self._damage_anybody(Damage(sequence, 0, size, "the segment is empty"))
 
-    def _items(self, window: Window, sequence: int, file_bytes: int) -> Iterator[_Bad | _Whole]:
-        """Every frame in order, and every stretch where there is none; the window may end before the file."""
-        offset, end = 0, None
-        while offset < window.size:
-            header = window.header(offset, sequence)
-            if header is None:
-                end = _end_of(window) if end is None else end
-                if offset >= end:
-                    return
-                found = _next_header(window, offset + ALIGNMENT, sequence)
-                stop = end if found is None else found
-                yield _Bad(None, Damage(sequence, offset, stop - offset, "there is no frame"))
-                if found is None:
-                    return
-                offset = found
-                continue
-            if header.version > FORMAT_VERSION:
-                raise self._newer(
-                    sequence, f"its format version is {header.version}, and this program reads up to {FORMAT_VERSION}"
-                )
-            body = window.body(offset, header)
-            if body is None:
-                size = min(header.size, file_bytes - offset)
-                sessions = [header.session] if header.session else []
-                yield _Bad(header, Damage(sequence, offset, size, "a frame's body is not what was written", sessions))
-            else:
-                read_here = header.kind == FrameKind.SEGMENT
-                yield _Whole(header, Position(sequence, offset), bytes(body) if read_here else b"")
-            offset += header.size
-
-    def _check_head(self, item: _Whole, sequence: int, end_before: int) -> None:
+    def _check_head(self, item: Whole, sequence: int, end_before: int) -> None:
         """Hold the segment before to what this one says of it (rule 5)."""
         try:
             head = read_head(item.body)
@@ -218,37 +167,28 @@ class _Scanner:
             self._damage_anybody(Damage(sequence - 1, end_before, 0, reason))
             self.known = False
 
-    def _newer(self, sequence: int, reason: str) -> JournalError:
-        path = segment_path(self.directory, sequence)
-        return JournalError(
-            f"read journal segment '{path}': {reason}",
-            op="read journal",
-            path=path,
-            hint="start the newer ergo-capture that wrote it",
-        )
-
     # --- one frame or stretch ---
 
-    def _meet(self, item: _Bad | _Whole) -> None:
+    def _meet(self, item: Bad | Whole) -> None:
         header = item.header
         if header is not None:
             durable = header.batch - 1
             if self.successor and self.fresh:
                 durable = header.batch
             self.proved = max(self.proved, durable)
-        if not self.held and (isinstance(item, _Whole) or self._is_durable(item)):
+        if not self.held and (isinstance(item, Whole) or self._is_durable(item)):
             self._place(item)
             return
         self.held.append(item)
         first = self.held[0]
-        assert isinstance(first, _Bad)
+        assert isinstance(first, Bad)
         if self._is_durable(first):
             # Why all again, and not all as damage: behind what was durable there may be a torn end.
             held, self.held = self.held, []
             for each in held:
                 self._meet(each)
 
-    def _is_durable(self, bad: _Bad) -> bool:
+    def _is_durable(self, bad: Bad) -> bool:
         """Whether the batch of a bad stretch was synced, as far as the frames seen say (rules 2, 4 and 5)."""
         if self._behind_seal:
             return True
@@ -263,10 +203,10 @@ class _Scanner:
     def _behind_seal(self) -> bool:
         return self.scan.sealed and not self.fresh
 
-    def _place(self, item: _Bad | _Whole) -> None:
+    def _place(self, item: Bad | Whole) -> None:
         """Take a frame or a damage for what it is, and go on behind it."""
         header = item.header
-        if isinstance(item, _Bad):
+        if isinstance(item, Bad):
             self._damage(item)
             self.scan.sealed = self._behind_seal
             self.scan.end = item.damage.offset + item.damage.length
@@ -281,7 +221,7 @@ class _Scanner:
             self.batch, self.index, self.batch_frames = header.batch, header.index + 1, header.frames
             self.scan.last_batch, self.scan.last_frames = self.batch, self.index
 
-    def _check_order(self, item: _Whole) -> None:
+    def _check_order(self, item: Whole) -> None:
         if not self.known:
             return
         header, position = item.header, item.position
@@ -301,11 +241,11 @@ class _Scanner:
         if kind not in _KINDS and not header.flags & IGNORABLE:
             reason = f"a frame of the unknown kind {kind} needs a newer ergo-capture"
             if header.session == 0:
-                raise self._newer(position.segment, reason)
+                raise newer(segment_path(self.directory, position.segment), reason)
             session = self._session(header.session)
             session.damage = session.damage or reason
         elif header.session:
-            self._take_for(self._session(header.session), header, position)
+            self._session(header.session).take(header, position, len(self.doubts))
 
     def _session(self, number: int) -> SessionFrames:
         session = self.scan.sessions.get(number)
@@ -314,42 +254,9 @@ class _Scanner:
             session.events_proved = session.decisions_proved = len(self.doubts)
         return session
 
-    def _take_for(self, session: SessionFrames, header: Header, position: Position) -> None:
-        kind = header.kind
-        if kind == FrameKind.EVENTS:
-            self._expect(session, "event", session.next_event, header.first)
-            session.next_event = header.first + header.count
-            session.events_proved = len(self.doubts)
-            session.events.append(position.pack())
-        elif kind == FrameKind.DECISIONS:
-            self._expect(session, "decision", session.next_decision, header.first)
-            session.next_decision = header.first + header.count
-            session.decisions_proved = len(self.doubts)
-            session.decisions.append(position.pack())
-        elif kind == FrameKind.OPEN:
-            session.open = position
-            session.next_event = session.next_decision = 0
-        elif kind == FrameKind.ROTATE:
-            session.rotations.append(position)
-            self._expect(session, "decision", session.next_decision, header.first)
-            session.decisions_proved = len(self.doubts)
-        elif kind == FrameKind.CLOSE:
-            session.close = position
-            self._expect(session, "decision", session.next_decision, header.first)
-            self._expect(session, "event", session.next_event, header.first)
-            session.events_proved = session.decisions_proved = _FOR_GOOD
-        elif kind == FrameKind.PUBLISHED:
-            session.published.append(position)
-            session.done |= header.count > 0
-
-    def _expect(self, session: SessionFrames, what: str, expected: int | None, found: int) -> None:
-        if expected is not None and found != expected:
-            reason = f"{what} {expected} is missing from the journal: the next one there is {found}"
-            session.damage = session.damage or reason
-
     # --- damage ---
 
-    def _damage(self, bad: _Bad) -> None:
+    def _damage(self, bad: Bad) -> None:
         header = bad.header
         if header is None and not self._behind_seal:
             self._damage_anybody(bad.damage)
@@ -372,13 +279,13 @@ class _Scanner:
         if self.held:
             scan.sealed = False
             first, last = self.held[0], self.held[-1]
-            assert isinstance(first, _Bad)
+            assert isinstance(first, Bad)
             offset = first.damage.offset
-            if isinstance(last, _Bad):
+            if isinstance(last, Bad):
                 end = last.damage.offset + last.damage.length
             else:
                 end = last.position.offset + last.header.size
-            frames = sum(isinstance(item, _Whole) for item in self.held)
+            frames = sum(isinstance(item, Whole) for item in self.held)
             scan.tail = Tail(first.damage.segment, offset, end - offset, frames)
         for session in scan.sessions.values():
             proved = min(session.events_proved, session.decisions_proved)
@@ -394,36 +301,3 @@ class _Scanner:
 
 
 _KINDS: Final = frozenset(FrameKind)
-
-
-def _end_of(window: Window) -> int:
-    """The offset after the last byte that is not zero."""
-    stop = window.size
-    while stop:
-        start = max(0, stop - _BLOCK)
-        written = bytes(window.view(start, stop - start)).rstrip(b"\0")
-        if written:
-            return start + len(written)
-        stop = start
-    return 0
-
-
-def _next_header(window: Window, offset: int, sequence: int) -> int | None:
-    """The next offset, a multiple of 8, with a header on it that has the right checksum."""
-    stamp = sequence.to_bytes(8, "little")
-    while offset + HEADER_BYTES <= window.size:
-        block = bytes(window.view(offset, _BLOCK))
-        last = len(block) - HEADER_BYTES
-        at = block.find(MAGIC)
-        while 0 <= at <= last:
-            # Why the stamp before the checksum: text full of magics costs next to nothing.
-            if (
-                at % ALIGNMENT == 0
-                and block[at + 8 : at + 16] == stamp
-                and decode_header(block[at : at + HEADER_BYTES], sequence) is not None
-            ):
-                return offset + at
-            at = block.find(MAGIC, at + 1)
-        # Why not the whole block: a header may lie across its end.
-        offset += last // ALIGNMENT * ALIGNMENT + ALIGNMENT
-    return None
