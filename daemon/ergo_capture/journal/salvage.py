@@ -1,8 +1,8 @@
 """Saves what can be proved of a journal, whatever happened to it: a bundle for each part of each session.
 
-Owns: ``salvage_journal``; which records of a session there are, and how many are missing between them.
-Not here: which bytes are whole (``scan.py``), what is kept of the records (``capture/salvage.py``), taking up sessions
-again (``recovery.py``, which insists on all of a session).
+Owns: ``salvage_journal``; which records of a part there are, and how many are missing between them.
+Not here: which bytes are whole (``scan.py``), which parts there were (``remains.py``), what is kept of the records
+(``capture/salvage.py``), taking up sessions again (``recovery.py``, which insists on all of a session).
 
 A part begins with a supervisor of its own, so damage to one part takes nothing from the parts after it. A part whose
 bundle is durable and still what was published is left as it is.
@@ -14,7 +14,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -22,30 +22,21 @@ from ergo_capture.capture.atomic import write_bytes_atomic
 from ergo_capture.capture.manifest import MANIFEST_FORMAT, Manifest, manifest_path, other_form, stem_of
 from ergo_capture.capture.names import bundle_name, safe_name
 from ergo_capture.capture.opening import open_binary
-from ergo_capture.capture.salvage import LOST, Gap, Head, Salvaged, salvage
+from ergo_capture.capture.salvage import LOST, Gap, Salvaged, salvage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import (
-    Closing,
     Publication,
-    Rotation,
-    SessionDescription,
-    read_closing,
     read_decisions,
-    read_description,
-    read_publication,
-    read_rotation,
 )
-from ergo_capture.journal.findings import Damage, Scan, SessionFrames
-from ergo_capture.journal.frame import Frame, FrameKind, Header
+from ergo_capture.journal.findings import Scan
+from ergo_capture.journal.frame import Frame
 from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.reader import Position, Window, read_frames
-from ergo_capture.journal.segment import segment_path
-from ergo_capture.kernel.constraints import NO_CONSTRAINTS
+from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.remains import Remains, Stretch
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import Storage
 from ergo_capture.version import PROGRAM
 
-_Body = TypeVar("_Body")
 _READ_BYTES: Final = 1 << 20
 
 
@@ -91,228 +82,81 @@ def salvage_journal(
     """
     parts = []
     for number in sorted(scan.sessions):
-        for part in _Session(directory, scan, scan.sessions[number], storage).parts(destination):
+        remains = Remains(directory, scan, scan.sessions[number], storage)
+        for part in _Saving(directory, remains, storage).parts(destination):
             parts.append(part)
             on_part(part)
     return parts
 
 
-class _Stretch(msgspec.Struct, frozen=True, kw_only=True):
-    """The events of a part, by index in the session: from ``first`` to before ``end``."""
+class _Saving:
+    """Saves what remains of one session."""
 
-    part: int
-    first: int
-    end: int
-    ended: str
-    ended_at: str
-    forced: bool
-    #: Whether there may have been more.
-    uncertain: bool
-    #: Whether it is more than one part, because what parted them is gone; the first one's number stands for all.
-    merged: bool
-
-
-class _Session:
-    def __init__(self, directory: Path, scan: Scan, frames: SessionFrames, storage: Storage) -> None:
-        self.directory = directory
-        self.frames = frames
-        self.storage = storage
-        self.description: SessionDescription | None = None
-        self.rotations: list[tuple[Rotation, int]] = []
-        self.publications: dict[int, Publication] = {}
-        self.closing: Closing | None = None
-        #: Index after the last event that is known to have been there; whether there may have been more.
-        self.total = 0
-        self.uncertain = False
+    def __init__(self, directory: Path, remains: Remains, storage: Storage) -> None:
+        self._directory = directory
+        self._remains = remains
+        self._storage = storage
         #: Id of the event that was handed out last: the next decision is about it.
         self._event_id = ""
-        self._read_small_frames()
-        self._reckon(scan)
-
-    # --- what the session is, and how long it was ---
-
-    def _read_small_frames(self) -> None:
-        frames = self.frames
-        if frames.open is not None:
-            self.description = self._one(frames.open, read_description)
-        for position in frames.rotations:
-            frame = self._frame(position)
-            rotation = self._one(position, read_rotation)
-            if rotation is not None:
-                self.rotations.append((rotation, frame.header.first))
-                self.description = self.description or rotation.description
-        for position in frames.published:
-            publication = self._one(position, read_publication)
-            if publication is not None:
-                self.publications[publication.part] = publication
-        if frames.close is not None:
-            self.closing = self._one(frames.close, read_closing)
-
-    def _one(self, position: Position, read: Callable[[bytes], _Body]) -> _Body | None:
-        try:
-            return read(self._frame(position).body)
-        except ValueError:
-            # Not what a daemon writes: as good as not there.
-            return None
-
-    def _frame(self, position: Position) -> Frame:
-        (frame,) = read_frames(self.directory, [position], self.storage)
-        return frame
-
-    def _reckon(self, scan: Scan) -> None:
-        """How many events there were, as far as anything says."""
-        frames = self.frames
-        ends = [first for _, first in self.rotations]
-        for packed in (frames.events, frames.decisions):
-            if packed:
-                header = self._frame(Position.unpack(packed[-1])).header
-                ends.append(header.first + header.count)
-        last = max([0, *frames.events, *frames.decisions])
-        if frames.close is not None:
-            self.total = self._frame(frames.close).header.first
-            return
-        for damage in scan.damage:
-            if frames.number not in damage.sessions:
-                continue
-            header_there = self._header_at(damage)
-            if header_there is None:
-                self.uncertain |= Position(damage.segment, damage.offset).pack() > last
-            elif header_there.kind in (FrameKind.EVENTS, FrameKind.DECISIONS):
-                ends.append(header_there.first + header_there.count)
-            elif header_there.kind in (FrameKind.CLOSE, FrameKind.ROTATE):
-                ends.append(header_there.first)
-        self.total = max(ends, default=0)
-
-    def _header_at(self, damage: Damage) -> Header | None:
-        """The header of a frame whose body is bad, if that is what the damage is."""
-        file = self.storage.open(segment_path(self.directory, damage.segment))
-        try:
-            header = Window(file).header(damage.offset, damage.segment)
-        finally:
-            file.close()
-        return header if header is not None and header.session == self.frames.number else None
 
     # --- its parts ---
 
     def parts(self, destination: Path | None) -> Iterator[SalvagedPart]:
         """Each part, salvaged."""
-        for stretch in self._stretches():
-            publication = None if stretch.merged else self.publications.get(stretch.part)
+        for stretch in self._remains.stretches():
+            publication = None if stretch.merged else self._remains.publications.get(stretch.part)
             if publication is None or not self._is_settled(stretch, publication):
                 yield self._salvaged(stretch, destination)
             else:
                 yield self._published(stretch, publication)
 
-    def _is_settled(self, stretch: _Stretch, publication: Publication) -> bool:
+    def _is_settled(self, stretch: Stretch, publication: Publication) -> bool:
         """Whether a published part is nothing to be saved.
 
         Why it is where the bundle is gone and the journal no longer has all of it: somebody moved it elsewhere.
         """
-        bundle = _published_as(publication, self.directory)
+        bundle = _published_as(publication, self._directory)
         if bundle is not None:
             return sha256_of(bundle) == publication.sha256
-        return not salvage(self._head, self._events(stretch), self._decisions(stretch), None).whole
+        return not salvage(self._remains.head, self._events(stretch), self._decisions(stretch), None).whole
 
-    def _stretches(self) -> Iterator[_Stretch]:
-        frames = self.frames
-        first, part, unknown = 0, 1, 0
-        if frames.open is None and self.rotations:
-            part = self.rotations[0][0].part
-            if part > 1:
-                # What said where it begins is gone, too: from what is there on, and nothing tells what was before.
-                first = min(self._first_of(frames.events), self.rotations[0][1])
-                unknown = part
-        for rotation, end in self.rotations:
-            # Why not those without any event: their bundles are durable, and their segments went.
-            if end > first or rotation.part in self.publications:
-                yield _Stretch(
-                    part=part,
-                    first=first,
-                    end=end,
-                    ended="rotated",
-                    ended_at=rotation.rotated_at,
-                    forced=rotation.forced,
-                    uncertain=rotation.part == unknown,
-                    merged=rotation.part != part,
-                )
-            first, part = end, rotation.part + 1
-        if self.frames.done and part not in self.publications and self.total <= first:
-            return
-        closing = self.closing
-        ended, at = ("open", "") if closing is None else (closing.ended, closing.closed_at)
-        publication = self.publications.get(part)
-        yield _Stretch(
-            part=part,
-            first=first,
-            end=max(first, self.total),
-            ended=ended,
-            ended_at=at,
-            forced=False,
-            uncertain=self.uncertain,
-            # Why it tells: after a bundle that is not the last one there is another part.
-            merged=publication is not None and not publication.final,
-        )
-
-    def _first_of(self, packed: array[int]) -> int:
-        return self._frame(Position.unpack(packed[0])).header.first if packed else self.total
-
-    def _published(self, stretch: _Stretch, publication: Publication) -> SalvagedPart:
-        bundle = _published_as(publication, self.directory)
+    def _published(self, stretch: Stretch, publication: Publication) -> SalvagedPart:
+        bundle = _published_as(publication, self._directory)
         recorded = Path(publication.bundle)
-        known = self.description is not None
+        known = self._remains.description is not None
         return SalvagedPart(
             # Why from the path: what says what the session was may be gone with its segment.
-            session=self._name if known else stem_of(recorded).partition("~")[0],
-            graph=self._graph if known else recorded.parent.name,
+            session=self._remains.name if known else stem_of(recorded).partition("~")[0],
+            graph=self._remains.graph if known else recorded.parent.name,
             part=stretch.part,
             ended="published",
             bundle=str(recorded if bundle is None else bundle),
             counts=None,
         )
 
-    @property
-    def _head(self) -> Head:
-        description = self.description
-        if description is None:
-            return Head(LOST, NO_CONSTRAINTS, LOST, LOST)
-        return Head(
-            description.graph,
-            description.constraints,
-            description.adapter_provenance,
-            description.runtime_provenance,
-        )
-
-    def _salvaged(self, stretch: _Stretch, destination: Path | None) -> SalvagedPart:
+    def _salvaged(self, stretch: Stretch, destination: Path | None) -> SalvagedPart:
         path = None
         if destination is not None:
-            path = destination / safe_name(self._graph) / bundle_name(self._name, stretch.part)
-        counts = salvage(self._head, self._events(stretch), self._decisions(stretch), path)
+            path = destination / safe_name(self._remains.graph) / bundle_name(self._remains.name, stretch.part)
+        counts = salvage(self._remains.head, self._events(stretch), self._decisions(stretch), path)
         if path is not None:
             self._write_manifest(stretch, path, counts)
         return SalvagedPart(
-            session=self._name,
-            graph=self._graph,
+            session=self._remains.name,
+            graph=self._remains.graph,
             part=stretch.part,
             ended=stretch.ended,
             bundle=None if path is None else str(path),
             counts=counts,
         )
 
-    @property
-    def _name(self) -> str:
-        return f"number {self.frames.number}" if self.description is None else self.description.session
-
-    @property
-    def _graph(self) -> str:
-        return LOST if self.description is None else self.description.graph
-
     # --- its records ---
 
-    def _events(self, stretch: _Stretch) -> Iterator[ExternalEventRecord | Gap]:
+    def _events(self, stretch: Stretch) -> Iterator[ExternalEventRecord | Gap]:
         expected = stretch.first
-        if self.description is None:
+        if self._remains.description is None:
             yield Gap(0, "the frame that says what the session is, is missing")
-        for frame in self._frames_of(self.frames.events, stretch):
+        for frame in self._frames_of(self._remains.frames.events, stretch):
             header = frame.header
             if header.first > expected:
                 yield _gap("event", expected, header.first)
@@ -331,13 +175,13 @@ class _Session:
         if expected < stretch.end:
             yield _gap("event", expected, stretch.end)
         if stretch.uncertain:
-            yield Gap(None, self.frames.damage or "its end is damaged")
+            yield Gap(None, self._remains.frames.damage or "its end is damaged")
 
-    def _decisions(self, stretch: _Stretch) -> Iterator[EpisodeInvocationRecord | Gap]:
+    def _decisions(self, stretch: Stretch) -> Iterator[EpisodeInvocationRecord | Gap]:
         """Each decision is asked for right after its event was handed out, for as long as all is proved."""
         expected = stretch.first
-        deadline = None if self.description is None else self.description.constraints.deadline
-        for frame in self._frames_of(self.frames.decisions, stretch):
+        deadline = None if self._remains.description is None else self._remains.description.constraints.deadline
+        for frame in self._frames_of(self._remains.frames.decisions, stretch):
             header = frame.header
             if header.first > expected:
                 yield _gap("decision", expected, header.first)
@@ -354,19 +198,19 @@ class _Session:
         if stretch.ended != "open" and expected < stretch.end:
             yield _gap("decision", expected, stretch.end)
 
-    def _frames_of(self, packed: array[int], stretch: _Stretch) -> Iterator[Frame]:
+    def _frames_of(self, packed: array[int], stretch: Stretch) -> Iterator[Frame]:
         """The frames that hold records of a part."""
-        for frame in read_frames(self.directory, map(Position.unpack, packed), self.storage):
+        for frame in read_frames(self._directory, map(Position.unpack, packed), self._storage):
             header = frame.header
             if header.first < stretch.end and header.first + header.count > stretch.first:
                 yield frame
 
-    def _write_manifest(self, stretch: _Stretch, bundle: Path, counts: Salvaged) -> None:
-        description, head = self.description, self._head
+    def _write_manifest(self, stretch: Stretch, bundle: Path, counts: Salvaged) -> None:
+        description, head = self._remains.description, self._remains.head
         manifest = Manifest(
             format=MANIFEST_FORMAT,
-            session=self._name,
-            graph=self._graph,
+            session=self._remains.name,
+            graph=self._remains.graph,
             part=stretch.part,
             ended=stretch.ended if counts.whole else "salvaged",
             forced=stretch.forced,
