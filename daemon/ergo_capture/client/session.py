@@ -1,7 +1,7 @@
 """An asynchronous session with the daemon, which survives the daemon's restarts.
 
-Owns: CaptureClient: the window, requests, reconnecting and resuming.
-Not here: what is acknowledged and what is sent again (``in_flight.py``), a connection (``wire.py``), files and
+Owns: CaptureClient: the window, requests, what goes out when.
+Not here: what is acknowledged and what is sent again (``in_flight.py``), connecting again (``uplink.py``), files and
 progress bars (``cli/send.py``).
 
 What is not acknowledged is kept. When the connection breaks, the client connects again with back-off,
@@ -13,7 +13,6 @@ how the client learns that it is safe: so each event is in the bundle exactly on
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,16 +26,11 @@ from anyio.abc import TaskGroup
 
 from ergo_capture.client.frames import ClientError, Published, Reject, encode, error_in, event_line
 from ergo_capture.client.in_flight import InFlight
-from ergo_capture.client.wire import LOST, Wire
+from ergo_capture.client.uplink import Uplink
 from ergo_capture.kernel.events import ExternalEvent
 
 #: Bytes gathered before they are sent without waiting for the sender to pause.
 _SEND_BYTES: Final = 128 * 1024
-_FIRST_DELAY: Final = 0.05
-_LONGEST_DELAY: Final = 2.0
-#: Seconds that a first connection waits for a daemon at the most. Why not ``give_up_after``: most often nobody started
-#: one, and whoever forgot wants to hear so soon.
-_FIRST_PATIENCE: Final = 5.0
 
 
 class CaptureClient:
@@ -63,22 +57,14 @@ class CaptureClient:
         on_decision: Callable[[dict[str, Any]], None] | None = None,
         on_reconnect: Callable[[int], None] | None = None,
     ) -> None:
-        self.path = fspath(path)
-        self.session: str | None = None
         self.reconnects = 0
         #: Events of the session that were durable before this client took it up.
         self.resumed_after = 0
-        #: Id of the last event that was durable when the session was opened or resumed.
-        self.last_event_id: str | None = None
-        self.limits: dict[str, int] = {}
-        self._name = name
+        self._uplink = Uplink(fspath(path), name, give_up_after)
         self._window = window
-        self._patience = give_up_after
         self._on_reject = on_reject or (lambda _reject: None)
         self._on_decision = on_decision or (lambda _decision: None)
         self._on_reconnect = on_reconnect or (lambda _times: None)
-        self._open: dict[str, Any] | None = None
-        self._wire: Wire | None = None
         #: Whether the session is open on this connection, so that events may be sent.
         self._is_open = False
         self._in_flight = InFlight()
@@ -98,6 +84,26 @@ class CaptureClient:
         self._sending_due = asyncio.Event()
 
     @property
+    def path(self) -> str:
+        """The daemon's socket."""
+        return self._uplink.path
+
+    @property
+    def session(self) -> str | None:
+        """The session's id, once it was opened."""
+        return self._uplink.session
+
+    @property
+    def last_event_id(self) -> str | None:
+        """Id of the last event that was durable when the session was opened or resumed."""
+        return self._uplink.last_event_id
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What the daemon takes: bytes and numbers, by name."""
+        return self._uplink.limits
+
+    @property
     def accepted(self) -> int:
         """Events acknowledged as durable, rejections not counted."""
         return self._in_flight.accepted
@@ -112,7 +118,7 @@ class CaptureClient:
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
-            await self._connect_first()
+            await self._uplink.connect()
         except BaseException:
             await self._tasks.__aexit__(None, None, None)
             raise
@@ -126,7 +132,7 @@ class CaptureClient:
             await self._tasks.__aexit__(None, None, None)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._hang_up()
+                await self._uplink.hang_up()
 
     async def open(
         self,
@@ -142,18 +148,10 @@ class CaptureClient:
             ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` where one is
                 open already.
         """
-        if self._open is not None:
+        if self._uplink.is_asked_for:
             raise ClientError("misuse", "open a session: this client has one already", "use a client for each session")
-        self._open = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
-        try:
-            try:
-                opened = await self._ask_open()
-            except LOST:
-                # The daemon went between its welcome and its answer. A session it opened meanwhile lingers and ends.
-                opened = await self._come_back()
-        except BaseException:
-            self._open = None
-            raise
+        request = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
+        opened = await self._uplink.open(request)
         self._is_open = True
         self.resumed_after = opened["accepted"]
         self._tasks.start_soon(self._read_forever)
@@ -247,68 +245,10 @@ class CaptureClient:
         finally:
             self._asked = None
 
-    # --- connection ---
-
-    async def _connect_first(self) -> None:
-        """Connect; where the daemon is not there, it may just be starting."""
-        began, delay = anyio.current_time(), _FIRST_DELAY
-        while True:
-            try:
-                return await self._connect()
-            except ClientError as error:
-                waited = anyio.current_time() - began
-                if error.code != "unreachable" or waited >= min(self._patience, _FIRST_PATIENCE):
-                    raise
-            await anyio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_DELAY)
-
-    async def _connect(self) -> None:
-        self._wire = await Wire.connect(self.path, self._name)
-        self.limits = self._wire.limits
-
-    async def _ask_open(self) -> dict[str, Any]:
-        assert self._wire is not None
-        assert self._open is not None
-        await self._wire.say({"type": "open", **self._open})
-        opened = await self._wire.read_frame()
-        self.session = opened["session"]
-        self.last_event_id = opened["last_event_id"]
-        self._open["session"] = self.session
-        return opened
-
-    async def _hang_up(self) -> None:
-        self._is_open, self._unwanted = False, 0
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            await wire.hang_up()
-
-    async def _come_back(self) -> dict[str, Any]:
-        """Connect and open again, as often as it takes within the patience; the ``opened`` frame."""
-        await self._hang_up()
-        delay = _FIRST_DELAY
-        with anyio.move_on_after(self._patience):
-            while True:
-                # Why jitter: the clients of a daemon that was restarted should not all come at once.
-                await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret hangs on it
-                delay = min(delay * 2, _LONGEST_DELAY)
-                try:
-                    await self._connect()
-                    return await self._ask_open()
-                except ClientError as error:
-                    if error.code not in {"unreachable", "session_busy", "shutting_down"}:
-                        raise
-                except LOST:
-                    pass
-                await self._hang_up()
-        raise ClientError(
-            "unreachable",
-            f"the daemon at '{self.path}' did not come back within {self._patience:g} s",
-            "what was acknowledged is safe; start the daemon and resume the session with --session",
-        )
-
     async def _reconnect(self) -> None:
         """Take the session up again, and queue what is not known to be safe."""
-        opened = await self._come_back()
+        self._is_open, self._unwanted = False, 0
+        opened = await self._uplink.come_back()
         self.reconnects += 1
         self._outgoing = self._in_flight.come_back(opened["accepted"] - self.resumed_after, self.last_event_id)
         self._tell()
@@ -329,7 +269,7 @@ class CaptureClient:
                 except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
                     if self._is_over:
                         return
-                    if not self._patience:
+                    if not self._uplink.patience:
                         raise ClientError("unreachable", f"the daemon at '{self.path}' is gone") from None
                     await self._reconnect()
         except ClientError as error:
@@ -337,9 +277,9 @@ class CaptureClient:
             self._tell()
 
     async def _read_some(self) -> None:
-        if self._wire is None:
+        if self._uplink.wire is None:
             raise anyio.ClosedResourceError
-        for frame in await self._wire.read_frames():
+        for frame in await self._uplink.wire.read_frames():
             self._take(frame)
 
     def _take(self, frame: dict[str, Any]) -> None:
@@ -354,7 +294,7 @@ class CaptureClient:
         elif kind == "decision":
             self._on_decision(frame["decision"])
         elif kind == "error":
-            if frame["code"] in {"shutting_down", "storage_failed"} and self._patience:
+            if frame["code"] in {"shutting_down", "storage_failed"} and self._uplink.patience:
                 raise anyio.EndOfStream
             raise error_in(frame)
         elif self._unwanted:
@@ -374,13 +314,14 @@ class CaptureClient:
     async def _flush_outgoing(self) -> None:
         async with self._sending:
             # Why not on a connection that is just made: nothing may come between its hello and the answer to its open.
-            if self._wire is None or not self._is_open:
+            wire = self._uplink.wire
+            if wire is None or not self._is_open:
                 return
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
             if data:
                 # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
                 with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    await self._wire.send(data)
+                    await wire.send(data)
 
     def _tell(self) -> None:
         self._moved.set()
@@ -395,7 +336,7 @@ class CaptureClient:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._open is None or self._is_over:
+        if not self._uplink.is_asked_for or self._is_over:
             what = "is closed" if self._is_over else "was not opened"
             raise ClientError(
                 "misuse", f"the session {what}", "open() a session before anything else; one for each client"

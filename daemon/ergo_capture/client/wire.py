@@ -1,7 +1,7 @@
 """One connection to the daemon: frames out, frames in.
 
 Owns: Wire: connecting and the greeting, lines.
-Not here: connecting again (``session.py``), what frames mean (``frames.py``, ``in_flight.py``).
+Not here: connecting again (``uplink.py``), what frames mean (``frames.py``, ``in_flight.py``).
 """
 
 from __future__ import annotations
