@@ -29,7 +29,7 @@ def test_a_header_is_what_the_specification_says_byte_for_byte() -> None:
     written = struct.pack("<4sBBHQQQQIIIII", b"ergJ", 1, 2, 0, 3, 41, 7, 1000, 2, 10, 1, 5, crc32c(b"two\nlines\n"))
     assert header == written + struct.pack("<I", crc32c(written))
     assert (body, padding) == (b"two\nlines\n", bytes(6))
-    assert len(frame) == len(header) + len(body) + len(padding) == 80
+    assert frame.size == len(header) + len(body) + len(padding) == 80
 
 
 def test_a_header_comes_back_as_it_went_in() -> None:
@@ -75,5 +75,5 @@ def test_a_body_that_no_reader_would_take_is_not_written() -> None:
 def test_a_frame_ends_where_the_next_one_may_begin(length: int) -> None:
     """Frames take a multiple of eight bytes, whatever their bodies take."""
     frame = PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(length))
-    assert len(frame) == frame_bytes(length) == sum(map(len, frame.encode(1, 1, 0, 1)))
-    assert len(frame) % 8 == 0
+    assert frame.size == frame_bytes(length) == sum(map(len, frame.encode(1, 1, 0, 1)))
+    assert frame.size % 8 == 0

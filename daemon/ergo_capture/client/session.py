@@ -28,6 +28,7 @@ from ergo_capture.client.frames import ClientError, Published, Reject, encode, e
 from ergo_capture.client.in_flight import InFlight
 from ergo_capture.client.uplink import Uplink
 from ergo_capture.kernel.events import ExternalEvent
+from ergo_capture.pulse import Pulse
 
 #: Bytes gathered before they are sent without waiting for the sender to pause.
 _SEND_BYTES: Final = 128 * 1024
@@ -70,7 +71,7 @@ class CaptureClient:
         self._in_flight = InFlight()
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
-        self._moved = asyncio.Event()
+        self._moved = Pulse()
         self._answers: deque[dict[str, Any]] = deque()
         self._asked: bytes | None = None
         #: Answers to come on this connection to requests that were given up.
@@ -251,7 +252,7 @@ class CaptureClient:
         opened = await self._uplink.come_back()
         self.reconnects += 1
         self._outgoing = self._in_flight.come_back(opened["accepted"] - self.resumed_after, self.last_event_id)
-        self._tell()
+        self._moved.beat()
         if self._asked is not None:
             self._outgoing.append(self._asked)
         self._outgoing_bytes = sum(map(len, self._outgoing))
@@ -274,7 +275,7 @@ class CaptureClient:
                     await self._reconnect()
         except ClientError as error:
             self._failure = error
-            self._tell()
+            self._moved.beat()
 
     async def _read_some(self) -> None:
         if self._uplink.wire is None:
@@ -287,7 +288,7 @@ class CaptureClient:
         self._is_over |= kind == "closed"
         if kind == "ack":
             self._in_flight.acked(frame["accepted"])
-            self._tell()
+            self._moved.beat()
         elif kind == "reject":
             if self._in_flight.is_rejected(frame["index"], duplicate=frame["code"] == "duplicate_event_id"):
                 self._on_reject(Reject(frame["event_id"], frame["code"], frame["message"]))
@@ -301,7 +302,7 @@ class CaptureClient:
             self._unwanted -= 1
         else:
             self._answers.append(frame)
-            self._tell()
+            self._moved.beat()
 
     async def _send_forever(self) -> None:
         while True:
@@ -322,10 +323,6 @@ class CaptureClient:
                 # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
                 with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
                     await wire.send(data)
-
-    def _tell(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
 
     async def _wait(self) -> None:
         self._check()

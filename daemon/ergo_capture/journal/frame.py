@@ -76,7 +76,7 @@ class FrameKind(IntEnum):
 class PendingFrame:
     """A frame that has no place in the journal yet."""
 
-    __slots__ = ("body", "count", "first", "kind", "session")
+    __slots__ = ("body", "count", "first", "kind", "session", "size")
 
     def __init__(self, kind: FrameKind, session: int, first: int, count: int, body: bytes) -> None:
         if len(body) > MAX_BODY:
@@ -86,10 +86,8 @@ class PendingFrame:
         self.first = first
         self.count = count
         self.body = body
-
-    def __len__(self) -> int:
-        """Bytes it will take in a segment."""
-        return frame_bytes(len(self.body))
+        #: Bytes it will take in a segment.
+        self.size = frame_bytes(len(body))
 
     def encode(self, segment: int, batch: int, index: int, frames: int) -> tuple[bytes, bytes, bytes]:
         """Header, body and padding, for one place in the journal."""

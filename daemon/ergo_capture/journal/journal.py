@@ -162,10 +162,10 @@ class Journal:
         Not to be called while ``write`` runs. Why apart: the thread that writes should need the interpreter
         as seldom as can be, because it waits for it behind the loop each time.
         """
-        size = sum(map(len, frames))
-        if not frames or self._file is None or self._failure is not None or self._offset + size > self._capacity:
+        if not frames or self._file is None or self._failure is not None:
             return None
-        return self._encode(frames)
+        batch = self._encode(frames)
+        return batch if batch.end <= self._capacity else None
 
     def _encode(self, frames: Sequence[PendingFrame]) -> PreparedBatch:
         batch = frames
@@ -178,7 +178,7 @@ class Journal:
         for index, frame in enumerate(batch):
             buffers += frame.encode(sequence, number, index, total)
             positions.append(Position(sequence, offset))
-            offset += len(frame)
+            offset += frame.size
         return PreparedBatch(buffers, start, offset, total, positions[1:] if start == 0 else positions)
 
     def write(self, batch: PreparedBatch | Sequence[PendingFrame]) -> list[Position]:
@@ -194,7 +194,7 @@ class Journal:
         if not isinstance(batch, PreparedBatch):
             if not batch:
                 return []
-            size = sum(map(len, batch))
+            size = sum(frame.size for frame in batch)
             if file is None or self._offset + size > self._capacity:
                 file = self._roll(size, self._segment_bytes)
             batch = self._encode(batch)

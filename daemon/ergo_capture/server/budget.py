@@ -11,7 +11,6 @@ of what is known without measuring: bytes, and so many bytes for each object.
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
@@ -39,7 +38,8 @@ class Budget:
         self.used = 0
         #: Most that was ever used.
         self.peak = 0
-        self.by_user: Counter[int | None] = Counter()
+        #: Bytes by user, of those who hold any.
+        self.by_user: dict[int | None, int] = {}
 
     def holding(self, peer: Peer | None) -> Holding:
         """A count of what is held for this peer, at zero."""
@@ -68,18 +68,20 @@ class Holding:
     def has_room(self) -> bool:
         """Whether neither the user nor all users together hold too much."""
         budget = self._budget
-        return budget.used < budget.total and budget.by_user[self._user] < budget.per_user
+        return budget.used < budget.total and budget.by_user.get(self._user, 0) < budget.per_user
 
     def hold(self, size: int) -> None:
         """Hold ``size`` bytes more; fewer, where it is negative."""
         budget = self._budget
         self.bytes += size
         budget.used += size
-        budget.by_user[self._user] += size
         if budget.used > budget.peak:
             budget.peak = budget.used
-        if not budget.by_user[self._user]:
-            del budget.by_user[self._user]
+        held = budget.by_user.get(self._user, 0) + size
+        if held:
+            budget.by_user[self._user] = held
+        else:
+            budget.by_user.pop(self._user, None)
 
     def free(self) -> None:
         """Hold nothing any more."""

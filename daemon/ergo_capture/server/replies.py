@@ -20,6 +20,7 @@ from typing import Final
 import anyio
 from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
+from ergo_capture.pulse import Pulse
 from ergo_capture.server.protocol import Code, ProtocolError
 
 #: Bytes offered to the socket at once, so that a client that reads slowly is seen to read.
@@ -68,7 +69,7 @@ class Replies:
         #: Whether ``_say_at_once`` is due in this turn of the loop.
         self._saying = False
         self._say = asyncio.Event()
-        self._said = asyncio.Event()
+        self._said = Pulse()
         self._sending = False
 
     # --- what there is to say; synchronous ---
@@ -134,9 +135,9 @@ class Replies:
             while self._unsent:
                 if not await self._send_some():
                     return
-                self._tell_said()
+                self._said.beat()
             self._sending = False
-            self._tell_said()
+            self._said.beat()
 
     async def _send_some(self) -> bool:
         """Have the socket take a part of what is unsent; False where the client is given up."""
@@ -165,7 +166,7 @@ class Replies:
             return
         data = self._compose()
         if not data:
-            self._tell_said()
+            self._said.beat()
             return
         try:
             sent = self._socket.send(data, _SEND_FLAGS)
@@ -178,7 +179,7 @@ class Replies:
         if self._unsent:
             self._say.set()
         else:
-            self._tell_said()
+            self._said.beat()
 
     def _compose(self) -> bytes:
         """All there is to say now: what heralds an acknowledgement, what is due, replies."""
@@ -187,10 +188,6 @@ class Replies:
         replies, self._replies = self._replies, []
         self._queued = 0
         return b"".join((*heralds, *due, *replies))
-
-    def _tell_said(self) -> None:
-        self._said.set()
-        self._said = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Replies {self.unsaid} bytes unsaid{', sending' if self._sending else ''}>"

@@ -25,6 +25,7 @@ from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
+from ergo_capture.pulse import Pulse
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.episodes import Episodes
 from ergo_capture.server.failures import mistake, storage_failed
@@ -116,7 +117,7 @@ class Session:
         self._once = in_doubt == "interrupt"
         self._batches: deque[Batch] = deque()
         self._wake = asyncio.Event()
-        self._moved = asyncio.Event()
+        self._moved = Pulse()
         self._timer: asyncio.TimerHandle | None = None
         self.parts = Parts(number, description, segment, rotation, writer, publisher)
         #: Its decisions on their way to the journal.
@@ -264,8 +265,7 @@ class Session:
                 self.owner.session_failed(storage_failed(error))
 
     def _progress(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
+        self._moved.beat()
         if self.owner is not None:
             self.owner.progress()
 

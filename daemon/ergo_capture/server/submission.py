@@ -41,8 +41,9 @@ class Batch:
     #: The event lines, verbatim.
     body: bytes
     events: Sequence[EventLike]
-    #: Index of the first event in the session; known once the frame is made.
+    #: Index of the first event in the session, and that behind the last; known once the frame is made.
     first: int = -1
+    end: int = -1
     #: Why it was refused, if it was.
     refused: ErgoCaptureError | None = None
     #: Memory it is counted as while it waits, in bytes.
@@ -50,8 +51,10 @@ class Batch:
 
     def to_frame(self) -> PendingFrame | None:
         """The lines under the next free index."""
-        self.first = self.session.take_indices(len(self.events))
-        return PendingFrame(FrameKind.EVENTS, self.session.number, self.first, len(self.events), self.body)
+        count = len(self.events)
+        self.first = self.session.take_indices(count)
+        self.end = self.first + count
+        return PendingFrame(FrameKind.EVENTS, self.session.number, self.first, count, self.body)
 
     def on_durable(self, position: Position) -> None:
         """Accepted: the client may forget the events, and the supervisor may see them."""
@@ -61,11 +64,6 @@ class Batch:
         """Not accepted: the client is told, and may send the events again."""
         self.refused = error
         self.session.refuse(self, error)
-
-    @property
-    def end(self) -> int:
-        """Index after the last event."""
-        return self.first + len(self.events)
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +91,7 @@ async def append(writer: Writer, frame: PendingFrame) -> Position:
     """
     while True:
         mark = _Mark(frame, asyncio.get_running_loop().create_future())
-        writer.submit(mark, len(frame))
+        writer.submit(mark, frame.size)
         try:
             return await mark.done
         except JournalFull:

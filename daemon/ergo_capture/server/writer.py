@@ -243,12 +243,13 @@ class Writer:
         lazy, self._lazy = self._lazy, {}
         self._bytes = 0
         self._urgent = False
-        events = decisions = 0
+        size = events = decisions = 0
         for submission, _, _ in queued:
             frame = submission.to_frame()
             if frame is not None:
                 batch.append(submission)
                 frames.append(frame)
+                size += frame.size
                 if frame.kind is FrameKind.EVENTS:
                     events += frame.count
         self._firm = len(batch)
@@ -257,14 +258,14 @@ class Writer:
             if frame is not None:
                 batch.append(submission)
                 frames.append(frame)
+                size += frame.size
                 decisions += frame.count
         self._room.set()
         if not frames:
             self._go_on()
             return
         self._batch = batch
-        self._batch_bytes = sum(map(len, frames))
-        self._batch_events, self._batch_decisions = events, decisions
+        self._batch_bytes, self._batch_events, self._batch_decisions = size, events, decisions
         self._began = time.monotonic()
         self._since = queued[0][2] if queued else self._began
         self._thread.commit(frames)
