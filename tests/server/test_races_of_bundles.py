@@ -48,6 +48,57 @@ async def test_a_worker_process_that_cannot_be_started_is_done_without(monkeypat
         assert decode_bundle(Path(closed["bundle"]).read_bytes()).events
 
 
+@pytest.mark.parametrize("last", ["flush", "close"])
+async def test_a_small_bundle_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """One that takes seconds is of no matter to those who close, or flush, a session of a few events."""
+    begun, over = anyio.Event(), anyio.Event()
+
+    async def slow(compose: Any, job: ComposeJob) -> Any:
+        begun.set()
+        await over.wait()
+        return await anyio.to_thread.run_sync(compose, job)
+
+    monkeypatch.setattr("anyio.to_process.run_sync", slow)
+    monkeypatch.setattr(publisher_module, "_IN_THREAD", 1)
+    async with running_daemon() as daemon, daemon.session() as large, daemon.session() as small:
+        await large.say(event("a"), event("b"), {"type": "close"})
+        await begun.wait()
+        await small.say(event("a"), {"type": last})
+        await small.until("flushed" if last == "flush" else "closed")
+        over.set()
+        await large.until("closed")
+
+
+async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A small last bundle waits for the large snapshot before it, which would else take its place."""
+    begun, over = anyio.Event(), anyio.Event()
+
+    async def slow(compose: Any, job: ComposeJob) -> Any:
+        begun.set()
+        await over.wait()
+        return await anyio.to_thread.run_sync(compose, job)
+
+    monkeypatch.setattr("anyio.to_process.run_sync", slow)
+    monkeypatch.setattr(publisher_module, "_IN_THREAD", 1)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        await wire.say(event("a"), event("b"))
+        await wire.until_ack(2, 2)
+        flushing = asyncio.create_task(session.flush())
+        await begun.wait()
+        monkeypatch.setattr(publisher_module, "_IN_THREAD", 10)
+        await wire.say({"type": "close"})
+        await until(lambda: session.state == "ending")
+        await anyio.wait_all_tasks_blocked()
+        assert not session.finished.is_set()
+        over.set()
+        await flushing
+        await wire.until("closed")
+        assert [m["ended"] for m in manifests(daemon)] == ["complete"]
+
+
 async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the system in composing is told to the client that asked."""
 

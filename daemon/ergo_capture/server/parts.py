@@ -13,6 +13,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
+import anyio
 import msgspec
 import structlog
 
@@ -81,6 +82,8 @@ class Parts:
         #: The bundle of the part before the one that grows, once it is durable; None where there is none, or not since
         #: the start.
         self._before: asyncio.Future[Publication] | None = None
+        #: Held while a bundle is made. Why: a snapshot that comes late would take the place of the bundle behind it.
+        self._in_order = anyio.Lock()
 
     def take_over(self, recovered: RecoveredSession) -> None:
         """Go on where recovery found the session."""
@@ -179,7 +182,7 @@ class Parts:
         part = self.current
         if decided <= part.first and self._before is not None:
             return await asyncio.shield(self._before)
-        return await self._publisher.publish(self._description, part, decided - part.first, ended)
+        return await self._make(part, decided - part.first, ended)
 
     async def finish(self, decided: int, ended: str) -> Publication:
         """Close the session with so many decisions, and publish its last part.
@@ -204,7 +207,7 @@ class Parts:
         said = False
         while True:
             try:
-                return await self._publisher.publish(self._description, part, count, how, forced=forced)
+                return await self._make(part, count, how, forced=forced)
             except CaptureWriteError as error:
                 # Why: a session that fails goes on with the next start only, and a full disk is no reason for one.
                 if not (isinstance(error.cause, OSError) and error.cause.errno in FULL):
@@ -214,6 +217,10 @@ class Parts:
                     session = self._description.session
                     log.error(telemetry.BUNDLE_DELAYED, session=session, error=error.message, hint=error.hint)  # noqa: TRY400
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _make(self, part: Part, count: int, how: str, *, forced: bool = False) -> Publication:
+        async with self._in_order:
+            return await self._publisher.publish(self._description, part, count, how, forced=forced)
 
     def __repr__(self) -> str:
         return f"<Parts of {self._description.session}, at part {self.current.number}>"

@@ -1,7 +1,7 @@
-"""Publishes bundles: off the loop, one at a time, and only then lets the journal go.
+"""Publishes bundles: off the loop, a large one and a small one at a time.
 
-Owns: where composing runs, the order bundle -> PUBLISHED frame -> journal segment, and who hears of it.
-Not here: composing (``journal/compose.py``), names (``paths.py``).
+Owns: where composing runs, which bundles wait for each other, and who hears of one.
+Not here: composing (``journal/compose.py``), names (``paths.py``), the order of one session's bundles (``parts.py``).
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class BundlePublisher:
         self.style = style
         self.compress = compress
         self._on_published = on_published
-        self._one_at_a_time = anyio.Lock()
+        #: One bundle at a time in a worker process, and one in a thread. Why apart: a large one takes seconds, and whoever
+        #: closes a small session is not to wait for it.
+        self._apart, self._beside = anyio.Lock(), anyio.Lock()
         #: Bundles published since the start.
         self.published = 0
 
@@ -91,7 +93,7 @@ class BundlePublisher:
         )
         # Why shielded: a bundle that is half composed when a client goes would be composed again. And why not the wait
         # before: a drain whose time is over must not stand in line.
-        async with self._one_at_a_time:
+        async with self._apart if count > _IN_THREAD else self._beside:
             with anyio.CancelScope(shield=True):
                 publication = await _compose(job)
         self.published += 1
