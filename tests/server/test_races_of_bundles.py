@@ -90,13 +90,17 @@ async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_aske
         await begun.wait()
         monkeypatch.setattr(publisher_module, "_IN_THREAD", 10)
         await wire.say({"type": "close"})
-        await until(lambda: session.state == "ending")
-        await anyio.wait_all_tasks_blocked()
+        await until(lambda: session.parts.is_closed)
+        async with daemon.session() as another:
+            # Its bundle would come behind the last one of the session, if that one did not wait.
+            await another.say(event("a"), {"type": "close"})
+            await another.until("closed")
         assert not session.finished.is_set()
         over.set()
         await flushing
         await wire.until("closed")
-        assert [m["ended"] for m in manifests(daemon)] == ["complete"]
+        assert [m["events"] for m in manifests(daemon) if m["session"] == wire.opened["session"]] == [2]
+        assert {m["ended"] for m in manifests(daemon)} == {"complete"}
 
 
 async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ class Parts:
         #: The oldest segment that the part that grows needs, once those before it are published.
         self._part_segment = segment
         #: Whether the CLOSE frame is durable already.
-        self._closed = False
+        self.is_closed = False
         #: The bundle of the part before the one that grows, once it is durable; None where there is none, or not since
         #: the start.
         self._before: asyncio.Future[Publication] | None = None
@@ -93,7 +93,7 @@ class Parts:
         part.bytes = recovered.event_bytes
         self._unpublished = recovered.unpublished
         self._part_segment = recovered.part_segment
-        self._closed = recovered.closing is not None
+        self.is_closed = recovered.closing is not None
 
     @property
     def segment(self) -> int:
@@ -190,10 +190,10 @@ class Parts:
         Raises:
             ErgoCaptureError: what failed; the journal holds all of it.
         """
-        if not self._closed:
+        if not self.is_closed:
             body = encode_body(Closing(ended, utc_now()))
             await append(self._writer, PendingFrame(FrameKind.CLOSE, self._number, decided, 0, body))
-            self._closed = True
+            self.is_closed = True
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
 
     async def _publish(self, part: Part, count: int, how: str, *, final: bool, forced: bool = False) -> Publication:
