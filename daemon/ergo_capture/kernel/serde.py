@@ -2,7 +2,8 @@
 
 Owns: which texts are a bundle and which are not, field by field, leniencies included: a struct may be
 an array of its fields in order, a unit variant an object holding null, an optional field absent; an
-unknown field is refused in the bundle itself and ignored elsewhere; a repeated field is refused.
+unknown field is refused in the bundle itself and in times, and ignored elsewhere, whatever it holds; a
+repeated field is refused.
 Not here: the fast path for texts of the common shape (``capture/elements.py``).
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Final, NoReturn
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentField, IntentRecord, Value
 from ergo_capture.kernel.events import ExternalEventKind
-from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.outcomes import Decision, ErrKind, RunTermination
 from ergo_capture.kernel.records import (
     CaptureBundle,
     CapturedActionEffect,
@@ -176,17 +177,20 @@ def _unit_enum(cls: type[Enum]) -> Reader:
     return read
 
 
+_err_kind: Final = _unit_enum(ErrKind)
+
+
 def _termination(value: Any, path: str) -> RunTermination:
+    name, content = _variant(value, path)
+    if name == "Failed":
+        return RunTermination.Failed(_err_kind(content, f"{path}.Failed"))
     try:
-        return RunTermination.from_builtins(_plain(value))
+        termination = RunTermination.from_builtins(name)
     except ValueError as error:
         raise ValueError(f"{error} - at `{path}`") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Pairs):
-        return {key: _plain(item) for key, item in value}
-    return value
+    if content is not None:
+        _refuse(content, "unit", path)
+    return termination
 
 
 def _value(value: Any, path: str) -> Value:
@@ -228,6 +232,8 @@ def _struct(
         for name, item in pairs:
             reader = fields.get(name)
             if reader is None:
+                # Why here alone: serde reads the names of fields, and skips what an unknown one holds.
+                _string(name, path)
                 if deny_unknown:
                     known = ", ".join(f"`{n}`" for n in names)
                     raise ValueError(f"unknown field `{name}`, expected one of {known} - at `{path}`")
@@ -262,7 +268,7 @@ def _read_time(value: Any, path: str) -> EventTime:
     return time
 
 
-_TIME_FIELDS: Final = _struct(EventTime, {"secs": _U64, "nanos": _unsigned((1 << 32) - 1, "u32")})
+_TIME_FIELDS: Final = _struct(EventTime, {"secs": _U64, "nanos": _unsigned((1 << 32) - 1, "u32")}, deny_unknown=True)
 _OPTIONAL_TIME: Final = _option(_read_time)
 
 _CONSTRAINTS: Final = _struct(
