@@ -10,6 +10,8 @@ Not here: the fast path for texts of the common shape (``capture/elements.py``).
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NoReturn
@@ -17,6 +19,7 @@ from typing import Any, Final, NoReturn
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentField, IntentRecord, Value
 from ergo_capture.kernel.events import ExternalEventKind
+from ergo_capture.kernel.numbers import CERTAINLY_IN_RANGE, in_range
 from ergo_capture.kernel.outcomes import Decision, ErrKind, RunTermination
 from ergo_capture.kernel.records import (
     CaptureBundle,
@@ -29,6 +32,8 @@ from ergo_capture.kernel.time import U64_MAX, EventTime
 
 Reader = Callable[[Any, str], Any]
 _ABSENT: Final = object()
+#: Digits, and a sign, of the longest integer that is read as one.
+_MOST_DIGITS: Final = 20
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -42,7 +47,13 @@ def parse(text: str) -> Any:
         ValueError: malformed, or a constant or number that JSON does not have.
         RecursionError: nested too deep.
     """
-    return json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse_constant, parse_int=_parse_int)
+    return json.loads(
+        text,
+        object_pairs_hook=_Pairs,
+        parse_constant=_refuse_constant,
+        parse_int=_parse_int,
+        parse_float=_parse_float,
+    )
 
 
 def read_bundle(value: Any) -> CaptureBundle:
@@ -80,8 +91,16 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _parse_int(digits: str) -> int | float:
-    # Why: serde_json reads -0 as a float, so that it is not an integer anywhere.
-    return -0.0 if digits == "-0" else int(digits)
+    # Why: serde_json reads -0 as a float, so that it is not an integer anywhere; what no u64 holds is one too.
+    return _parse_float(digits) if digits == "-0" or len(digits) > _MOST_DIGITS else int(digits)
+
+
+def _parse_float(number: str) -> float:
+    # Why not refused here: in a field that is ignored, a number may be out of range.
+    value = float(number)
+    if abs(value) < CERTAINLY_IN_RANGE:
+        return value
+    return math.copysign(sys.float_info.max if in_range(number) else math.inf, value)
 
 
 def _refuse(value: Any, expected: str, path: str) -> NoReturn:
@@ -114,11 +133,8 @@ def _unsigned(limit: int, name: str) -> Reader:
 def _float(value: Any, path: str) -> float:
     if type(value) not in (int, float):
         _refuse(value, "f64", path)
-    try:
-        number = float(value)
-    except OverflowError:
-        number = float("inf")
-    if number in (float("inf"), float("-inf")):
+    number = float(value)
+    if math.isinf(number):
         raise ValueError(f"number out of range - at `{path}`")
     return number
 
