@@ -11,7 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.kernel.texts import OPEN_STRUCTS, TEXT, TIME, bent, read
+from tests.kernel.texts import OPEN_STRUCTS, TEXT, TIME, bent, read, records
+
+from ergo_capture import decode_bundle
+from ergo_capture.capture.bundle import BundleFormatError
 
 
 def test_the_text_itself_is_a_bundle(tmp_path: Path) -> None:
@@ -55,3 +58,49 @@ def test_a_termination_is_one_variant_written_once(tmp_path: Path, termination: 
 def test_a_kind_of_failure_may_be_an_object_holding_null(tmp_path: Path) -> None:
     """As any variant without content."""
     assert read(bent('"SemanticError"', '{"SemanticError":null}'), tmp_path) == TEXT
+
+
+@pytest.mark.parametrize("struct", OPEN_STRUCTS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 3000 + "]" * 3000,
+        '{"a":[' * 3000 + '"[{"' + "]}" * 3000,
+        "9" * 5000,
+        "-" + "9" * 5000,
+        "[1e999,-1e999,-0]",
+        '{"a":1,"a":2}',
+        r'"\ud800"',
+    ],
+    ids=["arrays", "objects", "digits", "negative digits", "numbers", "repeated", "surrogate"],
+)
+def test_a_field_that_is_ignored_may_hold_whatever_is_json(tmp_path: Path, struct: str, value: str) -> None:
+    """However deep, however large: it is skipped, and no limit counts there."""
+    assert read(bent(struct, f'{struct}"x":{value},'), tmp_path) == TEXT
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 3000 + "]" * 2999,
+        "[" * 3000 + "1," + "]" * 3000,
+        "[" * 3000 + "}" + "]" * 2999,
+        "[" * 3000 + "01" + "]" * 3000,
+    ],
+    ids=["no end", "comma", "bracket", "zero"],
+)
+def test_a_field_that_is_ignored_has_to_be_json(tmp_path: Path, value: str) -> None:
+    """Down to the deepest level."""
+    text = bent('"config":{', f'"config":{{"x":{value},')
+    path = tmp_path / "b.capture.json"
+    path.write_text(text)
+    with pytest.raises(BundleFormatError):
+        decode_bundle(text.encode())
+    with pytest.raises(BundleFormatError):
+        records(path)
+
+
+@pytest.mark.parametrize("old", ['"g"', TIME, '"Command"', '"Invoke"', '"SemanticError"', "[]", '{"Number":1.0}'])
+def test_depth_does_not_make_a_value_of_the_wrong_type_right(tmp_path: Path, old: str) -> None:
+    """What is too deep is not looked at further, and is still an array."""
+    assert read(bent(old, "[" * 3000 + "]" * 3000), tmp_path) is None
