@@ -1,7 +1,7 @@
 """Which numbers the reference can read: those that serde_json finds within f64.
 
-Owns: ``in_range``, and finding the numbers of a text that may not be.
-Not here: what a number stands for; every reader of ours rounds correctly.
+Owns: ``in_range``, ``as_the_reference``, and finding the numbers of a text that may not be in range.
+Not here: what a number stands for with us; every reader of ours rounds correctly.
 
 serde_json does not round correctly: it takes the first digits, as many as a u64 holds, and multiplies by a power of
 ten. So next to the largest f64, and only there, it refuses some numbers that have one, and takes some that have
@@ -18,9 +18,9 @@ from ergo_capture.kernel.time import U64_MAX
 
 #: Far enough below the largest f64, by a few dozen units in the last place, to be certain.
 CERTAINLY_IN_RANGE: Final = 1.79769313486231e308
-_NUMBER: Final = re.compile(r"-?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*([0-9]*))?")
+_NUMBER: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*([0-9]*))?")
 _LARGEST_POWER: Final = 308
-#: An exponent with more digits than this is beyond any that a text has digits to make up for.
+#: An exponent that begins with so many digits is beyond any that a text has digits to make up for.
 _EXPONENT_DIGITS: Final = 10
 
 # What is left of a text for the search: digits (all as 0), e and E (as e), quotes and commas, which keep numbers
@@ -39,14 +39,17 @@ _TOKENS: Final = re.compile(
 
 def in_range(number: str) -> bool:
     """Whether serde_json reads a JSON number; else it says "number out of range"."""
-    near = abs(float(number))
-    return near < CERTAINLY_IN_RANGE or _product_is_finite(number)
+    return abs(float(number)) < CERTAINLY_IN_RANGE or math.isfinite(as_the_reference(number))
 
 
-def _product_is_finite(number: str) -> bool:
+def as_the_reference(number: str) -> float:
+    """What serde_json reads a JSON number as; infinity where it refuses it.
+
+    The digits that a u64 holds are multiplied or divided by one power of ten, which rounds twice.
+    """
     match = _NUMBER.fullmatch(number)
     assert match is not None
-    whole, fraction, sign, power = match.groups(default="")
+    minus, whole, fraction, sign, power = match.groups(default="")
     significand, exponent = 0, 0
     for index, digit in enumerate(whole):
         longer = 10 * significand + int(digit)
@@ -59,12 +62,15 @@ def _product_is_finite(number: str) -> bool:
         if longer > U64_MAX:
             break
         significand, exponent = longer, exponent - 1
-    if len(power) > _EXPONENT_DIGITS:
-        return significand == 0 or sign == "-"
-    exponent += int(sign + (power or "0"))
-    if significand == 0 or exponent < 0:
-        return True
-    return exponent <= _LARGEST_POWER and math.isfinite(significand * float(f"1e{exponent}"))
+    exponent += int(sign + (power[:_EXPONENT_DIGITS] or "0"))
+    value = float(significand)
+    while value and exponent < -_LARGEST_POWER:
+        value, exponent = value / 1e308, exponent + _LARGEST_POWER
+    if value and exponent > _LARGEST_POWER:
+        value = math.inf
+    elif value:
+        value = value * float(f"1e{exponent}") if exponent >= 0 else value / float(f"1e{-exponent}")
+    return -value if minus else value
 
 
 def may_leave_range(text: bytes) -> bool:
