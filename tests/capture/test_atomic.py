@@ -206,6 +206,17 @@ def test_a_name_that_no_file_can_have(tmp_path: Path, name: str, stage: WriteSta
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "stage"), [("\ud800", WriteStage.CREATE_TEMP_FILE), ("\ud800/b", WriteStage.CREATE_OUTPUT_DIRECTORY)]
+)
+def test_a_name_that_is_no_text(tmp_path: Path, name: str, stage: WriteStage) -> None:
+    """As above; and the complaint can be printed."""
+    with pytest.raises(CaptureWriteError) as raised:
+        write_capture_bundle(f"{tmp_path}/{name}", small_bundle())
+    assert raised.value.stage is stage
+    assert str(raised.value).encode()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("after", [0, 1])
 def test_stage_six_writing_fails(destination: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: int) -> None:

@@ -104,3 +104,17 @@ def test_a_field_that_is_ignored_has_to_be_json(tmp_path: Path, value: str) -> N
 def test_depth_does_not_make_a_value_of_the_wrong_type_right(tmp_path: Path, old: str) -> None:
     """What is too deep is not looked at further, and is still an array."""
     assert read(bent(old, "[" * 3000 + "]" * 3000), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "old", ["null", TIME, '"Command"', '"Invoke"', '{"Failed":"SemanticError"}', "[]", "1.0", "0,"]
+)
+@pytest.mark.parametrize("new", [r'"\ud800"', r'{"\udfff":null}', r'"a\udcffb"'])
+def test_half_a_surrogate_pair_is_refused_in_words_that_are_text(tmp_path: Path, old: str, new: str) -> None:
+    """Whatever should stand there, and the complaint can be printed."""
+    text = bent(old, new + "," * (old == "0,"))
+    assert read(text, tmp_path) is None
+    with pytest.raises(BundleFormatError) as raised:
+        decode_bundle(text.encode())
+    assert str(raised.value).isprintable()
+    assert str(raised.value).encode()

@@ -159,8 +159,12 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def as_written(path: str | os.PathLike[str]) -> str:
-    """A path as its giver wrote it, for a message; what is no UTF-8 in it is replaced."""
-    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A path as its giver wrote it, for a message; what is no text in it is replaced."""
+    text = os.fspath(path)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
 
 
 def _beside(shown: str, temp_path: Path) -> str:

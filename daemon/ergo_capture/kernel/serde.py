@@ -146,6 +146,9 @@ def _parse_float(number: str) -> float:
 
 
 def _refuse(value: Any, expected: str, path: str) -> NoReturn:
+    if isinstance(value, str):
+        # Why: what is no text cannot stand in a message.
+        _string(value, path)
     shown = "an object" if isinstance(value, _Pairs) else "an array" if isinstance(value, list) else f"`{value}`"
     raise ValueError(f"invalid type: {shown}, expected {expected} - at `{path}`")
 
@@ -214,9 +217,10 @@ def _payload(value: Any, path: str) -> bytes:
 def _variant(value: Any, path: str) -> tuple[str, Any]:
     """The name and content of an externally tagged variant; a bare string is a unit variant."""
     if isinstance(value, str):
-        return value, None
+        return _string(value, path), None
     if isinstance(value, _Pairs) and len(value) == 1:
-        return value[0]
+        ((name, content),) = value
+        return _string(name, path), content
     _refuse(value, "an enum", path)
 
 
