@@ -5,12 +5,16 @@ Owns: ``kernel/numbers.py``; each answer was the reference's.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from tests.kernel.texts import bent, read
 
+from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value, compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
 
 #: Numbers in many spellings, and whether the reference reads them. It takes the first nineteen digits or so and
@@ -64,6 +68,36 @@ def test_an_effect_may_hold_the_numbers_that_the_reference_reads(tmp_path: Path,
     """Alone and in a series."""
     for old, new in (("1.0", number), ('{"Number":1.0}', f'{{"Series":[1.0,-{number}]}}')):
         assert (read(bent(old, new), tmp_path) is not None) is read_there
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (Value(Number=3), Value(Number=3.0)),
+        (Value(Number=-0), Value(Number=0.0)),
+        (Value(Number=10**16), Value(Number=1e16)),
+        (Value(Number=2**53 + 1), Value(Number=2.0**53)),
+        (Value(Series=(1, 2.5)), Value(Series=(1.0, 2.5))),
+        (Value(Series=[1.0]), Value(Series=(1.0,))),  # type: ignore[arg-type]  # whoever writes a list means it
+    ],
+)
+def test_an_integer_given_for_a_number_is_a_float(given: Value, meant: Value) -> None:
+    """In its text too, and so in its hash, which else no reader of the bundle would come to."""
+    ours, theirs = (ActionEffect("k", (EffectWrite("x", value),)) for value in (given, meant))
+    assert encode_effect(ours) == encode_effect(theirs)
+    assert given == meant
+    read = msgspec.json.decode(encode_effect(ours), type=ActionEffect)
+    assert read == ours
+    assert compute_effect_hash(read) == compute_effect_hash(ours)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 10**400, True, "3", None])
+def test_what_is_no_finite_number_is_no_value(number: Any) -> None:
+    """JSON has no text for it, and the reference's runtime fails the episode instead."""
+    with pytest.raises(ValueError, match="expected a finite f64"):
+        Value(Number=number)
+    with pytest.raises(ValueError, match="expected a finite f64"):
+        Value(Series=(1.0, number))
 
 
 def test_a_number_out_of_range_is_not_hidden_by_a_field_of_the_same_name() -> None:
