@@ -82,7 +82,7 @@ def test_stage_one_the_output_directory_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(CaptureWriteError) as raised:
         write_capture_bundle(destination, small_bundle())
     assert raised.value.stage is WriteStage.CREATE_OUTPUT_DIRECTORY
-    assert str(raised.value) == "create capture output directory: Not a directory"
+    assert str(raised.value) == "create capture output directory: Not a directory (os error 20)"
     assert isinstance(raised.value.cause, OSError)
 
 
@@ -113,7 +113,8 @@ def test_stage_four_the_temporary_cannot_be_made(
     failing("open", number, monkeypatch)
     error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.CREATE_TEMP_FILE)
     assert str(error) == (
-        f"write capture bundle '{destination}': create temp file '{error.temp_path}': {os.strerror(number)}"
+        f"write capture bundle '{destination}': create temp file '{error.temp_path}': "
+        f"{os.strerror(number)} (os error {number})"
     )
 
 
@@ -145,6 +146,75 @@ def test_the_sixty_fourth_name_is_taken_if_it_is_free(destination: Path, monkeyp
     write_bytes_atomic(destination, NEW)
     assert destination.read_bytes() == NEW
     assert {other.read_bytes() for other in others} == {b"another's"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="what stands there means something else")
+@pytest.mark.parametrize(
+    ("spelled", "beside"),
+    [
+        ("b", "./b"),
+        ("./b", "./b"),
+        ("d/b", "d/b"),
+        ("./d//b", "./d/b"),
+        ("d/./b", "d/b"),
+        ("b/", "./b"),
+        ("b/.", "./b"),
+        ("d/../b", "d/../b"),
+        ("\udcff", "./\ufffd"),
+    ],
+)
+def test_paths_are_shown_as_the_reference_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str, beside: str
+) -> None:
+    """The destination as it was given, the temporary beside it; the refusal of a destination that is a directory."""
+    monkeypatch.chdir(tmp_path)
+    Path(spelled).mkdir(parents=True)
+    with pytest.raises(CaptureWriteError) as raised:
+        write_capture_bundle(spelled, small_bundle())
+    assert raised.value.stage is WriteStage.RENAME_TEMP_FILE
+    assert isinstance(raised.value.cause, OSError)
+    assert raised.value.temp_path is not None
+    number = raised.value.temp_path.name.removesuffix(".tmp").rpartition(".")[2]
+    shown, reason = spelled.replace("\udcff", "\ufffd"), os.strerror(raised.value.cause.errno or 0)
+    assert str(raised.value) == (
+        f"write capture bundle '{shown}': rename temp file '{beside}.{os.getpid()}.{number}.tmp': "
+        f"{reason} (os error {raised.value.cause.errno})"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rename answers otherwise")
+@pytest.mark.parametrize("ending", ["/", "//", "/."])
+def test_a_slash_at_the_end_asks_for_a_directory(tmp_path: Path, ending: str) -> None:
+    """Which a bundle is not: nothing is written, and a file of that name stays as it is."""
+    for old in (None, OLD):
+        if old is not None:
+            (tmp_path / "b").write_bytes(old)
+        with pytest.raises(CaptureWriteError) as raised:
+            write_capture_bundle(f"{tmp_path}/b{ending}", small_bundle())
+        assert raised.value.stage is WriteStage.RENAME_TEMP_FILE
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if old is None else [old])
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("b\0", WriteStage.CREATE_TEMP_FILE), ("d\0/b", WriteStage.CREATE_OUTPUT_DIRECTORY)]
+)
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str, stage: WriteStage) -> None:
+    """Refused by the stage that would have made it."""
+    with pytest.raises(CaptureWriteError, match="file name contained an unexpected NUL byte") as raised:
+        write_capture_bundle(f"{tmp_path}/{name}", small_bundle())
+    assert raised.value.stage is stage
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("\ud800", WriteStage.CREATE_TEMP_FILE), ("\ud800/b", WriteStage.CREATE_OUTPUT_DIRECTORY)]
+)
+def test_a_name_that_is_no_text(tmp_path: Path, name: str, stage: WriteStage) -> None:
+    """As above; and the complaint can be printed."""
+    with pytest.raises(CaptureWriteError) as raised:
+        write_capture_bundle(f"{tmp_path}/{name}", small_bundle())
+    assert raised.value.stage is stage
+    assert str(raised.value).encode()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])

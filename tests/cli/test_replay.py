@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from tests.cli.runs import bundle, script
 from tests.daemons import plain
 from tests.engine.engines import PUPPET, listening_puppet
 
+from ergo_capture.capture import elements
 from ergo_capture.cli import app
+from ergo_capture.kernel.explanation import AHEAD
 
 Change = Callable[[Any], None]
 
@@ -254,6 +257,45 @@ def test_an_unsound_bundle_fails_with_the_references_words(tmp_path: Path, capsy
 
     path = bundle(tmp_path / "a.capture.json", spoil)
     assert "payload hash mismatch for event 'e3'" in told([str(path), "--engine", "fixed"], capsys, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("payload_hash", "0" * 64, "payload hash mismatch for event 'e7'"),
+        ("event_id", "e5", "duplicate event_id 'e5'"),
+        ("payload", list(b"[]"), "provenance mismatch: expected"),
+    ],
+)
+def test_the_provenance_is_looked_at_after_hashes_and_ids_and_before_payloads(
+    field: str, value: Any, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the reference's order, where more than one thing is wrong."""
+
+    def spoil(data: Any) -> None:
+        data["events"][7][field] = value
+        data["events"][7]["payload_hash"] = (
+            hashlib.sha256(bytes(data["events"][7]["payload"])).hexdigest() if field != "payload_hash" else value
+        )
+
+    path = bundle(tmp_path / "a.capture.json", spoil)
+    strict = ["--engine", "fixed", "--strict", "--runtime-provenance", "rpv1:other"]
+    assert complaint in told([str(path), *strict], capsys, 1)
+
+
+def test_a_bundle_that_diverges_and_cannot_be_read_behind_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference reads all of a bundle before it replays any of it."""
+    monkeypatch.setattr(elements, "_BLOCK", 256)
+
+    def spoil(data: Any) -> None:
+        data["decisions"][0]["episode_id"] = 77
+        data["decisions"] += 2 * AHEAD * [data["decisions"][-1]] + [data["decisions"][-1] | {"retry_count": 4242}]
+
+    path = bundle(tmp_path / "a.capture.json", spoil)
+    path.write_text(path.read_text().replace("4242", "-1"))
+    assert f"`$.decisions[{10 + 2 * AHEAD}].retry_count`" in told([str(path), "--engine", "fixed"], capsys, 1)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from ergo_capture.errors import ErgoCaptureError
 
@@ -30,6 +30,8 @@ REPLACE_RETRY_SECONDS: Final = 0.01
 _FILE_MODE: Final = 0o640
 _counter: Final = itertools.count()
 _TEMPORARY: Final = re.compile(r".+\.(\d+)\.\d+\.tmp")
+#: What may stand behind a path's last name without naming anything.
+_TRAILING: Final = re.compile(r"(?:/+\.?)+\Z")
 
 
 class WriteStage(Enum):
@@ -78,7 +80,7 @@ class CaptureWriteError(ErgoCaptureError):
         self.style = style
 
     @classmethod
-    def create_output_directory(cls, destination: Path, error: OSError) -> CaptureWriteError:
+    def create_output_directory(cls, destination: Path, error: OSError | ValueError) -> CaptureWriteError:
         """The destination's directory is missing and cannot be made."""
         return cls(
             WriteStage.CREATE_OUTPUT_DIRECTORY,
@@ -88,42 +90,50 @@ class CaptureWriteError(ErgoCaptureError):
         )
 
     @classmethod
-    def serialize(cls, destination: Path, style: str, error: Exception) -> CaptureWriteError:
+    def serialize(cls, destination: Path, shown: str, style: str, error: Exception) -> CaptureWriteError:
         """The bundle has no JSON text."""
         return cls(
             WriteStage.SERIALIZE,
-            f"serialize capture bundle '{destination}' ({style}): {error}",
+            f"serialize capture bundle '{shown}' ({style}): {error}",
             destination=destination,
             style=style,
             hint="a string of the bundle is not Unicode text, or a number is out of range",
         )
 
     @classmethod
-    def invalid_destination(cls, destination: Path) -> CaptureWriteError:
+    def invalid_destination(cls, destination: Path, shown: str) -> CaptureWriteError:
         """The destination names no file."""
         return cls(
             WriteStage.INVALID_DESTINATION,
-            f"write capture bundle '{destination}': destination must include a file name",
+            f"write capture bundle '{shown}': destination must include a file name",
             destination=destination,
             hint="name a file, not a directory",
         )
 
     @classmethod
-    def exhausted(cls, destination: Path) -> CaptureWriteError:
+    def exhausted(cls, destination: Path, shown: str) -> CaptureWriteError:
         """Every name for a temporary was taken."""
         return cls(
             WriteStage.EXHAUSTED_TEMP_FILE_ATTEMPTS,
-            f"write capture bundle '{destination}': exhausted temp file creation attempts",
+            f"write capture bundle '{shown}': exhausted temp file creation attempts",
             destination=destination,
             hint=f"remove old *.tmp files from '{destination.parent}'",
         )
 
     @classmethod
-    def step(cls, stage: WriteStage, destination: Path, temp_path: Path, error: OSError) -> CaptureWriteError:
-        """A step that has to do with the temporary failed."""
+    def step(
+        cls,
+        stage: WriteStage,
+        destination: Path,
+        temp_path: Path,
+        error: OSError | ValueError,
+        shown: str | None = None,
+    ) -> CaptureWriteError:
+        """A step that has to do with the temporary failed; ``shown`` is the destination as it was written."""
+        shown = as_written(destination) if shown is None else shown
         return cls(
             stage,
-            f"write capture bundle '{destination}': {_STEPS[stage]} '{temp_path}': {_reason(error)}",
+            f"write capture bundle '{shown}': {_STEPS[stage]} '{_beside(shown, temp_path)}': {_reason(error)}",
             destination=destination,
             temp_path=temp_path,
             hint="check the free space of the disk and the permissions of the directory",
@@ -140,8 +150,30 @@ class CaptureWriteError(ErgoCaptureError):
         )
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _reason(error: OSError | ValueError) -> str:
+    """The error in the reference's words, which are those of its language's library."""
+    if not isinstance(error, OSError):
+        return "file name contained an unexpected NUL byte" if "null" in str(error) else str(error)
+    number = getattr(error, "winerror", None) or error.errno
+    return str(error) if number is None else f"{error.strerror} (os error {number})"
+
+
+def as_written(path: str | os.PathLike[str]) -> str:
+    """A path as its giver wrote it, for a message; what is no text in it is replaced."""
+    text = os.fspath(path)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+
+
+def _beside(shown: str, temp_path: Path) -> str:
+    """The temporary's path, for a message: in the destination's directory as that was written."""
+    if os.sep != "/":
+        return str(temp_path)
+    directory, slash, _ = _TRAILING.sub("", shown).rpartition("/")
+    directory = _TRAILING.sub("", directory) or slash or "."
+    return f"{directory}{'' if directory.endswith('/') else '/'}{as_written(temp_path.name)}"
 
 
 def create_parents(destination: Path) -> None:
@@ -152,17 +184,17 @@ def create_parents(destination: Path) -> None:
     """
     try:
         destination.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CaptureWriteError.create_output_directory(destination, error) from error
 
 
-def write_bytes_atomic(destination: Path, data: bytes) -> None:
-    """Write a whole file, or leave everything as it was.
+def write_bytes_atomic(destination: Path, data: bytes, spelled: str | None = None) -> None:
+    """Write a whole file, or leave everything as it was; ``spelled`` is as for ``AtomicFile``.
 
     Raises:
         CaptureWriteError: with the stage that failed.
     """
-    with AtomicFile(destination) as file:
+    with AtomicFile(destination, spelled) as file:
         file.write(data)
         file.commit()
 
@@ -172,6 +204,7 @@ class AtomicFile:
 
     Args:
         destination: the name it will get; its directory must be there.
+        spelled: the same as its giver wrote it, where that may say more: a slash at its end asks for a directory.
         replace: renames over; only tests give another than ``os.replace``.
         retry_refusals: whether a rename refused with PermissionError is tried again, as Windows needs it
             while somebody has the destination open.
@@ -183,13 +216,16 @@ class AtomicFile:
     def __init__(
         self,
         destination: Path,
+        spelled: str | None = None,
         *,
-        replace: Callable[[Path, Path], None] = os.replace,
+        replace: Callable[[Path, Any], None] = os.replace,
         retry_refusals: bool = sys.platform == "win32",
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._spelled = str(destination) if spelled is None else spelled
+        self._shown = as_written(self._spelled)
         if not destination.name or destination.name == "..":
-            raise CaptureWriteError.invalid_destination(destination)
+            raise CaptureWriteError.invalid_destination(destination, self._shown)
         self.destination = destination
         #: Bytes written so far.
         self.bytes_written = 0
@@ -208,9 +244,12 @@ class AtomicFile:
                 return path, os.open(path, flags, _FILE_MODE)
             except FileExistsError:
                 continue
-            except OSError as error:
-                raise CaptureWriteError.step(WriteStage.CREATE_TEMP_FILE, self.destination, path, error) from error
-        raise CaptureWriteError.exhausted(self.destination)
+            except (OSError, ValueError) as error:
+                raise self._failed(WriteStage.CREATE_TEMP_FILE, path, error) from error
+        raise CaptureWriteError.exhausted(self.destination, self._shown)
+
+    def _failed(self, stage: WriteStage, path: Path, error: OSError | ValueError) -> CaptureWriteError:
+        return CaptureWriteError.step(stage, self.destination, path, error, self._shown)
 
     def write(self, data: bytes | bytearray) -> None:
         """Append.
@@ -226,7 +265,7 @@ class AtomicFile:
                 self.bytes_written += written
         except OSError as error:
             self.abort()
-            raise CaptureWriteError.step(WriteStage.WRITE_TEMP_FILE, self.destination, self.path, error) from error
+            raise self._failed(WriteStage.WRITE_TEMP_FILE, self.path, error) from error
 
     def commit(self) -> None:
         """Make it durable and give it its name.
@@ -238,13 +277,13 @@ class AtomicFile:
             _sync(self._fd)
         except OSError as error:
             self.abort()
-            raise CaptureWriteError.step(WriteStage.SYNC_TEMP_FILE, self.destination, self.path, error) from error
+            raise self._failed(WriteStage.SYNC_TEMP_FILE, self.path, error) from error
         self._close()
         try:
             self._rename()
         except OSError as error:
             self.abort()
-            raise CaptureWriteError.step(WriteStage.RENAME_TEMP_FILE, self.destination, self.path, error) from error
+            raise self._failed(WriteStage.RENAME_TEMP_FILE, self.path, error) from error
         self._open = False
         try:
             _sync_directory(self.destination.parent)
@@ -255,7 +294,7 @@ class AtomicFile:
         attempts = MAX_REPLACE_ATTEMPTS if self._retry else 1
         for attempt in range(1, attempts + 1):
             try:
-                self._replace(self.path, self.destination)
+                self._replace(self.path, self._spelled)
             except PermissionError:
                 if attempt == attempts:
                     raise

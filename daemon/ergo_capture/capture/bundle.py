@@ -7,6 +7,7 @@ composing a bundle from a journal (``compose.py``).
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from os import PathLike
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.capture.atomic import CaptureWriteError, create_parents, write_bytes_atomic
+from ergo_capture.capture.atomic import CaptureWriteError, as_written, create_parents, write_bytes_atomic
 from ergo_capture.capture.lookalikes import HEAD_BYTES, looks_like
 from ergo_capture.capture.opening import read_text
 from ergo_capture.errors import ErgoCaptureError
@@ -122,5 +123,5 @@ def write_capture_bundle(
     try:
         text = encode_bundle(bundle, style)
     except (ValueError, TypeError) as error:
-        raise CaptureWriteError.serialize(destination, style.value, error) from error
-    write_bytes_atomic(destination, text)
+        raise CaptureWriteError.serialize(destination, as_written(path), style.value, error) from error
+    write_bytes_atomic(destination, text, os.fspath(path))

@@ -13,6 +13,7 @@ have read, unless the decoder in C was more lenient. That it may have been shows
   its records need at the least. Keys are counted as quotes before colons, less those inside strings.
 * A key in disguise (``\u0065vent_id``): only ``\u`` can spell a letter in another way.
 * ``-0``, which is no integer to serde, and a negative zero as a float.
+* A number next to the largest f64: which of those are read is decided by their text.
 
 A block that shows any of it, or that the decoder refuses, is read element by element.
 """
@@ -25,10 +26,13 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, BinaryIO, Final, Generic, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from ergo_capture.capture.outline import TOKENS, Stretch
 from ergo_capture.kernel import serde
+from ergo_capture.kernel.effects import ActionEffect
 from ergo_capture.kernel.events import ExternalEventKind
+from ergo_capture.kernel.numbers import CERTAINLY_IN_RANGE
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.records import (
     CapturedActionEffect,
@@ -110,6 +114,8 @@ def read_decisions(block: bytes) -> list[EpisodeInvocationRecord] | None:
         decisions = _decode_decisions(b"[%b]" % block)
         if not _certain(block, sum(map(_keys_of, decisions))):
             return None
+        if not all(_in_range(captured.effect) for decision in decisions for captured in decision.effects):
+            return None
         return [
             EpisodeInvocationRecord(
                 decision.event_id,
@@ -158,6 +164,17 @@ def _keys_of_effect(captured: CapturedActionEffect) -> int:
     if effect.intents:
         keys += 1 + sum(3 + 3 * len(intent.fields) for intent in effect.intents)
     return keys
+
+
+def _in_range(effect: ActionEffect) -> bool:
+    """Whether none of the effect's numbers is one that the reference may refuse."""
+    values = [write.value for write in effect.writes]
+    values += [field.value for intent in effect.intents for field in intent.fields]
+    return all(
+        abs(number) < CERTAINLY_IN_RANGE
+        for value in values
+        for number in (value.Series or () if value.Number is UNSET else (value.Number,))
+    )
 
 
 def _certain(block: bytes, keys: int) -> bool:

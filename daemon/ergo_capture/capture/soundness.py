@@ -53,15 +53,15 @@ class Soundness:
             self._repeated = duplicate_event_id(name)
         return event
 
-    def check_all(self) -> None:
+    def check_all(self, *, payloads: bool = True) -> None:
         """Look at every event of the stream.
 
         Raises:
-            ReplayError: the complaint, where there is one.
+            ReplayError: the complaint, where there is one; without ``payloads``, one about a hash or an id.
         """
         for index, record in enumerate(self._stream.events()):
             self.check(index, record)
-        if self.complaint is not None:
+        if self.complaint is not None and (payloads or self.complaint is not self._bad_payload):
             raise self.complaint
 
     def _is_before(self, event_id: str, index: int) -> bool:

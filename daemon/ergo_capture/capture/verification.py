@@ -22,6 +22,7 @@ from ergo_capture.capture.soundness import Soundness
 from ergo_capture.capture.stream import BundleStream, open_bundle
 from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import EventLike, ExternalEventKind
+from ergo_capture.kernel.numbers import as_the_reference
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.kernel.replay import (
     Divergence,
@@ -133,27 +134,19 @@ def event_of(event: ExternalEventRecord) -> EventLike:
     return _Offered(event.event_id, event.kind, event.event_time)
 
 
-_NUMBERS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?)([0-9]+)\.?([0-9]*)(?:e([+-]?[0-9]+))?', re.DOTALL)
+_NUMBERS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?[0-9][-+.0-9e]*)', re.DOTALL)
 
 
 def _misread_floats(index: int, record: EpisodeInvocationRecord) -> Iterator[str]:
-    """A note where the reference reads an effect's number as another and so refuses what it wrote itself.
-
-    Why: its parser multiplies or divides the digits by one power of ten, which rounds twice.
-    """
+    """A note where the reference reads an effect's number as another and so refuses what it wrote itself."""
     for effect in record.effects:
         for token in _NUMBERS.finditer(encode_effect(effect.effect)):
-            if token[2] is not None and _as_the_reference(token) != float(token[0]):
+            if token[1] is None:
+                continue
+            number = token[1].decode()
+            read = as_the_reference(number)
+            if read != float(number):
                 yield (
-                    f"the reference may refuse this bundle: it reads {token[0].decode()} in an effect of decision "
-                    f"{index} (event {record.event_id!r}) as {_as_the_reference(token)!r}"
+                    f"the reference may refuse this bundle: it reads {number} in an effect of decision "
+                    f"{index} (event {record.event_id!r}) as {read!r}"
                 )
-
-
-def _as_the_reference(token: re.Match[bytes]) -> float:
-    value = float(int(token[2] + token[3]))
-    exponent = int(token[4] or 0) - len(token[3])
-    while exponent < -308:
-        value, exponent = value / 1e308, exponent + 308
-    value = value * float(f"1e{exponent}") if exponent >= 0 else value / float(f"1e{-exponent}")
-    return -value if token[1] else value

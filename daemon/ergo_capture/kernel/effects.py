@@ -7,6 +7,7 @@ Not here: which record an effect belongs to (``records.py``).
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from typing import Final
 
@@ -17,8 +18,10 @@ from msgspec import UNSET, UnsetType
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A typed value, exactly one field set (``ergo_runtime::common::Value``, externally tagged).
 
+    An integer given for a number is the f64 that it is in the reference, whose text is another: ``3.0``.
+
     Raises:
-        ValueError: no variant, or more than one, is set.
+        ValueError: no variant, or more than one, is set; or a number is none, or not finite.
     """
 
     Number: float | UnsetType = UNSET
@@ -30,6 +33,26 @@ class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
         unset = (self.Number is UNSET) + (self.Series is UNSET) + (self.Bool is UNSET) + (self.String is UNSET)
         if unset != 3:
             raise ValueError("a value is exactly one of `Number`, `Series`, `Bool`, `String`")
+        number, series = self.Number, self.Series
+        if number is not UNSET:
+            if type(number) is not float or not math.isfinite(number):
+                msgspec.structs.force_setattr(self, "Number", _finite(number))
+        elif series is not UNSET and not (
+            type(series) is tuple and all(type(item) is float and math.isfinite(item) for item in series)
+        ):
+            msgspec.structs.force_setattr(self, "Series", tuple(map(_finite, series)))
+
+
+def _finite(number: object) -> float:
+    """Why refused here: JSON has no other numbers, and a bundle with one in it could not be read."""
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        try:
+            value = float(number)
+        except OverflowError:
+            value = math.inf
+        if math.isfinite(value):
+            return value
+    raise ValueError(f"invalid value: `{number!r:.60}`, expected a finite f64")
 
 
 class EffectWrite(msgspec.Struct, frozen=True):

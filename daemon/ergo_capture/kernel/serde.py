@@ -2,13 +2,17 @@
 
 Owns: which texts are a bundle and which are not, field by field, leniencies included: a struct may be
 an array of its fields in order, a unit variant an object holding null, an optional field absent; an
-unknown field is refused in the bundle itself and ignored elsewhere; a repeated field is refused.
+unknown field is refused in the bundle itself and in times, and ignored elsewhere, whatever it holds; a
+repeated field is refused.
 Not here: the fast path for texts of the common shape (``capture/elements.py``).
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NoReturn
@@ -16,7 +20,8 @@ from typing import Any, Final, NoReturn
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentField, IntentRecord, Value
 from ergo_capture.kernel.events import ExternalEventKind
-from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.numbers import CERTAINLY_IN_RANGE, in_range
+from ergo_capture.kernel.outcomes import Decision, ErrKind, RunTermination
 from ergo_capture.kernel.records import (
     CaptureBundle,
     CapturedActionEffect,
@@ -28,6 +33,11 @@ from ergo_capture.kernel.time import U64_MAX, EventTime
 
 Reader = Callable[[Any, str], Any]
 _ABSENT: Final = object()
+#: More arrays and objects than are open at once in a bundle without unknown fields.
+_DEPTH: Final = 32
+_BRACKETS: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+#: Digits, and a sign, of the longest integer that is read as one.
+_MOST_DIGITS: Final = 20
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -35,13 +45,57 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def parse(text: str) -> Any:
-    """A JSON text as strings, numbers, lists and pairs.
+    """A JSON text as strings, numbers, lists and pairs; what stands deeper than a bundle goes may be lost.
 
     Raises:
         ValueError: malformed, or a constant or number that JSON does not have.
-        RecursionError: nested too deep.
     """
-    return json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse_constant, parse_int=_parse_int)
+    try:
+        return _loads(text)
+    except RecursionError:
+        # Why: serde counts no levels in a field that it ignores, and nothing else in a bundle is that deep.
+        return _loads(_shallow(text))
+
+
+def _loads(text: str) -> Any:
+    return json.loads(
+        text,
+        object_pairs_hook=_Pairs,
+        parse_constant=_refuse_constant,
+        parse_int=_parse_int,
+        parse_float=_parse_float,
+    )
+
+
+def _shallow(text: str) -> str:
+    """A text of the same length with 0 for each array and object that is too deep, once it is known to be one.
+
+    Raises:
+        ValueError: such an array or object is malformed, or has no end.
+    """
+    #: For each container that is open and too deep, where it begins, and its text so far; before them, the rest's.
+    opened: list[tuple[int, list[str]]] = [(0, [])]
+    depth = at = 0
+    for match in _BRACKETS.finditer(text):
+        if match[0] in "[{":
+            depth += 1
+            if depth > _DEPTH:
+                opened[-1][1].append(text[at : match.start()])
+                at = match.start()
+                opened.append((at, []))
+        elif match[0] in "]}":
+            depth -= 1
+            if len(opened) > 1:
+                start, parts = opened.pop()
+                try:
+                    _loads("".join(parts) + text[at : match.end()])
+                except json.JSONDecodeError as error:
+                    raise json.JSONDecodeError(error.msg, text, start) from error
+                at = match.end()
+                opened[-1][1].append("0" if len(opened) > 1 else "0".ljust(at - start))
+    if len(opened) > 1:
+        raise json.JSONDecodeError("Expecting value", text, len(text))
+    return "".join(opened[0][1]) + text[at:]
 
 
 def read_bundle(value: Any) -> CaptureBundle:
@@ -79,11 +133,22 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _parse_int(digits: str) -> int | float:
-    # Why: serde_json reads -0 as a float, so that it is not an integer anywhere.
-    return -0.0 if digits == "-0" else int(digits)
+    # Why: serde_json reads -0 as a float, so that it is not an integer anywhere; what no u64 holds is one too.
+    return _parse_float(digits) if digits == "-0" or len(digits) > _MOST_DIGITS else int(digits)
+
+
+def _parse_float(number: str) -> float:
+    # Why not refused here: in a field that is ignored, a number may be out of range.
+    value = float(number)
+    if abs(value) < CERTAINLY_IN_RANGE:
+        return value
+    return math.copysign(sys.float_info.max if in_range(number) else math.inf, value)
 
 
 def _refuse(value: Any, expected: str, path: str) -> NoReturn:
+    if isinstance(value, str):
+        # Why: what is no text cannot stand in a message.
+        _string(value, path)
     shown = "an object" if isinstance(value, _Pairs) else "an array" if isinstance(value, list) else f"`{value}`"
     raise ValueError(f"invalid type: {shown}, expected {expected} - at `{path}`")
 
@@ -113,11 +178,8 @@ def _unsigned(limit: int, name: str) -> Reader:
 def _float(value: Any, path: str) -> float:
     if type(value) not in (int, float):
         _refuse(value, "f64", path)
-    try:
-        number = float(value)
-    except OverflowError:
-        number = float("inf")
-    if number in (float("inf"), float("-inf")):
+    number = float(value)
+    if math.isinf(number):
         raise ValueError(f"number out of range - at `{path}`")
     return number
 
@@ -155,9 +217,10 @@ def _payload(value: Any, path: str) -> bytes:
 def _variant(value: Any, path: str) -> tuple[str, Any]:
     """The name and content of an externally tagged variant; a bare string is a unit variant."""
     if isinstance(value, str):
-        return value, None
+        return _string(value, path), None
     if isinstance(value, _Pairs) and len(value) == 1:
-        return value[0]
+        ((name, content),) = value
+        return _string(name, path), content
     _refuse(value, "an enum", path)
 
 
@@ -176,17 +239,20 @@ def _unit_enum(cls: type[Enum]) -> Reader:
     return read
 
 
+_err_kind: Final = _unit_enum(ErrKind)
+
+
 def _termination(value: Any, path: str) -> RunTermination:
+    name, content = _variant(value, path)
+    if name == "Failed":
+        return RunTermination.Failed(_err_kind(content, f"{path}.Failed"))
     try:
-        return RunTermination.from_builtins(_plain(value))
+        termination = RunTermination.from_builtins(name)
     except ValueError as error:
         raise ValueError(f"{error} - at `{path}`") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Pairs):
-        return {key: _plain(item) for key, item in value}
-    return value
+    if content is not None:
+        _refuse(content, "unit", path)
+    return termination
 
 
 def _value(value: Any, path: str) -> Value:
@@ -228,6 +294,8 @@ def _struct(
         for name, item in pairs:
             reader = fields.get(name)
             if reader is None:
+                # Why here alone: serde reads the names of fields, and skips what an unknown one holds.
+                _string(name, path)
                 if deny_unknown:
                     known = ", ".join(f"`{n}`" for n in names)
                     raise ValueError(f"unknown field `{name}`, expected one of {known} - at `{path}`")
@@ -262,7 +330,7 @@ def _read_time(value: Any, path: str) -> EventTime:
     return time
 
 
-_TIME_FIELDS: Final = _struct(EventTime, {"secs": _U64, "nanos": _unsigned((1 << 32) - 1, "u32")})
+_TIME_FIELDS: Final = _struct(EventTime, {"secs": _U64, "nanos": _unsigned((1 << 32) - 1, "u32")}, deny_unknown=True)
 _OPTIONAL_TIME: Final = _option(_read_time)
 
 _CONSTRAINTS: Final = _struct(
