@@ -36,7 +36,7 @@ class RuntimeInvoker(Protocol):
         """Run one episode to its end; a bare termination stands for a run without effects."""
 
 
-class DecisionLogEntry(msgspec.Struct, frozen=True):
+class DecisionLogEntry(msgspec.Struct, frozen=True, gc=False):
     """One decision as it is logged (``ergo_supervisor::DecisionLogEntry``)."""
 
     graph_id: str

@@ -26,7 +26,7 @@ _INVOKE: Final = Decision.Invoke
 _DEFER: Final = Decision.Defer
 
 
-class Run(msgspec.Struct, frozen=True):
+class Run(msgspec.Struct, frozen=True, gc=False):
     """An episode that is to run now.
 
     ``trigger`` is the event whose record the decision becomes; ``origin`` the event whose id and
