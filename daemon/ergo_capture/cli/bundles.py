@@ -20,8 +20,9 @@ import typer
 from ergo_capture import config as configuration
 from ergo_capture.capture.catalogue import Catalogue, StoredBundle
 from ergo_capture.capture.retention import RetentionRules
+from ergo_capture.cli.figures import size
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.units import Duration, Size
+from ergo_capture.units import Duration, Size, counted
 
 Quantity = TypeVar("Quantity", Duration, Size)
 
@@ -87,11 +88,11 @@ def prune(
             hint="give --max-age, --max-bytes, --max-bundles or --keep-free, or set them under [retention]",
             exit_code=ExitCode.USAGE,
         )
-    count, size, kept = 0, 0, 0
+    count, freed, kept = 0, 0, 0
     for step in Pruner(Path(loaded.state.directory), RealStorage()).prune(rules, graph=graph, dry_run=dry_run):
         bundle = step.choice.bundle
         if step.kept is None:
-            count, size = count + 1, size + bundle.size
+            count, freed = count + 1, freed + bundle.size
         else:
             kept += 1
         if as_json:
@@ -99,11 +100,11 @@ def prune(
             typer.echo(msgspec.json.encode(_as_json(bundle) | said))
         elif step.kept is None:
             typer.echo(
-                f"{'would prune' if dry_run else 'pruned'} {_shown(bundle.path)} ({_size(bundle.size)}): {step.choice.reason}"
+                f"{'would prune' if dry_run else 'pruned'} {_shown(bundle.path)} ({size(bundle.size)}): {step.choice.reason}"
             )
         else:
             typer.echo(f"kept {_shown(bundle.path)}: {step.kept}")
-    typer.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, size)}", err=True)
+    typer.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, freed)}", err=True)
     if kept:
         typer.echo("Try: `ergo-capture verify` on what was kept, then move it away", err=True)
     return int(ExitCode.DATA_LOSS if kept else ExitCode.OK)
@@ -166,7 +167,7 @@ def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:
         bundle.trouble or (manifest.ended if manifest else "-"),
         bundle.graph,
         "-" if manifest is None else f"{manifest.events:,}",
-        _size(bundle.size),
+        size(bundle.size),
         _shown(bundle.path),
     )
 
@@ -176,12 +177,5 @@ def _shown(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _total(count: int, size: int) -> str:
-    return f"{count} bundle{'s' * (count != 1)}, {_size(size)}"
-
-
-def _size(size: int) -> str:
-    for unit, exponent in (("TB", 12), ("GB", 9), ("MB", 6), ("kB", 3)):
-        if size >= 10**exponent:
-            return f"{size / 10**exponent:.1f} {unit}"
-    return f"{size} B"
+def _total(count: int, file_bytes: int) -> str:
+    return f"{counted(count, 'bundle')}, {size(file_bytes)}"

@@ -22,6 +22,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import plain
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,7 +62,7 @@ def extract(
         return
     create_parents(output)
     write_bytes_atomic(output, text)
-    typer.echo(f"{len(scenario['events'])} events", err=True)
+    typer.echo(counted(len(scenario["events"]), "event"), err=True)
 
 
 def scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:

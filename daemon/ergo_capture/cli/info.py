@@ -21,6 +21,7 @@ from ergo_capture.cli.verify import printable
 from ergo_capture.journal.stream import PartStream
 from ergo_capture.kernel.explanation import in_seconds, readable
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +56,7 @@ def info(
         else:
             _show(capture, numbers, manifest)
     if runs > 1 and not as_json:
-        typer.echo(f"{runs:,} runs, {events:,} events, {size:,} bytes")
+        typer.echo(f"{counted(runs, 'run')}, {counted(events, 'event')}, {counted(size, 'byte')}")
 
 
 def _captures(names: list[str], state_dir: str, config: Path | None, *, as_json: bool) -> list[Capture]:
@@ -159,13 +160,15 @@ def _events(table: Table, survey: Survey) -> None:
     table.add_row(
         "payloads",
         f"{survey.payload_bytes:,} bytes, {mean:.0f} on average, {survey.largest_payload:,} at the most, "
-        f"{survey.without_payload:,} events without",
+        f"{counted(survey.without_payload, 'event')} without",
     )
 
 
 def _decisions(table: Table, survey: Survey) -> None:
     waiting = survey.events - survey.decisions
-    table.add_row("decisions", f"{survey.decisions:,}" + (f", {waiting:,} events not decided" if waiting > 0 else ""))
+    table.add_row(
+        "decisions", f"{survey.decisions:,}" + (f", {counted(waiting, 'event')} not decided" if waiting > 0 else "")
+    )
     for outcome, count in survey.outcomes.items():
         more = f", {survey.pumped:,} by a Pump" if outcome == "Invoke" and survey.pumped else ""
         table.add_row(f"  {outcome}", f"{count:,}{more}")

@@ -29,6 +29,7 @@ from ergo_capture.cli.verify import check, printable
 from ergo_capture.engine.replaying import Replayed, Strictness, replay_stream
 from ergo_capture.engine.spec import FORMS, engine_from
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -193,7 +194,7 @@ def _in_words(result: dict[str, Any]) -> str:
         return f"{name}: failed: {result['error']}{hint}"
     notes = "".join(f"\n  note: {note}" for note in result.get("notes", ()))
     if result["outcome"] == _SAME:
-        return f"{name}: same, {result['decisions']} decisions{notes}"
+        return f"{name}: same, {counted(result['decisions'], 'decision')}{notes}"
     found = result["divergence"]
     captured, replayed = (msgspec.json.encode(found[side]).decode() for side in ("captured", "replayed"))
     lines = [f"{name}: diverged"]

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
+from ergo_capture.cli.figures import size
 from ergo_capture.cli.info import manifest_beside
 from ergo_capture.cli.output import write_out
 from ergo_capture.cli.verify import printable
@@ -46,7 +47,7 @@ def report(
         return
     create_parents(destination)
     write_bytes_atomic(destination, page)
-    typer.echo(f"{printable(str(destination))} ({len(page) / 1e6:.1f} MB)")
+    typer.echo(f"{printable(str(destination))} ({size(len(page))})")
 
 
 def _beside(bundle: Path) -> Path:

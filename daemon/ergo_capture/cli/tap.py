@@ -15,6 +15,7 @@ import typer
 from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
 from ergo_capture.cli.output import standard_output
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -67,9 +68,9 @@ def in_words(item: dict[str, Any]) -> str:
     if decision["termination"] is not None:
         parts.append(_termination(decision["termination"]))
     if decision["retry_count"]:
-        parts.append(f"after {decision['retry_count']} retries")
+        parts.append("after 1 retry" if decision["retry_count"] == 1 else f"after {decision['retry_count']} retries")
     if decision["effects"]:
-        parts.append(f"{len(decision['effects'])} effects")
+        parts.append(counted(len(decision["effects"]), "effect"))
     return "  ".join(parts)
 
 

@@ -17,6 +17,7 @@ from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import plain
 from ergo_capture.kernel.replay import Divergence
+from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -86,4 +87,5 @@ def _in_words(result: dict[str, Any]) -> str:
             f"  captured: {captured}\n"
             f"  replayed: {replayed}{notes}"
         )
-    return f"{name}: ok, {result['events']} events, {result['decisions']} decisions derived again{notes}"
+    counts = f"{counted(result['events'], 'event')}, {counted(result['decisions'], 'decision')}"
+    return f"{name}: ok, {counts} derived again{notes}"
