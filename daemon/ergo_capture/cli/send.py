@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
@@ -17,9 +17,13 @@ import typer
 from ergo_capture.cli.event_lines import EventLines
 from ergo_capture.client import CaptureClient, Published, Reject
 from ergo_capture.errors import ExitCode
+from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+#: Characters of a line that is shown because it has no id.
+_SHOWN: Final = 60
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -66,11 +70,12 @@ def send(
     if as_json:
         typer.echo(msgspec.json.encode(summary))
     else:
-        typer.echo(f"{published.events} events, {published.decisions} decisions in {summary['seconds']:.2f} s")
+        counts = f"{counted(published.events, 'event')}, {counted(published.decisions, 'decision')}"
+        typer.echo(f"{counts} in {summary['seconds']:.2f} s")
         if client.rejected:
-            typer.echo(f"{client.rejected} events were rejected", err=True)
+            typer.echo(f"{counted(client.rejected, 'event')} rejected", err=True)
         if client.reconnects:
-            typer.echo(f"took the session up again {client.reconnects} times", err=True)
+            typer.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
         typer.echo(published.bundle)
     return int(ExitCode.DATA_LOSS if client.rejected else ExitCode.OK)
 
@@ -119,6 +124,14 @@ def _summary(client: CaptureClient, published: Published, progress: _Progress, s
     }
 
 
+def _name_of(reject: Reject) -> str:
+    """The event's id, or what its line begins with; escaped, as a terminal obeys control characters."""
+    if reject.event_id is not None:
+        return repr(reject.event_id)
+    line = reject.line.removeprefix(b'{"type":"event","event":').rstrip(b"\n").decode(errors="replace")
+    return f"the line {line if len(line) <= _SHOWN else line[:_SHOWN] + '...'!r}"
+
+
 class _Progress:
     """What a person sees while it goes: a bar or a count on one line, rejections and reconnections on their own."""
 
@@ -143,12 +156,12 @@ class _Progress:
         self.codes[reject.code] = self.codes.get(reject.code, 0) + 1
         self._said += 1
         if self._said <= self.MOST_SHOWN:
-            self._line(f"rejected {reject.event_id!r}: {reject.code}: {reject.message}")
+            self._line(f"rejected {_name_of(reject)}: {reject.code}: {reject.message}")
         elif self._said == self.MOST_SHOWN + 1:
             self._line("more were rejected; see the count at the end")
 
     def reconnect(self, times: int) -> None:
-        self._line(f"the daemon is back; the session goes on (reconnected {times} times)")
+        self._line(f"the daemon is back; the session goes on (reconnected {counted(times, 'time')})")
 
     def finish(self) -> None:
         if self._bar is not None:
