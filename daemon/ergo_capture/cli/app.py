@@ -115,7 +115,8 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         # Why here too: a disk may fail under any command, and a traceback helps nobody with that.
         where = f" '{error.filename}'" if error.filename else ""
-        _complain(f"{arguments[0] if arguments else 'ergo-capture'}{where}: {error.strerror or error}", None)
+        hint = "check the owner and the permissions of the path" if isinstance(error, PermissionError) else None
+        _complain(f"{arguments[0] if arguments else 'ergo-capture'}{where}: {error.strerror or error}", hint)
         return int(ExitCode.FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return 130

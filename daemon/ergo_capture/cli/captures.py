@@ -15,11 +15,11 @@ from typing import Annotated, Final
 import typer
 
 from ergo_capture import config as configuration
-from ergo_capture.capture.manifest import BUNDLE_SUFFIX, stem_of
+from ergo_capture.capture.manifest import stem_of
 from ergo_capture.capture.names import bundle_name, safe_name
 from ergo_capture.capture.opening import COMPRESSED_SUFFIX
 from ergo_capture.capture.stream import RecordStream, open_bundle
-from ergo_capture.cli.bundle_files import bundles_in
+from ergo_capture.cli.bundle_files import bundles_below, bundles_in, refuse_empty
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.doctor import kind_of_directory
 from ergo_capture.journal.segment import sequence_of
@@ -99,6 +99,7 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
     Raises:
         ErgoCaptureError: there is no such journal.
     """
+    refuse_empty(name)
     path = Path(name)
     if path.is_dir():
         journal = path if kind_of_directory(path) == "journal" else path / "journal"
@@ -117,6 +118,7 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
 
 
 def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
+    refuse_empty(name)
     path = Path(name)
     if path.is_dir():
         return _in_directory(path)
@@ -158,10 +160,7 @@ def _in_directory(path: Path) -> list[Capture]:
 
 
 def _bundles_below(directory: Path) -> list[Capture]:
-    suffixes = (BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)
-    if not directory.is_dir():
-        return []
-    return [Capture(str(path), path) for path in sorted(directory.rglob("*")) if path.name.endswith(suffixes)]
+    return [Capture(str(path), path) for path in bundles_below(directory)] if directory.is_dir() else []
 
 
 def _parts(journal: Path, *, published: bool = True) -> list[Capture]:

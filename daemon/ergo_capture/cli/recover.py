@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def recover(
-    source: Annotated[Path, typer.Argument(help="A damaged bundle, or a journal or state directory.")],
+    source: Annotated[Path, typer.Argument(readable=False, help="A damaged bundle, or a journal or state directory.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Bundle file to write; for a journal, directory of bundles.")
     ],
@@ -47,6 +47,8 @@ def recover(
 
     Exit 0 where everything was kept, 3 where something was lost, 1 where nothing could be saved.
     """
+    if str(output) == "-":
+        raise _refusal("it writes files, and nothing to standard output", "name the bundle to write with -o")
     if source.is_dir():
         return _recover_journal(source, output, force=force, as_json=as_json)
     if sequence_of(source.name) is not None:

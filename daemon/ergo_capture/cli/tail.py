@@ -49,7 +49,7 @@ def tail(
     line_of = json_line if as_json else for_people
     if not following:
         with capture_named(capture, state_dir, config).open() as stream:
-            for index, event, record in deque(select(stream, wanted), lines):
+            for index, event, record in deque(select(stream, wanted), min(lines, sys.maxsize)):
                 typer.echo(line_of(index, event, record))
         return
 

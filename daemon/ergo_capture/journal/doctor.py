@@ -11,7 +11,7 @@ it does, without a destination.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import msgspec
 
 from ergo_capture.capture.anatomy import salvage_bundle
 from ergo_capture.capture.manifest import BUNDLE_SUFFIX, MANIFEST_SUFFIX, manifest_path
-from ergo_capture.capture.opening import COMPRESSED_SUFFIX
+from ergo_capture.capture.opening import COMPRESSED_SUFFIX, files_below
 from ergo_capture.capture.verification import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.findings import Scan
@@ -135,7 +135,7 @@ class _Doctor:
         else:
             self._find(Severity.WARNING, journal, "there is no journal")
         count = 0
-        for path in sorted(_files_below(bundles)) if bundles.is_dir() else ():
+        for path in files_below(bundles) if bundles.is_dir() else ():
             if path.name.endswith(".tmp"):
                 self._find(Severity.WARNING, path, "a temporary that was never finished; a start removes it")
             elif path.name.endswith(MANIFEST_SUFFIX):
@@ -280,7 +280,3 @@ class _Doctor:
         self.keeps.append(
             f"{name} of graph {part.graph} ({part.ended}): recover would leave you with: {counts.in_words()}"
         )
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.rglob("*") if not path.is_dir())
