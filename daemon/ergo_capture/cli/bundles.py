@@ -34,10 +34,13 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration file; by default the usual one, if it is there.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file; by default the usual one, if it is there."),
 ]
-StateOption = Annotated[str, typer.Option("--state-dir", help="State directory; by default the configured one.")]
-GraphOption = Annotated[str | None, typer.Option("--graph", help="Only the bundles of this graph.")]
+StateOption = Annotated[
+    str, typer.Option("--state-dir", metavar="DIR", help="State directory; by default the configured one.")
+]
+GraphOption = Annotated[str | None, typer.Option("--graph", metavar="GRAPH", help="Only the bundles of this graph.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")]
 
 
@@ -45,7 +48,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def list_bundles(
     config: ConfigOption = None, state_dir: StateOption = "", graph: GraphOption = None, as_json: JsonOption = False
 ) -> int:
-    """List the bundles there are, the oldest first, as their manifests tell."""
+    """List the bundles there are, the oldest first.
+
+    What is said of them is what their manifests tell.
+    """
     state = Path(configuration.load(config, state=state_dir).state.directory)
     found = [bundle for bundle in Catalogue(state / "bundles").read() if graph in (None, bundle.graph)]
     if as_json:
@@ -63,14 +69,22 @@ def prune(
     config: ConfigOption = None,
     state_dir: StateOption = "",
     graph: GraphOption = None,
-    max_age: Annotated[str | None, typer.Option(help="As retention.max_age, for every graph: 30d, 12h.")] = None,
-    max_bytes: Annotated[str | None, typer.Option(help="As retention.max_bytes, for every graph: 10GiB.")] = None,
-    max_bundles: Annotated[int | None, typer.Option(min=0, help="As retention.max_bundles, for every graph.")] = None,
-    keep_free: Annotated[str | None, typer.Option(help="As retention.keep_free_bytes: 5GiB.")] = None,
+    max_age: Annotated[
+        str | None, typer.Option(metavar="AGE", help="As retention.max_age, for every graph: 30d, 12h.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="As retention.max_bytes, for every graph: 10GiB.")
+    ] = None,
+    max_bundles: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="As retention.max_bundles, for every graph.")
+    ] = None,
+    keep_free: Annotated[str | None, typer.Option(metavar="SIZE", help="As retention.keep_free_bytes: 5GiB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Delete the finished bundles that are beyond the bounds, and their manifests.
+    """Delete the finished bundles that are beyond the bounds.
+
+    Their manifests go with them.
 
     The bounds are those of the configuration, or what the options say in their place. A bundle is read whole
     and compared with its manifest first; one that differs is kept, and the exit code is 3.

@@ -27,10 +27,14 @@ from ergo_capture.journal.stream import PartStream, parts_in
 from ergo_capture.storage import RealStorage
 
 StateOption = Annotated[
-    str, typer.Option("--state-dir", help="Where a session is looked for; by default the configured state directory.")
+    str,
+    typer.Option(
+        "--state-dir", metavar="DIR", help="Where a session is looked for; by default the configured directory."
+    ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration that says where; by default the usual one.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration that says where; by default the usual one."),
 ]
 WHAT: Final = "Bundles, directories of them, patterns, a journal, a state directory, or a session's id."
 

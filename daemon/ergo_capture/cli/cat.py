@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def cat(
-    captures: Annotated[list[str], typer.Argument(help=WHAT)],
+    captures: Annotated[list[str], typer.Argument(metavar="CAPTURE", help=WHAT)],
     kind: Kinds = None,
     decision: Decisions = None,
     since: Since = "",

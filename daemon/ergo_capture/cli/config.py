@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration file; by default the usual one, if it is there.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file; by default the usual one, if it is there."),
 ]
 
 FileArgument = Annotated[Path | None, typer.Argument(metavar="FILE", help="The same as --config.", show_default=False)]
@@ -36,7 +37,10 @@ def _named(file: Path | None, config: Path | None) -> Path | None:
 
 @app.command()
 def check(file: FileArgument = None, config: ConfigOption = None) -> int:
-    """Say whether the daemon would start with this configuration; exit 78 where not."""
+    """Say whether the daemon would start with this configuration.
+
+    Exit 78 where not; warnings do not count.
+    """
     from ergo_capture.server.composition import admission_of, graphs_of  # noqa: PLC0415 - only here
     from ergo_capture.server.permissions import loose_paths  # noqa: PLC0415
 

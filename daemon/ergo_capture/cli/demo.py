@@ -36,7 +36,8 @@ rate_window = "10m"
 @app.command()
 def demo(
     directory: Annotated[
-        Path | None, typer.Option(help="Where to keep what is made; by default a temporary directory that stays.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to keep what is made; by default a temporary directory that stays."),
     ] = None,
 ) -> int:
     """Start a daemon, stream real flights to it under a rate limit, close, verify, and show what was captured."""

@@ -22,8 +22,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="A bundle file, or a session's id.")],
-    b: Annotated[str, typer.Argument(help="Another one.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A bundle file, or a session's id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     state_dir: StateOption = "",
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

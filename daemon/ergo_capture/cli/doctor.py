@@ -25,7 +25,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def doctor(
     paths: Annotated[
-        list[Path], typer.Argument(readable=False, help="Bundles, segments, journals or state directories.")
+        list[Path],
+        typer.Argument(metavar="PATH", readable=False, help="Bundles, segments, journals or state directories."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a path, one a line.")] = False,
 ) -> int:

@@ -28,9 +28,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def extract(
-    capture: Annotated[str, typer.Argument(help="A bundle file, or a session's id.")],
+    capture: Annotated[str, typer.Argument(metavar="CAPTURE", help="A bundle file, or a session's id.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The scenario file; - or nothing for standard output.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The scenario file; - or nothing for standard output."),
     ] = None,
     kind: Kinds = None,
     since: Since = "",
@@ -41,7 +42,7 @@ def extract(
     state_dir: StateOption = "",
     config: ConfigOption = None,
 ) -> None:
-    """Write a range of a run's events as a scenario that ``simulate`` runs.
+    """Write a range of a run's events as a scenario that `simulate` runs.
 
     Episodes end in it as they ended then; what is decided depends on the events that are left.
     """

@@ -35,7 +35,9 @@ _PIPED_WIDTH: Final = 500
 def info(
     captures: Annotated[
         list[str],
-        typer.Argument(help="Bundles, directories of them, patterns, a journal, a state directory, a session."),
+        typer.Argument(
+            metavar="CAPTURE", help="Bundles, directories of them, patterns, a journal, a state directory, a session."
+        ),
     ],
     state_dir: StateOption = "",
     config: ConfigOption = None,

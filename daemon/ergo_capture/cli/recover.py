@@ -29,15 +29,22 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def recover(
-    source: Annotated[Path, typer.Argument(readable=False, help="A damaged bundle, or a journal or state directory.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", readable=False, help="A damaged bundle, or a journal or state directory."),
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Bundle file to write; for a journal, directory of bundles.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DST", help="Bundle file to write; for a journal, directory of bundles."
+        ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     adapter_provenance: Annotated[
-        str, typer.Option(help="Stands for a bundle's, where that is gone; else the manifest's, or `lost`.")
+        str,
+        typer.Option(metavar="TEXT", help="Stands for a bundle's, where that is gone; else the manifest's, or `lost`."),
     ] = "",
-    runtime_provenance: Annotated[str, typer.Option(help="As --adapter-provenance.")] = "",
+    runtime_provenance: Annotated[str, typer.Option(metavar="TEXT", help="As --adapter-provenance.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> int:
     """Write what can be proved of a damaged capture elsewhere, and count what was lost; the source is only read.

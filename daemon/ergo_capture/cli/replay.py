@@ -43,15 +43,27 @@ _FAILED: Final = "failed"
 
 @app.command()
 def replay(
-    bundles: Annotated[list[str], typer.Argument(help="Bundle files, directories of them, or patterns.")],
-    engine: Annotated[str, typer.Option(help=f"What runs the episodes: {FORMS}. Without it this is verify.")] = "",
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE", help="Bundle files, directories of them, or patterns.")
+    ],
+    engine: Annotated[
+        str, typer.Option(metavar="SPEC", help=f"What runs the episodes: {FORMS}. Without it this is verify.")
+    ] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Expect unique ids and these provenances.")] = False,
-    adapter_provenance: Annotated[str, typer.Option(help="With --strict: what the adapter must have been.")] = "none",
+    adapter_provenance: Annotated[
+        str, typer.Option(metavar="TEXT", help="With --strict: what the adapter must have been.")
+    ] = "none",
     runtime_provenance: Annotated[
-        str, typer.Option(help="With --strict: what the engine must have been; by default what it says of itself.")
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="With --strict: what the engine must have been; by default what it says of itself.",
+        ),
     ] = "",
     keep_going: Annotated[bool, typer.Option("--keep-going", "-k", help="Go on after a bundle that differs.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Bundles at once, each in a process.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Bundles at once, each in a process.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> int:
     """Run the episodes of bundles again with an engine, and explain the first decision that differs.

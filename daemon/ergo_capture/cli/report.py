@@ -29,10 +29,15 @@ _DEVICES: Final = {"/dev", "/proc"}
 
 @app.command()
 def report(
-    bundle: Annotated[Path, typer.Argument(help="A bundle file.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page; - for standard output. By default beside the bundle, as .html."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The page; - for standard output. By default beside the bundle, as .html.",
+        ),
     ] = None,
 ) -> None:
     """Draw a bundle as one page of HTML that needs no network: the run over event time, and its decisions."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -30,14 +31,25 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def send(
-    file: Annotated[str, typer.Argument(help="JSON Lines of events, .gz too; - for standard input.")] = "-",
-    graph: Annotated[str, typer.Option(help="Graph to open a session of.")] = "default",
-    session: Annotated[str, typer.Option(help="Session to take up again, in place of a new one.")] = "",
-    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, kept in the manifest; may be repeated.")] = None,
-    socket: Annotated[str, typer.Option(help="The daemon's socket; by default the configured one.")] = "",
-    window: Annotated[int, typer.Option(min=1, help="Events that may be unacknowledged at once.")] = 4096,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="JSON Lines of events, .gz too; - for standard input.")
+    ] = "-",
+    graph: Annotated[str, typer.Option(metavar="GRAPH", help="Graph to open a session of.")] = "default",
+    session: Annotated[
+        str, typer.Option(metavar="SESSION", help="Session to take up again, in place of a new one.")
+    ] = "",
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept in the manifest; may be repeated.")
+    ] = None,
+    socket: Annotated[
+        str, typer.Option(metavar="PATH", help="The daemon's socket; by default the configured one.")
+    ] = "",
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The daemon's configuration file; by default the usual one.")
+    ] = None,
+    window: Annotated[int, typer.Option(min=1, metavar="N", help="Events that may be unacknowledged at once.")] = 4096,
     give_up_after: Annotated[
-        float, typer.Option(min=0, help="Seconds to go on trying when the daemon is away.")
+        float, typer.Option(min=0, metavar="SECONDS", help="How long to go on trying when the daemon is away.")
     ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -50,7 +62,7 @@ def send(
     if not socket:
         from ergo_capture.config import load  # noqa: PLC0415 - only where nothing was said
 
-        socket = load().socket.path
+        socket = load(config).socket.path
     started = time.monotonic()
     with EventLines(file) as source:
         progress = _Progress(source, shown=not quiet and not as_json and sys.stderr.isatty())
@@ -104,7 +116,7 @@ async def _stream(
 def _label(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
+        raise typer.BadParameter(f"--label {text!r} is not KEY=VALUE")
     return key, value
 
 

@@ -26,9 +26,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def simulate(
-    scenario: Annotated[str, typer.Argument(help="Scenario file (JSON); - for standard input.")],
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="Scenario file (JSON); - for standard input.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Bundle file; - or nothing for standard output.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Bundle file; - or nothing for standard output."),
     ] = None,
     style: Annotated[CaptureJsonStyle, typer.Option(help="Layout of the bundle.")] = CaptureJsonStyle.Compact,
 ) -> int:

@@ -27,8 +27,12 @@ def tap(
     of: Annotated[str, typer.Argument(metavar="GRAPH|SESSION", help="What to follow; see `ergo-capture status`.")],
     socket: SocketOption = "",
     config: ConfigOption = None,
-    rate: Annotated[int, typer.Option(min=1, max=_MAX_RATE, help="Most decisions a second to show.")] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the daemon's own lines.")] = False,
+    rate: Annotated[
+        int, typer.Option(min=1, max=_MAX_RATE, metavar="N", help="Most decisions a second to show.")
+    ] = 100,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, as the daemon says it.")
+    ] = False,
 ) -> int:
     """Follow decisions as they become durable, until Ctrl-C or the session's end.
 

@@ -24,7 +24,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def verify(
-    bundles: Annotated[list[str], typer.Argument(help="Bundle files, directories of them, or patterns.")],
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE", help="Bundle files, directories of them, or patterns.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> int:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
