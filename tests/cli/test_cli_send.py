@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import subprocess
@@ -14,6 +15,8 @@ from tests.daemons import COMMAND, DaemonProcess, command, command_environment, 
 from tests.shared import shared
 
 from ergo_capture import decode_bundle
+from ergo_capture.cli.event_lines import EventLines
+from ergo_capture.cli.send import _Progress
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,23 @@ def test_an_unknown_graph_is_told_with_those_that_are_known(daemon: DaemonProces
     assert ran.returncode == 1
     assert "graph 'nope' is not configured" in ran.stderr
     assert "open one of: default" in ran.stderr
+
+
+async def test_a_wait_that_takes_long_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon whose disk is full opens no session until there is room; whoever waits is told where to look."""
+    monkeypatch.setattr(_Progress, "SILENCE", 0.02)
+    (tmp_path / "events").touch()
+    with EventLines(str(tmp_path / "events")) as source:
+        progress = _Progress(source, shown=False)
+        with progress.saying_so("has not opened the session yet"):
+            pass
+        assert capsys.readouterr().err == ""
+        with progress.saying_so("has not opened the session yet"):
+            await asyncio.sleep(0.1)
+        said = "the daemon has not opened the session yet; `ergo-capture status` says what it waits for\n"
+        assert capsys.readouterr().err == said
 
 
 def test_send_survives_a_restart_in_mid_stream_and_reports_it() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -101,7 +103,8 @@ async def _stream(
     progress: _Progress,
 ) -> Published:
     async with client:
-        await client.open(graph, session=session, labels=labels)
+        with progress.saying_so("has not opened the session yet"):
+            await client.open(graph, session=session, labels=labels)
         while True:
             # Why in a thread: a pipe may have nothing for us for hours, and acknowledgements still arrive.
             batch = await asyncio.to_thread(source.some)
@@ -110,7 +113,8 @@ async def _stream(
             for line, event_id in batch:
                 await client.send_line(line, event_id)
             progress.show(client)
-        return await client.close()
+        with progress.saying_so("has not published the bundle yet"):
+            return await client.close()
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -149,6 +153,8 @@ class _Progress:
 
     #: Rejections that are shown one by one; more are only counted.
     MOST_SHOWN = 10
+    #: Seconds of waiting after which that is said.
+    SILENCE = 5.0
 
     def __init__(self, source: EventLines, *, shown: bool) -> None:
         self.codes: dict[str, int] = {}
@@ -174,6 +180,17 @@ class _Progress:
 
     def reconnect(self, times: int) -> None:
         self._line(f"the daemon is back; the session goes on (reconnected {counted(times, 'time')})")
+
+    @contextmanager
+    def saying_so(self, what: str) -> Iterator[None]:
+        """Say what is waited for where it takes long. Why: a daemon whose disk is full waits too, and says nothing."""
+        later = asyncio.get_running_loop().call_later(
+            self.SILENCE, self._line, f"the daemon {what}; `ergo-capture status` says what it waits for"
+        )
+        try:
+            yield
+        finally:
+            later.cancel()
 
     def finish(self) -> None:
         if self._bar is not None:
