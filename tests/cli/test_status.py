@@ -108,7 +108,7 @@ def test_tap_prints_decisions_until_the_session_ends(daemon: DaemonProcess) -> N
             assert tapping.wait(PATIENCE) == 0
             assert tapping.stdout is not None
             lines = tapping.stdout.read().splitlines()
-    assert lines[0].split("  ") == [f"{session} 6", "9.5", "Pump", r"'late\x1b[31m'", "defer"]
+    assert lines[0].split("  ") == [session, "6", "9.5 s", "Pump", r"'late\x1b[31m'", "Defer"]
     assert lines[1:] == ["the session has ended: complete"]
 
 

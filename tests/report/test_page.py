@@ -187,6 +187,15 @@ def test_a_row_opens_to_its_payload_as_it_was_sent(browser: Browser, tmp_path: P
     assert page.texts("tr.more") == []
 
 
+def test_a_row_opens_to_its_time_as_the_axes_have_it(browser: Browser, tmp_path: Path) -> None:
+    """Seconds alone do not say where in a chart of days it is."""
+    run = session()
+    run.on_event(at("e0", 3 * 86_400 + 5 * 3_600 + 17 * 60 + 9))
+    page = drawn(browser, kept(run, tmp_path / "a.json"))
+    page.click("#event-0")
+    assert "day 3 05:17:09" in page.texts("tr.more dd")
+
+
 def test_a_deferred_event_leads_to_its_run_and_the_run_to_it(browser: Browser, tmp_path: Path) -> None:
     """With the time between them."""
     run = session(Constraints(max_per_window=1, rate_window=EventTime(60, 0)))

@@ -6,6 +6,7 @@ Not here: bundle files only (``bundle_files.py``), reading (``capture/stream.py`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,15 @@ class Capture:
     #: The bundle's file.
     bundle: Path | None = None
     part: PartStream | None = None
+
+    @property
+    def session(self) -> str:
+        """The session it is of: as its journal or else its file's name has it."""
+        if self.part is not None:
+            return self.part.description.session
+        assert self.bundle is not None
+        # Why replaced: a file's name may be bytes that no text can hold.
+        return os.fsencode(stem_of(self.bundle).partition("~")[0]).decode("utf-8", "replace")
 
     @contextmanager
     def open(self) -> Iterator[RecordStream]:
@@ -93,8 +103,18 @@ def capture_named(name: str, state_dir: str = "", config: Path | None = None) ->
         f"'{name}' stands for {len(found)} runs, and one is wanted",
         op="find capture",
         path=name,
-        hint=f"name one of them: {', '.join(capture.name for capture in found[:3])}...",
+        hint=_one_of(found),
     )
+
+
+def _one_of(found: list[Capture]) -> str:
+    """Why of the first three only: there may be thousands."""
+    more = ", ..." if len(found) > 3 else ""
+    sessions = [capture.part.description.session for capture in found[:3] if capture.part is not None]
+    if len(sessions) == min(3, len(found)):
+        # A journal's parts have no path of their own.
+        return f"name one of its sessions, with --state-dir: {', '.join(dict.fromkeys(sessions))}{more}"
+    return f"name one of them: {', '.join(capture.name for capture in found[:3])}{more}"
 
 
 def journal_and_session(name: str, state_dir: str = "", config: Path | None = None) -> tuple[Path, str]:

@@ -65,8 +65,8 @@ def in_words(item: dict[str, Any]) -> str:
             hint="the daemon is of another version than this command; use --json",
         )
     decision = item["decision"]
-    parts = [f"{item['session']} {item['index']:,}", f"{_time(item['at'])}", item["kind"], _name(decision["event_id"])]
-    parts.append(decision["decision"].lower())
+    parts = [item["session"], f"{item['index']:,}", _time(item["at"]), item["kind"], repr(decision["event_id"])]
+    parts.append(decision["decision"])
     if decision["schedule_at"] is not None:
         parts.append(f"until {_time(decision['schedule_at'])}")
     if decision["termination"] is not None:
@@ -79,12 +79,7 @@ def in_words(item: dict[str, Any]) -> str:
 
 
 def _time(time: dict[str, int]) -> str:
-    return f"{time['secs']}.{time['nanos']:09d}".rstrip("0").rstrip(".")
-
-
-def _name(event_id: str) -> str:
-    # Why: an event id is whatever its client chose, and a terminal obeys control characters.
-    return event_id if event_id.isprintable() else ascii(event_id)
+    return f"{time['secs']}.{time['nanos']:09d}".rstrip("0").rstrip(".") + " s"
 
 
 def _termination(termination: Any) -> str:
