@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,21 +188,41 @@ def test_an_unknown_graph_is_told_with_those_that_are_known(daemon: DaemonProces
     assert "open one of: default" in ran.stderr
 
 
-async def test_a_wait_that_takes_long_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A daemon whose disk is full opens no session until there is room; whoever waits is told where to look."""
-    monkeypatch.setattr(_Progress, "SILENCE", 0.02)
+async def test_a_wait_that_takes_long_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon whose disk is full opens no session until there is room; whoever waits is told so."""
     (tmp_path / "events").touch()
     with EventLines(str(tmp_path / "events")) as source:
         progress = _Progress(source, shown=False)
-        with progress.saying_so("has not opened the session yet"):
+        with progress.saying_so("the daemon takes long", after=0.02):
             pass
         assert capsys.readouterr().err == ""
-        with progress.saying_so("has not opened the session yet"):
+        with progress.saying_so("the daemon takes long", after=0.02):
             await asyncio.sleep(0.1)
-        said = "the daemon has not opened the session yet; `ergo-capture status` says what it waits for\n"
-        assert capsys.readouterr().err == said
+        assert capsys.readouterr().err == "the daemon takes long\n"
+
+
+def test_a_daemon_that_is_waited_for_is_named_before_the_patience_ends(tmp_path: Path) -> None:
+    """A second of silence looks like work, five like a fault."""
+    ran = command("send", "-", "--socket", str(tmp_path / "no.sock"), "--give-up-after", "1.5", input="")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"no daemon at '{tmp_path / 'no.sock'}' yet; ")
+
+
+def test_an_interruption_says_which_session_can_be_taken_up_again(daemon: DaemonProcess) -> None:
+    """Exit 130, and what was acknowledged is safe."""
+    with subprocess.Popen(
+        [*COMMAND, "send", "-", "--socket", str(daemon.socket)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment(),
+    ) as sender:  # fmt: skip
+        assert sender.stdin is not None
+        sender.stdin.write(lines(*BARE).encode())
+        sender.stdin.flush()
+        daemon.until_logged("session.opened")
+        time.sleep(0.5)
+        sender.send_signal(signal.SIGINT)
+        said = sender.communicate(timeout=60)[1].decode()
+        assert sender.returncode == 130
+    assert said.startswith("interrupted: 5 events durable in session ")
 
 
 def test_send_survives_a_restart_in_mid_stream_and_reports_it() -> None:

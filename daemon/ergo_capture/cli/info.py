@@ -16,6 +16,7 @@ import typer
 from ergo_capture.capture.manifest import Manifest, ManifestError, manifest_path, read_manifest
 from ergo_capture.capture.survey import Survey, survey
 from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captures_in
+from ergo_capture.cli.figures import span
 from ergo_capture.cli.journal_facts import journal_facts, journal_in, show_journal
 from ergo_capture.cli.verify import printable
 from ergo_capture.journal.stream import PartStream
@@ -25,6 +26,9 @@ from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+#: In nanoseconds.
+_HOUR: Final = 3_600_000_000_000
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -153,7 +157,9 @@ def _events(table: Table, survey: Survey) -> None:
         rate = survey.rate(kind)
         table.add_row(f"  {kind}", f"{count:,}" + ("" if rate is None else f", {rate:.3g} a second"))
     if survey.first is not None and survey.last is not None:
-        table.add_row("event time", f"{_time(survey.first)} to {_time(survey.last)}, {_time(survey.span)} in all")
+        # Why also in days: seconds are what --since takes, and what nobody can picture.
+        days = f" ({span(survey.span // 1_000_000_000)})" if survey.span >= _HOUR else ""
+        table.add_row("event time", f"{_time(survey.first)} to {_time(survey.last)}, {_time(survey.span)}{days} in all")
     if survey.longest_gap_before is not None:
         table.add_row("longest gap", f"{_time(survey.longest_gap)}, before event {survey.longest_gap_before!r}")
     if survey.backward:

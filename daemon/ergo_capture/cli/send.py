@@ -10,7 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -78,6 +78,9 @@ def send(
         )
         try:
             published = asyncio.run(_stream(client, source, graph, session or None, labels, progress))
+        except KeyboardInterrupt:
+            progress.interrupted(client)
+            raise
         finally:
             progress.finish()
     summary = _summary(client, published, progress, time.monotonic() - started)
@@ -102,8 +105,11 @@ async def _stream(
     labels: dict[str, str],
     progress: _Progress,
 ) -> Published:
-    async with client:
-        with progress.saying_so("has not opened the session yet"):
+    waits = "`ergo-capture status` says what it waits for"
+    async with AsyncExitStack() as stack:
+        with progress.saying_so(f"no daemon at '{client.path}' yet; one that is just starting is waited for", after=1):
+            await stack.enter_async_context(client)
+        with progress.saying_so(f"the daemon has not opened the session yet; {waits}"):
             await client.open(graph, session=session, labels=labels)
         while True:
             # Why in a thread: a pipe may have nothing for us for hours, and acknowledgements still arrive.
@@ -113,7 +119,7 @@ async def _stream(
             for line, event_id in batch:
                 await client.send_line(line, event_id)
             progress.show(client)
-        with progress.saying_so("has not published the bundle yet"):
+        with progress.saying_so(f"the daemon has not published the bundle yet; {waits}"):
             return await client.close()
 
 
@@ -182,15 +188,18 @@ class _Progress:
         self._line(f"the daemon is back; the session goes on (reconnected {counted(times, 'time')})")
 
     @contextmanager
-    def saying_so(self, what: str) -> Iterator[None]:
+    def saying_so(self, sentence: str, after: float = SILENCE) -> Iterator[None]:
         """Say what is waited for where it takes long. Why: a daemon whose disk is full waits too, and says nothing."""
-        later = asyncio.get_running_loop().call_later(
-            self.SILENCE, self._line, f"the daemon {what}; `ergo-capture status` says what it waits for"
-        )
+        later = asyncio.get_running_loop().call_later(after, self._line, sentence)
         try:
             yield
         finally:
             later.cancel()
+
+    def interrupted(self, client: CaptureClient) -> None:
+        if client.session is not None:
+            durable = counted(client.accepted, "event")
+            self._line(f"interrupted: {durable} durable in session {client.session}; --session takes it up again")
 
     def finish(self) -> None:
         if self._bar is not None:
