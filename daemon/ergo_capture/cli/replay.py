@@ -22,6 +22,7 @@ import anyio
 import msgspec
 import typer
 
+from ergo_capture import telemetry
 from ergo_capture.capture.stream import open_bundle
 from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.cli.info import manifest_beside
@@ -70,7 +71,8 @@ def replay(
 
     Exit 0 where all are the same, 4 where one diverges, 1 where one is unsound or cannot be replayed.
     """
-    engine_from(engine or "fixed", "")
+    _check(engine or "fixed")
+    _log_to_standard_error()
     expected = Strictness(adapter_provenance, runtime_provenance or None) if strict else None
     paths = bundles_in(bundles)
     began = time.monotonic()
@@ -87,6 +89,20 @@ def replay(
         _summary(results, len(paths), time.monotonic() - began)
     outcomes = {result["outcome"] for result in results}
     return int(ExitCode.FAILED if _FAILED in outcomes else ExitCode.DIVERGED if _DIVERGED in outcomes else ExitCode.OK)
+
+
+def _check(spec: str) -> None:
+    """Why anew: for a daemon's engine the error speaks of its configuration, and exits with 78."""
+    try:
+        engine_from(spec, "")
+    except ErgoCaptureError as error:
+        hint = f"write one of: {FORMS}"
+        raise ErgoCaptureError(error.message, op=error.op, hint=hint, exit_code=ExitCode.USAGE) from error
+
+
+def _log_to_standard_error() -> None:
+    """What engines log, if it matters. Why at all: structlog by itself prints it among the results."""
+    telemetry.configure("warning", "console")
 
 
 def replay_one(
@@ -136,7 +152,7 @@ def _results(
         for path in paths:
             yield one(path, on_progress=progress.decisions_done)
         return
-    with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(jobs, initializer=_begin_worker) as pool:
         try:
             yield from pool.map(one, paths, chunksize=max(1, min(16, len(paths) // (4 * jobs))))
         except BrokenProcessPool as error:
@@ -147,6 +163,11 @@ def _results(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _log_to_standard_error()
 
 
 class _Progress:
