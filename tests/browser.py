@@ -151,11 +151,7 @@ class Page:
 
     def drag(self, selector: str, begin: float, end: float) -> None:
         """Across an element with the mouse, from one part of its width to another."""
-        box = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
-        )
-        left, top, width, height = box
+        left, top, width, height = self._box(selector)
         steps = [begin, begin, (begin + end) / 2, end, end]
         kinds = ["mouseMoved", "mousePressed", "mouseMoved", "mouseMoved", "mouseReleased"]
         for kind, part in zip(kinds, steps, strict=True):
@@ -164,6 +160,20 @@ class Page:
                 "Input.dispatchMouseEvent", type=kind, x=left + width * part, y=top + height / 2,
                 buttons=0 if (kind, part) == ("mouseMoved", begin) or kind == "mouseReleased" else 1, **pressed,
             )  # fmt: skip
+
+    def hover(self, selector: str, part: float) -> None:
+        """Point at an element, at a part of its width."""
+        left, top, width, height = self._box(selector)
+        self.say("Input.dispatchMouseEvent", type="mouseMoved", x=left + width * part, y=top + height / 2)
+
+    def _box(self, selector: str) -> tuple[float, float, float, float]:
+        """Where an element is, once it is in view: left, top, width, height."""
+        box = self.value(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+        )
+        left, top, width, height = box
+        return left, top, width, height
 
     def complaints(self) -> list[Any]:
         """What the console, the page or the network have said, errors or not."""

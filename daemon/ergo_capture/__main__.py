@@ -11,8 +11,10 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from ergo_capture.cli.app import run  # noqa: PLC0415 - importing this module must cost nothing
-
+    try:
+        from ergo_capture.cli.app import run  # noqa: PLC0415 - importing this module must cost nothing
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(run())
 
 

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -115,7 +116,10 @@ def usual_socket() -> Path:
         return Path(given) / "capture.sock"
     if os.geteuid() == 0:
         return Path("/run/ergo-capture/capture.sock")
-    return Path(platformdirs.user_runtime_path("ergo-capture")) / "capture.sock"
+    with warnings.catch_warnings():
+        # Why: without XDG_RUNTIME_DIR (su, cron) it warns with a line of its own source; the path is said where it matters.
+        warnings.simplefilter("ignore")
+        return Path(platformdirs.user_runtime_path("ergo-capture")) / "capture.sock"
 
 
 def control_beside(socket: Path) -> Path:

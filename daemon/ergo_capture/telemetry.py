@@ -98,7 +98,7 @@ def configure(level: str = "info", style: str = "auto", *, burst: int = 0, windo
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if style == "console":
-        processors += [_printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        processors += [_printable, structlog.dev.ConsoleRenderer(colors=_coloured())]
     else:
         processors += [structlog.processors.format_exc_info, _with_priority if style == "journald" else _as_json]
     structlog.configure(
@@ -107,6 +107,11 @@ def configure(level: str = "info", style: str = "auto", *, burst: int = 0, windo
         cache_logger_on_first_use=False,
     )
     set_level(level)
+
+
+def _coloured() -> bool:
+    """Whether a person looks at it who has not asked for no colours (https://no-color.org)."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 
 def set_level(level: str) -> None:

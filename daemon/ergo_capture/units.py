@@ -1,6 +1,6 @@
-"""Durations, sizes and modes as people write them.
+"""Durations, sizes and modes as people write them, and counts as they read them.
 
-Owns: reading and writing ``250ms``, ``64KiB``, ``0660``.
+Owns: reading and writing ``250ms``, ``64KiB``, ``0660``; ``1 event``, ``2,000 events``.
 Not here: which settings there are (``config.py``).
 """
 
@@ -104,3 +104,8 @@ class Mode(int):
 
     def __repr__(self) -> str:
         return f"Mode({str(self)!r})"
+
+
+def counted(number: int, what: str) -> str:
+    """A number and what there are so many of: ``1 event``, ``2,000 events``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

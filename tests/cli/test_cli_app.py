@@ -7,14 +7,17 @@ Not here: single commands (``test_cli_*.py`` beside this file).
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.daemons import COMMAND, command, command_environment, plain
+from typer.main import get_command
 
 from ergo_capture.cli import app
+from ergo_capture.cli.commands import COMMANDS, EXAMPLES, GROUPS
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.version import PROGRAM
 
@@ -22,14 +25,49 @@ from ergo_capture.version import PROGRAM
 def test_the_help_lists_every_command_under_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:
     """``--help`` names the commands as they are called, groups included."""
     assert app.run(["--help"]) == 0
-    listing = plain(capsys.readouterr().out).partition("Commands:")[2]
+    listing = plain(capsys.readouterr().out).partition(f"{next(iter(GROUPS))}:")[2].rpartition("\n\n")[0]
     assert (
-        tuple(line.split()[0] for line in listing.splitlines() if line.startswith("  ") and line[2] != " ")
-        == app.COMMANDS
+        tuple(line.split()[0] for line in listing.splitlines() if line.startswith("  ") and line[2] != " ") == COMMANDS
     )
 
 
-@pytest.mark.parametrize("name", app.COMMANDS)
+def test_the_list_of_commands_fits_into_eighty_columns_and_is_what_there_is() -> None:
+    """One line each; every module of a command is listed, and no other."""
+    for group in GROUPS.values():
+        width = max(map(len, group))
+        assert all(2 + width + 2 + len(about) <= 78 for about in group.values())
+    modules = {path.stem for path in Path(app.__file__).parent.glob("*.py") if "typer.Typer(" in path.read_text()}
+    assert modules - {"app"} == {*COMMANDS}
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_every_example_can_be_understood(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each names a command and options that it has: they are read by the command itself, which is not run."""
+    for example in EXAMPLES[path]:
+        for part in example.replace("&&", "|").split("|"):
+            words = shlex.split(part.partition(">")[0])
+            if words[0] != "ergo-capture":
+                continue
+            context = get_command(app.whole_app()).make_context("ergo-capture", words[1:])
+            command = get_command(app.whole_app())
+            rest = words[1:]
+            while hasattr(command, "commands"):
+                command = command.commands[rest.pop(0)]
+            assert command.make_context("x", rest, parent=context)
+
+
+def test_every_command_has_an_example() -> None:
+    """And every example a command."""
+    commands = get_command(app.whole_app()).commands  # type: ignore[attr-defined]  # of a group
+    paths = {
+        path
+        for name in COMMANDS
+        for path in [f"{name} {sub}" for sub in getattr(commands[name], "commands", ())] or [name]
+    }
+    assert paths == {*EXAMPLES}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """``ergo-capture COMMAND --help`` prints its usage and exits 0."""
     assert app.run([name, "--help"]) == 0
@@ -142,6 +180,34 @@ def test_a_command_starts_without_what_it_does_not_need() -> None:
         [sys.executable, "-c", code], capture_output=True, env=command_environment(), timeout=60, check=False
     )
     assert ended.returncode == 0, ended.stderr.decode()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonesuch"]], ids=" ".join)
+def test_the_list_of_commands_is_there_before_any_of_them(arguments: list[str]) -> None:
+    """Neither a command nor the library of any is imported to say which there are."""
+    code = (
+        f"import sys; from ergo_capture.cli import app; app.run({arguments!r})\n"
+        "heavy = [m for m in sys.modules if m.startswith(('ergo_capture.cli.', 'rich', 'asyncio'))]\n"
+        "assert set(heavy) <= {'ergo_capture.cli.app', 'ergo_capture.cli.commands'}, heavy"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=command_environment(), timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+
+
+def test_a_shell_is_told_what_words_there_are() -> None:
+    """Completion, as bash asks for it: of a command, of one in a group, and of an option."""
+    for words, expected in (
+        ("ergo-capture ver", "verify"),
+        ("ergo-capture bundles pr", "prune"),
+        ("ergo-capture send --lab", "--label"),
+    ):
+        asked = {"_ERGO_CAPTURE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        ended = subprocess.run(
+            COMMAND, capture_output=True, text=True, env=command_environment() | asked, timeout=60, check=False
+        )
+        assert expected in ended.stdout.split(), (ended.stdout, ended.stderr)
 
 
 def test_importing_the_way_in_costs_nothing() -> None:

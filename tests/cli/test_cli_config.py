@@ -70,6 +70,33 @@ def test_check_looks_for_the_script_of_an_engine(file: Path, capsys: pytest.Capt
     assert "/nonesuch.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_per_window = 20", "max_per_window alone limits nothing"),
+        ('rate_window = "10m"', "rate_window alone limits nothing"),
+        ('engine = { kind = "process", command = ["/nonesuch/engine"] }', "there is no program '/nonesuch/engine'"),
+    ],
+)
+def test_check_warns_of_what_hardly_anybody_means(
+    file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The daemon starts with it, so the check is passed; but nobody should have to find out from a run."""
+    file.write_text(f"[graphs.a]\n{text}\n")
+    assert app.run(["config", "check", str(file)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("ok: 1 graph")
+    assert f"Warning: graph 'a': {said}" in captured.err
+    assert "Try: " in captured.err
+
+
+def test_a_limit_with_both_its_halves_is_not_warned_of(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the README has it."""
+    file.write_text('[graphs.a]\nmax_per_window = 20\nrate_window = "10m"\nmax_retries = 2\n')
+    assert app.run(["config", "check", str(file)]) == 0
+    assert "graph 'a'" not in capsys.readouterr().err
+
+
 def test_serve_refuses_what_check_refuses(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The daemon stops with 78 before it touches anything."""
     file.write_text("[limits]\nmax_client = 1\n")

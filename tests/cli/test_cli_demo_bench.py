@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
-from tests.daemons import command
+import pytest
+from tests.daemons import command, command_environment
 
+from ergo_capture.cli.own_daemon import own_daemon
 from ergo_capture.cli.verify import check
+from ergo_capture.errors import ErgoCaptureError
 
 
 def test_the_demo_captures_real_flights_and_shows_what_it_holds(tmp_path: Path) -> None:
@@ -20,6 +27,26 @@ def test_the_demo_captures_real_flights_and_shows_what_it_holds(tmp_path: Path) 
     text = bundle.read_text()
     assert '"decision":"Defer"' in text
     assert '"decision":"Invoke"' in text
+
+
+def test_what_the_demo_says_to_try_can_be_tried(tmp_path: Path) -> None:
+    """Each line that begins with a word for it is a command as this shell understands it."""
+    ran = command("demo", "--directory", str(tmp_path))
+    tries = [line.split(maxsplit=1)[1] for line in ran.stdout.splitlines() if line.startswith(("look ", "try "))]
+    assert len(tries) == 2
+    for line in tries:
+        again = subprocess.run(
+            shlex.split(line), capture_output=True, env=command_environment(), timeout=60, check=False
+        )
+        assert again.returncode == 0, (line, again.stderr)
+
+
+def test_a_disk_without_room_is_said_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon itself would wait until there is some."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: SimpleNamespace(free=1 << 20))
+    with pytest.raises(ErgoCaptureError, match="it needs 64 MiB, and 1 MiB are free"), own_daemon(tmp_path):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bench_prints_a_row_for_each_window(tmp_path: Path) -> None:

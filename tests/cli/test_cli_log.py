@@ -81,3 +81,14 @@ def test_on_a_terminal_a_line_is_for_people(monkeypatch: pytest.MonkeyPatch) -> 
     structlog.get_logger().info(telemetry.DAEMON_READY, socket="/x.sock")
     assert "daemon.ready" in terminal.getvalue()
     assert not terminal.getvalue().startswith("{")
+
+
+@pytest.mark.parametrize(("asked", "coloured"), [("", True), ("1", False)])
+def test_a_terminal_without_colours_is_respected(asked: str, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``NO_COLOR`` as every command has it; an empty one says nothing."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("NO_COLOR", asked)
+    telemetry.configure("info", "auto")
+    structlog.get_logger().info(telemetry.DAEMON_READY, socket="/x.sock")
+    assert ("\x1b[" in terminal.getvalue()) is coloured

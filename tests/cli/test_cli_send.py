@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from tests.daemons import COMMAND, DaemonProcess, command, command_environment, 
 from tests.shared import shared
 
 from ergo_capture import decode_bundle
+from ergo_capture.cli.event_lines import EventLines
+from ergo_capture.cli.send import _Progress
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +101,50 @@ def test_rejected_events_are_shown_and_the_others_are_kept(daemon: DaemonProcess
     assert ran.returncode == 3
     assert "rejected 'e0': duplicate_event_id" in ran.stderr
     assert "bad_frame" in ran.stderr
-    assert "2 events were rejected" in ran.stderr
+    assert "rejected the line 'not json': bad_frame" in ran.stderr
+    assert "2 events rejected" in ran.stderr
     assert ran.stdout.startswith("3 events, 3 decisions")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{"id": "e", "kind": "Command"}, {"event_id": "", "kind": "Command"}, {"capture_version": "v3"}, {"type": "other"}],
+    ids=["no event id", "an empty event id", "a bundle", "another frame"],
+)
+def test_a_line_that_is_no_event_is_rejected_and_not_left_out(daemon: DaemonProcess, line: dict[str, Any]) -> None:
+    """Whoever sends the wrong file is told so, by what the line begins with, and by the exit code."""
+    ran = sent(daemon, "-", given=lines(BARE[0], line, BARE[1]))
+    assert ran.returncode == 3, ran.stderr
+    assert ran.stdout.startswith("2 events, 2 decisions")
+    assert ran.stderr.startswith("rejected ")
+    assert "1 event rejected" in ran.stderr
+
+
+def test_one_bad_event_of_a_frame_of_many_costs_only_itself(daemon: DaemonProcess) -> None:
+    """Each event of an ``events`` frame is sent, and counted, on its own."""
+    ran = sent(daemon, "-", "--json", given=lines({"type": "events", "events": [BARE[0], 3, BARE[1]]}))
+    assert ran.returncode == 3, ran.stderr
+    summary = json.loads(ran.stdout)
+    assert (summary["rejected"], ids_in(summary)) == (1, ["e0", "e1"])
+
+
+def test_a_closed_standard_input_is_said(daemon: DaemonProcess) -> None:
+    """``send - <&-`` has nothing to read from; a sentence, and no traceback."""
+    ran = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "send", "--socket", str(daemon.socket)],
+        capture_output=True, text=True, env=command_environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Error: read events from standard input: ")
+
+
+def test_what_is_no_socket_and_what_is_too_long_for_one_are_told(tmp_path: Path) -> None:
+    """Starting a daemon would mend neither."""
+    file = tmp_path / "file"
+    file.touch()
+    for path, why in ((file, "it is no socket"), (tmp_path / ("x" * 120), "path too long")):
+        ran = command("send", "-", "--socket", str(path), "--give-up-after", "0", input="")
+        assert (ran.returncode, why in ran.stderr) == (1, True), ran.stderr
 
 
 def test_a_daemon_that_is_not_there_is_an_error_with_a_hint(tmp_path: Path) -> None:
@@ -139,6 +186,43 @@ def test_an_unknown_graph_is_told_with_those_that_are_known(daemon: DaemonProces
     assert ran.returncode == 1
     assert "graph 'nope' is not configured" in ran.stderr
     assert "open one of: default" in ran.stderr
+
+
+async def test_a_wait_that_takes_long_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon whose disk is full opens no session until there is room; whoever waits is told so."""
+    (tmp_path / "events").touch()
+    with EventLines(str(tmp_path / "events")) as source:
+        progress = _Progress(source, shown=False)
+        with progress.saying_so("the daemon takes long", after=0.02):
+            pass
+        assert capsys.readouterr().err == ""
+        with progress.saying_so("the daemon takes long", after=0.02):
+            await asyncio.sleep(0.1)
+        assert capsys.readouterr().err == "the daemon takes long\n"
+
+
+def test_a_daemon_that_is_waited_for_is_named_before_the_patience_ends(tmp_path: Path) -> None:
+    """A second of silence looks like work, five like a fault."""
+    ran = command("send", "-", "--socket", str(tmp_path / "no.sock"), "--give-up-after", "1.5", input="")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"no daemon at '{tmp_path / 'no.sock'}' yet; ")
+
+
+def test_an_interruption_says_which_session_can_be_taken_up_again(daemon: DaemonProcess) -> None:
+    """Exit 130, and what was acknowledged is safe."""
+    with subprocess.Popen(
+        [*COMMAND, "send", "-", "--socket", str(daemon.socket)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment(),
+    ) as sender:  # fmt: skip
+        assert sender.stdin is not None
+        sender.stdin.write(lines(*BARE).encode())
+        sender.stdin.flush()
+        daemon.until_logged("session.opened")
+        time.sleep(0.5)
+        sender.send_signal(signal.SIGINT)
+        said = sender.communicate(timeout=60)[1].decode()
+        assert sender.returncode == 130
+    assert said.startswith("interrupted: 5 events durable in session ")
 
 
 def test_send_survives_a_restart_in_mid_stream_and_reports_it() -> None:

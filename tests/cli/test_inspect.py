@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,16 @@ def test_info_of_a_journal_lists_the_sessions_that_are_open_in_it(
         said = printed(["info", str(place / "state")], capsys)
         assert session["session"] in said
         assert "no orderly stop" in said
+
+
+def test_events_of_several_runs_say_which_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An event's id is one within its run only; of one run alone nothing is added."""
+    names = ["a", os.fsdecode(b"b\xff")]
+    files = [str(bundle(tmp_path / f"{name}.capture.json")) for name in names]
+    assert app.run(["cat", *files, "--event-id", "e1"]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["a", "b\ufffd"]
+    assert app.run(["cat", "--json", *files, "--event-id", "e1"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["session"] for line in lines] == ["a", "b\ufffd"]
+    assert app.run(["cat", "--json", files[0], "--event-id", "e1"]) == 0
+    assert "session" not in json.loads(capsys.readouterr().out)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.cli.runs import bundle, script
-from tests.daemons import plain
+from tests.daemons import command, plain
 from tests.engine.engines import PUPPET, listening_puppet
 
 from ergo_capture.capture import elements
@@ -326,7 +326,8 @@ def test_a_bundle_that_diverges_and_is_unsound_behind_that_is_unsound(
     [
         (["--engine", "nope"], 2, "no engine 'nope'"),
         (["--engine", "fixed:Nope"], 2, "unknown termination"),
-        (["--engine", "scripted:/nowhere.json"], 78, "/nowhere.json"),
+        (["--engine", "scripted:/nowhere.json"], 2, "/nowhere.json"),
+        (["--engine", "python:nowhere:f"], 2, "No module named 'nowhere'"),
         (["--engine", "process:/nowhere/engine"], 1, "No such file"),
         (["--engine", "socket:/nowhere.sock"], 1, "has no engine"),
     ],
@@ -339,6 +340,15 @@ def test_an_engine_that_is_none_is_an_error(
     assert app.run(["replay", str(path), *arguments]) == code
     captured = capsys.readouterr()
     assert says in captured.out + captured.err
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_an_engine_logs_is_not_among_the_results(jobs: str, tmp_path: Path) -> None:
+    """Standard output is JSON alone, in this process and in others; standard error says what is wrong."""
+    paths = [str(bundle(tmp_path / f"{name}.capture.json")) for name in "ab"]
+    ended = command("replay", *paths, "--engine", "socket:/nowhere.sock", "--json", "--keep-going", "--jobs", jobs)
+    assert [json.loads(line)["outcome"] for line in ended.stdout.splitlines()] == ["failed", "failed"]
+    assert "engine.away" in ended.stderr
 
 
 def test_nothing_to_replay_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from tests.daemons import COMMAND, PATIENCE, DaemonProcess, command, command_environment, event, short_directory
 
+from ergo_capture.cli.figures import milliseconds, size, span
 from ergo_capture.cli.operator import why_away
-from ergo_capture.cli.status_view import Rates, decode_status, milliseconds, size, span, whole_view
+from ergo_capture.cli.status_view import Rates, decode_status, whole_view
 from ergo_capture.errors import ErgoCaptureError
 
 EVENTS = "".join(json.dumps(event(f"e{n}", n)["event"]) + "\n" for n in range(5))
@@ -107,7 +108,7 @@ def test_tap_prints_decisions_until_the_session_ends(daemon: DaemonProcess) -> N
             assert tapping.wait(PATIENCE) == 0
             assert tapping.stdout is not None
             lines = tapping.stdout.read().splitlines()
-    assert lines[0].split("  ") == [f"{session} 6", "9.5", "Pump", r"'late\x1b[31m'", "defer"]
+    assert lines[0].split("  ") == [session, "6", "9.5 s", "Pump", r"'late\x1b[31m'", "Defer"]
     assert lines[1:] == ["the session has ended: complete"]
 
 
@@ -286,7 +287,7 @@ def test_lag_refusals_engines_and_waits_are_shown() -> None:
     assert "g: process (restarts=3) away" in text
     assert "p50 up to 1.00 ms, p99 up to 10 ms" in text
     row = next(line for line in text.splitlines() if line.lstrip().startswith("s "))
-    assert row.split() == ["s", "g", "open", "yes", "10", "4", "6", "2", "2.0", "KiB", "1"]
+    assert row.split() == ["s", "g", "open", "yes", "10", "4", "6", "2", "2", "KiB", "1"]
     assert "a shutdown would wait for\n  session s: 6 events to be decided" in text
 
 
@@ -367,7 +368,7 @@ def test_another_versions_status_is_refused_with_a_hint() -> None:
 
 def test_units_are_those_people_read() -> None:
     """Binary sizes, milliseconds, the two largest units of a span."""
-    assert [size(n) for n in (0, 1023, 1536, 64 << 20, 3 << 40)] == ["0 B", "1,023 B", "1.5 KiB", "64.0 MiB", "3.0 TiB"]
+    assert [size(n) for n in (0, 1023, 1536, 64 << 20, 3 << 40)] == ["0 B", "1,023 B", "1.5 KiB", "64 MiB", "3 TiB"]
     assert [milliseconds(s) for s in (0.00021, 0.0125, 2.5)] == ["0.21 ms", "12 ms", "2,500 ms"]
     assert [span(s) for s in (0, 59.9, 3_700, 90_061)] == ["0s", "59s", "1h 1m", "1d 1h"]
 

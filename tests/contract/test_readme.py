@@ -30,7 +30,8 @@ from tests.daemons import COMMAND, PATIENCE, command_environment, short_director
 from tests.shared import REPOSITORY
 
 from ergo_capture import config as configuration
-from ergo_capture.cli.app import COMMANDS, run
+from ergo_capture.cli.app import run
+from ergo_capture.cli.commands import COMMANDS
 
 README = REPOSITORY / "README.md"
 #: First words of commands that change a host, or that watch for ever.

@@ -229,7 +229,7 @@ async def test_a_second_daemon_on_the_same_state_is_refused_with_a_hint() -> Non
 
 
 async def test_a_socket_left_by_a_kill_is_replaced() -> None:
-    """P12: the lock says that nobody is behind it."""
+    """P12: nobody answers on it, so nobody is behind it."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         await asyncio.to_thread(daemon.start)
         daemon.kill()

@@ -30,7 +30,7 @@ def test_the_page_goes_beside_the_bundle_where_nothing_else_is_said(
 ) -> None:
     """And its path is printed, with its size."""
     assert app.run(["report", str(bundle(tmp_path / name))]) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path}/{page} (0.")
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/{page} (")
     assert (tmp_path / page).read_bytes().startswith(b"<!doctype html>")
 
 

@@ -187,6 +187,15 @@ def test_a_row_opens_to_its_payload_as_it_was_sent(browser: Browser, tmp_path: P
     assert page.texts("tr.more") == []
 
 
+def test_a_row_opens_to_its_time_as_the_axes_have_it(browser: Browser, tmp_path: Path) -> None:
+    """Seconds alone do not say where in a chart of days it is."""
+    run = session()
+    run.on_event(at("e0", 3 * 86_400 + 5 * 3_600 + 17 * 60 + 9))
+    page = drawn(browser, kept(run, tmp_path / "a.json"))
+    page.click("#event-0")
+    assert "day 3 05:17:09" in page.texts("tr.more dd")
+
+
 def test_a_deferred_event_leads_to_its_run_and_the_run_to_it(browser: Browser, tmp_path: Path) -> None:
     """With the time between them."""
     run = session(Constraints(max_per_window=1, rate_window=EventTime(60, 0)))
@@ -348,6 +357,28 @@ def test_event_times_that_are_dates_are_shown_as_dates(browser: Browser, tmp_pat
     page.say("Page.reload")
     page.wait("document.body && document.body.dataset.ready")
     assert page.texts("#event-0 td")[1] == "2013-01-01 05:17:00 UTC"
+
+
+@pytest.mark.parametrize("width", [320, 500, 1280])
+def test_nothing_is_wider_than_the_page(browser: Browser, small: Path, width: int) -> None:
+    """Only the table may have to be scrolled sideways, within its own box."""
+    page = small.with_name("page.html")
+    page.write_bytes(report_page(small))
+    tab = browser.open(page, width=width)
+    assert tab.value("document.documentElement.scrollWidth") == width
+    assert tab.complaints() == []
+
+
+def test_the_legend_has_no_place_for_numbers_that_are_not_there(browser: Browser, tmp_path: Path) -> None:
+    """They come with the pointer, and so does the time that they are of."""
+    run = session()
+    for number in range(100):
+        run.on_event(at(f"e{number}", number * 10))
+    page = drawn(browser, kept(run, tmp_path / "a.json"))
+    shown = "getComputedStyle(document.querySelector('.u-legend .u-series')).visibility"
+    assert page.value(shown) == "hidden"
+    page.hover("#bars .u-over", 0.5)
+    page.wait(f"{shown} === 'visible'")
 
 
 def test_a_dark_page_is_printed_on_white(browser: Browser, small: Path) -> None:

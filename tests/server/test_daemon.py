@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.daemons import event, running_daemon
+from tests.daemons import event, running_daemon, short_directory
 from tests.shared import conformance, shared
 
 from ergo_capture import decode_bundle, encode_bundle, first_divergence, rederive
 from ergo_capture.cli.simulate import run_scenario
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.scenario import read_scenario
+from ergo_capture.server.listener import bind, identity, unlink_if_ours
 
 LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "10s"\n'
 
@@ -111,6 +113,31 @@ async def test_a_driver_of_the_reference_is_served_unchanged() -> None:
         assert [frame["type"] for frame in frames] == ["closed"]
         (bundle,) = daemon.bundles()
         assert [e.event_id for e in decode_bundle(bundle.read_bytes()).events] == ["sample-live-evt-1"]
+
+
+async def test_a_socket_is_not_taken_from_a_daemon_with_another_state_directory() -> None:
+    """P12 locks the state directory only: a second one with the same socket is refused, and leaves it where it is."""
+    async with running_daemon() as daemon:
+        for path in (daemon.socket, daemon.service.control_path):
+            with pytest.raises(ErgoCaptureError, match=f"bind socket '{path}': somebody listens there already"):
+                bind(path)
+        async with daemon.session() as wire:
+            await wire.say(event("a"), {"type": "close"})
+            assert (await wire.until("closed"))["events"] == 1
+
+
+async def test_a_socket_that_somebody_put_in_place_of_ours_stays() -> None:
+    """What is removed at the end is the file that was made at the start, not whatever has its name."""
+    with short_directory() as place:
+        path = place / "capture.sock"
+        with bind(path):
+            ours = identity(path)
+            path.unlink()
+            with bind(path):
+                unlink_if_ours(path, ours)
+                assert path.exists()
+                unlink_if_ours(path, identity(path))
+                assert not path.exists()
 
 
 async def test_sessions_run_side_by_side() -> None:

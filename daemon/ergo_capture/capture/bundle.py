@@ -17,7 +17,7 @@ import msgspec
 
 from ergo_capture.capture.atomic import CaptureWriteError, as_written, create_parents, write_bytes_atomic
 from ergo_capture.capture.lookalikes import HEAD_BYTES, looks_like
-from ergo_capture.capture.opening import read_text
+from ergo_capture.capture.opening import how_to_read, read_text
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.records import (
@@ -97,7 +97,7 @@ def read_capture_bundle(path: str | PathLike[str]) -> CaptureBundle:
             f"read capture bundle '{path}': {error.strerror or error}",
             op="read capture bundle",
             path=str(path),
-            hint="check that the path is a bundle file that you may read; `ergo-capture recover` salvages a damaged one",
+            hint=how_to_read(error),
         ) from error
     try:
         return decode_bundle(text)

@@ -1,6 +1,6 @@
-"""Opens bundle files, compressed or not, so that nobody has to know which.
+"""Finds bundle files, and opens them, compressed or not, so that nobody has to know which.
 
-Owns: ``open_binary``, ``read_text``, and what tells a compressed file.
+Owns: ``files_below``, ``open_binary``, ``read_text``, what tells a compressed file, what to do where one is not read.
 Not here: what a bundle says (``bundle.py``, ``stream.py``), compressing one (``journal/compose.py``).
 
 A file is compressed when it begins with zstd's magic number, whatever its name: no JSON text begins so. A
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, NoReturn, cast
 
 #: How the name of a compressed file ends.
 COMPRESSED_SUFFIX: Final = ".zst"
@@ -27,6 +28,31 @@ _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MOST_HEADER: Final = 18
 #: The magic numbers of frames that only say how long they are (RFC 8878, 3.1.2), but for their last four bits.
 _SKIPPABLE: Final = 0x184D2A50
+
+
+def files_below(directory: Path) -> list[Path]:
+    """Every file below a directory, sorted.
+
+    Raises:
+        OSError: one of the directories cannot be read. Why not left out: what was not looked at is not known to be well.
+    """
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    return sorted(Path(parent, name) for parent, _, names in os.walk(directory, onerror=fail) for name in names)
+
+
+def how_to_read(error: OSError) -> str:
+    """What to do where a bundle could not be read for that reason."""
+    match error:
+        case FileNotFoundError():
+            return "check the path; `ergo-capture bundles list` prints those of a state directory"
+        case PermissionError():
+            return "read it as a user who may: the daemon's, one of its group, or root"
+        case IsADirectoryError():
+            return "name a *.capture.json file in it"
+    return "check that the path is a bundle file; `ergo-capture recover` salvages a damaged one"
 
 
 def open_binary(path: Path) -> BinaryIO:

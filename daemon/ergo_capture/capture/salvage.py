@@ -37,6 +37,7 @@ from ergo_capture.kernel.records import (
 )
 from ergo_capture.kernel.replay import Rederivation, ReplayError, divergence_at, rehydrate
 from ergo_capture.kernel.uniqueness import SeenIds
+from ergo_capture.units import counted
 
 #: More problems than anybody reads; the counts are of all.
 MAX_PROBLEMS: Final = 100
@@ -117,11 +118,11 @@ class Salvaged(msgspec.Struct):
 
     def in_words(self) -> str:
         """The counts as a phrase."""
-        parts = [f"{_count(self.kept, 'event')} with {'its decision' if self.kept == 1 else 'their decisions'} kept"]
-        parts += [f"{_count(self.aside, 'event')} set aside without a provable decision"] if self.aside else []
-        parts += [f"{_count(self.refused, 'event')} refused"] if self.refused else []
+        parts = [f"{counted(self.kept, 'event')} with {'its decision' if self.kept == 1 else 'their decisions'} kept"]
+        parts += [f"{counted(self.aside, 'event')} set aside without a provable decision"] if self.aside else []
+        parts += [f"{counted(self.refused, 'event')} refused"] if self.refused else []
         parts += _lost(self.lost, "event", uncertain=self.uncertain)
-        parts += [f"{_count(self.dropped, 'decision')} dropped"] if self.dropped else []
+        parts += [f"{counted(self.dropped, 'decision')} dropped"] if self.dropped else []
         parts += _lost(self.lost_decisions, "decision", uncertain=self.uncertain_decisions)
         return ", ".join(parts)
 
@@ -129,11 +130,7 @@ class Salvaged(msgspec.Struct):
 def _lost(number: int, what: str, *, uncertain: bool) -> list[str]:
     if not number:
         return [f"perhaps more {what}s lost"] if uncertain else []
-    return [f"{'at least ' if uncertain else ''}{_count(number, what)} lost"]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return [f"{'at least ' if uncertain else ''}{counted(number, what)} lost"]
 
 
 def salvage(

@@ -22,7 +22,7 @@ from typing import BinaryIO, Final, Protocol, Self
 from ergo_capture.capture.bundle import BundleFormatError, complaint_of
 from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
 from ergo_capture.capture.lookalikes import HEAD_BYTES
-from ergo_capture.capture.opening import open_binary
+from ergo_capture.capture.opening import how_to_read, open_binary
 from ergo_capture.capture.outline import Outline, Stretch, outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
@@ -268,7 +268,7 @@ class BundleStream:
             f"read capture bundle '{self.path}': {error.strerror or error}",
             op="read capture bundle",
             path=self.path,
-            hint="check that the path is a bundle file that you may read; `ergo-capture recover` salvages a damaged one",
+            hint=how_to_read(error),
         )
 
     def __enter__(self) -> Self:

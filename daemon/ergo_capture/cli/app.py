@@ -1,7 +1,7 @@
 """The commands put together, and what happens to their errors.
 
-Owns: the list of commands, ``Error:`` and ``Try:``, exit codes, closed pipes.
-Not here: any command.
+Owns: the root of the command line, running one command, ``Error:`` and ``Try:``, exit codes, closed pipes.
+Not here: which commands there are (``commands.py``), any command.
 
 Only the module of the command that is called is imported. Why: ``ergo-capture send`` at the end of a pipe
 should start before the pipe has anything to say.
@@ -12,44 +12,20 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Annotated, Final
+from collections.abc import Iterator, MutableMapping
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from ergo_capture.cli.commands import COMMANDS, EXAMPLES, GROUPS
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-
-#: Each command is the module of its name beside this one.
-COMMANDS: Final = (
-    "serve",
-    "send",
-    "status",
-    "top",
-    "tap",
-    "flush",
-    "reload",
-    "shutdown",
-    "metrics",
-    "verify",
-    "replay",
-    "info",
-    "cat",
-    "tail",
-    "diff",
-    "extract",
-    "report",
-    "doctor",
-    "recover",
-    "simulate",
-    "demo",
-    "bench",
-    "bundles",
-    "journal",
-    "config",
-    "systemd",
-)
 
 #: The exit code of a command whose reader went away: the shell's for SIGPIPE. Why not 0: not all was checked or said.
 BROKEN_PIPE: Final = 141
+
+_SETTINGS: Final = {"help_option_names": ["--help", "-h"]}
 
 
 def _version(wanted: bool) -> None:
@@ -60,9 +36,52 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _Commands(MutableMapping[str, Any]):
+    """Every command by its name; imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return _command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        raise NotImplementedError
+
+    def __delitem__(self, name: str) -> None:
+        raise NotImplementedError
+
+
+class _Root(TyperGroup):
+    """All commands, listed by what they are for."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _Commands()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list in the help; no command is imported for it."""
+        del ctx
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
+
 def whole_app() -> typer.Typer:
-    """Every command in one application: for the help, and for a command that is not there."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    """Every command in one application: for the help, for completion, and for a command that is not there."""
+    app = typer.Typer(
+        cls=_Root,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings=_SETTINGS,
+        epilog="ergo-capture COMMAND --help explains a command and its options.",
+    )
 
     @app.callback()
     def root(
@@ -70,16 +89,27 @@ def whole_app() -> typer.Typer:
             bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
         ] = False,
     ) -> None:
-        """Capture events and decisions of the Ergo graph engine so that no crash loses them."""
+        """Every event and every decision of an Ergo run, on disk before anything acts on it."""
         _ = version
 
-    for name in COMMANDS:
-        part = _part(name)
-        if part.registered_callback or part.registered_groups or len(part.registered_commands) > 1:
-            app.add_typer(part, name=name)
-        else:
-            app.registered_commands += part.registered_commands
     return app
+
+
+def _command(name: str) -> Any:
+    """A command with its examples, or a group of them."""
+    part = _part(name)
+    # Why plain: it is there 100 ms earlier, and can be read at any width and through any pipe.
+    part.rich_markup_mode = None
+    command = get_command(part)
+    command.name = name
+    command.context_settings = _SETTINGS
+    for path, one in [
+        (name, command),
+        *((f"{name} {sub}", one) for sub, one in getattr(command, "commands", {}).items()),
+    ]:
+        if path in EXAMPLES:
+            one.epilog = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in EXAMPLES[path])
+    return command
 
 
 def _part(name: str) -> typer.Typer:
@@ -93,10 +123,13 @@ def run(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["help"]:
         # Why: many try this first, and `help verify` next.
         arguments = [*arguments[1:], "--help"]
+    elif arguments[:1] in (["version"], ["-V"]):
+        arguments = ["--version"]
     known = bool(arguments) and arguments[0] in COMMANDS
     try:
         if known:
-            result = _part(arguments[0])(arguments[1:], standalone_mode=False, prog_name=f"ergo-capture {arguments[0]}")
+            name = f"ergo-capture {arguments[0]}"
+            result = _command(arguments[0])(arguments[1:], standalone_mode=False, prog_name=name)
         else:
             result = whole_app()(arguments, standalone_mode=False, prog_name="ergo-capture")
         # Why asked: whoever calls us may have closed it, and then Python has none.
@@ -115,7 +148,8 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         # Why here too: a disk may fail under any command, and a traceback helps nobody with that.
         where = f" '{error.filename}'" if error.filename else ""
-        _complain(f"{arguments[0] if arguments else 'ergo-capture'}{where}: {error.strerror or error}", None)
+        hint = "check the owner and the permissions of the path" if isinstance(error, PermissionError) else None
+        _complain(f"{arguments[0] if arguments else 'ergo-capture'}{where}: {error.strerror or error}", hint)
         return int(ExitCode.FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return 130

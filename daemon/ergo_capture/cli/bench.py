@@ -32,15 +32,22 @@ def bench(
     directory: Annotated[
         Path | None,
         typer.Option(
-            exists=True, file_okay=False, help="A directory on the disk to measure; by default the temporary one."
+            exists=True,
+            file_okay=False,
+            metavar="DIR",
+            help="A directory on the disk to measure; by default the temporary one.",
         ),
     ] = None,
     socket: Annotated[
         Path | None,
-        typer.Option(help="A running daemon's socket, in place of a daemon of its own. Leaves bundles there."),
+        typer.Option(
+            metavar="PATH", help="A running daemon's socket, in place of a daemon of its own. Leaves bundles there."
+        ),
     ] = None,
-    payload: Annotated[int, typer.Option(min=12, max=1 << 20, help="Bytes of each payload.")] = 256,
-    scale: Annotated[float, typer.Option(min=0.001, max=100, help="How much of the usual number of events.")] = 1.0,
+    payload: Annotated[int, typer.Option(min=12, max=1 << 20, metavar="BYTES", help="Bytes of each payload.")] = 256,
+    scale: Annotated[
+        float, typer.Option(min=0.001, max=100, metavar="FACTOR", help="How many times the usual number of events.")
+    ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row, one a line.")] = False,
 ) -> None:
     """Measure durable events a second and how long each waits, beside what the disk can do at best.

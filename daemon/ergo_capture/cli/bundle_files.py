@@ -1,6 +1,6 @@
 """Bundle files from what a person names: files, directories, patterns.
 
-Owns: ``bundles_in``.
+Owns: ``bundles_in``, ``bundles_below``, what an empty name is.
 Not here: finished bundles with their manifests (``capture/catalogue.py``).
 """
 
@@ -9,10 +9,38 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from ergo_capture.capture.manifest import BUNDLE_SUFFIX
-from ergo_capture.capture.opening import COMPRESSED_SUFFIX
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.capture.opening import COMPRESSED_SUFFIX, files_below
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+
+#: How the names of bundles end.
+_SUFFIXES: Final = (BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)
+
+
+def bundles_below(directory: Path) -> list[Path]:
+    """Every file below the directory that is called as bundles are, sorted.
+
+    Raises:
+        OSError: one of the directories cannot be read.
+    """
+    return [path for path in files_below(directory) if path.name.endswith(_SUFFIXES)]
+
+
+def refuse_empty(name: str) -> None:
+    """Why: to the file system an empty name is the current directory, and a variable that is not set is none.
+
+    Raises:
+        ErgoCaptureError: it is empty.
+    """
+    if not name:
+        raise ErgoCaptureError(
+            "find bundles: a name is empty",
+            op="find bundles",
+            hint="is a variable of the shell not set? The current directory is '.'",
+            exit_code=ExitCode.USAGE,
+        )
 
 
 def bundles_in(names: Iterable[str]) -> list[Path]:
@@ -20,12 +48,14 @@ def bundles_in(names: Iterable[str]) -> list[Path]:
 
     Raises:
         ErgoCaptureError: a name stands for no file at all.
+        OSError: a directory cannot be read.
     """
     found: dict[Path, None] = {}
     for name in names:
+        refuse_empty(name)
         path = Path(name)
         if path.is_dir():
-            below = [*path.rglob(f"*{BUNDLE_SUFFIX}"), *path.rglob(f"*{BUNDLE_SUFFIX}{COMPRESSED_SUFFIX}")]
+            below = bundles_below(path)
         elif path.exists() or not glob.has_magic(name):
             below = [path]
         else:

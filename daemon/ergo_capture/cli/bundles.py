@@ -20,8 +20,9 @@ import typer
 from ergo_capture import config as configuration
 from ergo_capture.capture.catalogue import Catalogue, StoredBundle
 from ergo_capture.capture.retention import RetentionRules
+from ergo_capture.cli.figures import size
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.units import Duration, Size
+from ergo_capture.units import Duration, Size, counted
 
 Quantity = TypeVar("Quantity", Duration, Size)
 
@@ -33,10 +34,13 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration file; by default the usual one, if it is there.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file; by default the usual one, if it is there."),
 ]
-StateOption = Annotated[str, typer.Option("--state-dir", help="State directory; by default the configured one.")]
-GraphOption = Annotated[str | None, typer.Option("--graph", help="Only the bundles of this graph.")]
+StateOption = Annotated[
+    str, typer.Option("--state-dir", metavar="DIR", help="State directory; by default the configured one.")
+]
+GraphOption = Annotated[str | None, typer.Option("--graph", metavar="GRAPH", help="Only the bundles of this graph.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")]
 
 
@@ -44,7 +48,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def list_bundles(
     config: ConfigOption = None, state_dir: StateOption = "", graph: GraphOption = None, as_json: JsonOption = False
 ) -> int:
-    """List the bundles there are, the oldest first, as their manifests tell."""
+    """List the bundles there are, the oldest first.
+
+    What is said of them is what their manifests tell.
+    """
     state = Path(configuration.load(config, state=state_dir).state.directory)
     found = [bundle for bundle in Catalogue(state / "bundles").read() if graph in (None, bundle.graph)]
     if as_json:
@@ -62,14 +69,22 @@ def prune(
     config: ConfigOption = None,
     state_dir: StateOption = "",
     graph: GraphOption = None,
-    max_age: Annotated[str | None, typer.Option(help="As retention.max_age, for every graph: 30d, 12h.")] = None,
-    max_bytes: Annotated[str | None, typer.Option(help="As retention.max_bytes, for every graph: 10GiB.")] = None,
-    max_bundles: Annotated[int | None, typer.Option(min=0, help="As retention.max_bundles, for every graph.")] = None,
-    keep_free: Annotated[str | None, typer.Option(help="As retention.keep_free_bytes: 5GiB.")] = None,
+    max_age: Annotated[
+        str | None, typer.Option(metavar="AGE", help="As retention.max_age, for every graph: 30d, 12h.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="As retention.max_bytes, for every graph: 10GiB.")
+    ] = None,
+    max_bundles: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="As retention.max_bundles, for every graph.")
+    ] = None,
+    keep_free: Annotated[str | None, typer.Option(metavar="SIZE", help="As retention.keep_free_bytes: 5GiB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Delete the finished bundles that are beyond the bounds, and their manifests.
+    """Delete the finished bundles that are beyond the bounds.
+
+    Their manifests go with them.
 
     The bounds are those of the configuration, or what the options say in their place. A bundle is read whole
     and compared with its manifest first; one that differs is kept, and the exit code is 3.
@@ -87,11 +102,11 @@ def prune(
             hint="give --max-age, --max-bytes, --max-bundles or --keep-free, or set them under [retention]",
             exit_code=ExitCode.USAGE,
         )
-    count, size, kept = 0, 0, 0
+    count, freed, kept = 0, 0, 0
     for step in Pruner(Path(loaded.state.directory), RealStorage()).prune(rules, graph=graph, dry_run=dry_run):
         bundle = step.choice.bundle
         if step.kept is None:
-            count, size = count + 1, size + bundle.size
+            count, freed = count + 1, freed + bundle.size
         else:
             kept += 1
         if as_json:
@@ -99,11 +114,11 @@ def prune(
             typer.echo(msgspec.json.encode(_as_json(bundle) | said))
         elif step.kept is None:
             typer.echo(
-                f"{'would prune' if dry_run else 'pruned'} {_shown(bundle.path)} ({_size(bundle.size)}): {step.choice.reason}"
+                f"{'would prune' if dry_run else 'pruned'} {_shown(bundle.path)} ({size(bundle.size)}): {step.choice.reason}"
             )
         else:
             typer.echo(f"kept {_shown(bundle.path)}: {step.kept}")
-    typer.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, size)}", err=True)
+    typer.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, freed)}", err=True)
     if kept:
         typer.echo("Try: `ergo-capture verify` on what was kept, then move it away", err=True)
     return int(ExitCode.DATA_LOSS if kept else ExitCode.OK)
@@ -166,7 +181,7 @@ def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:
         bundle.trouble or (manifest.ended if manifest else "-"),
         bundle.graph,
         "-" if manifest is None else f"{manifest.events:,}",
-        _size(bundle.size),
+        size(bundle.size),
         _shown(bundle.path),
     )
 
@@ -176,12 +191,5 @@ def _shown(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _total(count: int, size: int) -> str:
-    return f"{count} bundle{'s' * (count != 1)}, {_size(size)}"
-
-
-def _size(size: int) -> str:
-    for unit, exponent in (("TB", 12), ("GB", 9), ("MB", 6), ("kB", 3)):
-        if size >= 10**exponent:
-            return f"{size / 10**exponent:.1f} {unit}"
-    return f"{size} B"
+def _total(count: int, file_bytes: int) -> str:
+    return f"{counted(count, 'bundle')}, {size(file_bytes)}"

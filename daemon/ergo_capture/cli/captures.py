@@ -6,6 +6,7 @@ Not here: bundle files only (``bundle_files.py``), reading (``capture/stream.py`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import Annotated, Final
 import typer
 
 from ergo_capture import config as configuration
-from ergo_capture.capture.manifest import BUNDLE_SUFFIX, stem_of
+from ergo_capture.capture.manifest import stem_of
 from ergo_capture.capture.names import bundle_name, safe_name
 from ergo_capture.capture.opening import COMPRESSED_SUFFIX
 from ergo_capture.capture.stream import RecordStream, open_bundle
-from ergo_capture.cli.bundle_files import bundles_in
+from ergo_capture.cli.bundle_files import bundles_below, bundles_in, refuse_empty
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.doctor import kind_of_directory
 from ergo_capture.journal.segment import sequence_of
@@ -27,10 +28,14 @@ from ergo_capture.journal.stream import PartStream, parts_in
 from ergo_capture.storage import RealStorage
 
 StateOption = Annotated[
-    str, typer.Option("--state-dir", help="Where a session is looked for; by default the configured state directory.")
+    str,
+    typer.Option(
+        "--state-dir", metavar="DIR", help="Where a session is looked for; by default the configured directory."
+    ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration that says where; by default the usual one.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration that says where; by default the usual one."),
 ]
 WHAT: Final = "Bundles, directories of them, patterns, a journal, a state directory, or a session's id."
 
@@ -44,6 +49,15 @@ class Capture:
     #: The bundle's file.
     bundle: Path | None = None
     part: PartStream | None = None
+
+    @property
+    def session(self) -> str:
+        """The session it is of: as its journal or else its file's name has it."""
+        if self.part is not None:
+            return self.part.description.session
+        assert self.bundle is not None
+        # Why replaced: a file's name may be bytes that no text can hold.
+        return os.fsencode(stem_of(self.bundle).partition("~")[0]).decode("utf-8", "replace")
 
     @contextmanager
     def open(self) -> Iterator[RecordStream]:
@@ -89,8 +103,18 @@ def capture_named(name: str, state_dir: str = "", config: Path | None = None) ->
         f"'{name}' stands for {len(found)} runs, and one is wanted",
         op="find capture",
         path=name,
-        hint=f"name one of them: {', '.join(capture.name for capture in found[:3])}...",
+        hint=_one_of(found),
     )
+
+
+def _one_of(found: list[Capture]) -> str:
+    """Why of the first three only: there may be thousands."""
+    more = ", ..." if len(found) > 3 else ""
+    sessions = [capture.part.description.session for capture in found[:3] if capture.part is not None]
+    if len(sessions) == min(3, len(found)):
+        # A journal's parts have no path of their own.
+        return f"name one of its sessions, with --state-dir: {', '.join(dict.fromkeys(sessions))}{more}"
+    return f"name one of them: {', '.join(capture.name for capture in found[:3])}{more}"
 
 
 def journal_and_session(name: str, state_dir: str = "", config: Path | None = None) -> tuple[Path, str]:
@@ -99,6 +123,7 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
     Raises:
         ErgoCaptureError: there is no such journal.
     """
+    refuse_empty(name)
     path = Path(name)
     if path.is_dir():
         journal = path if kind_of_directory(path) == "journal" else path / "journal"
@@ -117,6 +142,7 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
 
 
 def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
+    refuse_empty(name)
     path = Path(name)
     if path.is_dir():
         return _in_directory(path)
@@ -158,10 +184,7 @@ def _in_directory(path: Path) -> list[Capture]:
 
 
 def _bundles_below(directory: Path) -> list[Capture]:
-    suffixes = (BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)
-    if not directory.is_dir():
-        return []
-    return [Capture(str(path), path) for path in sorted(directory.rglob("*")) if path.name.endswith(suffixes)]
+    return [Capture(str(path), path) for path in bundles_below(directory)] if directory.is_dir() else []
 
 
 def _parts(journal: Path, *, published: bool = True) -> list[Capture]:

@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def cat(
-    captures: Annotated[list[str], typer.Argument(help=WHAT)],
+    captures: Annotated[list[str], typer.Argument(metavar="CAPTURE", help=WHAT)],
     kind: Kinds = None,
     decision: Decisions = None,
     since: Since = "",
@@ -45,7 +45,7 @@ def cat(
 ) -> None:
     """Print events with their decisions, one a line.
 
-    With --follow until the session is over, or Ctrl-C; an event is shown when it is decided.
+    Of several runs, each line says which session it is of. With --follow until the session is over, or Ctrl-C; an event is shown when it is decided.
     """
     wanted = selection_of(
         kinds=kind, decisions=decision, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id
@@ -60,10 +60,12 @@ def cat(
     found = captures_in(captures, state_dir, config)
     without = 0
     for capture in found:
+        # Why only of several: one is known by its name, and ids of events are unique within it only.
+        named = capture.session if len(found) > 1 else None
         with capture.open() as stream:
             try:
                 for index, event, record in select(stream, wanted):
-                    typer.echo((json_line if as_json else for_people)(index, event, record))
+                    typer.echo((json_line if as_json else for_people)(index, event, record, named))
             except NoSuchEvent:
                 # Why not at once: of several captures, one has the event.
                 without += 1

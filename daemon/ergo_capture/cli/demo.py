@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import shlex
+import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -36,7 +39,8 @@ rate_window = "10m"
 @app.command()
 def demo(
     directory: Annotated[
-        Path | None, typer.Option(help="Where to keep what is made; by default a temporary directory that stays.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to keep what is made; by default a temporary directory that stays."),
     ] = None,
 ) -> int:
     """Start a daemon, stream real flights to it under a rate limit, close, verify, and show what was captured."""
@@ -73,15 +77,26 @@ def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float)
     )
     span = bundle.events[-1].event_time.secs - bundle.events[0].event_time.secs
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_row("events", f"{len(bundle.events)}", ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())))
+    table.add_row("events", f"{len(bundle.events):,}", ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items())))
     table.add_row("event time", f"{span / 86400:.1f} days", "departures from New York, January 2013")
     table.add_row("limit", "20 / 10 min", "max_per_window = 20, rate_window = 10m")
-    table.add_row("invoked", f"{decisions['Invoke']}", f"{ran_later} of them deferred first, then taken by a Pump")
-    table.add_row("deferred", f"{decisions['Defer']}", "decisions to wait, or with nothing due")
-    table.add_row("verified", "yes" if ok else "NO", "every decision derived again, every payload hash right")
+    table.add_row("invoked", f"{decisions['Invoke']:,}", f"{ran_later} of them deferred first, then taken by a Pump")
+    table.add_row("deferred", f"{decisions['Defer']:,}", "decisions to wait, or with nothing due")
+    table.add_row("verified", "yes" if ok else "NO", "every decision derived again, every hash right")
     table.add_row("took", f"{seconds:.1f} s", "daemon start and stop included")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(f"bundle    {published.bundle}")
     console.print(f"manifest  {published.manifest}")
-    console.print(f"try       ergo-capture verify {published.bundle}")
+    program, bundle_file = _this_program(), shlex.quote(published.bundle)
+    console.print(f"look      {program} report {bundle_file}", markup=False)
+    console.print(f"try       {program} verify {bundle_file}", markup=False)
+
+
+def _this_program() -> str:
+    """How to call us again. Why not by name: in an environment that is not activated, the shell does not know it."""
+    called = Path(sys.argv[0])
+    if called.name != "ergo-capture":
+        return f"{shlex.quote(sys.executable)} -m ergo_capture"
+    known = shutil.which("ergo-capture")
+    return "ergo-capture" if known and called.exists() and called.samefile(known) else shlex.quote(str(called))

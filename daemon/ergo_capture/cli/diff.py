@@ -15,14 +15,15 @@ from ergo_capture.capture.difference import Difference, compare
 from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.explanation import in_short
+from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="A bundle file, or a session's id.")],
-    b: Annotated[str, typer.Argument(help="Another one.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A bundle file, or a session's id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     state_dir: StateOption = "",
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -43,10 +44,10 @@ def diff(
 
 def _lines(found: Difference) -> list[str]:
     if found.none:
-        return [f"the same, {found.common} events"]
+        return [f"the same, {counted(found.common, 'event')}"]
     lines = [
-        f"{found.common} events in both, {found.changed} of them changed, {found.moved} in another order",
-        f"{found.only_a} events only in the first, {found.only_b} only in the second",
+        f"{counted(found.common, 'event')} in both, {found.changed:,} of them changed, {found.moved:,} in another order",
+        f"{counted(found.only_a, 'event')} only in the first, {found.only_b:,} only in the second",
     ]
     if found.first is not None:
         lines.append(f"they part: {found.first.sentence}")

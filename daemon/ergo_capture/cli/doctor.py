@@ -24,7 +24,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def doctor(
-    paths: Annotated[list[Path], typer.Argument(help="Bundles, segments, journals or state directories.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", readable=False, help="Bundles, segments, journals or state directories."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a path, one a line.")] = False,
 ) -> int:
     """Say what is wrong, where, and what `recover` would keep; reads on past damage, and never writes.
@@ -48,7 +51,10 @@ def _diagnosis(path: Path) -> Diagnosis:
         return diagnose(path)
     except ErgoCaptureError as error:
         message = error.message + (f" (try: {error.hint})" if error.hint else "")
-        return Diagnosis(str(path), UNKNOWN, [Finding(Severity.ERROR, str(path), None, message)], [])
+    except OSError as error:
+        # Why here: one path that the system does not give costs nothing of what is said of the others.
+        message = f"look at '{error.filename or path}': {error.strerror or error}"
+    return Diagnosis(str(path), UNKNOWN, [Finding(Severity.ERROR, str(path), None, message)], [])
 
 
 def _plain(diagnosis: Diagnosis) -> dict[str, object]:

@@ -9,6 +9,7 @@ gzip is recognised by itself. Lines are sent as they are: nothing is parsed but 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -38,6 +39,10 @@ class _Line(msgspec.Struct):
     event_id: str = ""
 
 
+#: What frames a stream of events, of this protocol or of the reference's: this command does its own.
+_FRAMING: Final = frozenset({"hello", "open", "flush", "ping", "close", "end"})
+
+
 _line = msgspec.json.Decoder(_Line)
 _id = msgspec.json.Decoder(_Id)
 
@@ -55,6 +60,8 @@ class EventLines:
     def __init__(self, name: str) -> None:
         self.name = name
         try:
+            if name == "-" and sys.stdin is None:
+                raise OSError(errno.EBADF, "it is closed")
             self._file: BinaryIO = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115
             self._source = self._unzipped()
             found = os.fstat(self._file.fileno())
@@ -92,7 +99,7 @@ class EventLines:
                 if len(batch) == _SOME:
                     return batch
         except (OSError, EOFError, zlib.error) as error:
-            raise self._unreadable(str(error)) from error
+            raise self._unreadable(str(error), begun=True) from error
         return batch
 
     def _events(self) -> Iterator[tuple[bytes, str] | None]:
@@ -106,12 +113,13 @@ class EventLines:
                     yield from _events_of(line)
             yield None
 
-    def _unreadable(self, reason: str) -> ErgoCaptureError:
+    def _unreadable(self, reason: str, *, begun: bool = False) -> ErgoCaptureError:
+        hint = "name a file that you may read, or - for standard input"
         return ErgoCaptureError(
-            f"read events from '{self.name}': {reason}",
+            f"read events from {'standard input' if self.name == '-' else repr(self.name)}: {reason}",
             op="read events",
             path=self.name,
-            hint="name a file that you may read, or - for standard input; what was sent before is captured",
+            hint=hint + "; what was sent before is captured" if begun else hint,
         )
 
     def __enter__(self) -> Self:
@@ -128,17 +136,25 @@ class EventLines:
 def _events_of(line: bytes) -> Iterator[tuple[bytes, str]]:
     try:
         frame = _line.decode(line)
-        if frame.type == "event":
-            yield line.strip() + b"\n", _id.decode(frame.event).event_id
-        elif frame.type == "events":
-            for event in frame.events:
-                yield _wrap(event), _id.decode(event).event_id
-        elif frame.event_id:
-            yield _wrap(line.strip()), frame.event_id
-        # hello, open, end and close are the stream's own framing; this command does its own.
     except (ValueError, RecursionError):
         # Why sent all the same: what is wrong with it is the daemon's to say.
         yield line.strip() + b"\n", ""
+        return
+    if frame.type == "event":
+        yield line.strip() + b"\n", _id_of(frame.event)
+    elif frame.type == "events":
+        for event in frame.events:
+            yield _wrap(event), _id_of(event)
+    elif frame.type not in _FRAMING:
+        # Why also without an id: a line that is nothing we know is rejected and counted, never left out in silence.
+        yield _wrap(line.strip()), frame.event_id
+
+
+def _id_of(event: msgspec.Raw) -> str:
+    try:
+        return _id.decode(event).event_id
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _wrap(event: bytes | msgspec.Raw) -> bytes:

@@ -12,25 +12,26 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
 from ergo_capture.capture.selection import Selection, select
 from ergo_capture.capture.stream import RecordStream
 from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named
-from ergo_capture.cli.output import write_out
+from ergo_capture.cli.output import write_out, write_whole
 from ergo_capture.cli.selecting import FromId, Ids, Kinds, Since, ToId, Until, selection_of
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import plain
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def extract(
-    capture: Annotated[str, typer.Argument(help="A bundle file, or a session's id.")],
+    capture: Annotated[str, typer.Argument(metavar="CAPTURE", help="A bundle file, or a session's id.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The scenario file; standard output else.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The scenario file; - or nothing for standard output."),
     ] = None,
     kind: Kinds = None,
     since: Since = "",
@@ -41,7 +42,7 @@ def extract(
     state_dir: StateOption = "",
     config: ConfigOption = None,
 ) -> None:
-    """Write a range of a run's events as a scenario that ``simulate`` runs.
+    """Write a range of a run's events as a scenario that `simulate` runs.
 
     Episodes end in it as they ended then; what is decided depends on the events that are left.
     """
@@ -56,12 +57,11 @@ def extract(
             hint="`ergo-capture info` says which times there are, `ergo-capture cat` which ids",
         )
     text = msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
-    if output is None:
+    if output is None or str(output) == "-":
         write_out(text)
         return
-    create_parents(output)
-    write_bytes_atomic(output, text)
-    typer.echo(f"{len(scenario['events'])} events", err=True)
+    write_whole(output, text, "scenario")
+    typer.echo(counted(len(scenario["events"]), "event"), err=True)
 
 
 def scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:

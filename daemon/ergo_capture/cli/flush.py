@@ -22,7 +22,9 @@ class _Answer(msgspec.Struct):
 
 @app.command()
 def flush(
-    session: Annotated[str, typer.Argument(help="One session; by default every open one.")] = "",
+    session: Annotated[
+        str, typer.Argument(metavar="SESSION", show_default=False, help="One session; by default every open one.")
+    ] = "",
     socket: SocketOption = "",
     config: ConfigOption = None,
 ) -> int:

@@ -16,14 +16,19 @@ import typer
 from ergo_capture.capture.manifest import Manifest, ManifestError, manifest_path, read_manifest
 from ergo_capture.capture.survey import Survey, survey
 from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captures_in
+from ergo_capture.cli.figures import span
 from ergo_capture.cli.journal_facts import journal_facts, journal_in, show_journal
 from ergo_capture.cli.verify import printable
 from ergo_capture.journal.stream import PartStream
 from ergo_capture.kernel.explanation import in_seconds, readable
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+#: In nanoseconds.
+_HOUR: Final = 3_600_000_000_000
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,7 +39,9 @@ _PIPED_WIDTH: Final = 500
 def info(
     captures: Annotated[
         list[str],
-        typer.Argument(help="Bundles, directories of them, patterns, a journal, a state directory, a session."),
+        typer.Argument(
+            metavar="CAPTURE", help="Bundles, directories of them, patterns, a journal, a state directory, a session."
+        ),
     ],
     state_dir: StateOption = "",
     config: ConfigOption = None,
@@ -55,7 +62,7 @@ def info(
         else:
             _show(capture, numbers, manifest)
     if runs > 1 and not as_json:
-        typer.echo(f"{runs:,} runs, {events:,} events, {size:,} bytes")
+        typer.echo(f"{counted(runs, 'run')}, {counted(events, 'event')}, {counted(size, 'byte')}")
 
 
 def _captures(names: list[str], state_dir: str, config: Path | None, *, as_json: bool) -> list[Capture]:
@@ -150,7 +157,9 @@ def _events(table: Table, survey: Survey) -> None:
         rate = survey.rate(kind)
         table.add_row(f"  {kind}", f"{count:,}" + ("" if rate is None else f", {rate:.3g} a second"))
     if survey.first is not None and survey.last is not None:
-        table.add_row("event time", f"{_time(survey.first)} to {_time(survey.last)}, {_time(survey.span)} in all")
+        # Why also in days: seconds are what --since takes, and what nobody can picture.
+        days = f" ({span(survey.span // 1_000_000_000)})" if survey.span >= _HOUR else ""
+        table.add_row("event time", f"{_time(survey.first)} to {_time(survey.last)}, {_time(survey.span)}{days} in all")
     if survey.longest_gap_before is not None:
         table.add_row("longest gap", f"{_time(survey.longest_gap)}, before event {survey.longest_gap_before!r}")
     if survey.backward:
@@ -159,13 +168,15 @@ def _events(table: Table, survey: Survey) -> None:
     table.add_row(
         "payloads",
         f"{survey.payload_bytes:,} bytes, {mean:.0f} on average, {survey.largest_payload:,} at the most, "
-        f"{survey.without_payload:,} events without",
+        f"{counted(survey.without_payload, 'event')} without",
     )
 
 
 def _decisions(table: Table, survey: Survey) -> None:
     waiting = survey.events - survey.decisions
-    table.add_row("decisions", f"{survey.decisions:,}" + (f", {waiting:,} events not decided" if waiting > 0 else ""))
+    table.add_row(
+        "decisions", f"{survey.decisions:,}" + (f", {counted(waiting, 'event')} not decided" if waiting > 0 else "")
+    )
     for outcome, count in survey.outcomes.items():
         more = f", {survey.pumped:,} by a Pump" if outcome == "Invoke" and survey.pumped else ""
         table.add_row(f"  {outcome}", f"{count:,}{more}")

@@ -33,10 +33,15 @@ def journal() -> None:
 
 @app.command()
 def cat(
-    segment: Annotated[Path, typer.Argument(help="A segment: STATE/journal/NNNNNNNNNNNNNNNN.journal.")],
+    segment: Annotated[
+        Path, typer.Argument(metavar="SEGMENT", help="A segment: STATE/journal/NNNNNNNNNNNNNNNN.journal.")
+    ],
     bodies: Annotated[bool, typer.Option(help="Print what the frames hold, not only their headers.")] = True,
 ) -> int:
-    """Print a segment as JSON Lines, one frame a line; exit 3 where it ends in something that is not a frame."""
+    """Print a segment as JSON Lines, one frame a line.
+
+    Exit 3 where it ends in something that is not a frame.
+    """
     sequence = sequence_of(segment.name)
     if sequence is None:
         raise ErgoCaptureError(

@@ -15,6 +15,7 @@ from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.kernel.explanation import readable
 from ergo_capture.storage import RealStorage
+from ergo_capture.units import counted
 
 _LEAST_WIDTH: Final = 120
 
@@ -83,7 +84,7 @@ def show_journal(facts: dict[str, Any]) -> None:
     console.print(facts["journal"])
     ended = "an orderly stop" if facts["sealed"] else "no orderly stop, or a daemon is running"
     torn = f", {facts['torn_bytes']:,} torn bytes that were never acknowledged" if facts["torn_bytes"] else ""
-    console.print(f"{facts['segments']} segments, {facts['bytes']:,} bytes; {ended}{torn}")
+    console.print(f"{counted(facts['segments'], 'segment')}, {counted(facts['bytes'], 'byte')}; {ended}{torn}")
     for name, reason in facts["quarantined"].items():
         console.print(f"quarantined: {readable(name)}: {reason}")
     if not facts["sessions"]:

@@ -21,10 +21,14 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 PATIENCE: Final = 10.0
 
 SocketOption = Annotated[
-    str, typer.Option("--socket", help="The daemon's capture socket; the control socket is the one beside it.")
+    str,
+    typer.Option(
+        "--socket", metavar="PATH", help="The daemon's capture socket; the control socket is the one beside it."
+    ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="The daemon's configuration file; by default the usual one.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The daemon's configuration file; by default the usual one."),
 ]
 
 

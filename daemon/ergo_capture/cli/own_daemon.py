@@ -6,6 +6,7 @@ Not here: what it is for (``demo.py``, ``bench.py``).
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from ergo_capture.cli.figures import size
 from ergo_capture.errors import ErgoCaptureError
 
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 60.0
+#: Bytes that have to be free: a segment of the journal, and bundles.
+_ROOM: Final = 64 << 20
 
 
 @contextmanager
@@ -27,8 +31,17 @@ def own_daemon(place: Path, config: str = "") -> Iterator[Path]:
     """A daemon whose state, configuration and log are in ``place``; gives its socket.
 
     Raises:
-        ErgoCaptureError: it did not start, or did not end as it should.
+        ErgoCaptureError: there is no room for it, it did not start, or did not end as it should.
     """
+    free = shutil.disk_usage(place).free
+    if free < _ROOM:
+        # Why asked before: a daemon whose disk is full waits for room, and this one's user would wait with it.
+        raise ErgoCaptureError(
+            f"run a daemon in '{place}': it needs {size(_ROOM)}, and {size(free)} are free",
+            op="run own daemon",
+            path=place,
+            hint="name another place with --directory",
+        )
     (place / "config.toml").write_text(config)
     # Why not in the place: a socket's path has to be short.
     with tempfile.TemporaryDirectory(prefix="ec-") as short:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.kernel.explanation import in_a_line, in_seconds, plain
+from ergo_capture.kernel.explanation import in_a_line, in_seconds, plain, readable
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 
 #: Characters of a payload that are shown.
@@ -25,7 +25,7 @@ def for_people(
     shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
     decided = "not decided" if record is None else in_a_line(record).partition("  ")[2]
     line = f"{index}  {in_seconds(event.event_time)}  {event.kind.value}  {event.event_id!r}  {decided}  {shown}"
-    return (line if session is None else f"{session}  {line}").rstrip()
+    return (line if session is None else f"{readable(session)}  {line}").rstrip()
 
 
 def as_json(

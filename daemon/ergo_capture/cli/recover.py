@@ -29,15 +29,22 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def recover(
-    source: Annotated[Path, typer.Argument(help="A damaged bundle, or a journal or state directory.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", readable=False, help="A damaged bundle, or a journal or state directory."),
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Bundle file to write; for a journal, directory of bundles.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DST", help="Bundle file to write; for a journal, directory of bundles."
+        ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     adapter_provenance: Annotated[
-        str, typer.Option(help="Stands for a bundle's, where that is gone; else the manifest's, or `lost`.")
+        str,
+        typer.Option(metavar="TEXT", help="Stands for a bundle's, where that is gone; else the manifest's, or `lost`."),
     ] = "",
-    runtime_provenance: Annotated[str, typer.Option(help="As --adapter-provenance.")] = "",
+    runtime_provenance: Annotated[str, typer.Option(metavar="TEXT", help="As --adapter-provenance.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> int:
     """Write what can be proved of a damaged capture elsewhere, and count what was lost; the source is only read.
@@ -47,6 +54,8 @@ def recover(
 
     Exit 0 where everything was kept, 3 where something was lost, 1 where nothing could be saved.
     """
+    if str(output) == "-":
+        raise _refusal("it writes files, and nothing to standard output", "name the bundle to write with -o")
     if source.is_dir():
         return _recover_journal(source, output, force=force, as_json=as_json)
     if sequence_of(source.name) is not None:

@@ -22,6 +22,7 @@ import anyio
 import msgspec
 import typer
 
+from ergo_capture import telemetry
 from ergo_capture.capture.stream import open_bundle
 from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.cli.info import manifest_beside
@@ -29,6 +30,7 @@ from ergo_capture.cli.verify import check, printable
 from ergo_capture.engine.replaying import Replayed, Strictness, replay_stream
 from ergo_capture.engine.spec import FORMS, engine_from
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,22 +44,35 @@ _FAILED: Final = "failed"
 
 @app.command()
 def replay(
-    bundles: Annotated[list[str], typer.Argument(help="Bundle files, directories of them, or patterns.")],
-    engine: Annotated[str, typer.Option(help=f"What runs the episodes: {FORMS}. Without it this is verify.")] = "",
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE", help="Bundle files, directories of them, or patterns.")
+    ],
+    engine: Annotated[
+        str, typer.Option(metavar="SPEC", help=f"What runs the episodes: {FORMS}. Without it this is verify.")
+    ] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Expect unique ids and these provenances.")] = False,
-    adapter_provenance: Annotated[str, typer.Option(help="With --strict: what the adapter must have been.")] = "none",
+    adapter_provenance: Annotated[
+        str, typer.Option(metavar="TEXT", help="With --strict: what the adapter must have been.")
+    ] = "none",
     runtime_provenance: Annotated[
-        str, typer.Option(help="With --strict: what the engine must have been; by default what it says of itself.")
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="With --strict: what the engine must have been; by default what it says of itself.",
+        ),
     ] = "",
     keep_going: Annotated[bool, typer.Option("--keep-going", "-k", help="Go on after a bundle that differs.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Bundles at once, each in a process.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Bundles at once, each in a process.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> int:
     """Run the episodes of bundles again with an engine, and explain the first decision that differs.
 
     Exit 0 where all are the same, 4 where one diverges, 1 where one is unsound or cannot be replayed.
     """
-    engine_from(engine or "fixed", "")
+    _check(engine or "fixed")
+    _log_to_standard_error()
     expected = Strictness(adapter_provenance, runtime_provenance or None) if strict else None
     paths = bundles_in(bundles)
     began = time.monotonic()
@@ -74,6 +89,20 @@ def replay(
         _summary(results, len(paths), time.monotonic() - began)
     outcomes = {result["outcome"] for result in results}
     return int(ExitCode.FAILED if _FAILED in outcomes else ExitCode.DIVERGED if _DIVERGED in outcomes else ExitCode.OK)
+
+
+def _check(spec: str) -> None:
+    """Why anew: for a daemon's engine the error speaks of its configuration, and exits with 78."""
+    try:
+        engine_from(spec, "")
+    except ErgoCaptureError as error:
+        hint = f"write one of: {FORMS}"
+        raise ErgoCaptureError(error.message, op=error.op, hint=hint, exit_code=ExitCode.USAGE) from error
+
+
+def _log_to_standard_error() -> None:
+    """What engines log, if it matters. Why at all: structlog by itself prints it among the results."""
+    telemetry.configure("warning", "console")
 
 
 def replay_one(
@@ -123,7 +152,7 @@ def _results(
         for path in paths:
             yield one(path, on_progress=progress.decisions_done)
         return
-    with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(jobs, initializer=_begin_worker) as pool:
         try:
             yield from pool.map(one, paths, chunksize=max(1, min(16, len(paths) // (4 * jobs))))
         except BrokenProcessPool as error:
@@ -134,6 +163,11 @@ def _results(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _log_to_standard_error()
 
 
 class _Progress:
@@ -193,7 +227,7 @@ def _in_words(result: dict[str, Any]) -> str:
         return f"{name}: failed: {result['error']}{hint}"
     notes = "".join(f"\n  note: {note}" for note in result.get("notes", ()))
     if result["outcome"] == _SAME:
-        return f"{name}: same, {result['decisions']} decisions{notes}"
+        return f"{name}: same, {counted(result['decisions'], 'decision')}{notes}"
     found = result["divergence"]
     captured, replayed = (msgspec.json.encode(found[side]).decode() for side in ("captured", "replayed"))
     lines = [f"{name}: diverged"]

@@ -11,9 +11,9 @@ from typing import Annotated, Final
 
 import typer
 
-from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
+from ergo_capture.cli.figures import size
 from ergo_capture.cli.info import manifest_beside
-from ergo_capture.cli.output import write_out
+from ergo_capture.cli.output import write_out, write_whole
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.report.page import report_page
@@ -29,13 +29,25 @@ _DEVICES: Final = {"/dev", "/proc"}
 
 @app.command()
 def report(
-    bundle: Annotated[Path, typer.Argument(help="A bundle file.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page; - for standard output. By default beside the bundle, as .html."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The page; - for standard output. By default beside the bundle, as .html.",
+        ),
     ] = None,
 ) -> None:
     """Draw a bundle as one page of HTML that needs no network: the run over event time, and its decisions."""
+    if bundle.is_dir():
+        raise ErgoCaptureError(
+            f"write report of '{bundle}': it is a directory",
+            op="write report",
+            path=bundle,
+            hint="name one bundle; `ergo-capture bundles list` prints those there are",
+        )
     to_pipe = output is not None and str(output) == "-"
     destination = output or _beside(bundle)
     if not to_pipe:
@@ -44,9 +56,8 @@ def report(
     if to_pipe:
         write_out(page)
         return
-    create_parents(destination)
-    write_bytes_atomic(destination, page)
-    typer.echo(f"{printable(str(destination))} ({len(page) / 1e6:.1f} MB)")
+    write_whole(destination, page, "report")
+    typer.echo(f"{printable(str(destination))} ({size(len(page))})")
 
 
 def _beside(bundle: Path) -> Path:

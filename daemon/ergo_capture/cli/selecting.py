@@ -14,13 +14,23 @@ import typer
 from ergo_capture.capture.selection import Selection
 from ergo_capture.kernel.time import EventTime
 
-Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Pump, DataAvailable or Command; may be repeated.")]
-Decisions = Annotated[list[str] | None, typer.Option("--decision", help="Invoke, Defer or Skip; may be repeated.")]
-Since = Annotated[str, typer.Option(help="From this event time on, in seconds.")]
-Until = Annotated[str, typer.Option(help="Before this event time, in seconds.")]
-Ids = Annotated[list[str] | None, typer.Option("--event-id", help="Only this event; may be repeated.")]
-FromId = Annotated[str, typer.Option(help="From this event on, by its place.")]
-ToId = Annotated[str, typer.Option(help="Up to and with this event.")]
+Kinds = Annotated[
+    list[str] | None, typer.Option("--kind", metavar="KIND", help="Pump, DataAvailable or Command; may be repeated.")
+]
+Decisions = Annotated[
+    list[str] | None, typer.Option("--decision", metavar="DECISION", help="Invoke, Defer or Skip; may be repeated.")
+]
+Since = Annotated[
+    str,
+    typer.Option(metavar="SECONDS", help="From this event time on, in seconds."),
+]
+Until = Annotated[
+    str,
+    typer.Option(metavar="SECONDS", help="Before this event time, in seconds."),
+]
+Ids = Annotated[list[str] | None, typer.Option("--event-id", metavar="ID", help="Only this event; may be repeated.")]
+FromId = Annotated[str, typer.Option(metavar="ID", help="From this event on, by its place.")]
+ToId = Annotated[str, typer.Option(metavar="ID", help="Up to and with this event.")]
 
 
 def selection_of(

@@ -17,10 +17,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def serve(
     config: Annotated[
-        Path | None, typer.Option(help="Configuration file; by default the usual one, if it is there.")
+        Path | None, typer.Option(metavar="FILE", help="Configuration file; by default the usual one, if it is there.")
     ] = None,
-    socket: Annotated[str, typer.Option(help="Path of the socket, in place of the configured one.")] = "",
-    state_dir: Annotated[str, typer.Option(help="State directory, in place of the configured one.")] = "",
+    socket: Annotated[
+        str, typer.Option(metavar="PATH", help="Path of the socket, in place of the configured one.")
+    ] = "",
+    state_dir: Annotated[
+        str, typer.Option(metavar="DIR", help="State directory, in place of the configured one.")
+    ] = "",
 ) -> int:
     """Run the daemon until SIGTERM or SIGINT; a second signal stops it at once."""
     from ergo_capture import telemetry  # noqa: PLC0415 - help must not load the daemon

@@ -6,6 +6,7 @@ Not here: scenarios (``kernel/scenario.py``), bundles (``capture/``).
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer
 
 from ergo_capture.capture.bundle import CaptureJsonStyle, encode_bundle, write_capture_bundle
 from ergo_capture.capture.session import CapturingSession
-from ergo_capture.cli.output import write_out
+from ergo_capture.cli.output import refuse_directory, write_out
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.ports import MemoryDecisionLog
 from ergo_capture.kernel.records import CaptureBundle
@@ -25,11 +26,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def simulate(
-    scenario: Annotated[str, typer.Argument(help="Scenario file (JSON); - for standard input.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle file; standard output without.")] = None,
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="Scenario file (JSON); - for standard input.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Bundle file; - or nothing for standard output."),
+    ] = None,
     style: Annotated[CaptureJsonStyle, typer.Option(help="Layout of the bundle.")] = CaptureJsonStyle.Compact,
 ) -> int:
     """Run a written scenario through the supervisor and write its bundle, without a daemon."""
+    if output is not None:
+        refuse_directory(output, "bundle")
     text = _read(scenario)
     try:
         parsed = read_scenario(text)
@@ -38,7 +44,7 @@ def simulate(
         error.message = f"read scenario '{scenario}': {error.message.removeprefix('read scenario: ')}"
         raise
     bundle = run_scenario(parsed)
-    if output is None:
+    if output is None or str(output) == "-":
         write_out(encode_bundle(bundle, style))
     else:
         write_capture_bundle(output, bundle, style)
@@ -65,9 +71,11 @@ def run_scenario(scenario: Scenario) -> CaptureBundle:
 
 
 def _read(name: str) -> bytes:
-    if name == "-":
-        return sys.stdin.buffer.read()
     try:
+        if name == "-":
+            if sys.stdin is None:
+                raise OSError(errno.EBADF, "standard input is closed")
+            return sys.stdin.buffer.read()
         return Path(name).read_bytes()
     except OSError as error:
         raise ErgoCaptureError(

@@ -16,10 +16,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ergo_capture.cli.figures import milliseconds, size, span
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.meter import HistogramSnapshot
 from ergo_capture.server.overview import DaemonStatus, EngineStatus, RunningStatus
 from ergo_capture.server.session import SessionSnapshot
+from ergo_capture.units import counted
 
 #: A disk with less room than this is shown in red.
 LITTLE_ROOM: Final = 1 << 30
@@ -129,7 +131,7 @@ def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> 
         f"oldest {milliseconds(writer.oldest_undurable_seconds)}" if writer.oldest_undurable_seconds else "nothing"
     )
     table.add_row("not durable", f"{undurable}; {writer.queued:,} waiting, {size(writer.queued_bytes)}")
-    segments = f"{journal.segments} segment{'s' * (journal.segments != 1)}"
+    segments = counted(journal.segments, "segment")
     written = "" if rates is None else f", {size(rates.bytes)}/s written"
     table.add_row("journal", f"{segments}, {size(journal.bytes)}{written}")
     memory = (f"{kind} {size(held.used)} of {size(held.limit)}" for kind, held in running.memory.items())
@@ -242,32 +244,3 @@ def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:
         if len(waits) > _WAITS_SHOWN:
             lines.append(Text(f"  and {len(waits) - _WAITS_SHOWN:,} more", style="dim"))
     return lines
-
-
-# --- units ---------------------------------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """Bytes with a binary unit: ``512 B``, ``1.5 MiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} B" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, as exact as makes sense."""
-    value = seconds * 1e3
-    return f"{value:.2f} ms" if value < 10 else f"{value:,.0f} ms"
-
-
-def span(seconds: float) -> str:
-    """A time span in its two largest units: ``2h 3m``."""
-    rest = int(seconds)
-    parts: list[str] = []
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, length)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count}{unit}")
-    return " ".join(parts[:2])

@@ -41,13 +41,16 @@ def root() -> None:
 
 @app.command()
 def install(
-    prefix: Annotated[Path, typer.Option(help="Root of the system to install into.")] = Path("/"),
+    prefix: Annotated[Path, typer.Option(metavar="DIR", help="Root of the system to install into.")] = Path("/"),
     command: Annotated[
-        Path | None, typer.Option(help="The ergo-capture command that the service runs; by default this one.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The ergo-capture command that the service runs; by default this one."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
 ) -> int:
-    """Write units, the service's user, and a first configuration; print how to go on.
+    """Write units, the service's user and a first configuration.
+
+    Prints how to go on.
 
     A configuration that is there is left as it is; units are replaced, drop-ins in /etc/systemd/system are not.
     """

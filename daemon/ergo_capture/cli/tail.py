@@ -27,8 +27,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def tail(
-    capture: Annotated[str, typer.Argument(help="A bundle, a session's id, a journal or a state directory.")],
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many events.")] = 10,
+    capture: Annotated[
+        str, typer.Argument(metavar="CAPTURE", help="A bundle, a session's id, a journal or a state directory.")
+    ],
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many events.")] = 10,
     following: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what is decided from now on; a session or a journal.")
     ] = False,
@@ -49,7 +51,7 @@ def tail(
     line_of = json_line if as_json else for_people
     if not following:
         with capture_named(capture, state_dir, config).open() as stream:
-            for index, event, record in deque(select(stream, wanted), lines):
+            for index, event, record in deque(select(stream, wanted), min(lines, sys.maxsize)):
                 typer.echo(line_of(index, event, record))
         return
 

@@ -15,6 +15,7 @@ import typer
 from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
 from ergo_capture.cli.output import standard_output
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -26,8 +27,12 @@ def tap(
     of: Annotated[str, typer.Argument(metavar="GRAPH|SESSION", help="What to follow; see `ergo-capture status`.")],
     socket: SocketOption = "",
     config: ConfigOption = None,
-    rate: Annotated[int, typer.Option(min=1, max=_MAX_RATE, help="Most decisions a second to show.")] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the daemon's own lines.")] = False,
+    rate: Annotated[
+        int, typer.Option(min=1, max=_MAX_RATE, metavar="N", help="Most decisions a second to show.")
+    ] = 100,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, as the daemon says it.")
+    ] = False,
 ) -> int:
     """Follow decisions as they become durable, until Ctrl-C or the session's end.
 
@@ -60,26 +65,21 @@ def in_words(item: dict[str, Any]) -> str:
             hint="the daemon is of another version than this command; use --json",
         )
     decision = item["decision"]
-    parts = [f"{item['session']} {item['index']:,}", f"{_time(item['at'])}", item["kind"], _name(decision["event_id"])]
-    parts.append(decision["decision"].lower())
+    parts = [item["session"], f"{item['index']:,}", _time(item["at"]), item["kind"], repr(decision["event_id"])]
+    parts.append(decision["decision"])
     if decision["schedule_at"] is not None:
         parts.append(f"until {_time(decision['schedule_at'])}")
     if decision["termination"] is not None:
         parts.append(_termination(decision["termination"]))
     if decision["retry_count"]:
-        parts.append(f"after {decision['retry_count']} retries")
+        parts.append("after 1 retry" if decision["retry_count"] == 1 else f"after {decision['retry_count']} retries")
     if decision["effects"]:
-        parts.append(f"{len(decision['effects'])} effects")
+        parts.append(counted(len(decision["effects"]), "effect"))
     return "  ".join(parts)
 
 
 def _time(time: dict[str, int]) -> str:
-    return f"{time['secs']}.{time['nanos']:09d}".rstrip("0").rstrip(".")
-
-
-def _name(event_id: str) -> str:
-    # Why: an event id is whatever its client chose, and a terminal obeys control characters.
-    return event_id if event_id.isprintable() else ascii(event_id)
+    return f"{time['secs']}.{time['nanos']:09d}".rstrip("0").rstrip(".") + " s"
 
 
 def _termination(termination: Any) -> str:

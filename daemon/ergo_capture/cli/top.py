@@ -33,7 +33,9 @@ _LEAST_ROWS: Final = 3
 def top(
     socket: SocketOption = "",
     config: ConfigOption = None,
-    interval: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds from one look to the next.")] = 1.0,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Seconds from one look to the next.")
+    ] = 1.0,
 ) -> int:
     """Watch the running daemon, with rates; q or Ctrl-C ends it. Waits where there is no daemon."""
     if not sys.stdout.isatty():

@@ -17,13 +17,16 @@ from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import plain
 from ergo_capture.kernel.replay import Divergence
+from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def verify(
-    bundles: Annotated[list[str], typer.Argument(help="Bundle files, directories of them, or patterns.")],
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE", help="Bundle files, directories of them, or patterns.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a bundle, one a line.")] = False,
 ) -> int:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
@@ -86,4 +89,5 @@ def _in_words(result: dict[str, Any]) -> str:
             f"  captured: {captured}\n"
             f"  replayed: {replayed}{notes}"
         )
-    return f"{name}: ok, {result['events']} events, {result['decisions']} decisions derived again{notes}"
+    counts = f"{counted(result['events'], 'event')}, {counted(result['decisions'], 'decision')}"
+    return f"{name}: ok, {counts} derived again{notes}"

@@ -27,9 +27,12 @@ class ClientError(ErgoCaptureError):
 class Reject(msgspec.Struct, frozen=True):
     """One event that the daemon did not take."""
 
+    #: None where the line could not be read as far as that.
     event_id: str | None
     code: str
     message: str
+    #: The line as it was sent.
+    line: bytes = b""
 
 
 class Published(msgspec.Struct, frozen=True):

@@ -50,13 +50,21 @@ class InFlight:
 
     def is_rejected(self, index: int, *, duplicate: bool) -> bool:
         """The daemon does not take an event of this connection; False where that says that it had it already."""
-        position = index - self._acked - 1
-        sent = self._sent[position] if 0 <= position < len(self._sent) else None
+        sent = self._at(index)
         if sent is not None:
             if duplicate and sent.again:
                 return False
             sent.rejected = True
         return True
+
+    def line_of(self, index: int) -> bytes:
+        """The line that the daemon counts so on this connection; empty where it is not in flight."""
+        sent = self._at(index)
+        return b"" if sent is None else sent.line
+
+    def _at(self, index: int) -> _Sent | None:
+        position = index - self._acked - 1
+        return self._sent[position] if 0 <= position < len(self._sent) else None
 
     def come_back(self, count: int, last: str | None) -> list[bytes]:
         """A new connection; the lines to send on it.

@@ -290,8 +290,10 @@ class CaptureClient:
             self._in_flight.acked(frame["accepted"])
             self._moved.beat()
         elif kind == "reject":
-            if self._in_flight.is_rejected(frame["index"], duplicate=frame["code"] == "duplicate_event_id"):
-                self._on_reject(Reject(frame["event_id"], frame["code"], frame["message"]))
+            index = frame["index"]
+            if self._in_flight.is_rejected(index, duplicate=frame["code"] == "duplicate_event_id"):
+                line = self._in_flight.line_of(index)
+                self._on_reject(Reject(frame["event_id"], frame["code"], frame["message"], line))
         elif kind == "decision":
             self._on_decision(frame["decision"])
         elif kind == "error":

@@ -6,6 +6,7 @@ Not here: connecting again (``uplink.py``), what frames mean (``frames.py``, ``i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
@@ -47,11 +48,8 @@ class Wire:
                 await anyio.aclose_forcefully(stream)
             if not isinstance(error, LOST):
                 raise
-            raise ClientError(
-                "unreachable",
-                f"connect to the daemon at '{path}': {getattr(error, 'strerror', None) or 'connection lost'}",
-                "start it with `ergo-capture serve`, or name its socket with --socket",
-            ) from error
+            reason, hint = _why_unreachable(path, error)
+            raise ClientError("unreachable", f"connect to the daemon at '{path}': {reason}", hint) from error
         return wire
 
     async def say(self, frame: dict[str, Any]) -> None:
@@ -90,3 +88,17 @@ class Wire:
 
     def __repr__(self) -> str:
         return f"<Wire, {len(self._held)} bytes of a begun frame>"
+
+
+def _why_unreachable(path: str, error: BaseException) -> tuple[str, str]:
+    """Why there is no connection, and what to do."""
+    start = "start it with `ergo-capture serve`, or name its socket with --socket"
+    match error:
+        case PermissionError():
+            return "this user may not", "connect as a user of the socket's group, or as root"
+        case ConnectionRefusedError() if not Path(path).is_socket():
+            # Why asked: the kernel says the same of a file that is no socket, and starting a daemon mends nothing.
+            return "it is no socket", "name the daemon's socket with --socket"
+        case OSError():
+            return error.strerror or str(error), start
+    return "connection lost", start

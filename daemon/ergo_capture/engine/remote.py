@@ -121,7 +121,7 @@ class RemoteEngine(ABC):
             raise EngineRefused(
                 f"graph {self.graph!r} has no engine: {self.trouble}",
                 op="open session",
-                hint="start the engine, or see the daemon's log for why it does not come up",
+                hint="start the engine, or see the log for why it does not come up",
             )
         if self._stated is not None and configured not in (UNSTATED_PROVENANCE, self._stated):
             raise self._mismatch(self._stated)

@@ -11,7 +11,7 @@ it does, without a destination.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import msgspec
 
 from ergo_capture.capture.anatomy import salvage_bundle
 from ergo_capture.capture.manifest import BUNDLE_SUFFIX, MANIFEST_SUFFIX, manifest_path
-from ergo_capture.capture.opening import COMPRESSED_SUFFIX
+from ergo_capture.capture.opening import COMPRESSED_SUFFIX, files_below
 from ergo_capture.capture.verification import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.findings import Scan
@@ -27,6 +27,7 @@ from ergo_capture.journal.salvage import SalvagedPart, salvage_journal, sha256_o
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, segment_path, sequence_of
 from ergo_capture.storage import RealStorage
+from ergo_capture.units import counted
 
 
 class Severity(Enum):
@@ -134,7 +135,7 @@ class _Doctor:
         else:
             self._find(Severity.WARNING, journal, "there is no journal")
         count = 0
-        for path in sorted(_files_below(bundles)) if bundles.is_dir() else ():
+        for path in files_below(bundles) if bundles.is_dir() else ():
             if path.name.endswith(".tmp"):
                 self._find(Severity.WARNING, path, "a temporary that was never finished; a start removes it")
             elif path.name.endswith(MANIFEST_SUFFIX):
@@ -147,7 +148,7 @@ class _Doctor:
                 self._look_at_one_of(path)
             else:
                 self._find(Severity.NOTE, path, "none of ours; left alone")
-        self.keeps.append(f"{_count(count, 'published bundle')}; recover leaves bundles where they are")
+        self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")
 
     def _look_at_one_of(self, bundle: Path) -> None:
         """Why the names: there are many bundles, and only what is wrong with one is worth a line."""
@@ -182,7 +183,7 @@ class _Doctor:
             for note in verdict.notes:
                 self._find(Severity.WARNING, path, note)
             if verdict.ok:
-                self.keeps.append(f"sound: {_count(verdict.events, 'event')} with their decisions")
+                self.keeps.append(f"sound: {counted(verdict.events, 'event')} with their decisions")
         self._compare_with_manifest(path)
         if not any(finding.path == str(path) and finding.severity is Severity.ERROR for finding in self.findings):
             return
@@ -230,7 +231,7 @@ class _Doctor:
             self._tell_of_part(directory, part)
         published = sum(part.counts is None for part in parts)
         self.keeps.append(
-            f"{_count(len(found.segments), 'segment')}, {_count(found.frames, 'frame')}, {_count(found.bytes, 'byte')}; "
+            f"{counted(len(found.segments), 'segment')}, {counted(found.frames, 'frame')}, {counted(found.bytes, 'byte')}; "
             f"parts of sessions: {published} published, {len(parts) - published} not yet"
         )
 
@@ -240,7 +241,7 @@ class _Doctor:
             self._find(
                 Severity.ERROR,
                 segment_path(directory, damage.segment),
-                f"{damage.reason} ({_count(damage.length, 'byte')}){whose}",
+                f"{damage.reason} ({counted(damage.length, 'byte')}){whose}",
                 damage.offset,
             )
         if found.tail is not None:
@@ -248,7 +249,7 @@ class _Doctor:
             self._find(
                 Severity.WARNING,
                 segment_path(directory, tail.segment),
-                f"torn: {_count(tail.length, 'byte')} of a batch that was never synced, {_count(tail.frames, 'frame')} of "
+                f"torn: {counted(tail.length, 'byte')} of a batch that was never synced, {counted(tail.frames, 'frame')} of "
                 "it whole; nothing there was acknowledged. A start cuts it off and keeps a copy. If a daemon is "
                 "running, it may be what is being written",
                 tail.offset,
@@ -279,11 +280,3 @@ class _Doctor:
         self.keeps.append(
             f"{name} of graph {part.graph} ({part.ended}): recover would leave you with: {counts.in_words()}"
         )
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.rglob("*") if not path.is_dir())
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

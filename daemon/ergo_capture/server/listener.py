@@ -34,8 +34,9 @@ _PEERCRED: Final = struct.Struct("iII")
 def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) -> socket.socket:
     """A listening socket at ``path``.
 
-    A socket file that is already there is replaced: the caller holds the lock of the state directory, so
-    nobody of ours can be behind it. Anything else in its place is left alone.
+    A socket file that nobody listens on any more was left by a kill, and is replaced. Anything else in its place is
+    left alone. Why asked, though the caller holds the lock of the state directory: a daemon with another state
+    directory may have been given the same socket, and binding would take it away from under its clients.
 
     Raises:
         ErgoCaptureError: the path is too long or taken, or the socket cannot be made.
@@ -46,6 +47,13 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
             op="bind socket",
             path=path,
             hint="choose a shorter socket.path",
+        )
+    if path.is_socket() and _is_listened_on(path):
+        raise ErgoCaptureError(
+            f"bind socket '{path}': somebody listens there already",
+            op="bind socket",
+            path=path,
+            hint="stop that daemon (`ergo-capture status --socket` says which it is), or choose another --socket",
         )
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     with suppress(OSError):
@@ -76,13 +84,34 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
     return listening
 
 
-def unlink_if_ours(path: Path, listening: socket.socket) -> None:
-    """Remove the socket file, unless somebody else has put another in its place."""
+def _is_listened_on(path: Path) -> bool:
+    """Whether a connection would be taken, now or when its turn comes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            # Why: a full backlog has somebody behind it; and where it cannot be told, nothing is taken away.
+            return True
+        return True
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at ``path``; None where there is no socket."""
     try:
-        if stat.S_ISSOCK(path.lstat().st_mode) and listening.getsockname() == os.fspath(path):
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+
+
+def unlink_if_ours(path: Path, ours: tuple[int, int] | None) -> None:
+    """Remove the socket file, unless somebody else has put another in its place."""
+    if ours is not None and identity(path) == ours:
+        with suppress(OSError):
             path.unlink()
-    except FileNotFoundError:
-        pass
 
 
 def peer_of(stream: UNIXSocketStream | SocketStream) -> Peer | None:

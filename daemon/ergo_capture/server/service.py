@@ -40,7 +40,7 @@ from ergo_capture.server.composition import (
     session_limits_of,
 )
 from ergo_capture.server.control import ControlSocket
-from ergo_capture.server.listener import Listener, bind, unlink_if_ours
+from ergo_capture.server.listener import Listener, bind, identity, unlink_if_ours
 from ergo_capture.server.meter import CommitMeter
 from ergo_capture.server.metrics import Textfile
 from ergo_capture.server.publisher import BundlePublisher
@@ -207,7 +207,7 @@ class Service:
         options = self.config.socket
         listening = bind(self.socket_path, mode=options.mode, group=options.group, backlog=options.backlog)
         stack.callback(listening.close)
-        stack.callback(unlink_if_ours, self.socket_path, listening)
+        stack.callback(unlink_if_ours, self.socket_path, identity(self.socket_path))
         return listening
 
     def _control_socket(self, stack: AsyncExitStack) -> socket.socket:
@@ -216,7 +216,7 @@ class Service:
             return inherited
         listening = bind(self.control_path, mode=0o600)
         stack.callback(listening.close)
-        stack.callback(unlink_if_ours, self.control_path, listening)
+        stack.callback(unlink_if_ours, self.control_path, identity(self.control_path))
         return listening
 
     async def _serve(self, tasks: TaskGroup, listening: socket.socket, recovery: Recovery) -> None:

@@ -30,6 +30,7 @@ from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.registry import SessionRegistry
 from ergo_capture.server.session import Session
 from ergo_capture.server.writer import Writer
+from ergo_capture.units import counted
 from ergo_capture.version import PROGRAM
 
 if TYPE_CHECKING:
@@ -119,8 +120,9 @@ def shutdown_waits_for(sessions: Iterable[Session]) -> list[str]:
 def _waits_for(session: Session) -> str:
     name, undecided = session.description.session, session.intake.admitted - session.decided
     if undecided:
-        return f"session {name}: {undecided:,} events to be decided"
-    return f"session {name}: its bundle of {session.decided - session.parts.current.first:,} events to be published"
+        return f"session {name}: {counted(undecided, 'event')} to be decided"
+    events = counted(session.decided - session.parts.current.first, "event")
+    return f"session {name}: its bundle of {events} to be published"
 
 
 async def _free_bytes(service: Service) -> int | None:

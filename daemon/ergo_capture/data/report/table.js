@@ -129,6 +129,9 @@ class Table {
     const bytes = new TextEncoder().encode(run.payload[i]).length;
     add("payload", bytes ? element("pre", run.payload[i]) : "none");
     if (bytes) add("size", `${number(bytes)} bytes`);
+    // As the axes have it, so that a row can be found in a chart.
+    const secs = Number(run.secs[i]);
+    if (!run.dates && secs >= 86400) add("event time", `${elapsed(secs, 86400)} ${elapsed(secs, 1)}`);
     if (more.due) add("deferred until", moment(run, ...more.due));
     if (run.ran.has(i)) {
       const ran = run.ran.get(i);
