@@ -78,3 +78,27 @@ def test_a_write_that_fails_in_the_thread_is_the_callers_error(
     ):
         write_all(sink)
     assert raised.value.stage is WriteStage.WRITE_TEMP_FILE
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_system_is_told_to_begin_writing_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    """Piece by piece, each byte once; one that takes no advice writes all the same."""
+    told: list[tuple[int, int]] = []
+
+    def advise(_fd: int, offset: int, size: int, _advice: int) -> None:
+        told.append((offset, size))
+        if refused:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    with AtomicFile(tmp_path / "b") as file, BundleSink(file) as sink:
+        for _ in range(10):
+            sink.write(bytes(1 << 20))
+        sink.finish()
+        sink.read_back()
+        file.commit()
+    assert told == [(0, 4 << 20), (4 << 20, 4 << 20)]
+    assert (tmp_path / "b").stat().st_size == 10 << 20

@@ -21,6 +21,8 @@ from ergo_capture.errors import ErgoCaptureError
 _READ_BYTES: Final = 256 * 1024
 #: Blocks that may wait to be written.
 _WAITING_BLOCKS: Final = 4
+#: Bytes after which the system is told to begin writing them, so that the sync at the end finds little to do.
+_WRITE_BACK_BYTES: Final = 4 << 20
 #: zstd's level. Why this one: it keeps up with composing; a higher one gains little on numbers.
 _LEVEL: Final = 3
 
@@ -121,6 +123,7 @@ class BundleSink:
     def _store(self, data: bytes | bytearray) -> None:
         if data:
             self._file.write(data)
+            self._file.write_back(_WRITE_BACK_BYTES)
             if self._compressor is not None:
                 self._file_hash.update(data)
 
