@@ -10,22 +10,31 @@ gzip is recognised by itself. Lines are sent as they are: nothing is parsed but 
 from __future__ import annotations
 
 import errno
-import gzip
-import io
 import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final, NamedTuple, Self
 
+import aiofiles
+import anyio
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
 
-#: Lines taken at a time, at most.
-_SOME: Final = 1000
+#: Bytes read at a time.
+_READ_BYTES: Final = 1 << 16
+_GZIP: Final = b"\x1f\x8b"
+#: zlib's word for a gzip member, with its header and checksum.
+_MEMBER: Final = 31
+
+
+class EventLine(NamedTuple):
+    """A line as it is to be sent, and the id of its event, empty where none can be told."""
+
+    line: bytes
+    event_id: str
 
 
 class _Id(msgspec.Struct):
@@ -48,7 +57,7 @@ _id = msgspec.json.Decoder(_Id)
 
 
 class EventLines:
-    """The events of one input; a context manager that closes it.
+    """The events of one input; an asynchronous context manager that opens and closes it.
 
     Args:
         name: the file, or ``-`` for standard input.
@@ -59,61 +68,59 @@ class EventLines:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        try:
-            if name == "-" and sys.stdin is None:
-                raise OSError(errno.EBADF, "it is closed")
-            self._file: BinaryIO = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115
-            self._source = self._unzipped()
-            found = os.fstat(self._file.fileno())
-        except OSError as error:
-            raise self._unreadable(error.strerror or str(error)) from error
-        #: Bytes of the file as it lies on the disk; None for a pipe.
-        self.size = found.st_size if stat.S_ISREG(found.st_mode) else None
-        self._lines = self._events()
+        #: Bytes of the file as it lies on the disk; None for what has no end yet.
+        self.size: int | None = None
+        #: Bytes that are read.
+        self.taken = 0
+        self._file: Any = None
+        self._may_wait = False
 
-    def _unzipped(self) -> BinaryIO:
-        if isinstance(self._file, io.BufferedReader) and self._file.peek(2)[:2] == b"\x1f\x8b":
-            unzipped: Any = gzip.GzipFile(fileobj=self._file)
-            return io.BufferedReader(unzipped)
-        return self._file
-
-    @property
-    def taken(self) -> int:
-        """Bytes of the file that are read; 0 for a pipe."""
-        return 0 if self.size is None else self._file.tell()
-
-    def some(self) -> list[tuple[bytes, str]]:
-        """Event lines with their ids: what can be read without waiting long; empty only at the end.
+    async def batches(self) -> AsyncIterator[list[EventLine]]:
+        """Event lines as they come, some at a time.
 
         Raises:
             ErgoCaptureError: the input cannot be read on.
         """
-        batch: list[tuple[bytes, str]] = []
+        begun = bytearray()
         try:
-            for line in self._lines:
-                if line is None:
-                    if batch:
-                        return batch
-                    continue
-                batch.append(line)
-                if len(batch) == _SOME:
-                    return batch
+            async for text in self._texts():
+                whole, newline, rest = text.rpartition(b"\n")
+                if newline:
+                    lines = bytes(begun) + whole
+                    begun = bytearray(rest)
+                    if batch := [event for line in lines.split(b"\n") for event in _events_of(line)]:
+                        yield batch
+                else:
+                    begun += text
         except (OSError, EOFError, zlib.error) as error:
-            raise self._unreadable(str(error), begun=True) from error
-        return batch
+            raise self._unreadable(error, begun=True) from error
+        if last := list(_events_of(bytes(begun))):
+            yield last
 
-    def _events(self) -> Iterator[tuple[bytes, str] | None]:
-        """Event lines with their ids; None where the next one may have to be waited for."""
-        source = self._source
-        while chunk := source.read1(1 << 16) if isinstance(source, io.BufferedReader) else source.read(1 << 16):
-            if not chunk.endswith(b"\n"):
-                chunk += source.readline()
-            for line in chunk.split(b"\n"):
-                if line.strip():
-                    yield from _events_of(line)
-            yield None
+    async def _texts(self) -> AsyncIterator[bytes]:
+        """What is read, in pieces, and not compressed."""
+        data = b""
+        while len(data) < len(_GZIP) and (more := await self._read()):
+            data += more
+        zipped = _Gunzip() if data.startswith(_GZIP) else None
+        while data:
+            yield data if zipped is None else zipped.feed(data)
+            data = await self._read()
+        if zipped is not None:
+            zipped.finish()
 
-    def _unreadable(self, reason: str, *, begun: bool = False) -> ErgoCaptureError:
+    async def _read(self) -> bytes:
+        while True:
+            if self._may_wait:
+                # Why not in the thread that reads: it cannot be called back, and Ctrl-C would wait for the next line.
+                await anyio.wait_readable(self._file.fileno())
+            data: bytes | None = await self._file.read(_READ_BYTES)
+            if data is not None:
+                self.taken += len(data)
+                return data
+
+    def _unreadable(self, error: Exception, *, begun: bool = False) -> ErgoCaptureError:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         hint = "name a file that you may read, or - for standard input"
         return ErgoCaptureError(
             f"read events from {'standard input' if self.name == '-' else repr(self.name)}: {reason}",
@@ -122,32 +129,75 @@ class EventLines:
             hint=hint + "; what was sent before is captured" if begun else hint,
         )
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
+        try:
+            if self.name == "-":
+                # Why asked: where it is closed, its number may be another file's by now.
+                if sys.stdin is None:
+                    raise OSError(errno.EBADF, "it is closed")
+                self._file = await aiofiles.open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+            else:
+                self._file = await aiofiles.open(self.name, "rb", buffering=0)
+            found = os.fstat(self._file.fileno())
+        except OSError as error:
+            raise self._unreadable(error) from error
+        self.size = found.st_size if stat.S_ISREG(found.st_mode) else None
+        # What can be waited for in a loop; anything else, a device for one, is just read.
+        self._may_wait = stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode) or os.isatty(self._file.fileno())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.name != "-":
-            self._file.close()
+    async def __aexit__(self, *_: object) -> None:
+        if self._file is not None:
+            await self._file.close()
 
     def __repr__(self) -> str:
         return f"<EventLines {self.name}, {self.taken} of {self.size} bytes>"
 
 
-def _events_of(line: bytes) -> Iterator[tuple[bytes, str]]:
+class _Gunzip:
+    """A stream of gzip members, one after the other."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(_MEMBER)
+
+    def feed(self, data: bytes) -> bytes:
+        """What these bytes hold."""
+        text = b""
+        while data:
+            if self._member.eof:
+                # Zeros may follow a member, and then another one.
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                self._member = zlib.decompressobj(_MEMBER)
+            text += self._member.decompress(data)
+            data = self._member.unused_data
+        return text
+
+    def finish(self) -> None:
+        """Raise EOFError where the last member is cut off."""
+        if not self._member.eof:
+            raise EOFError("the compressed file is cut off before its end")
+
+
+def _events_of(line: bytes) -> Iterator[EventLine]:
+    line = line.strip()
+    if not line:
+        return
     try:
         frame = _line.decode(line)
     except (ValueError, RecursionError):
         # Why sent all the same: what is wrong with it is the daemon's to say.
-        yield line.strip() + b"\n", ""
+        yield EventLine(line + b"\n", "")
         return
     if frame.type == "event":
-        yield line.strip() + b"\n", _id_of(frame.event)
+        yield EventLine(line + b"\n", _id_of(frame.event))
     elif frame.type == "events":
         for event in frame.events:
-            yield _wrap(event), _id_of(event)
+            yield EventLine(_wrap(event), _id_of(event))
     elif frame.type not in _FRAMING:
         # Why also without an id: a line that is nothing we know is rejected and counted, never left out in silence.
-        yield _wrap(line.strip()), frame.event_id
+        yield EventLine(_wrap(line), frame.event_id)
 
 
 def _id_of(event: msgspec.Raw) -> str:

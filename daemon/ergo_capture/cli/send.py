@@ -66,23 +66,23 @@ def send(
 
         socket = load(config).socket.path
     started = time.monotonic()
-    with EventLines(file) as source:
-        progress = _Progress(source, shown=not quiet and not as_json and sys.stderr.isatty())
-        client = CaptureClient(
-            socket,
-            name="ergo-capture send",
-            window=window,
-            give_up_after=give_up_after,
-            on_reject=progress.reject,
-            on_reconnect=progress.reconnect,
-        )
-        try:
-            published = asyncio.run(_stream(client, source, graph, session or None, labels, progress))
-        except KeyboardInterrupt:
-            progress.interrupted(client)
-            raise
-        finally:
-            progress.finish()
+    source = EventLines(file)
+    progress = _Progress(source, shown=not quiet and not as_json and sys.stderr.isatty())
+    client = CaptureClient(
+        socket,
+        name="ergo-capture send",
+        window=window,
+        give_up_after=give_up_after,
+        on_reject=progress.reject,
+        on_reconnect=progress.reconnect,
+    )
+    try:
+        published = asyncio.run(_stream(client, source, graph, session or None, labels, progress))
+    except KeyboardInterrupt:
+        progress.interrupted(client)
+        raise
+    finally:
+        progress.finish()
     summary = _summary(client, published, progress, time.monotonic() - started)
     if as_json:
         typer.echo(msgspec.json.encode(summary))
@@ -106,16 +106,13 @@ async def _stream(
     progress: _Progress,
 ) -> Published:
     waits = "`ergo-capture status` says what it waits for"
-    async with AsyncExitStack() as stack:
+    async with source, AsyncExitStack() as stack:
+        progress.begin()
         with progress.saying_so(f"no daemon at '{client.path}' yet; one that is just starting is waited for", after=1):
             await stack.enter_async_context(client)
         with progress.saying_so(f"the daemon has not opened the session yet; {waits}"):
             await client.open(graph, session=session, labels=labels)
-        while True:
-            # Why in a thread: a pipe may have nothing for us for hours, and acknowledgements still arrive.
-            batch = await asyncio.to_thread(source.some)
-            if not batch:
-                break
+        async for batch in source.batches():
             for line, event_id in batch:
                 await client.send_line(line, event_id)
             progress.show(client)
@@ -166,10 +163,14 @@ class _Progress:
         self.codes: dict[str, int] = {}
         self._said = 0
         self._source = source
+        self._shown = shown
         self._bar: Progress | None = None
-        if shown:
-            self._bar = _bar(known=source.size is not None)
-            self._task = self._bar.add_task("", total=source.size, durable=0)
+
+    def begin(self) -> None:
+        """The input is open, and its size known if it has one."""
+        if self._shown:
+            self._bar = _bar(known=self._source.size is not None)
+            self._task = self._bar.add_task("", total=self._source.size, durable=0)
             self._bar.start()
 
     def show(self, client: CaptureClient) -> None:
