@@ -24,7 +24,7 @@ import msgspec
 from ergo_capture.errors import ErgoCaptureError
 
 #: Bytes read at a time.
-_READ_BYTES: Final = 1 << 16
+_READ_BYTES: Final = 1 << 18
 _GZIP: Final = b"\x1f\x8b"
 #: zlib's word for a gzip member, with its header and checksum.
 _MEMBER: Final = 31
