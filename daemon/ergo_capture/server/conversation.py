@@ -7,7 +7,7 @@ how it ends (``connection.py``), sessions (``session.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -231,13 +231,17 @@ class Conversation:
         for refusal in refusals:
             self._refuse(start, refusal)
         self.is_sound = not refusals and not too_long
-        self._note(batch)
+        numbers: Sequence[int] = range(start, start + count)
+        if not self.is_sound:
+            refused = {refusal.offset for refusal in (*too_long, *refusals)}
+            numbers = [start + offset for offset in range(count) if offset not in refused]
+        self._note(batch, numbers)
 
     def _refuse(self, start: int, refusal: Refusal) -> None:
         self._reject(start + refusal.offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
 
-    def _note(self, batch: Batch | None) -> None:
-        self.receipts.note(batch)
+    def _note(self, batch: Batch | None, numbers: Sequence[int] = ()) -> None:
+        self.receipts.note(batch, numbers)
         if batch is None:
             self.replies.wake()
 
@@ -311,15 +315,14 @@ class Conversation:
         """About the bytes of the decisions that are to be told and are not composed yet."""
         return 0 if self.session is None or self._driver else _DECISION_BYTES * self.session.log.untaken
 
-    def _reject_batch(self, first: int, batch: Batch) -> None:
+    def _reject_batch(self, numbers: Sequence[int], batch: Batch) -> None:
         error = batch.refused
         full = isinstance(error, JournalFull)
         code = Code.STORAGE_FULL if full else Code.STORAGE_FAILED
         hint = "send it again later: service resumes when there is room" if full else "connect again later"
         message = f"not journalled: {error}"
-        for offset, event in enumerate(batch.events):
-            self._reject(first + offset, event.event_id, code, message, hint)
-        batch.events = ()
+        for number, event in zip(numbers, batch.events, strict=True):
+            self._reject(number, event.event_id, code, message, hint)
 
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
         self._reception.count(code)
