@@ -13,8 +13,9 @@ import anyio
 import pytest
 from tests.daemons import short_directory
 from tests.engine.engines import command_event
+from tests.server.looks import until
 
-from ergo_capture.client import CaptureClient, Reject
+from ergo_capture.client import CaptureClient, ClientError, Reject
 
 OPENED = {
     "type": "opened",
@@ -184,3 +185,97 @@ async def test_an_id_that_was_sent_twice_makes_nothing_between_look_safe() -> No
         second = await daemon.line()
         await second.opens(resumed=True, accepted=1, last_event_id="a")
         assert [(await second.hears())["event"]["event_id"] for _ in range(2)] == ["b", "a"]
+
+
+async def test_a_send_that_is_given_up_leaves_no_half_line_behind() -> None:
+    """P1: what follows would be read as the rest of it, and every count after it be wrong."""
+    with short_directory() as place:
+        reading, heard = asyncio.Event(), bytearray()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
+            writer.write(b'{"type":"welcome"}\n')
+            await reader.readline()
+            writer.write(json.dumps(OPENED).encode() + b"\n")
+            await reading.wait()
+            while data := await reader.read(1 << 16):
+                heard.extend(data)
+            writer.close()
+
+        async with (
+            await asyncio.start_unix_server(serve, place / "s"),
+            CaptureClient(place / "s", window=1 << 20, give_up_after=0) as client,
+        ):
+            await client.open()
+            sent: list[str] = []
+            given_up = False
+            while not given_up:
+                name = f"e{len(sent)}"
+                with anyio.move_on_after(0.2) as scope:
+                    await client.send(command_event(name, payload={"pad": "x" * 9000}))
+                    sent.append(name)
+                given_up = scope.cancelled_caught
+            reading.set()
+            await client.send(command_event("last"))
+            sent.append("last")
+            await until(lambda: heard.endswith(b"\n") and b'"last"' in heard[-200:])
+        assert [json.loads(line)["event"]["event_id"] for line in heard.splitlines()] == sent
+
+
+async def test_a_close_that_was_given_up_may_be_asked_for_again() -> None:
+    """The one answer that comes is that to both, before the second is asked or after it."""
+    published = {"bundle": "b", "manifest": "m", "sha256": "0"}
+    closed = {"type": "closed", "events": 7, "decisions": 7, "session": "s", **published}
+    for is_late in (False, True):
+        async with scripted() as daemon, opened(daemon) as (client, line):
+            with pytest.raises(TimeoutError), anyio.fail_after(0.01):
+                await client.close()
+            assert (await line.hears())["type"] == "close"
+            again = asyncio.create_task(client.close())
+            await anyio.wait_all_tasks_blocked()
+            if is_late:
+                again.cancel()
+            line.says(closed)
+            line.hangs_up()
+            if is_late:
+                await until(lambda: client._closed)
+                again = asyncio.create_task(client.close())
+            with anyio.fail_after(20):
+                assert (await again).events == 7
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"not a frame\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"type":"ack"}\n',
+        b'{"type":"ack","accepted":"x"}\n',
+        b'{"type":"reject"}\n',
+        b'{"type":7}\n',
+    ],
+)
+async def test_a_daemon_that_talks_nonsense_is_an_error_of_the_client(nonsense: bytes) -> None:
+    """A sentence, and no traceback from within."""
+    async with scripted() as daemon, opened(daemon, give_up_after=0) as (client, line):
+        line._writer.write(nonsense)
+        with pytest.raises(ClientError, match="no frame") as caught, anyio.fail_after(20):
+            await client.ping()
+        assert caught.value.code == "bad_frame"
+
+
+async def test_what_a_daemon_cannot_do_is_not_asked_for_for_ever() -> None:
+    """Once more on a new connection, because its disk may be well again; then it is an error."""
+    failed = {"type": "error", "code": "storage_failed", "message": "no permission", "hint": ""}
+    async with scripted() as daemon, opened(daemon) as (client, first):
+        flushing = asyncio.create_task(client.flush())
+        assert (await first.hears())["type"] == "flush"
+        first.says(failed)
+        second = await daemon.line()
+        await second.opens(resumed=True)
+        assert (await second.hears())["type"] == "flush"
+        second.says(failed)
+        with pytest.raises(ClientError, match="no permission"), anyio.fail_after(20):
+            await flushing
+        assert client.reconnects == 1

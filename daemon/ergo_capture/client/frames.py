@@ -1,12 +1,12 @@
 """What a client hears and says beside events: errors, rejections, bundles; and an event as a line.
 
-Owns: those types, ``event_line``.
+Owns: those types, reading them strictly, ``event_line``.
 Not here: the conversation (``session.py``), what the frames mean (``server/protocol.py``, README).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -47,9 +47,52 @@ class Published(msgspec.Struct, frozen=True):
     session: str = ""
 
 
+class Opened(msgspec.Struct, frozen=True):
+    """A session that was opened or resumed."""
+
+    session: str
+    #: Events of it that are durable, and the id of the last of them.
+    accepted: int
+    last_event_id: str | None
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """How many events of this connection are durable or rejected."""
+
+    accepted: int
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+    hint: str = ""
+
+
+_Kind = TypeVar("_Kind")
+
+
+def read_as(kind: type[_Kind], frame: object) -> _Kind:
+    """What a frame, or a field of one, says, as such a thing.
+
+    Raises:
+        ClientError: ``bad_frame``.
+    """
+    try:
+        return msgspec.convert(frame, type=kind)
+    except msgspec.ValidationError as error:
+        raise no_frame(str(error)) from error
+
+
 def error_in(frame: dict[str, Any]) -> ClientError:
     """What an ``error`` frame says."""
-    return ClientError(frame["code"], frame["message"], frame.get("hint", ""))
+    said = read_as(_Error, frame)
+    return ClientError(said.code, said.message, said.hint)
+
+
+def no_frame(why: str) -> ClientError:
+    """The error of a client whose daemon talks nonsense."""
+    message = f"the daemon said something that is no frame of ergo-capture.v1: {why}"
+    return ClientError("bad_frame", message, "look whether it is ergo-capture that listens on this socket")
 
 
 def event_line(event: ExternalEvent) -> bytes:

@@ -24,14 +24,25 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from ergo_capture.client.frames import ClientError, Published, Reject, encode, error_in, event_line
+from ergo_capture.client.frames import (
+    Ack,
+    ClientError,
+    Published,
+    Reject,
+    encode,
+    error_in,
+    event_line,
+    no_frame,
+    read_as,
+)
 from ergo_capture.client.in_flight import InFlight
 from ergo_capture.client.uplink import Uplink
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.pulse import Pulse
 
-#: Bytes gathered before they are sent without waiting for the sender to pause.
+#: Bytes that are gathered to be sent at once; who has more waits until they are under way.
 _SEND_BYTES: Final = 128 * 1024
+_CLOSE: Final = encode({"type": "close"}) + b"\n"
 
 
 class CaptureClient:
@@ -74,14 +85,15 @@ class CaptureClient:
         self._moved = Pulse()
         self._answers: deque[dict[str, Any]] = deque()
         self._asked: bytes | None = None
+        #: Whether that was asked on an earlier connection too.
+        self._asked_again = False
         #: Answers to come on this connection to requests that were given up.
         self._unwanted = 0
         self._failure: ClientError | None = None
         self._tasks: TaskGroup
-        #: Whether the session was closed, and its bundle named.
-        self._is_over = False
+        #: What came of the session, once it was closed.
+        self._closed: Published | None = None
         self._asking = asyncio.Lock()
-        self._sending = asyncio.Lock()
         self._sending_due = asyncio.Event()
 
     @property
@@ -154,7 +166,7 @@ class CaptureClient:
         request = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
         opened = await self._uplink.open(request)
         self._is_open = True
-        self.resumed_after = opened["accepted"]
+        self.resumed_after = opened.accepted
         self._tasks.start_soon(self._read_forever)
         self._tasks.start_soon(self._send_forever)
         assert self.session is not None
@@ -176,16 +188,17 @@ class CaptureClient:
         Raises:
             ClientError: as ``send``.
         """
-        while len(self._in_flight) >= self._window:
+        # Why all the waiting before: whoever stops waiting has sent nothing.
+        while len(self._in_flight) >= self._window or self._outgoing_bytes >= _SEND_BYTES:
             await self._wait()
         self._check()
         self._in_flight.add(line, event_id)
+        self._put(line)
+
+    def _put(self, line: bytes) -> None:
         self._outgoing.append(line)
         self._outgoing_bytes += len(line)
-        if self._outgoing_bytes >= _SEND_BYTES:
-            await self._flush_outgoing()
-        else:
-            self._sending_due.set()
+        self._sending_due.set()
 
     async def drain(self) -> None:
         """Wait until everything sent is acknowledged or rejected.
@@ -204,16 +217,21 @@ class CaptureClient:
         Raises:
             ClientError: as ``send``.
         """
-        return _published(await self._ask({"type": "flush"}))
+        return read_as(Published, await self._ask({"type": "flush"}))
 
     async def close(self) -> Published:
-        """End the session and have its bundle published.
+        """End the session and have its bundle published; asked for again, it is the same.
 
         Raises:
             ClientError: as ``send``; ``unknown_session`` where the session ended while nobody was connected.
         """
         await self.drain()
-        return _published(await self._ask({"type": "close"}))
+        async with self._asking:
+            if self._closed is None:
+                self._check()
+                await self._ask_alone(_CLOSE)
+            assert self._closed is not None
+            return self._closed
 
     async def ping(self) -> None:
         """Wait for an answer.
@@ -230,10 +248,8 @@ class CaptureClient:
             return await self._ask_alone(encode(frame) + b"\n")
 
     async def _ask_alone(self, line: bytes) -> dict[str, Any]:
-        self._asked = line
-        self._outgoing.append(line)
-        self._outgoing_bytes += len(line)
-        self._sending_due.set()
+        self._asked, self._asked_again = line, False
+        self._put(line)
         try:
             while not self._answers:
                 await self._wait()
@@ -251,10 +267,11 @@ class CaptureClient:
         self._is_open, self._unwanted = False, 0
         opened = await self._uplink.come_back()
         self.reconnects += 1
-        self._outgoing = self._in_flight.come_back(opened["accepted"] - self.resumed_after, self.last_event_id)
+        self._outgoing = self._in_flight.come_back(opened.accepted - self.resumed_after, self.last_event_id)
         self._moved.beat()
         if self._asked is not None:
             self._outgoing.append(self._asked)
+            self._asked_again = True
         self._outgoing_bytes = sum(map(len, self._outgoing))
         self._is_open = True
         self._sending_due.set()
@@ -268,7 +285,7 @@ class CaptureClient:
                 try:
                     await self._read_some()
                 except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    if self._is_over:
+                    if self._closed is not None:
                         return
                     if not self._uplink.patience:
                         raise ClientError("unreachable", f"the daemon at '{self.path}' is gone") from None
@@ -284,47 +301,53 @@ class CaptureClient:
             self._take(frame)
 
     def _take(self, frame: dict[str, Any]) -> None:
-        kind = frame["type"]
-        self._is_over |= kind == "closed"
+        kind = frame.get("type")
         if kind == "ack":
-            self._in_flight.acked(frame["accepted"])
+            self._in_flight.acked(read_as(Ack, frame).accepted)
             self._moved.beat()
         elif kind == "reject":
-            index = frame["index"]
-            if self._in_flight.is_rejected(index, duplicate=frame["code"] == "duplicate_event_id"):
-                line = self._in_flight.line_of(index)
-                self._on_reject(Reject(frame["event_id"], frame["code"], frame["message"], line))
+            reject, index = read_as(Reject, frame), read_as(int, frame.get("index"))
+            if self._in_flight.is_rejected(index, duplicate=reject.code == "duplicate_event_id"):
+                self._on_reject(msgspec.structs.replace(reject, line=self._in_flight.line_of(index)))
         elif kind == "decision":
-            self._on_decision(frame["decision"])
+            self._on_decision(read_as(dict[str, Any], frame.get("decision")))
         elif kind == "error":
-            if frame["code"] in {"shutting_down", "storage_failed"} and self._uplink.patience:
+            error = error_in(frame)
+            # Why not where it was asked before: what the daemon cannot do, such as a bundle, it could not do then either.
+            can_pass = error.code == "shutting_down" or (error.code == "storage_failed" and not self._asked_again)
+            if can_pass and self._uplink.patience:
                 raise anyio.EndOfStream
-            raise error_in(frame)
+            raise error
+        elif kind == "closed":
+            self._closed = read_as(Published, frame)
+            # Why also where a close was given up: there is one end of a session, whoever asks for it.
+            if self._asked == _CLOSE:
+                self._answers.append(frame)
+            self._moved.beat()
         elif self._unwanted:
             self._unwanted -= 1
-        else:
+        elif isinstance(kind, str):
             self._answers.append(frame)
             self._moved.beat()
+        else:
+            raise no_frame("it has no type")
 
     async def _send_forever(self) -> None:
+        # Why no sender does it: one that stops waiting in mid-line would leave the half of it behind.
         while True:
             await self._sending_due.wait()
             self._sending_due.clear()
             # Why: senders that are ready now get into the same write.
             await asyncio.sleep(0)
-            await self._flush_outgoing()
-
-    async def _flush_outgoing(self) -> None:
-        async with self._sending:
-            # Why not on a connection that is just made: nothing may come between its hello and the answer to its open.
             wire = self._uplink.wire
-            if wire is None or not self._is_open:
-                return
+            # Why not on a connection that is just made: nothing may come between its hello and the answer to its open.
+            if wire is None or not self._is_open or not self._outgoing:
+                continue
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
-            if data:
-                # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
-                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
-                    await wire.send(data)
+            self._moved.beat()
+            # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+                await wire.send(data)
 
     async def _wait(self) -> None:
         self._check()
@@ -335,8 +358,8 @@ class CaptureClient:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if not self._uplink.is_asked_for or self._is_over:
-            what = "is closed" if self._is_over else "was not opened"
+        if not self._uplink.is_asked_for or self._closed is not None:
+            what = "is closed" if self._closed is not None else "was not opened"
             raise ClientError(
                 "misuse", f"the session {what}", "open() a session before anything else; one for each client"
             )
@@ -346,7 +369,3 @@ class CaptureClient:
             f"<CaptureClient {self.session or 'no session'} at {self.path!r}, {self.accepted} accepted, "
             f"{len(self._in_flight)} in flight, {self.rejected} rejected>"
         )
-
-
-def _published(frame: dict[str, Any]) -> Published:
-    return msgspec.convert(frame, type=Published)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import anyio
 
-from ergo_capture.client.frames import ClientError
+from ergo_capture.client.frames import ClientError, Opened, read_as
 from ergo_capture.client.wire import LOST, Wire
 
 _FIRST_DELAY: Final = 0.05
@@ -66,8 +66,8 @@ class Uplink:
             await anyio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
 
-    async def open(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Open or resume the session; the ``opened`` frame. Where that is refused, another may be asked for.
+    async def open(self, request: dict[str, Any]) -> Opened:
+        """Open or resume the session. Where that is refused, another may be asked for.
 
         Raises:
             ClientError: refused, or the daemon cannot be reached any more.
@@ -83,8 +83,8 @@ class Uplink:
             self._request = None
             raise
 
-    async def come_back(self) -> dict[str, Any]:
-        """Connect and open again, as often as it takes within the patience; the ``opened`` frame.
+    async def come_back(self) -> Opened:
+        """Connect and open again, as often as it takes within the patience.
 
         Raises:
             ClientError: as ``open``.
@@ -121,13 +121,13 @@ class Uplink:
         self.wire = await Wire.connect(self.path, self._name)
         self.limits = self.wire.limits
 
-    async def _ask(self) -> dict[str, Any]:
+    async def _ask(self) -> Opened:
         assert self.wire is not None
         assert self._request is not None
         await self.wire.say({"type": "open", **self._request})
-        opened = await self.wire.read_frame()
-        self.session = opened["session"]
-        self.last_event_id = opened["last_event_id"]
+        opened = read_as(Opened, await self.wire.read_frame())
+        self.session = opened.session
+        self.last_event_id = opened.last_event_id
         self._request["session"] = self.session
         return opened
 

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 from anyio.abc import ByteStream
 
-from ergo_capture.client.frames import ClientError, encode, error_in
+from ergo_capture.client.frames import ClientError, encode, error_in, no_frame
 
 _READ_BYTES: Final = 64 * 1024
 _decoder: Final = msgspec.json.Decoder(dict[str, Any])
@@ -64,23 +64,27 @@ class Wire:
         """The next frame.
 
         Raises:
-            ClientError: it is an error.
+            ClientError: it is an error, or no frame.
         """
         while b"\n" not in self._held:
             self._held += await self._stream.receive(_READ_BYTES)
         line, _, self._held = self._held.partition(b"\n")
-        frame = _decoder.decode(line)
-        if frame["type"] == "error":
+        (frame,) = _decoded(line)
+        if frame.get("type") == "error":
             raise error_in(frame)
         return frame
 
     async def read_frames(self) -> list[dict[str, Any]]:
-        """The frames that are there, errors too; waits for more where none is whole."""
+        """The frames that are there, errors too; waits for more where none is whole.
+
+        Raises:
+            ClientError: one is no frame.
+        """
         if b"\n" not in self._held:
             self._held += await self._stream.receive(_READ_BYTES)
         end = self._held.rfind(b"\n") + 1
         lines, self._held = self._held[:end], self._held[end:]
-        return _decoder.decode_lines(lines)
+        return _decoded(lines)
 
     async def hang_up(self) -> None:
         """Close it, at once."""
@@ -102,3 +106,10 @@ def _why_unreachable(path: str, error: BaseException) -> tuple[str, str]:
         case OSError():
             return error.strerror or str(error), start
     return "connection lost", start
+
+
+def _decoded(lines: bytes) -> list[dict[str, Any]]:
+    try:
+        return _decoder.decode_lines(lines)
+    except (ValueError, RecursionError) as error:
+        raise no_frame(str(error)) from error
