@@ -127,7 +127,8 @@ class Service:
         self._prepare_state()
         lock = self.storage.lock(self.state / "lock")
         stack.callback(lock.release)
-        control = ControlSocket(self, self._control_socket(stack))
+        inherited = self._notifier.take_sockets()
+        control = ControlSocket(self, self._control_socket(inherited.get("control"), stack))
         tasks.start_soon(control.run)
         self._notifier.status("reading the journal")
         self._sweep()
@@ -148,7 +149,7 @@ class Service:
             compress=self.config.bundle.compress,
             on_published=self._on_published,
         )
-        listening = self._listening_socket(stack)
+        listening = self._listening_socket(inherited.get("capture"), stack)
         await self._serve(tasks, listening, recovery)
 
     @property
@@ -200,8 +201,7 @@ class Service:
                 hint="run `ergo-capture doctor` on the journal; `ergo-capture recover` salvages what is whole",
             )
 
-    def _listening_socket(self, stack: AsyncExitStack) -> socket.socket:
-        inherited = self._notifier.take_socket("capture")
+    def _listening_socket(self, inherited: socket.socket | None, stack: AsyncExitStack) -> socket.socket:
         if inherited is not None:
             return inherited
         options = self.config.socket
@@ -210,8 +210,7 @@ class Service:
         stack.callback(unlink_if_ours, self.socket_path, identity(self.socket_path))
         return listening
 
-    def _control_socket(self, stack: AsyncExitStack) -> socket.socket:
-        inherited = self._notifier.take_socket("control")
+    def _control_socket(self, inherited: socket.socket | None, stack: AsyncExitStack) -> socket.socket:
         if inherited is not None:
             return inherited
         listening = bind(self.control_path, mode=0o600)

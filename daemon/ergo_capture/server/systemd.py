@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Final
+
+from ergo_capture.errors import ErgoCaptureError
 
 _FIRST_FD: Final = 3
 
@@ -22,16 +24,16 @@ class Notifier:
 
     Args:
         address: the value of NOTIFY_SOCKET; empty for nobody listening.
-        sockets: file descriptors by name, from socket activation.
+        sockets: names and file descriptors, from socket activation.
         watchdog_seconds: time within which ``watchdog`` must be called again and again; zero for no watchdog.
     """
 
     def __init__(
-        self, address: str = "", sockets: Mapping[str, int] | None = None, watchdog_seconds: float = 0.0
+        self, address: str = "", sockets: Sequence[tuple[str, int]] = (), watchdog_seconds: float = 0.0
     ) -> None:
         self.watchdog_seconds = watchdog_seconds
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._sockets = dict(sockets or {})
+        self._sockets = list(sockets)
 
     @classmethod
     def from_environment(cls) -> Notifier:
@@ -39,16 +41,25 @@ class Notifier:
         address = os.environ.pop("NOTIFY_SOCKET", "")
         return cls(address, _listen_fds(), _watchdog_seconds())
 
-    def take_socket(self, name: str) -> socket.socket | None:
-        """The listening socket that systemd holds under that name; a lone socket needs no name."""
-        fd = self._sockets.pop(name, None)
-        if fd is None and list(self._sockets) == ["unknown"]:
-            fd = self._sockets.pop("unknown")
-        if fd is None:
-            return None
-        taken = socket.socket(fileno=fd)
-        taken.setblocking(False)
-        return taken
+    def take_sockets(self) -> dict[str, socket.socket]:
+        """The listening sockets that systemd holds, by what they are for: ``capture``, ``control``, both or none.
+
+        Where one alone is not named ``control`` it is for clients, whatever its name: where none is given in the unit,
+        it has that of the unit.
+
+        Raises:
+            ErgoCaptureError: one is no listening Unix socket, or nobody would serve it.
+        """
+        handed, self._sockets = self._sockets, []
+        others = [name for name, _ in handed if name != "control"]
+        found: dict[str, tuple[str, int]] = {}
+        for name, fd in handed:
+            purpose = "capture" if len(others) == 1 and name != "control" else name
+            if purpose not in ("capture", "control") or purpose in found:
+                # Why not passed over: its clients would be let in by the system, and wait for ever.
+                raise _unusable(name, fd, "nobody would serve it")
+            found[purpose] = (name, fd)
+        return {purpose: _listening(name, fd) for purpose, (name, fd) in found.items()}
 
     def ready(self, status: str) -> None:
         """Start-up is over: the socket is bound, the journal recovered."""
@@ -86,7 +97,29 @@ class Notifier:
                 return
 
     def __repr__(self) -> str:
-        return f"<Notifier {self._address or 'nobody'}, sockets {sorted(self._sockets)}>"
+        return f"<Notifier {self._address or 'nobody'}, sockets {[name for name, _ in self._sockets]}>"
+
+
+def _listening(name: str, fd: int) -> socket.socket:
+    try:
+        os.set_inheritable(fd, False)
+        taken = socket.socket(fileno=fd)
+        listens = taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise _unusable(name, fd, error.strerror or str(error)) from error
+    if (taken.family, taken.type, listens) != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
+        taken.detach()
+        raise _unusable(name, fd, "it is no Unix stream socket that listens")
+    taken.setblocking(False)
+    return taken
+
+
+def _unusable(name: str, fd: int, why: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"take socket {name!r} (descriptor {fd}) from the service manager: {why}",
+        op="take socket",
+        hint="have one ListenStream= in each socket unit, a path, with FileDescriptorName=capture or control",
+    )
 
 
 def _watchdog_seconds() -> float:
@@ -95,15 +128,11 @@ def _watchdog_seconds() -> float:
     return int(microseconds) / 1e6 if pid == str(os.getpid()) and microseconds.isdigit() else 0.0
 
 
-def _listen_fds() -> dict[str, int]:
+def _listen_fds() -> list[tuple[str, int]]:
     pid = os.environ.pop("LISTEN_PID", "")
     count = os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "")
     if pid != str(os.getpid()) or not count.isdigit():
-        return {}
+        return []
     labels = names.split(":") if names else []
-    found: dict[str, int] = {}
-    for offset in range(int(count)):
-        os.set_inheritable(_FIRST_FD + offset, False)
-        found[labels[offset] if offset < len(labels) else "unknown"] = _FIRST_FD + offset
-    return found
+    return [(labels[offset] if offset < len(labels) else "unknown", _FIRST_FD + offset) for offset in range(int(count))]
