@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
+from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, RunTermination, decode_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.client import CaptureClient
 
@@ -222,6 +222,33 @@ def test_a_process_engine_runs_under_the_same_rules() -> None:
     assert len(bundle.decisions[0].effects) == 1
     configuration.write_text(kept)
     run("systemctl", "restart", UNIT)
+
+
+def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
+    """P10: the signal is for the daemon; a run that is under way ends as it would have."""
+    engine = Path("/opt/ergo/slow.py")
+    example = Path("tests/engine/example_engine.py").read_text()
+    engine.write_text(example.replace("    run = ", "    __import__('time').sleep(2)\n    run = ", 1))
+    configuration = Path("/etc/ergo-capture/config.toml")
+    kept = configuration.read_text()
+    command = '["/opt/ergo/bin/python3", "/opt/ergo/slow.py"]'
+    configuration.write_text(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n')
+    run("systemctl", "restart", UNIT)
+
+    async def hold() -> None:
+        async with CaptureClient(SOCKET, give_up_after=30) as client:
+            await client.open("default")
+            await client.send(ExternalEvent.mechanical_at("a", ExternalEventKind.Command, EventTime(0, 0)))
+            await client.drain()
+            await asyncio.to_thread(run, "systemctl", "stop", UNIT)
+
+    before = set((STATE / "bundles").rglob("*.capture.json"))
+    asyncio.run(hold())
+    (bundle,) = set((STATE / "bundles").rglob("*.capture.json")) - before
+    (decision,) = decode_bundle(bundle.read_bytes()).decisions
+    assert decision.termination is RunTermination.Completed
+    configuration.write_text(kept)
+    run("systemctl", "start", "ergo-capture.socket", "ergo-capture-control.socket", UNIT)
 
 
 def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
