@@ -177,7 +177,7 @@ class LimitsConfig(_Section, frozen=True):
         Size,
         _doc(
             "Memory for the event ids of open sessions, 120 bytes and its length each, and 300 bytes for each deferred "
-            "episode; beyond it no session takes more events."
+            "episode, with its payload where an engine waits for it; beyond it no session takes more events."
         ),
     ] = Size(1 << 30)
     user_ids_bytes: Annotated[Size, _doc("The same for the sessions of one user.")] = Size(512 << 20)

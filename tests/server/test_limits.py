@@ -17,6 +17,7 @@ import anyio
 import pytest
 from tests.daemons import Daemon, DaemonProcess, Wire, event, running_daemon, short_directory
 from tests.doubles.faulty_storage import FaultyStorage
+from tests.engine.engines import process_graph
 from tests.server.users import needs_root, talk_as
 
 from ergo_capture.journal.body import Peer
@@ -413,6 +414,42 @@ async def test_deferred_episodes_are_counted_with_the_ids() -> None:
             await wire.until("closed")
         await is_served(daemon)
         assert daemon.service.registry.ids.used == 0
+
+
+@pytest.mark.parametrize("frame", ["event", "events"])
+async def test_a_payload_that_nobody_waits_for_is_not_kept_with_a_deferred_episode(frame: str) -> None:
+    """P9: it stands in the journal, however its event came."""
+    async with running_daemon("[graphs.default]\nmax_in_flight = 0\n") as daemon, daemon.session() as wire:
+        tracemalloc.start()
+        try:
+            for number in range(200):
+                said = event(f"e{number}", payload={"pad": "x" * 50_000})
+                await wire.say(said if frame == "event" else {"type": "events", "events": [said["event"]]})
+                await wire.until_ack(number + 1, number + 1)
+            assert tracemalloc.get_traced_memory()[0] < 4_000_000
+        finally:
+            tracemalloc.stop()
+
+
+async def test_a_payload_that_an_engine_waits_for_is_counted_with_its_deferred_episode() -> None:
+    """P9: and no more when the episode has run, or after a restart."""
+    text = '[limits]\nids_bytes = "1MiB"\n' + process_graph(graph='max_per_window = 1\nrate_window = "1s"')
+    with short_directory() as place:
+        async with running_daemon(text, place / "state") as daemon, daemon.session() as wire:
+            await wire.say(*(event(f"e{number}", payload={"pad": "x" * 50_000}) for number in range(5)))
+            await wire.until_ack(5, 5)
+            assert daemon.service.registry.ids.used > 4 * 50_000
+            await wire.say(event("p", 1, "Pump"))
+            await wire.until_ack(6, 6)
+            assert 3 * 50_000 < daemon.service.registry.ids.used < 4 * 50_000
+        async with running_daemon(text, place / "state") as daemon:
+            assert 3 * 50_000 < daemon.service.registry.ids.used < 4 * 50_000
+            async with daemon.session(session=wire.opened["session"]) as wire:
+                with anyio.fail_after(20), suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+                    for number in range(1, 31):
+                        await wire.say(event(f"f{number}", payload={"pad": "x" * 50_000}))
+                        await wire.until_ack(number, number)
+            assert daemon.service.clients.refusals["limit"] == 1
 
 
 async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it() -> None:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.events import EventLike, ExternalEventKind, TimeLike
+from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind, TimeLike
 from ergo_capture.kernel.fault_runtime import FaultRuntime
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunLengthDecisionLog, RunResult, RuntimeInvoker
@@ -72,6 +72,8 @@ class Supervisor:
         self._recent: deque[int] = deque()
         #: Deferred episodes by (nanoseconds, episode id): rule 3's order.
         self._deferred: list[tuple[int, int, EventLike]] = []
+        #: Bytes of the payloads that are kept with them.
+        self.deferred_bytes = 0
 
     def offer(self, event: EventLike) -> Run | DecisionLogEntry:
         """Take the next event: either an episode to run, or the entry of a deferral already logged.
@@ -220,6 +222,7 @@ class Supervisor:
         if not deferred or deferred[0][0] > self._now_nanos():
             return self._record_deferral(pump, None, self._take_episode())
         _, episode, origin = heapq.heappop(deferred)
+        self.deferred_bytes -= _payload_bytes(origin)
         if self._max_in_flight is not None and self._in_flight >= self._max_in_flight:
             return self._defer(pump, origin, episode, 0)
         if self._window is not None and (delay := self._rate_limit_delay()) is not None:
@@ -229,6 +232,7 @@ class Supervisor:
     def _defer(self, trigger: EventLike, origin: EventLike, episode: int, delay: int) -> DecisionLogEntry:
         schedule_at = EventTime.from_nanos(self._now_nanos() + delay)
         heapq.heappush(self._deferred, (schedule_at.total_nanos, episode, origin))
+        self.deferred_bytes += _payload_bytes(origin)
         return self._record_deferral(trigger, schedule_at, episode)
 
     def _record_deferral(self, trigger: EventLike, schedule_at: EventTime | None, episode: int) -> DecisionLogEntry:
@@ -263,3 +267,7 @@ class Supervisor:
             f"<Supervisor {self.graph_id!r} now {now.secs}.{now.nanos:09}, {self._next_episode} episodes, "
             f"{len(self._deferred)} deferred, {self._in_flight} in flight>"
         )
+
+
+def _payload_bytes(event: EventLike) -> int:
+    return len(event.payload) if isinstance(event, ExternalEvent) else 0

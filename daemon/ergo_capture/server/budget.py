@@ -20,7 +20,7 @@ from ergo_capture.journal.body import Peer
 EVENT_BYTES: Final = 400
 #: Memory that the id of an event takes beside its characters for as long as its session is open.
 ID_BYTES: Final = 120
-#: Memory that an episode takes while it is deferred.
+#: Memory that an episode takes while it is deferred, beside the payload where that is kept for an engine.
 DEFERRED_BYTES: Final = 300
 
 

@@ -7,7 +7,7 @@ Not here: the budgets (``budget.py``), what becomes of events (``session.py``), 
 from __future__ import annotations
 
 from ergo_capture.journal.recovery import RecoveredSession
-from ergo_capture.server.budget import DEFERRED_BYTES, EVENT_BYTES, Holding, size_of_ids, uncounted
+from ergo_capture.server.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
 from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal, without_duplicates
 from ergo_capture.server.submission import Batch, BatchOwner
@@ -73,7 +73,7 @@ class Intake:
         self._ids_held.hold(-size_of_ids(ids))
 
     def release(self, batch: Batch, deferred: int) -> None:
-        """A batch is decided and waits no more, and so many episodes are deferred now; the ids stay taken."""
+        """A batch is decided and waits no more, and deferred episodes take so many bytes now; the ids stay taken."""
         self.queued_bytes -= len(batch.body)
         self._events_held.hold(-batch.held)
         self._count_deferred(deferred)
@@ -81,14 +81,13 @@ class Intake:
     # --- memory ---
 
     def charge(self, events: Holding, ids: Holding, deferred: int) -> None:
-        """Count here from now on; ids that are taken and episodes that are deferred already are counted at once."""
+        """Count here from now on; ids that are taken and bytes of episodes that are deferred are counted at once."""
         self._events_held, self._ids_held = events, ids
         self._ids_held.hold(size_of_ids(self.ids))
         self._deferred_held = 0
         self._count_deferred(deferred)
 
-    def _count_deferred(self, count: int) -> None:
-        held = DEFERRED_BYTES * count
+    def _count_deferred(self, held: int) -> None:
         if held != self._deferred_held:
             self._ids_held.hold(held - self._deferred_held)
             self._deferred_held = held

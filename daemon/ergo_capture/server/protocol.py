@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.lines import EventFormatError, line_of, read_event, read_harmless, read_line
+from ergo_capture.journal.lines import EventFormatError, LineEvent, line_of, read_event, read_harmless, read_line
 from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
 
 PROTOCOL: Final = "ergo-capture.v1"
@@ -280,12 +280,14 @@ def _whole_line(line: bytes) -> bytes:
 
 def _read_one(text: bytes | msgspec.Raw, *, bare: bool) -> EventLike | BadLine:
     try:
-        return read_event(text) if bare else read_line(bytes(text))
+        event = read_event(text) if bare else read_line(bytes(text))
     except EventFormatError as error:
         return BadLine(Code.BAD_FRAME, f"not an event: {error}", _EVENT_HINT, _event_id(text, bare=bare))
     except ExternalEventPayloadError as error:
         hint = error.hint or ""
         return BadLine(Code.INVALID_PAYLOAD, str(error), hint, _event_id(text, bare=bare), bad_frame=False)
+    # Why without its payload: that stands in the line, which is kept for as long as anybody wants it.
+    return LineEvent(event.event_id, event.kind, event.at)
 
 
 _EVENT_HINT: Final = (

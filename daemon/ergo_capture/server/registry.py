@@ -258,7 +258,7 @@ class SessionRegistry:
     def adopt(self, session: Session) -> None:
         """Take in a session, new or recovered, and start its task."""
         peer = session.description.peer
-        session.intake.charge(self.queue.holding(peer), self.ids.holding(peer), session.deferred)
+        session.intake.charge(self.queue.holding(peer), self.ids.holding(peer), session.deferred_bytes)
         self.sessions[session.description.session] = session
         self.taps.attach(session)
         session.on_part_over = self.retirement.is_due

@@ -26,6 +26,7 @@ from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
 from ergo_capture.pulse import Pulse
+from ergo_capture.server.budget import DEFERRED_BYTES
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.episodes import Episodes
 from ergo_capture.server.failures import mistake, storage_failed
@@ -304,7 +305,7 @@ class Session:
     async def _decide(self, batch: Batch) -> None:
         if not self._episodes.decide_at_once(batch.events):
             await self._episodes.decide(read_body(batch.body) if batch.body else batch.events)
-        self.intake.release(batch, self.deferred)
+        self.intake.release(batch, self.deferred_bytes)
         self._writer.submit_lazily(self.log, urgent=self.log.is_followed or self.ended is not None)
         self._progress()
 
@@ -388,6 +389,11 @@ class Session:
     def deferred(self) -> int:
         """Episodes that are deferred."""
         return self._episodes.supervisor.deferred_count
+
+    @property
+    def deferred_bytes(self) -> int:
+        """About the memory that they take."""
+        return DEFERRED_BYTES * self.deferred + self._episodes.supervisor.deferred_bytes
 
     @property
     def state(self) -> str:
