@@ -9,6 +9,10 @@ from typing import Any
 
 from tests.engine.puppet import EFFECT
 
+from ergo_capture import RunTermination
+from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
+from ergo_capture.kernel.ports import RunResult
+
 
 def obey(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadline: Any) -> Any:
     """As the puppet does, where that makes sense in a function."""
@@ -78,3 +82,49 @@ async def turns(_graph: str, event_id: str, *_: Any) -> None:
     """Completed, after as many turns of the loop as the id's length leaves over."""
     for _turn in range(sum(event_id.encode()) % 7):
         await asyncio.sleep(0)
+
+
+def break_out(_graph: str, event_id: str, *_: Any) -> Any:
+    """What no callable should do, by the id's first word."""
+    match event_id.partition(".")[0]:
+        case "exit":
+            raise SystemExit(3)
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "cancelled":
+            raise asyncio.CancelledError
+        case "stop":
+            raise StopIteration
+        case "base":
+            raise BaseException("at the root")  # noqa: TRY002 - that is what it does
+        case "bare":
+            return RunResult("Completed")  # type: ignore[arg-type]
+        case "surrogate":
+            return RunResult(RunTermination.Completed, interruption="\ud800")
+        case "nan":
+            return RunResult(RunTermination.Completed, (_effect(float("nan")),))
+        case "none":
+            return RunResult(RunTermination.Completed, None)  # type: ignore[arg-type]
+        case "result":
+            return RunResult(RunTermination.Completed, (_effect(1.5),), interruption="a word")
+    return None
+
+
+def _effect(number: float) -> ActionEffect:
+    return ActionEffect("k", (EffectWrite("x", Value(Number=number)),))
+
+
+async def break_out_later(*arguments: Any) -> Any:
+    """The same as a coroutine function."""
+    await asyncio.sleep(0)
+    return break_out(*arguments)
+
+
+class _Breaker:
+    """The same as an object whose call is a coroutine function."""
+
+    async def __call__(self, *arguments: Any) -> Any:
+        return break_out(*arguments)
+
+
+breaker = _Breaker()

@@ -13,9 +13,10 @@ then runs wait, those with a deadline until it has passed. What it raises is Fai
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -59,7 +60,7 @@ class PythonEngine(InProcess):
         self.spec = spec
         self.pipeline = pipeline
         self._call = _callable(spec)
-        self._is_async = inspect.iscoroutinefunction(self._call)
+        self._is_async = any(map(inspect.iscoroutinefunction, (self._call, type(self._call).__call__)))
         self._threads = CallThreads(max(_THREADS, pipeline))
 
     def invoker(self) -> RuntimeInvoker | None:
@@ -73,7 +74,7 @@ class PythonEngine(InProcess):
         call = partial(self._call, graph_id, event_id, event.kind.value, event.at, event.payload, deadline)
         with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9) as patience:
             try:
-                answer = await (call() if self._is_async else self._threads.call(call))
+                answer = await (_contained(call) if self._is_async else self._threads.call(call))
                 return _result(answer)
             except Exception:
                 # Why here: an episode that fails is an outcome to be recorded, and no failure of the daemon.
@@ -88,6 +89,20 @@ class PythonEngine(InProcess):
 
     def __repr__(self) -> str:
         return f"<PythonEngine {self.spec}>"
+
+
+async def _contained(call: Callable[[], Awaitable[Any]]) -> Any:
+    """What the coroutine returns or raises, as an error like any other."""
+    try:
+        return await call()
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        # Why: SystemExit would end the daemon, and a cancellation that nobody asked for everything it is a part of.
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def _callable(spec: str) -> Callable[..., Any]:
@@ -112,7 +127,8 @@ def _callable(spec: str) -> Callable[..., Any]:
 
 def _result(answer: Any) -> RunResult:
     if isinstance(answer, RunResult):
-        return answer
+        # Why not as it is: nothing has checked it, and what cannot be written down must not reach the journal.
+        answer = {**msgspec.structs.asdict(answer), "termination": answer.termination.to_builtins()}
     if answer is None:
         answer = "Completed"
     # A termination may be an object too, but its only key is not one of an answer's.
