@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 
+import anyio
 import pytest
-from tests.daemons import running_daemon
-from tests.engine.engines import captured, process_graph
+from tests.daemons import event, running_daemon
+from tests.engine.engines import captured, engine_of, process_graph
+from tests.server.looks import sessions_of, until
+
+from ergo_capture.engine.process import ProcessEngine
+from ergo_capture.server import episodes
 
 IDS = [f"{random.Random(n).choice(['ok', 'ok', 'fail', 'effect', 'wait'])}.{n}" for n in range(120)]
 LIMITS = 'max_retries = 1\nmax_per_window = 4\nrate_window = "10s"\n'
@@ -52,3 +59,36 @@ async def test_a_part_ends_only_when_every_run_is_logged() -> None:
         assert all(check(path)["ok"] for path in paths)
         ids = [record.event_id for path in paths for record in decode_bundle(path.read_bytes()).decisions]
         assert sorted(ids) == sorted(f"wait.{number}" for number in range(60))
+
+
+async def test_a_part_that_is_due_when_its_last_run_ends_ends_then() -> None:
+    """Be it by its events or by its age: nothing more need come."""
+    for rule in ("max_events = 1", 'max_age = "10ms"'):
+        text = f"[rotation]\n{rule}\n" + process_graph(engine="pipeline = 8")
+        async with running_daemon(text) as daemon, daemon.session() as wire:
+            await wire.say(event("wait.1"))
+            await until(daemon.bundles)
+
+
+async def test_decisions_that_wait_for_a_run_hold_further_ones_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P9: a run may take for ever, and events behind it that are deferred wait for nothing else."""
+    monkeypatch.setattr(episodes, "_MOST_WAITING", 50)
+    limits = 'max_per_window = 1\nrate_window = "1h"'
+    text = process_graph(graph=limits, engine="pipeline = 2")
+    async with running_daemon(text) as daemon, daemon.session() as wire:
+        await wire.say(event("hang"))
+        await wire.until_ack(1)
+        for number in range(100):
+            await wire.say(event(f"e{number}"))
+            await wire.until_ack(2 + number)
+        (session,) = sessions_of(daemon)
+        await until(lambda: session.deferred >= 49)
+        await anyio.wait_all_tasks_blocked()
+        assert session.deferred <= 50
+        assert session.intake.queued_bytes > 0
+        engine = engine_of(daemon.service)
+        assert isinstance(engine, ProcessEngine)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await wire.say({"type": "close"})
+        assert (await wire.until("closed"))["decisions"] == 101

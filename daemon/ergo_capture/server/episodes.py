@@ -29,6 +29,9 @@ from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult, RuntimeInvoker
 from ergo_capture.kernel.supervisor import Run, Supervisor
 
+#: Decisions that may wait for a run before them; each keeps its event.
+_MOST_WAITING: Final = 10_000
+
 #: What a record says whose episode may or may not have run before a crash.
 IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
 
@@ -119,6 +122,8 @@ class Episodes:
             if self._invoker is not None:
                 self.supervisor.drive(event)
                 continue
+            while len(self._waiting) >= _MOST_WAITING:
+                await self._some_settled()
             step = self.supervisor.offer(event)
             if isinstance(step, Run):
                 await self._begin(step)
@@ -180,6 +185,11 @@ class Episodes:
             if not self.supervisor.wants_retry(result.termination, retries):
                 return result, retries
             retries += 1
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no run is under way, and every decision is logged."""
+        return not self._waiting
 
     def log(self, entry: DecisionLogEntry) -> None:
         """A deferral: logged at once, or after the runs before it (``ports.DecisionLog``)."""

@@ -143,6 +143,9 @@ class Session:
         if self._episodes.mistake is not None:
             self._wake.set()
             self._progress()
+        elif self._episodes.is_settled:
+            # Why: the part may be due by now, and nothing more may come.
+            self._wake.set()
 
     async def _before_run(self, unlogged: int) -> None:
         """Wait until what engines said is not too much to hold, and no more would be in doubt than may be.
