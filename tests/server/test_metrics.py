@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -133,6 +135,28 @@ async def test_a_textfile_that_cannot_be_written_is_logged_once_and_tried_again(
             await textfile.write()
             assert textfile.written == 1
             assert families(path.read_text())
+
+
+async def test_a_file_that_cannot_be_opened_to_others_costs_the_daemon_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file system without modes refuses that alone: it is logged, and the daemon serves on."""
+    with short_directory() as place:
+        monkeypatch.setattr(Path, "chmod", _refused)
+        textfile = Textfile(place / "metrics.prom", 1.0, _no_status)
+        monkeypatch.setattr("ergo_capture.server.metrics.exposition", lambda _: b"")
+        await textfile.write()
+        assert textfile.written == 0
+        assert list(place.iterdir()) == []
+    assert "metrics.failed" in capsys.readouterr().out
+
+
+def _refused(*_: Any) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+async def _no_status() -> Any:
+    return None
 
 
 @pytest.mark.parametrize("text", ['textfile = "/tmp/metrics.txt"', 'interval = "10ms"', 'interval = "0s"'])

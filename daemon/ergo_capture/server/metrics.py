@@ -201,10 +201,11 @@ class Textfile:
         text = exposition(await self._take())
         try:
             await to_thread.run_sync(_replace, self._path, text)
-        except ErgoCaptureError as error:
+        except (ErgoCaptureError, OSError) as error:
             if not self._failed:
                 # Why once: until it works again, it is one fact.
-                log.error(telemetry.METRICS_FAILED, path=str(self._path), error=error.message, hint=error.hint)  # noqa: TRY400
+                hint = getattr(error, "hint", None) or "look at the directory that metrics.textfile is in"
+                log.error(telemetry.METRICS_FAILED, path=str(self._path), error=str(error), hint=hint)  # noqa: TRY400
             self._failed = True
             return
         self._failed = False
