@@ -13,6 +13,7 @@ from tests.daemons import Wire, event, running_daemon
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
+from ergo_capture.server import control
 from ergo_capture.server.session import Session
 from ergo_capture.server.tap import Shown, Skipped, Tap
 
@@ -105,6 +106,24 @@ async def test_a_watcher_who_does_not_read_costs_nobody_anything() -> None:
             await wire.until_ack(start + 1000, start + 1000)
         (tap,) = daemon.service.registry.taps._taps
         assert len(tap._kept) <= tap._limit <= 1000
+
+
+async def test_a_watcher_who_stalls_is_let_go_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """His own loss, and no mistake of ours in the log."""
+    monkeypatch.setattr(control, "WRITE_SECONDS", 0.05)
+    async with running_daemon() as daemon, daemon.session() as wire, daemon.control() as operator:
+        await operator.say({"command": "tap", "of": "default", "rate": 10000})
+        taps = daemon.service.registry.taps._taps
+        while not taps:
+            await anyio.sleep(0.01)
+        sent = 0
+        while taps:
+            await wire.say(*[event(f"e{sent + n}") for n in range(1000)])
+            sent += 1000
+            await wire.until_ack(sent, sent)
+    assert "client.failed" not in capsys.readouterr().out
 
 
 async def test_a_tap_is_over_when_its_watcher_hangs_up_or_says_anything() -> None:

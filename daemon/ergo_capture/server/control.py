@@ -11,13 +11,14 @@ drains for a long time can be asked what it is at.
 from __future__ import annotations
 
 import os
+import select
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import structlog
-from anyio.abc import SocketStream, UNIXSocketStream
+from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from ergo_capture import telemetry
@@ -42,6 +43,7 @@ from ergo_capture.server.control_protocol import (
 from ergo_capture.server.listener import Listener
 from ergo_capture.server.metrics import exposition
 from ergo_capture.server.protocol import Code, ProtocolError
+from ergo_capture.server.session import Session
 from ergo_capture.server.status import Running, shutdown_waits_for, take_status
 from ergo_capture.server.tap import Skipped, Tap
 
@@ -57,6 +59,8 @@ MAX_BAD_REQUESTS: Final = 5
 #: Seconds a connection may say nothing, and seconds it may take to read an answer.
 IDLE_SECONDS: Final = 60.0
 WRITE_SECONDS: Final = 30.0
+#: Seconds between two looks whether an operator whose flush takes long is still there.
+HANG_UP_SECONDS: Final = 1.0
 
 _GONE: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError)
 
@@ -187,7 +191,7 @@ class Conversation:
                 reloaded = await service.reload()
                 await self._say(answer("reloaded", applied=reloaded.applied, restart=reloaded.restart))
             case FlushRequest():
-                await self._say(answer("flushed", bundles=await self._flush(request)))
+                await self._flush(request)
             case ShutdownRequest():
                 running = service.running
                 waits_for = [] if running is None else shutdown_waits_for(running.registry.sessions.values())
@@ -196,7 +200,7 @@ class Conversation:
             case TapRequest():
                 await self._tap(request)
 
-    async def _flush(self, request: FlushRequest) -> list[str]:
+    async def _flush(self, request: FlushRequest) -> None:
         sessions = self._running().registry.sessions
         if request.session is None:
             chosen = [session for session in sessions.values() if session.state == "open" and session.intake.admitted]
@@ -208,7 +212,35 @@ class Conversation:
                 f"session {request.session!r} is not open",
                 "name one that `ergo-capture status` lists",
             )
-        return [(await session.flush()).bundle for session in chosen]
+        bundles: dict[Session, str] = {}
+        failures: list[ErgoCaptureError] = []
+
+        async def flush(session: Session) -> None:
+            try:
+                bundles[session] = (await session.flush()).bundle
+            except ErgoCaptureError as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(self._until_hung_up, watching.cancel_scope)
+            # Why side by side: one session that waits for its engine must not keep the others from their bundles.
+            async with anyio.create_task_group() as flushing:
+                for session in chosen:
+                    flushing.start_soon(flush, session)
+            watching.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+        await self._say(answer("flushed", bundles=[bundles[session] for session in chosen if session in bundles]))
+
+    async def _until_hung_up(self, watching: anyio.CancelScope) -> None:
+        """A flush may wait for ever, and must not hold one of the few connections for an operator who has gone."""
+        # Why looked for so and not read: who only has nothing more to say still waits for the answer.
+        poll = select.poll()
+        poll.register(self._stream.extra(SocketAttribute.raw_socket), 0)  # noqa: S610 - not Django's
+        while True:
+            if poll.poll(0):
+                watching.cancel()
+            await anyio.sleep(HANG_UP_SECONDS)
 
     async def _tap(self, request: TapRequest) -> None:
         taps = self._running().registry.taps
@@ -219,7 +251,9 @@ class Conversation:
             await self._say(answer("tapping", of=request.of, rate=request.rate))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._until_gone, tasks.cancel_scope)
-                await self._show(tap)
+                # Why here: out of the group it would come wrapped in another, as if it were a mistake of ours.
+                with suppress(*_GONE):
+                    await self._show(tap)
                 tasks.cancel_scope.cancel()
         finally:
             taps.end(tap)

@@ -19,7 +19,7 @@ from ergo_capture.journal.journal import JournalFull
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.server import protocol
 from ergo_capture.server.budget import Holding
-from ergo_capture.server.failures import storage_failed
+from ergo_capture.server.failures import not_published, storage_failed
 from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.protocol import (
     BadLine,
@@ -263,7 +263,13 @@ class Conversation:
                 )
 
     async def _flush(self) -> bool:
-        publication = await self._expect_session("flush").flush()
+        session = self._expect_session("flush")
+        try:
+            publication = await session.flush_when_there_is_room()
+        except ErgoCaptureError as error:
+            if session.failure is not None:
+                raise
+            raise not_published(error) from error
         self.replies.reply(protocol.encode("flushed", **_published(publication)))
         return False
 

@@ -1,6 +1,6 @@
 """Failures of sessions and of the journal, in the words of those who are told of them.
 
-Owns: ``storage_failed`` for clients, ``mistake`` for what only a defect of ours can bring about.
+Owns: ``storage_failed`` and ``not_published`` for clients, ``mistake`` for what only a defect of ours can bring about.
 Not here: noticing them (``session.py``, ``writer.py``), the codes (``protocol.py``).
 """
 
@@ -18,6 +18,15 @@ def storage_failed(error: ErgoCaptureError) -> ProtocolError:
         Code.STORAGE_FAILED,
         f"the {what} has failed: {error.message}",
         "what was acknowledged is safe; connect again when the daemon has been restarted",
+    )
+
+
+def not_published(error: ErgoCaptureError) -> ProtocolError:
+    """The failure of a snapshot's publication, in words for the client that asked for it; its session goes on."""
+    return ProtocolError(
+        Code.STORAGE_FAILED,
+        f"the bundle cannot be published: {error.message}",
+        f"what was acknowledged is safe; {error.hint}" if error.hint else "what was acknowledged is safe",
     )
 
 

@@ -210,7 +210,7 @@ class Parts:
                 return await self._make(part, count, how, forced=forced)
             except CaptureWriteError as error:
                 # Why: a session that fails goes on with the next start only, and a full disk is no reason for one.
-                if not (isinstance(error.cause, OSError) and error.cause.errno in FULL):
+                if not is_full(error):
                     raise
                 if not said:
                     said = True
@@ -224,6 +224,11 @@ class Parts:
 
     def __repr__(self) -> str:
         return f"<Parts of {self._description.session}, at part {self.current.number}>"
+
+
+def is_full(error: CaptureWriteError) -> bool:
+    """Whether a bundle could not be written because there is no room for it."""
+    return isinstance(error.cause, OSError) and error.cause.errno in FULL
 
 
 def utc_now() -> str:

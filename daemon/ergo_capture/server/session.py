@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from ergo_capture.capture.atomic import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.journal import JournalFull, Position
@@ -26,6 +27,7 @@ from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
 from ergo_capture.pulse import Pulse
+from ergo_capture.server import parts
 from ergo_capture.server.budget import DEFERRED_BYTES
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.episodes import Episodes
@@ -33,7 +35,7 @@ from ergo_capture.server.failures import mistake, storage_failed
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.intake import Intake
 from ergo_capture.server.part import RotationRule
-from ergo_capture.server.parts import Parts, Publisher
+from ergo_capture.server.parts import Parts, Publisher, is_full
 from ergo_capture.server.protocol import EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal
 from ergo_capture.server.submission import Batch
@@ -355,6 +357,30 @@ class Session:
                 raise self.failure or mistake(RuntimeError("it ended without a bundle"))
             return self.publication
         return await self.parts.publish_as_it_is(self.decided, ended)
+
+    async def flush_when_there_is_room(self) -> Publication:
+        """The same for a client, which waits while the disk is full (P8).
+
+        Raises:
+            ErgoCaptureError: as ``flush``, for another reason.
+        """
+        while True:
+            try:
+                return await self.flush()
+            except CaptureWriteError as error:
+                if not is_full(error):
+                    raise
+            # Why all of it again: meanwhile the part may have ended, and its bundle must not become a snapshot again.
+            await asyncio.sleep(parts.RETRY_SECONDS)
+
+    async def publish_decided(self) -> None:
+        """Publish what is decided of the part that grows, without waiting for anything to be; nothing where it is over.
+
+        Raises:
+            ErgoCaptureError: the publication failed.
+        """
+        if self.ended is None and self.decided > self.parts.current.first:
+            await self.parts.publish_as_it_is(self.decided, "open")
 
     def let_go(self) -> None:
         """Nothing is asked of the session any more: give back what it takes.

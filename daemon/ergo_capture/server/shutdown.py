@@ -16,6 +16,7 @@ from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.clients import Clients
 from ergo_capture.server.listener import Listener
+from ergo_capture.server.session import Session
 from ergo_capture.server.status import Running, shutdown_waits_for
 from ergo_capture.server.systemd import Notifier
 
@@ -83,19 +84,24 @@ class Shutdown:
         """Read no more; decide, commit and publish everything that was accepted."""
         for connection in self.clients.connections:
             connection.stop_reading()
-        for session in list(self.parts.registry.sessions.values()):
-            if session.failure is not None:
-                continue
-            if session.ended is not None:
-                await session.finished.wait()
-            elif session.intake.admitted:
-                try:
-                    await session.flush(ended="interrupted")
-                except ErgoCaptureError as error:
-                    # Why no end: the journal holds the session, and the others want to be drained.
-                    self.unfinished = True
-                    name = session.description.session
-                    log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400
+        async with anyio.create_task_group() as draining:
+            # Why side by side: one that waits for its engine until the time is over must not cost the others theirs.
+            for session in self.parts.registry.sessions.values():
+                draining.start_soon(self._drain_session, session)
+
+    async def _drain_session(self, session: Session) -> None:
+        if session.failure is not None:
+            return
+        if session.ended is not None:
+            await session.finished.wait()
+        elif session.intake.admitted:
+            try:
+                await session.flush(ended="interrupted")
+            except ErgoCaptureError as error:
+                # Why no end: the journal holds the session, and the others want to be drained.
+                self.unfinished = True
+                name = session.description.session
+                log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400
 
     async def _tell_what_is_waited_for(self) -> None:
         while True:

@@ -57,7 +57,8 @@ class Snapshots:
                 continue
             began = time.monotonic()
             try:
-                await session.flush()
+                # Why not what is on its way too: an engine that is away would keep the other sessions from theirs.
+                await session.publish_decided()
             except ErgoCaptureError as error:
                 log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400
                 continue
