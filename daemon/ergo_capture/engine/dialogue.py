@@ -27,6 +27,8 @@ TIMED_OUT: Final = RunResult(RunTermination.TimedOut)
 _READ_BYTES: Final = 64 << 10
 #: Ids of runs given up that are kept to tell a late answer from an unknown one.
 _MOST_LATE: Final = 10_000
+#: Seconds that an engine which hears nothing more is still listened to.
+_LAST_WORDS_SECONDS: Final = 1.0
 
 
 class Dialogue:
@@ -91,7 +93,7 @@ class Dialogue:
         outcome = AWAY
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._send_forever)
+                tasks.start_soon(self._send_forever, tasks.cancel_scope)
                 try:
                     await self._hear()
                 finally:
@@ -130,7 +132,7 @@ class Dialogue:
         if not answer.done():
             answer.set_result(NONSENSE if ran.result is None else ran.result)
 
-    async def _send_forever(self) -> None:
+    async def _send_forever(self, conversation: anyio.CancelScope) -> None:
         while True:
             await self._something.wait()
             self._something.clear()
@@ -138,8 +140,10 @@ class Dialogue:
             try:
                 await self._send.send(b"".join(outgoing.values()))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                # The hearing side notices that it is gone, and says so to everybody.
-                return
+                # Why not at once: most often it is gone, and its last answers are still to be heard. Why at all: one that
+                # only closed its ears would be asked in vain until it counts as hanging.
+                await anyio.sleep(_LAST_WORDS_SECONDS)
+                conversation.cancel()
 
     async def ask(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
         """Have the engine run one attempt; it is asked before this first waits, so that requests keep their order."""
