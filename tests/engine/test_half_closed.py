@@ -1,13 +1,15 @@
-"""Engines that close one direction of their connection and keep the other."""
+"""Engines that end their part of the connection by halves, and what they leave behind on it."""
 
 from __future__ import annotations
 
 import json
 import sys
 
+import anyio
 import pytest
-from tests.daemons import running_daemon, short_directory
-from tests.engine.engines import terminations
+from tests.daemons import event, running_daemon, short_directory
+from tests.engine.engines import engine_of, terminations
+from tests.server.looks import until
 
 #: Hears one run, closes its ears, and stays; the last answer comes after that.
 DEAF = """
@@ -61,3 +63,51 @@ async def test_an_engine_that_hears_nothing_more_is_away(kind: str) -> None:
             if engine is not None:
                 engine.kill()
                 engine.wait()
+
+
+#: Dies, and leaves a process behind that holds all of its descriptors.
+LEAVER = """
+import json, os, subprocess, sys
+print(json.dumps({"type": "ready", "protocol": "ergo-engine.v1", "runtime_provenance": "rpv1:leaver"}), flush=True)
+sys.stdin.readline()
+subprocess.Popen(["sleep", "10"], start_new_session=True)
+os._exit(3)
+"""
+#: Answers, and fills its standard error with empty lines as fast as it can.
+BESIDE_ITSELF = """
+import json, os, sys, threading
+
+def flood():
+    while True:
+        os.write(2, b"\\n" * 65536)
+
+print(json.dumps({"type": "ready", "protocol": "ergo-engine.v1", "runtime_provenance": "rpv1:flood"}), flush=True)
+threading.Thread(target=flood, daemon=True).start()
+sys.stdin.read()
+"""
+
+
+def child(script: str) -> str:
+    """A configuration whose default graph has this script as its engine, beside a graph without one."""
+    command = json.dumps([sys.executable, "-c", script])
+    engine = f'kind = "process"\ncommand = {command}\nback_off = "1m"\nback_off_limit = "1m"\n'
+    return f"[graphs.plain]\n[graphs.default.engine]\n{engine}"
+
+
+async def test_an_engine_that_has_died_is_away_though_its_connection_is_held_open() -> None:
+    """By a process that it left behind."""
+    async with running_daemon(child(LEAVER)) as daemon:
+        # Half of the time that the process it left behind stays.
+        with anyio.fail_after(5):
+            assert await terminations(daemon, ["a"]) == ["AdapterUnavailable"]
+        assert engine_of(daemon.service).counts["lost"] == 1
+
+
+async def test_an_engine_that_floods_its_standard_error_keeps_nobody_else_waiting() -> None:
+    """What is too much to be logged is read and let go."""
+    async with running_daemon(child(BESIDE_ITSELF)) as daemon, daemon.session(graph="plain") as wire:
+        await until(lambda: engine_of(daemon.service).counts["reached"])
+        with anyio.fail_after(5):
+            for number in range(200):
+                await wire.say(event(f"e{number}"))
+                await wire.until_ack(number + 1)
