@@ -20,10 +20,13 @@ from tests.doubles.faulty_storage import FaultyStorage
 from tests.engine.engines import process_graph
 from tests.server.users import needs_root, talk_as
 
+from ergo_capture import decode_bundle
 from ergo_capture.journal.body import Peer
+from ergo_capture.server import intake
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.connection import READ_BYTES, SMALL_READ_BYTES
 from ergo_capture.server.inlet import Inlet
+from ergo_capture.server.intake import Intake
 from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.pace import Pace
 from ergo_capture.server.protocol import BadLine, EventChunk, FrameReader
@@ -414,6 +417,46 @@ async def test_deferred_episodes_are_counted_with_the_ids() -> None:
             await wire.until("closed")
         await is_served(daemon)
         assert daemon.service.registry.ids.used == 0
+
+
+async def test_a_session_that_is_rotated_forgets_the_ids_of_earlier_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that never ends must not come to the limit of ids; those of the part that runs are known."""
+    monkeypatch.setattr(intake, "LEAST_IDS", 20)
+    async with running_daemon("[rotation]\nmax_events = 10\n") as daemon:
+        async with daemon.session() as wire:
+            for start in range(0, 1000, 5):
+                await wire.say(*(event(f"e{start + n}") for n in range(5)))
+                await wire.until_ack(start + 5, start + 5)
+                assert daemon.service.registry.ids.used < 60 * 130
+            await wire.say(event("e999"), event("e1000"), event("e0"), {"type": "close"})
+            frames = await wire.rest()
+            assert [f["event_id"] for f in frames if f["type"] == "reject"] == ["e999"]
+            for path in daemon.bundles():
+                ids = [e.event_id for e in decode_bundle(path.read_bytes()).events]
+                assert len(ids) == len(set(ids))
+        await is_served(daemon)
+        assert daemon.service.registry.ids.used == 0
+
+
+def test_no_id_of_a_part_that_has_not_ended_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many events wait to be decided while short parts end before them."""
+    monkeypatch.setattr(intake, "LEAST_IDS", 2)
+    owner: Any = None
+    taken = Intake()
+
+    def refused(*ids: str) -> list[str | None]:
+        body = b"".join(json.dumps(event(event_id)).encode() + b"\n" for event_id in ids)
+        (chunk,) = FrameReader(1 << 20, 100, 5).feed(body)
+        assert isinstance(chunk, EventChunk)
+        return [refusal.event_id for refusal in taken.admit(chunk, "s", owner)[1]]
+
+    assert refused("a", "b", "c") == []
+    taken.end_part(1)
+    assert refused("d", "e") == []
+    taken.end_part(2)
+    assert refused("a", "b", "c", "d", "e") == ["a", "b", "c", "d", "e"]
+    taken.end_part(3)
+    assert refused("a", "b", "c", "d", "e") == ["d", "e"]
 
 
 @pytest.mark.parametrize("frame", ["event", "events"])

@@ -6,11 +6,16 @@ Not here: the budgets (``budget.py``), what becomes of events (``session.py``), 
 
 from __future__ import annotations
 
+from typing import Final
+
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.server.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
 from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal, without_duplicates
 from ergo_capture.server.submission import Batch, BatchOwner
+
+#: Ids that are remembered at the least, whatever parts have ended, for clients that send again what they did not need to.
+LEAST_IDS: Final = 100_000
 
 
 class Intake:
@@ -21,6 +26,10 @@ class Intake:
 
     def __init__(self) -> None:
         self.ids: set[str] = set()
+        #: Ids from before some part ended, how many events of the session had come by then; and what both count as.
+        self._earlier: set[str] = set()
+        self._earlier_end = 0
+        self._ids_bytes = self._earlier_bytes = 0
         #: Events whose id is taken: accepted, or still queued.
         self.admitted = 0
         #: Bytes of event lines that were admitted and not yet decided.
@@ -42,8 +51,8 @@ class Intake:
         events, body = chunk.events, chunk.body
         refusals: list[Refusal] = []
         fresh = set(chunk.ids)
-        if len(fresh) != len(events) or not self.ids.isdisjoint(fresh):
-            events, body, refusals = without_duplicates(chunk, self.ids, session_id)
+        if len(fresh) != len(events) or not (self.ids.isdisjoint(fresh) and self._earlier.isdisjoint(fresh)):
+            events, body, refusals = without_duplicates(chunk, fresh & self.ids | fresh & self._earlier, session_id)
             fresh = {event.event_id for event in events}
             if not events:
                 return None, refusals
@@ -52,7 +61,7 @@ class Intake:
         self.queued_bytes += len(body)
         held = len(body) + EVENT_BYTES * len(events)
         self._events_held.hold(held)
-        self._ids_held.hold(size_of_ids(fresh))
+        self._hold_ids(size_of_ids(fresh))
         return Batch(owner, body, events, held=held), refusals
 
     def take_indices(self, count: int) -> int:
@@ -67,10 +76,25 @@ class Intake:
             self._next_index = min(self._next_index, batch.first)
         ids = [event.event_id for event in batch.events]
         self.ids.difference_update(ids)
+        self._earlier.difference_update(ids)
         self.admitted -= len(ids)
         self.queued_bytes -= len(batch.body)
         self._events_held.hold(-batch.held)
-        self._ids_held.hold(-size_of_ids(ids))
+        self._hold_ids(-size_of_ids(ids))
+
+    def end_part(self, boundary: int) -> None:
+        """A part has ended, at that event of the session: earlier ids are forgotten, if none is of the part that begins.
+
+        Why: a session that is rotated may never end, and would otherwise come to the limit of what is remembered.
+        """
+        if len(self.ids) >= LEAST_IDS and self._earlier_end <= boundary:
+            self._ids_held.hold(-self._earlier_bytes)
+            self._earlier, self._earlier_bytes, self._earlier_end = self.ids, self._ids_bytes, self.admitted
+            self.ids, self._ids_bytes = set(), 0
+
+    def _hold_ids(self, size: int) -> None:
+        self._ids_held.hold(size)
+        self._ids_bytes += size
 
     def release(self, batch: Batch, deferred: int) -> None:
         """A batch is decided and waits no more, and deferred episodes take so many bytes now; the ids stay taken."""
@@ -83,7 +107,7 @@ class Intake:
     def charge(self, events: Holding, ids: Holding, deferred: int) -> None:
         """Count here from now on; ids that are taken and bytes of episodes that are deferred are counted at once."""
         self._events_held, self._ids_held = events, ids
-        self._ids_held.hold(size_of_ids(self.ids))
+        self._hold_ids(size_of_ids(self.ids))
         self._deferred_held = 0
         self._count_deferred(deferred)
 
@@ -98,7 +122,7 @@ class Intake:
         self._ids_held.free()
         # Why: a batch that is refused after this must not be taken off the budget again.
         self._events_held, self._ids_held = uncounted(), uncounted()
-        self.ids = set()
+        self.ids, self._earlier = set(), set()
 
     @property
     def has_room(self) -> bool:
@@ -121,7 +145,7 @@ class Intake:
         if not self._ids_held.has_room:
             raise ProtocolError(
                 Code.LIMIT,
-                f"there is no memory for more event ids than the {len(self.ids)} of this session and those of others",
+                f"there is no memory for more event ids than the {len(self.ids) + len(self._earlier)} of this session and those of others",
                 "close the session and open another, or raise limits.ids_bytes and limits.user_ids_bytes",
             )
 

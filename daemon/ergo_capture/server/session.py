@@ -405,6 +405,7 @@ class Session:
                 await self.until_decided(boundary)
                 self._episodes.start_part()
                 await self.parts.rotate(boundary, self._batches, self.last_event_id, forced=deferred > 0)
+                self.intake.end_part(boundary)
                 self.on_part_over()
                 return
         if (seconds := self.parts.next_look(self.log.logged)) is not None:
