@@ -310,6 +310,26 @@ async def until_nothing_is_held(daemon: Daemon) -> None:
         assert budget.peak > 0
 
 
+async def test_a_client_that_has_read_its_answers_is_not_let_go_for_what_they_took() -> None:
+    """It says nothing more for a while; somebody else begins a long line."""
+    text = '[limits]\nheld_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon, daemon.session() as wire, daemon.session() as other:
+        await wire.say(event("a"))
+        await wire.until_ack(1)
+        # What is counted as unsaid, because the socket is asked only afterwards.
+        await wire.say(*(event("a") for _ in range(150)))
+        await wire.until_ack(151)
+        assert daemon.service.clients.held.used > 20_000
+        await other.stream.send(b"x" * 60_000)
+        held = daemon.service.clients.held
+        with anyio.fail_after(20):
+            while held.used < 60_000:
+                await asyncio.sleep(0.001)
+        await wire.say({"type": "ping"})
+        assert (await wire.until("pong"))["type"] == "pong"
+        assert daemon.service.clients.refusals["limit"] == 0
+
+
 async def test_decisions_that_are_asked_for_and_not_read_stop_the_reading() -> None:
     """P9: limits.reply_bytes bounds them as it bounds other answers, and after write_timeout the client is let go."""
     text = '[limits]\nwrite_timeout = "300ms"\nreply_bytes = "16KiB"\nsession_queue_bytes = "64KiB"\n'

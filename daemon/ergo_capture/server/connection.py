@@ -114,7 +114,8 @@ class Connection:
                 self._waited = 0.0
             if not data:
                 return
-            self._count_held()
+            self.count_held()
+            self._reception.relieve()
             await self._wait_for_room()
 
     async def _receive(self) -> bytes:
@@ -146,11 +147,10 @@ class Connection:
             await self._reception.room()
         await self.conversation.replies.room()
 
-    def _count_held(self) -> None:
-        held = self._reader.held_bytes + self.conversation.replies.unsaid
-        if held != self.holding.bytes and not self._living.cancel_called:
-            self.holding.hold(held - self.holding.bytes)
-            self._reception.relieve()
+    def count_held(self) -> None:
+        """Count what is held now."""
+        if not self._living.cancel_called:
+            self.holding.hold(self._reader.held_bytes + self.conversation.replies.unsaid - self.holding.bytes)
 
     # --- what a session says; synchronous ---
 
