@@ -12,6 +12,8 @@ from tests.daemons import command
 from tests.shared import REPOSITORY
 from tests.systemd.stage import run_inside, staged, why_not
 
+from ergo_capture.config import Config
+
 UNITS = REPOSITORY / "systemd"
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -42,6 +44,14 @@ def test_the_units_say_nothing_that_systemd_does_not_know(tmp_path: Path) -> Non
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_the_service_is_given_the_time_that_a_stop_may_take() -> None:
+    """P10: the drain as it is where nobody has set it, and a quarter of a minute for the rest."""
+    unit = (UNITS / "ergo-capture.service").read_text()
+    given = re.search(r"^TimeoutStopSec=(\d+)s$", unit, re.MULTILINE)
+    assert given is not None
+    assert int(given[1]) >= Config().shutdown.drain.seconds + 15
 
 
 def test_install_writes_nothing_in_a_dry_run(tmp_path: Path) -> None:
