@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.daemons import event, running_daemon, short_directory
 from tests.shared import conformance, shared
@@ -105,6 +106,20 @@ async def test_a_client_comes_back_to_its_session() -> None:
             assert (await again.until("closed"))["events"] == 3
 
 
+async def test_a_driver_that_reads_nothing_is_served_whatever_is_refused_of_it() -> None:
+    """Its protocol knows no answers, so that refusals are counted and not said."""
+    text = '[limits]\nreply_bytes = "1KiB"\nwrite_timeout = "100ms"\n'
+    async with running_daemon(text) as daemon, daemon.wire() as wire:
+        await wire.say({"type": "hello", "protocol": "ergo-driver.v0"}, event("a"))
+        with anyio.fail_after(20):
+            for _ in range(20):
+                await wire.say(*(event("a") for _ in range(1000)))
+            await wire.say(event("b"), {"type": "end"})
+        closed = await wire.read()
+        assert (closed["type"], closed["events"]) == ("closed", 2)
+        assert daemon.service.clients.refusals["duplicate_event_id"] == 20_000
+
+
 async def test_a_driver_of_the_reference_is_served_unchanged() -> None:
     """ergo-driver.v0: hello, events, end; nothing need be read, and the bundle is there."""
     async with running_daemon() as daemon, daemon.wire() as wire:
@@ -143,7 +158,6 @@ async def test_a_socket_that_somebody_put_in_place_of_ours_stays() -> None:
 async def test_sessions_run_side_by_side() -> None:
     """Eight at once, each with the ids of the others: every bundle holds its own."""
     async with running_daemon() as daemon:
-        import anyio
 
         async def one(number: int) -> None:
             async with daemon.session() as wire:

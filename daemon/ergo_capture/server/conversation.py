@@ -332,6 +332,9 @@ class Conversation:
 
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
         self._reception.count(code)
+        if self._driver:
+            # Why: its protocol knows no answers, and whoever need not read must not be given up for it.
+            return
         self.replies.herald(protocol.encode_reject(index, event_id, code, message, hint))
 
     def __repr__(self) -> str:
