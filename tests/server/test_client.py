@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.daemons import running_daemon, short_directory
+from tests.doubles.gated_storage import GatedStorage
 from tests.server.looks import sessions_of, until
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
@@ -120,13 +121,28 @@ async def test_a_client_without_an_open_session_says_so() -> None:
         assert daemon.service.clients.totals["clients"] == 1
 
 
-async def test_an_open_that_was_refused_can_be_tried_again() -> None:
+@pytest.mark.parametrize("patience", [0.0, 60.0])
+async def test_an_open_that_was_refused_can_be_tried_again(patience: float) -> None:
     """With another graph, on the same client."""
-    async with running_daemon() as daemon, CaptureClient(daemon.socket) as client:
+    async with running_daemon() as daemon, CaptureClient(daemon.socket, give_up_after=patience) as client:
         with pytest.raises(ClientError, match="not configured"):
             await client.open("nope")
         await client.open("default")
         await client.ping()
+
+
+async def test_an_open_that_was_given_up_can_be_tried_again() -> None:
+    """On another connection: the daemon may have opened a session by then, or wait for its disk."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, CaptureClient(daemon.socket, give_up_after=0) as client:
+        with storage.gate("write", ".journal"):
+            opening = asyncio.create_task(client.open("default"))
+            await storage.until_held()
+            opening.cancel()
+            await asyncio.wait([opening])
+        await client.open("default")
+        await client.send(EVENT)
+        assert (await client.close()).events == 1
 
 
 async def test_requests_of_several_tasks_are_each_answered_over_a_reconnect() -> None:

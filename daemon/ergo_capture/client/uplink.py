@@ -74,6 +74,8 @@ class Uplink:
         """
         self._request = request
         try:
+            if self.wire is None:
+                await self._connect()
             try:
                 return await self._ask()
             except LOST:
@@ -81,6 +83,9 @@ class Uplink:
                 return await self.come_back()
         except BaseException:
             self._request = None
+            # Why: the daemon takes one open on a connection, and an answer may still be on its way.
+            with anyio.CancelScope(shield=True):
+                await self.hang_up()
             raise
 
     async def come_back(self) -> Opened:
