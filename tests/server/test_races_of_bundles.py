@@ -117,6 +117,30 @@ async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(mon
         monkeypatch.undo()
 
 
+async def test_a_defect_in_composing_is_an_error_of_the_bundle_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the daemon, whose snapshot it was, nor its stop."""
+
+    def broken(_: Any) -> Any:
+        raise LookupError("nothing there")
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", broken)
+    said = ""
+    async with running_daemon('[snapshot]\ninterval = "10ms"\n') as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        while "snapshot.failed" not in said:
+            await asyncio.sleep(0.001)
+            said += capsys.readouterr().out
+        await wire.say(event("b"))
+        await wire.until_ack(2, 2)
+    said += capsys.readouterr().out
+    assert "LookupError: nothing there" in said
+    assert "daemon.stopped" in said
+    assert daemon.service.unfinished
+
+
 async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """P8: where the disk is full as a part ends, the session goes on, and its bundles are written once there is room."""
     full = True

@@ -113,20 +113,33 @@ def compose_apart(job: ComposeJob) -> Publication:
 
 
 async def _compose(job: ComposeJob) -> Publication:
+    try:
+        return await _compose_apart_or_here(job)
+    except ErgoCaptureError:
+        raise
+    except OSError as error:
+        # Why here: whoever waits for a bundle knows what to do without one, and an error of the system is no mistake
+        # of ours.
+        raise _not_composed(job, error.strerror or str(error), "look at the disk and at the daemon's limits") from error
+    except Exception as error:
+        # Why that too: one bundle less is no reason to end, for the daemon or for its stop.
+        raise _not_composed(job, f"{type(error).__name__}: {error}", "this is a defect of ergo-capture") from error
+
+
+async def _compose_apart_or_here(job: ComposeJob) -> Publication:
     if job.count > _IN_THREAD:
         try:
             return await to_process.run_sync(compose_apart, job)
         except (BrokenWorkerProcess, OSError) as error:
             # Why not fatal: a host may be out of processes; slower is better than not at all.
             log.warning(telemetry.WORKER_BROKEN, error=str(error), bundle=job.destination)
-    try:
-        return await to_thread.run_sync(compose_bundle, job)
-    except OSError as error:
-        # Why here: whoever waits for a bundle knows what to do without one, and an error of the system is no mistake
-        # of ours.
-        raise ErgoCaptureError(
-            f"compose bundle '{job.destination}': {error.strerror or error}",
-            op="compose bundle",
-            path=job.destination,
-            hint="look at the disk and at the daemon's limits; the journal still holds the session",
-        ) from error
+    return await to_thread.run_sync(compose_bundle, job)
+
+
+def _not_composed(job: ComposeJob, why: str, hint: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"compose bundle '{job.destination}': {why}",
+        op="compose bundle",
+        path=job.destination,
+        hint=f"{hint}; the journal still holds the session",
+    )
