@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
-from tests.daemons import event, running_daemon
+from tests.daemons import DaemonProcess, event, running_daemon, short_directory
 from tests.engine.engines import command_event, process_graph
 
 from ergo_capture.client import CaptureClient
@@ -43,6 +44,23 @@ async def test_a_shutdown_with_nothing_to_wait_for_is_at_once(capsys: pytest.Cap
         assert not daemon.service.unfinished
     assert "drain." not in capsys.readouterr().out
     assert ExitCode.OK == 0
+
+
+def test_a_daemon_whose_standard_descriptors_are_closed_serves_and_stops() -> None:
+    """Its files must not come to stand where errors are written to."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.prefix = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-']
+        process = daemon.spawn()
+        asyncio.run(_closed_session(daemon))
+        assert {str(Path(f"/proc/{process.pid}/fd/{fd}").readlink()) for fd in range(3)} == {"/dev/null"}
+        assert daemon.stop() == 0
+
+
+async def _closed_session(daemon: DaemonProcess) -> None:
+    async with CaptureClient(daemon.socket) as client:
+        await client.open("default")
+        await client.send(command_event("a"))
+        assert (await client.close()).events == 1
 
 
 @pytest.mark.parametrize("turns", range(6))

@@ -29,7 +29,9 @@ def serve(
     """Run the daemon until SIGTERM or SIGINT; a second signal stops it at once."""
     from ergo_capture import telemetry  # noqa: PLC0415 - help must not load the daemon
     from ergo_capture.config import Config, load  # noqa: PLC0415
-    from ergo_capture.server.process import run  # noqa: PLC0415
+    from ergo_capture.server.process import fill_descriptors, run  # noqa: PLC0415
+
+    fill_descriptors()
 
     def reread() -> Config:
         return load(config, socket=socket, state=state_dir)

@@ -1,6 +1,6 @@
 """The daemon as a process of the operating system: its loop, its threads' turns, its descriptors, its memory.
 
-Owns: ``run``, and what is set once for the whole process.
+Owns: ``run``, ``fill_descriptors``, and what is set once for the whole process.
 Not here: what is served (``service.py``), units and notifications (``systemd.py``).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import os
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -38,6 +39,22 @@ def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
     gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return int(runner.run(Service(config, reread=reread).run()))
+
+
+def fill_descriptors() -> None:
+    """Have standard input, output and error be something, where whoever started us has closed them.
+
+    Why: the next files to be opened would take their numbers, a segment of the journal that of standard error, and what
+    is said there of a fatal error would be written into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free: this one.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - it is a descriptor, and stays
 
 
 def _keep_one_arena() -> None:
