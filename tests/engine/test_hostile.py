@@ -135,6 +135,33 @@ async def test_the_engines_provenance_becomes_the_bundles() -> None:
         assert (await captured(daemon, ["ok"])).runtime_provenance == "rpv1:mine"
 
 
+async def test_a_session_of_before_a_restart_is_not_gone_on_with_by_another_engine() -> None:
+    """Its bundle says which engine ran all of it; the right one goes on with it."""
+    with short_directory() as place:
+        drain = '[shutdown]\ndrain = "10ms"\n'
+        first, other = (drain + process_graph("--provenance", f"rpv1:{name}") for name in ("first", "other"))
+        async with running_daemon(first, state=place / "state") as daemon, CaptureClient(daemon.socket) as client:
+            session = await client.open("default")
+            await client.send(command_event("ok.1"))
+            await client.drain()
+        async with running_daemon(other, state=place / "state") as daemon, CaptureClient(daemon.socket) as client:
+            engine = engine_of(daemon.service)
+            with anyio.fail_after(20):
+                while "rpv1:other" not in engine.trouble:
+                    await anyio.sleep(0.01)
+            assert "sessions were opened with 'rpv1:first'" in engine.trouble
+            await client.open(session=session)
+            await client.send(command_event("ok.2"))
+            await client.drain()
+            assert (client.accepted, daemon.service.registry.sessions[session].decided) == (1, 1)
+        async with running_daemon(first, state=place / "state") as daemon, CaptureClient(daemon.socket) as client:
+            await client.open(session=session)
+            published = await client.close()
+        bundle = decode_bundle(Path(published.bundle).read_bytes())
+        assert bundle.runtime_provenance == "rpv1:first"
+        assert [str(record.termination).split(".")[-1] for record in bundle.decisions] == ["Completed"] * 2
+
+
 async def test_runs_fail_fast_while_the_engine_is_away_where_that_is_configured() -> None:
     """when_away = fail: AdapterUnavailable at once, and retries as the graph says."""
     with short_directory() as place:

@@ -47,6 +47,9 @@ class Engine(Protocol):
             EngineRefused: the engine says another one, or is away and has not said any yet.
         """
 
+    def expect(self, provenance: str) -> None:
+        """A session of before the start goes on, which was opened with an engine of this runtime_provenance."""
+
     def start(self, tasks: TaskGroup) -> None:
         """Begin to live in ``tasks``; a second call changes nothing."""
 
@@ -65,6 +68,9 @@ class InProcess:
     async def provenance(self, configured: str) -> str:
         """The configured one: nobody else has anything to say about it."""
         return configured
+
+    def expect(self, provenance: str) -> None:
+        """Nothing can be said against it: what it is nobody knows but the configuration."""
 
     def start(self, tasks: TaskGroup) -> None:
         """Nothing is to be started."""

@@ -73,7 +73,7 @@ class RemoteEngine(ABC):
         self._configured = configured
         self._settings = settings
         self._dialogue: Dialogue | None = None
-        #: What the engine said of itself when it was there first.
+        #: What the engine said of itself when it was there first, or what the sessions of before the start expect.
         self._stated: str | None = None
         #: Why it is away, in words; empty while it is there.
         self.trouble = "it was not reached yet"
@@ -93,6 +93,11 @@ class RemoteEngine(ABC):
     def invoker(self) -> RuntimeInvoker | None:
         """None: its answers need waiting."""
         return None
+
+    def expect(self, provenance: str) -> None:
+        """Take no other engine: the bundle says that all its episodes were run by this one."""
+        if provenance != UNSTATED_PROVENANCE:
+            self._stated = provenance
 
     def start(self, tasks: TaskGroup) -> None:
         """Begin to reach it; it is kept reached until ``tasks`` is cancelled."""
@@ -212,7 +217,8 @@ class RemoteEngine(ABC):
             raise self._mismatch(stated)
         if self._stated not in (None, stated):
             raise EngineRefused(
-                f"it was {self._stated!r} before and says now that it is {stated!r}; restart the daemon"
+                f"it says that it is {stated!r}, and sessions were opened with {self._stated!r}; start that one, or "
+                "restart the daemon once they are over"
             )
 
     def _mismatch(self, stated: str) -> EngineRefused:

@@ -244,6 +244,7 @@ class SessionRegistry:
                 known = self.quarantine_segment
                 self.quarantine_segment = recovered.segment if known is None else min(known, recovered.segment)
                 continue
+            graph.engine.expect(description.runtime_provenance)
             session = Session.restore(
                 recovered,
                 graph,

@@ -175,7 +175,8 @@ def _settings_of(config: Config) -> dict[Setting, Any]:
 def takes_effect(setting: Setting) -> bool:
     """Whether a setting that has changed takes effect at once."""
     if setting[0] == "graphs":
-        return setting[2:] != ("engine",)
+        # Why both: what an engine has to be is asked of it once, when it comes.
+        return setting[2:] not in {("engine",), ("runtime_provenance",)}
     return (setting[0],) in AT_ONCE or setting in AT_ONCE
 
 
@@ -190,7 +191,11 @@ def merged(old: Config, new: Config, applied: list[Setting]) -> Config:
         if section != "graphs"
     }
     sections["graphs"] = {
-        name: msgspec.structs.replace(graph, engine=old.graphs[name].engine) if name in old.graphs else graph
+        name: msgspec.structs.replace(
+            graph, engine=old.graphs[name].engine, runtime_provenance=old.graphs[name].runtime_provenance
+        )
+        if name in old.graphs
+        else graph
         for name, graph in new.graphs.items()
     }
     return msgspec.structs.replace(old, **sections)

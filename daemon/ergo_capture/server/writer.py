@@ -25,7 +25,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -79,6 +80,37 @@ class WriterSnapshot(msgspec.Struct, frozen=True):
     failed: str | None
 
 
+@dataclass(slots=True)
+class _Batch:
+    """What is written and synced at once; times as ``time.monotonic`` has them."""
+
+    began: float
+    submissions: list[Submission] = field(default_factory=list)
+    frames: list[PendingFrame] = field(default_factory=list)
+    #: Those first of the submissions that are refused where the disk is full; the others are tried again.
+    firm: int = 0
+    bytes: int = 0
+    events: int = 0
+    decisions: int = 0
+    #: When the oldest submission was queued.
+    since: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.since = self.began
+
+    def add(self, submission: Submission, frame: PendingFrame | None) -> None:
+        """Take one in, where it has anything left to write."""
+        if frame is None:
+            return
+        self.submissions.append(submission)
+        self.frames.append(frame)
+        self.bytes += frame.size
+        if frame.kind is FrameKind.EVENTS:
+            self.events += frame.count
+        elif frame.kind is FrameKind.DECISIONS:
+            self.decisions += frame.count
+
+
 class Writer:
     """Commits what sessions submit, batch by batch.
 
@@ -112,12 +144,8 @@ class Writer:
         self._ended = asyncio.Event()
         self._closed = self._abandoned = False
         self._started = False
-        #: The batch that is being written: its submissions, and how many of them may be refused.
-        self._batch: list[Submission] | None = None
-        self._firm = 0
-        #: When the batch was begun, and when the oldest submission of it was queued.
-        self._began = self._since = 0.0
-        self._batch_bytes = self._batch_events = self._batch_decisions = 0
+        #: The batch that is being written.
+        self._batch: _Batch | None = None
         #: Until when nothing is tried, because the disk was full; or until when decisions wait for an event.
         self._timer: asyncio.TimerHandle | None = None
         self._pausing = False
@@ -176,7 +204,7 @@ class Writer:
     @property
     def busy_seconds(self) -> float:
         """How long the batch that is being written is being written; zero where there is none."""
-        return 0.0 if self._batch is None else time.monotonic() - self._began
+        return 0.0 if self._batch is None else time.monotonic() - self._batch.began
 
     @property
     def has_room(self) -> bool:
@@ -237,38 +265,28 @@ class Writer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch: list[Submission] = []
-        frames: list[PendingFrame] = []
         queued, self._queue = self._queue, deque()
         lazy, self._lazy = self._lazy, {}
         self._bytes = 0
         self._urgent = False
-        size = events = decisions = 0
-        for submission, _, _ in queued:
-            frame = submission.to_frame()
-            if frame is not None:
-                batch.append(submission)
-                frames.append(frame)
-                size += frame.size
-                if frame.kind is FrameKind.EVENTS:
-                    events += frame.count
-        self._firm = len(batch)
-        for submission in lazy:
-            frame = submission.to_frame()
-            if frame is not None:
-                batch.append(submission)
-                frames.append(frame)
-                size += frame.size
-                decisions += frame.count
+        batch = _Batch(time.monotonic())
+        try:
+            if queued:
+                batch.since = queued[0][2]
+            for submission, _, _ in queued:
+                batch.add(submission, submission.to_frame())
+            batch.firm = len(batch.submissions)
+            for submission in lazy:
+                batch.add(submission, submission.to_frame())
+        except Exception as error:  # noqa: BLE001 - becomes the failure that all are told of
+            self._fail([*(submission for submission, _, _ in queued), *lazy], _mistake(error))
+            return
         self._room.set()
-        if not frames:
+        if not batch.frames:
             self._go_on()
             return
         self._batch = batch
-        self._batch_bytes, self._batch_events, self._batch_decisions = size, events, decisions
-        self._began = time.monotonic()
-        self._since = queued[0][2] if queued else self._began
-        self._thread.commit(frames)
+        self._thread.commit(batch.frames)
 
     def _completed(self, outcome: Outcome) -> None:
         """The thread is done with the batch; called on the loop."""
@@ -282,16 +300,22 @@ class Writer:
             seconds = round(time.monotonic() - self._full_since, 3)
             log.warning(telemetry.JOURNAL_RESUMED, seconds=seconds, refused_batches=self._refused)
         self._batches += 1
-        self._frames += len(batch)
-        self._written += self._batch_bytes
-        self._events += self._batch_events
-        self._decisions += self._batch_decisions
-        self.on_commit(self._thread.last_seconds, self._batch_bytes, self._batch_events)
-        for submission, position in zip(batch, outcome, strict=True):
-            submission.on_durable(position)
+        self._frames += len(batch.frames)
+        self._written += batch.bytes
+        self._events += batch.events
+        self._decisions += batch.decisions
+        self.on_commit(self._thread.last_seconds, batch.bytes, batch.events)
+        told = iter(zip(batch.submissions, outcome, strict=True))
+        try:
+            for submission, position in told:
+                submission.on_durable(position)
+        except Exception as error:  # noqa: BLE001 - as above
+            # Why not gone on with: what is durable and was not told of is found by the next start, and by nothing else.
+            self._fail([submission for submission, _ in told], _mistake(error))
+            return
         self._go_on()
 
-    def _refuse(self, batch: list[Submission], outcome: BaseException) -> None:
+    def _refuse(self, batch: _Batch, outcome: BaseException) -> None:
         self._refused += 1
         error = outcome if isinstance(outcome, ErgoCaptureError) else _mistake(outcome)
         if isinstance(error, JournalFull):
@@ -299,16 +323,20 @@ class Writer:
                 self.full = True
                 self._full_since = time.monotonic()
                 log.error(telemetry.JOURNAL_FULL, error=error.message, path=error.path, hint=error.hint)
-            self._lazy = dict.fromkeys(batch[self._firm :]) | self._lazy
+            self._lazy = dict.fromkeys(batch.submissions[batch.firm :]) | self._lazy
             # Why not at once: the disk is still full, and trying is not free.
             self._pausing = True
             asyncio.get_running_loop().call_later(self._retry_delay, self._resume)
-            for submission in batch[: self._firm]:
+            for submission in batch.submissions[: batch.firm]:
                 submission.on_refused(error)
             self._go_on()
             return
+        self._fail(batch.submissions, error)
+
+    def _fail(self, under_way: Iterable[Submission], error: ErgoCaptureError) -> None:
+        """Make nothing more durable, neither what is under way nor what is queued."""
         self.failure = error
-        for submission in (*batch, *(queued[0] for queued in self._queue), *self._lazy):
+        for submission in (*under_way, *(queued[0] for queued in self._queue), *self._lazy):
             submission.on_refused(error)
         self._queue.clear()
         self._lazy.clear()
@@ -321,7 +349,7 @@ class Writer:
 
     def snapshot(self) -> WriterSnapshot:
         """What the writer is doing now."""
-        since = self._since if self._batch is not None else self._queue[0][2] if self._queue else None
+        since = self._batch.since if self._batch is not None else self._queue[0][2] if self._queue else None
         return WriterSnapshot(
             queued=len(self._queue) + len(self._lazy),
             queued_bytes=self._bytes,
