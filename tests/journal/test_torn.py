@@ -55,6 +55,24 @@ def test_p5_a_journal_cut_anywhere_keeps_exactly_the_whole_frames(tmp_path: Path
         assert found.empty == ([3] if cut == 0 else []), f"cut at {cut}"
 
 
+def test_p4_a_journal_cut_near_its_end_is_opened_and_goes_on(tmp_path: Path) -> None:
+    """P4, P5: also where only zeros behind the last frame are gone, as in a copy that was cut off."""
+    three_segments(tmp_path)
+    data = last_segment(tmp_path).read_bytes()
+    for cut in range(len(data) - 400, len(data) + 1):
+        last_segment(tmp_path).write_bytes(data[:cut])
+        journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
+        added = journal.commit([opening(3), events(3, 0)])
+        journal.close()
+        assert (found.damage, damaged(found)) == ([], []), f"cut at {cut}"
+        again = look(tmp_path)
+        assert (again.tail, again.damage, damaged(again)) == (None, [], []), f"cut at {cut}"
+        assert found_frames(tmp_path, again) == found_frames(tmp_path, found) | set(added), f"cut at {cut}"
+        last_segment(tmp_path, added[0].segment).unlink()
+        for copy in tmp_path.glob("*.torn*"):
+            copy.unlink()
+
+
 @pytest.mark.parametrize("zeros", [1, 7, 8, 63, 64, 511, 512, 4096, 100_000])
 def test_zeros_that_were_made_ahead_are_a_clean_end(zeros: int, tmp_path: Path) -> None:
     """Preallocated space is neither torn nor damaged, of whatever size."""

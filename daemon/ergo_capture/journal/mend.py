@@ -56,9 +56,10 @@ def _mend_last(directory: Path, storage: Storage, found: Scan) -> None:
     try:
         if tail is not None:
             _keep_copy(path, file, tail, storage)
-        # Why also where nothing is torn: zeros that were made ahead are only in the way of the next reader.
+        # Why also where nothing is torn: zeros that were made ahead are only in the way of the next reader; and in a
+        # copy that was cut off, those that fill up the last frame may be missing.
         end = found.end if tail is None else tail.offset
-        if file.size() > end and not stray:
+        if file.size() != end and not stray:
             file.truncate(end)
         if not found.sealed:
             _write_again(file, found.batch_start, found.end)
