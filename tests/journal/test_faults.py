@@ -295,6 +295,22 @@ def test_p7_the_last_batch_of_a_crash_is_written_again_before_it_is_relied_on(tm
     assert last_segment(tmp_path, 1).read_bytes().rstrip(b"\0") == before
 
 
+def test_p7_a_seal_whose_sync_failed_is_written_again_too(tmp_path: Path) -> None:
+    """P6, P7: were it lost later, with segments behind it that say it was there, that would be taken for damage."""
+    journal, storage, _ = running(tmp_path)
+    storage.fail_next("sync", errno.EIO)
+    with pytest.raises(JournalFailed):
+        journal.seal()
+    journal.close()
+    for _ in range(2):
+        storage = FaultyStorage()
+        again, found = Journal.open(tmp_path, storage)
+        again.close()
+        assert found.sealed
+        changes = [call.split()[0] for call in storage.calls if call.split()[0] in ("write", "sync")]
+        assert changes == ["write", "sync"]
+
+
 def test_p5_the_copy_of_a_torn_end_is_durable_before_anything_is_cut_off(tmp_path: Path) -> None:
     """P5: written, synced, renamed, directory synced, and only then the segment is cut."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)]])

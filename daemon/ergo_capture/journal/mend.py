@@ -61,14 +61,13 @@ def _mend_last(directory: Path, storage: Storage, found: Scan) -> None:
         end = found.end if tail is None else tail.offset
         if file.size() != end and not stray:
             file.truncate(end)
-        if not found.sealed:
-            _write_again(file, found.batch_start, found.end)
+        _write_again(file, found.batch_start, found.end)
     finally:
         file.close()
 
 
 def _write_again(file: StorageFile, start: int, end: int) -> None:
-    """Have the last batch on stable storage, which nobody ever vouched for.
+    """Have the last batch on stable storage, which nobody ever vouched for, be it a seal.
 
     Why written and not only synced: after a sync that failed the system may hold pages that are not on disk
     and take them for clean; a new sync would succeed and sync nothing (P7).
