@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from ergo_capture.capture.atomic import make_directories
 from ergo_capture.errors import ErgoCaptureError
 
 Buffer = bytes | memoryview | mmap.mmap
@@ -31,7 +32,6 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_SUCH_FLAG: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 _IOV_MAX: Final = 1024
 _FILE_MODE: Final = 0o640
-_DIRECTORY_MODE: Final = 0o750
 _ZEROS: Final = bytes(1 << 20)
 
 
@@ -118,7 +118,7 @@ class Storage(Protocol):
         """Whether it belongs to the user that this process runs as."""
 
     def mkdir(self, path: Path) -> None:
-        """Have a directory, parents included, for owner and group only."""
+        """Have a directory, parents included, for owner and group only; durably, where they are new."""
 
     def free_bytes(self, path: Path) -> int:
         """Bytes that may still be written on the path's filesystem."""
@@ -381,7 +381,7 @@ class RealStorage:
             StorageError: op ``make directory``.
         """
         try:
-            path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            make_directories(path)
         except OSError as error:
             raise StorageError("make directory", path, error) from error
 

@@ -301,6 +301,23 @@ def test_the_order_is_write_sync_rename_sync_directory(destination: Path, monkey
     assert calls == ["write", "sync", "rename", "sync"]
 
 
+def test_directories_that_are_made_for_a_file_are_durable_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut must not take a bundle with the directory that it was the first to need; those that exist are left."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name.partition(".")[0])
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    for name in ("one", "two"):
+        write_capture_bundle(tmp_path / "a" / "b" / f"{name}.capture.json", small_bundle())
+    assert synced == [tmp_path.name, "a", "one", "b", "two", "b"]
+
+
 def test_a_file_that_is_not_committed_was_never_there(destination: Path) -> None:
     """An error in between, or nobody who says ``commit``."""
     with suppress(ZeroDivisionError), AtomicFile(destination) as file:

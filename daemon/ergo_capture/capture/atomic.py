@@ -1,7 +1,7 @@
 """Writes files so that their names only ever stand for whole ones.
 
-Owns: AtomicFile, ``write_bytes_atomic``, CaptureWriteError with a stage for everything that can fail, and
-sweeping what a kill left behind.
+Owns: AtomicFile, ``write_bytes_atomic``, CaptureWriteError with a stage for everything that can fail, making
+directories durably, and sweeping what a kill left behind.
 Not here: what is in the files (``bundle.py``, ``journal/compose.py``).
 
 The order: create ``{name}.{pid}.{n}.tmp`` beside the destination, write, sync, rename over the destination,
@@ -28,6 +28,7 @@ MAX_TEMP_FILE_ATTEMPTS: Final = 64
 MAX_REPLACE_ATTEMPTS: Final = 64
 REPLACE_RETRY_SECONDS: Final = 0.01
 _FILE_MODE: Final = 0o640
+_DIRECTORY_MODE: Final = 0o750
 _counter: Final = itertools.count()
 _TEMPORARY: Final = re.compile(r".+\.(\d+)\.\d+\.tmp")
 #: What may stand behind a path's last name without naming anything.
@@ -177,15 +178,31 @@ def _beside(shown: str, temp_path: Path) -> str:
 
 
 def create_parents(destination: Path) -> None:
-    """Make the directories that the destination needs.
+    """Make the directories that the destination needs, durably.
 
     Raises:
         CaptureWriteError: CreateOutputDirectory.
     """
     try:
-        destination.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        make_directories(destination.parent)
     except (OSError, ValueError) as error:
         raise CaptureWriteError.create_output_directory(destination, error) from error
+
+
+def make_directories(path: Path) -> None:
+    """Have a directory, those above it included, for owner and group only, and the names of new ones on stable storage.
+
+    Why synced: a file's own name is synced in its directory, and a power cut would take both where that has no name.
+
+    Raises:
+        OSError: one cannot be made, or not be synced.
+    """
+    missing = itertools.takewhile(lambda directory: not directory.exists(), (path, *path.parents))
+    for directory in reversed(list(missing)):
+        directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+        _sync_directory(directory.parent)
+    # Why once more: a file in its place is told of by the same words.
+    path.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
 
 
 def write_bytes_atomic(destination: Path, data: bytes, spelled: str | None = None) -> None:

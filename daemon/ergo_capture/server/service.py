@@ -162,8 +162,12 @@ class Service:
         self._stop.set()
 
     def _prepare_state(self) -> None:
-        for directory in (self.state, self.journal_directory, self.state / "bundles"):
+        bundles = self.state / "bundles"
+        for directory in (self.state, self.journal_directory, bundles):
             self.storage.mkdir(directory)
+        # Why whether they are new or not: who made what is in them may have been killed before it had them durable.
+        for directory in (self.state, bundles):
+            self.storage.sync_dir(directory)
 
     def _sweep(self) -> None:
         bundles = self.state / "bundles"
