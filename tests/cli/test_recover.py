@@ -172,6 +172,24 @@ def test_what_is_gone_may_be_given_or_stand_in_the_manifest(tmp_path: Path, caps
     assert counts["lost"] > 40
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"bundle": "cut.capture.json", "adapter_provenance": ["a"]}', "\0", None]
+)
+def test_a_manifest_that_is_none_changes_nothing(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rubbish, what looks like one, and a pipe that nobody writes to: there is only the bundle to go by."""
+    source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
+    source.write_bytes(TEXT[:5000])
+    manifest = source.with_name("cut.manifest.json")
+    if text is None:
+        os.mkfifo(manifest)
+    else:
+        manifest.write_text(text)
+    code, (said,) = recovered(source, output, capsys)
+    assert (code, said["lost"]) == (ExitCode.DATA_LOSS, ["adapter_provenance", "runtime_provenance"])
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b"\0" * 100, TEXT[:100], b"[" * 70_000, b"\x28\xb5\x2f\xfd"])
 def test_a_file_without_the_beginning_of_a_bundle_is_beyond_saving(
     text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -21,7 +21,7 @@ import msgspec
 
 from ergo_capture.capture.bundle import BundleFormatError, decode_bundle
 from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
-from ergo_capture.capture.manifest import manifest_path
+from ergo_capture.capture.manifest import ManifestError, manifest_path, stated_in
 from ergo_capture.capture.opening import open_binary
 from ergo_capture.capture.outline import MAX_OUTSIDE, Stretch
 from ergo_capture.capture.salvage import LOST, Gap, Head, Salvaged, salvage
@@ -158,7 +158,8 @@ def salvage_bundle(
     anatomy = dissect(path)
     manifest = _manifest_of(path)
     instead = {"adapter_provenance": adapter_provenance, "runtime_provenance": runtime_provenance}
-    known = {name: text for name in anatomy.lost if (text := instead[name] or manifest.get(name))}
+    stands_in = {name: instead[name] or manifest.get(name) for name in anatomy.lost}
+    known = {name: text for name, text in stands_in.items() if isinstance(text, str) and text}
     head = msgspec.structs.replace(anatomy.head, **known)
     counts = salvage(head, anatomy.events(), anatomy.decisions(), destination)
     _tell_missing(counts, manifest.get("events"))
@@ -266,11 +267,11 @@ def _string_of(name: str, tail: bytes) -> str | None:
 def _manifest_of(path: Path) -> dict[str, object]:
     """What the manifest beside a bundle says, if there is one and it is about this bundle."""
     try:
-        manifest = json.loads(manifest_path(path).read_bytes())
-    except (OSError, ValueError):
+        manifest = stated_in(manifest_path(path))
+    except (OSError, ManifestError):
         # Without a manifest, or with a bad one, there is only the bundle itself to go by.
         return {}
-    return manifest if isinstance(manifest, dict) and manifest.get("bundle") == path.name else {}
+    return manifest if manifest.get("bundle") == path.name else {}
 
 
 def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last: bool = False) -> Stretch | None:

@@ -6,6 +6,9 @@ Not here: making one (``journal/compose.py``), all that are in a directory (``ca
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,22 +88,49 @@ def read_manifest(path: Path) -> Manifest:
         ManifestError: it is none, or none of this version.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        text = file.read(_MOST_BYTES + 1)
+    text = _text_of(path)
     try:
-        if len(text) > _MOST_BYTES:
-            raise ValueError(f"longer than {_MOST_BYTES} bytes")
         found = msgspec.json.decode(text, type=Manifest)
         if found.format != MANIFEST_FORMAT:
             raise ValueError(f"its format is {found.format!r}, and {MANIFEST_FORMAT!r} can be read")
     except (ValueError, RecursionError) as error:
-        raise ManifestError(
-            f"read manifest '{path}': {error}",
-            op="read manifest",
-            path=path,
-            hint="`ergo-capture verify` says whether the bundle beside it is sound",
-        ) from error
+        raise _no_manifest(path, error) from error
     return found
+
+
+def stated_in(path: Path) -> dict[str, Any]:
+    """What a manifest of any version, or of a part that was salvaged, says.
+
+    Raises:
+        ManifestError: it says nothing.
+        OSError: the file cannot be read.
+    """
+    text = _text_of(path)
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        raise _no_manifest(path, error) from error
+
+
+def _text_of(path: Path) -> bytes:
+    # Why not to block: a pipe of that name would be waited for for ever.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise _no_manifest(path, ValueError(f"longer than {_MOST_BYTES} bytes"))
+    return text
+
+
+def _no_manifest(path: Path, error: Exception) -> ManifestError:
+    return ManifestError(
+        f"read manifest '{path}': {error}",
+        op="read manifest",
+        path=path,
+        hint="`ergo-capture verify` says whether the bundle beside it is sound",
+    )
 
 
 def manifest_path(bundle: Path) -> Path:

@@ -10,7 +10,6 @@ it does, without a destination.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ergo_capture.capture.anatomy import salvage_bundle
-from ergo_capture.capture.manifest import BUNDLE_SUFFIX, MANIFEST_SUFFIX, manifest_path
+from ergo_capture.capture.manifest import BUNDLE_SUFFIX, MANIFEST_SUFFIX, ManifestError, manifest_path, stated_in
 from ergo_capture.capture.opening import COMPRESSED_SUFFIX, files_below
 from ergo_capture.capture.verification import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
@@ -203,9 +202,12 @@ class _Doctor:
         if manifest == bundle or not manifest.is_file():
             return
         try:
-            expected = json.loads(manifest.read_bytes())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            expected = stated_in(manifest).get("sha256")
+        except (OSError, ManifestError) as error:
             self._find(Severity.WARNING, manifest, f"it cannot be read: {error}")
+            return
+        if expected is None:
+            self._find(Severity.WARNING, manifest, "it does not say of which bytes it is (sha256)")
             return
         try:
             same = sha256_of(bundle) == expected
