@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,27 @@ def test_a_state_directory_is_looked_at_whole(tmp_path: Path, capsys: pytest.Cap
         "good.capture.json.7.0.tmp",
     }
     assert any(words.startswith(str(graph / "bad.capture.json")) for words in said["keeps"])
+
+
+def test_names_like_a_bundles_that_are_none_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A graph may be called so, and its directory with it; a pipe is not waited for; a temporary is no bundle yet."""
+    state = tmp_path / "state"
+    write_sessions(state / "journal")
+    graph = state / "bundles" / "graph.capture.json"
+    graph.mkdir(parents=True)
+    (graph / "s.capture.json.7.0.tmp").write_text("x")
+    assert app.run(["info", str(state)]) == ExitCode.OK
+    (graph / "good.capture.json").write_bytes(TEXT)
+    os.mkfifo(graph / "pipe.capture.json")
+    assert app.run(["info", str(state)]) == ExitCode.OK
+    assert app.run(["verify", str(state / "bundles")]) == ExitCode.OK
+    capsys.readouterr()
+    assert app.run(["doctor", "--json", str(state)]) == ExitCode.OK
+    said = json.loads(capsys.readouterr().out)
+    assert [(Path(finding["path"]).name, finding["message"]) for finding in of("warning", said)][1:] == [
+        ("pipe.capture.json", "neither a file nor a directory; left alone"),
+        ("s.capture.json.7.0.tmp", "a temporary that was never finished; a start removes it"),
+    ]
 
 
 def test_what_is_none_of_ours_is_an_error_and_the_others_are_looked_at(

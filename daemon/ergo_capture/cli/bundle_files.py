@@ -25,7 +25,9 @@ def bundles_below(directory: Path) -> list[Path]:
     Raises:
         OSError: one of the directories cannot be read.
     """
-    return [path for path in files_below(directory) if path.name.endswith(_SUFFIXES)]
+    named = (path for path in files_below(directory) if path.name.endswith(_SUFFIXES))
+    # Why no pipe: nobody named it, and it would be waited for for ever. A link into nowhere is a bundle that is gone.
+    return [path for path in named if path.is_file() or not path.exists()]
 
 
 def refuse_empty(name: str) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from ergo_capture.capture.manifest import Manifest, ManifestError, manifest_path, read_manifest
 from ergo_capture.capture.survey import Survey, survey
+from ergo_capture.cli.bundle_files import bundles_below
 from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captures_in
 from ergo_capture.cli.figures import span
 from ergo_capture.cli.journal_facts import journal_facts, journal_in, show_journal
@@ -78,8 +79,9 @@ def _captures(names: list[str], state_dir: str, config: Path | None, *, as_json:
             typer.echo(msgspec.json.encode(facts))
         else:
             show_journal(facts)
-        if any((Path(name) / "bundles").rglob("*.capture.json*")):
-            left.append(str(Path(name) / "bundles"))
+        bundles = Path(name) / "bundles"
+        if bundles.is_dir() and bundles_below(bundles):
+            left.append(str(bundles))
     return captures_in(left, state_dir, config)
 
 

@@ -141,6 +141,9 @@ class _Doctor:
                 bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
                 if not bundle.exists() and not bundle.with_name(bundle.name + COMPRESSED_SUFFIX).exists():
                     self._find(Severity.WARNING, path, "the bundle that it is about is not beside it")
+            elif path.exists() and not path.is_file():
+                # Why not looked into: a pipe would be waited for for ever.
+                self._find(Severity.WARNING, path, "neither a file nor a directory; left alone")
             elif path.name.removesuffix(COMPRESSED_SUFFIX).endswith(BUNDLE_SUFFIX):
                 count += 1
                 self._on_bundle(path)
