@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+import structlog
 from tests.daemons import DaemonProcess, Wire, event, running_daemon, short_directory
 from tests.doubles.faulty_storage import FaultyStorage
 
@@ -227,3 +228,28 @@ def fill(path: Path) -> None:
                 file.write(bytes(64 * 1024))
         except OSError as error:
             assert error.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("op", ["listdir", "unlink"])
+async def test_p4_a_directory_among_the_bundles_that_may_not_be_swept_stops_no_start(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P4: root's lost+found, where bundles have a disk of their own, or what somebody else put there."""
+    temporary = tmp_path / "bundles" / "lost+found" / "b.json.4194305.0.tmp"
+    temporary.parent.mkdir(parents=True)
+    temporary.write_bytes(b"")
+    real = getattr(os, op)
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+        if "lost+found" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, op, refuse)
+    with structlog.testing.capture_logs() as logged:
+        async with running_daemon(state=tmp_path) as daemon, daemon.session() as wire:
+            await wire.say(event("a"), {"type": "close"})
+            await wire.until("closed")
+    (kept,) = [entry for entry in logged if entry["event"] == "temporaries.kept"]
+    assert (Path(kept["path"]).name, bool(kept["hint"])) == ("lost+found", True)
+    assert temporary.exists()

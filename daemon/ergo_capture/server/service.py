@@ -171,9 +171,14 @@ class Service:
 
     def _sweep(self) -> None:
         bundles = self.state / "bundles"
-        for directory in (bundles, *(path for path in bundles.iterdir() if path.is_dir())):
-            for path in sweep_temporaries(directory):
-                log.info(telemetry.TEMPORARY_SWEPT, path=str(path))
+        for directory in (bundles, *bundles.iterdir()):
+            try:
+                for path in sweep_temporaries(directory) if directory.is_dir() else ():
+                    log.info(telemetry.TEMPORARY_SWEPT, path=str(path))
+            except OSError as error:
+                # Why no end: what stays is in nobody's way, and may not be ours, as what somebody else put there is.
+                hint = "look at its owner and permissions; a bundle that belongs there cannot be written either"
+                log.warning(telemetry.TEMPORARIES_KEPT, path=str(directory), error=str(error), hint=hint)
 
     def _open_journal(self) -> tuple[Journal, Recovery]:
         journal, scan = Journal.open(
