@@ -1,6 +1,6 @@
 """The filesystem as a port: the few operations that durability hangs on.
 
-Owns: Storage and StorageFile, the real ones, retrying what may be retried, and StorageError.
+Owns: Storage and StorageFile, the real ones, retrying what may be retried, and StorageError; ``names_held``.
 Not here: what the bytes mean (``journal``), bundle files (``capture/atomic.py``).
 
 Short writes and EINTR are completed here and nowhere else. Nothing that has failed a sync is tried again:
@@ -15,8 +15,9 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -33,6 +34,9 @@ _NO_SUCH_FLAG: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 _IOV_MAX: Final = 1024
 _FILE_MODE: Final = 0o640
 _ZEROS: Final = bytes(1 << 20)
+#: Seconds to wait for somebody else who changes names in a directory, and between two looks.
+_PATIENCE: Final = 5.0
+_LOOK: Final = 0.01
 
 
 class StorageError(ErgoCaptureError):
@@ -423,3 +427,38 @@ class RealStorage:
 
     def __repr__(self) -> str:
         return "<RealStorage>"
+
+
+@contextmanager
+def names_held(directory: Path) -> Iterator[bool]:
+    """Keep everybody else who asks from giving or taking names in a directory; says whether nobody is at it.
+
+    Why: whoever deletes a bundle must not find, between his last look and the deletion, that it was published anew.
+    Where the filesystem has no such locks nobody is kept from anything.
+
+    Raises:
+        StorageError: the directory cannot be opened.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError("open directory", directory, error) from error
+    try:
+        yield _flocked(fd)
+    finally:
+        os.close(fd)
+
+
+def _flocked(fd: int) -> bool:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK)
+        except OSError:
+            return True
+        else:
+            return True

@@ -17,6 +17,8 @@ from tests.bundles import DAY, NOW, store
 from tests.daemons import PATIENCE, configured, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
 
+from ergo_capture import storage
+from ergo_capture.capture.catalogue import StoredBundle, difference_from_manifest
 from ergo_capture.capture.manifest import manifest_path
 from ergo_capture.capture.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
@@ -174,6 +176,60 @@ def test_two_that_prune_at_once_do_not_disturb_each_other(tmp_path: Path) -> Non
         next(other, None)
     assert list(other) == []
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("changed", [b"e0", b"e9"])
+def test_a_bundle_that_is_published_anew_while_it_is_looked_at_stays(
+    changed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was published at a stop goes on after it: what was read is not what would be deleted."""
+    old = store(tmp_path, "old", age=WEEK, ended="interrupted")
+    text = old.read_bytes()
+
+    def publish_meanwhile(bundle: StoredBundle) -> str | None:
+        found = difference_from_manifest(bundle)
+        old.unlink()
+        manifest_path(old).unlink()
+        store(tmp_path, "old", age=DAY / 2, text=text.replace(b"e0", changed))
+        return found
+
+    monkeypatch.setattr("ergo_capture.server.retention.difference_from_manifest", publish_meanwhile)
+    assert prune(tmp_path) == []
+    assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
+
+
+def test_nothing_is_deleted_where_somebody_else_is_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are given and taken by one at a time; the next round looks again."""
+    monkeypatch.setattr(storage, "_PATIENCE", 0.05)
+    store(tmp_path, "old", age=WEEK)
+    with storage.names_held(tmp_path / "bundles" / "g") as alone:
+        assert alone
+        assert prune(tmp_path) == []
+    assert prune(tmp_path) == [("old", None)]
+
+
+def test_a_bundle_or_a_manifest_that_cannot_be_read_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays and is told of, once, and the rest is pruned."""
+    unreadable = [store(tmp_path, "a", age=WEEK), manifest_path(store(tmp_path, "b", age=WEEK))]
+    (tmp_path / "bundles" / "lost+found").mkdir()
+    store(tmp_path, "c", age=WEEK)
+    real_open, real_scan = os.open, os.scandir
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if path in unreadable:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real_open(path, *arguments, **options)
+
+    def refuse_scan(path: Any) -> Any:
+        if Path(path).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_scan(path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "scandir", refuse_scan)
+    assert prune(tmp_path) == [("a", "it cannot be read: Input/output error"), ("c", None)]
 
 
 class Scarce(RealStorage):

@@ -20,12 +20,20 @@ from ergo_capture.capture.manifest import (
     MANIFEST_SUFFIX,
     Manifest,
     ManifestError,
+    manifest_path,
     read_manifest,
 )
 from ergo_capture.capture.opening import COMPRESSED_SUFFIX
 from ergo_capture.errors import ErgoCaptureError
 
 _READ_BYTES: Final = 1 << 20
+#: What tells whether files are the ones of the last look: number, time of change and size of each.
+_Signature = tuple[tuple[int, int, int], ...]
+
+
+def _mark(path: str | Path) -> tuple[int, int, int]:
+    status = os.lstat(path)
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,16 @@ class StoredBundle:
     ended_at: datetime | None = None
     #: Why it is not a finished bundle, in words; None where it is one.
     trouble: str | None = None
+    #: What tells the manifest and the bundle that were looked at from others of their names.
+    seen: _Signature = field(default=(), compare=False)
+
+    @property
+    def is_still_there(self) -> bool:
+        """Whether its files are the ones that were looked at; it may have been published anew, or be gone."""
+        try:
+            return bool(self.seen) and self.seen == tuple(map(_mark, (manifest_path(self.path), self.path)))
+        except FileNotFoundError:
+            return False
 
 
 class Catalogue:
@@ -65,7 +83,9 @@ class Catalogue:
         try:
             for folder in os.scandir(self.directory):
                 if folder.is_dir(follow_symlinks=False):
-                    self._look_into(Path(folder.path), known, bare)
+                    # Why suppressed: root's lost+found, where bundles have a disk of their own, keeps nobody from the rest.
+                    with suppress(PermissionError):
+                        self._look_into(Path(folder.path), known, bare)
         except OSError as error:
             raise ErgoCaptureError(
                 f"list bundles in '{error.filename or self.directory}': {error.strerror or error}",
@@ -88,7 +108,7 @@ class Catalogue:
                 plain = name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX
                 forms = [files[form] for form in (plain, plain + COMPRESSED_SUFFIX) if form in files]
                 try:
-                    signature = tuple(_signature(file) for file in (entry, *forms))
+                    signature = tuple(_mark(file.path) for file in (entry, *forms))
                     before = self._known.get(entry.path)
                     if before is None or before[0] != signature:
                         before = signature, self._described(Path(entry.path), [form.name for form in forms])
@@ -109,9 +129,12 @@ class Catalogue:
         """The bundle of a manifest, given the names that are there; None where the bundle is gone."""
         if not forms:
             return None
+        marked = _mark(path)
         try:
             manifest = read_manifest(path)
-        except ManifestError:
+        except FileNotFoundError:
+            raise
+        except (ManifestError, OSError):
             bundle = path.with_name(forms[0])
             return StoredBundle(bundle, path.parent.name, bundle.lstat().st_size, trouble="manifest unreadable")
         # Why one that is there: a manifest must not be able to point at any file but the one beside it.
@@ -129,19 +152,12 @@ class Catalogue:
             trouble = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
         elif ended_at is None:
             trouble = "manifest says no time of its end"
-        return StoredBundle(bundle, manifest.graph, status.st_size, manifest, ended_at, trouble)
+        return StoredBundle(
+            bundle, manifest.graph, status.st_size, manifest, ended_at, trouble, (marked, _mark(bundle))
+        )
 
     def __repr__(self) -> str:
         return f"<Catalogue {self.directory}, {len(self._known)} manifests known>"
-
-
-#: What tells whether files are the ones of the last look: number, time of change and size of each.
-_Signature = tuple[tuple[int, int, int], ...]
-
-
-def _signature(entry: os.DirEntry[str]) -> tuple[int, int, int]:
-    status = entry.stat(follow_symlinks=False)
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 _EVER: Final = datetime.min.replace(tzinfo=UTC)

@@ -28,7 +28,7 @@ from ergo_capture.journal.expand import DecisionTexts, expand_events
 from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.sink import BundleSink
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
-from ergo_capture.storage import RealStorage, Storage
+from ergo_capture.storage import RealStorage, Storage, names_held
 from ergo_capture.version import PROGRAM
 
 #: Bytes read at a time.
@@ -91,8 +91,10 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publicati
         sink.finish()
         decisions.abort()
         sink.read_back()
-        bundle.commit()
-    write_bytes_atomic(Path(job.manifest), encode_manifest(_manifest(job, sink)))
+        # Why whether it is or not: it may only be that somebody who deletes old bundles was stopped in the midst of it.
+        with names_held(destination.parent):
+            bundle.commit()
+            write_bytes_atomic(Path(job.manifest), encode_manifest(_manifest(job, sink)))
     # Why: a snapshot may be there in the other form, if the configuration was changed meanwhile.
     with suppress(FileNotFoundError):
         other_form(destination).unlink()

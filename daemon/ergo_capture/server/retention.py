@@ -28,7 +28,7 @@ from ergo_capture.capture.catalogue import Catalogue, StoredBundle, difference_f
 from ergo_capture.capture.manifest import MANIFEST_SUFFIX, ManifestError, manifest_path, read_manifest
 from ergo_capture.capture.retention import Choice, RetentionRules, choose
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.storage import Storage, StorageError
+from ergo_capture.storage import Storage, StorageError, names_held
 
 log = structlog.get_logger()
 
@@ -72,7 +72,7 @@ class Pruner:
             dry_run: whether everything stays.
 
         Raises:
-            ErgoCaptureError: a directory or a bundle cannot be read, or not be removed.
+            ErgoCaptureError: a directory cannot be read, or a bundle not be removed.
         """
         now = now or datetime.now(UTC)
         if not dry_run:
@@ -83,9 +83,9 @@ class Pruner:
                 if choice.bundle in done:
                     continue
                 kept = self._difference(choice.bundle)
-                if kept is None and not dry_run:
-                    self._delete(choice.bundle)
                 done.add(choice.bundle)
+                if kept is None and not dry_run and not self._delete(choice.bundle):
+                    continue
                 yield Pruned(choice, kept)
                 if kept is not None:
                     # Another may have to go in its place.
@@ -108,7 +108,9 @@ class Pruner:
                 continue
             original = doomed.with_name(doomed.name.removesuffix(_PRUNING))
             bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
-            with _already_gone():
+            with _already_gone(), names_held(doomed.parent) as alone:
+                if not alone:
+                    continue
                 # Why looked at again: recovery may have published the bundle anew, or somebody put another there.
                 if bundle.exists() and manifest_path(bundle) == original and not original.exists():
                     if self._difference(StoredBundle(bundle, manifest.graph, manifest.stored[0], manifest)):
@@ -138,18 +140,25 @@ class Pruner:
             # Somebody else was faster; deleting will find nothing to do.
             return None
         except OSError as error:
-            raise StorageError("verify bundle", bundle.path, error) from error
+            # Why no end: one file that cannot be read must not keep all the others for ever.
+            return f"it cannot be read: {error.strerror or error}"
 
-    def _delete(self, bundle: StoredBundle) -> None:
+    def _delete(self, bundle: StoredBundle) -> bool:
+        """Delete what was looked at; False where it is there no more, or not any more what it was."""
         manifest = manifest_path(bundle.path)
         doomed = manifest.with_name(manifest.name + _PRUNING)
-        with _already_gone():
-            self._storage.replace(manifest, doomed)
-            # Why before the rest: a bundle without its manifest would stay for ever.
-            self._storage.sync_dir(manifest.parent)
-        for path in (bundle.path, doomed):
-            with _already_gone():
-                self._storage.remove(path)
+        deleted = False
+        # Why: reading a large bundle takes seconds, and a session that goes on may have been published meanwhile.
+        with _already_gone(), names_held(manifest.parent) as alone:
+            if alone and bundle.is_still_there:
+                self._storage.replace(manifest, doomed)
+                # Why before the rest: a bundle without its manifest would stay for ever.
+                self._storage.sync_dir(manifest.parent)
+                for path in (bundle.path, doomed):
+                    with _already_gone():
+                        self._storage.remove(path)
+                deleted = True
+        return deleted
 
     def __repr__(self) -> str:
         return f"<Pruner {self.catalogue.directory}, {len(self._unsound)} unsound>"
