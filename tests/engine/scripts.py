@@ -69,6 +69,12 @@ async def say_much(*_: Any) -> Any:
     return {"termination": "Completed", "effects": [{"kind": "k", "writes": writes}]}
 
 
+def say_too_much(graph_id: str, event_id: str, *_: Any) -> Any:
+    """More than a decision can hold, for ``much``: numbers that are short as they come and long as they are kept."""
+    writes = [{"key": "x", "value": {"Number": 1e15}}] * 1_100_000 if event_id.startswith("much") else []
+    return {"termination": "Completed", "effects": [{"kind": "k", "writes": writes}]}
+
+
 def stuck(graph_id: str, event_id: str, *_: Any) -> None:
     """Calls for ``hang`` do not come back before they are released."""
     if event_id.startswith("hang"):

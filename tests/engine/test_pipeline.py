@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
+from pathlib import Path
 
 import anyio
 import pytest
 from tests.daemons import event, running_daemon
-from tests.engine.engines import captured, engine_of, process_graph
+from tests.engine.engines import captured, command_event, engine_of, process_graph, python_graph, terminations
+from tests.engine.scripts import go, hold
 from tests.server.looks import sessions_of, until
 
+from ergo_capture import decode_bundle
+from ergo_capture.capture.stream import open_bundle
+from ergo_capture.cli.verify import check
+from ergo_capture.client import CaptureClient
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.server import episodes
 
@@ -41,14 +48,6 @@ async def test_a_part_ends_only_when_every_run_is_logged() -> None:
     """Rotation with a pipeline: each bundle derives its own decisions, and together they hold everything once."""
     text = "[rotation]\nmax_events = 10\n" + process_graph(engine="pipeline = 8")
     async with running_daemon(text) as daemon:
-        from pathlib import Path
-
-        from tests.engine.engines import command_event
-
-        from ergo_capture import decode_bundle
-        from ergo_capture.cli.verify import check
-        from ergo_capture.client import CaptureClient
-
         async with CaptureClient(daemon.socket, window=7) as client:
             await client.open("default")
             for number in range(60):
@@ -92,3 +91,26 @@ async def test_decisions_that_wait_for_a_run_hold_further_ones_back(monkeypatch:
         os.kill(engine.pid, signal.SIGKILL)
         await wire.say({"type": "close"})
         assert (await wire.until("closed"))["decisions"] == 101
+
+
+async def test_p2_what_many_runs_say_at_once_is_no_more_than_a_frame_holds() -> None:
+    """P2: sixty-six runs end together with 1 MiB each; every decision is in the journal once, in its place."""
+    hold()
+    async with running_daemon(python_graph("say_much", engine="pipeline = 66")) as daemon:
+        async with CaptureClient(daemon.socket) as client:
+            await client.open("default")
+            for number in range(66):
+                await client.send(command_event(f"e{number}", number))
+            while len(asyncio.all_tasks()) < 66:
+                await asyncio.sleep(0.01)
+            go()
+            closed = await client.close()
+        with open_bundle(closed.bundle) as bundle:
+            decided = [record.event_id for record in bundle.decisions()]
+        assert decided == [f"e{number}" for number in range(66)]
+
+
+async def test_a_run_that_says_more_than_a_decision_can_hold_is_nonsense() -> None:
+    """It costs that run and nothing else."""
+    async with running_daemon(python_graph("say_too_much")) as daemon:
+        assert await terminations(daemon, ["ok.1", "much", "ok.2"]) == ["Completed", "RuntimeError", "Completed"]

@@ -24,7 +24,7 @@ import msgspec
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, encode_effect
 from ergo_capture.kernel.outcomes import Decision, RunTermination
-from ergo_capture.kernel.ports import DecisionLogEntry
+from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.records import CapturedActionEffect, CapturedIntentAck, EpisodeInvocationRecord
 from ergo_capture.kernel.time import EventTime
 
@@ -136,7 +136,7 @@ class DecisionRows:
         self._run: PlainRun | None = None
         #: Decisions collected.
         self.count = 0
-        #: Bytes of what engines said of them: effects and interruptions.
+        #: Bytes of what engines said of them.
         self.bytes = 0
 
     def add(self, entry: DecisionLogEntry) -> None:
@@ -162,7 +162,7 @@ class DecisionRows:
             return
         assert entry.termination is not None
         effects = [(msgspec.Raw(encode_effect(e.effect)), e.effect_hash) for e in entry.effects]
-        self.bytes += sum(len(text) for text, _ in effects) + len(entry.interruption or "")
+        self.bytes += sum(len(text) for text, _ in effects) + _bytes_beside(entry.intent_acks, entry.interruption)
         self._rows.append(
             _Invocation(
                 entry.episode_id,
@@ -187,6 +187,16 @@ class DecisionRows:
     def encode(self) -> bytes:
         """The frame's body."""
         return _encode(self._rows)
+
+
+def said_bytes(result: RunResult) -> int:
+    """Bytes that what an engine said of a run takes in a frame."""
+    effects = sum(len(encode_effect(effect)) for effect in result.effects)
+    return effects + _bytes_beside(result.intent_acks, result.interruption)
+
+
+def _bytes_beside(acks: tuple[CapturedIntentAck, ...], interruption: str | None) -> int:
+    return (len(_encode(acks)) if acks else 0) + (len(_encode(interruption)) if interruption else 0)
 
 
 class DecisionOutcome(msgspec.Struct, frozen=True):

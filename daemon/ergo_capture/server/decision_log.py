@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import DecisionRows, SessionDescription
@@ -18,6 +19,9 @@ from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.server.tap import Listener
+
+#: What engines said that is too much for one more decision in a frame; a frame holds 64 MiB, a decision half of that.
+_MOST_SAID_BYTES: Final = 16 << 20
 
 
 class JournalDecisionLog:
@@ -45,6 +49,8 @@ class JournalDecisionLog:
         self._on_durable = on_durable
         self._on_failed = on_failed
         self._rows = DecisionRows()
+        #: Rows that fill a frame each and come before those.
+        self._full: deque[DecisionRows] = deque()
         #: A frame that is being written, or that a full disk refused and that goes first the next time.
         self._frame: PendingFrame | None = None
         #: Decisions logged so far, durable or not; and those that are durable.
@@ -59,6 +65,9 @@ class JournalDecisionLog:
     def log(self, entry: DecisionLogEntry) -> None:
         """Keep the decision for the next commit."""
         self._rows.add(entry)
+        if self._rows.bytes >= _MOST_SAID_BYTES:
+            self._full.append(self._rows)
+            self._rows = DecisionRows()
         if self.listener is not None:
             self.listener(self.logged, 1, lambda _count: (entry,))
         self.logged += 1
@@ -88,17 +97,21 @@ class JournalDecisionLog:
     @property
     def waiting(self) -> bool:
         """Whether there is anything that is not durable yet."""
-        return self._frame is not None or self._rows.count > 0
+        return bool(self._frame is not None or self._full or self._rows.count)
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of what engines said of decisions that are not durable yet."""
-        return self._rows.bytes + (0 if self._frame is None else len(self._frame.body))
+        full = sum(rows.bytes for rows in self._full)
+        return self._rows.bytes + full + (0 if self._frame is None else len(self._frame.body))
 
     def to_frame(self) -> PendingFrame | None:
-        """What was logged since the last frame, as one frame."""
-        if self._frame is None and self._rows.count:
-            rows, self._rows = self._rows, DecisionRows()
+        """What was logged since the last frame, or as much of it as one frame holds."""
+        if self._frame is None and (self._full or self._rows.count):
+            if self._full:
+                rows = self._full.popleft()
+            else:
+                rows, self._rows = self._rows, DecisionRows()
             self._frame = PendingFrame(FrameKind.DECISIONS, self._session, self._framed, rows.count, rows.encode())
             self._framed += rows.count
         return self._frame

@@ -259,6 +259,9 @@ class Session:
     def _on_decisions_durable(self, position: Position, first: int, count: int) -> None:
         self.decided = first + count
         self.parts.add_decisions(position)
+        if self.log.waiting:
+            # Why: they were too much for one frame. And why not at once: the batch that they go with is told of first.
+            self._loop.call_soon(self._writer.submit_lazily, self.log)
         self._progress()
 
     def fail(self, error: ErgoCaptureError) -> None:
