@@ -33,6 +33,7 @@ from tests.journal.journals import (
 
 from ergo_capture.journal.frame import FrameKind, PendingFrame, encode_header
 from ergo_capture.journal.journal import Journal, JournalDamaged, JournalError, read_frames
+from ergo_capture.journal.recovery import recover
 from ergo_capture.storage import RealStorage, StorageError
 
 MIDDLE = [
@@ -207,6 +208,55 @@ def test_a_missing_middle_segment_is_damage_for_whoever_spans_it(tmp_path: Path)
     found = look(tmp_path)
     assert "segments 2 to 2 are missing" in found.damage[0].reason
     assert damaged(found) == [1, 2]
+
+
+def test_p6_a_session_that_is_first_met_behind_damage_may_be_missing_something_in_it(tmp_path: Path) -> None:
+    """P6: events that came before the part's end belong to the next part, and no later frame tells of them."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1), events(1, 0, 2), decisions(1, 0, 2), opening(2)])
+    journal.commit([events(2, 0, size=3000)])
+    (lost,) = journal.commit([events(1, 2, size=500)])
+    journal.commit([rotation(1, 2), opening(3)])
+    journal.commit([publication(1, final=False), events(2, 1), decisions(2, 0)])
+    assert journal.retire(lost.segment) == [1]
+    journal.close()
+    assert damaged(look(tmp_path)) == []
+    flip(last_segment(tmp_path, lost.segment), lost.offset)
+    found = look(tmp_path)
+    assert damaged(found) == [1]
+    assert found.damage[0].sessions == [1]
+
+
+def test_p6_batches_that_are_missing_before_a_bad_head_concern_whom_they_may(tmp_path: Path) -> None:
+    """P6: the head's body would have said where the segment before ended; its batch's number says so too."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1), opening(2)])
+    journal.commit([events(2, 0, size=2900)])
+    (lost,) = journal.commit([events(1, 0)])
+    (after, _) = journal.commit([events(2, 1, size=900), decisions(2, 0)])
+    journal.commit([opening(3)])
+    journal.close()
+    assert (lost.segment, after.segment) == (1, 2)
+    os.truncate(last_segment(tmp_path, 1), lost.offset)
+    flip(last_segment(tmp_path, 2), 70)
+    found = look(tmp_path)
+    assert damaged(found) == [1]
+    assert "batch 4, frame 0 is where batch 3, frame 0 was" in str(found.sessions[1].damage)
+
+
+def test_p6_no_segment_goes_that_a_quarantined_sessions_damage_is_in(tmp_path: Path) -> None:
+    """P6: what is not served is not deleted either, and a bad frame still says whose it was."""
+    journal = journal_in(tmp_path)
+    first, _ = journal.commit([opening(1), opening(2)])
+    journal.commit([events(2, 0, size=3580)])
+    (second,) = journal.commit([events(1, 0)])
+    journal.commit([closing(2, 1), publication(2)])
+    journal.close()
+    assert (first.segment, second.segment) == (1, 2)
+    for offset in (first.offset + 70, first.offset):
+        flip(last_segment(tmp_path, 1), offset)
+        recovery = recover(tmp_path, look(tmp_path), RealStorage())
+        assert (list(recovery.quarantined), recovery.quarantine_segment) == (["number 1"], 1)
 
 
 def test_missing_oldest_segments_are_accepted(tmp_path: Path) -> None:

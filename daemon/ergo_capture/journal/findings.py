@@ -91,6 +91,7 @@ class SessionFrames:
         elif kind == FrameKind.OPEN:
             self.open = position
             self.next_event = self.next_decision = 0
+            self.events_proved = self.decisions_proved = doubts
         elif kind == FrameKind.ROTATE:
             self.rotations.append(position)
             self._expect("decision", self.next_decision, header.first)

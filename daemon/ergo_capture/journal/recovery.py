@@ -150,14 +150,16 @@ def recover(
                 raise _Unreadable(frames.damage)
             session = _rebuild(directory, frames, storage, progress)
         except (_Unreadable, ValueError) as error:
-            _quarantine(recovery, directory, frames, storage, str(error))
+            _quarantine(recovery, directory, scan, frames, storage, str(error))
             continue
         recovery.events += session.accepted - session.first
         recovery.sessions.append(session)
     return recovery
 
 
-def _quarantine(recovery: Recovery, directory: Path, frames: SessionFrames, storage: Storage, reason: str) -> None:
+def _quarantine(
+    recovery: Recovery, directory: Path, scan: Scan, frames: SessionFrames, storage: Storage, reason: str
+) -> None:
     name = f"number {frames.number}"
     if frames.open is not None:
         try:
@@ -167,7 +169,9 @@ def _quarantine(recovery: Recovery, directory: Path, frames: SessionFrames, stor
             # The name is lost with the frame that bore it; the reason says what is wrong.
             name = f"number {frames.number}"
     recovery.quarantined[name] = reason
-    segment = frames.first_segment
+    # Why also where it is damaged: there may be older frames of it there, or what is left of them.
+    concerned = [damage.segment for damage in scan.damage if frames.number in damage.sessions]
+    segment = min(frames.first_segment, *concerned) if concerned else frames.first_segment
     known = recovery.quarantine_segment
     recovery.quarantine_segment = segment if known is None else min(known, segment)
 

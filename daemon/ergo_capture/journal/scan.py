@@ -12,7 +12,8 @@ The rules, in the words of the design's table:
 2. A bad frame after which the header of a later batch, or another segment, follows is *damage*: its batch
    was durable. The sessions concerned are quarantined, the others are not. (A seal is a batch of its own.)
 3. Whose frame it was is known where its header is good. Otherwise a session is concerned unless its later
-   frames prove that none of its own is missing: its indices go on without a gap, for events and decisions.
+   frames prove that none of its own is missing: its indices go on without a gap, for events and decisions. One that
+   begins behind the damage is not concerned; one that is only met there may be.
 4. Which batch a bad frame belongs to is known from its header, or else from the frame before it: the same
    batch, unless that frame was the last of it or of its segment.
 5. Frames follow each other without a gap, by batch and index in it. A segment that ends before the next one
@@ -206,6 +207,8 @@ class _Scanner:
     def _place(self, item: Bad | Whole) -> None:
         """Take a frame or a damage for what it is, and go on behind it."""
         header = item.header
+        if header is not None:
+            self._check_order(header, item.damage.offset if isinstance(item, Bad) else item.position.offset)
         if isinstance(item, Bad):
             self._damage(item)
             self.scan.sealed = self._behind_seal
@@ -213,7 +216,6 @@ class _Scanner:
             if self.fresh:
                 self.scan.batch_start = item.damage.offset
         else:
-            self._check_order(item)
             self._take(item.header, item.position)
         self.fresh = False
         self.known = header is not None
@@ -221,15 +223,14 @@ class _Scanner:
             self.batch, self.index, self.batch_frames = header.batch, header.index + 1, header.frames
             self.scan.last_batch, self.scan.last_frames = self.batch, self.index
 
-    def _check_order(self, item: Whole) -> None:
+    def _check_order(self, header: Header, offset: int) -> None:
         if not self.known:
             return
-        header, position = item.header, item.position
         middle = not self.fresh and self.index < self.batch_frames
         expected = (self.batch, self.index) if middle else (self.batch + 1, 0)
         if (header.batch, header.index) != expected:
             reason = f"batch {header.batch}, frame {header.index} is where batch {expected[0]}, frame {expected[1]} was"
-            self._damage_anybody(Damage(position.segment, position.offset, 0, reason))
+            self._damage_anybody(Damage(header.segment, offset, 0, reason))
 
     def _take(self, header: Header, position: Position) -> None:
         scan, kind = self.scan, header.kind
@@ -251,7 +252,6 @@ class _Scanner:
         session = self.scan.sessions.get(number)
         if session is None:
             session = self.scan.sessions[number] = SessionFrames(number)
-            session.events_proved = session.decisions_proved = len(self.doubts)
         return session
 
     # --- damage ---
