@@ -6,6 +6,7 @@ Not here: errors (``test_faults.py``), crashes (``test_lost_pages.py``, ``test_m
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -239,3 +240,27 @@ def test_frames_can_be_read_while_others_are_written(tmp_path: Path) -> None:
     journal.close()
     assert failures == []
     assert journal.current_segment > 5
+
+
+def test_one_frame_costs_no_more_than_a_small_read_and_many_are_read_in_large_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal of ten thousand sessions is asked for three frames of each: 1 MiB for each took half a minute."""
+    journal = journal_in(tmp_path, segment_bytes=4 << 20)
+    positions = journal.commit([opening(1), *(events(1, n, size=4000) for n in range(800))])
+    reads: list[int] = []
+    real = os.pread
+
+    def noting(fd: int, size: int, offset: int) -> bytes:
+        reads.append(size)
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", noting)
+    for position in positions[:10]:
+        journal.read(position)
+    assert max(reads) <= 64 << 10
+    assert len(reads) == 10
+    reads.clear()
+    assert len(list(journal.read_all(positions))) == 801
+    assert len(reads) < 20
+    journal.close()

@@ -15,6 +15,9 @@ from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, decode_heade
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.storage import Storage, StorageFile
 
+#: What is read at a time: at first, and at most. Why: a journal of many sessions is asked for one small frame after
+#: another, each in a window of its own; who reads on is soon given much.
+_FIRST_BYTES: Final = 16 << 10
 _WINDOW_BYTES: Final = 1 << 20
 _OFFSET_BITS: Final = 32
 
@@ -52,6 +55,7 @@ class Window:
         self._file = file
         self._start = 0
         self._held = memoryview(b"")
+        self._ahead = _FIRST_BYTES
 
     def end_at(self, offset: int) -> None:
         """Look at nothing behind ``offset``, and read all before it anew.
@@ -77,7 +81,8 @@ class Window:
             size = min(size, self.size - offset)
             if size <= 0:
                 return memoryview(b"")
-            wanted = min(max(size, _WINDOW_BYTES), self.size - offset)
+            wanted = min(max(size, self._ahead), self.size - offset)
+            self._ahead = min(2 * self._ahead, _WINDOW_BYTES)
             self._held = memoryview(self._file.read_at(offset, wanted))
             self._start, start = offset, 0
         return self._held[start : start + size]
