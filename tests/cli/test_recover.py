@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -188,6 +189,31 @@ def test_a_manifest_that_is_none_changes_nothing(
         manifest.write_text(text)
     code, (said,) = recovered(source, output, capsys)
     assert (code, said["lost"]) == (ExitCode.DATA_LOSS, ["adapter_provenance", "runtime_provenance"])
+
+
+@pytest.mark.parametrize("op", ["open", "write"])
+@pytest.mark.parametrize("call", range(3))
+def test_a_disk_that_is_full_is_left_as_it_was(
+    op: str, call: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever write or new file it is that finds no room: exit 1, and no temporary."""
+    source = tmp_path / "cut.capture.json"
+    source.write_bytes(TEXT[:-4000])
+    real, calls = getattr(os, op), 0
+
+    def refuse(what: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        if op == "write" or str(what).endswith(".tmp"):
+            calls += 1
+            if calls == call + 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(what, *arguments, **options)
+
+    monkeypatch.setattr(os, op, refuse)
+    assert app.run(["recover", str(source), "-o", str(tmp_path / "saved.capture.json")]) == ExitCode.FAILED
+    monkeypatch.undo()
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"\0" * 100, TEXT[:100], b"[" * 70_000, b"\x28\xb5\x2f\xfd"])

@@ -13,6 +13,7 @@ a bundle of it, under outcomes that whoever runs it has to vouch for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
@@ -266,10 +267,14 @@ class _Output:
         create_parents(destination)
         self._head = head
         self._destination = destination
-        self._events = _Elements(destination)
-        self._decisions = _Elements(destination)
         self._rest: _Elements | None = None
-        self._events.write(encode_head(head.graph_id, head.config))
+        with ExitStack() as undo:
+            self._events = _Elements(destination)
+            undo.callback(self._events.file.abort)
+            self._decisions = _Elements(destination)
+            undo.callback(self._decisions.file.abort)
+            self._events.write(encode_head(head.graph_id, head.config))
+            undo.pop_all()
 
     def keep(self, event: ExternalEventRecord, decision: EpisodeInvocationRecord) -> None:
         self._events.add(encode_event(event))
