@@ -314,6 +314,33 @@ def test_damage_stays_known_after_every_restart(tmp_path: Path) -> None:
         journal.close()
 
 
+@pytest.mark.parametrize("torn", ["a frame behind it", "a whole segment", "a segment that was only made"])
+def test_p6_damage_is_damage_still_where_a_start_took_away_what_told_so(torn: str, tmp_path: Path) -> None:
+    """P6: a start that dies before its first commit leaves damage at the very end, with nothing behind it."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1), opening(2), events(2, 0), decisions(2, 0)])
+    (bad,) = journal.commit([events(1, 0)])
+    last = journal.commit([events(2, 1, size=40 if torn == "a frame behind it" else 4000)])[0]
+    journal.close()
+    if torn == "a segment that was only made":
+        last_segment(tmp_path, 2).write_bytes(bytes(4096))
+    else:
+        flip(last_segment(tmp_path, last.segment), 64 if torn == "a whole segment" else last.offset + 64)
+    flip(last_segment(tmp_path, 1), bad.offset + 64)
+    said = look(tmp_path)
+    assert damaged(said) == [1]
+    for _ in range(3):
+        journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
+        journal.close()
+        assert ([str(d) for d in found.damage], damaged(found)) == ([str(d) for d in said.damage], [1])
+    assert (found.tail, found.segments) == (None, [1])
+    journal, _ = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
+    journal.commit([events(2, found.sessions[2].next_event or 0)])
+    journal.close()
+    found = look(tmp_path)
+    assert ([str(d) for d in found.damage], damaged(found)) == ([str(d) for d in said.damage], [1])
+
+
 def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
     """Nothing is acknowledged behind a seal, so what somebody put there is reported, and that is all."""
     write_batches(tmp_path, MIDDLE, seal=True)

@@ -1,6 +1,6 @@
 """What a scan of the journal found: the frames of each session, what is torn and what is damaged.
 
-Owns: Scan, SessionFrames (with what a frame of it must follow), Damage, Tail.
+Owns: Scan, SessionFrames (with what a frame of it must follow), Damage, Tail, Proof.
 Not here: how it is found (``scan.py``), what is done about it (``mend.py``, ``recovery.py``).
 """
 
@@ -44,6 +44,15 @@ class Tail:
     length: int
     #: Whole frames among them, of the batch that was never synced.
     frames: int
+
+
+@dataclass(slots=True)
+class Proof:
+    """A PROOF frame that is to be written before something is taken away, or the next start takes damage for torn."""
+
+    segment: int
+    offset: int
+    batch: int
 
 
 @dataclass(slots=True)
@@ -132,6 +141,7 @@ class Scan:
     segments: list[int] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
     tail: Tail | None = None
+    proof: Proof | None = None
     #: Bytes of the last segment that are worth keeping, and where in it the last batch begins.
     end: int = 0
     batch_start: int = 0

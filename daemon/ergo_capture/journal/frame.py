@@ -71,6 +71,9 @@ class FrameKind(IntEnum):
     SEAL = 7
     #: First frame of every segment: ``segment.SegmentHead``.
     SEGMENT = 8
+    #: A start cut a torn end off behind damage, or removed a segment: the batches before were synced.
+    #: Why: what it took away was all that told the damage from a torn end.
+    PROOF = 9
 
 
 class PendingFrame:

@@ -1,6 +1,7 @@
 """Makes a journal that somebody left behind ready to be continued.
 
-Owns: cutting a torn tail off and keeping a copy, removing segments that were never written to.
+Owns: cutting a torn tail off and keeping a copy, removing segments that were never written to, and the proof that
+damage before either is damage.
 Not here: finding out what is torn (``scan.py``), bringing sessions back (``recovery.py``).
 
 Doing it twice, or again after being cut short, changes nothing more (P5).
@@ -11,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.journal.findings import Scan, Tail
+from ergo_capture.journal.findings import Proof, Scan, Tail
+from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, segment_path
 from ergo_capture.storage import Storage, StorageFile
 
@@ -37,6 +39,10 @@ def mend(directory: Path, storage: Storage, found: Scan) -> None:
     Raises:
         StorageError: what is torn could not be copied or cut off.
     """
+    if found.tail is not None:
+        _keep_copy(directory, found.tail, storage)
+    if found.proof is not None:
+        _prove(directory, storage, found, found.proof)
     if found.segments and (found.tail is not None or found.end):
         _mend_last(directory, storage, found)
     if found.tail is not None and found.tail.offset == 0:
@@ -47,20 +53,28 @@ def mend(directory: Path, storage: Storage, found: Scan) -> None:
         found.segments.remove(found.empty.pop())
 
 
+def _prove(directory: Path, storage: Storage, found: Scan, proof: Proof) -> None:
+    """Say that what comes before was synced, where what said so goes now (P6)."""
+    frame = PendingFrame(FrameKind.PROOF, 0, 0, 0, b"{}")
+    file = storage.open(segment_path(directory, proof.segment), write=True)
+    try:
+        file.write_at(frame.encode(proof.segment, proof.batch, 0, 1), proof.offset, sync=True)
+    finally:
+        file.close()
+    found.last_batch, found.last_frames = proof.batch, 1
+    if found.tail is not None and proof.segment == found.tail.segment:
+        found.batch_start, found.end = proof.offset, proof.offset + frame.size
+
+
 def _mend_last(directory: Path, storage: Storage, found: Scan) -> None:
-    path = segment_path(directory, found.segments[-1])
-    tail = found.tail
     # Why: what lies behind a seal is not ours to remove.
     stray = found.sealed and any(damage.segment == found.segments[-1] for damage in found.damage)
-    file = storage.open(path, write=True)
+    file = storage.open(segment_path(directory, found.segments[-1]), write=True)
     try:
-        if tail is not None:
-            _keep_copy(path, file, tail, storage)
         # Why also where nothing is torn: zeros that were made ahead are only in the way of the next reader; and in a
         # copy that was cut off, those that fill up the last frame may be missing.
-        end = found.end if tail is None else tail.offset
-        if file.size() != end and not stray:
-            file.truncate(end)
+        if file.size() != found.end and not stray:
+            file.truncate(found.end)
         _write_again(file, found.batch_start, found.end)
     finally:
         file.close()
@@ -77,25 +91,30 @@ def _write_again(file: StorageFile, start: int, end: int) -> None:
     file.sync()
 
 
-def _keep_copy(path: Path, file: StorageFile, tail: Tail, storage: Storage) -> None:
-    names = set(storage.list(path.parent))
-    number, name = 1, path.name + TORN_SUFFIX
-    while name in names:
-        if _holds(path.with_name(name), file, tail, storage):
-            return
-        number += 1
-        name = f"{path.name}{TORN_SUFFIX}.{number}"
-    new = path.with_name(path.name + TORN_SUFFIX + ".new")
-    copy = storage.open(new, create=True)
+def _keep_copy(directory: Path, tail: Tail, storage: Storage) -> None:
+    path = segment_path(directory, tail.segment)
+    file = storage.open(path)
     try:
-        for done in range(0, tail.length, _COPY_BYTES):
-            size = min(_COPY_BYTES, tail.length - done)
-            copy.write_at([file.read_at(tail.offset + done, size)], done)
-        copy.sync()
+        names = set(storage.list(directory))
+        number, name = 1, path.name + TORN_SUFFIX
+        while name in names:
+            if _holds(path.with_name(name), file, tail, storage):
+                return
+            number += 1
+            name = f"{path.name}{TORN_SUFFIX}.{number}"
+        new = path.with_name(path.name + TORN_SUFFIX + ".new")
+        copy = storage.open(new, create=True)
+        try:
+            for done in range(0, tail.length, _COPY_BYTES):
+                size = min(_COPY_BYTES, tail.length - done)
+                copy.write_at([file.read_at(tail.offset + done, size)], done)
+            copy.sync()
+        finally:
+            copy.close()
     finally:
-        copy.close()
+        file.close()
     storage.replace(new, path.with_name(name))
-    storage.sync_dir(path.parent)
+    storage.sync_dir(directory)
 
 
 def _holds(path: Path, file: StorageFile, tail: Tail, storage: Storage) -> bool:

@@ -30,7 +30,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.journal.findings import Damage, Scan, SessionFrames, Tail
+from ergo_capture.journal.findings import Damage, Proof, Scan, SessionFrames, Tail
 from ergo_capture.journal.frame import (
     ALIGNMENT,
     IGNORABLE,
@@ -75,6 +75,8 @@ class _Scanner:
         self.held: list[Bad | Whole] = []
         #: Damages that may concern any session.
         self.doubts: list[Damage] = []
+        #: Where the segment before ends.
+        self.end_before = 0
         #: Why each segment does not follow the one before it, by sequence.
         self.gaps: dict[int, str] = {}
 
@@ -139,12 +141,12 @@ class _Scanner:
             # Why: a daemon may be writing it. What is before this end was written before this look, in order; what
             # comes behind it is not looked at, so that a batch that is seen proves nothing about bytes read earlier.
             window.end_at(-(-end_of(window) // ALIGNMENT) * ALIGNMENT)
-        end_before, scan.end = scan.end, 0
+        self.end_before, scan.end = scan.end, 0
         written = False
         for item in pieces(window, segment_path(self.directory, sequence), sequence, size):
             written = True
             if self.fresh and not self.held and isinstance(item, Whole):
-                self._check_head(item, sequence, end_before)
+                self._check_head(item, sequence)
             self._meet(item)
         if not written and last and not self.successor:
             scan.empty.append(sequence)
@@ -152,7 +154,7 @@ class _Scanner:
             self.known = False
             self._damage_anybody(Damage(sequence, 0, size, "the segment is empty"))
 
-    def _check_head(self, item: Whole, sequence: int, end_before: int) -> None:
+    def _check_head(self, item: Whole, sequence: int) -> None:
         """Hold the segment before to what this one says of it (rule 5)."""
         try:
             head = read_head(item.body)
@@ -165,7 +167,7 @@ class _Scanner:
                 f"it ends after batch {self.batch}, frame {self.index}, but the next segment says "
                 f"batch {head.batch}, frame {head.frames}"
             )
-            self._damage_anybody(Damage(sequence - 1, end_before, 0, reason))
+            self._damage_anybody(Damage(sequence - 1, self.end_before, 0, reason))
             self.known = False
 
     # --- one frame or stretch ---
@@ -224,7 +226,8 @@ class _Scanner:
             self.scan.last_batch, self.scan.last_frames = self.batch, self.index
 
     def _check_order(self, header: Header, offset: int) -> None:
-        if not self.known:
+        # Why not of a proof: it comes where a start cut a batch off, be it in the midst of it.
+        if not self.known or header.kind == FrameKind.PROOF:
             return
         middle = not self.fresh and self.index < self.batch_frames
         expected = (self.batch, self.index) if middle else (self.batch + 1, 0)
@@ -275,7 +278,7 @@ class _Scanner:
         self.doubts.append(damage)
 
     def _finish(self) -> None:
-        scan = self.scan
+        scan, sealed = self.scan, self.scan.sealed
         if self.held:
             scan.sealed = False
             first, last = self.held[0], self.held[-1]
@@ -287,6 +290,7 @@ class _Scanner:
                 end = last.position.offset + last.header.size
             frames = sum(isinstance(item, Whole) for item in self.held)
             scan.tail = Tail(first.damage.segment, offset, end - offset, frames)
+        scan.proof = None if sealed else self._proof()
         for session in scan.sessions.values():
             proved = min(session.events_proved, session.decisions_proved)
             if session.done or session.damage is not None:
@@ -298,6 +302,19 @@ class _Scanner:
             elif session.open is None and scan.segments[0] == 1:
                 # Why only then: an older segment that had it may have been retired; recovery knows.
                 session.damage = "the frame that says what it is, is missing"
+
+    def _proof(self) -> Proof | None:
+        """What is to be said in place of a torn end, or of a last segment that holds nothing, where damage is before it."""
+        scan, tail = self.scan, self.scan.tail
+        removed = bool(scan.empty) or (tail is not None and tail.offset == 0)
+        if tail is None and not removed:
+            return None
+        offset = -(-self.end_before // ALIGNMENT) * ALIGNMENT if removed or tail is None else tail.offset
+        segments = scan.segments[:-1] if removed else scan.segments
+        if not segments or all(damage.segment != segments[-1] for damage in scan.damage):
+            return None
+        # Why one more where the last place is not known: the bad stretch there is of some later batch.
+        return Proof(segments[-1], offset, max(self.proved, self.batch + (not self.known)) + 1)
 
 
 _KINDS: Final = frozenset(FrameKind)
