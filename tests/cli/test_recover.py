@@ -574,6 +574,26 @@ def test_the_end_of_an_open_session_that_is_damaged_may_hide_more(
     assert by_session(said)["s1"]["counts"]["kept"] == 5
 
 
+def test_decisions_behind_a_bad_stretch_do_not_say_how_many_events_were_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten events were in it, and five of them were decided behind it: five are lost for certain, and perhaps more."""
+    (tmp_path / "journal").mkdir()
+    journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
+    one = a_session(1)
+    journal.commit([one.opening(), one.more(5)])
+    bad = [journal.commit([one.more(5)])[0] for _ in range(2)]
+    journal.commit([one.decide(10)])
+    journal.close()
+    segment = last_segment(tmp_path / "journal", 1)
+    shrink(segment)
+    for position in bad:
+        flip(segment, position.offset)
+    code, said = recovered(tmp_path / "journal", tmp_path / "out", capsys)
+    counts = by_session(said)["s1"]["counts"]
+    assert (code, counts["kept"], counts["lost"], counts["uncertain"]) == (ExitCode.DATA_LOSS, 5, 5, True)
+
+
 @pytest.mark.parametrize("damage", [None, damaged_body], ids=["sound", "damaged"])
 def test_each_part_of_a_rotated_session_is_saved_by_itself(
     damage: Callable[[Path], None] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -140,6 +140,8 @@ class Scan:
     sessions: dict[int, SessionFrames] = field(default_factory=dict)
     segments: list[int] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
+    #: Of those, the ones that may concern any session.
+    doubts: list[Damage] = field(default_factory=list)
     tail: Tail | None = None
     proof: Proof | None = None
     #: Bytes of the last segment that are worth keeping, and where in it the last batch begins.

@@ -127,21 +127,29 @@ class Remains:
             if packed:
                 header = self._frame(Position.unpack(packed[-1])).header
                 ends.append(header.first + header.count)
-        last = max([0, *frames.events, *frames.decisions])
         if frames.close is not None:
             self.total = self._frame(frames.close).header.first
             return
+        # Where what came before is accounted for. Why not decisions: they tell nothing of events not decided yet.
+        reckoned = [0, *frames.events[-1:], *([] if frames.open is None else [frames.open.pack()])]
+        closed = False
         for damage in scan.damage:
             if frames.number not in damage.sessions:
                 continue
-            header_there = self._header_at(damage)
-            if header_there is None:
-                self.uncertain |= Position(damage.segment, damage.offset).pack() > last
-            elif header_there.kind in (FrameKind.EVENTS, FrameKind.DECISIONS):
-                ends.append(header_there.first + header_there.count)
-            elif header_there.kind in (FrameKind.CLOSE, FrameKind.ROTATE):
-                ends.append(header_there.first)
+            there = self._header_at(damage)
+            if there is None:
+                continue
+            if there.kind in (FrameKind.EVENTS, FrameKind.DECISIONS):
+                ends.append(there.first + there.count)
+            elif there.kind in (FrameKind.CLOSE, FrameKind.ROTATE):
+                ends.append(there.first)
+            if there.kind == FrameKind.EVENTS:
+                reckoned.append(Position(damage.segment, damage.offset).pack())
+            closed |= there.kind == FrameKind.CLOSE
         self.total = max(ends, default=0)
+        if scan.doubts and not closed:
+            doubt = scan.doubts[-1]
+            self.uncertain = Position(doubt.segment, doubt.offset).pack() > max(reckoned)
 
     def _header_at(self, damage: Damage) -> Header | None:
         """The header of a frame whose body is bad, if that is what the damage is."""

@@ -73,8 +73,6 @@ class _Scanner:
         self.proved = 0
         #: The first bad stretch and all that came after it, until it is known to be torn or damage.
         self.held: list[Bad | Whole] = []
-        #: Damages that may concern any session.
-        self.doubts: list[Damage] = []
         #: Where the segment before ends.
         self.end_before = 0
         #: Why each segment does not follow the one before it, by sequence.
@@ -249,7 +247,7 @@ class _Scanner:
             session = self._session(header.session)
             session.damage = session.damage or reason
         elif header.session:
-            self._session(header.session).take(header, position, len(self.doubts))
+            self._session(header.session).take(header, position, len(self.scan.doubts))
 
     def _session(self, number: int) -> SessionFrames:
         session = self.scan.sessions.get(number)
@@ -275,7 +273,7 @@ class _Scanner:
 
     def _damage_anybody(self, damage: Damage) -> None:
         self.scan.damage.append(damage)
-        self.doubts.append(damage)
+        self.scan.doubts.append(damage)
 
     def _finish(self) -> None:
         scan, sealed = self.scan, self.scan.sealed
@@ -295,8 +293,8 @@ class _Scanner:
             proved = min(session.events_proved, session.decisions_proved)
             if session.done or session.damage is not None:
                 continue
-            if proved < len(self.doubts):
-                doubt = self.doubts[proved]
+            if proved < len(scan.doubts):
+                doubt = scan.doubts[proved]
                 doubt.sessions.append(session.number)
                 session.damage = str(doubt)
             elif session.open is None and scan.segments[0] == 1:
