@@ -232,12 +232,12 @@ def test_a_segment_that_was_made_and_never_written_to_is_removed(tmp_path: Path)
 def test_leftovers_of_making_segments_and_copies_are_swept(tmp_path: Path) -> None:
     """What a kill leaves half made goes at the next start; names that are not ours stay and are reported."""
     write_batches(tmp_path, [[opening(1)]])
-    for name in ("0000000000000002.journal.new", "0000000000000001.journal.torn.new", "notes.txt"):
+    for name in ("0000000000000002.journal.new", "0000000000000001.journal.torn.new", "notes.txt", "my.journal.new"):
         (tmp_path / name).write_bytes(b"x")
     journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
     journal.close()
-    assert found.foreign == ["notes.txt"]
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["0000000000000001.journal", "notes.txt"]
+    assert found.foreign == ["my.journal.new", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0000000000000001.journal", *found.foreign]
 
 
 def test_a_length_that_cannot_be_is_never_allocated(tmp_path: Path) -> None:

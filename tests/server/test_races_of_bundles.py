@@ -53,10 +53,10 @@ async def test_a_small_bundle_does_not_wait_for_a_large_one(monkeypatch: pytest.
     """One that takes seconds is of no matter to those who close, or flush, a session of a few events."""
     begun, over = anyio.Event(), anyio.Event()
 
-    async def slow(compose: Any, job: ComposeJob) -> Any:
+    async def slow(_compose: Any, *arguments: Any) -> Any:
         begun.set()
         await over.wait()
-        return await anyio.to_thread.run_sync(compose, job)
+        return await anyio.to_thread.run_sync(compose_bundle, arguments[-1])
 
     monkeypatch.setattr("anyio.to_process.run_sync", slow)
     monkeypatch.setattr(publisher_module, "_IN_THREAD", 1)
@@ -75,10 +75,10 @@ async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_aske
     """A small last bundle waits for the large snapshot before it, which would else take its place."""
     begun, over = anyio.Event(), anyio.Event()
 
-    async def slow(compose: Any, job: ComposeJob) -> Any:
+    async def slow(_compose: Any, *arguments: Any) -> Any:
         begun.set()
         await over.wait()
-        return await anyio.to_thread.run_sync(compose, job)
+        return await anyio.to_thread.run_sync(compose_bundle, arguments[-1])
 
     monkeypatch.setattr("anyio.to_process.run_sync", slow)
     monkeypatch.setattr(publisher_module, "_IN_THREAD", 1)

@@ -24,7 +24,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.salvage import SalvagedPart, salvage_journal, sha256_of
 from ergo_capture.journal.scan import scan
-from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, segment_path, sequence_of
+from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
 from ergo_capture.storage import RealStorage
 from ergo_capture.units import counted
 
@@ -92,9 +92,7 @@ def kind_of_directory(path: Path) -> str:
         ErgoCaptureError: it is neither.
     """
     names = RealStorage().list(path)
-    if path.resolve().name == "journal" or any(
-        sequence_of(name) is not None or name.endswith(NEW_SUFFIX) for name in names
-    ):
+    if path.resolve().name == "journal" or any(sequence_of(name) is not None or is_unfinished(name) for name in names):
         return "journal"
     if "journal" in names or "bundles" in names:
         return "state directory"
@@ -264,9 +262,9 @@ class _Doctor:
         for name in found.foreign:
             self._find(Severity.WARNING, directory / name, "none of ours; left alone")
         for path in sorted(directory.iterdir()):
-            if path.name.endswith(NEW_SUFFIX):
-                self._find(Severity.NOTE, path, "a segment that was being made; a start removes it")
-            elif TORN_SUFFIX in path.name and sequence_of(path.name) is None:
+            if is_unfinished(path.name):
+                self._find(Severity.NOTE, path, "was being made; a start removes it")
+            elif is_torn_copy(path.name):
                 self._find(Severity.NOTE, path, "what an earlier start cut off; it was never acknowledged")
         if found.segments and not found.sealed:
             newest = segment_path(directory, found.segments[-1])

@@ -14,7 +14,7 @@ from typing import Final
 
 from ergo_capture.journal.findings import Proof, Scan, Tail
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, segment_path
+from ergo_capture.journal.segment import TORN_SUFFIX, is_unfinished, segment_path
 from ergo_capture.storage import Storage, StorageFile
 
 _COPY_BYTES: Final = 1 << 20
@@ -27,7 +27,7 @@ def sweep(directory: Path, storage: Storage) -> None:
         StorageError: the directory cannot be read, or a file not be removed.
     """
     for name in storage.list(directory):
-        if name.endswith((NEW_SUFFIX, TORN_SUFFIX + ".new")):
+        if is_unfinished(name):
             storage.remove(directory / name)
 
 

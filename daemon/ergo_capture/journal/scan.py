@@ -39,7 +39,7 @@ from ergo_capture.journal.frame import (
 )
 from ergo_capture.journal.pieces import Bad, Whole, end_of, newer, pieces
 from ergo_capture.journal.reader import JournalError, Position, Window
-from ergo_capture.journal.segment import NEW_SUFFIX, TORN_SUFFIX, read_head, segment_path, sequence_of
+from ergo_capture.journal.segment import is_torn_copy, is_unfinished, read_head, segment_path, sequence_of
 from ergo_capture.storage import Storage
 
 __all__ = ["Damage", "Scan", "SessionFrames", "Tail", "scan"]
@@ -97,7 +97,7 @@ class _Scanner:
         for name in self.storage.list(self.directory):
             sequence = sequence_of(name)
             if sequence is None:
-                if not name.endswith(NEW_SUFFIX) and TORN_SUFFIX not in name:
+                if not is_unfinished(name) and not is_torn_copy(name):
                     self.scan.foreign.append(name)
                 continue
             path = self.directory / name

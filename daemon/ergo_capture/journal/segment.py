@@ -26,6 +26,8 @@ TORN_SUFFIX: Final = ".torn"
 #: The least a segment is allocated, where there is no room for a whole one.
 _LEAST_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"(\d{16})\.journal")
+_UNFINISHED: Final = re.compile(r"\d{16}\.journal(\.torn)?\.new")
+_TORN: Final = re.compile(r"\d{16}\.journal\.torn(\.\d+)?")
 
 
 class SegmentHead(msgspec.Struct, frozen=True):
@@ -52,6 +54,16 @@ def sequence_of(name: str) -> int | None:
     """The sequence number in a file name, or None where it is not a segment's."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is that of a segment, or of a copy of a torn end, that was being made."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def is_torn_copy(name: str) -> bool:
+    """Whether a name is that of what recovery cut off a segment."""
+    return _TORN.fullmatch(name) is not None
 
 
 def head_frame(sequence: int, program: str, batch: int, frames: int) -> PendingFrame:

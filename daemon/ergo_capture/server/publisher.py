@@ -6,8 +6,12 @@ Not here: composing (``journal/compose.py``), names (``paths.py``), the order of
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +33,8 @@ log = structlog.get_logger()
 #: Above this many events a bundle is composed in a worker process. Why: composing is Python from end to end
 #: and would hold the interpreter, and with it every client, for about 5 us an event.
 _IN_THREAD: Final = 2_000
+#: ``prctl``'s number for the signal that a process gets when its parent ends.
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class BundlePublisher:
@@ -112,6 +118,20 @@ def compose_apart(job: ComposeJob) -> Publication:
     return compose_bundle(job)
 
 
+def _compose_for(daemon: int, job: ComposeJob) -> Publication:
+    """As ``compose_apart``, for a daemon of that process id and as long as it lives.
+
+    Why no longer: a worker that outlives a daemon that was killed could put its bundle in the place of what the next
+    daemon published of the same session.
+    """
+    # Why suppressed: only Linux knows how. Elsewhere the one look below has to do.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != daemon:
+        sys.exit(1)
+    return compose_apart(job)
+
+
 async def _compose(job: ComposeJob) -> Publication:
     try:
         return await _compose_apart_or_here(job)
@@ -129,7 +149,7 @@ async def _compose(job: ComposeJob) -> Publication:
 async def _compose_apart_or_here(job: ComposeJob) -> Publication:
     if job.count > _IN_THREAD:
         try:
-            return await to_process.run_sync(compose_apart, job)
+            return await to_process.run_sync(_compose_for, os.getpid(), job)
         except (BrokenWorkerProcess, OSError) as error:
             # Why not fatal: a host may be out of processes; slower is better than not at all.
             log.warning(telemetry.WORKER_BROKEN, error=str(error), bundle=job.destination)
