@@ -91,9 +91,10 @@ class Notifier:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             try:
                 notify.connect(self._address)
-                notify.sendall(message.encode())
+                notify.send(message.encode(), socket.MSG_DONTWAIT)
             except OSError:
-                # Why nothing more: a service manager that has gone must not take the daemon with it.
+                # Why nothing more: a service manager that has gone, or that reads nothing just now, must not take the
+                # daemon with it, or hold its clients up.
                 return
 
     def __repr__(self) -> str:
