@@ -4,7 +4,6 @@ Owns: the public names.
 Not here: anything else; the daemon is imported by nobody who only wants the library.
 """
 
-from ergo_capture.capture.atomic import CaptureWriteError
 from ergo_capture.capture.bundle import (
     CaptureJsonStyle,
     decode_bundle,
@@ -13,6 +12,7 @@ from ergo_capture.capture.bundle import (
     write_capture_bundle,
 )
 from ergo_capture.capture.session import CapturingDecisionLog, CapturingSession
+from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, compute_effect_hash

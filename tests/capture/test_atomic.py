@@ -1,6 +1,6 @@
 """A name only ever stands for a whole file: every stage that can fail, races, and other systems' ways.
 
-Owns: ``capture/atomic.py`` and ``write_capture_bundle``.
+Owns: ``capture/atomic.py``, ``capture/temporaries.py`` and ``write_capture_bundle``.
 Not here: sweeping at the daemon's start (``tests/process``).
 """
 
@@ -23,8 +23,10 @@ from tests.daemons import short_directory
 from tests.server.users import NOBODY
 
 from ergo_capture import CaptureJsonStyle, CaptureWriteError, encode_bundle, read_capture_bundle, write_capture_bundle
-from ergo_capture.capture import atomic
-from ergo_capture.capture.atomic import AtomicFile, WriteStage, sweep_temporaries, write_bytes_atomic
+from ergo_capture.capture import temporaries
+from ergo_capture.capture.atomic import AtomicFile, write_bytes_atomic
+from ergo_capture.capture.temporaries import sweep_temporaries
+from ergo_capture.capture.write_error import WriteStage
 
 OLD, NEW = b"old content\n", b"new content, which is longer\n"
 
@@ -137,7 +139,7 @@ def test_stage_five_every_temporary_name_is_taken(destination: Path, monkeypatch
 
 def test_the_sixty_fourth_name_is_taken_if_it_is_free(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """63 that were left by somebody else do no harm, and are left alone."""
-    start = next(atomic._counter) + 1
+    start = next(temporaries._counter) + 1
     others = [
         destination.with_name(f"{destination.name}.{os.getpid()}.{number}.tmp") for number in range(start, start + 63)
     ]

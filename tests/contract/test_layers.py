@@ -12,7 +12,7 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: Each layer may import from itself and from those before it.
 LAYERS = (
-    {"version", "errors", "units", "pulse"},
+    {"version", "errors", "units", "pulse", "directories"},
     {"kernel"},
     {"capture"},
     {"storage"},

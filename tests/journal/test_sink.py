@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ergo_capture.capture.atomic import AtomicFile, CaptureWriteError, WriteStage
+from ergo_capture.capture.atomic import AtomicFile
 from ergo_capture.capture.opening import read_text
+from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.sink import BundleSink
 

@@ -1,6 +1,6 @@
 """The real filesystem behind the port: what is completed, what is refused, and with which words.
 
-Owns: ``storage.py``.
+Owns: ``storage``.
 Not here: what the journal makes of errors (``test_faults.py``).
 """
 

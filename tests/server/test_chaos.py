@@ -22,7 +22,7 @@ from tests.doubles.faulty_storage import FaultyStorage
 from tests.server.story import Story
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
+from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.cli.verify import check
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError

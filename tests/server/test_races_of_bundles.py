@@ -14,7 +14,7 @@ from tests.doubles.gated_storage import GatedStorage
 from tests.server.looks import manifests, sessions_of, until
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
+from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server import parts as parts_module

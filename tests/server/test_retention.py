@@ -17,7 +17,6 @@ from tests.bundles import DAY, NOW, store
 from tests.daemons import PATIENCE, configured, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
 
-from ergo_capture import storage
 from ergo_capture.capture.catalogue import StoredBundle, difference_from_manifest
 from ergo_capture.capture.manifest import manifest_path
 from ergo_capture.capture.retention import Bounds, RetentionRules
@@ -25,7 +24,7 @@ from ergo_capture.config import parse
 from ergo_capture.server.composition import retention_of
 from ergo_capture.server.reload import Reloader
 from ergo_capture.server.retention import Pruner, Retention
-from ergo_capture.storage import RealStorage, StorageError
+from ergo_capture.storage import RealStorage, StorageError, names_held
 
 OLD = RetentionRules(Bounds(max_age=DAY))
 WEEK = 7 * DAY
@@ -200,9 +199,9 @@ def test_a_bundle_that_is_published_anew_while_it_is_looked_at_stays(
 
 def test_nothing_is_deleted_where_somebody_else_is_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are given and taken by one at a time; the next round looks again."""
-    monkeypatch.setattr(storage, "_PATIENCE", 0.05)
+    monkeypatch.setattr("ergo_capture.storage.directory_lock._PATIENCE", 0.05)
     store(tmp_path, "old", age=WEEK)
-    with storage.names_held(tmp_path / "bundles" / "g") as alone:
+    with names_held(tmp_path / "bundles" / "g") as alone:
         assert alone
         assert prune(tmp_path) == []
     assert prune(tmp_path) == [("old", None)]

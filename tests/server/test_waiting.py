@@ -12,7 +12,7 @@ from tests.engine.engines import process_graph
 from tests.server.looks import manifests, until
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.atomic import CaptureWriteError, WriteStage
+from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server import control as control_module

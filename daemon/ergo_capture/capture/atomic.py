@@ -1,8 +1,8 @@
 """Writes files so that their names only ever stand for whole ones.
 
-Owns: AtomicFile, ``write_bytes_atomic``, CaptureWriteError with a stage for everything that can fail, making
-directories durably, and sweeping what a kill left behind.
-Not here: what is in the files (``bundle.py``, ``journal/compose.py``).
+Owns: AtomicFile, ``write_bytes_atomic``, and making the directories that they need.
+Not here: what is said where that fails (``write_error.py``), what a kill leaves behind (``temporaries.py``), what is in
+the files (``bundle.py``, ``journal/compose.py``).
 
 The order: create ``{name}.{pid}.{n}.tmp`` beside the destination, write, sync, rename over the destination,
 sync the directory. The reference leaves the last step out, so that a crash can undo its rename.
@@ -10,171 +10,23 @@ sync the directory. The reference leaves the last step out, so that a crash can 
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.capture.temporaries import temporary_for
+from ergo_capture.capture.write_error import CaptureWriteError, WriteStage, as_written
+from ergo_capture.directories import make_directories, sync_directory
 
 MAX_TEMP_FILE_ATTEMPTS: Final = 64
 MAX_REPLACE_ATTEMPTS: Final = 64
 REPLACE_RETRY_SECONDS: Final = 0.01
 _FILE_MODE: Final = 0o640
-_DIRECTORY_MODE: Final = 0o750
-_counter: Final = itertools.count()
-_TEMPORARY: Final = re.compile(r".+\.(\d+)\.\d+\.tmp")
-#: What may stand behind a path's last name without naming anything.
-_TRAILING: Final = re.compile(r"(?:/+\.?)+\Z")
-
-
-class WriteStage(Enum):
-    """Where a write failed: the reference's variants, and SyncDirectory, which is ours."""
-
-    CREATE_OUTPUT_DIRECTORY = "CreateOutputDirectory"
-    SERIALIZE = "Serialize"
-    INVALID_DESTINATION = "InvalidDestination"
-    CREATE_TEMP_FILE = "CreateTempFile"
-    EXHAUSTED_TEMP_FILE_ATTEMPTS = "ExhaustedTempFileAttempts"
-    WRITE_TEMP_FILE = "WriteTempFile"
-    SYNC_TEMP_FILE = "SyncTempFile"
-    RENAME_TEMP_FILE = "RenameTempFile"
-    SYNC_DIRECTORY = "SyncDirectory"
-
-
-_STEPS: Final = {
-    WriteStage.CREATE_TEMP_FILE: "create temp file",
-    WriteStage.WRITE_TEMP_FILE: "write temp file",
-    WriteStage.SYNC_TEMP_FILE: "sync temp file",
-    WriteStage.RENAME_TEMP_FILE: "rename temp file",
-}
-
-
-class CaptureWriteError(ErgoCaptureError):
-    """A bundle could not be written (``ergo_supervisor::CaptureWriteError``).
-
-    ``stage`` says where; ``destination``, ``temp_path`` and ``style`` are set where the stage has them. The
-    cause is chained. The destination is as it was, and no temporary is left.
-    """
-
-    def __init__(
-        self,
-        stage: WriteStage,
-        message: str,
-        *,
-        destination: Path,
-        temp_path: Path | None = None,
-        style: str | None = None,
-        hint: str,
-    ) -> None:
-        super().__init__(message, op="write capture bundle", path=destination, hint=hint)
-        self.stage = stage
-        self.destination = destination
-        self.temp_path = temp_path
-        self.style = style
-
-    @classmethod
-    def create_output_directory(cls, destination: Path, error: OSError | ValueError) -> CaptureWriteError:
-        """The destination's directory is missing and cannot be made."""
-        return cls(
-            WriteStage.CREATE_OUTPUT_DIRECTORY,
-            f"create capture output directory: {_reason(error)}",
-            destination=destination,
-            hint=f"make '{destination.parent}' a directory that you may write to",
-        )
-
-    @classmethod
-    def serialize(cls, destination: Path, shown: str, style: str, error: Exception) -> CaptureWriteError:
-        """The bundle has no JSON text."""
-        return cls(
-            WriteStage.SERIALIZE,
-            f"serialize capture bundle '{shown}' ({style}): {error}",
-            destination=destination,
-            style=style,
-            hint="a string of the bundle is not Unicode text, or a number is out of range",
-        )
-
-    @classmethod
-    def invalid_destination(cls, destination: Path, shown: str) -> CaptureWriteError:
-        """The destination names no file."""
-        return cls(
-            WriteStage.INVALID_DESTINATION,
-            f"write capture bundle '{shown}': destination must include a file name",
-            destination=destination,
-            hint="name a file, not a directory",
-        )
-
-    @classmethod
-    def exhausted(cls, destination: Path, shown: str) -> CaptureWriteError:
-        """Every name for a temporary was taken."""
-        return cls(
-            WriteStage.EXHAUSTED_TEMP_FILE_ATTEMPTS,
-            f"write capture bundle '{shown}': exhausted temp file creation attempts",
-            destination=destination,
-            hint=f"remove old *.tmp files from '{destination.parent}'",
-        )
-
-    @classmethod
-    def step(
-        cls,
-        stage: WriteStage,
-        destination: Path,
-        temp_path: Path,
-        error: OSError | ValueError,
-        shown: str | None = None,
-    ) -> CaptureWriteError:
-        """A step that has to do with the temporary failed; ``shown`` is the destination as it was written."""
-        shown = as_written(destination) if shown is None else shown
-        return cls(
-            stage,
-            f"write capture bundle '{shown}': {_STEPS[stage]} '{_beside(shown, temp_path)}': {_reason(error)}",
-            destination=destination,
-            temp_path=temp_path,
-            hint="check the free space of the disk and the permissions of the directory",
-        )
-
-    @classmethod
-    def sync_directory(cls, destination: Path, error: OSError) -> CaptureWriteError:
-        """The file is there under its name, but a crash of the machine may undo that."""
-        return cls(
-            WriteStage.SYNC_DIRECTORY,
-            f"write capture bundle '{destination}': sync directory '{destination.parent}': {_reason(error)}",
-            destination=destination,
-            hint="look at the kernel's log; write the bundle again before relying on it",
-        )
-
-
-def _reason(error: OSError | ValueError) -> str:
-    """The error in the reference's words, which are those of its language's library."""
-    if not isinstance(error, OSError):
-        return "file name contained an unexpected NUL byte" if "null" in str(error) else str(error)
-    number = getattr(error, "winerror", None) or error.errno
-    return str(error) if number is None else f"{error.strerror} (os error {number})"
-
-
-def as_written(path: str | os.PathLike[str]) -> str:
-    """A path as its giver wrote it, for a message; what is no text in it is replaced."""
-    text = os.fspath(path)
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-
-
-def _beside(shown: str, temp_path: Path) -> str:
-    """The temporary's path, for a message: in the destination's directory as that was written."""
-    if os.sep != "/":
-        return str(temp_path)
-    directory, slash, _ = _TRAILING.sub("", shown).rpartition("/")
-    directory = _TRAILING.sub("", directory) or slash or "."
-    return f"{directory}{'' if directory.endswith('/') else '/'}{as_written(temp_path.name)}"
 
 
 def create_parents(destination: Path) -> None:
@@ -187,22 +39,6 @@ def create_parents(destination: Path) -> None:
         make_directories(destination.parent)
     except (OSError, ValueError) as error:
         raise CaptureWriteError.create_output_directory(destination, error) from error
-
-
-def make_directories(path: Path) -> None:
-    """Have a directory, those above it included, for owner and group only, and the names of new ones on stable storage.
-
-    Why synced: a file's own name is synced in its directory, and a power cut would take both where that has no name.
-
-    Raises:
-        OSError: one cannot be made, or not be synced.
-    """
-    missing = itertools.takewhile(lambda directory: not directory.exists(), (path, *path.parents))
-    for directory in reversed(list(missing)):
-        directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-        _sync_directory(directory.parent)
-    # Why once more: a file in its place is told of by the same words.
-    path.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
 
 
 def write_bytes_atomic(destination: Path, data: bytes, spelled: str | None = None) -> None:
@@ -257,8 +93,7 @@ class AtomicFile:
     def _create(self) -> tuple[Path, int]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         for _ in range(MAX_TEMP_FILE_ATTEMPTS):
-            name = f"{self.destination.name}.{os.getpid()}.{next(_counter)}.tmp"
-            path = self.destination.with_name(name)
+            path = temporary_for(self.destination)
             try:
                 return path, os.open(path, flags, _FILE_MODE)
             except FileExistsError:
@@ -318,7 +153,7 @@ class AtomicFile:
             raise self._failed(WriteStage.RENAME_TEMP_FILE, self.path, error) from error
         self._open = False
         try:
-            _sync_directory(self.destination.parent)
+            sync_directory(self.destination.parent)
         except OSError as error:
             raise CaptureWriteError.sync_directory(self.destination, error) from error
 
@@ -368,42 +203,3 @@ def _sync(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fsync(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    if sys.platform == "win32":
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sweep_temporaries(directory: Path) -> list[Path]:
-    """Remove the temporaries that a kill left in a directory; returns them.
-
-    Only files of our own naming go, and only those whose process is gone; the caller holds the daemon's
-    lock, so that its own number in a name is one of an earlier life.
-    """
-    swept = []
-    for path in sorted(directory.iterdir()):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or not path.is_file() or path.is_symlink():
-            continue
-        if int(match[1]) != os.getpid() and _is_alive(int(match[1])):
-            continue
-        with suppress(FileNotFoundError):
-            path.unlink()
-            swept.append(path)
-    return swept
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -15,9 +15,10 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.capture.atomic import CaptureWriteError, as_written, create_parents, write_bytes_atomic
+from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
 from ergo_capture.capture.lookalikes import HEAD_BYTES, looks_like
 from ergo_capture.capture.opening import how_to_read, read_text
+from ergo_capture.capture.write_error import CaptureWriteError, as_written
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.records import (

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.capture.atomic import CaptureWriteError, create_parents, write_bytes_atomic
+from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
+from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 #: Bytes that are written at a time.

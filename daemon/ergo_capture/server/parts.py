@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from ergo_capture import telemetry
-from ergo_capture.capture.atomic import CaptureWriteError
+from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame

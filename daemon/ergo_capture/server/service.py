@@ -24,7 +24,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from ergo_capture import telemetry
-from ergo_capture.capture.atomic import sweep_temporaries
+from ergo_capture.capture.temporaries import sweep_temporaries
 from ergo_capture.config import Config, control_beside
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.body import Publication, SessionDescription

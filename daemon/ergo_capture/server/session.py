@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from ergo_capture.capture.atomic import CaptureWriteError
+from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.journal import JournalFull, Position

@@ -1,0 +1,19 @@
+"""The filesystem: a port, and the operating system's."""
+
+from ergo_capture.storage.directory_lock import names_held
+from ergo_capture.storage.port import FULL, Buffer, Lock, Storage, StorageError, StorageFile
+from ergo_capture.storage.real import RealLock, RealStorage
+from ergo_capture.storage.real_file import RealFile
+
+__all__ = [
+    "FULL",
+    "Buffer",
+    "Lock",
+    "RealFile",
+    "RealLock",
+    "RealStorage",
+    "Storage",
+    "StorageError",
+    "StorageFile",
+    "names_held",
+]

@@ -1,0 +1,56 @@
+"""The lock on the names in a directory.
+
+Owns: ``names_held``, which keeps whoever deletes bundles apart from whoever publishes them.
+Not here: the lock of a state directory, which one daemon holds for as long as it lives (``real.py``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.storage.port import StorageError
+
+#: Seconds to wait for somebody else who changes names in a directory, and between two looks.
+_PATIENCE: Final = 5.0
+_LOOK: Final = 0.01
+
+
+@contextmanager
+def names_held(directory: Path) -> Iterator[bool]:
+    """Keep everybody else who asks from giving or taking names in a directory; says whether nobody is at it.
+
+    Why: whoever deletes a bundle must not find, between his last look and the deletion, that it was published anew.
+    Where the filesystem has no such locks nobody is kept from anything.
+
+    Raises:
+        StorageError: the directory cannot be opened.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError("open directory", directory, error) from error
+    try:
+        yield _flocked(fd)
+    finally:
+        os.close(fd)
+
+
+def _flocked(fd: int) -> bool:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK)
+        except OSError:
+            return True
+        else:
+            return True
