@@ -30,6 +30,7 @@ from ergo_capture.cli.simulate import run_scenario
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.effects import EffectWrite, Value, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
+from ergo_capture.kernel.parsing import parse
 from ergo_capture.kernel.replay import rederive
 from ergo_capture.kernel.scenario import read_scenario
 
@@ -100,7 +101,7 @@ def test_a_bundle_gets_the_verdict_of_the_reference(line: Any) -> None:
 
 def decisions(values: Any) -> Any:
     """Decision records from decoded JSON."""
-    return [serde.read_decision(serde.parse(json.dumps(value))) for value in values]
+    return [serde.read_decision(parse(json.dumps(value))) for value in values]
 
 
 @by_name("compare.jsonl")

@@ -21,6 +21,7 @@ from ergo_capture.capture.opening import how_to_read, read_text
 from ergo_capture.capture.write_error import CaptureWriteError, as_written
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
+from ergo_capture.kernel.parsing import parse
 from ergo_capture.kernel.records import (
     MIDDLE,
     CaptureBundle,
@@ -73,7 +74,7 @@ def decode_bundle(text: bytes) -> CaptureBundle:
         BundleFormatError: not JSON, not a bundle, or a field that a bundle does not have.
     """
     try:
-        return serde.read_bundle(serde.parse(text.decode()))
+        return serde.read_bundle(parse(text.decode()))
     except (ValueError, RecursionError) as error:
         complaint, hint = complaint_of(text[:HEAD_BYTES], str(error))
         raise BundleFormatError(f"read capture bundle: {complaint}", op="read capture bundle", hint=hint) from error

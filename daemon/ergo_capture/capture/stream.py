@@ -27,6 +27,7 @@ from ergo_capture.capture.outline import Outline, Stretch, outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.parsing import parse
 from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord, ExternalEventRecord
 
 _BLOCK: Final = 1 << 20
@@ -216,7 +217,7 @@ class BundleStream:
         if found.cut is not None:
             raise self._cut_short(found.cut)
         try:
-            return serde.read_bundle(serde.parse(found.outside.decode()))
+            return serde.read_bundle(parse(found.outside.decode()))
         except json.JSONDecodeError as error:
             at = len(error.doc[: error.pos].encode())
             raise self._format_error(self._malformed(error.msg, found.offset_of(at))) from error
