@@ -31,7 +31,7 @@ from ergo_capture.kernel import serde
 from ergo_capture.kernel.effects import EffectWrite, Value, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
 from ergo_capture.kernel.parsing import parse
-from ergo_capture.kernel.replay import rederive
+from ergo_capture.kernel.rederivation import rederive
 from ergo_capture.kernel.scenario import read_scenario
 
 

@@ -23,6 +23,7 @@ from ergo_capture.capture.atomic import AtomicFile, create_parents
 from ergo_capture.capture.manifest import stem_of
 from ergo_capture.capture.verification import event_of, verify_bundle
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.comparison import divergence_at
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import compute_effect_hash
 from ergo_capture.kernel.records import (
@@ -36,8 +37,10 @@ from ergo_capture.kernel.records import (
     encode_tail,
     encode_time,
 )
-from ergo_capture.kernel.replay import Rederivation, ReplayError, divergence_at, rehydrate
+from ergo_capture.kernel.rederivation import Rederivation
+from ergo_capture.kernel.replay_error import ReplayError
 from ergo_capture.kernel.uniqueness import SeenIds
+from ergo_capture.kernel.validation import rehydrate
 from ergo_capture.units import counted
 
 #: More problems than anybody reads; the counts are of all.

@@ -1,7 +1,7 @@
 """Proves a bundle file without an engine: is it sound, and do its events still lead to its decisions.
 
 Owns: ``verify_bundle`` and its Verdict; the floats that the reference misreads.
-Not here: hashes, ids and payloads (``soundness.py``), deciding and comparing (``kernel/replay.py``), output
+Not here: hashes, ids and payloads (``soundness.py``), deciding and comparing (``kernel``), output
 (``cli/verify.py``).
 
 The file is read twice at once, events and decisions side by side, and memory does not grow with it, but for
@@ -20,17 +20,13 @@ import msgspec
 
 from ergo_capture.capture.soundness import Soundness
 from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.kernel.comparison import Divergence, divergence_at
 from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import EventLike, ExternalEventKind
 from ergo_capture.kernel.numbers import as_the_reference
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.kernel.replay import (
-    Divergence,
-    Rederivation,
-    ReplayError,
-    divergence_at,
-    unsupported_version,
-)
+from ergo_capture.kernel.rederivation import Rederivation
+from ergo_capture.kernel.replay_error import ReplayError, unsupported_version
 from ergo_capture.kernel.time import EventTime
 
 #: More notes than anybody reads; the rest is counted.

@@ -1,7 +1,7 @@
 """A divergence in words that a person can use, and the same as data.
 
 Owns: what kind of divergence it is, what stood before it, and what most likely led to it.
-Not here: finding one (``replay.py``), printing (``cli/replay.py``).
+Not here: finding one (``comparison.py``), printing (``cli/replay.py``).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
+from ergo_capture.kernel.comparison import Divergence
 from ergo_capture.kernel.effects import encode_effect
 from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationRecord
-from ergo_capture.kernel.replay import Divergence
 from ergo_capture.kernel.time import EventTime
 
 #: Decisions before the divergence that are shown.

@@ -1,7 +1,7 @@
 """Tells ids that were seen before, in a few bytes an id.
 
 Owns: SeenIds.
-Not here: what a repeated id means (``replay.py``).
+Not here: what a repeated id means (``validation.py``).
 """
 
 from __future__ import annotations
