@@ -38,7 +38,8 @@ from ergo_capture import (
     MemoryDecisionLog,
 )
 from ergo_capture.journal.compose import ComposeJob
-from ergo_capture.journal.recovery import Recovery, recover
+from ergo_capture.journal.recovered import Recovery
+from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.scan import scan
 from ergo_capture.load import Load
 from ergo_capture.server.publisher import compose_apart

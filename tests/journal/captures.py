@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tests.journal.journals import journal_in, shrink
 
-from ergo_capture.journal.body import Closing, DecisionRows, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.body import Closing, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.lines import read_body
 from ergo_capture.kernel.constraints import Constraints

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ergo_capture import Decision, ErrKind, EventTime, ExternalEvent, ExternalEventKind, RunTermination
-from ergo_capture.journal.body import DecisionRows, read_decisions
+from ergo_capture.journal.decision_rows import DecisionRows, read_decisions
 from ergo_capture.journal.expand import DecisionTexts, expand_events
 from ergo_capture.journal.lines import EventFormatError, read_body
 from ergo_capture.kernel.ports import DecisionLogEntry

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from tests.journal.journals import flip, frames_of, journal_in
 
-from ergo_capture.journal.body import Closing, PlainRun, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.body import Closing, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.decision_rows import PlainRun
 from ergo_capture.journal.following import Followed, follow
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Journal

@@ -1,32 +1,18 @@
-"""What the bodies of journal frames hold.
+"""What the bodies of journal frames hold that say what a session is and what became of it.
 
-Owns: the session's description (OPEN), decision rows (DECISIONS), how a session ended (CLOSE), where a
-bundle went (PUBLISHED), and a part's end (ROTATE).
-Not here: event lines (``lines.py``), frames and their checksums (``frame.py``).
-
-Decisions are rows of a JSON array, in the order of their events, one event one decision:
-
-* ``[0, episode, n]``: n invocations that completed at the first attempt, without effects, of episodes
-  ``episode`` to ``episode + n - 1``. Why: that is nearly every decision of nearly every run.
-* ``[1, episode, schedule_at]``: a deferral.
-* ``[2, episode, termination, retry_count, effects, intent_acks, interruption]``: any other invocation.
-
-The event id stands with the event and the deadline with the constraints; neither is repeated here.
+Owns: the session's description (OPEN), how a session ended (CLOSE), where a bundle went (PUBLISHED), and a part's end
+(ROTATE).
+Not here: event lines (``lines.py``), decisions (``decision_rows.py``), frames and their checksums (``frame.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.effects import ActionEffect, encode_effect
-from ergo_capture.kernel.outcomes import Decision, RunTermination
-from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
-from ergo_capture.kernel.records import CapturedActionEffect, CapturedIntentAck, EpisodeInvocationRecord
-from ergo_capture.kernel.time import EventTime
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -98,172 +84,7 @@ class Publication(msgspec.Struct, frozen=True):
     final: bool = False
 
 
-class PlainRun(msgspec.Struct, array_like=True, tag=0, gc=False):
-    """Invocations of consecutive episodes that completed at the first attempt, without effects."""
-
-    episode: int
-    count: int
-
-
-class _Deferral(msgspec.Struct, array_like=True, tag=1, gc=False):
-    episode: int
-    schedule_at: EventTime | None
-
-
-class _Invocation(msgspec.Struct, array_like=True, tag=2):
-    episode: int
-    termination: Any
-    retry_count: int
-    effects: list[tuple[msgspec.Raw, str]]
-    intent_acks: tuple[CapturedIntentAck, ...]
-    interruption: str | None
-
-
-_Row = PlainRun | _Deferral | _Invocation
-
 _encode: Final = msgspec.json.Encoder().encode
-_rows: Final = msgspec.json.Decoder(list[_Row])
-_effect: Final = msgspec.json.Decoder(ActionEffect)
-
-
-class DecisionRows:
-    """Collects decisions for one DECISIONS frame."""
-
-    __slots__ = ("_rows", "_run", "bytes", "count")
-
-    def __init__(self) -> None:
-        self._rows: list[_Row] = []
-        self._run: PlainRun | None = None
-        #: Decisions collected.
-        self.count = 0
-        #: Bytes of what engines said of them.
-        self.bytes = 0
-
-    def add(self, entry: DecisionLogEntry) -> None:
-        """Append one decision."""
-        self.count += 1
-        if (
-            entry.termination is RunTermination.Completed
-            and not entry.retry_count
-            and not entry.effects
-            and not entry.intent_acks
-            and entry.interruption is None
-        ):
-            run = self._run
-            if run is not None and run.episode + run.count == entry.episode_id:
-                run.count += 1
-                return
-            self._run = run = PlainRun(entry.episode_id, 1)
-            self._rows.append(run)
-            return
-        self._run = None
-        if entry.decision is Decision.Defer:
-            self._rows.append(_Deferral(entry.episode_id, entry.schedule_at))
-            return
-        assert entry.termination is not None
-        effects = [(msgspec.Raw(encode_effect(e.effect)), e.effect_hash) for e in entry.effects]
-        self.bytes += sum(len(text) for text, _ in effects) + _bytes_beside(entry.intent_acks, entry.interruption)
-        self._rows.append(
-            _Invocation(
-                entry.episode_id,
-                entry.termination.to_builtins(),
-                entry.retry_count,
-                effects,
-                entry.intent_acks,
-                entry.interruption,
-            )
-        )
-
-    def add_plain(self, episode: int, count: int) -> None:
-        """Append ``count`` plain invocations of consecutive episodes."""
-        self.count += count
-        run = self._run
-        if run is not None and run.episode + run.count == episode:
-            run.count += count
-            return
-        self._run = run = PlainRun(episode, count)
-        self._rows.append(run)
-
-    def encode(self) -> bytes:
-        """The frame's body."""
-        return _encode(self._rows)
-
-
-def said_bytes(result: RunResult) -> int:
-    """Bytes that what an engine said of a run takes in a frame."""
-    effects = sum(len(encode_effect(effect)) for effect in result.effects)
-    return effects + _bytes_beside(result.intent_acks, result.interruption)
-
-
-def _bytes_beside(acks: tuple[CapturedIntentAck, ...], interruption: str | None) -> int:
-    return (len(_encode(acks)) if acks else 0) + (len(_encode(interruption)) if interruption else 0)
-
-
-class DecisionOutcome(msgspec.Struct, frozen=True):
-    """One decision as a row tells it, before it meets its event and its constraints."""
-
-    decision: Decision
-    schedule_at: EventTime | None
-    episode_id: int
-    termination: RunTermination | None
-    retry_count: int
-    effects: tuple[CapturedActionEffect, ...]
-    intent_acks: tuple[CapturedIntentAck, ...]
-    interruption: str | None
-
-    def to_record(self, event_id: str, deadline: EventTime | None) -> EpisodeInvocationRecord:
-        """The decision as a bundle keeps it."""
-        return EpisodeInvocationRecord(
-            event_id,
-            self.decision,
-            self.schedule_at,
-            self.episode_id,
-            deadline,
-            self.termination,
-            self.retry_count,
-            self.effects,
-            self.intent_acks,
-            self.interruption,
-        )
-
-
-def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome]:
-    """The rows of a DECISIONS frame, in order: runs as they are, any other row as its decision.
-
-    Raises:
-        ValueError: the body is not what was written.
-    """
-    for row in _rows.decode(body):
-        if type(row) is PlainRun:
-            yield row
-        elif type(row) is _Deferral:
-            yield DecisionOutcome(Decision.Defer, row.schedule_at, row.episode, None, 0, (), (), None)
-        else:
-            assert isinstance(row, _Invocation)
-            yield DecisionOutcome(
-                Decision.Invoke,
-                None,
-                row.episode,
-                RunTermination.from_builtins(row.termination),
-                row.retry_count,
-                tuple(CapturedActionEffect(_effect.decode(text), digest) for text, digest in row.effects),
-                row.intent_acks,
-                row.interruption,
-            )
-
-
-def read_decisions(body: bytes) -> Iterator[DecisionOutcome]:
-    """The decisions of a DECISIONS frame, in order.
-
-    Raises:
-        ValueError: the body is not what was written.
-    """
-    for row in read_rows(body):
-        if isinstance(row, DecisionOutcome):
-            yield row
-            continue
-        for episode in range(row.episode, row.episode + row.count):
-            yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
 
 
 def encode_body(body: SessionDescription | Closing | Rotation | Publication) -> bytes:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.journal.body import DecisionOutcome, read_rows
+from ergo_capture.journal.decision_rows import DecisionOutcome, read_rows
 from ergo_capture.journal.lines import LineTime, read_body
 from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time
 from ergo_capture.kernel.time import EventTime

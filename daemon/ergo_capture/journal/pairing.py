@@ -1,7 +1,8 @@
 """Brings decisions to their events, as frames come in the journal's order.
 
 Owns: Pairing; ``events_of`` and ``described``, which say that a frame is damaged where its body is no body.
-Not here: which frames are read (``stream.py``, ``following.py``), what their bodies are (``body.py``, ``lines.py``).
+Not here: which frames are read (``stream.py``, ``following.py``), what their bodies are (``decision_rows.py``,
+``lines.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from ergo_capture.journal.body import DecisionOutcome, SessionDescription, read_decisions, read_description
+from ergo_capture.journal.body import SessionDescription, read_description
+from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.frame import Frame, FrameKind
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.reader import JournalDamaged

@@ -1,7 +1,8 @@
 """Brings sessions back from a journal: recovery is replay.
 
 Owns: which sessions go on, from where, and with what state; which are quarantined and why.
-Not here: which bytes are whole (``scan.py``), a running session (``server/session.py``).
+Not here: which bytes are whole (``scan.py``), what a recovered session consists of (``recovered.py``), a running one
+(``server/session.py``).
 
 Rules:
 
@@ -19,89 +20,29 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import (
     Closing,
-    DecisionOutcome,
     Rotation,
     SessionDescription,
     read_closing,
-    read_decisions,
     read_description,
     read_publication,
     read_rotation,
 )
+from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.recovered import PendingPublication, RecoveredSession, Recovery
 from ergo_capture.journal.scan import Scan, SessionFrames
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.storage import Storage
-
-
-@dataclass(slots=True)
-class PendingPublication:
-    """A part that ended and whose bundle is not known to be durable."""
-
-    part: int
-    first: int
-    count: int
-    ended: str
-    forced: bool
-    event_frames: array[int]
-    decision_frames: array[int]
-    segment: int
-
-
-@dataclass(slots=True)
-class RecoveredSession:
-    """A session as the journal has it."""
-
-    number: int
-    description: SessionDescription
-    #: How it was closed, if it was.
-    closing: Closing | None
-    #: The part it is in, from 1, and the index of that part's first event.
-    part: int
-    first: int
-    #: The oldest segment with a frame of it, and the oldest that its part needs once those before it are in bundles.
-    segment: int
-    part_segment: int
-    ids: set[str]
-    last_event_id: str | None
-    accepted: int
-    decided: int
-    event_frames: array[int]
-    decision_frames: array[int]
-    event_bytes: int
-    supervisor: Supervisor
-    #: Attempts that the engine was asked for in this part, by event id, in order, for an engine that counts
-    #: them; None for any other.
-    attempts: list[tuple[str, int]] | None
-    #: Accepted, not decided: what is to be decided next, in order.
-    undecided: list[ExternalEvent]
-    #: Parts before this one whose bundles are still to be published.
-    unpublished: list[PendingPublication]
-
-
-@dataclass(slots=True)
-class Recovery:
-    """All that a start has to take up again."""
-
-    sessions: list[RecoveredSession] = field(default_factory=list)
-    #: Damaged sessions: id (or ``number N`` where that is lost) and what is wrong.
-    quarantined: dict[str, str] = field(default_factory=dict)
-    #: The oldest segment that a quarantined session needs.
-    quarantine_segment: int | None = None
-    events: int = 0
-    torn_bytes: int = 0
-    sealed: bool = True
-    next_session: int = 1
 
 
 class _Progress:
@@ -162,12 +103,10 @@ def _quarantine(
 ) -> None:
     name = f"number {frames.number}"
     if frames.open is not None:
-        try:
+        # Why suppressed: a name that is lost with the frame that bore it keeps nobody from being told of the damage.
+        with suppress(ErgoCaptureError, ValueError):
             (frame,) = read_frames(directory, [frames.open], storage)
             name = read_description(frame.body).session
-        except (ErgoCaptureError, ValueError):
-            # The name is lost with the frame that bore it; the reason says what is wrong.
-            name = f"number {frames.number}"
     recovery.quarantined[name] = reason
     # Why also where it is damaged: there may be older frames of it there, or what is left of them.
     concerned = [damage.segment for damage in scan.damage if frames.number in damage.sessions]
@@ -224,7 +163,7 @@ def _start(
         event_frames=array("Q"),
         decision_frames=array("Q"),
         event_bytes=0,
-        supervisor=_supervisor(description),
+        supervisor=_supervisor(description, _Silent()),
         attempts=[] if description.engine == "scripted" else None,
         undecided=[],
         unpublished=[],
@@ -251,8 +190,8 @@ class _Silent:
         self.entry = entry
 
 
-def _supervisor(description: SessionDescription) -> Supervisor:
-    return Supervisor(description.graph, description.constraints, _Silent())
+def _supervisor(description: SessionDescription, log: _Silent) -> Supervisor:
+    return Supervisor(description.graph, description.constraints, log)
 
 
 def _replay(
@@ -266,7 +205,7 @@ def _replay(
     outcomes = _outcomes(directory, session, frames, storage)
     boundaries = deque((rotation, first) for rotation, first in rotations if first > session.first)
     log = _Silent()
-    session.supervisor = Supervisor(session.description.graph, session.description.constraints, log)
+    session.supervisor = _supervisor(session.description, log)
     start = session.first
     for packed, frame in zip(
         frames.events, read_frames(directory, map(Position.unpack, frames.events), storage), strict=True
@@ -277,7 +216,7 @@ def _replay(
             continue
         if boundaries and first >= boundaries[0][1]:
             _end_part(session, *boundaries.popleft())
-            session.supervisor = Supervisor(session.description.graph, session.description.constraints, log)
+            session.supervisor = _supervisor(session.description, log)
         session.event_frames.append(packed)
         session.event_bytes += len(frame.body)
         for event in read_body(frame.body):
@@ -295,7 +234,7 @@ def _replay(
         raise _Unreadable("it has decisions about events that are missing")
     if boundaries:
         _end_part(session, *boundaries.popleft())
-        session.supervisor = Supervisor(session.description.graph, session.description.constraints, log)
+        session.supervisor = _supervisor(session.description, log)
 
 
 def _outcomes(

@@ -24,10 +24,8 @@ from ergo_capture.capture.names import bundle_name, safe_name
 from ergo_capture.capture.opening import open_binary
 from ergo_capture.capture.salvage import LOST, Gap, Salvaged, salvage
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import (
-    Publication,
-    read_decisions,
-)
+from ergo_capture.journal.body import Publication
+from ergo_capture.journal.decision_rows import read_decisions
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import Frame
 from ergo_capture.journal.lines import read_body

@@ -1,7 +1,7 @@
 """The daemon's capturing decision log: what the supervisor logs waits here for the next commit.
 
 Owns: JournalDecisionLog: rows of decisions on their way to the journal, and the watermark behind them.
-Not here: the writer that takes them (``writer.py``), their encoding (``journal/body.py``).
+Not here: the writer that takes them (``writer.py``), their encoding (``journal/decision_rows.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from functools import partial
 from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import DecisionRows, SessionDescription
+from ergo_capture.journal.body import SessionDescription
+from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Position
 from ergo_capture.kernel.events import EventLike

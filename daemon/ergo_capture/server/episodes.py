@@ -24,7 +24,7 @@ from typing import Final
 
 from ergo_capture.engine.dialogue import NONSENSE
 from ergo_capture.engine.port import Engine
-from ergo_capture.journal.body import said_bytes
+from ergo_capture.journal.decision_rows import said_bytes
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import EventLike, ExternalEvent
 from ergo_capture.kernel.outcomes import RunTermination

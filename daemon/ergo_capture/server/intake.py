@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ergo_capture.journal.recovery import RecoveredSession
+from ergo_capture.journal.recovered import RecoveredSession
 from ergo_capture.server.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
 from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal, without_duplicates

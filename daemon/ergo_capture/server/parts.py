@@ -23,7 +23,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.journal import Position
-from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
+from ergo_capture.journal.recovered import PendingPublication, RecoveredSession
 from ergo_capture.server.failures import mistake
 from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.submission import Batch, append

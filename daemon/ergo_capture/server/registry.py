@@ -17,7 +17,7 @@ from ergo_capture import telemetry
 from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.body import Peer
 from ergo_capture.journal.journal import Journal
-from ergo_capture.journal.recovery import Recovery
+from ergo_capture.journal.recovered import Recovery
 from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.failures import storage_failed

@@ -23,7 +23,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.journal import JournalFull, Position
 from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.recovery import RecoveredSession
+from ergo_capture.journal.recovered import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
 from ergo_capture.pulse import Pulse
