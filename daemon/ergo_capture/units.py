@@ -1,13 +1,13 @@
 """Durations, sizes and modes as people write them, and counts as they read them.
 
 Owns: reading and writing ``250ms``, ``64KiB``, ``0660``; ``1 event``, ``2,000 events``.
-Not here: which settings there are (``config.py``).
+Not here: which settings there are (``settings.py``).
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final, Self
+from typing import Any, Final, Self
 
 _DURATION: Final = re.compile(r"(\d+)(ns|us|ms|s|m|h|d)")
 _NANOS: Final = {
@@ -109,3 +109,15 @@ class Mode(int):
 def counted(number: int, what: str) -> str:
     """A number and what there are so many of: ``1 event``, ``2,000 events``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def decode_unit(kind: type, value: Any) -> Any:
+    """What a value of the configuration stands for where a setting is a span, a size or a mode (msgspec's ``dec_hook``).
+
+    Raises:
+        ValueError: it is not written as one.
+        NotImplementedError: the setting is of another kind.
+    """
+    if issubclass(kind, Duration | Size | Mode):
+        return kind.parse(value)
+    raise NotImplementedError(kind)

@@ -25,6 +25,7 @@ from ergo_capture.config import (
     ScriptedEngineConfig,
     load,
     parse,
+    places,
 )
 from ergo_capture.units import Duration, Size
 
@@ -37,7 +38,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("CONFIG", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setattr(configuration, "SYSTEM_FILE", tmp_path / "etc" / "config.toml")
+    monkeypatch.setattr(places, "SYSTEM_FILE", tmp_path / "etc" / "config.toml")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     return tmp_path
 
@@ -118,7 +119,7 @@ def test_a_file_that_may_not_be_seen_is_not_passed_over(monkeypatch: pytest.Monk
         def read_text(self, **_: object) -> str:
             raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(configuration, "SYSTEM_FILE", Closed("/closed/config.toml"))
+    monkeypatch.setattr(places, "SYSTEM_FILE", Closed("/closed/config.toml"))
     with pytest.raises(ConfigError, match="Permission denied"):
         load()
 

@@ -1,7 +1,7 @@
 """The limits under which a supervisor decides.
 
 Owns: Constraints and their bounds.
-Not here: how they are applied (``supervisor.py``) or configured (``config.py``).
+Not here: how they are applied (``supervisor.py``) or configured (``settings.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From configuration to objects.
 
 Owns: graphs, limits and rules as the server's parts want them.
-Not here: what may be configured (``config.py``), how the parts work together (``service.py``).
+Not here: what may be configured (``settings.py``), how the parts work together (``service.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A graph as the daemon serves it: what the operator configured, with its engine.
 
 Owns: Graph.
-Not here: parsing it (``config.py``), engines (``engine/``).
+Not here: parsing it (``config``), engines (``engine/``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,85 @@
+"""What is said of a configuration that says something it may not.
+
+Owns: the sentence and the hint for msgspec's complaint: the key in front, the words that are allowed, the key that was
+meant.
+Not here: reading (``reading.py``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, Final, get_args
+
+import msgspec
+
+from ergo_capture.config.printing import toml_key
+from ergo_capture.settings import Config, EngineConfig, GraphConfig, GraphRetentionConfig
+from ergo_capture.units import decode_unit
+
+_PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
+_UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
+_ENGINES: Final = get_args(EngineConfig)
+
+
+def in_words(message: str, data: Mapping[str, Any]) -> str:
+    """What msgspec says, with the key in front and its graph's name in it."""
+    match = _PATH.search(message)
+    where, text = match[1] if match else "", _PATH.sub("", message)
+    key = where.replace("[...]", f".{toml_key(_wrong_graph(data))}", 1)
+    unknown = _UNKNOWN.search(text)
+    if unknown:
+        return f"there is no setting `{key}.{unknown[1]}`" if key else f"there is no setting `{unknown[1]}`"
+    choices = _choices(where)
+    if choices:
+        text += f", expected one of {', '.join(f'`{choice}`' for choice in choices)}"
+    return f"`{key}`: {text}" if key else text
+
+
+def _wrong_graph(data: Mapping[str, Any]) -> str:
+    """The graph whose table is refused. Why: msgspec's paths say ``[...]`` for whichever it is."""
+    graphs = data.get("graphs")
+    for name, graph in graphs.items() if isinstance(graphs, dict) else ():
+        try:
+            msgspec.convert(graph, type=GraphConfig, dec_hook=decode_unit)
+        except msgspec.ValidationError:
+            return str(name)
+    return "NAME"
+
+
+def _choices(where: str) -> list[str]:
+    """The words that a setting may be, if there are only so many."""
+    if where == "graphs[...].engine.kind":
+        return [str(engine.__struct_config__.tag) for engine in _ENGINES]
+    section, _, key = where.partition(".")
+    for field in msgspec.structs.fields(Config):
+        if field.name == section and key in getattr(field.type, "__struct_fields__", ()):
+            kind = next(setting.type for setting in msgspec.structs.fields(field.type) if setting.name == key)
+            return [word for choice in get_args(kind) for word in get_args(choice) or [choice] if isinstance(word, str)]
+    return []
+
+
+def suggestion(message: str) -> str:
+    """What to do about what msgspec says: the setting that was meant, where one is written much like it."""
+    unknown, match = _UNKNOWN.search(message), _PATH.search(message)
+    if not unknown:
+        return "`ergo-capture config default` prints every setting with its default"
+    where = match[1].replace("[...]", ".NAME", 1) if match else ""
+    known = [key.removeprefix(f"{where}.").partition(".")[0] for key in known_keys() if key.startswith(f"{where}.")]
+    if where == "graphs.NAME.retention":
+        known = list(GraphRetentionConfig.__struct_fields__)
+    if where == "graphs.NAME.engine":
+        known = ["kind", *(key for engine in _ENGINES for key in engine.__struct_fields__)]
+    close = difflib.get_close_matches(unknown[1], known if where else Config.__struct_fields__, n=1)
+    return f"did you mean `{close[0]}`?" if close else "`ergo-capture config default` prints every setting"
+
+
+def known_keys() -> list[str]:
+    """Every setting as ``section.key``, graphs as ``graphs.NAME.key``."""
+    keys = []
+    for field in msgspec.structs.fields(Config):
+        section = GraphConfig if field.name == "graphs" else field.type
+        prefix = "graphs.NAME" if field.name == "graphs" else field.name
+        keys += [f"{prefix}.{key}" for key in section.__struct_fields__]
+    return keys
