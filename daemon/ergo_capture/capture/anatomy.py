@@ -24,7 +24,8 @@ from ergo_capture.capture.elements import DECISIONS, EVENTS, ElementError, Reade
 from ergo_capture.capture.manifest import ManifestError, manifest_path, stated_in
 from ergo_capture.capture.opening import open_binary
 from ergo_capture.capture.outline import MAX_OUTSIDE, Stretch
-from ergo_capture.capture.salvage import LOST, Gap, Head, Salvaged, salvage
+from ergo_capture.capture.salvage import salvage
+from ergo_capture.capture.salvaged import LOST, Gap, Head, Salvaged
 from ergo_capture.capture.stream import BundleStream, open_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord

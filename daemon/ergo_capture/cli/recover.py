@@ -15,7 +15,8 @@ import typer
 
 from ergo_capture.capture.anatomy import SalvagedBundle, salvage_bundle
 from ergo_capture.capture.opening import COMPRESSED_SUFFIX
-from ergo_capture.capture.salvage import Salvaged, rest_path
+from ergo_capture.capture.salvage_output import rest_path
+from ergo_capture.capture.salvaged import Salvaged
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.doctor import kind_of_directory

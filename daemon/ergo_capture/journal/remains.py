@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ergo_capture.capture.salvage import LOST, Head
+from ergo_capture.capture.salvaged import LOST, Head
 from ergo_capture.journal.body import (
     Closing,
     Publication,

@@ -22,7 +22,8 @@ from ergo_capture.capture.atomic import write_bytes_atomic
 from ergo_capture.capture.manifest import MANIFEST_FORMAT, Manifest, manifest_path, other_form, stem_of
 from ergo_capture.capture.names import bundle_name, safe_name
 from ergo_capture.capture.opening import open_binary
-from ergo_capture.capture.salvage import LOST, Gap, Salvaged, salvage
+from ergo_capture.capture.salvage import salvage
+from ergo_capture.capture.salvaged import LOST, Gap, Salvaged
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication
 from ergo_capture.journal.decision_rows import read_decisions
