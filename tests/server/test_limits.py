@@ -25,11 +25,12 @@ from ergo_capture.journal.body import Peer
 from ergo_capture.server import intake
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.connection import READ_BYTES, SMALL_READ_BYTES
+from ergo_capture.server.frame_reader import FrameReader
 from ergo_capture.server.inlet import Inlet
 from ergo_capture.server.intake import Intake
 from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.pace import Pace
-from ergo_capture.server.protocol import BadLine, EventChunk, FrameReader
+from ergo_capture.server.protocol import BadLine, EventChunk
 from ergo_capture.server.session import Session
 
 HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}

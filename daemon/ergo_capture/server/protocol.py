@@ -1,16 +1,15 @@
-"""The wire protocol ``ergo-capture.v1``, sans-I/O: bytes in, items out; messages in, bytes out.
+"""The wire protocol ``ergo-capture.v1``: what a client and the daemon may say.
 
-Owns: frames and their JSON, the codes, splitting and bounding lines, the ``ergo-driver.v0`` dialect.
-Not here: what is done about an item (``conversation.py``), event lines (``journal/lines.py``).
+Owns: the frames and their JSON, the codes, the items that a client's bytes are read as; the ``ergo-driver.v0`` dialect.
+Not here: reading a client's bytes (``frame_reader.py``), what is done about an item (``conversation.py``).
 
-Frames are JSON Lines. A client sends hello, open, then any number of event / events, with flush and ping
-in between, and close. A line that cannot be read counts as one event, because it may have been one: only
-so do a client's count and ours agree afterwards.
+Frames are JSON Lines. A client sends hello, open, then any number of event / events, with flush and ping in between,
+and close.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -18,8 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.lines import EventFormatError, LineEvent, line_of, read_event, read_harmless, read_line
-from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
+from ergo_capture.kernel.events import EventLike
 
 PROTOCOL: Final = "ergo-capture.v1"
 DRIVER_PROTOCOL: Final = "ergo-driver.v0"
@@ -87,15 +85,6 @@ class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping", forbid_unk
     """Ask for a pong."""
 
 
-class _EventFrame(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
-    event: msgspec.Raw
-
-
-class _EventsFrame(msgspec.Struct, frozen=True, tag_field="type", tag="events", forbid_unknown_fields=True):
-    events: list[msgspec.Raw]
-
-
-_Frame = Hello | Open | Flush | Close | End | Ping | _EventFrame | _EventsFrame
 Request = Hello | Open | Flush | Close | End | Ping
 
 
@@ -126,192 +115,7 @@ class BadLine:
 
 Item = Request | EventChunk | BadLine
 
-_decode: Final = msgspec.json.Decoder(_Frame).decode
 _encode: Final = msgspec.json.Encoder().encode
-
-
-@dataclass(slots=True)
-class FrameReader:
-    """Cuts received bytes into lines and lines into items; holds at most one frame back.
-
-    Args:
-        max_frame_bytes: longest line, in bytes without its newline.
-        max_events_per_frame: most events in one ``events`` frame.
-        max_bad_frames: bad frames after which a connection ends; what comes after them in one read is not looked at.
-    """
-
-    max_frame_bytes: int
-    max_events_per_frame: int
-    max_bad_frames: int
-    # Why not bytes: a client that sends byte by byte would have the line copied for each of them.
-    _held: bytearray = field(default_factory=bytearray, init=False)
-    #: Inside a line that was refused for its length: what still comes of it is dropped unread.
-    _skipping: bool = field(default=False, init=False)
-
-    @property
-    def mid_frame(self) -> bool:
-        """Whether a frame has begun and not ended."""
-        return bool(self._held) or self._skipping
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the line that has begun and not ended."""
-        return len(self._held)
-
-    def feed(self, data: bytes) -> list[Item]:
-        """The items that ``data`` completes, in order."""
-        end = data.rfind(b"\n") + 1
-        if not end:
-            return self._hold(data)
-        if self._skipping:
-            start = data.index(b"\n") + 1
-            self._skipping = False
-            chunk = data[start:end]
-        else:
-            chunk = b"".join((self._held, memoryview(data)[:end])) if self._held else data[:end]
-        items: list[Item] = []
-        self._held = bytearray()
-        if chunk:
-            items = self._read(chunk)
-        if end < len(data):
-            items += self._hold(data[end:])
-        return items
-
-    def finish(self) -> list[Item]:
-        """The items of a last line that has no newline, at the end of the stream."""
-        held, self._held = bytes(self._held), bytearray()
-        return self._read_slowly([held]) if held.strip() else []
-
-    def let_go(self) -> None:
-        """Give back what is held of a line; nothing more will be read."""
-        self._held = bytearray()
-        self._skipping = True
-
-    def _hold(self, data: bytes) -> list[Item]:
-        if self._skipping:
-            return []
-        self._held += data
-        if len(self._held) <= self.max_frame_bytes:
-            return []
-        # Why here: the frame is refused before it is buffered whole.
-        self._held = bytearray()
-        self._skipping = True
-        return [self._too_large()]
-
-    def _read(self, chunk: bytes) -> list[Item]:
-        if chunk.startswith((b'{"type":"event",', b'{"type": "event",')):
-            fits = len(chunk) <= self.max_frame_bytes
-            if fits or max(map(len, chunk.split(b"\n"))) <= self.max_frame_bytes:
-                events = read_harmless(chunk)
-                if events is not None:
-                    return [EventChunk(chunk, events)]
-        return self._read_slowly(chunk.split(b"\n"))
-
-    def _read_slowly(self, lines: Iterable[bytes]) -> list[Item]:
-        items: list[Item] = []
-        good: list[bytes] = []
-        events: list[EventLike] = []
-
-        bad = 0
-
-        def add(item: Item) -> None:
-            nonlocal bad
-            bad += type(item) is BadLine and item.bad_frame
-            if good:
-                items.append(EventChunk(b"".join(good), tuple(events)))
-                good.clear()
-                events.clear()
-            items.append(item)
-
-        for line in lines:
-            # Why: the connection ends with these, and a read may hold a hundred thousand more.
-            if bad >= self.max_bad_frames:
-                break
-            if not line.strip():
-                continue
-            if len(line) > self.max_frame_bytes:
-                add(self._too_large())
-                continue
-            try:
-                frame = _decode(line)
-            except (ValueError, RecursionError) as error:
-                add(BadLine(Code.BAD_FRAME, f"not a frame: {error}", _FRAME_HINT))
-                continue
-            texts: Sequence[bytes | msgspec.Raw | None]
-            if type(frame) is _EventFrame:
-                texts = (None,)
-            elif type(frame) is _EventsFrame:
-                texts = frame.events
-                if len(texts) > self.max_events_per_frame:
-                    message = f"{len(texts)} events in one frame, at most {self.max_events_per_frame} are taken"
-                    add(BadLine(Code.LIMIT, message, "send fewer events in a frame"))
-                    continue
-            else:
-                assert not isinstance(frame, _EventFrame | _EventsFrame)
-                add(frame)
-                continue
-            for text in texts:
-                if bad >= self.max_bad_frames:
-                    break
-                event = _read_one(line if text is None else text, bare=text is not None)
-                if isinstance(event, BadLine):
-                    add(event)
-                    continue
-                good.append(_whole_line(line) if text is None else line_of(text))
-                events.append(event)
-        if good:
-            items.append(EventChunk(b"".join(good), tuple(events)))
-        return items
-
-    def _too_large(self) -> BadLine:
-        return BadLine(
-            Code.TOO_LARGE,
-            f"a frame is longer than {self.max_frame_bytes} bytes",
-            "send smaller events, or raise limits.max_frame_bytes",
-        )
-
-
-_FRAME_HINT: Final = 'send one JSON object a line, such as {"type":"event","event":{...}}'
-
-
-def _whole_line(line: bytes) -> bytes:
-    return line.strip() + b"\n"
-
-
-def _read_one(text: bytes | msgspec.Raw, *, bare: bool) -> EventLike | BadLine:
-    try:
-        event = read_event(text) if bare else read_line(bytes(text))
-    except EventFormatError as error:
-        return BadLine(Code.BAD_FRAME, f"not an event: {error}", _EVENT_HINT, _event_id(text, bare=bare))
-    except ExternalEventPayloadError as error:
-        hint = error.hint or ""
-        return BadLine(Code.INVALID_PAYLOAD, str(error), hint, _event_id(text, bare=bare), bad_frame=False)
-    # Why without its payload: that stands in the line, which is kept for as long as anybody wants it.
-    return LineEvent(event.event_id, event.kind, event.at)
-
-
-_EVENT_HINT: Final = (
-    'an event is {"event_id": string, "kind": "Pump" | "DataAvailable" | "Command", '
-    '"at": {"secs": u64, "nanos": u32}, "payload": object or null}'
-)
-
-
-class _EventId(msgspec.Struct, frozen=True):
-    event_id: str
-
-
-class _FrameEventId(msgspec.Struct, frozen=True):
-    event: _EventId
-
-
-def _event_id(text: bytes | msgspec.Raw, *, bare: bool) -> str | None:
-    """The id of an event that is refused, if it can be told."""
-    try:
-        if bare:
-            return msgspec.json.decode(text, type=_EventId).event_id
-        return msgspec.json.decode(text, type=_FrameEventId).event.event_id
-    except (ValueError, RecursionError):
-        return None
 
 
 # --- what the daemon sends -----------------------------------------------------------------------------------------
