@@ -37,10 +37,5 @@ class Constraints(msgspec.Struct, frozen=True):
             if value is not None and not 0 <= value <= U64_MAX:
                 raise ValueError(f"invalid value: integer `{value}`, expected u64 for {name}")
 
-    @property
-    def rate_limited(self) -> bool:
-        """Whether invocations are counted at all (rule 2: both fields are needed)."""
-        return self.max_per_window is not None and self.rate_window is not None
-
 
 NO_CONSTRAINTS = Constraints()
