@@ -24,8 +24,10 @@ from tests.journal.journals import (
     three_segments,
 )
 
+from ergo_capture.journal.errors import JournalFailed
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal, JournalFailed, Position, read_frames
+from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.storage import RealStorage
 
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tests.doubles.forgetful_storage import ForgetfulStorage, PowerCut
 from tests.journal.journals import closing, damaged, decisions, events, opening
 
+from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.journal import Journal, Position
-from ergo_capture.journal.scan import Scan
+from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.reader import Position
 
 
 class Life:

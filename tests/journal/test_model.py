@@ -18,7 +18,8 @@ from tests.doubles.forgetful_storage import ForgetfulStorage
 from tests.journal.journals import damaged, decisions, events, opening
 
 from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.journal import Journal, Position
+from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.reader import Position
 
 
 class JournalModel(RuleBasedStateMachine):

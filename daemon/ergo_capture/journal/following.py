@@ -16,10 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from ergo_capture.journal.errors import JournalDamaged, JournalError
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import Frame, FrameKind
 from ergo_capture.journal.pairing import Pairing, described
-from ergo_capture.journal.reader import JournalDamaged, JournalError, Position, Window, read_frames
+from ergo_capture.journal.reader import Position, Window, read_frames
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import segment_path, sequence_of
 from ergo_capture.journal.stream import description_of

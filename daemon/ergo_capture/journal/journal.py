@@ -24,27 +24,19 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from ergo_capture.journal.errors import Failure, JournalError, JournalFailed, JournalFull
+from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import HEADER_BYTES, Frame, FrameKind, PendingFrame
 from ergo_capture.journal.mend import mend, sweep
-from ergo_capture.journal.reader import JournalDamaged, JournalError, Position, read_frames
-from ergo_capture.journal.scan import Scan, scan
+from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
-
-__all__ = ["Journal", "JournalDamaged", "JournalError", "JournalFailed", "JournalFull", "Position", "read_frames"]
 
 #: Positions keep offsets in 32 bits; a segment may be larger than it was to be by one batch.
 _MAX_BYTES: Final = (1 << 32) - 1
 #: What a segment needs that holds nothing but a seal.
 _SEAL_BYTES: Final = 4096
-
-
-class JournalFailed(JournalError):
-    """A write or a sync failed: nothing more can be acknowledged until the daemon is restarted."""
-
-
-class JournalFull(JournalError):
-    """There is no room for the batch; nothing of it was kept, and a later one may succeed."""
 
 
 class JournalSnapshot(msgspec.Struct, frozen=True):
@@ -98,7 +90,7 @@ class Journal:
         self._file: StorageFile | None = None
         self._offset = 0
         self._capacity = 0
-        self._failure: _Failure | None = None
+        self._failure: Failure | None = None
         self._ahead = NextSegment(directory, storage)
 
     @classmethod
@@ -241,7 +233,7 @@ class Journal:
         )
 
     def _fail(self, error: StorageError) -> JournalFailed:
-        self._failure = _Failure(error.path, error)
+        self._failure = Failure(error.path, error)
         return self._failure.error()
 
     def _roll(self, size: int, segment_bytes: int) -> StorageFile:
@@ -319,7 +311,7 @@ class Journal:
                 self._file.close()
             self._file = None
         if self._failure is None:
-            self._failure = _Failure(self.directory, None)
+            self._failure = Failure(self.directory, None)
 
     # --- segments ---
 
@@ -368,27 +360,6 @@ class Journal:
     def __repr__(self) -> str:
         state = "failed" if self._failure else "open"
         return f"<Journal {self.directory} {state}, {len(self._segments)} segments, batch {self._batch}>"
-
-
-class _Failure:
-    """Why nothing more can be appended.
-
-    Why not the exception itself: one that is raised again and again keeps every stack it was raised in.
-    """
-
-    def __init__(self, path: str | Path | None, cause: StorageError | None) -> None:
-        self._path = path
-        self._cause = cause
-
-    @property
-    def message(self) -> str:
-        return f"append to journal '{self._path}': {'it is closed' if self._cause is None else self._cause.message}"
-
-    def error(self) -> JournalFailed:
-        hint = "nothing that was not acknowledged is safe; look at the disk, then restart the daemon"
-        error = JournalFailed(self.message, op="append to journal", path=self._path, hint=hint)
-        error.__cause__ = self._cause
-        return error
 
 
 def _size(path: Path, storage: Storage) -> int:

@@ -10,17 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ergo_capture.journal.errors import JournalError
 from ergo_capture.journal.findings import Damage
-from ergo_capture.journal.frame import (
-    ALIGNMENT,
-    FORMAT_VERSION,
-    HEADER_BYTES,
-    MAGIC,
-    FrameKind,
-    Header,
-    decode_header,
-)
-from ergo_capture.journal.reader import JournalError, Position, Window
+from ergo_capture.journal.frame import ALIGNMENT, FORMAT_VERSION, HEADER_BYTES, MAGIC, FrameKind, Header, decode_header
+from ergo_capture.journal.reader import Position, Window
 
 _BLOCK: Final = 1 << 20
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, decode_header
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.storage import Storage, StorageFile
@@ -20,14 +20,6 @@ from ergo_capture.storage import Storage, StorageFile
 _FIRST_BYTES: Final = 16 << 10
 _WINDOW_BYTES: Final = 1 << 20
 _OFFSET_BITS: Final = 32
-
-
-class JournalError(ErgoCaptureError):
-    """The journal cannot be read or written."""
-
-
-class JournalDamaged(JournalError):
-    """A frame that was durable is not what was written."""
 
 
 class Position(NamedTuple):

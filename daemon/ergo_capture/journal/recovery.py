@@ -34,10 +34,10 @@ from ergo_capture.journal.body import (
     read_rotation,
 )
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
+from ergo_capture.journal.findings import Scan, SessionFrames
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.recovered import PendingPublication, RecoveredSession, Recovery
-from ergo_capture.journal.scan import Scan, SessionFrames
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult

@@ -30,19 +30,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from ergo_capture.journal.errors import JournalError
 from ergo_capture.journal.findings import Damage, Proof, Scan, SessionFrames, Tail
-from ergo_capture.journal.frame import (
-    ALIGNMENT,
-    IGNORABLE,
-    FrameKind,
-    Header,
-)
+from ergo_capture.journal.frame import ALIGNMENT, IGNORABLE, FrameKind, Header
 from ergo_capture.journal.pieces import Bad, Whole, end_of, newer, pieces
-from ergo_capture.journal.reader import JournalError, Position, Window
+from ergo_capture.journal.reader import Position, Window
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, read_head, segment_path, sequence_of
 from ergo_capture.storage import Storage
-
-__all__ = ["Damage", "Scan", "SessionFrames", "Tail", "scan"]
 
 
 def scan(directory: Path, storage: Storage, *, on_progress: Callable[[int, int], None] | None = None) -> Scan:

@@ -22,10 +22,11 @@ from ergo_capture.journal.body import (
     read_publication,
     read_rotation,
 )
+from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.findings import SessionFrames
 from ergo_capture.journal.frame import Frame
 from ergo_capture.journal.pairing import Decided, Pairing, events_of
-from ergo_capture.journal.reader import JournalDamaged, Position, read_frames
+from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.scan import scan
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord

@@ -21,7 +21,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.journal import Journal, Position, PreparedBatch
+from ergo_capture.journal.journal import Journal, PreparedBatch
+from ergo_capture.journal.reader import Position
 
 #: What became of a batch: where its frames are, or why they are not there.
 Outcome = list[Position] | BaseException

@@ -7,7 +7,7 @@ Not here: noticing them (``session.py``, ``writer.py``), the codes (``protocol.p
 from __future__ import annotations
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.journal import JournalError
+from ergo_capture.journal.errors import JournalError
 from ergo_capture.server.protocol import Code, ProtocolError
 
 

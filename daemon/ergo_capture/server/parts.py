@@ -22,7 +22,7 @@ from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Position
+from ergo_capture.journal.reader import Position
 from ergo_capture.journal.recovered import PendingPublication, RecoveredSession
 from ergo_capture.server.failures import mistake
 from ergo_capture.server.part import Part, RotationRule

@@ -26,32 +26,18 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import msgspec
 import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal, JournalFull, Position
+from ergo_capture.journal.errors import JournalFull
+from ergo_capture.journal.journal import Journal
+from ergo_capture.server.commit_batch import CommitBatch, Submission
 from ergo_capture.server.commit_thread import CommitThread, Outcome
 
 log = structlog.get_logger()
-
-
-class Submission(Protocol):
-    """Something that wants to be durable; the writer asks it for its frame when the batch is made."""
-
-    def to_frame(self) -> PendingFrame | None:
-        """The frame as of now, or None where nothing is left to write."""
-
-    def on_durable(self, position: Position) -> None:
-        """The frame is on stable storage."""
-
-    def on_refused(self, error: ErgoCaptureError) -> None:
-        """The frame is not on stable storage and will not be."""
 
 
 class WriterClosed(ErgoCaptureError):
@@ -78,37 +64,6 @@ class WriterSnapshot(msgspec.Struct, frozen=True):
     #: Whether the last attempt found the disk full.
     full: bool
     failed: str | None
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is written and synced at once; times as ``time.monotonic`` has them."""
-
-    began: float
-    submissions: list[Submission] = field(default_factory=list)
-    frames: list[PendingFrame] = field(default_factory=list)
-    #: Those first of the submissions that are refused where the disk is full; the others are tried again.
-    firm: int = 0
-    bytes: int = 0
-    events: int = 0
-    decisions: int = 0
-    #: When the oldest submission was queued.
-    since: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.since = self.began
-
-    def add(self, submission: Submission, frame: PendingFrame | None) -> None:
-        """Take one in, where it has anything left to write."""
-        if frame is None:
-            return
-        self.submissions.append(submission)
-        self.frames.append(frame)
-        self.bytes += frame.size
-        if frame.kind is FrameKind.EVENTS:
-            self.events += frame.count
-        elif frame.kind is FrameKind.DECISIONS:
-            self.decisions += frame.count
 
 
 class Writer:
@@ -145,7 +100,7 @@ class Writer:
         self._closed = self._abandoned = False
         self._started = False
         #: The batch that is being written.
-        self._batch: _Batch | None = None
+        self._batch: CommitBatch | None = None
         #: Until when nothing is tried, because the disk was full; or until when decisions wait for an event.
         self._timer: asyncio.TimerHandle | None = None
         self._pausing = False
@@ -269,7 +224,7 @@ class Writer:
         lazy, self._lazy = self._lazy, {}
         self._bytes = 0
         self._urgent = False
-        batch = _Batch(time.monotonic())
+        batch = CommitBatch(time.monotonic())
         try:
             if queued:
                 batch.since = queued[0][2]
@@ -315,7 +270,7 @@ class Writer:
             return
         self._go_on()
 
-    def _refuse(self, batch: _Batch, outcome: BaseException) -> None:
+    def _refuse(self, batch: CommitBatch, outcome: BaseException) -> None:
         self._refused += 1
         error = outcome if isinstance(outcome, ErgoCaptureError) else _mistake(outcome)
         if isinstance(error, JournalFull):
