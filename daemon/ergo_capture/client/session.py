@@ -1,8 +1,8 @@
 """An asynchronous session with the daemon, which survives the daemon's restarts.
 
-Owns: CaptureClient: the window, requests, what goes out when.
-Not here: what is acknowledged and what is sent again (``in_flight.py``), connecting again (``uplink.py``), files and
-progress bars (``cli/send.py``).
+Owns: CaptureClient: the window, what goes out when, what a frame of the daemon leads to.
+Not here: what is acknowledged and what is sent again (``in_flight.py``), which answer is whose (``requests.py``),
+connecting again (``uplink.py``), files and progress bars (``cli/send.py``).
 
 What is not acknowledged is kept. When the connection breaks, the client connects again with back-off,
 resumes its session, learns which event was the last to become durable, and sends on from the one after it.
@@ -13,7 +13,6 @@ how the client learns that it is safe: so each event is in the bundle exactly on
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from os import PathLike, fspath
@@ -36,7 +35,9 @@ from ergo_capture.client.frames import (
     read_as,
 )
 from ergo_capture.client.in_flight import InFlight
+from ergo_capture.client.requests import Requests
 from ergo_capture.client.uplink import Uplink
+from ergo_capture.client.wire import LOST
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.pulse import Pulse
 
@@ -83,12 +84,7 @@ class CaptureClient:
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
         self._moved = Pulse()
-        self._answers: deque[dict[str, Any]] = deque()
-        self._asked: bytes | None = None
-        #: Whether that was asked on an earlier connection too.
-        self._asked_again = False
-        #: Answers to come on this connection to requests that were given up.
-        self._unwanted = 0
+        self._requests = Requests()
         self._failure: ClientError | None = None
         self._tasks: TaskGroup
         #: What came of the session, once it was closed.
@@ -242,36 +238,33 @@ class CaptureClient:
         await self._ask({"type": "ping"})
 
     async def _ask(self, frame: dict[str, Any]) -> dict[str, Any]:
-        # Why one after the other: what is asked again after a reconnect is what is not answered yet.
         async with self._asking:
             self._check()
             return await self._ask_alone(encode(frame) + b"\n")
 
     async def _ask_alone(self, line: bytes) -> dict[str, Any]:
-        self._asked, self._asked_again = line, False
+        self._requests.ask(line)
         self._put(line)
         try:
-            while not self._answers:
+            while not self._requests.is_answered:
                 await self._wait()
-            return self._answers.popleft()
+            return self._requests.take()
         except asyncio.CancelledError:
-            # Why: the answer comes all the same, and must not be taken for that to the next request.
-            self._unwanted += self._is_open and not self._answers
-            self._answers.clear()
+            self._requests.give_up(is_asked=self._is_open)
             raise
         finally:
-            self._asked = None
+            self._requests.done()
 
     async def _reconnect(self) -> None:
         """Take the session up again, and queue what is not known to be safe."""
-        self._is_open, self._unwanted = False, 0
+        self._is_open = False
+        self._requests.lost()
         opened = await self._uplink.come_back()
         self.reconnects += 1
         self._outgoing = self._in_flight.come_back(opened.accepted - self.resumed_after, self.last_event_id)
         self._moved.beat()
-        if self._asked is not None:
-            self._outgoing.append(self._asked)
-            self._asked_again = True
+        if (asked := self._requests.again()) is not None:
+            self._outgoing.append(asked)
         self._outgoing_bytes = sum(map(len, self._outgoing))
         self._is_open = True
         self._sending_due.set()
@@ -284,7 +277,7 @@ class CaptureClient:
             while True:
                 try:
                     await self._read_some()
-                except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+                except LOST:
                     if self._closed is not None:
                         return
                     if not self._uplink.patience:
@@ -314,20 +307,22 @@ class CaptureClient:
         elif kind == "error":
             error = error_in(frame)
             # Why not where it was asked before: what the daemon cannot do, such as a bundle, it could not do then either.
-            can_pass = error.code == "shutting_down" or (error.code == "storage_failed" and not self._asked_again)
+            can_pass = error.code == "shutting_down" or (
+                error.code == "storage_failed" and not self._requests.asked_again
+            )
             if can_pass and self._uplink.patience:
                 raise anyio.EndOfStream
             raise error
         elif kind == "closed":
             self._closed = read_as(Published, frame)
             # Why also where a close was given up: there is one end of a session, whoever asks for it.
-            if self._asked == _CLOSE:
-                self._answers.append(frame)
+            if self._requests.asked == _CLOSE:
+                self._requests.answer(frame)
             self._moved.beat()
-        elif self._unwanted:
-            self._unwanted -= 1
+        elif self._requests.pass_over():
+            pass
         elif isinstance(kind, str):
-            self._answers.append(frame)
+            self._requests.answer(frame)
             self._moved.beat()
         else:
             raise no_frame("it has no type")
@@ -346,13 +341,13 @@ class CaptureClient:
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
             self._moved.beat()
             # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
-            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
+            with suppress(*LOST):
                 await wire.send(data)
 
     async def _wait(self) -> None:
         self._check()
         await self._moved.wait()
-        if not self._answers:
+        if not self._requests.is_answered:
             self._check()
 
     def _check(self) -> None:
