@@ -20,7 +20,7 @@ from tests.journal.journals import closing, damaged, decisions, events, opening
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import PendingFrame
 from ergo_capture.journal.journal import Journal
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.reader import Position, read_frames
 
 
 class Life:
@@ -36,18 +36,22 @@ class Life:
         self.under_way: list[bytes] = []
         self.next = 0
 
+    def bodies(self, positions: list[Position]) -> list[bytes]:
+        """What is read back from there."""
+        return [frame.body for frame in read_frames(self.directory, positions, self.storage)]
+
     def open(self) -> Scan:
         """Start, and hold what is found to what was acknowledged."""
         journal, found = Journal.open(self.directory, self.storage, segment_bytes=98_304, program="test 1")
         self.journal = journal
         assert found.damage == [], "a torn end was called damage"
         assert damaged(found) == []
-        read = [(position, frame.body) for position, _ in self.acknowledged for frame in journal.read_all([position])]
+        read = [(position, body) for position, _ in self.acknowledged for body in self.bodies([position])]
         assert read == self.acknowledged, "an acknowledged frame did not survive"
         session = found.sessions.get(1)
         if session is not None:
             positions = [Position.unpack(packed) for packed in session.events]
-            bodies = [frame.body for frame in journal.read_all(positions)]
+            bodies = self.bodies(positions)
             known = [body for _, body in self.acknowledged if b"event_id" in body]
             assert bodies[: len(known)] == known
             extra = bodies[len(known) :]

@@ -17,7 +17,7 @@ pages. Segments are filled with zeros beforehand, so that this happens on copy-o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,9 +26,9 @@ import msgspec
 
 from ergo_capture.journal.errors import Failure, JournalError, JournalFailed, JournalFull
 from ergo_capture.journal.findings import Scan
-from ergo_capture.journal.frame import HEADER_BYTES, Frame, FrameKind, PendingFrame
+from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame
 from ergo_capture.journal.mend import mend, sweep
-from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.reader import Position
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
@@ -286,22 +286,6 @@ class Journal:
                 raise self._fail(error) from error
             # Why: nothing may ever lie behind a seal; what comes all the same goes to a new segment.
             self._file, self._offset, self._capacity = None, 0, 0
-
-    # --- reading ---
-
-    def read(self, position: Position) -> Frame:
-        """The frame at a position.
-
-        Raises:
-            JournalDamaged: there is no whole frame.
-            StorageError: the segment cannot be read.
-        """
-        (frame,) = self.read_all([position])
-        return frame
-
-    def read_all(self, positions: Iterable[Position]) -> Iterator[Frame]:
-        """The frames at positions, in that order; see ``read_frames``."""
-        return read_frames(self.directory, positions, self._storage)
 
     def close(self) -> None:
         """Let go of the files; does not seal."""
