@@ -64,7 +64,7 @@ class Recovery:
     """All that a start has to take up again."""
 
     sessions: list[RecoveredSession] = field(default_factory=list)
-    #: Damaged sessions: id (or ``number N`` where that is lost) and what is wrong.
+    #: Sessions that are damaged, or whose graph is gone: id (or ``number N`` where that is lost) and what is wrong.
     quarantined: dict[str, str] = field(default_factory=dict)
     #: The oldest segment that a quarantined session needs.
     quarantine_segment: int | None = None
@@ -72,3 +72,9 @@ class Recovery:
     torn_bytes: int = 0
     sealed: bool = True
     next_session: int = 1
+
+    def quarantine(self, session: str, reason: str, segment: int) -> None:
+        """Set a session aside, which needs the journal from ``segment`` on."""
+        self.quarantined[session] = reason
+        known = self.quarantine_segment
+        self.quarantine_segment = segment if known is None else min(known, segment)

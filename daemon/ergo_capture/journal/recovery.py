@@ -107,12 +107,9 @@ def _quarantine(
         with suppress(ErgoCaptureError, ValueError):
             (frame,) = read_frames(directory, [frames.open], storage)
             name = read_description(frame.body).session
-    recovery.quarantined[name] = reason
     # Why also where it is damaged: there may be older frames of it there, or what is left of them.
     concerned = [damage.segment for damage in scan.damage if frames.number in damage.sessions]
-    segment = min(frames.first_segment, *concerned) if concerned else frames.first_segment
-    known = recovery.quarantine_segment
-    recovery.quarantine_segment = segment if known is None else min(known, segment)
+    recovery.quarantine(name, reason, min((frames.first_segment, *concerned)))
 
 
 def _rebuild(directory: Path, frames: SessionFrames, storage: Storage, progress: _Progress) -> RecoveredSession:

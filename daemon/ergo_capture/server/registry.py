@@ -1,8 +1,8 @@
 """The sessions of the daemon, by id: opening, resuming, lingering.
 
-Owns: which sessions there are, who may have them, and which segments of the journal they need.
-Not here: a session's way into the journal (``openings.py``), its own life (``session.py``), deleting segments
-(``retirement.py``), connections (``connection.py``).
+Owns: which sessions there are, how many there may be, and which segments of the journal they need.
+Not here: who may have one (``entitlement.py``), its way into the journal (``openings.py``), its own life (``session.py``),
+deleting segments (``retirement.py``), connections (``connection.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
@@ -20,7 +19,7 @@ from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.recovered import Recovery
 from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
-from ergo_capture.server.failures import storage_failed
+from ergo_capture.server.entitlement import check_access, check_free, is_its
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.openings import Opening, Openings
@@ -68,7 +67,7 @@ class SessionRegistry:
     ) -> None:
         self.graphs = graphs
         self.sessions: dict[str, Session] = {}
-        #: Sessions whose journal is damaged, by id, with what is wrong: they are neither served nor deleted.
+        #: Sessions that are neither served nor deleted, by id, with what is wrong; see ``Recovery``.
         self.quarantined: dict[str, str] = {}
         #: The oldest segment that a quarantined session needs.
         self.quarantine_segment: int | None = None
@@ -129,15 +128,15 @@ class SessionRegistry:
         self._check_open()
         if request.session is not None:
             session = self._find(request.session, peer)
-            await _check_access(session.graph, peer)
-            _check_free(session)
+            await check_access(session.graph, peer)
+            check_free(session)
             # Why: of an event that is still on its way nobody can say whether it is safe. Sent again, it would be
             # refused as a duplicate, and its client would forget it.
             await session.until_accepted()
             self._take_up(session, owner)
             return session, True
         graph = self._graph(request.graph)
-        await _check_access(graph, peer)
+        await check_access(graph, peer)
         provenance = await self._provenance(graph)
         # Why waited for and not refused: a session that is opened and left costs two syncs and a bundle, and whoever
         # opens them as fast as can be would leave little of the daemon to those who send.
@@ -201,7 +200,7 @@ class SessionRegistry:
                 f"session {session_id!r} is not open",
                 "it may have ended: look for its bundle; open a new session without a session id",
             )
-        if not _is_its(session.description.peer, peer):
+        if not is_its(session.description.peer, peer):
             raise ProtocolError(
                 Code.FORBIDDEN, f"session {session_id!r} was opened by another user", "resume it as that user"
             )
@@ -209,7 +208,7 @@ class SessionRegistry:
 
     def _take_up(self, session: Session, owner: Owner) -> None:
         """Give a session without a connection to this one."""
-        _check_free(session)
+        check_free(session)
         timer = self._lingering.pop(session.description.session, None)
         if timer is not None:
             timer.cancel()
@@ -232,17 +231,12 @@ class SessionRegistry:
 
     def take_recovered(self, recovery: Recovery) -> None:
         """Take up the sessions that recovery found; each lingers until its client comes back."""
-        self.quarantined.update(recovery.quarantined)
-        self.quarantine_segment = recovery.quarantine_segment
         for recovered in recovery.sessions:
             description = recovered.description
             graph = self.graphs.get(description.graph)
             if graph is None:
-                self.quarantined[description.session] = (
-                    f"its graph {description.graph!r} is not configured any more; configure it and restart"
-                )
-                known = self.quarantine_segment
-                self.quarantine_segment = recovered.segment if known is None else min(known, recovered.segment)
+                reason = f"its graph {description.graph!r} is not configured any more; configure it and restart"
+                recovery.quarantine(description.session, reason, recovered.segment)
                 continue
             graph.engine.expect(description.runtime_provenance)
             session = Session.restore(
@@ -255,6 +249,7 @@ class SessionRegistry:
             )
             self.adopt(session)
             self.linger(session, then="interrupted" if recovery.sealed else "recovered")
+        self.quarantined, self.quarantine_segment = recovery.quarantined, recovery.quarantine_segment
 
     def adopt(self, session: Session) -> None:
         """Take in a session, new or recovered, and start its task."""
@@ -325,33 +320,3 @@ class SessionRegistry:
 
     def __repr__(self) -> str:
         return f"<SessionRegistry {len(self.sessions)} open, {self.finished} finished, {len(self.quarantined)} quarantined>"
-
-
-def _check_free(session: Session) -> None:
-    """Raise where a session has a connection or is about to end (``session_busy``), or has failed."""
-    if session.failure is not None:
-        # Why: nothing decides what it would be sent, so that it would pile up, and nobody would hear why.
-        raise storage_failed(session.failure)
-    if session.owner is not None or session.ended is not None:
-        session_id = session.description.session
-        message = f"session {session_id!r} is in use" if session.ended is None else f"session {session_id!r} is ending"
-        raise ProtocolError(Code.SESSION_BUSY, message, "close the other connection first, or try again")
-
-
-def _is_its(opened_by: Peer | None, peer: Peer | None) -> bool:
-    """Whether a session of one peer may be resumed by the other: the same user, or root."""
-    if peer is None or opened_by is None:
-        # Why not refused where the kernel names nobody: there it named nobody at the opening either.
-        return peer is opened_by or (peer is not None and peer.uid == 0)
-    return peer.uid in (opened_by.uid, 0)
-
-
-async def _check_access(graph: Graph, peer: Peer | None) -> None:
-    """Raise ``forbidden`` unless the graph's allow-list lets the peer in."""
-    # Why in a thread: the group database may be on another host.
-    if not graph.access.is_open and not await to_thread.run_sync(graph.access.lets_in, peer):
-        raise ProtocolError(
-            Code.FORBIDDEN,
-            f"{who(peer)} may not use graph {graph.name!r}",
-            f"ask the operator to add you to graphs.{graph.name}.users or .groups",
-        )
