@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import msgspec
-from tests.daemons import event, running_daemon, short_directory
+from tests.daemons import Daemon, Wire, event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
 from tests.engine.engines import engine_of, process_graph
 from tests.server.looks import manifests, sessions_of, until
@@ -201,18 +201,23 @@ async def test_an_engine_whose_graph_is_gone_ends_with_its_last_session() -> Non
         await until(lambda: engine.pid is None)
 
 
+async def go_while_opening(daemon: Daemon, wire: Wire, storage: GatedStorage) -> None:
+    """A client asks for a session and is gone before the session is durable, for which it has to wait at the gate."""
+    await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"})
+    await wire.until("welcome")
+    await storage.until_held()
+    (connection,) = daemon.service.clients.connections
+    connection.drop(ProtocolError(Code.LIMIT, "the test wants it gone", ""))
+    await until(lambda: not daemon.service.clients.connections)
+
+
 async def test_a_session_whose_client_goes_while_it_is_opened_ends_like_any_other() -> None:
     """What is opened durably lingers and gets its bundle, and is no surprise of the next start."""
     storage = GatedStorage()
     text = '[session]\nlinger = "1ms"\n[limits]\nwrite_timeout = "1ms"\n'
     async with running_daemon(text, storage=storage) as daemon, daemon.wire() as wire:
         with storage.gate("write", ".journal"):
-            await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"})
-            await wire.until("welcome")
-            await storage.until_held()
-            (connection,) = daemon.service.clients.connections
-            connection.drop(ProtocolError(Code.LIMIT, "the test wants it gone", ""))
-            await until(lambda: not daemon.service.clients.connections)
+            await go_while_opening(daemon, wire, storage)
             assert sessions_of(daemon) == []
         await until(lambda: daemon.service.registry.finished == 1)
         assert [(m["ended"], m["events"]) for m in manifests(daemon)] == [("interrupted", 0)]
@@ -224,12 +229,7 @@ async def test_a_session_that_cannot_be_opened_for_a_client_that_has_gone_is_for
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, daemon.wire() as wire:
         with storage.gate("write", ".journal"):
-            await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"})
-            await wire.until("welcome")
-            await storage.until_held()
-            (connection,) = daemon.service.clients.connections
-            connection.drop(ProtocolError(Code.LIMIT, "the test wants it gone", ""))
-            await until(lambda: not daemon.service.clients.connections)
+            await go_while_opening(daemon, wire, storage)
             assert len(daemon.service.registry.openings) == 1
             storage.fail_next("write", errno.ENOSPC)
         await until(lambda: not daemon.service.registry.openings)

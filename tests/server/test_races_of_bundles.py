@@ -10,14 +10,13 @@ from typing import Any
 import anyio
 import pytest
 from tests.daemons import event, running_daemon, short_directory
+from tests.doubles.composers import RoomlessComposer, SlowComposer
 from tests.doubles.gated_storage import GatedStorage
 from tests.server.looks import manifests, sessions_of, until
 
 from ergo_capture import decode_bundle
 from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.compose import ComposeJob, compose_bundle
-from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import retirement as retirement_module
 
@@ -51,21 +50,13 @@ async def test_a_worker_process_that_cannot_be_started_is_done_without(monkeypat
 @pytest.mark.parametrize("last", ["flush", "close"])
 async def test_a_small_bundle_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
     """One that takes seconds is of no matter to those who close, or flush, a session of a few events."""
-    begun, over = anyio.Event(), anyio.Event()
-
-    async def slow(_compose: Any, *arguments: Any) -> Any:
-        begun.set()
-        await over.wait()
-        return await anyio.to_thread.run_sync(compose_bundle, arguments[-1])
-
-    monkeypatch.setattr("anyio.to_process.run_sync", slow)
-    monkeypatch.setattr(publisher_module, "_IN_THREAD", 1)
+    composer = SlowComposer(monkeypatch, large=1)
     async with running_daemon() as daemon, daemon.session() as large, daemon.session() as small:
         await large.say(event("a"), event("b"), {"type": "close"})
-        await begun.wait()
+        await composer.begun.wait()
         await small.say(event("a"), {"type": last})
         await small.until("flushed" if last == "flush" else "closed")
-        over.set()
+        composer.over.set()
         await large.until("closed")
 
 
@@ -73,22 +64,14 @@ async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_aske
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A small last bundle waits for the large snapshot before it, which would else take its place."""
-    begun, over = anyio.Event(), anyio.Event()
-
-    async def slow(_compose: Any, *arguments: Any) -> Any:
-        begun.set()
-        await over.wait()
-        return await anyio.to_thread.run_sync(compose_bundle, arguments[-1])
-
-    monkeypatch.setattr("anyio.to_process.run_sync", slow)
-    monkeypatch.setattr(publisher_module, "_IN_THREAD", 1)
+    composer = SlowComposer(monkeypatch, large=1)
     async with running_daemon() as daemon, daemon.session() as wire:
         (session,) = sessions_of(daemon)
         await wire.say(event("a"), event("b"))
         await wire.until_ack(2, 2)
         flushing = asyncio.create_task(session.flush())
-        await begun.wait()
-        monkeypatch.setattr(publisher_module, "_IN_THREAD", 10)
+        await composer.begun.wait()
+        composer.call_large(10)
         await wire.say({"type": "close"})
         await until(lambda: session.parts.is_closed)
         async with daemon.session() as another:
@@ -96,7 +79,7 @@ async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_aske
             await another.say(event("a"), {"type": "close"})
             await another.until("closed")
         assert not session.finished.is_set()
-        over.set()
+        composer.over.set()
         await flushing
         await wire.until("closed")
         assert [m["events"] for m in manifests(daemon) if m["session"] == wire.opened["session"]] == [2]
@@ -143,25 +126,13 @@ async def test_a_defect_in_composing_is_an_error_of_the_bundle_and_ends_nothing(
 
 async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """P8: where the disk is full as a part ends, the session goes on, and its bundles are written once there is room."""
-    full = True
-    attempts = 0
-
-    def compose(job: ComposeJob) -> Any:
-        nonlocal attempts
-        attempts += 1
-        if full:
-            error = OSError(errno.ENOSPC, "No space left on device")
-            raise CaptureWriteError.step(WriteStage.WRITE_TEMP_FILE, Path(job.destination), Path("x"), error) from error
-        return compose_bundle(job)
-
-    monkeypatch.setattr(publisher_module, "compose_bundle", compose)
-    monkeypatch.setattr(parts_module, "RETRY_SECONDS", 0.01)
+    composer = RoomlessComposer(monkeypatch)
     async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
         await wire.say(event("a"))
-        await until(lambda: attempts > 2)
+        await until(lambda: composer.attempts > 2)
         await wire.say(event("b"))
         await wire.until_ack(2)
-        full = False
+        composer.is_full = False
         await wire.until_ack(2, 2)
         await wire.say({"type": "close"})
         await wire.until("closed")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.daemons import Daemon, event, running_daemon
+from tests.doubles.composers import RoomlessComposer
 from tests.engine.engines import process_graph
 from tests.server.looks import manifests, until
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.server import control as control_module
-from ergo_capture.server import parts as parts_module
-from ergo_capture.server import publisher as publisher_module
 
 #: A graph whose engine answers ``hang`` never, and one without an engine.
 TWO = process_graph() + '[graphs.plain]\n[shutdown]\ndrain = "300ms"\n'
@@ -85,23 +80,11 @@ def flushing(daemon: Daemon) -> int:
 
 async def test_a_flush_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """P8: a full disk is no reason to part with a client."""
-    full = True
-    attempts = 0
-
-    def compose(job: ComposeJob) -> Any:
-        nonlocal attempts
-        attempts += 1
-        if full:
-            error = OSError(errno.ENOSPC, "No space left on device")
-            raise CaptureWriteError.step(WriteStage.WRITE_TEMP_FILE, Path(job.destination), Path("x"), error) from error
-        return compose_bundle(job)
-
-    monkeypatch.setattr(publisher_module, "compose_bundle", compose)
-    monkeypatch.setattr(parts_module, "RETRY_SECONDS", 0.01)
+    composer = RoomlessComposer(monkeypatch)
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), {"type": "flush"}, event("b"))
-        await until(lambda: attempts > 2)
-        full = False
+        await until(lambda: composer.attempts > 2)
+        composer.is_full = False
         flushed = await wire.until("flushed")
         assert [e.event_id for e in decode_bundle(Path(flushed["bundle"]).read_bytes()).events] == ["a"]
         await wire.until_ack(2)

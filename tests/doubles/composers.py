@@ -1,0 +1,54 @@
+"""Composers of bundles that wait, or that find the disk full, as long as a test wants it.
+
+Owns: SlowComposer, RoomlessComposer.
+Not here: what they stand in for (``journal/compose.py``, ``server/publisher.py``).
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
+from ergo_capture.journal.compose import ComposeJob, compose_bundle
+from ergo_capture.server import parts, publisher
+
+
+class SlowComposer:
+    """A worker process that begins with a bundle of more than ``large`` events, and is done when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, large: int) -> None:
+        self.begun, self.over = anyio.Event(), anyio.Event()
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr("anyio.to_process.run_sync", self._compose)
+        self.call_large(large)
+
+    def call_large(self, events: int) -> None:
+        """A bundle of more events is large from now on; any other is composed at once."""
+        self._monkeypatch.setattr(publisher, "_IN_THREAD", events)
+
+    async def _compose(self, _compose: Any, *arguments: Any) -> Any:
+        self.begun.set()
+        await self.over.wait()
+        return await anyio.to_thread.run_sync(compose_bundle, arguments[-1])
+
+
+class RoomlessComposer:
+    """Finds no room on the disk for a bundle while it ``is_full``; others try again at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full = True
+        self.attempts = 0
+        monkeypatch.setattr(publisher, "compose_bundle", self._compose)
+        monkeypatch.setattr(parts, "RETRY_SECONDS", 0.01)
+
+    def _compose(self, job: ComposeJob) -> Any:
+        self.attempts += 1
+        if self.is_full:
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise CaptureWriteError.step(WriteStage.WRITE_TEMP_FILE, Path(job.destination), Path("x"), error) from error
+        return compose_bundle(job)
