@@ -11,8 +11,8 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -96,6 +96,21 @@ def _is_listened_on(path: Path) -> bool:
             # Why: a full backlog has somebody behind it; and where it cannot be told, nothing is taken away.
             return True
         return True
+
+
+@contextmanager
+def bound_socket(path: Path, *, mode: int, group: str = "", backlog: int = 128) -> Iterator[socket.socket]:
+    """A listening socket at ``path`` for as long as it is wanted; see ``bind``.
+
+    Raises:
+        ErgoCaptureError: as ``bind``.
+    """
+    with bind(path, mode=mode, group=group, backlog=backlog) as listening:
+        ours = identity(path)
+        try:
+            yield listening
+        finally:
+            unlink_if_ours(path, ours)
 
 
 def identity(path: Path) -> tuple[int, int] | None:

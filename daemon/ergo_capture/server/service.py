@@ -24,7 +24,6 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from ergo_capture import telemetry
-from ergo_capture.capture.temporaries import sweep_temporaries
 from ergo_capture.config import Config, control_beside
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.body import Publication, SessionDescription
@@ -41,7 +40,7 @@ from ergo_capture.server.composition import (
     session_limits_of,
 )
 from ergo_capture.server.control import ControlSocket
-from ergo_capture.server.listener import Listener, bind, identity, unlink_if_ours
+from ergo_capture.server.listener import Listener, bound_socket
 from ergo_capture.server.meter import CommitMeter
 from ergo_capture.server.metrics import Textfile
 from ergo_capture.server.publisher import BundlePublisher
@@ -51,6 +50,7 @@ from ergo_capture.server.reload import Reloaded, Reloader
 from ergo_capture.server.retention import Pruner, Retention
 from ergo_capture.server.shutdown import Shutdown
 from ergo_capture.server.snapshots import Snapshots
+from ergo_capture.server.state_directory import StateDirectory
 from ergo_capture.server.status import Running, take_status
 from ergo_capture.server.systemd import Notifier
 from ergo_capture.server.watchdog import Watchdog
@@ -76,8 +76,7 @@ class Service:
         #: In force; a reload replaces it.
         self.config = config
         self.storage = storage or RealStorage()
-        self.state = Path(config.state.directory)
-        self.journal_directory = self.state / "journal"
+        self.state = StateDirectory(Path(config.state.directory), self.storage)
         self.socket_path = Path(config.socket.path)
         self.control_path = Path(config.control.path or control_beside(self.socket_path))
         self.clients = Clients(limits_of(config), admission_of(config), int(config.limits.held_bytes))
@@ -92,7 +91,7 @@ class Service:
         self._start_failure: ErgoCaptureError | None = None
         self._graphs = graphs_of(config)
         self.retention = Retention(
-            Pruner(self.state, self.storage), retention_of(config), config.retention.interval.seconds
+            Pruner(self.state.path, self.storage), retention_of(config), config.retention.interval.seconds
         )
         self._notifier = Notifier.from_environment()
         self._progress = RecoveryProgress(self._notifier)
@@ -125,14 +124,17 @@ class Service:
         return ExitCode.FAILED if self.unfinished or self._writer.failure is not None else ExitCode.OK
 
     async def _run(self, tasks: TaskGroup, stack: AsyncExitStack) -> None:
-        self._prepare_state()
-        lock = self.storage.lock(self.state / "lock")
+        self.state.prepare()
+        lock = self.state.lock()
         stack.callback(lock.release)
         inherited = self._notifier.take_sockets()
-        control = ControlSocket(self, self._control_socket(inherited.get("control"), stack))
+        private = inherited.get("control")
+        if private is None:
+            private = stack.enter_context(bound_socket(self.control_path, mode=0o600))
+        control = ControlSocket(self, private)
         tasks.start_soon(control.run)
         self._notifier.status("reading the journal")
-        self._sweep()
+        self.state.sweep()
         self._journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
         stack.callback(self._journal.close)
         self._report(recovery)
@@ -144,13 +146,17 @@ class Service:
             queue_frames=journal.queue_frames,
         )
         self._publisher = BundlePublisher(
-            self.state,
-            self.journal_directory,
+            self.state.path,
+            self.state.journal,
             style=self.config.bundle.style,
             compress=self.config.bundle.compress,
             on_published=self._on_published,
         )
-        listening = self._listening_socket(inherited.get("capture"), stack)
+        listening = inherited.get("capture")
+        if listening is None:
+            options = self.config.socket
+            ours = bound_socket(self.socket_path, mode=options.mode, group=options.group, backlog=options.backlog)
+            listening = stack.enter_context(ours)
         await self._serve(tasks, listening, recovery)
 
     @property
@@ -162,34 +168,15 @@ class Service:
         """Begin the shutdown; a second call changes nothing."""
         self._stop.set()
 
-    def _prepare_state(self) -> None:
-        bundles = self.state / "bundles"
-        for directory in (self.state, self.journal_directory, bundles):
-            self.storage.mkdir(directory)
-        # Why whether they are new or not: who made what is in them may have been killed before it had them durable.
-        for directory in (self.state, bundles):
-            self.storage.sync_dir(directory)
-
-    def _sweep(self) -> None:
-        bundles = self.state / "bundles"
-        for directory in (bundles, *bundles.iterdir()):
-            try:
-                for path in sweep_temporaries(directory) if directory.is_dir() else ():
-                    log.info(telemetry.TEMPORARY_SWEPT, path=str(path))
-            except OSError as error:
-                # Why no end: what stays is in nobody's way, and may not be ours, as what somebody else put there is.
-                hint = "look at its owner and permissions; a bundle that belongs there cannot be written either"
-                log.warning(telemetry.TEMPORARIES_KEPT, path=str(directory), error=str(error), hint=hint)
-
     def _open_journal(self) -> tuple[Journal, Recovery]:
         journal, scan = Journal.open(
-            self.journal_directory,
+            self.state.journal,
             self.storage,
             segment_bytes=self.config.journal.segment_bytes,
             program=PROGRAM,
         )
         try:
-            return journal, recover(self.journal_directory, scan, self.storage, on_progress=self._progress)
+            return journal, recover(self.state.journal, scan, self.storage, on_progress=self._progress)
         except BaseException:
             journal.close()
             raise
@@ -210,23 +197,6 @@ class Service:
                 reason=reason,
                 hint="run `ergo-capture doctor` on the journal; `ergo-capture recover` salvages what is whole",
             )
-
-    def _listening_socket(self, inherited: socket.socket | None, stack: AsyncExitStack) -> socket.socket:
-        if inherited is not None:
-            return inherited
-        options = self.config.socket
-        listening = bind(self.socket_path, mode=options.mode, group=options.group, backlog=options.backlog)
-        stack.callback(listening.close)
-        stack.callback(unlink_if_ours, self.socket_path, identity(self.socket_path))
-        return listening
-
-    def _control_socket(self, inherited: socket.socket | None, stack: AsyncExitStack) -> socket.socket:
-        if inherited is not None:
-            return inherited
-        listening = bind(self.control_path, mode=0o600)
-        stack.callback(listening.close)
-        stack.callback(unlink_if_ours, self.control_path, identity(self.control_path))
-        return listening
 
     async def _serve(self, tasks: TaskGroup, listening: socket.socket, recovery: Recovery) -> None:
         self.registry = SessionRegistry(
@@ -272,7 +242,7 @@ class Service:
             self.phase = "serving"
             self.ready.set()
             self._notifier.ready(self._in_a_line())
-            log.info(telemetry.DAEMON_READY, socket=str(self.socket_path), state=str(self.state), program=PROGRAM)
+            log.info(telemetry.DAEMON_READY, socket=str(self.socket_path), state=str(self.state.path), program=PROGRAM)
             await self._stop.wait()
             self.phase = "stopping"
             self._shutdown = Shutdown(
@@ -360,4 +330,4 @@ class Service:
         self.retention.look()
 
     def __repr__(self) -> str:
-        return f"<Service {self.state}, {len(self.clients.connections)} connections>"
+        return f"<Service {self.state.path}, {len(self.clients.connections)} connections>"

@@ -62,7 +62,7 @@ async def take_status(service: Service) -> DaemonStatus:
         doing=service.doing,
         uptime_seconds=time.monotonic() - service.began,
         socket=str(service.socket_path),
-        state=str(service.state),
+        state=str(service.state.path),
         clients=len(service.clients.connections),
         max_clients=service.clients.admission.max_clients,
         disk_free_bytes=free,
@@ -128,7 +128,7 @@ def _waits_for(session: Session) -> str:
 async def _free_bytes(service: Service) -> int | None:
     with anyio.move_on_after(_DISK_SECONDS):
         try:
-            return await to_thread.run_sync(service.storage.free_bytes, service.state, abandon_on_cancel=True)
+            return await to_thread.run_sync(service.storage.free_bytes, service.state.path, abandon_on_cancel=True)
         except ErgoCaptureError:
             # Why no error: that the disk does not say is the answer, and the rest of the status is worth having.
             return None
