@@ -12,8 +12,9 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: Each layer may import from itself and from those before it.
 LAYERS = (
-    {"version", "errors", "units", "pulse", "directories"},
+    {"version", "errors", "units", "pulse"},
     {"kernel"},
+    {"directories"},
     {"capture"},
     {"storage"},
     {"journal"},
@@ -31,6 +32,12 @@ BANNED_IN_KERNEL = {
     "asyncio", "anyio", "datetime", "multiprocessing", "os", "pathlib", "random", "secrets", "socket",
     "structlog", "subprocess", "threading", "time", "uuid",
 }  # fmt: skip
+
+#: Files that are longer than others may be, in lines, because what they hold is one thing.
+LONGER = {
+    # The life of a session is one machine: each of its steps moves what the others go by.
+    "server/session.py": 460,
+}
 
 SOURCES = sorted(ROOT.rglob("*.py"))
 
@@ -100,7 +107,8 @@ def test_only_the_serving_side_is_asynchronous(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     """A size tripwire: what is longer has taken in something that belongs elsewhere."""
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 560, named(path)
+    most = LONGER.get(named(path), 400)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most, named(path)
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.name != "__init__.py"], ids=named)
