@@ -194,6 +194,9 @@ class Load:
         self._say({"type": "close"})
         return self._expect(Path(self._socket.getpeername()), "closed")
 
+    def __repr__(self) -> str:
+        return f"<Load, window {self.window}, {self._sent} events sent>"
+
 
 def run_together(loads: list[Load], events: int) -> Figures:
     """Have each load send that many events, all at once; rates of all of them, waits of the slowest.

@@ -41,6 +41,9 @@ class Reader(Generic[Record]):
         self.read_block = read_block
         self.read_one = read_one
 
+    def __repr__(self) -> str:
+        return f"<Reader of {self.name}>"
+
 
 EVENTS: Final = Reader("events", read_events, serde.read_event)
 DECISIONS: Final = Reader("decisions", read_decisions, serde.read_decision)
@@ -183,6 +186,9 @@ class _Elements(Generic[Record]):
             raise ElementError(message, index=index, offset=at) from error
         except (ValueError, RecursionError) as error:
             raise ElementError(str(error), index=index, offset=start) from error
+
+    def __repr__(self) -> str:
+        return f"<_Elements of {self.reader.name}, {self.index} passed, {self.left} bytes to be read>"
 
 
 def _malformed(text: str, error: json.JSONDecodeError) -> tuple[str, int]:

@@ -121,3 +121,6 @@ class _Salvage:
         if len(self.counts.problems) < MAX_PROBLEMS:
             self.counts.problems.append(Problem(reason, offset))
         return False
+
+    def __repr__(self) -> str:
+        return f"<_Salvage {self.counts.in_words()}>"

@@ -64,6 +64,9 @@ class _Elements:
         self._waiting.clear()
         self._bytes = 0
 
+    def __repr__(self) -> str:
+        return f"<_Elements of {self.file!r}>"
+
 
 class SalvageOutput:
     """The bundle that is being written, its decisions apart until all events are there, and the other events."""

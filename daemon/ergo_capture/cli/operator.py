@@ -156,6 +156,9 @@ class OperatorLine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<OperatorLine to {self.path}>"
+
 
 def why_away(error: OSError | None) -> tuple[str, str]:
     """Why there is no answer, and what to do; no error stands for a connection that ended."""

@@ -178,3 +178,6 @@ class Lines:
     def begun(self) -> bool:
         """Whether a line has been begun and not ended."""
         return bool(self._begun)
+
+    def __repr__(self) -> str:
+        return f"<Lines, {len(self._begun)} bytes of one begun>"

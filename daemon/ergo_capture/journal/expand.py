@@ -130,6 +130,9 @@ class DecisionTexts:
             for episode, name in enumerate(_inside_quotes(ids), self._episode)
         ]
 
+    def __repr__(self) -> str:
+        return f"<DecisionTexts, {self._left} left of the run at episode {self._episode}>"
+
 
 def _inside_quotes(ids: list[str]) -> list[str]:
     """Each id as JSON writes it, without its quotes."""

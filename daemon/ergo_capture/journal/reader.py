@@ -90,6 +90,9 @@ class Window:
         body = self.view(offset + HEADER_BYTES, header.length)
         return body if header.fits(body) else None
 
+    def __repr__(self) -> str:
+        return f"<Window on {self.size} bytes, {len(self._held)} held from {self._start} on>"
+
 
 def read_frames(directory: Path, positions: Iterable[Position], storage: Storage) -> Iterator[Frame]:
     """The frames at ``positions``, in that order.

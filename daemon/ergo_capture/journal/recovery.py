@@ -59,6 +59,9 @@ class _Progress:
         if self._tell is not None:
             self._tell(self._done, self._total)
 
+    def __repr__(self) -> str:
+        return f"<_Progress {self._done} of {self._total} frames>"
+
 
 class _Unreadable(ErgoCaptureError):
     """What is in the session's frames is not what a daemon writes."""

@@ -308,5 +308,8 @@ class _Scanner:
         # Why one more where the last place is not known: the bad stretch there is of some later batch.
         return Proof(segments[-1], offset, max(self.proved, self.batch + (not self.known)) + 1)
 
+    def __repr__(self) -> str:
+        return f"<_Scanner at batch {self.batch}, frame {self.index}, {len(self.held)} held>"
+
 
 _KINDS: Final = frozenset(FrameKind)

@@ -179,3 +179,6 @@ class NextSegment:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def __repr__(self) -> str:
+        return f"<NextSegment of {self._directory}, {'under way or made' if self._thread else 'not begun'}>"

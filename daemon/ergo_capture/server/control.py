@@ -281,3 +281,6 @@ class Conversation:
                 Code.SHUTTING_DOWN, "the daemon is starting, and has no sessions yet", "ask again in a moment"
             )
         return running
+
+    def __repr__(self) -> str:
+        return f"<Conversation with {who(self._peer)}, {self.bad_requests} bad requests{', tapping' if self._tapped else ''}>"

@@ -95,6 +95,9 @@ class StatusCollector(Collector):
             yield from _sessions(status.running)
             yield from _engines(status.running)
 
+    def __repr__(self) -> str:
+        return f"<StatusCollector, {self._status.phase}>"
+
 
 def _commits(running: RunningStatus) -> _Families:
     writer, journal, commits = running.writer, running.journal, running.commits

@@ -46,3 +46,6 @@ class RecoveryProgress:
         if now - self._logged >= _LOG_SECONDS:
             self._logged = now
             log.info(telemetry.JOURNAL_RECOVERING, done=done, total=total)
+
+    def __repr__(self) -> str:
+        return f"<RecoveryProgress {self.text!r}>"

@@ -143,6 +143,9 @@ class Reloader:
             for name, wanted in config.graphs.items()
         }
 
+    def __repr__(self) -> str:
+        return f"<Reloader{', at it' if self._one_at_a_time.locked() else ''}>"
+
 
 #: A setting's table and key; ``graphs`` and a name for a graph that comes or goes, and a key behind them otherwise.
 Setting = tuple[str, ...]
