@@ -1,12 +1,14 @@
-"""Where the data of the tests is, and how it is read.
+"""Where the data of the tests is, how it is read, and what the machine is good for.
 
-Owns: locating ``shared/`` beside the checkout, or the part of it that is kept here.
+Owns: locating ``shared/`` beside the checkout, or the part of it that is kept here; ``traceable``.
 Not here: any test.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,12 @@ def lines_of(path: Path) -> list[Any]:
 def conformance(name: str) -> list[Any]:
     """The lines of one conformance file."""
     return lines_of(shared("conformance") / name)
+
+
+def traceable() -> bool:
+    """Whether strace is there and may trace."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return False
+    tried = subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], capture_output=True, check=False)
+    return tried.returncode == 0

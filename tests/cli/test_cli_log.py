@@ -6,20 +6,11 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from ergo_capture import telemetry
-
-
-@pytest.fixture(autouse=True)
-def structlog_as_found() -> Iterator[None]:
-    """Leave structlog as other tests expect it."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
 
 
 class Terminal(io.StringIO):

@@ -70,7 +70,7 @@ def test_root_has_the_system_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.socket.path == "/run/ergo-capture/capture.sock"
 
 
-def test_systemd_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_says_where_state_and_socket_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """``StateDirectory=`` and ``RuntimeDirectory=`` of the unit come before the user's places; the first one counts."""
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/private/one:/var/lib/two")
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/one")

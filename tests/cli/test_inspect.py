@@ -94,7 +94,9 @@ def test_cat_prints_each_event_with_its_decision(run: Path, capsys: pytest.Captu
         (["--decision", "Skip"], []),
     ],
 )
-def test_cat_filters(options: list[str], ids: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cat_prints_what_its_filters_let_through(
+    options: list[str], ids: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By kind, decision, time, id and range."""
     lines = printed(["cat", str(run), "--json", *options], capsys).splitlines()
     assert [json.loads(line)["event_id"] for line in lines] == ids

@@ -20,7 +20,10 @@ _PATIENCE = 30.0
 
 
 class GatedStorage(FaultyStorage):
-    """Holds the calls of one operation while the gate is shut; faults strike once a call is let through."""
+    """Holds the calls of one operation while the gate is shut; faults strike once a call is let through.
+
+    Beside the operations of ``FaultyStorage``: list, free_bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +36,28 @@ class GatedStorage(FaultyStorage):
 
     def call(self, op: str, path: Path) -> None:
         """Wait at the gate, where it is this operation's; then as ever."""
-        if op == self._shut and path.name.endswith(self._suffix):
-            if self._passes:
-                self._passes -= 1
-                return super().call(op, path)
-            self.waiting += 1
-            self._open.wait(_PATIENCE)
-            self.waiting -= 1
-        return super().call(op, path)
+        self._pass(op, path)
+        super().call(op, path)
+
+    def list(self, path: Path) -> list[str]:
+        """See ``Storage``; what recovery does first."""
+        self._pass("list", path)
+        return super().list(path)
+
+    def free_bytes(self, path: Path) -> int:
+        """See ``Storage``."""
+        self._pass("free_bytes", path)
+        return super().free_bytes(path)
+
+    def _pass(self, op: str, path: Path) -> None:
+        if op != self._shut or not path.name.endswith(self._suffix):
+            return
+        if self._passes:
+            self._passes -= 1
+            return
+        self.waiting += 1
+        self._open.wait(_PATIENCE)
+        self.waiting -= 1
 
     @contextmanager
     def gate(self, op: str, suffix: str = "", *, after: int = 0) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -13,18 +12,9 @@ from typing import Any
 import anyio
 import pytest
 from tests.daemons import DaemonProcess, Wire, event, short_directory
+from tests.shared import traceable
 
 from ergo_capture import decode_bundle
-
-
-def traceable() -> bool:
-    """Whether strace is there and may trace."""
-    strace = shutil.which("strace")
-    if strace is None:
-        return False
-    tried = subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], capture_output=True, check=False)
-    return tried.returncode == 0
-
 
 pytestmark = pytest.mark.skipif(not traceable(), reason="needs strace, and permission to trace")
 

@@ -1,6 +1,6 @@
 """Looks at a daemon that runs in the test's own loop.
 
-Owns: ``until``, ``sessions_of``, ``manifests``.
+Owns: ``until``, ``sessions_of``, ``manifests``, ``is_served``.
 Not here: any test.
 """
 
@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import anyio
-from tests.daemons import Daemon
+from tests.daemons import Daemon, event
 
 from ergo_capture.server.session import Session
 
@@ -31,3 +31,10 @@ def sessions_of(daemon: Daemon) -> list[Session]:
 def manifests(daemon: Daemon) -> list[dict[str, Any]]:
     """The manifests there are, in the order of their names."""
     return [json.loads(path.read_bytes()) for path in sorted(daemon.state.rglob("*.manifest.json"))]
+
+
+async def is_served(daemon: Daemon) -> None:
+    """Somebody who behaves gets a bundle."""
+    async with daemon.session() as wire:
+        await wire.say(event("well-behaved"), {"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1

@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tests.daemons import Daemon, event, running_daemon
+from tests.server.looks import is_served
 from tests.shared import conformance
 
 HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}
@@ -23,13 +24,6 @@ async def final_error(daemon: Daemon, *frames: Any) -> dict[str, Any]:
     assert error["message"]
     assert error["hint"]
     return error
-
-
-async def is_served(daemon: Daemon) -> None:
-    """Somebody who behaves gets a bundle."""
-    async with daemon.session() as wire:
-        await wire.say(event("well-behaved"), {"type": "close"})
-        assert (await wire.until("closed"))["events"] == 1
 
 
 @pytest.mark.parametrize(

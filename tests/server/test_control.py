@@ -6,19 +6,18 @@ import asyncio
 import json
 import socket
 import stat
-import threading
 from pathlib import Path
 
 import anyio
 import pytest
 from tests.daemons import PATIENCE, Daemon, configured, event, running_daemon, short_directory
+from tests.doubles.gated_storage import GatedStorage
 from tests.server.users import NOBODY, needs_root, talk_as
 
 from ergo_capture.server.control import MAX_BAD_REQUESTS, MAX_CONNECTIONS
 from ergo_capture.server.control_protocol import MAX_REQUEST_BYTES, read_request
 from ergo_capture.server.protocol import ProtocolError
 from ergo_capture.server.service import Service
-from ergo_capture.storage import RealStorage
 
 
 async def test_the_socket_is_for_its_owner_alone() -> None:
@@ -152,26 +151,14 @@ async def test_a_mistake_in_an_answer_costs_the_daemon_nothing(monkeypatch: pyte
         assert (await daemon.ask("status"))["type"] == "status"
 
 
-class HeldStorage(RealStorage):
-    """Lists no directory until it is told to; what recovery does first."""
-
-    def __init__(self) -> None:
-        self.release = threading.Event()
-
-    def list(self, path: Path) -> list[str]:
-        """See ``Storage``."""
-        assert self.release.wait(PATIENCE)
-        return super().list(path)
-
-
 async def test_a_daemon_that_is_still_recovering_answers() -> None:
     """The socket is there before the journal is read: status says so, and the rest that it is too early."""
     with short_directory() as place:
-        storage = HeldStorage()
+        storage = GatedStorage()
         service = Service(configured(place / "state", place / "capture.sock"), storage)
         daemon = Daemon(service, place / "capture.sock", place / "state")
-        running = asyncio.create_task(service.run())
-        try:
+        with storage.gate("list"):
+            running = asyncio.create_task(service.run())
             with anyio.fail_after(PATIENCE):
                 while not service.control_path.exists():
                     await anyio.sleep(0.01)
@@ -180,8 +167,6 @@ async def test_a_daemon_that_is_still_recovering_answers() -> None:
             assert (await daemon.ask("flush"))["code"] == "shutting_down"
             assert (await daemon.ask("reload"))["code"] == "shutting_down"
             assert (await daemon.ask("metrics"))["type"] == "metrics"
-        finally:
-            storage.release.set()
         with anyio.fail_after(PATIENCE):
             await service.ready.wait()
         assert (await daemon.ask("status"))["status"]["phase"] == "serving"

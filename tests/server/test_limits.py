@@ -18,6 +18,7 @@ import pytest
 from tests.daemons import Daemon, DaemonProcess, Wire, event, running_daemon, short_directory
 from tests.doubles.faulty_storage import FaultyStorage
 from tests.engine.engines import process_graph
+from tests.server.looks import is_served
 from tests.server.users import needs_root, talk_as
 
 from ergo_capture import decode_bundle
@@ -43,13 +44,6 @@ async def last_code(daemon: Daemon, *frames: Any) -> str:
         await wire.say(*frames)
         code: str = (await wire.rest())[-1]["code"]
         return code
-
-
-async def is_served(daemon: Daemon) -> None:
-    """Somebody who behaves gets a bundle."""
-    async with daemon.session() as wire:
-        await wire.say(event("well-behaved"), {"type": "close"})
-        assert (await wire.until("closed"))["events"] == 1
 
 
 # --- how many ---

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from tests.shared import REPOSITORY
 from ergo_capture import telemetry
 from ergo_capture.server.session import Session
 from ergo_capture.telemetry import Storms
-
-
-@pytest.fixture(autouse=True)
-def structlog_as_found() -> Iterator[None]:
-    """Leave structlog as other tests expect it."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
 
 
 @pytest.fixture

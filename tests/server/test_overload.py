@@ -6,10 +6,8 @@ Throughput is printed and not asserted: it is the machine's.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,7 +19,7 @@ import pytest
 from tests.daemons import PATIENCE, Wire, command_environment, event
 from tests.server.attacks import ATTACKS, MIB, Attack, header_only, never_reading, smaller_crowd
 from tests.server.target import CONFIG, QUEUE, Target, report, target, throughput
-from tests.shared import REPOSITORY
+from tests.shared import REPOSITORY, traceable
 
 from ergo_capture.server.budget import ID_BYTES
 
@@ -64,14 +62,6 @@ async def test_a_client_that_behaves_is_served_beside_those_that_do_not(tmp_path
 async def test_a_client_that_behaves_is_served_beside_every_attack(tmp_path: Path) -> None:
     """The same for every attack, with what is left of its throughput printed."""
     await beside(tmp_path, [attack for attack, _ in ATTACKS if attack not in (header_only, smaller_crowd)])
-
-
-def traceable() -> bool:
-    """Whether strace is there and may trace."""
-    strace = shutil.which("strace")
-    if strace is None:
-        return False
-    return subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], capture_output=True, check=False).returncode == 0
 
 
 @asynccontextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.daemons import PATIENCE, Daemon, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
+from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture.server.meter import CommitMeter, Histogram
-from ergo_capture.storage import RealStorage
 
 
 async def status_of(daemon: Daemon) -> Any:
@@ -67,53 +65,26 @@ async def test_deferred_episodes_and_what_a_shutdown_waits_for_are_shown() -> No
         assert "bundle of 2 events" in waits
 
 
-class StuckStorage(RealStorage):
-    """A disk whose writes, and whose word on its free space, can be held up."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.go_on.set()
-        self.asked = threading.Event()
-
-    def free_bytes(self, path: Path) -> int:
-        """See ``Storage``."""
-        self.asked.set()
-        assert self.go_on.wait(PATIENCE)
-        return super().free_bytes(path)
-
-
 async def test_a_disk_that_hangs_keeps_nobody_from_the_status() -> None:
     """The rest is shown, and of the disk that it does not answer."""
-    storage = StuckStorage()
+    storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon:
-        storage.go_on.clear()
-        try:
+        with storage.gate("free_bytes"):
             status = await status_of(daemon)
-            assert storage.asked.is_set()
+            assert storage.waiting == 1
             assert status["disk_free_bytes"] is None
             assert status["phase"] == "serving"
-        finally:
-            storage.go_on.set()
 
 
 async def test_events_that_wait_for_a_hanging_sync_have_an_age() -> None:
     """It grows for as long as the commit takes, and is gone when the commit is done."""
-    go_on = threading.Event()
-
-    class Hanging(FaultyStorage):
-        def call(self, op: str, path: Path) -> None:
-            if op == "sync" and armed:
-                assert go_on.wait(PATIENCE)
-            super().call(op, path)
-
-    armed: list[bool] = []
-    async with running_daemon(storage=Hanging()) as daemon, daemon.session() as wire:
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
         await wire.until_ack(1, 1)
         assert (await status_of(daemon))["running"]["writer"]["oldest_undurable_seconds"] == 0
-        armed.append(True)
-        await wire.say(event("b"))
-        try:
+        with storage.gate("sync"):
+            await wire.say(event("b"))
             ages: list[float] = []
             with anyio.fail_after(PATIENCE):
                 while len(ages) < 2:
@@ -121,8 +92,6 @@ async def test_events_that_wait_for_a_hanging_sync_have_an_age() -> None:
                     if writer["committing"]:
                         ages.append(writer["oldest_undurable_seconds"])
             assert 0 < ages[0] < ages[1]
-        finally:
-            go_on.set()
         await wire.until_ack(2, 2)
         assert (await status_of(daemon))["running"]["writer"]["oldest_undurable_seconds"] == 0
 
