@@ -493,4 +493,4 @@ def test_a_frame_of_rotation_is_kept_with_its_session(tmp_path: Path) -> None:
     )
     session = look(tmp_path).sessions[1]
     assert (session.open, session.rotations, session.published) == (positions[0], [positions[3]], [positions[4]])
-    assert (session.next_event, session.next_decision, session.done, session.finished) == (2, 2, False, False)
+    assert (session.next_event, session.next_decision, session.done, session.close) == (2, 2, False, None)

@@ -127,11 +127,6 @@ class SessionFrames:
         candidates += [position.segment for position in self.rotations[:1]]
         return min(candidates, default=0)
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more can be missing: its CLOSE frame was found in its place."""
-        return self.close is not None and self.damage is None
-
 
 @dataclass(slots=True)
 class Scan:

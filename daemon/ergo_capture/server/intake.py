@@ -96,20 +96,20 @@ class Intake:
         self._ids_held.hold(size)
         self._ids_bytes += size
 
-    def release(self, batch: Batch, deferred: int) -> None:
+    def release(self, batch: Batch, deferred_bytes: int) -> None:
         """A batch is decided and waits no more, and deferred episodes take so many bytes now; the ids stay taken."""
         self.queued_bytes -= len(batch.body)
         self._events_held.hold(-batch.held)
-        self._count_deferred(deferred)
+        self._count_deferred(deferred_bytes)
 
     # --- memory ---
 
-    def charge(self, events: Holding, ids: Holding, deferred: int) -> None:
+    def charge(self, events: Holding, ids: Holding, deferred_bytes: int) -> None:
         """Count here from now on; ids that are taken and bytes of episodes that are deferred are counted at once."""
         self._events_held, self._ids_held = events, ids
         self._hold_ids(size_of_ids(self.ids))
         self._deferred_held = 0
-        self._count_deferred(deferred)
+        self._count_deferred(deferred_bytes)
 
     def _count_deferred(self, held: int) -> None:
         if held != self._deferred_held:
