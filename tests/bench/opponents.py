@@ -1,7 +1,7 @@
 """What the daemon is measured against: Redis over its Unix socket, each command durable before its answer.
 
 Owns: a redis-server for the length of a measurement, and loads on it.
-Not here: loads on ergo-capture (``ergo_capture/load.py``), which rows there are (``test_ingest.py``).
+Not here: loads on ergo-capture (``load.py``), which rows there are (``test_ingest.py``).
 """
 
 from __future__ import annotations

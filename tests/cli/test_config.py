@@ -1,6 +1,6 @@
 """The configuration: where it is found, what it may say, and how a mistake in it is told.
 
-Owns: ``config.py`` from file to settings.
+Owns: ``config``, from file to settings.
 Not here: the file in ``config/`` (``tests/contract/test_default_config.py``), the commands (``test_cli_config.py``).
 """
 

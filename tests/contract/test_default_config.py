@@ -1,6 +1,6 @@
 """The default configuration file says what the code does.
 
-Owns: the tie between ``config/ergo-capture.toml`` and ``config.py``.
+Owns: the tie between ``config/ergo-capture.toml`` and ``settings.py``.
 Not here: what may be configured (``tests/cli/test_config.py``).
 """
 

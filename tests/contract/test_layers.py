@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ LONGER = {
 }
 
 SOURCES = sorted(ROOT.rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 
 def part_of(path: Path) -> str:
@@ -61,6 +63,11 @@ def imports_of(tree: ast.AST) -> list[str]:
 def named(path: Path) -> str:
     """A file as the reports call it."""
     return str(path.relative_to(ROOT))
+
+
+def placed(path: Path) -> str:
+    """A file of the checkout as the reports call it."""
+    return str(path.relative_to(REPOSITORY))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
@@ -118,6 +125,15 @@ def test_a_file_says_what_it_owns_and_what_not(path: Path) -> None:
     assert "Owns:" in header, named(path)
     assert "Not here:" in header, named(path)
     assert header.splitlines()[0].endswith((".", ":")), named(path)
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=placed)
+def test_a_header_sends_nobody_to_a_file_that_is_not_there(path: Path) -> None:
+    """Files that it names are beside it, or below the package, the tests or the checkout."""
+    header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    places = (path.parent, ROOT, REPOSITORY / "tests", REPOSITORY)
+    for name in re.findall(r"``([\w/]+\.py)``", header):
+        assert any((place / name).is_file() for place in places), name
 
 
 def test_the_source_root_is_not_a_package() -> None:

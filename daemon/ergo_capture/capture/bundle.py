@@ -2,7 +2,7 @@
 
 Owns: CaptureJsonStyle, ``encode_bundle``, ``decode_bundle``, ``read_capture_bundle``, ``write_capture_bundle``.
 Not here: each record's text (``kernel/records.py``), the atomic write itself (``atomic.py``),
-composing a bundle from a journal (``compose.py``).
+composing a bundle from a journal (``journal/compose.py``).
 """
 
 from __future__ import annotations
@@ -22,14 +22,7 @@ from ergo_capture.capture.write_error import CaptureWriteError, as_written
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel import serde
 from ergo_capture.kernel.parsing import parse
-from ergo_capture.kernel.records import (
-    MIDDLE,
-    CaptureBundle,
-    encode_decision,
-    encode_event,
-    encode_head,
-    encode_tail,
-)
+from ergo_capture.kernel.records import MIDDLE, CaptureBundle, encode_decision, encode_event, encode_head, encode_tail
 
 _HINT: Final = (
     "check that the file is a whole capture bundle of version v3; a cut one can be salvaged with `ergo-capture recover`"

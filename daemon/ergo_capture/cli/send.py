@@ -1,7 +1,7 @@
 """``ergo-capture send``: events from a file or a pipe to the daemon.
 
 Owns: its arguments, progress, the summary.
-Not here: reading the input (``event_lines.py``), the connection (``client.py``).
+Not here: reading the input (``event_lines.py``), the connection (``client/session.py``).
 """
 
 from __future__ import annotations
