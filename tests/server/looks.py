@@ -1,6 +1,6 @@
-"""Looks at a daemon that runs in the test's own loop.
+"""Looks at a daemon that runs in the test's own loop, and a session for parts that are tried alone.
 
-Owns: ``until``, ``sessions_of``, ``manifests``, ``is_served``.
+Owns: ``DESCRIPTION``, ``until``, ``sessions_of``, ``manifests``, ``is_served``.
 Not here: any test.
 """
 
@@ -13,7 +13,22 @@ from typing import Any
 import anyio
 from tests.daemons import Daemon, event
 
+from ergo_capture.journal.body import SessionDescription
+from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.server.session import Session
+
+DESCRIPTION = SessionDescription(
+    session="s",
+    graph="g",
+    constraints=Constraints(),
+    adapter_provenance="",
+    runtime_provenance="",
+    engine="fixed",
+    labels={},
+    peer=None,
+    opened_at="",
+    program="",
+)
 
 
 async def until(what: Any) -> None:

@@ -171,6 +171,23 @@ def test_evidence_is_never_folded() -> None:
         assert [line(storms, name) for _ in range(3)] == [{}, {}, {}]
 
 
+async def test_a_session_whose_graph_is_gone_is_logged_as_quarantined(log: Log) -> None:
+    """P6: what is set aside is said, whatever the reason, with what to do."""
+    with short_directory() as place:
+        async with (
+            running_daemon("[graphs.gone]\n", state=place / "state") as daemon,
+            daemon.session(graph="gone") as wire,
+        ):
+            await wire.say(event("a"))
+            await wire.until_ack(1)
+        async with running_daemon(state=place / "state"):
+            pass
+    (said,) = log.records("session.quarantined")
+    assert said["session"] == wire.opened["session"]
+    assert "graph 'gone' is not configured any more" in said["reason"]
+    assert said["hint"]
+
+
 async def test_a_storm_of_clients_leaves_few_lines_and_a_count(log: Log) -> None:
     """Fifty clients too many: three lines, and at the end of the daemon how many more there were."""
     telemetry.configure("info", "json", burst=3, window=3600)

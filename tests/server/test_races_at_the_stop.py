@@ -11,31 +11,16 @@ import anyio
 import pytest
 from tests.daemons import event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
-from tests.server.looks import manifests, sessions_of, until
+from tests.server.looks import DESCRIPTION, manifests, sessions_of, until
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import SessionDescription
 from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.journal.journal import Journal
-from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server.decision_log import JournalDecisionLog
 from ergo_capture.server.writer import Writer
 from ergo_capture.storage import RealStorage, StorageError
-
-DESCRIPTION = SessionDescription(
-    session="s",
-    graph="g",
-    constraints=Constraints(),
-    adapter_provenance="",
-    runtime_provenance="",
-    engine="fixed",
-    labels={},
-    peer=None,
-    opened_at="",
-    program="",
-)
 
 
 async def test_a_bundle_that_cannot_be_written_at_the_stop_holds_nothing_else_up() -> None:

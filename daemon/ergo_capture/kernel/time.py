@@ -54,6 +54,10 @@ class EventTime(msgspec.Struct, frozen=True, order=True, gc=False):
             return cls(U64_MAX, NANOS_PER_SEC - 1)
         return cls(*divmod(nanos, NANOS_PER_SEC))
 
+    def saturating_add(self, span: EventTime) -> EventTime:
+        """This time moved on by ``span``, at most to the last representable one (``EventTime::saturating_add``)."""
+        return EventTime.from_nanos(self.total_nanos + span.total_nanos)
+
     def is_zero(self) -> bool:
         """Whether this is the origin, or an empty span."""
         return self.secs == 0 and self.nanos == 0

@@ -69,6 +69,7 @@ class Connection:
             session, self.conversation.session = self.conversation.session, None
             if session is not None and session.owner is self:
                 session.owner = None
+                session.log.leave()
                 self._reception.release_session(session)
             self._inlet.close()
             with anyio.CancelScope(shield=True):
@@ -151,13 +152,17 @@ class Connection:
     def count_held(self) -> None:
         """Count what is held now."""
         if not self._living.cancel_called:
-            self.holding.hold(self._reader.held_bytes + self.conversation.replies.unsaid - self.holding.bytes)
+            self.holding.hold(self._reader.held_bytes + self.conversation.held_bytes - self.holding.bytes)
 
     # --- what a session says; synchronous ---
 
     def progress(self) -> None:
         """Something moved: there may be something to say."""
         self.conversation.replies.wake()
+        if self.conversation.follows:
+            # Why here too: events that were read before are decided long after, while nothing more is read.
+            self.count_held()
+            self._reception.relieve()
 
     def session_failed(self, error: ProtocolError) -> None:
         """The session cannot go on, and so neither can the connection."""

@@ -42,6 +42,8 @@ from ergo_capture.server.submission import Batch
 
 #: About the length of a ``decision`` frame.
 _DECISION_BYTES: Final = 256
+#: Memory that a decision takes while it is kept for a client, with its event.
+_KEPT_BYTES: Final = 400
 
 
 class Reception(Protocol):
@@ -316,6 +318,17 @@ class Conversation:
             self._acked = (receipts.accepted, receipts.decided)
             due.append(protocol.encode_ack(*self._acked))
         return due
+
+    @property
+    def held_bytes(self) -> int:
+        """About the memory of what the client has not taken: answers as they are, decisions as they will be told."""
+        kept = 0 if self.session is None else self.session.log.kept
+        return self.replies.unsaid + _KEPT_BYTES * kept
+
+    @property
+    def follows(self) -> bool:
+        """Whether the client has asked for decisions."""
+        return self.session is not None and self.session.log.is_followed
 
     def _untold_bytes(self) -> int:
         """About the bytes of the decisions that are to be told and are not composed yet."""

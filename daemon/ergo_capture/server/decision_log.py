@@ -60,6 +60,8 @@ class JournalDecisionLog:
         self._framed = first
         #: Entries kept for a client that asked for decisions, until they are durable and taken.
         self._followed: deque[DecisionLogEntry] | None = None
+        #: Whether that client has gone, so that nobody takes them.
+        self._left = False
         #: Told of decisions as they are logged, where somebody watches.
         self.listener: Listener | None = None
 
@@ -122,6 +124,8 @@ class JournalDecisionLog:
         frame, self._frame = self._frame, None
         assert frame is not None
         self._durable = frame.first + frame.count
+        if self._left:
+            self.take_followed()
         self._on_durable(position, frame.first, frame.count)
 
     def on_refused(self, error: ErgoCaptureError) -> None:
@@ -138,7 +142,21 @@ class JournalDecisionLog:
         """
         kept, pending = self._followed or deque(), self.logged - self._durable
         self._followed = deque(list(kept)[-pending:] if pending else ()) if on else None
+        self._left = False
         return self.logged - len(self._followed or ())
+
+    def leave(self) -> None:
+        """The client has gone: what is durable is not kept for it, and what is not only until it is.
+
+        Why until then: one that comes back before is told of it.
+        """
+        self._left = True
+        self.take_followed()
+
+    @property
+    def kept(self) -> int:
+        """Decisions that are kept for a client, durable or not."""
+        return len(self._followed or ())
 
     @property
     def is_followed(self) -> bool:

@@ -190,7 +190,9 @@ class Service:
             sealed=recovery.sealed,
             quarantined=len(recovery.quarantined),
         )
-        for session_id, reason in recovery.quarantined.items():
+
+    def _report_quarantined(self) -> None:
+        for session_id, reason in self.registry.quarantined.items():
             log.error(
                 telemetry.SESSION_QUARANTINED,
                 session=session_id,
@@ -219,6 +221,7 @@ class Service:
         try:
             self.registry.tend_engines()
             self.registry.take_recovered(recovery)
+            self._report_quarantined()
             await self.registry.retirement.retire()
             listener = Listener(
                 listening,
