@@ -244,6 +244,26 @@ def test_frames_can_be_read_while_others_are_written(tmp_path: Path) -> None:
     assert journal.current_segment > 5
 
 
+def test_a_frame_is_read_though_what_follows_is_cut_off_in_that_moment(tmp_path: Path) -> None:
+    """P8: a batch that found the disk full goes while a bundle is composed; reading ahead must not trip over it."""
+    journal, _ = Journal.open(tmp_path, RealStorage(), segment_bytes=64 << 10)
+    (position,) = journal.commit([opening(1)])
+    end = journal.snapshot().segment_offset
+    journal.close()
+
+    class Cut(FaultyStorage):
+        """Cuts the segment between the look at its size and the read."""
+
+        def call(self, op: str, path: Path) -> None:
+            """As told."""
+            if op == "read":
+                os.truncate(path, end)
+            super().call(op, path)
+
+    (frame,) = read_frames(tmp_path, [position], Cut())
+    assert frame.header.kind == FrameKind.OPEN
+
+
 def test_one_frame_costs_no_more_than_a_small_read_and_many_are_read_in_large_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, decode_header
 from ergo_capture.journal.segment import segment_path
-from ergo_capture.storage import Storage, StorageFile
+from ergo_capture.storage import Storage, StorageError, StorageFile
 
 #: What is read at a time: at first, and at most. Why: a journal of many sessions is asked for one small frame after
 #: another, each in a window of its own; who reads on is soon given much.
@@ -68,16 +68,24 @@ class Window:
             return memoryview(b"")
         start = offset - self._start
         if start < 0 or start + size > len(self._held):
-            # Why the size again: a batch that did not fit the disk is cut off behind what is durable.
-            self.size = min(self._file.size(), self._limit)
-            size = min(size, self.size - offset)
-            if size <= 0:
-                return memoryview(b"")
-            wanted = min(max(size, self._ahead), self.size - offset)
+            self._held = memoryview(self._read(offset, max(size, self._ahead)))
             self._ahead = min(2 * self._ahead, _WINDOW_BYTES)
-            self._held = memoryview(self._file.read_at(offset, wanted))
             self._start, start = offset, 0
         return self._held[start : start + size]
+
+    def _read(self, offset: int, wanted: int) -> bytes:
+        while True:
+            # Why the size each time: a batch that did not fit the disk is cut off behind what is durable.
+            self.size = min(self._file.size(), self._limit)
+            wanted = min(wanted, self.size - offset)
+            if wanted <= 0:
+                return b""
+            try:
+                return self._file.read_at(offset, wanted)
+            except StorageError:
+                # Cut off between the two calls: what is wanted of it may be there all the same.
+                if self._file.size() >= offset + wanted:
+                    raise
 
     def header(self, offset: int, segment: int) -> Header | None:
         """The valid header at ``offset``, if there is one."""
