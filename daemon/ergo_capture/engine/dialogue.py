@@ -27,8 +27,8 @@ TIMED_OUT: Final = RunResult(RunTermination.TimedOut)
 _READ_BYTES: Final = 64 << 10
 #: Ids of runs given up that are kept to tell a late answer from an unknown one.
 _MOST_LATE: Final = 10_000
-#: Seconds that an engine which hears nothing more is still listened to.
-_LAST_WORDS_SECONDS: Final = 1.0
+#: Seconds that an engine which hears nothing more, or has ended, is still listened to.
+LAST_WORDS_SECONDS: Final = 1.0
 
 
 class Dialogue:
@@ -142,7 +142,7 @@ class Dialogue:
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                 # Why not at once: most often it is gone, and its last answers are still to be heard. Why at all: one that
                 # only closed its ears would be asked in vain until it counts as hanging.
-                await anyio.sleep(_LAST_WORDS_SECONDS)
+                await anyio.sleep(LAST_WORDS_SECONDS)
                 conversation.cancel()
 
     async def ask(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:

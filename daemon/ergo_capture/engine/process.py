@@ -18,6 +18,7 @@ import structlog
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
 from ergo_capture import telemetry
+from ergo_capture.engine.dialogue import LAST_WORDS_SECONDS
 from ergo_capture.engine.remote import RemoteEngine, RemoteSettings
 
 log = structlog.get_logger()
@@ -25,8 +26,6 @@ log = structlog.get_logger()
 #: Bytes of a line of its standard error that are logged, and lines in a second; the rest is read and let go.
 _SAID_BYTES: Final = 500
 _SAID_LINES: Final = 100
-#: Seconds that an engine which has ended is still listened to, where others keep its connection open.
-_LAST_WORDS_SECONDS: Final = 1.0
 #: Seconds from being asked to end, by its standard input closing and SIGTERM, to being killed.
 _FAREWELL_SECONDS: Final = 2.0
 
@@ -96,7 +95,7 @@ class ProcessEngine(RemoteEngine):
 async def _until_over(process: Process) -> None:
     """Have the connection end when the child has, though a process that it left behind may hold it open."""
     await process.wait()
-    await asyncio.sleep(_LAST_WORDS_SECONDS)
+    await asyncio.sleep(LAST_WORDS_SECONDS)
     assert process.stdout is not None
     await process.stdout.aclose()
 

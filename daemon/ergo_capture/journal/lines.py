@@ -21,6 +21,7 @@ from typing import Annotated, Final
 import msgspec
 
 from ergo_capture.kernel.events import MAX_DEPTH, ExternalEvent, ExternalEventKind, check_payload
+from ergo_capture.kernel.numbers import LONG_EXPONENT, MANY_DIGITS
 from ergo_capture.kernel.time import EventTime
 
 
@@ -86,8 +87,6 @@ _DROP_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[\n"))
 
 #: A line needs more brackets than this to hold a payload of more than 127 levels: its own are three.
 _TOO_MANY_BRACKETS: Final = b"[" * (MAX_DEPTH + 1)
-#: Without an exponent of three digits, a number needs this many digits to leave f64.
-_HARMLESS_DIGITS: Final = b"0" * 209
 
 
 def read_harmless(chunk: bytes) -> list[_FastEvent] | None:
@@ -98,7 +97,7 @@ def read_harmless(chunk: bytes) -> list[_FastEvent] | None:
     if not (chunk.startswith(b"{") and chunk.endswith(b"}\n") and _is_utf8(chunk)):
         return None
     reduced = chunk.translate(_REDUCE, _DROP)
-    if b"0e000" in reduced or _HARMLESS_DIGITS in reduced:
+    if LONG_EXPONENT in reduced or MANY_DIGITS in reduced:
         return None
     outline = reduced.translate(None, _DROP_BUT_BRACKETS)
     if _TOO_MANY_BRACKETS in outline:

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel.numbers import may_leave_range, without_numbers
+from ergo_capture.kernel.numbers import STRING, may_leave_range, without_numbers
 from ergo_capture.kernel.time import ZERO, EventTime
 
 #: serde_json gives up at 128 nested arrays and objects.
@@ -136,8 +136,7 @@ def json_type_name(value: Any) -> str:
     return names.get(type(value), "number")
 
 
-#: One without an end too: it would be looked for again from each quote in it.
-_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_STRINGS: Final = re.compile(STRING, re.DOTALL)
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 

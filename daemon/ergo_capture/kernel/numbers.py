@@ -1,6 +1,7 @@
 """Which numbers the reference can read: those that serde_json finds within f64.
 
-Owns: ``in_range``, ``as_the_reference``, and finding the numbers of a text that may not be in range.
+Owns: ``in_range``, ``as_the_reference``, finding the numbers of a text that may not be in range, and stepping over its
+strings on the way.
 Not here: what a number stands for with us; every reader of ours rounds correctly.
 
 serde_json does not round correctly: it takes the first digits, as many as a u64 holds, and multiplies by a power of
@@ -27,12 +28,13 @@ _EXPONENT_DIGITS: Final = 10
 # apart that only stand near each other.
 _REDUCE: Final = bytes(48 if 48 <= c <= 57 else ord("e") if c == ord("E") else c for c in range(256))
 _DROP: Final = bytes(set(range(256)) - set(b'0123456789eE",'))
-#: Without an exponent of three digits, a number needs this many digits to leave f64.
-_DIGITS: Final = b"0" * 209
-#: Strings, one without an end too: it would be looked for again from each quote in it.
+#: What a number has, so reduced, that leaves f64: an exponent of three digits, or without one this many digits.
+LONG_EXPONENT: Final = b"0e000"
+MANY_DIGITS: Final = b"0" * 209
+#: A pattern of strings (with DOTALL), of one without an end too: it would be looked for again from each quote in it.
+STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 _TOKENS: Final = re.compile(
-    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
-    rb"|(?<![^\s\[,:])-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![^\s,\]}])",
+    STRING + rb"|(?<![^\s\[,:])-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![^\s,\]}])",
     re.DOTALL,
 )
 
@@ -76,7 +78,7 @@ def as_the_reference(number: str) -> float:
 def may_leave_range(text: bytes) -> bool:
     """Whether a JSON text may hold a number out of range; False is certain."""
     reduced = text.translate(_REDUCE, _DROP)
-    return b"0e000" in reduced or _DIGITS in reduced
+    return LONG_EXPONENT in reduced or MANY_DIGITS in reduced
 
 
 def without_numbers(text: bytes) -> bytes:

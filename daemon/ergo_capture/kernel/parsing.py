@@ -12,11 +12,11 @@ import re
 import sys
 from typing import Any, Final, NoReturn
 
-from ergo_capture.kernel.numbers import CERTAINLY_IN_RANGE, in_range
+from ergo_capture.kernel.numbers import CERTAINLY_IN_RANGE, STRING, in_range
 
 #: More arrays and objects than are open at once in a bundle without unknown fields.
 _DEPTH: Final = 32
-_BRACKETS: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+_BRACKETS: Final = re.compile(STRING.decode() + r"|[\[\]{}]", re.DOTALL)
 #: Digits, and a sign, of the longest integer that is read as one.
 _MOST_DIGITS: Final = 20
 

@@ -151,8 +151,9 @@ class Connection:
 
     def count_held(self) -> None:
         """Count what is held now."""
-        if not self._living.cancel_called:
-            self.holding.hold(self._reader.held_bytes + self.conversation.held_bytes - self.holding.bytes)
+        change = self._reader.held_bytes + self.conversation.held_bytes - self.holding.bytes
+        if change and not self._living.cancel_called:
+            self.holding.hold(change)
 
     # --- what a session says; synchronous ---
 

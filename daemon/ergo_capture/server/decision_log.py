@@ -22,7 +22,7 @@ from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.server.tap import Listener
 
 #: What engines said that is too much for one more decision in a frame; a frame holds 64 MiB, a decision half of that.
-_MOST_SAID_BYTES: Final = 16 << 20
+_FULL_FRAME_BYTES: Final = 16 << 20
 
 
 class JournalDecisionLog:
@@ -68,7 +68,7 @@ class JournalDecisionLog:
     def log(self, entry: DecisionLogEntry) -> None:
         """Keep the decision for the next commit."""
         self._rows.add(entry)
-        if self._rows.bytes >= _MOST_SAID_BYTES:
+        if self._rows.bytes >= _FULL_FRAME_BYTES:
             self._full.append(self._rows)
             self._rows = DecisionRows()
         if self.listener is not None:

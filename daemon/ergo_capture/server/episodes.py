@@ -37,7 +37,7 @@ _MOST_WAITING: Final = 10_000
 #: What a record says whose episode may or may not have run before a crash.
 IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
 #: What an engine may say of one run, as it is kept; half of what a frame of the journal holds.
-_MOST_SAID_BYTES: Final = 32 << 20
+_MOST_OF_A_RUN_BYTES: Final = 32 << 20
 
 #: Awaited before a run begins, with the number of decisions before it that are not logged yet.
 BeforeRun = Callable[[int], Awaitable[None]]
@@ -185,7 +185,7 @@ class Episodes:
         assert isinstance(origin, ExternalEvent)
         while True:
             result = await self._engine.run(self._graph_id, origin.event_id, origin, self._constraints.deadline)
-            if said_bytes(result) > _MOST_SAID_BYTES:
+            if said_bytes(result) > _MOST_OF_A_RUN_BYTES:
                 result = NONSENSE
             if not self.supervisor.wants_retry(result.termination, retries):
                 return result, retries

@@ -3,7 +3,7 @@
 Owns: what takes effect at once and what needs a restart; carrying a reload out.
 Not here: who asks for it (``control.py``, SIGHUP in ``service.py``), reading the file (``config``).
 
-At once: limits, access, graphs but for the engines of those that are there, rotation, retention, linger, the style
+At once: limits, access, graphs but for the engines of those that are there (and what these have to be), rotation, retention, linger, the style
 and compression of bundles, the drain, the log's level. Limits and allow-lists are for whoever comes next, and a graph's constraints for the
 sessions opened next: a session keeps those it was opened with, as its bundle does. A graph that is not in the
 file any more takes no new sessions; those that are open go on. All the rest needs a restart, and is named in
@@ -47,6 +47,8 @@ AT_ONCE: Final = frozenset(
         ("log", "level"),
     }
 )
+#: What of a graph that is there stays until a restart: what an engine has to be is asked of it once, when it comes.
+OF_THE_ENGINE: Final = ("engine", "runtime_provenance")
 
 
 class Reloaded(msgspec.Struct, frozen=True):
@@ -178,8 +180,8 @@ def _settings_of(config: Config) -> dict[Setting, Any]:
 def takes_effect(setting: Setting) -> bool:
     """Whether a setting that has changed takes effect at once."""
     if setting[0] == "graphs":
-        # Why both: what an engine has to be is asked of it once, when it comes.
-        return setting[2:] not in {("engine",), ("runtime_provenance",)}
+        # Why the length: a graph that comes or goes may have any name.
+        return len(setting) < 3 or setting[2] not in OF_THE_ENGINE
     return (setting[0],) in AT_ONCE or setting in AT_ONCE
 
 
@@ -194,9 +196,7 @@ def merged(old: Config, new: Config, applied: list[Setting]) -> Config:
         if section != "graphs"
     }
     sections["graphs"] = {
-        name: msgspec.structs.replace(
-            graph, engine=old.graphs[name].engine, runtime_provenance=old.graphs[name].runtime_provenance
-        )
+        name: msgspec.structs.replace(graph, **{key: getattr(old.graphs[name], key) for key in OF_THE_ENGINE})
         if name in old.graphs
         else graph
         for name, graph in new.graphs.items()
