@@ -1,8 +1,5 @@
 """A headless Chromium for tests of pages, spoken to over a pipe.
 
-Owns: Browser and Page.
-Not here: any test.
-
 The DevTools protocol: JSON messages, each ended by a zero byte, on the descriptors 3 and 4 of the browser. Nothing
 but Chromium is needed for that, neither a driver nor a port.
 """

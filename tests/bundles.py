@@ -1,8 +1,4 @@
-"""Bundles as a daemon would have left them: files with manifests, of any age and size.
-
-Owns: ``store`` and ``manifest_of``.
-Not here: any test.
-"""
+"""Bundles as a daemon would have left them: files with manifests, of any age and size."""
 
 from __future__ import annotations
 

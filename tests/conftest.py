@@ -1,8 +1,4 @@
-"""What holds for every test.
-
-Owns: the profile of hypothesis; that Ctrl-C reaches the commands that tests run; that the log is as it was.
-Not here: any test.
-"""
+"""What holds for every test."""
 
 from __future__ import annotations
 

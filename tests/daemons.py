@@ -1,8 +1,4 @@
-"""Daemons for tests: one in this process's loop, one as a process of its own; and a client that says anything.
-
-Owns: ``running_daemon``, ``DaemonProcess``, ``Wire``.
-Not here: any test. Sockets live in short temporary directories, because their paths must be short.
-"""
+"""Daemons for tests: one in this process's loop, one as a process of its own; and a client that says anything."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """Journals and bundles that have to be readable for ever: how they were made, and what is in them.
 
-Owns: ``tests/data/golden`` and the words for what a journal holds. ``python -m tests.golden`` adds what is
-missing there and never touches what is there.
-Not here: the tests (``tests/journal/test_golden.py``).
-
 A journal's ``expected.json`` is what recovery finds in it, with the SHA-256 of every bundle that can be composed
 from it. Neither depends on the version of the program, on the clock, or on the machine.
 """

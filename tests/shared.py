@@ -1,8 +1,4 @@
-"""Where the data of the tests is, how it is read, and what the machine is good for.
-
-Owns: locating ``shared/`` beside the checkout, or the part of it that is kept here; ``traceable``.
-Not here: any test.
-"""
+"""Where the data of the tests is, how it is read, and what the machine is good for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A capture daemon for the Ergo graph engine, and its semantics as a library.
-
-Owns: the public names.
-Not here: anything else; the daemon is imported by nobody who only wants the library.
-"""
+"""A capture daemon for the Ergo graph engine, and its semantics as a library."""
 
 from ergo_capture.capture.bundle import (
     CaptureJsonStyle,

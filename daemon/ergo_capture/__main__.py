@@ -1,8 +1,4 @@
-"""``python -m ergo_capture`` and the command ``ergo-capture``.
-
-Owns: nothing but the way in.
-Not here: the commands (``cli/``).
-"""
+"""``python -m ergo_capture`` and the command ``ergo-capture``."""
 
 from __future__ import annotations
 

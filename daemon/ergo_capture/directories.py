@@ -1,8 +1,4 @@
-"""Directories whose names are on stable storage.
-
-Owns: making those that are missing, and syncing one.
-Not here: files (``capture/atomic.py``, ``storage``).
-"""
+"""Directories whose names are on stable storage."""
 
 from __future__ import annotations
 

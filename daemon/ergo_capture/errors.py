@@ -1,8 +1,4 @@
-"""The one base of every error that ergo-capture raises on purpose.
-
-Owns: ErgoCaptureError and the exit codes of the command line.
-Not here: the errors of each layer; they are defined beside the code that raises them.
-"""
+"""The one base of every error that ergo-capture raises on purpose."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """A load on a daemon, and what the disk below it can do at best.
 
-Owns: events of a given size as fast as a daemon acknowledges them, the time each waits, and the floor of bare
-synced writes to compare with.
-Not here: what is printed (``cli/bench.py``), other programs to compare with (``tests/bench``).
-
 Why not the client of ``client/session.py``: a load must cost less than what it measures. Lines are made beforehand, one
 thread sends and receives, and nothing is parsed but the watermark.
 """

@@ -1,8 +1,4 @@
-"""Waiting for something to move, where there is nothing to remember once it has.
-
-Owns: Pulse.
-Not here: what moved; whoever wakes looks for itself, and waits again where it was not that.
-"""
+"""Waiting for something to move, where there is nothing to remember once it has."""
 
 from __future__ import annotations
 

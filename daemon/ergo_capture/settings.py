@@ -1,8 +1,5 @@
 """Every setting, its default, and its description.
 
-Owns: the tables of a configuration file as structs.
-Not here: finding, reading and printing a file (``config``).
-
 The descriptions below are the comments of ``config/ergo-capture.toml``, which is generated from this file.
 """
 

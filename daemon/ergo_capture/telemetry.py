@@ -1,8 +1,5 @@
 """What the daemon logs, and how.
 
-Owns: the names of log events, the set-up of structlog, the level at run time, folding storms.
-Not here: when something is logged; that is beside what happens.
-
 Names are ``subject.verb`` and stable, as are the keys: they are searched for. What each line means stands in the
 README.
 

@@ -1,8 +1,4 @@
-"""Durations, sizes and modes as people write them, and counts as they read them.
-
-Owns: reading and writing ``250ms``, ``64KiB``, ``0660``; ``1 event``, ``2,000 events``.
-Not here: which settings there are (``settings.py``).
-"""
+"""Durations, sizes and modes as people write them, and counts as they read them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What this program calls itself.
-
-Owns: the version and the name that journals, manifests and greetings bear.
-Not here: what they say besides.
-"""
+"""What this program calls itself."""
 
 from __future__ import annotations
 

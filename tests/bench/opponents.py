@@ -1,8 +1,4 @@
-"""What the daemon is measured against: Redis over its Unix socket, each command durable before its answer.
-
-Owns: a redis-server for the length of a measurement, and loads on it.
-Not here: loads on ergo-capture (``load.py``), which rows there are (``test_ingest.py``).
-"""
+"""What the daemon is measured against: Redis over its Unix socket, each command durable before its answer."""
 
 from __future__ import annotations
 

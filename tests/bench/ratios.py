@@ -1,8 +1,5 @@
 """Ratios of two things that were measured in turns.
 
-Owns: taking turns, the median and the spread of the ratios, how they are printed.
-Not here: what is measured.
-
 Why in turns: the same work takes twice as long from one minute to the next on a machine that others use too.
 Each round measures both sides within a second or two, in changing order, and gives one ratio.
 """

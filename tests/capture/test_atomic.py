@@ -1,8 +1,4 @@
-"""A name only ever stands for a whole file: every stage that can fail, races, and other systems' ways.
-
-Owns: ``capture/atomic.py``, ``capture/temporaries.py`` and ``write_capture_bundle``.
-Not here: sweeping at the daemon's start (``tests/process``).
-"""
+"""A name only ever stands for a whole file: every stage that can fail, races, and other systems' ways."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What holds for any run: replay and derivation lead to what was captured, the clock, and which payloads are taken.
-
-Owns: properties of the library form from end to end, and the oracle for payloads.
-Not here: what the reference answered (``tests/kernel/test_conformance.py``).
-"""
+"""What holds for any run: replay and derivation lead to what was captured, the clock, and which payloads are taken."""
 
 from __future__ import annotations
 

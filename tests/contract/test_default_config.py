@@ -1,8 +1,4 @@
-"""The default configuration file says what the code does.
-
-Owns: the tie between ``config/ergo-capture.toml`` and ``settings.py``.
-Not here: what may be configured (``tests/cli/test_config.py``).
-"""
+"""The default configuration file says what the code does."""
 
 from __future__ import annotations
 

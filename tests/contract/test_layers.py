@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,7 @@ BANNED_IN_KERNEL = {
     "structlog", "subprocess", "threading", "time", "uuid",
 }  # fmt: skip
 
-#: Files that are longer than others may be, in lines, because what they hold is one thing.
-LONGER = {
-    # The life of a session is one machine: each of its steps moves what the others go by.
-    "server/session.py": 460,
-}
-
 SOURCES = sorted(ROOT.rglob("*.py"))
-TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 
 def part_of(path: Path) -> str:
@@ -63,11 +55,6 @@ def imports_of(tree: ast.AST) -> list[str]:
 def named(path: Path) -> str:
     """A file as the reports call it."""
     return str(path.relative_to(ROOT))
-
-
-def placed(path: Path) -> str:
-    """A file of the checkout as the reports call it."""
-    return str(path.relative_to(REPOSITORY))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
@@ -109,31 +96,6 @@ def test_only_the_serving_side_is_asynchronous(path: Path) -> None:
     """Policy is synchronous; awaits carry out its answers."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         assert not isinstance(node, ast.AsyncFunctionDef), f"{named(path)}:{node.lineno}"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    """A size tripwire: what is longer has taken in something that belongs elsewhere."""
-    most = LONGER.get(named(path), 400)
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= most, named(path)
-
-
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.name != "__init__.py"], ids=named)
-def test_a_file_says_what_it_owns_and_what_not(path: Path) -> None:
-    """The header: a sentence, Owns, Not here."""
-    header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    assert "Owns:" in header, named(path)
-    assert "Not here:" in header, named(path)
-    assert header.splitlines()[0].endswith((".", ":")), named(path)
-
-
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=placed)
-def test_a_header_sends_nobody_to_a_file_that_is_not_there(path: Path) -> None:
-    """Files that it names are beside it, or below the package, the tests or the checkout."""
-    header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    places = (path.parent, ROOT, REPOSITORY / "tests", REPOSITORY)
-    for name in re.findall(r"``([\w/]+\.py)``", header):
-        assert any((place / name).is_file() for place in places), name
 
 
 def test_the_source_root_is_not_a_package() -> None:

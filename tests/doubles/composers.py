@@ -1,8 +1,4 @@
-"""Composers of bundles that wait, or that find the disk full, as long as a test wants it.
-
-Owns: SlowComposer, RoomlessComposer.
-Not here: what they stand in for (``journal/compose.py``, ``server/publisher.py``).
-"""
+"""Composers of bundles that wait, or that find the disk full, as long as a test wants it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A storage that works on real files, fails by table, and remembers the order of calls.
-
-Owns: FaultyStorage.
-Not here: faults below the port, such as short writes (``tests/journal/test_storage.py``).
-"""
+"""A storage that works on real files, fails by table, and remembers the order of calls."""
 
 from __future__ import annotations
 

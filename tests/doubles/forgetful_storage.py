@@ -1,8 +1,5 @@
 """A storage that loses power: whatever was not synced is kept, or not, page by page.
 
-Owns: ForgetfulStorage, PowerCut.
-Not here: errors that the system reports (``faulty_storage.py``).
-
 Real files show what a running process sees. Beside them the double keeps what a disk would hold: for each
 file the contents as of its last sync and which pages have changed since; for each name whether the
 directory has been synced since it was made, changed or removed. ``crash`` makes the real files what a disk

@@ -1,8 +1,4 @@
-"""A storage whose calls can be held at a gate, so that a test says what happens meanwhile.
-
-Owns: GatedStorage.
-Not here: errors (``faulty_storage.py``, which this one is too).
-"""
+"""A storage whose calls can be held at a gate, so that a test says what happens meanwhile."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Engines for tests: the puppet as a child or behind a socket, and daemons that use it.
-
-Owns: configurations of graphs with engines, running one event or many through a daemon.
-Not here: any test; what the puppet does (``puppet.py``).
-"""
+"""Engines for tests: the puppet as a child or behind a socket, and daemons that use it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A daemon and its engine, both to be killed, and what the engine was asked to run.
-
-Owns: ``Rig``, ``ended``.
-Not here: any test; what the engine does (``puppet.py``).
-"""
+"""A daemon and its engine, both to be killed, and what the engine was asked to run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Journals that hold real sessions: events as they come over the wire, decisions as the supervisor takes them.
-
-Owns: ``write_sessions`` and what it wrote, by session.
-Not here: journals whose frames only look like it (``journals.py``), any test.
-"""
+"""Journals that hold real sessions: events as they come over the wire, decisions as the supervisor takes them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Journals to be cut, bent and broken: making them, and saying what is in them.
-
-Owns: frames of sessions, a journal of three segments, what a scan found in plain words.
-Not here: any test.
-"""
+"""Journals to be cut, bent and broken: making them, and saying what is in them."""
 
 from __future__ import annotations
 

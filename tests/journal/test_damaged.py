@@ -1,8 +1,4 @@
-"""Damage: acknowledged data that is not what was written is found, named, and kept from the other sessions.
-
-Owns: rules 2 to 6 of ``journal/scan.py``.
-Not here: torn ends (``test_torn.py``).
-"""
+"""Damage: acknowledged data that is not what was written is found, named, and kept from the other sessions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Errors of the disk: which are for good, which pass, and that nothing is acknowledged before its sync.
-
-Owns: the fault table, and the order of calls.
-Not here: faults below the port (``test_storage.py``), power cuts (``test_lost_pages.py``).
-"""
+"""Errors of the disk: which are for good, which pass, and that nothing is acknowledged before its sync."""
 
 from __future__ import annotations
 

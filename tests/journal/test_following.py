@@ -1,8 +1,4 @@
-"""Following a journal: everything that is decided, once, in order, whatever the writer does meanwhile.
-
-Owns: ``follow``, JournalTail, PartStream, DirectoryWatch.
-Not here: the command (``tests/cli/test_follow.py``), a scan beside a writer (``test_live.py``).
-"""
+"""Following a journal: everything that is decided, once, in order, whatever the writer does meanwhile."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Frames: the bytes of a header, and which bytes are one.
-
-Owns: ``journal/frame.py``.
-Not here: files of frames (``test_torn.py``, ``test_damaged.py``).
-"""
+"""Frames: the bytes of a header, and which bytes are one."""
 
 from __future__ import annotations
 

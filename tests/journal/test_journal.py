@@ -1,8 +1,4 @@
-"""The journal as its users see it: commit, read back, roll over, retire, seal.
-
-Owns: ``journal/journal.py`` and ``journal/segment.py`` while nothing goes wrong.
-Not here: errors (``test_faults.py``), crashes (``test_lost_pages.py``, ``test_model.py``).
-"""
+"""The journal as its users see it: commit, read back, roll over, retire, seal."""
 
 from __future__ import annotations
 

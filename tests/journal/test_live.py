@@ -1,8 +1,4 @@
-"""A journal that is read while a daemon writes it: what comes meanwhile is never taken for damage.
-
-Owns: ``scan`` beside a writer.
-Not here: following (``test_following.py``), journals that somebody left behind (``test_torn.py``, ``test_damaged.py``).
-"""
+"""A journal that is read while a daemon writes it: what comes meanwhile is never taken for damage."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Power cuts: any part of what was not synced reaches the disk, and what was acknowledged survives.
-
-Owns: P1 and P6 under ``ForgetfulStorage``.
-Not here: what a running system reports (``test_faults.py``), long random lives (``test_model.py``).
-"""
+"""Power cuts: any part of what was not synced reaches the disk, and what was acknowledged survives."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A random life of a journal against a list.
-
-Owns: the stateful model test.
-Not here: which bytes survive a power cut (``test_lost_pages.py``).
-"""
+"""A random life of a journal against a list."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The real filesystem behind the port: what is completed, what is refused, and with which words.
-
-Owns: ``storage``.
-Not here: what the journal makes of errors (``test_faults.py``).
-"""
+"""The real filesystem behind the port: what is completed, what is refused, and with which words."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Torn ends: what was never acknowledged goes, a copy stays, and nothing else is touched.
-
-Owns: rule 1 of ``journal/scan.py``, and ``journal/mend.py``.
-Not here: damage (``test_damaged.py``), arbitrary lost pages (``test_lost_pages.py``).
-"""
+"""Torn ends: what was never acknowledged goes, a copy stays, and nothing else is touched."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which numbers a payload and an effect may hold: next to the largest f64, those that the reference reads.
-
-Owns: ``kernel/numbers.py``; each answer was the reference's.
-"""
+"""Which numbers a payload and an effect may hold: next to the largest f64, those that the reference reads."""
 
 from __future__ import annotations
 

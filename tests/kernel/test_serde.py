@@ -1,8 +1,5 @@
 """What is read as a bundle, where serde's derived readers are not as one would guess.
 
-Owns: the leniencies and refusals of ``kernel/serde.py`` that the conformance data does not show.
-Not here: what it does show (``test_conformance.py``); how a stream cuts a text (``tests/capture``).
-
 Each text is read whole and as a stream, which have to agree; each answer was the reference's.
 """
 

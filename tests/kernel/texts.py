@@ -1,8 +1,4 @@
-"""A bundle's text, and what becomes of it when something in it is another.
-
-Owns: TEXT, ``bent`` and ``read``.
-Not here: any test.
-"""
+"""A bundle's text, and what becomes of it when something in it is another."""
 
 from __future__ import annotations
 

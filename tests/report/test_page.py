@@ -1,8 +1,4 @@
-"""The page of a bundle in a real browser: what it draws, what it finds, what it refuses to be.
-
-Owns: the page as a person has it before them.
-Not here: its data (``test_columns.py``), the command (``test_command.py``).
-"""
+"""The page of a bundle in a real browser: what it draws, what it finds, what it refuses to be."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What hostile clients do; each attack is a coroutine that a test runs, or a process beside it.
-
-Owns: the attacks, and ``Attacker``, who notes how they were answered.
-Not here: what must come of them (``test_hostile.py``).
-"""
+"""What hostile clients do; each attack is a coroutine that a test runs, or a process beside it."""
 
 from __future__ import annotations
 

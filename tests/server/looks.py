@@ -1,8 +1,4 @@
-"""Looks at a daemon that runs in the test's own loop, and a session for parts that are tried alone.
-
-Owns: ``DESCRIPTION``, ``until``, ``sessions_of``, ``manifests``, ``is_served``.
-Not here: any test.
-"""
+"""Looks at a daemon that runs in the test's own loop, and a session for parts that are tried alone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """A client for the chaos: one session, whatever happens to its connections, and what is known of each event.
 
-Owns: Story: what was sent, what is known to be safe, going on after a connection broke.
-Not here: what happens when (``test_chaos.py``).
-
 It draws the conclusions that the README allows a client to draw, and no others: an event is *safe* once an
 acknowledgement covers it, it was not rejected or only as a duplicate, or ``opened`` says so. It is *open* until then,
 and is sent again on the next connection.

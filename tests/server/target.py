@@ -1,8 +1,4 @@
-"""A daemon under attack, as a process of its own, and what is measured of it.
-
-Owns: ``Target``, its configuration and the documented bound of its memory, a client that behaves.
-Not here: the attacks (``attacks.py``), any test.
-"""
+"""A daemon under attack, as a process of its own, and what is measured of it."""
 
 from __future__ import annotations
 

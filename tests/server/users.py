@@ -1,8 +1,4 @@
-"""Other users for tests that run as root: a client in a child process that has become somebody else.
-
-Owns: ``talk_as``, and who ``NOBODY`` is.
-Not here: any test.
-"""
+"""Other users for tests that run as root: a client in a child process that has become somebody else."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """A copy of the program and its tests that a private systemd can see, and running tests inside one.
 
-Owns: what is copied where, and the call of the box.
-Not here: any test.
-
 The box is a script that boots a real systemd in namespaces of its own over a throw-away copy of the root file
 system. It lies beside the checkout where there is one; without it, or without root, these tests are skipped.
 """

@@ -1,9 +1,5 @@
 """Finds the parts of a bundle file that may be cut, torn or overwritten anywhere.
 
-Owns: ``dissect``: what the file still says, where its lists are, their elements with the gaps between them;
-``salvage_bundle``.
-Not here: sound bundles (``stream.py``), what is kept of a damaged one (``salvage.py``).
-
 Where the brackets still match, the lists are where ``outline`` finds them. Where they do not, they are looked for by
 what stands around them in the order in which every bundle is written: head, events, decisions, provenances.
 """

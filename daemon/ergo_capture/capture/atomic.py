@@ -1,9 +1,5 @@
 """Writes files so that their names only ever stand for whole ones.
 
-Owns: AtomicFile, ``write_bytes_atomic``, and making the directories that they need.
-Not here: what is said where that fails (``write_error.py``), what a kill leaves behind (``temporaries.py``), what is in
-the files (``bundle.py``, ``journal/compose.py``).
-
 The order: create ``{name}.{pid}.{n}.tmp`` beside the destination, write, sync, rename over the destination,
 sync the directory. The reference leaves the last step out, so that a crash can undo its rename.
 """

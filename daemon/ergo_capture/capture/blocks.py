@@ -1,9 +1,5 @@
 r"""Reads a stretch of whole elements in one go, where that is certain to be what serde reads.
 
-Owns: ``read_events`` and ``read_decisions`` of a block; what decides whether a block may be decoded in one go.
-Not here: cutting a list into blocks, and reading its elements one by one (``elements.py``), what a record looks like to
-serde (``kernel/serde.py``), which words every complaint.
-
 If the decoder takes the block with the brackets of a list around it, it was whole elements: a JSON text can be read in
 one way only. It is then what serde would have read, unless the decoder in C was more lenient. That it may have been
 shows:

@@ -1,9 +1,4 @@
-"""Bundle files: encode, decode, read and write.
-
-Owns: CaptureJsonStyle, ``encode_bundle``, ``decode_bundle``, ``read_capture_bundle``, ``write_capture_bundle``.
-Not here: each record's text (``kernel/records.py``), the atomic write itself (``atomic.py``),
-composing a bundle from a journal (``journal/compose.py``).
-"""
+"""Bundle files: encode, decode, read and write."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The bundles that are in a state directory, as their manifests tell.
-
-Owns: StoredBundle, Catalogue, and the check that a file is what its manifest says.
-Not here: which of them go (``retention.py``), deleting them (``server/retention.py``).
-"""
+"""The bundles that are in a state directory, as their manifests tell."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """How two captures differ, aligned by event id.
 
-Owns: ``compare`` and its result.
-Not here: replay (``engine/replaying.py``), printing (``cli/diff.py``).
-
 Both are read side by side up to the first difference, in memory that does not grow. From there on events of the
 second are known by a digest of each, some 200 bytes an event. An id that is there more than once stands for as many
 events, in their order.

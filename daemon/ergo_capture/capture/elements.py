@@ -1,10 +1,5 @@
 """Reads the elements of a bundle's lists, many at a time.
 
-Owns: ``read_elements``: a stretch of a file -> records, in blocks; ElementError.
-Not here: where the lists are (``outline.py``), whether a block may be decoded in one go (``blocks.py``), what a record
-looks like to serde (``kernel/serde.py``), which is what reads everything that is not of the common shape, and words
-every complaint.
-
 A block is cut where an element seems to end. One that cannot be decoded in one go is read element by element.
 """
 

@@ -1,8 +1,4 @@
-"""What is taken for a bundle and is something else.
-
-Owns: ``looks_like``: words for a text that was refused, from how it begins.
-Not here: what a bundle is (``bundle.py``, ``stream.py``); nothing is refused here.
-"""
+"""What is taken for a bundle and is something else."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The manifest beside a bundle: what the bundle itself has no room for.
-
-Owns: Manifest, its file, and the names of a bundle's files.
-Not here: making one (``journal/compose.py``), all that are in a directory (``catalogue.py``).
-"""
+"""The manifest beside a bundle: what the bundle itself has no room for."""
 
 from __future__ import annotations
 

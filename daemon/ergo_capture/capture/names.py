@@ -1,8 +1,4 @@
-"""File names that any graph or session id can be turned into.
-
-Owns: ``safe_name``, ``bundle_name``.
-Not here: what stands beside a bundle (``manifest.py``), where a daemon puts its bundles (``server/paths.py``).
-"""
+"""File names that any graph or session id can be turned into."""
 
 from __future__ import annotations
 

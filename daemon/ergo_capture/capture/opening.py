@@ -1,8 +1,5 @@
 """Finds bundle files, and opens them, compressed or not, so that nobody has to know which.
 
-Owns: ``files_below``, ``open_binary``, ``read_text``, what tells a compressed file, what to do where one is not read.
-Not here: what a bundle says (``bundle.py``, ``stream.py``), compressing one (``journal/compose.py``).
-
 A file is compressed when it begins with zstd's magic number, whatever its name: no JSON text begins so. A
 compressed file that was cut reads as a text that was cut, up to the last block of 128 KiB, and then as an error.
 """

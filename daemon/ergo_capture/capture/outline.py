@@ -1,8 +1,5 @@
 """Finds where the two long lists of a bundle are, without reading what is in them.
 
-Owns: Outline, Stretch and ``outline``: the bundle's text with the lists emptied, and the offsets of what was in them.
-Not here: the lists' elements (``elements.py``), which fields a bundle has (``kernel/serde.py``).
-
 A list ends where its bracket is closed, whatever stands in it: whether that is JSON is found by whoever reads
 it. So a text is a bundle if and only if what is left of it is one and both lists can be read.
 

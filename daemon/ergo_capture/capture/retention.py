@@ -1,8 +1,5 @@
 """Which finished bundles have had their time.
 
-Owns: Bounds, RetentionRules, and ``choose``, which is pure.
-Not here: which bundles there are (``catalogue.py``), deleting them (``server/retention.py``).
-
 Only finished bundles count, and only they go, the oldest first: a bundle that may not be deleted, because its
 session goes on or because it is not what its manifest says, takes no other's place.
 """

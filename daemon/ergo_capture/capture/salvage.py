@@ -1,9 +1,5 @@
 """Saves what can be proved of a damaged capture: a bundle that verifies, and the other events beside it.
 
-Owns: ``salvage``: which records are kept, set aside, refused or dropped.
-Not here: finding the records in a damaged bundle (``anatomy.py``) or journal (``journal/salvage.py``), the counts and the
-words for them (``salvaged.py``), the files (``salvage_output.py``).
-
 The rule: events and decisions are kept from the beginning for as long as every event is whole (its hash is right,
 its id new) and leads to the decision that stands at its place. That is the longest prefix that can be proved.
 Nothing is decided anew: how an episode ended is known to its record only. Any other event that is whole, because it

@@ -1,8 +1,4 @@
-"""The files that a salvage writes: the bundle, and beside it the events that have no provable decision.
-
-Owns: their bytes and names; that the bundle is verified before it gets its own.
-Not here: which record goes where (``salvage.py``).
-"""
+"""The files that a salvage writes: the bundle, and beside it the events that have no provable decision."""
 
 from __future__ import annotations
 

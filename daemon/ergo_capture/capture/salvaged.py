@@ -1,8 +1,4 @@
-"""What became of every record of a damaged capture: the counts, the gaps, and the words for them.
-
-Owns: Salvaged, its problems, gaps, and what a bundle says besides its records.
-Not here: what is kept and what is not (``salvage.py``).
-"""
+"""What became of every record of a damaged capture: the counts, the gaps, and the words for them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Which events of a run are meant: by kind, decision, time, or id.
-
-Owns: Selection, ``select``, NoSuchEvent.
-Not here: what is done with them (``cli/cat.py``, ``cli/extract.py``).
-"""
+"""Which events of a run are meant: by kind, decision, time, or id."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The library form of a capture: a session that records as it supervises.
-
-Owns: CapturingDecisionLog and CapturingSession, as the reference has them.
-Not here: the daemon's durable sessions (``server/session.py``), writing files (``bundle.py``).
-"""
+"""The library form of a capture: a session that records as it supervises."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Whether the events of a bundle are what they say: hashes, ids, payloads.
-
-Owns: Soundness.
-Not here: the bundle's shape (``stream.py``), what its events lead to (``verification.py``, ``engine/replaying.py``).
-"""
+"""Whether the events of a bundle are what they say: hashes, ids, payloads."""
 
 from __future__ import annotations
 

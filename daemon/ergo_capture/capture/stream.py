@@ -1,8 +1,5 @@
 """Reads a bundle of any size: memory does not grow with it.
 
-Owns: BundleStream and ``open_bundle``; RecordStream, which is what its readers need of it.
-Not here: sessions that are in a journal (``journal/stream.py``), bundles in memory (``bundle.py``), where the lists are (``outline.py``), their elements (``elements.py``).
-
 A stream accepts and refuses what ``decode_bundle`` does, with the same words; what is wrong with an event or a
 decision is said when it is reached.
 """

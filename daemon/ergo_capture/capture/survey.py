@@ -1,8 +1,4 @@
-"""What a run holds, in numbers; streaming.
-
-Owns: Survey and how it is taken.
-Not here: whether the bundle is right (``verification.py``), printing (``cli/info.py``).
-"""
+"""What a run holds, in numbers; streaming."""
 
 from __future__ import annotations
 

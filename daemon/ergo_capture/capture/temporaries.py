@@ -1,8 +1,4 @@
-"""Files that are not whole yet: ``{name}.{pid}.{n}.tmp``.
-
-Owns: that name, and sweeping what a kill left behind.
-Not here: writing them, and giving them the name that they are for (``atomic.py``).
-"""
+"""Files that are not whole yet: ``{name}.{pid}.{n}.tmp``."""
 
 from __future__ import annotations
 

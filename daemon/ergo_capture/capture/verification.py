@@ -1,9 +1,5 @@
 """Proves a bundle file without an engine: is it sound, and do its events still lead to its decisions.
 
-Owns: ``verify_bundle`` and its Verdict; the floats that the reference misreads.
-Not here: hashes, ids and payloads (``soundness.py``), deciding and comparing (``kernel``), output
-(``cli/verify.py``).
-
 The file is read twice at once, events and decisions side by side, and memory does not grow with it, but for
 13 to 27 bytes an event for its id, and for what the supervisor itself keeps: the episodes that are deferred.
 """

@@ -1,8 +1,4 @@
-"""What is said where a bundle could not be written.
-
-Owns: CaptureWriteError, a stage for everything that can fail, and the texts, which are the reference's.
-Not here: writing (``atomic.py``).
-"""
+"""What is said where a bundle could not be written."""
 
 from __future__ import annotations
 

@@ -1,12 +1,9 @@
 """A client of the daemon.
 
-Owns: its face: CaptureClient and what it returns and raises.
-Not here: files and progress bars (``cli/send.py``), what frames mean (``server/protocol.py``, README).
-
-    async with CaptureClient(path) as client:
-        await client.open("default")
-        await client.send(ExternalEvent.mechanical("e1", ExternalEventKind.Command))
-        closed = await client.close()
+async with CaptureClient(path) as client:
+await client.open("default")
+await client.send(ExternalEvent.mechanical("e1", ExternalEventKind.Command))
+closed = await client.close()
 """
 
 from ergo_capture.client.frames import ClientError, Published, Reject, event_line

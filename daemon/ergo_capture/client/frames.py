@@ -1,8 +1,4 @@
-"""What a client hears and says beside events: errors, rejections, bundles; and an event as a line.
-
-Owns: those types, reading them strictly, ``event_line``.
-Not here: the conversation (``session.py``), what the frames mean (``server/protocol.py``, README).
-"""
+"""What a client hears and says beside events: errors, rejections, bundles; and an event as a line."""
 
 from __future__ import annotations
 

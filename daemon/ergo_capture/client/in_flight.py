@@ -1,8 +1,5 @@
 """The events of one session that the daemon has not said the last word on.
 
-Owns: InFlight: what is acknowledged, what is rejected, what is to be sent again after a reconnection.
-Not here: sockets (``wire.py``), waiting for room (``session.py``).
-
 Synchronous and without a clock: every answer of the daemon goes in, counts and lines come out.
 """
 

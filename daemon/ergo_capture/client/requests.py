@@ -1,8 +1,5 @@
 """The requests of one client, and which answer is whose.
 
-Owns: Requests: the one that is under way, what is asked again after a reconnection, answers that nobody waits for.
-Not here: waiting (``session.py``), what an answer says (``frames.py``).
-
 Synchronous and without a clock. Requests come one after the other: what is asked again after a reconnection is what is
 not answered yet.
 """

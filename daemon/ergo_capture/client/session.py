@@ -1,9 +1,5 @@
 """An asynchronous session with the daemon, which survives the daemon's restarts.
 
-Owns: CaptureClient: the window, what goes out when, what a frame of the daemon leads to.
-Not here: what is acknowledged and what is sent again (``in_flight.py``), which answer is whose (``requests.py``),
-connecting again (``uplink.py``), files and progress bars (``cli/send.py``).
-
 What is not acknowledged is kept. When the connection breaks, the client connects again with back-off,
 resumes its session, learns which event was the last to become durable, and sends on from the one after it.
 An event sent twice because its acknowledgement was lost is refused by the daemon as a duplicate, which is

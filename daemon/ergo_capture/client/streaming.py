@@ -1,8 +1,4 @@
-"""A session from its beginning to its end in one call.
-
-Owns: ``stream``, ``session_of``.
-Not here: the session itself (``session.py``).
-"""
+"""A session from its beginning to its end in one call."""
 
 from __future__ import annotations
 

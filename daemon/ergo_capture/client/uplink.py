@@ -1,8 +1,4 @@
-"""The way to one session of the daemon: reached first, opened, and reached again when it breaks.
-
-Owns: Uplink: patience and back-off, the ``open`` that a session is opened and resumed with.
-Not here: one connection (``wire.py``), what is sent and sent again (``session.py``, ``in_flight.py``).
-"""
+"""The way to one session of the daemon: reached first, opened, and reached again when it breaks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""One connection to the daemon: frames out, frames in.
-
-Owns: Wire: connecting and the greeting, lines.
-Not here: connecting again (``uplink.py``), what frames mean (``frames.py``, ``in_flight.py``).
-"""
+"""One connection to the daemon: frames out, frames in."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What is said of a configuration that says something it may not.
-
-Owns: the sentence and the hint for msgspec's complaint: the key in front, the words that are allowed, the key that was
-meant.
-Not here: reading (``reading.py``).
-"""
+"""What is said of a configuration that says something it may not."""
 
 from __future__ import annotations
 

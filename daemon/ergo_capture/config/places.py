@@ -1,9 +1,4 @@
-"""Where the daemon's files are when nothing else is said.
-
-Owns: the configuration file, the state directory, the socket and the control socket: systemd's word, the system's
-places, the user's.
-Not here: what the configuration says instead (``reading.py``), files within the state directory (``server/paths.py``).
-"""
+"""Where the daemon's files are when nothing else is said."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The configuration as a TOML file.
-
-Owns: ``to_toml``, and how names and values are written.
-Not here: reading it back (``reading.py``).
-"""
+"""The configuration as a TOML file."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The configuration as it is read from a file.
-
-Owns: ``load`` and ``parse``, and ConfigError.
-Not here: where the file is (``places.py``), what is said of one that is wrong (``complaints.py``), the settings
-(``settings.py``), objects made of them (``server/composition.py``), the commands (``cli/config.py``).
-"""
+"""The configuration as it is read from a file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Threads for calls that may never come back.
 
-Owns: CallThreads: so many calls at once, waited for without blocking the loop, and let go of when nobody waits.
-Not here: what is called (``python.py``).
-
 Why not the threads that everything else uses: a call that hangs can be given up, but not ended. There it would leave
 one more thread behind each time, without limit, and the process could not end before the last of them does.
 """

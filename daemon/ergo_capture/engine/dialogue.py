@@ -1,8 +1,4 @@
-"""One connection to an engine: who asked what, and whose answer this is.
-
-Owns: numbering requests, matching answers, deadlines, what becomes of the others when the connection ends.
-Not here: messages (``protocol.py``), connecting and connecting again (``remote.py``).
-"""
+"""One connection to an engine: who asked what, and whose answer this is."""
 
 from __future__ import annotations
 

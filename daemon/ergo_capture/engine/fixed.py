@@ -1,8 +1,4 @@
-"""The engine that ends every episode alike: the embedded default.
-
-Owns: FixedEngine.
-Not here: outcomes per event (``scripted.py``).
-"""
+"""The engine that ends every episode alike: the embedded default."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What the daemon asks of an engine.
-
-Owns: the Engine protocol, InProcess for engines that cannot be away, EngineRefused.
-Not here: any engine.
-"""
+"""What the daemon asks of an engine."""
 
 from __future__ import annotations
 

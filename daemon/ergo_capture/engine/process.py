@@ -1,8 +1,4 @@
-"""The engine that is a child of the daemon and speaks ``ergo-engine.v1`` on its standard input and output.
-
-Owns: starting and ending the child, its standard error in the log.
-Not here: everything that is said (``remote.py``).
-"""
+"""The engine that is a child of the daemon and speaks ``ergo-engine.v1`` on its standard input and output."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """``ergo-engine.v1``: how an engine outside the daemon is talked to; sans-I/O, and the protocol's specification.
 
-Owns: the messages, their encoding and strict decoding, lines of bounded length.
-Not here: processes and sockets (``remote.py``, ``process.py``, ``socket.py``), whose request an answer is
-(``dialogue.py``).
-
 JSON Lines, one message a line, UTF-8. The engine speaks first:
 
     {"type": "ready", "protocol": "ergo-engine.v1", "graphs": ["default"], "runtime_provenance": "rpv1:sha256:..."}

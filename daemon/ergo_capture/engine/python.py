@@ -1,8 +1,5 @@
 """The engine that is a Python callable in the daemon itself.
 
-Owns: finding the callable, calling it, what its answers mean.
-Not here: engines that may fail without taking the daemon with them; those are outside (``process.py``).
-
 ``module:callable`` is called with (graph_id, event_id, kind, at, payload, deadline): strings, ``at`` and ``deadline``
 as EventTime (``deadline`` may be None), ``payload`` as bytes, empty for none. It returns None for Completed, a
 termination as in JSON, an object with ``termination``, ``effects``, ``intent_acks``, ``interruption`` as in ``ran`` of

@@ -1,8 +1,5 @@
 """An engine outside the daemon: reached, greeted, lost, and reached again.
 
-Owns: the life of the connection, back-off, what sessions get while the engine is away, its provenance.
-Not here: how it is reached (``process.py``, ``socket.py``), requests and answers (``dialogue.py``).
-
 While the engine is away, ``when_away`` decides: ``wait`` keeps runs waiting (those with a deadline until it passes),
 ``fail`` ends them at once as ``Failed(AdapterUnavailable)``. A run that was under way when the engine went ends so in
 both cases: it may have had its effects, and whether it is tried again is the graph's ``max_retries``.

@@ -1,8 +1,4 @@
-"""Runs the episodes of a bundle again with an engine, and compares what comes of it.
-
-Owns: ``replay_stream``: validating, running, comparing, explaining the first divergence, all while streaming.
-Not here: deriving decisions without an engine (``capture/verification.py``), output (``cli/replay.py``).
-"""
+"""Runs the episodes of a bundle again with an engine, and compares what comes of it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The engine whose outcomes are written in a file, per event id: for rehearsals and tests.
-
-Owns: ScriptedEngine.
-Not here: the file's format (``FaultRuntime.from_json``).
-"""
+"""The engine whose outcomes are written in a file, per event id: for rehearsals and tests."""
 
 from __future__ import annotations
 

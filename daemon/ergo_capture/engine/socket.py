@@ -1,8 +1,4 @@
-"""The engine that runs beside the daemon and speaks ``ergo-engine.v1`` on a Unix socket of its own.
-
-Owns: connecting to it.
-Not here: everything that is said (``remote.py``).
-"""
+"""The engine that runs beside the daemon and speaks ``ergo-engine.v1`` on a Unix socket of its own."""
 
 from __future__ import annotations
 

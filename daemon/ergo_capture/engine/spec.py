@@ -1,8 +1,4 @@
-"""An engine from a few words on a command line.
-
-Owns: ``engine_from``.
-Not here: engines of graphs, which the configuration describes (``server/composition.py``).
-"""
+"""An engine from a few words on a command line."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What the bodies of journal frames hold that say what a session is and what became of it.
-
-Owns: the session's description (OPEN), how a session ended (CLOSE), where a bundle went (PUBLISHED), and a part's end
-(ROTATE).
-Not here: event lines (``lines.py``), decisions (``decision_rows.py``), frames and their checksums (``frame.py``).
-"""
+"""What the bodies of journal frames hold that say what a session is and what became of it."""
 
 from __future__ import annotations
 

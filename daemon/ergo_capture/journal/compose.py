@@ -1,9 +1,5 @@
 """Composes a bundle from a session's frames, streaming: memory does not grow with the session.
 
-Owns: ComposeJob, ``compose_bundle``.
-Not here: when a bundle is published and by which process (``server/publisher.py``), the file that it is written
-to (``sink.py``), each record's text (``kernel/records.py``).
-
 Events stand before decisions in a bundle, while the journal has them side by side. So one pass writes the
 events to the bundle's temporary and the decisions to a second one, which is then copied behind the first.
 What was written is read back and compared before it gets its name (P3).

@@ -1,8 +1,5 @@
 """Decisions as the journal keeps them: rows of a JSON array, in the order of their events, one event one decision.
 
-Owns: the body of DECISIONS frames, collecting and reading it.
-Not here: the other bodies (``body.py``), event lines (``lines.py``), the decisions' records (``kernel/records.py``).
-
 * ``[0, episode, n]``: n invocations that completed at the first attempt, without effects, of episodes
   ``episode`` to ``episode + n - 1``. Why: that is nearly every decision of nearly every run.
 * ``[1, episode, schedule_at]``: a deferral.

@@ -1,8 +1,5 @@
 """Says what is wrong with a bundle, a segment, a journal or a state directory; never writes.
 
-Owns: ``diagnose``, Finding and Diagnosis.
-Not here: which bytes are whole (``scan.py``), proving bundles (``capture/verification.py``), saving anything.
-
 *Errors* are damage: something that was acknowledged is not there as it was. *Warnings* are what a start mends by
 itself or what somebody should look at; *notes* are the rest. What ``recover`` would keep is found out by doing what
 it does, without a destination.

@@ -1,8 +1,4 @@
-"""What goes wrong with a journal.
-
-Owns: JournalError and its kinds, and why a journal that has failed takes nothing more.
-Not here: noticing it (``journal.py``, ``reader.py``, ``scan.py``), what the filesystem says (``storage``).
-"""
+"""What goes wrong with a journal."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """A journal's frames as the text of a bundle, many events at a time.
 
-Owns: event lines -> elements of ``events``, decision rows -> elements of ``decisions``.
-Not here: files, styles and order (``compose.py``); one record's text (``kernel/records.py``), which this
-equals to the byte, and which is what does the rare cases here.
-
 Why many at a time: a record object for each event and a call for each of its parts cost twice as much as one call
 of the encoder for some events, straight into the block's text. Most of what is left is the payload's array of byte
 values (a table of pairs, three translations woven into one buffer, and numpy were all slower) and its SHA-256.

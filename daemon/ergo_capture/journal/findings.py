@@ -1,8 +1,4 @@
-"""What a scan of the journal found: the frames of each session, what is torn and what is damaged.
-
-Owns: Scan, SessionFrames (with what a frame of it must follow), Damage, Tail, Proof.
-Not here: how it is found (``scan.py``), what is done about it (``mend.py``, ``recovery.py``).
-"""
+"""What a scan of the journal found: the frames of each session, what is torn and what is damaged."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Follows a journal that a daemon is writing: each event when it is decided, from any process that may read the files.
 
-Owns: ``follow``, the tail of a journal.
-Not here: waiting (``watch.py``), what is there already (``stream.py``), following through the daemon (``server/tap.py``).
-
 Nothing is asked of the daemon, so nothing is left out however much there is, and it may stop and start meanwhile.
 An event that is shown is durable: it is not decided before. Its decision is in a batch that is whole, and may be
 one commit ahead of what the daemon has acknowledged; where the machine dies in between, it is taken again.

@@ -1,8 +1,5 @@
 """Frames: the journal's unit, sans-I/O. This module is the format's specification.
 
-Owns: the bytes of a frame, header and body, and which of them are valid.
-Not here: what bodies hold (``body.py``, ``decision_rows.py``, ``lines.py``), files (``segment.py``).
-
 A segment is frames one after the other, each at a multiple of 8 bytes; after the last one there are zeros or
 the end of the file. A frame is a header of 64 bytes, a body, and zeros up to the next multiple of 8. All
 numbers are little-endian and unsigned. A frame of an unknown kind that may not be skipped, or of a later

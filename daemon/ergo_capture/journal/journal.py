@@ -1,9 +1,5 @@
 """The journal of a daemon: appends batches of frames, each synced before the next is begun.
 
-Owns: opening, group commit, rolling over to new segments, retiring old ones, the seal.
-Not here: frames' bytes (``frame.py``), who commits when (``server/writer.py``), reading (``reader.py``), mending
-(``mend.py``).
-
 One thread commits; anybody may read at the same time, through ``reader.read_frames``, and one other thread
 may retire segments.
 

@@ -1,9 +1,5 @@
 """Event lines: the JSON Lines in which events arrive, are journalled verbatim, and are read back.
 
-Owns: the shape of an event on the wire and in an EVENTS frame, and the screen that proves a whole chunk
-of lines harmless without looking at each of them.
-Not here: other wire frames (``server/protocol.py``), which events are accepted (``server/session.py``).
-
 A line is ``{"type":"event","event":{"event_id":S,"kind":K,"at":{"secs":N,"nanos":N},"payload":OBJECT|null}}``.
 Fields that we do not know are ignored, ``semantic_kind`` of the reference's drivers among them.
 

@@ -1,9 +1,5 @@
 """Makes a journal that somebody left behind ready to be continued.
 
-Owns: cutting a torn tail off and keeping a copy, removing segments that were never written to, and the proof that
-damage before either is damage.
-Not here: finding out what is torn (``scan.py``), bringing sessions back (``recovery.py``).
-
 Doing it twice, or again after being cut short, changes nothing more (P5).
 """
 

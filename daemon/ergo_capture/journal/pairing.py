@@ -1,9 +1,4 @@
-"""Brings decisions to their events, as frames come in the journal's order.
-
-Owns: Pairing; ``events_of`` and ``described``, which say that a frame is damaged where its body is no body.
-Not here: which frames are read (``stream.py``, ``following.py``), what their bodies are (``decision_rows.py``,
-``lines.py``).
-"""
+"""Brings decisions to their events, as frames come in the journal's order."""
 
 from __future__ import annotations
 

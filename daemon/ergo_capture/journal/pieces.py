@@ -1,8 +1,4 @@
-"""Cuts a segment into frames, and into the stretches between them where there are none.
-
-Owns: ``pieces``; where a segment's written part ends; finding the next frame behind bytes that are none.
-Not here: what a bad stretch means (``scan.py``), frames whose positions are known (``reader.py``).
-"""
+"""Cuts a segment into frames, and into the stretches between them where there are none."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Reads frames back, by position, from any thread or process while the journal is being written.
-
-Owns: Position, ``read_frames``, the window through which files are read.
-Not here: finding frames without positions (``scan.py``).
-"""
+"""Reads frames back, by position, from any thread or process while the journal is being written."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What a start takes up again of a journal.
-
-Owns: Recovery, its sessions, and the bundles that are still to be published.
-Not here: how it is found (``recovery.py``), taking it up (``server/registry.py``, ``server/session.py``).
-"""
+"""What a start takes up again of a journal."""
 
 from __future__ import annotations
 

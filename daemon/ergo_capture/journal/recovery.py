@@ -1,9 +1,5 @@
 """Brings sessions back from a journal: recovery is replay.
 
-Owns: which sessions go on, from where, and with what state; which are quarantined and why.
-Not here: which bytes are whole (``scan.py``), what a recovered session consists of (``recovered.py``), a running one
-(``server/session.py``).
-
 Rules:
 
 1. A session whose last bundle is durable is over. One that was closed but not published is published.

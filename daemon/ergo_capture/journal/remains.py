@@ -1,8 +1,4 @@
-"""What is left of a session in a journal: what it was, how long, and which parts it had.
-
-Owns: ``Remains`` of a session, and the stretches of its events that were parts.
-Not here: which bytes are whole (``scan.py``), the records themselves and what is saved of them (``salvage.py``).
-"""
+"""What is left of a session in a journal: what it was, how long, and which parts it had."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """Saves what can be proved of a journal, whatever happened to it: a bundle for each part of each session.
 
-Owns: ``salvage_journal``; which records of a part there are, and how many are missing between them.
-Not here: which bytes are whole (``scan.py``), which parts there were (``remains.py``), what is kept of the records
-(``capture/salvage.py``), taking up sessions again (``recovery.py``, which insists on all of a session).
-
 A part begins with a supervisor of its own, so damage to one part takes nothing from the parts after it. A part whose
 bundle is durable and still what was published is left as it is.
 """

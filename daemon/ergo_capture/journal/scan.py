@@ -1,9 +1,5 @@
 """Walks a journal that somebody left behind: which frames are whole, and is the rest torn or damaged.
 
-Owns: the classification of every byte.
-Not here: cutting segments into frames (``pieces.py``), whose frames are where (``findings.py``), what frames mean
-(``recovery.py``), mending (``mend.py``).
-
 The rules, in the words of the design's table:
 
 1. A bad or missing frame after which only frames of its own batch follow is *torn*: the batch was never

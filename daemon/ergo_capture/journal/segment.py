@@ -1,8 +1,4 @@
-"""A segment: one file of the journal.
-
-Owns: names, the head frame that chains segments, making a segment ready to be written, ahead of its time too.
-Not here: which segment is written or deleted when (``journal.py``), reading them all (``scan.py``).
-"""
+"""A segment: one file of the journal."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Writes the blocks of a bundle's text, compressed if that is wanted, and reads them back.
-
-Owns: BundleSink: sizes and digests of the text and of the file, and the comparison before a file gets its name.
-Not here: what the blocks are (``compose.py``), the atomic file (``capture/atomic.py``).
-"""
+"""Writes the blocks of a bundle's text, compressed if that is wanted, and reads them back."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """Reads a session that is in a journal as a bundle is read; memory does not grow with it.
 
-Owns: PartStream and ``parts_in``.
-Not here: bundles (``capture/stream.py``), a journal that goes on while it is read (``following.py``), damage
-(``doctor.py``, ``salvage.py``).
-
 A part is what becomes one bundle: a whole session, unless it was rotated. The journal may be one that a daemon is
 writing; what it had when it was looked at is what is read.
 """

@@ -1,8 +1,5 @@
 """Waits until something in a directory changes, without asking again and again (inotify).
 
-Owns: DirectoryWatch.
-Not here: what is read then (``following.py``).
-
 Where the system has no inotify, or no more of it, a look a quarter of a second takes its place.
 """
 

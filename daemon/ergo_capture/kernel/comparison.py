@@ -1,8 +1,4 @@
-"""Decisions compared: those that were captured with those that the same input leads to now.
-
-Owns: which fields count, the first divergence, and the reference's ``compare_decisions``.
-Not here: deciding again (``replay.py``, ``rederivation.py``), explaining a divergence to a person (``explanation.py``).
-"""
+"""Decisions compared: those that were captured with those that the same input leads to now."""
 
 from __future__ import annotations
 

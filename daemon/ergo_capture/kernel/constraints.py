@@ -1,8 +1,4 @@
-"""The limits under which a supervisor decides.
-
-Owns: Constraints and their bounds.
-Not here: how they are applied (``supervisor.py``) or configured (``settings.py``).
-"""
+"""The limits under which a supervisor decides."""
 
 from __future__ import annotations
 

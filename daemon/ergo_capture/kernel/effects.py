@@ -1,8 +1,4 @@
-"""What an episode did to the world: effects, their canonical text and their hash.
-
-Owns: ActionEffect and its parts, ``encode_effect``, ``compute_effect_hash`` (rule 8).
-Not here: which record an effect belongs to (``records.py``).
-"""
+"""What an episode did to the world: effects, their canonical text and their hash."""
 
 from __future__ import annotations
 

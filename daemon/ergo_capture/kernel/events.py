@@ -1,8 +1,4 @@
-"""Events from outside, and what their payloads may be.
-
-Owns: ExternalEvent, ExternalEventKind, the payload rules (rule 9) and their error texts.
-Not here: how an event travels (``server/protocol.py``) or is stored (``records.py``).
-"""
+"""Events from outside, and what their payloads may be."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A divergence in words that a person can use, and the same as data.
-
-Owns: what kind of divergence it is, what stood before it, and what most likely led to it.
-Not here: finding one (``comparison.py``), printing (``cli/replay.py``).
-"""
+"""A divergence in words that a person can use, and the same as data."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""An engine whose outcomes are written down beforehand.
-
-Owns: FaultRuntime.
-Not here: engines that run anything (``engine/``).
-"""
+"""An engine whose outcomes are written down beforehand."""
 
 from __future__ import annotations
 

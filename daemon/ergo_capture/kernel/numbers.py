@@ -1,9 +1,5 @@
 """Which numbers the reference can read: those that serde_json finds within f64.
 
-Owns: ``in_range``, ``as_the_reference``, finding the numbers of a text that may not be in range, and stepping over its
-strings on the way.
-Not here: what a number stands for with us; every reader of ours rounds correctly.
-
 serde_json does not round correctly: it takes the first digits, as many as a u64 holds, and multiplies by a power of
 ten. So next to the largest f64, and only there, it refuses some numbers that have one, and takes some that have
 none. A payload that the reference cannot read spoils the whole bundle for it, so its answer is the one that counts.

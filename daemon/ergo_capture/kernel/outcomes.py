@@ -1,8 +1,4 @@
-"""How an episode can end, and what the supervisor can decide.
-
-Owns: RunTermination, ErrKind, Decision and their JSON forms.
-Not here: when an episode runs (``supervisor.py``).
-"""
+"""How an episode can end, and what the supervisor can decide."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Parses JSON as far as serde would: strings, numbers, lists, and objects as their fields in order.
-
-Owns: ``parse``; what becomes of numbers at the edge, and of what stands deeper than a bundle goes.
-Not here: which parsed texts are a bundle (``serde.py``).
-"""
+"""Parses JSON as far as serde would: strings, numbers, lists, and objects as their fields in order."""
 
 from __future__ import annotations
 

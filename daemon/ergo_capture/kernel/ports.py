@@ -1,8 +1,4 @@
-"""The two sides of the supervisor: the engine it calls and the log it writes.
-
-Owns: RuntimeInvoker, RunResult, DecisionLog, DecisionLogEntry, MemoryDecisionLog.
-Not here: engines (``fault_runtime.py``, ``engine/``), the capturing log (``capture/session.py``).
-"""
+"""The two sides of the supervisor: the engine it calls and the log it writes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Reads parsed JSON the way serde's derived deserialisers do, whatever type they are derived for.
-
-Owns: a reader for each kind of type, leniencies included: a struct may be an array of its fields in order, a unit
-variant an object holding null, an optional field absent; and what is said of anything else.
-Not here: the types of a bundle (``serde.py``), JSON's text (``parsing.py``).
-"""
+"""Reads parsed JSON the way serde's derived deserialisers do, whatever type they are derived for."""
 
 from __future__ import annotations
 

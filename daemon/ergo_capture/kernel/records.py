@@ -1,8 +1,4 @@
-"""What a capture bundle holds, and its JSON text to the byte.
-
-Owns: the record types and ``encode_*`` for each, in serde's field order and spelling.
-Not here: reading JSON back (``serde.py``), files (``capture/bundle.py``).
-"""
+"""What a capture bundle holds, and its JSON text to the byte."""
 
 from __future__ import annotations
 

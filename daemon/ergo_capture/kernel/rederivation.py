@@ -1,8 +1,4 @@
-"""Decides events again without an engine, from the recorded outcomes.
-
-Owns: Rederivation, ``rederive``, and what an impossible outcome is taken for.
-Not here: running the episodes again (``replay.py``), comparing the decisions (``comparison.py``).
-"""
+"""Decides events again without an engine, from the recorded outcomes."""
 
 from __future__ import annotations
 

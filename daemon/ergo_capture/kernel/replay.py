@@ -1,9 +1,4 @@
-"""Runs a bundle's events again: what does the same input lead to now.
-
-Owns: the reference's ``replay_checked`` and ``replay_checked_strict``.
-Not here: what is checked before (``validation.py``), comparing the decisions (``comparison.py``), deciding again without an
-engine (``rederivation.py``).
-"""
+"""Runs a bundle's events again: what does the same input lead to now."""
 
 from __future__ import annotations
 

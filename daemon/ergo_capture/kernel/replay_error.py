@@ -1,9 +1,4 @@
-"""What is said where a bundle cannot be replayed.
-
-Owns: ReplayError, with the reference's kinds and texts.
-Not here: what is checked (``validation.py``), comparing (``comparison.py``), explaining a divergence to a person
-(``explanation.py``).
-"""
+"""What is said where a bundle cannot be replayed."""
 
 from __future__ import annotations
 

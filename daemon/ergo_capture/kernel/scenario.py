@@ -1,8 +1,4 @@
-"""A written scenario: events, limits and outcomes, as the conformance data has them.
-
-Owns: Scenario, reading it, and running it to a bundle's records.
-Not here: the command (``cli/simulate.py``).
-"""
+"""A written scenario: events, limits and outcomes, as the conformance data has them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Reads a bundle's JSON the way serde's derived deserialisers do.
-
-Owns: which parsed texts are a bundle and which are not, field by field: an unknown field is refused in the bundle
-itself and in times, and ignored elsewhere, whatever it holds; a repeated field is refused.
-Not here: parsing (``parsing.py``), what those deserialisers do with any type (``readers.py``), the fast path for texts of
-the common shape (``capture/blocks.py``).
-"""
+"""Reads a bundle's JSON the way serde's derived deserialisers do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Decides, event by event, when an episode runs: a step machine.
-
-Owns: the kernel rules 1 to 4 and 6, as ``offer`` -> the caller runs the episode -> ``settle``.
-Not here: engines (``ports.RuntimeInvoker``), recording (``capture/session.py``), any clock.
-"""
+"""Decides, event by event, when an episode runs: a step machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Event time: unsigned seconds and nanoseconds, as the reference's Duration.
-
-Owns: EventTime (also used for durations), its bounds, saturation and carry.
-Not here: any clock; time comes in with events and nowhere else.
-"""
+"""Event time: unsigned seconds and nanoseconds, as the reference's Duration."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Tells ids that were seen before, in a few bytes an id.
-
-Owns: SeenIds.
-Not here: what a repeated id means (``validation.py``).
-"""
+"""Tells ids that were seen before, in a few bytes an id."""
 
 from __future__ import annotations
 

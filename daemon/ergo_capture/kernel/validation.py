@@ -1,8 +1,4 @@
-"""The soundness of a bundle: its version, its hashes, its ids, its provenances.
-
-Owns: the reference's ``validate_bundle`` and ``validate_bundle_strict``, and the event of a record, checked.
-Not here: what is said of one that is not (``replay_error.py``), bundles that are streamed (``capture/soundness.py``).
-"""
+"""The soundness of a bundle: its version, its hashes, its ids, its provenances."""
 
 from __future__ import annotations
 

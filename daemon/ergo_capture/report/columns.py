@@ -1,8 +1,5 @@
 """What the page is given of a bundle: a list for each thing that is shown of its events and decisions.
 
-Owns: the columns, and which event each deferred episode waited from and to.
-Not here: what is counted and drawn of them (``data/report/*.js``), the page around them (``page.py``).
-
 JavaScript has no whole numbers of 64 bits: those above 2**53 are given as text, so that they are shown as they are.
 """
 

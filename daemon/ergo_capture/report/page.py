@@ -1,9 +1,5 @@
 """A bundle as one page of HTML that needs nothing but itself.
 
-Owns: putting the page together, and what it may do.
-Not here: what it is given (``columns.py``), how it looks and what it does (``data/report/``: the parts of the page,
-and uPlot with its licence), the command (``cli/report.py``).
-
 What comes from the bundle is packed (deflate, base64) and shown as text only. The page forbids itself every
 connection, and every script and style but its own, which it names by their hashes (Content-Security-Policy).
 """

@@ -1,9 +1,5 @@
 """Who may connect, and who may open sessions of a graph.
 
-Owns: the allow-lists, names turned into numbers, membership in groups.
-Not here: asking the kernel who a peer is (``listener.py``), who may resume a session (``registry.py``), the
-socket's mode (``listener.py``).
-
 An empty list lets in whoever the socket's mode lets in. Otherwise a peer is let in as one of the users or as a
 member of one of the groups: by its own group, or by the group database. Root is always let in: it could become
 any of the users. Names become numbers when the configuration is read, so that a name that nobody has is found

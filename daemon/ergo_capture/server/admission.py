@@ -1,8 +1,4 @@
-"""Who gets in, and how many at once: asked for each connection before anything is read from it.
-
-Owns: the number of clients in all and by user, and what is said to those who are turned away.
-Not here: the allow-lists (``access.py``), accepting (``listener.py``), sessions (``registry.py``).
-"""
+"""Who gets in, and how many at once: asked for each connection before anything is read from it."""
 
 from __future__ import annotations
 

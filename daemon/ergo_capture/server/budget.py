@@ -1,8 +1,5 @@
 """Memory that clients cause the daemon to hold, counted in all and by user.
 
-Owns: the counts and their bounds.
-Not here: what happens where a bound is reached; that is beside what is held (``session.py``, ``connection.py``).
-
 There are three budgets: events that wait to be decided, the event ids and deferred episodes that open sessions must
 remember, and what connections hold (lines that were begun, answers that were not read). Counts are estimates of memory, made
 of what is known without measuring: bytes, and so many bytes for each object.

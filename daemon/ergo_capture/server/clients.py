@@ -1,9 +1,4 @@
-"""Everybody who is connected: serving them, counting them, and what their connections ask of the daemon.
-
-Owns: Clients, the daemon as a client meets it (``conversation.Reception``); what is logged of those who come and go.
-Not here: accepting (``listener.py``), who gets in (``admission.py``), one of them (``connection.py``), sessions
-(``registry.py``).
-"""
+"""Everybody who is connected: serving them, counting them, and what their connections ask of the daemon."""
 
 from __future__ import annotations
 

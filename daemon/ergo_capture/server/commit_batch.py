@@ -1,8 +1,4 @@
-"""What the writer commits at once.
-
-Owns: CommitBatch, and what it asks of those who submit something to it.
-Not here: which submissions there are (``submission.py``, ``decision_log.py``), when a batch is made (``writer.py``).
-"""
+"""What the writer commits at once."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""From configuration to objects.
-
-Owns: graphs, limits and rules as the server's parts want them.
-Not here: what may be configured (``settings.py``), how the parts work together (``service.py``).
-"""
+"""From configuration to objects."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """One client's connection: reads what it sends, and ends when the client or the daemon wants it to.
 
-Owns: reading, time-outs, what is held of memory; how a connection ends.
-Not here: what frames lead to (``conversation.py``), what they look like (``protocol.py``), saying things
-(``replies.py``), sessions (``session.py``), accepting (``listener.py``).
-
 Two tasks: one reads and never waits for the client to read; the other writes (``replies.py``). Where more than
 ``limits.reply_bytes`` wait unsaid, reading stops: a client that does not read harms only itself.
 """

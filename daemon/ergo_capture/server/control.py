@@ -1,9 +1,5 @@
 """The control socket: the operator asks, the daemon answers.
 
-Owns: who may ask (the daemon's user and root), reading requests, carrying them out, bounds on all of it.
-Not here: what requests and answers look like (``control_protocol.py``), what a command does beyond a few lines
-(``status.py``, ``metrics.py``, ``reload.py``, ``tap.py``).
-
 It is there from the moment the state directory is locked until the very end, so that a daemon that recovers or
 drains for a long time can be asked what it is at.
 """

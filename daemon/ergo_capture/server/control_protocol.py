@@ -1,8 +1,5 @@
 """What is said on the control socket, sans-I/O: lines in, requests out; answers in, lines out.
 
-Owns: the requests, the answers' shapes, ``read_request``.
-Not here: the socket and who may use it (``control.py``), asking (``cli/operator.py``).
-
 JSON Lines. A request is one object with a ``command``; an answer is one object with a ``type``, and ``tap`` is
 answered with as many as there are decisions to show:
 

@@ -1,9 +1,4 @@
-"""What one client and the daemon say to each other: hello, open, events, flush, close, in this order.
-
-Owns: which frame may come when and what it does; the session that the client has opened; what is said of it.
-Not here: what frames look like (``protocol.py``), counting events (``receipts.py``), the sockets and their time-outs,
-how it ends (``connection.py``), sessions (``session.py``).
-"""
+"""What one client and the daemon say to each other: hello, open, events, flush, close, in this order."""
 
 from __future__ import annotations
 

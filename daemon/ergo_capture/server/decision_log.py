@@ -1,8 +1,4 @@
-"""The daemon's capturing decision log: what the supervisor logs waits here for the next commit.
-
-Owns: JournalDecisionLog: rows of decisions on their way to the journal, and the watermark behind them.
-Not here: the writer that takes them (``writer.py``), their encoding (``journal/decision_rows.py``).
-"""
+"""The daemon's capturing decision log: what the supervisor logs waits here for the next commit."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Who may have a session.
-
-Owns: whether a graph lets a client in, whether a session is its own, and whether that is free.
-Not here: the lists of users and groups (``access.py``), which sessions there are, and how many there may be
-(``registry.py``).
-"""
+"""Who may have a session."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Runs the episodes of one session, and logs its decisions in the order of its events.
 
-Owns: attempts and retries, what is in doubt after a crash, running several episodes at once (``engine.pipeline``).
-Not here: whether an episode runs (``kernel/supervisor.py``), engines (``engine/``), durability (``session.py``).
-
 An engine that answers at once decides whole chunks without waiting. Any other is asked episode by episode; with a
 pipeline, up to so many runs are under way at once. That is sound because no decision depends on how a run ended: the
 requests go out in order, and decisions that are known already wait for those before them. It is right only for an

@@ -1,8 +1,4 @@
-"""Failures of sessions and of the journal, in the words of those who are told of them.
-
-Owns: ``storage_failed`` and ``not_published`` for clients, ``mistake`` for what only a defect of ours can bring about.
-Not here: noticing them (``session.py``, ``writer.py``), the codes (``protocol.py``).
-"""
+"""Failures of sessions and of the journal, in the words of those who are told of them."""
 
 from __future__ import annotations
 

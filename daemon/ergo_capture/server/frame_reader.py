@@ -1,9 +1,5 @@
 """The bytes of a client as the items that they are read as, sans-I/O.
 
-Owns: FrameReader: splitting and bounding lines, reading frames and the events in them.
-Not here: what the frames are (``protocol.py``), what is done about an item (``conversation.py``), event lines
-(``journal/lines.py``).
-
 A line that cannot be read counts as one event, because it may have been one: only so do a client's count and ours
 agree afterwards.
 """

@@ -1,8 +1,4 @@
-"""A graph as the daemon serves it: what the operator configured, with its engine.
-
-Owns: Graph.
-Not here: parsing it (``config``), engines (``engine/``).
-"""
+"""A graph as the daemon serves it: what the operator configured, with its engine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """The reading half of a connection: bytes as they come.
 
-Owns: waiting for the socket to be readable, and the time-out.
-Not here: how long a client may take (``connection.py``), what the bytes mean (``frame_reader.py``).
-
 Why not the stream's own ``receive``: it gives the loop a turn before it looks, asks the loop to watch the
 socket for each wait and to stop watching after it, and a time-out around it is a scope and a timer each time.
 For a client with one event in flight that was a quarter of the round trip.

@@ -1,8 +1,4 @@
-"""What one session has taken from its clients: ids that are used up, events that wait, the memory both count as.
-
-Owns: which ids are taken, how much waits, and what of it is counted out of the daemon's budgets.
-Not here: the budgets (``budget.py``), what becomes of events (``session.py``), why one is refused (``screening.py``).
-"""
+"""What one session has taken from its clients: ids that are used up, events that wait, the memory both count as."""
 
 from __future__ import annotations
 

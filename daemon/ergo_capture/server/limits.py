@@ -1,9 +1,4 @@
-"""What clients may cost.
-
-Owns: ConnectionLimits, SessionLimits.
-Not here: the settings they come from (``settings.py``), who enforces them (``connection.py``, ``conversation.py``, ``replies.py``,
-``registry.py``, ``session.py``), the number of clients (``admission.py``).
-"""
+"""What clients may cost."""
 
 from __future__ import annotations
 

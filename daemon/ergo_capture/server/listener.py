@@ -1,8 +1,4 @@
-"""The Unix socket that clients come in by: binding it, accepting, asking who they are.
-
-Owns: the socket file, accepting, SO_PEERCRED, turning away those who are not let in.
-Not here: who is let in (``admission.py``), what clients say (``conversation.py``), sockets that systemd holds (``systemd.py``).
-"""
+"""The Unix socket that clients come in by: binding it, accepting, asking who they are."""
 
 from __future__ import annotations
 

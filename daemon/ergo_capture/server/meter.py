@@ -1,8 +1,4 @@
-"""How long commits take and how much is in them: histograms that cost a commit next to nothing.
-
-Owns: Histogram, CommitMeter.
-Not here: the commits (``writer.py``), how the figures are shown (``metrics.py``, ``overview.py``).
-"""
+"""How long commits take and how much is in them: histograms that cost a commit next to nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """A DaemonStatus as Prometheus reads it, and the file that node_exporter picks up.
 
-Owns: the names, types and units of the metrics; the textfile.
-Not here: the figures (``status.py``, ``meter.py``); the socket they are asked for on (``control.py``).
-
 Nothing is counted twice: a collector turns the status of the moment into samples. Names follow Prometheus's
 conventions: ``ergo_capture_`` first, base units, ``_total`` for what only grows. Labels are graphs, codes and kinds
 of memory, never sessions or clients: their number is bounded by the configuration.

@@ -1,8 +1,4 @@
-"""New sessions on their way into the journal: from being let in until the OPEN frame is durable.
-
-Owns: a new session's number, name and description; what becomes of it where the disk is full or its client goes.
-Not here: who may open one, and how many there may be (``registry.py``), its life from then on (``session.py``).
-"""
+"""New sessions on their way into the journal: from being let in until the OPEN frame is durable."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What ``status``, ``top`` and the metrics show: the daemon at one moment.
-
-Owns: DaemonStatus and its tables; they are what ``ergo-capture status --json`` prints.
-Not here: how it is found out (``status.py``), how it is shown (``cli/status.py``, ``metrics.py``).
-"""
+"""What ``status``, ``top`` and the metrics show: the daemon at one moment."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""How fast the sessions of a user may follow each other.
-
-Owns: ``Pace``: when the next one may begin.
-Not here: waiting for it (``registry.py``), how many there may be at once (``registry.py``, ``admission.py``).
-"""
+"""How fast the sessions of a user may follow each other."""
 
 from __future__ import annotations
 

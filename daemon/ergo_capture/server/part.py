@@ -1,8 +1,4 @@
-"""A part of a session: the stretch that becomes one bundle, and the rule that ends it.
-
-Owns: Part, RotationRule.
-Not here: carrying a rotation out (``session.py``), naming bundles (``publisher.py``).
-"""
+"""A part of a session: the stretch that becomes one bundle, and the rule that ends it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The parts of one session on their way to bundles: growing, ended, published.
-
-Owns: where the frames of each part are, the end of a part and of the last one, the frames ROTATE, CLOSE and PUBLISHED,
-waiting for room on the disk.
-Not here: when a part ends and what decides it (``part.py``, ``session.py``), composing (``publisher.py``).
-"""
+"""The parts of one session on their way to bundles: growing, ended, published."""
 
 from __future__ import annotations
 

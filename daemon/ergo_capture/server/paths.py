@@ -1,9 +1,4 @@
-"""Where a daemon's bundles go: ``STATE/bundles/GRAPH/SESSION.capture.json``, compressed with ``.zst`` behind it.
-
-Owns: that layout.
-Not here: names of files (``capture/names.py``), writing them (``journal/compose.py``), the manifest's name
-(``capture/manifest.py``), deleting them (``retention.py``).
-"""
+"""Where a daemon's bundles go: ``STATE/bundles/GRAPH/SESSION.capture.json``, compressed with ``.zst`` behind it."""
 
 from __future__ import annotations
 

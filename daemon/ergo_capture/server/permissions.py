@@ -1,9 +1,5 @@
 """Files and directories that more people can reach than should: found by ``config check``.
 
-Owns: what is too loose, and the sentence about it.
-Not here: the modes that files are made with (``storage``, ``directories.py``, ``capture/atomic.py``), who may connect
-(``access.py``).
-
 The state directory holds what clients sent: directories are 0750 and files 0640 at the most. The configuration
 holds no secret, but it says what the daemon runs: only its owner may write it.
 """

@@ -1,8 +1,4 @@
-"""The daemon as a process of the operating system: its loop, its threads' turns, its descriptors, its memory.
-
-Owns: ``run``, ``fill_descriptors``, and what is set once for the whole process.
-Not here: what is served (``service.py``), units and notifications (``systemd.py``).
-"""
+"""The daemon as a process of the operating system: its loop, its threads' turns, its descriptors, its memory."""
 
 from __future__ import annotations
 

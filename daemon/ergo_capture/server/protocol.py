@@ -1,8 +1,5 @@
 """The wire protocol ``ergo-capture.v1``: what a client and the daemon may say.
 
-Owns: the frames and their JSON, the codes, the items that a client's bytes are read as; the ``ergo-driver.v0`` dialect.
-Not here: reading a client's bytes (``frame_reader.py``), what is done about an item (``conversation.py``).
-
 Frames are JSON Lines. A client sends hello, open, then any number of event / events, with flush and ping in between,
 and close.
 """

@@ -1,8 +1,4 @@
-"""Publishes bundles: off the loop, a large one and a small one at a time.
-
-Owns: where composing runs, which bundles wait for each other, and who hears of one.
-Not here: composing (``journal/compose.py``), names (``paths.py``), the order of one session's bundles (``parts.py``).
-"""
+"""Publishes bundles: off the loop, a large one and a small one at a time."""
 
 from __future__ import annotations
 

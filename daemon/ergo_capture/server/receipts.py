@@ -1,8 +1,5 @@
 """What became of the events of one connection: which are accepted, which are decided, which are still open.
 
-Owns: counting a connection's events, and when a count may be acknowledged.
-Not here: saying it (``replies.py``), a session's own watermarks (``session.py``).
-
 A client counts what it sent on its connection; a session counts what it admitted, from all its connections.
 A receipt ties a stretch of the one to a batch of the other.
 """

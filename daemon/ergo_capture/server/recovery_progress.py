@@ -1,8 +1,4 @@
-"""Says how far the recovery of a long journal is, to people and to the service manager.
-
-Owns: how often that is said.
-Not here: recovery (``journal/recovery.py``).
-"""
+"""Says how far the recovery of a long journal is, to people and to the service manager."""
 
 from __future__ import annotations
 

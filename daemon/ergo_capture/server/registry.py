@@ -1,9 +1,4 @@
-"""The sessions of the daemon, by id: opening, resuming, lingering.
-
-Owns: which sessions there are, how many there may be, and which segments of the journal they need.
-Not here: who may have one (``entitlement.py``), its way into the journal (``openings.py``), its own life (``session.py``),
-deleting segments (``retirement.py``), connections (``connection.py``).
-"""
+"""The sessions of the daemon, by id: opening, resuming, lingering."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Reading the configuration again while the daemon runs: validated first, then all of it or none.
 
-Owns: what takes effect at once and what needs a restart; carrying a reload out.
-Not here: who asks for it (``control.py``, SIGHUP in ``service.py``), reading the file (``config``).
-
 At once: limits, access, graphs but for the engines of those that are there (and what these have to be), rotation, retention, linger, the style
 and compression of bundles, the drain, the log's level. Limits and allow-lists are for whoever comes next, and a graph's constraints for the
 sessions opened next: a session keeps those it was opened with, as its bundle does. A graph that is not in the

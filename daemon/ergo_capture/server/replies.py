@@ -1,8 +1,5 @@
 """The writing half of a connection: what is still to be said to the client, and saying it.
 
-Owns: the order in which things are said, coalescing, the socket's writing side, waiting until all is said.
-Not here: what is said (``conversation.py``, ``protocol.py``), what may be acknowledged (``receipts.py``).
-
 Whatever there is to say by the time it comes round is said in one write, so that acknowledgements coalesce by
 themselves. A client that does not read stops being read: ``room`` waits while too much is unsaid. Where that
 stays so for ``patience`` seconds without a byte being taken, the client is given up. One that leaves only

@@ -1,8 +1,5 @@
 """Deletes finished bundles that have had their time.
 
-Owns: Pruner, which deletes so that a crash leaves nothing wrong, and Retention, which says when.
-Not here: which bundles go (``capture/retention.py``), which there are (``capture/catalogue.py``).
-
 A bundle is read whole and compared with its manifest before it goes; what differs stays. The manifest is first
 renamed to ``SESSION.manifest.json.pruning``, which says that the bundle beside it is being deleted; then bundle
 and manifest are removed. Whoever finds such a name finishes what it says.

@@ -1,9 +1,4 @@
-"""Deletes the journal's segments that nobody needs any more.
-
-Owns: when that is looked at, and what follows where one cannot be deleted.
-Not here: who needs which segment (``registry.py``), deleting durably (``journal/journal.py``), old bundles
-(``retention.py``).
-"""
+"""Deletes the journal's segments that nobody needs any more."""
 
 from __future__ import annotations
 

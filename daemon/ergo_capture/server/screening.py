@@ -1,8 +1,5 @@
 """What of a chunk of events a session may admit, and what is said about the rest.
 
-Owns: Refusal; ids that are too long, and ids that are taken.
-Not here: whether a line is an event at all (``frame_reader.py``), taking the rest in (``session.py``).
-
 Both look at all ids of a chunk at once first, because nearly every chunk has nothing to refuse.
 """
 

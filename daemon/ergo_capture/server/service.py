@@ -1,8 +1,5 @@
 """The daemon put together: what starts in which order, and what stops in which.
 
-Owns: the composition root, start-up, signals.
-Not here: what any of the parts does; each is in the file of its name, the end in ``shutdown.py``.
-
 Start-up: lock the state directory -> sweep temporaries -> scan the journal, recover its sessions -> bind the
 socket -> ready. Shutdown: stop accepting and reading -> decide and commit everything accepted -> publish
 every open session as it is -> seal the journal -> unlock. A session that is open when the daemon stops stays

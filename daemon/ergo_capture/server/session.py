@@ -1,10 +1,5 @@
 """One session: events in, decisions out, both durable; its supervisor runs in its task.
 
-Owns: the watermarks, deciding in order, and when the session ends.
-Not here: what was taken from clients and waits (``intake.py``), parts and their bundles (``parts.py``), running
-episodes (``episodes.py``), sockets (``connection.py``), the shared queue (``writer.py``), what a crash left behind
-(``journal/recovery.py``).
-
 The life of an event: *admitted* (its id is taken, its line is queued) -> *accepted* (on stable storage;
 only now the supervisor sees it) -> decided in memory -> *decided* (its decision is on stable storage).
 """

@@ -1,8 +1,4 @@
-"""The end of a daemon that was told to stop: everything accepted is decided, committed and published, within a time.
-
-Owns: Shutdown: the order of it, what is waited for and for how long, and saying so.
-Not here: the word to stop and the exit code (``service.py``), what a shutdown waits for (``status.py``).
-"""
+"""The end of a daemon that was told to stop: everything accepted is decided, committed and published, within a time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Bundles of sessions that are still running, every so often.
 
-Owns: when the next snapshot is due, and the bound on what snapshots cost.
-Not here: publishing (``publisher.py``); ``flush`` does the same when a client asks.
-
 A snapshot is written whole, so its cost grows with its session. Each is therefore followed by at least nine
 times as long without one: snapshots never take more than a tenth of the time that there is for writing.
 """

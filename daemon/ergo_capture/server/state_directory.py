@@ -1,9 +1,4 @@
-"""The state directory as the daemon finds it and makes it.
-
-Owns: which directories there are, that they are durable, and sweeping what a kill left among the bundles.
-Not here: where a bundle goes (``paths.py``), what is in the journal (``journal``), where the directory is when nothing
-else is said (``config/places.py``).
-"""
+"""The state directory as the daemon finds it and makes it."""
 
 from __future__ import annotations
 

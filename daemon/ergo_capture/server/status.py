@@ -1,8 +1,5 @@
 """Looks the daemon over, without disturbing it.
 
-Owns: taking a DaemonStatus.
-Not here: what is in one (``overview.py``), who asks (``control.py``), showing it.
-
 Everything but the disk is read on the loop, in one go and without waiting, so that the figures belong together.
 The disk is asked in a thread and only for a second: a status must come also when the disk hangs.
 """

@@ -1,8 +1,4 @@
-"""What sessions submit to the writer: event batches, and single frames that somebody waits for.
-
-Owns: Batch, ``append``.
-Not here: decisions (``decision_log.py``), when a batch is committed (``writer.py``).
-"""
+"""What sessions submit to the writer: event batches, and single frames that somebody waits for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """What systemd is told, and what it hands over.
 
-Owns: sd_notify, the sockets of socket activation.
-Not here: units (``systemd/``), logging to the journal (``telemetry.py``).
-
 Both protocols are a few lines and documented as such (sd_notify(3), sd_listen_fds(3)).
 """
 

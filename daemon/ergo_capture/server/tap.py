@@ -1,8 +1,5 @@
 """Decisions as they are made, for somebody who watches: bounded, and honest about what is left out.
 
-Owns: Tap (one watcher), Taps (all of them, and which sessions they watch).
-Not here: the socket they are sent over (``control.py``), the log they come from (``decision_log.py``).
-
 A tap shows at most so many decisions a second: in each tenth of a second the first of them, and then how many there
 were besides. What it shows is durable. It keeps no more than it will show, so a watcher who does not read costs
 nothing; and a session that nobody watches pays for one look at an empty list a chunk.

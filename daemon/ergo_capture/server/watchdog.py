@@ -1,8 +1,5 @@
 """Tells the service manager that the daemon lives, from what the writer does and not from a clock alone.
 
-Owns: when WATCHDOG=1 and STATUS= are sent, and when a disk counts as stuck.
-Not here: sd_notify itself (``systemd.py``), commits (``writer.py``).
-
 A writer that has nothing to do is well, and so is one whose commit is younger than half of the watchdog's time.
 One that waits longer is *stalled*: that is logged, stands in the status, and WATCHDOG=1 is held back, so that
 the service manager ends the daemon and starts it again when its time is up.

@@ -1,9 +1,5 @@
 """The one thing that makes data durable: group commit for every session of the daemon.
 
-Owns: the shared queue, its bounds, what goes into a batch, and telling the owners what became of it.
-Not here: the thread that writes (``commit_thread.py``), bytes on disk (``journal``), what a record means
-(``session.py``), bundles (``publisher.py``).
-
 Rules:
 
 1. "Drain what is there" is the batching rule: whatever queued up while one batch was being synced is the next.

@@ -1,8 +1,4 @@
-"""The lock on the names in a directory.
-
-Owns: ``names_held``, which keeps whoever deletes bundles apart from whoever publishes them.
-Not here: the lock of a state directory, which one daemon holds for as long as it lives (``real.py``).
-"""
+"""The lock on the names in a directory."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """The filesystem as a port: the few operations that durability hangs on.
 
-Owns: Storage, StorageFile and Lock, and StorageError with what to do about it.
-Not here: the operating system's (``real.py``), what the bytes mean (``journal``), bundle files (``capture/atomic.py``).
-
 Nothing that has failed a sync is tried again: that is for the caller to know (P7).
 """
 

@@ -1,8 +1,4 @@
-"""The operating system's filesystem.
-
-Owns: RealStorage, and the lock that it takes.
-Not here: what each operation promises (``port.py``), reading and writing a file (``real_file.py``).
-"""
+"""The operating system's filesystem."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """A file of the operating system.
 
-Owns: RealFile: completing what the system did in part, retrying what may be retried.
-Not here: what each operation promises (``port.py``), opening files (``real.py``).
-
 Short writes and EINTR are completed here and nowhere else.
 """
 
