@@ -8,7 +8,6 @@ from ergo_capture.capture.bundle import (
     write_capture_bundle,
 )
 from ergo_capture.capture.session import CapturingDecisionLog, CapturingSession
-from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.comparison import Divergence, compare_decisions, first_divergence
 from ergo_capture.kernel.constraints import Constraints
@@ -24,6 +23,7 @@ from ergo_capture.kernel.replay_error import ReplayError
 from ergo_capture.kernel.supervisor import Supervisor
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.kernel.validation import validate_bundle, validate_bundle_strict
+from ergo_capture.storage.write_error import CaptureWriteError
 from ergo_capture.version import __version__
 
 __all__ = [

@@ -19,10 +19,10 @@ from tests.daemons import short_directory
 from tests.server.users import NOBODY
 
 from ergo_capture import CaptureJsonStyle, CaptureWriteError, encode_bundle, read_capture_bundle, write_capture_bundle
-from ergo_capture.capture import temporaries
-from ergo_capture.capture.atomic import AtomicFile, write_bytes_atomic
-from ergo_capture.capture.temporaries import sweep_temporaries
-from ergo_capture.capture.write_error import WriteStage
+from ergo_capture.storage import temporaries
+from ergo_capture.storage.atomic import AtomicFile, write_bytes_atomic
+from ergo_capture.storage.temporaries import sweep_temporaries
+from ergo_capture.storage.write_error import WriteStage
 
 OLD, NEW = b"old content\n", b"new content, which is longer\n"
 

@@ -12,13 +12,12 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: Each layer may import from itself and from those before it.
 LAYERS = (
-    {"version", "errors", "units", "pulse"},
+    {"version", "errors", "units", "telemetry", "pulse"},
     {"kernel"},
-    {"directories"},
-    {"capture"},
     {"storage"},
+    {"settings", "config"},
+    {"capture"},
     {"journal"},
-    {"settings", "config", "telemetry"},
     {"engine"},
     {"server"},
     {"client", "load", "report"},

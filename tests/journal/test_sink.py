@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ergo_capture.capture.atomic import AtomicFile
 from ergo_capture.capture.opening import read_text
-from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.sink import BundleSink
+from ergo_capture.storage.atomic import AtomicFile
+from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 BLOCKS = [b"%06d," % number * 1000 for number in range(40)]
 KINDS = pytest.mark.parametrize("compress", ["none", "zstd"])

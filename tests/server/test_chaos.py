@@ -22,7 +22,6 @@ from tests.doubles.faulty_storage import FaultyStorage
 from tests.server.story import Story
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.cli.verify import check
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
@@ -32,6 +31,7 @@ from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import shutdown as shutdown_module
 from ergo_capture.server.service import Service
+from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 CONFIG = """
 [rotation]

@@ -15,10 +15,10 @@ from tests.doubles.gated_storage import GatedStorage
 from tests.server.looks import manifests, sessions_of, until
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.write_error import CaptureWriteError, WriteStage
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import retirement as retirement_module
+from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 
 async def test_a_snapshot_that_comes_late_does_not_reopen_a_session_that_is_over() -> None:

@@ -199,7 +199,7 @@ def test_a_bundle_that_is_published_anew_while_it_is_looked_at_stays(
 
 def test_nothing_is_deleted_where_somebody_else_is_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are given and taken by one at a time; the next round looks again."""
-    monkeypatch.setattr("ergo_capture.storage.directory_lock._PATIENCE", 0.05)
+    monkeypatch.setattr("ergo_capture.storage.lock._PATIENCE", 0.05)
     store(tmp_path, "old", age=WEEK)
     with names_held(tmp_path / "bundles" / "g") as alone:
         assert alone

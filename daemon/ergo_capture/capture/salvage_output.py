@@ -8,7 +8,6 @@ from typing import Final, Self
 
 import msgspec
 
-from ergo_capture.capture.atomic import AtomicFile, create_parents
 from ergo_capture.capture.manifest import stem_of
 from ergo_capture.capture.salvaged import Head
 from ergo_capture.capture.verification import verify_bundle
@@ -24,6 +23,7 @@ from ergo_capture.kernel.records import (
     encode_tail,
     encode_time,
 )
+from ergo_capture.storage.atomic import AtomicFile, create_parents
 
 #: Bytes written, or copied, at a time.
 _WRITE_BYTES: Final = 256 * 1024

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.capture.atomic import create_parents, write_bytes_atomic
-from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.storage.atomic import create_parents, write_bytes_atomic
+from ergo_capture.storage.write_error import CaptureWriteError
 
 #: Bytes that are written at a time.
 _PIECE: Final = 64 << 10

@@ -18,9 +18,9 @@ from typing import Annotated, Final
 
 import typer
 
-from ergo_capture.capture.atomic import write_bytes_atomic
 from ergo_capture.config import SYSTEM_FILE, Config, to_toml
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.storage.atomic import write_bytes_atomic
 
 app = typer.Typer(add_completion=False, help="Put ergo-capture under systemd.", no_args_is_help=True)
 

@@ -15,7 +15,6 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.capture.atomic import AtomicFile, create_parents, write_bytes_atomic
 from ergo_capture.capture.bundle import CaptureJsonStyle
 from ergo_capture.capture.manifest import MANIFEST_FORMAT, Manifest, encode_manifest, other_form
 from ergo_capture.errors import ErgoCaptureError
@@ -25,6 +24,7 @@ from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.sink import BundleSink
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
 from ergo_capture.storage import RealStorage, Storage, names_held
+from ergo_capture.storage.atomic import AtomicFile, create_parents, write_bytes_atomic
 from ergo_capture.version import PROGRAM
 
 #: Bytes read at a time.

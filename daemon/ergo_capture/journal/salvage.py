@@ -14,7 +14,6 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.capture.atomic import write_bytes_atomic
 from ergo_capture.capture.manifest import MANIFEST_FORMAT, Manifest, manifest_path, other_form, stem_of
 from ergo_capture.capture.names import bundle_name, safe_name
 from ergo_capture.capture.opening import open_binary
@@ -30,6 +29,7 @@ from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.remains import Remains, Stretch
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import Storage
+from ergo_capture.storage.atomic import write_bytes_atomic
 from ergo_capture.version import PROGRAM
 
 _READ_BYTES: Final = 1 << 20

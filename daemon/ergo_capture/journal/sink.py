@@ -9,9 +9,9 @@ from typing import Any, Final, Self
 
 from crc32c import crc32c
 
-from ergo_capture.capture.atomic import AtomicFile
 from ergo_capture.capture.opening import open_binary
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.storage.atomic import AtomicFile
 
 #: Bytes read at a time.
 _READ_BYTES: Final = 256 * 1024

@@ -28,10 +28,10 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from ergo_capture import telemetry
-from ergo_capture.capture.atomic import AtomicFile
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.meter import HistogramSnapshot
 from ergo_capture.server.overview import DaemonStatus, RunningStatus
+from ergo_capture.storage.atomic import AtomicFile
 
 log = structlog.get_logger()
 

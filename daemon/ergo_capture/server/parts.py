@@ -13,7 +13,6 @@ import msgspec
 import structlog
 
 from ergo_capture import telemetry
-from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
@@ -24,6 +23,7 @@ from ergo_capture.server.part import Part, RotationRule
 from ergo_capture.server.submission import Batch, append
 from ergo_capture.server.writer import Writer
 from ergo_capture.storage import FULL
+from ergo_capture.storage.write_error import CaptureWriteError
 
 log = structlog.get_logger()
 

@@ -13,7 +13,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from ergo_capture.capture.write_error import CaptureWriteError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.errors import JournalFull
@@ -36,6 +35,7 @@ from ergo_capture.server.protocol import EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal
 from ergo_capture.server.submission import Batch
 from ergo_capture.server.writer import Writer
+from ergo_capture.storage.write_error import CaptureWriteError
 
 #: Bytes of effects that may wait for a commit before no further run begins; a full disk can make them wait for long.
 _MOST_SAID_BYTES: Final = 16 << 20

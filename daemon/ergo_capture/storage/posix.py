@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ergo_capture.directories import make_directories, sync_directory
+from ergo_capture.storage.directories import make_directories, sync_directory
 from ergo_capture.storage.port import StorageError
-from ergo_capture.storage.real_file import RealFile
+from ergo_capture.storage.posix_file import RealFile
 
 _FILE_MODE: Final = 0o640
 

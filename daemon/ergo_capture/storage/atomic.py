@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ergo_capture.capture.temporaries import temporary_for
-from ergo_capture.capture.write_error import CaptureWriteError, WriteStage, as_written
-from ergo_capture.directories import make_directories, sync_directory
+from ergo_capture.storage.directories import make_directories, sync_directory
+from ergo_capture.storage.temporaries import temporary_for
+from ergo_capture.storage.write_error import CaptureWriteError, WriteStage, as_written
 
 MAX_TEMP_FILE_ATTEMPTS: Final = 64
 MAX_REPLACE_ATTEMPTS: Final = 64
