@@ -25,8 +25,8 @@ from ergo_capture.config import (
     ScriptedEngineConfig,
     load,
     parse,
-    places,
 )
+from ergo_capture.config import paths as places
 from ergo_capture.units import Duration, Size
 
 

@@ -12,10 +12,10 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: Each layer may import from itself and from those before it.
 LAYERS = (
-    {"version", "errors", "units", "telemetry", "pulse"},
+    {"version", "errors", "units", "telemetry", "notifier"},
     {"kernel"},
     {"storage"},
-    {"settings", "config"},
+    {"config"},
     {"capture"},
     {"journal"},
     {"engine"},

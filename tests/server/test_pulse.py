@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from ergo_capture.pulse import Pulse
+from ergo_capture.notifier import Pulse
 
 
 async def test_a_beat_wakes_all_who_wait() -> None:

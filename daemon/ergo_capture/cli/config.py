@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ergo_capture import config as configuration
-from ergo_capture.settings import GraphConfig, ProcessEngineConfig
+from ergo_capture.config.settings import GraphConfig, ProcessEngineConfig
 from ergo_capture.units import counted
 
 app = typer.Typer(
@@ -45,8 +45,8 @@ def check(file: FileArgument = None, config: ConfigOption = None) -> int:
 
     Exit 78 where not; warnings do not count.
     """
+    from ergo_capture.config.permissions import loose_paths  # noqa: PLC0415
     from ergo_capture.server.composition import admission_of, graphs_of  # noqa: PLC0415 - only here
-    from ergo_capture.server.permissions import loose_paths  # noqa: PLC0415
 
     path = _named(file, config)
     loaded = configuration.load(path)

@@ -35,7 +35,7 @@ from ergo_capture.client.requests import Requests
 from ergo_capture.client.uplink import Uplink
 from ergo_capture.client.wire import LOST
 from ergo_capture.kernel.events import ExternalEvent
-from ergo_capture.pulse import Pulse
+from ergo_capture.notifier import Pulse
 
 #: Bytes that are gathered to be sent at once; who has more waits until they are under way.
 _SEND_BYTES: Final = 128 * 1024

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Meta
 
-from ergo_capture.settings import Config, GraphRetentionConfig
+from ergo_capture.config.settings import Config, GraphRetentionConfig
 from ergo_capture.units import Duration, Mode, Size
 
 

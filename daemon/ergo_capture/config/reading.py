@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from ergo_capture.config.complaints import in_words, suggestion
-from ergo_capture.config.places import control_beside, usual_file, usual_socket, usual_state
+from ergo_capture.config.messages import in_words, suggestion
+from ergo_capture.config.paths import control_beside, usual_file, usual_socket, usual_state
+from ergo_capture.config.settings import Config
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.settings import Config
 from ergo_capture.units import decode_unit
 
 

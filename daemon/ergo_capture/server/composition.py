@@ -8,6 +8,12 @@ from typing import Final
 
 from ergo_capture.capture.retention import Bounds, RetentionRules
 from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
+from ergo_capture.config.settings import (
+    ProcessEngineConfig,
+    PythonEngineConfig,
+    ScriptedEngineConfig,
+    SocketEngineConfig,
+)
 from ergo_capture.engine.fixed import FixedEngine
 from ergo_capture.engine.port import Engine
 from ergo_capture.engine.process import ProcessEngine
@@ -23,12 +29,6 @@ from ergo_capture.server.admission import Admission
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.limits import ConnectionLimits, SessionLimits
 from ergo_capture.server.part import RotationRule
-from ergo_capture.settings import (
-    ProcessEngineConfig,
-    PythonEngineConfig,
-    ScriptedEngineConfig,
-    SocketEngineConfig,
-)
 from ergo_capture.units import Duration
 
 #: The longest age that is told from another, in nanoseconds: 1,000 years.

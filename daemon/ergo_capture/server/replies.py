@@ -17,7 +17,7 @@ from typing import Final
 import anyio
 from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
-from ergo_capture.pulse import Pulse
+from ergo_capture.notifier import Pulse
 from ergo_capture.server.protocol import Code, ProtocolError
 
 #: Bytes offered to the socket at once, so that a client that reads slowly is seen to read.

@@ -21,7 +21,7 @@ from ergo_capture.journal.reader import Position
 from ergo_capture.journal.recovered import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
-from ergo_capture.pulse import Pulse
+from ergo_capture.notifier import Pulse
 from ergo_capture.server import parts
 from ergo_capture.server.budget import DEFERRED_BYTES
 from ergo_capture.server.decision_log import JournalDecisionLog

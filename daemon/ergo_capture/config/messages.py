@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 import msgspec
 
 from ergo_capture.config.printing import toml_key
-from ergo_capture.settings import Config, EngineConfig, GraphConfig, GraphRetentionConfig
+from ergo_capture.config.settings import Config, EngineConfig, GraphConfig, GraphRetentionConfig
 from ergo_capture.units import decode_unit
 
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
