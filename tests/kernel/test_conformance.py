@@ -27,12 +27,12 @@ from ergo_capture import (
 )
 from ergo_capture.capture.bundle import BundleFormatError
 from ergo_capture.cli.simulate import run_scenario
-from ergo_capture.kernel import serde
 from ergo_capture.kernel.effects import EffectWrite, Value, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
-from ergo_capture.kernel.parsing import parse
 from ergo_capture.kernel.rederivation import rederive
 from ergo_capture.kernel.scenario import read_scenario
+from ergo_capture.kernel.serde import bundle as serde
+from ergo_capture.kernel.serde.parsing import parse
 
 
 def by_name(name: str, key: str = "name") -> Any:

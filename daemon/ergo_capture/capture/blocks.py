@@ -21,7 +21,6 @@ from msgspec import UNSET
 
 from ergo_capture.kernel.effects import ActionEffect
 from ergo_capture.kernel.events import ExternalEventKind
-from ergo_capture.kernel.numbers import CERTAINLY_IN_RANGE
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.records import (
     CapturedActionEffect,
@@ -29,6 +28,7 @@ from ergo_capture.kernel.records import (
     EpisodeInvocationRecord,
     ExternalEventRecord,
 )
+from ergo_capture.kernel.serde.numbers import CERTAINLY_IN_RANGE
 from ergo_capture.kernel.time import EventTime
 
 _BLANK_COLON: Final = re.compile(rb'"[ \t\r\n]+:')

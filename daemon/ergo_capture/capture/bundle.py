@@ -13,9 +13,9 @@ import msgspec
 from ergo_capture.capture.lookalikes import HEAD_BYTES, looks_like
 from ergo_capture.capture.opening import how_to_read, read_text
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel import serde
-from ergo_capture.kernel.parsing import parse
 from ergo_capture.kernel.records import MIDDLE, CaptureBundle, encode_decision, encode_event, encode_head, encode_tail
+from ergo_capture.kernel.serde import bundle as serde
+from ergo_capture.kernel.serde.parsing import parse
 from ergo_capture.storage.atomic import create_parents, write_bytes_atomic
 from ergo_capture.storage.write_error import CaptureWriteError, as_written
 

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Final, Generic, TypeVar
 
 from ergo_capture.capture.blocks import read_decisions, read_events
 from ergo_capture.capture.outline import TOKENS, Stretch
-from ergo_capture.kernel import serde
-from ergo_capture.kernel.parsing import parse
+from ergo_capture.kernel.serde import bundle as serde
+from ergo_capture.kernel.serde.parsing import parse
 
 Record = TypeVar("Record")
 

@@ -22,10 +22,10 @@ from ergo_capture.capture.lookalikes import HEAD_BYTES
 from ergo_capture.capture.opening import how_to_read, open_binary
 from ergo_capture.capture.outline import Outline, Stretch, outline
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel import serde
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.parsing import parse
 from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.serde import bundle as serde
+from ergo_capture.kernel.serde.parsing import parse
 
 _BLOCK: Final = 1 << 20
 

@@ -17,7 +17,7 @@ from typing import Annotated, Final
 import msgspec
 
 from ergo_capture.kernel.events import MAX_DEPTH, ExternalEvent, ExternalEventKind, check_payload
-from ergo_capture.kernel.numbers import LONG_EXPONENT, MANY_DIGITS
+from ergo_capture.kernel.serde.numbers import LONG_EXPONENT, MANY_DIGITS
 from ergo_capture.kernel.time import EventTime
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel.numbers import STRING, may_leave_range, without_numbers
+from ergo_capture.kernel.serde.numbers import STRING, may_leave_range, without_numbers
 from ergo_capture.kernel.time import ZERO, EventTime
 
 #: serde_json gives up at 128 nested arrays and objects.

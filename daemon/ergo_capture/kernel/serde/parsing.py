@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any, Final, NoReturn
 
-from ergo_capture.kernel.numbers import CERTAINLY_IN_RANGE, STRING, in_range
+from ergo_capture.kernel.serde.numbers import CERTAINLY_IN_RANGE, STRING, in_range
 
 #: More arrays and objects than are open at once in a bundle without unknown fields.
 _DEPTH: Final = 32

@@ -8,8 +8,15 @@ from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentField, IntentRecord, Value
 from ergo_capture.kernel.events import ExternalEventKind
 from ergo_capture.kernel.outcomes import Decision, ErrKind, RunTermination
-from ergo_capture.kernel.parsing import Pairs
-from ergo_capture.kernel.readers import (
+from ergo_capture.kernel.records import (
+    CaptureBundle,
+    CapturedActionEffect,
+    CapturedIntentAck,
+    EpisodeInvocationRecord,
+    ExternalEventRecord,
+)
+from ergo_capture.kernel.serde.parsing import Pairs
+from ergo_capture.kernel.serde.readers import (
     Reader,
     boolean,
     frozen,
@@ -22,13 +29,6 @@ from ergo_capture.kernel.readers import (
     unit_enum,
     unsigned,
     variant,
-)
-from ergo_capture.kernel.records import (
-    CaptureBundle,
-    CapturedActionEffect,
-    CapturedIntentAck,
-    EpisodeInvocationRecord,
-    ExternalEventRecord,
 )
 from ergo_capture.kernel.time import U64_MAX, EventTime
 

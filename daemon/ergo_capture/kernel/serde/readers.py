@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NoReturn
 
-from ergo_capture.kernel.parsing import Pairs
+from ergo_capture.kernel.serde.parsing import Pairs
 
 #: From a parsed value, and its path for the complaint, to what it stands for; ValueError where it is none.
 Reader = Callable[[Any, str], Any]

@@ -1,0 +1,1 @@
+"""Read JSON as the reference's serde_json does."""
