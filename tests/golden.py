@@ -29,12 +29,12 @@ from ergo_capture import (
     encode_bundle,
     read_capture_bundle,
 )
-from ergo_capture.capture.bundle import CaptureJsonStyle
-from ergo_capture.capture.catalogue import Catalogue
+from ergo_capture.bundle.catalogue import Catalogue
+from ergo_capture.bundle.format import CaptureJsonStyle
+from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.body import Closing, Peer, Publication, Rotation, SessionDescription, encode_body
-from ergo_capture.journal.compose import ComposeJob, compose_bundle
 from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import IGNORABLE, FrameKind, PendingFrame, encode_header
 from ergo_capture.journal.journal import Journal

@@ -1,13 +1,13 @@
 """A capture daemon for the Ergo graph engine, and its semantics as a library."""
 
-from ergo_capture.capture.bundle import (
+from ergo_capture.bundle.format import (
     CaptureJsonStyle,
     decode_bundle,
     encode_bundle,
     read_capture_bundle,
     write_capture_bundle,
 )
-from ergo_capture.capture.session import CapturingDecisionLog, CapturingSession
+from ergo_capture.bundle.recorder import CapturingDecisionLog, CapturingSession
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.comparison import Divergence, compare_decisions, first_divergence
 from ergo_capture.kernel.constraints import Constraints

@@ -46,7 +46,7 @@ from ergo_capture import (
     FaultRuntime,
     MemoryDecisionLog,
 )
-from ergo_capture.journal.compose import ComposeJob
+from ergo_capture.bundle.writer.compose import ComposeJob
 from ergo_capture.journal.recovered import Recovery
 from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.scan import scan

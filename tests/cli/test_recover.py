@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import zstandard
-from tests.capture.test_stream import rich_bundle
+from tests.bundle.test_stream import rich_bundle
 from tests.journal.captures import Written, a_session, write_sessions
 from tests.journal.journals import flip, frames_of, journal_in, last_segment, shrink
 from tests.journal.test_damaged import append_frame
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.bundle import CaptureJsonStyle, encode_bundle
+from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle
 from ergo_capture.cli import app
 from ergo_capture.cli.simulate import run_scenario
 from ergo_capture.cli.verify import check

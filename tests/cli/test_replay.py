@@ -14,7 +14,7 @@ from tests.cli.runs import bundle, script
 from tests.daemons import command, plain
 from tests.engine.engines import PUPPET, listening_puppet
 
-from ergo_capture.capture import elements
+from ergo_capture.bundle.reader import elements
 from ergo_capture.cli import app
 from ergo_capture.kernel.explanation import AHEAD
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.capture.test_stream import rich_bundle
+from tests.bundle.test_stream import rich_bundle
 
-from ergo_capture.capture import elements, outline
-from ergo_capture.capture.bundle import CaptureJsonStyle, encode_bundle
-from ergo_capture.capture.verification import MAX_NOTES, verify_bundle
+from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle
+from ergo_capture.bundle.reader import elements, outline
+from ergo_capture.bundle.verify import MAX_NOTES, verify_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel import uniqueness

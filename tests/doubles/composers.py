@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from ergo_capture.journal.compose import ComposeJob, compose_bundle
+from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.server import parts, publisher
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 

@@ -16,7 +16,7 @@ from tests.engine.scripts import go, hold
 from tests.server.looks import sessions_of, until
 
 from ergo_capture import decode_bundle
-from ergo_capture.capture.stream import open_bundle
+from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.client import CaptureClient
 from ergo_capture.engine.process import ProcessEngine

@@ -12,7 +12,7 @@ import pytest
 from tests.golden import GOLDEN, JOURNALS, findings, make_bundles, said_of
 
 from ergo_capture import encode_bundle, read_capture_bundle
-from ergo_capture.capture.bundle import CaptureJsonStyle
+from ergo_capture.bundle.format import CaptureJsonStyle
 
 NAMES = sorted(path.name for path in (GOLDEN / "journals").iterdir())
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ergo_capture import decode_bundle, encode_bundle
-from ergo_capture.capture.bundle import BundleFormatError
-from ergo_capture.capture.stream import open_bundle
+from ergo_capture.bundle.format import BundleFormatError
+from ergo_capture.bundle.reader.stream import open_bundle
 
 TIME = '{"secs":1,"nanos":0}'
 TEXT = (

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.daemons import Daemon, configured, event, running_daemon, short_directory
 from tests.server.users import NOBODY, needs_root, talk_as
 
-from ergo_capture.capture.manifest import manifest_path
+from ergo_capture.bundle.manifest import manifest_path
 from ergo_capture.cli import app
 from ergo_capture.config import ConfigError
 from ergo_capture.journal.body import Peer

@@ -12,7 +12,7 @@ import zstandard
 from tests.daemons import event, running_daemon
 
 from ergo_capture import encode_bundle, read_capture_bundle
-from ergo_capture.capture.catalogue import Catalogue, difference_from_manifest
+from ergo_capture.bundle.catalogue import Catalogue, difference_from_manifest
 from ergo_capture.cli.app import run
 
 ZSTD = '[bundle]\ncompress = "zstd"\n'

@@ -17,9 +17,9 @@ from tests.bundles import DAY, NOW, store
 from tests.daemons import PATIENCE, configured, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
 
-from ergo_capture.capture.catalogue import StoredBundle, difference_from_manifest
-from ergo_capture.capture.manifest import manifest_path
-from ergo_capture.capture.retention import Bounds, RetentionRules
+from ergo_capture.bundle.catalogue import StoredBundle, difference_from_manifest
+from ergo_capture.bundle.manifest import manifest_path
+from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
 from ergo_capture.server.composition import retention_of
 from ergo_capture.server.reload import Reloader

@@ -1,7 +1,7 @@
 """Bundle files from what a person names: files, directories, patterns.
 
 Owns: ``bundles_in``, ``bundles_below``, what an empty name is.
-Not here: finished bundles with their manifests (``capture/catalogue.py``).
+Not here: finished bundles with their manifests (``bundle/catalogue.py``).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.capture.manifest import BUNDLE_SUFFIX
-from ergo_capture.capture.opening import COMPRESSED_SUFFIX, files_below
+from ergo_capture.bundle.manifest import BUNDLE_SUFFIX
+from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX, files_below
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 #: How the names of bundles end.

@@ -1,7 +1,7 @@
 """``ergo-capture bundles list|prune``.
 
 Owns: their arguments and output.
-Not here: which bundles there are (``capture/catalogue.py``), which go (``capture/retention.py``), deleting them
+Not here: which bundles there are (``bundle/catalogue.py``), which go (``bundle/retention.py``), deleting them
 (``server/retention.py``).
 """
 
@@ -18,8 +18,8 @@ import msgspec
 import typer
 
 from ergo_capture import config as configuration
-from ergo_capture.capture.catalogue import Catalogue, StoredBundle
-from ergo_capture.capture.retention import RetentionRules
+from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
+from ergo_capture.bundle.retention import RetentionRules
 from ergo_capture.cli.figures import size
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.units import Duration, Size, counted

@@ -1,7 +1,7 @@
 """What a person names: bundles, a journal, a state directory, a session; as streams of events and decisions.
 
 Owns: Capture, ``captures_in``, ``capture_named``, where a session is looked for.
-Not here: bundle files only (``bundle_files.py``), reading (``capture/stream.py``, ``journal/stream.py``).
+Not here: bundle files only (``bundle_files.py``), reading (``bundle/reader/stream.py``, ``journal/stream.py``).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Annotated, Final
 import typer
 
 from ergo_capture import config as configuration
-from ergo_capture.capture.manifest import stem_of
-from ergo_capture.capture.names import bundle_name, safe_name
-from ergo_capture.capture.opening import COMPRESSED_SUFFIX
-from ergo_capture.capture.stream import RecordStream, open_bundle
+from ergo_capture.bundle.manifest import stem_of
+from ergo_capture.bundle.names import bundle_name, safe_name
+from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
+from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
 from ergo_capture.cli.bundle_files import bundles_below, bundles_in, refuse_empty
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.doctor import kind_of_directory
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.journal.stream import PartStream, parts_in
+from ergo_capture.repair.doctor import kind_of_directory
 from ergo_capture.storage import RealStorage
 
 StateOption = Annotated[

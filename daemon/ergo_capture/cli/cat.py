@@ -1,7 +1,7 @@
 """``ergo-capture cat``.
 
 Owns: its arguments and output.
-Not here: selecting (``capture/selection.py``), following (``journal/following.py``), segments (``journal.py``), the
+Not here: selecting (``bundle/selection.py``), following (``journal/following.py``), segments (``journal.py``), the
 last events only (``tail.py``), what a line looks like (``record_lines.py``).
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ergo_capture.capture.selection import NoSuchEvent, Selection, select
+from ergo_capture.bundle.selection import NoSuchEvent, Selection, select
 from ergo_capture.cli.captures import WHAT, ConfigOption, StateOption, captures_in, journal_and_session
 from ergo_capture.cli.output import standard_output
 from ergo_capture.cli.record_lines import as_json as json_line

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from ergo_capture.capture.bundle import read_capture_bundle
+from ergo_capture.bundle.format import read_capture_bundle
 from ergo_capture.cli.own_daemon import own_daemon
 from ergo_capture.cli.verify import check
 from ergo_capture.client import CaptureClient, Published

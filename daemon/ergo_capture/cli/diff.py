@@ -1,7 +1,7 @@
 """``ergo-capture diff``.
 
 Owns: its arguments and output.
-Not here: comparing (``capture/difference.py``).
+Not here: comparing (``bundle/diff.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ergo_capture.capture.difference import Difference, compare
+from ergo_capture.bundle.diff import Difference, compare
 from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.explanation import in_short

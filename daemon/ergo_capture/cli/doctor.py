@@ -1,7 +1,7 @@
 """``ergo-capture doctor``.
 
 Owns: its arguments and output.
-Not here: what is looked at, and what is an error (``journal/doctor.py``).
+Not here: what is looked at, and what is an error (``repair/doctor.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.doctor import Diagnosis, Finding, Severity, diagnose
+from ergo_capture.repair.doctor import Diagnosis, Finding, Severity, diagnose
 
 #: The kind of what could not be looked at.
 UNKNOWN: Final = "unknown"

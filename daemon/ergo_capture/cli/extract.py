@@ -1,7 +1,7 @@
 """``ergo-capture extract``.
 
 Owns: its arguments, and a run's events as a scenario.
-Not here: selecting (``capture/selection.py``), scenarios (``kernel/scenario.py``).
+Not here: selecting (``bundle/selection.py``), scenarios (``kernel/scenario.py``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ergo_capture.capture.selection import Selection, select
-from ergo_capture.capture.stream import RecordStream
+from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.bundle.selection import Selection, select
 from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named
 from ergo_capture.cli.output import write_out, write_whole
 from ergo_capture.cli.selecting import FromId, Ids, Kinds, Since, ToId, Until, selection_of

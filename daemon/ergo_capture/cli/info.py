@@ -1,7 +1,7 @@
 """``ergo-capture info``.
 
 Owns: its arguments and output.
-Not here: counting (``capture/survey.py``), a journal as a whole (``journal_facts.py``).
+Not here: counting (``bundle/statistics.py``), a journal as a whole (``journal_facts.py``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from ergo_capture.capture.manifest import Manifest, ManifestError, manifest_path, read_manifest
-from ergo_capture.capture.survey import Survey, survey
+from ergo_capture.bundle.manifest import Manifest, ManifestError, manifest_path, read_manifest
+from ergo_capture.bundle.statistics import Survey, survey
 from ergo_capture.cli.bundle_files import bundles_below
 from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captures_in
 from ergo_capture.cli.figures import span

@@ -1,7 +1,7 @@
 """``ergo-capture recover``.
 
 Owns: its arguments and output, and what it refuses to write to.
-Not here: what is kept (``capture/salvage.py``), and how it is found (``capture/anatomy.py``, ``journal/salvage.py``).
+Not here: what is kept (``repair/salvage.py``), and how it is found (``repair/damaged_bundle.py``, ``repair/journal_salvage.py``).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ergo_capture.capture.anatomy import SalvagedBundle, salvage_bundle
-from ergo_capture.capture.opening import COMPRESSED_SUFFIX
-from ergo_capture.capture.salvage_output import rest_path
-from ergo_capture.capture.salvaged import Salvaged
+from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.doctor import kind_of_directory
-from ergo_capture.journal.salvage import SalvagedPart, salvage_journal
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import sequence_of
+from ergo_capture.repair.damaged_bundle import SalvagedBundle, salvage_bundle
+from ergo_capture.repair.doctor import kind_of_directory
+from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
+from ergo_capture.repair.output import rest_path
+from ergo_capture.repair.report import Salvaged
 from ergo_capture.storage import RealStorage
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

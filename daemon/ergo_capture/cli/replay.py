@@ -23,7 +23,7 @@ import msgspec
 import typer
 
 from ergo_capture import telemetry
-from ergo_capture.capture.stream import open_bundle
+from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.cli.info import manifest_beside
 from ergo_capture.cli.verify import check, printable

@@ -1,7 +1,7 @@
 """The options with which commands select events.
 
 Owns: their types and texts, ``selection_of``.
-Not here: selecting (``capture/selection.py``).
+Not here: selecting (``bundle/selection.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ergo_capture.capture.selection import Selection
+from ergo_capture.bundle.selection import Selection
 from ergo_capture.kernel.time import EventTime
 
 Kinds = Annotated[

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from ergo_capture.capture.bundle import CaptureJsonStyle, encode_bundle, write_capture_bundle
-from ergo_capture.capture.session import CapturingSession
+from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle, write_capture_bundle
+from ergo_capture.bundle.recorder import CapturingSession
 from ergo_capture.cli.output import refuse_directory, write_out
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.ports import MemoryDecisionLog

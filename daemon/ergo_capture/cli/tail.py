@@ -1,7 +1,7 @@
 """``ergo-capture tail``.
 
 Owns: its arguments, and keeping the last events.
-Not here: selecting (``capture/selection.py``), following (``journal/following.py``), all of the events (``cat.py``).
+Not here: selecting (``bundle/selection.py``), following (``journal/following.py``), all of the events (``cat.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ergo_capture.capture.selection import select
+from ergo_capture.bundle.selection import select
 from ergo_capture.cli.captures import ConfigOption, StateOption, capture_named, journal_and_session
 from ergo_capture.cli.output import standard_output
 from ergo_capture.cli.record_lines import as_json as json_line

@@ -1,7 +1,7 @@
 """``ergo-capture verify``.
 
 Owns: its arguments and output.
-Not here: what is checked (``capture/verification.py``).
+Not here: what is checked (``bundle/verify.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ergo_capture.capture.verification import verify_bundle
+from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.comparison import Divergence

@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.capture.soundness import Soundness
-from ergo_capture.capture.stream import RecordStream
+from ergo_capture.bundle.integrity import Soundness
+from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.engine.port import Engine
 from ergo_capture.kernel.comparison import divergence_at
 from ergo_capture.kernel.events import ExternalEvent

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ergo_capture.capture.stream import BundleStream
+from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.kernel.explanation import plain
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord

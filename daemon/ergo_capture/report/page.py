@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.capture.manifest import Manifest
-from ergo_capture.capture.stream import BundleStream, open_bundle
+from ergo_capture.bundle.manifest import Manifest
+from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.explanation import in_seconds
 from ergo_capture.kernel.time import EventTime

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.capture.retention import Bounds, RetentionRules
+from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
 from ergo_capture.config.settings import (
     ProcessEngineConfig,

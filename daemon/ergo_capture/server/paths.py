@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ergo_capture.capture.names import bundle_name, safe_name
+from ergo_capture.bundle.names import bundle_name, safe_name
 
 
 def bundle_path(state: Path, graph: str, session: str, part: int, *, compressed: bool = False) -> Path:

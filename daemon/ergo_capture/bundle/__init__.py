@@ -1,0 +1,1 @@
+"""Bundle files: their format, manifests, reading, writing and verifying."""

@@ -1,0 +1,186 @@
+"""The bundles that are in a state directory, as their manifests tell."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.bundle.manifest import (
+    BUNDLE_SUFFIX,
+    MANIFEST_SUFFIX,
+    Manifest,
+    ManifestError,
+    manifest_path,
+    read_manifest,
+)
+from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
+from ergo_capture.errors import ErgoCaptureError
+
+_READ_BYTES: Final = 1 << 20
+#: What tells whether files are the ones of the last look: number, time of change and size of each.
+_Signature = tuple[tuple[int, int, int], ...]
+
+
+def _mark(path: str | Path) -> tuple[int, int, int]:
+    status = os.lstat(path)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBundle:
+    """A bundle file, and what is known of it without reading it."""
+
+    path: Path
+    #: The graph's name; without a manifest, that of the directory.
+    graph: str
+    #: Bytes of the file.
+    size: int
+    manifest: Manifest | None = field(default=None, compare=False)
+    #: When its part of the session ended.
+    ended_at: datetime | None = None
+    #: Why it is not a finished bundle, in words; None where it is one.
+    trouble: str | None = None
+    #: What tells the manifest and the bundle that were looked at from others of their names.
+    seen: _Signature = field(default=(), compare=False)
+
+    @property
+    def is_still_there(self) -> bool:
+        """Whether its files are the ones that were looked at; it may have been published anew, or be gone."""
+        try:
+            return bool(self.seen) and self.seen == tuple(map(_mark, (manifest_path(self.path), self.path)))
+        except FileNotFoundError:
+            return False
+
+
+class Catalogue:
+    """The bundles in a directory ``GRAPH/SESSION.capture.json``.
+
+    What did not change since the last look is not read again: 30 us a bundle instead of 160.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
+
+    def read(self) -> list[StoredBundle]:
+        """What is there now, the oldest first.
+
+        Raises:
+            ErgoCaptureError: a directory cannot be read.
+        """
+        known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
+        bare: list[StoredBundle] = []
+        try:
+            for folder in os.scandir(self.directory):
+                if folder.is_dir(follow_symlinks=False):
+                    # Why suppressed: root's lost+found, where bundles have a disk of their own, keeps nobody from the rest.
+                    with suppress(PermissionError):
+                        self._look_into(Path(folder.path), known, bare)
+        except OSError as error:
+            raise ErgoCaptureError(
+                f"list bundles in '{error.filename or self.directory}': {error.strerror or error}",
+                op="list bundles",
+                path=self.directory,
+                hint="name the state directory of a daemon, as a user who may read it",
+            ) from error
+        self._known = known
+        found = [bundle for _, bundle in known.values() if bundle is not None] + bare
+        # Why by the name too: so that the order is the same wherever it is looked at.
+        return sorted(found, key=lambda bundle: (bundle.ended_at or _EVER, str(bundle.path)))
+
+    def _look_into(
+        self, folder: Path, known: dict[str, tuple[_Signature, StoredBundle | None]], bare: list[StoredBundle]
+    ) -> None:
+        files = {entry.name: entry for entry in os.scandir(folder)}
+        described = set()
+        for name, entry in files.items():
+            if name.endswith(MANIFEST_SUFFIX):
+                plain = name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX
+                forms = [files[form] for form in (plain, plain + COMPRESSED_SUFFIX) if form in files]
+                try:
+                    signature = tuple(_mark(file.path) for file in (entry, *forms))
+                    before = self._known.get(entry.path)
+                    if before is None or before[0] != signature:
+                        before = signature, self._described(Path(entry.path), [form.name for form in forms])
+                except FileNotFoundError:
+                    # It went while we looked.
+                    continue
+                known[entry.path] = before
+                if before[1] is not None:
+                    described.add(before[1].path.name)
+        for name, entry in files.items():
+            if name.endswith((BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)) and name not in described:
+                # As above.
+                with suppress(FileNotFoundError):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    bare.append(StoredBundle(folder / name, folder.name, size, trouble="no manifest"))
+
+    def _described(self, path: Path, forms: list[str]) -> StoredBundle | None:
+        """The bundle of a manifest, given the names that are there; None where the bundle is gone."""
+        if not forms:
+            return None
+        marked = _mark(path)
+        try:
+            manifest = read_manifest(path)
+        except FileNotFoundError:
+            raise
+        except (ManifestError, OSError):
+            bundle = path.with_name(forms[0])
+            return StoredBundle(bundle, path.parent.name, bundle.lstat().st_size, trouble="manifest unreadable")
+        # Why one that is there: a manifest must not be able to point at any file but the one beside it.
+        bundle = path.with_name(manifest.bundle if manifest.bundle in forms else forms[0])
+        status = bundle.lstat()
+        ended_at = _time(manifest.ended_at)
+        trouble: str | None = None
+        if manifest.bundle not in forms:
+            trouble = "manifest names another file"
+        elif not manifest.is_final:
+            trouble = "session goes on"
+        elif not stat.S_ISREG(status.st_mode):
+            trouble = "not a plain file"
+        elif status.st_size != manifest.stored[0]:
+            trouble = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
+        elif ended_at is None:
+            trouble = "manifest says no time of its end"
+        return StoredBundle(
+            bundle, manifest.graph, status.st_size, manifest, ended_at, trouble, (marked, _mark(bundle))
+        )
+
+    def __repr__(self) -> str:
+        return f"<Catalogue {self.directory}, {len(self._known)} manifests known>"
+
+
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def difference_from_manifest(bundle: StoredBundle) -> str | None:
+    """What is wrong with a finished bundle's file, read whole and compared with its manifest; None where nothing is.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if bundle.trouble is not None or bundle.manifest is None:
+        return bundle.trouble or "no manifest"
+    size, digest = 0, hashlib.sha256()
+    fd = os.open(bundle.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        while block := file.read(_READ_BYTES):
+            size += len(block)
+            digest.update(block)
+    if (size, digest.hexdigest()) != bundle.manifest.stored:
+        return "its bytes are not those that its manifest vouches for"
+    return None

@@ -1,0 +1,259 @@
+"""How two captures differ, aligned by event id.
+
+Both are read side by side up to the first difference, in memory that does not grow. From there on events of the
+second are known by a digest of each, some 200 bytes an event. An id that is there more than once stands for as many
+events, in their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.kernel.explanation import CONTEXT, in_a_line, in_short, plain
+from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord, encode_decision, encode_event
+
+#: Differences of a kind that are shown; all are counted.
+MOST_SHOWN: Final = 10
+
+_HEAD: Final = (
+    "capture_version",
+    "graph_id",
+    "config",
+    "adapter_provenance",
+    "runtime_provenance",
+    "egress_provenance",
+)
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One field that differs."""
+
+    event_id: str
+    #: Such as ``event.payload`` or ``decision.termination``.
+    field: str
+    a: Any
+    b: Any
+
+
+class First(msgspec.Struct, frozen=True):
+    """Where two captures part."""
+
+    #: Places in the first and in the second, from 0; None where the event is not there.
+    a: int | None
+    b: int | None
+    event_id: str
+    sentence: str
+    #: The decisions before it, which are the same, the nearest last.
+    before: list[str]
+
+
+class Difference(msgspec.Struct):
+    """What is different; ids in the order of the first capture."""
+
+    common: int = 0
+    only_a: int = 0
+    only_b: int = 0
+    changed: int = 0
+    #: The fewest events of both that have to be moved to bring them into the same order.
+    moved: int = 0
+    head: list[Change] = []
+    first: First | None = None
+    first_only_a: list[str] = []
+    first_only_b: list[str] = []
+    first_changed: list[Change] = []
+    first_moved: list[str] = []
+
+    @property
+    def none(self) -> bool:
+        """Whether the captures hold the same."""
+        return not (self.head or self.only_a or self.only_b or self.changed or self.moved)
+
+
+#: An event may be without a decision, and in a damaged capture a decision without its event.
+_Pair = tuple[ExternalEventRecord | None, EpisodeInvocationRecord | None]
+_Record = ExternalEventRecord | EpisodeInvocationRecord
+#: An event id, and which of the events with that id it is, from 0.
+_Key = tuple[str, int]
+
+
+def compare(a: RecordStream, b: RecordStream) -> Difference:
+    """Compare events and decisions with the same event id.
+
+    Raises:
+        ErgoCaptureError: one cannot be read.
+    """
+    found = Difference(head=_heads(a, b))
+    before: deque[_Pair] = deque(maxlen=CONTEXT)
+    same = 0
+    for one, other in zip_longest(_pairs(a), _pairs(b)):
+        if one is None or other is None or one != other:
+            _compare_rest(found, a, b, same, list(before))
+            return found
+        before.append(one)
+        same += 1
+    found.common = same
+    return found
+
+
+def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int, before: Sequence[_Pair]) -> None:
+    """Compare what comes after the first ``same`` events, which are alike."""
+    others = {key: (place, _digest(*pair)) for place, key, pair in _placed(b, same)}
+    gone = others.copy()
+    places: list[int] = []
+    changed: dict[_Key, tuple[int, _Pair]] = {}
+    for place, key, pair in _placed(a, same):
+        other = gone.pop(key, None)
+        if other is None:
+            found.only_a += 1
+            _keep(found.first_only_a, key[0])
+            _part(found, First(place, None, key[0], f"event {key[0]!r} is only in the first", _lines(before, same)))
+            continue
+        places.append(other[0])
+        if other[1] != _digest(*pair):
+            found.changed += 1
+            if len(changed) < MOST_SHOWN:
+                changed[key] = place, pair
+    found.common = same + len(places)
+    found.only_b = len(gone)
+    found.first_only_b = [key[0] for key in islice(gone, MOST_SHOWN)]
+    for (event_id, _), (place, _) in islice(gone.items(), 1):
+        _part(found, First(None, place, event_id, f"event {event_id!r} is only in the second", _lines(before, same)))
+    _find_moved(found, a, others, same, places, before)
+    if changed:
+        for place, key, pair in _placed(b, same):
+            if key in changed:
+                place_a, mine = changed.pop(key)
+                changes = _changes(key[0], mine, pair)
+                found.first_changed += changes
+                _part(found, First(place_a, place, key[0], _in_words(place_a, key[0], changes), _lines(before, same)))
+
+
+def _find_moved(
+    found: Difference,
+    a: RecordStream,
+    others: dict[_Key, tuple[int, bytes]],
+    same: int,
+    places: Sequence[int],
+    before: Sequence[_Pair],
+) -> None:
+    """What stands in another order. ``places`` are those in the second of the events of both, as the first has them."""
+    steady = _longest_rise(places)
+    found.moved = len(places) - len(steady)
+    if not found.moved:
+        return
+    for place, key, _ in _placed(a, same):
+        other = others.get(key)
+        if other is not None and other[0] not in steady:
+            _keep(found.first_moved, key[0])
+            sentence = f"event {key[0]!r} is at place {place} in the first and at {other[0]} in the second"
+            _part(found, First(place, other[0], key[0], sentence, _lines(before, same)))
+
+
+def _longest_rise(numbers: Sequence[int]) -> set[int]:
+    """The members of a longest rising subsequence (patience sorting); no number is there twice."""
+    tops: list[int] = []
+    top_places: list[int] = []
+    came_from: list[int] = []
+    for place, number in enumerate(numbers):
+        pile = bisect_left(tops, number)
+        if pile == len(tops):
+            tops.append(number)
+            top_places.append(place)
+        else:
+            tops[pile] = number
+            top_places[pile] = place
+        came_from.append(top_places[pile - 1] if pile else -1)
+    members = set()
+    place = top_places[-1] if top_places else -1
+    while place >= 0:
+        members.add(numbers[place])
+        place = came_from[place]
+    return members
+
+
+def _part(found: Difference, here: First) -> None:
+    """Remember where they part, if it is before what is known."""
+
+    def place(first: First) -> int:
+        return min(place for place in (first.a, first.b) if place is not None)
+
+    if found.first is None or place(here) < place(found.first):
+        found.first = here
+
+
+def _lines(before: Sequence[_Pair], same: int) -> list[str]:
+    """What stands before the first difference, in both."""
+    numbered = enumerate(before, same - len(before))
+    return [f"{place}  {in_a_line(record)}" for place, (_, record) in numbered if record is not None]
+
+
+def _in_words(place: int, event_id: str, changes: Sequence[Change]) -> str:
+    change = changes[0]
+    return (
+        f"event {event_id!r} at place {place}: {change.field} is {in_short(change.a)} in the first "
+        f"and {in_short(change.b)} in the second"
+    )
+
+
+def _placed(stream: RecordStream, start: int) -> Iterator[tuple[int, _Key, _Pair]]:
+    """Events from place ``start`` on, each with its place and its key."""
+    seen: Counter[str] = Counter()
+    for place, pair in enumerate(_pairs(stream)):
+        if place >= start:
+            event_id = _id_of(pair)
+            yield place, (event_id, seen[event_id]), pair
+            seen[event_id] += 1
+
+
+def _pairs(stream: RecordStream) -> Iterator[_Pair]:
+    return zip_longest(stream.events(), stream.decisions())
+
+
+def _id_of(pair: _Pair) -> str:
+    record = pair[1] if pair[0] is None else pair[0]
+    assert record is not None
+    return record.event_id
+
+
+def _digest(event: ExternalEventRecord | None, record: EpisodeInvocationRecord | None) -> bytes:
+    text = (b"" if event is None else encode_event(event)) + (b"" if record is None else encode_decision(record))
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _heads(one: RecordStream, other: RecordStream) -> list[Change]:
+    pairs = [(name, plain(getattr(one, name)), plain(getattr(other, name))) for name in _HEAD]
+    return [Change("", name, left, right) for name, left, right in pairs if left != right]
+
+
+def _changes(event_id: str, one: _Pair, other: _Pair) -> list[Change]:
+    return [
+        *_fields_that_differ(event_id, "event", one[0], other[0]),
+        *_fields_that_differ(event_id, "decision", one[1], other[1]),
+    ]
+
+
+def _fields_that_differ(event_id: str, what: str, one: _Record | None, other: _Record | None) -> list[Change]:
+    if one is None or other is None:
+        return [] if one is other else [Change(event_id, what, plain(one), plain(other))]
+    return [
+        Change(event_id, f"{what}.{name}", _shown(getattr(one, name)), _shown(getattr(other, name)))
+        for name in one.__struct_fields__
+        if getattr(one, name) != getattr(other, name)
+    ]
+
+
+def _shown(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else plain(value)
+
+
+def _keep(shown: list[str], event_id: str) -> None:
+    if len(shown) < MOST_SHOWN:
+        shown.append(event_id)

@@ -1,0 +1,1 @@
+"""Read bundles of any size in constant memory."""

@@ -1,0 +1,120 @@
+"""What a run holds, in numbers; streaming."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import msgspec
+
+from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.kernel.outcomes import Decision
+from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+
+
+class Survey(msgspec.Struct):
+    """A run in numbers; times in nanoseconds of event time, sizes in bytes."""
+
+    graph_id: str
+    capture_version: str
+    constraints: dict[str, object]
+    adapter_provenance: str
+    runtime_provenance: str
+    file_bytes: int
+    events: int = 0
+    decisions: int = 0
+    kinds: dict[str, int] = {}
+    outcomes: dict[str, int] = {}
+    terminations: dict[str, int] = {}
+    #: Invocations that a Pump took from those deferred.
+    pumped: int = 0
+    retries: int = 0
+    most_retries: int = 0
+    effects: int = 0
+    interrupted: int = 0
+    #: The earliest and the latest event time.
+    first: int | None = None
+    last: int | None = None
+    #: The longest time between two events that follow each other, and the id of the later one.
+    longest_gap: int = 0
+    longest_gap_before: str | None = None
+    #: Events whose time is before that of the one before them, and the largest such step.
+    backward: int = 0
+    furthest_back: int = 0
+    payload_bytes: int = 0
+    largest_payload: int = 0
+    without_payload: int = 0
+
+    @property
+    def span(self) -> int:
+        """From the earliest event to the latest."""
+        return 0 if self.first is None or self.last is None else self.last - self.first
+
+    def rate(self, kind: str) -> float | None:
+        """Events of that kind a second of event time; None where no time passes."""
+        return self.kinds.get(kind, 0) / (self.span / 1e9) if self.span else None
+
+
+def survey(stream: RecordStream, file_bytes: int) -> Survey:
+    """Count what is in a run that takes ``file_bytes`` bytes where it is.
+
+    Raises:
+        ErgoCaptureError: it cannot be read.
+    """
+    found = Survey(
+        graph_id=stream.graph_id,
+        capture_version=stream.capture_version,
+        constraints=msgspec.to_builtins(stream.config),
+        adapter_provenance=stream.adapter_provenance,
+        runtime_provenance=stream.runtime_provenance,
+        file_bytes=file_bytes,
+    )
+    pumps = _count_events(found, stream.events())
+    _count_decisions(found, stream.decisions(), pumps)
+    return found
+
+
+def _count_events(survey: Survey, events: Iterator[ExternalEventRecord]) -> set[int]:
+    kinds: Counter[str] = Counter()
+    pumps: set[int] = set()
+    before: int | None = None
+    for index, event in enumerate(events):
+        survey.events += 1
+        kind = event.kind.value
+        kinds[kind] += 1
+        if kind == "Pump":
+            pumps.add(index)
+        now = event.event_time.total_nanos
+        survey.first = now if survey.first is None else min(survey.first, now)
+        survey.last = now if survey.last is None else max(survey.last, now)
+        if before is not None:
+            if now < before:
+                survey.backward += 1
+                survey.furthest_back = max(survey.furthest_back, before - now)
+            elif now - before > survey.longest_gap:
+                survey.longest_gap, survey.longest_gap_before = now - before, event.event_id
+        before = now
+        size = len(event.payload)
+        survey.payload_bytes += size
+        survey.largest_payload = max(survey.largest_payload, size)
+        survey.without_payload += not size
+    survey.kinds = dict(sorted(kinds.items()))
+    return pumps
+
+
+def _count_decisions(survey: Survey, decisions: Iterator[EpisodeInvocationRecord], pumps: set[int]) -> None:
+    outcomes: Counter[str] = Counter()
+    terminations: Counter[str] = Counter()
+    for index, record in enumerate(decisions):
+        survey.decisions += 1
+        outcomes[record.decision.value] += 1
+        survey.pumped += record.decision is Decision.Invoke and index in pumps
+        if record.termination is not None:
+            err = record.termination.err
+            terminations[record.termination.name if err is None else f"Failed({err.value})"] += 1
+        survey.retries += record.retry_count
+        survey.most_retries = max(survey.most_retries, record.retry_count)
+        survey.effects += len(record.effects)
+        survey.interrupted += record.interruption is not None
+    survey.outcomes = dict(sorted(outcomes.items()))
+    survey.terminations = dict(sorted(terminations.items()))

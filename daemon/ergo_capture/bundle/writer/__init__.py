@@ -1,0 +1,1 @@
+"""Compose bundles from the journal."""

@@ -1,1 +1,0 @@
-"""Captures in memory and as bundle files on disk."""

@@ -1,0 +1,1 @@
+"""Diagnose damage, and save what can be proved of damaged bundles and journals."""

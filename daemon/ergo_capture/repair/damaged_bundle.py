@@ -1,0 +1,309 @@
+"""Finds the parts of a bundle file that may be cut, torn or overwritten anywhere.
+
+Where the brackets still match, the lists are where ``outline`` finds them. Where they do not, they are looked for by
+what stands around them in the order in which every bundle is written: head, events, decisions, provenances.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+import msgspec
+
+from ergo_capture.bundle.format import BundleFormatError, decode_bundle
+from ergo_capture.bundle.manifest import ManifestError, manifest_path, stated_in
+from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
+from ergo_capture.bundle.reader.opening import open_binary
+from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Stretch
+from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.repair.report import LOST, Gap, Head, Salvaged
+from ergo_capture.repair.salvage import salvage
+
+_BLOCK: Final = 256 * 1024
+#: Longer than what stands between the lists, or between two elements, ever is.
+_OVERLAP: Final = 1024
+#: Where the provenances are looked for, from the end of the file.
+_TAIL: Final = 64 * 1024
+_EVENTS_BEGIN: Final = re.compile(rb'(?<!\\)"events"\s*:\s*\[')
+_DECISIONS_BEGIN: Final = re.compile(rb'\]\s*,\s*"decisions"\s*:\s*\[')
+_TAIL_BEGINS: Final = re.compile(rb'\]\s*,\s*"adapter_provenance"\s*:')
+_ELEMENT_BEGINS: Final = re.compile(rb',\s*(?=\{\s*"event_id"\s*:)')
+_NO_LISTS: Final = b'],"decisions":[],"adapter_provenance":"","runtime_provenance":""}'
+_PROVENANCES: Final = ("adapter_provenance", "runtime_provenance")
+
+
+class _ToDamage(io.RawIOBase):
+    """A file that ends where it can no longer be read: at damage to a compressed one, or of the disk itself."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # a Buffer has no name in 3.11
+        try:
+            block = b"" if self._ended else self._file.read(len(buffer))
+        except OSError:
+            # Whoever reads on finds the text cut off here, and says so.
+            block, self._ended = b"", True
+        buffer[: len(block)] = block
+        return len(block)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except OSError:
+            # The place lies behind the damage, and there is nothing to be read there.
+            self._ended = True
+            return offset
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, _ToDamage(open_binary(path)))
+
+
+class Anatomy(msgspec.Struct, frozen=True):
+    """What can be made out in a bundle file."""
+
+    path: Path
+    head: Head
+    events_at: Stretch
+    #: None where the file has no decisions.
+    decisions_at: Stretch | None
+    #: Whether each list is closed; the file ends, or goes wrong, inside the one that is not.
+    events_closed: bool
+    decisions_closed: bool
+    #: Names of the provenances that are gone.
+    lost: tuple[str, ...]
+
+    def events(self) -> Iterator[ExternalEventRecord | Gap]:
+        """The events that can be read, from the first, and what is missing between them."""
+        return self._records(EVENTS, self.events_at, closed=self.events_closed)
+
+    def decisions(self) -> Iterator[EpisodeInvocationRecord | Gap]:
+        """The decisions, as ``events``."""
+        if self.decisions_at is None:
+            return iter([Gap(None, "the file ends before its decisions", self.events_at.end)])
+        return self._records(DECISIONS, self.decisions_at, closed=self.decisions_closed)
+
+    def _records(self, reader: Reader[Record], stretch: Stretch, *, closed: bool) -> Iterator[Record | Gap]:
+        start: int | None = stretch.start
+        what = reader.name.removesuffix("s")
+        while start is not None:
+            with _open(self.path) as file:
+                try:
+                    for block in read_elements(file, Stretch(start, stretch.end), reader):
+                        yield from block
+                except ElementError as error:
+                    yield Gap(None, f"there is no {what} to be read: {error}", error.offset)
+                    start = self._next_element(error.offset, stretch.end)
+                    continue
+            if not closed:
+                yield Gap(None, f"the file ends inside its {reader.name}", stretch.end)
+            return
+
+    def _next_element(self, offset: int, end: int) -> int | None:
+        """Where the next element seems to begin, behind a bad one."""
+        found = _find(self.path, _ELEMENT_BEGINS, offset, end)
+        return None if found is None else found.end
+
+
+class SalvagedBundle(msgspec.Struct, frozen=True):
+    """What became of a bundle file."""
+
+    counts: Salvaged
+    head: Head
+    #: Names of the provenances that are gone.
+    lost: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was lost."""
+        return self.counts.whole and not self.lost
+
+
+def salvage_bundle(
+    path: Path,
+    destination: Path | None,
+    *,
+    adapter_provenance: str | None = None,
+    runtime_provenance: str | None = None,
+) -> SalvagedBundle:
+    """Write what can be proved of a bundle file to ``destination``; without one, only count.
+
+    The provenances stand in for those that are gone with the file's end; without them, those that its manifest
+    has, if it is beside it, or ``lost``.
+
+    Raises:
+        ErgoCaptureError: nothing of it can be saved, or it cannot be read.
+        CaptureWriteError: a file could not be written; the destination is as it was.
+    """
+    anatomy = dissect(path)
+    manifest = _manifest_of(path)
+    instead = {"adapter_provenance": adapter_provenance, "runtime_provenance": runtime_provenance}
+    stands_in = {name: instead[name] or manifest.get(name) for name in anatomy.lost}
+    known = {name: text for name, text in stands_in.items() if isinstance(text, str) and text}
+    head = msgspec.structs.replace(anatomy.head, **known)
+    counts = salvage(head, anatomy.events(), anatomy.decisions(), destination)
+    _tell_missing(counts, manifest.get("events"))
+    return SalvagedBundle(counts, head, tuple(name for name in anatomy.lost if name not in known))
+
+
+def _tell_missing(counts: Salvaged, total: object) -> None:
+    """How many records are gone, from how many of the other kind there are, or from what the manifest says.
+
+    Why it can be told: every bundle has one decision an event.
+    """
+    found = counts.kept + counts.aside + counts.refused
+    decisions = counts.kept + counts.dropped
+    stated = total if type(total) is int else 0
+    known = max(found + counts.lost, decisions, stated)
+    counts.lost, counts.lost_decisions = known - found, known - decisions
+    # A list without a gap has them all; but an event whose hash is wrong may be what is left of several.
+    counts.uncertain |= counts.refused > 0
+    if stated or not (counts.uncertain and counts.uncertain_decisions):
+        counts.uncertain = counts.uncertain_decisions = False
+
+
+def dissect(path: Path) -> Anatomy:
+    """Find the parts of a bundle file.
+
+    Raises:
+        ErgoCaptureError: its head is gone, or it cannot be read.
+    """
+    try:
+        with open_bundle(path) as stream:
+            return _whole(path, stream)
+    except BundleFormatError as error:
+        complaint = error
+    except ErgoCaptureError as error:
+        if not path.is_file():
+            raise
+        # Why on: of a compressed file that is damaged, the beginning can still be read.
+        complaint = BundleFormatError(error.message, op=error.op, path=path, hint=error.hint)
+    return _broken(path, complaint)
+
+
+def _whole(path: Path, stream: BundleStream) -> Anatomy:
+    _check_version(path, stream.capture_version)
+    head = Head(
+        stream.graph_id, stream.config, stream.adapter_provenance, stream.runtime_provenance, stream.egress_provenance
+    )
+    events, decisions = stream.stretches
+    return Anatomy(path, head, events, decisions, events_closed=True, decisions_closed=True, lost=())
+
+
+def _broken(path: Path, complaint: BundleFormatError) -> Anatomy:
+    begin = _find(path, _EVENTS_BEGIN, 0, MAX_OUTSIDE)
+    try:
+        if begin is None:
+            raise complaint
+        bundle = decode_bundle(_read(path, 0, begin.end) + _NO_LISTS)
+    except BundleFormatError as error:
+        raise ErgoCaptureError(
+            f"recover '{path}': what it begins with cannot be read: "
+            f"{error.message.removeprefix('read capture bundle: ')}",
+            op="recover",
+            path=path,
+            hint="without its graph and limits, nothing of a bundle can be proved; look for a copy, or for the journal",
+        ) from error
+    _check_version(path, bundle.capture_version)
+    size = _size_of(path)
+    between = _find(path, _DECISIONS_BEGIN, begin.end, size)
+    tail_from = max(begin.end if between is None else between.end - 1, size - _TAIL)
+    ends = _find(path, _TAIL_BEGINS, tail_from, size, last=True)
+    tail = b"" if ends is None else _read(path, ends.start, size)
+    adapter, runtime, egress = (_string_of(name, tail) for name in (*_PROVENANCES, "egress_provenance"))
+    head = Head(bundle.graph_id, bundle.config, adapter or LOST, runtime or LOST, egress)
+    end = size if ends is None else ends.start
+    return Anatomy(
+        path,
+        head,
+        Stretch(begin.end, end if between is None else between.start),
+        None if between is None else Stretch(between.end, end),
+        events_closed=between is not None,
+        decisions_closed=ends is not None,
+        lost=tuple(name for name, found in zip(_PROVENANCES, (adapter, runtime), strict=True) if found is None),
+    )
+
+
+def _check_version(path: Path, version: str) -> None:
+    if version != CAPTURE_FORMAT_VERSION:
+        raise ErgoCaptureError(
+            f"recover '{path}': unsupported capture version '{version}'",
+            op="recover",
+            path=path,
+            hint=f"this release reads capture version '{CAPTURE_FORMAT_VERSION}'",
+        )
+
+
+def _string_of(name: str, tail: bytes) -> str | None:
+    match = re.search(rb'"%b"\s*:\s*("(?:[^"\\]|\\.)*")\s*[,}]' % name.encode(), tail, re.DOTALL)
+    try:
+        value = None if match is None else json.loads(match[1])
+    except ValueError:
+        # It is there, and it is no text: as good as gone.
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _manifest_of(path: Path) -> dict[str, object]:
+    """What the manifest beside a bundle says, if there is one and it is about this bundle."""
+    try:
+        manifest = stated_in(manifest_path(path))
+    except (OSError, ManifestError):
+        # Without a manifest, or with a bad one, there is only the bundle itself to go by.
+        return {}
+    return manifest if manifest.get("bundle") == path.name else {}
+
+
+def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last: bool = False) -> Stretch | None:
+    """Where a pattern occurs first, or last, in a stretch of a file."""
+    found = None
+    with _open(path) as file:
+        file.seek(start)
+        held, offset = b"", start
+        while offset + len(held) < end:
+            block = file.read(min(_BLOCK, end - offset - len(held)))
+            if not block:
+                break
+            held += block
+            for match in pattern.finditer(held):
+                found = Stretch(offset + match.start(), offset + match.end())
+                if not last:
+                    return found
+            drop = max(0, len(held) - _OVERLAP)
+            held, offset = held[drop:], offset + drop
+    return found
+
+
+def _read(path: Path, start: int, end: int) -> bytes:
+    with _open(path) as file:
+        file.seek(start)
+        text = b""
+        while len(text) < end - start and (block := file.read(end - start - len(text))):
+            text += block
+        return text
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of the file's text."""
+    size = 0
+    with _open(path) as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+    return size

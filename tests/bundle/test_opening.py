@@ -1,0 +1,173 @@
+"""Compressed bundles are read like any other, within bounds, and what is wrong with them is said."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import zstandard
+from tests.bundles import small_bundle
+
+from ergo_capture import encode_bundle, read_capture_bundle
+from ergo_capture.bundle.format import BundleFormatError
+from ergo_capture.bundle.reader import opening
+from ergo_capture.bundle.reader.opening import open_binary, read_text
+from ergo_capture.bundle.reader.stream import open_bundle
+from ergo_capture.cli.app import run
+from ergo_capture.errors import ErgoCaptureError
+
+TEXT = encode_bundle(small_bundle(events=300))
+
+
+def packed(path: Path, text: bytes = TEXT) -> Path:
+    """A compressed file."""
+    path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(text))
+    return path
+
+
+def test_a_compressed_bundle_reads_as_the_plain_one(tmp_path: Path) -> None:
+    """Whole and as a stream."""
+    path = packed(tmp_path / "b.capture.json.zst")
+    assert path.stat().st_size < len(TEXT) / 4
+    assert read_text(path) == TEXT
+    assert encode_bundle(read_capture_bundle(path)) == TEXT
+    with open_bundle(path) as stream:
+        assert stream.size == len(TEXT)
+        assert [event.event_id for event in stream.events()] == [f"e{n}" for n in range(300)]
+        decisions = stream.decisions()
+        assert next(decisions).event_id == "e0"
+        assert len(list(stream.decisions())) == 300
+        assert len(list(decisions)) == 299
+
+
+def test_what_is_in_a_file_decides_and_not_its_name(tmp_path: Path) -> None:
+    """A compressed bundle by any name, and a plain one that calls itself compressed."""
+    assert read_text(packed(tmp_path / "b.capture.json")) == TEXT
+    (tmp_path / "plain.zst").write_bytes(TEXT)
+    assert read_text(tmp_path / "plain.zst") == TEXT
+    (tmp_path / "empty.zst").write_bytes(b"")
+    assert read_text(tmp_path / "empty.zst") == b""
+
+
+def test_frames_after_each_other_are_one_text(tmp_path: Path) -> None:
+    """As the zstd tool has it, and its parallel kin writes."""
+    path = tmp_path / "b.zst"
+    half = len(TEXT) // 2
+    path.write_bytes(b"".join(zstandard.compress(part) for part in (TEXT[:half], TEXT[half:])))
+    assert read_text(path) == TEXT
+
+
+def test_a_compressed_file_can_be_read_forward_from_any_place(tmp_path: Path) -> None:
+    """Seeking ahead skips; going back is refused, because it would mean to begin anew."""
+    with open_binary(packed(tmp_path / "b.zst")) as file:
+        assert file.read(3) == TEXT[:3]
+        assert file.seek(1000) == 1000
+        assert file.seek(5, io.SEEK_CUR) == 1005
+        assert file.read(10) == TEXT[1005:1015]
+        assert file.tell() == 1015
+        assert file.seek(1 << 40) == len(TEXT)
+        assert file.read(1) == b""
+        with pytest.raises(io.UnsupportedOperation):
+            file.seek(0)
+
+
+@pytest.mark.parametrize("damage", ["flip", "behind", "window"])
+def test_a_compressed_file_that_is_not_sound_is_refused(tmp_path: Path, damage: str) -> None:
+    """A changed byte, something behind the end, more memory than is taken: a sentence, whole or as a stream."""
+    path = packed(tmp_path / "b.zst")
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+    elif damage == "behind":
+        data += b"junk"
+    else:
+        # The window descriptor of a frame that is not one segment: 2 GiB.
+        data = bytearray(b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"\x01\x00\x00")
+    path.write_bytes(data)
+    with pytest.raises(ErgoCaptureError, match="not sound zstd") as raised:
+        read_capture_bundle(path)
+    assert raised.value.hint
+    with pytest.raises(ErgoCaptureError, match="not sound zstd"), open_bundle(path) as stream:
+        list(stream.decisions())
+
+
+def test_a_compressed_file_that_was_cut_is_refused_and_read_up_to_the_cut(tmp_path: Path) -> None:
+    """Wherever it was cut, reading says so, and what is before the cut can be had."""
+    # Why many blocks: each is all or nothing.
+    text = encode_bundle(small_bundle(events=2000))
+    data = packed(tmp_path / "whole.zst", text).read_bytes()
+    path = tmp_path / "b.zst"
+    lengths = []
+    for cut in [*range(4, len(data) - 8, max(1, len(data) // 40)), *range(len(data) - 8, len(data))]:
+        path.write_bytes(data[:cut])
+        with pytest.raises(ErgoCaptureError, match="not sound zstd: it is cut off") as raised:
+            read_capture_bundle(path)
+        assert raised.value.hint
+        with pytest.raises(ErgoCaptureError, match="not sound zstd"), open_bundle(path) as stream:
+            list(stream.decisions())
+        part = io.BytesIO()
+        with open_binary(path) as file, pytest.raises(OSError, match="cut off"):
+            shutil.copyfileobj(file, part)
+        assert text.startswith(part.getvalue())
+        lengths.append(len(part.getvalue()))
+    assert lengths[0] == 0
+    assert lengths[-1] == len(text)
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_frames_and_what_is_to_be_skipped_between_them_are_walked_to_the_end(tmp_path: Path, *, checksum: bool) -> None:
+    """Frames of any tool: with and without a checksum, empty, of one repeated byte, with a frame to be skipped."""
+    compress = zstandard.ZstdCompressor(write_checksum=checksum).compress
+    skipped = b"\x50\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"comment"
+    stream = zstandard.ZstdCompressor(write_checksum=checksum).compressobj()
+    streamed = stream.compress(b"streamed") + stream.flush()
+    path = tmp_path / "b.zst"
+    path.write_bytes(compress(b"one") + skipped + compress(b"") + compress(b" " * 200_000) + streamed)
+    assert read_text(path) == b"one" + b" " * 200_000 + b"streamed"
+
+
+def test_a_bomb_costs_no_more_than_is_read_at_a_time(tmp_path: Path) -> None:
+    """A few KB that stand for a GB: refused whole at the bound, walked as a stream in constant memory."""
+    path = packed(tmp_path / "bomb.zst", b"[" + b" " * (64 << 20))
+    assert path.stat().st_size < 10_000
+    tracemalloc.start()
+    try:
+        with open_binary(path) as file:
+            while file.read(1 << 16):
+                pass
+        with pytest.raises(BundleFormatError), open_bundle(path):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 << 20
+
+
+def test_a_text_that_is_too_large_for_memory_is_refused_with_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And read as a stream all the same; a plain file of that size is read, because it is no larger than it looks."""
+    monkeypatch.setattr(opening, "MOST_IN_MEMORY", len(TEXT) - 1)
+    path = packed(tmp_path / "b.zst")
+    with pytest.raises(ErgoCaptureError, match="when expanded; read it as a stream"):
+        read_capture_bundle(path)
+    with open_bundle(path) as stream:
+        assert len(list(stream.events())) == 300
+    (tmp_path / "plain").write_bytes(TEXT)
+    assert read_text(tmp_path / "plain") == TEXT
+    monkeypatch.setattr(opening, "MOST_IN_MEMORY", len(TEXT))
+    assert read_text(path) == TEXT
+
+
+def test_verify_reads_either_kind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command says the same of both."""
+    plain = tmp_path / "b.capture.json"
+    plain.write_bytes(TEXT)
+    assert run(["verify", "--json", str(plain), str(packed(tmp_path / "b.capture.json.zst"))]) == 0
+    said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [one.pop("bundle")[-8:] for one in said] == ["ure.json", "json.zst"]
+    assert said[0] == said[1]
