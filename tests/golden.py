@@ -34,13 +34,13 @@ from ergo_capture.bundle.format import CaptureJsonStyle
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Closing, Peer, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import IGNORABLE, FrameKind, PendingFrame, encode_header
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.payloads import Closing, Peer, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.recovered import PendingPublication, RecoveredSession
 from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.records import CapturedIntentAck

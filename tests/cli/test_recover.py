@@ -25,8 +25,8 @@ from ergo_capture.cli import app
 from ergo_capture.cli.simulate import run_scenario
 from ergo_capture.cli.verify import check
 from ergo_capture.errors import ExitCode
-from ergo_capture.journal.body import Publication, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.payloads import Publication, encode_body
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.kernel.scenario import read_scenario
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tests.journal.journals import journal_in, shrink
 
-from ergo_capture.journal.body import Closing, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.payloads import Closing, Rotation, SessionDescription, encode_body
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.fault_runtime import FaultRuntime

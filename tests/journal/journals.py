@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import FrameKind, Header, PendingFrame, decode_header
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import segment_path
+from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage, Storage
 
 SEGMENT_BYTES = 4096

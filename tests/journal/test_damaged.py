@@ -29,9 +29,9 @@ from tests.journal.journals import (
 
 from ergo_capture.journal.errors import JournalDamaged, JournalError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, encode_header
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage, StorageError
 
 MIDDLE = [

@@ -10,8 +10,8 @@ from tests.doubles.faulty_storage import FaultyStorage
 from tests.journal.journals import damaged, events, found_frames, journal_in, last_segment, look, opening, write_batches
 
 from ergo_capture.journal.errors import JournalFailed, JournalFull
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import Position
+from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import StorageError
 
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR, errno.EACCES, errno.EROFS]

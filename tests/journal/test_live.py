@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.journal.journals import closing, decisions, events, journal_in, opening
 
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.scan import scan
+from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealFile, RealStorage
 
 

@@ -15,8 +15,8 @@ from tests.journal.journals import closing, damaged, decisions, events, opening
 
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.wal import Journal
 
 
 class Life:

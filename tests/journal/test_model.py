@@ -14,8 +14,8 @@ from tests.doubles.forgetful_storage import ForgetfulStorage
 from tests.journal.journals import damaged, decisions, events, opening
 
 from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.wal import Journal
 
 
 class JournalModel(RuleBasedStateMachine):

@@ -21,8 +21,8 @@ from tests.journal.journals import (
     write_batches,
 )
 
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import Position
+from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage
 
 

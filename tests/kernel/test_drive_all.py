@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ergo_capture import Constraints, EventTime, ExternalEvent, ExternalEventKind, FaultRuntime, RunTermination
-from ergo_capture.journal.body import SessionDescription
 from ergo_capture.journal.decision_rows import DecisionRows, read_decisions
+from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.ports import MemoryDecisionLog
 from ergo_capture.kernel.supervisor import Supervisor
 from ergo_capture.server.decision_log import JournalDecisionLog

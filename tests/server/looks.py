@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 from tests.daemons import Daemon, event
 
-from ergo_capture.journal.body import SessionDescription
+from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.server.session import Session
 

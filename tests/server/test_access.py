@@ -21,7 +21,7 @@ from tests.server.users import NOBODY, needs_root, talk_as
 from ergo_capture.bundle.manifest import manifest_path
 from ergo_capture.cli import app
 from ergo_capture.config import ConfigError
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.server.access import Access, access_of, groups_of
 from ergo_capture.server.paths import bundle_path
 from ergo_capture.server.service import Service

@@ -26,7 +26,7 @@ from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Publication
+from ergo_capture.journal.payloads import Publication
 from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import shutdown as shutdown_module

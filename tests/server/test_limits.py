@@ -22,7 +22,7 @@ from tests.server.looks import is_served
 from tests.server.users import needs_root, talk_as
 
 from ergo_capture import decode_bundle
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.server import intake
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.connection import READ_BYTES, SMALL_READ_BYTES

@@ -15,7 +15,7 @@ from tests.server.looks import DESCRIPTION, manifests, sessions_of, until
 
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server.decision_log import JournalDecisionLog

@@ -10,8 +10,8 @@ from tests.daemons import short_directory
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import Position
+from ergo_capture.journal.wal import Journal
 from ergo_capture.server.writer import Writer
 from ergo_capture.storage import RealStorage
 

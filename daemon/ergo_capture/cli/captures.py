@@ -1,7 +1,7 @@
 """What a person names: bundles, a journal, a state directory, a session; as streams of events and decisions.
 
 Owns: Capture, ``captures_in``, ``capture_named``, where a session is looked for.
-Not here: bundle files only (``bundle_files.py``), reading (``bundle/reader/stream.py``, ``journal/stream.py``).
+Not here: bundle files only (``bundle_files.py``), reading (``bundle/reader/stream.py``, ``journal/session_stream.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
 from ergo_capture.cli.bundle_files import bundles_below, bundles_in, refuse_empty
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.segment import sequence_of
-from ergo_capture.journal.stream import PartStream, parts_in
+from ergo_capture.journal.session_stream import PartStream, parts_in
 from ergo_capture.repair.doctor import kind_of_directory
 from ergo_capture.storage import RealStorage
 

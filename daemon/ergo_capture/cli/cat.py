@@ -1,7 +1,7 @@
 """``ergo-capture cat``.
 
 Owns: its arguments and output.
-Not here: selecting (``bundle/selection.py``), following (``journal/following.py``), segments (``journal.py``), the
+Not here: selecting (``bundle/selection.py``), following (``journal/tail.py``), segments (``journal.py``), the
 last events only (``tail.py``), what a line looks like (``record_lines.py``).
 """
 
@@ -18,7 +18,7 @@ from ergo_capture.cli.output import standard_output
 from ergo_capture.cli.record_lines import as_json as json_line
 from ergo_capture.cli.record_lines import for_people
 from ergo_capture.cli.selecting import Decisions, FromId, Ids, Kinds, Since, ToId, Until, selection_of
-from ergo_capture.journal.following import follow
+from ergo_capture.journal.tail import follow
 from ergo_capture.journal.watch import DirectoryWatch
 from ergo_capture.storage import RealStorage
 

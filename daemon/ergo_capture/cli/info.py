@@ -20,7 +20,7 @@ from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captur
 from ergo_capture.cli.figures import span
 from ergo_capture.cli.journal_facts import journal_facts, journal_in, show_journal
 from ergo_capture.cli.verify import printable
-from ergo_capture.journal.stream import PartStream
+from ergo_capture.journal.session_stream import PartStream
 from ergo_capture.kernel.explanation import in_seconds, readable
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.units import counted

@@ -1,7 +1,7 @@
 """``ergo-capture journal cat``.
 
 Owns: its arguments and output.
-Not here: the format (``journal/frame.py``, ``journal/body.py``, ``journal/decision_rows.py``).
+Not here: the format (``journal/frame.py``, ``journal/payloads.py``, ``journal/decision_rows.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``ergo-capture tail``.
 
 Owns: its arguments, and keeping the last events.
-Not here: selecting (``bundle/selection.py``), following (``journal/following.py``), all of the events (``cat.py``).
+Not here: selecting (``bundle/selection.py``), following (``journal/tail.py``), all of the events (``cat.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ergo_capture.cli.output import standard_output
 from ergo_capture.cli.record_lines import as_json as json_line
 from ergo_capture.cli.record_lines import for_people
 from ergo_capture.cli.selecting import Decisions, Ids, Kinds, Since, Until, selection_of
-from ergo_capture.journal.following import Followed, follow
+from ergo_capture.journal.tail import Followed, follow
 from ergo_capture.journal.watch import DirectoryWatch
 from ergo_capture.storage import RealStorage
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from ergo_capture.journal.body import SessionDescription, read_description
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import Frame, FrameKind
 from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.payloads import SessionDescription, read_description
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 

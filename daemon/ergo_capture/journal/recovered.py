@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from ergo_capture.journal.body import Closing, SessionDescription
+from ergo_capture.journal.payloads import Closing, SessionDescription
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.supervisor import Supervisor
 

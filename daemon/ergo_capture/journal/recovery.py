@@ -20,7 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import (
+from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
+from ergo_capture.journal.findings import Scan, SessionFrames
+from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.payloads import (
     Closing,
     Rotation,
     SessionDescription,
@@ -29,9 +32,6 @@ from ergo_capture.journal.body import (
     read_publication,
     read_rotation,
 )
-from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
-from ergo_capture.journal.findings import Scan, SessionFrames
-from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.recovered import PendingPublication, RecoveredSession, Recovery
 from ergo_capture.kernel.events import ExternalEvent

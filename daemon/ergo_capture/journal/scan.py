@@ -29,7 +29,7 @@ from typing import Final
 from ergo_capture.journal.errors import JournalError
 from ergo_capture.journal.findings import Damage, Proof, Scan, SessionFrames, Tail
 from ergo_capture.journal.frame import ALIGNMENT, IGNORABLE, FrameKind, Header
-from ergo_capture.journal.pieces import Bad, Whole, end_of, newer, pieces
+from ergo_capture.journal.frame_splitter import Bad, Whole, end_of, newer, pieces
 from ergo_capture.journal.reader import Position, Window
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, read_head, segment_path, sequence_of
 from ergo_capture.storage import Storage

@@ -18,11 +18,11 @@ from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, manifest_pat
 from ergo_capture.bundle.names import bundle_name, safe_name
 from ergo_capture.bundle.reader.opening import open_binary
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Publication
 from ergo_capture.journal.decision_rows import read_decisions
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import Frame
 from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.payloads import Publication
 from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.repair.partial_session import Remains, Stretch

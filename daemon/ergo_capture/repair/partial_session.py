@@ -9,7 +9,9 @@ from typing import TypeVar
 
 import msgspec
 
-from ergo_capture.journal.body import (
+from ergo_capture.journal.findings import Damage, Scan, SessionFrames
+from ergo_capture.journal.frame import Frame, FrameKind, Header
+from ergo_capture.journal.payloads import (
     Closing,
     Publication,
     Rotation,
@@ -19,8 +21,6 @@ from ergo_capture.journal.body import (
     read_publication,
     read_rotation,
 )
-from ergo_capture.journal.findings import Damage, Scan, SessionFrames
-from ergo_capture.journal.frame import Frame, FrameKind, Header
 from ergo_capture.journal.reader import Position, Window, read_frames
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.kernel.constraints import NO_CONSTRAINTS

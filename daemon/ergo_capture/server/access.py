@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ergo_capture.config import ConfigError
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 
 _ROOT = 0
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from anyio import to_thread
 
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.server.access import Access, who
 from ergo_capture.server.protocol import Code, ProtocolError
 

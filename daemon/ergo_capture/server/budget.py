@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection
 from typing import Final
 
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 
 #: Memory that an event takes beside its line while it waits: the event, its id, its place in the queues.
 EVENT_BYTES: Final = 400

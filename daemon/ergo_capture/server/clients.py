@@ -8,7 +8,7 @@ import structlog
 from anyio.abc import UNIXSocketStream
 
 from ergo_capture import telemetry
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.server.admission import Admission
 from ergo_capture.server.budget import Budget, Holding
 from ergo_capture.server.connection import Connection

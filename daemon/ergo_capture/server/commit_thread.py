@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.journal import Journal, PreparedBatch
 from ergo_capture.journal.reader import Position
+from ergo_capture.journal.wal import Journal, PreparedBatch
 
 #: What became of a batch: where its frames are, or why they are not there.
 Outcome = list[Position] | BaseException

@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.server import protocol
 from ergo_capture.server.conversation import Conversation, Reception
 from ergo_capture.server.failures import storage_failed

@@ -19,7 +19,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.server.access import Access, who
 from ergo_capture.server.admission import Admission
 from ergo_capture.server.control_protocol import (

@@ -9,8 +9,8 @@ from typing import Final, Protocol
 from anyio.abc import SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Peer, Publication
 from ergo_capture.journal.errors import JournalFull
+from ergo_capture.journal.payloads import Peer, Publication
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.server import protocol
 from ergo_capture.server.budget import Holding

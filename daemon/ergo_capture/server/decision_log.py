@@ -8,9 +8,9 @@ from functools import partial
 from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import SessionDescription
 from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.journal.reader import Position
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision, RunTermination

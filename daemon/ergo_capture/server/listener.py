@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Peer
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.server.admission import Admission
 from ergo_capture.server.protocol import ProtocolError, encode_error
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Peer, SessionDescription, encode_body
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.payloads import Peer, SessionDescription, encode_body
 from ergo_capture.journal.reader import Position
+from ergo_capture.journal.wal import Journal
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.graph import Graph
 from ergo_capture.server.parts import utc_now

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ergo_capture.journal.journal import JournalSnapshot
+from ergo_capture.journal.wal import JournalSnapshot
 from ergo_capture.server.meter import CommitMeterSnapshot
 from ergo_capture.server.session import SessionSnapshot
 from ergo_capture.server.writer import WriterSnapshot

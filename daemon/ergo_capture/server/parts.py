@@ -14,8 +14,8 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.payloads import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.reader import Position
 from ergo_capture.journal.recovered import PendingPublication, RecoveredSession
 from ergo_capture.server.failures import mistake

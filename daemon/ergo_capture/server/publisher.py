@@ -19,7 +19,7 @@ from ergo_capture import telemetry
 from ergo_capture.bundle.manifest import manifest_path
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Publication, SessionDescription
+from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.server.part import Part
 from ergo_capture.server.parts import utc_now
 from ergo_capture.server.paths import bundle_path

@@ -9,9 +9,9 @@ from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.engine.port import Engine, EngineRefused
-from ergo_capture.journal.body import Peer
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.journal.recovered import Recovery
+from ergo_capture.journal.wal import Journal
 from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.entitlement import check_access, check_free, is_its

@@ -9,7 +9,7 @@ import structlog
 from anyio import to_thread
 
 from ergo_capture import telemetry
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import StorageError
 
 log = structlog.get_logger()

@@ -23,10 +23,10 @@ from anyio.abc import TaskGroup, TaskStatus
 from ergo_capture import telemetry
 from ergo_capture.config import Config, control_beside
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.body import Publication, SessionDescription
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.recovered import Recovery
 from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.wal import Journal
 from ergo_capture.server.clients import Clients
 from ergo_capture.server.composition import (
     admission_of,

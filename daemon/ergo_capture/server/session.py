@@ -14,9 +14,9 @@ from typing import Final, Protocol
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Publication, SessionDescription
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.reader import Position
 from ergo_capture.journal.recovered import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind

@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from ergo_capture.engine.port import Engine
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.wal import Journal
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.meter import CommitMeter
 from ergo_capture.server.overview import DaemonStatus, EngineStatus, MemoryStatus, RunningStatus, TotalsStatus

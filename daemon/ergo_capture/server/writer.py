@@ -29,7 +29,7 @@ import structlog
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
-from ergo_capture.journal.journal import Journal
+from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit_batch import CommitBatch, Submission
 from ergo_capture.server.commit_thread import CommitThread, Outcome
 

@@ -20,7 +20,7 @@ from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, encode_manif
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
 from ergo_capture.bundle.writer.sink import BundleSink
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.body import Publication, SessionDescription
+from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
 from ergo_capture.storage import RealStorage, Storage, names_held

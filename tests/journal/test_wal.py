@@ -22,8 +22,8 @@ from tests.journal.journals import (
 
 from ergo_capture.journal.errors import JournalFailed
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal
 from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage
 
 

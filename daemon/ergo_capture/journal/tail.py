@@ -20,7 +20,7 @@ from ergo_capture.journal.pairing import Pairing, described
 from ergo_capture.journal.reader import Position, Window, read_frames
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import segment_path, sequence_of
-from ergo_capture.journal.stream import description_of
+from ergo_capture.journal.session_stream import description_of
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import Storage, StorageFile
 

@@ -10,7 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.journal.body import (
+from ergo_capture.journal.errors import JournalDamaged
+from ergo_capture.journal.findings import SessionFrames
+from ergo_capture.journal.frame import Frame
+from ergo_capture.journal.pairing import Decided, Pairing, events_of
+from ergo_capture.journal.payloads import (
     Rotation,
     SessionDescription,
     read_closing,
@@ -18,10 +22,6 @@ from ergo_capture.journal.body import (
     read_publication,
     read_rotation,
 )
-from ergo_capture.journal.errors import JournalDamaged
-from ergo_capture.journal.findings import SessionFrames
-from ergo_capture.journal.frame import Frame
-from ergo_capture.journal.pairing import Decided, Pairing, events_of
 from ergo_capture.journal.reader import Position, read_frames
 from ergo_capture.journal.scan import scan
 from ergo_capture.kernel.constraints import Constraints

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tests.journal.journals import flip, frames_of, journal_in
 
-from ergo_capture.journal.body import Closing, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.decision_rows import PlainRun
 from ergo_capture.journal.errors import JournalDamaged, JournalError
-from ergo_capture.journal.following import Followed, follow
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.journal import Journal
-from ergo_capture.journal.stream import parts_in
+from ergo_capture.journal.payloads import Closing, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.session_stream import parts_in
+from ergo_capture.journal.tail import Followed, follow
+from ergo_capture.journal.wal import Journal
 from ergo_capture.journal.watch import DirectoryWatch
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.storage import RealStorage

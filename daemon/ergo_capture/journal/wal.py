@@ -23,8 +23,8 @@ import msgspec
 from ergo_capture.journal.errors import Failure, JournalError, JournalFailed, JournalFull
 from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame
-from ergo_capture.journal.mend import mend, sweep
 from ergo_capture.journal.reader import Position
+from ergo_capture.journal.repair import mend, sweep
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
