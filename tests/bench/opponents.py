@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ergo_capture.load import Figures
+from ergo_capture.client.load import Figures
 
 AVAILABLE = shutil.which("redis-server") is not None and shutil.which("redis-benchmark") is not None
 

@@ -35,7 +35,7 @@ from tests.bench.opponents import AVAILABLE, Redis, redis
 from tests.bench.ratios import in_turns, report
 from tests.daemons import DaemonProcess, short_directory
 
-from ergo_capture.load import Load, floor, run_together
+from ergo_capture.client.load import Load, floor, run_together
 
 pytestmark = [
     pytest.mark.bench,

@@ -14,7 +14,7 @@ from tests.daemons import COMMAND, DaemonProcess, command, command_environment, 
 
 from ergo_capture import read_capture_bundle
 from ergo_capture.cli import app
-from ergo_capture.load import Load
+from ergo_capture.client.load import Load
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 LAYERS = (
     {"version", "errors", "units", "telemetry", "notifier"},
     {"kernel"},
+    {"protocol"},
     {"storage"},
     {"config"},
     {"journal"},
@@ -21,7 +22,7 @@ LAYERS = (
     {"repair"},
     {"engine"},
     {"server"},
-    {"client", "load", "report"},
+    {"client", "report"},
     {"cli"},
 )
 #: The package's own face, and the way in.

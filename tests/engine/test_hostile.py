@@ -23,7 +23,7 @@ from tests.engine.puppet import BAD
 
 from ergo_capture import RunTermination, decode_bundle
 from ergo_capture.client import CaptureClient, ClientError
-from ergo_capture.engine.protocol import EngineNonsense, Lines
+from ergo_capture.protocol.engine import EngineNonsense, Lines
 
 BREAKING = [
     ("process", "die", "AdapterUnavailable"),

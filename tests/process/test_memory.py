@@ -10,7 +10,7 @@ import pytest
 from anyio.abc import SocketStream
 from tests.daemons import DaemonProcess, Wire, short_directory
 
-from ergo_capture.load import Load
+from ergo_capture.client.load import Load
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.daemons import PATIENCE, DaemonProcess, short_directory
 
-from ergo_capture.load import Load
+from ergo_capture.client.load import Load
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")

@@ -14,7 +14,7 @@ from tests.server.looks import sessions_of, until
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
 from ergo_capture.client import CaptureClient, ClientError, session_of, stream
-from ergo_capture.server.protocol import Code, ProtocolError
+from ergo_capture.protocol.capture import Code, ProtocolError
 
 EVENT = ExternalEvent.mechanical_at("only", ExternalEventKind.Command, EventTime(0, 0))
 

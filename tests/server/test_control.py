@@ -14,9 +14,9 @@ from tests.daemons import PATIENCE, Daemon, configured, event, running_daemon, s
 from tests.doubles.gated_storage import GatedStorage
 from tests.server.users import NOBODY, needs_root, talk_as
 
+from ergo_capture.protocol.capture import ProtocolError
+from ergo_capture.protocol.control import MAX_REQUEST_BYTES, read_request
 from ergo_capture.server.control import MAX_BAD_REQUESTS, MAX_CONNECTIONS
-from ergo_capture.server.control_protocol import MAX_REQUEST_BYTES, read_request
-from ergo_capture.server.protocol import ProtocolError
 from ergo_capture.server.service import Service
 
 

@@ -23,6 +23,7 @@ from tests.server.users import needs_root, talk_as
 
 from ergo_capture import decode_bundle
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.protocol.capture import BadLine, EventChunk
 from ergo_capture.server import intake
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.connection import READ_BYTES, SMALL_READ_BYTES
@@ -31,7 +32,6 @@ from ergo_capture.server.inlet import Inlet
 from ergo_capture.server.intake import Intake
 from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.pace import Pace
-from ergo_capture.server.protocol import BadLine, EventChunk
 from ergo_capture.server.session import Session
 
 HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}

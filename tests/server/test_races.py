@@ -19,7 +19,7 @@ from ergo_capture import config as configuration
 from ergo_capture import decode_bundle
 from ergo_capture.config import Config
 from ergo_capture.engine.process import ProcessEngine
-from ergo_capture.server.protocol import Code, ProtocolError
+from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.units import Duration
 
 

@@ -13,9 +13,10 @@ from tests.daemons import Wire, event, running_daemon
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
+from ergo_capture.protocol.control import Shown
 from ergo_capture.server import control
 from ergo_capture.server.session import Session
-from ergo_capture.server.tap import Shown, Skipped, Tap
+from ergo_capture.server.tap import Skipped, Tap
 
 LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "1h"\n'
 

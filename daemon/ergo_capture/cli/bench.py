@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from ergo_capture.cli.own_daemon import own_daemon
-from ergo_capture.load import Figures, Load, floor
+from ergo_capture.client.load import Figures, Load, floor
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -1,7 +1,7 @@
 """A line to the running daemon's control socket, for the commands that ask it something.
 
 Owns: finding the socket, asking, what is said where no daemon answers.
-Not here: what can be asked (``server/control_protocol.py``), the commands (``status.py``, ``top.py``, ...).
+Not here: what can be asked (``protocol/control.py``), the commands (``status.py``, ``top.py``, ...).
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Final
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
-from ergo_capture.engine.protocol import EngineNonsense, Lines, Ready, encode_run, read_ran, read_ready
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol.engine import EngineNonsense, Lines, Ready, encode_run, read_ran, read_ready
 
 AWAY: Final = RunResult(RunTermination.Failed(ErrKind.AdapterUnavailable))
 NONSENSE: Final = RunResult(RunTermination.Failed(ErrKind.RuntimeError))

@@ -25,12 +25,12 @@ from ergo_capture import telemetry
 from ergo_capture.engine.calls import CallThreads
 from ergo_capture.engine.dialogue import NONSENSE, TIMED_OUT
 from ergo_capture.engine.port import InProcess
-from ergo_capture.engine.protocol import read_ran
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol.engine import read_ran
 
 log = structlog.get_logger()
 

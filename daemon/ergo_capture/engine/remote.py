@@ -22,12 +22,12 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 from ergo_capture import telemetry
 from ergo_capture.engine.dialogue import AWAY, TIMED_OUT, Dialogue
 from ergo_capture.engine.port import UNSTATED_PROVENANCE, EngineRefused
-from ergo_capture.engine.protocol import EngineNonsense, Ready
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol.engine import EngineNonsense, Ready
 
 log = structlog.get_logger()
 

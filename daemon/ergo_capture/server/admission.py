@@ -10,8 +10,8 @@ from typing import Final
 from anyio import to_thread
 
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.access import Access, who
-from ergo_capture.server.protocol import Code, ProtocolError
 
 #: Descriptors for everything that is not a client: journal, bundles, engines, the loop's own.
 _OWN_DESCRIPTORS: Final = 128

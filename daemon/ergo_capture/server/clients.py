@@ -9,11 +9,11 @@ from anyio.abc import UNIXSocketStream
 
 from ergo_capture import telemetry
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.admission import Admission
 from ergo_capture.server.budget import Budget, Holding
 from ergo_capture.server.connection import Connection
 from ergo_capture.server.limits import ConnectionLimits
-from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.registry import SessionRegistry
 from ergo_capture.server.session import Owner, Session
 from ergo_capture.server.writer import Writer

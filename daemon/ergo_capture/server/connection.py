@@ -14,12 +14,12 @@ from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
-from ergo_capture.server import protocol
+from ergo_capture.protocol import capture as protocol
+from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.conversation import Conversation, Reception
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.frame_reader import FrameReader
 from ergo_capture.server.inlet import MAX_READ_BYTES, Inlet
-from ergo_capture.server.protocol import Code, ProtocolError
 
 #: Bytes asked for in one read; a chunk of this size keeps the cost per event low.
 READ_BYTES: Final = MAX_READ_BYTES

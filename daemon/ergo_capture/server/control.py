@@ -20,9 +20,8 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
-from ergo_capture.server.access import Access, who
-from ergo_capture.server.admission import Admission
-from ergo_capture.server.control_protocol import (
+from ergo_capture.protocol.capture import Code, ProtocolError
+from ergo_capture.protocol.control import (
     FAILED,
     MAX_REQUEST_BYTES,
     FlushRequest,
@@ -36,9 +35,10 @@ from ergo_capture.server.control_protocol import (
     encode_shown,
     read_request,
 )
+from ergo_capture.server.access import Access, who
+from ergo_capture.server.admission import Admission
 from ergo_capture.server.listener import Listener
 from ergo_capture.server.metrics import exposition
-from ergo_capture.server.protocol import Code, ProtocolError
 from ergo_capture.server.session import Session
 from ergo_capture.server.status import Running, shutdown_waits_for, take_status
 from ergo_capture.server.tap import Skipped, Tap

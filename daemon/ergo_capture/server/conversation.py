@@ -12,11 +12,8 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.payloads import Peer, Publication
 from ergo_capture.kernel.records import encode_decision
-from ergo_capture.server import protocol
-from ergo_capture.server.budget import Holding
-from ergo_capture.server.failures import not_published, storage_failed
-from ergo_capture.server.limits import ConnectionLimits
-from ergo_capture.server.protocol import (
+from ergo_capture.protocol import capture as protocol
+from ergo_capture.protocol.capture import (
     BadLine,
     Close,
     Code,
@@ -29,6 +26,9 @@ from ergo_capture.server.protocol import (
     Ping,
     ProtocolError,
 )
+from ergo_capture.server.budget import Holding
+from ergo_capture.server.failures import not_published, storage_failed
+from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.receipts import Receipts
 from ergo_capture.server.replies import Replies
 from ergo_capture.server.screening import Refusal, without_long_ids

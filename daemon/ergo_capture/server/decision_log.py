@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -15,10 +15,11 @@ from ergo_capture.journal.reader import Position
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
-from ergo_capture.server.tap import Listener
 
 #: What engines said that is too much for one more decision in a frame; a frame holds 64 MiB, a decision half of that.
 _FULL_FRAME_BYTES: Final = 16 << 20
+#: Told of a session's decisions: the index of the first, how many, and a function that makes the first n of them.
+Listener = Callable[[int, int, Callable[[int], Iterable[DecisionLogEntry]]], None]
 
 
 class JournalDecisionLog:

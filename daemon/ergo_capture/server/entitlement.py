@@ -5,10 +5,10 @@ from __future__ import annotations
 from anyio import to_thread
 
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.access import who
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.graph import Graph
-from ergo_capture.server.protocol import Code, ProtocolError
 from ergo_capture.server.session import Session
 
 

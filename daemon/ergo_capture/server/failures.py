@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalError
-from ergo_capture.server.protocol import Code, ProtocolError
+from ergo_capture.protocol.capture import Code, ProtocolError
 
 
 def storage_failed(error: ErgoCaptureError) -> ProtocolError:

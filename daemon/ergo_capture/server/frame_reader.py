@@ -14,7 +14,7 @@ import msgspec
 
 from ergo_capture.journal.lines import EventFormatError, LineEvent, line_of, read_event, read_harmless, read_line
 from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
-from ergo_capture.server.protocol import BadLine, Code, EventChunk, Item, Request
+from ergo_capture.protocol.capture import BadLine, Code, EventChunk, Item, Request
 
 
 class _EventFrame(msgspec.Struct, frozen=True, tag_field="type", tag="event"):

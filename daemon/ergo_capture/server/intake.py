@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ergo_capture.journal.recovered import RecoveredSession
+from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
 from ergo_capture.server.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
-from ergo_capture.server.protocol import Code, EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal, without_duplicates
 from ergo_capture.server.submission import Batch, BatchOwner
 

@@ -17,8 +17,8 @@ from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.protocol.capture import ProtocolError, encode_error
 from ergo_capture.server.admission import Admission
-from ergo_capture.server.protocol import ProtocolError, encode_error
 
 #: Longest path of a Unix socket, in bytes, without its terminating zero.
 MAX_SOCKET_PATH: Final = 107

@@ -12,6 +12,7 @@ from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.journal.recovered import Recovery
 from ergo_capture.journal.wal import Journal
+from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.access import who
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.entitlement import check_access, check_free, is_its
@@ -21,7 +22,6 @@ from ergo_capture.server.openings import Opening, Openings
 from ergo_capture.server.pace import Pace
 from ergo_capture.server.part import RotationRule
 from ergo_capture.server.parts import Publisher
-from ergo_capture.server.protocol import Code, Open, ProtocolError
 from ergo_capture.server.retirement import Retirement
 from ergo_capture.server.session import Owner, Session
 from ergo_capture.server.tap import Taps

@@ -20,11 +20,11 @@ from anyio import to_thread
 from ergo_capture import telemetry
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.access import access_of
 from ergo_capture.server.admission import make_room
 from ergo_capture.server.composition import graph_of, limits_of, retention_of, rotation_of, session_limits_of
 from ergo_capture.server.graph import Graph
-from ergo_capture.server.protocol import Code, ProtocolError
 
 if TYPE_CHECKING:
     from ergo_capture.server.service import Service

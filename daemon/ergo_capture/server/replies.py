@@ -18,7 +18,7 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
 from ergo_capture.notifier import Pulse
-from ergo_capture.server.protocol import Code, ProtocolError
+from ergo_capture.protocol.capture import Code, ProtocolError
 
 #: Bytes offered to the socket at once, so that a client that reads slowly is seen to read.
 _PIECE: Final = 64 << 10

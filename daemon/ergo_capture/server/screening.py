@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from ergo_capture.kernel.events import EventLike
-from ergo_capture.server.protocol import Code, EventChunk
+from ergo_capture.protocol.capture import Code, EventChunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from ergo_capture.journal.recovered import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
 from ergo_capture.notifier import Pulse
+from ergo_capture.protocol.capture import EventChunk, ProtocolError
 from ergo_capture.server import parts
 from ergo_capture.server.budget import DEFERRED_BYTES
 from ergo_capture.server.decision_log import JournalDecisionLog
@@ -31,7 +32,6 @@ from ergo_capture.server.graph import Graph
 from ergo_capture.server.intake import Intake
 from ergo_capture.server.part import RotationRule
 from ergo_capture.server.parts import Parts, Publisher, is_full
-from ergo_capture.server.protocol import EventChunk, ProtocolError
 from ergo_capture.server.screening import Refusal
 from ergo_capture.server.submission import Batch
 from ergo_capture.server.writer import Writer

@@ -19,10 +19,10 @@ from anyio import to_thread
 from ergo_capture.engine.port import Engine
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.wal import Journal
+from ergo_capture.protocol.capture import Code
 from ergo_capture.server.budget import Budget
 from ergo_capture.server.meter import CommitMeter
 from ergo_capture.server.overview import DaemonStatus, EngineStatus, MemoryStatus, RunningStatus, TotalsStatus
-from ergo_capture.server.protocol import Code
 from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.registry import SessionRegistry
 from ergo_capture.server.session import Session

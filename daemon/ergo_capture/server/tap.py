@@ -11,28 +11,31 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.ports import DecisionLogEntry
-from ergo_capture.server.protocol import Code, ProtocolError
-
-if TYPE_CHECKING:
-    from ergo_capture.server.session import Session
+from ergo_capture.protocol.capture import Code, ProtocolError
+from ergo_capture.protocol.control import Shown
+from ergo_capture.server.decision_log import JournalDecisionLog
 
 #: A tap says what it has this often, in seconds.
 TICK: Final = 0.1
-#: Told of a session's decisions: the index of the first, how many, and a function that makes the first n of them.
-Listener = Callable[[int, int, Callable[[int], Iterable[DecisionLogEntry]]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A decision that is shown."""
+class WatchedSession(Protocol):
+    """A session as a tap sees it."""
 
-    session: str
-    #: The decision's number in the session, from 1.
-    index: int
-    entry: DecisionLogEntry
+    description: SessionDescription
+    log: JournalDecisionLog
+    #: Decisions on stable storage.
+    decided: int
+    #: How it ended, once it has.
+    ended: str | None
+
+    @property
+    def state(self) -> str:
+        """Return the session's state in one word, as the status shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Skipped:
 
 @dataclass(slots=True)
 class _Kept:
-    session: Session
+    session: WatchedSession
     index: int
     entry: DecisionLogEntry
     #: Decisions that were left out right after this one.
@@ -73,7 +76,7 @@ class Tap:
         self.ended: str | None = None
 
     def offer(
-        self, session: Session, first: int, count: int, entries: Callable[[int], Iterable[DecisionLogEntry]]
+        self, session: WatchedSession, first: int, count: int, entries: Callable[[int], Iterable[DecisionLogEntry]]
     ) -> None:
         """A session has made ``count`` decisions, from index ``first``; ``entries(n)`` gives the first n of them.
 
@@ -145,7 +148,7 @@ class Taps:
         graphs: the graphs there are.
     """
 
-    def __init__(self, sessions: Mapping[str, Session], graphs: Collection[str]) -> None:
+    def __init__(self, sessions: Mapping[str, WatchedSession], graphs: Collection[str]) -> None:
         self._sessions = sessions
         self._graphs = graphs
         #: What each tap watches: a session's id or a graph's name.
@@ -178,7 +181,7 @@ class Taps:
         for session in self._sessions.values():
             self.attach(session)
 
-    def attach(self, session: Session) -> None:
+    def attach(self, session: WatchedSession) -> None:
         """Have the session tell those who watch it of its decisions, if there are any."""
         watching = self._of(session)
 
@@ -188,13 +191,13 @@ class Taps:
 
         session.log.listener = tell if watching else None
 
-    def session_over(self, session: Session) -> None:
+    def session_over(self, session: WatchedSession) -> None:
         """The session is finished or has failed."""
         for tap in self._of(session):
             if self._taps[tap] == session.description.session:
                 tap.session_over(session.state if session.ended is None else session.ended)
 
-    def _of(self, session: Session) -> list[Tap]:
+    def _of(self, session: WatchedSession) -> list[Tap]:
         names = (session.description.session, session.description.graph)
         return [tap for tap, of in self._taps.items() if of in names]
 

@@ -17,14 +17,15 @@ A tap is the last thing on its connection: it ends when its operator hangs up or
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
+from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.kernel.records import encode_decision
-from ergo_capture.server.protocol import Code, ProtocolError
-from ergo_capture.server.tap import Shown
+from ergo_capture.protocol.capture import Code, ProtocolError
 
 #: Longest request, in bytes.
 MAX_REQUEST_BYTES: Final = 4096
@@ -97,6 +98,16 @@ def read_request(line: bytes) -> Request:
 def answer(kind: str, **fields: Any) -> bytes:
     """One line for the operator."""
     return _encode({"type": kind, **fields}) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A decision that is shown."""
+
+    session: str
+    #: The decision's number in the session, from 1.
+    index: int
+    entry: DecisionLogEntry
 
 
 def encode_shown(shown: Shown) -> bytes:

@@ -1,0 +1,1 @@
+"""The wire vocabularies, sans-I/O, each defined once for both sides."""
