@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
-from ergo_capture.server import parts, publisher
+from ergo_capture.server import publisher
+from ergo_capture.server.session import parts
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 

@@ -20,7 +20,7 @@ from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.cli.verify import check
 from ergo_capture.client import CaptureClient
 from ergo_capture.engine.process import ProcessEngine
-from ergo_capture.server import episodes
+from ergo_capture.server.session import episodes
 
 IDS = [f"{random.Random(n).choice(['ok', 'ok', 'fail', 'effect', 'wait'])}.{n}" for n in range(120)]
 LIMITS = 'max_retries = 1\nmax_per_window = 4\nrate_window = "10s"\n'

@@ -12,7 +12,7 @@ from ergo_capture.journal.decision_rows import DecisionRows, read_decisions
 from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.ports import MemoryDecisionLog
 from ergo_capture.kernel.supervisor import Supervisor
-from ergo_capture.server.decision_log import JournalDecisionLog
+from ergo_capture.server.session.decision_log import JournalDecisionLog
 
 events = st.lists(
     st.builds(

@@ -11,7 +11,7 @@ from tests.daemons import Daemon, event
 
 from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.server.session import Session
+from ergo_capture.server.session.session import Session
 
 DESCRIPTION = SessionDescription(
     session="s",

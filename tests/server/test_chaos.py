@@ -27,10 +27,10 @@ from ergo_capture.cli.verify import check
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication
-from ergo_capture.server import parts as parts_module
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import shutdown as shutdown_module
 from ergo_capture.server.service import Service
+from ergo_capture.server.session import parts as parts_module
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 CONFIG = """

@@ -15,7 +15,7 @@ from ergo_capture import decode_bundle, encode_bundle, first_divergence, rederiv
 from ergo_capture.cli.simulate import run_scenario
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.scenario import read_scenario
-from ergo_capture.server.listener import bind, identity, unlink_if_ours
+from ergo_capture.server.net.listener import bind, identity, unlink_if_ours
 
 LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "10s"\n'
 

@@ -18,8 +18,8 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.server import publisher as publisher_module
-from ergo_capture.server.decision_log import JournalDecisionLog
-from ergo_capture.server.writer import Writer
+from ergo_capture.server.commit.writer import Writer
+from ergo_capture.server.session.decision_log import JournalDecisionLog
 from ergo_capture.storage import RealStorage, StorageError
 
 

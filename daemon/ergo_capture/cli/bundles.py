@@ -2,7 +2,7 @@
 
 Owns: their arguments and output.
 Not here: which bundles there are (``bundle/catalogue.py``), which go (``bundle/retention.py``), deleting them
-(``server/retention.py``).
+(``server/ops/retention.py``).
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def prune(
     The bounds are those of the configuration, or what the options say in their place. A bundle is read whole
     and compared with its manifest first; one that differs is kept, and the exit code is 3.
     """
-    from ergo_capture.server.composition import retention_of  # noqa: PLC0415 - only here
-    from ergo_capture.server.retention import Pruner  # noqa: PLC0415
+    from ergo_capture.server.factories import retention_of  # noqa: PLC0415 - only here
+    from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
     from ergo_capture.storage import RealStorage  # noqa: PLC0415
 
     loaded = configuration.load(config, state=state_dir)
@@ -128,7 +128,7 @@ def _with_options(
     rules: RetentionRules, max_age: str | None, max_bytes: str | None, max_bundles: int | None, keep_free: str | None
 ) -> RetentionRules:
     """The rules with what the command line says in place of the configuration, for every graph."""
-    from ergo_capture.server.composition import age_of  # noqa: PLC0415 - as above
+    from ergo_capture.server.factories import age_of  # noqa: PLC0415 - as above
 
     said: dict[str, Any] = {}
     if max_age is not None:

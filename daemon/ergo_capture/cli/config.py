@@ -46,7 +46,7 @@ def check(file: FileArgument = None, config: ConfigOption = None) -> int:
     Exit 78 where not; warnings do not count.
     """
     from ergo_capture.config.permissions import loose_paths  # noqa: PLC0415
-    from ergo_capture.server.composition import admission_of, graphs_of  # noqa: PLC0415 - only here
+    from ergo_capture.server.factories import admission_of, graphs_of  # noqa: PLC0415 - only here
 
     path = _named(file, config)
     loaded = configuration.load(path)

@@ -1,7 +1,7 @@
 """``ergo-capture metrics``.
 
 Owns: its arguments.
-Not here: the metrics (``server/metrics.py``).
+Not here: the metrics (``server/ops/metrics.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``ergo-capture reload``.
 
 Owns: its arguments and output.
-Not here: what is read and what takes effect (``server/reload.py``).
+Not here: what is read and what takes effect (``server/ops/reload.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``ergo-capture status``.
 
 Owns: its arguments.
-Not here: the figures (``server/overview.py``), how they are laid out (``status_view.py``).
+Not here: the figures (``server/ops/status_model.py``), how they are laid out (``status_view.py``).
 """
 
 from __future__ import annotations

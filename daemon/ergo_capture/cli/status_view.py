@@ -1,7 +1,7 @@
 """A status laid out for people: the same for ``status`` and ``top``.
 
 Owns: which figures are shown, in which words and units; rates between two statuses.
-Not here: the figures (``server/overview.py``), when they are asked for (``status.py``, ``top.py``).
+Not here: the figures (``server/ops/status_model.py``), when they are asked for (``status.py``, ``top.py``).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rich.text import Text
 
 from ergo_capture.cli.figures import milliseconds, size, span
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.server.meter import HistogramSnapshot
-from ergo_capture.server.overview import DaemonStatus, EngineStatus, RunningStatus
-from ergo_capture.server.session import SessionSnapshot
+from ergo_capture.server.commit.meter import HistogramSnapshot
+from ergo_capture.server.ops.status_model import DaemonStatus, EngineStatus, RunningStatus
+from ergo_capture.server.session.session import SessionSnapshot
 from ergo_capture.units import counted
 
 #: A disk with less room than this is shown in red.

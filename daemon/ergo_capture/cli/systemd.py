@@ -2,7 +2,7 @@
 
 Owns: putting the units, the user's definition and the first configuration where systemd looks for them.
 Not here: the units (``systemd/`` of the repository, packaged beside the code), talking to systemd
-(``server/systemd.py``).
+(``server/ops/systemd.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``ergo-capture tap``: decisions, live.
 
 Owns: its arguments, a decision as one line for people.
-Not here: which are shown and which are skipped (``server/tap.py``).
+Not here: which are shown and which are skipped (``server/session/tap.py``).
 """
 
 from __future__ import annotations

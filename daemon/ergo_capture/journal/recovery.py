@@ -6,7 +6,7 @@ Rules:
 2. Any other session goes on where it was. Its events are fed through the same Supervisor as ever, with the
    recorded outcomes, and every decision must come out as it was recorded: a difference is damage.
 3. Events that were accepted but not decided are decided next. The first of them are *in doubt*: their episodes
-   may have run. What to do about them is ``session.in_doubt``; how many they are, ``server/episodes.py``.
+   may have run. What to do about them is ``session.in_doubt``; how many they are, ``server/session/episodes.py``.
 4. A damaged session is quarantined with a sentence: not served, not published, not deleted.
 5. Nothing is written here, so running it twice changes nothing.
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ergo_capture.config import Config
-from ergo_capture.server.admission import make_room
+from ergo_capture.server.net.admission import make_room
 from ergo_capture.server.service import Service
 
 #: ``mallopt``'s name for the number of arenas.

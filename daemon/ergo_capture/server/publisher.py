@@ -17,12 +17,12 @@ from anyio import BrokenWorkerProcess, to_process, to_thread
 
 from ergo_capture import telemetry
 from ergo_capture.bundle.manifest import manifest_path
+from ergo_capture.bundle.paths import bundle_path
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
-from ergo_capture.server.part import Part
-from ergo_capture.server.parts import utc_now
-from ergo_capture.server.paths import bundle_path
+from ergo_capture.server.session.part import Part
+from ergo_capture.server.session.parts import utc_now
 
 log = structlog.get_logger()
 

@@ -27,8 +27,9 @@ from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.recovered import Recovery
 from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.wal import Journal
-from ergo_capture.server.clients import Clients
-from ergo_capture.server.composition import (
+from ergo_capture.server.commit.meter import CommitMeter
+from ergo_capture.server.commit.writer import Writer
+from ergo_capture.server.factories import (
     admission_of,
     graphs_of,
     limits_of,
@@ -36,22 +37,21 @@ from ergo_capture.server.composition import (
     rotation_of,
     session_limits_of,
 )
-from ergo_capture.server.control import ControlSocket
-from ergo_capture.server.listener import Listener, bound_socket
-from ergo_capture.server.meter import CommitMeter
-from ergo_capture.server.metrics import Textfile
+from ergo_capture.server.net.clients import Clients
+from ergo_capture.server.net.listener import Listener, bound_socket
+from ergo_capture.server.ops.control import ControlSocket
+from ergo_capture.server.ops.metrics import Textfile
+from ergo_capture.server.ops.recovery_progress import RecoveryProgress
+from ergo_capture.server.ops.reload import Reloaded, Reloader
+from ergo_capture.server.ops.retention import Pruner, Retention
+from ergo_capture.server.ops.state_directory import StateDirectory
+from ergo_capture.server.ops.status import Running, take_status
+from ergo_capture.server.ops.systemd import Notifier
+from ergo_capture.server.ops.watchdog import Watchdog
 from ergo_capture.server.publisher import BundlePublisher
-from ergo_capture.server.recovery_progress import RecoveryProgress
-from ergo_capture.server.registry import SessionRegistry
-from ergo_capture.server.reload import Reloaded, Reloader
-from ergo_capture.server.retention import Pruner, Retention
+from ergo_capture.server.session.registry import SessionRegistry
+from ergo_capture.server.session.snapshots import Snapshots
 from ergo_capture.server.shutdown import Shutdown
-from ergo_capture.server.snapshots import Snapshots
-from ergo_capture.server.state_directory import StateDirectory
-from ergo_capture.server.status import Running, take_status
-from ergo_capture.server.systemd import Notifier
-from ergo_capture.server.watchdog import Watchdog
-from ergo_capture.server.writer import Writer
 from ergo_capture.storage import RealStorage, Storage
 from ergo_capture.version import PROGRAM
 

@@ -10,11 +10,11 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.server.clients import Clients
-from ergo_capture.server.listener import Listener
-from ergo_capture.server.session import Session
-from ergo_capture.server.status import Running, shutdown_waits_for
-from ergo_capture.server.systemd import Notifier
+from ergo_capture.server.net.clients import Clients
+from ergo_capture.server.net.listener import Listener
+from ergo_capture.server.ops.status import Running, shutdown_waits_for
+from ergo_capture.server.ops.systemd import Notifier
+from ergo_capture.server.session.session import Session
 
 log = structlog.get_logger()
 

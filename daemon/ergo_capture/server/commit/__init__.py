@@ -1,0 +1,1 @@
+"""The durable path: batches, the commit thread, segment garbage collection."""

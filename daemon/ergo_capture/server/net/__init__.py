@@ -1,0 +1,1 @@
+"""Client connections: listening, admission, reading, answering."""

@@ -1,0 +1,1 @@
+"""Operation: control socket, status, metrics, systemd, reload, retention."""

@@ -1,0 +1,223 @@
+"""A DaemonStatus as Prometheus reads it, and the file that node_exporter picks up.
+
+Nothing is counted twice: a collector turns the status of the moment into samples. Names follow Prometheus's
+conventions: ``ergo_capture_`` first, base units, ``_total`` for what only grows. Labels are graphs, codes and kinds
+of memory, never sessions or clients: their number is bounded by the configuration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+from anyio import to_thread
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from ergo_capture import telemetry
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server.commit.meter import HistogramSnapshot
+from ergo_capture.server.ops.status_model import DaemonStatus, RunningStatus
+from ergo_capture.storage.atomic import AtomicFile
+
+log = structlog.get_logger()
+
+PREFIX: Final = "ergo_capture_"
+_Families = Iterator[Metric]
+
+
+def exposition(status: DaemonStatus) -> bytes:
+    """The status, and the process's own figures, in Prometheus's text format."""
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(status))
+    registry.register(_Process())
+    text: bytes = generate_latest(registry)
+    return text
+
+
+class _Process(Collector):
+    """The process's own figures, but for its start: where /proc is a service's own, that comes out as 1970."""
+
+    def collect(self) -> _Families:
+        process = ProcessCollector(registry=None)
+        return (family for family in process.collect() if family.name != "process_start_time_seconds")
+
+
+class StatusCollector(Collector):
+    """Turns one status into samples."""
+
+    def __init__(self, status: DaemonStatus) -> None:
+        self._status = status
+
+    def collect(self) -> _Families:
+        """Every metric of the daemon."""
+        status, totals = self._status, self._status.totals
+        yield InfoMetricFamily(PREFIX + "build", "What runs.", {"version": status.program.split()[-1]})
+        yield _gauge("ready", "Whether the daemon is serving: 0 while it starts or stops.", status.phase == "serving")
+        yield _gauge(
+            "start_time_seconds", "When the daemon started, in Unix time.", time.time() - status.uptime_seconds
+        )
+        yield _gauge("clients", "Clients connected.", status.clients)
+        yield _gauge("clients_limit", "Clients that may be connected.", status.max_clients)
+        yield _counter("clients_served", "Clients that were let in.", totals.clients)
+        yield _counter("sessions_opened", "Sessions opened.", totals.sessions_opened)
+        yield _counter("sessions_resumed", "Sessions resumed.", totals.sessions_resumed)
+        yield _counter("sessions_finished", "Sessions that ended with a bundle.", totals.sessions_finished)
+        yield _counter("bundles_published", "Bundles published, snapshots included.", totals.bundles_published)
+        yield _counter("bundles_pruned", "Bundles deleted by retention.", totals.bundles_pruned)
+        yield _counter("bundles_pruned_bytes", "Bytes of those.", totals.bundles_pruned_bytes)
+        yield _counter("tap_decisions_shown", "Decisions shown to taps.", totals.decisions_tapped)
+        yield _counter("tap_decisions_skipped", "Decisions that taps did not show.", totals.decisions_skipped)
+        yield _labelled(
+            CounterMetricFamily(PREFIX + "refusals", "Clients, frames and events refused, by code.", labels=["code"]),
+            status.refusals,
+        )
+        if status.disk_free_bytes is not None:
+            yield _gauge("disk_free_bytes", "Room on the state directory's file system.", status.disk_free_bytes)
+        if status.running is not None:
+            yield from _commits(status.running)
+            yield from _sessions(status.running)
+            yield from _engines(status.running)
+
+    def __repr__(self) -> str:
+        return f"<StatusCollector, {self._status.phase}>"
+
+
+def _commits(running: RunningStatus) -> _Families:
+    writer, journal, commits = running.writer, running.journal, running.commits
+    yield _counter("events", "Events accepted: on stable storage.", writer.events)
+    yield _counter("decisions", "Decisions on stable storage.", writer.decisions)
+    yield _counter("journal_written_bytes", "Bytes written to the journal.", writer.bytes_written)
+    yield _counter("commits_refused", "Commits that the disk had no room for, or that failed.", writer.refused_batches)
+    yield _histogram("commit_seconds", "Time to write and sync one commit.", commits.seconds)
+    yield _histogram("commit_bytes", "Bytes in one commit.", commits.bytes)
+    yield _histogram("commit_events", "Events in one commit.", commits.events)
+    yield _gauge(
+        "oldest_undurable_seconds", "Age of the oldest submission that is not durable.", writer.oldest_undurable_seconds
+    )
+    yield _gauge("disk_full", "Whether the last commit found the disk full.", writer.full)
+    yield _gauge("journal_failed", "Whether the journal can take nothing more.", writer.failed is not None)
+    yield _gauge("journal_bytes", "Size of the journal, space allocated ahead included.", journal.bytes)
+    yield _gauge("journal_segments", "Segments of the journal.", journal.segments)
+
+
+def _sessions(running: RunningStatus) -> _Families:
+    sessions = running.sessions
+    # Why every graph, and not only those with sessions: a series that comes and goes cannot be alerted on.
+    graphs = {engine.graph for engine in running.engines} | {session.graph for session in sessions}
+    there, undecided, deferred, queued = (Counter(dict.fromkeys(sorted(graphs), 0)) for _ in range(4))
+    for session in sessions:
+        there[session.graph] += 1
+        undecided[session.graph] += session.accepted - session.decided
+        deferred[session.graph] += session.deferred
+        queued[session.graph] += session.queued_bytes
+    yield _by_graph("sessions", "Sessions that are not finished.", there)
+    yield _by_graph("undecided_events", "Events that are accepted and whose decisions are not durable.", undecided)
+    yield _by_graph("deferred_episodes", "Episodes that wait for their time.", deferred)
+    yield _by_graph("queued_bytes", "Events that wait to be decided.", queued)
+    failed = sum(session.state == "failed" for session in sessions)
+    yield _gauge("sessions_failed", "Sessions that can go no further.", failed)
+    yield _gauge("sessions_quarantined", "Sessions whose journal is damaged.", len(running.quarantined))
+    used = GaugeMetricFamily(PREFIX + "memory_bytes", "Memory held for clients, by what for.", labels=["kind"])
+    yield _labelled(used, {kind: memory.used for kind, memory in running.memory.items()})
+    limit = GaugeMetricFamily(PREFIX + "memory_limit_bytes", "Memory that may be held, likewise.", labels=["kind"])
+    yield _labelled(limit, {kind: memory.limit for kind, memory in running.memory.items()})
+
+
+def _engines(running: RunningStatus) -> _Families:
+    up = GaugeMetricFamily(PREFIX + "engine_up", "Whether the graph's engine can run episodes.", labels=["graph"])
+    # Why up where there is no word: an engine in this process cannot be away.
+    yield _labelled(up, {engine.graph: engine.up is not False for engine in running.engines})
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(PREFIX + name, text, value=float(value))
+
+
+def _labelled(family: CounterMetricFamily | GaugeMetricFamily, values: dict[str, int] | dict[str, bool]) -> Metric:
+    for label, value in values.items():
+        family.add_metric([label], float(value))
+    return family
+
+
+def _by_graph(name: str, text: str, values: Counter[str]) -> Metric:
+    return _labelled(GaugeMetricFamily(PREFIX + name, text, labels=["graph"]), dict(values))
+
+
+def _histogram(name: str, text: str, snapshot: HistogramSnapshot) -> Metric:
+    buckets, seen = [], 0
+    for bound, count in zip((*snapshot.bounds, float("inf")), snapshot.counts, strict=True):
+        seen += count
+        buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(seen)))
+    return HistogramMetricFamily(PREFIX + name, text, buckets=buckets, sum_value=snapshot.sum)
+
+
+class Textfile:
+    """Writes the metrics to a file every so often, for node_exporter's textfile collector.
+
+    Args:
+        path: ends in ``.prom``; replaced as a whole each time.
+        interval: seconds.
+        take: the status of the moment.
+    """
+
+    def __init__(self, path: Path, interval: float, take: Callable[[], Awaitable[DaemonStatus]]) -> None:
+        self._path = path
+        self._interval = interval
+        self._take = take
+        self._failed = False
+        #: How often it was written.
+        self.written = 0
+
+    async def run(self) -> None:
+        """Until cancelled; then the file is removed, because it would claim for ever what was true last."""
+        try:
+            while True:
+                await self.write()
+                await anyio.sleep(self._interval)
+        finally:
+            with suppress(OSError):
+                self._path.unlink()
+
+    async def write(self) -> None:
+        """Once."""
+        text = exposition(await self._take())
+        try:
+            await to_thread.run_sync(_replace, self._path, text)
+        except (ErgoCaptureError, OSError) as error:
+            if not self._failed:
+                # Why once: until it works again, it is one fact.
+                hint = getattr(error, "hint", None) or "look at the directory that metrics.textfile is in"
+                log.error(telemetry.METRICS_FAILED, path=str(self._path), error=str(error), hint=hint)  # noqa: TRY400
+            self._failed = True
+            return
+        self._failed = False
+        self.written += 1
+
+    def __repr__(self) -> str:
+        return f"<Textfile {self._path} every {self._interval:g} s, written {self.written} times>"
+
+
+def _replace(path: Path, text: bytes) -> None:
+    with AtomicFile(path) as file:
+        file.write(text)
+        # Why: node_exporter is another user, and there is nothing secret in it.
+        file.path.chmod(0o644)
+        file.commit()

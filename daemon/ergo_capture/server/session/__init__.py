@@ -1,0 +1,1 @@
+"""Sessions: admission of events, episodes, parts."""

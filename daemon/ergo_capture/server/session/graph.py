@@ -1,0 +1,22 @@
+"""A graph as the daemon serves it: what the operator configured, with its engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ergo_capture.engine.port import Engine
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.server.session.access import Access
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph that clients may open sessions of."""
+
+    name: str
+    constraints: Constraints
+    adapter_provenance: str
+    runtime_provenance: str
+    engine: Engine
+    #: Who may open and resume its sessions.
+    access: Access = field(default_factory=Access)

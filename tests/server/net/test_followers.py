@@ -1,0 +1,49 @@
+"""Clients that ask for decisions and do not read them."""
+
+from __future__ import annotations
+
+from tests.daemons import event, running_daemon
+from tests.server.looks import DESCRIPTION, until
+
+from ergo_capture import ExternalEvent, ExternalEventKind
+from ergo_capture.journal.reader import Position
+from ergo_capture.server.session.decision_log import JournalDecisionLog
+
+
+async def test_p9_decisions_that_nobody_reads_are_memory_that_is_held() -> None:
+    """P9: events come in one write and are decided long after; their client is let go, and another one served."""
+    text = '[limits]\nheld_bytes = "256KiB"\nreply_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon, daemon.session() as other:
+        async with daemon.session(decisions=True) as mute:
+            await mute.say(*(event(f"e{n}") for n in range(5000)))
+            await until(lambda: daemon.service.clients.refusals["limit"] == 1)
+        await other.say(event("a"), {"type": "close"})
+        assert (await other.until("closed"))["events"] == 1
+
+
+def test_nothing_is_kept_for_a_follower_that_has_gone() -> None:
+    """What was not durable as it went is kept until it is: one that comes back before is told of it."""
+    log = JournalDecisionLog(1, DESCRIPTION, 0, lambda *_: None, lambda _: None)
+    log.follow(on=True)
+    decide(log, "a")
+    make_durable(log)
+    decide(log, "b")
+    log.leave()
+    assert log.kept == 1
+    assert log.follow(on=True) == 1
+    assert log.kept == 1
+    log.leave()
+    decide(log, "c")
+    make_durable(log)
+    assert log.kept == 0
+
+
+def decide(log: JournalDecisionLog, event_id: str) -> None:
+    """Log a plain decision on an event."""
+    log.log_plain([ExternalEvent.mechanical(event_id, ExternalEventKind.Command)], log.logged)
+
+
+def make_durable(log: JournalDecisionLog) -> None:
+    """What is waiting is on stable storage."""
+    assert log.to_frame() is not None
+    log.on_durable(Position(1, 0))

@@ -1,0 +1,627 @@
+"""What clients may cost, limit by limit: where it is reached there is a code and a count, and others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.daemons import Daemon, DaemonProcess, Wire, event, running_daemon, short_directory
+from tests.doubles.faulty_storage import FaultyStorage
+from tests.engine.engines import process_graph
+from tests.server.looks import is_served
+from tests.server.users import needs_root, talk_as
+
+from ergo_capture import decode_bundle
+from ergo_capture.journal.payloads import Peer
+from ergo_capture.protocol.capture import BadLine, EventChunk
+from ergo_capture.server.limits import SessionLimits
+from ergo_capture.server.net.connection import READ_BYTES, SMALL_READ_BYTES
+from ergo_capture.server.net.frame_reader import FrameReader
+from ergo_capture.server.net.socket_reader import Inlet
+from ergo_capture.server.session import intake
+from ergo_capture.server.session.budget import Budget
+from ergo_capture.server.session.intake import Intake
+from ergo_capture.server.session.rate_limiter import Pace
+from ergo_capture.server.session.session import Session
+
+HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}
+ONE, OTHER = Peer(uid=1, gid=1, pid=1), Peer(uid=2, gid=2, pid=2)
+
+
+async def last_code(daemon: Daemon, *frames: Any) -> str:
+    """The code that a connection ends with after these frames."""
+    async with daemon.wire() as wire:
+        await wire.say(*frames)
+        code: str = (await wire.rest())[-1]["code"]
+        return code
+
+
+# --- how many ---
+
+
+async def test_one_user_cannot_take_every_place() -> None:
+    """limits.max_user_clients; the place is free again when the client has gone."""
+    async with running_daemon("[limits]\nmax_user_clients = 2\n") as daemon:
+        async with daemon.session(), daemon.session():
+            assert await last_code(daemon) == "limit"
+            assert daemon.service.clients.refusals["limit"] == 1
+        with anyio.fail_after(20):
+            while daemon.service.clients.admission.clients:
+                await anyio.sleep(0.001)
+        await is_served(daemon)
+
+
+@needs_root
+async def test_the_places_of_one_user_are_not_those_of_another() -> None:
+    """A stranger is served while root has as many clients as one user may have."""
+    async with running_daemon('[socket]\nmode = "0666"\n[limits]\nmax_user_clients = 1\n') as daemon, daemon.session():
+        daemon.socket.parent.chmod(0o755)
+        assert await last_code(daemon) == "limit"
+        frames = (HELLO, {"type": "open"}, {"type": "close"})
+        answers = await anyio.to_thread.run_sync(lambda: talk_as(daemon.socket, *frames))
+        assert answers[-1]["type"] == "closed"
+
+
+async def test_one_user_cannot_open_every_session() -> None:
+    """limits.max_user_sessions, which count those that linger without a client."""
+    async with running_daemon("[limits]\nmax_user_sessions = 2\n") as daemon:
+        for _ in range(2):
+            async with daemon.session():
+                pass
+        assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
+
+
+async def test_sessions_that_are_opened_too_fast_wait_for_their_turn() -> None:
+    """limits.user_opens_per_second: the third is not opened before its time, and hears of a stop meanwhile."""
+    async with running_daemon() as daemon, daemon.session(), daemon.session(), daemon.wire() as third:
+        daemon.service.registry._pace = Pace(1e-6)
+        for _ in range(2):
+            daemon.service.registry._pace.reserve(os.getuid(), asyncio.get_running_loop().time())
+        await third.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"}, {"type": "ping"})
+        await third.until("welcome")
+        await anyio.wait_all_tasks_blocked()
+        assert len(daemon.service.registry.sessions) == 2
+        daemon.service.stop()
+        assert (await third.read())["code"] == "shutting_down"
+
+
+async def test_a_session_that_is_resumed_takes_no_turn() -> None:
+    """A thousand clients that come back after a restart are all served at once."""
+    async with running_daemon() as daemon:
+        async with daemon.session() as first:
+            session = first.opened["session"]
+        await until_unowned(daemon, session)
+        daemon.service.registry._pace = Pace(1e-6)
+        for _ in range(2):
+            daemon.service.registry._pace.reserve(os.getuid(), asyncio.get_running_loop().time())
+        async with daemon.session(session=session) as again:
+            assert again.opened["resumed"] is True
+
+
+def test_a_users_turns_come_at_the_rate_and_after_a_pause_five_seconds_worth_at_once() -> None:
+    """Whoever asks too soon is told how long; another user's turns are another's."""
+    pace = Pace(10)
+    assert [pace.reserve(1, 100.0) for _ in range(50)] == [0.0] * 50
+    assert [round(pace.reserve(1, 100.0), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
+    assert pace.reserve(2, 100.0) == 0.0
+    assert round(pace.reserve(1, 100.2), 3) == 0.2
+    assert [pace.reserve(1, 110.0) for _ in range(50)] == [0.0] * 50
+    assert round(pace.reserve(1, 110.0), 3) == 0.1
+
+
+def test_a_rate_of_zero_is_no_limit() -> None:
+    """limits.user_opens_per_second = 0."""
+    pace = Pace(0)
+    assert [pace.reserve(None, 1.0) for _ in range(1000)] == [0.0] * 1000
+
+
+async def test_limits_that_are_replaced_hold_for_whoever_comes_next() -> None:
+    """Clients and sessions that are there stay, and count."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        registry = daemon.service.registry
+        registry.take_limits(SessionLimits(max_sessions=1, queue_bytes=1 << 20))
+        assert (registry.queue.total, registry.limits.max_sessions) == (1 << 20, 1)
+        assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
+        daemon.service.clients.admission.max_clients = 1
+        assert "limits.max_clients" in (await only_answer(daemon))["hint"]
+        await wire.say(event("a"), {"type": "close"})
+        assert (await wire.until("closed"))["events"] == 1
+
+
+async def only_answer(daemon: Daemon) -> dict[str, Any]:
+    """What a connection is told that says nothing."""
+    async with daemon.wire() as wire:
+        return await wire.read()
+
+
+async def test_sessions_that_are_opened_at_the_same_moment_are_counted_too() -> None:
+    """Twenty at once, while the disk has not answered the first: two are opened."""
+    codes: Counter[str] = Counter()
+    async with running_daemon("[limits]\nmax_sessions = 2\n") as daemon:
+
+        async def try_to_open() -> None:
+            async with daemon.wire() as wire:
+                await wire.say(HELLO, {"type": "open"})
+                await wire.read()
+                codes[(await wire.read())["type"]] += 1
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(try_to_open)
+        assert codes == {"opened": 2, "error": 18}
+
+
+# --- how long ---
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [{**HELLO, "client": "é" * 129}],
+        [{**HELLO, "protocol": "x" * 257}],
+        [HELLO, {"type": "open", "graph": "g" * 257}],
+        [HELLO, {"type": "open", "session": "s" * 257}],
+        [HELLO, {"type": "open", "labels": {"é" * 1025: "é" * 1024}}],
+    ],
+    ids=["client", "protocol", "graph", "session", "labels"],
+)
+async def test_names_are_bounded_in_bytes(frames: list[Any]) -> None:
+    """limits.max_name_bytes and max_label_bytes; what is too long comes back in no answer."""
+    async with running_daemon() as daemon, daemon.wire() as wire:
+        await wire.say(*frames)
+        error = (await wire.rest())[-1]
+        assert error["code"] == "limit"
+        assert len(error["message"]) < 200
+
+
+async def test_names_at_the_bound_are_taken() -> None:
+    """256 bytes of name, 4096 bytes of labels."""
+    async with running_daemon() as daemon, daemon.wire() as wire:
+        await wire.say({**HELLO, "client": "é" * 128}, {"type": "open", "labels": {"é" * 1024: "é" * 1024}})
+        await wire.until("opened")
+
+
+async def test_the_id_of_a_bad_event_is_not_echoed_without_bound() -> None:
+    """An event with a bad payload and an id of half a megabyte: the answer is short."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("x" * 500_000, payload=[1]))
+        reject = await wire.until("reject")
+        assert (reject["code"], reject["event_id"]) == ("invalid_payload", None)
+
+
+# --- how slowly ---
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["hello_timeout", "frame_timeout"])
+async def test_a_byte_now_and_then_does_not_renew_the_time(opened: bool) -> None:
+    """Slow-loris: the time is for the whole hello, or the whole frame, however the bytes come."""
+    text = '[limits]\nhello_timeout = "{}"\nframe_timeout = "300ms"\n'.format("30s" if opened else "300ms")
+    async with running_daemon(text) as daemon, daemon.wire() as wire:
+        if opened:
+            await wire.open()
+        with anyio.fail_after(20):
+            assert await answer_to_a_trickle(wire) == "limit"
+        assert daemon.service.clients.refusals["limit"] == 1
+
+
+async def answer_to_a_trickle(wire: Wire) -> str:
+    """Send byte by byte until there is an answer, and return its code."""
+    answers: list[dict[str, Any]] = []
+
+    async def listen() -> None:
+        answers.append(await wire.read())
+        trickle.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        with anyio.CancelScope() as trickle:
+            for byte in b'{"type":"event",' + b" " * 100_000:
+                await wire.stream.send(bytes([byte]))
+                await anyio.sleep(0.02)
+    code: str = answers[0]["code"]
+    return code
+
+
+async def test_a_frame_that_comes_in_time_renews_the_time() -> None:
+    """Many frames in halves, together longer than frame_timeout, each of them within it."""
+    async with running_daemon('[limits]\nframe_timeout = "500ms"\n') as daemon, daemon.session() as wire:
+        for number in range(20):
+            line = json.dumps(event(f"e{number}")).encode() + b"\n"
+            await wire.stream.send(line[:30])
+            await anyio.sleep(0.04)
+            await wire.stream.send(line[30:])
+            await wire.until_ack(number + 1)
+        assert daemon.service.clients.refusals["limit"] == 0
+
+
+# --- how much is read at once ---
+
+
+def test_a_read_full_of_bad_lines_makes_only_so_many_items() -> None:
+    """131,072 lines of garbage in one read: as many are looked at as end the connection."""
+    items = FrameReader(1 << 20, 10_000, 5).feed(b"x\n" * 131_072)
+    assert [type(item) for item in items] == [BadLine] * 5
+
+
+def test_a_frame_full_of_bad_events_makes_only_so_many_items() -> None:
+    """The same within one frame."""
+    items = FrameReader(1 << 20, 10_000, 5).feed(b'{"type":"events","events":[' + b"1," * 9_000 + b"1]}\n")
+    assert [type(item) for item in items] == [BadLine] * 5
+
+
+def test_a_line_that_comes_byte_by_byte_is_the_line() -> None:
+    """Held until it is whole, whatever it is cut into."""
+    reader, line = FrameReader(1 << 20, 10_000, 5), json.dumps(event("a")).encode() + b"\n"
+    items = [item for byte in line + line[:9] for item in reader.feed(bytes([byte]))]
+    assert [type(item) for item in items] == [EventChunk]
+    assert (reader.mid_frame, reader.held_bytes) == (True, 9)
+
+
+# --- how much is held ---
+
+
+async def test_the_client_that_holds_most_is_let_go_and_the_others_stay() -> None:
+    """limits.held_bytes: three lines that are begun and not ended are too many; the longest goes, with its reason."""
+    text = '[session]\nlinger = "50ms"\n[limits]\nheld_bytes = "300KiB"\n'
+    async with running_daemon(text) as daemon:
+        async with daemon.session() as small, daemon.session() as big, daemon.session() as last:
+            for wire, size in ((small, 50_000), (big, 200_000)):
+                await wire.stream.send(b'{"type":"event",' + b" " * size)
+                await until_held(daemon, size)
+            await last.stream.send(b'{"type":"event",' + b" " * 100_000)
+            answer = (await big.rest())[-1]
+            assert (answer["code"], "limits.held_bytes" in answer["hint"]) == ("limit", True)
+            for wire in (small, last):
+                await wire.stream.send(b'"event":{"event_id":"a","kind":"Pump","at":{"secs":0,"nanos":0}}}\n')
+                await wire.until_ack(1)
+        await until_nothing_is_held(daemon)
+
+
+async def until_held(daemon: Daemon, size: int) -> None:
+    """Wait until one connection holds at least so much."""
+    with anyio.fail_after(20):
+        while not any(connection.holding.bytes >= size for connection in daemon.service.clients.connections):
+            await anyio.sleep(0.001)
+
+
+async def until_nothing_is_held(daemon: Daemon) -> None:
+    """Wait until every budget is back at zero."""
+    registry = daemon.service.registry
+    with anyio.fail_after(20):
+        while daemon.service.clients.connections or registry.sessions:
+            await anyio.sleep(0.001)
+    for budget in (daemon.service.clients.held, registry.queue, registry.ids):
+        assert (budget.used, dict(budget.by_user)) == (0, {})
+        assert budget.peak > 0
+
+
+async def test_a_client_that_has_read_its_answers_is_not_let_go_for_what_they_took() -> None:
+    """It says nothing more for a while; somebody else begins a long line."""
+    text = '[limits]\nheld_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon, daemon.session() as wire, daemon.session() as other:
+        await wire.say(event("a"))
+        await wire.until_ack(1)
+        # What is counted as unsaid, because the socket is asked only afterwards.
+        await wire.say(*(event("a") for _ in range(150)))
+        await wire.until_ack(151)
+        assert daemon.service.clients.held.used > 20_000
+        await other.stream.send(b"x" * 60_000)
+        held = daemon.service.clients.held
+        with anyio.fail_after(20):
+            while held.used < 60_000:
+                await asyncio.sleep(0.001)
+        await wire.say({"type": "ping"})
+        assert (await wire.until("pong"))["type"] == "pong"
+        assert daemon.service.clients.refusals["limit"] == 0
+
+
+async def test_decisions_that_are_asked_for_and_not_read_stop_the_reading() -> None:
+    """P9: limits.reply_bytes bounds them as it bounds other answers, and after write_timeout the client is let go."""
+    text = '[limits]\nwrite_timeout = "300ms"\nreply_bytes = "16KiB"\nsession_queue_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon, daemon.session(decisions=True) as mute:
+        session = daemon.service.registry.sessions[mute.opened["session"]]
+        most = 0
+        with anyio.fail_after(30), suppress(anyio.BrokenResourceError):
+            for number in range(1_000_000):
+                await mute.say(*(event(f"{number}-{i}") for i in range(100)))
+                most = max(most, session.log.untaken)
+        assert daemon.service.clients.refusals["limit"] == 1
+        # What the socket's own buffer takes, one read, and what waits by reply_bytes: not what was sent.
+        assert most < 8_000
+        await is_served(daemon)
+
+
+# --- how much waits ---
+
+
+@contextmanager
+def nothing_is_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[anyio.Event]:
+    """Sessions decide nothing until the event is set."""
+    decide, gate = Session._decide, anyio.Event()
+
+    async def waiting(session: Session, batch: Any) -> None:
+        await gate.wait()
+        await decide(session, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_decide", waiting)
+        yield gate
+        gate.set()
+
+
+async def test_events_that_wait_are_bounded_over_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """limits.queue_bytes: ten clients send what they can, the daemon holds so much, and in the end all is decided."""
+    text = '[limits]\nqueue_bytes = "1MiB"\n'
+    with nothing_is_decided(monkeypatch) as gate:
+        async with running_daemon(text) as daemon:
+            budget = daemon.service.registry.queue
+            names: list[str] = []
+
+            async def push() -> None:
+                async with daemon.session() as wire:
+                    names.append(wire.opened["session"])
+                    for number in range(100):
+                        await wire.say(*(event(f"{number}-{i}", payload={"x": "y" * 200}) for i in range(100)))
+                    await wire.say({"type": "close"})
+                    assert (await wire.until("closed"))["events"] == 10_000
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    tasks.start_soon(push)
+                with anyio.fail_after(20):
+                    while budget.used < budget.total:
+                        await anyio.sleep(0.001)
+                gate.set()
+            # Above the bound: one large read each until it is reached, and one small one each after that.
+            assert budget.peak < budget.total + 10 * 1_000_000
+            assert len(names) == 10
+
+
+async def test_a_budget_is_divided_between_users() -> None:
+    """One user's share ends before all is used; another has room."""
+    budget = Budget(100, 60)
+    one, other = budget.holding(ONE), budget.holding(OTHER)
+    one.hold(60)
+    assert (one.has_room, other.has_room) == (False, True)
+    other.hold(50)
+    assert (other.has_room, budget.exceeded) == (False, True)
+    one.free()
+    assert one.has_room
+    assert (budget.used, budget.peak, dict(budget.by_user)) == (50, 110, {2: 50})
+
+
+async def test_ids_that_must_be_remembered_are_bounded() -> None:
+    """limits.ids_bytes: the session takes no more, can be taken up again and closed, and gives its memory back."""
+    async with running_daemon('[limits]\nids_bytes = "64KiB"\n') as daemon:
+        async with daemon.session() as wire:
+            with anyio.fail_after(20), suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+                for number in range(0, 100_000, 100):
+                    await wire.say(*(event(f"e{number + i}") for i in range(100)))
+                    await wire.until_ack(number + 100)
+            session = wire.opened["session"]
+        assert daemon.service.clients.refusals["limit"] == 1
+        await until_unowned(daemon, session)
+        async with daemon.wire() as again:
+            opened = await again.open(session=session)
+            assert 0 < opened["accepted"] < 1000
+            await again.say({"type": "close"})
+            assert (await again.until("closed"))["events"] == opened["accepted"]
+        await is_served(daemon)
+        assert daemon.service.registry.ids.used == 0
+
+
+async def test_deferred_episodes_are_counted_with_the_ids() -> None:
+    """limits.ids_bytes: a graph that only ever defers reaches the bound sooner, and gives all of it back."""
+    text = '[limits]\nids_bytes = "64KiB"\n[graphs.default]\nmax_in_flight = 0\n'
+    async with running_daemon(text) as daemon:
+        async with daemon.session() as wire:
+            await wire.say(*(event(f"e{number}") for number in range(50)))
+            await wire.until_ack(50, 50)
+            assert daemon.service.registry.ids.used >= 50 * (120 + 300)
+            await wire.say({"type": "close"})
+            await wire.until("closed")
+        await is_served(daemon)
+        assert daemon.service.registry.ids.used == 0
+
+
+async def test_a_session_that_is_rotated_forgets_the_ids_of_earlier_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that never ends must not come to the limit of ids; those of the part that runs are known."""
+    monkeypatch.setattr(intake, "LEAST_IDS", 20)
+    async with running_daemon("[rotation]\nmax_events = 10\n") as daemon:
+        async with daemon.session() as wire:
+            for start in range(0, 1000, 5):
+                await wire.say(*(event(f"e{start + n}") for n in range(5)))
+                await wire.until_ack(start + 5, start + 5)
+                assert daemon.service.registry.ids.used < 60 * 130
+            await wire.say(event("e999"), event("e1000"), event("e0"), {"type": "close"})
+            frames = await wire.rest()
+            assert [f["event_id"] for f in frames if f["type"] == "reject"] == ["e999"]
+            for path in daemon.bundles():
+                ids = [e.event_id for e in decode_bundle(path.read_bytes()).events]
+                assert len(ids) == len(set(ids))
+        await is_served(daemon)
+        assert daemon.service.registry.ids.used == 0
+
+
+def test_no_id_of_a_part_that_has_not_ended_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many events wait to be decided while short parts end before them."""
+    monkeypatch.setattr(intake, "LEAST_IDS", 2)
+    owner: Any = None
+    taken = Intake()
+
+    def refused(*ids: str) -> list[str | None]:
+        body = b"".join(json.dumps(event(event_id)).encode() + b"\n" for event_id in ids)
+        (chunk,) = FrameReader(1 << 20, 100, 5).feed(body)
+        assert isinstance(chunk, EventChunk)
+        return [refusal.event_id for refusal in taken.admit(chunk, "s", owner)[1]]
+
+    assert refused("a", "b", "c") == []
+    taken.end_part(1)
+    assert refused("d", "e") == []
+    taken.end_part(2)
+    assert refused("a", "b", "c", "d", "e") == ["a", "b", "c", "d", "e"]
+    taken.end_part(3)
+    assert refused("a", "b", "c", "d", "e") == ["d", "e"]
+
+
+@pytest.mark.parametrize("frame", ["event", "events"])
+async def test_a_payload_that_nobody_waits_for_is_not_kept_with_a_deferred_episode(frame: str) -> None:
+    """P9: it stands in the journal, however its event came."""
+    async with running_daemon("[graphs.default]\nmax_in_flight = 0\n") as daemon, daemon.session() as wire:
+        tracemalloc.start()
+        try:
+            for number in range(200):
+                said = event(f"e{number}", payload={"pad": "x" * 50_000})
+                await wire.say(said if frame == "event" else {"type": "events", "events": [said["event"]]})
+                await wire.until_ack(number + 1, number + 1)
+            assert tracemalloc.get_traced_memory()[0] < 4_000_000
+        finally:
+            tracemalloc.stop()
+
+
+async def test_a_payload_that_an_engine_waits_for_is_counted_with_its_deferred_episode() -> None:
+    """P9: and no more when the episode has run, or after a restart."""
+    text = '[limits]\nids_bytes = "1MiB"\n' + process_graph(graph='max_per_window = 1\nrate_window = "1s"')
+    with short_directory() as place:
+        async with running_daemon(text, place / "state") as daemon, daemon.session() as wire:
+            await wire.say(*(event(f"e{number}", payload={"pad": "x" * 50_000}) for number in range(5)))
+            await wire.until_ack(5, 5)
+            assert daemon.service.registry.ids.used > 4 * 50_000
+            await wire.say(event("p", 1, "Pump"))
+            await wire.until_ack(6, 6)
+            assert 3 * 50_000 < daemon.service.registry.ids.used < 4 * 50_000
+        async with running_daemon(text, place / "state") as daemon:
+            assert 3 * 50_000 < daemon.service.registry.ids.used < 4 * 50_000
+            async with daemon.session(session=wire.opened["session"]) as wire:
+                with anyio.fail_after(20), suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+                    for number in range(1, 31):
+                        await wire.say(event(f"f{number}", payload={"pad": "x" * 50_000}))
+                        await wire.until_ack(number, number)
+            assert daemon.service.clients.refusals["limit"] == 1
+
+
+async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it() -> None:
+    """P9: its ids and deferred episodes go at once; it is in a cycle with its log, and thousands may come and go."""
+    async with running_daemon("[graphs.default]\nmax_in_flight = 0\n") as daemon, daemon.session() as wire:
+        session = daemon.service.registry.sessions[wire.opened["session"]]
+        await wire.say(*(event(f"e{number}") for number in range(50)))
+        await wire.until_ack(50, 50)
+        assert (len(session.intake.ids), session.deferred) == (50, 50)
+        await wire.say({"type": "close"})
+        await wire.until("closed")
+        await anyio.wait_all_tasks_blocked()
+        assert (len(session.intake.ids), session.deferred, session.intake.admitted) == (0, 0, 50)
+
+
+async def test_a_client_of_which_something_was_refused_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P9: until it sends what can be taken; the others do not wait for a quarter of a MiB of refusals."""
+    sizes: list[int] = []
+    receive = Inlet.receive
+
+    async def noted(inlet: Inlet, size: int, patience: float | None = None) -> bytes:
+        sizes.append(size)
+        return await receive(inlet, size, patience)
+
+    async with running_daemon() as daemon, daemon.session() as wire:
+        monkeypatch.setattr(Inlet, "receive", noted)
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        await wire.say(event("a"))
+        await wire.until("reject")
+        await wire.until_ack(2, 2)
+        await wire.say(event("b"))
+        await wire.until_ack(3, 3)
+    assert sizes[:3] == [READ_BYTES, SMALL_READ_BYTES, READ_BYTES]
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+async def test_a_connection_that_is_over_holds_no_line_until_the_collector_finds_it(is_dropped: bool) -> None:
+    """P9: what it had begun goes at once, whether the client went or was let go for limits.held_bytes."""
+    held = "300KiB" if is_dropped else "8MiB"
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        async with running_daemon(f'[limits]\nheld_bytes = "{held}"\n') as daemon:
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(10):
+                async with daemon.session() as wire:
+                    await wire.stream.send(b'{"type":"event",' + b" " * 400_000)
+                    if is_dropped:
+                        assert (await wire.rest())[-1]["code"] == "limit"
+                    else:
+                        await until_held(daemon, 400_000)
+            with anyio.fail_after(20):
+                while daemon.service.clients.connections:
+                    await anyio.sleep(0.001)
+            after, _ = tracemalloc.get_traced_memory()
+            assert after - before < 1_000_000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+async def until_unowned(daemon: Daemon, session: str) -> None:
+    """Wait until the session's connection is gone."""
+    with anyio.fail_after(20):
+        while daemon.service.registry.sessions[session].owner is not None:
+            await anyio.sleep(0.001)
+
+
+async def test_every_budget_is_back_at_zero_whatever_happened() -> None:
+    """Duplicates, rejected events, half frames, a full disk, resumed sessions, unread answers: nothing leaks."""
+    storage = FaultyStorage()
+    async with running_daemon('[session]\nlinger = "50ms"\n', storage=storage) as daemon:
+        async with daemon.session() as wire:
+            await wire.say(event("a"), event("a"), event("b", payload=[1]), event("c"))
+            await wire.until_ack(4, 4)
+            storage.fail_next("write", 28, 28, 28)
+            await wire.say(*(event(f"full-{i}") for i in range(100)))
+            await wire.until_ack(104)
+            await wire.stream.send(b'{"type":"event","event":{"event_id":"half')
+        async with daemon.session(decisions=True) as mute:
+            await mute.say(*(event(f"e{i}") for i in range(5000)))
+        await until_nothing_is_held(daemon)
+
+
+# --- how many descriptors ---
+
+
+async def test_out_of_descriptors_the_daemon_waits_and_goes_on(tmp_path: Path) -> None:
+    """Those who wait are served when there are descriptors again; the log says what to raise."""
+    with short_directory() as place, DaemonProcess(place, tmp_path / "state", config="[log]\nburst = 2\n") as daemon:
+        daemon.prefix = ["prlimit", "--nofile=48:48"]
+        await anyio.to_thread.run_sync(daemon.start)
+        crowd = [await anyio.connect_unix(str(daemon.socket)) for _ in range(80)]
+        said = await anyio.to_thread.run_sync(daemon.until_logged, "client.unaccepted")
+        assert said["level"] == "error"
+        assert "LimitNOFILE" in said["hint"]
+        for stream in crowd:
+            await stream.aclose()
+        async with await anyio.connect_unix(str(daemon.socket)) as stream:
+            wire = Wire(stream)
+            await wire.open()
+            await wire.say(event("a"), {"type": "close"})
+            assert (await wire.until("closed"))["events"] == 1
+        assert await anyio.to_thread.run_sync(daemon.stop) == 0
+
+
+def test_a_low_limit_of_open_files_is_raised_to_what_clients_need(tmp_path: Path) -> None:
+    """As far as the hard limit allows, which stays."""
+    with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
+        daemon.prefix = ["prlimit", "--nofile=64:300"]
+        daemon.start()
+        assert daemon.process is not None
+        limits = Path(f"/proc/{daemon.process.pid}/limits").read_text()
+        assert next(line.split()[3:5] for line in limits.splitlines() if "open files" in line) == ["300", "300"]
+        assert daemon.stop() == 0

@@ -1,0 +1,87 @@
+"""What a connection says of its events, one by one: which were refused, and up to where all is settled."""
+
+from __future__ import annotations
+
+import errno
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.daemons import event, running_daemon
+from tests.doubles.gated_storage import GatedStorage
+
+from ergo_capture import decode_bundle
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server.commit.submission import Batch
+from ergo_capture.server.net.receipts import Receipts, _Receipt
+
+
+def events(*ids: str) -> dict[str, object]:
+    """One frame with events of these ids."""
+    return {"type": "events", "events": [event(event_id)["event"] for event_id in ids]}
+
+
+async def test_each_event_of_a_chunk_that_the_disk_refuses_is_refused_by_its_own_number() -> None:
+    """Also where others of the chunk were refused before: a client must not take the one for the other."""
+    storage = GatedStorage()
+    text = "[limits]\nmax_id_bytes = 8\n"
+    async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
+        storage.fail_next("write", errno.ENOSPC)
+        await wire.say(events("a", "a", "too-long-an-id", "b"))
+        frames = await wire.until_ack(4)
+        rejects = {f["index"]: (f["event_id"], f["code"]) for f in frames if f["type"] == "reject"}
+        assert rejects == {
+            1: ("a", "storage_full"),
+            2: ("a", "duplicate_event_id"),
+            3: (None, "limit"),
+            4: ("b", "storage_full"),
+        }
+        await wire.say(event("b"), {"type": "close"})
+        closed = await wire.until("closed")
+        assert [e.event_id for e in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["b"]
+
+
+def test_what_is_refused_behind_an_event_that_is_not_decided_is_not_kept() -> None:
+    """P9: decisions can wait for long, for a disk or an engine, and a client can have any number of events refused."""
+    session: Any = SimpleNamespace(accepted=0, decided=0)
+    refused: list[int] = []
+    receipts = Receipts(lambda numbers, _batch: refused.extend(numbers))
+
+    def send(batch: Batch | None) -> None:
+        receipts.received += 1
+        receipts.note(batch, [receipts.received])
+        receipts.settle(session)
+
+    send(Batch(session, b"", (), first=0, end=1))
+    session.accepted = 1
+    before = kept()
+    for _ in range(100):
+        send(None)
+        send(Batch(session, b"", (), refused=ErgoCaptureError("the disk is full")))
+    assert (receipts.received, receipts.accepted) == (201, 201)
+    assert receipts.decided == 0
+    assert refused == [3 + 2 * number for number in range(100)]
+    assert kept() <= before
+    session.decided = 1
+    receipts.settle(session)
+    assert receipts.decided == 201
+
+
+def test_what_is_refused_behind_an_event_that_is_not_durable_is_not_kept_one_by_one() -> None:
+    """P9: nor where the disk does not answer."""
+    session: Any = SimpleNamespace(accepted=0, decided=0)
+    receipts = Receipts(lambda _numbers, _batch: None)
+    receipts.received = 1
+    receipts.note(Batch(session, b"", ()), [1])
+    before = kept()
+    for _ in range(100):
+        receipts.received += 1
+        receipts.note(None)
+        receipts.settle(session)
+    assert kept() <= before + 1
+
+
+def kept() -> int:
+    """Receipts and batches that anybody holds."""
+    return sum(isinstance(found, _Receipt | Batch) for found in gc.get_objects())

@@ -1,0 +1,394 @@
+"""Finished bundles are deleted when they have had their time, and nothing else is."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import structlog
+from tests.bundles import DAY, NOW, store
+from tests.daemons import PATIENCE, configured, event, running_daemon
+from tests.doubles.faulty_storage import FaultyStorage
+
+from ergo_capture.bundle.catalogue import StoredBundle, difference_from_manifest
+from ergo_capture.bundle.manifest import manifest_path
+from ergo_capture.bundle.retention import Bounds, RetentionRules
+from ergo_capture.config import parse
+from ergo_capture.server.factories import retention_of
+from ergo_capture.server.ops.reload import Reloader
+from ergo_capture.server.ops.retention import Pruner, Retention
+from ergo_capture.storage import RealStorage, StorageError, names_held
+
+OLD = RetentionRules(Bounds(max_age=DAY))
+WEEK = 7 * DAY
+
+
+def prune(state: Path, rules: RetentionRules = OLD, **options: Any) -> list[tuple[str, str | None]]:
+    """Prune; the names of bundles and why they were kept."""
+    steps = Pruner(state, RealStorage()).prune(rules, now=NOW, **options)
+    return [(step.choice.bundle.path.name.partition(".")[0], step.kept) for step in steps]
+
+
+def names(state: Path) -> list[str]:
+    """Every file under the bundles' directory."""
+    return sorted(path.name for path in (state / "bundles").rglob("*") if path.is_file() or path.is_symlink())
+
+
+def test_a_bundle_and_its_manifest_go_together(tmp_path: Path) -> None:
+    """And those that have not had their time stay as they are."""
+    store(tmp_path, "old", age=WEEK)
+    store(tmp_path, "packed", age=WEEK, compress=True)
+    store(tmp_path, "new", age=DAY / 2)
+    assert prune(tmp_path) == [("old", None), ("packed", None)]
+    assert names(tmp_path) == ["new.capture.json", "new.manifest.json"]
+    assert prune(tmp_path) == []
+
+
+def test_nothing_goes_that_is_not_finished_and_what_its_manifest_says(tmp_path: Path) -> None:
+    """A snapshot, a bundle without manifest, a changed, a cut and a linked one stay, however old they are."""
+    store(tmp_path, "snapshot", age=WEEK, ended="open")
+    manifest_path(store(tmp_path, "bare", age=WEEK)).unlink()
+    changed = store(tmp_path, "changed", age=WEEK)
+    changed.write_bytes(changed.read_bytes().replace(b"e0", b"e9", 1))
+    cut = store(tmp_path, "cut", age=WEEK)
+    os.truncate(cut, 10)
+    linked = store(tmp_path, "linked", age=WEEK)
+    linked.rename(tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "elsewhere")
+    store(tmp_path, "astray", age=WEEK, bundle="changed.capture.json")
+    before = names(tmp_path)
+    assert prune(tmp_path) == [("changed", "its bytes are not those that its manifest vouches for")]
+    assert names(tmp_path) == before
+    assert (tmp_path / "elsewhere").exists()
+
+
+def test_another_goes_in_the_place_of_one_that_is_found_unsound(tmp_path: Path) -> None:
+    """The bound holds for what is sound; the unsound one is read and reported once."""
+    for number in range(4):
+        store(tmp_path, f"b{number}", age=(9 - number) * DAY)
+    bad = tmp_path / "bundles" / "g" / "b0.capture.json"
+    bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
+    pruner = Pruner(tmp_path, RealStorage())
+    rules = RetentionRules(Bounds(max_bundles=2))
+    steps = [(s.choice.bundle.path.name[:2], s.kept is None) for s in pruner.prune(rules, now=NOW)]
+    assert steps == [("b0", False), ("b1", True)]
+    assert list(pruner.prune(rules, now=NOW)) == []
+
+
+def test_a_dry_run_says_the_same_and_deletes_nothing(tmp_path: Path) -> None:
+    """What is unsound is found out there too."""
+    store(tmp_path, "old", age=WEEK)
+    bad = store(tmp_path, "bad", age=WEEK)
+    bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
+    before = names(tmp_path)
+    said = prune(tmp_path, dry_run=True)
+    assert names(tmp_path) == before
+    assert said == prune(tmp_path)
+    assert [name for name, kept in said if kept is None] == ["old"]
+
+
+def test_only_the_graph_that_was_named_is_pruned(tmp_path: Path) -> None:
+    """Its bounds alone are looked at."""
+    store(tmp_path, "one", graph="a", age=WEEK)
+    store(tmp_path, "two", graph="b", age=WEEK)
+    assert prune(tmp_path, graph="b") == [("two", None)]
+
+
+CALLS = ["rename", "sync_dir", "remove", "remove"]
+
+
+@pytest.mark.parametrize("call", range(len(CALLS)))
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_crash_between_any_two_steps_leaves_nothing_wrong(tmp_path: Path, call: int, number: int) -> None:
+    """Bundle and manifest are both there, or the next look finishes; never a bundle without its manifest."""
+    bundle = store(tmp_path, "old", age=WEEK)
+    before = [sum(other == CALLS[call] for other in CALLS[:call])]
+    storage = FaultyStorage({CALLS[call]: [*([None] * before[0]), number]})
+    with pytest.raises(StorageError):
+        list(Pruner(tmp_path, storage).prune(OLD, now=NOW))
+    if bundle.exists():
+        found = {path.name for path in bundle.parent.iterdir()}
+        assert found & {"old.manifest.json", "old.manifest.json.pruning"}
+    assert prune(tmp_path) == ([("old", None)] if call == 0 else [])
+    assert names(tmp_path) == []
+
+
+def test_a_bundle_published_anew_after_a_crash_is_not_taken_for_the_one_that_was_being_deleted(
+    tmp_path: Path,
+) -> None:
+    """Recovery may publish it again: it has its manifest and has its time."""
+    bundle = store(tmp_path, "old", age=WEEK)
+    manifest = manifest_path(bundle)
+    manifest.rename(manifest.with_name(manifest.name + ".pruning"))
+    store(tmp_path, "old", age=DAY / 2)
+    assert prune(tmp_path) == []
+    assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
+
+
+def test_another_bundle_in_the_place_of_one_that_was_being_deleted_stays(tmp_path: Path) -> None:
+    """Its bytes are not those that were doomed: it gets the manifest back, and is reported."""
+    bundle = store(tmp_path, "old", age=WEEK)
+    manifest = manifest_path(bundle)
+    manifest.rename(manifest.with_name(manifest.name + ".pruning"))
+    bundle.write_bytes(bundle.read_bytes().replace(b"e0", b"e9", 1))
+    assert [kept is None for _, kept in prune(tmp_path)] == [False]
+    assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"\xff", b'{"bundle": "../../../lock"}'])
+def test_a_name_like_ours_that_holds_something_else_is_left_alone(tmp_path: Path, text: bytes) -> None:
+    """Nothing is deleted on the word of a file that is no manifest."""
+    place = tmp_path / "bundles" / "g"
+    place.mkdir(parents=True)
+    (place / "x.manifest.json.pruning").write_bytes(text)
+    (tmp_path / "lock").write_bytes(b"1\n")
+    assert prune(tmp_path) == []
+    assert (tmp_path / "lock").exists()
+    assert names(tmp_path) == ["x.manifest.json.pruning"]
+
+
+def test_a_doomed_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
+    """The bundle that it means is the one beside it."""
+    bundle = store(tmp_path, "x", age=WEEK, bundle="../../lock")
+    manifest = manifest_path(bundle)
+    manifest.rename(manifest.with_name(manifest.name + ".pruning"))
+    (tmp_path / "lock").write_bytes(b"1\n")
+    prune(tmp_path)
+    assert (tmp_path / "lock").exists()
+    assert bundle.exists()
+
+
+def test_two_that_prune_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """The daemon and the command: each step of one in the midst of the other's."""
+    for number in range(6):
+        store(tmp_path, f"b{number}", age=WEEK)
+    one, other = (Pruner(tmp_path, RealStorage()).prune(OLD, now=NOW) for _ in range(2))
+    for step in one:
+        assert step.kept is None
+        next(other, None)
+    assert list(other) == []
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("changed", [b"e0", b"e9"])
+def test_a_bundle_that_is_published_anew_while_it_is_looked_at_stays(
+    changed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was published at a stop goes on after it: what was read is not what would be deleted."""
+    old = store(tmp_path, "old", age=WEEK, ended="interrupted")
+    text = old.read_bytes()
+
+    def publish_meanwhile(bundle: StoredBundle) -> str | None:
+        found = difference_from_manifest(bundle)
+        old.unlink()
+        manifest_path(old).unlink()
+        store(tmp_path, "old", age=DAY / 2, text=text.replace(b"e0", changed))
+        return found
+
+    monkeypatch.setattr("ergo_capture.server.ops.retention.difference_from_manifest", publish_meanwhile)
+    assert prune(tmp_path) == []
+    assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
+
+
+def test_nothing_is_deleted_where_somebody_else_is_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are given and taken by one at a time; the next round looks again."""
+    monkeypatch.setattr("ergo_capture.storage.lock._PATIENCE", 0.05)
+    store(tmp_path, "old", age=WEEK)
+    with names_held(tmp_path / "bundles" / "g") as alone:
+        assert alone
+        assert prune(tmp_path) == []
+    assert prune(tmp_path) == [("old", None)]
+
+
+def test_a_bundle_or_a_manifest_that_cannot_be_read_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays and is told of, once, and the rest is pruned."""
+    unreadable = [store(tmp_path, "a", age=WEEK), manifest_path(store(tmp_path, "b", age=WEEK))]
+    (tmp_path / "bundles" / "lost+found").mkdir()
+    store(tmp_path, "c", age=WEEK)
+    real_open, real_scan = os.open, os.scandir
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if path in unreadable:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real_open(path, *arguments, **options)
+
+    def refuse_scan(path: Any) -> Any:
+        if Path(path).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_scan(path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "scandir", refuse_scan)
+    assert prune(tmp_path) == [("a", "it cannot be read: Input/output error"), ("c", None)]
+
+
+class Scarce(RealStorage):
+    """A disk on which what is under a directory takes up the room."""
+
+    def __init__(self, size: int) -> None:
+        self.room = size
+
+    def free_bytes(self, path: Path) -> int:
+        """See ``Storage``."""
+        return self.room - sum(file.stat().st_size for file in path.rglob("*.capture.json*"))
+
+
+def test_room_is_made_on_the_disk(tmp_path: Path) -> None:
+    """The oldest go until so much is free, and no more."""
+    size = store(tmp_path, "b0", age=9 * DAY).stat().st_size
+    for number in range(1, 5):
+        store(tmp_path, f"b{number}", age=(9 - number) * DAY)
+    pruner = Pruner(tmp_path, Scarce(5 * size))
+    rules = RetentionRules(keep_free_bytes=2 * size - 1)
+    assert [s.choice.bundle.path.name[:2] for s in pruner.prune(rules, now=NOW)] == ["b0", "b1"]
+    assert list(pruner.prune(rules, now=NOW)) == []
+
+
+def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
+    """What a graph's table does not say is as in [retention]."""
+    rules = retention_of(
+        parse(
+            '[retention]\nmax_age = "30d"\nmax_bundles = 9\nkeep_free_bytes = "1GiB"\n'
+            '[graphs.a]\n[graphs.b]\nretention = { max_age = "0s", max_bytes = "1KiB" }\n',
+            "test",
+        )
+    )
+    assert rules.default == Bounds(max_age=30 * DAY, max_bundles=9)
+    assert rules.graphs == {"b": Bounds(timedelta(0), 1024, 9)}
+    assert rules.keep_free_bytes == 1 << 30
+    assert not retention_of(parse("", "test")).are_set
+    assert retention_of(parse('[retention]\nmax_age = "999999999999d"', "test")).are_set
+
+
+# --- in the daemon ---
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    """What is logged meanwhile."""
+    with structlog.testing.capture_logs() as entries:
+        yield entries
+
+
+async def until(logged: list[Any], name: str, number: int = 1) -> list[Any]:
+    """Wait until so many lines of that name are logged."""
+    with anyio.fail_after(PATIENCE):
+        while len(found := [entry for entry in logged if entry["event"] == name]) < number:
+            await anyio.sleep(0.01)
+    return found
+
+
+async def test_the_daemon_prunes_after_each_publication(logged: list[Any]) -> None:
+    """The oldest goes when one too many is there, and the log says which and why."""
+    async with running_daemon("[retention]\nmax_bundles = 2\n") as daemon:
+        bundles = []
+        for number in range(4):
+            async with daemon.session() as wire:
+                await wire.say(event("a"), {"type": "close"})
+                bundles.append((await wire.until("closed"))["bundle"])
+            pruned = await until(logged, "bundle.pruned", max(0, number - 1))
+        assert [entry["bundle"] for entry in pruned] == bundles[:2]
+        assert {entry["reason"] for entry in pruned} == {"max_bundles"}
+        assert sorted(map(str, daemon.bundles())) == sorted(bundles[2:])
+        assert not list(daemon.state.rglob("*.pruning"))
+
+
+async def test_the_daemon_prunes_when_it_starts_and_leaves_running_sessions_alone(tmp_path: Path) -> None:
+    """What had its time while the daemon was away goes at once; a snapshot stays."""
+    old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
+    with structlog.testing.capture_logs() as logged:
+        async with running_daemon('[retention]\nmax_age = "1d"\n', state=tmp_path) as daemon:
+            await until(logged, "bundle.pruned")
+            assert not old.exists()
+            async with daemon.session() as wire:
+                await wire.say(event("a"), {"type": "flush"})
+                flushed = await wire.until("flushed")
+                assert json.loads(Path(flushed["manifest"]).read_bytes())["ended"] == "open"
+                rules = RetentionRules(Bounds(max_age=timedelta(microseconds=1)))
+                daemon.service.retention.take_rules(rules, 0)
+                await daemon.service.retention.take_round()
+                assert Path(flushed["bundle"]).exists()
+                await wire.say({"type": "close"})
+                closed = await wire.until("closed")
+                assert closed["bundle"] == flushed["bundle"]
+            await until(logged, "bundle.pruned", 2)
+            assert daemon.bundles() == []
+
+
+async def test_a_start_finishes_what_a_crash_interrupted_whatever_the_rules(tmp_path: Path) -> None:
+    """Those that began it may be gone from the configuration."""
+    manifest = manifest_path(store(tmp_path, "old", age=WEEK))
+    manifest.rename(manifest.with_name(manifest.name + ".pruning"))
+    async with running_daemon(state=tmp_path):
+        with anyio.fail_after(PATIENCE):
+            while names(tmp_path):
+                await anyio.sleep(0.01)
+
+
+async def test_a_reload_puts_other_bounds_in_force_at_once(tmp_path: Path) -> None:
+    """What is beyond them goes without waiting for a publication, and bundles are compressed from then on."""
+    old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
+    text = '[retention]\nmax_age = "1d"\ninterval = "0s"\n[bundle]\ncompress = "zstd"\n'
+    with structlog.testing.capture_logs() as logged:
+        async with running_daemon('[retention]\ninterval = "0s"\n', state=tmp_path) as daemon:
+            config = configured(daemon.state, daemon.socket, text)
+            daemon.service.reloader = Reloader(daemon.service, lambda: config)
+            assert old.exists()
+            assert (await daemon.ask("reload"))["applied"] == ["bundle.compress", "retention.max_age"]
+            await until(logged, "bundle.pruned")
+            assert not old.exists()
+            async with daemon.session() as wire:
+                await wire.say(event("a"), {"type": "close"})
+                assert (await wire.until("closed"))["bundle"].endswith(".capture.json.zst")
+
+
+async def test_what_cannot_be_pruned_is_logged_once_and_the_daemon_goes_on(tmp_path: Path, logged: list[Any]) -> None:
+    """An unsound bundle, a disk that stays short, and one that fails: each a line with a hint."""
+    bad = store(tmp_path, "bad", age=WEEK)
+    bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
+    store(tmp_path, "old", age=WEEK)
+    storage = FaultyStorage({"remove": [errno.EIO]})
+    rules = RetentionRules(Bounds(max_age=DAY), keep_free_bytes=1 << 62)
+    retention = Retention(Pruner(tmp_path, storage), rules, 0)
+    for _ in range(3):
+        await retention.take_round()
+    lines = [entry["event"] for entry in logged]
+    assert sorted(lines) == ["bundle.unsound", "retention.failed", "retention.short"]
+    assert all(entry["hint"] for entry in logged)
+    assert names(tmp_path) == ["bad.capture.json", "bad.manifest.json"]
+
+
+async def test_rounds_are_taken_when_something_was_published_and_every_so_often(tmp_path: Path) -> None:
+    """Without an interval only ``look`` leads to one; with one, time does."""
+    retention = Retention(Pruner(tmp_path, RealStorage()), OLD, 0)
+    async with anyio.create_task_group() as tasks:
+        store(tmp_path, "first", age=WEEK, now=datetime.now(UTC))
+        tasks.start_soon(retention.run)
+        await _until_pruned(retention, 1)
+        store(tmp_path, "second", age=WEEK, now=datetime.now(UTC))
+        retention.look()
+        await _until_pruned(retention, 2)
+        tasks.cancel_scope.cancel()
+    periodic = Retention(Pruner(tmp_path, RealStorage()), OLD, 0.001)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(periodic.run)
+        store(tmp_path, "third", age=WEEK, now=datetime.now(UTC))
+        await _until_pruned(periodic, 1)
+        store(tmp_path, "fourth", age=WEEK, now=datetime.now(UTC))
+        await _until_pruned(periodic, 2)
+        tasks.cancel_scope.cancel()
+
+
+async def _until_pruned(retention: Retention, number: int) -> None:
+    with anyio.fail_after(PATIENCE):
+        while retention.pruned < number:
+            await anyio.sleep(0.01)

@@ -1,0 +1,149 @@
+"""What the daemon says of itself: figures that agree with what happened, at any moment."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import anyio
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.daemons import PATIENCE, Daemon, event, running_daemon
+from tests.doubles.faulty_storage import FaultyStorage
+from tests.doubles.gated_storage import GatedStorage
+
+from ergo_capture.server.commit.meter import CommitMeter, Histogram
+
+
+async def status_of(daemon: Daemon) -> Any:
+    """The status, as an operator gets it."""
+    return (await daemon.ask("status"))["status"]
+
+
+async def test_the_status_counts_what_happened() -> None:
+    """Events, decisions, commits, clients, watermarks: all agree with the acknowledgements."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(*[event(f"e{n}", n) for n in range(5)])
+        await wire.until_ack(5, 5)
+        status = await status_of(daemon)
+        assert (status["phase"], status["clients"], status["totals"]["sessions_opened"]) == ("serving", 1, 1)
+        (session,) = status["running"]["sessions"]
+        assert session["session"] == wire.opened["session"]
+        assert (session["admitted"], session["accepted"], session["decided"]) == (5, 5, 5)
+        assert (session["queued_bytes"], session["owned"], session["state"]) == (0, True, "open")
+        writer, commits = status["running"]["writer"], status["running"]["commits"]
+        assert (writer["events"], writer["decisions"]) == (5, 5)
+        assert sum(commits["seconds"]["counts"]) == sum(commits["events"]["counts"]) == writer["batches"]
+        assert commits["bytes"]["sum"] == writer["bytes_written"]
+        assert commits["events"]["sum"] == 5
+        assert 0 < writer["last_commit_seconds"] <= commits["seconds"]["sum"]
+        assert status["running"]["journal"]["segments"] == 1
+        assert status["disk_free_bytes"] > 0
+
+
+async def test_refusals_are_shown_by_code() -> None:
+    """Every code is there, so that a rate of it can be computed before the first one."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), event("a"))
+        await wire.until("reject")
+        refusals = (await status_of(daemon))["refusals"]
+        assert refusals["duplicate_event_id"] == 1
+        assert refusals["limit"] == 0
+
+
+async def test_deferred_episodes_and_what_a_shutdown_waits_for_are_shown() -> None:
+    """A session that holds events is one whose bundle a shutdown publishes; an empty one is not."""
+    limited = '[graphs.default]\nmax_per_window = 1\nrate_window = "1h"\n'
+    async with running_daemon(limited) as daemon, daemon.session(), daemon.session() as wire:
+        await wire.say(event("a"), event("b"))
+        await wire.until_ack(2, 2)
+        running = (await status_of(daemon))["running"]
+        deferred = {session["session"]: session["deferred"] for session in running["sessions"]}
+        assert deferred[wire.opened["session"]] == 1
+        (waits,) = running["shutdown_waits_for"]
+        assert wire.opened["session"] in waits
+        assert "bundle of 2 events" in waits
+
+
+async def test_a_disk_that_hangs_keeps_nobody_from_the_status() -> None:
+    """The rest is shown, and of the disk that it does not answer."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon:
+        with storage.gate("free_bytes"):
+            status = await status_of(daemon)
+            assert storage.waiting == 1
+            assert status["disk_free_bytes"] is None
+            assert status["phase"] == "serving"
+
+
+async def test_events_that_wait_for_a_hanging_sync_have_an_age() -> None:
+    """It grows for as long as the commit takes, and is gone when the commit is done."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        assert (await status_of(daemon))["running"]["writer"]["oldest_undurable_seconds"] == 0
+        with storage.gate("sync"):
+            await wire.say(event("b"))
+            ages: list[float] = []
+            with anyio.fail_after(PATIENCE):
+                while len(ages) < 2:
+                    writer = (await status_of(daemon))["running"]["writer"]
+                    if writer["committing"]:
+                        ages.append(writer["oldest_undurable_seconds"])
+            assert 0 < ages[0] < ages[1]
+        await wire.until_ack(2, 2)
+        assert (await status_of(daemon))["running"]["writer"]["oldest_undurable_seconds"] == 0
+
+
+async def test_a_full_disk_is_shown_and_so_is_its_end() -> None:
+    """Refused commits stay counted."""
+    storage = FaultyStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        storage.fail_next("write", *[errno.ENOSPC] * 200)
+        await wire.say(event("b"))
+        await wire.until("reject")
+        assert (await status_of(daemon))["running"]["writer"]["full"] is True
+        storage.table.clear()
+        await wire.say(event("c"))
+        while (await wire.read()).get("accepted", 0) < 3:
+            pass
+        with anyio.fail_after(PATIENCE):
+            while (writer := (await status_of(daemon))["running"]["writer"])["full"]:
+                await wire.say(event("d"))
+                await anyio.sleep(0.05)
+        assert writer["refused_batches"] > 0
+
+
+@given(st.lists(st.floats(0, 20), max_size=600))
+def test_a_histogram_puts_each_observation_under_the_first_bound_it_does_not_exceed(values: list[float]) -> None:
+    """Checked against counting them one by one."""
+    histogram = Histogram((0.5, 1.0, 10.0))
+    histogram.observe(values)
+    snapshot = histogram.snapshot()
+    below = [sum(value <= bound for value in values) for bound in (0.5, 1.0, 10.0)]
+    assert list(snapshot.counts) == [below[0], below[1] - below[0], below[2] - below[1], len(values) - below[2]]
+    assert abs(snapshot.sum - sum(values)) < 1e-6
+
+
+def test_a_quantile_is_a_bound_that_holds() -> None:
+    """None where there is nothing yet, and where no bound holds."""
+    histogram = Histogram((1.0, 2.0))
+    assert histogram.snapshot().quantile(0.5) is None
+    histogram.observe([0.5] * 98 + [1.5] + [99.0])
+    assert histogram.snapshot().quantile(0.5) == 1.0
+    assert histogram.snapshot().quantile(0.99) == 2.0
+    assert histogram.snapshot().quantile(1.0) is None
+
+
+def test_a_meter_forgets_no_commit_however_many_come_before_somebody_looks() -> None:
+    """They are sorted in when many have come; what waits is bounded."""
+    meter = CommitMeter()
+    for number in range(1000):
+        meter.note(0.001, 100, number % 3)
+    assert len(meter._fresh) < 1000
+    snapshot = meter.snapshot()
+    assert snapshot.seconds.total == snapshot.bytes.total == snapshot.events.total == 1000
+    assert snapshot.events.sum == sum(number % 3 for number in range(1000))

@@ -1,0 +1,288 @@
+"""What happens while bundles are made, and while the journal behind them goes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.daemons import event, running_daemon, short_directory
+from tests.doubles.composers import RoomlessComposer, SlowComposer
+from tests.doubles.gated_storage import GatedStorage
+from tests.server.looks import manifests, sessions_of, until
+
+from ergo_capture import decode_bundle
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server import publisher as publisher_module
+from ergo_capture.server.commit import segment_gc as retirement_module
+from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
+
+
+async def test_a_snapshot_that_comes_late_does_not_reopen_a_session_that_is_over() -> None:
+    """The manifest of a closed session says complete, though a flush had chosen the session while it was open."""
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "close"})
+        (session,) = sessions_of(daemon)
+        await wire.until("closed")
+        flushed = await session.flush()
+        assert flushed == session.publication
+        assert [m["ended"] for m in manifests(daemon)] == ["complete"]
+
+
+async def test_a_worker_process_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host out of processes: the bundle is composed in a thread, and nobody is let go."""
+
+    async def refused(*_: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("anyio.to_process.run_sync", refused)
+    monkeypatch.setattr(publisher_module, "_IN_THREAD", 0)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "flush"}, {"type": "close"})
+        await wire.until("flushed")
+        closed = await wire.until("closed")
+        assert decode_bundle(Path(closed["bundle"]).read_bytes()).events
+
+
+@pytest.mark.parametrize("last", ["flush", "close"])
+async def test_a_small_bundle_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """One that takes seconds is of no matter to those who close, or flush, a session of a few events."""
+    composer = SlowComposer(monkeypatch, large=1)
+    async with running_daemon() as daemon, daemon.session() as large, daemon.session() as small:
+        await large.say(event("a"), event("b"), {"type": "close"})
+        await composer.begun.wait()
+        await small.say(event("a"), {"type": last})
+        await small.until("flushed" if last == "flush" else "closed")
+        composer.over.set()
+        await large.until("closed")
+
+
+async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A small last bundle waits for the large snapshot before it, which would else take its place."""
+    composer = SlowComposer(monkeypatch, large=1)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        await wire.say(event("a"), event("b"))
+        await wire.until_ack(2, 2)
+        flushing = asyncio.create_task(session.flush())
+        await composer.begun.wait()
+        composer.call_large(10)
+        await wire.say({"type": "close"})
+        await until(lambda: session.parts.is_closed)
+        async with daemon.session() as another:
+            # Its bundle would come behind the last one of the session, if that one did not wait.
+            await another.say(event("a"), {"type": "close"})
+            await another.until("closed")
+        assert not session.finished.is_set()
+        composer.over.set()
+        await flushing
+        await wire.until("closed")
+        assert [m["events"] for m in manifests(daemon) if m["session"] == wire.opened["session"]] == [2]
+        assert {m["ended"] for m in manifests(daemon)} == {"complete"}
+
+
+async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system in composing is told to the client that asked."""
+
+    def broken(_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", broken)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        await wire.say(event("a"), {"type": "flush"})
+        frames = await wire.rest()
+        assert [f["code"] for f in frames if f["type"] == "error"] == ["storage_failed"]
+        monkeypatch.undo()
+
+
+async def test_a_defect_in_composing_is_an_error_of_the_bundle_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the daemon, whose snapshot it was, nor its stop."""
+
+    def broken(_: Any) -> Any:
+        raise LookupError("nothing there")
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", broken)
+    said = ""
+    async with running_daemon('[snapshot]\ninterval = "10ms"\n') as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await wire.until_ack(1, 1)
+        while "snapshot.failed" not in said:
+            await asyncio.sleep(0.001)
+            said += capsys.readouterr().out
+        await wire.say(event("b"))
+        await wire.until_ack(2, 2)
+    said += capsys.readouterr().out
+    assert "LookupError: nothing there" in said
+    assert "daemon.stopped" in said
+    assert daemon.service.unfinished
+
+
+async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: where the disk is full as a part ends, the session goes on, and its bundles are written once there is room."""
+    composer = RoomlessComposer(monkeypatch)
+    async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
+        await wire.say(event("a"))
+        await until(lambda: composer.attempts > 2)
+        await wire.say(event("b"))
+        await wire.until_ack(2)
+        composer.is_full = False
+        await wire.until_ack(2, 2)
+        await wire.say({"type": "close"})
+        await wire.until("closed")
+        ids = [e.event_id for path in daemon.bundles() for e in decode_bundle(path.read_bytes()).events]
+        assert ids == ["a", "b"]
+
+
+async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a large bundle cannot be written, its client hears why, and the session goes on."""
+    monkeypatch.setattr(publisher_module, "_IN_THREAD", 0)
+    async with running_daemon() as daemon, daemon.session() as wire:
+        (daemon.state / "bundles" / "default").write_text("not a directory")
+        await wire.say(event("a"), {"type": "flush"})
+        assert "create capture output directory" in (await wire.rest())[-1]["message"]
+        (session,) = sessions_of(daemon)
+        assert session.failure is None
+        with pytest.raises(CaptureWriteError) as caught:
+            await session.flush()
+        assert caught.value.stage is WriteStage.CREATE_OUTPUT_DIRECTORY
+        assert isinstance(caught.value.cause, OSError)
+        (daemon.state / "bundles" / "default").unlink()
+
+
+async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_goes_on() -> None:
+    """A session that never ends, with rotation, must not fill the disk."""
+    text = '[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'
+    async with running_daemon(text) as daemon, daemon.session() as wire:
+        for start in range(0, 200, 10):
+            await wire.say(*(event(f"e{n}", payload={"x": "y" * 2000}) for n in range(start, start + 10)))
+            await wire.until_ack(start + 10, start + 10)
+        await until(lambda: len(list((daemon.state / "journal").glob("*.journal"))) <= 3)
+
+
+async def test_sessions_that_end_together_retire_the_journal_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that let go of the same segment would both delete it, and the second fail."""
+    storage = GatedStorage()
+    under_way: list[int] = [0, 0]
+
+    class Counted:
+        @staticmethod
+        async def run_sync(call: Any, *arguments: Any) -> Any:
+            counts = call.__name__ == "retire"
+            under_way[0] += counts
+            under_way[1] = max(under_way)
+            try:
+                return await anyio.to_thread.run_sync(call, *arguments)
+            finally:
+                under_way[0] -= counts
+
+    monkeypatch.setattr(retirement_module, "to_thread", Counted)
+    with short_directory() as place:
+        async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+        async with (
+            running_daemon(storage=storage, state=place / "state") as daemon,
+            daemon.session(session=wire.opened["session"]) as one,
+            daemon.session() as two,
+        ):
+            with storage.gate("remove", ".journal"):
+                for ending in (one, two):
+                    await ending.say({"type": "close"})
+                    await ending.until("closed")
+                await until(lambda: not sessions_of(daemon))
+                await storage.until_held()
+            async with daemon.session() as wire:
+                await wire.say(event("b"))
+                await wire.until_ack(1, 1)
+        assert under_way == [0, 1]
+
+
+async def test_a_segment_that_cannot_be_deleted_costs_no_session_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said once, and stays until the next start."""
+    storage = GatedStorage()
+    with short_directory() as place:
+        async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+        async with running_daemon(storage=storage, state=place / "state") as daemon:
+            storage.fail_next("remove", errno.EIO)
+            for name in (wire.opened["session"], None):
+                async with daemon.session(session=name) as wire:
+                    await wire.say(event("b"), {"type": "close"})
+                    await wire.until("closed")
+                await until(lambda: any(call.startswith("-remove") for call in storage.calls))
+            assert len(list((place / "state" / "journal").glob("*.journal"))) == 2
+        assert capsys.readouterr().out.count("segment.kept") == 1
+        async with running_daemon(state=place / "state"):
+            assert len(list((place / "state" / "journal").glob("*.journal"))) == 1
+
+
+async def test_a_flush_while_a_part_ends_names_the_bundle_of_that_part() -> None:
+    """What was asked for is in the part that ends, and a bundle of the one that begins would hold nothing."""
+    storage = GatedStorage()
+    text = "[rotation]\nmax_events = 1\n"
+    async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        with storage.gate("write", ".journal", after=2):
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+            await until(lambda: session.parts.current.number == 2)
+            await wire.say({"type": "flush"})
+            await storage.until_held()
+            await anyio.wait_all_tasks_blocked()
+            assert daemon.bundles() == []
+        flushed = await wire.until("flushed")
+        (bundle,) = daemon.bundles()
+        assert Path(flushed["bundle"]) == bundle
+        assert [e.event_id for e in decode_bundle(bundle.read_bytes()).events] == ["a"]
+        await wire.say({"type": "flush"})
+        assert (await wire.until("flushed"))["bundle"] == str(bundle)
+
+
+async def test_a_flush_while_a_part_cannot_end_says_so() -> None:
+    """The error of the part that ends is the answer to whoever waits for its bundle."""
+    storage = GatedStorage()
+    text = "[rotation]\nmax_events = 1\n"
+    async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        (daemon.state / "bundles" / "default").write_text("not a directory")
+        with storage.gate("write", ".journal", after=2):
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+            await until(lambda: session.parts.current.number == 2)
+            await wire.say({"type": "flush"})
+            await storage.until_held()
+            await anyio.wait_all_tasks_blocked()
+        assert "create capture output directory" in (await wire.rest())[-1]["message"]
+        (daemon.state / "bundles" / "default").unlink()
+
+
+async def test_a_defect_in_the_end_of_a_part_keeps_no_flush_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what nobody expected is an answer: an operator's flush must not wait for a bundle that never comes."""
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(publisher_module, "compose_bundle", broken)
+    storage = GatedStorage()
+    async with running_daemon("[rotation]\nmax_events = 1\n", storage=storage) as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        with storage.gate("write", ".journal", after=2):
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+            await until(lambda: session.parts.current.number == 2)
+            flushing = asyncio.create_task(session.flush())
+            await storage.until_held()
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(20), pytest.raises(ErgoCaptureError, match="a defect"):
+            await flushing
+        monkeypatch.undo()
