@@ -13,6 +13,7 @@ from tests.kernel.texts import bent, read
 
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value, compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
+from ergo_capture.kernel.serde.parsing import parse
 
 #: Numbers in many spellings, and whether the reference reads them. It takes the first nineteen digits or so and
 #: multiplies, so that zeros behind them make a difference, and some that round to infinity have a value.
@@ -120,3 +121,9 @@ def test_a_string_without_an_end_is_read_once(start: str) -> None:
     began = time.perf_counter()
     assert not taken(start + r"\"" * 120_000)
     assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("number", ["1.79769313486231e308", "-1.79769313486231e+308", "1.7976931348623150e308"])
+def test_a_number_just_below_the_largest_is_read_as_itself(number: str) -> None:
+    """Values between the cheap bound and the largest f64 were read as the largest."""
+    assert parse(number) == float(number)

@@ -89,4 +89,4 @@ def _parse_float(number: str) -> float:
     value = float(number)
     if abs(value) < CERTAINLY_IN_RANGE:
         return value
-    return math.copysign(sys.float_info.max if in_range(number) else math.inf, value)
+    return math.copysign(min(abs(value), sys.float_info.max) if in_range(number) else math.inf, value)
