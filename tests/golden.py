@@ -38,8 +38,7 @@ from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import IGNORABLE, FrameKind, PendingFrame, encode_header
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Closing, Peer, Publication, Rotation, SessionDescription, encode_body
-from ergo_capture.journal.recovered import PendingPublication, RecoveredSession
-from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.recovery import PendingPublication, RecoveredSession, recover
 from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
@@ -239,7 +238,7 @@ def rotated(directory: Path) -> None:
     journal.commit([one.decisions(4)])
     journal.commit([one.rotated("b3", forced=True), one.events(*plain("c", 2, 300))])
     journal.commit([one.decisions(1)])
-    journal.retire(2)
+    journal.delete_segments(2)
     journal.close()
 
 

@@ -48,8 +48,7 @@ from ergo_capture import (
 )
 from ergo_capture.bundle.writer.compose import ComposeJob
 from ergo_capture.client.load import Load
-from ergo_capture.journal.recovered import Recovery
-from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.journal.scan import scan
 from ergo_capture.server.publisher import compose_apart
 from ergo_capture.storage import RealStorage

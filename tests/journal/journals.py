@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ergo_capture.journal.findings import Scan
-from ergo_capture.journal.frame import FrameKind, Header, PendingFrame, decode_header
-from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.frame import FrameKind, Header, PendingFrame, Position, decode_header
+from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan import scan
+from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage, Storage
@@ -109,12 +109,12 @@ def flip(path: Path, offset: int, mask: int = 0xFF) -> None:
         file.write(bytes([byte ^ mask]))
 
 
-def look(directory: Path) -> Scan:
-    """Scan without mending."""
+def look(directory: Path) -> ScanReport:
+    """ScanReport without mending."""
     return scan(directory, RealStorage())
 
 
-def found_frames(directory: Path, found: Scan) -> set[Position]:
+def found_frames(directory: Path, found: ScanReport) -> set[Position]:
     """The positions of everything that the scan says sessions have."""
     positions: set[Position] = set()
     for session in found.sessions.values():
@@ -125,7 +125,7 @@ def found_frames(directory: Path, found: Scan) -> set[Position]:
     return positions
 
 
-def damaged(found: Scan) -> list[int]:
+def damaged(found: ScanReport) -> list[int]:
     """The sessions that are not to be served."""
     return sorted(number for number, session in found.sessions.items() if session.damage is not None)
 

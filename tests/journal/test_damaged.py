@@ -51,7 +51,7 @@ def test_p6_every_changed_byte_of_a_durable_frame_is_damage_at_that_frame(tmp_pa
     for at in range(offset, offset + 64 + header.length):
         flip(segment, at)
         found = look(tmp_path)
-        assert found.tail is None, f"byte {at - offset}"
+        assert found.torn is None, f"byte {at - offset}"
         assert [(d.segment, d.offset, d.length) for d in found.damage] == [(1, offset, behind - offset)]
         assert found_frames(tmp_path, found) == {p for p in positions if p.offset != offset}
         assert damaged(found) == [1], f"byte {at - offset}"
@@ -67,7 +67,7 @@ def test_p6_every_changed_bit_of_a_durable_header_is_damage(tmp_path: Path) -> N
     for bit in range(64 * 8):
         flip(segment, offset + bit // 8, 1 << bit % 8)
         found = look(tmp_path)
-        assert (found.tail, len(found.damage)) == (None, 1), f"bit {bit}"
+        assert (found.torn, len(found.damage)) == (None, 1), f"bit {bit}"
         flip(segment, offset + bit // 8, 1 << bit % 8)
 
 
@@ -156,8 +156,8 @@ def test_p6_rot_in_front_of_a_torn_last_batch_is_damage(tmp_path: Path) -> None:
     flip(segment, offsets[-1] + 70)
     found = look(tmp_path)
     assert [damage.offset for damage in found.damage] == [offsets[-2]]
-    assert found.tail is not None
-    assert found.tail.offset == offsets[-1]
+    assert found.torn is not None
+    assert found.torn.offset == offsets[-1]
     assert damaged(found) == [1]
 
 
@@ -169,7 +169,7 @@ def test_damage_at_the_end_of_a_segment_is_damage_once_another_one_follows(tmp_p
     flip(segment, offset + 1)
     found = look(tmp_path)
     assert [(damage.segment, damage.offset) for damage in found.damage] == [(2, offset)]
-    assert found.tail is None
+    assert found.torn is None
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
@@ -216,7 +216,7 @@ def test_p6_a_session_that_is_first_met_behind_damage_may_be_missing_something_i
     (lost,) = journal.commit([events(1, 2, size=500)])
     journal.commit([rotation(1, 2), opening(3)])
     journal.commit([publication(1, final=False), events(2, 1), decisions(2, 0)])
-    assert journal.retire(lost.segment) == [1]
+    assert journal.delete_segments(lost.segment) == [1]
     journal.close()
     assert damaged(look(tmp_path)) == []
     flip(last_segment(tmp_path, lost.segment), lost.offset)
@@ -331,7 +331,7 @@ def test_p6_damage_is_damage_still_where_a_start_took_away_what_told_so(torn: st
         journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
         journal.close()
         assert ([str(d) for d in found.damage], damaged(found)) == ([str(d) for d in said.damage], [1])
-    assert (found.tail, found.segments) == (None, [1])
+    assert (found.torn, found.segments) == (None, [1])
     journal, _ = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
     journal.commit([events(2, found.sessions[2].next_event or 0)])
     journal.close()
@@ -346,7 +346,7 @@ def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
         file.write(b"rubbish")
     for _ in range(2):
         journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
-        assert (len(found.damage), damaged(found), found.tail) == (1, [], None)
+        assert (len(found.damage), damaged(found), found.torn) == (1, [], None)
         journal.commit([events(1, found.sessions[1].next_event or 0)])
         journal.seal()
         journal.close()
@@ -357,7 +357,7 @@ def test_an_empty_part_of_damage_in_the_last_batch_is_beyond_telling(tmp_path: P
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[-1][1] + 70)
-    assert look(tmp_path).tail is not None
+    assert look(tmp_path).torn is not None
     journal_in(tmp_path).close()
     assert segment.with_name(segment.name + ".torn").exists()
 

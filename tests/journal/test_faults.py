@@ -10,7 +10,7 @@ from tests.doubles.faulty_storage import FaultyStorage
 from tests.journal.journals import damaged, events, found_frames, journal_in, last_segment, look, opening, write_batches
 
 from ergo_capture.journal.errors import JournalFailed, JournalFull
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import Position
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import StorageError
 
@@ -124,7 +124,7 @@ def test_p8_a_disk_that_is_full_refuses_and_then_takes_again(number: int, times:
     journal.close()
     found = look(tmp_path)
     assert found_frames(tmp_path, found) == set(positions)
-    assert (found.tail, found.damage, damaged(found)) == (None, [], [])
+    assert (found.torn, found.damage, damaged(found)) == (None, [], [])
 
 
 def test_p8_after_a_full_disk_nothing_rests_on_the_same_pages(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_p7_p8_an_error_while_a_segment_begins(op: str, number: int, tmp_path: P
     journal.close()
     found = look(tmp_path)
     assert found_frames(tmp_path, found) == set(positions)
-    assert (found.tail, found.damage, damaged(found)) == (None, [], [])
+    assert (found.torn, found.damage, damaged(found)) == (None, [], [])
 
 
 @pytest.mark.parametrize("op", ["truncate", "close"])
@@ -254,7 +254,7 @@ def test_p5_an_error_while_mending_stops_the_start_and_loses_nothing(
     journal_in(tmp_path).close()
     found = look(tmp_path)
     copies = [path.read_bytes() for path in tmp_path.iterdir() if ".torn" in path.name]
-    assert (found.tail, found.damage, found.sessions[1].next_event) == (None, [], 1)
+    assert (found.torn, found.damage, found.sessions[1].next_event) == (None, [], 1)
     assert copies == [torn[len(segment.read_bytes()) :]]
 
 
@@ -273,9 +273,9 @@ def test_retiring_that_fails_leaves_a_journal_that_goes_on(op: str, number: int,
         journal.commit([events(1, index, size=3400)])
     storage.fail_next(op, None, number)
     with pytest.raises(StorageError):
-        journal.retire(4)
+        journal.delete_segments(4)
     journal.commit([events(1, 4)])
-    journal.retire(4)
+    journal.delete_segments(4)
     assert min(journal.segments) == 4
     journal.close()
     assert look(tmp_path).damage == []

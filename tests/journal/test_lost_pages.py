@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.doubles.forgetful_storage import ForgetfulStorage, PowerCut
 from tests.journal.journals import closing, damaged, decisions, events, opening
 
-from ergo_capture.journal.findings import Scan
-from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.frame import PendingFrame, Position
+from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.wal import Journal
 
 
@@ -36,7 +36,7 @@ class Life:
         """What is read back from there."""
         return [frame.body for frame in read_frames(self.directory, positions, self.storage)]
 
-    def open(self) -> Scan:
+    def open(self) -> ScanReport:
         """Start, and hold what is found to what was acknowledged."""
         journal, found = Journal.open(self.directory, self.storage, segment_bytes=98_304, program="test 1")
         self.journal = journal
@@ -144,6 +144,6 @@ def test_p6_damage_is_never_called_torn(seed: int) -> None:
         life.storage.adopt(path)
         journal, found = Journal.open(Path(directory), life.storage, segment_bytes=98_304)
         journal.close()
-        assert found.tail is None
+        assert found.torn is None
         assert [(damage.segment, damage.offset) for damage in found.damage] == [tuple(position)]
         assert bytes(data) == path.read_bytes()[: len(data)].ljust(len(data), b"\0")

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.doubles.forgetful_storage import ForgetfulStorage
 from tests.journal.journals import damaged, decisions, events, opening
 
-from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.frame import PendingFrame, Position
+from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.wal import Journal
 
 
@@ -39,7 +39,7 @@ class JournalModel(RuleBasedStateMachine):
     def open_journal(self) -> None:
         """Open it, and compare."""
         self.journal, found = Journal.open(self.directory, self.storage, segment_bytes=4096, program="test 1")
-        assert (found.damage, damaged(found), found.tail) == ([], [], None)
+        assert (found.damage, damaged(found), found.torn) == ([], [], None)
         assert found.sealed == (self.sealed and bool(found.segments))
         kept: set[int] = set()
         for number, (next_event, next_decision) in self.sessions.items():
@@ -101,7 +101,7 @@ class JournalModel(RuleBasedStateMachine):
     def retire(self, back: int) -> None:
         """Delete old segments."""
         before = self.journal.current_segment - back
-        gone = self.journal.retire(before)
+        gone = self.journal.delete_segments(before)
         assert gone == list(range(gone[0], gone[-1] + 1)) if gone else True
         assert all(sequence < before for sequence in gone)
         self.retired |= bool(gone)

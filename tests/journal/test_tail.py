@@ -17,9 +17,9 @@ from ergo_capture.journal.payloads import Closing, Rotation, SessionDescription,
 from ergo_capture.journal.session_stream import parts_in
 from ergo_capture.journal.tail import Followed, follow
 from ergo_capture.journal.wal import Journal
-from ergo_capture.journal.watch import DirectoryWatch
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.storage import RealStorage
+from ergo_capture.storage.watch import DirectoryWatch
 
 Step = Callable[[], object]
 
@@ -311,7 +311,7 @@ def test_a_watch_ends_when_nobody_reads(tmp_path: Path) -> None:
 
 def test_a_watch_without_inotify_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And returns before long."""
-    monkeypatch.setattr("ergo_capture.journal.watch._inotify", lambda _directory: None)
+    monkeypatch.setattr("ergo_capture.storage.watch._inotify", lambda _directory: None)
     with DirectoryWatch(tmp_path) as watch:
         assert not watch.tells
         watch.wait()

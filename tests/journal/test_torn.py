@@ -21,7 +21,7 @@ from tests.journal.journals import (
     write_batches,
 )
 
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import Position
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage
 
@@ -47,7 +47,7 @@ def test_p5_a_journal_cut_anywhere_keeps_exactly_the_whole_frames(tmp_path: Path
         assert (found.damage, damaged(found)) == ([], []), f"cut at {cut}"
         whole = max((end for _, end, padded in frames if padded <= cut for end in [padded]), default=0)
         in_padding = any(end <= cut < padded for _, end, padded in frames)
-        assert (found.tail is not None) == (cut > whole and not in_padding), f"cut at {cut}"
+        assert (found.torn is not None) == (cut > whole and not in_padding), f"cut at {cut}"
         assert found.empty == ([3] if cut == 0 else []), f"cut at {cut}"
 
 
@@ -62,7 +62,7 @@ def test_p4_a_journal_cut_near_its_end_is_opened_and_goes_on(tmp_path: Path) -> 
         journal.close()
         assert (found.damage, damaged(found)) == ([], []), f"cut at {cut}"
         again = look(tmp_path)
-        assert (again.tail, again.damage, damaged(again)) == (None, [], []), f"cut at {cut}"
+        assert (again.torn, again.damage, damaged(again)) == (None, [], []), f"cut at {cut}"
         assert found_frames(tmp_path, again) == found_frames(tmp_path, found) | set(added), f"cut at {cut}"
         last_segment(tmp_path, added[0].segment).unlink()
         for copy in tmp_path.glob("*.torn*"):
@@ -76,7 +76,7 @@ def test_zeros_that_were_made_ahead_are_a_clean_end(zeros: int, tmp_path: Path) 
     with last_segment(tmp_path).open("ab") as file:
         file.write(bytes(zeros))
     found = look(tmp_path)
-    assert (found.tail, found.damage, damaged(found)) == (None, [], [])
+    assert (found.torn, found.damage, damaged(found)) == (None, [], [])
     assert found_frames(tmp_path, found) == set(positions)
 
 
@@ -88,8 +88,8 @@ def test_a_frame_whose_sectors_are_zeros_is_torn(tmp_path: Path) -> None:
     data = last.read_bytes()
     last.write_bytes(data[: offset + 64] + bytes(len(data) - offset - 64))
     found = look(tmp_path)
-    assert found.tail is not None
-    assert (found.tail.offset, found.tail.frames, damaged(found)) == (offset, 0, [])
+    assert found.torn is not None
+    assert (found.torn.offset, found.torn.frames, damaged(found)) == (offset, 0, [])
 
 
 def test_a_bad_frame_before_whole_ones_of_its_own_batch_is_torn(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_bad_frame_before_whole_ones_of_its_own_batch_is_torn(tmp_path: Path) 
     bad = frames_of(last)[-3][1]
     flip(last, bad + 70)
     found = look(tmp_path)
-    assert found.tail is not None
-    assert (found.tail.offset, found.tail.frames) == (bad, 2)
+    assert found.torn is not None
+    assert (found.torn.offset, found.torn.frames) == (bad, 2)
     assert (found.damage, damaged(found)) == ([], [])
     assert found.sessions[2].next_event == 0
 
@@ -137,7 +137,7 @@ def test_p5_mending_twice_changes_nothing_more(tmp_path: Path) -> None:
     for _ in range(2):
         journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
         journal.close()
-        assert (found.tail, found.damage) == (None, [])
+        assert (found.torn, found.damage) == (None, [])
         assert contents(tmp_path) == mended
 
 
@@ -182,7 +182,7 @@ def test_p1_after_mending_more_is_appended_and_all_is_found(tmp_path: Path) -> N
     ]
     journal.close()
     again = look(tmp_path)
-    assert (again.tail, again.damage, damaged(again)) == (None, [], [])
+    assert (again.torn, again.damage, damaged(again)) == (None, [], [])
     assert found_frames(tmp_path, again) == {*positions[:-1], *more}
     assert again.sessions[1].next_event == index + 10
 
@@ -195,8 +195,8 @@ def test_a_torn_first_batch_of_a_segment_behind_a_torn_one_is_torn(tmp_path: Pat
     write_batches(tmp_path, [[events(1, 1), events(1, 2)]])
     flip(last_segment(tmp_path, 2), 3)
     found = look(tmp_path)
-    assert found.tail is not None
-    assert (found.tail.segment, found.tail.offset, found.tail.frames) == (2, 0, 2)
+    assert found.torn is not None
+    assert (found.torn.segment, found.torn.offset, found.torn.frames) == (2, 0, 2)
     assert (found.damage, damaged(found)) == ([], [])
 
 
@@ -210,8 +210,8 @@ def test_a_torn_end_behind_damage_is_still_torn(tmp_path: Path) -> None:
     found = look(tmp_path)
     assert damaged(found) == [1]
     assert [damage.offset for damage in found.damage] == [offsets[-4]]
-    assert found.tail is not None
-    assert (found.tail.offset, found.tail.frames) == (offsets[-2], 1)
+    assert found.torn is not None
+    assert (found.torn.offset, found.torn.frames) == (offsets[-2], 1)
 
 
 def test_a_segment_that_was_made_and_never_written_to_is_removed(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_a_length_that_cannot_be_is_never_allocated(tmp_path: Path) -> None:
     for shift in (43, 42, 41):
         flip(segment, offset + shift + 4, 0x7F)
     found = look(tmp_path)
-    assert found.tail is not None
-    assert found.tail.offset == offset
+    assert found.torn is not None
+    assert found.torn.offset == offset
     assert found.sessions[1].damage is None
 
 
@@ -271,7 +271,7 @@ def test_progress_is_told_of_every_segment(tmp_path: Path) -> None:
 def test_an_empty_directory_is_an_empty_journal(tmp_path: Path) -> None:
     """The first start is not special."""
     found = look(tmp_path)
-    assert (found.segments, found.last_batch, found.next_session, found.tail) == ([], 0, 1, None)
+    assert (found.segments, found.last_batch, found.next_session, found.torn) == ([], 0, 1, None)
 
 
 def test_p5_the_same_bytes_are_the_same_journal_wherever_they_are(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from tests.journal.journals import (
 )
 
 from ergo_capture.journal.errors import JournalFailed
-from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
+from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage
 
@@ -124,13 +124,13 @@ def test_only_whole_old_segments_are_retired_oldest_first(tmp_path: Path) -> Non
     three_segments(tmp_path)
     storage = FaultyStorage()
     journal = journal_in(tmp_path, storage)
-    assert journal.retire(1) == []
+    assert journal.delete_segments(1) == []
     journal.commit([opening(3)])
     storage.calls.clear()
-    assert journal.retire(4) == [1, 2, 3]
+    assert journal.delete_segments(4) == [1, 2, 3]
     assert [call.split()[0] for call in storage.calls] == ["remove", "sync_dir"] * 3
     assert storage.calls[::2] == [f"remove {n:016d}.journal" for n in (1, 2, 3)]
-    assert journal.retire(99) == []
+    assert journal.delete_segments(99) == []
     assert list(journal.segments) == [4]
     journal.close()
     assert look(tmp_path).damage == []
@@ -141,7 +141,7 @@ def test_p6_the_last_durable_segment_is_never_retired(tmp_path: Path) -> None:
     three_segments(tmp_path)
     journal = journal_in(tmp_path)
     assert journal.current_segment == 4
-    assert journal.retire(4) == [1, 2]
+    assert journal.delete_segments(4) == [1, 2]
     journal.close()
 
 
@@ -155,7 +155,7 @@ def test_a_sealed_journal_says_so_and_goes_on_in_a_new_segment(tmp_path: Path) -
     assert header.kind == FrameKind.SEAL
     journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
     assert last_segment(tmp_path, 1).stat().st_size == offset + header.size == journal.size_bytes
-    assert (found.sealed, found.tail, found.last_batch) == (True, None, 2)
+    assert (found.sealed, found.torn, found.last_batch) == (True, None, 2)
     (position,) = journal.commit([events(1, 1)])
     assert position.segment == 2
     journal.close()

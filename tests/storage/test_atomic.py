@@ -19,9 +19,8 @@ from tests.daemons import short_directory
 from tests.server.users import NOBODY
 
 from ergo_capture import CaptureJsonStyle, CaptureWriteError, encode_bundle, read_capture_bundle, write_capture_bundle
-from ergo_capture.storage import temporaries
-from ergo_capture.storage.atomic import AtomicFile, write_bytes_atomic
-from ergo_capture.storage.temporaries import sweep_temporaries
+from ergo_capture.storage import atomic
+from ergo_capture.storage.atomic import AtomicFile, sweep_temporaries, write_bytes_atomic
 from ergo_capture.storage.write_error import WriteStage
 
 OLD, NEW = b"old content\n", b"new content, which is longer\n"
@@ -135,7 +134,7 @@ def test_stage_five_every_temporary_name_is_taken(destination: Path, monkeypatch
 
 def test_the_sixty_fourth_name_is_taken_if_it_is_free(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """63 that were left by somebody else do no harm, and are left alone."""
-    start = next(temporaries._counter) + 1
+    start = next(atomic._counter) + 1
     others = [
         destination.with_name(f"{destination.name}.{os.getpid()}.{number}.tmp") for number in range(start, start + 63)
     ]

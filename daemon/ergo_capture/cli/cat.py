@@ -19,8 +19,8 @@ from ergo_capture.cli.record_lines import as_json as json_line
 from ergo_capture.cli.record_lines import for_people
 from ergo_capture.cli.selecting import Decisions, FromId, Ids, Kinds, Since, ToId, Until, selection_of
 from ergo_capture.journal.tail import follow
-from ergo_capture.journal.watch import DirectoryWatch
 from ergo_capture.storage import RealStorage
+from ergo_capture.storage.watch import DirectoryWatch
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -97,7 +97,7 @@ def _recover_journal(source: Path, output: Path, *, force: bool, as_json: bool) 
 
     parts = salvage_journal(journal, found, storage, output, on_part=tell)
     if not as_json:
-        torn = 0 if found.tail is None else found.tail.length
+        torn = 0 if found.torn is None else found.torn.length
         typer.echo(
             f"{source}: {len(parts)} parts of sessions, {len(found.damage)} damaged stretches, "
             f"{torn} bytes torn (never acknowledged)"

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from crc32c import crc32c
@@ -46,6 +46,7 @@ IGNORABLE: Final = 1
 _HEADER: Final = struct.Struct("<4sBBHQQQQIIIII")
 HEADER_BYTES: Final = _HEADER.size + 4
 _CRC: Final = struct.Struct("<I")
+_OFFSET_BITS: Final = 32
 _PADDING: Final = tuple(bytes(size) for size in range(ALIGNMENT))
 
 
@@ -71,6 +72,22 @@ class FrameKind(IntEnum):
     #: A start cut a torn end off behind damage, or removed a segment: the batches before were synced.
     #: Why: what it took away was all that told the damage from a torn end.
     PROOF = 9
+
+
+class Position(NamedTuple):
+    """Where a frame is."""
+
+    segment: int
+    offset: int
+
+    def pack(self) -> int:
+        """The position as one 64-bit number; packed positions sort like positions."""
+        return self.segment << _OFFSET_BITS | self.offset
+
+    @classmethod
+    def unpack(cls, packed: int) -> Position:
+        """The position that was packed."""
+        return cls(packed >> _OFFSET_BITS, packed & (1 << _OFFSET_BITS) - 1)
 
 
 class PendingFrame:

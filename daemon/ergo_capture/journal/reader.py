@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ergo_capture.journal.errors import JournalDamaged
-from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, decode_header
+from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, Position, decode_header
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
@@ -15,23 +15,6 @@ from ergo_capture.storage import Storage, StorageError, StorageFile
 #: another, each in a window of its own; who reads on is soon given much.
 _FIRST_BYTES: Final = 16 << 10
 _WINDOW_BYTES: Final = 1 << 20
-_OFFSET_BITS: Final = 32
-
-
-class Position(NamedTuple):
-    """Where a frame is."""
-
-    segment: int
-    offset: int
-
-    def pack(self) -> int:
-        """The position as one 64-bit number; packed positions sort like positions."""
-        return self.segment << _OFFSET_BITS | self.offset
-
-    @classmethod
-    def unpack(cls, packed: int) -> Position:
-        """The position that was packed."""
-        return cls(packed >> _OFFSET_BITS, packed & (1 << _OFFSET_BITS) - 1)
 
 
 class Window:

@@ -8,15 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.journal.findings import Proof, Scan, Tail
 from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.scan_report import Proof, ScanReport, TornEnd
 from ergo_capture.journal.segment import TORN_SUFFIX, is_unfinished, segment_path
 from ergo_capture.storage import Storage, StorageFile
 
 _COPY_BYTES: Final = 1 << 20
 
 
-def sweep(directory: Path, storage: Storage) -> None:
+def remove_unfinished(directory: Path, storage: Storage) -> None:
     """Remove what was being made when the last process ended.
 
     Raises:
@@ -27,7 +27,7 @@ def sweep(directory: Path, storage: Storage) -> None:
             storage.remove(directory / name)
 
 
-def mend(directory: Path, storage: Storage, found: Scan) -> None:
+def repair(directory: Path, storage: Storage, found: ScanReport) -> None:
     """Cut a torn tail off, keep a copy of it, and have all that stays on stable storage.
 
     ``found`` is brought up to date. Damage is left as it is.
@@ -35,21 +35,21 @@ def mend(directory: Path, storage: Storage, found: Scan) -> None:
     Raises:
         StorageError: what is torn could not be copied or cut off.
     """
-    if found.tail is not None:
-        _keep_copy(directory, found.tail, storage)
+    if found.torn is not None:
+        _keep_copy(directory, found.torn, storage)
     if found.proof is not None:
         _prove(directory, storage, found, found.proof)
-    if found.segments and (found.tail is not None or found.end):
+    if found.segments and (found.torn is not None or found.end):
         _mend_last(directory, storage, found)
-    if found.tail is not None and found.tail.offset == 0:
-        found.empty.append(found.tail.segment)
+    if found.torn is not None and found.torn.offset == 0:
+        found.empty.append(found.torn.segment)
     if found.empty:
         storage.remove(segment_path(directory, found.empty[-1]))
         storage.sync_dir(directory)
         found.segments.remove(found.empty.pop())
 
 
-def _prove(directory: Path, storage: Storage, found: Scan, proof: Proof) -> None:
+def _prove(directory: Path, storage: Storage, found: ScanReport, proof: Proof) -> None:
     """Say that what comes before was synced, where what said so goes now (P6)."""
     frame = PendingFrame(FrameKind.PROOF, 0, 0, 0, b"{}")
     file = storage.open(segment_path(directory, proof.segment), write=True)
@@ -58,11 +58,11 @@ def _prove(directory: Path, storage: Storage, found: Scan, proof: Proof) -> None
     finally:
         file.close()
     found.last_batch, found.last_frames = proof.batch, 1
-    if found.tail is not None and proof.segment == found.tail.segment:
+    if found.torn is not None and proof.segment == found.torn.segment:
         found.batch_start, found.end = proof.offset, proof.offset + frame.size
 
 
-def _mend_last(directory: Path, storage: Storage, found: Scan) -> None:
+def _mend_last(directory: Path, storage: Storage, found: ScanReport) -> None:
     # Why: what lies behind a seal is not ours to remove.
     stray = found.sealed and any(damage.segment == found.segments[-1] for damage in found.damage)
     file = storage.open(segment_path(directory, found.segments[-1]), write=True)
@@ -87,23 +87,23 @@ def _write_again(file: StorageFile, start: int, end: int) -> None:
     file.sync()
 
 
-def _keep_copy(directory: Path, tail: Tail, storage: Storage) -> None:
-    path = segment_path(directory, tail.segment)
+def _keep_copy(directory: Path, torn: TornEnd, storage: Storage) -> None:
+    path = segment_path(directory, torn.segment)
     file = storage.open(path)
     try:
         names = set(storage.list(directory))
         number, name = 1, path.name + TORN_SUFFIX
         while name in names:
-            if _holds(path.with_name(name), file, tail, storage):
+            if _holds(path.with_name(name), file, torn, storage):
                 return
             number += 1
             name = f"{path.name}{TORN_SUFFIX}.{number}"
         new = path.with_name(path.name + TORN_SUFFIX + ".new")
         copy = storage.open(new, create=True)
         try:
-            for done in range(0, tail.length, _COPY_BYTES):
-                size = min(_COPY_BYTES, tail.length - done)
-                copy.write_at([file.read_at(tail.offset + done, size)], done)
+            for done in range(0, torn.length, _COPY_BYTES):
+                size = min(_COPY_BYTES, torn.length - done)
+                copy.write_at([file.read_at(torn.offset + done, size)], done)
             copy.sync()
         finally:
             copy.close()
@@ -113,16 +113,16 @@ def _keep_copy(directory: Path, tail: Tail, storage: Storage) -> None:
     storage.sync_dir(directory)
 
 
-def _holds(path: Path, file: StorageFile, tail: Tail, storage: Storage) -> bool:
+def _holds(path: Path, file: StorageFile, torn: TornEnd, storage: Storage) -> bool:
     """Whether a copy from before is one of the same bytes."""
     copy = storage.open(path)
     try:
-        if copy.size() != tail.length:
+        if copy.size() != torn.length:
             return False
         return all(
-            copy.read_at(done, size) == file.read_at(tail.offset + done, size)
-            for done in range(0, tail.length, _COPY_BYTES)
-            for size in [min(_COPY_BYTES, tail.length - done)]
+            copy.read_at(done, size) == file.read_at(torn.offset + done, size)
+            for done in range(0, torn.length, _COPY_BYTES)
+            for size in [min(_COPY_BYTES, torn.length - done)]
         )
     finally:
         copy.close()

@@ -21,21 +21,30 @@ The rules, in the words of the design's table:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ergo_capture.journal.errors import JournalError
-from ergo_capture.journal.findings import Damage, Proof, Scan, SessionFrames, Tail
-from ergo_capture.journal.frame import ALIGNMENT, IGNORABLE, FrameKind, Header
-from ergo_capture.journal.frame_splitter import Bad, Whole, end_of, newer, pieces
-from ergo_capture.journal.reader import Position, Window
+from ergo_capture.journal.frame import (
+    ALIGNMENT,
+    FORMAT_VERSION,
+    HEADER_BYTES,
+    IGNORABLE,
+    MAGIC,
+    FrameKind,
+    Header,
+    Position,
+    decode_header,
+)
+from ergo_capture.journal.reader import Window
+from ergo_capture.journal.scan_report import Damage, Proof, ScanReport, SessionFrames, TornEnd
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, read_head, segment_path, sequence_of
 from ergo_capture.storage import Storage
 
 
-def scan(directory: Path, storage: Storage, *, on_progress: Callable[[int, int], None] | None = None) -> Scan:
+def scan(directory: Path, storage: Storage, *, on_progress: Callable[[int, int], None] | None = None) -> ScanReport:
     """Read every segment once, in order; changes nothing.
 
     Raises:
@@ -49,7 +58,7 @@ class _Scanner:
     def __init__(self, directory: Path, storage: Storage) -> None:
         self.directory = directory
         self.storage = storage
-        self.scan = Scan()
+        self.scan = ScanReport()
         #: The place after the last frame: its batch, the next index, and how many the batch has.
         self.batch = 0
         self.index = 0
@@ -68,7 +77,7 @@ class _Scanner:
         #: Why each segment does not follow the one before it, by sequence.
         self.gaps: dict[int, str] = {}
 
-    def run(self, on_progress: Callable[[int, int], None]) -> Scan:
+    def run(self, on_progress: Callable[[int, int], None]) -> ScanReport:
         sequences = self._sequences()
         for done, sequence in enumerate(sequences):
             on_progress(done, len(sequences))
@@ -237,7 +246,7 @@ class _Scanner:
             session = self._session(header.session)
             session.damage = session.damage or reason
         elif header.session:
-            self._session(header.session).take(header, position, len(self.scan.doubts))
+            self._session(header.session).take(header, position, len(self.scan.unattributed))
 
     def _session(self, number: int) -> SessionFrames:
         session = self.scan.sessions.get(number)
@@ -263,7 +272,7 @@ class _Scanner:
 
     def _damage_anybody(self, damage: Damage) -> None:
         self.scan.damage.append(damage)
-        self.scan.doubts.append(damage)
+        self.scan.unattributed.append(damage)
 
     def _finish(self) -> None:
         scan, sealed = self.scan, self.scan.sealed
@@ -277,14 +286,14 @@ class _Scanner:
             else:
                 end = last.position.offset + last.header.size
             frames = sum(isinstance(item, Whole) for item in self.held)
-            scan.tail = Tail(first.damage.segment, offset, end - offset, frames)
+            scan.torn = TornEnd(first.damage.segment, offset, end - offset, frames)
         scan.proof = None if sealed else self._proof()
         for session in scan.sessions.values():
             proved = min(session.events_proved, session.decisions_proved)
             if session.done or session.damage is not None:
                 continue
-            if proved < len(scan.doubts):
-                doubt = scan.doubts[proved]
+            if proved < len(scan.unattributed):
+                doubt = scan.unattributed[proved]
                 doubt.sessions.append(session.number)
                 session.damage = str(doubt)
             elif session.open is None and scan.segments[0] == 1:
@@ -293,7 +302,7 @@ class _Scanner:
 
     def _proof(self) -> Proof | None:
         """What is to be said in place of a torn end, or of a last segment that holds nothing, where damage is before it."""
-        scan, tail = self.scan, self.scan.tail
+        scan, tail = self.scan, self.scan.torn
         removed = bool(scan.empty) or (tail is not None and tail.offset == 0)
         if tail is None and not removed:
             return None
@@ -309,3 +318,104 @@ class _Scanner:
 
 
 _KINDS: Final = frozenset(FrameKind)
+
+
+_BLOCK: Final = 1 << 20
+
+
+class Whole(NamedTuple):
+    """A whole frame; the body only where the scan itself reads it."""
+
+    header: Header
+    position: Position
+    body: bytes
+
+
+class Bad(NamedTuple):
+    """A bad stretch; with the header, where it is that of one frame whose body is bad."""
+
+    header: Header | None
+    damage: Damage
+
+
+def pieces(window: Window, path: Path, sequence: int, file_bytes: int) -> Iterator[Bad | Whole]:
+    """Every frame of the segment in order, and every stretch where there is none.
+
+    Args:
+        window: the segment; it may end before the file does.
+        path: the segment's, for errors.
+        sequence: the segment's.
+        file_bytes: bytes of the file.
+
+    Raises:
+        JournalError: a newer version wrote it.
+        StorageError: the segment cannot be read.
+    """
+    offset, end = 0, None
+    while offset < window.size:
+        header = window.header(offset, sequence)
+        if header is None:
+            end = end_of(window) if end is None else end
+            if offset >= end:
+                return
+            found = _next_header(window, offset + ALIGNMENT, sequence)
+            stop = end if found is None else found
+            yield Bad(None, Damage(sequence, offset, stop - offset, "there is no frame"))
+            if found is None:
+                return
+            offset = found
+            continue
+        if header.version > FORMAT_VERSION:
+            raise newer(path, f"its format version is {header.version}, and this program reads up to {FORMAT_VERSION}")
+        body = window.body(offset, header)
+        if body is None:
+            size = min(header.size, file_bytes - offset)
+            sessions = [header.session] if header.session else []
+            yield Bad(header, Damage(sequence, offset, size, "a frame's body is not what was written", sessions))
+        else:
+            read_here = header.kind == FrameKind.SEGMENT
+            yield Whole(header, Position(sequence, offset), bytes(body) if read_here else b"")
+        offset += header.size
+
+
+def newer(path: Path, reason: str) -> JournalError:
+    """What a segment is refused with that holds what only a newer program understands."""
+    return JournalError(
+        f"read journal segment '{path}': {reason}",
+        op="read journal",
+        path=path,
+        hint="start the newer ergo-capture that wrote it",
+    )
+
+
+def end_of(window: Window) -> int:
+    """The offset after the last byte that is not zero."""
+    stop = window.size
+    while stop:
+        start = max(0, stop - _BLOCK)
+        written = bytes(window.view(start, stop - start)).rstrip(b"\0")
+        if written:
+            return start + len(written)
+        stop = start
+    return 0
+
+
+def _next_header(window: Window, offset: int, sequence: int) -> int | None:
+    """The next offset, a multiple of 8, with a header on it that has the right checksum."""
+    stamp = sequence.to_bytes(8, "little")
+    while offset + HEADER_BYTES <= window.size:
+        block = bytes(window.view(offset, _BLOCK))
+        last = len(block) - HEADER_BYTES
+        at = block.find(MAGIC)
+        while 0 <= at <= last:
+            # Why the stamp before the checksum: text full of magics costs next to nothing.
+            if (
+                at % ALIGNMENT == 0
+                and block[at + 8 : at + 16] == stamp
+                and decode_header(block[at : at + HEADER_BYTES], sequence) is not None
+            ):
+                return offset + at
+            at = block.find(MAGIC, at + 1)
+        # Why not the whole block: a header may lie across its end.
+        offset += last // ALIGNMENT * ALIGNMENT + ALIGNMENT
+    return None

@@ -14,13 +14,12 @@ from pathlib import Path
 import msgspec
 
 from ergo_capture.journal.errors import JournalDamaged, JournalError
-from ergo_capture.journal.findings import Scan
-from ergo_capture.journal.frame import Frame, FrameKind
-from ergo_capture.journal.pairing import Pairing, described
-from ergo_capture.journal.reader import Position, Window, read_frames
+from ergo_capture.journal.frame import Frame, FrameKind, Position
+from ergo_capture.journal.reader import Window, read_frames
 from ergo_capture.journal.scan import scan
+from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.segment import segment_path, sequence_of
-from ergo_capture.journal.session_stream import description_of
+from ergo_capture.journal.session_stream import Pairing, described, description_of
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import Storage, StorageFile
 
@@ -83,7 +82,7 @@ class _Watched:
         self.over = False
         self._sessions: dict[int, tuple[str, Pairing]] = {}
 
-    def begin(self, found: Scan, storage: Storage) -> Iterator[Followed]:
+    def begin(self, found: ScanReport, storage: Storage) -> Iterator[Followed]:
         """What is there already."""
         positions: list[int] = []
         names = []
@@ -138,7 +137,7 @@ class JournalTail:
     Only batches that are whole are taken: one that does not fit the disk is cut off again and written anew.
     """
 
-    def __init__(self, directory: Path, storage: Storage, found: Scan) -> None:
+    def __init__(self, directory: Path, storage: Storage, found: ScanReport) -> None:
         self.directory = directory
         self._storage = storage
         self._file: StorageFile | None = None
@@ -147,7 +146,7 @@ class JournalTail:
         self._offset = 0
         if found.segments:
             self._sequence = found.segments[-1]
-            self._offset = found.end if found.tail is None else found.tail.offset
+            self._offset = found.end if found.torn is None else found.torn.offset
 
     def frames(self) -> Iterator[Frame]:
         """Those that are there by now."""

@@ -20,12 +20,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ergo_capture.journal.errors import Failure, JournalError, JournalFailed, JournalFull
-from ergo_capture.journal.findings import Scan
-from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame
-from ergo_capture.journal.reader import Position
-from ergo_capture.journal.repair import mend, sweep
+from ergo_capture.journal.errors import JournalError, JournalFailed, JournalFull
+from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame, Position
+from ergo_capture.journal.repair import remove_unfinished, repair
 from ergo_capture.journal.scan import scan
+from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
@@ -33,6 +32,32 @@ from ergo_capture.storage import Storage, StorageError, StorageFile
 _MAX_BYTES: Final = (1 << 32) - 1
 #: What a segment needs that holds nothing but a seal.
 _SEAL_BYTES: Final = 4096
+
+
+class Failure:
+    """Why nothing more can be appended.
+
+    Why not the exception itself: one that is raised again and again keeps every stack it was raised in.
+    """
+
+    def __init__(self, path: str | Path | None, cause: StorageError | None) -> None:
+        self._path = path
+        self._cause = cause
+
+    @property
+    def message(self) -> str:
+        """It in words."""
+        return f"append to journal '{self._path}': {'it is closed' if self._cause is None else self._cause.message}"
+
+    def error(self) -> JournalFailed:
+        """What whoever wants to append is told."""
+        hint = "nothing that was not acknowledged is safe; look at the disk, then restart the daemon"
+        error = JournalFailed(self.message, op="append to journal", path=self._path, hint=hint)
+        error.__cause__ = self._cause
+        return error
+
+    def __repr__(self) -> str:
+        return f"<Failure {self.message}>"
 
 
 class JournalSnapshot(msgspec.Struct, frozen=True):
@@ -65,7 +90,7 @@ class Journal:
         directory: Path,
         storage: Storage,
         *,
-        found: Scan,
+        found: ScanReport,
         sizes: dict[int, int],
         segment_bytes: int,
         program: str,
@@ -98,7 +123,7 @@ class Journal:
         segment_bytes: int = 64 << 20,
         program: str = "ergo-capture",
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Journal, Scan]:
+    ) -> tuple[Journal, ScanReport]:
         """Scan the journal, mend a torn tail, and make ready to append; the caller holds the daemon's lock.
 
         What follows goes to a new segment: its head says where the old one ended, and its batches prove
@@ -128,8 +153,8 @@ class Journal:
                     path=path,
                     hint="run the daemon as the user that owns its journal, or give the files to this one",
                 )
-        sweep(directory, storage)
-        mend(directory, storage, found)
+        remove_unfinished(directory, storage)
+        repair(directory, storage, found)
         sizes = {sequence: _size(paths[sequence], storage) for sequence in found.segments}
         return cls(directory, storage, found=found, sizes=sizes, segment_bytes=segment_bytes, program=program), found
 
@@ -310,7 +335,7 @@ class Journal:
         """Bytes of all segments, preallocated ones included."""
         return sum(self._segments.values())
 
-    def retire(self, before: int) -> list[int]:
+    def delete_segments(self, before: int) -> list[int]:
         """Delete the segments older than ``before``, oldest first; returns which.
 
         Raises:

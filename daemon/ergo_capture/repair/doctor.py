@@ -17,8 +17,8 @@ from ergo_capture.bundle.manifest import BUNDLE_SUFFIX, MANIFEST_SUFFIX, Manifes
 from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX, files_below
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.findings import Scan
 from ergo_capture.journal.scan import scan
+from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
 from ergo_capture.repair.damaged_bundle import salvage_bundle
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal, sha256_of
@@ -235,7 +235,7 @@ class _Doctor:
             f"parts of sessions: {published} published, {len(parts) - published} not yet"
         )
 
-    def _tell_of_segments(self, directory: Path, found: Scan) -> None:
+    def _tell_of_segments(self, directory: Path, found: ScanReport) -> None:
         for damage in found.damage:
             whose = f"; concerns session numbers {', '.join(map(str, damage.sessions))}" if damage.sessions else ""
             self._find(
@@ -244,8 +244,8 @@ class _Doctor:
                 f"{damage.reason} ({counted(damage.length, 'byte')}){whose}",
                 damage.offset,
             )
-        if found.tail is not None:
-            tail = found.tail
+        if found.torn is not None:
+            tail = found.torn
             self._find(
                 Severity.WARNING,
                 segment_path(directory, tail.segment),

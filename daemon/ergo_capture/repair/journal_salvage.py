@@ -19,11 +19,11 @@ from ergo_capture.bundle.names import bundle_name, safe_name
 from ergo_capture.bundle.reader.opening import open_binary
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import read_decisions
-from ergo_capture.journal.findings import Scan
-from ergo_capture.journal.frame import Frame
+from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Publication
-from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.repair.partial_session import Remains, Stretch
 from ergo_capture.repair.report import LOST, Gap, Salvaged
@@ -62,7 +62,7 @@ class SalvagedPart(msgspec.Struct, frozen=True, kw_only=True):
 
 def salvage_journal(
     directory: Path,
-    scan: Scan,
+    scan: ScanReport,
     storage: Storage,
     destination: Path | None,
     *,

@@ -9,8 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ergo_capture.journal.findings import Damage, Scan, SessionFrames
-from ergo_capture.journal.frame import Frame, FrameKind, Header
+from ergo_capture.journal.frame import Frame, FrameKind, Header, Position
 from ergo_capture.journal.payloads import (
     Closing,
     Publication,
@@ -21,7 +20,8 @@ from ergo_capture.journal.payloads import (
     read_publication,
     read_rotation,
 )
-from ergo_capture.journal.reader import Position, Window, read_frames
+from ergo_capture.journal.reader import Window, read_frames
+from ergo_capture.journal.scan_report import Damage, ScanReport, SessionFrames
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.kernel.constraints import NO_CONSTRAINTS
 from ergo_capture.repair.report import LOST, Head
@@ -48,7 +48,7 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
 class Remains:
     """One session, as far as its frames say."""
 
-    def __init__(self, directory: Path, scan: Scan, frames: SessionFrames, storage: Storage) -> None:
+    def __init__(self, directory: Path, scan: ScanReport, frames: SessionFrames, storage: Storage) -> None:
         self.directory = directory
         self.frames = frames
         self.storage = storage
@@ -115,7 +115,7 @@ class Remains:
         (frame,) = read_frames(self.directory, [position], self.storage)
         return frame
 
-    def _reckon(self, scan: Scan) -> None:
+    def _reckon(self, scan: ScanReport) -> None:
         """How many events there were, as far as anything says."""
         frames = self.frames
         ends = [first for _, first in self.rotations]
@@ -143,8 +143,8 @@ class Remains:
                 reckoned.append(Position(damage.segment, damage.offset).pack())
             closed |= there.kind == FrameKind.CLOSE
         self.total = max(ends, default=0)
-        if scan.doubts and not closed:
-            doubt = scan.doubts[-1]
+        if scan.unattributed and not closed:
+            doubt = scan.unattributed[-1]
             self.uncertain = Position(doubt.segment, doubt.offset).pack() > max(reckoned)
 
     def _header_at(self, damage: Damage) -> Header | None:

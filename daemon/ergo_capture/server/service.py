@@ -24,8 +24,7 @@ from ergo_capture import telemetry
 from ergo_capture.config import Config, control_beside
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.payloads import Publication, SessionDescription
-from ergo_capture.journal.recovered import Recovery
-from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit.meter import CommitMeter
 from ergo_capture.server.commit.writer import Writer

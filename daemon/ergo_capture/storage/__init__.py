@@ -1,9 +1,8 @@
 """The filesystem: a port, and the operating system's."""
 
-from ergo_capture.storage.lock import names_held
+from ergo_capture.storage.lock import RealLock, directory_lock
 from ergo_capture.storage.port import FULL, Buffer, Lock, Storage, StorageError, StorageFile
-from ergo_capture.storage.posix import RealLock, RealStorage
-from ergo_capture.storage.posix_file import RealFile
+from ergo_capture.storage.posix import RealFile, RealStorage
 
 __all__ = [
     "FULL",
@@ -15,5 +14,5 @@ __all__ = [
     "Storage",
     "StorageError",
     "StorageFile",
-    "names_held",
+    "directory_lock",
 ]

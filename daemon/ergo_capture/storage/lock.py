@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from ergo_capture.storage.port import StorageError
 
@@ -18,7 +19,7 @@ _LOOK: Final = 0.01
 
 
 @contextmanager
-def names_held(directory: Path) -> Iterator[bool]:
+def directory_lock(directory: Path) -> Iterator[bool]:
     """Keep everybody else who asks from giving or taking names in a directory; says whether nobody is at it.
 
     Why: whoever deletes a bundle must not find, between his last look and the deletion, that it was published anew.
@@ -50,3 +51,27 @@ def _flocked(fd: int) -> bool:
             return True
         else:
             return True
+
+
+class RealLock:
+    """An flock on a file that names its holder."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let it go; the file stays."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __repr__(self) -> str:
+        return f"<RealLock {'held' if self._fd >= 0 else 'released'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -9,8 +9,7 @@ import pytest
 from tests.daemons import short_directory
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.storage import RealStorage

@@ -6,7 +6,7 @@ from tests.daemons import event, running_daemon
 from tests.server.looks import DESCRIPTION, until
 
 from ergo_capture import ExternalEvent, ExternalEventKind
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import Position
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 
 

@@ -24,7 +24,7 @@ from ergo_capture.config import parse
 from ergo_capture.server.factories import retention_of
 from ergo_capture.server.ops.reload import Reloader
 from ergo_capture.server.ops.retention import Pruner, Retention
-from ergo_capture.storage import RealStorage, StorageError, names_held
+from ergo_capture.storage import RealStorage, StorageError, directory_lock
 
 OLD = RetentionRules(Bounds(max_age=DAY))
 WEEK = 7 * DAY
@@ -201,7 +201,7 @@ def test_nothing_is_deleted_where_somebody_else_is_publishing(tmp_path: Path, mo
     """Names are given and taken by one at a time; the next round looks again."""
     monkeypatch.setattr("ergo_capture.storage.lock._PATIENCE", 0.05)
     store(tmp_path, "old", age=WEEK)
-    with names_held(tmp_path / "bundles" / "g") as alone:
+    with directory_lock(tmp_path / "bundles" / "g") as alone:
         assert alone
         assert prune(tmp_path) == []
     assert prune(tmp_path) == [("old", None)]

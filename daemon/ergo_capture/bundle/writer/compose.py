@@ -20,10 +20,11 @@ from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, encode_manif
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
 from ergo_capture.bundle.writer.sink import BundleSink
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.frame import Position
 from ergo_capture.journal.payloads import Publication, SessionDescription
-from ergo_capture.journal.reader import Position, read_frames
+from ergo_capture.journal.reader import read_frames
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
-from ergo_capture.storage import RealStorage, Storage, names_held
+from ergo_capture.storage import RealStorage, Storage, directory_lock
 from ergo_capture.storage.atomic import AtomicFile, create_parents, write_bytes_atomic
 from ergo_capture.version import PROGRAM
 
@@ -88,7 +89,7 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publicati
         decisions.abort()
         sink.read_back()
         # Why whether it is or not: it may only be that somebody who deletes old bundles was stopped in the midst of it.
-        with names_held(destination.parent):
+        with directory_lock(destination.parent):
             bundle.commit()
             write_bytes_atomic(Path(job.manifest), encode_manifest(_manifest(job, sink)))
     # Why: a snapshot may be there in the other form, if the configuration was changed meanwhile.

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 
 
 class Submission(Protocol):

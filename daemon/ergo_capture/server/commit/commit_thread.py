@@ -17,8 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ergo_capture.journal.frame import PendingFrame
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import PendingFrame, Position
 from ergo_capture.journal.wal import Journal, PreparedBatch
 
 #: What became of a batch: where its frames are, or why they are not there.

@@ -56,7 +56,7 @@ class Retirement:
         """
         oldest, current = self._oldest_needed(), self._journal.current_segment
         # Why in a thread: deleting a large file takes milliseconds.
-        await to_thread.run_sync(self._journal.retire, current if oldest is None else min(oldest, current))
+        await to_thread.run_sync(self._journal.delete_segments, current if oldest is None else min(oldest, current))
 
     def __repr__(self) -> str:
         return (

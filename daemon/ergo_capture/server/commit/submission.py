@@ -9,8 +9,7 @@ from typing import Protocol
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
-from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.server.commit.writer import Writer
 

@@ -25,7 +25,7 @@ from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_fr
 from ergo_capture.bundle.manifest import MANIFEST_SUFFIX, ManifestError, manifest_path, read_manifest
 from ergo_capture.bundle.retention import Choice, RetentionRules, choose
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.storage import Storage, StorageError, names_held
+from ergo_capture.storage import Storage, StorageError, directory_lock
 
 log = structlog.get_logger()
 
@@ -105,7 +105,7 @@ class Pruner:
                 continue
             original = doomed.with_name(doomed.name.removesuffix(_PRUNING))
             bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
-            with _already_gone(), names_held(doomed.parent) as alone:
+            with _already_gone(), directory_lock(doomed.parent) as alone:
                 if not alone:
                     continue
                 # Why looked at again: recovery may have published the bundle anew, or somebody put another there.
@@ -146,7 +146,7 @@ class Pruner:
         doomed = manifest.with_name(manifest.name + _PRUNING)
         deleted = False
         # Why: reading a large bundle takes seconds, and a session that goes on may have been published meanwhile.
-        with _already_gone(), names_held(manifest.parent) as alone:
+        with _already_gone(), directory_lock(manifest.parent) as alone:
             if alone and bundle.is_still_there:
                 self._storage.replace(manifest, doomed)
                 # Why before the rest: a bundle without its manifest would stay for ever.

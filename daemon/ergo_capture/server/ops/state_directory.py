@@ -8,7 +8,7 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.storage import Lock, Storage
-from ergo_capture.storage.temporaries import sweep_temporaries
+from ergo_capture.storage.atomic import sweep_temporaries
 
 log = structlog.get_logger()
 

@@ -9,9 +9,8 @@ from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionRows
-from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.payloads import SessionDescription
-from ergo_capture.journal.reader import Position
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ergo_capture.journal.recovered import RecoveredSession
+from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
 from ergo_capture.server.commit.submission import Batch, BatchOwner
 from ergo_capture.server.session.budget import EVENT_BYTES, Holding, size_of_ids, uncounted

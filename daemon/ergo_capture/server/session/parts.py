@@ -14,10 +14,9 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.payloads import Closing, Publication, Rotation, SessionDescription, encode_body
-from ergo_capture.journal.reader import Position
-from ergo_capture.journal.recovered import PendingPublication, RecoveredSession
+from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
 from ergo_capture.server.commit.submission import Batch, append
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import mistake

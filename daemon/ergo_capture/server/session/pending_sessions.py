@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
-from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.payloads import Peer, SessionDescription, encode_body
-from ergo_capture.journal.reader import Position
 from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import storage_failed

@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 from ergo_capture import telemetry
 from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.payloads import Peer
-from ergo_capture.journal.recovered import Recovery
+from ergo_capture.journal.recovery import Recovery
 from ergo_capture.journal.wal import Journal
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.commit.segment_gc import Retirement

@@ -15,10 +15,10 @@ import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
+from ergo_capture.journal.frame import Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Publication, SessionDescription
-from ergo_capture.journal.reader import Position
-from ergo_capture.journal.recovered import RecoveredSession
+from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
 from ergo_capture.notifier import Pulse

@@ -6,8 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Final
 
-from ergo_capture.journal.frame import FrameKind, Header
-from ergo_capture.journal.reader import Position
+from ergo_capture.journal.frame import FrameKind, Header, Position
 
 #: More damages than there ever are: for sessions that no later damage can concern.
 _FOR_GOOD: Final = 1 << 62
@@ -31,7 +30,7 @@ class Damage:
 
 
 @dataclass(slots=True)
-class Tail:
+class TornEnd:
     """A torn end of the journal."""
 
     segment: int
@@ -125,15 +124,15 @@ class SessionFrames:
 
 
 @dataclass(slots=True)
-class Scan:
+class ScanReport:
     """All that a journal holds."""
 
     sessions: dict[int, SessionFrames] = field(default_factory=dict)
     segments: list[int] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
     #: Of those, the ones that may concern any session.
-    doubts: list[Damage] = field(default_factory=list)
-    tail: Tail | None = None
+    unattributed: list[Damage] = field(default_factory=list)
+    torn: TornEnd | None = None
     proof: Proof | None = None
     #: Bytes of the last segment that are worth keeping, and where in it the last batch begins.
     end: int = 0
