@@ -9,7 +9,6 @@ from ergo_capture.bundle.format import (
 )
 from ergo_capture.bundle.recorder import CapturingDecisionLog, CapturingSession
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel.comparison import Divergence, compare_decisions, first_divergence
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, compute_effect_hash
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
@@ -17,12 +16,19 @@ from ergo_capture.kernel.fault_runtime import FaultRuntime
 from ergo_capture.kernel.outcomes import Decision, ErrKind, RunTermination
 from ergo_capture.kernel.ports import DecisionLog, MemoryDecisionLog, RunResult, RuntimeInvoker
 from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.kernel.rederivation import rederive
-from ergo_capture.kernel.replay import replay_checked, replay_checked_strict
-from ergo_capture.kernel.replay_error import ReplayError
+from ergo_capture.kernel.replay import (
+    Divergence,
+    ReplayError,
+    compare_decisions,
+    first_divergence,
+    rederive,
+    replay_checked,
+    replay_checked_strict,
+    validate_bundle,
+    validate_bundle_strict,
+)
 from ergo_capture.kernel.supervisor import Supervisor
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.kernel.validation import validate_bundle, validate_bundle_strict
 from ergo_capture.storage.write_error import CaptureWriteError
 from ergo_capture.version import __version__
 

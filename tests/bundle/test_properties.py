@@ -34,7 +34,7 @@ from ergo_capture import (
 from ergo_capture.kernel.effects import EffectWrite, Value
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
 from ergo_capture.kernel.ports import RunResult
-from ergo_capture.kernel.rederivation import rederive
+from ergo_capture.kernel.replay import rederive
 
 U64 = (1 << 64) - 1
 times = st.builds(

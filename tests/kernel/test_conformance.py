@@ -29,7 +29,7 @@ from ergo_capture.bundle.format import BundleFormatError
 from ergo_capture.cli.simulate import run_scenario
 from ergo_capture.kernel.effects import EffectWrite, Value, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
-from ergo_capture.kernel.rederivation import rederive
+from ergo_capture.kernel.replay import rederive
 from ergo_capture.kernel.scenario import read_scenario
 from ergo_capture.kernel.serde import bundle as serde
 from ergo_capture.kernel.serde.parsing import parse

@@ -7,9 +7,8 @@ from itertools import islice
 from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.records import ExternalEventRecord
-from ergo_capture.kernel.replay_error import ReplayError, duplicate_event_id
+from ergo_capture.kernel.replay import ReplayError, duplicate_event_id, rehydrate
 from ergo_capture.kernel.uniqueness import SeenIds
-from ergo_capture.kernel.validation import rehydrate
 
 
 class Soundness:

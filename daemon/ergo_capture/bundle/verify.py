@@ -16,12 +16,10 @@ import msgspec
 
 from ergo_capture.bundle.integrity import Soundness
 from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
-from ergo_capture.kernel.comparison import Divergence, divergence_at
 from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import EventLike, ExternalEventKind
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.kernel.rederivation import Rederivation
-from ergo_capture.kernel.replay_error import ReplayError, unsupported_version
+from ergo_capture.kernel.replay import Divergence, Rederivation, ReplayError, divergence_at, unsupported_version
 from ergo_capture.kernel.serde.numbers import as_the_reference
 from ergo_capture.kernel.time import EventTime
 

@@ -15,8 +15,8 @@ import typer
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.cli.bundle_files import bundles_in
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.kernel.comparison import Divergence
 from ergo_capture.kernel.explanation import plain
+from ergo_capture.kernel.replay import Divergence
 from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

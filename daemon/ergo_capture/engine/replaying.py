@@ -12,14 +12,12 @@ import msgspec
 from ergo_capture.bundle.integrity import Soundness
 from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.engine.port import Engine
-from ergo_capture.kernel.comparison import divergence_at
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, explain
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
-from ergo_capture.kernel.replay_error import ReplayError, unsupported_version
+from ergo_capture.kernel.replay import ReplayError, check_provenance, divergence_at, unsupported_version
 from ergo_capture.kernel.supervisor import Run, Supervisor
-from ergo_capture.kernel.validation import check_provenance
 
 #: Events between two calls of ``on_progress``.
 _PROGRESS_EVENTS: Final = 1024

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.kernel.comparison import Divergence
 from ergo_capture.kernel.effects import encode_effect
 from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationRecord
+from ergo_capture.kernel.replay import Divergence
 from ergo_capture.kernel.time import EventTime
 
 #: Decisions before the divergence that are shown.

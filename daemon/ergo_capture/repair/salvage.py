@@ -13,13 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ergo_capture.bundle.verify import event_of
-from ergo_capture.kernel.comparison import divergence_at
 from ergo_capture.kernel.effects import compute_effect_hash
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.kernel.rederivation import Rederivation
-from ergo_capture.kernel.replay_error import ReplayError
+from ergo_capture.kernel.replay import Rederivation, ReplayError, divergence_at, rehydrate
 from ergo_capture.kernel.uniqueness import SeenIds
-from ergo_capture.kernel.validation import rehydrate
 from ergo_capture.repair.output import SalvageOutput
 from ergo_capture.repair.report import MAX_PROBLEMS, Gap, Head, Problem, Salvaged
 
