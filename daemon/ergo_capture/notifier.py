@@ -1,15 +1,23 @@
-"""Waiting for something to move, where there is nothing to remember once it has."""
+"""Wake tasks that wait for a change, without remembering the change.
+
+Which primitives to use: **asyncio's** for everything that one event loop's tasks share and that synchronous code
+sets or resolves (``asyncio.Event``, ``Future``, ``Lock``, ``Queue``): they cost least and are the ones that
+``call_soon`` and ``call_soon_threadsafe`` work with. **anyio's** for everything that bounds, groups or shields tasks
+(task groups, cancel scopes, ``move_on_after``, ``fail_after``) and for sockets and processes. So a wait is written
+``with anyio.move_on_after(seconds): await event.wait()``, and ``asyncio.wait_for``, ``asyncio.timeout`` and
+``anyio.Event`` are not used.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
 
-class Pulse:
-    """Wakes whoever waits at the moment, and nobody who comes later.
+class Notifier:
+    """Wakes every task that waits at the moment, and none that comes later.
 
-    Why not an ``asyncio.Event``: one that is set would have to be replaced for those who come next, and most beats
-    wake nobody; this costs nothing then.
+    ``asyncio.Condition`` and ``anyio.Condition`` notify only while their lock is held, which takes an ``await`` that
+    synchronous callers cannot make; an ``asyncio.Event`` would have to be replaced at each notification.
     """
 
     __slots__ = ("_waiters",)
@@ -18,20 +26,17 @@ class Pulse:
         self._waiters: list[asyncio.Future[None]] = []
 
     def wait(self) -> asyncio.Future[None]:
-        """Await this for the next beat."""
+        """Return a future that the next notification completes; await it."""
         waiter = asyncio.get_running_loop().create_future()
-        # Why sifted: those who gave up, at a time-out perhaps, are left behind.
+        # Drop the waiters that were cancelled, by a time-out perhaps: nothing else removes them.
         self._waiters = [other for other in self._waiters if not other.done()]
         self._waiters.append(waiter)
         return waiter
 
-    def beat(self) -> None:
-        """Something moved."""
+    def notify_all(self) -> None:
+        """Wake every task that waits; does nothing if none does."""
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
-
-    def __repr__(self) -> str:
-        return f"<Pulse, {sum(not waiter.done() for waiter in self._waiters)} waiting>"

@@ -23,7 +23,7 @@ from tests.engine.puppet import BAD
 
 from ergo_capture import RunTermination, decode_bundle
 from ergo_capture.client import CaptureClient, ClientError
-from ergo_capture.protocol.engine import EngineNonsense, Lines
+from ergo_capture.protocol.engine import EngineProtocolError, LineSplitter
 
 BREAKING = [
     ("process", "die", "AdapterUnavailable"),
@@ -244,9 +244,9 @@ async def test_no_event_is_lost_when_the_engine_is_killed_fifty_times() -> None:
 
 def test_a_line_that_never_ends_is_not_kept() -> None:
     """Memory is bounded by max_line_bytes and one read."""
-    lines = Lines(1000)
+    lines = LineSplitter(1000)
     for _ in range(10):
         lines.feed(b"x" * 100)
-    with pytest.raises(EngineNonsense, match="longer than 1000 bytes"):
+    with pytest.raises(EngineProtocolError, match="longer than 1000 bytes"):
         lines.feed(b"x")
     assert not lines.begun

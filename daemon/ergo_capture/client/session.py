@@ -35,7 +35,7 @@ from ergo_capture.client.requests import Requests
 from ergo_capture.client.uplink import Uplink
 from ergo_capture.client.wire import LOST
 from ergo_capture.kernel.events import ExternalEvent
-from ergo_capture.notifier import Pulse
+from ergo_capture.notifier import Notifier
 
 #: Bytes that are gathered to be sent at once; who has more waits until they are under way.
 _SEND_BYTES: Final = 128 * 1024
@@ -79,7 +79,7 @@ class CaptureClient:
         self._in_flight = InFlight()
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
-        self._moved = Pulse()
+        self._moved = Notifier()
         self._requests = Requests()
         self._failure: ClientError | None = None
         self._tasks: TaskGroup
@@ -258,7 +258,7 @@ class CaptureClient:
         opened = await self._uplink.come_back()
         self.reconnects += 1
         self._outgoing = self._in_flight.come_back(opened.accepted - self.resumed_after, self.last_event_id)
-        self._moved.beat()
+        self._moved.notify_all()
         if (asked := self._requests.again()) is not None:
             self._outgoing.append(asked)
         self._outgoing_bytes = sum(map(len, self._outgoing))
@@ -281,7 +281,7 @@ class CaptureClient:
                     await self._reconnect()
         except ClientError as error:
             self._failure = error
-            self._moved.beat()
+            self._moved.notify_all()
 
     async def _read_some(self) -> None:
         if self._uplink.wire is None:
@@ -293,7 +293,7 @@ class CaptureClient:
         kind = frame.get("type")
         if kind == "ack":
             self._in_flight.acked(read_as(Ack, frame).accepted)
-            self._moved.beat()
+            self._moved.notify_all()
         elif kind == "reject":
             reject, index = read_as(Reject, frame), read_as(int, frame.get("index"))
             if self._in_flight.is_rejected(index, duplicate=reject.code == "duplicate_event_id"):
@@ -314,12 +314,12 @@ class CaptureClient:
             # Why also where a close was given up: there is one end of a session, whoever asks for it.
             if self._requests.asked == _CLOSE:
                 self._requests.answer(frame)
-            self._moved.beat()
+            self._moved.notify_all()
         elif self._requests.pass_over():
             pass
         elif isinstance(kind, str):
             self._requests.answer(frame)
-            self._moved.beat()
+            self._moved.notify_all()
         else:
             raise no_frame("it has no type")
 
@@ -335,7 +335,7 @@ class CaptureClient:
             if wire is None or not self._is_open or not self._outgoing:
                 continue
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
-            self._moved.beat()
+            self._moved.notify_all()
             # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
             with suppress(*LOST):
                 await wire.send(data)

@@ -14,7 +14,7 @@ from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.protocol.engine import EngineNonsense, Lines, Ready, encode_run, read_ran, read_ready
+from ergo_capture.protocol.engine import EngineProtocolError, LineSplitter, Ready, encode_run, read_ran, read_ready
 
 AWAY: Final = RunResult(RunTermination.Failed(ErrKind.AdapterUnavailable))
 NONSENSE: Final = RunResult(RunTermination.Failed(ErrKind.RuntimeError))
@@ -49,7 +49,7 @@ class Dialogue:
         self._on_over = on_over
         self._receive = receive
         self._send = send
-        self._lines = Lines(longest)
+        self._lines = LineSplitter(longest)
         self._counts = counts
         self._next = 0
         self._pending: dict[int, asyncio.Future[RunResult]] = {}
@@ -68,7 +68,7 @@ class Dialogue:
         """The engine's first message.
 
         Raises:
-            EngineNonsense: it said something else.
+            EngineProtocolError: it said something else.
             anyio.EndOfStream, OSError: it is gone.
         """
         while True:
@@ -84,7 +84,7 @@ class Dialogue:
         """Send and hear until the engine is gone or talks nonsense; every run that is under way ends then.
 
         Raises:
-            EngineNonsense: a line is no message.
+            EngineProtocolError: a line is no message.
         """
         outcome = AWAY
         try:
@@ -94,7 +94,7 @@ class Dialogue:
                     await self._hear()
                 finally:
                     tasks.cancel_scope.cancel()
-        except* EngineNonsense as group:
+        except* EngineProtocolError as group:
             outcome = NONSENSE
             raise group.exceptions[0] from None
         finally:

@@ -27,7 +27,7 @@ from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.protocol.engine import EngineNonsense, Ready
+from ergo_capture.protocol.engine import EngineProtocolError, Ready
 
 log = structlog.get_logger()
 
@@ -183,7 +183,9 @@ class RemoteEngine(ABC):
             with anyio.move_on_after(self._settings.start_timeout or None) as patience:
                 ready = await dialogue.greet()
             if patience.cancelled_caught:
-                raise EngineNonsense(f"it said nothing within {self._settings.start_timeout:g} s", op="greet engine")
+                raise EngineProtocolError(
+                    f"it said nothing within {self._settings.start_timeout:g} s", op="greet engine"
+                )
             self._check(ready)
             self._stated = ready.runtime_provenance
             self._dialogue = dialogue
@@ -197,7 +199,7 @@ class RemoteEngine(ABC):
                     tasks.start_soon(self._watch, dialogue)
                     await dialogue.converse()
                     tasks.cancel_scope.cancel()
-            except* (EngineNonsense, TimeoutError) as group:
+            except* (EngineProtocolError, TimeoutError) as group:
                 raise group.exceptions[0] from None
 
     def _lost(self) -> None:

@@ -188,8 +188,8 @@ class Supervisor:
         """As ``drive``, for callers who read the log (``Supervisor::on_event``)."""
         self.drive(event)
 
-    def take_over(self, decision_log: DecisionLog, runtime: RuntimeInvoker | None) -> None:
-        """Go on with another log and engine: after a recovery, when what was logged before is durable already."""
+    def rebind(self, decision_log: DecisionLog, runtime: RuntimeInvoker | None) -> None:
+        """Continue with another log and engine, after a recovery through the first ones."""
         self._bind(decision_log, runtime)
 
     def _bind(self, decision_log: DecisionLog, runtime: RuntimeInvoker | None) -> None:

@@ -35,7 +35,7 @@ from ergo_capture.kernel.time import EventTime
 PROTOCOL: Final = "ergo-engine.v1"
 
 
-class EngineNonsense(ErgoCaptureError):
+class EngineProtocolError(ErgoCaptureError):
     """The engine said something that is no message of the protocol."""
 
 
@@ -97,7 +97,7 @@ def read_ready(line: bytes) -> Ready:
     """The engine's first message.
 
     Raises:
-        EngineNonsense: it is none, or of another protocol.
+        EngineProtocolError: it is none, or of another protocol.
     """
     try:
         ready = _ready.decode(_utf8(line))
@@ -112,7 +112,7 @@ def read_ran(line: bytes) -> Ran:
     """An answer.
 
     Raises:
-        EngineNonsense: not even its id can be read.
+        EngineProtocolError: not even its id can be read.
     """
     try:
         text = _utf8(line)
@@ -138,15 +138,15 @@ def _shown(line: bytes) -> str:
     return repr(line[:80].decode("utf-8", "replace")) + ("..." if len(line) > 80 else "")
 
 
-def _nonsense(what: str) -> EngineNonsense:
-    return EngineNonsense(
+def _nonsense(what: str) -> EngineProtocolError:
+    return EngineProtocolError(
         f"talk to engine: {what}",
         op="talk to engine",
         hint="an engine writes one JSON message a line to its standard output, and nothing else",
     )
 
 
-class Lines:
+class LineSplitter:
     """Bytes to lines of bounded length."""
 
     def __init__(self, longest: int) -> None:
@@ -157,7 +157,7 @@ class Lines:
         """The lines that are whole now.
 
         Raises:
-            EngineNonsense: a line is longer than it may be; what there is of it is let go.
+            EngineProtocolError: a line is longer than it may be; what there is of it is let go.
         """
         *lines, rest = data.split(b"\n")
         if lines:
@@ -176,4 +176,4 @@ class Lines:
         return bool(self._begun)
 
     def __repr__(self) -> str:
-        return f"<Lines, {len(self._begun)} bytes of one begun>"
+        return f"<LineSplitter, {len(self._begun)} bytes of one begun>"

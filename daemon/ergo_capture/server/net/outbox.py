@@ -17,7 +17,7 @@ from typing import Final
 import anyio
 from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
 
-from ergo_capture.notifier import Pulse
+from ergo_capture.notifier import Notifier
 from ergo_capture.protocol.capture import Code, ProtocolError
 
 #: Bytes offered to the socket at once, so that a client that reads slowly is seen to read.
@@ -66,7 +66,7 @@ class Replies:
         #: Whether ``_say_at_once`` is due in this turn of the loop.
         self._saying = False
         self._say = asyncio.Event()
-        self._said = Pulse()
+        self._said = Notifier()
         self._sending = False
 
     # --- what there is to say; synchronous ---
@@ -132,9 +132,9 @@ class Replies:
             while self._unsent:
                 if not await self._send_some():
                     return
-                self._said.beat()
+                self._said.notify_all()
             self._sending = False
-            self._said.beat()
+            self._said.notify_all()
 
     async def _send_some(self) -> bool:
         """Have the socket take a part of what is unsent; False where the client is given up."""
@@ -163,7 +163,7 @@ class Replies:
             return
         data = self._compose()
         if not data:
-            self._said.beat()
+            self._said.notify_all()
             return
         try:
             sent = self._socket.send(data, _SEND_FLAGS)
@@ -176,7 +176,7 @@ class Replies:
         if self._unsent:
             self._say.set()
         else:
-            self._said.beat()
+            self._said.notify_all()
 
     def _compose(self) -> bytes:
         """All there is to say now: what heralds an acknowledgement, what is due, replies."""

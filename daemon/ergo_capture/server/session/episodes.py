@@ -96,7 +96,7 @@ class Episodes:
     def take_over(self, supervisor: Supervisor) -> None:
         """Go on with a supervisor that recovery has brought to where the session stands."""
         self.supervisor = supervisor
-        supervisor.take_over(self._own_log, self._invoker)
+        supervisor.rebind(self._own_log, self._invoker)
 
     def start_part(self) -> None:
         """Go on with a supervisor that knows nothing; nothing may be under way."""

@@ -21,7 +21,7 @@ from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import RuntimeInvoker
-from ergo_capture.notifier import Pulse
+from ergo_capture.notifier import Notifier
 from ergo_capture.protocol.capture import EventChunk, ProtocolError
 from ergo_capture.server.commit.submission import Batch
 from ergo_capture.server.commit.writer import Writer
@@ -116,7 +116,7 @@ class Session:
         self._once = in_doubt == "interrupt"
         self._batches: deque[Batch] = deque()
         self._wake = asyncio.Event()
-        self._moved = Pulse()
+        self._moved = Notifier()
         self._timer: asyncio.TimerHandle | None = None
         self.parts = Parts(number, description, segment, rotation, writer, publisher)
         #: Its decisions on their way to the journal.
@@ -270,7 +270,7 @@ class Session:
                 self.owner.session_failed(storage_failed(error))
 
     def _progress(self) -> None:
-        self._moved.beat()
+        self._moved.notify_all()
         if self.owner is not None:
             self.owner.progress()
 
