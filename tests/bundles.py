@@ -20,7 +20,8 @@ from ergo_capture import (
     MemoryDecisionLog,
     encode_bundle,
 )
-from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, encode_manifest, manifest_path
+from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, encode_manifest
+from ergo_capture.bundle.names import manifest_path
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.bundles import DAY, NOW, store
 
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
-from ergo_capture.bundle.manifest import manifest_path
+from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.retention import Bounds, RetentionRules, choose
 from ergo_capture.errors import ErgoCaptureError
 

@@ -12,7 +12,7 @@ import pytest
 from tests.bundles import DAY, store
 from tests.daemons import COMMAND, command_environment
 
-from ergo_capture.bundle.manifest import manifest_path
+from ergo_capture.bundle.names import manifest_path
 from ergo_capture.cli.app import run
 
 

@@ -11,15 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.bundle.manifest import (
-    BUNDLE_SUFFIX,
-    MANIFEST_SUFFIX,
-    Manifest,
-    ManifestError,
-    manifest_path,
-    read_manifest,
-)
-from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
+from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
 from ergo_capture.errors import ErgoCaptureError
 
 _READ_BYTES: Final = 1 << 20

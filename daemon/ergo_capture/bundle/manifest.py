@@ -10,14 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
 from ergo_capture.errors import ErgoCaptureError
 
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
 #: How a session's bundle is called while the session goes on.
 SNAPSHOT: Final = "open"
-BUNDLE_SUFFIX: Final = ".capture.json"
-MANIFEST_SUFFIX: Final = ".manifest.json"
 #: Largest manifest that is read; labels may take a few KB.
 _MOST_BYTES: Final = 1 << 20
 
@@ -127,20 +124,3 @@ def _no_manifest(path: Path, error: Exception) -> ManifestError:
         path=path,
         hint="`ergo-capture verify` says whether the bundle beside it is sound",
     )
-
-
-def manifest_path(bundle: Path) -> Path:
-    """The manifest beside a bundle."""
-    return bundle.with_name(stem_of(bundle) + MANIFEST_SUFFIX)
-
-
-def stem_of(bundle: Path) -> str:
-    """What the names of a bundle's files begin with."""
-    return bundle.name.removesuffix(COMPRESSED_SUFFIX).removesuffix(BUNDLE_SUFFIX)
-
-
-def other_form(bundle: Path) -> Path:
-    """What the bundle's file would be called if it were compressed and is not, or the other way round."""
-    if bundle.name.endswith(COMPRESSED_SUFFIX):
-        return bundle.with_name(bundle.name.removesuffix(COMPRESSED_SUFFIX))
-    return bundle.with_name(bundle.name + COMPRESSED_SUFFIX)

@@ -1,23 +1,26 @@
-"""File names that any graph or session id can be turned into."""
+"""Names of bundle files: ``STATE/bundles/GRAPH/SESSION.capture.json[.zst]``, beside it ``SESSION.manifest.json``."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from ergo_capture.bundle.manifest import BUNDLE_SUFFIX
-from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
-
+BUNDLE_SUFFIX: Final = ".capture.json"
+MANIFEST_SUFFIX: Final = ".manifest.json"
+#: Follows ``BUNDLE_SUFFIX`` in the name of a compressed bundle.
+COMPRESSED_SUFFIX: Final = ".zst"
 #: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
 MAX_NAME: Final = 180
 
 
 def safe_name(text: str) -> str:
-    """A file name for an arbitrary id: one to one, without slashes, dots in front, or ``~``.
+    """Return a file name for an arbitrary id; different ids have different names.
 
-    What is not a letter, a digit, or one of ``-_.`` becomes ``%XX``. An empty id is ``~``; one that would
-    be too long is cut and ends in ``~`` and the start of its SHA-256.
+    The name has no slash, no leading dot and no ``~``. Every character that is not a letter, a digit or one of
+    ``-_.`` becomes ``%XX``. The empty id becomes ``~``. A name longer than ``MAX_NAME`` is cut, and ends in ``~`` and
+    the first 32 digits of the id's SHA-256.
     """
     name = quote(text, safe="")
     if not name:
@@ -32,6 +35,28 @@ def safe_name(text: str) -> str:
 
 
 def bundle_name(session: str, part: int, *, compressed: bool = False) -> str:
-    """The file name of a session's bundle; from the second part on, ``~N`` stands behind the session."""
+    """Return the file name of a session's bundle; from the second part on, ``~PART`` follows the session."""
     suffix = ("" if part == 1 else f"~{part}") + BUNDLE_SUFFIX + (COMPRESSED_SUFFIX if compressed else "")
     return safe_name(session) + suffix
+
+
+def bundle_path(state: Path, graph: str, session: str, part: int, *, compressed: bool = False) -> Path:
+    """Return the path of a bundle in a state directory."""
+    return state / "bundles" / safe_name(graph) / bundle_name(session, part, compressed=compressed)
+
+
+def bundle_stem(bundle: Path) -> str:
+    """Return the name of a bundle file without its suffixes, which its manifest's name begins with too."""
+    return bundle.name.removesuffix(COMPRESSED_SUFFIX).removesuffix(BUNDLE_SUFFIX)
+
+
+def manifest_path(bundle: Path) -> Path:
+    """Return the path of the manifest beside a bundle."""
+    return bundle.with_name(bundle_stem(bundle) + MANIFEST_SUFFIX)
+
+
+def other_form(bundle: Path) -> Path:
+    """Return the compressed form's path for an uncompressed bundle, and the reverse."""
+    if bundle.name.endswith(COMPRESSED_SUFFIX):
+        return bundle.with_name(bundle.name.removesuffix(COMPRESSED_SUFFIX))
+    return bundle.with_name(bundle.name + COMPRESSED_SUFFIX)

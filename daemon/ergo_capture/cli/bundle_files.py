@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.bundle.manifest import BUNDLE_SUFFIX
-from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX, files_below
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX
+from ergo_capture.bundle.reader.opening import files_below
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 #: How the names of bundles end.

@@ -16,9 +16,7 @@ from typing import Annotated, Final
 import typer
 
 from ergo_capture import config as configuration
-from ergo_capture.bundle.manifest import stem_of
-from ergo_capture.bundle.names import bundle_name, safe_name
-from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
 from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
 from ergo_capture.cli.bundle_files import bundles_below, bundles_in, refuse_empty
 from ergo_capture.errors import ErgoCaptureError
@@ -57,7 +55,7 @@ class Capture:
             return self.part.description.session
         assert self.bundle is not None
         # Why replaced: a file's name may be bytes that no text can hold.
-        return os.fsencode(stem_of(self.bundle).partition("~")[0]).decode("utf-8", "replace")
+        return os.fsencode(bundle_stem(self.bundle).partition("~")[0]).decode("utf-8", "replace")
 
     @contextmanager
     def open(self) -> Iterator[RecordStream]:
@@ -223,7 +221,7 @@ def _session(session: str, state: Path) -> list[Capture]:
         capture
         for capture in _in_state(state)
         if (capture.part is not None and capture.part.description.session == session)
-        or (capture.bundle is not None and _is_of(stem_of(capture.bundle), stem))
+        or (capture.bundle is not None and _is_of(bundle_stem(capture.bundle), stem))
     ]
 
 

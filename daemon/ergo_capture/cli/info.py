@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from ergo_capture.bundle.manifest import Manifest, ManifestError, manifest_path, read_manifest
+from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
+from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.statistics import Survey, survey
 from ergo_capture.cli.bundle_files import bundles_below
 from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captures_in

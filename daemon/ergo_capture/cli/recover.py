@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX
 from ergo_capture.cli.verify import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.scan import scan

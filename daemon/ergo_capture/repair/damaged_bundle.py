@@ -16,7 +16,8 @@ from typing import BinaryIO, Final, cast
 import msgspec
 
 from ergo_capture.bundle.format import BundleFormatError, decode_bundle
-from ergo_capture.bundle.manifest import ManifestError, manifest_path, stated_in
+from ergo_capture.bundle.manifest import ManifestError, stated_in
+from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
 from ergo_capture.bundle.reader.opening import open_binary
 from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Stretch

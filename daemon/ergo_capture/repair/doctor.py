@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from ergo_capture.bundle.manifest import BUNDLE_SUFFIX, MANIFEST_SUFFIX, ManifestError, manifest_path, stated_in
-from ergo_capture.bundle.reader.opening import COMPRESSED_SUFFIX, files_below
+from ergo_capture.bundle.manifest import ManifestError, stated_in
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
+from ergo_capture.bundle.reader.opening import files_below
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.scan import scan

@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, manifest_path, other_form, stem_of
-from ergo_capture.bundle.names import bundle_name, safe_name
+from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest
+from ergo_capture.bundle.names import bundle_name, bundle_stem, manifest_path, other_form, safe_name
 from ergo_capture.bundle.reader.opening import open_binary
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import read_decisions
@@ -121,7 +121,7 @@ class _Saving:
         known = self._remains.description is not None
         return SalvagedPart(
             # Why from the path: what says what the session was may be gone with its segment.
-            session=self._remains.name if known else stem_of(recorded).partition("~")[0],
+            session=self._remains.name if known else bundle_stem(recorded).partition("~")[0],
             graph=self._remains.graph if known else recorded.parent.name,
             part=stretch.part,
             ended="published",

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import msgspec
 
-from ergo_capture.bundle.manifest import stem_of
+from ergo_capture.bundle.names import bundle_stem
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import (
@@ -32,7 +32,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def rest_path(bundle: Path) -> Path:
     """Where the events without provable decisions go that belong to a bundle."""
-    return bundle.with_name(f"{stem_of(bundle).removesuffix('.json')}.rest.scenario.json")
+    return bundle.with_name(f"{bundle_stem(bundle).removesuffix('.json')}.rest.scenario.json")
 
 
 class _Elements:

@@ -16,8 +16,7 @@ import structlog
 from anyio import BrokenWorkerProcess, to_process, to_thread
 
 from ergo_capture import telemetry
-from ergo_capture.bundle.manifest import manifest_path
-from ergo_capture.bundle.paths import bundle_path
+from ergo_capture.bundle.names import bundle_path, manifest_path
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription

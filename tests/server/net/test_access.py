@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from tests.daemons import Daemon, configured, event, running_daemon, short_directory
 from tests.server.users import NOBODY, needs_root, talk_as
 
-from ergo_capture.bundle.manifest import manifest_path
-from ergo_capture.bundle.paths import bundle_path
+from ergo_capture.bundle.names import bundle_path, manifest_path
 from ergo_capture.cli import app
 from ergo_capture.config import ConfigError
 from ergo_capture.journal.payloads import Peer

@@ -18,7 +18,7 @@ from tests.daemons import PATIENCE, configured, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
 
 from ergo_capture.bundle.catalogue import StoredBundle, difference_from_manifest
-from ergo_capture.bundle.manifest import manifest_path
+from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
 from ergo_capture.server.factories import retention_of

@@ -12,8 +12,6 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, cast
 
-#: How the name of a compressed file ends.
-COMPRESSED_SUFFIX: Final = ".zst"
 #: Most bytes that a compressed file may be expanded to in memory. Why: 10 KB can stand for 10 GB, and a plain
 #: file at least has to be as large as what it costs.
 MOST_IN_MEMORY: Final = 1 << 30

@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 
 from ergo_capture.bundle.format import CaptureJsonStyle
-from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, encode_manifest, other_form
+from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest, encode_manifest
+from ergo_capture.bundle.names import other_form
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
 from ergo_capture.bundle.writer.sink import BundleSink
 from ergo_capture.errors import ErgoCaptureError

@@ -22,7 +22,8 @@ from anyio import to_thread
 
 from ergo_capture import telemetry
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
-from ergo_capture.bundle.manifest import MANIFEST_SUFFIX, ManifestError, manifest_path, read_manifest
+from ergo_capture.bundle.manifest import ManifestError, read_manifest
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path
 from ergo_capture.bundle.retention import Choice, RetentionRules, choose
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.storage import Storage, StorageError, directory_lock
