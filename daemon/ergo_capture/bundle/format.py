@@ -10,8 +10,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.reader.opening import how_to_read, read_text
-from ergo_capture.bundle.reader.sniffing import HEAD_BYTES, looks_like
+from ergo_capture.bundle.reader.opening import HEAD_BYTES, how_to_read, identify_foreign, read_text
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import MIDDLE, CaptureBundle, encode_decision, encode_event, encode_head, encode_tail
 from ergo_capture.kernel.serde import bundle as serde
@@ -70,7 +69,7 @@ def decode_bundle(text: bytes) -> CaptureBundle:
 
 def complaint_of(head: bytes, error: str) -> tuple[str, str]:
     """What to say of a text that begins so and was refused with that error, and what to do."""
-    return looks_like(head) or (error, _HINT)
+    return identify_foreign(head) or (error, _HINT)
 
 
 def read_capture_bundle(path: str | PathLike[str]) -> CaptureBundle:

@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.integrity import Soundness
 from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.bundle.verify import IntegrityChecker
 from ergo_capture.engine.port import Engine
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, explain
@@ -65,18 +65,18 @@ async def replay_stream(
             check_provenance(stream, strict.adapter_provenance, expected)
         except ReplayError:
             # Why: the reference looks at hashes and ids before, and at payloads after.
-            Soundness(stream).check_all(payloads=False)
+            IntegrityChecker(stream).check_all(payloads=False)
             raise
     unique = strict is not None
     try:
         replayed = await _replay(stream, engine, unique=unique, on_progress=on_progress)
     except ReplayError:
-        Soundness(stream, unique=unique).check_all()
+        IntegrityChecker(stream, unique=unique).check_all()
         raise
     if replayed.explanation is not None:
         # Why the decisions too: what cannot be read to its end is no bundle, and diverges from nothing.
         deque(stream.decisions(), maxlen=0)
-        Soundness(stream, unique=unique).check_all()
+        IntegrityChecker(stream, unique=unique).check_all()
     return replayed
 
 
@@ -117,7 +117,7 @@ async def _again(stream: RecordStream, engine: Engine, *, unique: bool) -> Async
     """The decisions that the events lead to now."""
     constraints = stream.config
     supervisor = Supervisor(stream.graph_id, constraints, _Nowhere())
-    invoker, sound = engine.invoker(), Soundness(stream, unique=unique)
+    invoker, sound = engine.invoker(), IntegrityChecker(stream, unique=unique)
     for index, record in enumerate(stream.events()):
         event = sound.check(index, record)
         if sound.complaint is not None:

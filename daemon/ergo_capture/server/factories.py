@@ -28,7 +28,7 @@ from ergo_capture.server.limits import ConnectionLimits, SessionLimits
 from ergo_capture.server.net.admission import Admission
 from ergo_capture.server.session.access import access_of
 from ergo_capture.server.session.graph import Graph
-from ergo_capture.server.session.part import RotationRule
+from ergo_capture.server.session.parts import RotationRule
 from ergo_capture.units import Duration
 
 #: The longest age that is told from another, in nanoseconds: 1,000 years.

@@ -20,8 +20,7 @@ from ergo_capture.bundle.names import bundle_path, manifest_path
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
-from ergo_capture.server.session.part import Part
-from ergo_capture.server.session.parts import utc_now
+from ergo_capture.server.session.parts import Part, utc_now
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""Finds bundle files, and opens them, compressed or not, so that nobody has to know which.
+"""Open bundle files, compressed or not, and tell what a file is that is no bundle.
 
 A file is compressed when it begins with zstd's magic number, whatever its name: no JSON text begins so. A
 compressed file that was cut reads as a text that was cut, up to the last block of 128 KiB, and then as an error.
@@ -23,6 +23,10 @@ _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MOST_HEADER: Final = 18
 #: The magic numbers of frames that only say how long they are (RFC 8878, 3.1.2), but for their last four bits.
 _SKIPPABLE: Final = 0x184D2A50
+#: Bytes of a text that ``identify_foreign`` wants to see.
+HEAD_BYTES: Final = 4096
+
+_GZIP: Final = b"\x1f\x8b"
 
 
 def files_below(directory: Path) -> list[Path]:
@@ -173,3 +177,37 @@ def _end_of_frames(file: io.FileIO, size: int) -> int:
             offset += 3 + (1 if kind == 1 else block >> 3)
         offset += checksum
     return offset
+
+
+def identify_foreign(head: bytes) -> tuple[str, str] | None:
+    """What a text that begins so seems to be, and what to do with it; None where it may be a damaged bundle."""
+    begin = head.lstrip(b" \t\r\n")
+    if not begin:
+        return "it is empty", "a bundle is never published empty: look for what wrote or copied this file"
+    if begin.startswith(b"{"):
+        key = begin[1:].lstrip(b" \t\r\n")
+        if key.startswith((b'"event_id"', b'"type"')):
+            return "these are events, and no bundle of them", "capture them with `ergo-capture send FILE`"
+        if key.startswith(b'"format"') and b"manifest" in head:
+            return "it is a bundle's manifest", "name the *.capture.json file beside it"
+        return None
+    if begin.startswith(b"["):
+        # The reference reads a bundle from an array of its fields too.
+        return None
+    if head.startswith(_GZIP):
+        return "it is compressed with gzip", "bundles are read plain or as .zst: unpack it with gunzip first"
+    if _is_text(head):
+        return "it is no JSON object", "name a *.capture.json file"
+    return (
+        "it is no text",
+        "name a *.capture.json file; for the segments of a journal there is `ergo-capture doctor DIRECTORY`",
+    )
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        # Why not all of it: the head may end within a character.
+        return error.start > len(head) - 4 and len(head) >= HEAD_BYTES
+    return b"\0" not in head

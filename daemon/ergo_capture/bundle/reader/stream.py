@@ -18,9 +18,8 @@ from typing import BinaryIO, Final, Protocol, Self
 
 from ergo_capture.bundle.format import BundleFormatError, complaint_of
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
-from ergo_capture.bundle.reader.opening import how_to_read, open_binary
+from ergo_capture.bundle.reader.opening import HEAD_BYTES, how_to_read, open_binary
 from ergo_capture.bundle.reader.outline import Outline, Stretch, outline
-from ergo_capture.bundle.reader.sniffing import HEAD_BYTES
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord, ExternalEventRecord

@@ -20,8 +20,7 @@ from ergo_capture.server.session.access import who
 from ergo_capture.server.session.authorization import check_access, check_free, is_its
 from ergo_capture.server.session.budget import Budget
 from ergo_capture.server.session.graph import Graph
-from ergo_capture.server.session.part import RotationRule
-from ergo_capture.server.session.parts import Publisher
+from ergo_capture.server.session.parts import Publisher, RotationRule
 from ergo_capture.server.session.pending_sessions import Opening, Openings
 from ergo_capture.server.session.rate_limiter import Pace
 from ergo_capture.server.session.session import Owner, Session

@@ -33,8 +33,7 @@ from ergo_capture.server.session.deduplication import Refusal
 from ergo_capture.server.session.episodes import Episodes
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.intake import Intake
-from ergo_capture.server.session.part import RotationRule
-from ergo_capture.server.session.parts import Parts, Publisher, is_full
+from ergo_capture.server.session.parts import Parts, Publisher, RotationRule, is_full
 from ergo_capture.storage.write_error import CaptureWriteError
 
 #: Bytes of effects that may wait for a commit before no further run begins; a full disk can make them wait for long.
