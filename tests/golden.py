@@ -451,7 +451,7 @@ def make_bundles(folder: Path) -> None:
 
 def said_of(folder: Path) -> dict[str, Any]:
     """What ``verify`` and the catalogue say of each bundle in a folder, by its name."""
-    troubles = {bundle.path: bundle.trouble or "finished" for bundle in Catalogue(folder.parent).read()}
+    troubles = {bundle.path: bundle.problem or "finished" for bundle in Catalogue(folder.parent).read()}
     said = {}
     for path in sorted(folder.glob("*.capture.json*")):
         result = check(path)

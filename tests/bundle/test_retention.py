@@ -12,18 +12,18 @@ from tests.bundles import DAY, NOW, store
 
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
 from ergo_capture.bundle.names import manifest_path
-from ergo_capture.bundle.retention import Bounds, RetentionRules, choose
+from ergo_capture.bundle.retention import Bounds, RetentionRules, select_expired
 from ergo_capture.errors import ErgoCaptureError
 
 
-def stored(name: str, days: float, size: int = 100, graph: str = "g", trouble: str | None = None) -> StoredBundle:
+def stored(name: str, days: float, size: int = 100, graph: str = "g", problem: str | None = None) -> StoredBundle:
     """A bundle that ended so many days ago."""
-    return StoredBundle(Path(graph) / name, graph, size, None, NOW - days * DAY, trouble)
+    return StoredBundle(Path(graph) / name, graph, size, None, NOW - days * DAY, problem)
 
 
 def gone(bundles: list[StoredBundle], rules: RetentionRules, free: int = 0) -> list[tuple[str, str]]:
     """Names and reasons of what is chosen."""
-    return [(choice.bundle.path.name, choice.reason) for choice in choose(bundles, rules, NOW, free)]
+    return [(choice.bundle.path.name, choice.reason) for choice in select_expired(bundles, rules, NOW, free)]
 
 
 THREE = [stored("new", 1), stored("old", 3), stored("middle", 2)]
@@ -80,7 +80,7 @@ def test_room_is_made_from_the_oldest_of_all_graphs_but_for_the_newest_of_each()
 
 def test_what_may_not_go_is_not_chosen_and_takes_no_place() -> None:
     """Ten damaged bundles do not push the sound ones out."""
-    bundles = [*THREE, *(stored(f"bad{n}", 0, trouble="no manifest") for n in range(10))]
+    bundles = [*THREE, *(stored(f"bad{n}", 0, problem="no manifest") for n in range(10))]
     assert gone(bundles, RetentionRules(Bounds(max_bundles=3, max_age=30 * DAY))) == []
     assert gone(bundles, RetentionRules(Bounds(max_age=timedelta(microseconds=1)), keep_free_bytes=10**9)) == [
         ("old", "max_age"),
@@ -109,13 +109,13 @@ def test_after_pruning_the_bounds_hold_and_nothing_went_needlessly(
 ) -> None:
     """Whatever there is: a second look finds nothing, and each graph keeps what its bounds allow."""
     rules = RetentionRules(bounds, keep_free_bytes=keep_free)
-    chosen = choose(bundles, rules, NOW, free)
+    chosen = select_expired(bundles, rules, NOW, free)
     left = [bundle for bundle in bundles if bundle not in {choice.bundle for choice in chosen}]
     freed = sum(choice.bundle.size for choice in chosen)
-    assert choose(left, rules, NOW, free + freed) == []
-    assert all(choice.bundle.trouble is None for choice in chosen)
+    assert select_expired(left, rules, NOW, free + freed) == []
+    assert all(choice.bundle.problem is None for choice in chosen)
     for graph in "ab":
-        kept = [bundle for bundle in left if bundle.graph == graph and bundle.trouble is None]
+        kept = [bundle for bundle in left if bundle.graph == graph and bundle.problem is None]
         if bounds.max_bundles:
             assert len(kept) <= bounds.max_bundles
         if bounds.max_bytes and len(kept) > 1:
@@ -129,7 +129,7 @@ def test_the_catalogue_lists_finished_bundles_from_the_oldest(tmp_path: Path) ->
     new = store(tmp_path, "new", age=DAY)
     old = store(tmp_path, "old", graph="other", age=2 * DAY, compress=True)
     found = Catalogue(tmp_path / "bundles").read()
-    assert [(b.path, b.graph, b.size, b.trouble) for b in found] == [
+    assert [(b.path, b.graph, b.size, b.problem) for b in found] == [
         (old, "other", old.stat().st_size, None),
         (new, "g", new.stat().st_size, None),
     ]
@@ -149,7 +149,7 @@ def test_the_catalogue_says_why_a_bundle_is_not_a_finished_one(tmp_path: Path) -
     manifest_path(store(tmp_path, "f-garbled")).write_bytes(b"{")
     store(tmp_path, "g-astray", bundle="../../lock")
     store(tmp_path, "h-newer", format="ergo-capture-manifest.v2")
-    found = {b.path.name.partition(".")[0]: b.trouble for b in Catalogue(tmp_path / "bundles").read()}
+    found = {b.path.name.partition(".")[0]: b.problem for b in Catalogue(tmp_path / "bundles").read()}
     size = (tmp_path / "bundles" / "g" / "c-longer.capture.json").stat().st_size
     assert found == {
         "a-bare": "no manifest",
@@ -172,7 +172,7 @@ def test_a_manifest_that_was_replaced_is_read_again_and_others_are_not(tmp_path:
     other = tmp_path / "other"
     manifest_path(store(other, "a")).replace(manifest_path(path))
     after = {b.path.name: b for b in catalogue.read()}
-    assert (before[path.name].trouble, after[path.name].trouble) == ("session goes on", None)
+    assert (before[path.name].problem, after[path.name].problem) == ("session goes on", None)
     assert after["b.capture.json"].manifest is before["b.capture.json"].manifest
 
 
@@ -183,7 +183,7 @@ def test_a_bundle_that_differs_from_its_manifest_in_one_byte_is_found_out(tmp_pa
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     (bundle,) = Catalogue(tmp_path / "bundles").read()
-    assert bundle.trouble is None
+    assert bundle.problem is None
     assert difference_from_manifest(bundle) == "its bytes are not those that its manifest vouches for"
 
 

@@ -38,7 +38,7 @@ class StoredBundle:
     #: When its part of the session ended.
     ended_at: datetime | None = None
     #: Why it is not a finished bundle, in words; None where it is one.
-    trouble: str | None = None
+    problem: str | None = None
     #: What tells the manifest and the bundle that were looked at from others of their names.
     seen: _Signature = field(default=(), compare=False)
 
@@ -112,7 +112,7 @@ class Catalogue:
                 # As above.
                 with suppress(FileNotFoundError):
                     size = entry.stat(follow_symlinks=False).st_size
-                    bare.append(StoredBundle(folder / name, folder.name, size, trouble="no manifest"))
+                    bare.append(StoredBundle(folder / name, folder.name, size, problem="no manifest"))
 
     def _described(self, path: Path, forms: list[str]) -> StoredBundle | None:
         """The bundle of a manifest, given the names that are there; None where the bundle is gone."""
@@ -125,24 +125,24 @@ class Catalogue:
             raise
         except (ManifestError, OSError):
             bundle = path.with_name(forms[0])
-            return StoredBundle(bundle, path.parent.name, bundle.lstat().st_size, trouble="manifest unreadable")
+            return StoredBundle(bundle, path.parent.name, bundle.lstat().st_size, problem="manifest unreadable")
         # Why one that is there: a manifest must not be able to point at any file but the one beside it.
         bundle = path.with_name(manifest.bundle if manifest.bundle in forms else forms[0])
         status = bundle.lstat()
         ended_at = _time(manifest.ended_at)
-        trouble: str | None = None
+        problem: str | None = None
         if manifest.bundle not in forms:
-            trouble = "manifest names another file"
+            problem = "manifest names another file"
         elif not manifest.is_final:
-            trouble = "session goes on"
+            problem = "session goes on"
         elif not stat.S_ISREG(status.st_mode):
-            trouble = "not a plain file"
+            problem = "not a plain file"
         elif status.st_size != manifest.stored[0]:
-            trouble = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
+            problem = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
         elif ended_at is None:
-            trouble = "manifest says no time of its end"
+            problem = "manifest says no time of its end"
         return StoredBundle(
-            bundle, manifest.graph, status.st_size, manifest, ended_at, trouble, (marked, _mark(bundle))
+            bundle, manifest.graph, status.st_size, manifest, ended_at, problem, (marked, _mark(bundle))
         )
 
     def __repr__(self) -> str:
@@ -166,8 +166,8 @@ def difference_from_manifest(bundle: StoredBundle) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    if bundle.trouble is not None or bundle.manifest is None:
-        return bundle.trouble or "no manifest"
+    if bundle.problem is not None or bundle.manifest is None:
+        return bundle.problem or "no manifest"
     size, digest = 0, hashlib.sha256()
     fd = os.open(bundle.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor

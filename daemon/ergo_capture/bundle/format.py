@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.reader.opening import HEAD_BYTES, how_to_read, identify_foreign, read_text
+from ergo_capture.bundle.reader.opening import HEAD_BYTES, identify_foreign, read_hint, read_text
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import MIDDLE, CaptureBundle, encode_decision, encode_event, encode_head, encode_tail
 from ergo_capture.kernel.serde import bundle as serde
@@ -86,7 +86,7 @@ def read_capture_bundle(path: str | PathLike[str]) -> CaptureBundle:
             f"read capture bundle '{path}': {error.strerror or error}",
             op="read capture bundle",
             path=str(path),
-            hint=how_to_read(error),
+            hint=read_hint(error),
         ) from error
     try:
         return decode_bundle(text)

@@ -91,7 +91,7 @@ def read_manifest(path: Path) -> Manifest:
     return found
 
 
-def stated_in(path: Path) -> dict[str, Any]:
+def read_manifest_fields(path: Path) -> dict[str, Any]:
     """What a manifest of any version, or of a part that was salvaged, says.
 
     Raises:

@@ -45,14 +45,16 @@ class RetentionRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Expired:
     """A bundle that is to go, and the bound that says so."""
 
     bundle: StoredBundle
     reason: str
 
 
-def choose(bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime, free_bytes: int) -> list[Choice]:
+def select_expired(
+    bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime, free_bytes: int
+) -> list[Expired]:
     """What is to go, the oldest first.
 
     A graph's newest bundle goes by its age only. Why: the client that closed its session was just told where it
@@ -65,7 +67,7 @@ def choose(bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime
         free_bytes: free on the disk at present.
     """
     finished = sorted(
-        (bundle for bundle in bundles if bundle.trouble is None and bundle.ended_at is not None), key=_age_order
+        (bundle for bundle in bundles if bundle.problem is None and bundle.ended_at is not None), key=_age_order
     )
     by_graph: dict[str, list[StoredBundle]] = {}
     for bundle in finished:
@@ -82,7 +84,7 @@ def choose(bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime
             if bundle.path not in reasons and bundle.path not in newest:
                 reasons[bundle.path] = "keep_free_bytes"
                 free += bundle.size
-    return [Choice(bundle, reasons[bundle.path]) for bundle in finished if bundle.path in reasons]
+    return [Expired(bundle, reasons[bundle.path]) for bundle in finished if bundle.path in reasons]
 
 
 def _age_order(bundle: StoredBundle) -> tuple[datetime | None, str]:

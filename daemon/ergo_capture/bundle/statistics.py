@@ -12,7 +12,7 @@ from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 
 
-class Survey(msgspec.Struct):
+class RunStatistics(msgspec.Struct):
     """A run in numbers; times in nanoseconds of event time, sizes in bytes."""
 
     graph_id: str
@@ -55,13 +55,13 @@ class Survey(msgspec.Struct):
         return self.kinds.get(kind, 0) / (self.span / 1e9) if self.span else None
 
 
-def survey(stream: RecordStream, file_bytes: int) -> Survey:
+def collect_statistics(stream: RecordStream, file_bytes: int) -> RunStatistics:
     """Count what is in a run that takes ``file_bytes`` bytes where it is.
 
     Raises:
         ErgoCaptureError: it cannot be read.
     """
-    found = Survey(
+    found = RunStatistics(
         graph_id=stream.graph_id,
         capture_version=stream.capture_version,
         constraints=msgspec.to_builtins(stream.config),
@@ -74,47 +74,47 @@ def survey(stream: RecordStream, file_bytes: int) -> Survey:
     return found
 
 
-def _count_events(survey: Survey, events: Iterator[ExternalEventRecord]) -> set[int]:
+def _count_events(found: RunStatistics, events: Iterator[ExternalEventRecord]) -> set[int]:
     kinds: Counter[str] = Counter()
     pumps: set[int] = set()
     before: int | None = None
     for index, event in enumerate(events):
-        survey.events += 1
+        found.events += 1
         kind = event.kind.value
         kinds[kind] += 1
         if kind == "Pump":
             pumps.add(index)
         now = event.event_time.total_nanos
-        survey.first = now if survey.first is None else min(survey.first, now)
-        survey.last = now if survey.last is None else max(survey.last, now)
+        found.first = now if found.first is None else min(found.first, now)
+        found.last = now if found.last is None else max(found.last, now)
         if before is not None:
             if now < before:
-                survey.backward += 1
-                survey.furthest_back = max(survey.furthest_back, before - now)
-            elif now - before > survey.longest_gap:
-                survey.longest_gap, survey.longest_gap_before = now - before, event.event_id
+                found.backward += 1
+                found.furthest_back = max(found.furthest_back, before - now)
+            elif now - before > found.longest_gap:
+                found.longest_gap, found.longest_gap_before = now - before, event.event_id
         before = now
         size = len(event.payload)
-        survey.payload_bytes += size
-        survey.largest_payload = max(survey.largest_payload, size)
-        survey.without_payload += not size
-    survey.kinds = dict(sorted(kinds.items()))
+        found.payload_bytes += size
+        found.largest_payload = max(found.largest_payload, size)
+        found.without_payload += not size
+    found.kinds = dict(sorted(kinds.items()))
     return pumps
 
 
-def _count_decisions(survey: Survey, decisions: Iterator[EpisodeInvocationRecord], pumps: set[int]) -> None:
+def _count_decisions(found: RunStatistics, decisions: Iterator[EpisodeInvocationRecord], pumps: set[int]) -> None:
     outcomes: Counter[str] = Counter()
     terminations: Counter[str] = Counter()
     for index, record in enumerate(decisions):
-        survey.decisions += 1
+        found.decisions += 1
         outcomes[record.decision.value] += 1
-        survey.pumped += record.decision is Decision.Invoke and index in pumps
+        found.pumped += record.decision is Decision.Invoke and index in pumps
         if record.termination is not None:
             err = record.termination.err
             terminations[record.termination.name if err is None else f"Failed({err.value})"] += 1
-        survey.retries += record.retry_count
-        survey.most_retries = max(survey.most_retries, record.retry_count)
-        survey.effects += len(record.effects)
-        survey.interrupted += record.interruption is not None
-    survey.outcomes = dict(sorted(outcomes.items()))
-    survey.terminations = dict(sorted(terminations.items()))
+        found.retries += record.retry_count
+        found.most_retries = max(found.most_retries, record.retry_count)
+        found.effects += len(record.effects)
+        found.interrupted += record.interruption is not None
+    found.outcomes = dict(sorted(outcomes.items()))
+    found.terminations = dict(sorted(terminations.items()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX
-from ergo_capture.bundle.reader.opening import files_below
+from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 #: How the names of bundles end.
@@ -25,7 +25,7 @@ def bundles_below(directory: Path) -> list[Path]:
     Raises:
         OSError: one of the directories cannot be read.
     """
-    named = (path for path in files_below(directory) if path.name.endswith(_SUFFIXES))
+    named = (path for path in list_files(directory) if path.name.endswith(_SUFFIXES))
     # Why no pipe: nobody named it, and it would be waited for for ever. A link into nowhere is a bundle that is gone.
     return [path for path in named if path.is_file() or not path.exists()]
 

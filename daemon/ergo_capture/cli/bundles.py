@@ -159,7 +159,7 @@ def _as_json(bundle: StoredBundle) -> dict[str, Any]:
         "bundle": _shown(bundle.path),
         "graph": bundle.graph,
         "file_bytes": bundle.size,
-        "state": bundle.trouble or "finished",
+        "state": bundle.problem or "finished",
         "manifest": manifest,
     }
 
@@ -178,7 +178,7 @@ def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:
     manifest = bundle.manifest
     return (
         "-" if bundle.ended_at is None else f"{bundle.ended_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
-        bundle.trouble or (manifest.ended if manifest else "-"),
+        bundle.problem or (manifest.ended if manifest else "-"),
         bundle.graph,
         "-" if manifest is None else f"{manifest.events:,}",
         size(bundle.size),

@@ -15,7 +15,7 @@ import typer
 
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import manifest_path
-from ergo_capture.bundle.statistics import Survey, survey
+from ergo_capture.bundle.statistics import RunStatistics, collect_statistics
 from ergo_capture.cli.bundle_files import bundles_below
 from ergo_capture.cli.captures import Capture, ConfigOption, StateOption, captures_in
 from ergo_capture.cli.figures import span
@@ -56,7 +56,7 @@ def info(
     """
     runs, events, size = 0, 0, 0
     for capture in _captures(captures, state_dir, config, as_json=as_json):
-        numbers = _survey(capture)
+        numbers = _statistics(capture)
         runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes
         manifest = None if capture.bundle is None else manifest_beside(capture.bundle)
         if as_json:
@@ -86,15 +86,15 @@ def _captures(names: list[str], state_dir: str, config: Path | None, *, as_json:
     return captures_in(left, state_dir, config)
 
 
-def _survey(capture: Capture) -> Survey:
+def _statistics(capture: Capture) -> RunStatistics:
     with capture.open() as stream:
         if capture.part is not None:
-            return survey(stream, capture.part.size())
+            return collect_statistics(stream, capture.part.size())
         assert capture.bundle is not None
-        return survey(stream, capture.bundle.stat().st_size)
+        return collect_statistics(stream, capture.bundle.stat().st_size)
 
 
-def _as_json(capture: Capture, numbers: Survey, manifest: Manifest | None) -> dict[str, Any]:
+def _as_json(capture: Capture, numbers: RunStatistics, manifest: Manifest | None) -> dict[str, Any]:
     found: dict[str, Any] = {"bundle": None if capture.bundle is None else printable(str(capture.bundle))}
     found |= {**msgspec.to_builtins(numbers), "manifest": msgspec.to_builtins(manifest)}
     part = capture.part
@@ -111,22 +111,22 @@ def manifest_beside(path: Path) -> Manifest | None:
         return None
 
 
-def _show(capture: Capture, survey: Survey, manifest: Manifest | None) -> None:
+def _show(capture: Capture, statistics: RunStatistics, manifest: Manifest | None) -> None:
     from rich import box  # noqa: PLC0415 - only for the table
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    for name, value in [("graph", survey.graph_id), *_origin(capture.part, manifest)]:
+    for name, value in [("graph", statistics.graph_id), *_origin(capture.part, manifest)]:
         table.add_row(readable(name), readable(value))
-    limits = {name: value for name, value in survey.constraints.items() if value}
+    limits = {name: value for name, value in statistics.constraints.items() if value}
     table.add_row("limits", ", ".join(f"{name} {_limit(value)}" for name, value in limits.items()) or "none")
-    provenance = f"adapter {survey.adapter_provenance}, engine {survey.runtime_provenance}"
+    provenance = f"adapter {statistics.adapter_provenance}, engine {statistics.runtime_provenance}"
     table.add_row("provenance", readable(provenance))
     where = "file" if capture.part is None else "journal"
-    table.add_row(where, f"{survey.file_bytes:,} bytes, format {survey.capture_version}")
-    _events(table, survey)
-    _decisions(table, survey)
+    table.add_row(where, f"{statistics.file_bytes:,} bytes, format {statistics.capture_version}")
+    _events(table, statistics)
+    _decisions(table, statistics)
     # Why no markup: a client chooses ids and labels, and brackets in them are only brackets.
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
@@ -154,43 +154,48 @@ def _origin(part: PartStream | None, manifest: Manifest | None) -> Sequence[tupl
     return rows + [(f"label {key}", value) for key, value in manifest.labels.items()]
 
 
-def _events(table: Table, survey: Survey) -> None:
-    table.add_row("events", f"{survey.events:,}")
-    for kind, count in survey.kinds.items():
-        rate = survey.rate(kind)
+def _events(table: Table, statistics: RunStatistics) -> None:
+    table.add_row("events", f"{statistics.events:,}")
+    for kind, count in statistics.kinds.items():
+        rate = statistics.rate(kind)
         table.add_row(f"  {kind}", f"{count:,}" + ("" if rate is None else f", {rate:.3g} a second"))
-    if survey.first is not None and survey.last is not None:
+    if statistics.first is not None and statistics.last is not None:
         # Why also in days: seconds are what --since takes, and what nobody can picture.
-        days = f" ({span(survey.span // 1_000_000_000)})" if survey.span >= _HOUR else ""
-        table.add_row("event time", f"{_time(survey.first)} to {_time(survey.last)}, {_time(survey.span)}{days} in all")
-    if survey.longest_gap_before is not None:
-        table.add_row("longest gap", f"{_time(survey.longest_gap)}, before event {survey.longest_gap_before!r}")
-    if survey.backward:
-        table.add_row("clock jumps", f"{survey.backward:,} backward, by {_time(survey.furthest_back)} at the most")
-    mean = survey.payload_bytes / survey.events if survey.events else 0
+        days = f" ({span(statistics.span // 1_000_000_000)})" if statistics.span >= _HOUR else ""
+        table.add_row(
+            "event time",
+            f"{_time(statistics.first)} to {_time(statistics.last)}, {_time(statistics.span)}{days} in all",
+        )
+    if statistics.longest_gap_before is not None:
+        table.add_row("longest gap", f"{_time(statistics.longest_gap)}, before event {statistics.longest_gap_before!r}")
+    if statistics.backward:
+        table.add_row(
+            "clock jumps", f"{statistics.backward:,} backward, by {_time(statistics.furthest_back)} at the most"
+        )
+    mean = statistics.payload_bytes / statistics.events if statistics.events else 0
     table.add_row(
         "payloads",
-        f"{survey.payload_bytes:,} bytes, {mean:.0f} on average, {survey.largest_payload:,} at the most, "
-        f"{counted(survey.without_payload, 'event')} without",
+        f"{statistics.payload_bytes:,} bytes, {mean:.0f} on average, {statistics.largest_payload:,} at the most, "
+        f"{counted(statistics.without_payload, 'event')} without",
     )
 
 
-def _decisions(table: Table, survey: Survey) -> None:
-    waiting = survey.events - survey.decisions
+def _decisions(table: Table, statistics: RunStatistics) -> None:
+    waiting = statistics.events - statistics.decisions
     table.add_row(
-        "decisions", f"{survey.decisions:,}" + (f", {counted(waiting, 'event')} not decided" if waiting > 0 else "")
+        "decisions", f"{statistics.decisions:,}" + (f", {counted(waiting, 'event')} not decided" if waiting > 0 else "")
     )
-    for outcome, count in survey.outcomes.items():
-        more = f", {survey.pumped:,} by a Pump" if outcome == "Invoke" and survey.pumped else ""
+    for outcome, count in statistics.outcomes.items():
+        more = f", {statistics.pumped:,} by a Pump" if outcome == "Invoke" and statistics.pumped else ""
         table.add_row(f"  {outcome}", f"{count:,}{more}")
-    for termination, count in survey.terminations.items():
+    for termination, count in statistics.terminations.items():
         table.add_row(f"  {termination}", f"{count:,}")
-    if survey.retries:
-        table.add_row("retries", f"{survey.retries:,}, {survey.most_retries:,} at the most for one episode")
-    if survey.effects:
-        table.add_row("effects", f"{survey.effects:,}")
-    if survey.interrupted:
-        table.add_row("interrupted", f"{survey.interrupted:,}")
+    if statistics.retries:
+        table.add_row("retries", f"{statistics.retries:,}, {statistics.most_retries:,} at the most for one episode")
+    if statistics.effects:
+        table.add_row("effects", f"{statistics.effects:,}")
+    if statistics.interrupted:
+        table.add_row("interrupted", f"{statistics.interrupted:,}")
 
 
 def _limit(value: object) -> str:

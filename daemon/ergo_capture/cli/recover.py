@@ -22,7 +22,7 @@ from ergo_capture.repair.damaged_bundle import SalvagedBundle, salvage_bundle
 from ergo_capture.repair.doctor import kind_of_directory
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
 from ergo_capture.repair.output import rest_path
-from ergo_capture.repair.report import Salvaged
+from ergo_capture.repair.report import SalvageReport
 from ergo_capture.storage import RealStorage
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -144,7 +144,7 @@ def _refusal(reason: str, hint: str) -> ErgoCaptureError:
     return ErgoCaptureError(f"recover: {reason}", op="recover", hint=hint, exit_code=ExitCode.USAGE)
 
 
-def _remove_stale(bundle: Path, counts: Salvaged) -> None:
+def _remove_stale(bundle: Path, counts: SalvageReport) -> None:
     """Why: with --force, what an earlier run set aside would stand beside a bundle it does not belong to."""
     if not counts.aside:
         rest_path(bundle).unlink(missing_ok=True)
@@ -167,7 +167,7 @@ def _part_in_words(part: SalvagedPart) -> str:
     return "\n".join(_counts_in_words(f"{part.bundle}: {name}", Path(part.bundle), part.counts))
 
 
-def _counts_in_words(name: str, bundle: Path, counts: Salvaged) -> list[str]:
+def _counts_in_words(name: str, bundle: Path, counts: SalvageReport) -> list[str]:
     lines = [f"{name}: {counts.in_words()}"]
     lines += [f"  it ends there because {counts.problems[0]}"] if counts.problems else []
     lines += [f"  set aside in {printable(str(rest_path(bundle)))}"] if counts.aside else []
@@ -195,7 +195,7 @@ def _part_as_json(part: SalvagedPart) -> bytes:
     return msgspec.json.encode(plain)
 
 
-def _counts_as_json(bundle: Path, counts: Salvaged) -> dict[str, Any]:
+def _counts_as_json(bundle: Path, counts: SalvageReport) -> dict[str, Any]:
     rest = printable(str(rest_path(bundle))) if counts.aside else None
     plain: dict[str, Any] = msgspec.to_builtins(counts)
     return {"rest": rest, "counts": plain}

@@ -16,15 +16,15 @@ from typing import BinaryIO, Final, cast
 import msgspec
 
 from ergo_capture.bundle.format import BundleFormatError, decode_bundle
-from ergo_capture.bundle.manifest import ManifestError, stated_in
+from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
 from ergo_capture.bundle.names import manifest_path
-from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
+from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, Record, read_elements
 from ergo_capture.bundle.reader.opening import open_binary
-from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Stretch
+from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Span
 from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.repair.report import LOST, Gap, Head, Salvaged
+from ergo_capture.repair.report import LOST, BundleHead, Gap, SalvageReport
 from ergo_capture.repair.salvage import salvage
 
 _BLOCK: Final = 256 * 1024
@@ -77,14 +77,14 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, _ToDamage(open_binary(path)))
 
 
-class Anatomy(msgspec.Struct, frozen=True):
+class DamagedBundle(msgspec.Struct, frozen=True):
     """What can be made out in a bundle file."""
 
     path: Path
-    head: Head
-    events_at: Stretch
+    head: BundleHead
+    events_at: Span
     #: None where the file has no decisions.
-    decisions_at: Stretch | None
+    decisions_at: Span | None
     #: Whether each list is closed; the file ends, or goes wrong, inside the one that is not.
     events_closed: bool
     decisions_closed: bool
@@ -101,13 +101,13 @@ class Anatomy(msgspec.Struct, frozen=True):
             return iter([Gap(None, "the file ends before its decisions", self.events_at.end)])
         return self._records(DECISIONS, self.decisions_at, closed=self.decisions_closed)
 
-    def _records(self, reader: Reader[Record], stretch: Stretch, *, closed: bool) -> Iterator[Record | Gap]:
+    def _records(self, reader: ListReader[Record], stretch: Span, *, closed: bool) -> Iterator[Record | Gap]:
         start: int | None = stretch.start
         what = reader.name.removesuffix("s")
         while start is not None:
             with _open(self.path) as file:
                 try:
-                    for block in read_elements(file, Stretch(start, stretch.end), reader):
+                    for block in read_elements(file, Span(start, stretch.end), reader):
                         yield from block
                 except ElementError as error:
                     yield Gap(None, f"there is no {what} to be read: {error}", error.offset)
@@ -126,8 +126,8 @@ class Anatomy(msgspec.Struct, frozen=True):
 class SalvagedBundle(msgspec.Struct, frozen=True):
     """What became of a bundle file."""
 
-    counts: Salvaged
-    head: Head
+    counts: SalvageReport
+    head: BundleHead
     #: Names of the provenances that are gone.
     lost: tuple[str, ...]
 
@@ -153,18 +153,18 @@ def salvage_bundle(
         ErgoCaptureError: nothing of it can be saved, or it cannot be read.
         CaptureWriteError: a file could not be written; the destination is as it was.
     """
-    anatomy = dissect(path)
+    damaged = parse_damaged(path)
     manifest = _manifest_of(path)
     instead = {"adapter_provenance": adapter_provenance, "runtime_provenance": runtime_provenance}
-    stands_in = {name: instead[name] or manifest.get(name) for name in anatomy.lost}
+    stands_in = {name: instead[name] or manifest.get(name) for name in damaged.lost}
     known = {name: text for name, text in stands_in.items() if isinstance(text, str) and text}
-    head = msgspec.structs.replace(anatomy.head, **known)
-    counts = salvage(head, anatomy.events(), anatomy.decisions(), destination)
+    head = msgspec.structs.replace(damaged.head, **known)
+    counts = salvage(head, damaged.events(), damaged.decisions(), destination)
     _tell_missing(counts, manifest.get("events"))
-    return SalvagedBundle(counts, head, tuple(name for name in anatomy.lost if name not in known))
+    return SalvagedBundle(counts, head, tuple(name for name in damaged.lost if name not in known))
 
 
-def _tell_missing(counts: Salvaged, total: object) -> None:
+def _tell_missing(counts: SalvageReport, total: object) -> None:
     """How many records are gone, from how many of the other kind there are, or from what the manifest says.
 
     Why it can be told: every bundle has one decision an event.
@@ -180,7 +180,7 @@ def _tell_missing(counts: Salvaged, total: object) -> None:
         counts.uncertain = counts.uncertain_decisions = False
 
 
-def dissect(path: Path) -> Anatomy:
+def parse_damaged(path: Path) -> DamagedBundle:
     """Find the parts of a bundle file.
 
     Raises:
@@ -199,16 +199,16 @@ def dissect(path: Path) -> Anatomy:
     return _broken(path, complaint)
 
 
-def _whole(path: Path, stream: BundleStream) -> Anatomy:
+def _whole(path: Path, stream: BundleStream) -> DamagedBundle:
     _check_version(path, stream.capture_version)
-    head = Head(
+    head = BundleHead(
         stream.graph_id, stream.config, stream.adapter_provenance, stream.runtime_provenance, stream.egress_provenance
     )
-    events, decisions = stream.stretches
-    return Anatomy(path, head, events, decisions, events_closed=True, decisions_closed=True, lost=())
+    events, decisions = stream.spans
+    return DamagedBundle(path, head, events, decisions, events_closed=True, decisions_closed=True, lost=())
 
 
-def _broken(path: Path, complaint: BundleFormatError) -> Anatomy:
+def _broken(path: Path, complaint: BundleFormatError) -> DamagedBundle:
     begin = _find(path, _EVENTS_BEGIN, 0, MAX_OUTSIDE)
     try:
         if begin is None:
@@ -229,13 +229,13 @@ def _broken(path: Path, complaint: BundleFormatError) -> Anatomy:
     ends = _find(path, _TAIL_BEGINS, tail_from, size, last=True)
     tail = b"" if ends is None else _read(path, ends.start, size)
     adapter, runtime, egress = (_string_of(name, tail) for name in (*_PROVENANCES, "egress_provenance"))
-    head = Head(bundle.graph_id, bundle.config, adapter or LOST, runtime or LOST, egress)
+    head = BundleHead(bundle.graph_id, bundle.config, adapter or LOST, runtime or LOST, egress)
     end = size if ends is None else ends.start
-    return Anatomy(
+    return DamagedBundle(
         path,
         head,
-        Stretch(begin.end, end if between is None else between.start),
-        None if between is None else Stretch(between.end, end),
+        Span(begin.end, end if between is None else between.start),
+        None if between is None else Span(between.end, end),
         events_closed=between is not None,
         decisions_closed=ends is not None,
         lost=tuple(name for name, found in zip(_PROVENANCES, (adapter, runtime), strict=True) if found is None),
@@ -265,14 +265,14 @@ def _string_of(name: str, tail: bytes) -> str | None:
 def _manifest_of(path: Path) -> dict[str, object]:
     """What the manifest beside a bundle says, if there is one and it is about this bundle."""
     try:
-        manifest = stated_in(manifest_path(path))
+        manifest = read_manifest_fields(manifest_path(path))
     except (OSError, ManifestError):
         # Without a manifest, or with a bad one, there is only the bundle itself to go by.
         return {}
     return manifest if manifest.get("bundle") == path.name else {}
 
 
-def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last: bool = False) -> Stretch | None:
+def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last: bool = False) -> Span | None:
     """Where a pattern occurs first, or last, in a stretch of a file."""
     found = None
     with _open(path) as file:
@@ -284,7 +284,7 @@ def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last:
                 break
             held += block
             for match in pattern.finditer(held):
-                found = Stretch(offset + match.start(), offset + match.end())
+                found = Span(offset + match.start(), offset + match.end())
                 if not last:
                     return found
             drop = max(0, len(held) - _OVERLAP)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from ergo_capture.bundle.manifest import ManifestError, stated_in
+from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
-from ergo_capture.bundle.reader.opening import files_below
+from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.scan import scan
@@ -130,7 +130,7 @@ class _Doctor:
         else:
             self._find(Severity.WARNING, journal, "there is no journal")
         count = 0
-        for path in files_below(bundles) if bundles.is_dir() else ():
+        for path in list_files(bundles) if bundles.is_dir() else ():
             if path.name.endswith(".tmp"):
                 self._find(Severity.WARNING, path, "a temporary that was never finished; a start removes it")
             elif path.name.endswith(MANIFEST_SUFFIX):
@@ -201,7 +201,7 @@ class _Doctor:
         if manifest == bundle or not manifest.is_file():
             return
         try:
-            expected = stated_in(manifest).get("sha256")
+            expected = read_manifest_fields(manifest).get("sha256")
         except (OSError, ManifestError) as error:
             self._find(Severity.WARNING, manifest, f"it cannot be read: {error}")
             return

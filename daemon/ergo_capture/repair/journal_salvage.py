@@ -25,8 +25,8 @@ from ergo_capture.journal.payloads import Publication
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.repair.partial_session import Remains, Stretch
-from ergo_capture.repair.report import LOST, Gap, Salvaged
+from ergo_capture.repair.partial_session import PartialSession, PartRange
+from ergo_capture.repair.report import LOST, Gap, SalvageReport
 from ergo_capture.repair.salvage import salvage
 from ergo_capture.storage import Storage
 from ergo_capture.storage.atomic import write_bytes_atomic
@@ -47,7 +47,7 @@ class SalvagedPart(msgspec.Struct, frozen=True, kw_only=True):
     #: The bundle that is there, or was written; None where none was asked for.
     bundle: str | None
     #: None for a published part.
-    counts: Salvaged | None
+    counts: SalvageReport | None
 
     @property
     def whole(self) -> bool:
@@ -77,7 +77,7 @@ def salvage_journal(
     """
     parts = []
     for number in sorted(scan.sessions):
-        remains = Remains(directory, scan, scan.sessions[number], storage)
+        remains = PartialSession(directory, scan, scan.sessions[number], storage)
         for part in _Saving(directory, remains, storage).parts(destination):
             parts.append(part)
             on_part(part)
@@ -87,7 +87,7 @@ def salvage_journal(
 class _Saving:
     """Saves what remains of one session."""
 
-    def __init__(self, directory: Path, remains: Remains, storage: Storage) -> None:
+    def __init__(self, directory: Path, remains: PartialSession, storage: Storage) -> None:
         self._directory = directory
         self._remains = remains
         self._storage = storage
@@ -105,7 +105,7 @@ class _Saving:
             else:
                 yield self._published(stretch, publication)
 
-    def _is_settled(self, stretch: Stretch, publication: Publication) -> bool:
+    def _is_settled(self, stretch: PartRange, publication: Publication) -> bool:
         """Whether a published part is nothing to be saved.
 
         Why it is where the bundle is gone and the journal no longer has all of it: somebody moved it elsewhere.
@@ -115,7 +115,7 @@ class _Saving:
             return sha256_of(bundle) == publication.sha256
         return not salvage(self._remains.head, self._events(stretch), self._decisions(stretch), None).whole
 
-    def _published(self, stretch: Stretch, publication: Publication) -> SalvagedPart:
+    def _published(self, stretch: PartRange, publication: Publication) -> SalvagedPart:
         bundle = _published_as(publication, self._directory)
         recorded = Path(publication.bundle)
         known = self._remains.description is not None
@@ -129,7 +129,7 @@ class _Saving:
             counts=None,
         )
 
-    def _salvaged(self, stretch: Stretch, destination: Path | None) -> SalvagedPart:
+    def _salvaged(self, stretch: PartRange, destination: Path | None) -> SalvagedPart:
         path = None
         if destination is not None:
             path = destination / safe_name(self._remains.graph) / bundle_name(self._remains.name, stretch.part)
@@ -147,7 +147,7 @@ class _Saving:
 
     # --- its records ---
 
-    def _events(self, stretch: Stretch) -> Iterator[ExternalEventRecord | Gap]:
+    def _events(self, stretch: PartRange) -> Iterator[ExternalEventRecord | Gap]:
         expected = stretch.first
         if self._remains.description is None:
             yield Gap(0, "the frame that says what the session is, is missing")
@@ -172,7 +172,7 @@ class _Saving:
         if stretch.uncertain:
             yield Gap(None, self._remains.frames.damage or "its end is damaged")
 
-    def _decisions(self, stretch: Stretch) -> Iterator[EpisodeInvocationRecord | Gap]:
+    def _decisions(self, stretch: PartRange) -> Iterator[EpisodeInvocationRecord | Gap]:
         """Each decision is asked for right after its event was handed out, for as long as all is proved."""
         expected = stretch.first
         deadline = None if self._remains.description is None else self._remains.description.constraints.deadline
@@ -193,14 +193,14 @@ class _Saving:
         if stretch.ended != "open" and expected < stretch.end:
             yield _gap("decision", expected, stretch.end)
 
-    def _frames_of(self, packed: array[int], stretch: Stretch) -> Iterator[Frame]:
+    def _frames_of(self, packed: array[int], stretch: PartRange) -> Iterator[Frame]:
         """The frames that hold records of a part."""
         for frame in read_frames(self._directory, map(Position.unpack, packed), self._storage):
             header = frame.header
             if header.first < stretch.end and header.first + header.count > stretch.first:
                 yield frame
 
-    def _write_manifest(self, stretch: Stretch, bundle: Path, counts: Salvaged) -> None:
+    def _write_manifest(self, stretch: PartRange, bundle: Path, counts: SalvageReport) -> None:
         description, head = self._remains.description, self._remains.head
         manifest = Manifest(
             format=MANIFEST_FORMAT,

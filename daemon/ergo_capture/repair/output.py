@@ -22,7 +22,7 @@ from ergo_capture.kernel.records import (
     encode_tail,
     encode_time,
 )
-from ergo_capture.repair.report import Head
+from ergo_capture.repair.report import BundleHead
 from ergo_capture.storage.atomic import AtomicFile, create_parents
 
 #: Bytes written, or copied, at a time.
@@ -67,7 +67,7 @@ class _Elements:
 class SalvageOutput:
     """The bundle that is being written, its decisions apart until all events are there, and the other events."""
 
-    def __init__(self, head: Head, destination: Path) -> None:
+    def __init__(self, head: BundleHead, destination: Path) -> None:
         create_parents(destination)
         self._head = head
         self._destination = destination

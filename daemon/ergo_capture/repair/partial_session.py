@@ -24,13 +24,13 @@ from ergo_capture.journal.reader import Window, read_frames
 from ergo_capture.journal.scan_report import Damage, ScanReport, SessionFrames
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.kernel.constraints import NO_CONSTRAINTS
-from ergo_capture.repair.report import LOST, Head
+from ergo_capture.repair.report import LOST, BundleHead
 from ergo_capture.storage import Storage
 
 _Body = TypeVar("_Body")
 
 
-class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+class PartRange(msgspec.Struct, frozen=True, kw_only=True):
     """The events of a part, by index in the session: from ``first`` to before ``end``."""
 
     part: int
@@ -45,7 +45,7 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     merged: bool
 
 
-class Remains:
+class PartialSession:
     """One session, as far as its frames say."""
 
     def __init__(self, directory: Path, scan: ScanReport, frames: SessionFrames, storage: Storage) -> None:
@@ -73,12 +73,12 @@ class Remains:
         return LOST if self.description is None else self.description.graph
 
     @property
-    def head(self) -> Head:
+    def head(self) -> BundleHead:
         """What its bundles say besides events and decisions."""
         description = self.description
         if description is None:
-            return Head(LOST, NO_CONSTRAINTS, LOST, LOST)
-        return Head(
+            return BundleHead(LOST, NO_CONSTRAINTS, LOST, LOST)
+        return BundleHead(
             description.graph,
             description.constraints,
             description.adapter_provenance,
@@ -158,7 +158,7 @@ class Remains:
 
     # --- its parts ---
 
-    def stretches(self) -> Iterator[Stretch]:
+    def stretches(self) -> Iterator[PartRange]:
         """The parts of it, in order."""
         frames = self.frames
         first, part, unknown = 0, 1, 0
@@ -171,7 +171,7 @@ class Remains:
         for rotation, end in self.rotations:
             # Why not those without any event: their bundles are durable, and their segments went.
             if end > first or rotation.part in self.publications:
-                yield Stretch(
+                yield PartRange(
                     part=part,
                     first=first,
                     end=end,
@@ -187,7 +187,7 @@ class Remains:
         closing = self.closing
         ended, at = ("open", "") if closing is None else (closing.ended, closing.closed_at)
         publication = self.publications.get(part)
-        yield Stretch(
+        yield PartRange(
             part=part,
             first=first,
             end=max(first, self.total),
@@ -203,4 +203,4 @@ class Remains:
         return self._frame(Position.unpack(packed[0])).header.first if packed else self.total
 
     def __repr__(self) -> str:
-        return f"<Remains of {self.name}, {self.total} events or more>"
+        return f"<PartialSession of {self.name}, {self.total} events or more>"

@@ -15,7 +15,7 @@ MAX_PROBLEMS: Final = 100
 LOST: Final = "lost"
 
 
-class Head(msgspec.Struct, frozen=True):
+class BundleHead(msgspec.Struct, frozen=True):
     """What a bundle says besides its events and decisions."""
 
     graph_id: str
@@ -45,7 +45,7 @@ class Problem(msgspec.Struct, frozen=True):
         return self.reason if self.offset is None else f"{self.reason} (offset {self.offset})"
 
 
-class Salvaged(msgspec.Struct):
+class SalvageReport(msgspec.Struct):
     """What became of every record.
 
     Every event that was found is kept, set aside or refused; every decision that was found is kept or dropped.

@@ -18,15 +18,15 @@ from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRe
 from ergo_capture.kernel.replay import Rederivation, ReplayError, divergence_at, rehydrate
 from ergo_capture.kernel.uniqueness import SeenIds
 from ergo_capture.repair.output import SalvageOutput
-from ergo_capture.repair.report import MAX_PROBLEMS, Gap, Head, Problem, Salvaged
+from ergo_capture.repair.report import MAX_PROBLEMS, BundleHead, Gap, Problem, SalvageReport
 
 
 def salvage(
-    head: Head,
+    head: BundleHead,
     events: Iterable[ExternalEventRecord | Gap],
     decisions: Iterable[EpisodeInvocationRecord | Gap],
     destination: Path | None,
-) -> Salvaged:
+) -> SalvageReport:
     """Write the provable prefix to ``destination`` and the other events beside it; without one, only count.
 
     Each record is looked at once and forgotten: memory does not grow but by 13 to 27 bytes an event. What is
@@ -45,15 +45,15 @@ def salvage(
 
 
 class _Salvage:
-    def __init__(self, head: Head, output: SalvageOutput | None) -> None:
+    def __init__(self, head: BundleHead, output: SalvageOutput | None) -> None:
         self.output = output
-        self.counts = Salvaged()
+        self.counts = SalvageReport()
         self.ids = SeenIds()
         self.again = Rederivation(head.graph_id, head.config)
 
     def run(
         self, events: Iterable[ExternalEventRecord | Gap], decisions: Iterator[EpisodeInvocationRecord | Gap]
-    ) -> Salvaged:
+    ) -> SalvageReport:
         counts = self.counts
         for event in events:
             if isinstance(event, Gap):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final, Generic, TypeVar
 
 from ergo_capture.bundle.reader.blocks import read_decisions, read_events
-from ergo_capture.bundle.reader.outline import TOKENS, Stretch
+from ergo_capture.bundle.reader.outline import TOKENS, Span
 from ergo_capture.kernel.serde import bundle as serde
 from ergo_capture.kernel.serde.parsing import parse
 
@@ -23,7 +23,7 @@ _SEEMS_END: Final = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*\Z")
 _BLANK: Final = b" \t\r\n"
 
 
-class Reader(Generic[Record]):
+class ListReader(Generic[Record]):
     """How the elements of one list are read: many in one go, or one by one."""
 
     def __init__(
@@ -40,19 +40,19 @@ class Reader(Generic[Record]):
         return f"<Reader of {self.name}>"
 
 
-EVENTS: Final = Reader("events", read_events, serde.read_event)
-DECISIONS: Final = Reader("decisions", read_decisions, serde.read_decision)
+EVENTS: Final = ListReader("events", read_events, serde.read_event)
+DECISIONS: Final = ListReader("decisions", read_decisions, serde.read_decision)
 
 
-def read_elements(file: BinaryIO, stretch: Stretch, reader: Reader[Record]) -> Iterator[list[Record]]:
+def read_elements(file: BinaryIO, span: Span, reader: ListReader[Record]) -> Iterator[list[Record]]:
     """The records of a list, a block at a time; ``file`` stands anywhere before the list.
 
     Raises:
         ElementError: an element is not one; what came before it was yielded.
         OSError: the file cannot be read.
     """
-    file.seek(stretch.start)
-    return _Elements(file, stretch, reader).blocks()
+    file.seek(span.start)
+    return _Elements(file, span, reader).blocks()
 
 
 class ElementError(ValueError):
@@ -70,15 +70,15 @@ class ElementError(ValueError):
 
 
 class _Elements(Generic[Record]):
-    def __init__(self, file: BinaryIO, stretch: Stretch, reader: Reader[Record]) -> None:
+    def __init__(self, file: BinaryIO, span: Span, reader: ListReader[Record]) -> None:
         self.file = file
         self.reader = reader
         #: What was read, how much of it is passed, and the offset of its first byte in the file.
         self.held = b""
         self.at = 0
-        self.start = stretch.start
+        self.start = span.start
         #: Bytes of the list that are still to be read.
-        self.left = stretch.end - stretch.start
+        self.left = span.end - span.start
         #: Elements passed.
         self.index = 0
 

@@ -29,7 +29,7 @@ HEAD_BYTES: Final = 4096
 _GZIP: Final = b"\x1f\x8b"
 
 
-def files_below(directory: Path) -> list[Path]:
+def list_files(directory: Path) -> list[Path]:
     """Every file below a directory, sorted.
 
     Raises:
@@ -42,7 +42,7 @@ def files_below(directory: Path) -> list[Path]:
     return sorted(Path(parent, name) for parent, _, names in os.walk(directory, onerror=fail) for name in names)
 
 
-def how_to_read(error: OSError) -> str:
+def read_hint(error: OSError) -> str:
     """What to do where a bundle could not be read for that reason."""
     match error:
         case FileNotFoundError():

@@ -28,7 +28,7 @@ _OPENING: Final = b"[{"
 _CLOSING: Final = b"]}"
 
 
-class Stretch(NamedTuple):
+class Span(NamedTuple):
     """Bytes of a file, from ``start`` up to but not including ``end``."""
 
     start: int
@@ -44,20 +44,20 @@ class Outline(NamedTuple):
     """
 
     outside: bytes
-    lists: list[tuple[str, Stretch]]
+    lists: list[tuple[str, Span]]
     size: int
     cut: str | None
 
-    def stretch(self, name: str) -> Stretch | None:
+    def span(self, name: str) -> Span | None:
         """Where the content of a list is; None where the bundle has no such list."""
-        return next((stretch for known, stretch in self.lists if known == name), None)
+        return next((span for known, span in self.lists if known == name), None)
 
     def offset_of(self, position: int) -> int:
         """The offset in the file of a byte of ``outside``."""
-        for _, stretch in self.lists:
-            if position < stretch.start:
+        for _, span in self.lists:
+            if position < span.start:
                 break
-            position += stretch.end - stretch.start
+            position += span.end - span.start
         return position
 
 
@@ -65,7 +65,7 @@ class _TooMuch(ValueError):
     """The file is no bundle; says why."""
 
 
-def outline(file: BinaryIO) -> Outline:
+def read_outline(file: BinaryIO) -> Outline:
     """Walk a file once, from its beginning; memory does not grow with the lists.
 
     Raises:
@@ -83,7 +83,7 @@ class _Walker:
         self.start = 0
         self.outside: list[bytes] = []
         self.outside_bytes = 0
-        self.lists: list[tuple[str, Stretch]] = []
+        self.lists: list[tuple[str, Span]] = []
         #: Brackets open; which one is the outermost; commas passed in it, and the last string.
         self.depth = 0
         self.top = b""
@@ -114,7 +114,7 @@ class _Walker:
             self._keep(at)
             begin = self.start
             whole = self._skip()
-            self.lists.append((name, Stretch(begin, self.start)))
+            self.lists.append((name, Span(begin, self.start)))
             if not whole:
                 return self._outline(name)
             at = 0

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import BinaryIO, Final, Protocol, Self
 
 from ergo_capture.bundle.format import BundleFormatError, complaint_of
-from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, Reader, Record, read_elements
-from ergo_capture.bundle.reader.opening import HEAD_BYTES, how_to_read, open_binary
-from ergo_capture.bundle.reader.outline import Outline, Stretch, outline
+from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, Record, read_elements
+from ergo_capture.bundle.reader.opening import HEAD_BYTES, open_binary, read_hint
+from ergo_capture.bundle.reader.outline import Outline, Span, read_outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord, ExternalEventRecord
@@ -155,9 +155,9 @@ class BundleStream:
         return self._blocks(DECISIONS)
 
     @property
-    def stretches(self) -> tuple[Stretch, Stretch]:
+    def spans(self) -> tuple[Span, Span]:
         """Where in the file the content of its events is, and that of its decisions."""
-        return self._stretch(EVENTS.name), self._stretch(DECISIONS.name)
+        return self._span(EVENTS.name), self._span(DECISIONS.name)
 
     def close(self) -> None:
         """Let go of the file; iterators under way end with an error."""
@@ -168,13 +168,13 @@ class BundleStream:
             self._copy.close()
             self._copy = None
 
-    def _blocks(self, reader: Reader[Record]) -> Iterator[list[Record]]:
-        stretch = self._stretch(reader.name)
+    def _blocks(self, reader: ListReader[Record]) -> Iterator[list[Record]]:
+        span = self._span(reader.name)
         try:
             file = open_binary(self._source)
             self._files.add(file)
             try:
-                yield from read_elements(file, stretch, reader)
+                yield from read_elements(file, span, reader)
             finally:
                 self._files.discard(file)
                 file.close()
@@ -183,10 +183,10 @@ class BundleStream:
         except OSError as error:
             raise self._unreadable(error) from error
 
-    def _stretch(self, name: str) -> Stretch:
-        stretch = self._outline.stretch(name)
-        assert stretch is not None, "a bundle without its lists is refused when it is opened"
-        return stretch
+    def _span(self, name: str) -> Span:
+        span = self._outline.span(name)
+        assert span is not None, "a bundle without its lists is refused when it is opened"
+        return span
 
     def _spool(self) -> None:
         """Why: what comes through a pipe can be read only once."""
@@ -204,7 +204,7 @@ class BundleStream:
     def _walk(self) -> Outline:
         try:
             with open_binary(self._source) as file:
-                return outline(file)
+                return read_outline(file)
         except ValueError as error:
             raise self._format_error(str(error)) from error
 
@@ -265,7 +265,7 @@ class BundleStream:
             f"read capture bundle '{self.path}': {error.strerror or error}",
             op="read capture bundle",
             path=self.path,
-            hint=how_to_read(error),
+            hint=read_hint(error),
         )
 
     def __enter__(self) -> Self:
@@ -281,7 +281,7 @@ class BundleStream:
 
 
 def _characters(text: bytes) -> int:
-    """Why so: a stretch may begin in the midst of a character."""
+    """Why so: a span may begin in the midst of a character."""
     return len(text.translate(None, _CONTINUATION))
 
 

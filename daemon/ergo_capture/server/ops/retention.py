@@ -24,7 +24,7 @@ from ergo_capture import telemetry
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
 from ergo_capture.bundle.manifest import ManifestError, read_manifest
 from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path
-from ergo_capture.bundle.retention import Choice, RetentionRules, choose
+from ergo_capture.bundle.retention import Expired, RetentionRules, select_expired
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.storage import Storage, StorageError, directory_lock
 
@@ -39,7 +39,7 @@ _REST: Final = 9.0
 class Pruned:
     """What became of a bundle that had had its time."""
 
-    choice: Choice
+    choice: Expired
     #: Why it stays all the same; None where it is gone.
     kept: str | None = None
 
@@ -125,11 +125,11 @@ class Pruner:
         """
         return self._storage.free_bytes(self.catalogue.directory)
 
-    def _choices(self, rules: RetentionRules, now: datetime, graph: str | None) -> list[Choice]:
+    def _choices(self, rules: RetentionRules, now: datetime, graph: str | None) -> list[Expired]:
         found = self.catalogue.read()
         self._unsound &= set(found)
         candidates = [b for b in found if b not in self._unsound and (graph is None or b.graph == graph)]
-        return choose(candidates, rules, now, self.free_bytes() if rules.keep_free_bytes else 0)
+        return select_expired(candidates, rules, now, self.free_bytes() if rules.keep_free_bytes else 0)
 
     def _difference(self, bundle: StoredBundle) -> str | None:
         try:
