@@ -26,7 +26,7 @@ class SlowComposer:
 
     def call_large(self, events: int) -> None:
         """A bundle of more events is large from now on; any other is composed at once."""
-        self._monkeypatch.setattr(publisher, "_IN_THREAD", events)
+        self._monkeypatch.setattr(publisher, "_MAX_EVENTS_IN_THREAD", events)
 
     async def _compose(self, _compose: Any, *arguments: Any) -> Any:
         self.begun.set()

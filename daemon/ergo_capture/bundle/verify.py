@@ -18,7 +18,15 @@ from ergo_capture.bundle.reader.stream import BundleStream, RecordStream, open_b
 from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import EventLike, ExternalEventKind
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.kernel.replay import Divergence, Rederivation, ReplayError, divergence_at, duplicate_event_id, rehydrate, unsupported_version
+from ergo_capture.kernel.replay import (
+    Divergence,
+    Rederivation,
+    ReplayError,
+    divergence_at,
+    duplicate_event_id,
+    rehydrate,
+    unsupported_version,
+)
 from ergo_capture.kernel.serde.numbers import as_the_reference
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.kernel.uniqueness import SeenIds

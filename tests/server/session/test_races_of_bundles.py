@@ -39,7 +39,7 @@ async def test_a_worker_process_that_cannot_be_started_is_done_without(monkeypat
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr("anyio.to_process.run_sync", refused)
-    monkeypatch.setattr(publisher_module, "_IN_THREAD", 0)
+    monkeypatch.setattr(publisher_module, "_MAX_EVENTS_IN_THREAD", 0)
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), {"type": "flush"}, {"type": "close"})
         await wire.until("flushed")
@@ -142,7 +142,7 @@ async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPat
 
 async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a large bundle cannot be written, its client hears why, and the session goes on."""
-    monkeypatch.setattr(publisher_module, "_IN_THREAD", 0)
+    monkeypatch.setattr(publisher_module, "_MAX_EVENTS_IN_THREAD", 0)
     async with running_daemon() as daemon, daemon.session() as wire:
         (daemon.state / "bundles" / "default").write_text("not a directory")
         await wire.say(event("a"), {"type": "flush"})

@@ -262,7 +262,7 @@ class Conversation:
     async def _flush(self) -> bool:
         session = self._expect_session("flush")
         try:
-            publication = await session.flush_when_there_is_room()
+            publication = await session.flush(wait_for_room=True)
         except ErgoCaptureError as error:
             if session.failure is not None:
                 raise

@@ -1,4 +1,4 @@
-"""The parts of one session on their way to bundles: growing, ended, published."""
+"""The parts of one session: what each holds, when it ends, and its publication as a bundle."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from ergo_capture.storage.write_error import CaptureWriteError
 
 log = structlog.get_logger()
 
-#: Seconds between attempts to write a bundle while the disk is full. Each composes anew.
+#: Seconds between attempts to write a bundle while the disk is full; each attempt composes it again.
 RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
 class Part:
-    """The stretch of a session that becomes one bundle."""
+    """The events of a session that become one bundle."""
 
-    #: From 1; more than one only where the session was rotated.
+    #: From 1; above 1 only where the session was rotated.
     number: int
     #: Index of the part's first event in the session.
     first: int
     #: The oldest journal segment that holds a frame of it.
     segment: int
-    #: Loop time it began, in seconds; only rotation by age looks at it.
+    #: Loop time at which it began, in seconds; only rotation by age uses it.
     began: float
     #: Packed positions of the frames that hold the part, in order.
     event_frames: array[int] = field(default_factory=lambda: array("Q"))
     decision_frames: array[int] = field(default_factory=lambda: array("Q"))
     #: Bytes of event lines.
     bytes: int = 0
-    #: Loop time at which a bound was passed; None before.
+    #: Loop time at which a bound was reached; None before.
     due_since: float | None = None
 
 
@@ -55,8 +55,8 @@ class Part:
 class RotationRule:
     """When a part ends: after the first chunk that reaches a bound; zero turns a bound off.
 
-    It ends at a moment when nothing is deferred, so that its bundle replays on its own. After
-    ``force_after`` seconds without such a moment it ends all the same, and its manifest says so.
+    A part ends at a moment when nothing is deferred, so that its bundle replays on its own. After ``force_after``
+    seconds without such a moment it ends nevertheless, and its manifest says that it was forced.
     """
 
     max_events: int = 0
@@ -67,7 +67,7 @@ class RotationRule:
     force_after: float = 60.0
 
     def is_due(self, part: Part, events: int, now: float) -> bool:
-        """Whether a part with that many decided events has reached a bound."""
+        """Return whether a part with that many decided events has reached a bound."""
         return bool(
             events
             and (
@@ -78,23 +78,23 @@ class RotationRule:
         )
 
     def may_end(self, part: Part, deferred: int, now: float) -> bool:
-        """Whether a part that is due ends now, with that many episodes deferred."""
+        """Return whether a part that is due may end now, with that many episodes deferred."""
         return not deferred or (part.due_since is not None and now - part.due_since >= self.force_after)
 
-    def next_look(self, part: Part, events: int, now: float) -> float | None:
-        """Seconds until time alone can change the answer; None where it cannot."""
+    def next_check(self, part: Part, events: int, now: float) -> float | None:
+        """Return the seconds until time alone can change the answer; None where it cannot."""
         if part.due_since is not None:
             return max(0.0, part.due_since + self.force_after - now)
         return max(0.0, part.began + self.max_age - now) if self.max_age and events else None
 
 
 class Publisher(Protocol):
-    """Makes bundles of sessions' parts."""
+    """Composes the bundles of sessions' parts."""
 
-    async def publish(
+    async def compose(
         self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
     ) -> Publication:
-        """Compose ``count`` events of the part and publish them durably."""
+        """Compose the bundle of the part's first ``count`` events; it is durable under its name afterwards."""
 
 
 class Parts:
@@ -106,7 +106,8 @@ class Parts:
         segment: the journal segment of its OPEN frame.
         rule: when a part ends.
         writer: makes frames durable.
-        publisher: makes bundles.
+        publisher: composes bundles.
+        recovered: the session as recovery found it; None for a new one.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Parts:
         rule: RotationRule,
         writer: Writer,
         publisher: Publisher,
+        recovered: RecoveredSession | None = None,
     ) -> None:
         self._number = number
         self._description = description
@@ -124,28 +126,31 @@ class Parts:
         self._writer = writer
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
-        #: The part that grows.
+        #: The part that new events go to.
         self.current = Part(1, 0, segment, self._loop.time())
+        #: Parts that ended before the start and whose bundles are not known to be durable.
         self._unpublished: list[PendingPublication] = []
-        #: The oldest segment that the part that grows needs, once those before it are published.
+        #: The oldest segment that the current part needs once those are published.
         self._part_segment = segment
-        #: Whether the CLOSE frame is durable already.
+        #: Whether the CLOSE frame is durable.
         self.is_closed = False
-        #: The bundle of the part before the one that grows, once it is durable; None where there is none, or not since
-        #: the start.
-        self._before: asyncio.Future[Publication] | None = None
-        #: Held while a bundle is made. Why: a snapshot that comes late would take the place of the bundle behind it.
-        self._in_order = anyio.Lock()
-
-    def take_over(self, recovered: RecoveredSession) -> None:
-        """Go on where recovery found the session."""
-        part = self.current = Part(recovered.part, recovered.first, recovered.segment, self._loop.time())
-        part.event_frames = recovered.event_frames
-        part.decision_frames = recovered.decision_frames
-        part.bytes = recovered.event_bytes
-        self._unpublished = recovered.unpublished
-        self._part_segment = recovered.part_segment
-        self.is_closed = recovered.closing is not None
+        if recovered is not None:
+            self.current = Part(
+                recovered.part,
+                recovered.first,
+                recovered.segment,
+                self._loop.time(),
+                recovered.event_frames,
+                recovered.decision_frames,
+                recovered.event_bytes,
+            )
+            self._unpublished = recovered.unpublished
+            self._part_segment = recovered.part_segment
+            self.is_closed = recovered.closing is not None
+        #: The bundle of the part before the current one; None where there is none, or it was published before the start.
+        self._previous: asyncio.Future[Publication] | None = None
+        #: Held while a bundle is composed: a snapshot that came late would replace the bundle that was composed after it.
+        self._compose_lock = anyio.Lock()
 
     @property
     def segment(self) -> int:
@@ -155,92 +160,72 @@ class Parts:
     # --- what is durable ---
 
     def add_events(self, position: Position, size: int) -> None:
-        """A frame of events, in lines of so many bytes, is on stable storage."""
+        """Add a durable frame of events, whose lines are ``size`` bytes."""
         self.current.event_frames.append(position.pack())
         self.current.bytes += size
 
     def add_decisions(self, position: Position) -> None:
-        """A frame of decisions is on stable storage."""
+        """Add a durable frame of decisions."""
         self.current.decision_frames.append(position.pack())
 
-    # --- the end of a part ---
+    # --- when a part ends ---
 
     def is_due(self, logged: int) -> bool:
-        """Whether the part should end, with so many decisions of the session logged; once it should, it stays so."""
+        """Return whether the part should end, given the session's number of logged decisions; once due, it stays due."""
         part, now = self.current, self._loop.time()
         if part.due_since is None and self._rule.is_due(part, logged - part.first, now):
             part.due_since = now
         return part.due_since is not None
 
     def may_end(self, deferred: int) -> bool:
-        """Whether a part that is due ends now, with so many episodes deferred."""
+        """Return whether a part that is due may end now, with that many episodes deferred."""
         return self._rule.may_end(self.current, deferred, self._loop.time())
 
-    def next_look(self, logged: int) -> float | None:
-        """Seconds until time alone can change these answers; None where it cannot."""
-        return self._rule.next_look(self.current, logged - self.current.first, self._loop.time())
+    def next_check(self, logged: int) -> float | None:
+        """Return the seconds until time alone can change these answers; None where it cannot."""
+        return self._rule.next_check(self.current, logged - self.current.first, self._loop.time())
+
+    # --- the end of a part ---
 
     async def rotate(self, boundary: int, early: Collection[Batch], last_event_id: str | None, *, forced: bool) -> None:
-        """End the part at ``boundary``, a count of events of the session, all decided; the next one begins with ``early``.
+        """End the current part and publish it.
+
+        Args:
+            boundary: events of the session before the next part; all of them are decided.
+            early: the batches that are accepted and not decided; they belong to the next part.
+            last_event_id: id of the last event of the part that ends.
+            forced: whether episodes are deferred.
 
         Raises:
-            ErgoCaptureError: what failed; the journal holds all of it.
+            ErgoCaptureError: the part could not be published; the journal holds all of it.
         """
         old = self.current
         new = Part(old.number + 1, boundary, old.segment, self._loop.time())
-        # Why: one accepted batch is one frame, and those not yet decided belong to the new part.
+        # One accepted batch is one frame.
         new.event_frames = old.event_frames[len(old.event_frames) - len(early) :] if early else array("Q")
         new.bytes = sum(len(batch.body) for batch in early)
         if early:
             del old.event_frames[-len(early) :]
             old.bytes -= new.bytes
         self.current = new
-        before = self._before = self._loop.create_future()
+        previous = self._previous = self._loop.create_future()
         try:
             body = encode_body(Rotation(old.number, forced, utc_now(), self._description, last_event_id))
             position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
-            before.set_result(await self._publish(old, boundary - old.first, "rotated", final=False, forced=forced))
+            previous.set_result(await self._publish(old, boundary - old.first, "rotated", forced=forced))
         except Exception as error:
-            before.set_exception(error if isinstance(error, ErgoCaptureError) else mistake(error))
-            # Why asked: it is raised here, and nobody else may want it.
-            before.exception()
+            previous.set_exception(error if isinstance(error, ErgoCaptureError) else mistake(error))
+            # Mark it as retrieved: it is raised here, and nobody else may wait for it.
+            previous.exception()
             raise
         first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]
         new.segment = min([position.segment, *first_frames])
 
-    # --- bundles ---
-
-    async def publish_left_over(self) -> None:
-        """Publish the parts that had ended and were not published when the daemon stopped.
-
-        Raises:
-            ErgoCaptureError: what failed; the journal holds all of it.
-        """
-        for pending in self._unpublished:
-            part = Part(pending.part, pending.first, pending.segment, self._loop.time())
-            part.event_frames, part.decision_frames = pending.event_frames, pending.decision_frames
-            await self._publish(part, pending.count, pending.ended, final=False, forced=pending.forced)
-        self._unpublished = []
-        self.current.segment = self._part_segment
-
-    async def publish_as_it_is(self, decided: int, ended: str) -> Publication:
-        """Publish the part that grows, up to so many decisions of the session; it goes on growing.
-
-        Where nothing of it is decided yet, the part before it holds all that there is, and is waited for.
-
-        Raises:
-            ErgoCaptureError: what failed; the journal holds all of it.
-        """
-        part = self.current
-        if decided <= part.first and self._before is not None:
-            return await asyncio.shield(self._before)
-        return await self._make(part, decided - part.first, ended)
-
     async def finish(self, decided: int, ended: str) -> Publication:
-        """Close the session with so many decisions, and publish its last part.
+        """Close the session, which has that many decisions, and publish its last part.
 
         Raises:
-            ErgoCaptureError: what failed; the journal holds all of it.
+            ErgoCaptureError: the session could not be closed or the part not be published; the journal holds all of it.
         """
         if not self.is_closed:
             body = encode_body(Closing(ended, utc_now()))
@@ -248,41 +233,75 @@ class Parts:
             self.is_closed = True
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
 
-    async def _publish(self, part: Part, count: int, how: str, *, final: bool, forced: bool = False) -> Publication:
-        publication = await self._publish_when_there_is_room(part, count, how, forced=forced)
+    # --- bundles ---
+
+    async def publish_recovered(self) -> None:
+        """Publish the parts that had ended before the start and were not published.
+
+        Raises:
+            ErgoCaptureError: a part could not be published; the journal holds all of it.
+        """
+        for pending in self._unpublished:
+            part = Part(
+                pending.part,
+                pending.first,
+                pending.segment,
+                self._loop.time(),
+                pending.event_frames,
+                pending.decision_frames,
+            )
+            await self._publish(part, pending.count, pending.ended, forced=pending.forced)
+        self._unpublished = []
+        self.current.segment = self._part_segment
+
+    async def snapshot(self, decided: int, ended: str) -> Publication:
+        """Compose a bundle of the current part's decided events; the part goes on.
+
+        Where none of them is decided, return the bundle of the part before, which holds all that is decided.
+
+        Args:
+            decided: decisions of the session.
+            ended: what the manifest says of the session.
+
+        Raises:
+            ErgoCaptureError: composing failed; the journal holds all of it.
+        """
+        part = self.current
+        if decided <= part.first and self._previous is not None:
+            return await asyncio.shield(self._previous)
+        async with self._compose_lock:
+            return await self._publisher.compose(self._description, part, decided - part.first, ended)
+
+    async def _publish(
+        self, part: Part, count: int, ended: str, *, final: bool = False, forced: bool = False
+    ) -> Publication:
+        """Compose the bundle of a part that ended, waiting while the disk is full, and write its PUBLISHED frame."""
+        reported = False
+        while True:
+            try:
+                async with self._compose_lock:
+                    publication = await self._publisher.compose(self._description, part, count, ended, forced=forced)
+                break
+            except CaptureWriteError as error:
+                # A session that fails goes on with the next start only, and a full disk is no reason for one.
+                if not is_full(error):
+                    raise
+                if not reported:
+                    reported = True
+                    session = self._description.session
+                    log.error(telemetry.BUNDLE_DELAYED, session=session, error=error.message, hint=error.hint)  # noqa: TRY400
+            await asyncio.sleep(RETRY_SECONDS)
         publication = msgspec.structs.replace(publication, final=final)
         frame = PendingFrame(FrameKind.PUBLISHED, self._number, part.number, int(final), encode_body(publication))
         await append(self._writer, frame)
         return publication
 
-    async def _publish_when_there_is_room(self, part: Part, count: int, how: str, *, forced: bool) -> Publication:
-        said = False
-        while True:
-            try:
-                return await self._make(part, count, how, forced=forced)
-            except CaptureWriteError as error:
-                # Why: a session that fails goes on with the next start only, and a full disk is no reason for one.
-                if not is_full(error):
-                    raise
-                if not said:
-                    said = True
-                    session = self._description.session
-                    log.error(telemetry.BUNDLE_DELAYED, session=session, error=error.message, hint=error.hint)  # noqa: TRY400
-            await asyncio.sleep(RETRY_SECONDS)
-
-    async def _make(self, part: Part, count: int, how: str, *, forced: bool = False) -> Publication:
-        async with self._in_order:
-            return await self._publisher.publish(self._description, part, count, how, forced=forced)
-
-    def __repr__(self) -> str:
-        return f"<Parts of {self._description.session}, at part {self.current.number}>"
-
 
 def is_full(error: CaptureWriteError) -> bool:
-    """Whether a bundle could not be written because there is no room for it."""
+    """Return whether a bundle could not be written because the disk is full."""
     return isinstance(error.cause, OSError) and error.cause.errno in FULL
 
 
 def utc_now() -> str:
-    """The wall clock as RFC 3339 in UTC: evidence, never an input of a decision."""
+    """Return the wall clock's time, RFC 3339 in UTC: evidence only, no decision depends on it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

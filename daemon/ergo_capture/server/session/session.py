@@ -185,7 +185,9 @@ class Session:
         session.last_event_id = recovered.last_event_id
         session.accepted = recovered.accepted
         session.decided = recovered.decided
-        session.parts.take_over(recovered)
+        session.parts = Parts(
+            recovered.number, recovered.description, recovered.segment, rotation, writer, publisher, recovered
+        )
         session.log = JournalDecisionLog(
             recovered.number, recovered.description, recovered.decided, session._on_decisions_durable, session.fail
         )
@@ -278,7 +280,7 @@ class Session:
     async def run(self) -> None:
         """Decide what is accepted, in order, until the session has ended or failed."""
         try:
-            await self.parts.publish_left_over()
+            await self.parts.publish_recovered()
             self.on_part_over()
             while self.failure is None:
                 # Why first: what wakes it while it waits for a bundle must wake it again behind that.
@@ -289,7 +291,8 @@ class Session:
                 if self.ended is not None or self._episodes.mistake is not None:
                     await self._episodes.settle_all()
                 if self.ended is not None and self.intake.admitted == self.log.logged:
-                    await self._finish(self.ended)
+                    await self.until_decided(self.intake.admitted)
+                    self.publication = await self.parts.finish(self.decided, self.ended)
                     return
                 await self._rotate_if_due()
                 if not self._batches:
@@ -339,36 +342,30 @@ class Session:
             self._writer.hurry()
             self._wake.set()
 
-    async def flush(self, *, ended: str = "open") -> Publication:
-        """Publish everything admitted by now, and go on; ``ended`` is what the manifest says of it.
+    async def flush(self, *, ended: str = "open", wait_for_room: bool = False) -> Publication:
+        """Publish everything admitted by now, and go on; wait for the last bundle where the session is about to end.
 
-        Where the session is about to end, its last bundle is waited for.
+        Args:
+            ended: what the manifest says of the session.
+            wait_for_room: whether to wait while the disk is full (P8).
 
         Raises:
             ErgoCaptureError: the session or the publication failed.
         """
-        await self.until_decided(self.intake.admitted)
-        if self.ended is not None:
-            # Why: a snapshot behind the last bundle would take its place, and its manifest say that the session goes on.
-            await self.finished.wait()
-            if self.publication is None:
-                raise self.failure or mistake(RuntimeError("it ended without a bundle"))
-            return self.publication
-        return await self.parts.publish_as_it_is(self.decided, ended)
-
-    async def flush_when_there_is_room(self) -> Publication:
-        """The same for a client, which waits while the disk is full (P8).
-
-        Raises:
-            ErgoCaptureError: as ``flush``, for another reason.
-        """
         while True:
+            await self.until_decided(self.intake.admitted)
+            if self.ended is not None:
+                # A snapshot after the last bundle would replace it, and its manifest would say that the session goes on.
+                await self.finished.wait()
+                if self.publication is None:
+                    raise self.failure or mistake(RuntimeError("it ended without a bundle"))
+                return self.publication
             try:
-                return await self.flush()
+                return await self.parts.snapshot(self.decided, ended)
             except CaptureWriteError as error:
-                if not is_full(error):
+                if not (wait_for_room and is_full(error)):
                     raise
-            # Why all of it again: meanwhile the part may have ended, and its bundle must not become a snapshot again.
+            # Begin again: meanwhile the part may have ended, and its bundle must not become a snapshot.
             await asyncio.sleep(parts.RETRY_SECONDS)
 
     async def publish_decided(self) -> None:
@@ -378,7 +375,7 @@ class Session:
             ErgoCaptureError: the publication failed.
         """
         if self.ended is None and self.decided > self.parts.current.first:
-            await self.parts.publish_as_it_is(self.decided, "open")
+            await self.parts.snapshot(self.decided, "open")
 
     def let_go(self) -> None:
         """Nothing is asked of the session any more: give back what it takes.
@@ -389,10 +386,6 @@ class Session:
         self.intake.close()
         if self.failure is None:
             self._episodes.start_part()
-
-    async def _finish(self, how: str) -> None:
-        await self.until_decided(self.intake.admitted)
-        self.publication = await self.parts.finish(self.decided, how)
 
     async def _rotate_if_due(self) -> None:
         if self.parts.is_due(self.log.logged):
@@ -406,7 +399,7 @@ class Session:
                 self.intake.end_part(boundary)
                 self.on_part_over()
                 return
-        if (seconds := self.parts.next_look(self.log.logged)) is not None:
+        if (seconds := self.parts.next_check(self.log.logged)) is not None:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_later(seconds, self._wake.set)
