@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -85,39 +84,3 @@ _encode: Final = msgspec.json.Encoder().encode
 def encode_body(body: SessionDescription | Closing | Rotation | Publication) -> bytes:
     """A frame body of one of the small kinds."""
     return _encode(body)
-
-
-def read_description(body: bytes | Sequence[int]) -> SessionDescription:
-    """The body of an OPEN frame.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    return msgspec.json.decode(bytes(body), type=SessionDescription)
-
-
-def read_closing(body: bytes) -> Closing:
-    """The body of a CLOSE frame.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    return msgspec.json.decode(body, type=Closing)
-
-
-def read_rotation(body: bytes) -> Rotation:
-    """The body of a ROTATE frame.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    return msgspec.json.decode(body, type=Rotation)
-
-
-def read_publication(body: bytes) -> Publication:
-    """The body of a PUBLISHED frame.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    return msgspec.json.decode(body, type=Publication)

@@ -111,3 +111,13 @@ def read_frames(directory: Path, positions: Iterable[Position], storage: Storage
     finally:
         if file is not None:
             file.close()
+
+
+def undecodable(frame: Frame, error: ValueError) -> JournalDamaged:
+    """Return the error for a whole frame whose body is not what its kind says."""
+    header = frame.header
+    return JournalDamaged(
+        f"read journal: frame {header.index} of batch {header.batch} holds what no daemon writes: {error}",
+        op="read journal",
+        hint="`ergo-capture doctor` says what is damaged",
+    )

@@ -1,14 +1,16 @@
-"""Brings sessions back from a journal: recovery is replay.
+"""Rebuilds sessions from a journal: recovery is replay.
 
 Rules:
 
-1. A session whose last bundle is durable is over. One that was closed but not published is published.
-2. Any other session goes on where it was. Its events are fed through the same Supervisor as ever, with the
-   recorded outcomes, and every decision must come out as it was recorded: a difference is damage.
-3. Events that were accepted but not decided are decided next. The first of them are *in doubt*: their episodes
-   may have run. What to do about them is ``session.in_doubt``; how many they are, ``server/session/episodes.py``.
-4. A damaged session is quarantined with a sentence: not served, not published, not deleted.
-5. Nothing is written here, so running it twice changes nothing.
+1. A session whose last bundle is durable is over. A session that was closed and not published is returned, to be
+   published.
+2. Any other session goes on where it was. Its events are fed through the same Supervisor with the recorded outcomes,
+   and every decision must come out as it was recorded: a difference is damage.
+3. Events that were accepted and not decided are decided next. The first of them are *in doubt*: their episodes may
+   have run. The setting ``session.in_doubt`` says what is done about them; ``server/session/episodes.py`` says how
+   many they are.
+4. A damaged session is quarantined with the reason: not served, not published, not deleted.
+5. Nothing is written, so recovering twice changes nothing.
 """
 
 from __future__ import annotations
@@ -16,25 +18,17 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
-from ergo_capture.journal.frame import Position
+from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.payloads import (
-    Closing,
-    Rotation,
-    SessionDescription,
-    read_closing,
-    read_description,
-    read_publication,
-    read_rotation,
-)
+from ergo_capture.journal.payloads import Closing, SessionDescription
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames
+from ergo_capture.journal.session_frames import PartEnd, SessionHistory, read_history
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
@@ -62,72 +56,59 @@ class RecoveredSession:
 
     number: int
     description: SessionDescription
-    #: How it was closed, if it was.
+    #: How it was closed; None where it was not.
     closing: Closing | None
-    #: The part it is in, from 1, and the index of that part's first event.
+    #: Number of the current part, from 1, and the index of its first event.
     part: int
     first: int
-    #: The oldest segment with a frame of it, and the oldest that its part needs once those before it are in bundles.
+    #: The oldest segment with a frame of the session.
     segment: int
+    #: The oldest segment that the current part needs, once the parts before it are in bundles.
     part_segment: int
-    ids: set[str]
     last_event_id: str | None
+    #: Events of the session that are accepted, and that are decided.
     accepted: int
     decided: int
-    event_frames: array[int]
-    decision_frames: array[int]
-    event_bytes: int
     supervisor: Supervisor
-    #: Attempts that the engine was asked for in this part, by event id, in order, for an engine that counts
-    #: them; None for any other.
+    #: Attempts that the engine was asked for in this part, by event id, in order, for an engine that counts them;
+    #: None for any other.
     attempts: list[tuple[str, int]] | None
-    #: Accepted, not decided: what is to be decided next, in order.
-    undecided: list[ExternalEvent]
-    #: Parts before this one whose bundles are still to be published.
-    unpublished: list[PendingPublication]
+    ids: set[str] = field(default_factory=set)
+    #: Packed positions of the frames of the current part.
+    event_frames: array[int] = field(default_factory=lambda: array("Q"))
+    decision_frames: array[int] = field(default_factory=lambda: array("Q"))
+    #: Bytes of event lines in the current part.
+    event_bytes: int = 0
+    #: Accepted and not decided, in order.
+    undecided: list[ExternalEvent] = field(default_factory=list)
+    #: Parts before the current one whose bundles are still to be published.
+    unpublished: list[PendingPublication] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Recovery:
-    """All that a start has to take up again."""
+    """What a start takes up again."""
 
     sessions: list[RecoveredSession] = field(default_factory=list)
-    #: Sessions that are damaged, or whose graph is gone: id (or ``number N`` where that is lost) and what is wrong.
+    #: Sessions that are damaged, or whose graph is gone: id (or ``number N`` where that is lost) and the reason.
     quarantined: dict[str, str] = field(default_factory=dict)
     #: The oldest segment that a quarantined session needs.
     quarantine_segment: int | None = None
+    #: Events that were replayed.
     events: int = 0
     torn_bytes: int = 0
     sealed: bool = True
     next_session: int = 1
 
     def quarantine(self, session: str, reason: str, segment: int) -> None:
-        """Set a session aside, which needs the journal from ``segment`` on."""
+        """Set a session aside and keep the journal from ``segment`` on."""
         self.quarantined[session] = reason
         known = self.quarantine_segment
         self.quarantine_segment = segment if known is None else min(known, segment)
 
 
-class _Progress:
-    """How far the replay is, in frames of events."""
-
-    def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
-        self._done = 0
-        self._total = total
-        self._tell = tell
-
-    def step(self) -> None:
-        """One more frame."""
-        self._done += 1
-        if self._tell is not None:
-            self._tell(self._done, self._total)
-
-    def __repr__(self) -> str:
-        return f"<_Progress {self._done} of {self._total} frames>"
-
-
-class _Unreadable(ErgoCaptureError):
-    """What is in the session's frames is not what a daemon writes."""
+class _Unrecoverable(ErgoCaptureError):
+    """The session's frames do not make a session."""
 
 
 def recover(
@@ -139,7 +120,11 @@ def recover(
 ) -> Recovery:
     """Rebuild every session that is not over.
 
-    ``on_progress`` is told often of how many of how many frames of events are replayed.
+    Args:
+        directory: the journal.
+        scan: what a scan found in it.
+        storage: the filesystem.
+        on_progress: called after each EVENTS frame with the frames replayed and the frames to replay.
 
     Raises:
         StorageError: a segment cannot be read.
@@ -150,14 +135,20 @@ def recover(
         next_session=scan.next_session,
     )
     alive = [frames for frames in scan.sessions.values() if not frames.done]
-    progress = _Progress(sum(len(frames.events) for frames in alive), on_progress)
+    total, done = sum(len(frames.events) for frames in alive), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total)
+
     for frames in alive:
+        history = read_history(directory, frames, storage)
         try:
-            if frames.damage is not None:
-                raise _Unreadable(frames.damage)
-            session = _rebuild(directory, frames, storage, progress)
-        except (_Unreadable, ValueError) as error:
-            _quarantine(recovery, directory, scan, frames, storage, str(error))
+            session = _Replay(directory, frames, history, storage, step).run()
+        except (_Unrecoverable, ValueError) as error:
+            _quarantine(recovery, scan, frames, history, str(error))
             continue
         recovery.events += session.accepted - session.first
         recovery.sessions.append(session)
@@ -165,86 +156,16 @@ def recover(
 
 
 def _quarantine(
-    recovery: Recovery, directory: Path, scan: ScanReport, frames: SessionFrames, storage: Storage, reason: str
+    recovery: Recovery, scan: ScanReport, frames: SessionFrames, history: SessionHistory, reason: str
 ) -> None:
-    name = f"number {frames.number}"
-    if frames.open is not None:
-        # Why suppressed: a name that is lost with the frame that bore it keeps nobody from being told of the damage.
-        with suppress(ErgoCaptureError, ValueError):
-            (frame,) = read_frames(directory, [frames.open], storage)
-            name = read_description(frame.body).session
-    # Why also where it is damaged: there may be older frames of it there, or what is left of them.
-    concerned = [damage.segment for damage in scan.damage if frames.number in damage.sessions]
-    recovery.quarantine(name, reason, min((frames.first_segment, *concerned)))
+    name = f"number {frames.number}" if history.description is None else history.description.session
+    # The segments with the session's damage are kept too: what is left of its older frames is there.
+    damaged = [damage.segment for damage in scan.damage if frames.number in damage.sessions]
+    recovery.quarantine(name, reason, min((frames.first_segment, *damaged)))
 
 
-def _rebuild(directory: Path, frames: SessionFrames, storage: Storage, progress: _Progress) -> RecoveredSession:
-    def bodies(positions: list[Position]) -> list[bytes]:
-        return [frame.body for frame in read_frames(directory, positions, storage)]
-
-    rotations = [
-        (read_rotation(frame.body), frame.header.first) for frame in read_frames(directory, frames.rotations, storage)
-    ]
-    published = {read_publication(body).part for body in bodies(frames.published)}
-    closing = read_closing(bodies([frames.close])[0]) if frames.close is not None else None
-    if frames.open is not None:
-        description = read_description(bodies([frames.open])[0])
-    elif rotations:
-        description = rotations[0][0].description
-    else:
-        raise _Unreadable("its first segment is missing, and with it what the session is")
-    session = _start(frames, description, closing, rotations, published)
-    _replay(directory, session, frames, rotations, storage, progress)
-    for (rotation, _), position in zip(rotations, frames.rotations, strict=True):
-        if rotation.part + 1 == session.part:
-            # Why not only the events': where the session's first frame is gone, this one says what it is.
-            needed = [position, *map(Position.unpack, session.event_frames[:1])]
-            session.part_segment = min(where.segment for where in needed)
-    return session
-
-
-def _start(
-    frames: SessionFrames,
-    description: SessionDescription,
-    closing: Closing | None,
-    rotations: list[tuple[Rotation, int]],
-    published: set[int],
-) -> RecoveredSession:
-    segment = frames.first_segment
-    session = RecoveredSession(
-        number=frames.number,
-        description=description,
-        closing=closing,
-        part=1,
-        first=0,
-        segment=segment,
-        part_segment=segment,
-        ids=set(),
-        last_event_id=None,
-        accepted=0,
-        decided=0,
-        event_frames=array("Q"),
-        decision_frames=array("Q"),
-        event_bytes=0,
-        supervisor=_supervisor(description, _Silent()),
-        attempts=[] if description.engine == "scripted" else None,
-        undecided=[],
-        unpublished=[],
-    )
-    # Parts whose bundles are durable need not be read again, as long as a later part begins after them.
-    for rotation, first in rotations:
-        if rotation.part not in published:
-            break
-        session.part, session.first = rotation.part + 1, first
-        session.accepted = session.decided = first
-        session.last_event_id = rotation.last_event_id
-    if frames.open is None and session.first == 0:
-        raise _Unreadable("its first segment is missing, and with it events that were in no bundle yet")
-    return session
-
-
-class _Silent:
-    """A decision log for decisions that are durable already; keeps the last one, to compare."""
+class _LastEntry:
+    """A decision log that keeps the last entry, to be compared with the recorded decision."""
 
     def __init__(self) -> None:
         self.entry: DecisionLogEntry | None = None
@@ -253,98 +174,147 @@ class _Silent:
         self.entry = entry
 
 
-def _supervisor(description: SessionDescription, log: _Silent) -> Supervisor:
-    return Supervisor(description.graph, description.constraints, log)
+class _Replay:
+    """Replays one session.
 
+    Raises:
+        _Unrecoverable: the session is damaged.
+    """
 
-def _replay(
-    directory: Path,
-    session: RecoveredSession,
-    frames: SessionFrames,
-    rotations: list[tuple[Rotation, int]],
-    storage: Storage,
-    progress: _Progress,
-) -> None:
-    outcomes = _outcomes(directory, session, frames, storage)
-    boundaries = deque((rotation, first) for rotation, first in rotations if first > session.first)
-    log = _Silent()
-    session.supervisor = _supervisor(session.description, log)
-    start = session.first
-    for packed, frame in zip(
-        frames.events, read_frames(directory, map(Position.unpack, frames.events), storage), strict=True
-    ):
-        progress.step()
-        first, count = frame.header.first, frame.header.count
-        if first + count <= start:
-            continue
-        if boundaries and first >= boundaries[0][1]:
-            _end_part(session, *boundaries.popleft())
-            session.supervisor = _supervisor(session.description, log)
-        session.event_frames.append(packed)
-        session.event_bytes += len(frame.body)
-        for event in read_body(frame.body):
-            session.ids.add(event.event_id)
-            session.accepted += 1
-            session.last_event_id = event.event_id
-            outcome = next(outcomes, None)
-            if outcome is None:
-                session.undecided.append(event)
-            else:
-                _decide_again(session, log, event, outcome)
-        if session.accepted != first + count:
-            raise _Unreadable(f"the frame of events {first} to {first + count - 1} holds others")
-    if next(outcomes, None) is not None:
-        raise _Unreadable("it has decisions about events that are missing")
-    if boundaries:
-        _end_part(session, *boundaries.popleft())
-        session.supervisor = _supervisor(session.description, log)
+    def __init__(
+        self,
+        directory: Path,
+        frames: SessionFrames,
+        history: SessionHistory,
+        storage: Storage,
+        step: Callable[[], None],
+    ) -> None:
+        if problem := frames.damage or history.problem:
+            raise _Unrecoverable(problem)
+        if history.description is None:
+            raise _Unrecoverable("its first segment is missing, and with it what the session is")
+        self._directory = directory
+        self._storage = storage
+        self._step = step
+        self._frames = frames
+        self._history = history
+        self._log = _LastEntry()
+        self._session = self._initial(history.description)
 
+    def _initial(self, description: SessionDescription) -> RecoveredSession:
+        """Return the session at the beginning of the oldest part that is to be read.
 
-def _outcomes(
-    directory: Path, session: RecoveredSession, frames: SessionFrames, storage: Storage
-) -> Iterator[DecisionOutcome]:
-    for packed, frame in zip(
-        frames.decisions, read_frames(directory, map(Position.unpack, frames.decisions), storage), strict=True
-    ):
-        if frame.header.first + frame.header.count <= session.first:
-            continue
-        session.decision_frames.append(packed)
-        yield from read_decisions(frame.body)
-
-
-def _decide_again(session: RecoveredSession, log: _Silent, event: ExternalEvent, outcome: DecisionOutcome) -> None:
-    step = session.supervisor.offer(event)
-    deadline = session.description.constraints.deadline
-    recorded = outcome.to_record(event.event_id, deadline)
-    if isinstance(step, Run):
-        if outcome.termination is None or outcome.decision is not Decision.Invoke:
-            raise _Unreadable(f"the decision recorded for event {event.event_id!r} is not the one it leads to")
-        result = RunResult(
-            outcome.termination, tuple(e.effect for e in outcome.effects), outcome.intent_acks, outcome.interruption
+        Parts whose bundles are durable are not read, as long as a later part begins after them.
+        """
+        part, first, last_event_id = 1, 0, None
+        for end in self._history.rotations:
+            if end.rotation.part not in self._history.publications:
+                break
+            part, first, last_event_id = end.rotation.part + 1, end.boundary, end.rotation.last_event_id
+        if self._frames.open is None and first == 0:
+            raise _Unrecoverable("its first segment is missing, and with it events that were in no bundle yet")
+        segment = self._frames.first_segment
+        return RecoveredSession(
+            number=self._frames.number,
+            description=description,
+            closing=self._history.closing,
+            part=part,
+            first=first,
+            segment=segment,
+            part_segment=segment,
+            last_event_id=last_event_id,
+            accepted=first,
+            decided=first,
+            supervisor=Supervisor(description.graph, description.constraints, self._log),
+            attempts=[] if description.engine == "scripted" else None,
         )
-        session.supervisor.settle(step, outcome.termination, outcome.retry_count, result)
-        if session.attempts is not None:
-            session.attempts.append((step.origin.event_id, outcome.retry_count + 1))
-    assert log.entry is not None
-    if log.entry.to_record() != recorded:
-        raise _Unreadable(f"the decision recorded for event {event.event_id!r} is not the one it leads to")
-    session.decided += 1
 
+    def run(self) -> RecoveredSession:
+        """Replay all parts from the oldest that is to be read; return the session at its end."""
+        session = self._session
+        outcomes = self._outcomes(session.first)
+        ends = deque(end for end in self._history.rotations if end.boundary > session.first)
+        start = session.first
+        for packed, frame in zip(self._frames.events, self._read(self._frames.events), strict=True):
+            self._step()
+            first, count = frame.header.first, frame.header.count
+            if first + count <= start:
+                continue
+            if ends and first >= ends[0].boundary:
+                self._end_part(ends.popleft())
+            session.event_frames.append(packed)
+            session.event_bytes += len(frame.body)
+            for event in read_body(frame.body):
+                session.ids.add(event.event_id)
+                session.accepted += 1
+                session.last_event_id = event.event_id
+                outcome = next(outcomes, None)
+                if outcome is None:
+                    session.undecided.append(event)
+                else:
+                    self._decide_again(event, outcome)
+            if session.accepted != first + count:
+                raise _Unrecoverable(f"the frame of events {first} to {first + count - 1} holds others")
+        if next(outcomes, None) is not None:
+            raise _Unrecoverable("it has decisions about events that are missing")
+        if ends:
+            self._end_part(ends.popleft())
+        for end in self._history.rotations:
+            if end.rotation.part + 1 == session.part:
+                # The ROTATE frame is needed too: where the OPEN frame is gone, it says what the session is.
+                needed = [end.position, *map(Position.unpack, session.event_frames[:1])]
+                session.part_segment = min(position.segment for position in needed)
+        return session
 
-def _end_part(session: RecoveredSession, rotation: Rotation, first: int) -> None:
-    """The part that was being read ended here, and its bundle is still to be published."""
-    session.unpublished.append(
-        PendingPublication(
-            rotation.part,
-            session.first,
-            first - session.first,
-            "rotated",
-            rotation.forced,
-            session.event_frames,
-            session.decision_frames,
-            session.segment,
+    def _read(self, packed: array[int]) -> Iterator[Frame]:
+        return read_frames(self._directory, map(Position.unpack, packed), self._storage)
+
+    def _outcomes(self, start: int) -> Iterator[DecisionOutcome]:
+        for packed, frame in zip(self._frames.decisions, self._read(self._frames.decisions), strict=True):
+            if frame.header.first + frame.header.count <= start:
+                continue
+            self._session.decision_frames.append(packed)
+            yield from read_decisions(frame.body)
+
+    def _decide_again(self, event: ExternalEvent, outcome: DecisionOutcome) -> None:
+        session = self._session
+        step = session.supervisor.offer(event)
+        recorded = outcome.to_record(event.event_id, session.description.constraints.deadline)
+        if isinstance(step, Run):
+            if outcome.termination is None or outcome.decision is not Decision.Invoke:
+                raise _differs(event)
+            result = RunResult(
+                outcome.termination, tuple(e.effect for e in outcome.effects), outcome.intent_acks, outcome.interruption
+            )
+            session.supervisor.settle(step, outcome.termination, outcome.retry_count, result)
+            if session.attempts is not None:
+                session.attempts.append((step.origin.event_id, outcome.retry_count + 1))
+        entry = self._log.entry
+        assert entry is not None
+        if entry.to_record() != recorded:
+            raise _differs(event)
+        session.decided += 1
+
+    def _end_part(self, end: PartEnd) -> None:
+        """End the part that is being read; its bundle is still to be published."""
+        session, rotation = self._session, end.rotation
+        session.unpublished.append(
+            PendingPublication(
+                rotation.part,
+                session.first,
+                end.boundary - session.first,
+                "rotated",
+                rotation.forced,
+                session.event_frames,
+                session.decision_frames,
+                session.segment,
+            )
         )
-    )
-    session.part, session.first = rotation.part + 1, first
-    session.event_frames, session.decision_frames = array("Q"), array("Q")
-    session.event_bytes = 0
+        session.part, session.first = rotation.part + 1, end.boundary
+        session.event_frames, session.decision_frames = array("Q"), array("Q")
+        session.event_bytes = 0
+        session.supervisor = Supervisor(session.description.graph, session.description.constraints, self._log)
+
+
+def _differs(event: ExternalEvent) -> _Unrecoverable:
+    return _Unrecoverable(f"the decision recorded for event {event.event_id!r} is not the one it leads to")

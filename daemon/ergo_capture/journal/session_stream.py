@@ -15,17 +15,11 @@ from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import Frame, FrameKind, Position
 from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.payloads import (
-    Rotation,
-    SessionDescription,
-    read_closing,
-    read_description,
-    read_publication,
-    read_rotation,
-)
-from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.payloads import SessionDescription
+from ergo_capture.journal.reader import read_frames, undecodable
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import SessionFrames
+from ergo_capture.journal.session_frames import read_history
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
@@ -43,6 +37,7 @@ class PartStream:
         directory: the journal.
         frames: where the session's frames are.
         description: what the session is.
+        damage: what is wrong with the session; None where nothing is.
         part: the part's number, from 1.
         first: index in the session of its first event.
         end: index after its last one; None where it goes on.
@@ -57,6 +52,7 @@ class PartStream:
         frames: SessionFrames,
         description: SessionDescription,
         *,
+        damage: str | None,
         part: int,
         first: int,
         end: int | None,
@@ -67,7 +63,7 @@ class PartStream:
         self.part = part
         self.ended = ended
         self.published = published
-        self.damage = frames.damage
+        self.damage = damage
         self._directory = directory
         self._storage = storage
         self._frames = frames
@@ -175,48 +171,30 @@ def parts_in(directory: Path, storage: Storage) -> list[PartStream]:
     ]
 
 
-def description_of(directory: Path, frames: SessionFrames, storage: Storage) -> SessionDescription | None:
-    """What a session is; None where the frames that say so are gone with their segment, or are damaged.
-
-    Raises:
-        StorageError: the journal cannot be read.
-    """
-    try:
-        for frame in read_frames(directory, [] if frames.open is None else [frames.open], storage):
-            return read_description(frame.body)
-        for frame in read_frames(directory, frames.rotations[:1], storage):
-            return read_rotation(frame.body).description
-    except (JournalDamaged, ValueError):
-        return None
-    return None
-
-
 def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Iterator[PartStream]:
-    description = description_of(directory, frames, storage)
+    history = read_history(directory, frames, storage)
+    description, damage = history.description, frames.damage or history.problem
     if description is None:
         return
-    rotations: list[tuple[Rotation, int]] = []
-    published: set[int] = set()
-    ended = OPEN
-    try:
-        rotations += [
-            (read_rotation(frame.body), frame.header.first)
-            for frame in read_frames(directory, frames.rotations, storage)
-        ]
-        published |= {read_publication(frame.body).part for frame in read_frames(directory, frames.published, storage)}
-        for frame in read_frames(directory, [] if frames.close is None else [frames.close], storage):
-            ended = read_closing(frame.body).ended
-    except (JournalDamaged, ValueError) as error:
-        frames.damage = frames.damage or str(error)
+    ended = OPEN if history.closing is None else history.closing.ended
 
     def part(number: int, first: int, end: int | None, how: str) -> PartStream:
-        done = number in published
+        done = number in history.publications
         return PartStream(
-            directory, storage, frames, description, part=number, first=first, end=end, ended=how, published=done
+            directory,
+            storage,
+            frames,
+            description,
+            damage=damage,
+            part=number,
+            first=first,
+            end=end,
+            ended=how,
+            published=done,
         )
 
     number, first = 1, 0
-    for rotation, end in rotations:
+    for rotation, end, _ in history.rotations:
         # Why not the first one without an OPEN frame: where that part begins is gone.
         if first or frames.open is not None:
             yield part(rotation.part, first, end, "rotated")
@@ -268,32 +246,11 @@ def events_of(frame: Frame) -> list[tuple[int, ExternalEvent]]:
     try:
         return list(enumerate(read_body(frame.body), frame.header.first))
     except ValueError as error:
-        raise _not_written(frame, error) from error
-
-
-def described(frame: Frame) -> SessionDescription:
-    """The description that an OPEN frame holds.
-
-    Raises:
-        JournalDamaged: it holds none.
-    """
-    try:
-        return read_description(frame.body)
-    except ValueError as error:
-        raise _not_written(frame, error) from error
+        raise undecodable(frame, error) from error
 
 
 def _outcomes_of(frame: Frame) -> list[DecisionOutcome]:
     try:
         return list(read_decisions(frame.body))
     except ValueError as error:
-        raise _not_written(frame, error) from error
-
-
-def _not_written(frame: Frame, error: ValueError) -> JournalDamaged:
-    header = frame.header
-    return JournalDamaged(
-        f"read journal: frame {header.index} of batch {header.batch} holds what no daemon writes: {error}",
-        op="read journal",
-        hint="`ergo-capture doctor` says what is damaged",
-    )
+        raise undecodable(frame, error) from error

@@ -19,7 +19,8 @@ from ergo_capture.journal.reader import Window, read_frames
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.segment import segment_path, sequence_of
-from ergo_capture.journal.session_stream import Pairing, described, description_of
+from ergo_capture.journal.session_frames import read_description, read_history
+from ergo_capture.journal.session_stream import Pairing
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import Storage, StorageFile
 
@@ -87,15 +88,16 @@ class _Watched:
         positions: list[int] = []
         names = []
         for frames in found.sessions.values():
-            description = description_of(self.directory, frames, storage)
+            history = read_history(self.directory, frames, storage)
+            description, damage = history.description, frames.damage or history.problem
             if description is None:
                 continue
             names += [] if frames.done else [description.session]
-            if description.session != self.of and (self.of or frames.done or frames.damage is not None):
+            if description.session != self.of and (self.of or frames.done or damage is not None):
                 continue
-            if frames.damage is not None:
+            if damage is not None:
                 raise JournalDamaged(
-                    f"follow session {self.of}: {frames.damage}",
+                    f"follow session {self.of}: {damage}",
                     op="follow",
                     path=self.directory,
                     hint="`ergo-capture doctor` says what is damaged",
@@ -117,7 +119,7 @@ class _Watched:
         """What a frame decides."""
         header = frame.header
         if header.kind == FrameKind.OPEN and not self.of:
-            description = described(frame)
+            description = read_description(frame)
             self._sessions[header.session] = description.session, Pairing(description)
             return
         session, pairing = self._sessions.get(header.session, ("", None))

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from ergo_capture.journal.frame import Frame, FrameKind, Header, Position
-from ergo_capture.journal.payloads import (
-    Closing,
-    Publication,
-    Rotation,
-    SessionDescription,
-    read_closing,
-    read_description,
-    read_publication,
-    read_rotation,
-)
 from ergo_capture.journal.reader import Window, read_frames
 from ergo_capture.journal.scan_report import Damage, ScanReport, SessionFrames
 from ergo_capture.journal.segment import segment_path
+from ergo_capture.journal.session_frames import read_history
 from ergo_capture.kernel.constraints import NO_CONSTRAINTS
 from ergo_capture.repair.report import LOST, BundleHead
 from ergo_capture.storage import Storage
-
-_Body = TypeVar("_Body")
 
 
 class PartRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,15 +40,15 @@ class PartialSession:
         self.directory = directory
         self.frames = frames
         self.storage = storage
-        self.description: SessionDescription | None = None
-        self.rotations: list[tuple[Rotation, int]] = []
-        self.publications: dict[int, Publication] = {}
-        self.closing: Closing | None = None
+        history = read_history(directory, frames, storage)
+        self.description = history.description
+        self.rotations = history.rotations
+        self.publications = history.publications
+        self.closing = history.closing
         #: Index after the last event that is known to have been there; whether there may have been more.
         self.total = 0
         self.uncertain = False
-        self._read_small_frames()
-        self._reckon(scan)
+        self._reckon(scan, history.total)
 
     @property
     def name(self) -> str:
@@ -87,44 +75,20 @@ class PartialSession:
 
     # --- what the session is, and how long it was ---
 
-    def _read_small_frames(self) -> None:
-        frames = self.frames
-        if frames.open is not None:
-            self.description = self._one(frames.open, read_description)
-        for position in frames.rotations:
-            frame = self._frame(position)
-            rotation = self._one(position, read_rotation)
-            if rotation is not None:
-                self.rotations.append((rotation, frame.header.first))
-                self.description = self.description or rotation.description
-        for position in frames.published:
-            publication = self._one(position, read_publication)
-            if publication is not None:
-                self.publications[publication.part] = publication
-        if frames.close is not None:
-            self.closing = self._one(frames.close, read_closing)
-
-    def _one(self, position: Position, read: Callable[[bytes], _Body]) -> _Body | None:
-        try:
-            return read(self._frame(position).body)
-        except ValueError:
-            # Not what a daemon writes: as good as not there.
-            return None
-
     def _frame(self, position: Position) -> Frame:
         (frame,) = read_frames(self.directory, [position], self.storage)
         return frame
 
-    def _reckon(self, scan: ScanReport) -> None:
+    def _reckon(self, scan: ScanReport, total: int | None) -> None:
         """How many events there were, as far as anything says."""
         frames = self.frames
-        ends = [first for _, first in self.rotations]
+        ends = [end.boundary for end in self.rotations]
         for packed in (frames.events, frames.decisions):
             if packed:
                 header = self._frame(Position.unpack(packed[-1])).header
                 ends.append(header.first + header.count)
-        if frames.close is not None:
-            self.total = self._frame(frames.close).header.first
+        if total is not None:
+            self.total = total
             return
         # Where what came before is accounted for. Why not decisions: they tell nothing of events not decided yet.
         reckoned = [0, *frames.events[-1:], *([] if frames.open is None else [frames.open.pack()])]
@@ -163,12 +127,12 @@ class PartialSession:
         frames = self.frames
         first, part, unknown = 0, 1, 0
         if frames.open is None and self.rotations:
-            part = self.rotations[0][0].part
+            part = self.rotations[0].rotation.part
             if part > 1:
                 # What said where it begins is gone, too: from what is there on, and nothing tells what was before.
-                first = min(self._first_of(frames.events), self.rotations[0][1])
+                first = min(self._first_of(frames.events), self.rotations[0].boundary)
                 unknown = part
-        for rotation, end in self.rotations:
+        for rotation, end, _ in self.rotations:
             # Why not those without any event: their bundles are durable, and their segments went.
             if end > first or rotation.part in self.publications:
                 yield PartRange(

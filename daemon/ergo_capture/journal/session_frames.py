@@ -1,0 +1,113 @@
+"""Reads the OPEN, ROTATE, CLOSE and PUBLISHED frames of a session: what it is, its parts, how it ended.
+
+Recovery, session streams and salvage all read these frames here. A frame whose body cannot be decoded is left out and
+reported in ``SessionHistory.problem``; the caller decides whether that is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ergo_capture.journal.frame import Frame, FrameKind, Position
+from ergo_capture.journal.payloads import Closing, Publication, Rotation, SessionDescription
+from ergo_capture.journal.reader import read_frames, undecodable
+from ergo_capture.journal.scan_report import SessionFrames
+from ergo_capture.storage import Storage
+
+
+class PartEnd(NamedTuple):
+    """The end of a part, as its ROTATE frame says."""
+
+    rotation: Rotation
+    #: Index in the session of the first event of the next part.
+    boundary: int
+    #: Where the ROTATE frame is.
+    position: Position
+
+
+@dataclass(slots=True)
+class SessionHistory:
+    """What the frames of one session say besides its events and decisions."""
+
+    #: None where the frames that hold it were deleted with their segments, or cannot be decoded.
+    description: SessionDescription | None = None
+    #: The ends of parts, in order.
+    rotations: list[PartEnd] = field(default_factory=list)
+    #: The durable bundles, by part number.
+    publications: dict[int, Publication] = field(default_factory=dict)
+    #: How the session was closed; None where it was not.
+    closing: Closing | None = None
+    #: Number of events and decisions in the session, from its CLOSE frame; None where there is none.
+    total: int | None = None
+    #: Why a frame could not be decoded; None where all could.
+    problem: str | None = None
+
+
+_Body = SessionDescription | Rotation | Closing | Publication
+_DECODERS: Final[dict[int, msgspec.json.Decoder[_Body]]] = {
+    FrameKind.OPEN: msgspec.json.Decoder(SessionDescription),
+    FrameKind.ROTATE: msgspec.json.Decoder(Rotation),
+    FrameKind.CLOSE: msgspec.json.Decoder(Closing),
+    FrameKind.PUBLISHED: msgspec.json.Decoder(Publication),
+}
+
+
+def read_history(directory: Path, frames: SessionFrames, storage: Storage) -> SessionHistory:
+    """Read what a session is and what became of it.
+
+    Args:
+        directory: the journal.
+        frames: where the session's frames are, from a scan.
+        storage: the filesystem.
+
+    Raises:
+        JournalDamaged: one of the frames is no longer what the scan found.
+        StorageError: a segment cannot be read.
+    """
+    history = SessionHistory()
+    positions = [*_known(frames.open), *frames.rotations, *_known(frames.close), *frames.published]
+    for position, frame in zip(positions, read_frames(directory, positions, storage), strict=True):
+        _add(history, frame, position)
+    return history
+
+
+def _add(history: SessionHistory, frame: Frame, position: Position) -> None:
+    header = frame.header
+    if header.kind == FrameKind.CLOSE:
+        history.total = header.first
+    try:
+        body = _DECODERS[header.kind].decode(frame.body)
+    except ValueError as error:
+        history.problem = history.problem or undecodable(frame, error).message
+        return
+    match body:
+        case SessionDescription():
+            history.description = body
+        case Rotation():
+            history.rotations.append(PartEnd(body, header.first, position))
+            history.description = history.description or body.description
+        case Publication():
+            history.publications[body.part] = body
+        case Closing():
+            history.closing = body
+
+
+def read_description(frame: Frame) -> SessionDescription:
+    """Decode the body of an OPEN frame.
+
+    Raises:
+        JournalDamaged: the body is not a session description.
+    """
+    try:
+        return msgspec.json.decode(frame.body, type=SessionDescription)
+    except ValueError as error:
+        raise undecodable(frame, error) from error
+
+
+def _known(position: Position | None) -> Iterable[Position]:
+    return () if position is None else (position,)
