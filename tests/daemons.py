@@ -63,7 +63,7 @@ class Daemon:
     @asynccontextmanager
     async def control(self) -> AsyncIterator[Wire]:
         """A raw connection to the control socket."""
-        async with await anyio.connect_unix(str(self.service.control_path)) as stream:
+        async with await anyio.connect_unix(str(self.service.components.control_path)) as stream:
             yield Wire(stream)
 
     async def ask(self, command: str, **fields: Any) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Chaos:
         """Stop it in order."""
         self._service.stop()
         await asyncio.wait_for(self._task, PATIENCE)
-        assert self._service._writer.failure is None
+        assert self._service.writer.failure is None
 
     # --- what may happen ---
 

@@ -15,7 +15,7 @@ from ergo_capture import decode_bundle, encode_bundle, first_divergence, rederiv
 from ergo_capture.cli.simulate import run_scenario
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.scenario import read_scenario
-from ergo_capture.server.net.listener import bind, identity, unlink_if_ours
+from ergo_capture.server.net.listener import bind, identity, unlink_if_same
 
 LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "10s"\n'
 
@@ -133,7 +133,7 @@ async def test_a_driver_of_the_reference_is_served_unchanged() -> None:
 async def test_a_socket_is_not_taken_from_a_daemon_with_another_state_directory() -> None:
     """P12 locks the state directory only: a second one with the same socket is refused, and leaves it where it is."""
     async with running_daemon() as daemon:
-        for path in (daemon.socket, daemon.service.control_path):
+        for path in (daemon.socket, daemon.service.components.control_path):
             with pytest.raises(ErgoCaptureError, match=f"bind socket '{path}': somebody listens there already"):
                 bind(path)
         async with daemon.session() as wire:
@@ -149,9 +149,9 @@ async def test_a_socket_that_somebody_put_in_place_of_ours_stays() -> None:
             ours = identity(path)
             path.unlink()
             with bind(path):
-                unlink_if_ours(path, ours)
+                unlink_if_same(path, ours)
                 assert path.exists()
-                unlink_if_ours(path, identity(path))
+                unlink_if_same(path, identity(path))
                 assert not path.exists()
 
 

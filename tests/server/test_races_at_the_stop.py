@@ -49,7 +49,7 @@ async def test_a_close_that_was_taken_is_answered_though_the_daemon_stops() -> N
             await wire.say({"type": "close"})
             await storage.until_held()
             daemon.service.stop()
-            await until(lambda: daemon.service.phase == "stopping")
+            await until(lambda: daemon.service.components.phase == "stopping")
             await anyio.wait_all_tasks_blocked()
         assert [f["type"] for f in await wire.rest() if f["type"] != "ack"] == ["closed"]
 
@@ -62,7 +62,7 @@ async def test_a_flush_that_was_taken_is_answered_though_the_daemon_stops() -> N
             await wire.say(event("a"), {"type": "flush"}, event("b"))
             await storage.until_held()
             daemon.service.stop()
-            await until(lambda: daemon.service.phase == "stopping")
+            await until(lambda: daemon.service.components.phase == "stopping")
             await anyio.wait_all_tasks_blocked()
         frames = [f for f in await wire.rest() if f["type"] != "ack"]
         assert [f["type"] for f in frames] == ["flushed", "error"]
@@ -144,7 +144,7 @@ async def test_a_rotation_that_the_stop_cuts_off_is_no_mistake(capsys: pytest.Ca
                 await wire.until_ack(1, 1)
                 await storage.until_held()
                 daemon.service.stop()
-                await until(lambda: daemon.service._writer._closed)
+                await until(lambda: daemon.service.writer._closed)
         assert "session.failed" not in capsys.readouterr().out
         async with running_daemon(state=place / "state") as daemon:
             await until(lambda: [(m["ended"], m["events"]) for m in manifests(daemon)[:1]] == [("rotated", 1)])

@@ -21,7 +21,7 @@ async def test_a_shutdown_names_what_it_waits_for_and_gives_up_in_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P10: an engine that hangs holds the drain up for shutdown.drain and no longer; the event is in the journal."""
-    monkeypatch.setattr(shutdown, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(shutdown, "REPORT_SECONDS", 0.05)
     text = '[shutdown]\ndrain = "500ms"\n' + process_graph()
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket, give_up_after=0) as client:
         session = await client.open("default")
@@ -29,7 +29,7 @@ async def test_a_shutdown_names_what_it_waits_for_and_gives_up_in_time(
         await client.drain()
         daemon.service.stop()
         with anyio.fail_after(20):
-            while daemon.service.phase != "stopping":
+            while daemon.service.components.phase != "stopping":
                 await asyncio.sleep(0.01)
     said = capsys.readouterr().out
     assert "drain.waiting" in said

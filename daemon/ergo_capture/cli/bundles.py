@@ -89,12 +89,12 @@ def prune(
     The bounds are those of the configuration, or what the options say in their place. A bundle is read whole
     and compared with its manifest first; one that differs is kept, and the exit code is 3.
     """
-    from ergo_capture.server.factories import retention_of  # noqa: PLC0415 - only here
+    from ergo_capture.server.factories import retention_rules  # noqa: PLC0415 - only here
     from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
     from ergo_capture.storage import RealStorage  # noqa: PLC0415
 
     loaded = configuration.load(config, state=state_dir)
-    rules = _with_options(retention_of(loaded), max_age, max_bytes, max_bundles, keep_free)
+    rules = _with_options(retention_rules(loaded), max_age, max_bytes, max_bundles, keep_free)
     if not rules.are_set:
         raise ErgoCaptureError(
             "prune bundles: nothing says which bundles have had their time",

@@ -46,12 +46,12 @@ def check(file: FileArgument = None, config: ConfigOption = None) -> int:
     Exit 78 where not; warnings do not count.
     """
     from ergo_capture.config.permissions import loose_paths  # noqa: PLC0415
-    from ergo_capture.server.factories import admission_of, graphs_of  # noqa: PLC0415 - only here
+    from ergo_capture.server.factories import access_list, graphs_of  # noqa: PLC0415 - only here
 
     path = _named(file, config)
     loaded = configuration.load(path)
     graphs = graphs_of(loaded)
-    admission_of(loaded)
+    access_list(loaded)
     doubts = [
         (str(loose), loose.hint)
         for loose in loose_paths(Path(loaded.state.directory), path or configuration.usual_file())

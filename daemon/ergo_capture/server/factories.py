@@ -1,4 +1,4 @@
-"""From configuration to objects."""
+"""Makes objects from the configuration."""
 
 from __future__ import annotations
 
@@ -24,32 +24,35 @@ from ergo_capture.engine.socket import SocketEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.server.limits import ConnectionLimits, SessionLimits
-from ergo_capture.server.net.admission import Admission
-from ergo_capture.server.session.access import access_of
+from ergo_capture.server.session.access import Access, access_of
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import RotationRule
 from ergo_capture.units import Duration
 
-#: The longest age that is told from another, in nanoseconds: 1,000 years.
-_LONGEST: Final = 1000 * 365 * 86_400 * 1_000_000_000
+#: Longer ages count as this one, in nanoseconds: 1,000 years.
+_MAX_AGE: Final = 1000 * 365 * 86_400 * 1_000_000_000
 
 
 def graphs_of(config: Config) -> dict[str, Graph]:
-    """The graphs by name, each with its engine.
+    """Return the graphs by name, each with its engine.
 
     Raises:
-        ConfigError: a graph's limits or engine are not possible.
-        ErgoCaptureError: an engine cannot be made, such as a script that is not there.
+        ConfigError: a graph's limits or engine are invalid.
+        ErgoCaptureError: an engine cannot be made, for example because its script is missing.
     """
     return {name: graph_of(name, graph) for name, graph in config.graphs.items()}
 
 
 def graph_of(name: str, graph: GraphConfig, engine: Engine | None = None) -> Graph:
-    """One graph, with the engine that is given or else the configured one.
+    """Return one graph.
+
+    Args:
+        name: its name.
+        graph: its table in the configuration.
+        engine: its engine, if it has one already; otherwise the configured one is made.
 
     Raises:
-        ConfigError: its limits or engine are not possible.
+        ConfigError: its limits or engine are invalid.
         ErgoCaptureError: its engine cannot be made.
     """
     try:
@@ -65,7 +68,7 @@ def graph_of(name: str, graph: GraphConfig, engine: Engine | None = None) -> Gra
         raise ConfigError(
             f"configure graph {name!r}: {error}",
             op="configure graph",
-            hint=f"mend [graphs.{name}] in the configuration",
+            hint=f"correct [graphs.{name}] in the configuration",
         ) from error
     return Graph(
         name=name,
@@ -82,7 +85,7 @@ def _event_time(duration: Duration | None) -> EventTime | None:
 
 
 def engine_of(name: str, graph: GraphConfig) -> Engine:
-    """The engine that a graph's table asks for.
+    """Return the engine that a graph's table configures.
 
     Raises:
         ErgoCaptureError: it cannot be made.
@@ -93,13 +96,13 @@ def engine_of(name: str, graph: GraphConfig) -> Engine:
     if isinstance(engine, PythonEngineConfig):
         return PythonEngine(engine.callable, engine.pipeline)
     if isinstance(engine, ProcessEngineConfig):
-        return ProcessEngine(name, provenance, engine.command, _remote(engine))
+        return ProcessEngine(name, provenance, engine.command, _remote_settings(engine))
     if isinstance(engine, SocketEngineConfig):
-        return SocketEngine(name, provenance, Path(engine.path), _remote(engine))
+        return SocketEngine(name, provenance, Path(engine.path), _remote_settings(engine))
     return FixedEngine(RunTermination.from_builtins(engine.termination))
 
 
-def _remote(engine: ProcessEngineConfig | SocketEngineConfig) -> RemoteSettings:
+def _remote_settings(engine: ProcessEngineConfig | SocketEngineConfig) -> RemoteSettings:
     return RemoteSettings(
         start_timeout=engine.start_timeout.seconds,
         back_off=engine.back_off.seconds,
@@ -111,54 +114,17 @@ def _remote(engine: ProcessEngineConfig | SocketEngineConfig) -> RemoteSettings:
     )
 
 
-def limits_of(config: Config) -> ConnectionLimits:
-    """What one connection may cost."""
-    limits = config.limits
-    return ConnectionLimits(
-        max_frame_bytes=int(limits.max_frame_bytes),
-        max_events_per_frame=limits.max_events_per_frame,
-        max_bad_frames=limits.max_bad_frames,
-        max_id_bytes=limits.max_id_bytes,
-        max_name_bytes=limits.max_name_bytes,
-        max_label_bytes=limits.max_label_bytes,
-        session_queue_bytes=int(limits.session_queue_bytes),
-        reply_bytes=int(limits.reply_bytes),
-        hello_timeout=limits.hello_timeout.seconds,
-        frame_timeout=limits.frame_timeout.seconds,
-        idle_timeout=limits.idle_timeout.seconds,
-        write_timeout=limits.write_timeout.seconds,
-    )
-
-
-def session_limits_of(config: Config) -> SessionLimits:
-    """How many sessions there may be, and what they may hold."""
-    limits = config.limits
-    return SessionLimits(
-        max_sessions=limits.max_sessions,
-        max_user_sessions=limits.max_user_sessions,
-        user_opens_per_second=limits.user_opens_per_second,
-        queue_bytes=int(limits.queue_bytes),
-        user_queue_bytes=int(limits.user_queue_bytes),
-        ids_bytes=int(limits.ids_bytes),
-        user_ids_bytes=int(limits.user_ids_bytes),
-    )
-
-
-def admission_of(config: Config) -> Admission:
-    """Who gets in, and how many at once.
+def access_list(config: Config) -> Access:
+    """Return who may connect.
 
     Raises:
-        ConfigError: nobody has a name that is on a list.
+        ConfigError: a listed user or group does not exist.
     """
-    return Admission(
-        access_of(config.access.users, config.access.groups, "access"),
-        max_clients=config.limits.max_clients,
-        max_user_clients=config.limits.max_user_clients,
-    )
+    return access_of(config.access.users, config.access.groups, "access")
 
 
-def rotation_of(config: Config) -> RotationRule:
-    """When a part of a session ends."""
+def rotation_rule(config: Config) -> RotationRule:
+    """Return when a part of a session ends."""
     rotation = config.rotation
     return RotationRule(
         max_events=rotation.max_events,
@@ -168,8 +134,8 @@ def rotation_of(config: Config) -> RotationRule:
     )
 
 
-def retention_of(config: Config) -> RetentionRules:
-    """Which finished bundles have had their time."""
+def retention_rules(config: Config) -> RetentionRules:
+    """Return which finished bundles are deleted."""
     general = config.retention
     default = Bounds(age_of(general.max_age), int(general.max_bytes), general.max_bundles)
     return RetentionRules(
@@ -192,6 +158,6 @@ def _bounds(own: GraphRetentionConfig, default: Bounds) -> Bounds:
 
 
 def age_of(duration: Duration) -> timedelta:
-    """A duration as bundles' ages are counted."""
-    # Why bounded: a span beyond it is longer than time is counted.
-    return timedelta(microseconds=min(duration // 1000, _LONGEST // 1000))
+    """Return a duration as the age of a bundle, at most 1,000 years."""
+    # A longer one overflows when it is subtracted from a date.
+    return timedelta(microseconds=min(duration, _MAX_AGE) // 1000)

@@ -22,12 +22,13 @@ from tests.server.looks import is_served
 from tests.server.users import needs_root, talk_as
 
 from ergo_capture import decode_bundle
+from ergo_capture.config import parse
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol.capture import BadLine, EventChunk
-from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.net.connection import READ_BYTES, SMALL_READ_BYTES
 from ergo_capture.server.net.frame_reader import FrameReader
 from ergo_capture.server.net.socket_reader import Inlet
+from ergo_capture.server.ops.reload import Reloader
 from ergo_capture.server.session import intake
 from ergo_capture.server.session.budget import Budget
 from ergo_capture.server.session.intake import Intake
@@ -129,10 +130,12 @@ async def test_limits_that_are_replaced_hold_for_whoever_comes_next() -> None:
     """Clients and sessions that are there stay, and count."""
     async with running_daemon() as daemon, daemon.session() as wire:
         registry = daemon.service.registry
-        registry.take_limits(SessionLimits(max_sessions=1, queue_bytes=1 << 20))
-        assert (registry.queue.total, registry.limits.max_sessions) == (1 << 20, 1)
+        service = daemon.service
+        service.reloader = Reloader(service.components, lambda: parse("[limits]\nmax_sessions = 1\n", "test"))
+        await service.reload()
+        assert registry.limits.max_sessions == 1
         assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
-        daemon.service.clients.admission.max_clients = 1
+        service.clients.admission.max_clients = 1
         assert "limits.max_clients" in (await only_answer(daemon))["hint"]
         await wire.say(event("a"), {"type": "close"})
         assert (await wire.until("closed"))["events"] == 1

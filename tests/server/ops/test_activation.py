@@ -12,7 +12,7 @@ import pytest
 from tests.daemons import COMMAND, PATIENCE, DaemonProcess, command_environment, short_directory
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.server.ops.systemd import Notifier
+from ergo_capture.server.ops.systemd import SystemdNotifier
 
 #: Stands for the service manager: hands the listening socket over as the first of so many descriptors.
 MANAGER = """
@@ -61,7 +61,7 @@ def handed(*names: str) -> Iterator[list[tuple[str, int]]]:
 def test_a_socket_is_for_what_its_name_says_and_a_lone_one_for_clients(names: list[str], purposes: list[str]) -> None:
     """A unit that names none gives its own name; without systemd's names it is ``unknown``."""
     with handed(*names) as sockets, ExitStack() as stack:
-        taken = Notifier(sockets=sockets).take_sockets()
+        taken = SystemdNotifier(sockets=sockets).take_sockets()
         for found in taken.values():
             stack.enter_context(found)
         assert {purpose: found.fileno() for purpose, found in taken.items()} == {
@@ -76,7 +76,7 @@ def test_a_socket_is_for_what_its_name_says_and_a_lone_one_for_clients(names: li
 def test_a_socket_that_nobody_would_serve_stops_the_start_with_a_sentence(names: list[str]) -> None:
     """P4: its clients would be let in by the system, and wait for ever."""
     with handed(*names) as sockets, pytest.raises(ErgoCaptureError, match="nobody would serve it") as caught:
-        Notifier(sockets=sockets).take_sockets()
+        SystemdNotifier(sockets=sockets).take_sockets()
     assert "FileDescriptorName" in (caught.value.hint or "")
 
 
@@ -91,7 +91,7 @@ def test_what_is_no_listening_socket_stops_the_start_with_a_sentence(tmp_path: P
         os.close(closed)
         for fd in (network.fileno(), datagram.fileno(), idle.fileno(), file.fileno(), closed):
             with pytest.raises(ErgoCaptureError, match="take socket 'capture'"):
-                Notifier(sockets=[("capture", fd)]).take_sockets()
+                SystemdNotifier(sockets=[("capture", fd)]).take_sockets()
 
 
 def test_a_daemon_is_started_by_a_lone_socket() -> None:

@@ -23,7 +23,7 @@ from ergo_capture.server.service import Service
 async def test_the_socket_is_for_its_owner_alone() -> None:
     """Mode 0600, beside the capture socket, and gone when the daemon is."""
     async with running_daemon() as daemon:
-        path = daemon.service.control_path
+        path = daemon.service.components.control_path
         assert path == daemon.socket.with_name("control.sock")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not path.exists()
@@ -41,14 +41,14 @@ async def test_two_daemons_in_one_directory_do_not_share_a_control_socket() -> N
 async def test_another_user_is_refused_even_where_the_mode_would_let_him_in() -> None:
     """It is the kernel's word on the peer that decides, and the refusal is counted."""
     async with running_daemon() as daemon:
-        path = daemon.service.control_path
+        path = daemon.service.components.control_path
         path.parent.chmod(0o755)
         path.chmod(0o666)
         request = {"command": "shutdown"}
         answers = await anyio.to_thread.run_sync(lambda: talk_as(path, request, uid=NOBODY))
         assert [answer.get("code") for answer in answers] == ["forbidden"]
         assert daemon.service.clients.refusals["forbidden"] == 1
-        assert daemon.service.phase == "serving"
+        assert daemon.service.components.phase == "serving"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ async def test_there_are_only_so_many_connections() -> None:
     async with running_daemon() as daemon:
         held = [socket.socket(socket.AF_UNIX) for _ in range(MAX_CONNECTIONS)]
         for one in held:
-            one.connect(str(daemon.service.control_path))
+            one.connect(str(daemon.service.components.control_path))
         async with daemon.control() as wire:
             assert [answer["code"] for answer in await wire.rest()] == ["limit"]
         for one in held:
@@ -160,7 +160,7 @@ async def test_a_daemon_that_is_still_recovering_answers() -> None:
         with storage.gate("list"):
             running = asyncio.create_task(service.run())
             with anyio.fail_after(PATIENCE):
-                while not service.control_path.exists():
+                while not service.components.control_path.exists():
                     await anyio.sleep(0.01)
             status = (await daemon.ask("status"))["status"]
             assert (status["phase"], status["running"]) == ("starting", None)

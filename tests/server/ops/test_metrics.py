@@ -126,7 +126,7 @@ async def test_a_textfile_that_cannot_be_written_is_logged_once_and_tried_again(
         async with running_daemon() as daemon:
             from ergo_capture.server.ops.status import take_status
 
-            textfile = Textfile(path, 1.0, lambda: take_status(daemon.service))
+            textfile = Textfile(path, 1.0, lambda: take_status(daemon.service.components))
             await textfile.write()
             await textfile.write()
             logged = capsys.readouterr()

@@ -32,7 +32,7 @@ def becomes(daemon: Daemon, text: str) -> None:
     def reread() -> Config:
         return configured(daemon.state, daemon.socket, text)
 
-    daemon.service.reloader = Reloader(daemon.service, reread)
+    daemon.service.reloader = Reloader(daemon.service.components, reread)
 
 
 async def reload(daemon: Daemon, text: str) -> dict[str, Any]:
@@ -134,7 +134,7 @@ async def test_what_needs_a_restart_is_named_until_it_has_had_one() -> None:
         again = await reload(daemon, text)
         assert again["applied"] == []
         assert again["restart"] == answer["restart"]
-        assert daemon.service.config.socket.backlog == Config().socket.backlog
+        assert daemon.service.components.config.socket.backlog == Config().socket.backlog
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,11 @@ async def test_what_needs_a_restart_is_named_until_it_has_had_one() -> None:
 async def test_a_bad_file_changes_nothing_and_says_why(text: str, word: str) -> None:
     """Not even the settings beside the bad one; the daemon serves on as before."""
     async with running_daemon() as daemon, daemon.session() as wire:
-        before = daemon.service.config
+        before = daemon.service.components.config
         answer = await reload(daemon, text)
         assert answer["type"] == "error"
         assert word in answer["message"] + answer["hint"]
-        assert daemon.service.config is before
+        assert daemon.service.components.config is before
         assert daemon.service.clients.admission.max_clients == before.limits.max_clients
         assert list(daemon.service.registry.graphs) == ["default"]
         await wire.say(event("a"))
@@ -168,7 +168,7 @@ async def test_a_mistake_in_a_reload_is_logged_and_answered_and_the_daemon_stays
         def broken() -> Config:
             raise RuntimeError("a mistake of ours")
 
-        daemon.service.reloader = Reloader(daemon.service, broken)
+        daemon.service.reloader = Reloader(daemon.service.components, broken)
         answer = await daemon.ask("reload")
         assert (answer["type"], answer["code"]) == ("error", "failed")
         assert "a mistake of ours" in answer["message"]

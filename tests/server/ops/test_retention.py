@@ -21,7 +21,7 @@ from ergo_capture.bundle.catalogue import StoredBundle, difference_from_manifest
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
-from ergo_capture.server.factories import retention_of
+from ergo_capture.server.factories import retention_rules
 from ergo_capture.server.ops.reload import Reloader
 from ergo_capture.server.ops.retention import Pruner, Retention
 from ergo_capture.storage import RealStorage, StorageError, directory_lock
@@ -255,7 +255,7 @@ def test_room_is_made_on_the_disk(tmp_path: Path) -> None:
 
 def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
     """What a graph's table does not say is as in [retention]."""
-    rules = retention_of(
+    rules = retention_rules(
         parse(
             '[retention]\nmax_age = "30d"\nmax_bundles = 9\nkeep_free_bytes = "1GiB"\n'
             '[graphs.a]\n[graphs.b]\nretention = { max_age = "0s", max_bytes = "1KiB" }\n',
@@ -265,8 +265,8 @@ def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
     assert rules.default == Bounds(max_age=30 * DAY, max_bundles=9)
     assert rules.graphs == {"b": Bounds(timedelta(0), 1024, 9)}
     assert rules.keep_free_bytes == 1 << 30
-    assert not retention_of(parse("", "test")).are_set
-    assert retention_of(parse('[retention]\nmax_age = "999999999999d"', "test")).are_set
+    assert not retention_rules(parse("", "test")).are_set
+    assert retention_rules(parse('[retention]\nmax_age = "999999999999d"', "test")).are_set
 
 
 # --- in the daemon ---
@@ -341,7 +341,7 @@ async def test_a_reload_puts_other_bounds_in_force_at_once(tmp_path: Path) -> No
     with structlog.testing.capture_logs() as logged:
         async with running_daemon('[retention]\ninterval = "0s"\n', state=tmp_path) as daemon:
             config = configured(daemon.state, daemon.socket, text)
-            daemon.service.reloader = Reloader(daemon.service, lambda: config)
+            daemon.service.reloader = Reloader(daemon.service.components, lambda: config)
             assert old.exists()
             assert (await daemon.ask("reload"))["applied"] == ["bundle.compress", "retention.max_age"]
             await until(logged, "bundle.pruned")

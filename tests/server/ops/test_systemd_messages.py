@@ -7,7 +7,7 @@ import socket
 import pytest
 from tests.daemons import short_directory
 
-from ergo_capture.server.ops.systemd import Notifier
+from ergo_capture.server.ops.systemd import SystemdNotifier
 
 
 @pytest.mark.timeout(20)
@@ -16,7 +16,7 @@ def test_a_service_manager_that_reads_nothing_holds_nobody_up(monkeypatch: pytes
     with short_directory() as place, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(place / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(place / "notify"))
-        notifier = Notifier.from_environment()
+        notifier = SystemdNotifier.from_environment()
         for number in range(5000):
             notifier.status(f"message {number}")
         assert manager.recv(100) == b"STATUS=message 0"

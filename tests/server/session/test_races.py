@@ -166,7 +166,7 @@ async def test_reloads_that_come_together_take_effect_in_their_order() -> None:
             if reads == 1:
                 first_reads.set()
                 first_may_go_on.wait(20)
-            config = daemon.service.config
+            config = daemon.service.components.config
             session = msgspec.structs.replace(config.session, linger=Duration(linger * 1_000_000_000))
             return msgspec.structs.replace(config, session=session)
 
@@ -179,7 +179,7 @@ async def test_reloads_that_come_together_take_effect_in_their_order() -> None:
             await asyncio.shield(second)
         first_may_go_on.set()
         await asyncio.gather(first, second)
-        assert daemon.service.config.session.linger.seconds == 2
+        assert daemon.service.components.config.session.linger.seconds == 2
 
 
 async def test_an_engine_whose_graph_is_gone_ends_with_its_last_session() -> None:
@@ -189,7 +189,7 @@ async def test_an_engine_whose_graph_is_gone_ends_with_its_last_session() -> Non
         await wire.until_ack(1, 1)
         engine = engine_of(daemon.service)
         assert isinstance(engine, ProcessEngine)
-        config = daemon.service.config
+        config = daemon.service.components.config
         other = dict(configuration.parse("[graphs.other]\n", "test").graphs)
         daemon.service.reloader._reread = lambda: msgspec.structs.replace(config, graphs=other)
         await daemon.service.reload()

@@ -75,7 +75,7 @@ def flushing(daemon: Daemon) -> int:
     """Operators who are connected."""
     import gc
 
-    return sum(found.clients for found in gc.get_objects() if isinstance(found, control_module._Operators))
+    return sum(found.clients for found in gc.get_objects() if isinstance(found, control_module._OperatorAdmission))
 
 
 async def test_a_flush_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ import structlog
 from anyio.abc import UNIXSocketStream
 
 from ergo_capture import telemetry
+from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.commit.writer import Writer
-from ergo_capture.server.limits import ConnectionLimits
-from ergo_capture.server.net.admission import Admission
 from ergo_capture.server.net.connection import Connection
+from ergo_capture.server.net.listener import Admission
+from ergo_capture.server.session.access import Access
 from ergo_capture.server.session.budget import Budget, Holding
 from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.session import Owner, Session
@@ -26,14 +27,13 @@ class Clients:
     """The clients of the daemon; served once ``begin`` was called.
 
     Args:
-        limits: what each may cost; may be replaced for those who come next.
-        admission: who gets in.
-        held_bytes: memory for begun lines and unread answers of all together.
+        limits: bounds on clients; may be replaced for those that come next.
+        access: who may connect.
     """
 
-    def __init__(self, limits: ConnectionLimits, admission: Admission, held_bytes: int) -> None:
+    def __init__(self, limits: LimitsConfig, access: Access) -> None:
         self.limits = limits
-        self.admission = admission
+        self.admission = Admission(access, max_clients=limits.max_clients, max_user_clients=limits.max_user_clients)
         self.server_name = PROGRAM
         self.connections: dict[Connection, None] = {}
         #: What was counted: clients let in, sessions ``opened`` and ``resumed``.
@@ -41,15 +41,23 @@ class Clients:
         #: Refusals by code.
         self.refusals: Counter[str] = Counter()
         #: Memory for begun lines and unread answers.
-        self.held = Budget(held_bytes, held_bytes)
+        self.held = Budget(int(limits.held_bytes), int(limits.held_bytes))
         self._registry: SessionRegistry
         self._writer: Writer
+
+    def apply(self, limits: LimitsConfig, access: Access) -> None:
+        """Apply a reloaded configuration; clients that are connected stay, and count."""
+        self.limits = limits
+        self.admission.access = access
+        self.admission.max_clients = limits.max_clients
+        self.admission.max_user_clients = limits.max_user_clients
+        self.held.total = self.held.per_user = int(limits.held_bytes)
 
     def begin(self, registry: SessionRegistry, writer: Writer) -> None:
         """Have sessions, and a writer for their events."""
         self._registry, self._writer = registry, writer
 
-    async def serve(self, stream: UNIXSocketStream, peer: Peer | None) -> None:
+    async def serve(self, stream: UNIXSocketStream, peer: Peer) -> None:
         """Serve one client that was let in, until it is gone."""
         self.totals["clients"] += 1
         connection = Connection(stream, peer, self)
@@ -66,27 +74,27 @@ class Clients:
             (log.warning if misbehaved else log.info)(
                 telemetry.CLIENT_GONE,
                 client=conversation.client,
-                uid=None if peer is None else peer.uid,
-                pid=None if peer is None else peer.pid,
+                uid=peer.uid,
+                pid=peer.pid,
                 events=conversation.receipts.received,
                 bad_frames=conversation.bad_frames,
                 code=None if error is None else error.code.value,
                 reason=None if error is None else error.message,
             )
 
-    def refused(self, peer: Peer | None, error: ProtocolError) -> None:
+    def log_refused(self, peer: Peer, error: ProtocolError) -> None:
         """Count and log whom a listener turned away."""
         self.count(error.code)
         log.warning(
             telemetry.CLIENT_REFUSED,
-            uid=None if peer is None else peer.uid,
-            pid=None if peer is None else peer.pid,
+            uid=peer.uid,
+            pid=peer.pid,
             code=error.code.value,
             reason=error.message,
             hint=error.hint,
         )
 
-    def unaccepted(self, error: BaseException) -> None:
+    def log_accept_failed(self, error: BaseException) -> None:
         """Log why a listener is given no more connections."""
         log.error(
             telemetry.CLIENT_UNACCEPTED,
@@ -96,7 +104,7 @@ class Clients:
 
     # --- what a connection asks for (``conversation.Reception``) ---
 
-    async def open_session(self, request: Open, peer: Peer | None, client: str, owner: Owner) -> tuple[Session, bool]:
+    async def open_session(self, request: Open, peer: Peer, client: str, owner: Owner) -> tuple[Session, bool]:
         """A new session, or the one asked for."""
         session, resumed = await self._registry.open(request, peer, owner)
         self.totals["resumed" if resumed else "opened"] += 1
@@ -105,7 +113,7 @@ class Clients:
             session=session.description.session,
             graph=session.description.graph,
             client=client,
-            uid=None if peer is None else peer.uid,
+            uid=peer.uid,
         )
         return session, resumed
 
@@ -121,7 +129,7 @@ class Clients:
         """Count a refusal."""
         self.refusals[code.value] += 1
 
-    def hold(self, peer: Peer | None) -> Holding:
+    def hold(self, peer: Peer) -> Holding:
         """A count of the memory that a connection holds."""
         return self.held.holding(peer)
 

@@ -31,14 +31,14 @@ SMALL_READ_BYTES: Final = 16 * 1024
 class Connection:
     """Serves one client until it goes, misbehaves, or the daemon stops."""
 
-    def __init__(self, stream: UNIXSocketStream | SocketStream, peer: Peer | None, reception: Reception) -> None:
+    def __init__(self, stream: UNIXSocketStream | SocketStream, peer: Peer, reception: Reception) -> None:
         self.conversation = Conversation(stream, peer, reception, self, self.drop)
         self._stream = stream
         self._inlet = Inlet(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django's
         self._reception = reception
         limits = reception.limits
         self._limits = limits
-        self._reader = FrameReader(limits.max_frame_bytes, limits.max_events_per_frame, limits.max_bad_frames)
+        self._reader = FrameReader(int(limits.max_frame_bytes), limits.max_events_per_frame, limits.max_bad_frames)
         #: Seconds that were waited for the client since it connected or its frame began.
         self._waited = 0.0
         self._loop = asyncio.get_running_loop()
@@ -89,7 +89,7 @@ class Connection:
                 await self._told.wait()
             # Why bounded, and not shielded: what is still unsaid may never be read, and a client that is dropped or
             # a daemon that stops does not wait for it.
-            with anyio.move_on_after(self._limits.write_timeout or None):
+            with anyio.move_on_after(self._limits.write_timeout.seconds or None):
                 await self.conversation.until_acknowledged()
                 if self.fatal is not None:
                     self.conversation.replies.reply(protocol.encode_error(self.fatal))
@@ -120,11 +120,11 @@ class Connection:
         limits, session = self._limits, self.conversation.session
         is_trusted = session is not None and session.intake.has_room and self.conversation.is_sound
         if session is None:
-            timeout, what = limits.hello_timeout, "no hello and open"
+            timeout, what = limits.hello_timeout.seconds, "no hello and open"
         elif self._reader.mid_frame:
-            timeout, what = limits.frame_timeout, "a frame was begun and not ended"
+            timeout, what = limits.frame_timeout.seconds, "a frame was begun and not ended"
         else:
-            timeout, what = limits.idle_timeout, "nothing was sent"
+            timeout, what = limits.idle_timeout.seconds, "nothing was sent"
             self._waited = 0.0
         # Why not the whole time again: a byte now and then would hold the connection for ever. Only waiting for
         # the client counts, and not the time in which we do not read.

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from anyio.abc import SocketStream, UNIXSocketStream
 
+from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.payloads import Peer, Publication
@@ -28,7 +29,6 @@ from ergo_capture.protocol.capture import (
 )
 from ergo_capture.server.commit.submission import Batch
 from ergo_capture.server.failures import not_published, storage_failed
-from ergo_capture.server.limits import ConnectionLimits
 from ergo_capture.server.net.outbox import Replies
 from ergo_capture.server.net.receipts import Receipts
 from ergo_capture.server.session.budget import Holding
@@ -44,10 +44,10 @@ _KEPT_BYTES: Final = 400
 class Reception(Protocol):
     """The daemon, as a client meets it."""
 
-    limits: ConnectionLimits
+    limits: LimitsConfig
     server_name: str
 
-    async def open_session(self, request: Open, peer: Peer | None, client: str, owner: Owner) -> tuple[Session, bool]:
+    async def open_session(self, request: Open, peer: Peer, client: str, owner: Owner) -> tuple[Session, bool]:
         """A new session, or the one asked for, for a client of that name; with whether it was resumed."""
 
     def release_session(self, session: Session) -> None:
@@ -59,7 +59,7 @@ class Reception(Protocol):
     def count(self, code: Code) -> None:
         """Something was refused."""
 
-    def hold(self, peer: Peer | None) -> Holding:
+    def hold(self, peer: Peer) -> Holding:
         """A count of the memory that a connection of this peer holds."""
 
     def relieve(self) -> None:
@@ -80,7 +80,7 @@ class Conversation:
     def __init__(
         self,
         stream: UNIXSocketStream | SocketStream,
-        peer: Peer | None,
+        peer: Peer,
         reception: Reception,
         owner: Owner,
         on_stuck: Callable[[ProtocolError], None],
@@ -109,7 +109,7 @@ class Conversation:
             on_stuck,
             untold=self._untold_bytes,
             limit=limits.reply_bytes,
-            patience=limits.write_timeout,
+            patience=limits.write_timeout.seconds,
         )
 
     # --- items, in the order they came ---
@@ -157,7 +157,7 @@ class Conversation:
                     protocol=protocol.PROTOCOL,
                     server=self._reception.server_name,
                     limits={
-                        "max_frame_bytes": limits.max_frame_bytes,
+                        "max_frame_bytes": int(limits.max_frame_bytes),
                         "max_events_per_frame": limits.max_events_per_frame,
                         "max_id_bytes": limits.max_id_bytes,
                     },

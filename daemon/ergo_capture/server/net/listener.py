@@ -1,38 +1,63 @@
-"""The Unix socket that clients come in by: binding it, accepting, asking who they are."""
+"""The Unix socket for clients: binding it, accepting connections, admitting peers."""
 
 from __future__ import annotations
 
 import grp
 import os
+import resource
 import socket
 import stat
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
+from anyio import to_thread
+from anyio.abc import SocketAttribute, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
-from ergo_capture.protocol.capture import ProtocolError, encode_error
-from ergo_capture.server.net.admission import Admission
+from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
+from ergo_capture.server.session.access import Access, who
 
 #: Longest path of a Unix socket, in bytes, without its terminating zero.
 MAX_SOCKET_PATH: Final = 107
-#: How long to wait before accepting again, where the system could not.
-_TROUBLE_SECONDS: Final = 0.1
+#: Seconds to wait before accepting again where the system could not.
+_RETRY_SECONDS: Final = 0.1
+#: Descriptors for everything but clients: the journal, bundles, engines, the loop.
+_OWN_DESCRIPTORS: Final = 128
 _PEERCRED: Final = struct.Struct("iII")
 
 
-def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) -> socket.socket:
-    """A listening socket at ``path``.
+def raise_descriptor_limit(max_clients: int) -> None:
+    """Raise the process's limit of open files, as far as allowed, to one descriptor for each client."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_clients + _OWN_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        # A service manager may forbid the call itself. Clients without a descriptor are logged when they come.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
-    A socket file that nobody listens on any more was left by a kill, and is replaced. Anything else in its place is
-    left alone. Why asked, though the caller holds the lock of the state directory: a daemon with another state
-    directory may have been given the same socket, and binding would take it away from under its clients.
+
+# --- the socket's file ---------------------------------------------------------------------------------------------
+
+
+def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) -> socket.socket:
+    """Return a listening socket at ``path``.
+
+    A socket file that nobody listens on was left by a kill, and is replaced. Anything else at the path stays: the lock
+    of the state directory does not cover the socket, and binding would take it from the clients of a daemon with
+    another state directory.
+
+    Args:
+        path: where to bind.
+        mode: permissions of the file.
+        group: owning group; empty for the process's.
+        backlog: connections that may wait to be accepted.
 
     Raises:
         ErgoCaptureError: the path is too long or taken, or the socket cannot be made.
@@ -53,9 +78,10 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
         )
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     with suppress(OSError):
-        # Why not 0750: clients of other groups pass through it; binding says what is wrong with it, if anything is.
+        # 0755 and not 0750: clients of other groups pass through the directory. If it fails, so does binding, and says
+        # why.
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # Why bind under the narrowest mask and widen then: at no time may more people connect than configured.
+    # Bind under the narrowest mask and widen afterwards: at no time may more users connect than configured.
     mask = os.umask(0o177)
     try:
         if path.is_socket():
@@ -81,36 +107,36 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
 
 
 def _is_listened_on(path: Path) -> bool:
-    """Whether a connection would be taken, now or when its turn comes."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
-        asking.setblocking(False)
+    """Return whether a connection would be accepted, now or later."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)
         try:
-            asking.connect(os.fspath(path))
+            probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
-            # Why: a full backlog has somebody behind it; and where it cannot be told, nothing is taken away.
+            # A full backlog has a listener behind it. In doubt, nothing is taken away.
             return True
         return True
 
 
 @contextmanager
 def bound_socket(path: Path, *, mode: int, group: str = "", backlog: int = 128) -> Iterator[socket.socket]:
-    """A listening socket at ``path`` for as long as it is wanted; see ``bind``.
+    """Bind a listening socket, and remove its file at the end; see ``bind``.
 
     Raises:
         ErgoCaptureError: as ``bind``.
     """
     with bind(path, mode=mode, group=group, backlog=backlog) as listening:
-        ours = identity(path)
+        bound = identity(path)
         try:
             yield listening
         finally:
-            unlink_if_ours(path, ours)
+            unlink_if_same(path, bound)
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Which file is at ``path``; None where there is no socket."""
+    """Return the device and inode of the socket file at ``path``; None where there is no socket."""
     try:
         found = path.lstat()
     except OSError:
@@ -118,89 +144,142 @@ def identity(path: Path) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
 
 
-def unlink_if_ours(path: Path, ours: tuple[int, int] | None) -> None:
-    """Remove the socket file, unless somebody else has put another in its place."""
-    if ours is not None and identity(path) == ours:
+def unlink_if_same(path: Path, bound: tuple[int, int] | None) -> None:
+    """Remove the socket file, unless another one has replaced it."""
+    if bound is not None and identity(path) == bound:
         with suppress(OSError):
             path.unlink()
 
 
-def peer_of(stream: UNIXSocketStream | SocketStream) -> Peer | None:
-    """Who is at the other end, as the kernel vouches for it; None where it cannot tell."""
+# --- connections ---------------------------------------------------------------------------------------------------
+
+
+def _peer_of(stream: UNIXSocketStream) -> Peer:
+    """Return the process at the other end, as the kernel vouches for it."""
     raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None
     pid, uid, gid = _PEERCRED.unpack(raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
     return Peer(uid=uid, gid=gid, pid=pid)
 
 
-class Listener:
-    """Accepts clients on one listening socket and serves each in a task of its own.
+class Admission:
+    """Admits clients within the limits and on the allow-list, before anything is read from them.
+
+    The limits and the list may be replaced at any time; they apply to the clients that come next.
 
     Args:
-        listening: bound, listening, not blocking.
-        serve: serves one client to the end; owns closing the stream.
-        admission: who is let in.
-        on_refused: told who was turned away, and with what answer.
-        on_trouble: told why the system gives no more connections; each is tried again a moment later.
+        access: who may connect.
+        max_clients: most clients at once.
+        max_user_clients: most clients of one user at once.
+    """
+
+    def __init__(self, access: Access, *, max_clients: int, max_user_clients: int) -> None:
+        self.access = access
+        self.max_clients = max_clients
+        self.max_user_clients = max_user_clients
+        self.clients = 0
+        self._by_user: Counter[int] = Counter()
+
+    def enter(self, peer: Peer) -> None:
+        """Count a client in; ``leave`` counts it out.
+
+        Raises:
+            ProtocolError: there are as many clients as there may be.
+        """
+        if self.clients >= self.max_clients:
+            message = f"{self.max_clients} clients are connected"
+            raise ProtocolError(Code.LIMIT, message, "connect again later, or raise limits.max_clients")
+        if self._by_user[peer.uid] >= self.max_user_clients:
+            message = f"{who(peer)} has {self.max_user_clients} clients connected"
+            raise ProtocolError(Code.LIMIT, message, "end some of them, or raise limits.max_user_clients")
+        self.clients += 1
+        self._by_user[peer.uid] += 1
+
+    def leave(self, peer: Peer) -> None:
+        """Count out a client that entered."""
+        self.clients -= 1
+        self._by_user[peer.uid] -= 1
+        if not self._by_user[peer.uid]:
+            del self._by_user[peer.uid]
+
+    async def check(self, peer: Peer) -> None:
+        """Raise unless the allow-list contains the peer.
+
+        Raises:
+            ProtocolError: it does not.
+        """
+        # In a thread: the group database may be on another host.
+        if not self.access.is_open and not await to_thread.run_sync(self.access.lets_in, peer):
+            raise ProtocolError(
+                Code.FORBIDDEN,
+                f"{who(peer)} may not connect",
+                "ask the operator to add you to access.users or access.groups",
+            )
+
+
+class Listener:
+    """Accepts clients on one listening socket, and serves each in a task of its own.
+
+    Args:
+        listening: bound, listening, non-blocking.
+        serve: serves one client to the end, and closes the stream.
+        admission: who is admitted.
+        on_refused: called with each peer that was refused, and the error it was sent.
+        on_accept_failed: called with the reason where the system gives no connection; accepting is tried again.
     """
 
     def __init__(
         self,
         listening: socket.socket,
-        serve: Callable[[UNIXSocketStream, Peer | None], Awaitable[None]],
+        serve: Callable[[UNIXSocketStream, Peer], Awaitable[None]],
         *,
         admission: Admission,
-        on_refused: Callable[[Peer | None, ProtocolError], None],
-        on_trouble: Callable[[BaseException], None],
+        on_refused: Callable[[Peer, ProtocolError], None],
+        on_accept_failed: Callable[[BaseException], None],
     ) -> None:
-        self.listening = listening
-        self.admission = admission
-        #: Connections accepted, those turned away included.
-        self.accepted = 0
+        self._listening = listening
+        self._admission = admission
         self._serve = serve
         self._on_refused = on_refused
-        self._on_trouble = on_trouble
+        self._on_accept_failed = on_accept_failed
         self._scope = anyio.CancelScope()
-        #: Set once nothing is accepted any more and the last client is done.
+        #: Set once nothing is accepted any more and the last client is gone.
         self.idle = anyio.Event()
 
     async def run(self) -> None:
-        """Accept until ``stop``; clients being served go on in the listener's own task group until they end."""
+        """Accept until ``stop``, then wait until the clients are gone."""
         async with anyio.create_task_group() as clients:
             with self._scope:
-                listener = await anyio.abc.SocketListener.from_socket(self.listening)
+                listener = await anyio.abc.SocketListener.from_socket(self._listening)
                 while True:
                     try:
                         stream = await listener.accept()
                     except anyio.BrokenResourceError as broken:
-                        # Why no end: the system is short of descriptors or memory, and that passes.
-                        self._on_trouble(broken.__cause__ or broken)
-                        await anyio.sleep(_TROUBLE_SECONDS)
+                        # The system is short of descriptors or memory, and that passes.
+                        self._on_accept_failed(broken.__cause__ or broken)
+                        await anyio.sleep(_RETRY_SECONDS)
                         continue
                     assert isinstance(stream, UNIXSocketStream)
-                    self.accepted += 1
-                    peer = peer_of(stream)
+                    peer = _peer_of(stream)
                     try:
-                        self.admission.enter(peer)
+                        self._admission.enter(peer)
                     except ProtocolError as error:
-                        # Why here and not in a task: a thousand clients too many cost nothing that lasts.
-                        self._turn_away(stream, peer, error)
+                        # Refused without a task: a thousand clients too many must cost next to nothing.
+                        self._refuse(stream, peer, error)
                     else:
-                        clients.start_soon(self._take, stream, peer)
+                        clients.start_soon(self._admit, stream, peer)
         self.idle.set()
 
-    async def _take(self, stream: UNIXSocketStream, peer: Peer | None) -> None:
+    async def _admit(self, stream: UNIXSocketStream, peer: Peer) -> None:
         try:
-            await self.admission.check(peer)
+            await self._admission.check(peer)
             await self._serve(stream, peer)
         except ProtocolError as error:
-            self._turn_away(stream, peer, error)
+            self._refuse(stream, peer, error)
         finally:
-            self.admission.leave(peer)
+            self._admission.leave(peer)
 
-    def _turn_away(self, stream: UNIXSocketStream, peer: Peer | None, error: ProtocolError) -> None:
-        """Say why, as far as the socket takes it at once, and close."""
+    def _refuse(self, stream: UNIXSocketStream, peer: Peer, error: ProtocolError) -> None:
+        """Send the error, as far as the socket takes it at once, and close."""
         self._on_refused(peer, error)
         raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
         with suppress(OSError):
@@ -208,8 +287,5 @@ class Listener:
         raw.close()
 
     def stop(self) -> None:
-        """Accept no more; ``run`` returns when the clients are done."""
+        """Accept no more; ``run`` returns when the clients are gone."""
         self._scope.cancel()
-
-    def __repr__(self) -> str:
-        return f"<Listener {self.listening.getsockname()!r}, {self.accepted} accepted, {self.admission!r}>"

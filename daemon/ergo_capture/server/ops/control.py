@@ -1,7 +1,7 @@
-"""The control socket: the operator asks, the daemon answers.
+"""The control socket: answers operators.
 
-It is there from the moment the state directory is locked until the very end, so that a daemon that recovers or
-drains for a long time can be asked what it is at.
+It exists from the moment the state directory is locked until the very end, so that a daemon that recovers or drains for
+a long time can be asked what it is doing.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 import structlog
-from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
+from anyio.abc import SocketAttribute, UNIXSocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from ergo_capture import telemetry
@@ -35,115 +36,123 @@ from ergo_capture.protocol.control import (
     encode_shown,
     read_request,
 )
-from ergo_capture.server.net.admission import Admission
-from ergo_capture.server.net.listener import Listener
+from ergo_capture.server.components import Components, Phase, Running
+from ergo_capture.server.net.listener import Admission, Listener
 from ergo_capture.server.ops.metrics import exposition
-from ergo_capture.server.ops.status import Running, shutdown_waits_for, take_status
+from ergo_capture.server.ops.reload import Reloaded
+from ergo_capture.server.ops.status import shutdown_waits_for, take_status
 from ergo_capture.server.session.access import Access, who
 from ergo_capture.server.session.session import Session
 from ergo_capture.server.session.tap import Skipped, Tap
 
-if TYPE_CHECKING:
-    from ergo_capture.server.service import Service
-
 log = structlog.get_logger()
 
-#: Connections at once.
+#: Most connections at once.
 MAX_CONNECTIONS: Final = 16
-#: Bad requests from one connection before it ends.
+#: Bad requests after which a connection ends.
 MAX_BAD_REQUESTS: Final = 5
-#: Seconds a connection may say nothing, and seconds it may take to read an answer.
+#: Seconds after which a silent connection ends, and seconds for reading an answer.
 IDLE_SECONDS: Final = 60.0
 WRITE_SECONDS: Final = 30.0
-#: Seconds between two looks whether an operator whose flush takes long is still there.
+#: Seconds between two checks whether an operator who waits for a flush is still there.
 HANG_UP_SECONDS: Final = 1.0
 
-_GONE: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError)
+_DISCONNECTED: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError)
 
 
 class ControlSocket:
     """Serves operators on a listening socket.
 
     Args:
-        service: the daemon that is asked.
-        listening: bound with mode 0600, listening, not blocking.
+        components: the daemon's components.
+        listening: bound with mode 0600, listening, non-blocking.
+        reload: reloads the configuration.
+        stop: begins the shutdown.
     """
 
-    def __init__(self, service: Service, listening: socket.socket) -> None:
-        self._service = service
+    def __init__(
+        self,
+        components: Components,
+        listening: socket.socket,
+        *,
+        reload: Callable[[], Awaitable[Reloaded]],
+        stop: Callable[[], None],
+    ) -> None:
+        self.components = components
+        self.reload = reload
+        self.stop = stop
         self._listener = Listener(
             listening,
             self._serve,
-            admission=_Operators(),
-            on_refused=service.clients.refused,
-            on_trouble=service.clients.unaccepted,
+            admission=_OperatorAdmission(),
+            on_refused=components.clients.log_refused,
+            on_accept_failed=components.clients.log_accept_failed,
         )
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Serve until cancelled."""
         await self._listener.run()
 
-    async def _serve(self, stream: UNIXSocketStream | SocketStream, peer: Peer | None) -> None:
+    async def _serve(self, stream: UNIXSocketStream, peer: Peer) -> None:
         async with stream:
-            # Why nothing more: somebody who asked has gone, or does not read; that is his loss alone.
-            with suppress(*_GONE):
+            # An operator who hangs up or does not read is harmed alone.
+            with suppress(*_DISCONNECTED):
                 try:
-                    await Conversation(self._service, stream, peer).run()
-                except _GONE:
+                    await _ControlConnection(self, stream, peer).run()
+                except _DISCONNECTED:
                     raise
                 except Exception:
-                    # Why here: a mistake of ours in an answer must not cost the daemon its life.
+                    # A defect in an answer must not end the daemon.
                     log.exception(telemetry.CLIENT_FAILED, client="control")
 
-    def __repr__(self) -> str:
-        return f"<ControlSocket {self._listener!r}>"
 
-
-class _Operators(Admission):
-    """Lets in the daemon's user and root, a few at a time."""
+class _OperatorAdmission(Admission):
+    """Admits the daemon's user and root, a few at a time."""
 
     def __init__(self) -> None:
         access = Access(users=frozenset({os.geteuid()}))
         super().__init__(access, max_clients=MAX_CONNECTIONS, max_user_clients=MAX_CONNECTIONS)
 
-    def enter(self, peer: Peer | None) -> None:
+    def enter(self, peer: Peer) -> None:
         if self.clients >= MAX_CONNECTIONS:
             message = f"{MAX_CONNECTIONS} connections are on the control socket"
             raise ProtocolError(Code.LIMIT, message, "end a `top` or a `tap`")
         super().enter(peer)
 
-    async def check(self, peer: Peer | None) -> None:
+    async def check(self, peer: Peer) -> None:
         if not self.access.lets_in(peer):
             message = f"{who(peer)} may not use the control socket"
             raise ProtocolError(Code.FORBIDDEN, message, "ask as the daemon's user or as root")
 
 
-class Conversation:
-    """One operator's connection: a request, an answer, and so on."""
+class _ControlConnection:
+    """One operator's connection: answers requests one after the other."""
 
-    def __init__(self, service: Service, stream: UNIXSocketStream | SocketStream, peer: Peer | None) -> None:
-        self._service = service
+    def __init__(self, control: ControlSocket, stream: UNIXSocketStream, peer: Peer) -> None:
+        self._control = control
+        self._components = control.components
         self._stream = stream
         self._peer = peer
         self._lines = BufferedByteReceiveStream(stream)
-        self.bad_requests = 0
+        self._bad_requests = 0
+        #: A tap ends by a request or a hang-up; either is the last of the connection.
         self._tapped = False
 
     async def run(self) -> None:
-        """Until the operator goes, says nothing for long, or asks too much nonsense."""
-        while self.bad_requests < MAX_BAD_REQUESTS and not self._tapped:
+        """Serve until the operator hangs up, stays silent, or sends too many bad requests."""
+        while self._bad_requests < MAX_BAD_REQUESTS and not self._tapped:
             line = await self._read()
             if line is None:
                 return
             if not line.strip():
                 continue
             try:
-                await self._carry_out(read_request(line))
+                await self._execute(read_request(line))
             except ErgoCaptureError as error:
                 await self._refuse(error)
 
     async def _read(self) -> bytes | None:
-        """The next line; None at the end, or where nothing comes for long."""
+        """Return the next line; None at the end, or after ``IDLE_SECONDS`` of silence."""
         while True:
             with anyio.move_on_after(IDLE_SECONDS):
                 try:
@@ -154,45 +163,45 @@ class Conversation:
                     message = f"a request is longer than {MAX_REQUEST_BYTES} bytes"
                     await self._refuse(ProtocolError(Code.TOO_LARGE, message, "send one JSON object a line"))
                     return None
-            # Why not then: whoever asked for the shutdown waits for its end, which is when we hang up.
-            if self._service.phase != "stopping":
+            # While the daemon stops, an operator who asked for it waits for the end: that is when the socket closes.
+            if self._components.phase is not Phase.STOPPING:
                 return None
 
     async def _refuse(self, error: ErgoCaptureError) -> None:
         code = FAILED
         if isinstance(error, ProtocolError):
             code = error.code.value
-            self._service.clients.count(error.code)
-            self.bad_requests += error.code in (Code.BAD_FRAME, Code.TOO_LARGE)
+            self._components.clients.refusals[code] += 1
+            self._bad_requests += error.code in (Code.BAD_FRAME, Code.TOO_LARGE)
         exit_code = int(error.exit_code)
-        await self._say(answer("error", code=code, message=error.message, hint=error.hint, exit_code=exit_code))
+        await self._send(answer("error", code=code, message=error.message, hint=error.hint, exit_code=exit_code))
 
-    async def _say(self, line: bytes) -> None:
+    async def _send(self, line: bytes) -> None:
         with anyio.fail_after(WRITE_SECONDS):
             await self._stream.send(line)
 
-    async def _carry_out(self, request: Request) -> None:
-        service = self._service
+    async def _execute(self, request: Request) -> None:
+        components = self._components
         if not isinstance(request, StatusRequest | MetricsRequest):
-            # Why not these: they change nothing, and come every second.
-            uid = None if self._peer is None else self._peer.uid
-            log.info(telemetry.CONTROL_ASKED, command=type(request).__struct_config__.tag, uid=uid)
+            # Those two change nothing, and come every second.
+            command = type(request).__struct_config__.tag
+            log.info(telemetry.CONTROL_ASKED, command=command, uid=self._peer.uid)
         match request:
             case StatusRequest():
-                await self._say(answer("status", status=await take_status(service)))
+                await self._send(answer("status", status=await take_status(components)))
             case MetricsRequest():
-                text = exposition(await take_status(service))
-                await self._say(answer("metrics", text=text.decode()))
+                text = exposition(await take_status(components))
+                await self._send(answer("metrics", text=text.decode()))
             case ReloadRequest():
-                reloaded = await service.reload()
-                await self._say(answer("reloaded", applied=reloaded.applied, restart=reloaded.restart))
+                reloaded = await self._control.reload()
+                await self._send(answer("reloaded", applied=reloaded.applied, restart=reloaded.restart))
             case FlushRequest():
                 await self._flush(request)
             case ShutdownRequest():
-                running = service.running
+                running = components.running
                 waits_for = [] if running is None else shutdown_waits_for(running.registry.sessions.values())
-                service.stop()
-                await self._say(answer("stopping", waits_for=waits_for))
+                self._control.stop()
+                await self._send(answer("stopping", waits_for=waits_for))
             case TapRequest():
                 await self._tap(request)
 
@@ -218,65 +227,63 @@ class Conversation:
                 failures.append(error)
 
         async with anyio.create_task_group() as watching:
-            watching.start_soon(self._until_hung_up, watching.cancel_scope)
-            # Why side by side: one session that waits for its engine must not keep the others from their bundles.
+            watching.start_soon(self._cancel_on_hang_up, watching.cancel_scope)
+            # Concurrently: a session that waits for its engine must not keep the others from their bundles.
             async with anyio.create_task_group() as flushing:
                 for session in chosen:
                     flushing.start_soon(flush, session)
             watching.cancel_scope.cancel()
         if failures:
             raise failures[0]
-        await self._say(answer("flushed", bundles=[bundles[session] for session in chosen if session in bundles]))
+        await self._send(answer("flushed", bundles=[bundles[session] for session in chosen if session in bundles]))
 
-    async def _until_hung_up(self, watching: anyio.CancelScope) -> None:
-        """A flush may wait for ever, and must not hold one of the few connections for an operator who has gone."""
-        # Why looked for so and not read: who only has nothing more to say still waits for the answer.
+    async def _cancel_on_hang_up(self, scope: anyio.CancelScope) -> None:
+        """Cancel a flush whose operator has hung up: it may wait for ever, and connections are few.
+
+        The socket is polled, not read: an operator who closed the sending side still waits for the answer.
+        """
         poll = select.poll()
         poll.register(self._stream.extra(SocketAttribute.raw_socket), 0)  # noqa: S610 - not Django's
         while True:
             if poll.poll(0):
-                watching.cancel()
+                scope.cancel()
             await anyio.sleep(HANG_UP_SECONDS)
 
     async def _tap(self, request: TapRequest) -> None:
         taps = self._running().registry.taps
         tap = taps.begin(request.of, request.rate)
-        # Why: a tap ends by a word or a hang-up, and either is the last of this connection.
         self._tapped = True
         try:
-            await self._say(answer("tapping", of=request.of, rate=request.rate))
+            await self._send(answer("tapping", of=request.of, rate=request.rate))
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._until_gone, tasks.cancel_scope)
-                # Why here: out of the group it would come wrapped in another, as if it were a mistake of ours.
-                with suppress(*_GONE):
-                    await self._show(tap)
+                tasks.start_soon(self._cancel_on_request, tasks.cancel_scope)
+                # Suppressed inside the group: outside it would arrive wrapped in an exception group.
+                with suppress(*_DISCONNECTED):
+                    await self._send_decisions(tap)
                 tasks.cancel_scope.cancel()
         finally:
             taps.end(tap)
 
-    async def _show(self, tap: Tap) -> None:
-        async for news in tap.watch():
-            await self._say(
+    async def _send_decisions(self, tap: Tap) -> None:
+        async for items in tap.watch():
+            await self._send(
                 b"".join(
                     answer("skipped", count=item.count) if isinstance(item, Skipped) else encode_shown(item)
-                    for item in news
+                    for item in items
                 )
             )
-        await self._say(answer("ended", how=tap.ended))
+        await self._send(answer("ended", how=tap.ended))
 
-    async def _until_gone(self, watching: anyio.CancelScope) -> None:
-        """A tap ends when its operator hangs up, or says anything."""
+    async def _cancel_on_request(self, scope: anyio.CancelScope) -> None:
+        """Cancel a tap when its operator hangs up or sends anything."""
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             await self._stream.receive(1)
-        watching.cancel()
+        scope.cancel()
 
     def _running(self) -> Running:
-        running = self._service.running
+        running = self._components.running
         if running is None:
             raise ProtocolError(
                 Code.SHUTTING_DOWN, "the daemon is starting, and has no sessions yet", "ask again in a moment"
             )
         return running
-
-    def __repr__(self) -> str:
-        return f"<Conversation with {who(self._peer)}, {self.bad_requests} bad requests{', tapping' if self._tapped else ''}>"

@@ -1,4 +1,4 @@
-"""The state directory as the daemon finds it and makes it."""
+"""The state directory: preparing it, locking it, removing what a kill left."""
 
 from __future__ import annotations
 
@@ -25,27 +25,35 @@ class StateDirectory:
         self.path = path
         self.journal = path / "journal"
         self.bundles = path / "bundles"
-        self._storage = storage
+        self.storage = storage
 
     def prepare(self) -> None:
-        """Have it, and those in it, durably.
+        """Create and fsync the directory and its subdirectories.
 
         Raises:
-            StorageError: one cannot be made, or not be synced.
+            StorageError: one cannot be created or synced.
         """
         for directory in (self.path, self.journal, self.bundles):
-            self._storage.mkdir(directory)
-        # Why whether they are new or not: who made what is in them may have been killed before it had them durable.
+            self.storage.mkdir(directory)
+        # Sync existing directories too: whoever created their entries may have been killed before its own sync.
         for directory in (self.path, self.bundles):
-            self._storage.sync_dir(directory)
+            self.storage.sync_dir(directory)
 
     def lock(self) -> Lock:
-        """Take it for this daemon alone (P12).
+        """Lock the directory for this daemon alone (P12).
 
         Raises:
-            StorageError: another daemon has it.
+            StorageError: another daemon holds the lock.
         """
-        return self._storage.lock(self.path / "lock")
+        return self.storage.lock(self.path / "lock")
+
+    def free_bytes(self) -> int:
+        """Return the free space of the directory's file system, in bytes.
+
+        Raises:
+            StorageError: the file system does not say.
+        """
+        return self.storage.free_bytes(self.path)
 
     def sweep(self) -> None:
         """Remove the temporaries that a kill left; the caller holds the lock."""
@@ -54,9 +62,6 @@ class StateDirectory:
                 for path in sweep_temporaries(directory) if directory.is_dir() else ():
                     log.info(telemetry.TEMPORARY_SWEPT, path=str(path))
             except OSError as error:
-                # Why no end: what stays is in nobody's way, and may not be ours, as what somebody else put there is.
+                # Go on: a leftover is in nobody's way, and it may belong to somebody else.
                 hint = "look at its owner and permissions; a bundle that belongs there cannot be written either"
                 log.warning(telemetry.TEMPORARIES_KEPT, path=str(directory), error=str(error), hint=hint)
-
-    def __repr__(self) -> str:
-        return f"<StateDirectory {self.path}>"

@@ -1,7 +1,4 @@
-"""What systemd is told, and what it hands over.
-
-Both protocols are a few lines and documented as such (sd_notify(3), sd_listen_fds(3)).
-"""
+"""The two protocols of systemd: notifications (sd_notify(3)) and inherited sockets (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -14,15 +11,17 @@ from typing import Final
 from ergo_capture.errors import ErgoCaptureError
 
 _FIRST_FD: Final = 3
+#: How many seconds longer the service manager is asked to wait for the next step.
+_EXTEND_SECONDS: Final = 30
 
 
-class Notifier:
-    """Tells the service manager how it goes; silent where there is none.
+class SystemdNotifier:
+    """Notifies the service manager, and takes its sockets; does nothing where there is no service manager.
 
     Args:
-        address: the value of NOTIFY_SOCKET; empty for nobody listening.
+        address: value of NOTIFY_SOCKET; empty for none.
         sockets: names and file descriptors, from socket activation.
-        watchdog_seconds: time within which ``watchdog`` must be called again and again; zero for no watchdog.
+        watchdog_seconds: the longest time between two calls of ``watchdog``; zero for no watchdog.
     """
 
     def __init__(
@@ -33,53 +32,53 @@ class Notifier:
         self._sockets = list(sockets)
 
     @classmethod
-    def from_environment(cls) -> Notifier:
-        """As the environment says; the variables are removed, so that no child takes them for its own."""
+    def from_environment(cls) -> SystemdNotifier:
+        """Read the environment, and remove the variables, so that no child takes them for its own."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         return cls(address, _listen_fds(), _watchdog_seconds())
 
     def take_sockets(self) -> dict[str, socket.socket]:
-        """The listening sockets that systemd holds, by what they are for: ``capture``, ``control``, both or none.
+        """Return the inherited listening sockets by purpose: ``capture``, ``control``, both or none.
 
-        Where one alone is not named ``control`` it is for clients, whatever its name: where none is given in the unit,
-        it has that of the unit.
+        A single socket that is not named ``control`` is for clients, whatever its name: without a name in the unit, a
+        socket is named after the unit.
 
         Raises:
-            ErgoCaptureError: one is no listening Unix socket, or nobody would serve it.
+            ErgoCaptureError: one is not a listening Unix socket, or has no known purpose.
         """
-        handed, self._sockets = self._sockets, []
-        others = [name for name, _ in handed if name != "control"]
+        inherited, self._sockets = self._sockets, []
+        others = [name for name, _ in inherited if name != "control"]
         found: dict[str, tuple[str, int]] = {}
-        for name, fd in handed:
+        for name, fd in inherited:
             purpose = "capture" if len(others) == 1 and name != "control" else name
             if purpose not in ("capture", "control") or purpose in found:
-                # Why not passed over: its clients would be let in by the system, and wait for ever.
+                # An ignored socket would accept clients that wait for ever.
                 raise _unusable(name, fd, "nobody would serve it")
             found[purpose] = (name, fd)
-        return {purpose: _listening(name, fd) for purpose, (name, fd) in found.items()}
+        return {purpose: _listening_socket(name, fd) for purpose, (name, fd) in found.items()}
 
     def ready(self, status: str) -> None:
-        """Start-up is over: the socket is bound, the journal recovered."""
+        """Report that start-up or a reload is complete."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def status(self, text: str) -> None:
-        """One line for ``systemctl status``."""
+        """Set the line that ``systemctl status`` shows."""
         self._send(f"STATUS={text}")
 
     def stopping(self) -> None:
-        """The shutdown has begun."""
+        """Report that the shutdown has begun."""
         self._send("STOPPING=1")
 
-    def extend_timeout(self, seconds: float = 30.0) -> None:
-        """Start-up or shutdown makes progress and needs at most that much longer for its next step."""
-        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+    def extend_timeout(self) -> None:
+        """Ask for more time: start-up or shutdown makes progress."""
+        self._send(f"EXTEND_TIMEOUT_USEC={_EXTEND_SECONDS * 1_000_000}")
 
     def reloading(self) -> None:
-        """A reload has begun; ``ready`` ends it."""
+        """Report that a reload has begun; ``ready`` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def watchdog(self) -> None:
-        """The writer makes progress."""
+        """Reset the watchdog's timer."""
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
@@ -90,31 +89,27 @@ class Notifier:
                 notify.connect(self._address)
                 notify.send(message.encode(), socket.MSG_DONTWAIT)
             except OSError:
-                # Why nothing more: a service manager that has gone, or that reads nothing just now, must not take the
-                # daemon with it, or hold its clients up.
+                # A service manager that is gone, or does not read now, must not end the daemon or delay its clients.
                 return
 
-    def __repr__(self) -> str:
-        return f"<Notifier {self._address or 'nobody'}, sockets {[name for name, _ in self._sockets]}>"
 
-
-def _listening(name: str, fd: int) -> socket.socket:
+def _listening_socket(name: str, fd: int) -> socket.socket:
     try:
         os.set_inheritable(fd, False)
-        taken = socket.socket(fileno=fd)
-        listens = taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        inherited = socket.socket(fileno=fd)
+        listens = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise _unusable(name, fd, error.strerror or str(error)) from error
-    if (taken.family, taken.type, listens) != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
-        taken.detach()
+    if (inherited.family, inherited.type, listens) != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
+        inherited.detach()
         raise _unusable(name, fd, "it is no Unix stream socket that listens")
-    taken.setblocking(False)
-    return taken
+    inherited.setblocking(False)
+    return inherited
 
 
-def _unusable(name: str, fd: int, why: str) -> ErgoCaptureError:
+def _unusable(name: str, fd: int, reason: str) -> ErgoCaptureError:
     return ErgoCaptureError(
-        f"take socket {name!r} (descriptor {fd}) from the service manager: {why}",
+        f"take socket {name!r} (descriptor {fd}) from the service manager: {reason}",
         op="take socket",
         hint="have one ListenStream= in each socket unit, a path, with FileDescriptorName=capture or control",
     )

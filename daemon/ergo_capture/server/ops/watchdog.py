@@ -1,16 +1,17 @@
-"""Tells the service manager that the daemon lives, from what the writer does and not from a clock alone.
+"""Tells the service manager that the daemon makes progress: in recovery, and while it serves.
 
-A writer that has nothing to do is well, and so is one whose commit is younger than half of the watchdog's time.
-One that waits longer is *stalled*: that is logged, stands in the status, and WATCHDOG=1 is held back, so that
-the service manager ends the daemon and starts it again when its time is up.
+While the daemon serves, progress is what the writer does, not a clock alone. An idle writer is well, and so is one whose
+commit is younger than half of the watchdog's time. A writer that waits longer is *stalled*: that is logged and shown in
+the status, and WATCHDOG=1 is held back, so that the service manager restarts the daemon when its time is up.
 
-Why restart for a disk that may be at fault: nobody is served by a daemon whose commits do not come back; whatever
-it had acknowledged is safe; a failed unit is seen, and its clients are kept by the socket and go on when it is back.
-A loop that hangs sends nothing at all and ends alike.
+Restarting is right even if the disk is at fault: a daemon whose commits do not return serves nobody, and what it
+acknowledged is safe. A failed unit is visible, and the socket keeps its clients until the daemon is back. A loop that
+hangs sends nothing and ends the same way.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -19,59 +20,87 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.server.commit.writer import Writer
-from ergo_capture.server.ops.systemd import Notifier
+from ergo_capture.server.ops.systemd import SystemdNotifier
 
 log = structlog.get_logger()
 
-#: Seconds between two looks, at most.
-_LOOK_SECONDS: Final = 5.0
-#: Seconds after which a commit counts as stalled where there is no watchdog to go by.
+#: Seconds between two checks, at most.
+_CHECK_SECONDS: Final = 5.0
+#: Seconds after which a commit counts as stalled where there is no watchdog.
 _STALLED_SECONDS: Final = 15.0
+#: Seconds between two log lines on a recovery; a shorter recovery logs none.
+_RECOVERY_LOG_SECONDS: Final = 5.0
+#: Seconds between two messages to the service manager during recovery.
+_RECOVERY_NOTIFY_SECONDS: Final = 1.0
+
+
+class RecoveryProgress:
+    """Reports how far recovery has come; called from the thread that recovers.
+
+    Args:
+        notifier: told of each step. A recovery that makes no step gets no more time.
+        on_progress: given one line for the status.
+    """
+
+    def __init__(self, notifier: SystemdNotifier, on_progress: Callable[[str], None]) -> None:
+        self._notifier = notifier
+        self._on_progress = on_progress
+        self._notified = 0.0
+        self._logged = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report that ``done`` of ``total`` frames are replayed."""
+        now = time.monotonic()
+        if now - self._notified < _RECOVERY_NOTIFY_SECONDS:
+            return
+        self._notified = now
+        text = f"recovering: {100 * done // max(1, total)}% of {total} frames replayed"
+        self._on_progress(text)
+        self._notifier.status(text)
+        self._notifier.extend_timeout()
+        if now - self._logged >= _RECOVERY_LOG_SECONDS:
+            self._logged = now
+            log.info(telemetry.JOURNAL_RECOVERING, done=done, total=total)
 
 
 class Watchdog:
-    """Looks after the writer for as long as the daemon serves.
+    """Watches the writer while the daemon serves.
 
     Args:
-        notifier: told how it goes.
-        writer: looked at.
-        describe: one line for people, as of now.
+        notifier: told of each check.
+        writer: the writer.
+        describe: returns one line on the daemon for ``systemctl status``.
     """
 
-    def __init__(self, notifier: Notifier, writer: Writer, describe: Callable[[], str]) -> None:
+    def __init__(self, notifier: SystemdNotifier, writer: Writer, describe: Callable[[], str]) -> None:
         self._notifier = notifier
         self._writer = writer
         self._describe = describe
-        limit = notifier.watchdog_seconds
-        self._stalled_after = limit / 2 or _STALLED_SECONDS
-        self._pause = min(_LOOK_SECONDS, self._stalled_after / 2)
-        #: Whether the last look found the writer stalled.
-        self.stalled = False
+        self._stalled_after = notifier.watchdog_seconds / 2 or _STALLED_SECONDS
+        self._interval = min(_CHECK_SECONDS, self._stalled_after / 2)
+        self._stalled = False
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check the writer at intervals until cancelled."""
         while True:
-            self.look()
-            await anyio.sleep(self._pause)
+            self.check()
+            await anyio.sleep(self._interval)
 
-    def look(self) -> None:
-        """See how the writer is, and tell."""
+    def check(self) -> None:
+        """Check the writer once, and tell the service manager."""
         busy = self._writer.busy_seconds
         if busy < self._stalled_after:
-            if self.stalled:
+            if self._stalled:
                 log.warning(telemetry.WRITER_RESUMED)
-            self.stalled = False
+            self._stalled = False
             self._notifier.status(self._describe())
             self._notifier.watchdog()
             return
-        if not self.stalled:
-            self.stalled = True
+        if not self._stalled:
+            self._stalled = True
             log.error(
                 telemetry.WRITER_STALLED,
                 seconds=round(busy, 1),
                 hint="the disk does not answer; what was acknowledged is safe, clients wait",
             )
         self._notifier.status(f"the disk has not answered for {busy:.0f} s; {self._describe()}")
-
-    def __repr__(self) -> str:
-        return f"<Watchdog {'stalled' if self.stalled else 'content'}, every {self._pause:g} s>"

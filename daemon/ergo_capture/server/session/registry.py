@@ -8,6 +8,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
+from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.journal.recovery import Recovery
@@ -15,7 +16,6 @@ from ergo_capture.journal.wal import Journal
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.commit.segment_gc import Retirement
 from ergo_capture.server.commit.writer import Writer, WriterClosed
-from ergo_capture.server.limits import SessionLimits
 from ergo_capture.server.session.access import who
 from ergo_capture.server.session.authorization import check_access, check_free, is_its
 from ergo_capture.server.session.budget import Budget
@@ -56,7 +56,7 @@ class SessionRegistry:
         rotation: RotationRule,
         linger: float,
         in_doubt: str,
-        limits: SessionLimits,
+        limits: LimitsConfig,
         next_number: int,
     ) -> None:
         self.graphs = graphs
@@ -76,9 +76,9 @@ class SessionRegistry:
         #: When a user's next new session may begin.
         self._pace = Pace(limits.user_opens_per_second)
         #: Memory for events that wait to be decided.
-        self.queue = Budget(limits.queue_bytes, limits.user_queue_bytes)
+        self.queue = Budget(int(limits.queue_bytes), int(limits.user_queue_bytes))
         #: Memory for the ids of events, so that none is taken twice.
-        self.ids = Budget(limits.ids_bytes, limits.user_ids_bytes)
+        self.ids = Budget(int(limits.ids_bytes), int(limits.user_ids_bytes))
         #: Who watches decisions.
         self.taps = Taps(self.sessions, graphs)
         #: Sessions that are being opened.
@@ -90,16 +90,22 @@ class SessionRegistry:
         #: Engines that live, in the order they were started.
         self._engines: dict[Engine, None] = {}
 
-    def take_limits(self, limits: SessionLimits) -> None:
-        """Let other limits hold from now on; what is there stays, and counts."""
-        self.limits = limits
-        self._pace.rate = limits.user_opens_per_second
-        self.queue.total, self.queue.per_user = limits.queue_bytes, limits.user_queue_bytes
-        self.ids.total, self.ids.per_user = limits.ids_bytes, limits.user_ids_bytes
+    def apply(self, limits: LimitsConfig, rotation: RotationRule, linger: float, graphs: dict[str, Graph]) -> None:
+        """Apply a reloaded configuration; sessions that exist stay, and count.
 
-    def take_rules(self, rotation: RotationRule, linger: float) -> None:
-        """Let other rules hold: of rotation for sessions that come, of lingering for clients that go."""
-        self._rotation, self._linger = rotation, linger
+        Args:
+            limits: bounds on sessions and on the memory for what they hold.
+            rotation: when a part ends, for sessions opened from now on.
+            linger: seconds that a session waits for its client to come back.
+            graphs: the graphs that sessions may be opened of.
+        """
+        self.limits, self._rotation, self._linger = limits, rotation, linger
+        self._pace.rate = limits.user_opens_per_second
+        self.queue.total, self.queue.per_user = int(limits.queue_bytes), int(limits.user_queue_bytes)
+        self.ids.total, self.ids.per_user = int(limits.ids_bytes), int(limits.user_ids_bytes)
+        self.graphs.clear()
+        self.graphs.update(graphs)
+        self.tend_engines()
 
     def tend_engines(self) -> None:
         """Have every graph's engine live, and those no more whose graph is gone and has no session left."""

@@ -1,0 +1,67 @@
+"""What a running daemon is made of, for those that look at the whole of it: status, control, reload, shutdown."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from ergo_capture.config import Config, control_beside
+from ergo_capture.journal.wal import Journal
+from ergo_capture.server.commit.meter import CommitMeter
+from ergo_capture.server.commit.writer import Writer
+from ergo_capture.server.net.clients import Clients
+from ergo_capture.server.ops.retention import Retention
+from ergo_capture.server.ops.state_directory import StateDirectory
+from ergo_capture.server.ops.systemd import SystemdNotifier
+from ergo_capture.server.publisher import BundlePublisher
+from ergo_capture.server.session.registry import SessionRegistry
+
+
+class Phase(StrEnum):
+    """What the daemon is doing, as the status shows it."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The components that exist once the journal is recovered."""
+
+    journal: Journal
+    writer: Writer
+    publisher: BundlePublisher
+    registry: SessionRegistry
+    meter: CommitMeter
+
+
+@dataclass(slots=True)
+class Components:
+    """The components of one daemon, and its phase."""
+
+    #: The configuration in force; a reload replaces it.
+    config: Config
+    state: StateDirectory
+    clients: Clients
+    retention: Retention
+    notifier: SystemdNotifier
+    phase: Phase = Phase.STARTING
+    #: One line on what the start-up is doing; shown while the daemon starts.
+    progress: str = "reading the journal"
+    #: None until the journal is recovered.
+    running: Running | None = None
+    #: ``time.monotonic()`` of the start.
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def socket_path(self) -> Path:
+        """Path of the socket for clients."""
+        return Path(self.config.socket.path)
+
+    @property
+    def control_path(self) -> Path:
+        """Path of the control socket."""
+        return Path(self.config.control.path or control_beside(self.socket_path))
