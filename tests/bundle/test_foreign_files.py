@@ -9,7 +9,7 @@ import pytest
 from tests.bundles import small_bundle
 
 from ergo_capture import decode_bundle, encode_bundle
-from ergo_capture.bundle.format import BundleFormatError
+from ergo_capture.bundle.reader.opening import BundleFormatError
 from ergo_capture.bundle.reader.stream import open_bundle
 
 BUNDLE = encode_bundle(small_bundle())

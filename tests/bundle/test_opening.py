@@ -13,9 +13,8 @@ import zstandard
 from tests.bundles import small_bundle
 
 from ergo_capture import encode_bundle, read_capture_bundle
-from ergo_capture.bundle.format import BundleFormatError
 from ergo_capture.bundle.reader import opening
-from ergo_capture.bundle.reader.opening import open_binary, read_text
+from ergo_capture.bundle.reader.opening import BundleFormatError, open_binary, read_text
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.cli.app import run
 from ergo_capture.errors import ErgoCaptureError
@@ -151,7 +150,7 @@ def test_a_text_that_is_too_large_for_memory_is_refused_with_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And read as a stream all the same; a plain file of that size is read, because it is no larger than it looks."""
-    monkeypatch.setattr(opening, "MOST_IN_MEMORY", len(TEXT) - 1)
+    monkeypatch.setattr(opening, "MAX_IN_MEMORY", len(TEXT) - 1)
     path = packed(tmp_path / "b.zst")
     with pytest.raises(ErgoCaptureError, match="when expanded; read it as a stream"):
         read_capture_bundle(path)
@@ -159,7 +158,7 @@ def test_a_text_that_is_too_large_for_memory_is_refused_with_a_hint(
         assert len(list(stream.events())) == 300
     (tmp_path / "plain").write_bytes(TEXT)
     assert read_text(tmp_path / "plain") == TEXT
-    monkeypatch.setattr(opening, "MOST_IN_MEMORY", len(TEXT))
+    monkeypatch.setattr(opening, "MAX_IN_MEMORY", len(TEXT))
     assert read_text(path) == TEXT
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from tests.shared import conformance, shared
 
-from ergo_capture import CaptureBundle, decode_bundle
-from ergo_capture.bundle.format import BundleFormatError, CaptureJsonStyle, encode_bundle
+from ergo_capture import CaptureBundle
+from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle
 from ergo_capture.bundle.reader import elements, outline
+from ergo_capture.bundle.reader.opening import HEAD_BYTES, BundleFormatError, identify_foreign
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.bundle.recorder import CapturingSession
 from ergo_capture.errors import ErgoCaptureError
@@ -26,6 +27,8 @@ from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.ports import MemoryDecisionLog, RunResult
 from ergo_capture.kernel.records import CapturedIntentAck
+from ergo_capture.kernel.serde import bundle as serde
+from ergo_capture.kernel.serde.parsing import parse
 from ergo_capture.kernel.time import EventTime
 
 TEXTS = [
@@ -42,11 +45,12 @@ TEXTS = [
 
 
 def whole(text: bytes) -> CaptureBundle | str:
-    """What ``decode_bundle`` says: the bundle, or its complaint."""
+    """Return the bundle as the kernel reads it from the whole parsed text, or the error's message."""
     try:
-        return decode_bundle(text)
-    except BundleFormatError as error:
-        return error.message.removeprefix("read capture bundle: ")
+        return serde.read_bundle(parse(text.decode()))
+    except (ValueError, RecursionError) as error:
+        foreign = identify_foreign(text[:HEAD_BYTES])
+        return str(error) if foreign is None else foreign[0]
 
 
 def streamed(path: Path, text: bytes) -> CaptureBundle | str:

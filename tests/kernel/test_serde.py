@@ -11,7 +11,7 @@ import pytest
 from tests.kernel.texts import OPEN_STRUCTS, TEXT, TIME, bent, read, records
 
 from ergo_capture import decode_bundle
-from ergo_capture.bundle.format import BundleFormatError
+from ergo_capture.bundle.reader.opening import BundleFormatError
 
 
 def test_the_text_itself_is_a_bundle(tmp_path: Path) -> None:

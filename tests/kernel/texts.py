@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ergo_capture import decode_bundle, encode_bundle
-from ergo_capture.bundle.format import BundleFormatError
+from ergo_capture.bundle.reader.opening import BundleFormatError
 from ergo_capture.bundle.reader.stream import open_bundle
 
 TIME = '{"secs":1,"nanos":0}'

@@ -19,7 +19,7 @@ from ergo_capture import (
     MemoryDecisionLog,
     encode_bundle,
 )
-from ergo_capture.bundle.format import BundleFormatError
+from ergo_capture.bundle.reader.opening import BundleFormatError
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.report.columns import columns_of
 

@@ -15,11 +15,11 @@ from typing import BinaryIO, Final, cast
 
 import msgspec
 
-from ergo_capture.bundle.format import BundleFormatError, decode_bundle
+from ergo_capture.bundle.format import decode_bundle
 from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, Record, read_elements
-from ergo_capture.bundle.reader.opening import open_binary
+from ergo_capture.bundle.reader.opening import BundleFormatError, open_binary
 from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Span
 from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
 from ergo_capture.errors import ErgoCaptureError

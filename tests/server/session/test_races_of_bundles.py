@@ -176,7 +176,7 @@ async def test_sessions_that_end_together_retire_the_journal_one_after_the_other
     class Counted:
         @staticmethod
         async def run_sync(call: Any, *arguments: Any) -> Any:
-            counts = call.__name__ == "retire"
+            counts = call.__name__ == "delete_segments"
             under_way[0] += counts
             under_way[1] = max(under_way)
             try:

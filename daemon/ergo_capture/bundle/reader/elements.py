@@ -59,14 +59,14 @@ class ElementError(ValueError):
     """An element of a list is not one.
 
     ``index`` is its place in the list, ``offset`` that of its text in the file, or, for a text that is no JSON, of
-    the byte where that shows; ``malformed`` is the JSON parser's word for it, None where the text is JSON.
+    the byte where that shows; ``syntax`` is the JSON parser's word for it, None where the text is JSON.
     """
 
-    def __init__(self, message: str, *, index: int, offset: int, malformed: str | None = None) -> None:
+    def __init__(self, message: str, *, index: int, offset: int, syntax: str | None = None) -> None:
         super().__init__(message)
         self.index = index
         self.offset = offset
-        self.malformed = malformed
+        self.syntax = syntax
 
 
 class _Elements(Generic[Record]):
@@ -166,15 +166,13 @@ class _Elements(Generic[Record]):
             # Why two brackets: an element stands that deep in a bundle, and depth is limited.
             ((*values,),) = parse(f"[[{text.decode()}]]")
             if not values:
-                raise ElementError(
-                    "Expecting value", index=index, offset=start + len(text), malformed="Expecting value"
-                )
+                raise ElementError("Expecting value", index=index, offset=start + len(text), syntax="Expecting value")
             return self.reader.read_one(values[0], f"$.{self.reader.name}[{index}]")
         except ElementError:
             raise
         except json.JSONDecodeError as error:
-            complaint, offset = _malformed(text.decode(), error)
-            raise ElementError(complaint, index=index, offset=start + offset, malformed=complaint) from error
+            complaint, offset = _syntax_error(text.decode(), error)
+            raise ElementError(complaint, index=index, offset=start + offset, syntax=complaint) from error
         except UnicodeDecodeError as error:
             at = start + error.start
             message = f"'utf-8' codec can't decode byte 0x{text[error.start]:02x} in position {at}: {error.reason}"
@@ -186,7 +184,7 @@ class _Elements(Generic[Record]):
         return f"<_Elements of {self.reader.name}, {self.index} passed, {self.left} bytes to be read>"
 
 
-def _malformed(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
+def _syntax_error(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
     """What is wrong with an element, and at which of its bytes, as if nothing came after it."""
     try:
         parse(f"[[{text}")

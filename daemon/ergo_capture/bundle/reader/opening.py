@@ -1,7 +1,7 @@
-"""Open bundle files, compressed or not, and tell what a file is that is no bundle.
+"""Open bundle files, compressed or not, and say what a file is that is not a bundle.
 
-A file is compressed when it begins with zstd's magic number, whatever its name: no JSON text begins so. A
-compressed file that was cut reads as a text that was cut, up to the last block of 128 KiB, and then as an error.
+A file is compressed when it begins with zstd's magic number, whatever its name: no JSON text begins so. A compressed
+file that was cut can be read up to the last whole block of 128 KiB; then reading raises an error.
 """
 
 from __future__ import annotations
@@ -12,28 +12,37 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, cast
 
-#: Most bytes that a compressed file may be expanded to in memory. Why: 10 KB can stand for 10 GB, and a plain
-#: file at least has to be as large as what it costs.
-MOST_IN_MEMORY: Final = 1 << 30
-#: Largest window of a compressed file, and so the memory that reading one takes at most. Why this: it is what
-#: the zstd tool takes without being asked twice; ours are written with one of 2 MiB.
-_MOST_WINDOW: Final = 128 << 20
-_MAGIC: Final = b"\x28\xb5\x2f\xfd"
-#: Bytes of the longest header of a frame (RFC 8878, 3.1.1.1).
-_MOST_HEADER: Final = 18
-#: The magic numbers of frames that only say how long they are (RFC 8878, 3.1.2), but for their last four bits.
-_SKIPPABLE: Final = 0x184D2A50
-#: Bytes of a text that ``identify_foreign`` wants to see.
-HEAD_BYTES: Final = 4096
+from ergo_capture.errors import ErgoCaptureError
 
+#: Largest text of a compressed file that is held in memory, in bytes: 10 KB can stand for 10 GB, while a plain file
+#: is as large as what it costs.
+MAX_IN_MEMORY: Final = 1 << 30
+#: Bytes of a text that ``identify_foreign`` looks at.
+HEAD_BYTES: Final = 4096
+#: Largest window of a compressed file, in bytes, and so the most memory that reading one takes. The zstd tool takes the
+#: same without ``--long``; our bundles are written with a window of 2 MiB.
+_MAX_WINDOW: Final = 128 << 20
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _GZIP: Final = b"\x1f\x8b"
+#: Longest header of a frame, in bytes (RFC 8878, 3.1.1.1).
+_MAX_HEADER: Final = 18
+#: The magic numbers of skippable frames, without their last four bits (RFC 8878, 3.1.2).
+_SKIPPABLE: Final = 0x184D2A50
+_BLANK: Final = b" \t\r\n"
+_HINT: Final = (
+    "check that the file is a whole capture bundle of version v3; a cut one can be salvaged with `ergo-capture recover`"
+)
+
+
+class BundleFormatError(ErgoCaptureError, ValueError):
+    """A text is not a capture bundle; the message names the field."""
 
 
 def list_files(directory: Path) -> list[Path]:
-    """Every file below a directory, sorted.
+    """Return every file below a directory, sorted.
 
     Raises:
-        OSError: one of the directories cannot be read. Why not left out: what was not looked at is not known to be well.
+        OSError: one of the directories cannot be read; leaving it out would pass its bundles for verified.
     """
 
     def fail(error: OSError) -> NoReturn:
@@ -42,65 +51,53 @@ def list_files(directory: Path) -> list[Path]:
     return sorted(Path(parent, name) for parent, _, names in os.walk(directory, onerror=fail) for name in names)
 
 
-def read_hint(error: OSError) -> str:
-    """What to do where a bundle could not be read for that reason."""
-    match error:
-        case FileNotFoundError():
-            return "check the path; `ergo-capture bundles list` prints those of a state directory"
-        case PermissionError():
-            return "read it as a user who may: the daemon's, one of its group, or root"
-        case IsADirectoryError():
-            return "name a *.capture.json file in it"
-    return "check that the path is a bundle file; `ergo-capture recover` salvages a damaged one"
-
-
 def open_binary(path: Path) -> BinaryIO:
-    """The file's text, expanded while it is read: ``read``, and ``seek`` forward.
+    """Open a bundle file; ``read`` returns its text, decompressed, and ``seek`` goes forward only.
 
     Reading takes as much memory as is read at a time, and the window of a compressed file.
 
     Raises:
-        OSError: the file cannot be opened; or, later, when it is read: it is not sound zstd.
+        OSError: the file cannot be opened. Reading raises it too, where the file is not sound zstd.
     """
     file = path.open("rb", buffering=0)
     try:
-        magic = file.read(len(_MAGIC))
+        magic = file.read(len(_ZSTD))
         file.seek(0)
     except BaseException:
         file.close()
         raise
-    return cast(BinaryIO, _Expanded(file) if magic == _MAGIC else file)
+    return cast(BinaryIO, _ZstdText(file) if magic == _ZSTD else file)
 
 
 def read_text(path: Path) -> bytes:
-    """The whole text of a file.
+    """Return the whole text of a bundle file.
 
     Raises:
-        OSError: as ``open_binary``; also where a compressed one is too large to be held in memory.
+        OSError: as ``open_binary``; also where a compressed file's text is too large for memory.
     """
     with open_binary(path) as file:
-        if not isinstance(file, _Expanded):
+        if not isinstance(file, _ZstdText):
             return file.read()
-        text = b"".join(iter(lambda: file.read(min(1 << 20, MOST_IN_MEMORY + 1 - file.tell())), b""))
-        if len(text) > MOST_IN_MEMORY:
-            raise OSError(errno.EFBIG, f"more than {MOST_IN_MEMORY >> 30} GiB when expanded; read it as a stream")
+        text = b"".join(iter(lambda: file.read(min(1 << 20, MAX_IN_MEMORY + 1 - file.tell())), b""))
+        if len(text) > MAX_IN_MEMORY:
+            raise OSError(errno.EFBIG, f"more than {MAX_IN_MEMORY >> 30} GiB when expanded; read it as a stream")
         return text
 
 
-class _Expanded(io.RawIOBase):
-    """The text of a compressed file, from its beginning to its end."""
+class _ZstdText(io.RawIOBase):
+    """The text of a compressed file, read from its beginning to its end."""
 
     def __init__(self, file: io.FileIO) -> None:
         import zstandard  # noqa: PLC0415 - only where a file is compressed
 
         super().__init__()
         self._file = file
-        self._trouble = zstandard.ZstdError
-        self._reader = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW).stream_reader(
+        self._zstd_error = zstandard.ZstdError
+        self._reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
             file, read_across_frames=True
         )
         self._position = 0
-        #: Whether the file was found to end where a frame ends.
+        #: Whether the file is known to end where a frame ends.
         self._checked = False
 
     def readable(self) -> bool:
@@ -109,7 +106,7 @@ class _Expanded(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # a Buffer has no name in 3.11
         try:
             count: int = self._reader.readinto(buffer)
-        except self._trouble as error:
+        except self._zstd_error as error:
             raise OSError(errno.EIO, f"not sound zstd: {str(error).removeprefix('zstd decompress error: ')}") from error
         self._position += count
         if not count and len(buffer):
@@ -117,18 +114,18 @@ class _Expanded(io.RawIOBase):
         return count
 
     def _check_end(self) -> None:
-        """Raise where the file ends within a frame; the decoder says nothing of what is missing."""
+        """Raise OSError where the file ends within a frame: the decoder does not report it."""
         if not self._checked:
             size = self._file.seek(0, io.SEEK_END)
             end = _end_of_frames(self._file, size)
-            # Why: the decoder may ask for more.
+            # The decoder may read on from here.
             self._file.seek(size)
             if end != size:
                 raise OSError(errno.EIO, "not sound zstd: it is cut off")
             self._checked = True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go on to a place that was not read yet; a text that ends before it is at its end then."""
+        """Skip forward to a position of the text, or to its end where it is shorter."""
         target = offset + self._position if whence == io.SEEK_CUR else offset
         if whence == io.SEEK_END or target < self._position:
             raise io.UnsupportedOperation("a compressed file can be read forward only")
@@ -146,18 +143,15 @@ class _Expanded(io.RawIOBase):
         self._file.close()
         super().close()
 
-    def __repr__(self) -> str:
-        return f"<_Expanded {self._file.name!r} at {self._position}>"
-
 
 def _end_of_frames(file: io.FileIO, size: int) -> int:
-    """Where the last frame of a compressed file ends, which is behind ``size`` where it is cut off (RFC 8878, 3.1)."""
+    """Return the offset behind a compressed file's last frame, which is above ``size`` where it is cut (RFC 8878, 3.1)."""
     import zstandard  # noqa: PLC0415 - only where a file is compressed
 
     offset = 0
     while offset < size:
         file.seek(offset)
-        head = file.read(_MOST_HEADER)
+        head = file.read(_MAX_HEADER)
         if int.from_bytes(head[:4], "little") & 0xFFFFFFF0 == _SKIPPABLE:
             offset += 8 + int.from_bytes(head[4:8], "little")
             continue
@@ -173,19 +167,51 @@ def _end_of_frames(file: io.FileIO, size: int) -> int:
             file.seek(offset)
             block = int.from_bytes(file.read(3), "little")
             last, kind = bool(block & 1), block >> 1 & 3
-            # In a block of kind 1, one byte stands for many.
+            # A block of kind 1 is one byte, to be repeated.
             offset += 3 + (1 if kind == 1 else block >> 3)
         offset += checksum
     return offset
 
 
+# --- errors ---
+
+
+def unreadable(path: Path, error: OSError) -> ErgoCaptureError:
+    """Return the error for a bundle file that cannot be read."""
+    match error:
+        case FileNotFoundError():
+            hint = "check the path; `ergo-capture bundles list` prints those of a state directory"
+        case PermissionError():
+            hint = "read it as a user who may: the daemon's, one of its group, or root"
+        case IsADirectoryError():
+            hint = "name a *.capture.json file in it"
+        case _:
+            hint = "check that the path is a bundle file; `ergo-capture recover` salvages a damaged one"
+    return ErgoCaptureError(
+        f"read capture bundle '{path}': {error.strerror or error}", op="read capture bundle", path=path, hint=hint
+    )
+
+
+def malformed(path: Path | None, head: bytes, message: str) -> BundleFormatError:
+    """Return the error for a text that is not a bundle.
+
+    Args:
+        path: the text's file; None for a text in memory.
+        head: the text's first ``HEAD_BYTES`` bytes.
+        message: what is wrong; not used where ``head`` shows that the text is something else.
+    """
+    message, hint = identify_foreign(head) or (message, _HINT)
+    name = "" if path is None else f" '{path}'"
+    return BundleFormatError(f"read capture bundle{name}: {message}", op="read capture bundle", path=path, hint=hint)
+
+
 def identify_foreign(head: bytes) -> tuple[str, str] | None:
-    """What a text that begins so seems to be, and what to do with it; None where it may be a damaged bundle."""
-    begin = head.lstrip(b" \t\r\n")
+    """Return what a text is that begins so, and a hint; None where it may be a bundle, sound or damaged."""
+    begin = head.lstrip(_BLANK)
     if not begin:
         return "it is empty", "a bundle is never published empty: look for what wrote or copied this file"
     if begin.startswith(b"{"):
-        key = begin[1:].lstrip(b" \t\r\n")
+        key = begin[1:].lstrip(_BLANK)
         if key.startswith((b'"event_id"', b'"type"')):
             return "these are events, and no bundle of them", "capture them with `ergo-capture send FILE`"
         if key.startswith(b'"format"') and b"manifest" in head:
@@ -208,6 +234,6 @@ def _is_text(head: bytes) -> bool:
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        # Why not all of it: the head may end within a character.
+        # The head may end within a character.
         return error.start > len(head) - 4 and len(head) >= HEAD_BYTES
     return b"\0" not in head
