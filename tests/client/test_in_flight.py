@@ -39,7 +39,7 @@ def test_what_is_not_known_to_be_durable_is_sent_again() -> None:
     """All behind the session's last event; a duplicate of one of them is no rejection then, but the news that it arrived."""
     flight = sent("a", "b", "c", "d")
     flight.acked(1)
-    assert flight.come_back(2, "b") == [b"c", b"d"]
+    assert flight.reconnected(2, "b") == [b"c", b"d"]
     assert flight.accepted == 2
     assert not flight.is_rejected(1, duplicate=True)
     flight.acked(2)
@@ -50,7 +50,7 @@ def test_what_was_rejected_is_not_sent_again() -> None:
     """Its sender was told, and may have sent it anew."""
     flight = sent("a", "b", "c")
     flight.is_rejected(2, duplicate=False)
-    assert flight.come_back(0, None) == [b"a", b"c"]
+    assert flight.reconnected(0, None) == [b"a", b"c"]
     assert (flight.accepted, flight.rejected, len(flight)) == (0, 1, 2)
 
 
@@ -58,13 +58,13 @@ def test_a_second_event_of_the_same_id_is_not_taken_for_the_first() -> None:
     """The one that is durable was acknowledged: what lies between the two is sent again."""
     flight = sent("a", "b", "a")
     flight.acked(1)
-    assert flight.come_back(1, "a") == [b"b", b"a"]
+    assert flight.reconnected(1, "a") == [b"b", b"a"]
 
 
 def test_events_are_sent_again_where_one_before_the_last_was_refused_and_the_word_of_it_was_lost() -> None:
     """A disk that was full for a moment: of a, b and c the daemon has two, the last of them c."""
     flight = sent("a", "b", "c", "d")
-    assert flight.come_back(2, "c") == [b"a", b"b", b"c", b"d"]
+    assert flight.reconnected(2, "c") == [b"a", b"b", b"c", b"d"]
     assert not flight.is_rejected(1, duplicate=True)
     assert not flight.is_rejected(3, duplicate=True)
     flight.acked(4)
@@ -75,14 +75,14 @@ def test_what_is_known_to_be_refused_is_not_counted_among_the_durable() -> None:
     """The word of b came: a and c are the two that the daemon has."""
     flight = sent("a", "b", "c", "d")
     flight.is_rejected(2, duplicate=False)
-    assert flight.come_back(2, "c") == [b"d"]
+    assert flight.reconnected(2, "c") == [b"d"]
     assert (flight.accepted, flight.rejected) == (2, 1)
 
 
 @pytest.mark.parametrize(("count", "last"), [(0, None), (0, "x"), (1, "x"), (3, "b"), (-1, "b")])
 def test_nothing_is_safe_where_the_sessions_last_event_is_not_ours(count: int, last: str | None) -> None:
     """Another client may have sent it, or it may have been here."""
-    assert sent("a", "b").come_back(count, last) == [b"a", b"b"]
+    assert sent("a", "b").reconnected(count, last) == [b"a", b"b"]
 
 
 @given(st.data())
@@ -97,7 +97,7 @@ def test_every_event_is_counted_once_and_what_is_left_is_sent_again_in_order(dat
         if data.draw(st.booleans()):
             arrived = data.draw(st.integers(0, len(waiting)))
             daemon += [name for name in waiting[:arrived] if name not in daemon]
-            waiting = [line.decode() for line in flight.come_back(len(daemon), daemon[-1] if daemon else None)]
+            waiting = [line.decode() for line in flight.reconnected(len(daemon), daemon[-1] if daemon else None)]
             assert waiting == ids[flight.accepted : ids.index(event_id) + 1]
             assert daemon == ids[: flight.accepted]
     flight.acked(len(waiting))

@@ -12,7 +12,7 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: Each layer may import from itself and from those before it.
 LAYERS = (
-    {"version", "errors", "units", "telemetry", "notifier"},
+    {"version", "errors", "units", "telemetry", "notifier", "backoff"},
     {"kernel"},
     {"protocol"},
     {"storage"},

@@ -22,6 +22,7 @@ import anyio
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.protocol.capture import wrap_event
 
 #: Bytes read at a time.
 _READ_BYTES: Final = 1 << 18
@@ -194,10 +195,10 @@ def _events_of(line: bytes) -> Iterator[EventLine]:
         yield EventLine(line + b"\n", _id_of(frame.event))
     elif frame.type == "events":
         for event in frame.events:
-            yield EventLine(_wrap(event), _id_of(event))
+            yield EventLine(wrap_event(event), _id_of(event))
     elif frame.type not in _FRAMING:
         # Why also without an id: a line that is nothing we know is rejected and counted, never left out in silence.
-        yield EventLine(_wrap(line), frame.event_id)
+        yield EventLine(wrap_event(line), frame.event_id)
 
 
 def _id_of(event: msgspec.Raw) -> str:
@@ -205,7 +206,3 @@ def _id_of(event: msgspec.Raw) -> str:
         return _id.decode(event).event_id
     except (ValueError, RecursionError):
         return ""
-
-
-def _wrap(event: bytes | msgspec.Raw) -> bytes:
-    return b'{"type":"event","event":' + bytes(event) + b"}\n"

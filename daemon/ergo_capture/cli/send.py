@@ -20,6 +20,7 @@ import typer
 from ergo_capture.cli.event_lines import EventLines
 from ergo_capture.client import CaptureClient, Published, Reject
 from ergo_capture.errors import ExitCode
+from ergo_capture.protocol.capture import unwrap_event
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _name_of(reject: Reject) -> str:
     """The event's id, or what its line begins with; escaped, as a terminal obeys control characters."""
     if reject.event_id is not None:
         return repr(reject.event_id)
-    line = reject.line.removeprefix(b'{"type":"event","event":').rstrip(b"\n").decode(errors="replace")
+    line = unwrap_event(reject.line).decode(errors="replace")
     return f"the line {line if len(line) <= _SHOWN else line[:_SHOWN] + '...'!r}"
 
 

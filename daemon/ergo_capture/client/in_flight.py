@@ -1,4 +1,4 @@
-"""The events of one session that the daemon has not said the last word on.
+"""What one client has sent and the daemon has not answered: events, and the request under way.
 
 Synchronous and without a clock: every answer of the daemon goes in, counts and lines come out.
 """
@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+
+from ergo_capture.protocol.capture import Closed, Flushed, Pong
+
+#: The answers to requests other than ``hello`` and ``open``.
+RequestAnswer = Flushed | Closed | Pong
 
 
 @dataclass(slots=True)
@@ -19,9 +24,9 @@ class _Sent:
 
 
 class InFlight:
-    """Counts and lines of what was sent.
+    """Counts and lines of the events that were sent.
 
-    The daemon counts what it received on a connection, from 1; so do ``acked`` and ``rejected`` here.
+    The daemon numbers the events of a connection from 1; ``acked``, ``is_rejected`` and ``line_of`` take its numbers.
     """
 
     def __init__(self) -> None:
@@ -36,17 +41,17 @@ class InFlight:
         return len(self._sent)
 
     def add(self, line: bytes, event_id: str) -> None:
-        """One more is sent."""
+        """Add an event that is about to be sent."""
         self._sent.append(_Sent(line, event_id))
 
     def acked(self, count: int) -> None:
-        """The daemon has said the last word on so many events of this connection."""
+        """Remove the first ``count`` events of this connection: each is durable or was rejected."""
         for _ in range(min(count - self._acked, len(self._sent))):
             self._count(self._sent.popleft())
         self._acked = max(self._acked, count)
 
     def is_rejected(self, index: int, *, duplicate: bool) -> bool:
-        """The daemon does not take an event of this connection; False where that says that it had it already."""
+        """Mark an event as rejected; return False if the rejection only says that it had arrived before."""
         sent = self._at(index)
         if sent is not None:
             if duplicate and sent.again:
@@ -55,7 +60,7 @@ class InFlight:
         return True
 
     def line_of(self, index: int) -> bytes:
-        """The line that the daemon counts so on this connection; empty where it is not in flight."""
+        """Return the line of an event of this connection; empty if it is not in flight."""
         sent = self._at(index)
         return b"" if sent is None else sent.line
 
@@ -63,8 +68,8 @@ class InFlight:
         position = index - self._acked - 1
         return self._sent[position] if 0 <= position < len(self._sent) else None
 
-    def come_back(self, count: int, last: str | None) -> list[bytes]:
-        """A new connection; the lines to send on it.
+    def reconnected(self, count: int, last: str | None) -> list[bytes]:
+        """Begin a new connection; return the lines to send on it.
 
         Args:
             count: how many of the events sent here are durable, those acknowledged before included.
@@ -72,7 +77,7 @@ class InFlight:
         """
         self._acked = 0
         self._drop_durable(count - self.accepted, last)
-        # Why these: their sender was told that they are not taken, and may have sent them anew.
+        # Do not send rejected events again: their sender was told, and may have sent them anew.
         for sent in self._sent:
             if sent.rejected:
                 self._count(sent)
@@ -82,10 +87,10 @@ class InFlight:
         return [sent.line for sent in self._sent]
 
     def _drop_durable(self, count: int, last: str | None) -> None:
-        """Forget the events that are durable, ``count`` of them, if they are those up to ``last``.
+        """Remove the first ``count`` events that were not rejected, if ``last`` is the id of the last of them.
 
-        Where they are not, one of them was refused and the word of it was lost with the connection. All are sent
-        again then: those that are durable come back as duplicates.
+        If it is not, one of them was rejected and the rejection was lost with the connection. Then all are sent
+        again, and those that are durable come back as duplicates.
         """
         taken = [number for number, sent in enumerate(self._sent) if not sent.rejected][:count]
         if count <= 0 or len(taken) < count or self._sent[taken[-1]].event_id != last:
@@ -99,5 +104,54 @@ class InFlight:
         else:
             self.accepted += 1
 
-    def __repr__(self) -> str:
-        return f"<InFlight {len(self._sent)}, {self.accepted} accepted, {self.rejected} rejected>"
+
+class PendingRequest:
+    """The one request under way, and its answer.
+
+    Requests come one after the other. One that is not answered when the connection breaks is sent again on the next.
+    """
+
+    def __init__(self) -> None:
+        #: The request's line; None while there is none.
+        self.line: bytes | None = None
+        #: Whether it was sent on an earlier connection too.
+        self.sent_again = False
+        self.answer: RequestAnswer | None = None
+        #: Answers to come on this connection to requests that were abandoned.
+        self._abandoned = 0
+
+    def begin(self, line: bytes) -> None:
+        """Make ``line`` the request under way."""
+        self.line, self.sent_again, self.answer = line, False, None
+
+    def end(self) -> None:
+        """Make it none: it was answered, abandoned, or failed."""
+        self.line = self.answer = None
+
+    def abandon(self, *, sent: bool) -> None:
+        """Wait for the answer no more; ``sent`` says whether the daemon may have the request.
+
+        The answer comes all the same, and must not be taken for that to the next request.
+        """
+        self._abandoned += sent and self.answer is None
+
+    def take(self, answer: RequestAnswer) -> None:
+        """Keep an answer, unless it is to an abandoned request."""
+        if self._abandoned:
+            self._abandoned -= 1
+        else:
+            self.answer = answer
+
+    def take_closed(self, answer: Closed, request: bytes) -> None:
+        """Keep the answer to ``request``, a ``close``, also if an earlier one was abandoned: a session ends once."""
+        if self.line == request:
+            self.answer = answer
+
+    def disconnected(self) -> None:
+        """Forget the answers that were to come on this connection."""
+        self._abandoned = 0
+
+    def reconnected(self) -> bytes | None:
+        """Return the request to send on a new connection, if one is under way."""
+        self.sent_again |= self.line is not None
+        return self.line

@@ -1,44 +1,60 @@
-"""A load on a daemon, and what the disk below it can do at best.
+"""Measure a daemon under load, and what the disk below it can do at best.
 
-Why not the client of ``client/session.py``: a load must cost less than what it measures. Lines are made beforehand, one
-thread sends and receives, and nothing is parsed but the watermark.
+``Load`` is not ``CaptureClient``: a load must cost less than what it measures. Its lines are made beforehand, one
+thread sends and receives, and of the answers only the last acknowledgement is read.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import selectors
 import socket
 import tempfile
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self, TypeVar
 
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-
-_ACCEPTED: Final = re.compile(rb'"accepted":(\d+)')
-_LINE: Final = (
-    b'{"type":"event","event":{"event_id":"ev-%012d","kind":"DataAvailable","at":{"secs":%d,"nanos":0},"payload":%b}}\n'
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol.capture import (
+    PROTOCOL,
+    Ack,
+    Answer,
+    Close,
+    Closed,
+    Error,
+    Hello,
+    Open,
+    Opened,
+    Reject,
+    Request,
+    Welcome,
+    encode,
+    event_line,
+    read_answers,
 )
+
 _PATIENCE_SECONDS: Final = 60.0
+_READ_BYTES: Final = 1 << 16
+_Kind = TypeVar("_Kind", bound=Answer)
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What a run came to; times in seconds."""
+    """The result of a run; times in seconds."""
 
     events: int
     seconds: float
-    #: From sending until it was acknowledged as durable: half of the events waited no longer than ``p50``.
+    #: From sending an event to its acknowledgement as durable: median and 99th percentile.
     p50: float
     p99: float
 
     @property
     def rate(self) -> float:
-        """Durable events a second."""
+        """Return durable events a second."""
         return self.events / self.seconds
 
 
@@ -57,10 +73,11 @@ class Load:
 
     def __init__(self, path: Path, *, window: int, payload_bytes: int = 256, graph: str = "default") -> None:
         self.window = window
+        self._path = path
         self._payload = b'{"pad":"%b"}' % (b"x" * (payload_bytes - 10))
         self._sent = 0
         self._held = b""
-        #: Events of one write to the socket. Why half a window: the client makes the one while the other is under way.
+        #: Events of one write to the socket: half a window, so that one half is made up while the other is under way.
         self._piece = max(1, window // 2)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_PATIENCE_SECONDS)
@@ -73,35 +90,39 @@ class Load:
                 path=path,
                 hint="start a daemon, or leave --socket out to measure one in a temporary place",
             ) from error
-        self._say({"type": "hello", "protocol": "ergo-capture.v1", "client": "load"})
-        self._expect(path, "welcome")
-        self._say({"type": "open", "graph": graph, "labels": {"load": f"window {window}"}})
-        self._expect(path, "opened")
+        self._ask(Hello(PROTOCOL, "load"), Welcome)
+        self._ask(Open(graph, labels={"load": f"window {window}"}), Opened)
 
-    def _say(self, frame: dict[str, Any]) -> None:
-        self._socket.sendall(msgspec.json.encode(frame) + b"\n")
+    def _ask(self, request: Request, kind: type[_Kind]) -> _Kind:
+        """Send a request and return its answer; acknowledgements and rejections before it are dropped."""
+        self._socket.sendall(encode(request))
+        while True:
+            for answer in self._receive():
+                if isinstance(answer, kind):
+                    return answer
+                if not isinstance(answer, Ack | Reject):
+                    message = answer.message if isinstance(answer, Error) else f"it answered {answer!r}"
+                    raise self._failed(message, answer.hint if isinstance(answer, Error) else "")
 
-    def _expect(self, path: Path, kind: str) -> dict[str, Any]:
-        while b"\n" not in self._held:
-            data = self._socket.recv(1 << 16)
-            if not data:
-                break
-            self._held += data
-        line, _, self._held = self._held.partition(b"\n")
-        frame: dict[str, Any] = msgspec.json.decode(line) if line else {}
-        if frame.get("type") == kind:
-            return frame
-        if frame.get("type") in ("ack", "reject"):
-            return self._expect(path, kind)
-        raise ErgoCaptureError(
-            f"load daemon at '{path}': {frame.get('message', 'it hung up')}",
+    def _receive(self) -> list[Answer]:
+        """Wait for more bytes and return the answers that they complete."""
+        data = self._socket.recv(_READ_BYTES)
+        if not data:
+            raise self._failed("it hung up")
+        lines, newline, rest = (self._held + data).rpartition(b"\n")
+        self._held = rest
+        return read_answers(lines + newline)
+
+    def _failed(self, reason: str, hint: str = "") -> ErgoCaptureError:
+        return ErgoCaptureError(
+            f"load daemon at '{self._path}': {reason}",
             op="load daemon",
-            path=path,
-            hint=frame.get("hint") or "see the daemon's log",
+            path=self._path,
+            hint=hint or "see the daemon's log; its limits may be too small for the window",
         )
 
     def run(self, events: int) -> Figures:
-        """Send that many more events and wait until all are acknowledged.
+        """Send ``events`` more events and wait until all are acknowledged.
 
         Raises:
             ErgoCaptureError: the daemon refused one, or hung up.
@@ -113,7 +134,7 @@ class Load:
         return self.figures(events)
 
     def begin(self, events: int) -> None:
-        """Make the lines of that many more events, and start the clock."""
+        """Make the lines of ``events`` more events, and start the clock."""
         self._unsent = self._pieces(events)
         self._acked, self._target = self._sent, self._sent + events
         self._waiting: deque[tuple[int, float]] = deque()
@@ -122,11 +143,11 @@ class Load:
 
     @property
     def done(self) -> bool:
-        """Whether all that was begun is acknowledged."""
+        """Return whether every event of this run is acknowledged."""
         return self._acked >= self._target
 
     def send(self) -> None:
-        """Send what the window lets through."""
+        """Send as much as the window allows."""
         unsent = self._unsent
         while unsent and self._sent - self._acked + unsent[0][0] <= self.window:
             count, data = unsent.popleft()
@@ -135,43 +156,37 @@ class Load:
             self._socket.sendall(data)
 
     def receive(self) -> None:
-        """Take what the daemon says next.
+        """Wait for more answers and take them.
 
         Raises:
-            ErgoCaptureError: it refused an event, or hung up.
+            ErgoCaptureError: the daemon refused an event, or hung up.
         """
-        data = self._socket.recv(1 << 16)
-        if not data or b'"reject"' in data:
-            raise ErgoCaptureError(
-                f"load daemon: {data[:200].decode(errors='replace') or 'it hung up'}",
-                op="load daemon",
-                hint="see the daemon's log; its limits may be too small for the window",
-            )
-        self._held += data
-        whole, newline, rest = self._held.rpartition(b"\n")
-        found = _ACCEPTED.findall(whole)
-        if newline:
-            self._held = rest
-        if found:
-            self._acked = int(found[-1])
+        answers = self._receive()
+        for answer in answers:
+            if isinstance(answer, Reject | Error):
+                raise self._failed(f"{answer.code}: {answer.message}", answer.hint)
+        acked = max((answer.accepted for answer in answers if isinstance(answer, Ack)), default=0)
+        if acked:
+            self._acked = acked
             now = time.perf_counter()
-            while self._waiting and self._waiting[0][0] <= self._acked:
+            while self._waiting and self._waiting[0][0] <= acked:
                 self._waits.append(now - self._waiting.popleft()[1])
 
     def figures(self, events: int) -> Figures:
-        """What the run that was begun came to."""
+        """Return the result of the run, of ``events`` events."""
         seconds = time.perf_counter() - self._began
         waits = sorted(self._waits)
         return Figures(events, seconds, waits[len(waits) // 2], waits[int(len(waits) * 0.99)])
 
     def _pieces(self, events: int) -> deque[tuple[int, bytes]]:
         numbers = range(self._sent, self._sent + events)
-        lines = [_LINE % (number, number, self._payload) for number in numbers]
+        kind, payload = ExternalEventKind.DataAvailable, self._payload
+        lines = [event_line(ExternalEvent(f"ev-{n:012}", kind, EventTime(n, 0), payload)) for n in numbers]
         step = self._piece
         return deque((len(part), b"".join(part)) for part in (lines[i : i + step] for i in range(0, events, step)))
 
     def fileno(self) -> int:
-        """The socket's descriptor, for a selector."""
+        """Return the socket's descriptor, for a selector."""
         return self._socket.fileno()
 
     def __enter__(self) -> Self:
@@ -180,30 +195,26 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def finish(self) -> dict[str, Any]:
-        """Close the session and wait for its bundle; the ``closed`` frame.
+    def finish(self) -> Closed:
+        """Close the session, wait for its bundle, and return the daemon's answer.
 
         Raises:
-            ErgoCaptureError: the daemon could not publish it.
+            ErgoCaptureError: the daemon could not publish the bundle.
         """
         self._socket.settimeout(None)
-        self._say({"type": "close"})
-        return self._expect(Path(self._socket.getpeername()), "closed")
-
-    def __repr__(self) -> str:
-        return f"<Load, window {self.window}, {self._sent} events sent>"
+        return self._ask(Close(), Closed)
 
 
 def run_together(loads: list[Load], events: int) -> Figures:
-    """Have each load send that many events, all at once; rates of all of them, waits of the slowest.
+    """Have each load send ``events`` events, all at once; return the rate of all and the waits of the slowest.
 
-    Why in one thread: so does redis-benchmark, and eight processes would take the processor from the daemon.
+    One thread drives them all, as in redis-benchmark: eight processes would take the processor from the daemon.
 
     Raises:
         ErgoCaptureError: as ``Load.run``.
     """
     figures = []
-    # Why all before the first is sent: making the lines is not the daemon's time.
+    # Make every line before the first is sent: making them is not the daemon's time.
     for load in loads:
         load.begin(events)
     began = time.perf_counter()
@@ -224,9 +235,9 @@ def run_together(loads: list[Load], events: int) -> Figures:
 
 
 def floor(directory: Path, size: int, *, writes: int = 300) -> Figures:
-    """Write ``size`` bytes and sync them, again and again, into space that is there already.
+    """Write ``size`` bytes into allocated space and sync them, ``writes`` times; return how long that takes.
 
-    Nothing that keeps its word on this disk with one write at a time can be faster.
+    Nothing that is durable on this disk can be faster with one write at a time.
 
     Raises:
         ErgoCaptureError: the directory cannot be written to.

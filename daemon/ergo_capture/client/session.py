@@ -1,45 +1,77 @@
-"""An asynchronous session with the daemon, which survives the daemon's restarts.
+"""A session with the daemon that survives the daemon's restarts.
 
-What is not acknowledged is kept. When the connection breaks, the client connects again with back-off,
+Events that are not acknowledged are kept. When the connection breaks, the client connects again with back-off,
 resumes its session, learns which event was the last to become durable, and sends on from the one after it.
-An event sent twice because its acknowledgement was lost is refused by the daemon as a duplicate, which is
-how the client learns that it is safe: so each event is in the bundle exactly once, whatever dies.
+An event that is sent twice because its acknowledgement was lost is rejected by the daemon as a duplicate, and the
+client then knows that it is durable. So each event is in the bundle exactly once, whichever side fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from enum import Enum, auto
 from os import PathLike, fspath
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from ergo_capture.client.frames import (
-    Ack,
-    ClientError,
-    Published,
-    Reject,
-    encode,
-    error_in,
-    event_line,
-    no_frame,
-    read_as,
-)
-from ergo_capture.client.in_flight import InFlight
-from ergo_capture.client.requests import Requests
-from ergo_capture.client.uplink import Uplink
-from ergo_capture.client.wire import LOST
+from ergo_capture.client.connection import LOST, MISUSE, UNREACHABLE, ClientError, Connection, error_of, invalid_frame
+from ergo_capture.client.in_flight import InFlight, PendingRequest, RequestAnswer
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.notifier import Notifier
+from ergo_capture.protocol import capture as protocol
+from ergo_capture.protocol.capture import Code, event_line
 
-#: Bytes that are gathered to be sent at once; who has more waits until they are under way.
+#: Bytes that are gathered for one write; a sender waits while there are more.
 _SEND_BYTES: Final = 128 * 1024
-_CLOSE: Final = encode({"type": "close"}) + b"\n"
+_CLOSE: Final = protocol.encode(protocol.Close())
+_FLUSH: Final = protocol.encode(protocol.Flush())
+_PING: Final = protocol.encode(protocol.Ping())
+
+_Answer = TypeVar("_Answer", bound=RequestAnswer)
+
+
+class Reject(msgspec.Struct, frozen=True):
+    """An event that the daemon did not take."""
+
+    #: None where the line cannot be read that far.
+    event_id: str | None
+    code: str
+    message: str
+    #: The line as it was sent.
+    line: bytes = b""
+
+
+class Published(msgspec.Struct, frozen=True):
+    """A bundle that the daemon published, in answer to a flush or a close."""
+
+    bundle: str
+    manifest: str
+    #: SHA-256 of the bundle file, in hex.
+    sha256: str
+    #: Counts of the whole session; zero in answer to a flush.
+    events: int = 0
+    decisions: int = 0
+    session: str = ""
+
+
+class _State(Enum):
+    #: No session was asked for.
+    NEW = auto()
+    #: ``open`` was sent and not answered; events may be queued.
+    OPENING = auto()
+    OPEN = auto()
+    #: The connection is broken; events may be queued.
+    RECONNECTING = auto()
+    #: The daemon closed the session, as it was asked to.
+    CLOSED = auto()
+    #: The daemon refused to go on, or cannot be reached any more.
+    FAILED = auto()
 
 
 class CaptureClient:
@@ -49,10 +81,10 @@ class CaptureClient:
         path: the daemon's socket.
         name: what the daemon's logs call this client.
         window: events that may be unacknowledged at once.
-        give_up_after: seconds to go on trying to reach the daemon again; zero to not try at all.
-        on_reject: told of each event that is not taken.
-        on_decision: told of each decision record, where ``open`` asked for them.
-        on_reconnect: told each time the session was taken up again, with how often that has happened.
+        give_up_after: seconds to keep trying to reach the daemon again; zero for no second attempt.
+        on_reject: called for each event that is not taken.
+        on_decision: called with each decision record, if ``open`` asked for them.
+        on_reconnect: called when the session was resumed, with how often that has happened.
     """
 
     def __init__(
@@ -67,63 +99,64 @@ class CaptureClient:
         on_reconnect: Callable[[int], None] | None = None,
     ) -> None:
         self.reconnects = 0
-        #: Events of the session that were durable before this client took it up.
+        #: Events of the session that were durable before this client resumed it.
         self.resumed_after = 0
-        self._uplink = Uplink(fspath(path), name, give_up_after)
+        self._state = _State.NEW
+        self._connection = Connection(fspath(path), name, give_up_after)
         self._window = window
         self._on_reject = on_reject or (lambda _reject: None)
         self._on_decision = on_decision or (lambda _decision: None)
         self._on_reconnect = on_reconnect or (lambda _times: None)
-        #: Whether the session is open on this connection, so that events may be sent.
-        self._is_open = False
         self._in_flight = InFlight()
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
-        self._moved = Notifier()
-        self._requests = Requests()
-        self._failure: ClientError | None = None
-        self._tasks: TaskGroup
-        #: What came of the session, once it was closed.
-        self._closed: Published | None = None
-        self._asking = asyncio.Lock()
+        self._changed = Notifier()
+        self._request = PendingRequest()
+        #: Held by the task whose request is under way.
+        self._requesting = asyncio.Lock()
         self._sending_due = asyncio.Event()
+        self._tasks: TaskGroup
+        #: The answer to ``close``, once it has come.
+        self._closed: Published | None = None
+        #: What every call raises in the state FAILED.
+        self._failure: ClientError | None = None
 
     @property
     def path(self) -> str:
-        """The daemon's socket."""
-        return self._uplink.path
+        """Return the path of the daemon's socket."""
+        return self._connection.path
 
     @property
     def session(self) -> str | None:
-        """The session's id, once it was opened."""
-        return self._uplink.session
+        """Return the session's id, once it was opened."""
+        return self._connection.session
 
     @property
     def last_event_id(self) -> str | None:
-        """Id of the last event that was durable when the session was opened or resumed."""
-        return self._uplink.last_event_id
+        """Return the id of the last event that was durable when the session was opened or resumed."""
+        return self._connection.last_event_id
 
     @property
     def limits(self) -> dict[str, int]:
-        """What the daemon takes: bytes and numbers, by name."""
-        return self._uplink.limits
+        """Return what the daemon takes: bytes and counts, by name."""
+        return self._connection.limits
 
     @property
     def accepted(self) -> int:
-        """Events acknowledged as durable, rejections not counted."""
+        """Return how many events were acknowledged as durable, rejections not counted."""
         return self._in_flight.accepted
 
     @property
     def rejected(self) -> int:
-        """Events that the daemon did not take."""
+        """Return how many events the daemon did not take."""
         return self._in_flight.rejected
 
-    # --- life ---
+    # --- connecting ---
 
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
-            await self._uplink.connect()
+            await self._connection.connect()
         except BaseException:
             await self._tasks.__aexit__(None, None, None)
             raise
@@ -137,7 +170,7 @@ class CaptureClient:
             await self._tasks.__aexit__(None, None, None)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._uplink.hang_up()
+                await self._connection.hang_up()
 
     async def open(
         self,
@@ -147,40 +180,49 @@ class CaptureClient:
         labels: dict[str, str] | None = None,
         decisions: bool = False,
     ) -> str:
-        """Open a session of ``graph``, or resume ``session``; returns its id.
+        """Open a session of ``graph``, or resume ``session``; return its id.
+
+        Args:
+            graph: the graph whose episodes the events lead to.
+            session: id of a session to resume; None for a new one.
+            labels: free text by name, for the session's manifest.
+            decisions: whether to report each decision to ``on_decision``.
 
         Raises:
-            ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` where one is
+            ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
                 open already.
         """
-        if self._uplink.is_asked_for:
-            raise ClientError("misuse", "open a session: this client has one already", "use a client for each session")
-        request = {"graph": graph, "session": session, "labels": labels or {}, "decisions": decisions}
-        opened = await self._uplink.open(request)
-        self._is_open = True
+        if self._state is not _State.NEW:
+            raise ClientError(MISUSE, "open a session: this client has one already", "use a client for each session")
+        self._state = _State.OPENING
+        try:
+            opened = await self._connection.open(protocol.Open(graph, session, labels or {}, decisions))
+        except BaseException:
+            self._state = _State.NEW
+            raise
+        self._state = _State.OPEN
         self.resumed_after = opened.accepted
         self._tasks.start_soon(self._read_forever)
         self._tasks.start_soon(self._send_forever)
-        assert self.session is not None
-        return self.session
+        return opened.session
 
     # --- events ---
 
     async def send(self, event: ExternalEvent) -> None:
-        """Send one event; waits while the window is full.
+        """Queue one event to be sent; wait while the window is full.
 
         Raises:
-            ClientError: the daemon cannot be reached any more, or ended the session; ``misuse`` where none is open.
+            ClientError: the daemon cannot be reached any more, or ended the session; ``misuse`` if none is open.
         """
         await self.send_line(event_line(event), event.event_id)
 
     async def send_line(self, line: bytes, event_id: str) -> None:
-        """Send one event line, newline included, as it is.
+        """Queue one event line, newline included, to be sent as it is; wait while the window is full.
 
         Raises:
             ClientError: as ``send``.
         """
-        # Why all the waiting before: whoever stops waiting has sent nothing.
+        # Do all the waiting first: a caller that is cancelled has then sent nothing.
         while len(self._in_flight) >= self._window or self._outgoing_bytes >= _SEND_BYTES:
             await self._wait()
         self._check()
@@ -204,21 +246,22 @@ class CaptureClient:
     # --- requests ---
 
     async def flush(self) -> Published:
-        """Have a snapshot of the session published.
+        """Ask for a snapshot of the session to be published; return what was.
 
         Raises:
             ClientError: as ``send``.
         """
-        return read_as(Published, await self._ask({"type": "flush"}))
+        answer = await self._ask(_FLUSH, protocol.Flushed)
+        return Published(answer.bundle, answer.manifest, answer.sha256)
 
     async def close(self) -> Published:
-        """End the session and have its bundle published; asked for again, it is the same.
+        """End the session, wait until its bundle is published, and return what was; the same if called again.
 
         Raises:
-            ClientError: as ``send``; ``unknown_session`` where the session ended while nobody was connected.
+            ClientError: as ``send``; ``unknown_session`` if the session ended while no client was connected.
         """
         await self.drain()
-        async with self._asking:
+        async with self._requesting:
             if self._closed is None:
                 self._check()
                 await self._ask_alone(_CLOSE)
@@ -226,45 +269,34 @@ class CaptureClient:
             return self._closed
 
     async def ping(self) -> None:
-        """Wait for an answer.
+        """Wait for an answer from the daemon.
 
         Raises:
             ClientError: as ``send``.
         """
-        await self._ask({"type": "ping"})
+        await self._ask(_PING, protocol.Pong)
 
-    async def _ask(self, frame: dict[str, Any]) -> dict[str, Any]:
-        async with self._asking:
+    async def _ask(self, line: bytes, kind: type[_Answer]) -> _Answer:
+        async with self._requesting:
             self._check()
-            return await self._ask_alone(encode(frame) + b"\n")
+            answer = await self._ask_alone(line)
+        if not isinstance(answer, kind):
+            raise invalid_frame(f"a {type(answer).__name__} came for a {kind.__name__}")
+        return answer
 
-    async def _ask_alone(self, line: bytes) -> dict[str, Any]:
-        self._requests.ask(line)
+    async def _ask_alone(self, line: bytes) -> RequestAnswer:
+        self._request.begin(line)
         self._put(line)
         try:
-            while not self._requests.is_answered:
+            while self._request.answer is None:
                 await self._wait()
-            return self._requests.take()
         except asyncio.CancelledError:
-            self._requests.give_up(is_asked=self._is_open)
+            self._request.abandon(sent=self._state is _State.OPEN)
             raise
+        else:
+            return self._request.answer
         finally:
-            self._requests.done()
-
-    async def _reconnect(self) -> None:
-        """Take the session up again, and queue what is not known to be safe."""
-        self._is_open = False
-        self._requests.lost()
-        opened = await self._uplink.come_back()
-        self.reconnects += 1
-        self._outgoing = self._in_flight.come_back(opened.accepted - self.resumed_after, self.last_event_id)
-        self._moved.notify_all()
-        if (asked := self._requests.again()) is not None:
-            self._outgoing.append(asked)
-        self._outgoing_bytes = sum(map(len, self._outgoing))
-        self._is_open = True
-        self._sending_due.set()
-        self._on_reconnect(self.reconnects)
+            self._request.end()
 
     # --- tasks ---
 
@@ -272,91 +304,123 @@ class CaptureClient:
         try:
             while True:
                 try:
-                    await self._read_some()
+                    for answer in await self._connection.read():
+                        self._take(answer)
                 except LOST:
-                    if self._closed is not None:
+                    if self._state is _State.CLOSED:
                         return
-                    if not self._uplink.patience:
-                        raise ClientError("unreachable", f"the daemon at '{self.path}' is gone") from None
+                    if not self._connection.patience:
+                        raise ClientError(UNREACHABLE, f"the daemon at '{self.path}' is gone") from None
                     await self._reconnect()
         except ClientError as error:
-            self._failure = error
-            self._moved.notify_all()
+            self._state, self._failure = _State.FAILED, error
+            self._changed.notify_all()
 
-    async def _read_some(self) -> None:
-        if self._uplink.wire is None:
-            raise anyio.ClosedResourceError
-        for frame in await self._uplink.wire.read_frames():
-            self._take(frame)
+    async def _reconnect(self) -> None:
+        """Resume the session on a new connection, and queue what is not known to be durable."""
+        self._state = _State.RECONNECTING
+        self._request.disconnected()
+        opened = await self._connection.reopen()
+        self.reconnects += 1
+        self._outgoing = self._in_flight.reconnected(opened.accepted - self.resumed_after, opened.last_event_id)
+        if (request := self._request.reconnected()) is not None:
+            self._outgoing.append(request)
+        self._outgoing_bytes = sum(map(len, self._outgoing))
+        self._state = _State.OPEN
+        self._changed.notify_all()
+        self._sending_due.set()
+        self._on_reconnect(self.reconnects)
 
-    def _take(self, frame: dict[str, Any]) -> None:
-        kind = frame.get("type")
-        if kind == "ack":
-            self._in_flight.acked(read_as(Ack, frame).accepted)
-            self._moved.notify_all()
-        elif kind == "reject":
-            reject, index = read_as(Reject, frame), read_as(int, frame.get("index"))
-            if self._in_flight.is_rejected(index, duplicate=reject.code == "duplicate_event_id"):
-                self._on_reject(msgspec.structs.replace(reject, line=self._in_flight.line_of(index)))
-        elif kind == "decision":
-            self._on_decision(read_as(dict[str, Any], frame.get("decision")))
-        elif kind == "error":
-            error = error_in(frame)
-            # Why not where it was asked before: what the daemon cannot do, such as a bundle, it could not do then either.
-            can_pass = error.code == "shutting_down" or (
-                error.code == "storage_failed" and not self._requests.asked_again
-            )
-            if can_pass and self._uplink.patience:
-                raise anyio.EndOfStream
-            raise error
-        elif kind == "closed":
-            self._closed = read_as(Published, frame)
-            # Why also where a close was given up: there is one end of a session, whoever asks for it.
-            if self._requests.asked == _CLOSE:
-                self._requests.answer(frame)
-            self._moved.notify_all()
-        elif self._requests.pass_over():
-            pass
-        elif isinstance(kind, str):
-            self._requests.answer(frame)
-            self._moved.notify_all()
-        else:
-            raise no_frame("it has no type")
+    def _take(self, answer: protocol.Answer) -> None:
+        match answer:
+            case protocol.Ack():
+                self._in_flight.acked(answer.accepted)
+                self._changed.notify_all()
+            case protocol.Reject(index, event_id, code, message):
+                if self._in_flight.is_rejected(index, duplicate=code == Code.DUPLICATE_EVENT_ID):
+                    self._on_reject(Reject(event_id, code, message, self._in_flight.line_of(index)))
+            case protocol.DecisionFrame():
+                self._on_decision(answer.decision)
+            case protocol.Error():
+                if self._may_pass(answer.code) and self._connection.patience:
+                    raise anyio.EndOfStream
+                raise error_of(answer)
+            case protocol.Closed():
+                self._state = _State.CLOSED
+                self._closed = Published(
+                    answer.bundle, answer.manifest, answer.sha256, answer.events, answer.decisions, answer.session
+                )
+                self._request.take_closed(answer, _CLOSE)
+                self._changed.notify_all()
+            case protocol.Flushed() | protocol.Pong():
+                self._request.take(answer)
+                self._changed.notify_all()
+            case protocol.Welcome() | protocol.Opened():
+                raise invalid_frame(f"a {type(answer).__name__} came twice")
+
+    def _may_pass(self, code: str) -> bool:
+        """Return whether to try again on a new connection after an ``error`` frame.
+
+        A request that failed for want of storage is sent once more; if it fails again, it would go on failing.
+        """
+        return code == Code.SHUTTING_DOWN or (code == Code.STORAGE_FAILED and not self._request.sent_again)
 
     async def _send_forever(self) -> None:
-        # Why no sender does it: one that stops waiting in mid-line would leave the half of it behind.
+        # Only this task writes to the socket: a sender that is cancelled in mid-line would leave half a line behind.
         while True:
             await self._sending_due.wait()
             self._sending_due.clear()
-            # Why: senders that are ready now get into the same write.
+            # Let senders that are ready now join this write.
             await asyncio.sleep(0)
-            wire = self._uplink.wire
-            # Why not on a connection that is just made: nothing may come between its hello and the answer to its open.
-            if wire is None or not self._is_open or not self._outgoing:
+            # While the session is being resumed, nothing may come between ``hello`` and the answer to ``open``.
+            if self._state is not _State.OPEN or not self._outgoing:
                 continue
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
-            self._moved.notify_all()
-            # Why nothing more: the reading task notices too, reconnects, and what was not acknowledged is sent again.
+            self._changed.notify_all()
+            # The reading task notices a broken connection too, reconnects, and sends again what was not acknowledged.
             with suppress(*LOST):
-                await wire.send(data)
+                await self._connection.send(data)
 
     async def _wait(self) -> None:
+        """Wait until something changes.
+
+        Raises:
+            ClientError: nothing more can be waited for.
+        """
         self._check()
-        await self._moved.wait()
-        if not self._requests.is_answered:
+        await self._changed.wait()
+        if self._request.answer is None:
             self._check()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if not self._uplink.is_asked_for or self._closed is not None:
-            what = "is closed" if self._closed is not None else "was not opened"
+        if self._state in (_State.NEW, _State.CLOSED):
+            what = "is closed" if self._state is _State.CLOSED else "was not opened"
             raise ClientError(
-                "misuse", f"the session {what}", "open() a session before anything else; one for each client"
+                MISUSE, f"the session {what}", "open() a session before anything else; one for each client"
             )
 
-    def __repr__(self) -> str:
-        return (
-            f"<CaptureClient {self.session or 'no session'} at {self.path!r}, {self.accepted} accepted, "
-            f"{len(self._in_flight)} in flight, {self.rejected} rejected>"
-        )
+
+async def stream(
+    path: str | PathLike[str], events: Iterable[ExternalEvent], *, graph: str = "default", window: int = 1024
+) -> Published:
+    """Send events in a session of their own, close it, and return what was published.
+
+    Raises:
+        ClientError: as ``CaptureClient``.
+    """
+    async with session_of(path, graph=graph, window=window) as client:
+        for event in events:
+            await client.send(event)
+        return await client.close()
+
+
+@asynccontextmanager
+async def session_of(
+    path: str | PathLike[str], *, graph: str = "default", window: int = 1024, **options: Any
+) -> AsyncIterator[CaptureClient]:
+    """Connect, open a session, and yield the client; ``options`` are those of ``CaptureClient``."""
+    async with CaptureClient(path, window=window, **options) as client:
+        await client.open(graph)
+        yield client

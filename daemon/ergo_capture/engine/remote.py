@@ -8,7 +8,6 @@ both cases: it may have had its effects, and whether it is tried again is the gr
 from __future__ import annotations
 
 import asyncio
-import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import AbstractAsyncContextManager
@@ -20,6 +19,7 @@ import structlog
 from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 
 from ergo_capture import telemetry
+from ergo_capture.backoff import Backoff
 from ergo_capture.engine.dialogue import AWAY, TIMED_OUT, Dialogue
 from ergo_capture.engine.port import UNSTATED_PROVENANCE, EngineRefused
 from ergo_capture.errors import ErgoCaptureError
@@ -154,7 +154,7 @@ class RemoteEngine(ABC):
             await self._keep_reached()
 
     async def _keep_reached(self) -> None:
-        delay = self._settings.back_off
+        backoff = Backoff(self._settings.back_off, self._settings.back_off_limit)
         while True:
             began = anyio.current_time()
             reason, reached = "it went away", self.counts["reached"]
@@ -172,9 +172,8 @@ class RemoteEngine(ABC):
             self.counts["lost"] += was_there
             # Why the reset: one that was well for a while is not one that cannot start.
             if was_there and anyio.current_time() - began > self._settings.back_off_limit:
-                delay = self._settings.back_off
-            await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret hangs on it
-            delay = min(delay * 2, self._settings.back_off_limit)
+                backoff.reset()
+            await anyio.sleep(backoff.next_delay())
 
     async def _be_there(self) -> None:
         """Reach it, greet it, and talk with it until it is gone."""

@@ -170,11 +170,6 @@ def _payload_bytes(event: _ExactEvent) -> bytes:
     return b"" if payload == b"null" else payload
 
 
-def line_of(event_text: bytes | msgspec.Raw) -> bytes:
-    """A bare event object, as it stood inside another line, as a line of its own."""
-    return b'{"type":"event","event":' + bytes(event_text) + b"}\n"
-
-
 def read_body(body: bytes) -> Iterator[ExternalEvent]:
     """The events of an EVENTS frame, with their payloads; they were checked when they were accepted.
 

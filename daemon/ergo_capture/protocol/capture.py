@@ -1,27 +1,35 @@
-"""The wire protocol ``ergo-capture.v1``: what a client and the daemon may say.
+"""The wire protocol ``ergo-capture.v1``: every frame that a client or the daemon may send; sans-I/O.
 
-Frames are JSON Lines. A client sends hello, open, then any number of event / events, with flush and ping in between,
-and close.
+Frames are JSON Lines on a Unix stream socket: one JSON object a line, whose ``type`` is the tag of a class below. A
+client sends ``hello``, ``open``, then any number of ``event`` and ``events``, with ``flush`` and ``ping`` in between,
+and ``close``. The daemon answers ``welcome``, ``opened``, then ``ack``, ``reject``, ``decision``, ``flushed`` and
+``pong``, and at last ``closed``; an ``error`` ends the connection.
+
+``ack.accepted`` and ``reject.index`` count the events of one connection from 1, in the order sent.
+
+Requests with unknown fields are refused. Answers may have fields, and types, that a reader does not know: it ignores
+them, so that an older client can talk to a newer daemon.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel.events import EventLike
+from ergo_capture.kernel.events import EventLike, ExternalEvent
 
 PROTOCOL: Final = "ergo-capture.v1"
+#: The reference's own ingress protocol, which the daemon also accepts: hello, event..., end.
 DRIVER_PROTOCOL: Final = "ergo-driver.v0"
 
 
-class Code(Enum):
-    """Why something was refused; the same words in answers, logs and counters."""
+class Code(StrEnum):
+    """Reasons for a refusal; the same words in answers, logs and counters."""
 
     BAD_FRAME = "bad_frame"
     TOO_LARGE = "too_large"
@@ -39,7 +47,7 @@ class Code(Enum):
 
 
 class ProtocolError(ErgoCaptureError):
-    """A connection ends with this answer: a code, a sentence, a hint."""
+    """A connection ends with this answer: a code, a message, a hint."""
 
     def __init__(self, code: Code, message: str, hint: str) -> None:
         super().__init__(message, op="serve a client", hint=hint)
@@ -49,15 +57,19 @@ class ProtocolError(ErgoCaptureError):
 # --- what a client sends -------------------------------------------------------------------------------------------
 
 
-class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello", forbid_unknown_fields=True):
-    """The first frame: which protocol, and who speaks it (for the logs)."""
+class _Request(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
+    pass
+
+
+class Hello(_Request, frozen=True, tag="hello"):
+    """The first frame: the protocol, and a name for the daemon's logs."""
 
     protocol: str
     client: str = ""
 
 
-class Open(msgspec.Struct, frozen=True, tag_field="type", tag="open", forbid_unknown_fields=True):
-    """Open a session of a graph, or with ``session`` take one up again."""
+class Open(_Request, frozen=True, tag="open"):
+    """Open a session of a graph; with ``session``, resume that one."""
 
     graph: str = "default"
     session: str | None = None
@@ -66,28 +78,56 @@ class Open(msgspec.Struct, frozen=True, tag_field="type", tag="open", forbid_unk
     decisions: bool = False
 
 
-class Flush(msgspec.Struct, frozen=True, tag_field="type", tag="flush", forbid_unknown_fields=True):
-    """Publish a snapshot of the session as it is now."""
+class Flush(_Request, frozen=True, tag="flush"):
+    """Publish a snapshot of the session."""
 
 
-class Close(msgspec.Struct, frozen=True, tag_field="type", tag="close", forbid_unknown_fields=True):
+class Close(_Request, frozen=True, tag="close"):
     """End the session and publish its bundle."""
 
 
 class End(msgspec.Struct, frozen=True, tag_field="type", tag="end"):
-    """``ergo-driver.v0``'s word for close."""
+    """Do as ``close`` does, in ``ergo-driver.v0``."""
 
 
-class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping", forbid_unknown_fields=True):
-    """Ask for a pong."""
+class Ping(_Request, frozen=True, tag="ping"):
+    """Ask for a ``pong``."""
 
 
 Request = Hello | Open | Flush | Close | End | Ping
 
+_EVENT_START: Final = b'{"type":"event","event":'
+
+
+def event_line(event: ExternalEvent) -> bytes:
+    """Return an event as an ``event`` frame, newline included; newlines between tokens of its payload become spaces."""
+    return b'%b{"event_id":%b,"kind":"%b","at":{"secs":%d,"nanos":%d},"payload":%b}}\n' % (
+        _EVENT_START,
+        _encode(event.event_id),
+        event.kind.value.encode(),
+        event.at.secs,
+        event.at.nanos,
+        event.payload.replace(b"\n", b" ") if event.payload else b"null",
+    )
+
+
+def wrap_event(event: bytes | msgspec.Raw) -> bytes:
+    """Return the JSON text of an event, without newlines, as an ``event`` frame, newline included."""
+    return b"%b%b}\n" % (_EVENT_START, bytes(event))
+
+
+def unwrap_event(line: bytes) -> bytes:
+    """Return the JSON text of the event in a line that ``event_line`` or ``wrap_event`` made; another line as it is."""
+    line = line.removesuffix(b"\n")
+    return line[len(_EVENT_START) : -1] if line.startswith(_EVENT_START) else line
+
+
+# --- what the daemon reads -----------------------------------------------------------------------------------------
+
 
 @dataclass(slots=True)
 class EventChunk:
-    """Events that came together, all well-formed: what a session admits and the journal keeps verbatim."""
+    """Consecutive well-formed events of one client: what a session admits and the journal keeps verbatim."""
 
     #: The event lines, newlines included.
     body: bytes
@@ -112,32 +152,130 @@ class BadLine:
 
 Item = Request | EventChunk | BadLine
 
-_encode: Final = msgspec.json.Encoder().encode
-
 
 # --- what the daemon sends -----------------------------------------------------------------------------------------
 
 
-def encode(kind: str, **fields: Any) -> bytes:
-    """One frame for the client."""
-    return _encode({"type": kind, **fields}) + b"\n"
+class _Answer(msgspec.Struct, frozen=True, tag_field="type"):
+    pass
 
 
-def encode_ack(accepted: int, decided: int) -> bytes:
-    """``ack``: everything up to ``accepted`` is durable or was rejected; ``decided`` likewise, decided."""
-    return b'{"type":"ack","accepted":%d,"decided":%d}\n' % (accepted, decided)
+class Welcome(_Answer, frozen=True, tag="welcome"):
+    """Answer ``hello``: the protocol, the program, and what it takes (bytes and counts, by name)."""
+
+    protocol: str = PROTOCOL
+    server: str = ""
+    limits: dict[str, int] = {}
 
 
-def encode_reject(index: int, event_id: str | None, code: Code, message: str, hint: str) -> bytes:
-    """``reject``: the event with that number on this connection, from 1, was not taken."""
-    return encode("reject", index=index, event_id=event_id, code=code.value, message=message, hint=hint)
+class Opened(_Answer, frozen=True, kw_only=True, tag="opened"):
+    """Answer ``open``; the counts are of events in the session, and zero for a new one."""
+
+    session: str
+    resumed: bool = False
+    accepted: int
+    decided: int = 0
+    #: Id of the last accepted event.
+    last_event_id: str | None
+
+
+class Ack(_Answer, frozen=True, tag="ack"):
+    """Every event of this connection up to ``accepted`` is durable or was rejected; likewise ``decided``."""
+
+    accepted: int
+    decided: int = 0
+
+
+class Reject(_Answer, frozen=True, tag="reject"):
+    """The event with this number on this connection was not taken."""
+
+    index: int
+    #: None where the line cannot be read that far.
+    event_id: str | None
+    #: A ``Code``, or a word that a newer daemon uses.
+    code: str
+    message: str
+    hint: str = ""
+
+
+class DecisionFrame(_Answer, frozen=True, kw_only=True, tag="decision"):
+    """A decision of the session: its number, from 1, and the record as the bundle holds it."""
+
+    index: int = 0
+    decision: dict[str, Any]
+
+
+class Flushed(_Answer, frozen=True, tag="flushed"):
+    """Answer ``flush``: paths of the snapshot and its manifest, and the snapshot's SHA-256 in hex."""
+
+    bundle: str
+    manifest: str
+    sha256: str
+
+
+class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
+    """Answer ``close``: counts of the whole session, and its last bundle as in ``flushed``."""
+
+    events: int = 0
+    decisions: int = 0
+    session: str = ""
+    bundle: str
+    manifest: str
+    sha256: str
+
+
+class Pong(_Answer, frozen=True, tag="pong"):
+    """Answer ``ping``."""
+
+
+class Error(_Answer, frozen=True, tag="error"):
+    """The connection ends after this."""
+
+    #: A ``Code``, or a word that a newer daemon uses.
+    code: str
+    message: str
+    hint: str = ""
+
+
+Answer = Welcome | Opened | Ack | Reject | DecisionFrame | Flushed | Closed | Pong | Error
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def encode(frame: Request | Answer) -> bytes:
+    """Return a frame as a line, newline included."""
+    return _encode(frame) + b"\n"
 
 
 def encode_error(error: ProtocolError) -> bytes:
-    """``error``: the connection ends after this."""
-    return encode("error", code=error.code.value, message=error.message, hint=error.hint)
+    """Return the ``error`` frame that ends a connection."""
+    return encode(Error(code=error.code, message=error.message, hint=error.hint or ""))
 
 
 def encode_decision_frame(index: int, record: bytes) -> bytes:
-    """``decision``: the session's decision with that number, from 1, as the bundle will hold it."""
+    """Return a ``decision`` frame from the JSON text of the record."""
     return b'{"type":"decision","index":%d,"decision":%b}\n' % (index, record)
+
+
+class _Type(msgspec.Struct, frozen=True):
+    type: str
+
+
+_answers: Final = msgspec.json.Decoder(Answer)
+_type: Final = msgspec.json.Decoder(_Type)
+_KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in Answer.__args__)
+
+
+def read_answers(lines: bytes) -> list[Answer]:
+    """Return the answers in some whole lines; those of a type that this release does not know are left out.
+
+    Raises:
+        ValueError: a line is not an answer; the message says why.
+    """
+    try:
+        return _answers.decode_lines(lines)
+    except msgspec.ValidationError:
+        known = (line for line in lines.split(b"\n") if line.strip() and _type.decode(line).type in _KNOWN)
+        return [_answers.decode(line) for line in known]
+    except RecursionError as error:
+        raise ValueError(str(error)) from error

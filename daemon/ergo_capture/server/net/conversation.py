@@ -11,7 +11,7 @@ from anyio.abc import SocketStream, UNIXSocketStream
 from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
-from ergo_capture.journal.payloads import Peer, Publication
+from ergo_capture.journal.payloads import Peer
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.protocol import capture as protocol
 from ergo_capture.protocol.capture import (
@@ -125,7 +125,7 @@ class Conversation:
         elif type(item) is Open:
             await self._open(item)
         elif type(item) is Ping:
-            self.replies.reply(protocol.encode("pong"))
+            self.replies.reply(protocol.encode(protocol.Pong()))
         else:
             assert isinstance(item, Flush | Close | End)
             self.is_answering = True
@@ -153,14 +153,15 @@ class Conversation:
             limits = self._limits
             self.replies.herald(
                 protocol.encode(
-                    "welcome",
-                    protocol=protocol.PROTOCOL,
-                    server=self._reception.server_name,
-                    limits={
-                        "max_frame_bytes": int(limits.max_frame_bytes),
-                        "max_events_per_frame": limits.max_events_per_frame,
-                        "max_id_bytes": limits.max_id_bytes,
-                    },
+                    protocol.Welcome(
+                        protocol.PROTOCOL,
+                        self._reception.server_name,
+                        {
+                            "max_frame_bytes": int(limits.max_frame_bytes),
+                            "max_events_per_frame": limits.max_events_per_frame,
+                            "max_id_bytes": limits.max_id_bytes,
+                        },
+                    )
                 )
             )
         else:
@@ -190,12 +191,13 @@ class Conversation:
         self._decisions_sent = session.log.follow(on=request.decisions)
         self.replies.herald(
             protocol.encode(
-                "opened",
-                session=session.description.session,
-                resumed=resumed,
-                accepted=session.accepted,
-                decided=session.decided,
-                last_event_id=session.last_event_id,
+                protocol.Opened(
+                    session=session.description.session,
+                    resumed=resumed,
+                    accepted=session.accepted,
+                    decided=session.decided,
+                    last_event_id=session.last_event_id,
+                )
             )
         )
 
@@ -267,7 +269,9 @@ class Conversation:
             if session.failure is not None:
                 raise
             raise not_published(error) from error
-        self.replies.reply(protocol.encode("flushed", **_published(publication)))
+        self.replies.reply(
+            protocol.encode(protocol.Flushed(publication.bundle, publication.manifest, publication.sha256))
+        )
         return False
 
     async def _close(self) -> bool:
@@ -280,11 +284,14 @@ class Conversation:
         assert publication is not None
         self.replies.reply(
             protocol.encode(
-                "closed",
-                events=session.accepted,
-                decisions=session.decided,
-                session=session.description.session,
-                **_published(publication),
+                protocol.Closed(
+                    events=session.accepted,
+                    decisions=session.decided,
+                    session=session.description.session,
+                    bundle=publication.bundle,
+                    manifest=publication.manifest,
+                    sha256=publication.sha256,
+                )
             )
         )
         self.is_over = True
@@ -311,7 +318,7 @@ class Conversation:
                 due.append(protocol.encode_decision_frame(self._decisions_sent, record))
         if (receipts.accepted, receipts.decided) != self._acked:
             self._acked = (receipts.accepted, receipts.decided)
-            due.append(protocol.encode_ack(*self._acked))
+            due.append(protocol.encode(protocol.Ack(*self._acked)))
         return due
 
     @property
@@ -343,12 +350,8 @@ class Conversation:
         if self._driver:
             # Why: its protocol knows no answers, and whoever need not read must not be given up for it.
             return
-        self.replies.herald(protocol.encode_reject(index, event_id, code, message, hint))
+        self.replies.herald(protocol.encode(protocol.Reject(index, event_id, code, message, hint)))
 
     def __repr__(self) -> str:
         session = "no session" if self.session is None else self.session.description.session
         return f"<Conversation with {self.client or 'unnamed'}, {session}, {self.receipts.received} events>"
-
-
-def _published(publication: Publication) -> dict[str, object]:
-    return {"bundle": publication.bundle, "manifest": publication.manifest, "sha256": publication.sha256}

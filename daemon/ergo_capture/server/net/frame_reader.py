@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.journal.lines import EventFormatError, LineEvent, line_of, read_event, read_harmless, read_line
+from ergo_capture.journal.lines import EventFormatError, LineEvent, read_event, read_harmless, read_line
 from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
-from ergo_capture.protocol.capture import BadLine, Code, EventChunk, Item, Request
+from ergo_capture.protocol.capture import BadLine, Code, EventChunk, Item, Request, wrap_event
 
 
 class _EventFrame(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
@@ -160,7 +160,7 @@ class FrameReader:
                 if isinstance(event, BadLine):
                     add(event)
                     continue
-                good.append(_whole_line(line) if text is None else line_of(text))
+                good.append(_whole_line(line) if text is None else wrap_event(text))
                 events.append(event)
         if good:
             items.append(EventChunk(b"".join(good), tuple(events)))

@@ -1,0 +1,238 @@
+"""The connection of one client: made, used for one session, and made again with the same session when it breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, TypeVar
+
+import anyio
+import msgspec
+from anyio.abc import ByteStream
+
+from ergo_capture.backoff import Backoff
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.protocol.capture import (
+    PROTOCOL,
+    Answer,
+    Code,
+    Error,
+    Hello,
+    Open,
+    Opened,
+    Welcome,
+    encode,
+    read_answers,
+)
+
+#: Codes of a ``ClientError`` that the daemon does not send.
+UNREACHABLE: Final = "unreachable"
+MISUSE: Final = "misuse"
+
+#: The exceptions by which a broken connection shows.
+LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+
+_READ_BYTES: Final = 64 * 1024
+#: Seconds before the second attempt to connect, and the most between two.
+_FIRST_DELAY: Final = 0.05
+_LONGEST_DELAY: Final = 2.0
+#: Seconds that a first connection waits for a daemon at the most. A daemon that is not there at first was most often
+#: not started at all, and the user should be told soon.
+_FIRST_PATIENCE: Final = 5.0
+#: Refusals of a resume that pass by themselves.
+_PASSING: Final = frozenset({UNREACHABLE, Code.SESSION_BUSY, Code.SHUTTING_DOWN})
+
+_Answer = TypeVar("_Answer", bound=Answer)
+
+
+class ClientError(ErgoCaptureError):
+    """The daemon refused, or cannot be reached; ``code`` is the protocol's, ``unreachable`` or ``misuse``."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, op="talk to the daemon", hint=hint or None)
+        self.code = code
+
+
+class Connection:
+    """A connection to the daemon, which can be made again with the same session on it.
+
+    Args:
+        path: the daemon's socket.
+        name: what the daemon's logs call this client.
+        patience: seconds to keep trying to reach the daemon again; zero for no second attempt.
+    """
+
+    def __init__(self, path: str, name: str, patience: float) -> None:
+        self.path = path
+        self.patience = patience
+        #: The session's id, once it was opened.
+        self.session: str | None = None
+        #: Id of the last event that was durable when the session was opened or resumed.
+        self.last_event_id: str | None = None
+        #: What the daemon takes: bytes and counts, by name.
+        self.limits: dict[str, int] = {}
+        self._hello = encode(Hello(PROTOCOL, name))
+        self._request = Open()
+        self._stream: ByteStream | None = None
+        #: Bytes of a frame that has not come to its end.
+        self._held = b""
+
+    async def connect(self) -> None:
+        """Connect; wait a few seconds for a daemon that is not there, since it may be starting.
+
+        Raises:
+            ClientError: ``unreachable``, or the daemon's refusal.
+        """
+        began, backoff = anyio.current_time(), Backoff(_FIRST_DELAY, _LONGEST_DELAY)
+        while True:
+            try:
+                return await self._connect()
+            except ClientError as error:
+                waited = anyio.current_time() - began
+                if error.code != UNREACHABLE or waited >= min(self.patience, _FIRST_PATIENCE):
+                    raise
+            await anyio.sleep(backoff.next_delay())
+
+    async def open(self, request: Open) -> Opened:
+        """Open or resume the session; after a refusal, this may be called again.
+
+        Raises:
+            ClientError: the daemon refused, or cannot be reached any more.
+        """
+        self._request = request
+        try:
+            if self._stream is None:
+                await self._connect()
+            try:
+                return await self._open()
+            except LOST:
+                # The daemon went away between its welcome and its answer. A session that it opened is left to linger.
+                return await self.reopen()
+        except BaseException:
+            # Hang up: the daemon takes one ``open`` on a connection, and an answer may still be on its way.
+            with anyio.CancelScope(shield=True):
+                await self.hang_up()
+            raise
+
+    async def reopen(self) -> Opened:
+        """Connect and resume the session, as often as it takes within ``patience``.
+
+        Raises:
+            ClientError: the daemon refused for good, or did not come back in time.
+        """
+        await self.hang_up()
+        backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY)
+        with anyio.move_on_after(self.patience):
+            while True:
+                await anyio.sleep(backoff.next_delay())
+                try:
+                    await self._connect()
+                    return await self._open()
+                except ClientError as error:
+                    if error.code not in _PASSING:
+                        raise
+                except LOST:
+                    pass
+                await self.hang_up()
+        raise ClientError(
+            UNREACHABLE,
+            f"the daemon at '{self.path}' did not come back within {self.patience:g} s",
+            "what was acknowledged is safe; start the daemon and resume the session with --session",
+        )
+
+    async def send(self, lines: bytes) -> None:
+        """Send whole lines.
+
+        Raises:
+            LOST: the connection is broken.
+        """
+        await self._connected().send(lines)
+
+    async def read(self) -> list[Answer]:
+        """Return the answers that have come, errors included; wait for more where none is whole.
+
+        Raises:
+            ClientError: ``bad_frame``: a line is not a frame of the protocol.
+            LOST: the connection is broken.
+        """
+        stream = self._connected()
+        if b"\n" not in self._held:
+            self._held += await stream.receive(_READ_BYTES)
+        end = self._held.rfind(b"\n") + 1
+        lines, self._held = self._held[:end], self._held[end:]
+        return _decode(lines)
+
+    async def hang_up(self) -> None:
+        """Close the connection at once."""
+        stream, self._stream, self._held = self._stream, None, b""
+        if stream is not None:
+            await anyio.aclose_forcefully(stream)
+
+    async def _connect(self) -> None:
+        try:
+            self._stream = await anyio.connect_unix(self.path)
+            self.limits = (await self._ask(self._hello, Welcome)).limits
+        except BaseException as error:
+            await self.hang_up()
+            if not isinstance(error, LOST):
+                raise
+            reason, hint = _why_unreachable(self.path, error)
+            raise ClientError(UNREACHABLE, f"connect to the daemon at '{self.path}': {reason}", hint) from error
+
+    async def _open(self) -> Opened:
+        opened = await self._ask(encode(self._request), Opened)
+        self.session = opened.session
+        self.last_event_id = opened.last_event_id
+        self._request = msgspec.structs.replace(self._request, session=opened.session)
+        return opened
+
+    async def _ask(self, request: bytes, kind: type[_Answer]) -> _Answer:
+        """Send a request and return the answer; the lines behind it are left to ``read``."""
+        stream = self._connected()
+        await stream.send(request)
+        while True:
+            while b"\n" not in self._held:
+                self._held += await stream.receive(_READ_BYTES)
+            line, _, self._held = self._held.partition(b"\n")
+            for answer in _decode(line):
+                if isinstance(answer, Error):
+                    raise error_of(answer)
+                if not isinstance(answer, kind):
+                    raise invalid_frame(f"a {type(answer).__name__} came for a {kind.__name__}")
+                return answer
+
+    def _connected(self) -> ByteStream:
+        if self._stream is None:
+            raise anyio.ClosedResourceError
+        return self._stream
+
+
+def error_of(error: Error) -> ClientError:
+    """Return what an ``error`` frame says as an exception."""
+    return ClientError(error.code, error.message, error.hint)
+
+
+def invalid_frame(reason: str) -> ClientError:
+    """Return the error for an answer that the protocol does not have there."""
+    message = f"the daemon said something that is no frame of {PROTOCOL}: {reason}"
+    return ClientError(Code.BAD_FRAME, message, "look whether it is ergo-capture that listens on this socket")
+
+
+def _decode(lines: bytes) -> list[Answer]:
+    try:
+        return read_answers(lines)
+    except ValueError as error:
+        raise invalid_frame(str(error)) from error
+
+
+def _why_unreachable(path: str, error: BaseException) -> tuple[str, str]:
+    """Return why a connection failed, and a hint."""
+    start = "start it with `ergo-capture serve`, or name its socket with --socket"
+    match error:
+        case PermissionError():
+            return "this user may not", "connect as a user of the socket's group, or as root"
+        case ConnectionRefusedError() if not Path(path).is_socket():
+            # The kernel refuses a connection to any other file in the same way, and starting a daemon would not help.
+            return "it is no socket", "name the daemon's socket with --socket"
+        case OSError():
+            return error.strerror or str(error), start
+    return "connection lost", start
