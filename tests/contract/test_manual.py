@@ -1,0 +1,344 @@
+"""The manual says what the code does: protocols, settings, codes, log lines and metrics, each one and no other."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from tests.contract.documents import (
+    MANUAL,
+    Block,
+    at_line,
+    environment,
+    names_below,
+    of_kind,
+    place,
+    table_below,
+)
+from tests.daemons import COMMAND, Wire, event, running_daemon
+
+from ergo_capture import config as configuration
+from ergo_capture import manual, telemetry
+from ergo_capture.config import Config
+from ergo_capture.config.settings import EngineConfig, GraphConfig
+from ergo_capture.kernel.effects import ActionEffect, Value
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.outcomes import ErrKind, RunTermination
+from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol import capture, control
+from ergo_capture.protocol.capture import BadLine, Code
+from ergo_capture.protocol.engine import Ready, encode_run, read_ran, read_ready
+from ergo_capture.server.net.frame_reader import FrameReader
+
+PROTOCOL = MANUAL / "protocol.md"
+ENGINES = MANUAL / "engines.md"
+#: The type of each field that the daemon says, as the manual calls it.
+TYPES = {bool: "boolean", int: "integer", str: "string", dict: "object", type(None): "null"}
+
+
+# --- the package ---
+
+
+def test_topics_are_the_files_of_the_manual() -> None:
+    """In reading order, each with its title."""
+    assert set(manual.topics()) == {path.stem for path in MANUAL.glob("*.md")}
+    assert next(iter(manual.topics())) == "terms"
+    for name, title in manual.topics().items():
+        assert manual.read(name).startswith(f"# {title}\n")
+
+
+def test_a_topic_that_is_not_there_is_a_key_error() -> None:
+    """Nor is a path one."""
+    for name in ("nothing", "", "../settings", "__init__"):
+        with pytest.raises(KeyError):
+            manual.read(name)
+
+
+# --- the protocol of clients ---
+
+
+def test_the_client_frames_are_read_by_the_daemon() -> None:
+    """Every example of a client is a frame without fault, and every kind of frame has one."""
+    seen = set()
+    for block in of_kind("json", "client"):
+        for line in block.values:
+            items = FrameReader(1 << 20, 10_000, 5).feed(line.encode() + b"\n")
+            assert items
+            assert not any(isinstance(item, BadLine) for item in items), line
+            seen.add(json.loads(line)["type"])
+    assert seen == {"hello", "open", "event", "events", "flush", "close", "ping", "end"}
+
+
+@pytest.mark.parametrize("frame", [capture.Hello, capture.Open])
+def test_the_fields_of_a_client_frame_are_the_structs(frame: type[msgspec.Struct]) -> None:
+    """With their defaults."""
+    tag = str(frame.__struct_config__.tag)
+    rows = {row[0].strip("`"): row[2].strip("`") for row in table_below(PROTOCOL, tag)}
+    fields = {field.name: field for field in msgspec.structs.fields(frame)}
+    assert rows.keys() == fields.keys()
+    for name, default in rows.items():
+        field = fields[name]
+        if default:
+            actual = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            assert json.loads(default) == actual
+        else:
+            assert field.required
+
+
+def test_the_kinds_of_events_are_all_there() -> None:
+    """In the table of an event."""
+    (kinds,) = (row[3] for row in table_below(PROTOCOL, "An event") if row[0] == "`kind`")
+    assert {kind.value for kind in ExternalEventKind} | {"Tick"} == set(re.findall(r"`(\w+)`", kinds)) - {"kind"}
+
+
+async def test_the_daemons_frames_are_those_of_a_real_conversation() -> None:
+    """Each frame has the fields of the example and of the table, with the types of the table."""
+    frames: dict[str, dict[str, Any]] = {}
+    async with running_daemon() as daemon:
+        async with daemon.wire() as wire:
+            await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open", "decisions": True})
+            await wire.say(event("e1"), event("e1"), {"type": "flush"}, {"type": "ping"}, {"type": "close"})
+            frames |= {frame["type"]: frame for frame in await wire.rest()}
+        async with daemon.wire() as wire:
+            await _refused(wire)
+            frames |= {frame["type"]: frame for frame in await wire.rest() if frame["type"] == "error"}
+    examples = {frame["type"]: frame for block in of_kind("json", "daemon") for frame in map(json.loads, block.values)}
+    assert frames.keys() == examples.keys()
+    for kind, frame in frames.items():
+        assert set(frame) == set(examples[kind]), kind
+        if kind == "pong":
+            continue
+        rows = {row[0].strip("`"): row[1] for row in table_below(PROTOCOL, kind)}
+        assert set(frame) == {"type", *rows}, kind
+        for name, said in rows.items():
+            assert TYPES[type(frame[name])] in said, (kind, name)
+    assert set(frames["decision"]["decision"]) <= _record_fields()
+    assert set(examples["welcome"]["limits"]) == set(frames["welcome"]["limits"])
+
+
+async def _refused(wire: Wire) -> None:
+    await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open", "graph": "flight"})
+
+
+def _record_fields() -> set[str]:
+    from ergo_capture import EpisodeInvocationRecord
+
+    text = PROTOCOL.read_text(encoding="utf-8").partition("| field of the record |")[2].partition("\n\n")[0]
+    names = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert names == set(EpisodeInvocationRecord.__struct_fields__)
+    return names
+
+
+def test_every_code_is_explained() -> None:
+    """And no other."""
+    assert names_below(PROTOCOL, "Codes") == {code.value for code in Code}
+
+
+def test_the_operators_requests_are_read_by_the_daemon() -> None:
+    """Every example is a request, every request has one, and its answer is in the table."""
+    requests = [json.loads(line) for block in of_kind("json", "operator") for line in block.values]
+    for request in requests:
+        control.read_request(json.dumps(request).encode())
+    assert {request["command"] for request in requests} == set(control.COMMANDS)
+    assert names_below(MANUAL / "operating.md", "The control protocol") == set(control.COMMANDS)
+
+
+# --- the protocol of engines ---
+
+
+def test_the_engines_messages_are_read_by_the_daemon() -> None:
+    """Each example is `ready`, or `ran` with a result."""
+    for block in of_kind("json", "engine"):
+        for line in block.values:
+            if json.loads(line)["type"] == "ready":
+                read_ready(line.encode())
+            else:
+                assert read_ran(line.encode()).result is not None, line
+
+
+def test_the_requests_to_an_engine_are_what_the_daemon_writes() -> None:
+    """Byte for byte, and each field in the table."""
+    for block in of_kind("json", "run"):
+        for line in block.values:
+            run = json.loads(line)
+            payload = b"" if run["payload"] is None else json.dumps(run["payload"], separators=(",", ":")).encode()
+            at = EventTime(**run["at"])
+            happened = ExternalEvent.with_payload(run["event_id"], ExternalEventKind(run["kind"]), at, payload)
+            deadline = None if run["deadline"] is None else EventTime(**run["deadline"])
+            assert encode_run(run["id"], run["graph_id"], happened, deadline).decode() == line + "\n"
+            assert names_below(ENGINES, "run") | {"type"} == set(run)
+
+
+def test_the_fields_of_an_engines_messages_are_the_ones_that_are_read() -> None:
+    """A field that the manual does not know would be guessed at; each one of `ran` is refused where it is wrong."""
+    assert names_below(ENGINES, "ready") == set(Ready.__struct_fields__)
+    assert names_below(ENGINES, "Effects") == set(ActionEffect.__struct_fields__)
+    for name in names_below(ENGINES, "ran") - {"id", "type", "termination"}:
+        wrong = json.dumps({"id": 1, "termination": "Completed", name: 7}).encode()
+        assert read_ran(wrong).result is None, name
+
+
+def test_every_termination_is_there_and_says_whether_it_is_tried_again() -> None:
+    """As the supervisor has it."""
+    rows = {row[0].strip("`"): row[1] for row in table_below(ENGINES, "Terminations")}
+    found = {RunTermination.from_builtins(json.loads(text)): said == "yes" for text, said in rows.items()}
+    wanted = [RunTermination.Completed, RunTermination.TimedOut, RunTermination.Aborted]
+    wanted += [RunTermination.Failed(kind) for kind in ErrKind]
+    assert found == {termination: termination.retryable for termination in wanted}
+
+
+def test_every_kind_of_value_is_there() -> None:
+    """And each example is one."""
+    rows = re.findall(r"^\| `(\{.*\})` \|", ENGINES.read_text(encoding="utf-8"), re.MULTILINE)
+    values = [json.loads(text) for text in rows if "Failed" not in text and "kind =" not in text]
+    assert {name for value in values for name in value} == set(Value.__struct_fields__)
+    for value in values:
+        msgspec.convert(value, type=Value)
+
+
+async def test_every_figure_of_an_engine_is_there(tmp_path: Path) -> None:
+    """Those that `status --json` has of an engine outside."""
+    async with running_daemon('[graphs.default]\nengine = { kind = "socket", path = "nowhere.sock" }\n') as daemon:
+        (engine,) = (await daemon.ask("status"))["status"]["running"]["engines"]
+    assert names_below(ENGINES, "Counters") == set(engine["figures"])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node")
+@pytest.mark.parametrize("block", [block for block in of_kind("javascript") if block.name], ids=at_line)
+def test_a_node_engine_replays_the_scenario(block: Block) -> None:
+    """As the one in bash does."""
+    with place(block.document) as directory:
+        for arguments in (
+            ["simulate", "scenario.json", "-o", "run.capture.json"],
+            ["replay", "run.capture.json", "--engine", f"process:node {block.name}"],
+        ):
+            subprocess.run([*COMMAND, *arguments], cwd=directory, env=environment(directory), check=True, timeout=60)
+
+
+# --- settings ---
+
+
+def _settings() -> dict[str, str]:
+    """Every setting with its default, as the configuration's own printing has it."""
+    found: dict[str, str] = {}
+    section = ""
+    for line in configuration.to_toml(Config()).splitlines():
+        if line.startswith("["):
+            section = line.strip("[]").replace("graphs.default", "graphs.NAME")
+        elif line:
+            key, _, value = line.removeprefix("# ").partition(" =")
+            found[f"{section}.{key}"] = value.strip()
+    return found
+
+
+def test_every_setting_is_in_the_manual_with_its_default() -> None:
+    """And none that is not there."""
+    settings = _settings()
+    assert settings.keys() == set(configuration.known_keys())
+    found: dict[str, str] = {}
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in settings):
+        for row in table_below(MANUAL / "configuration.md", f"[{section}]"):
+            found[f"{section}.{row[0].strip('`')}"] = row[1].strip("`")
+            assert row[2], row
+    assert found == settings
+
+
+@pytest.mark.parametrize("kind", get_args(EngineConfig))
+def test_every_setting_of_an_engine_is_in_the_manual(kind: type[msgspec.Struct]) -> None:
+    """With its default; and those without one are required."""
+    tag = str(kind.__struct_config__.tag)
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table_below(MANUAL / "configuration.md", f'kind = "{tag}"')}
+    assert rows.keys() == set(kind.__struct_fields__)
+    for field in msgspec.structs.fields(kind):
+        default = rows[field.name]
+        assert field.required == (not default), field.name
+        if default:
+            table = ", ".join([f'kind = "{tag}"', f"{field.name} = {default}", *_required(kind)])
+            text = f"[graphs.g]\nengine = {{ {table} }}"
+            graph: GraphConfig = configuration.parse(text, "manual").graphs["g"]
+            assert getattr(graph.engine, field.name) == field.default
+
+
+def _required(kind: type[msgspec.Struct]) -> list[str]:
+    values = {"command": '["x"]', "path": '"x"', "file": '"x"', "callable": '"x:y"'}
+    return [f"{field.name} = {values[field.name]}" for field in msgspec.structs.fields(kind) if field.required]
+
+
+# --- what the daemon says ---
+
+
+def test_every_line_of_the_log_is_explained() -> None:
+    """And no other."""
+    lines = {value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)}
+    assert names_below(MANUAL / "log.md", "Lines") == lines
+
+
+async def test_every_metric_is_explained() -> None:
+    """And no other, but for the process's own."""
+    async with running_daemon() as daemon:
+        text: str = (await daemon.ask("metrics"))["text"]
+    kinds = dict(re.findall(r"^# TYPE ergo_capture_(\w+) (\w+)$", text, re.MULTILINE))
+    assert names_below(MANUAL / "metrics.md", "The metrics of the daemon") == set(kinds)
+
+
+async def test_every_alert_asks_for_a_metric_that_exists() -> None:
+    """An alert on a name that is misspelt would never fire."""
+    async with running_daemon() as daemon:
+        text: str = (await daemon.ask("metrics"))["text"]
+    alerts = " ".join(row[0] + row[1] for row in table_below(MANUAL / "operating.md", "Alerts"))
+    for name in re.findall(r"ergo_capture_\w+", alerts):
+        assert re.search(rf"^{name}\b", text, re.MULTILINE), name
+
+
+# --- the code ---
+
+
+def _names_in(path: Path) -> set[str]:
+    """What a file defines: functions, classes, and their methods as ``Class.method``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = set()
+    for node in tree.body:
+        if isinstance(node, kinds):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, kinds)}
+    return names
+
+
+WALK = re.findall(r"`([\w/]+\.py): ([\w.]+)`", (MANUAL / "events.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("path", "name"), sorted(set(WALK)), ids=str)
+def test_the_walk_of_an_event_names_what_is_there(path: str, name: str) -> None:
+    """Each file and function of the walk exists."""
+    file = MANUAL.parent / path
+    assert file.is_file(), path
+    assert name in _names_in(file), name
+
+
+def test_every_row_of_the_walk_names_a_function() -> None:
+    """A step without one could not be looked up."""
+    rows = [line for line in (MANUAL / "events.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    steps = [row for row in rows if not row.startswith("| step")]
+    assert steps
+    for row in steps:
+        assert re.search(r"`[\w/]+\.py: [\w.]+`", row), row
+
+
+def test_the_tower_of_the_manual_is_that_of_the_code() -> None:
+    """Every package, and the parts of the server."""
+    packages = {path.parent.name for path in MANUAL.parent.glob("*/__init__.py")}
+    assert names_below(MANUAL / "contributing.md", "The tower") == packages
+    (server,) = (row[1] for row in table_below(MANUAL / "contributing.md", "The tower") if row[0] == "`server`")
+    parts = {path.parent.name for path in (MANUAL.parent / "server").glob("*/__init__.py")}
+    assert set(re.findall(r"`(\w+)` \(", server)) == parts
+    for path in re.findall(r"`(\w+/[\w/]+\.py)`", (MANUAL / "contributing.md").read_text(encoding="utf-8")):
+        assert (MANUAL.parent / path).is_file(), path
