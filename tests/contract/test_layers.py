@@ -24,7 +24,7 @@ LAYERS = (
     {"journal"},
     {"bundle"},
     {"repair"},
-    {"report", "engine", "egress", "client"},
+    {"report", "engine", "egress", "client", "manual"},
     {"objects"},
     {"ship", "fleet"},
     {"server"},
