@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 import typer
 
 from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
+from ergo_capture.protocol.control import Flushed, FlushRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class _Answer(msgspec.Struct):
-    bundles: list[str]
 
 
 @app.command()
@@ -31,7 +27,7 @@ def flush(
     """Have the running daemon publish what its sessions hold by now, and print the bundles' paths."""
     # Why without a time-out: a long session takes as long as it takes, and the daemon goes on meanwhile.
     with OperatorLine(control_path(socket, config), patience=None) as line:
-        answer = msgspec.json.decode(line.ask("flush", session=session or None), type=_Answer)
+        answer = line.ask(FlushRequest(session or None), Flushed)
     for bundle in answer.bundles:
         typer.echo(bundle)
     return 0

@@ -10,12 +10,12 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self, TypeVar
 
-import msgspec
 import typer
 
-from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.protocol.control import Answer, Error, Request, encode, read_answer
 
 #: Seconds to wait for an answer. Why so long: a loop that is busy composing or recovering answers late, not never.
 PATIENCE: Final = 10.0
@@ -40,14 +40,7 @@ class DaemonRefused(ErgoCaptureError):
     """The daemon answered that it would not, or could not."""
 
 
-class _Answer(msgspec.Struct):
-    type: str
-    message: str = ""
-    hint: str = ""
-    exit_code: int = ExitCode.FAILED
-
-
-_answer = msgspec.json.Decoder(_Answer)
+_Answer = TypeVar("_Answer", bound=Answer)
 
 
 def control_path(capture_socket: str, config: Path | None) -> Path:
@@ -85,24 +78,42 @@ class OperatorLine:
             raise self._away(error) from error
         self._held = b""
 
-    def ask(self, command: str, **fields: Any) -> bytes:
-        """The line that answers a request.
+    def ask(self, request: Request, kind: type[_Answer]) -> _Answer:
+        """Send a request and return its answer.
 
         Raises:
-            DaemonAway: it went away, or did not answer in time.
-            DaemonRefused: it would not; with its sentence and hint.
+            DaemonAway: the daemon went away, or did not answer in time.
+            DaemonRefused: it refused; with its message and hint.
+            ErgoCaptureError: the answer is not of that kind.
         """
         try:
-            self._socket.sendall(msgspec.json.encode({"command": command, **fields}) + b"\n")
+            self._socket.sendall(encode(request))
         except BrokenPipeError:
-            # Why: whoever is turned away is told why before the daemon hangs up, and that can still be read.
+            # A client that is refused is told why before the daemon hangs up, and that can still be read.
             pass
         except OSError as error:
             raise self._away(error) from error
-        return self.read()
+        answer = self.answer_in(self.read())
+        if not isinstance(answer, kind):
+            raise _unknown(f"it is no {kind.__name__}")
+        return answer
+
+    def answer_in(self, line: bytes) -> Answer | None:
+        """Return the answer in a line, None if its type is unknown; raise as ``ask`` does."""
+        try:
+            answer = read_answer(line)
+        except ValueError as error:
+            raise _unknown(str(error)) from error
+        if isinstance(answer, Error):
+            raise DaemonRefused(answer.message, op="ask the daemon", hint=answer.hint, exit_code=answer.exit_code)
+        return answer
 
     def read(self, wait: Callable[[], None] = lambda: None) -> bytes:
-        """The next line; raises as ``ask`` does. ``wait`` is called before each wait for the daemon."""
+        """Return the next line; call ``wait`` before each wait for the daemon.
+
+        Raises:
+            DaemonAway: the daemon went away, or did not answer in time.
+        """
         while b"\n" not in self._held:
             wait()
             try:
@@ -113,11 +124,7 @@ class OperatorLine:
                 raise self._away(None)
             self._held += data
         line, newline, self._held = self._held.partition(b"\n")
-        line += newline
-        answer = _answer.decode(line)
-        if answer.type == "error":
-            raise DaemonRefused(answer.message, op="ask the daemon", hint=answer.hint, exit_code=answer.exit_code)
-        return line
+        return line + newline
 
     def lines(self, reader: int | None = None) -> Iterator[bytes]:
         """Every further line, however long each takes to come.
@@ -158,6 +165,14 @@ class OperatorLine:
 
     def __repr__(self) -> str:
         return f"<OperatorLine to {self.path}>"
+
+
+def _unknown(reason: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"read the daemon's answer: {reason}",
+        op="ask the daemon",
+        hint="the daemon is of another version than this command: restart it",
+    )
 
 
 def why_away(error: OSError | None) -> tuple[str, str]:

@@ -6,17 +6,12 @@ Not here: what is read and what takes effect (``server/ops/reload.py``).
 
 from __future__ import annotations
 
-import msgspec
 import typer
 
 from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
+from ergo_capture.protocol.control import Reloaded, ReloadRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class _Answer(msgspec.Struct):
-    applied: list[str]
-    restart: list[str]
 
 
 @app.command()
@@ -26,7 +21,7 @@ def reload(socket: SocketOption = "", config: ConfigOption = None) -> int:
     Names what took effect, and what takes effect only with a restart.
     """
     with OperatorLine(control_path(socket, config)) as line:
-        answer = msgspec.json.decode(line.ask("reload"), type=_Answer)
+        answer = line.ask(ReloadRequest(), Reloaded)
     for setting in answer.applied:
         typer.echo(f"applied {setting}")
     for setting in answer.restart:

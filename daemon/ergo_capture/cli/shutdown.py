@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 import typer
 
 from ergo_capture.cli.operator import ConfigOption, DaemonAway, OperatorLine, SocketOption, control_path
+from ergo_capture.protocol.control import ShutdownRequest, Stopping
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class _Answer(msgspec.Struct):
-    waits_for: list[str]
 
 
 @app.command()
@@ -31,7 +27,7 @@ def shutdown(
     A daemon of systemd's is stopped with `systemctl stop`.
     """
     with OperatorLine(control_path(socket, config)) as line:
-        answer = msgspec.json.decode(line.ask("shutdown"), type=_Answer)
+        answer = line.ask(ShutdownRequest(), Stopping)
         for sentence in answer.waits_for:
             typer.echo(f"waits for {sentence}", err=True)
         if wait:

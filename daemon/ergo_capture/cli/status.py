@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
+from ergo_capture.protocol.control import Status, StatusRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,17 +21,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PIPE_COLUMNS: Final = 160
 
 
-class _Answer(msgspec.Struct):
-    status: msgspec.Raw
-
-
 def ask_status(line: OperatorLine) -> bytes:
     """The daemon's status as JSON.
 
     Raises:
         DaemonAway: no daemon answers.
     """
-    return bytes(msgspec.json.decode(line.ask("status"), type=_Answer).status)
+    return bytes(line.ask(StatusRequest(), Status).status)
 
 
 @app.command()

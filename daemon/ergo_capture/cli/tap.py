@@ -7,19 +7,17 @@ Not here: which are shown and which are skipped (``server/session/tap.py``).
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from ergo_capture.cli.operator import ConfigOption, OperatorLine, SocketOption, control_path
 from ergo_capture.cli.output import standard_output
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.protocol.control import MAX_RATE, Answer, Ended, Skipped, TappedDecision, Tapping, TapRequest
 from ergo_capture.units import counted
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-_MAX_RATE: Final = 10_000
 
 
 @app.command()
@@ -27,9 +25,7 @@ def tap(
     of: Annotated[str, typer.Argument(metavar="GRAPH|SESSION", help="What to follow; see `ergo-capture status`.")],
     socket: SocketOption = "",
     config: ConfigOption = None,
-    rate: Annotated[
-        int, typer.Option(min=1, max=_MAX_RATE, metavar="N", help="Most decisions a second to show.")
-    ] = 100,
+    rate: Annotated[int, typer.Option(min=1, max=MAX_RATE, metavar="N", help="Most decisions a second to show.")] = 100,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line, as the daemon says it.")
     ] = False,
@@ -39,33 +35,29 @@ def tap(
     Shows at most so many a second, and says how many it skipped.
     """
     with OperatorLine(control_path(socket, config)) as line:
-        line.ask("tap", of=of, rate=rate)
+        line.ask(TapRequest(of, rate), Tapping)
         for text in line.lines(standard_output()):
-            item = msgspec.json.decode(text)
+            item = line.answer_in(text)
             if as_json:
                 sys.stdout.write(text.decode())
-            else:
+            elif item is not None:
                 typer.echo(in_words(item))
             sys.stdout.flush()
-            if item["type"] == "ended":
+            if isinstance(item, Ended):
                 return 0
     raise AssertionError("a line ends by an error")
 
 
-def in_words(item: dict[str, Any]) -> str:
-    """One line of a tap for people."""
-    if item["type"] == "skipped":
-        return f"skipped {item['count']:,}"
-    if item["type"] == "ended":
-        return f"the session has ended: {item['how']}"
-    if item["type"] != "decision":
-        raise ErgoCaptureError(
-            f"read the daemon's answer: {item['type']!r} is unknown",
-            op="tap",
-            hint="the daemon is of another version than this command; use --json",
-        )
-    decision = item["decision"]
-    parts = [item["session"], f"{item['index']:,}", _time(item["at"]), item["kind"], repr(decision["event_id"])]
+def in_words(item: Answer) -> str:
+    """Return one line of a tap for people."""
+    if isinstance(item, Skipped):
+        return f"skipped {item.count:,}"
+    if isinstance(item, Ended):
+        return f"the session has ended: {item.how}"
+    assert isinstance(item, TappedDecision)
+    decision = msgspec.json.decode(item.decision)
+    parts = [item.session, f"{item.index:,}", _time({"secs": item.at.secs, "nanos": item.at.nanos}), item.kind.value]
+    parts.append(repr(decision["event_id"]))
     parts.append(decision["decision"])
     if decision["schedule_at"] is not None:
         parts.append(f"until {_time(decision['schedule_at'])}")

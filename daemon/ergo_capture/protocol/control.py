@@ -1,7 +1,7 @@
-"""What is said on the control socket, sans-I/O: lines in, requests out; answers in, lines out.
+"""The protocol of the control socket: every request of an operator and every answer; sans-I/O.
 
-JSON Lines. A request is one object with a ``command``; an answer is one object with a ``type``, and ``tap`` is
-answered with as many as there are decisions to show:
+JSON Lines. A request is one object with a ``command``, an answer one object with a ``type``; ``tap`` has as many
+answers as there are decisions to show:
 
     {"command": "status"}                        {"type": "status", "status": {...}}
     {"command": "metrics"}                       {"type": "metrics", "text": "..."}
@@ -12,17 +12,18 @@ answered with as many as there are decisions to show:
                                                  {"type": "skipped", "count": 240}; {"type": "ended", "how": "..."}
     anything else                                {"type": "error", "code", "message", "hint", "exit_code"}
 
-A tap is the last thing on its connection: it ends when its operator hangs up or says anything.
+A tap is the last request on its connection: it ends when the operator hangs up or sends anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, Self
 
 import msgspec
 from msgspec import Meta
 
+from ergo_capture.errors import ExitCode
+from ergo_capture.kernel.events import ExternalEventKind
 from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.protocol.capture import Code, ProtocolError
@@ -32,17 +33,19 @@ MAX_REQUEST_BYTES: Final = 4096
 #: Most decisions a second that a tap shows.
 MAX_RATE: Final = 10_000
 
+# --- what an operator sends -----------------------------------------------------------------------------------------
+
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command"):
-    """One line from an operator."""
+    pass
 
 
 class StatusRequest(_Request, frozen=True, tag="status"):
-    """How is it?"""
+    """Ask for the daemon's status."""
 
 
 class MetricsRequest(_Request, frozen=True, tag="metrics"):
-    """The same as Prometheus reads it."""
+    """Ask for the metrics in Prometheus's text format."""
 
 
 class ReloadRequest(_Request, frozen=True, tag="reload"):
@@ -71,21 +74,125 @@ Request = StatusRequest | MetricsRequest | ReloadRequest | FlushRequest | Shutdo
 
 COMMANDS: Final = ("status", "metrics", "reload", "flush", "shutdown", "tap")
 
-#: The code of an error where what was asked for could not be done.
+# --- what the daemon sends ------------------------------------------------------------------------------------------
+
+
+class _Answer(msgspec.Struct, frozen=True, tag_field="type"):
+    pass
+
+
+class Status(_Answer, frozen=True, tag="status"):
+    """The status, as JSON text."""
+
+    status: msgspec.Raw
+
+
+class Metrics(_Answer, frozen=True, tag="metrics"):
+    """The metrics in Prometheus's text format."""
+
+    text: str
+
+
+class Reloaded(_Answer, frozen=True, tag="reloaded"):
+    """Names of the settings that took effect, and of those that take effect with a restart."""
+
+    applied: list[str]
+    restart: list[str]
+
+
+class Flushed(_Answer, frozen=True, tag="flushed"):
+    """Paths of the bundles that were published."""
+
+    bundles: list[str]
+
+
+class Stopping(_Answer, frozen=True, tag="stopping"):
+    """What the shutdown waits for, in sentences."""
+
+    waits_for: list[str]
+
+
+class Tapping(_Answer, frozen=True, tag="tapping"):
+    """A tap has begun."""
+
+    of: str
+    rate: int
+
+
+class Time(msgspec.Struct, frozen=True):
+    """A time of an event, or of when an episode is due."""
+
+    secs: int
+    nanos: int
+
+
+class TappedDecision(_Answer, frozen=True, tag="decision"):
+    """A decision, with its event's kind and time."""
+
+    session: str
+    #: The decision's number in the session, from 1.
+    index: int
+    kind: ExternalEventKind
+    at: Time
+    #: The decision record as the bundle holds it, as JSON text.
+    decision: msgspec.Raw
+
+    @classmethod
+    def of(cls, session: str, index: int, entry: DecisionLogEntry) -> Self:
+        """Return the answer that shows a logged decision."""
+        event = entry.event
+        record = msgspec.Raw(encode_decision(entry.to_record()))
+        return cls(session, index, event.kind, Time(event.at.secs, event.at.nanos), record)
+
+
+class Skipped(_Answer, frozen=True, tag="skipped"):
+    """How many decisions are not shown here."""
+
+    count: int
+
+
+class Ended(_Answer, frozen=True, tag="ended"):
+    """The tapped session is over; ``how`` it ended."""
+
+    how: str
+
+
+class Error(_Answer, frozen=True, tag="error"):
+    """The request was refused, or failed."""
+
+    #: A ``Code``, or ``FAILED``.
+    code: str
+    message: str
+    hint: str | None = None
+    #: The status with which the operator's command exits.
+    exit_code: int = ExitCode.FAILED
+
+
+Answer = Status | Metrics | Reloaded | Flushed | Stopping | Tapping | TappedDecision | Skipped | Ended | Error
+
+_KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in Answer.__args__)
+
+#: The code of an error that is not a refusal.
 FAILED: Final = "failed"
 
-_decode: Final = msgspec.json.Decoder(Request).decode
+_requests: Final = msgspec.json.Decoder(Request)
+_answers: Final = msgspec.json.Decoder(Answer)
 _encode: Final = msgspec.json.Encoder().encode
 
 
+def encode(message: Request | Answer) -> bytes:
+    """Return a request or an answer as a line, newline included."""
+    return _encode(message) + b"\n"
+
+
 def read_request(line: bytes) -> Request:
-    """The request that a line says.
+    """Return the request in a line.
 
     Raises:
-        ProtocolError: none that is known.
+        ProtocolError: ``bad_frame``: it is not a known request.
     """
     try:
-        request: Request = _decode(line)
+        request: Request = _requests.decode(line)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(
             Code.BAD_FRAME,
@@ -95,25 +202,20 @@ def read_request(line: bytes) -> Request:
     return request
 
 
-def answer(kind: str, **fields: Any) -> bytes:
-    """One line for the operator."""
-    return _encode({"type": kind, **fields}) + b"\n"
+class _Type(msgspec.Struct, frozen=True):
+    type: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A decision that is shown."""
-
-    session: str
-    #: The decision's number in the session, from 1.
-    index: int
-    entry: DecisionLogEntry
+_type: Final = msgspec.json.Decoder(_Type)
 
 
-def encode_shown(shown: Shown) -> bytes:
-    """A decision for somebody who taps: as the bundle will hold it, with the event's kind and time."""
-    entry = shown.entry
-    at = {"secs": entry.event.at.secs, "nanos": entry.event.at.nanos}
-    record = msgspec.Raw(encode_decision(entry.to_record()))
-    body = {"session": shown.session, "index": shown.index, "kind": entry.event.kind, "at": at, "decision": record}
-    return _encode({"type": "decision", **body}) + b"\n"
+def read_answer(line: bytes) -> Answer | None:
+    """Return the answer in a line; None if it is of a type that this release does not know.
+
+    Raises:
+        ValueError: it is not an answer; the message says why.
+    """
+    if _type.decode(line).type not in _KNOWN:
+        return None
+    answer: Answer = _answers.decode(line)
+    return answer

@@ -13,10 +13,10 @@ from tests.daemons import Wire, event, running_daemon
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
-from ergo_capture.protocol.control import Shown
+from ergo_capture.protocol.control import Skipped, TappedDecision
 from ergo_capture.server.ops import control
 from ergo_capture.server.session.session import Session
-from ergo_capture.server.session.tap import Skipped, Tap
+from ergo_capture.server.session.tap import Tap
 
 LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "1h"\n'
 
@@ -181,7 +181,7 @@ def entries(first: int) -> Any:
     return make
 
 
-def in_short(news: Sequence[Shown | Skipped]) -> list[str]:
+def in_short(news: Sequence[TappedDecision | Skipped]) -> list[str]:
     """News as text: numbers of what is shown, and how many are not."""
     return [f"-{item.count}" if isinstance(item, Skipped) else str(item.index) for item in news]
 

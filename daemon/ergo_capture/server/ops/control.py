@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
+import msgspec
 import structlog
 from anyio.abc import SocketAttribute, UNIXSocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
@@ -21,10 +22,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.protocol import control as protocol
 from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.protocol.control import (
-    FAILED,
-    MAX_REQUEST_BYTES,
     FlushRequest,
     MetricsRequest,
     ReloadRequest,
@@ -32,9 +32,6 @@ from ergo_capture.protocol.control import (
     ShutdownRequest,
     StatusRequest,
     TapRequest,
-    answer,
-    encode_shown,
-    read_request,
 )
 from ergo_capture.server.components import Components, Phase, Running
 from ergo_capture.server.net.listener import Admission, Listener
@@ -43,7 +40,7 @@ from ergo_capture.server.ops.reload import Reloaded
 from ergo_capture.server.ops.status import shutdown_waits_for, take_status
 from ergo_capture.server.session.access import Access, who
 from ergo_capture.server.session.session import Session
-from ergo_capture.server.session.tap import Skipped, Tap
+from ergo_capture.server.session.tap import Tap
 
 log = structlog.get_logger()
 
@@ -147,7 +144,7 @@ class _ControlConnection:
             if not line.strip():
                 continue
             try:
-                await self._execute(read_request(line))
+                await self._execute(protocol.read_request(line))
             except ErgoCaptureError as error:
                 await self._refuse(error)
 
@@ -156,11 +153,11 @@ class _ControlConnection:
         while True:
             with anyio.move_on_after(IDLE_SECONDS):
                 try:
-                    return await self._lines.receive_until(b"\n", MAX_REQUEST_BYTES)
+                    return await self._lines.receive_until(b"\n", protocol.MAX_REQUEST_BYTES)
                 except (anyio.EndOfStream, anyio.IncompleteRead):
                     return None
                 except anyio.DelimiterNotFound:
-                    message = f"a request is longer than {MAX_REQUEST_BYTES} bytes"
+                    message = f"a request is longer than {protocol.MAX_REQUEST_BYTES} bytes"
                     await self._refuse(ProtocolError(Code.TOO_LARGE, message, "send one JSON object a line"))
                     return None
             # While the daemon stops, an operator who asked for it waits for the end: that is when the socket closes.
@@ -168,17 +165,16 @@ class _ControlConnection:
                 return None
 
     async def _refuse(self, error: ErgoCaptureError) -> None:
-        code = FAILED
+        code = protocol.FAILED
         if isinstance(error, ProtocolError):
             code = error.code.value
             self._components.clients.refusals[code] += 1
             self._bad_requests += error.code in (Code.BAD_FRAME, Code.TOO_LARGE)
-        exit_code = int(error.exit_code)
-        await self._send(answer("error", code=code, message=error.message, hint=error.hint, exit_code=exit_code))
+        await self._send(protocol.Error(code, error.message, error.hint, int(error.exit_code)))
 
-    async def _send(self, line: bytes) -> None:
+    async def _send(self, *answers: protocol.Answer) -> None:
         with anyio.fail_after(WRITE_SECONDS):
-            await self._stream.send(line)
+            await self._stream.send(b"".join(map(protocol.encode, answers)))
 
     async def _execute(self, request: Request) -> None:
         components = self._components
@@ -188,20 +184,20 @@ class _ControlConnection:
             log.info(telemetry.CONTROL_ASKED, command=command, uid=self._peer.uid)
         match request:
             case StatusRequest():
-                await self._send(answer("status", status=await take_status(components)))
+                await self._send(protocol.Status(msgspec.Raw(msgspec.json.encode(await take_status(components)))))
             case MetricsRequest():
                 text = exposition(await take_status(components))
-                await self._send(answer("metrics", text=text.decode()))
+                await self._send(protocol.Metrics(text.decode()))
             case ReloadRequest():
                 reloaded = await self._control.reload()
-                await self._send(answer("reloaded", applied=reloaded.applied, restart=reloaded.restart))
+                await self._send(protocol.Reloaded(reloaded.applied, reloaded.restart))
             case FlushRequest():
                 await self._flush(request)
             case ShutdownRequest():
                 running = components.running
                 waits_for = [] if running is None else shutdown_waits_for(running.registry.sessions.values())
                 self._control.stop()
-                await self._send(answer("stopping", waits_for=waits_for))
+                await self._send(protocol.Stopping(waits_for))
             case TapRequest():
                 await self._tap(request)
 
@@ -235,7 +231,7 @@ class _ControlConnection:
             watching.cancel_scope.cancel()
         if failures:
             raise failures[0]
-        await self._send(answer("flushed", bundles=[bundles[session] for session in chosen if session in bundles]))
+        await self._send(protocol.Flushed([bundles[session] for session in chosen if session in bundles]))
 
     async def _cancel_on_hang_up(self, scope: anyio.CancelScope) -> None:
         """Cancel a flush whose operator has hung up: it may wait for ever, and connections are few.
@@ -254,7 +250,7 @@ class _ControlConnection:
         tap = taps.begin(request.of, request.rate)
         self._tapped = True
         try:
-            await self._send(answer("tapping", of=request.of, rate=request.rate))
+            await self._send(protocol.Tapping(request.of, request.rate))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._cancel_on_request, tasks.cancel_scope)
                 # Suppressed inside the group: outside it would arrive wrapped in an exception group.
@@ -266,13 +262,9 @@ class _ControlConnection:
 
     async def _send_decisions(self, tap: Tap) -> None:
         async for items in tap.watch():
-            await self._send(
-                b"".join(
-                    answer("skipped", count=item.count) if isinstance(item, Skipped) else encode_shown(item)
-                    for item in items
-                )
-            )
-        await self._send(answer("ended", how=tap.ended))
+            await self._send(*items)
+        assert tap.ended is not None
+        await self._send(protocol.Ended(tap.ended))
 
     async def _cancel_on_request(self, scope: anyio.CancelScope) -> None:
         """Cancel a tap when its operator hangs up or sends anything."""

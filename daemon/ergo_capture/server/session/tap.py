@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.protocol.capture import Code, ProtocolError
-from ergo_capture.protocol.control import Shown
+from ergo_capture.protocol.control import Skipped, TappedDecision
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 
 #: A tap says what it has this often, in seconds.
@@ -36,13 +36,6 @@ class WatchedSession(Protocol):
     @property
     def state(self) -> str:
         """Return the session's state in one word, as the status shows it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """So many decisions are not shown here."""
-
-    count: int
 
 
 @dataclass(slots=True)
@@ -99,7 +92,7 @@ class Tap:
         self.ended = how
         self._news.set()
 
-    async def watch(self) -> AsyncIterator[Sequence[Shown | Skipped]]:
+    async def watch(self) -> AsyncIterator[Sequence[TappedDecision | Skipped]]:
         """What there is to show, tick by tick; ends when the one session that is watched is over."""
         while True:
             await self._news.wait()
@@ -112,9 +105,9 @@ class Tap:
                     return
             await self._sleep(self._pause)
 
-    def _take(self) -> list[Shown | Skipped]:
+    def _take(self) -> list[TappedDecision | Skipped]:
         """What is kept and durable by now."""
-        news: list[Shown | Skipped] = []
+        news: list[TappedDecision | Skipped] = []
         left_out, self._skipped_before = self._skipped_before, 0
         while self._kept:
             kept = self._kept[0]
@@ -129,7 +122,7 @@ class Tap:
             if left_out:
                 news.append(Skipped(left_out))
             self._kept.popleft()
-            news.append(Shown(kept.session.description.session, kept.index + 1, kept.entry))
+            news.append(TappedDecision.of(kept.session.description.session, kept.index + 1, kept.entry))
             self.shown += 1
             left_out = kept.skipped_after
         if left_out:
