@@ -39,6 +39,7 @@ from ergo_capture.journal.frame import IGNORABLE, FrameKind, PendingFrame, encod
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Closing, Peer, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.recovery import PendingPublication, RecoveredSession, recover
+from ergo_capture.journal.scan_report import Verdict
 from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
@@ -336,7 +337,7 @@ def findings(directory: Path) -> dict[str, Any]:
     return {
         "segments": found.segments,
         "frames": found.frames,
-        "sealed": found.sealed,
+        "sealed": found.ending is Verdict.SEALED,
         "torn": sorted(path.name for path in directory.glob("*.torn*")),
         "torn_bytes": recovery.torn_bytes,
         "damage": [str(damage) for damage in found.damage],

@@ -278,7 +278,7 @@ def test_p6_a_bad_beginning_of_the_oldest_segment_is_damage(tmp_path: Path) -> N
     assert [(damage.offset, damage.length) for damage in found.damage] == [(0, keep)]
     segment.write_bytes(b"")
     found = look(tmp_path)
-    assert ([damage.reason for damage in found.damage], found.empty) == (["the segment is empty"], [])
+    assert ([damage.reason for damage in found.damage], found.empty) == (["the segment is empty"], None)
 
 
 def test_p6_an_empty_segment_in_the_middle_is_damage(tmp_path: Path) -> None:

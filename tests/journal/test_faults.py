@@ -11,6 +11,7 @@ from tests.journal.journals import damaged, events, found_frames, journal_in, la
 
 from ergo_capture.journal.errors import JournalFailed, JournalFull
 from ergo_capture.journal.frame import Position
+from ergo_capture.journal.scan_report import Verdict
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import StorageError
 
@@ -303,7 +304,7 @@ def test_p7_a_seal_whose_sync_failed_is_written_again_too(tmp_path: Path) -> Non
         storage = FaultyStorage()
         again, found = Journal.open(tmp_path, storage)
         again.close()
-        assert found.sealed
+        assert found.ending is Verdict.SEALED
         changes = [call.split()[0] for call in storage.calls if call.split()[0] in ("write", "sync")]
         assert changes == ["write", "sync"]
 

@@ -15,6 +15,7 @@ from tests.journal.journals import damaged, decisions, events, opening
 
 from ergo_capture.journal.frame import PendingFrame, Position
 from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.scan_report import Verdict
 from ergo_capture.journal.wal import Journal
 
 
@@ -40,7 +41,7 @@ class JournalModel(RuleBasedStateMachine):
         """Open it, and compare."""
         self.journal, found = Journal.open(self.directory, self.storage, segment_bytes=4096, program="test 1")
         assert (found.damage, damaged(found), found.torn) == ([], [], None)
-        assert found.sealed == (self.sealed and bool(found.segments))
+        assert (found.ending is Verdict.SEALED) == (self.sealed and bool(found.segments))
         kept: set[int] = set()
         for number, (next_event, next_decision) in self.sessions.items():
             session = found.sessions.get(number)

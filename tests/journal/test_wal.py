@@ -23,6 +23,7 @@ from tests.journal.journals import (
 from ergo_capture.journal.errors import JournalFailed
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.scan_report import Verdict
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage
 
@@ -155,12 +156,13 @@ def test_a_sealed_journal_says_so_and_goes_on_in_a_new_segment(tmp_path: Path) -
     assert header.kind == FrameKind.SEAL
     journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
     assert last_segment(tmp_path, 1).stat().st_size == offset + header.size == journal.size_bytes
-    assert (found.sealed, found.torn, found.last_batch) == (True, None, 2)
+    assert (found.ending, found.torn, found.last_batch) == (Verdict.SEALED, None, 2)
     (position,) = journal.commit([events(1, 1)])
     assert position.segment == 2
     journal.close()
     found = look(tmp_path)
-    assert (found.sealed, found.sessions[1].next_event, found.sessions[1].damage) == (False, 2, None)
+    assert found.ending is Verdict.UNSEALED
+    assert (found.sessions[1].next_event, found.sessions[1].damage) == (2, None)
 
 
 def test_sealing_what_is_sealed_adds_nothing(tmp_path: Path) -> None:

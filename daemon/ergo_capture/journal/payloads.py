@@ -78,9 +78,32 @@ class Publication(msgspec.Struct, frozen=True):
     final: bool = False
 
 
+class SegmentHead(msgspec.Struct, frozen=True):
+    """The start of a segment: the body of its first frame, of kind SEGMENT.
+
+    ``batch`` and ``frames`` are the last batch before this segment and how many of its frames are there. They tell a
+    segment that was cut short from one of which recovery kept a part.
+    """
+
+    format: int
+    program: str
+    sequence: int
+    batch: int
+    frames: int
+
+
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def encode_body(body: SessionDescription | Closing | Rotation | Publication) -> bytes:
+def encode_body(body: SessionDescription | Closing | Rotation | Publication | SegmentHead) -> bytes:
     """A frame body of one of the small kinds."""
     return _encode(body)
+
+
+def decode_segment_head(body: bytes) -> SegmentHead:
+    """Decode the body of a SEGMENT frame.
+
+    Raises:
+        ValueError: the body is not a segment head.
+    """
+    return msgspec.json.decode(body, type=SegmentHead)

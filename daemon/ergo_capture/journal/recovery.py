@@ -27,7 +27,7 @@ from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Closing, SessionDescription
 from ergo_capture.journal.reader import read_frames
-from ergo_capture.journal.scan_report import ScanReport, SessionFrames
+from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
 from ergo_capture.journal.session_frames import PartEnd, SessionHistory, read_history
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision
@@ -131,7 +131,7 @@ def recover(
     """
     recovery = Recovery(
         torn_bytes=0 if scan.torn is None else scan.torn.length,
-        sealed=scan.sealed or not scan.sessions,
+        sealed=scan.ending is Verdict.SEALED or not scan.sessions,
         next_session=scan.next_session,
     )
     alive = [frames for frames in scan.sessions.values() if not frames.done]

@@ -1,6 +1,6 @@
-"""Makes a journal that somebody left behind ready to be continued.
+"""Makes a journal ready to be continued after a crash.
 
-Doing it twice, or again after being cut short, changes nothing more (P5).
+Repairing it twice, or again after a repair that was interrupted, changes nothing more (P5).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.scan_report import Proof, ScanReport, TornEnd
+from ergo_capture.journal.scan_report import Proof, ScanReport, TornEnd, Verdict
 from ergo_capture.journal.segment import TORN_SUFFIX, is_unfinished, segment_path
 from ergo_capture.storage import Storage, StorageFile
 
@@ -17,70 +17,75 @@ _COPY_BYTES: Final = 1 << 20
 
 
 def remove_unfinished(directory: Path, storage: Storage) -> None:
-    """Remove what was being made when the last process ended.
+    """Remove segments and copies that were being made when the last process ended.
 
     Raises:
-        StorageError: the directory cannot be read, or a file not be removed.
+        StorageError: the directory cannot be read, or a file cannot be removed.
     """
     for name in storage.list(directory):
         if is_unfinished(name):
             storage.remove(directory / name)
 
 
-def repair(directory: Path, storage: Storage, found: ScanReport) -> None:
-    """Cut a torn tail off, keep a copy of it, and have all that stays on stable storage.
+def repair(directory: Path, storage: Storage, report: ScanReport) -> None:
+    """Cut off a torn end, keep a copy of it, and sync all that stays. Damage is left as it is.
 
-    ``found`` is brought up to date. Damage is left as it is.
+    Args:
+        directory: the journal; the caller holds the daemon's lock.
+        storage: the filesystem.
+        report: what a scan found; brought up to date.
 
     Raises:
-        StorageError: what is torn could not be copied or cut off.
+        StorageError: the torn end could not be copied or cut off.
     """
-    if found.torn is not None:
-        _keep_copy(directory, found.torn, storage)
-    if found.proof is not None:
-        _prove(directory, storage, found, found.proof)
-    if found.segments and (found.torn is not None or found.end):
-        _mend_last(directory, storage, found)
-    if found.torn is not None and found.torn.offset == 0:
-        found.empty.append(found.torn.segment)
-    if found.empty:
-        storage.remove(segment_path(directory, found.empty[-1]))
+    torn = report.torn
+    if torn is not None:
+        _keep_copy(directory, torn, storage)
+    if report.proof is not None:
+        _write_proof(directory, storage, report, report.proof)
+    if report.segments and (torn is not None or report.end):
+        _repair_last(directory, storage, report)
+    if torn is not None and torn.offset == 0:
+        report.empty = torn.segment
+    if report.empty is not None:
+        storage.remove(segment_path(directory, report.empty))
         storage.sync_dir(directory)
-        found.segments.remove(found.empty.pop())
+        report.segments.remove(report.empty)
+        report.empty = None
 
 
-def _prove(directory: Path, storage: Storage, found: ScanReport, proof: Proof) -> None:
-    """Say that what comes before was synced, where what said so goes now (P6)."""
+def _write_proof(directory: Path, storage: Storage, report: ScanReport, proof: Proof) -> None:
+    """Record that the batches before were synced; what said so is about to be removed (P6)."""
     frame = PendingFrame(FrameKind.PROOF, 0, 0, 0, b"{}")
     file = storage.open(segment_path(directory, proof.segment), write=True)
     try:
         file.write_at(frame.encode(proof.segment, proof.batch, 0, 1), proof.offset, sync=True)
     finally:
         file.close()
-    found.last_batch, found.last_frames = proof.batch, 1
-    if found.torn is not None and proof.segment == found.torn.segment:
-        found.batch_start, found.end = proof.offset, proof.offset + frame.size
+    report.last_batch, report.last_frames = proof.batch, 1
+    if report.torn is not None and proof.segment == report.torn.segment:
+        report.batch_start, report.end = proof.offset, proof.offset + frame.size
 
 
-def _mend_last(directory: Path, storage: Storage, found: ScanReport) -> None:
-    # Why: what lies behind a seal is not ours to remove.
-    stray = found.sealed and any(damage.segment == found.segments[-1] for damage in found.damage)
-    file = storage.open(segment_path(directory, found.segments[-1]), write=True)
+def _repair_last(directory: Path, storage: Storage, report: ScanReport) -> None:
+    # Stray bytes behind a seal are not the journal's to remove.
+    stray = any(damage.verdict is Verdict.STRAY and damage.segment == report.segments[-1] for damage in report.damage)
+    file = storage.open(segment_path(directory, report.segments[-1]), write=True)
     try:
-        # Why also where nothing is torn: zeros that were made ahead are only in the way of the next reader; and in a
-        # copy that was cut off, those that fill up the last frame may be missing.
-        if file.size() != found.end and not stray:
-            file.truncate(found.end)
-        _write_again(file, found.batch_start, found.end)
+        # Also where nothing is torn: preallocated zeros are in the way of the next reader, and a copy that was cut off
+        # may lack the zeros that fill up the last frame.
+        if file.size() != report.end and not stray:
+            file.truncate(report.end)
+        _write_again(file, report.batch_start, report.end)
     finally:
         file.close()
 
 
 def _write_again(file: StorageFile, start: int, end: int) -> None:
-    """Have the last batch on stable storage, which nobody ever vouched for, be it a seal.
+    """Rewrite and sync the last batch; nothing proves that it was durable, not even a seal.
 
-    Why written and not only synced: after a sync that failed the system may hold pages that are not on disk
-    and take them for clean; a new sync would succeed and sync nothing (P7).
+    Syncing alone is not enough. After a failed sync the system may hold pages that are not on disk and take them for
+    clean; a new sync would succeed and sync nothing (P7).
     """
     for offset in range(start, end, _COPY_BYTES):
         file.write_at([file.read_at(offset, min(_COPY_BYTES, end - offset))], offset)
@@ -88,13 +93,14 @@ def _write_again(file: StorageFile, start: int, end: int) -> None:
 
 
 def _keep_copy(directory: Path, torn: TornEnd, storage: Storage) -> None:
+    """Copy the torn end to a file beside its segment, unless an earlier repair did."""
     path = segment_path(directory, torn.segment)
     file = storage.open(path)
     try:
         names = set(storage.list(directory))
         number, name = 1, path.name + TORN_SUFFIX
         while name in names:
-            if _holds(path.with_name(name), file, torn, storage):
+            if _is_copy(path.with_name(name), file, torn, storage):
                 return
             number += 1
             name = f"{path.name}{TORN_SUFFIX}.{number}"
@@ -113,8 +119,8 @@ def _keep_copy(directory: Path, torn: TornEnd, storage: Storage) -> None:
     storage.sync_dir(directory)
 
 
-def _holds(path: Path, file: StorageFile, torn: TornEnd, storage: Storage) -> bool:
-    """Whether a copy from before is one of the same bytes."""
+def _is_copy(path: Path, file: StorageFile, torn: TornEnd, storage: Storage) -> bool:
+    """Return whether an existing copy holds the same bytes."""
     copy = storage.open(path)
     try:
         if copy.size() != torn.length:

@@ -1,29 +1,46 @@
-"""What a scan of the journal found: the frames of each session, what is torn and what is damaged."""
+"""What a scan of the journal reports: the frames of each session, what is torn and what is damaged."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
 from ergo_capture.journal.frame import FrameKind, Header, Position
 
-#: More damages than there ever are: for sessions that no later damage can concern.
-_FOR_GOOD: Final = 1 << 62
+#: More than the number of damages: set where no later damage can concern the session.
+_ALL_PROVED: Final = 1 << 62
+
+
+class Verdict(Enum):
+    """What a scan concludes about the end of a journal, or about a stretch that is not whole frames."""
+
+    #: The end: the journal was closed in order.
+    SEALED = "sealed"
+    #: The end: a whole frame and no seal. The daemon was killed between two commits, or is running.
+    UNSEALED = "unsealed"
+    #: The end: a batch that was never synced, so nothing of it was acknowledged.
+    TORN = "torn"
+    #: A stretch that held acknowledged data.
+    DAMAGED = "damaged"
+    #: A stretch behind a seal, where nothing is ever acknowledged.
+    STRAY = "stray"
 
 
 @dataclass(slots=True)
 class Damage:
-    """A stretch of a segment that held acknowledged data and no longer does."""
+    """A stretch of a segment that is not what the daemon wrote there, or where something is missing."""
 
     segment: int
     offset: int
     #: Bytes up to the next frame, or to the end of the segment; 0 where bytes are missing altogether.
     length: int
     reason: str
-    #: Sessions concerned, by number: the frame's own where its header is good, else all that cannot prove
-    #: that nothing of theirs is missing.
+    #: Numbers of the sessions concerned: the session in the frame's header where that is good, else all sessions that
+    #: cannot prove that nothing of theirs is missing.
     sessions: list[int] = field(default_factory=list)
+    verdict: Verdict = Verdict.DAMAGED
 
     def __str__(self) -> str:
         return f"segment {self.segment}, offset {self.offset}: {self.reason} ({self.length} bytes)"
@@ -31,7 +48,7 @@ class Damage:
 
 @dataclass(slots=True)
 class TornEnd:
-    """A torn end of the journal."""
+    """The torn end of the journal."""
 
     segment: int
     offset: int
@@ -39,11 +56,16 @@ class TornEnd:
     length: int
     #: Whole frames among them, of the batch that was never synced.
     frames: int
+    #: What is wrong with the first frame that is not whole.
+    reason: str
 
 
 @dataclass(slots=True)
 class Proof:
-    """A PROOF frame that is to be written before something is taken away, or the next start takes damage for torn."""
+    """A PROOF frame that must be written before a torn end is cut off behind damage.
+
+    Without it the next start would take the damage for a torn end.
+    """
 
     segment: int
     offset: int
@@ -52,59 +74,60 @@ class Proof:
 
 @dataclass(slots=True)
 class SessionFrames:
-    """Where the frames of one session are, in order; positions are packed."""
+    """Where the frames of one session are, in order."""
 
     number: int
     open: Position | None = None
+    #: Packed positions.
     events: array[int] = field(default_factory=lambda: array("Q"))
     decisions: array[int] = field(default_factory=lambda: array("Q"))
     rotations: list[Position] = field(default_factory=list)
     close: Position | None = None
     published: list[Position] = field(default_factory=list)
-    #: Whether a PUBLISHED frame says that it was the last bundle.
+    #: Whether a PUBLISHED frame says that the session's last bundle is durable.
     done: bool = False
     #: Index after the last event and the last decision; None before the first.
     next_event: int | None = None
     next_decision: int | None = None
-    #: What is wrong with it, if its journal is damaged.
+    #: What is wrong with the session; None where nothing is.
     damage: str | None = None
-    #: How many of the damages that may concern anybody its events, and its decisions, have been proved to be
-    #: whole in spite of.
+    #: How many of ``ScanReport.unattributed`` lie before the frame that last proved that no event, and no decision, is
+    #: missing.
     events_proved: int = 0
     decisions_proved: int = 0
 
-    def take(self, header: Header, position: Position, doubts: int) -> None:
-        """Note a frame of the session; the next in order, or something is missing (rule 3 of ``scan.py``).
+    def add(self, header: Header, position: Position, unattributed: int) -> None:
+        """Add the next frame of the session; an index that does not follow on is damage (rule 3 of ``verdict.py``).
 
         Args:
             header: the frame's.
-            position: where it is.
-            doubts: damages before it that may concern anybody.
+            position: where the frame is.
+            unattributed: unattributed damages before the frame.
         """
         kind = header.kind
         if kind == FrameKind.EVENTS:
             self._expect("event", self.next_event, header.first)
             self.next_event = header.first + header.count
-            self.events_proved = doubts
+            self.events_proved = unattributed
             self.events.append(position.pack())
         elif kind == FrameKind.DECISIONS:
             self._expect("decision", self.next_decision, header.first)
             self.next_decision = header.first + header.count
-            self.decisions_proved = doubts
+            self.decisions_proved = unattributed
             self.decisions.append(position.pack())
         elif kind == FrameKind.OPEN:
             self.open = position
             self.next_event = self.next_decision = 0
-            self.events_proved = self.decisions_proved = doubts
+            self.events_proved = self.decisions_proved = unattributed
         elif kind == FrameKind.ROTATE:
             self.rotations.append(position)
             self._expect("decision", self.next_decision, header.first)
-            self.decisions_proved = doubts
+            self.decisions_proved = unattributed
         elif kind == FrameKind.CLOSE:
             self.close = position
             self._expect("decision", self.next_decision, header.first)
             self._expect("event", self.next_event, header.first)
-            self.events_proved = self.decisions_proved = _FOR_GOOD
+            self.events_proved = self.decisions_proved = _ALL_PROVED
         elif kind == FrameKind.PUBLISHED:
             self.published.append(position)
             self.done |= header.count > 0
@@ -114,8 +137,13 @@ class SessionFrames:
             self.damage = self.damage or f"{what} {expected} is missing from the journal: the next one there is {found}"
 
     @property
+    def proved(self) -> int:
+        """How many of ``ScanReport.unattributed`` cannot concern the session."""
+        return min(self.events_proved, self.decisions_proved)
+
+    @property
     def first_segment(self) -> int:
-        """The oldest segment that holds a frame of it."""
+        """The oldest segment that holds a frame of the session; 0 where none does."""
         candidates = [Position.unpack(frames[0]).segment for frames in (self.events, self.decisions) if frames]
         if self.open is not None:
             candidates.append(self.open.segment)
@@ -125,13 +153,16 @@ class SessionFrames:
 
 @dataclass(slots=True)
 class ScanReport:
-    """All that a journal holds."""
+    """What is in a journal."""
 
+    #: How the journal ends: SEALED, UNSEALED or TORN.
+    ending: Verdict = Verdict.UNSEALED
     sessions: dict[int, SessionFrames] = field(default_factory=dict)
     segments: list[int] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
-    #: Of those, the ones that may concern any session.
+    #: The damages among them that may concern any session.
     unattributed: list[Damage] = field(default_factory=list)
+    #: The torn end, where ``ending`` is TORN.
     torn: TornEnd | None = None
     proof: Proof | None = None
     #: Bytes of the last segment that are worth keeping, and where in it the last batch begins.
@@ -140,12 +171,12 @@ class ScanReport:
     last_batch: int = 0
     #: Frames of the last batch that are there.
     last_frames: int = 0
+    #: Whole frames, and bytes of all segments.
     frames: int = 0
     bytes: int = 0
-    sealed: bool = False
-    #: Segments at the end without a single whole frame: made, and never written to.
-    empty: list[int] = field(default_factory=list)
-    #: Names in the directory that are none of ours; left alone.
+    #: The last segment, where it was made and never written to.
+    empty: int | None = None
+    #: Names in the directory that are not the journal's; they are left alone.
     foreign: list[str] = field(default_factory=list)
 
     @property

@@ -9,9 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from ergo_capture.journal.frame import FORMAT_VERSION, FrameKind, PendingFrame
+from ergo_capture.journal.payloads import SegmentHead, encode_body
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
 SUFFIX: Final = ".journal"
@@ -24,21 +23,6 @@ _LEAST_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"(\d{16})\.journal")
 _UNFINISHED: Final = re.compile(r"\d{16}\.journal(\.torn)?\.new")
 _TORN: Final = re.compile(r"\d{16}\.journal\.torn(\.\d+)?")
-
-
-class SegmentHead(msgspec.Struct, frozen=True):
-    """The body of a segment's first frame.
-
-    ``batch`` and ``frames`` are the last batch before this segment and how many of its frames are there.
-    Why: a segment that was cut short, or a torn batch of which recovery kept a part, is told from damage by
-    what the next segment says about it.
-    """
-
-    format: int
-    program: str
-    sequence: int
-    batch: int
-    frames: int
 
 
 def segment_path(directory: Path, sequence: int) -> Path:
@@ -65,16 +49,7 @@ def is_torn_copy(name: str) -> bool:
 def head_frame(sequence: int, program: str, batch: int, frames: int) -> PendingFrame:
     """The first frame of a new segment."""
     head = SegmentHead(FORMAT_VERSION, program, sequence, batch, frames)
-    return PendingFrame(FrameKind.SEGMENT, 0, 0, 0, msgspec.json.encode(head))
-
-
-def read_head(body: bytes) -> SegmentHead:
-    """The body of a SEGMENT frame.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    return msgspec.json.decode(body, type=SegmentHead)
+    return PendingFrame(FrameKind.SEGMENT, 0, 0, 0, encode_body(head))
 
 
 def prepare_segment(directory: Path, sequence: int, size: int, storage: Storage) -> StorageFile:

@@ -24,7 +24,7 @@ from ergo_capture.journal.errors import JournalError, JournalFailed, JournalFull
 from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame, Position
 from ergo_capture.journal.repair import remove_unfinished, repair
 from ergo_capture.journal.scan import scan
-from ergo_capture.journal.scan_report import ScanReport
+from ergo_capture.journal.scan_report import ScanReport, Verdict
 from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
@@ -107,7 +107,7 @@ class Journal:
         self._sequence = max(sizes, default=0)
         #: The last segment of which anything is durable, and whether it ends with a seal.
         self._durable = self._sequence
-        self._sealed = found.sealed
+        self._sealed = found.ending is Verdict.SEALED
         self._file: StorageFile | None = None
         self._offset = 0
         self._capacity = 0

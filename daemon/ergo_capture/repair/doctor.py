@@ -19,7 +19,7 @@ from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.scan import scan
-from ergo_capture.journal.scan_report import ScanReport
+from ergo_capture.journal.scan_report import ScanReport, Verdict
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
 from ergo_capture.repair.damaged_bundle import salvage_bundle
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal, sha256_of
@@ -255,8 +255,8 @@ class _Doctor:
                 "running, it may be what is being written",
                 tail.offset,
             )
-        for sequence in found.empty:
-            self._find(Severity.NOTE, segment_path(directory, sequence), "made ahead of its time, never written to")
+        if found.empty is not None:
+            self._find(Severity.NOTE, segment_path(directory, found.empty), "made ahead of its time, never written to")
         for name in found.foreign:
             self._find(Severity.WARNING, directory / name, "none of ours; left alone")
         for path in sorted(directory.iterdir()):
@@ -264,7 +264,7 @@ class _Doctor:
                 self._find(Severity.NOTE, path, "was being made; a start removes it")
             elif is_torn_copy(path.name):
                 self._find(Severity.NOTE, path, "what an earlier start cut off; it was never acknowledged")
-        if found.segments and not found.sealed:
+        if found.segments and found.ending is not Verdict.SEALED:
             newest = segment_path(directory, found.segments[-1])
             self._find(Severity.NOTE, newest, "not closed in order: a daemon is running, or was stopped by force")
 

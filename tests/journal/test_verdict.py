@@ -1,0 +1,222 @@
+"""The verdict on a journal, case by case: what lies where, and whether it is whole, torn or damaged.
+
+A journal is written as its segments, and a segment as its frames and bad stretches:
+
+* ``2.0/3`` is a whole frame of session 1: frame 0 of the 3 frames of batch 2. ``4.0/1s`` is a seal;
+* ``h2.0/3:1.4`` is the head of a segment; it says that 4 frames of batch 1 end the segment before;
+* ``!2.0/3`` is a frame whose header is good and whose body is bad; ``?`` is a stretch without a header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ergo_capture.journal.errors import JournalError
+from ergo_capture.journal.frame import FORMAT_VERSION, FrameKind, Header, Position
+from ergo_capture.journal.payloads import SegmentHead, encode_body
+from ergo_capture.journal.scan_report import Damage, Proof, ScanReport, Verdict
+from ergo_capture.journal.verdict import BadStretch, SegmentContents, WholeFrame, classify, needs_newer
+
+#: Every frame and bad stretch takes so many bytes.
+STEP = 72
+ITEM = re.compile(r"(?P<mark>[h!]?)(?P<batch>\d+)\.(?P<index>\d+)/(?P<frames>\d+)(?P<seal>s?)(:(?P<said>\d+\.\d+))?")
+FIRST = "h1.0/2:0.0 1.1/2"
+
+
+def a_header(kind: int, segment: int, batch: int, index: int, frames: int, *, session: int, first: int = 0) -> Header:
+    """A good header, of a frame with one event where it is one of events."""
+    count = int(kind == FrameKind.EVENTS)
+    return Header(FORMAT_VERSION, kind, 0, segment, batch, session, first, count, 8, index, frames, 0)
+
+
+def parse(segment: int, text: str, first: int) -> Iterator[WholeFrame | BadStretch]:
+    """The frames and bad stretches of a segment; those of session 1 hold events ``first``, ``first + 1``, ..."""
+    for number, item in enumerate(text.split()):
+        offset = number * STEP
+        if item == "?":
+            yield BadStretch(None, Damage(segment, offset, STEP, "there is no frame"))
+            first += 1
+            continue
+        match = ITEM.fullmatch(item)
+        assert match is not None, item
+        place = int(match["batch"]), int(match["index"]), int(match["frames"])
+        if match["mark"] == "h":
+            batch, frames = map(int, match["said"].split("."))
+            head = encode_body(SegmentHead(1, "test 1", segment, batch, frames))
+            yield WholeFrame(a_header(FrameKind.SEGMENT, segment, *place, session=0), Position(segment, offset), head)
+            continue
+        kind, session = (FrameKind.SEAL, 0) if match["seal"] else (FrameKind.EVENTS, 1)
+        header = a_header(kind, segment, *place, session=session, first=first)
+        first += session
+        if match["mark"] == "!":
+            yield BadStretch(header, Damage(segment, offset, STEP, "a frame's body is not what was written"))
+        else:
+            yield WholeFrame(header, Position(segment, offset), b"")
+
+
+def verdict_on(segments: dict[int, str]) -> ScanReport:
+    """What is made of a journal."""
+
+    def contents() -> Iterator[SegmentContents]:
+        first = 0
+        for sequence, text in segments.items():
+            items = list(parse(sequence, text, first))
+            first += sum(not item.startswith("h") and not item.endswith("s") for item in text.split())
+            yield SegmentContents(Path(f"{sequence}"), sequence, STEP * len(items), sequence == max(segments), items)
+
+    return classify(contents())
+
+
+NOTHING: list[tuple[Verdict, str]] = []
+NO_FRAME = (Verdict.DAMAGED, "there is no frame")
+BAD_BODY = (Verdict.DAMAGED, "a frame's body is not what was written")
+
+
+@pytest.mark.parametrize(
+    ("segments", "ending", "stretches"),
+    [
+        pytest.param({1: FIRST}, Verdict.UNSEALED, NOTHING, id="killed between two commits"),
+        pytest.param({1: f"{FIRST} 2.0/1s"}, Verdict.SEALED, NOTHING, id="closed in order"),
+        pytest.param(
+            {1: f"{FIRST} 2.0/1s", 2: "h3.0/2:2.1 3.1/2"}, Verdict.UNSEALED, NOTHING, id="went on after a seal"
+        ),
+        pytest.param({1: f"{FIRST} 2.0/2"}, Verdict.UNSEALED, NOTHING, id="whole frames of a batch that lacks its end"),
+        pytest.param({1: ""}, Verdict.UNSEALED, NOTHING, id="a first segment without a frame"),
+        pytest.param({1: FIRST, 2: ""}, Verdict.UNSEALED, NOTHING, id="a last segment without a frame"),
+        pytest.param({7: "h5.0/2:4.1 5.1/2"}, Verdict.UNSEALED, NOTHING, id="older segments were deleted"),
+        # An incomplete or bad frame; only frames of the same batch after it, no seal: torn.
+        pytest.param({1: f"{FIRST} ?"}, Verdict.TORN, NOTHING, id="no header, nothing behind it"),
+        pytest.param({1: f"{FIRST} !2.0/1"}, Verdict.TORN, NOTHING, id="bad body, nothing behind it"),
+        pytest.param({1: f"{FIRST} ? 2.1/3 2.2/3"}, Verdict.TORN, NOTHING, id="no header, its batch behind it"),
+        pytest.param({1: f"{FIRST} !2.0/3 2.1/3 ?"}, Verdict.TORN, NOTHING, id="bad body, its batch behind it"),
+        pytest.param({1: f"{FIRST} 2.0/3 ? 2.2/3"}, Verdict.TORN, NOTHING, id="in the middle of a batch"),
+        pytest.param({1: "!1.0/2 1.1/2"}, Verdict.TORN, NOTHING, id="the first batch of all"),
+        pytest.param({1: FIRST, 2: "? 2.1/2"}, Verdict.TORN, NOTHING, id="the first batch of a segment"),
+        pytest.param({1: f"{FIRST} 2.0/3", 2: "? 3.1/2"}, Verdict.TORN, NOTHING, id="behind an end that was cut off"),
+        pytest.param({1: f"{FIRST} 2.0/1s", 2: "? 3.1/2"}, Verdict.TORN, NOTHING, id="in the segment behind a seal"),
+        # A bad frame; a later batch, a seal or a segment follows: damaged.
+        pytest.param({1: f"{FIRST} ? 3.0/1"}, Verdict.UNSEALED, [NO_FRAME], id="no header, a later batch follows"),
+        pytest.param({1: f"{FIRST} !2.0/1 3.0/1"}, Verdict.UNSEALED, [BAD_BODY], id="bad body, a later batch follows"),
+        pytest.param(
+            {1: f"{FIRST} !2.0/2 2.1/2 3.0/1"}, Verdict.UNSEALED, [BAD_BODY], id="its own and a later batch follow"
+        ),
+        pytest.param({1: f"{FIRST} !2.0/1 !3.0/1"}, Verdict.TORN, [BAD_BODY], id="a torn later batch follows"),
+        pytest.param({1: f"{FIRST} ? !3.0/2 3.1/2"}, Verdict.TORN, [NO_FRAME], id="no header, a torn batch follows"),
+        pytest.param({1: f"{FIRST} !2.0/1 3.0/1s"}, Verdict.SEALED, [BAD_BODY], id="a seal follows"),
+        pytest.param({1: f"{FIRST} ? 3.0/1s"}, Verdict.SEALED, [NO_FRAME], id="no header, a seal follows"),
+        pytest.param({1: f"{FIRST} ?", 2: "h3.0/2:2.1 3.1/2"}, Verdict.UNSEALED, [NO_FRAME], id="a segment follows"),
+        pytest.param({1: f"{FIRST} !2.0/1", 2: "? 3.1/2"}, Verdict.TORN, [BAD_BODY], id="a torn segment follows"),
+        pytest.param({1: f"{FIRST} !2.0/1", 2: ""}, Verdict.UNSEALED, [BAD_BODY], id="an empty segment follows"),
+        pytest.param({7: "? 5.1/2"}, Verdict.UNSEALED, [NO_FRAME], id="the beginning behind deleted segments"),
+        pytest.param({7: "!5.0/1 !6.0/1"}, Verdict.TORN, [BAD_BODY], id="torn behind that beginning"),
+        # Frames that are missing without a trace: damaged.
+        pytest.param(
+            {1: f"{FIRST} 3.0/1"},
+            Verdict.UNSEALED,
+            [(Verdict.DAMAGED, "batch 3, frame 0 is where batch 2, frame 0 was")],
+            id="a batch is missing",
+        ),
+        pytest.param(
+            {1: f"{FIRST} 2.0/3 2.2/3"},
+            Verdict.UNSEALED,
+            [(Verdict.DAMAGED, "batch 2, frame 2 is where batch 2, frame 1 was")],
+            id="a frame is missing",
+        ),
+        pytest.param(
+            {1: FIRST, 2: "h4.0/2:3.1 4.1/2"},
+            Verdict.UNSEALED,
+            [(Verdict.DAMAGED, "it ends after batch 1, frame 2, but the next segment says batch 3, frame 1")],
+            id="the end of a segment is missing",
+        ),
+        pytest.param(
+            {1: FIRST, 3: "h4.0/2:3.1 4.1/2"},
+            Verdict.UNSEALED,
+            [(Verdict.DAMAGED, "segments 2 to 2 are missing")],
+            id="a segment is missing",
+        ),
+        pytest.param(
+            {1: FIRST, 2: "", 3: "h4.0/2:3.1 4.1/2"},
+            Verdict.UNSEALED,
+            [(Verdict.DAMAGED, "the segment is empty")],
+            id="a segment lost what it held",
+        ),
+        pytest.param(
+            {7: ""},
+            Verdict.UNSEALED,
+            [(Verdict.DAMAGED, "the segment is empty")],
+            id="the only segment behind deleted ones lost what it held",
+        ),
+        pytest.param(
+            {1: FIRST, 2: "2.0/1"},
+            Verdict.UNSEALED,
+            [(Verdict.DAMAGED, "the segment's first frame is missing")],
+            id="a segment without a head",
+        ),
+        # Behind a seal nothing is ever acknowledged.
+        pytest.param(
+            {1: f"{FIRST} 2.0/1s ?"}, Verdict.SEALED, [(Verdict.STRAY, NO_FRAME[1])], id="bytes behind a seal"
+        ),
+    ],
+)
+def test_every_stretch_gets_its_verdict(
+    segments: dict[int, str], ending: Verdict, stretches: list[tuple[Verdict, str]]
+) -> None:
+    """The end is sealed, unsealed or torn; each bad or missing stretch before it is damage, or stray."""
+    report = verdict_on(segments)
+    assert report.ending is ending
+    assert (report.torn is not None) == (ending is Verdict.TORN)
+    assert [(damage.verdict, damage.reason) for damage in report.damage] == stretches
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "frames", "reason"),
+    [
+        ("?", 2, 0, "there is no frame"),
+        ("? 2.1/2", 2, 1, "there is no frame"),
+        ("2.0/3 !2.1/3 2.2/3", 3, 1, "a frame's body is not what was written"),
+        ("2.0/1 !3.0/3 3.1/3 ?", 3, 1, "a frame's body is not what was written"),
+    ],
+)
+def test_a_torn_end_reaches_from_the_first_bad_frame_to_the_last_byte(
+    text: str, number: int, frames: int, reason: str
+) -> None:
+    """Whole frames before it stay; those behind it are counted."""
+    torn = verdict_on({1: f"{FIRST} {text}"}).torn
+    assert torn is not None
+    assert (torn.segment, torn.offset, torn.frames, torn.reason) == (1, number * STEP, frames, reason)
+    assert torn.offset + torn.length == STEP * (2 + len(text.split()))
+
+
+@pytest.mark.parametrize(
+    ("segments", "proof"),
+    [
+        pytest.param({1: f"{FIRST} !2.0/1"}, None, id="no damage"),
+        pytest.param({1: f"{FIRST} ? 3.0/1 4.0/1"}, None, id="nothing is cut off"),
+        pytest.param({1: f"{FIRST} !2.0/1 3.0/1 ?"}, Proof(1, 4 * STEP, 4), id="a torn end behind damage"),
+        pytest.param({1: f"{FIRST} !2.0/1", 2: "!3.0/1"}, Proof(1, 3 * STEP, 3), id="a torn segment behind damage"),
+        pytest.param({1: f"{FIRST} ?", 2: ""}, Proof(1, 3 * STEP, 3), id="an empty segment behind damage"),
+    ],
+)
+def test_damage_is_to_be_proved_where_a_torn_end_behind_it_is_cut_off(
+    segments: dict[int, str], proof: Proof | None
+) -> None:
+    """What is cut off was all that told the damage from a torn end."""
+    assert verdict_on(segments).proof == proof
+
+
+def test_a_frame_is_refused_where_only_a_newer_program_can_read_it() -> None:
+    """A later format version always; an unknown kind unless its flag says that it may be skipped."""
+    known = a_header(FrameKind.EVENTS, 1, 1, 0, 1, session=1)
+    unknown = a_header(99, 1, 1, 0, 1, session=0)
+    later = Header(FORMAT_VERSION + 1, *(getattr(known, name) for name in Header.__struct_fields__[1:]))
+    ignorable = Header(FORMAT_VERSION, 99, 1, *(getattr(unknown, name) for name in Header.__struct_fields__[3:]))
+    assert (needs_newer(known), needs_newer(ignorable)) == (None, None)
+    assert needs_newer(later) == "its format version is 2, and this program reads up to 1"
+    assert needs_newer(unknown) == "a frame of the unknown kind 99 needs a newer ergo-capture"
+    frame = WholeFrame(unknown, Position(1, 0), b"")
+    with pytest.raises(JournalError, match="read journal segment 'x': a frame of the unknown kind 99"):
+        classify([SegmentContents(Path("x"), 1, STEP, True, [frame])])
