@@ -71,7 +71,7 @@ async def test_a_part_that_is_due_when_its_last_run_ends_ends_then() -> None:
 
 async def test_decisions_that_wait_for_a_run_hold_further_ones_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """P9: a run may take for ever, and events behind it that are deferred wait for nothing else."""
-    monkeypatch.setattr(episodes, "_MOST_WAITING", 50)
+    monkeypatch.setattr(episodes, "_MAX_WAITING", 50)
     limits = 'max_per_window = 1\nrate_window = "1h"'
     text = process_graph(graph=limits, engine="pipeline = 2")
     async with running_daemon(text) as daemon, daemon.session() as wire:
@@ -84,7 +84,7 @@ async def test_decisions_that_wait_for_a_run_hold_further_ones_back(monkeypatch:
         await until(lambda: session.deferred >= 49)
         await anyio.wait_all_tasks_blocked()
         assert session.deferred <= 50
-        assert session.intake.queued_bytes > 0
+        assert session.admission.queued_bytes > 0
         engine = engine_of(daemon.service)
         assert isinstance(engine, ProcessEngine)
         assert engine.pid is not None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ergo_capture import Constraints, EventTime, ExternalEvent, ExternalEventKind, FaultRuntime, RunTermination
 from ergo_capture.journal.decision_rows import DecisionRows, read_decisions
 from ergo_capture.journal.payloads import SessionDescription
+from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.ports import MemoryDecisionLog
 from ergo_capture.kernel.supervisor import Supervisor
 from ergo_capture.server.session.decision_log import JournalDecisionLog
@@ -44,7 +45,7 @@ def test_a_stream_cut_into_chunks_gets_the_decisions_it_gets_event_by_event(
     one_by_one = Supervisor("g", constraints, memory, FaultRuntime(ending))
     for event in stream:
         one_by_one.drive(event)
-    log = JournalDecisionLog(1, described(constraints), 0, lambda *_: None, lambda _: None)
+    log = JournalDecisionLog(RecoveredSession.new(1, described(constraints), 1), lambda *_: None, lambda _: None)
     at_once = Supervisor("g", constraints, log, FaultRuntime(ending))
     bounds = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     for start, end in pairwise(bounds):

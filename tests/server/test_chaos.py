@@ -215,12 +215,12 @@ class Chaos:
                 for session in list(registry.sessions.values()):
                     assert session.failure is None, session.failure
                     if session.owner is None:
-                        registry._linger_over(session, "interrupted")
+                        registry._end_lingering(session, "interrupted")
                 await asyncio.sleep(0.01)
         assert (registry.queue.used, registry.ids.used, self._service.clients.held.used) == (0, 0, 0)
         assert not registry.queue.by_user
         assert not registry._lingering
-        assert not registry.openings
+        assert not registry.pending
 
     def judge(self) -> None:
         """The bundles hold what they should."""

@@ -85,7 +85,7 @@ async def test_a_session_without_its_client_ends_as_interrupted() -> None:
             await wire.say(event("a"))
             await wire.until_ack(1)
             session = daemon.service.registry.sessions[wire.opened["session"]]
-        await session.finished.wait()
+        await session.over.wait()
         manifest = json.loads(next(daemon.state.rglob("*.manifest.json")).read_bytes())
         assert (manifest["ended"], manifest["events"]) == ("interrupted", 1)
 

@@ -15,6 +15,7 @@ from tests.server.looks import DESCRIPTION, manifests, sessions_of, until
 
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.server import publisher as publisher_module
@@ -79,7 +80,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
         while not connection.conversation.replies.unsaid:
             number += 1
             await wire.say(*(event(f"{'e' * 900}{number}-{n}") for n in range(100)))
-            await until(lambda: session.decided == session.intake.admitted)
+            await until(lambda: session.decided == session.admission.admitted)
         daemon.service.stop()
         await until(lambda: not daemon.service.clients.connections)
         assert connection.fatal is not None
@@ -92,7 +93,7 @@ async def test_a_writer_that_is_abandoned_ends_though_the_disk_is_full_at_that_m
         journal, _ = Journal.open(place, storage)
         writer = Writer(journal, retry_delay=0.01)
         running = asyncio.create_task(writer.run())
-        log = JournalDecisionLog(1, DESCRIPTION, 0, lambda *_: None, lambda _: None)
+        log = JournalDecisionLog(RecoveredSession.new(1, DESCRIPTION, 1), lambda *_: None, lambda _: None)
         log.log_plain([ExternalEvent.mechanical("a", ExternalEventKind.Command)], 1)
         with storage.gate("write", ".journal"):
             writer.submit_lazily(log, urgent=True)
@@ -144,7 +145,7 @@ async def test_a_rotation_that_the_stop_cuts_off_is_no_mistake(capsys: pytest.Ca
                 await wire.until_ack(1, 1)
                 await storage.until_held()
                 daemon.service.stop()
-                await until(lambda: daemon.service.writer._closed)
+                await until(lambda: daemon.service.writer.is_closed)
         assert "session.failed" not in capsys.readouterr().out
         async with running_daemon(state=place / "state") as daemon:
             await until(lambda: [(m["ended"], m["events"]) for m in manifests(daemon)[:1]] == [("rotated", 1)])

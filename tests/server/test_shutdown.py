@@ -81,13 +81,13 @@ async def test_what_arrives_as_reading_stops_is_either_in_the_bundle_or_not_ackn
 
         def stop() -> None:
             connection.stop_reading()
-            taken.append(session.intake.admitted)
+            taken.append(session.admission.admitted)
 
         raw = wire.stream.extra(anyio.abc.SocketAttribute.raw_socket)
         raw.send(json.dumps(event("second")).encode() + b"\n")
         after(turns, stop)
         with anyio.fail_after(20):
-            while not (taken and session.decided == session.intake.admitted):
+            while not (taken and session.decided == session.admission.admitted):
                 await asyncio.sleep(0.001)
         await anyio.wait_all_tasks_blocked()
-        assert [session.intake.admitted] == taken
+        assert [session.admission.admitted] == taken

@@ -31,7 +31,7 @@ from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
 from ergo_capture.journal.session_frames import PartEnd, SessionHistory, read_history
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision
-from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
+from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.storage import Storage
 
@@ -52,7 +52,7 @@ class PendingPublication:
 
 @dataclass(slots=True)
 class RecoveredSession:
-    """A session as the journal has it."""
+    """A session as the journal has it: the initial state of a session that is served."""
 
     number: int
     description: SessionDescription
@@ -83,6 +83,24 @@ class RecoveredSession:
     undecided: list[ExternalEvent] = field(default_factory=list)
     #: Parts before the current one whose bundles are still to be published.
     unpublished: list[PendingPublication] = field(default_factory=list)
+
+    @classmethod
+    def new(cls, number: int, description: SessionDescription, segment: int) -> RecoveredSession:
+        """Return the state of a session whose journal holds its OPEN frame only, in that segment."""
+        return cls(
+            number=number,
+            description=description,
+            closing=None,
+            part=1,
+            first=0,
+            segment=segment,
+            part_segment=segment,
+            last_event_id=None,
+            accepted=0,
+            decided=0,
+            supervisor=Supervisor(description.graph, description.constraints, MemoryDecisionLog()),
+            attempts=None,
+        )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ergo_capture.config import Config, control_beside
 from ergo_capture.journal.wal import Journal
-from ergo_capture.server.commit.meter import CommitMeter
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.net.clients import Clients
 from ergo_capture.server.ops.retention import Retention
@@ -35,7 +34,6 @@ class Running:
     writer: Writer
     publisher: BundlePublisher
     registry: SessionRegistry
-    meter: CommitMeter
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Failures of sessions and of the journal, in the words of those who are told of them."""
+"""Failures of sessions and of the journal, as the errors that clients are told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ergo_capture.protocol.capture import Code, ProtocolError
 
 
 def storage_failed(error: ErgoCaptureError) -> ProtocolError:
-    """The failure of the journal or of a session, in words for a client."""
+    """Return the error that ends a connection whose journal or session has failed."""
     what = "journal" if isinstance(error, JournalError) else "session"
     return ProtocolError(
         Code.STORAGE_FAILED,
@@ -18,7 +18,7 @@ def storage_failed(error: ErgoCaptureError) -> ProtocolError:
 
 
 def not_published(error: ErgoCaptureError) -> ProtocolError:
-    """The failure of a snapshot's publication, in words for the client that asked for it; its session goes on."""
+    """Return the error for a client whose ``flush`` failed; its session goes on."""
     return ProtocolError(
         Code.STORAGE_FAILED,
         f"the bundle cannot be published: {error.message}",
@@ -26,12 +26,12 @@ def not_published(error: ErgoCaptureError) -> ProtocolError:
     )
 
 
-def mistake(error: Exception) -> ErgoCaptureError:
-    """An exception that nobody expected in a session's task, as an error that others can be told."""
-    made = ErgoCaptureError(
+def internal_error(error: BaseException) -> ErgoCaptureError:
+    """Return an unexpected exception of a session's task as an error with a hint."""
+    wrapped = ErgoCaptureError(
         f"the session's task ended with {type(error).__name__}: {error}",
         op="run session",
         hint="this is a defect of ergo-capture; what was accepted is safe in the journal, restart the daemon to go on",
     )
-    made.__cause__ = error
-    return made
+    wrapped.__cause__ = error
+    return wrapped

@@ -25,7 +25,6 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.journal.wal import Journal
-from ergo_capture.server.commit.meter import CommitMeter
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.components import Components, Phase, Running
 from ergo_capture.server.factories import access_list, graphs_of, retention_rules, rotation_rule
@@ -166,14 +165,12 @@ class Service:
     def _compose(self, journal: Journal, recovery: Recovery, tasks: TaskGroup) -> Running:
         """Make the components that need the journal."""
         config, state = self.components.config, self.components.state
-        meter = CommitMeter()
         self.writer = Writer(
             journal,
             decision_delay=config.journal.decision_delay.seconds,
             queue_bytes=config.journal.queue_bytes,
             queue_frames=config.journal.queue_frames,
         )
-        self.writer.on_commit = meter.note
         publisher = BundlePublisher(
             state.path,
             state.journal,
@@ -193,12 +190,12 @@ class Service:
             limits=config.limits,
             next_number=recovery.next_session,
         )
-        return Running(journal, self.writer, publisher, self.registry, meter)
+        return Running(journal, self.writer, publisher, self.registry)
 
     async def _serve(self, tasks: TaskGroup, listening: socket.socket, running: Running, recovery: Recovery) -> None:
         components, registry, notifier = self.components, running.registry, self.components.notifier
         registry.tend_engines()
-        registry.take_recovered(recovery)
+        registry.restore(recovery)
         for session_id, reason in registry.quarantined.items():
             log.error(
                 telemetry.SESSION_QUARANTINED,
@@ -206,7 +203,7 @@ class Service:
                 reason=reason,
                 hint="run `ergo-capture doctor` on the journal; `ergo-capture recover` salvages what is whole",
             )
-        await registry.retirement.retire()
+        await registry.segment_collector.collect()
         listener = Listener(
             listening,
             self.clients.serve,
@@ -215,7 +212,7 @@ class Service:
             on_accept_failed=self.clients.log_accept_failed,
         )
         tasks.start_soon(listener.run)
-        tasks.start_soon(registry.retirement.run)
+        tasks.start_soon(registry.segment_collector.run)
         tasks.start_soon(Watchdog(notifier, running.writer, self._summary).run)
         tasks.start_soon(self._log_suppressed)
         tasks.start_soon(self.retention.run)
@@ -316,7 +313,7 @@ class Service:
     def _summary(self) -> str:
         """Return one line on the clients and sessions, for ``systemctl status``."""
         sessions = self.registry.sessions.values()
-        accepting = sum(session.intake.admitted - session.accepted for session in sessions)
+        accepting = sum(session.admission.admitted - session.accepted for session in sessions)
         deciding = sum(session.accepted - session.decided for session in sessions)
         return (
             f"{len(self.clients.connections)} clients, {len(sessions)} sessions; "

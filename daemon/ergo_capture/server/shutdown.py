@@ -13,7 +13,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.components import Components, Running
 from ergo_capture.server.net.listener import Listener
 from ergo_capture.server.ops.status import shutdown_waits_for
-from ergo_capture.server.session.session import Session
+from ergo_capture.server.session.session import Session, SessionState
 
 log = structlog.get_logger()
 
@@ -81,9 +81,9 @@ class Shutdown:
     async def _drain(self, session: Session) -> None:
         if session.failure is not None:
             return
-        if session.ended is not None:
-            await session.finished.wait()
-        elif session.intake.admitted:
+        if session.state is not SessionState.OPEN:
+            await session.over.wait()
+        elif session.admission.admitted:
             try:
                 await session.flush(ended="interrupted")
             except ErgoCaptureError as error:

@@ -231,7 +231,7 @@ async def test_a_client_that_never_reads_is_served_and_harms_nobody() -> None:
         await is_served(daemon)
         session = daemon.service.registry.sessions[mute.opened["session"]]
         with anyio.fail_after(20):
-            await session.until_decided(session.intake.admitted)
+            await session.until_decided(session.admission.admitted)
             while session.accepted < 4000:
                 await anyio.sleep(0.01)
 

@@ -7,6 +7,7 @@ from tests.server.looks import DESCRIPTION, until
 
 from ergo_capture import ExternalEvent, ExternalEventKind
 from ergo_capture.journal.frame import Position
+from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 
 
@@ -23,7 +24,7 @@ async def test_p9_decisions_that_nobody_reads_are_memory_that_is_held() -> None:
 
 def test_nothing_is_kept_for_a_follower_that_has_gone() -> None:
     """What was not durable as it went is kept until it is: one that comes back before is told of it."""
-    log = JournalDecisionLog(1, DESCRIPTION, 0, lambda *_: None, lambda _: None)
+    log = JournalDecisionLog(RecoveredSession.new(1, DESCRIPTION, 1), lambda *_: None, lambda _: None)
     log.follow(on=True)
     decide(log, "a")
     make_durable(log)

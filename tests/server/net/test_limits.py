@@ -29,10 +29,9 @@ from ergo_capture.server.net.connection import READ_BYTES, SMALL_READ_BYTES
 from ergo_capture.server.net.frame_reader import FrameReader
 from ergo_capture.server.net.socket_reader import Inlet
 from ergo_capture.server.ops.reload import Reloader
-from ergo_capture.server.session import intake
+from ergo_capture.server.session import admission_queue
 from ergo_capture.server.session.budget import Budget
-from ergo_capture.server.session.intake import Intake
-from ergo_capture.server.session.rate_limiter import Pace
+from ergo_capture.server.session.pending_sessions import RateLimiter
 from ergo_capture.server.session.session import Session
 
 HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}
@@ -85,9 +84,9 @@ async def test_one_user_cannot_open_every_session() -> None:
 async def test_sessions_that_are_opened_too_fast_wait_for_their_turn() -> None:
     """limits.user_opens_per_second: the third is not opened before its time, and hears of a stop meanwhile."""
     async with running_daemon() as daemon, daemon.session(), daemon.session(), daemon.wire() as third:
-        daemon.service.registry._pace = Pace(1e-6)
+        daemon.service.registry._rate_limiter = RateLimiter(1e-6)
         for _ in range(2):
-            daemon.service.registry._pace.reserve(os.getuid(), asyncio.get_running_loop().time())
+            daemon.service.registry._rate_limiter.reserve(os.getuid(), asyncio.get_running_loop().time())
         await third.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"}, {"type": "ping"})
         await third.until("welcome")
         await anyio.wait_all_tasks_blocked()
@@ -102,16 +101,16 @@ async def test_a_session_that_is_resumed_takes_no_turn() -> None:
         async with daemon.session() as first:
             session = first.opened["session"]
         await until_unowned(daemon, session)
-        daemon.service.registry._pace = Pace(1e-6)
+        daemon.service.registry._rate_limiter = RateLimiter(1e-6)
         for _ in range(2):
-            daemon.service.registry._pace.reserve(os.getuid(), asyncio.get_running_loop().time())
+            daemon.service.registry._rate_limiter.reserve(os.getuid(), asyncio.get_running_loop().time())
         async with daemon.session(session=session) as again:
             assert again.opened["resumed"] is True
 
 
 def test_a_users_turns_come_at_the_rate_and_after_a_pause_five_seconds_worth_at_once() -> None:
     """Whoever asks too soon is told how long; another user's turns are another's."""
-    pace = Pace(10)
+    pace = RateLimiter(10)
     assert [pace.reserve(1, 100.0) for _ in range(50)] == [0.0] * 50
     assert [round(pace.reserve(1, 100.0), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     assert pace.reserve(2, 100.0) == 0.0
@@ -122,7 +121,7 @@ def test_a_users_turns_come_at_the_rate_and_after_a_pause_five_seconds_worth_at_
 
 def test_a_rate_of_zero_is_no_limit() -> None:
     """limits.user_opens_per_second = 0."""
-    pace = Pace(0)
+    pace = RateLimiter(0)
     assert [pace.reserve(None, 1.0) for _ in range(1000)] == [0.0] * 1000
 
 
@@ -439,7 +438,7 @@ async def test_deferred_episodes_are_counted_with_the_ids() -> None:
 
 async def test_a_session_that_is_rotated_forgets_the_ids_of_earlier_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that never ends must not come to the limit of ids; those of the part that runs are known."""
-    monkeypatch.setattr(intake, "LEAST_IDS", 20)
+    monkeypatch.setattr(admission_queue, "LEAST_IDS", 20)
     async with running_daemon("[rotation]\nmax_events = 10\n") as daemon:
         async with daemon.session() as wire:
             for start in range(0, 1000, 5):
@@ -454,27 +453,6 @@ async def test_a_session_that_is_rotated_forgets_the_ids_of_earlier_parts(monkey
                 assert len(ids) == len(set(ids))
         await is_served(daemon)
         assert daemon.service.registry.ids.used == 0
-
-
-def test_no_id_of_a_part_that_has_not_ended_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many events wait to be decided while short parts end before them."""
-    monkeypatch.setattr(intake, "LEAST_IDS", 2)
-    owner: Any = None
-    taken = Intake()
-
-    def refused(*ids: str) -> list[str | None]:
-        body = b"".join(json.dumps(event(event_id)).encode() + b"\n" for event_id in ids)
-        (chunk,) = FrameReader(1 << 20, 100, 5).feed(body)
-        assert isinstance(chunk, EventChunk)
-        return [refusal.event_id for refusal in taken.admit(chunk, "s", owner)[1]]
-
-    assert refused("a", "b", "c") == []
-    taken.end_part(1)
-    assert refused("d", "e") == []
-    taken.end_part(2)
-    assert refused("a", "b", "c", "d", "e") == ["a", "b", "c", "d", "e"]
-    taken.end_part(3)
-    assert refused("a", "b", "c", "d", "e") == ["d", "e"]
 
 
 @pytest.mark.parametrize("frame", ["event", "events"])
@@ -519,11 +497,11 @@ async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it
         session = daemon.service.registry.sessions[wire.opened["session"]]
         await wire.say(*(event(f"e{number}") for number in range(50)))
         await wire.until_ack(50, 50)
-        assert (len(session.intake.ids), session.deferred) == (50, 50)
+        assert (session.admission.id_count, session.deferred) == (50, 50)
         await wire.say({"type": "close"})
         await wire.until("closed")
         await anyio.wait_all_tasks_blocked()
-        assert (len(session.intake.ids), session.deferred, session.intake.admitted) == (0, 0, 50)
+        assert (session.admission.id_count, session.deferred, session.admission.admitted) == (0, 0, 50)
 
 
 async def test_a_client_of_which_something_was_refused_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

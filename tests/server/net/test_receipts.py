@@ -13,8 +13,9 @@ from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.server.commit.submission import Batch
+from ergo_capture.journal.frame import Position
 from ergo_capture.server.net.receipts import Receipts, _Receipt
+from ergo_capture.server.session.admission_queue import EventBatch
 
 
 def events(*ids: str) -> dict[str, object]:
@@ -48,17 +49,17 @@ def test_what_is_refused_behind_an_event_that_is_not_decided_is_not_kept() -> No
     refused: list[int] = []
     receipts = Receipts(lambda numbers, _batch: refused.extend(numbers))
 
-    def send(batch: Batch | None) -> None:
+    def send(batch: EventBatch | None) -> None:
         receipts.received += 1
         receipts.note(batch, [receipts.received])
         receipts.settle(session)
 
-    send(Batch(session, b"", (), first=0, end=1))
+    send(EventBatch(session, b"", (), first=0, end=1, position=Position(1, 0)))
     session.accepted = 1
     before = kept()
     for _ in range(100):
         send(None)
-        send(Batch(session, b"", (), refused=ErgoCaptureError("the disk is full")))
+        send(EventBatch(session, b"", (), refused=ErgoCaptureError("the disk is full")))
     assert (receipts.received, receipts.accepted) == (201, 201)
     assert receipts.decided == 0
     assert refused == [3 + 2 * number for number in range(100)]
@@ -73,7 +74,7 @@ def test_what_is_refused_behind_an_event_that_is_not_durable_is_not_kept_one_by_
     session: Any = SimpleNamespace(accepted=0, decided=0)
     receipts = Receipts(lambda _numbers, _batch: None)
     receipts.received = 1
-    receipts.note(Batch(session, b"", ()), [1])
+    receipts.note(EventBatch(session, b"", ()), [1])
     before = kept()
     for _ in range(100):
         receipts.received += 1
@@ -84,4 +85,4 @@ def test_what_is_refused_behind_an_event_that_is_not_durable_is_not_kept_one_by_
 
 def kept() -> int:
     """Receipts and batches that anybody holds."""
-    return sum(isinstance(found, _Receipt | Batch) for found in gc.get_objects())
+    return sum(isinstance(found, _Receipt | EventBatch) for found in gc.get_objects())

@@ -94,7 +94,7 @@ async def test_each_limit_that_can_be_set_is_the_one_in_force_afterwards() -> No
         await reload(daemon, text)
         service, registry = daemon.service, daemon.service.registry
         assert (registry.limits.max_sessions, registry.limits.max_user_sessions) == (7, 6)
-        assert registry._pace.rate == 8
+        assert registry._rate_limiter.rate == 8
         assert service.clients.limits.max_frame_bytes == 1024
         assert (registry.queue.total, registry.queue.per_user) == (3 << 20, 2 << 20)
         assert (registry.ids.total, registry.ids.per_user) == (5 << 20, 4 << 20)

@@ -51,7 +51,7 @@ async def test_an_event_on_its_way_is_not_called_a_duplicate_before_it_is_durabl
 
 
 async def test_a_session_is_known_as_long_as_its_part_goes_on() -> None:
-    """P5: the frame that says what a session is outlives two restarts and the retirement of segments."""
+    """P5: the frame that says what a session is outlives two restarts and the deletion of segments."""
     text = "[rotation]\nmax_events = 1\n"
     with short_directory() as place:
         async with running_daemon(text, state=place / "state") as daemon, daemon.session() as wire:
@@ -90,7 +90,7 @@ async def test_a_session_that_has_failed_is_not_taken_up_again() -> None:
             frames = await again.rest()
         assert [f["type"] for f in frames] == ["welcome", "error"]
         assert frames[-1]["code"] == "storage_failed"
-        assert sessions_of(daemon)[0].intake.admitted == 1
+        assert sessions_of(daemon)[0].admission.admitted == 1
         assert daemon.service.registry.queue.used == daemon.service.registry.ids.used == 0
 
 
@@ -221,7 +221,7 @@ async def test_a_session_whose_client_goes_while_it_is_opened_ends_like_any_othe
             assert sessions_of(daemon) == []
         await until(lambda: daemon.service.registry.finished == 1)
         assert [(m["ended"], m["events"]) for m in manifests(daemon)] == [("interrupted", 0)]
-        assert not daemon.service.registry.openings
+        assert not daemon.service.registry.pending
 
 
 async def test_a_session_that_cannot_be_opened_for_a_client_that_has_gone_is_forgotten() -> None:
@@ -230,7 +230,7 @@ async def test_a_session_that_cannot_be_opened_for_a_client_that_has_gone_is_for
     async with running_daemon(storage=storage) as daemon, daemon.wire() as wire:
         with storage.gate("write", ".journal"):
             await go_while_opening(daemon, wire, storage)
-            assert len(daemon.service.registry.openings) == 1
+            assert len(daemon.service.registry.pending) == 1
             storage.fail_next("write", errno.ENOSPC)
-        await until(lambda: not daemon.service.registry.openings)
+        await until(lambda: not daemon.service.registry.pending)
         assert sessions_of(daemon) == []

@@ -17,7 +17,7 @@ from tests.server.looks import manifests, sessions_of, until
 from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server import publisher as publisher_module
-from ergo_capture.server.commit import segment_gc as retirement_module
+from ergo_capture.server.commit import segment_gc
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 
@@ -78,7 +78,7 @@ async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_aske
             # Its bundle would come behind the last one of the session, if that one did not wait.
             await another.say(event("a"), {"type": "close"})
             await another.until("closed")
-        assert not session.finished.is_set()
+        assert not session.over.is_set()
         composer.over.set()
         await flushing
         await wire.until("closed")
@@ -184,7 +184,7 @@ async def test_sessions_that_end_together_retire_the_journal_one_after_the_other
             finally:
                 under_way[0] -= counts
 
-    monkeypatch.setattr(retirement_module, "to_thread", Counted)
+    monkeypatch.setattr(segment_gc, "to_thread", Counted)
     with short_directory() as place:
         async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
             await wire.say(event("a"))

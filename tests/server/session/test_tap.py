@@ -15,7 +15,7 @@ from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.protocol.control import Skipped, TappedDecision
 from ergo_capture.server.ops import control
-from ergo_capture.server.session.session import Session
+from ergo_capture.server.session.session import Session, SessionState
 from ergo_capture.server.session.tap import Tap
 
 LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "1h"\n'
@@ -156,7 +156,7 @@ class Source:
 
     def __init__(self) -> None:
         self.decided = 0
-        self.state = "open"
+        self.state = SessionState.OPEN
 
         class Description:
             session = "s"
@@ -216,7 +216,7 @@ async def test_decisions_of_a_session_that_failed_are_skipped_and_not_shown() ->
     session = cast("Session", source)
     tap = Tap(100)
     tap.offer(session, 0, 4, entries(0))
-    source.decided, source.state = 1, "failed"
+    source.decided, source.state = 1, SessionState.FAILED
     tap.session_over("failed")
     news = [item async for batch in tap.watch() for item in batch]
     assert in_short(news) == ["1", "-3"]

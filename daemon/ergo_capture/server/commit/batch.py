@@ -1,7 +1,8 @@
-"""What the writer commits at once."""
+"""Submissions to the writer, and the batch of them that is committed at once."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,38 +11,40 @@ from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 
 
 class Submission(Protocol):
-    """Something that wants to be durable; the writer asks it for its frame when the batch is made."""
+    """Something that is to become durable; the writer asks for its frame when it makes a batch."""
 
     def to_frame(self) -> PendingFrame | None:
-        """The frame as of now, or None where nothing is left to write."""
+        """Return the frame as of now, or None where there is nothing left to write."""
 
     def on_durable(self, position: Position) -> None:
-        """The frame is on stable storage."""
+        """Note that the frame is on stable storage."""
 
     def on_refused(self, error: ErgoCaptureError) -> None:
-        """The frame is not on stable storage and will not be."""
+        """Note that the frame is not on stable storage and will not be."""
 
 
 @dataclass(slots=True)
 class CommitBatch:
-    """What is written and synced at once; times as ``time.monotonic`` has them."""
+    """What is written and synced at once; times on the clock of ``time.monotonic``."""
 
     began: float
+    #: When the oldest submission was queued.
+    since: float
     submissions: list[Submission] = field(default_factory=list)
     frames: list[PendingFrame] = field(default_factory=list)
-    #: Those first of the submissions that are refused where the disk is full; the others are tried again.
+    #: How many of the submissions, from the first, are refused where the disk is full; the others are tried again.
     firm: int = 0
     bytes: int = 0
     events: int = 0
     decisions: int = 0
-    #: When the oldest submission was queued.
-    since: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.since = self.began
+    def add(self, submission: Submission) -> None:
+        """Add the submission's frame, if it has one.
 
-    def add(self, submission: Submission, frame: PendingFrame | None) -> None:
-        """Take one in, where it has anything left to write."""
+        Raises:
+            Exception: the submission has a defect.
+        """
+        frame = submission.to_frame()
         if frame is None:
             return
         self.submissions.append(submission)
@@ -51,3 +54,25 @@ class CommitBatch:
             self.events += frame.count
         elif frame.kind is FrameKind.DECISIONS:
             self.decisions += frame.count
+
+
+@dataclass(slots=True, eq=False)
+class FrameSubmission:
+    """A single frame, and the future that resolves to its position."""
+
+    frame: PendingFrame
+    done: asyncio.Future[Position]
+
+    def to_frame(self) -> PendingFrame:
+        """Return the frame."""
+        return self.frame
+
+    def on_durable(self, position: Position) -> None:
+        """Resolve the future, unless its waiter was cancelled."""
+        if not self.done.done():
+            self.done.set_result(position)
+
+    def on_refused(self, error: ErgoCaptureError) -> None:
+        """Fail the future, unless its waiter was cancelled."""
+        if not self.done.done():
+            self.done.set_exception(error)

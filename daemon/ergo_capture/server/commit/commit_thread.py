@@ -1,11 +1,11 @@
-"""The thread that writes batches to the journal, and the way there and back.
+"""The thread that writes batches to the journal, and the pipes between it and the event loop.
 
-Why a thread of our own: a pool's hop costs 0.11 ms more than this one, of about 0.2 ms for a whole commit.
+A dedicated thread hands a batch over 0.11 ms faster than a thread pool, of about 0.2 ms for a whole commit.
 
-Why pipes: one who writes to a pipe is taken to be about to sleep, so that the other end wakes on the same processor,
-with everything at hand. A lock, or the loop's own ``call_soon_threadsafe``, wakes another processor, which has to be
-brought out of its rest first. The two ways took 50 us each of what a client with one event in flight waits, and take 20.
-Writing also lets go of the interpreter, just when the other end wants it.
+The pipes make the wake-ups cheap. The kernel takes the writer of a pipe to be about to sleep, and so wakes the reader
+on the same processor, with warm caches. A lock, or the loop's ``call_soon_threadsafe``, wakes another processor, which
+has to leave its idle state first. With one event in flight, the two wake-ups take 20 us each through pipes and 50 us
+each otherwise. A write to a pipe also releases the interpreter lock just when the other side needs it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from collections.abc import Callable, Sequence
 from ergo_capture.journal.frame import PendingFrame, Position
 from ergo_capture.journal.wal import Journal, PreparedBatch
 
-#: What became of a batch: where its frames are, or why they are not there.
+#: The result of a commit: the positions of the frames, or the error.
 Outcome = list[Position] | BaseException
-
-_WORD = b"\0"
 
 
 class CommitThread:
@@ -31,15 +29,15 @@ class CommitThread:
 
     Args:
         journal: where batches go; nobody else may write to it while the thread runs.
-        completed: called on the loop with the outcome of each batch, in their order.
+        on_outcome: called on the loop with the outcome of each batch, in order.
     """
 
-    def __init__(self, journal: Journal, completed: Callable[[Outcome], None]) -> None:
+    def __init__(self, journal: Journal, on_outcome: Callable[[Outcome], None]) -> None:
         self._journal = journal
-        self._completed = completed
+        self._on_outcome = on_outcome
         self._batches: deque[PreparedBatch | Sequence[PendingFrame] | None] = deque()
         self._outcomes: deque[Outcome] = deque()
-        #: How long the last write and sync took, in seconds.
+        #: Seconds that the last write and sync took.
         self.last_seconds = 0.0
         self._thread = threading.Thread(target=self._work, name="ergo-capture-commit", daemon=True)
         self._loop: asyncio.AbstractEventLoop
@@ -47,22 +45,22 @@ class CommitThread:
         self._to_loop: tuple[int, int]
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin; outcomes come on this loop.
+        """Start the thread; outcomes are delivered on ``loop``.
 
         Raises:
             OSError: there are no descriptors for the pipes.
         """
         self._loop = loop
         self._to_thread, self._to_loop = os.pipe(), os.pipe()
-        loop.add_reader(self._to_loop[0], self._on_outcome)
+        loop.add_reader(self._to_loop[0], self._deliver)
         self._thread.start()
 
     def commit(self, frames: Sequence[PendingFrame]) -> None:
-        """Have these written as one batch, and synced; only where the outcome of the one before has come."""
+        """Write and sync frames as one batch; call it only after the outcome of the batch before has come."""
         self._hand_over(self._journal.prepare(frames) or frames)
 
     def stop(self) -> None:
-        """End, once the batch that is under way is written; its outcome comes to nobody."""
+        """Stop the thread after the batch that is being written; its outcome is not delivered."""
         self._hand_over(None)
         self._thread.join()
         self._loop.remove_reader(self._to_loop[0])
@@ -71,15 +69,15 @@ class CommitThread:
 
     def _hand_over(self, batch: PreparedBatch | Sequence[PendingFrame] | None) -> None:
         self._batches.append(batch)
-        os.write(self._to_thread[1], _WORD)
+        os.write(self._to_thread[1], b"\0")
 
-    def _on_outcome(self) -> None:
-        os.read(self._to_loop[0], len(_WORD))
-        self._completed(self._outcomes.popleft())
+    def _deliver(self) -> None:
+        os.read(self._to_loop[0], 1)
+        self._on_outcome(self._outcomes.popleft())
 
     def _work(self) -> None:
         while True:
-            os.read(self._to_thread[0], len(_WORD))
+            os.read(self._to_thread[0], 1)
             batch = self._batches.popleft()
             if batch is None:
                 return
@@ -87,11 +85,8 @@ class CommitThread:
             began = time.monotonic()
             try:
                 outcome = self._journal.write(batch)
-            except BaseException as error:  # noqa: BLE001 - carried to the loop, whatever it is
+            except BaseException as error:  # noqa: BLE001 - delivered to the loop, whatever it is
                 outcome = error
             self.last_seconds = time.monotonic() - began
             self._outcomes.append(outcome)
-            os.write(self._to_loop[1], _WORD)
-
-    def __repr__(self) -> str:
-        return f"<CommitThread for {self._journal!r}, last commit {self.last_seconds * 1e3:.2f} ms>"
+            os.write(self._to_loop[1], b"\0")

@@ -1,4 +1,4 @@
-"""How long commits take and how much is in them: histograms that cost a commit next to nothing."""
+"""Histograms of commits: their duration, bytes and events."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import Final
 
 import msgspec
 
-#: Seconds: from a disk with a battery behind its cache to one that is about to give up.
+#: Bounds in seconds: from a disk with a battery-backed cache to one that is about to fail.
 SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-#: Bytes: from one small event to the most that is read at once by many clients.
+#: Bounds in bytes: from one small event to the most that is read at once from many clients.
 BYTES: Final = tuple(float(1 << power) for power in range(8, 27, 2))
-#: Events.
+#: Bounds in events.
 EVENTS: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
 
-#: Commits that may wait to be sorted in. Why not more: sorting them in takes about a microsecond each, and the loop
-#: should not notice.
+#: Commits that are sorted into buckets at once. Each takes about a microsecond of the event loop.
 _FRESH: Final = 256
 
 
 class HistogramSnapshot(msgspec.Struct, frozen=True):
     """How many observations were how large."""
 
-    #: Upper bounds, inclusive; what is larger is in the last count, which has no bound.
+    #: Upper bounds, inclusive; the last count, which has no bound, holds what is larger.
     bounds: tuple[float, ...]
     #: Observations by bucket, not cumulated; one more than there are bounds.
     counts: tuple[int, ...]
@@ -31,11 +30,11 @@ class HistogramSnapshot(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """All observations."""
+        """The number of observations."""
         return sum(self.counts)
 
     def quantile(self, share: float) -> float | None:
-        """A bound that this share of the observations does not exceed; None where there are none, or no bound holds."""
+        """Return a bound that this share of the observations does not exceed; None where there is none."""
         wanted, seen = share * self.total, 0
         for bound, count in zip(self.bounds, self.counts, strict=False):
             seen += count
@@ -57,17 +56,14 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, values: Iterable[float]) -> None:
-        """Count these."""
+        """Count values."""
         for value in values:
             self._counts[bisect_left(self._bounds, value)] += 1
             self._sum += value
 
     def snapshot(self) -> HistogramSnapshot:
-        """The counts now."""
+        """Return the counts as of now."""
         return HistogramSnapshot(self._bounds, tuple(self._counts), self._sum)
-
-    def __repr__(self) -> str:
-        return f"<Histogram {sum(self._counts)} observations, sum {self._sum:g}>"
 
 
 class CommitMeterSnapshot(msgspec.Struct, frozen=True):
@@ -79,7 +75,7 @@ class CommitMeterSnapshot(msgspec.Struct, frozen=True):
 
 
 class CommitMeter:
-    """Takes note of every commit; one append each, sorted in when somebody looks or many have come."""
+    """Measures commits. A commit costs one append; the histograms are brought up to date now and then."""
 
     def __init__(self) -> None:
         self._fresh: list[tuple[float, int, int]] = []
@@ -88,7 +84,7 @@ class CommitMeter:
         self._events = Histogram(EVENTS)
 
     def note(self, seconds: float, size: int, events: int) -> None:
-        """A commit took so many seconds, for so many bytes and events (``Writer.on_commit``)."""
+        """Note a commit: its duration in seconds, its size in bytes, and its events."""
         self._fresh.append((seconds, size, events))
         if len(self._fresh) >= _FRESH:
             self._sort_in()
@@ -102,9 +98,6 @@ class CommitMeter:
             self._fresh.clear()
 
     def snapshot(self) -> CommitMeterSnapshot:
-        """The histograms now."""
+        """Return the histograms as of now."""
         self._sort_in()
         return CommitMeterSnapshot(self._seconds.snapshot(), self._bytes.snapshot(), self._events.snapshot())
-
-    def __repr__(self) -> str:
-        return f"<CommitMeter {self._seconds!r}, {len(self._fresh)} not sorted in>"

@@ -1,4 +1,4 @@
-"""Deletes the journal's segments that nobody needs any more."""
+"""Segment garbage collection: deletes the journal segments that no session needs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ergo_capture.storage import StorageError
 log = structlog.get_logger()
 
 
-class Retirement:
-    """Lets segments go, oldest first.
+class SegmentCollector:
+    """Deletes segments, the oldest first.
 
     Args:
-        journal: whose segments.
-        oldest_needed: sequence of the oldest segment that somebody needs; None where nobody needs any.
+        journal: the journal whose segments are deleted.
+        oldest_needed: returns the sequence number of the oldest segment that is needed, None where none is.
     """
 
     def __init__(self, journal: Journal, oldest_needed: Callable[[], int | None]) -> None:
@@ -28,37 +28,32 @@ class Retirement:
         self._oldest_needed = oldest_needed
         self._due = asyncio.Event()
 
-    def is_due(self) -> None:
-        """Somebody may need a segment no more."""
+    def request(self) -> None:
+        """Ask for a collection, because a segment may have become unneeded."""
         self._due.set()
 
     async def run(self) -> None:
-        """Delete segments whenever a session or a part of one is in its bundle, until cancelled.
+        """Collect whenever it is requested, until cancelled.
 
-        Why one task: the journal lets only one thread retire, and sessions end whenever they like.
+        One task does it for all sessions: the journal lets only one thread delete segments.
         """
         while True:
             await self._due.wait()
             self._due.clear()
             try:
-                await self.retire()
+                await self.collect()
             except StorageError as error:
-                # Why nothing more after it: whether the deletion is durable is not known, and a power cut must not
-                # bring back an older segment without those behind it. The next start finds out.
+                # Stop here. Whether the deletion is durable is unknown, and after a power loss an older segment must
+                # not be there without those behind it. The next start examines the journal.
                 log.error(telemetry.SEGMENT_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
                 return
 
-    async def retire(self) -> None:
-        """Delete what nobody needs now.
+    async def collect(self) -> None:
+        """Delete the segments that are not needed now.
 
         Raises:
-            StorageError: one could not be deleted.
+            StorageError: a segment could not be deleted.
         """
         oldest, current = self._oldest_needed(), self._journal.current_segment
-        # Why in a thread: deleting a large file takes milliseconds.
+        # In a thread: deleting a large file takes milliseconds.
         await to_thread.run_sync(self._journal.delete_segments, current if oldest is None else min(oldest, current))
-
-    def __repr__(self) -> str:
-        return (
-            f"<Retirement {'due' if self._due.is_set() else 'waiting'}, {self._oldest_needed()} is the oldest needed>"
-        )

@@ -118,7 +118,7 @@ class Connection:
 
     async def _receive(self) -> bytes:
         limits, session = self._limits, self.conversation.session
-        is_trusted = session is not None and session.intake.has_room and self.conversation.is_sound
+        is_trusted = session is not None and session.admission.has_room and self.conversation.is_sound
         if session is None:
             timeout, what = limits.hello_timeout.seconds, "no hello and open"
         elif self._reader.mid_frame:

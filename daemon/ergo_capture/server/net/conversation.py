@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final, Protocol
 
 from anyio.abc import SocketStream, UNIXSocketStream
@@ -27,12 +26,11 @@ from ergo_capture.protocol.capture import (
     Ping,
     ProtocolError,
 )
-from ergo_capture.server.commit.submission import Batch
 from ergo_capture.server.failures import not_published, storage_failed
 from ergo_capture.server.net.outbox import Replies
 from ergo_capture.server.net.receipts import Receipts
+from ergo_capture.server.session.admission_queue import EventBatch
 from ergo_capture.server.session.budget import Holding
-from ergo_capture.server.session.deduplication import Refusal, without_long_ids
 from ergo_capture.server.session.session import Owner, Session
 
 #: About the length of a ``decision`` frame.
@@ -208,38 +206,19 @@ class Conversation:
 
     def _take_events(self, chunk: EventChunk) -> None:
         session = self._expect_session("an event")
-        count = len(chunk.events)
-        start = self.receipts.received + 1
+        count, start = len(chunk.events), self.receipts.received + 1
         self.receipts.received += count
-        chunk, too_long = without_long_ids(chunk, self._limits.max_id_bytes)
-        for refusal in too_long:
-            self._refuse(start, refusal)
-        if not chunk.events:
-            self.is_sound = False
-            self._note(None)
-            return
-        session.intake.check_ids()
-        try:
-            batch, refusals = session.admit(chunk)
-        except ErgoCaptureError as error:
-            raise storage_failed(error) from error
-        if too_long and refusals:
-            long_ids = {refusal.offset for refusal in too_long}
-            kept = [offset for offset in range(count) if offset not in long_ids]
-            refusals = [replace(refusal, offset=kept[refusal.offset]) for refusal in refusals]
+        batch, refusals = session.admit(chunk, self._limits.max_id_bytes)
         for refusal in refusals:
-            self._refuse(start, refusal)
-        self.is_sound = not refusals and not too_long
+            self._reject(start + refusal.offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
+        self.is_sound = not refusals
         numbers: Sequence[int] = range(start, start + count)
-        if not self.is_sound:
-            refused = {refusal.offset for refusal in (*too_long, *refusals)}
+        if refusals:
+            refused = {refusal.offset for refusal in refusals}
             numbers = [start + offset for offset in range(count) if offset not in refused]
         self._note(batch, numbers)
 
-    def _refuse(self, start: int, refusal: Refusal) -> None:
-        self._reject(start + refusal.offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
-
-    def _note(self, batch: Batch | None, numbers: Sequence[int] = ()) -> None:
+    def _note(self, batch: EventBatch | None, numbers: Sequence[int] = ()) -> None:
         self.receipts.note(batch, numbers)
         if batch is None:
             self.replies.wake()
@@ -277,7 +256,7 @@ class Conversation:
     async def _close(self) -> bool:
         session = self._expect_session("close")
         session.end("complete")
-        await session.finished.wait()
+        await session.over.wait()
         if session.failure is not None:
             raise storage_failed(session.failure)
         publication = session.publication
@@ -336,7 +315,7 @@ class Conversation:
         """About the bytes of the decisions that are to be told and are not composed yet."""
         return 0 if self.session is None or self._driver else _DECISION_BYTES * self.session.log.untaken
 
-    def _reject_batch(self, numbers: Sequence[int], batch: Batch) -> None:
+    def _reject_batch(self, numbers: Sequence[int], batch: EventBatch) -> None:
         error = batch.refused
         full = isinstance(error, JournalFull)
         code = Code.STORAGE_FULL if full else Code.STORAGE_FAILED

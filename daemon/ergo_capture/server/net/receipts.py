@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ergo_capture.server.commit.submission import Batch
+from ergo_capture.server.session.admission_queue import EventBatch
 from ergo_capture.server.session.session import Session
 
 
@@ -21,7 +21,7 @@ class _Receipt:
     #: Number of the last of them on this connection, from 1.
     end: int
     #: None where all of them were rejected before a session saw them.
-    batch: Batch | None
+    batch: EventBatch | None
     #: The numbers of the batch's events; the others were rejected before.
     numbers: Sequence[int]
 
@@ -33,7 +33,7 @@ class Receipts:
         reject: called with the numbers of a batch's events and the batch, where the batch was refused.
     """
 
-    def __init__(self, reject: Callable[[Sequence[int], Batch], None]) -> None:
+    def __init__(self, reject: Callable[[Sequence[int], EventBatch], None]) -> None:
         #: Events received on this connection: admitted, rejected, or unreadable.
         self.received = 0
         self.accepted = 0
@@ -48,7 +48,7 @@ class Receipts:
         """Whether the fate of anything received is not known yet."""
         return bool(self._unaccepted)
 
-    def note(self, batch: Batch | None, numbers: Sequence[int] = ()) -> None:
+    def note(self, batch: EventBatch | None, numbers: Sequence[int] = ()) -> None:
         """Of what was received since the last note, the events with these numbers are in ``batch``, the others rejected."""
         waiting = self._unaccepted
         if batch is None and waiting and waiting[-1].batch is None:
@@ -66,7 +66,7 @@ class Receipts:
             if batch is not None and batch.refused is not None:
                 self._reject(receipt.numbers, batch)
             elif batch is not None:
-                if session is None or batch.first < 0 or session.accepted < batch.end:
+                if batch.position is None:
                     break
                 self._undecided.append((batch.end, self.accepted))
             self.accepted = receipt.end

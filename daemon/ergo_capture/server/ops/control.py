@@ -39,7 +39,7 @@ from ergo_capture.server.ops.metrics import exposition
 from ergo_capture.server.ops.reload import Reloaded
 from ergo_capture.server.ops.status import shutdown_waits_for, take_status
 from ergo_capture.server.session.access import Access, who
-from ergo_capture.server.session.session import Session
+from ergo_capture.server.session.session import Session, SessionState
 from ergo_capture.server.session.tap import Tap
 
 log = structlog.get_logger()
@@ -204,7 +204,11 @@ class _ControlConnection:
     async def _flush(self, request: FlushRequest) -> None:
         sessions = self._running().registry.sessions
         if request.session is None:
-            chosen = [session for session in sessions.values() if session.state == "open" and session.intake.admitted]
+            chosen = [
+                session
+                for session in sessions.values()
+                if session.state is SessionState.OPEN and session.admission.admitted
+            ]
         elif request.session in sessions:
             chosen = [sessions[request.session]]
         else:

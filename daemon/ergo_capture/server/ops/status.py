@@ -68,7 +68,7 @@ def _running_status(running: Running, held: Budget) -> RunningStatus:
         sessions=[session.snapshot() for session in registry.sessions.values()],
         quarantined=dict(registry.quarantined),
         writer=running.writer.snapshot(),
-        commits=running.meter.snapshot(),
+        commits=running.writer.meter.snapshot(),
         journal=running.journal.snapshot(),
         engines=[_engine_status(graph.name, graph.engine) for graph in registry.graphs.values()],
         memory={name: MemoryStatus(used=b.used, peak=b.peak, limit=b.total) for name, b in budgets.items()},
@@ -86,11 +86,11 @@ def _engine_status(graph: str, engine: Engine) -> EngineStatus:
 
 def shutdown_waits_for(sessions: Iterable[Session]) -> list[str]:
     """Return what a shutdown would wait for: one sentence for each session that is not drained."""
-    return [_wait_of(session) for session in sessions if session.failure is None and session.intake.admitted]
+    return [_wait_of(session) for session in sessions if session.failure is None and session.admission.admitted]
 
 
 def _wait_of(session: Session) -> str:
-    name, undecided = session.description.session, session.intake.admitted - session.decided
+    name, undecided = session.description.session, session.admission.admitted - session.decided
     if undecided:
         return f"session {name}: {counted(undecided, 'event')} to be decided"
     events = counted(session.decided - session.parts.current.first, "event")

@@ -1,9 +1,9 @@
-"""Who may connect, and who may open sessions of a graph.
+"""Allow-lists: who may connect, and who may open sessions of a graph.
 
-An empty list lets in whoever the socket's mode lets in. Otherwise a peer is let in as one of the users or as a
-member of one of the groups: by its own group, or by the group database. Root is always let in: it could become
-any of the users. Names become numbers when the configuration is read, so that a name that nobody has is found
-by ``config check``; membership is looked up at each connection, so that it is the membership of now.
+An empty list admits everyone whom the socket's mode admits. Otherwise a peer is admitted as one of the users, or as a
+member of one of the groups, by its own group or by the group database. Root is always admitted: it could become any of
+the users. Names are resolved when the configuration is read, so that ``config check`` finds unknown ones. Membership is
+looked up at each connection, so that a change takes effect at once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Access:
 
     @property
     def is_open(self) -> bool:
-        """Whether the list says nothing, so that everybody is let in."""
+        """Whether the list is empty, so that it admits everyone."""
         return not self.users and not self.groups
 
     def lets_in(self, peer: Peer | None) -> bool:
-        """Whether the peer may pass; looks into the user and group databases, which may block.
+        """Return whether the list admits the peer; looks into the user and group databases, which may block.
 
-        A peer that the kernel does not name is let in by an empty list only.
+        A peer that the kernel does not name is admitted by an empty list only.
         """
         if self.is_open:
             return True
@@ -47,7 +47,7 @@ class Access:
 
 
 def who(peer: Peer | None) -> str:
-    """A peer as messages call it: by name where it has one."""
+    """Return the peer as messages name it: by user name where it has one."""
     if peer is None:
         return "a client that the kernel does not name"
     try:
@@ -57,7 +57,7 @@ def who(peer: Peer | None) -> str:
 
 
 def groups_of(peer: Peer) -> set[int]:
-    """The groups that the peer's user is a member of, by the group database; empty for a user it does not have."""
+    """Return the groups of the peer's user in the group database; empty for an unknown user."""
     try:
         user = pwd.getpwuid(peer.uid)
     except KeyError:
@@ -66,10 +66,15 @@ def groups_of(peer: Peer) -> set[int]:
 
 
 def access_of(users: Iterable[str | int], groups: Iterable[str | int], section: str) -> Access:
-    """The allow-list that two settings of a section say.
+    """Return the allow-list of a section of the configuration.
+
+    Args:
+        users: user names and numbers.
+        groups: group names and numbers.
+        section: the section's name, for messages.
 
     Raises:
-        ConfigError: nobody has such a name.
+        ConfigError: a user or group does not exist.
     """
     return Access(
         frozenset(_number(user, f"{section}.users", "user", lambda name: pwd.getpwnam(name).pw_uid) for user in users),

@@ -1,8 +1,8 @@
-"""Memory that clients cause the daemon to hold, counted in all and by user.
+"""Memory budgets: how much memory clients make the daemon hold, in all and by user.
 
-There are three budgets: events that wait to be decided, the event ids and deferred episodes that open sessions must
-remember, and what connections hold (lines that were begun, answers that were not read). Counts are estimates of memory, made
-of what is known without measuring: bytes, and so many bytes for each object.
+There are three: events that wait to be decided; event ids and deferred episodes of open sessions; and what connections
+hold (lines that have begun, answers that were not read). The sizes are estimates from what is known without measuring:
+bytes, and a fixed number of bytes for each object.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final
 
 from ergo_capture.journal.payloads import Peer
 
-#: Memory that an event takes beside its line while it waits: the event, its id, its place in the queues.
+#: Bytes for an event that waits, beside its line: the event, its id, its place in the queues.
 EVENT_BYTES: Final = 400
-#: Memory that the id of an event takes beside its characters for as long as its session is open.
+#: Bytes for the id of an event, beside its characters.
 ID_BYTES: Final = 120
-#: Memory that an episode takes while it is deferred, beside the payload where that is kept for an engine.
+#: Bytes for a deferred episode, beside the payload where that is kept for an engine.
 DEFERRED_BYTES: Final = 300
 
 
@@ -33,26 +33,23 @@ class Budget:
         self.total = total
         self.per_user = per_user
         self.used = 0
-        #: Most that was ever used.
+        #: The largest value of ``used`` so far.
         self.peak = 0
-        #: Bytes by user, of those who hold any.
+        #: Bytes by user, for users that hold any.
         self.by_user: dict[int | None, int] = {}
 
     def holding(self, peer: Peer | None) -> Holding:
-        """A count of what is held for this peer, at zero."""
+        """Return an empty holding of this peer's user."""
         return Holding(self, None if peer is None else peer.uid)
 
     @property
     def exceeded(self) -> bool:
-        """Whether more is held than may be, over all clients."""
+        """Whether all clients together hold more than the total."""
         return self.used > self.total
-
-    def __repr__(self) -> str:
-        return f"<Budget {self.used} of {self.total} bytes, {len(self.by_user)} users>"
 
 
 class Holding:
-    """What is held for one session or connection."""
+    """The memory that is held for one session or connection."""
 
     __slots__ = ("_budget", "_user", "bytes")
 
@@ -63,12 +60,12 @@ class Holding:
 
     @property
     def has_room(self) -> bool:
-        """Whether neither the user nor all users together hold too much."""
+        """Whether neither the user nor all users together have reached their bound."""
         budget = self._budget
         return budget.used < budget.total and budget.by_user.get(self._user, 0) < budget.per_user
 
     def hold(self, size: int) -> None:
-        """Hold ``size`` bytes more; fewer, where it is negative."""
+        """Add ``size`` bytes, which may be negative."""
         budget = self._budget
         self.bytes += size
         budget.used += size
@@ -81,18 +78,15 @@ class Holding:
             budget.by_user.pop(self._user, None)
 
     def free(self) -> None:
-        """Hold nothing any more."""
+        """Return everything to the budget."""
         self.hold(-self.bytes)
-
-    def __repr__(self) -> str:
-        return f"<Holding {self.bytes} bytes of {self._budget!r}>"
 
 
 def uncounted() -> Holding:
-    """A holding out of a budget without end, for what is not counted yet or any more."""
+    """Return a holding that counts for nothing."""
     return Budget(sys.maxsize, sys.maxsize).holding(None)
 
 
 def size_of_ids(ids: Collection[str]) -> int:
-    """About the memory that remembering these ids takes, in bytes."""
+    """Return about the memory that remembering these ids takes, in bytes."""
     return len("".join(ids)) + ID_BYTES * len(ids)

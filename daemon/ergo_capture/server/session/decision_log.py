@@ -1,4 +1,4 @@
-"""The daemon's capturing decision log: what the supervisor logs waits here for the next commit."""
+"""The decision log of a session in the daemon: decisions wait in it for the next commit."""
 
 from __future__ import annotations
 
@@ -10,59 +10,57 @@ from typing import Final
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
-from ergo_capture.journal.payloads import SessionDescription
+from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
 
-#: What engines said that is too much for one more decision in a frame; a frame holds 64 MiB, a decision half of that.
+#: Bytes of effects at which a frame takes no further decision: a frame holds 64 MiB, and one decision half of that.
 _FULL_FRAME_BYTES: Final = 16 << 20
-#: Told of a session's decisions: the index of the first, how many, and a function that makes the first n of them.
+#: Called with the index of the first of some decisions, their number, and a function that makes the first n of them.
 Listener = Callable[[int, int, Callable[[int], Iterable[DecisionLogEntry]]], None]
 
 
 class JournalDecisionLog:
-    """A DecisionLog whose entries become DECISIONS frames of one session.
+    """A ``DecisionLog`` whose entries become DECISIONS frames of one session; a ``Submission`` to the writer.
 
     Args:
-        session: the session's number in the journal.
-        description: what the session is.
-        first: index of the first decision that will be logged.
-        on_durable: told of the frame's position, first index and count.
-        on_failed: told when decisions can never become durable.
+        initial: the session as recovery found it, or a new one.
+        on_durable: called with a frame's position, its first index and its number of decisions.
+        on_failed: called when decisions can never become durable.
     """
 
     def __init__(
         self,
-        session: int,
-        description: SessionDescription,
-        first: int,
+        initial: RecoveredSession,
         on_durable: Callable[[Position, int, int], None],
         on_failed: Callable[[ErgoCaptureError], None],
     ) -> None:
-        self._session = session
-        self._graph = description.graph
-        self._deadline = description.constraints.deadline
+        self._session_number = initial.number
+        self._graph = initial.description.graph
+        self._deadline = initial.description.constraints.deadline
         self._on_durable = on_durable
         self._on_failed = on_failed
+        #: Rows for the next frame; before them, rows that fill a frame each.
         self._rows = DecisionRows()
-        #: Rows that fill a frame each and come before those.
         self._full: deque[DecisionRows] = deque()
-        #: A frame that is being written, or that a full disk refused and that goes first the next time.
+        #: A frame that is being written, or that a full disk refused and that is written first the next time.
         self._frame: PendingFrame | None = None
-        #: Decisions logged so far, durable or not; and those that are durable.
-        self.logged = first
-        self._durable = first
-        self._framed = first
+        #: Decisions logged so far, durable or not.
+        self.logged = initial.decided
+        self._durable = initial.decided
+        self._framed = initial.decided
         #: Entries kept for a client that asked for decisions, until they are durable and taken.
         self._followed: deque[DecisionLogEntry] | None = None
-        #: Whether that client has gone, so that nobody takes them.
+        #: Whether that client has gone.
         self._left = False
-        #: Told of decisions as they are logged, where somebody watches.
+        #: Called when decisions are logged, where somebody watches.
         self.listener: Listener | None = None
 
+    # --- logging ---
+
     def log(self, entry: DecisionLogEntry) -> None:
-        """Keep the decision for the next commit."""
+        """Keep a decision for the next commit."""
         self._rows.add(entry)
         if self._rows.bytes >= _FULL_FRAME_BYTES:
             self._full.append(self._rows)
@@ -76,47 +74,49 @@ class JournalDecisionLog:
     def log_plain(self, events: Sequence[EventLike], first_episode: int) -> None:
         """Keep a run of plain invocations (``ports.RunLengthDecisionLog``)."""
         if self._followed is not None:
-            for offset, event in enumerate(events):
-                self.log(self._plain_entry(event, first_episode + offset))
+            for entry in self._plain_entries(events, first_episode, len(events)):
+                self.log(entry)
             return
         self._rows.add_plain(first_episode, len(events))
         if self.listener is not None:
             self.listener(self.logged, len(events), partial(self._plain_entries, events, first_episode))
         self.logged += len(events)
 
-    def _plain_entry(self, event: EventLike, episode: int) -> DecisionLogEntry:
-        completed = RunTermination.Completed
-        return DecisionLogEntry(
-            self._graph, event.event_id, event, Decision.Invoke, None, episode, self._deadline, completed, 0
-        )
-
     def _plain_entries(self, events: Sequence[EventLike], first_episode: int, count: int) -> list[DecisionLogEntry]:
-        return [self._plain_entry(event, first_episode + offset) for offset, event in enumerate(events[:count])]
+        graph, deadline, completed = self._graph, self._deadline, RunTermination.Completed
+        return [
+            DecisionLogEntry(graph, event.event_id, event, Decision.Invoke, None, episode, deadline, completed, 0)
+            for episode, event in enumerate(events[:count], first_episode)
+        ]
+
+    # --- committing ---
 
     @property
     def waiting(self) -> bool:
-        """Whether there is anything that is not durable yet."""
+        """Whether any decision is not durable."""
         return bool(self._frame is not None or self._full or self._rows.count)
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of what engines said of decisions that are not durable yet."""
+        """Bytes of effects in decisions that are not durable."""
         full = sum(rows.bytes for rows in self._full)
         return self._rows.bytes + full + (0 if self._frame is None else len(self._frame.body))
 
     def to_frame(self) -> PendingFrame | None:
-        """What was logged since the last frame, or as much of it as one frame holds."""
+        """Return a frame of what was logged since the last one, or of as much as one frame holds."""
         if self._frame is None and (self._full or self._rows.count):
             if self._full:
                 rows = self._full.popleft()
             else:
                 rows, self._rows = self._rows, DecisionRows()
-            self._frame = PendingFrame(FrameKind.DECISIONS, self._session, self._framed, rows.count, rows.encode())
+            self._frame = PendingFrame(
+                FrameKind.DECISIONS, self._session_number, self._framed, rows.count, rows.encode()
+            )
             self._framed += rows.count
         return self._frame
 
     def on_durable(self, position: Position) -> None:
-        """The frame is on stable storage."""
+        """Note that the frame is on stable storage."""
         frame, self._frame = self._frame, None
         assert frame is not None
         self._durable = frame.first + frame.count
@@ -125,7 +125,7 @@ class JournalDecisionLog:
         self._on_durable(position, frame.first, frame.count)
 
     def on_refused(self, error: ErgoCaptureError) -> None:
-        """The journal has failed; a disk that is merely full is the writer's to wait for."""
+        """Note that the journal has failed; while the disk is merely full, the writer tries again by itself."""
         self._on_failed(error)
 
     # --- for a client that asked for decisions ---
@@ -133,8 +133,10 @@ class JournalDecisionLog:
     def follow(self, *, on: bool) -> int:
         """Keep decisions for the owner until they are durable and taken with ``take_followed``.
 
-        Returns how many decisions come before the first that will be kept. Those that are made and not durable are
-        among the kept where decisions were followed before.
+        Decisions that are logged and not durable are among the kept ones if decisions were followed before.
+
+        Returns:
+            The number of decisions before the first that will be kept.
         """
         kept, pending = self._followed or deque(), self.logged - self._durable
         self._followed = deque(list(kept)[-pending:] if pending else ()) if on else None
@@ -142,17 +144,9 @@ class JournalDecisionLog:
         return self.logged - len(self._followed or ())
 
     def leave(self) -> None:
-        """The client has gone: what is durable is not kept for it, and what is not only until it is.
-
-        Why until then: one that comes back before is told of it.
-        """
+        """Keep nothing for a client that has gone, except decisions that are not durable: it may resume before."""
         self._left = True
         self.take_followed()
-
-    @property
-    def kept(self) -> int:
-        """Decisions that are kept for a client, durable or not."""
-        return len(self._followed or ())
 
     @property
     def is_followed(self) -> bool:
@@ -160,16 +154,18 @@ class JournalDecisionLog:
         return self._followed is not None
 
     @property
+    def kept(self) -> int:
+        """The number of decisions that are kept for a client, durable or not."""
+        return len(self._followed or ())
+
+    @property
     def untaken(self) -> int:
-        """The kept decisions that are durable by now and were not taken."""
+        """The number of kept decisions that are durable."""
         return len(self._followed) - (self.logged - self._durable) if self._followed else 0
 
     def take_followed(self) -> list[DecisionLogEntry]:
-        """The kept decisions that are durable by now."""
+        """Remove and return the kept decisions that are durable."""
         followed = self._followed
         if not followed:
             return []
         return [followed.popleft() for _ in range(self.untaken)]
-
-    def __repr__(self) -> str:
-        return f"<JournalDecisionLog session {self._session}, {self.logged} logged, {self._rows.count} waiting>"

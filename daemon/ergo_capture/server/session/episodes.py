@@ -1,14 +1,14 @@
 """Runs the episodes of one session, and logs its decisions in the order of its events.
 
-An engine that answers at once decides whole chunks without waiting. Any other is asked episode by episode; with a
-pipeline, up to so many runs are under way at once. That is sound because no decision depends on how a run ended: the
-requests go out in order, and decisions that are known already wait for those before them. It is right only for an
-engine that keeps nothing from one run to the next.
+An engine that answers at once decides whole chunks without waiting. Any other engine is asked episode by episode; with
+a pipeline, several runs are under way at once. That is sound because no decision depends on how a run ended: requests
+are sent in order, and decisions that are known early wait for those before them. It needs an engine that keeps nothing
+from one run to the next.
 
-What a crash leaves in doubt: an event that is not decided may have run. Where such a run is to be repeated, that is
-all there is to it. Where it must not be (``before_run``), no run begins before the decisions that are a pipeline's
-length behind it are durable; so of the events that a crash left undecided, only that many from the first on may have
-run, and these are not run again.
+After a crash an event that is not decided is *in doubt*: its episode may have run. Where episodes may be repeated,
+nothing more needs to be done. Where they must not be, ``before_run`` lets no run begin before the decisions that are a
+pipeline's length behind it are durable. So of the undecided events only the first, as many as the pipeline is long, may
+have run; they are recorded as interrupted and not run again.
 """
 
 from __future__ import annotations
@@ -22,99 +22,96 @@ from typing import Final
 from ergo_capture.engine.dialogue import NONSENSE
 from ergo_capture.engine.port import Engine
 from ergo_capture.journal.decision_rows import said_bytes
-from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.events import EventLike, ExternalEvent
+from ergo_capture.journal.recovery import RecoveredSession
+from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import RunTermination
-from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult, RuntimeInvoker
+from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 
-#: Decisions that may wait for a run before them; each keeps its event.
-_MOST_WAITING: Final = 10_000
-
-#: What a record says whose episode may or may not have run before a crash.
+#: Decisions that may wait for a run before them; each keeps its event in memory.
+_MAX_WAITING: Final = 10_000
+#: Bytes that an engine may say of one run: half of what a frame of the journal holds.
+_MAX_RUN_BYTES: Final = 32 << 20
+#: The interruption of an event that is in doubt.
 IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
-#: What an engine may say of one run, as it is kept; half of what a frame of the journal holds.
-_MOST_OF_A_RUN_BYTES: Final = 32 << 20
-
-#: Awaited before a run begins, with the number of decisions before it that are not logged yet.
-BeforeRun = Callable[[int], Awaitable[None]]
+_INTERRUPTED: Final = RunResult(RunTermination.Aborted, interruption=IN_DOUBT)
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    """A run that is under way."""
-
+class _RunUnderWay:
     run: Run
     task: asyncio.Task[tuple[RunResult, int]]
 
 
 class Episodes:
-    """Decides and runs, for one session.
+    """Decides the events of one session, and runs their episodes.
 
     Args:
-        engine: the graph's.
-        invoker: the engine for this session alone, where it answers at once.
-        graph_id: the graph.
-        constraints: the session's.
-        log: told of each decision, in order.
+        engine: the graph's engine.
+        initial: the session as recovery found it, or a new one.
+        log: receives each decision, in order.
+        max_in_doubt: how many of the session's undecided events, from the first, are recorded as interrupted.
+        before_run: awaited before a run begins, with the number of decisions before it that are not logged.
         on_logged: called after each decision that had to be waited for.
-        before_run: holds a run back for as long as it must not begin.
+        on_failed: called when a run has raised an exception; nothing is logged after it.
     """
 
     def __init__(
         self,
         engine: Engine,
-        invoker: RuntimeInvoker | None,
-        graph_id: str,
-        constraints: Constraints,
+        initial: RecoveredSession,
         log: DecisionLog,
+        *,
+        max_in_doubt: int,
+        before_run: Callable[[int], Awaitable[None]],
         on_logged: Callable[[], None],
-        before_run: BeforeRun,
+        on_failed: Callable[[BaseException], None],
     ) -> None:
         self._engine = engine
-        self._invoker = invoker
-        self._graph_id = graph_id
-        self._constraints = constraints
+        self._graph_id = initial.description.graph
+        self._constraints = initial.description.constraints
         self._log = log
-        self._on_logged = on_logged
         self._before_run = before_run
-        #: The next so many events are not run but recorded as interrupted: they may have run before a crash.
-        self.in_doubt = 0
-        #: Runs that are under way, and what is known already but comes after one of them.
-        self._waiting: deque[_Running | DecisionLogEntry] = deque()
+        self._on_logged = on_logged
+        self._on_failed = on_failed
+        #: The engine, where it answers at once.
+        self._invoker = engine.invoker()
+        if self._invoker is not None:
+            # A scripted engine continues where the script was.
+            for event_id, count in initial.attempts or ():
+                event = ExternalEvent.mechanical(event_id, ExternalEventKind.Command)
+                for _ in range(count):
+                    self._invoker.run(self._graph_id, event_id, event, self._constraints.deadline)
+        #: The next so many events are recorded as interrupted.
+        self._in_doubt = min(max_in_doubt, len(initial.undecided))
+        #: Runs that are under way, and decisions that wait for one of them.
+        self._waiting: deque[_RunUnderWay | DecisionLogEntry] = deque()
         self._under_way = 0
-        self._moved = asyncio.Event()
-        #: A mistake of ours in a run; nothing is logged after it.
-        self.mistake: BaseException | None = None
-        self.supervisor = Supervisor(graph_id, constraints, self._own_log, invoker)
-
-    @property
-    def _own_log(self) -> DecisionLog:
-        """Where the supervisor logs: straight on, unless decisions may have to wait for those before them."""
-        return self._log if self._invoker is not None else self
-
-    def take_over(self, supervisor: Supervisor) -> None:
-        """Go on with a supervisor that recovery has brought to where the session stands."""
-        self.supervisor = supervisor
-        supervisor.rebind(self._own_log, self._invoker)
+        self._settled = asyncio.Event()
+        #: What a run raised.
+        self._failure: BaseException | None = None
+        #: Where the supervisor logs: to ``self`` where decisions may have to wait for those before them.
+        self._supervisor_log = self if self._invoker is None else log
+        self.supervisor = initial.supervisor
+        self.supervisor.rebind(self._supervisor_log, self._invoker)
 
     def start_part(self) -> None:
-        """Go on with a supervisor that knows nothing; nothing may be under way."""
+        """Continue with a new supervisor; no run may be under way."""
         assert not self._waiting, "a part ended with runs under way"
-        self.supervisor = Supervisor(self._graph_id, self._constraints, self._own_log, self._invoker)
+        self.supervisor = Supervisor(self._graph_id, self._constraints, self._supervisor_log, self._invoker)
 
     def decide_at_once(self, events: Iterable[EventLike]) -> bool:
-        """Decide these without waiting, where that is possible; says whether it was."""
-        if self._invoker is None or self.in_doubt:
+        """Decide events without waiting, and return True; return False where that is not possible."""
+        if self._invoker is None or self._in_doubt:
             return False
-        self.supervisor.drive_all(list(events) if not isinstance(events, list) else events)
+        self.supervisor.drive_all(events if isinstance(events, list) else list(events))
         return True
 
     async def decide(self, events: Iterable[EventLike]) -> None:
-        """Decide each; returns once each is offered, though runs may still be under way (``settle_all``)."""
+        """Decide events; on return each was offered to the supervisor, and runs may still be under way."""
         for event in events:
-            if self.in_doubt:
-                self.in_doubt -= 1
+            if self._in_doubt:
+                self._in_doubt -= 1
                 step = self.supervisor.offer(event)
                 if isinstance(step, Run):
                     self.supervisor.settle(step, RunTermination.Aborted, 0, _INTERRUPTED)
@@ -122,23 +119,39 @@ class Episodes:
             if self._invoker is not None:
                 self.supervisor.drive(event)
                 continue
-            while len(self._waiting) >= _MOST_WAITING:
+            while len(self._waiting) >= _MAX_WAITING:
                 await self._some_settled()
             step = self.supervisor.offer(event)
             if isinstance(step, Run):
                 await self._begin(step)
 
     async def settle_all(self) -> None:
-        """Wait until every run that is under way has ended, and is logged."""
+        """Wait until every run that is under way has ended and is logged.
+
+        Raises:
+            Exception: what a run raised.
+        """
         while self._waiting:
             await self._some_settled()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no run is under way, and every decision is logged."""
+        return not self._waiting
+
+    def abandon(self) -> None:
+        """Cancel the runs that are under way."""
+        for waiting in self._waiting:
+            if isinstance(waiting, _RunUnderWay):
+                waiting.task.cancel()
+        self._waiting.clear()
+
     async def _some_settled(self) -> None:
-        self._moved.clear()
-        if self.mistake is None:
-            await self._moved.wait()
-        if self.mistake is not None:
-            raise self.mistake
+        self._settled.clear()
+        if self._failure is None:
+            await self._settled.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def _begin(self, run: Run) -> None:
         self.supervisor.detach()
@@ -148,67 +161,51 @@ class Episodes:
             self._log.log(self.supervisor.entry_of(run, result.termination, retries, result))
             self._on_logged()
             return
-        # Why the wait before: a task's first step is what asks the engine, and tasks step in the order they are made.
+        # A task's first step sends the request, and tasks take their first steps in the order they are created. So
+        # waiting here, before the task is created, keeps the requests in order.
         while self._under_way >= self._engine.pipeline:
             await self._some_settled()
         self._under_way += 1
         task = asyncio.create_task(self._attempt(run))
-        self._waiting.append(_Running(run, task))
-        task.add_done_callback(self._settle_ended)
+        self._waiting.append(_RunUnderWay(run, task))
+        task.add_done_callback(self._settle)
 
-    def _settle_ended(self, _task: object) -> None:
-        """Log what is known by now, up to the first run that is still under way."""
+    def _settle(self, _task: object) -> None:
+        """Log the decisions that are known, up to the first run that is still under way."""
         waiting = self._waiting
-        while waiting and self.mistake is None:
+        while waiting and self._failure is None:
             first = waiting[0]
             if isinstance(first, DecisionLogEntry):
                 self._log.log(first)
             elif not first.task.done() or first.task.cancelled():
                 break
-            elif (mistake := first.task.exception()) is not None:
-                self.mistake = mistake
+            elif (error := first.task.exception()) is not None:
+                self._failure = error
+                self._on_failed(error)
                 break
             else:
                 result, retries = first.task.result()
                 self._under_way -= 1
                 self._log.log(self.supervisor.entry_of(first.run, result.termination, retries, result))
             waiting.popleft()
-        self._moved.set()
+        self._settled.set()
         self._on_logged()
 
     async def _attempt(self, run: Run) -> tuple[RunResult, int]:
-        """Attempt, and attempt again as rule 4 allows; the last attempt's result, and how many came before it."""
+        """Run an episode, again as often as rule 4 allows; return the last result and the number of retries."""
         origin, retries = run.origin, 0
         assert isinstance(origin, ExternalEvent)
         while True:
             result = await self._engine.run(self._graph_id, origin.event_id, origin, self._constraints.deadline)
-            if said_bytes(result) > _MOST_OF_A_RUN_BYTES:
+            if said_bytes(result) > _MAX_RUN_BYTES:
                 result = NONSENSE
             if not self.supervisor.wants_retry(result.termination, retries):
                 return result, retries
             retries += 1
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether no run is under way, and every decision is logged."""
-        return not self._waiting
-
     def log(self, entry: DecisionLogEntry) -> None:
-        """A deferral: logged at once, or after the runs before it (``ports.DecisionLog``)."""
+        """Log a deferral (``ports.DecisionLog``), after the runs before it."""
         if self._waiting:
             self._waiting.append(entry)
         else:
             self._log.log(entry)
-
-    def abandon(self) -> None:
-        """The session is over: wait for nothing more."""
-        for waiting in self._waiting:
-            if isinstance(waiting, _Running):
-                waiting.task.cancel()
-        self._waiting.clear()
-
-    def __repr__(self) -> str:
-        return f"<Episodes of {self._graph_id!r} by {self._engine!r}, {self._under_way} under way>"
-
-
-_INTERRUPTED: Final = RunResult(RunTermination.Aborted, interruption=IN_DOUBT)

@@ -1,4 +1,4 @@
-"""A graph as the daemon serves it: what the operator configured, with its engine."""
+"""A graph as the operator configured it, with its engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ergo_capture.server.session.access import Access
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One graph that clients may open sessions of."""
+    """A graph of which clients may open sessions."""
 
     name: str
     constraints: Constraints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,10 +18,10 @@ from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.payloads import Closing, Publication, Rotation, SessionDescription, encode_body
-from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
-from ergo_capture.server.commit.submission import Batch, append
+from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.server.commit.writer import Writer
-from ergo_capture.server.failures import mistake
+from ergo_capture.server.failures import internal_error
+from ergo_capture.server.session.admission_queue import EventBatch
 from ergo_capture.storage import FULL
 from ergo_capture.storage.write_error import CaptureWriteError
 
@@ -101,52 +102,35 @@ class Parts:
     """The parts of one session.
 
     Args:
-        number: the session's number in the journal.
-        description: what the session is.
-        segment: the journal segment of its OPEN frame.
+        initial: the session as recovery found it, or a new one.
         rule: when a part ends.
         writer: makes frames durable.
         publisher: composes bundles.
-        recovered: the session as recovery found it; None for a new one.
     """
 
-    def __init__(
-        self,
-        number: int,
-        description: SessionDescription,
-        segment: int,
-        rule: RotationRule,
-        writer: Writer,
-        publisher: Publisher,
-        recovered: RecoveredSession | None = None,
-    ) -> None:
-        self._number = number
-        self._description = description
+    def __init__(self, initial: RecoveredSession, rule: RotationRule, writer: Writer, publisher: Publisher) -> None:
+        self._number = initial.number
+        self._description = initial.description
         self._rule = rule
         self._writer = writer
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
         #: The part that new events go to.
-        self.current = Part(1, 0, segment, self._loop.time())
+        self.current = Part(
+            initial.part,
+            initial.first,
+            initial.segment,
+            self._loop.time(),
+            initial.event_frames,
+            initial.decision_frames,
+            initial.event_bytes,
+        )
         #: Parts that ended before the start and whose bundles are not known to be durable.
-        self._unpublished: list[PendingPublication] = []
+        self._unpublished = initial.unpublished
         #: The oldest segment that the current part needs once those are published.
-        self._part_segment = segment
+        self._part_segment = initial.part_segment
         #: Whether the CLOSE frame is durable.
-        self.is_closed = False
-        if recovered is not None:
-            self.current = Part(
-                recovered.part,
-                recovered.first,
-                recovered.segment,
-                self._loop.time(),
-                recovered.event_frames,
-                recovered.decision_frames,
-                recovered.event_bytes,
-            )
-            self._unpublished = recovered.unpublished
-            self._part_segment = recovered.part_segment
-            self.is_closed = recovered.closing is not None
+        self.is_closed = initial.closing is not None
         #: The bundle of the part before the current one; None where there is none, or it was published before the start.
         self._previous: asyncio.Future[Publication] | None = None
         #: Held while a bundle is composed: a snapshot that came late would replace the bundle that was composed after it.
@@ -187,7 +171,9 @@ class Parts:
 
     # --- the end of a part ---
 
-    async def rotate(self, boundary: int, early: Collection[Batch], last_event_id: str | None, *, forced: bool) -> None:
+    async def rotate(
+        self, boundary: int, early: Collection[EventBatch], last_event_id: str | None, *, forced: bool
+    ) -> None:
         """End the current part and publish it.
 
         Args:
@@ -201,20 +187,21 @@ class Parts:
         """
         old = self.current
         new = Part(old.number + 1, boundary, old.segment, self._loop.time())
-        # One accepted batch is one frame.
-        new.event_frames = old.event_frames[len(old.event_frames) - len(early) :] if early else array("Q")
+        positions = [batch.position.pack() for batch in early if batch.position is not None]
+        new.event_frames = array("Q", positions)
         new.bytes = sum(len(batch.body) for batch in early)
-        if early:
-            del old.event_frames[-len(early) :]
+        if positions:
+            # Packed positions ascend.
+            del old.event_frames[bisect_left(old.event_frames, positions[0]) :]
             old.bytes -= new.bytes
         self.current = new
         previous = self._previous = self._loop.create_future()
         try:
             body = encode_body(Rotation(old.number, forced, utc_now(), self._description, last_event_id))
-            position = await append(self._writer, PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
+            position = await self._writer.append(PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
             previous.set_result(await self._publish(old, boundary - old.first, "rotated", forced=forced))
         except Exception as error:
-            previous.set_exception(error if isinstance(error, ErgoCaptureError) else mistake(error))
+            previous.set_exception(error if isinstance(error, ErgoCaptureError) else internal_error(error))
             # Mark it as retrieved: it is raised here, and nobody else may wait for it.
             previous.exception()
             raise
@@ -229,7 +216,7 @@ class Parts:
         """
         if not self.is_closed:
             body = encode_body(Closing(ended, utc_now()))
-            await append(self._writer, PendingFrame(FrameKind.CLOSE, self._number, decided, 0, body))
+            await self._writer.append(PendingFrame(FrameKind.CLOSE, self._number, decided, 0, body))
             self.is_closed = True
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
 
@@ -293,7 +280,7 @@ class Parts:
             await asyncio.sleep(RETRY_SECONDS)
         publication = msgspec.structs.replace(publication, final=final)
         frame = PendingFrame(FrameKind.PUBLISHED, self._number, part.number, int(final), encode_body(publication))
-        await append(self._writer, frame)
+        await self._writer.append(frame)
         return publication
 
 

@@ -1,4 +1,4 @@
-"""New sessions on their way into the journal: from being let in until the OPEN frame is durable."""
+"""New sessions from their request until the OPEN frame is durable, and the rate at which a user may open them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
@@ -20,51 +21,55 @@ from ergo_capture.server.session.parts import utc_now
 from ergo_capture.server.session.session import Session
 from ergo_capture.version import PROGRAM
 
+#: Seconds' worth of sessions that may be opened at once after a pause.
+_BURST_SECONDS: Final = 5.0
+
 
 @dataclass(slots=True, eq=False)
-class Opening:
-    """A session whose OPEN frame is on its way."""
+class PendingSession:
+    """A session whose OPEN frame is not durable yet; a ``Submission`` to the writer."""
 
     number: int
     description: SessionDescription
     graph: Graph
     #: The oldest segment that may hold the frame.
     segment: int
-    _openings: Openings
-    #: Where the client's connection waits for the session; cancelled where it waits no more.
+    _pending: PendingSessions
+    #: Awaited by the client's connection; cancelled when the connection has ended.
     _opened: asyncio.Future[Session]
 
-    def to_frame(self) -> PendingFrame | None:
-        """What the session is."""
+    def to_frame(self) -> PendingFrame:
+        """Return the OPEN frame."""
         return PendingFrame(FrameKind.OPEN, self.number, 0, 0, encode_body(self.description))
 
     def on_durable(self, position: Position) -> None:
-        """There is such a session now, whether its client still waits for it or not."""
-        self._openings.forget(self)
+        """Start the session, whether its client still waits for it or not."""
+        pending = self._pending
+        pending.remove(self)
         if not self._opened.cancelled():
-            self._opened.set_result(self._openings.begin(self, position.segment))
-        elif not self._openings.is_stopping:
-            self._openings.abandon(self._openings.begin(self, position.segment))
-        # At the stop nobody is there to begin it: the next start finds it.
+            self._opened.set_result(pending.start(self, position.segment))
+        elif not pending.is_stopping:
+            pending.abandon(pending.start(self, position.segment))
+        # While the daemon stops there is no task group to start it in: the next start recovers it.
 
     def on_refused(self, error: ErgoCaptureError) -> None:
-        """There is none; where the disk was full, who waits for it tries again."""
+        """Tell the connection; where the disk is full, it tries again."""
         alone = self._opened.cancelled()
         if alone or not isinstance(error, JournalFull):
-            self._openings.forget(self)
+            self._pending.remove(self)
         if not alone:
             self._opened.set_exception(error)
 
 
-class Openings:
+class PendingSessions:
     """Every session that is being opened.
 
     Args:
-        writer: makes the frames durable.
-        journal: asked which segment a frame may land in.
+        writer: makes the OPEN frames durable.
+        journal: asked for the segment that a frame may land in.
         next_number: number of the next session in the journal.
-        begin: makes the session of an opening whose frame is durable, in the segment of that sequence, and lets it live.
-        abandon: told of a session that began when its client had gone.
+        start: makes and starts the session of an OPEN frame, given the sequence number of the frame's segment.
+        abandon: called with a session that was started after its client had gone.
     """
 
     def __init__(
@@ -72,20 +77,26 @@ class Openings:
         writer: Writer,
         journal: Journal,
         next_number: int,
-        begin: Callable[[Opening, int], Session],
+        start: Callable[[PendingSession, int], Session],
         abandon: Callable[[Session], None],
     ) -> None:
-        self.begin = begin
+        self.start = start
         self.abandon = abandon
-        #: Whether the daemon stops, so that no session begins for a client that has gone.
+        #: Whether the daemon stops: no session is started for a client that has gone.
         self.is_stopping = False
         self._writer = writer
         self._journal = journal
         self._next_number = next_number
-        self._under_way: dict[int, Opening] = {}
+        self._by_number: dict[int, PendingSession] = {}
 
     async def open(self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer | None) -> Session:
-        """A new session, once it is durable.
+        """Return a new session once its OPEN frame is durable; waits while the disk is full.
+
+        Args:
+            graph: the graph as configured.
+            provenance: the engine's provenance.
+            labels: the client's labels.
+            peer: who opens the session.
 
         Raises:
             ProtocolError: ``storage_failed``.
@@ -105,35 +116,56 @@ class Openings:
         )
         while True:
             opened: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
-            opening = Opening(number, description, graph, self._journal.current_segment, self, opened)
-            self._under_way.pop(number, None)
+            pending = PendingSession(number, description, graph, self._journal.current_segment, self, opened)
+            self._by_number.pop(number, None)
             try:
-                self._writer.submit(opening, len(encode_body(description)))
-                # Why noted: the frame lands in this segment or a later one, and until the session is known nothing else
-                # keeps that segment.
-                self._under_way[number] = opening
+                self._writer.submit(pending, len(encode_body(description)))
+                # The frame lands in this segment or a later one. Until the session is started, only this entry keeps
+                # the segment from being deleted.
+                self._by_number[number] = pending
                 return await opened
             except JournalFull:
                 continue
             except ErgoCaptureError as error:
                 raise storage_failed(error) from error
             except asyncio.CancelledError:
-                # Its client has gone. Where the frame is still on its way, ``on_durable`` finds that out.
+                # The client has gone. If the frame is still on its way, ``on_durable`` sees the cancelled future.
                 if not opened.cancelled():
-                    self._under_way.pop(number, None)
+                    self._by_number.pop(number, None)
                     if opened.exception() is None:
                         self.abandon(opened.result())
                 raise
 
-    def forget(self, opening: Opening) -> None:
-        """Its frame is not on its way any more."""
-        del self._under_way[opening.number]
+    def remove(self, pending: PendingSession) -> None:
+        """Remove a session whose frame is durable or was refused."""
+        del self._by_number[pending.number]
 
-    def __iter__(self) -> Iterator[Opening]:
-        return iter(self._under_way.values())
+    def __iter__(self) -> Iterator[PendingSession]:
+        return iter(self._by_number.values())
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._by_number)
 
-    def __repr__(self) -> str:
-        return f"<Openings {len(self)} under way, {self._next_number} is the next session's number>"
+
+class RateLimiter:
+    """Limits how fast each user may open sessions, with one token bucket a user.
+
+    Args:
+        rate: sessions per second, on average; 0 for no limit.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        #: When each user's bucket is full again, on the caller's clock in seconds.
+        self._full: dict[int | None, float] = {}
+
+    def reserve(self, user: int | None, now: float) -> float:
+        """Reserve the user's next turn, and return the seconds until it comes.
+
+        Turns are given in the order of the calls. A turn that is not used is lost.
+        """
+        if not self.rate:
+            return 0.0
+        full = max(self._full.get(user, now), now) + 1 / self.rate
+        self._full[user] = full
+        return max(0.0, full - now - _BURST_SECONDS)

@@ -15,7 +15,7 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.server.session.session import Session
+from ergo_capture.server.session.session import Session, SessionState
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class Snapshots:
 
     async def take_round(self) -> None:
         """One snapshot of each session that was decided further since its last one."""
-        running = {name: session for name, session in self._sessions.items() if session.state == "open"}
+        running = {name: session for name, session in self._sessions.items() if session.state is SessionState.OPEN}
         self._published = {name: decided for name, decided in self._published.items() if name in running}
         for name, session in running.items():
             decided = session.decided

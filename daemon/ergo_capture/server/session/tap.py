@@ -1,8 +1,8 @@
-"""Decisions as they are made, for somebody who watches: bounded, and honest about what is left out.
+"""Taps: bounded views of decisions as they are made, which count what they leave out.
 
-A tap shows at most so many decisions a second: in each tenth of a second the first of them, and then how many there
-were besides. What it shows is durable. It keeps no more than it will show, so a watcher who does not read costs
-nothing; and a session that nobody watches pays for one look at an empty list a chunk.
+A tap shows at most a given number of decisions per second: in each tick the first of them, and then how many more there
+were. It shows only durable decisions. It keeps no more than it will show, so a watcher that does not read costs
+nothing, and a session that nobody watches pays one test of its listener per chunk.
 """
 
 from __future__ import annotations
@@ -11,36 +11,20 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.protocol.control import Skipped, TappedDecision
-from ergo_capture.server.session.decision_log import JournalDecisionLog
+from ergo_capture.server.session.session import Session, SessionState
 
-#: A tap says what it has this often, in seconds.
+#: Seconds between two batches of one tap.
 TICK: Final = 0.1
-
-
-class WatchedSession(Protocol):
-    """A session as a tap sees it."""
-
-    description: SessionDescription
-    log: JournalDecisionLog
-    #: Decisions on stable storage.
-    decided: int
-    #: How it ended, once it has.
-    ended: str | None
-
-    @property
-    def state(self) -> str:
-        """Return the session's state in one word, as the status shows it."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    session: WatchedSession
+    session: Session
     index: int
     entry: DecisionLogEntry
     #: Decisions that were left out right after this one.
@@ -51,8 +35,8 @@ class Tap:
     """One watcher of decisions.
 
     Args:
-        rate: most decisions a second to show.
-        sleep: waits so many seconds; tests bring their own time.
+        rate: most decisions to show per second.
+        sleep: waits for a number of seconds; tests bring their own time.
     """
 
     def __init__(self, rate: int, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -60,7 +44,7 @@ class Tap:
         self._pause = TICK if rate * TICK >= 1 else 1 / rate
         self._sleep = sleep
         self._kept: deque[_Kept] = deque()
-        #: Left out before the first one kept.
+        #: Decisions that were left out before the first one kept.
         self._skipped_before = 0
         self._news = asyncio.Event()
         #: Decisions shown and not shown so far.
@@ -69,11 +53,15 @@ class Tap:
         self.ended: str | None = None
 
     def offer(
-        self, session: WatchedSession, first: int, count: int, entries: Callable[[int], Iterable[DecisionLogEntry]]
+        self, session: Session, first: int, count: int, entries: Callable[[int], Iterable[DecisionLogEntry]]
     ) -> None:
-        """A session has made ``count`` decisions, from index ``first``; ``entries(n)`` gives the first n of them.
+        """Keep the first of a session's new decisions, as many as may be shown.
 
-        Why so: those that are not shown are never made into entries.
+        Args:
+            session: the session.
+            first: index of the first decision.
+            count: how many there are.
+            entries: makes the first n of them; those that are not shown are never made.
         """
         taken = min(self._limit - len(self._kept), count)
         if taken > 0:
@@ -87,17 +75,17 @@ class Tap:
                 self._skipped_before += left_out
         self._news.set()
 
-    def session_over(self, how: str) -> None:
-        """The one session that is watched is over."""
-        self.ended = how
+    def session_over(self, ended: str) -> None:
+        """End ``watch`` after what is kept, because the one session that is watched is over."""
+        self.ended = ended
         self._news.set()
 
     async def watch(self) -> AsyncIterator[Sequence[TappedDecision | Skipped]]:
-        """What there is to show, tick by tick; ends when the one session that is watched is over."""
+        """Yield what there is to show, tick by tick, until the one session that is watched is over."""
         while True:
             await self._news.wait()
             ended = self.ended is not None
-            if news := self._take():
+            if news := self._take_durable():
                 yield news
             if not self._kept:
                 self._news.clear()
@@ -105,16 +93,15 @@ class Tap:
                     return
             await self._sleep(self._pause)
 
-    def _take(self) -> list[TappedDecision | Skipped]:
-        """What is kept and durable by now."""
+    def _take_durable(self) -> list[TappedDecision | Skipped]:
         news: list[TappedDecision | Skipped] = []
         left_out, self._skipped_before = self._skipped_before, 0
         while self._kept:
             kept = self._kept[0]
             if kept.index >= kept.session.decided:
-                if kept.session.state != "failed":
+                if kept.session.state is not SessionState.FAILED:
                     break
-                # Why: it never becomes durable, and then it did not happen.
+                # It never becomes durable, so it counts as not made.
                 left_out += 1 + kept.skipped_after
                 self.skipped += 1
                 self._kept.popleft()
@@ -129,19 +116,16 @@ class Tap:
             news.append(Skipped(left_out))
         return news
 
-    def __repr__(self) -> str:
-        return f"<Tap {len(self._kept)} waiting, {self.shown} shown, {self.skipped} skipped>"
-
 
 class Taps:
-    """Every tap, and which sessions each of them watches.
+    """All taps, and the sessions that each of them watches.
 
     Args:
-        sessions: the sessions there are, by id.
-        graphs: the graphs there are.
+        sessions: the open sessions, by id.
+        graphs: the names of the graphs.
     """
 
-    def __init__(self, sessions: Mapping[str, WatchedSession], graphs: Collection[str]) -> None:
+    def __init__(self, sessions: Mapping[str, Session], graphs: Collection[str]) -> None:
         self._sessions = sessions
         self._graphs = graphs
         #: What each tap watches: a session's id or a graph's name.
@@ -149,10 +133,10 @@ class Taps:
         self._ended_shown = self._ended_skipped = 0
 
     def begin(self, of: str, rate: int) -> Tap:
-        """Watch a session, or every session of a graph, those to come included; ``end`` ends it.
+        """Return a tap of a session, or of every session of a graph, including later ones; end it with ``end``.
 
         Raises:
-            ProtocolError: there is neither.
+            ProtocolError: ``unknown_session``: there is neither a session nor a graph of that name.
         """
         if of not in self._sessions and of not in self._graphs:
             raise ProtocolError(
@@ -167,42 +151,39 @@ class Taps:
         return tap
 
     def end(self, tap: Tap) -> None:
-        """Nobody watches by this one any more."""
+        """Remove a tap."""
         del self._taps[tap]
         self._ended_shown += tap.shown
         self._ended_skipped += tap.skipped
         for session in self._sessions.values():
             self.attach(session)
 
-    def attach(self, session: WatchedSession) -> None:
-        """Have the session tell those who watch it of its decisions, if there are any."""
-        watching = self._of(session)
+    def attach(self, session: Session) -> None:
+        """Set the listener of the session's decision log, or remove it where no tap watches the session."""
+        watching = self._taps_of(session)
 
-        def tell(first: int, count: int, entries: Callable[[int], Iterable[DecisionLogEntry]]) -> None:
+        def listener(first: int, count: int, entries: Callable[[int], Iterable[DecisionLogEntry]]) -> None:
             for tap in watching:
                 tap.offer(session, first, count, entries)
 
-        session.log.listener = tell if watching else None
+        session.log.listener = listener if watching else None
 
-    def session_over(self, session: WatchedSession) -> None:
-        """The session is finished or has failed."""
-        for tap in self._of(session):
+    def session_over(self, session: Session) -> None:
+        """Tell the taps of this one session that it has finished or failed."""
+        for tap in self._taps_of(session):
             if self._taps[tap] == session.description.session:
-                tap.session_over(session.state if session.ended is None else session.ended)
+                tap.session_over(session.state.value if session.ended is None else session.ended)
 
-    def _of(self, session: WatchedSession) -> list[Tap]:
+    def _taps_of(self, session: Session) -> list[Tap]:
         names = (session.description.session, session.description.graph)
         return [tap for tap, of in self._taps.items() if of in names]
 
     @property
     def shown(self) -> int:
-        """Decisions shown so far, by taps that are over too."""
+        """Decisions shown so far, including those of taps that have ended."""
         return self._ended_shown + sum(tap.shown for tap in self._taps)
 
     @property
     def skipped(self) -> int:
         """Decisions not shown so far, likewise."""
         return self._ended_skipped + sum(tap.skipped for tap in self._taps)
-
-    def __repr__(self) -> str:
-        return f"<Taps {len(self._taps)} watching>"

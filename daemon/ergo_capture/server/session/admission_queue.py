@@ -1,0 +1,260 @@
+"""The events that a session has admitted and not yet decided, and the event ids that are taken.
+
+Ids are kept by generation. When a part of the session ends, the ids of the running generation become the earlier one,
+and the ids of the one before are forgotten, because no event of the new part can repeat them in its bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
+from ergo_capture.journal.recovery import RecoveredSession
+from ergo_capture.kernel.events import EventLike
+from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
+from ergo_capture.server.session.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
+
+#: Ids below which a generation goes on when a part ends, so that short parts do not forget recent ids.
+LEAST_IDS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One event of a chunk that was not admitted."""
+
+    #: Position in the chunk, from 0.
+    offset: int
+    #: None where the id itself is refused.
+    event_id: str | None
+    code: Code
+    message: str
+    hint: str
+
+
+@dataclass(slots=True)
+class Generation:
+    """Event ids that are forgotten together."""
+
+    ids: set[str] = field(default_factory=set)
+    #: Memory that the ids are counted as.
+    bytes: int = 0
+    #: Events of the session that were admitted when the generation ended.
+    end: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class EventBatch:
+    """The admitted events of one chunk; a ``Submission`` to the writer."""
+
+    queue: AdmissionQueue
+    #: The event lines, verbatim.
+    body: bytes
+    events: Sequence[EventLike]
+    #: Index of the first event in the session, and the index after the last; -1 until the frame is made.
+    first: int = -1
+    end: int = -1
+    #: Where the frame is, once it is durable.
+    position: Position | None = None
+    #: Why the journal refused the batch, if it did.
+    refused: ErgoCaptureError | None = None
+    #: Where its ids are kept.
+    generation: Generation = field(default_factory=Generation)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the batch is counted as while it waits; a recovered batch, which has no lines, is not counted."""
+        return len(self.body) + EVENT_BYTES * len(self.events) if self.body else 0
+
+    def to_frame(self) -> PendingFrame:
+        """Return the frame of the event lines, at the session's next free index."""
+        queue, count = self.queue, len(self.events)
+        self.first = queue.next_index
+        self.end = queue.next_index = self.first + count
+        return PendingFrame(FrameKind.EVENTS, queue.session_number, self.first, count, self.body)
+
+    def on_durable(self, position: Position) -> None:
+        """Record where the frame is, and tell the session."""
+        self.position = position
+        self.queue.on_accepted(self, position)
+
+    def on_refused(self, error: ErgoCaptureError) -> None:
+        """Record why, release the ids, and tell the session."""
+        self.refused = error
+        self.queue.release_refused(self)
+        self.queue.on_refused(error)
+
+
+class AdmissionQueue:
+    """Admits events to one session: refuses ids that are too long or taken, and counts memory.
+
+    Args:
+        initial: the session as recovery found it, or a new one.
+        events: counts the memory of events that wait to be decided.
+        ids: counts the memory of ids and of deferred episodes.
+        on_accepted: called with a batch and the position of its frame when it is durable.
+        on_refused: called with the error when the journal has refused a batch.
+    """
+
+    def __init__(
+        self,
+        initial: RecoveredSession,
+        events: Holding,
+        ids: Holding,
+        on_accepted: Callable[[EventBatch, Position], None],
+        on_refused: Callable[[ErgoCaptureError], None],
+    ) -> None:
+        self.session_number = initial.number
+        self.on_accepted = on_accepted
+        self.on_refused = on_refused
+        #: Events whose id is taken: accepted, or waiting for the journal.
+        self.admitted = initial.accepted
+        #: Index in the session of the first event of the next frame.
+        self.next_index = initial.accepted
+        #: Bytes of event lines that were admitted and are not yet decided.
+        self.queued_bytes = 0
+        self._session_id = initial.description.session
+        self._events_memory = events
+        self._ids_memory = ids
+        #: Bytes counted in ``_ids_memory`` for deferred episodes.
+        self._deferred_bytes = 0
+        self._running = Generation(initial.ids, size_of_ids(initial.ids))
+        self._earlier = Generation()
+        ids.hold(self._running.bytes)
+
+    def admit(self, chunk: EventChunk, max_id_bytes: int) -> tuple[EventBatch | None, list[Refusal]]:
+        """Take the ids of a chunk's events.
+
+        Args:
+            chunk: events with their lines.
+            max_id_bytes: longest event id, in bytes of UTF-8.
+
+        Returns:
+            The admitted events, None where there are none, and the refused ones in the order of the chunk.
+
+        Raises:
+            ProtocolError: ``limit``: there is no memory for more ids.
+        """
+        if not self._ids_memory.has_room:
+            raise ProtocolError(
+                Code.LIMIT,
+                f"there is no memory for more event ids than the {self.id_count} of this session and those of others",
+                "close the session and open another, or raise limits.ids_bytes and limits.user_ids_bytes",
+            )
+        events, body = chunk.events, chunk.body
+        refusals: list[Refusal] = []
+        running = self._running
+        fresh = set(chunk.ids)
+        if not (
+            len(fresh) == len(events)
+            and running.ids.isdisjoint(fresh)
+            and self._earlier.ids.isdisjoint(fresh)
+            and not _has_long_id(chunk.ids, max_id_bytes)
+        ):
+            events, body, refusals = self._select(chunk, max_id_bytes)
+            if not events:
+                return None, refusals
+            fresh = {event.event_id for event in events}
+        batch = EventBatch(self, body, events, generation=running)
+        size = size_of_ids(fresh)
+        running.ids |= fresh
+        running.bytes += size
+        self._ids_memory.hold(size)
+        self._events_memory.hold(batch.memory)
+        self.admitted += len(events)
+        self.queued_bytes += len(body)
+        return batch, refusals
+
+    def _select(self, chunk: EventChunk, max_id_bytes: int) -> tuple[list[EventLike], bytes, list[Refusal]]:
+        """Return the events that can be admitted, their lines, and the refusals of the others."""
+        kept: list[EventLike] = []
+        lines: list[bytes] = []
+        refusals: list[Refusal] = []
+        seen: set[str] = set()
+        # Not splitlines(): it would also split at a lone carriage return inside white space.
+        for offset, (event, line) in enumerate(zip(chunk.events, chunk.body.split(b"\n"), strict=False)):
+            event_id = event.event_id
+            if len(event_id.encode()) > max_id_bytes:
+                message = f"the event id is longer than {max_id_bytes} bytes"
+                refusals.append(Refusal(offset, None, Code.LIMIT, message, "use shorter event ids"))
+            elif event_id in seen or event_id in self._running.ids or event_id in self._earlier.ids:
+                message = f"event id {event_id!r} is already in session {self._session_id}"
+                hint = "an event that was accepted need not be sent again"
+                refusals.append(Refusal(offset, event_id, Code.DUPLICATE_EVENT_ID, message, hint))
+            else:
+                seen.add(event_id)
+                kept.append(event)
+                lines.append(line + b"\n")
+        return kept, b"".join(lines), refusals
+
+    def release_refused(self, batch: EventBatch) -> None:
+        """Release the ids and the memory of a batch that the journal has refused."""
+        if batch.first >= 0:
+            self.next_index = min(self.next_index, batch.first)
+        ids = [event.event_id for event in batch.events]
+        size = size_of_ids(ids)
+        generation = batch.generation
+        generation.ids.difference_update(ids)
+        generation.bytes -= size
+        self._ids_memory.hold(-size)
+        self._events_memory.hold(-batch.memory)
+        self.admitted -= len(ids)
+        self.queued_bytes -= len(batch.body)
+
+    def release_decided(self, batch: EventBatch) -> None:
+        """Release the memory of a batch that is decided; its ids stay taken."""
+        self.queued_bytes -= len(batch.body)
+        self._events_memory.hold(-batch.memory)
+
+    def count_deferred(self, size: int) -> None:
+        """Count ``size`` bytes for deferred episodes, in place of what was counted before."""
+        if size != self._deferred_bytes:
+            self._ids_memory.hold(size - self._deferred_bytes)
+            self._deferred_bytes = size
+
+    def end_part(self, boundary: int) -> None:
+        """Forget ids, because a part of the session has ended.
+
+        A session that is rotated may never end, and would otherwise reach the limit of ids. Only ids that come before
+        the new part are forgotten.
+
+        Args:
+            boundary: events of the session before the new part.
+        """
+        if len(self._running.ids) >= LEAST_IDS and self._earlier.end <= boundary:
+            self._ids_memory.hold(-self._earlier.bytes)
+            self._earlier = self._running
+            self._earlier.end = self.admitted
+            self._running = Generation()
+
+    def close(self) -> None:
+        """Release all memory; nothing more is admitted."""
+        self._events_memory.free()
+        self._ids_memory.free()
+        # A batch that is refused after this must not be subtracted from the budget again.
+        self._events_memory, self._ids_memory = uncounted(), uncounted()
+        self._running, self._earlier = Generation(), Generation()
+
+    @property
+    def id_count(self) -> int:
+        """The number of event ids that are remembered."""
+        return len(self._running.ids) + len(self._earlier.ids)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the budget has memory for more events to wait."""
+        return self._events_memory.has_room
+
+    def is_full(self, limit: int) -> bool:
+        """Return whether more than ``limit`` bytes wait, or anything waits while the budget has no room.
+
+        Where nothing waits there is room for one read: a session does not wait for others.
+        """
+        return self.queued_bytes >= limit or bool(self.queued_bytes and not self.has_room)
+
+
+def _has_long_id(ids: list[str], max_id_bytes: int) -> bool:
+    # A character takes at most four bytes, so shorter ids need no encoding.
+    return max(map(len, ids)) > max_id_bytes // 4 and any(len(event_id.encode()) > max_id_bytes for event_id in ids)
