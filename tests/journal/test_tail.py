@@ -291,7 +291,7 @@ def test_a_watch_returns_when_a_file_changes(tmp_path: Path) -> None:
     """Without asking again and again: it sleeps until then."""
     (tmp_path / "a").write_bytes(b"")
     with DirectoryWatch(tmp_path) as watch:
-        assert watch.tells
+        assert watch.has_inotify
         writer = threading.Timer(0.05, lambda: (tmp_path / "a").write_bytes(b"1"))
         writer.start()
         watch.wait()
@@ -313,5 +313,5 @@ def test_a_watch_without_inotify_looks(tmp_path: Path, monkeypatch: pytest.Monke
     """And returns before long."""
     monkeypatch.setattr("ergo_capture.storage.watch._inotify", lambda _directory: None)
     with DirectoryWatch(tmp_path) as watch:
-        assert not watch.tells
+        assert not watch.has_inotify
         watch.wait()

@@ -1,15 +1,13 @@
-"""A name only ever stands for a whole file: every stage that can fail, races, and other systems' ways."""
+"""A name only ever stands for a whole file: every stage that can fail, races, and what a kill leaves."""
 
 from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -28,14 +26,14 @@ OLD, NEW = b"old content\n", b"new content, which is longer\n"
 
 @pytest.fixture
 def destination(tmp_path: Path) -> Path:
-    """A file that is there already."""
+    """An existing file."""
     path = tmp_path / "run.capture.json"
     path.write_bytes(OLD)
     return path
 
 
 def failing(call: str, number: int, monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
-    """Have a call of the ``os`` module fail from its ``after``-th use on, for the atomic file only."""
+    """Make a call of the ``os`` module fail from its ``after``-th use on."""
     real: Callable[..., Any] = getattr(os, call)
     count = 0
 
@@ -50,7 +48,7 @@ def failing(call: str, number: int, monkeypatch: pytest.MonkeyPatch, *, after: i
 
 
 def refusal(destination: Path, write: Callable[[], None], stage: WriteStage) -> CaptureWriteError:
-    """The error; the destination's directory holds what it held before."""
+    """Return the error; assert that the destination's directory is as it was."""
     before = {path.name: path.read_bytes() for path in destination.parent.iterdir() if path.is_file()}
     with pytest.raises(CaptureWriteError) as raised:
         write()
@@ -61,19 +59,19 @@ def refusal(destination: Path, write: Callable[[], None], stage: WriteStage) -> 
     return raised.value
 
 
-def test_a_file_is_replaced_as_a_whole_and_nothing_else_is_left(destination: Path) -> None:
-    """The usual case; and the file is for owner and group only."""
+def test_a_file_is_replaced_and_nothing_else_is_left(destination: Path) -> None:
+    """The new file is for owner and group only."""
     write_bytes_atomic(destination, NEW)
     assert destination.read_bytes() == NEW
     assert list(destination.parent.iterdir()) == [destination]
     assert destination.stat().st_mode & 0o137 == 0
 
 
-# --- the reference's eight stages, and the ninth, which is ours ---
+# --- the reference's eight stages, and SyncDirectory ---
 
 
-def test_stage_one_the_output_directory_cannot_be_made(tmp_path: Path) -> None:
-    """A file stands where a directory should."""
+def test_create_output_directory_is_the_stage_when_a_file_is_in_the_way(tmp_path: Path) -> None:
+    """The message is the reference's."""
     (tmp_path / "file").write_bytes(b"")
     destination = tmp_path / "file" / "deep" / "b.json"
     with pytest.raises(CaptureWriteError) as raised:
@@ -84,8 +82,8 @@ def test_stage_one_the_output_directory_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("style", CaptureJsonStyle)
-def test_stage_two_the_bundle_has_no_text(destination: Path, style: CaptureJsonStyle) -> None:
-    """A string that is not Unicode; the style is said."""
+def test_serialize_is_the_stage_when_a_string_is_not_unicode(destination: Path, style: CaptureJsonStyle) -> None:
+    """The message names the style."""
     broken = msgspec.structs.replace(small_bundle(), graph_id="\ud800")
     error = refusal(destination, lambda: write_capture_bundle(destination, broken, style), WriteStage.SERIALIZE)
     assert str(error).startswith(f"serialize capture bundle '{destination}' ({style.value}): ")
@@ -93,8 +91,8 @@ def test_stage_two_the_bundle_has_no_text(destination: Path, style: CaptureJsonS
 
 
 @pytest.mark.parametrize("name", ["..", "/", "."])
-def test_stage_three_the_destination_names_no_file(tmp_path: Path, name: str) -> None:
-    """A directory's name is none."""
+def test_invalid_destination_is_the_stage_when_no_file_is_named(tmp_path: Path, name: str) -> None:
+    """A directory's name is not a file's."""
     destination = tmp_path / name if name != "." else Path()
     with pytest.raises(CaptureWriteError, match="destination must include a file name") as raised:
         write_bytes_atomic(destination, NEW)
@@ -103,10 +101,10 @@ def test_stage_three_the_destination_names_no_file(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EMFILE, errno.ENAMETOOLONG])
-def test_stage_four_the_temporary_cannot_be_made(
+def test_create_temp_file_is_the_stage_when_open_fails(
     destination: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Said at once: only a name that is taken is tried again."""
+    """Only a name that is taken is followed by another attempt."""
     failing("open", number, monkeypatch)
     error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.CREATE_TEMP_FILE)
     assert str(error) == (
@@ -115,8 +113,8 @@ def test_stage_four_the_temporary_cannot_be_made(
     )
 
 
-def test_stage_five_every_temporary_name_is_taken(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 attempts, and no more."""
+def test_64_taken_names_exhaust_the_attempts(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt tries another name."""
     tried: list[str] = []
     real = os.open
 
@@ -132,8 +130,8 @@ def test_stage_five_every_temporary_name_is_taken(destination: Path, monkeypatch
     assert str(error) == f"write capture bundle '{destination}': exhausted temp file creation attempts"
 
 
-def test_the_sixty_fourth_name_is_taken_if_it_is_free(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """63 that were left by somebody else do no harm, and are left alone."""
+def test_the_64th_name_is_used_if_it_is_free(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """63 files of others are left alone."""
     start = next(atomic._counter) + 1
     others = [
         destination.with_name(f"{destination.name}.{os.getpid()}.{number}.tmp") for number in range(start, start + 63)
@@ -145,7 +143,6 @@ def test_the_sixty_fourth_name_is_taken_if_it_is_free(destination: Path, monkeyp
     assert {other.read_bytes() for other in others} == {b"another's"}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="what stands there means something else")
 @pytest.mark.parametrize(
     ("spelled", "beside"),
     [
@@ -163,7 +160,7 @@ def test_the_sixty_fourth_name_is_taken_if_it_is_free(destination: Path, monkeyp
 def test_paths_are_shown_as_the_reference_shows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str, beside: str
 ) -> None:
-    """The destination as it was given, the temporary beside it; the refusal of a destination that is a directory."""
+    """The destination as it was given and the temporary beside it, in the error for a destination that is a directory."""
     monkeypatch.chdir(tmp_path)
     Path(spelled).mkdir(parents=True)
     with pytest.raises(CaptureWriteError) as raised:
@@ -179,10 +176,9 @@ def test_paths_are_shown_as_the_reference_shows_them(
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="rename answers otherwise")
 @pytest.mark.parametrize("ending", ["/", "//", "/."])
-def test_a_slash_at_the_end_asks_for_a_directory(tmp_path: Path, ending: str) -> None:
-    """Which a bundle is not: nothing is written, and a file of that name stays as it is."""
+def test_a_destination_with_a_slash_at_the_end_is_refused(tmp_path: Path, ending: str) -> None:
+    """It asks for a directory: nothing is written, and a file of that name stays as it is."""
     for old in (None, OLD):
         if old is not None:
             (tmp_path / "b").write_bytes(old)
@@ -195,8 +191,8 @@ def test_a_slash_at_the_end_asks_for_a_directory(tmp_path: Path, ending: str) ->
 @pytest.mark.parametrize(
     ("name", "stage"), [("b\0", WriteStage.CREATE_TEMP_FILE), ("d\0/b", WriteStage.CREATE_OUTPUT_DIRECTORY)]
 )
-def test_a_name_that_no_file_can_have(tmp_path: Path, name: str, stage: WriteStage) -> None:
-    """Refused by the stage that would have made it."""
+def test_a_name_with_a_nul_byte_is_refused(tmp_path: Path, name: str, stage: WriteStage) -> None:
+    """By the stage that would have created it."""
     with pytest.raises(CaptureWriteError, match="file name contained an unexpected NUL byte") as raised:
         write_capture_bundle(f"{tmp_path}/{name}", small_bundle())
     assert raised.value.stage is stage
@@ -206,8 +202,8 @@ def test_a_name_that_no_file_can_have(tmp_path: Path, name: str, stage: WriteSta
 @pytest.mark.parametrize(
     ("name", "stage"), [("\ud800", WriteStage.CREATE_TEMP_FILE), ("\ud800/b", WriteStage.CREATE_OUTPUT_DIRECTORY)]
 )
-def test_a_name_that_is_no_text(tmp_path: Path, name: str, stage: WriteStage) -> None:
-    """As above; and the complaint can be printed."""
+def test_a_name_with_a_lone_surrogate_is_refused(tmp_path: Path, name: str, stage: WriteStage) -> None:
+    """The message can be printed."""
     with pytest.raises(CaptureWriteError) as raised:
         write_capture_bundle(f"{tmp_path}/{name}", small_bundle())
     assert raised.value.stage is stage
@@ -216,8 +212,10 @@ def test_a_name_that_is_no_text(tmp_path: Path, name: str, stage: WriteStage) ->
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("after", [0, 1])
-def test_stage_six_writing_fails(destination: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: int) -> None:
-    """At the first write or in the midst, after a short one."""
+def test_write_temp_file_is_the_stage_when_a_write_fails(
+    destination: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: int
+) -> None:
+    """The first write, or one after a short write."""
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
     failing("write", number, monkeypatch, after=after)
@@ -228,7 +226,7 @@ def test_stage_six_writing_fails(destination: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_short_writes_are_completed(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that took less than it was given goes on behind that."""
+    """The rest is written by further calls."""
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
     write_bytes_atomic(destination, NEW)
@@ -236,15 +234,17 @@ def test_short_writes_are_completed(destination: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_stage_seven_syncing_fails(destination: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """What is not on stable storage gets no name, and the sync is not tried again."""
+def test_sync_temp_file_is_the_stage_when_fsync_fails(
+    destination: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The file gets no name, and the sync is not tried again."""
     failing("fsync", number, monkeypatch)
     error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.SYNC_TEMP_FILE)
     assert ": sync temp file '" in str(error)
 
 
-def test_stage_eight_renaming_fails(destination: Path) -> None:
-    """The destination is a directory."""
+def test_rename_temp_file_is_the_stage_when_the_destination_is_a_directory(destination: Path) -> None:
+    """The temporary was in the same directory."""
     destination.unlink()
     destination.mkdir()
     error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.RENAME_TEMP_FILE)
@@ -253,8 +253,10 @@ def test_stage_eight_renaming_fails(destination: Path) -> None:
     assert error.temp_path.parent == destination.parent
 
 
-def test_a_ninth_stage_the_directory_cannot_be_synced(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file has its name, and the error says that a crash may undo that."""
+def test_sync_directory_is_the_stage_when_the_directory_cannot_be_synced(
+    destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has its name already."""
     failing("fsync", errno.EIO, monkeypatch, after=1)
     with pytest.raises(CaptureWriteError, match="sync directory") as raised:
         write_bytes_atomic(destination, NEW)
@@ -263,8 +265,8 @@ def test_a_ninth_stage_the_directory_cannot_be_synced(destination: Path, monkeyp
     assert list(destination.parent.iterdir()) == [destination]
 
 
-def test_the_stages_are_those_of_the_reference_and_one_more() -> None:
-    """By their names there; each of the tests above is about one."""
+def test_the_stages_are_those_of_the_reference_and_sync_directory() -> None:
+    """They have the reference's names."""
     assert [stage.value for stage in WriteStage] == [
         "CreateOutputDirectory",
         "Serialize",
@@ -291,17 +293,18 @@ def test_the_order_is_write_sync_rename_sync_directory(destination: Path, monkey
 
     monkeypatch.setattr(os, "write", noting("write", os.write))
     monkeypatch.setattr(os, "fsync", noting("sync", os.fsync))
-    with AtomicFile(destination, replace=noting("rename", os.replace)) as file:
+    monkeypatch.setattr(os, "replace", noting("rename", os.replace))
+    with AtomicFile(destination) as file:
         file.write(NEW)
         assert destination.read_bytes() == OLD
         file.commit()
     assert calls == ["write", "sync", "rename", "sync"]
 
 
-def test_directories_that_are_made_for_a_file_are_durable_before_it(
+def test_directories_that_are_created_for_a_file_are_synced_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut must not take a bundle with the directory that it was the first to need; those that exist are left."""
+    """A power cut must not remove a bundle together with its new directory; existing directories are not synced."""
     synced: list[str] = []
     real = os.fsync
 
@@ -315,8 +318,8 @@ def test_directories_that_are_made_for_a_file_are_durable_before_it(
     assert synced == [tmp_path.name, "a", "one", "b", "two", "b"]
 
 
-def test_a_file_that_is_not_committed_was_never_there(destination: Path) -> None:
-    """An error in between, or nobody who says ``commit``."""
+def test_a_file_that_is_not_committed_leaves_nothing(destination: Path) -> None:
+    """After an error, or without a call of ``commit``."""
     with suppress(ZeroDivisionError), AtomicFile(destination) as file:
         file.write(NEW)
         raise ZeroDivisionError
@@ -330,7 +333,7 @@ def test_a_file_that_is_not_committed_was_never_there(destination: Path) -> None
 
 
 def test_eight_threads_on_one_destination_leave_one_whole_file(tmp_path: Path) -> None:
-    """While they write, every look sees one of their files whole; no temporary is left."""
+    """A reader sees a whole file at any time; no temporary is left."""
     destination = tmp_path / "raced.json"
     texts = [bytes([65 + number]) * (20_000 + number) for number in range(8)]
     start, errors, done = threading.Barrier(9), [], threading.Event()
@@ -340,7 +343,7 @@ def test_eight_threads_on_one_destination_leave_one_whole_file(tmp_path: Path) -
         try:
             for _ in range(5):
                 write_bytes_atomic(destination, text)
-        except BaseException as error:  # noqa: BLE001 - told to the test
+        except BaseException as error:  # noqa: BLE001 - asserted below
             errors.append(error)
 
     threads = [threading.Thread(target=write, args=(text,)) for text in texts]
@@ -365,8 +368,8 @@ def test_eight_threads_on_one_destination_leave_one_whole_file(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [destination]
 
 
-def test_a_directory_that_may_not_be_written_to_is_said() -> None:
-    """CreateTempFile, and the old file stays; root, who may write anywhere, becomes somebody else for it."""
+def test_a_directory_without_write_permission_is_named_in_the_error() -> None:
+    """The stage is CreateTempFile and the old file stays. Root may write anywhere, so it becomes another user."""
     with short_directory() as place:
         destination = place / "b.json"
         destination.write_bytes(OLD)
@@ -383,104 +386,6 @@ def test_a_directory_that_may_not_be_written_to_is_said() -> None:
         assert [path.read_bytes() for path in place.iterdir()] == [OLD]
 
 
-# --- other systems ---
-
-
-class Refusing:
-    """A rename that Windows refuses so many times, because somebody has the destination open."""
-
-    def __init__(self, refusals: int) -> None:
-        self.refusals = refusals
-        self.attempts = 0
-        self.pauses: list[float] = []
-
-    def __call__(self, source: Path, destination: Path) -> None:
-        """Stand in for ``os.replace``."""
-        self.attempts += 1
-        if self.attempts <= self.refusals:
-            raise PermissionError(errno.EACCES, "Access is denied")
-        os.replace(source, destination)  # noqa: PTH105 - what it stands for
-
-    def file(self, destination: Path, *, retry: bool = True) -> AtomicFile:
-        """An atomic file that is renamed so."""
-        return AtomicFile(destination, replace=self, retry_refusals=retry, pause=self.pauses.append)
-
-
-def test_on_windows_a_refused_rename_is_tried_again_ten_milliseconds_later(destination: Path) -> None:
-    """63 refusals are got over."""
-    refusing = Refusing(63)
-    with refusing.file(destination) as file:
-        file.write(NEW)
-        file.commit()
-    assert destination.read_bytes() == NEW
-    assert (refusing.attempts, refusing.pauses) == (64, [0.01] * 63)
-
-
-def test_on_windows_the_sixty_fourth_refusal_is_the_last(destination: Path) -> None:
-    """Then the error is that of the rename, after 63 pauses."""
-    refusing = Refusing(1000)
-
-    def write() -> None:
-        with refusing.file(destination) as file:
-            file.write(NEW)
-            file.commit()
-
-    error = refusal(destination, write, WriteStage.RENAME_TEMP_FILE)
-    assert "Access is denied" in str(error)
-    assert (refusing.attempts, len(refusing.pauses)) == (64, 63)
-
-
-def test_elsewhere_a_refused_rename_is_final(destination: Path) -> None:
-    """Without waiting."""
-    refusing = Refusing(1)
-    with pytest.raises(CaptureWriteError), refusing.file(destination, retry=False) as file:
-        file.commit()
-    assert (refusing.attempts, refusing.pauses) == (1, [])
-
-
-def test_on_windows_any_other_refusal_is_final_too(destination: Path) -> None:
-    """Only PermissionError says that somebody has it open."""
-
-    def broken(_source: Path, _destination: Path) -> None:
-        raise OSError(errno.EIO, "broken")
-
-    pauses: list[float] = []
-    with (
-        pytest.raises(CaptureWriteError, match="broken"),
-        AtomicFile(destination, replace=broken, retry_refusals=True, pause=pauses.append) as file,
-    ):
-        file.commit()
-    assert pauses == []
-
-
-def test_on_macos_the_disk_is_told_to_empty_its_cache(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F_FULLFSYNC on the file, because fsync there leaves the data in the drive; and its failure is a failed sync."""
-    asked: list[tuple[int, int]] = []
-    fcntl = SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, what: asked.append((fd, what)))
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setitem(sys.modules, "fcntl", fcntl)
-    with AtomicFile(destination) as file:
-        file.write(NEW)
-        fd = file._fd
-        file.commit()
-    assert asked == [(fd, 51)]
-
-    def fail(_fd: int, _what: int) -> None:
-        raise OSError(errno.EIO, "no")
-
-    fcntl.fcntl = fail
-    refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.SYNC_TEMP_FILE)
-
-
-def test_on_windows_no_directory_is_synced(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot be opened there."""
-    monkeypatch.setattr(sys, "platform", "win32")
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
-    write_bytes_atomic(destination, NEW)
-    assert len(synced) == 1
-
-
 # --- bundles, and what a kill leaves ---
 
 
@@ -494,8 +399,8 @@ def test_a_bundle_is_written_with_its_directories_and_reads_back(tmp_path: Path,
     assert read_capture_bundle(path) == bundle
 
 
-def test_only_temporaries_of_our_naming_whose_process_is_gone_are_swept(tmp_path: Path) -> None:
-    """Neither a living process's, nor another's file, nor a link or a directory of such a name."""
+def test_only_temporaries_whose_process_is_gone_are_swept(tmp_path: Path) -> None:
+    """Files of living processes, files with other names, links and directories stay."""
     gone = 4_194_304 + 1
     for name in (f"b.json.{gone}.0.tmp", f"b.json.{os.getpid()}.1.tmp", "b.json.1.0.tmp", "b.json", "other.tmp"):
         (tmp_path / name).write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The real filesystem behind the port: what is completed, what is refused, and with which words."""
+"""The real file system behind the port: what is completed, what is refused, and the errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ storage = RealStorage()
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that takes three bytes at a time still gets all of them, empty buffers among them."""
+    """All buffers are written, empty ones among them, by a system that takes three bytes at a time."""
     real = os.pwritev
 
     def three(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
@@ -28,8 +28,8 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.close()
 
 
-def test_an_interrupted_write_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EINTR is nobody's business but the port's."""
+def test_an_interrupted_write_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EINTR does not reach the caller."""
     real, interruptions = os.pwritev, [1, 1]
 
     def interrupted(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
@@ -45,8 +45,8 @@ def test_an_interrupted_write_is_made_again(tmp_path: Path, monkeypatch: pytest.
     file.close()
 
 
-def test_a_write_that_gets_nowhere_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that writes nothing and reports nothing does not hold the daemon for ever."""
+def test_a_write_of_zero_bytes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not become an endless loop."""
     monkeypatch.setattr(os, "pwritev", lambda *_: 0)
     file = storage.open(tmp_path / "f", create=True)
     with pytest.raises(StorageError, match="wrote nothing"):
@@ -54,8 +54,8 @@ def test_a_write_that_gets_nowhere_ends(tmp_path: Path, monkeypatch: pytest.Monk
     file.close()
 
 
-def test_a_system_without_the_flag_syncs_in_a_second_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where RWF_DSYNC is not known, the write is made without it and synced before it returns."""
+def test_a_write_without_rwf_dsync_is_synced_by_a_second_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not know the flag, the write is repeated without it and synced."""
     real, real_sync, calls = os.pwritev, os.fdatasync, []
 
     def unknown(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
@@ -76,8 +76,8 @@ def test_a_system_without_the_flag_syncs_in_a_second_call(tmp_path: Path, monkey
     assert calls in (["flag", "write", "sync"], ["write", "sync"])
 
 
-def test_more_buffers_than_the_system_takes_at_once_are_all_written(tmp_path: Path) -> None:
-    """A batch may have more pieces than one vectored write."""
+def test_more_buffers_than_one_call_takes_are_all_written(tmp_path: Path) -> None:
+    """A batch may have more buffers than one vectored write."""
     file = storage.open(tmp_path / "f", create=True)
     file.write_at([b"%04d" % n for n in range(3000)], 0, sync=True)
     assert file.read_at(4 * 2999, 4) == b"2999"
@@ -86,7 +86,7 @@ def test_more_buffers_than_the_system_takes_at_once_are_all_written(tmp_path: Pa
 
 
 def test_a_short_read_is_an_error(tmp_path: Path) -> None:
-    """Fewer bytes than asked for are never passed off as all of them."""
+    """The error says how many bytes are missing."""
     file = storage.open(tmp_path / "f", create=True)
     file.write_at([b"data"], 0)
     with pytest.raises(StorageError, match="ends 4 bytes early") as caught:
@@ -95,8 +95,8 @@ def test_a_short_read_is_an_error(tmp_path: Path) -> None:
     file.close()
 
 
-def test_allocated_bytes_are_zeros_and_kept_bytes_stay(tmp_path: Path) -> None:
-    """Allocation adds; it never overwrites."""
+def test_allocating_adds_zeros_and_keeps_what_was_written(tmp_path: Path) -> None:
+    """Truncating keeps the beginning."""
     file = storage.open(tmp_path / "f", create=True)
     file.write_at([b"data"], 0)
     file.allocate(3 << 20)
@@ -108,7 +108,7 @@ def test_allocated_bytes_are_zeros_and_kept_bytes_stay(tmp_path: Path) -> None:
 
 
 def test_files_and_directories_are_for_owner_and_group(tmp_path: Path) -> None:
-    """Payloads are nobody else's."""
+    """Whatever the umask is."""
     before = os.umask(0o022)
     try:
         storage.mkdir(tmp_path / "a" / "b")
@@ -120,7 +120,7 @@ def test_files_and_directories_are_for_owner_and_group(tmp_path: Path) -> None:
 
 
 def test_nothing_is_opened_through_a_symbolic_link(tmp_path: Path) -> None:
-    """A link in the state directory does not lead the daemon elsewhere."""
+    """Opening a link fails with ELOOP."""
     (tmp_path / "target").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with pytest.raises(StorageError) as caught:
@@ -130,8 +130,8 @@ def test_nothing_is_opened_through_a_symbolic_link(tmp_path: Path) -> None:
     assert storage.is_plain(tmp_path / "target")
 
 
-def test_creating_never_takes_a_file_that_is_there(tmp_path: Path) -> None:
-    """Create means exclusively."""
+def test_creating_never_opens_an_existing_file(tmp_path: Path) -> None:
+    """The file stays as it is."""
     (tmp_path / "f").write_bytes(b"precious")
     with pytest.raises(StorageError) as caught:
         storage.open(tmp_path / "f", create=True)
@@ -139,8 +139,8 @@ def test_creating_never_takes_a_file_that_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"precious"
 
 
-def test_p12_a_lock_is_held_by_one_and_names_its_holder(tmp_path: Path) -> None:
-    """P12: a second taker is refused at once, with the first one's process id; released is free again."""
+def test_p12_a_lock_has_one_holder_and_names_it(tmp_path: Path) -> None:
+    """P12: a second attempt fails at once and names the holder's process id; a released lock can be taken."""
     with storage.lock(tmp_path / "lock"):
         with pytest.raises(StorageError) as caught:
             storage.lock(tmp_path / "lock")
@@ -162,7 +162,7 @@ def test_p12_a_lock_is_held_by_one_and_names_its_holder(tmp_path: Path) -> None:
     ],
 )
 def test_every_error_says_what_where_and_what_next(op: str, act: object, tmp_path: Path) -> None:
-    """A StorageError has an operation, a path, a cause, a hint, and a message that holds the first three."""
+    """A StorageError has an operation, a path, a cause, a hint, and a message with the first three."""
     assert callable(act)
     with pytest.raises(StorageError) as caught:
         act(tmp_path)
@@ -177,5 +177,5 @@ def test_every_error_says_what_where_and_what_next(op: str, act: object, tmp_pat
 
 
 def test_free_space_is_a_number_of_bytes(tmp_path: Path) -> None:
-    """The port can say what is left."""
+    """The figure is positive on any test machine."""
     assert storage.free_bytes(tmp_path) > 0

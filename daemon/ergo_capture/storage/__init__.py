@@ -1,4 +1,4 @@
-"""The filesystem: a port, and the operating system's."""
+"""The file system: a port, and the operating system's implementation."""
 
 from ergo_capture.storage.lock import RealLock, directory_lock
 from ergo_capture.storage.port import FULL, Buffer, Lock, Storage, StorageError, StorageFile

@@ -1,4 +1,4 @@
-"""The lock on the names in a directory."""
+"""Locks between processes: on a file that names its holder, and on the names in a directory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,39 @@ from typing import Final, Self
 
 from ergo_capture.storage.port import StorageError
 
-#: Seconds to wait for somebody else who changes names in a directory, and between two looks.
+#: Seconds to wait for another process that changes names in the directory, and seconds between two attempts.
 _PATIENCE: Final = 5.0
 _LOOK: Final = 0.01
 
 
+class RealLock:
+    """An flock on an open file; made by ``RealStorage.lock``."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def release(self) -> None:
+        """Release the lock; the file stays. Releasing twice is releasing once."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
 @contextmanager
 def directory_lock(directory: Path) -> Iterator[bool]:
-    """Keep everybody else who asks from giving or taking names in a directory; says whether nobody is at it.
+    """Hold the lock on the names in a directory; yield whether it was obtained.
 
-    Why: whoever deletes a bundle must not find, between his last look and the deletion, that it was published anew.
-    Where the filesystem has no such locks nobody is kept from anything.
+    A process that deletes a bundle must not have the bundle published anew between its last look and the deletion.
+    False means that another process kept the lock for five seconds. Where the file system has no such locks the block
+    runs without one, and True is yielded.
 
     Raises:
         StorageError: the directory cannot be opened.
@@ -33,12 +55,12 @@ def directory_lock(directory: Path) -> Iterator[bool]:
     except OSError as error:
         raise StorageError("open directory", directory, error) from error
     try:
-        yield _flocked(fd)
+        yield _obtain(fd)
     finally:
         os.close(fd)
 
 
-def _flocked(fd: int) -> bool:
+def _obtain(fd: int) -> bool:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
@@ -51,27 +73,3 @@ def _flocked(fd: int) -> bool:
             return True
         else:
             return True
-
-
-class RealLock:
-    """An flock on a file that names its holder."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def release(self) -> None:
-        """Let it go; the file stays."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __repr__(self) -> str:
-        return f"<RealLock {'held' if self._fd >= 0 else 'released'}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()

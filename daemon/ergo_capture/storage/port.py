@@ -1,6 +1,6 @@
-"""The filesystem as a port: the few operations that durability hangs on.
+"""The file system as a port: the few operations that durability depends on.
 
-Nothing that has failed a sync is tried again: that is for the caller to know (P7).
+No operation is tried again after a failed sync; only the caller knows what that means (P7).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final, Protocol
 from ergo_capture.errors import ErgoCaptureError
 
 Buffer = bytes | memoryview | mmap.mmap
-#: Errors that say that there is no room, as against a disk that is broken.
+#: Errors that mean that there is no room, as opposed to a broken disk.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class StorageError(ErgoCaptureError):
-    """An operation on the filesystem failed; ``errno`` is the system's number for why."""
+    """An operation on the file system failed; ``errno`` is the system's error number."""
 
     def __init__(self, op: str, path: str | Path, error: OSError, hint: str | None = None) -> None:
         super().__init__(f"{op} '{path}': {error.strerror or error}", op=op, path=path, hint=hint or _hint(error))
@@ -43,7 +43,7 @@ def _hint(error: OSError) -> str:
 
 
 class StorageFile(Protocol):
-    """An open file."""
+    """An open file. Every operation raises StorageError where it fails."""
 
     path: Path
 
@@ -51,60 +51,60 @@ class StorageFile(Protocol):
         """Write all of the buffers at ``offset``; with ``sync``, return only when they are on stable storage."""
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes from ``offset``; fewer are an error."""
+        """Return exactly ``size`` bytes from ``offset``; fewer are an error."""
 
     def sync(self) -> None:
-        """Have everything written so far on stable storage."""
+        """Sync everything written so far."""
 
     def allocate(self, size: int) -> None:
-        """Have the file be ``size`` bytes, of zeros where nothing was written, all of them allocated."""
+        """Extend the file to ``size`` bytes with allocated zeros, and sync it."""
 
     def truncate(self, size: int) -> None:
-        """Cut the file to ``size`` bytes."""
+        """Cut the file to ``size`` bytes, and sync it."""
 
     def size(self) -> int:
-        """Bytes in the file."""
+        """Return the file's size in bytes."""
 
     def close(self) -> None:
-        """Close it; closing twice is closing once."""
+        """Close the file; closing twice is closing once."""
 
 
 class Lock(Protocol):
-    """A lock that is held until released or the process is gone."""
+    """A lock that is held until it is released or the process is gone."""
 
     def release(self) -> None:
-        """Let it go."""
+        """Release the lock."""
 
 
 class Storage(Protocol):
-    """The filesystem."""
+    """The file system. Every operation raises StorageError where it fails."""
 
     def open(self, path: Path, *, create: bool = False, write: bool = False) -> StorageFile:
-        """Open a file; ``create`` means that it must not be there yet."""
+        """Open a file; with ``create`` it must not exist yet."""
 
     def replace(self, source: Path, destination: Path) -> None:
-        """Give ``source`` the name ``destination``, whatever had it."""
+        """Rename ``source`` over ``destination``."""
 
     def remove(self, path: Path) -> None:
         """Delete a file."""
 
     def sync_dir(self, path: Path) -> None:
-        """Have the names in a directory on stable storage."""
+        """Sync the names in a directory."""
 
     def list(self, path: Path) -> list[str]:
-        """The names in a directory, sorted."""
+        """Return the names in a directory, sorted."""
 
     def is_plain(self, path: Path) -> bool:
-        """Whether the name is a plain file's; a link is not followed."""
+        """Return whether the name is a plain file's; a link is not followed."""
 
     def is_own(self, path: Path) -> bool:
-        """Whether it belongs to the user that this process runs as."""
+        """Return whether the file belongs to the user of this process."""
 
     def mkdir(self, path: Path) -> None:
-        """Have a directory, parents included, for owner and group only; durably, where they are new."""
+        """Create a directory and those above it, for owner and group only, and sync the names of new ones."""
 
     def free_bytes(self, path: Path) -> int:
-        """Bytes that may still be written on the path's filesystem."""
+        """Return how many bytes may still be written on the path's file system."""
 
     def lock(self, path: Path) -> Lock:
-        """Take the lock of that name, at once or not at all."""
+        """Take the lock of that name; raise at once where another process holds it."""

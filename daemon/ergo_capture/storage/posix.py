@@ -1,4 +1,7 @@
-"""The operating system's filesystem."""
+"""The operating system's file system.
+
+Short writes and EINTR are completed here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import errno
 import fcntl
 import os
 import stat
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +19,16 @@ from ergo_capture.storage.lock import RealLock
 from ergo_capture.storage.port import Buffer, StorageError
 
 _FILE_MODE: Final = 0o640
+#: A Python that was built against old headers does not know the flag.
+_DSYNC: Final[int] = getattr(os, "RWF_DSYNC", 0)
+#: What a kernel or a file system that does not know the flag answers.
+_NO_SUCH_FLAG: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+_IOV_MAX: Final = 1024
+_ZEROS: Final = bytes(1 << 20)
 
 
 class RealStorage:
-    """The operating system's filesystem (``Storage``)."""
+    """The operating system's file system (``Storage``)."""
 
     def open(self, path: Path, *, create: bool = False, write: bool = False) -> RealFile:
         """Open a file, never through a symbolic link.
@@ -37,7 +45,7 @@ class RealStorage:
             raise StorageError("open", path, error) from error
 
     def replace(self, source: Path, destination: Path) -> None:
-        """Rename over.
+        """Rename over the destination.
 
         Raises:
             StorageError: op ``rename``.
@@ -48,7 +56,7 @@ class RealStorage:
             raise StorageError("rename", destination, error) from error
 
     def remove(self, path: Path) -> None:
-        """Unlink.
+        """Unlink a file.
 
         Raises:
             StorageError: op ``remove``.
@@ -59,7 +67,7 @@ class RealStorage:
             raise StorageError("remove", path, error) from error
 
     def sync_dir(self, path: Path) -> None:
-        """Fsync the directory.
+        """Fsync a directory.
 
         Raises:
             StorageError: op ``sync directory``.
@@ -70,7 +78,7 @@ class RealStorage:
             raise StorageError("sync directory", path, error) from error
 
     def list(self, path: Path) -> list[str]:
-        """The names, sorted.
+        """Return the names in a directory, sorted.
 
         Raises:
             StorageError: op ``list``.
@@ -81,29 +89,29 @@ class RealStorage:
             raise StorageError("list", path, error) from error
 
     def is_plain(self, path: Path) -> bool:
-        """Look without following a link.
+        """Return whether the name is a plain file's; do not follow a link.
 
         Raises:
             StorageError: op ``look at``.
         """
-        return stat.S_ISREG(self._look(path).st_mode)
+        return stat.S_ISREG(self._lstat(path).st_mode)
 
     def is_own(self, path: Path) -> bool:
-        """Compare the owner with the effective user.
+        """Return whether the file's owner is the effective user.
 
         Raises:
             StorageError: op ``look at``.
         """
-        return self._look(path).st_uid == os.geteuid()
+        return self._lstat(path).st_uid == os.geteuid()
 
-    def _look(self, path: Path) -> os.stat_result:
+    def _lstat(self, path: Path) -> os.stat_result:
         try:
             return path.lstat()
         except OSError as error:
             raise StorageError("look at", path, error) from error
 
     def mkdir(self, path: Path) -> None:
-        """Make it where it is missing.
+        """Create a directory where it is missing; see ``make_directories``.
 
         Raises:
             StorageError: op ``make directory``.
@@ -114,7 +122,7 @@ class RealStorage:
             raise StorageError("make directory", path, error) from error
 
     def free_bytes(self, path: Path) -> int:
-        """What an unprivileged process may still write.
+        """Return the bytes that an unprivileged process may still write.
 
         Raises:
             StorageError: op ``look at free space of``.
@@ -126,10 +134,10 @@ class RealStorage:
         return stats.f_bavail * stats.f_frsize
 
     def lock(self, path: Path) -> RealLock:
-        """Take an exclusive flock, without waiting.
+        """Take an exclusive flock without waiting, and write the process id into the file.
 
         Raises:
-            StorageError: op ``lock``; the hint names who holds it.
+            StorageError: op ``lock``; the hint names the process that holds it.
         """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
@@ -149,15 +157,6 @@ class RealStorage:
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         return RealLock(fd)
 
-    def __repr__(self) -> str:
-        return "<RealStorage>"
-
-
-#: What a kernel or a filesystem that does not know RWF_DSYNC says to it.
-_NO_SUCH_FLAG: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
-_IOV_MAX: Final = 1024
-_ZEROS: Final = bytes(1 << 20)
-
 
 class RealFile:
     """A file of the operating system (``StorageFile``)."""
@@ -172,8 +171,8 @@ class RealFile:
         Raises:
             StorageError: op ``sync`` where the data may have been written but not synced, else ``write``.
         """
-        # Why RWF_DSYNC: one call instead of two, and the interpreter is let go once.
-        flags = getattr(os, "RWF_DSYNC", 0) if sync else 0
+        # RWF_DSYNC writes and syncs in one call, so the interpreter lock is released once.
+        flags = _DSYNC if sync else 0
         waiting = _after(list(buffers), 0)
         while waiting:
             try:
@@ -182,7 +181,7 @@ class RealFile:
                 continue
             except OSError as error:
                 if flags and error.errno in _NO_SUCH_FLAG:
-                    # Why it may go on: a flag that is not known is refused before anything is written.
+                    # Trying again is safe: an unknown flag is refused before anything is written.
                     flags = 0
                     continue
                 raise StorageError("write", self.path, error) from error
@@ -195,10 +194,10 @@ class RealFile:
             self.sync()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes.
+        """Return exactly ``size`` bytes.
 
         Raises:
-            StorageError: unreadable, or the file ends before.
+            StorageError: op ``read``; the file is unreadable, or ends before.
         """
         parts = []
         try:
@@ -214,40 +213,37 @@ class RealFile:
         return b"".join(parts)
 
     def sync(self) -> None:
-        """Data, and what is needed to find it again.
+        """Sync the data and the metadata that is needed to read it (fdatasync).
 
         Raises:
             StorageError: op ``sync``; never to be tried again on this file.
         """
         try:
-            if sys.platform == "darwin":
-                fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
-            else:
-                os.fdatasync(self._fd)
+            os.fdatasync(self._fd)
         except OSError as error:
             raise StorageError("sync", self.path, error) from error
 
     def allocate(self, size: int) -> None:
-        """Fill up with zeros, and sync.
+        """Fill the file up to ``size`` bytes with zeros, and sync it.
 
         Raises:
             StorageError: op ``allocate``.
         """
-        # Why zeros and not fallocate: a synced overwrite of written blocks took 0.29 ms for 64 KiB and 0.32 for
-        # 256 KiB, of allocated but unwritten ones 0.58 and 0.83, because the journal of the filesystem is
-        # spared (ext4; performance notes in tests/bench).
+        # Zeros rather than fallocate: a synced overwrite of written blocks took 0.29 ms for 64 KiB and 0.32 ms for
+        # 256 KiB, of allocated but unwritten ones 0.58 and 0.83 ms, because the journal of the file system is spared
+        # (ext4; performance notes in tests/bench).
         try:
             end = os.fstat(self._fd).st_size
             while end < size:
                 end += os.pwrite(self._fd, _ZEROS[: min(len(_ZEROS), size - end)], end)
-                # Why each time: the commit that comes beside it would wait for all 64 MiB, 70 ms, and not for one.
+                # Sync each MiB: a commit beside it would otherwise wait for all 64 MiB, 70 ms.
                 os.fdatasync(self._fd)
             os.fsync(self._fd)
         except OSError as error:
             raise StorageError("allocate", self.path, error) from error
 
     def truncate(self, size: int) -> None:
-        """Cut, and sync.
+        """Cut the file to ``size`` bytes, and sync it.
 
         Raises:
             StorageError: op ``truncate``.
@@ -259,7 +255,7 @@ class RealFile:
             raise StorageError("truncate", self.path, error) from error
 
     def size(self) -> int:
-        """Bytes in the file.
+        """Return the file's size in bytes.
 
         Raises:
             StorageError: op ``look at``.
@@ -270,7 +266,7 @@ class RealFile:
             raise StorageError("look at", self.path, error) from error
 
     def close(self) -> None:
-        """Close it.
+        """Close the file.
 
         Raises:
             StorageError: op ``close``.
@@ -282,12 +278,9 @@ class RealFile:
             except OSError as error:
                 raise StorageError("close", self.path, error) from error
 
-    def __repr__(self) -> str:
-        return f"<RealFile {self.path}{'' if self._fd >= 0 else ', closed'}>"
-
 
 def _after(buffers: list[Buffer], written: int) -> list[Buffer]:
-    """What of the buffers is left when so many bytes have been written."""
+    """Return what is left of the buffers after ``written`` bytes."""
     for index, buffer in enumerate(buffers):
         if written < len(buffer):
             rest = buffers[index:]

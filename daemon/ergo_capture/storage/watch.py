@@ -1,6 +1,6 @@
-"""Waits until something in a directory changes, without asking again and again (inotify).
+"""Waits for changes in a directory, with inotify.
 
-Where the system has no inotify, or no more of it, a look a quarter of a second takes its place.
+Where the system has no inotify instance left, the caller looks again every quarter of a second instead.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _MODIFY: Final = 0x2
 _MOVED_TO: Final = 0x80
 _CREATE: Final = 0x100
 _NONBLOCK: Final = os.O_NONBLOCK | os.O_CLOEXEC
-#: Seconds between looks where nothing tells of changes.
+#: Seconds between looks without inotify.
 _LOOK: Final = 0.25
-#: Seconds after which it is looked even so. Why: not every filesystem tells of what another machine wrote.
+#: Seconds between looks with inotify: some file systems do not report what another machine wrote.
 _PATIENCE: Final = 5.0
-#: Seconds to let changes gather. Why: a busy journal changes thousands of times a second, and nobody reads so fast.
+#: Seconds to let changes gather: a busy journal changes thousands of times a second.
 _GATHER: Final = 0.02
 
 
 class DirectoryWatch:
-    """Tells of changes to the files of one directory.
+    """Waits for changes to the files of one directory.
 
     Args:
-        directory: whose files are watched.
-        reader: a descriptor whose other end may be closed meanwhile, as that of a pipe.
+        directory: the directory.
+        reader: a descriptor whose other end may be closed meanwhile, such as a pipe's.
     """
 
     def __init__(self, directory: Path, reader: int | None = None) -> None:
@@ -38,13 +38,13 @@ class DirectoryWatch:
         if self._fd is not None:
             self._poll.register(self._fd, select.POLLIN)
         if reader is not None:
-            # Why no events are asked for: a broken pipe is told of in any case.
+            # A broken pipe is reported whatever events are asked for.
             self._poll.register(reader, 0)
         self._reader = reader
 
     @property
-    def tells(self) -> bool:
-        """Whether the system tells of changes; without that it is looked often."""
+    def has_inotify(self) -> bool:
+        """Whether the system reports changes; without that ``wait`` returns every quarter of a second."""
         return self._fd is not None
 
     def wait(self) -> None:
@@ -66,7 +66,7 @@ class DirectoryWatch:
                 return
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -77,17 +77,11 @@ class DirectoryWatch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<DirectoryWatch, {'told' if self.tells else 'looks'}>"
-
 
 def _inotify(directory: Path) -> int | None:
-    """A descriptor that is readable when something changed; None where that cannot be had."""
-    try:
-        libc = ctypes.CDLL(None)
-        fd = int(libc.inotify_init1(_NONBLOCK))
-    except (OSError, AttributeError):
-        return None
+    """Return a descriptor that is readable when something changed; None where the system gives none."""
+    libc = ctypes.CDLL(None)
+    fd = int(libc.inotify_init1(_NONBLOCK))
     if fd < 0:
         return None
     if libc.inotify_add_watch(fd, os.fsencode(directory), _MODIFY | _MOVED_TO | _CREATE) < 0:

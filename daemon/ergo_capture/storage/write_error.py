@@ -1,4 +1,4 @@
-"""What is said where a bundle could not be written."""
+"""The error for a bundle that could not be written, in the reference's words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
 
-#: What may stand behind a path's last name without naming anything.
+#: What may follow a path's last name without naming anything.
 _TRAILING: Final = re.compile(r"(?:/+\.?)+\Z")
 
 
 class WriteStage(Enum):
-    """Where a write failed: the reference's variants, and SyncDirectory, which is ours."""
+    """Where a write failed: the reference's variants, and SyncDirectory."""
 
     CREATE_OUTPUT_DIRECTORY = "CreateOutputDirectory"
     SERIALIZE = "Serialize"
@@ -39,8 +39,8 @@ _STEPS: Final = {
 class CaptureWriteError(ErgoCaptureError):
     """A bundle could not be written (``ergo_supervisor::CaptureWriteError``).
 
-    ``stage`` says where; ``destination``, ``temp_path`` and ``style`` are set where the stage has them. The
-    cause is chained. The destination is as it was, and no temporary is left.
+    ``stage`` says where; ``destination``, ``temp_path`` and ``style`` are set where the stage has them. The cause is
+    chained. But for SyncDirectory the destination is as it was; no temporary is left.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CaptureWriteError(ErgoCaptureError):
 
     @classmethod
     def create_output_directory(cls, destination: Path, error: OSError | ValueError) -> CaptureWriteError:
-        """The destination's directory is missing and cannot be made."""
+        """Return the error for a directory that cannot be created."""
         return cls(
             WriteStage.CREATE_OUTPUT_DIRECTORY,
             f"create capture output directory: {_reason(error)}",
@@ -71,7 +71,7 @@ class CaptureWriteError(ErgoCaptureError):
 
     @classmethod
     def serialize(cls, destination: Path, shown: str, style: str, error: Exception) -> CaptureWriteError:
-        """The bundle has no JSON text."""
+        """Return the error for a bundle that cannot be encoded as JSON."""
         return cls(
             WriteStage.SERIALIZE,
             f"serialize capture bundle '{shown}' ({style}): {error}",
@@ -82,7 +82,7 @@ class CaptureWriteError(ErgoCaptureError):
 
     @classmethod
     def invalid_destination(cls, destination: Path, shown: str) -> CaptureWriteError:
-        """The destination names no file."""
+        """Return the error for a destination without a file name."""
         return cls(
             WriteStage.INVALID_DESTINATION,
             f"write capture bundle '{shown}': destination must include a file name",
@@ -92,7 +92,7 @@ class CaptureWriteError(ErgoCaptureError):
 
     @classmethod
     def exhausted(cls, destination: Path, shown: str) -> CaptureWriteError:
-        """Every name for a temporary was taken."""
+        """Return the error for a temporary whose names were all taken."""
         return cls(
             WriteStage.EXHAUSTED_TEMP_FILE_ATTEMPTS,
             f"write capture bundle '{shown}': exhausted temp file creation attempts",
@@ -109,7 +109,7 @@ class CaptureWriteError(ErgoCaptureError):
         error: OSError | ValueError,
         shown: str | None = None,
     ) -> CaptureWriteError:
-        """A step that has to do with the temporary failed; ``shown`` is the destination as it was written."""
+        """Return the error for a failed step with the temporary; ``shown`` is the destination as the user wrote it."""
         shown = as_written(destination) if shown is None else shown
         return cls(
             stage,
@@ -121,7 +121,7 @@ class CaptureWriteError(ErgoCaptureError):
 
     @classmethod
     def sync_directory(cls, destination: Path, error: OSError) -> CaptureWriteError:
-        """The file is there under its name, but a crash of the machine may undo that."""
+        """Return the error for a file that has its name, which a crash of the machine may undo."""
         return cls(
             WriteStage.SYNC_DIRECTORY,
             f"write capture bundle '{destination}': sync directory '{destination.parent}': {_reason(error)}",
@@ -131,15 +131,14 @@ class CaptureWriteError(ErgoCaptureError):
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """The error in the reference's words, which are those of its language's library."""
+    """Return the error in the words of the reference's standard library."""
     if not isinstance(error, OSError):
         return "file name contained an unexpected NUL byte" if "null" in str(error) else str(error)
-    number = getattr(error, "winerror", None) or error.errno
-    return str(error) if number is None else f"{error.strerror} (os error {number})"
+    return str(error) if error.errno is None else f"{error.strerror} (os error {error.errno})"
 
 
 def as_written(path: str | os.PathLike[str]) -> str:
-    """A path as its giver wrote it, for a message; what is no text in it is replaced."""
+    """Return a path as the user wrote it, for a message; bytes that are not text are replaced."""
     text = os.fspath(path)
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -148,9 +147,7 @@ def as_written(path: str | os.PathLike[str]) -> str:
 
 
 def _beside(shown: str, temp_path: Path) -> str:
-    """The temporary's path, for a message: in the destination's directory as that was written."""
-    if os.sep != "/":
-        return str(temp_path)
+    """Return the temporary's path for a message: in the destination's directory as the user wrote it."""
     directory, slash, _ = _TRAILING.sub("", shown).rpartition("/")
     directory = _TRAILING.sub("", directory) or slash or "."
     return f"{directory}{'' if directory.endswith('/') else '/'}{as_written(temp_path.name)}"
