@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
-from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path, other_form
 from ergo_capture.errors import ErgoCaptureError
 
 _READ_BYTES: Final = 1 << 20
@@ -158,6 +158,20 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def find_published(recorded: Path, bundles: Path) -> Path | None:
+    """Return where a published bundle is now, compressed or not; None where it is not found.
+
+    Args:
+        recorded: where it was published.
+        bundles: the directory of bundles beside its journal, which may have been moved.
+    """
+    for path in (recorded, bundles / recorded.parent.name / recorded.name):
+        for form in (path, other_form(path)):
+            if form.is_file():
+                return form
+    return None
 
 
 def difference_from_manifest(bundle: StoredBundle) -> str | None:

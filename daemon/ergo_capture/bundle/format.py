@@ -11,6 +11,7 @@ import msgspec
 
 from ergo_capture.bundle.reader.opening import read_text, unreadable
 from ergo_capture.bundle.reader.stream import BundleStream
+from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import MIDDLE, CaptureBundle, encode_decision, encode_event, encode_head, encode_tail
 from ergo_capture.storage.atomic import create_parents, write_bytes_atomic
 from ergo_capture.storage.write_error import CaptureWriteError, as_written
@@ -21,6 +22,16 @@ class CaptureJsonStyle(Enum):
 
     Compact = "compact"
     Pretty = "pretty"
+
+
+class BundleHead(msgspec.Struct, frozen=True):
+    """What a bundle says besides its events and decisions."""
+
+    graph_id: str
+    config: Constraints
+    adapter_provenance: str
+    runtime_provenance: str
+    egress_provenance: str | None = None
 
 
 def encode_bundle(bundle: CaptureBundle, style: CaptureJsonStyle = CaptureJsonStyle.Compact) -> bytes:

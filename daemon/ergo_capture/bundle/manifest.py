@@ -11,26 +11,28 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.payloads import SessionDescription
+from ergo_capture.version import PROGRAM
 
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
-#: How a session's bundle is called while the session goes on.
+#: ``ended`` of a bundle whose session goes on.
 SNAPSHOT: Final = "open"
-#: Largest manifest that is read; labels may take a few KB.
-_MOST_BYTES: Final = 1 << 20
+#: Largest manifest that is read, in bytes; labels may take a few KB.
+_MAX_BYTES: Final = 1 << 20
 
 
 class ManifestError(ErgoCaptureError):
-    """A file is no manifest that this version can read."""
+    """A file is not a manifest that this version can read."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What stands beside a bundle."""
+    """The content of a manifest."""
 
     format: str
     session: str
     graph: str
     part: int
-    #: ``complete``, ``recovered``, ``interrupted``, ``rotated``, or ``open`` for a snapshot.
+    #: ``complete``, ``recovered``, ``interrupted``, ``rotated``, ``salvaged``, or ``open`` for a snapshot.
     ended: str
     forced: bool
     first_event: int
@@ -69,55 +71,118 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.ended != SNAPSHOT
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest's file content."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+def manifest_for(
+    description: SessionDescription,
+    bundle: Path,
+    *,
+    part: int,
+    ended: str,
+    forced: bool,
+    first: int,
+    count: int,
+    size: int,
+    sha256: str,
+    ended_at: str,
+    style: str = "compact",
+    compression: str = "none",
+    stored: tuple[int, str] | None = None,
+) -> Manifest:
+    """Return the manifest of a bundle that this program wrote.
+
+    Args:
+        description: the session.
+        bundle: the bundle file.
+        part: the part's number.
+        ended: how the part ended.
+        forced: whether it was cut while episodes were deferred.
+        first: index in the session of its first event.
+        count: its events, and its decisions.
+        size: bytes of the bundle's text.
+        sha256: SHA-256 of the text, in hex.
+        ended_at: RFC 3339 in UTC.
+        style: the layout of the text.
+        compression: ``none`` or ``zstd``.
+        stored: size and SHA-256 of the file, where it is compressed.
+    """
+    file_bytes, file_sha256 = (None, None) if stored is None else stored
+    return Manifest(
+        format=MANIFEST_FORMAT,
+        session=description.session,
+        graph=description.graph,
+        part=part,
+        ended=ended,
+        forced=forced,
+        first_event=first,
+        events=count,
+        decisions=count,
+        bundle=bundle.name,
+        bytes=size,
+        sha256=sha256,
+        style=style,
+        labels=description.labels,
+        peer=description.peer,
+        engine=description.engine,
+        adapter_provenance=description.adapter_provenance,
+        runtime_provenance=description.runtime_provenance,
+        opened_at=description.opened_at,
+        ended_at=ended_at,
+        program=PROGRAM,
+        compression=compression,
+        file_bytes=file_bytes,
+        file_sha256=file_sha256,
+    )
+
+
+def encode_manifest(manifest: Manifest, **more: object) -> bytes:
+    """Return the manifest's file content, with further fields behind its own."""
+    text = msgspec.json.encode(msgspec.to_builtins(manifest) | more if more else manifest)
+    return msgspec.json.format(text, indent=2) + b"\n"
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file.
+    """Read a manifest.
 
     Raises:
-        ManifestError: it is none, or none of this version.
+        ManifestError: the file is not a manifest of this version.
         OSError: the file cannot be read.
     """
-    text = _text_of(path)
+    text = _read(path)
     try:
         found = msgspec.json.decode(text, type=Manifest)
         if found.format != MANIFEST_FORMAT:
             raise ValueError(f"its format is {found.format!r}, and {MANIFEST_FORMAT!r} can be read")
     except (ValueError, RecursionError) as error:
-        raise _no_manifest(path, error) from error
+        raise _not_a_manifest(path, error) from error
     return found
 
 
 def read_manifest_fields(path: Path) -> dict[str, Any]:
-    """What a manifest of any version, or of a part that was salvaged, says.
+    """Read the fields of a manifest of any version.
 
     Raises:
-        ManifestError: it says nothing.
+        ManifestError: the file is not a JSON object.
         OSError: the file cannot be read.
     """
-    text = _text_of(path)
+    text = _read(path)
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (ValueError, RecursionError) as error:
-        raise _no_manifest(path, error) from error
+        raise _not_a_manifest(path, error) from error
 
 
-def _text_of(path: Path) -> bytes:
-    # Why not to block: a pipe of that name would be waited for for ever.
+def _read(path: Path) -> bytes:
+    # Without blocking: opening a pipe of that name would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a plain file", str(path))
-        text = file.read(_MOST_BYTES + 1)
-    if len(text) > _MOST_BYTES:
-        raise _no_manifest(path, ValueError(f"longer than {_MOST_BYTES} bytes"))
+        text = file.read(_MAX_BYTES + 1)
+    if len(text) > _MAX_BYTES:
+        raise _not_a_manifest(path, ValueError(f"longer than {_MAX_BYTES} bytes"))
     return text
 
 
-def _no_manifest(path: Path, error: Exception) -> ManifestError:
+def _not_a_manifest(path: Path, error: Exception) -> ManifestError:
     return ManifestError(
         f"read manifest '{path}': {error}",
         op="read manifest",

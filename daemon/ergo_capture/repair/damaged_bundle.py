@@ -1,7 +1,7 @@
-"""Finds the parts of a bundle file that may be cut, torn or overwritten anywhere.
+"""Find the parts of a bundle file that may be cut, torn or overwritten anywhere, and salvage it.
 
-Where the brackets still match, the lists are where ``outline`` finds them. Where they do not, they are looked for by
-what stands around them in the order in which every bundle is written: head, events, decisions, provenances.
+Where the brackets still match, the lists are where ``read_outline`` finds them. Otherwise they are found by the text
+around them, in the order in which every bundle is written: head, events, decisions, provenances.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, cast
 
 import msgspec
 
-from ergo_capture.bundle.format import decode_bundle
+from ergo_capture.bundle.format import BundleHead, decode_bundle
 from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, Record, read_elements
@@ -24,13 +24,14 @@ from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Span
 from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.repair.report import LOST, BundleHead, Gap, SalvageReport
+from ergo_capture.repair.report import LOST, Gap, SalvageReport
 from ergo_capture.repair.salvage import salvage
 
+#: Bytes read at a time.
 _BLOCK: Final = 256 * 1024
-#: Longer than what stands between the lists, or between two elements, ever is.
+#: Longer than any text that is searched for, in bytes.
 _OVERLAP: Final = 1024
-#: Where the provenances are looked for, from the end of the file.
+#: Bytes from the end of the file in which the provenances are searched for.
 _TAIL: Final = 64 * 1024
 _EVENTS_BEGIN: Final = re.compile(rb'(?<!\\)"events"\s*:\s*\[')
 _DECISIONS_BEGIN: Final = re.compile(rb'\]\s*,\s*"decisions"\s*:\s*\[')
@@ -40,87 +41,47 @@ _NO_LISTS: Final = b'],"decisions":[],"adapter_provenance":"","runtime_provenanc
 _PROVENANCES: Final = ("adapter_provenance", "runtime_provenance")
 
 
-class _ToDamage(io.RawIOBase):
-    """A file that ends where it can no longer be read: at damage to a compressed one, or of the disk itself."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self._file = file
-        self._ended = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # a Buffer has no name in 3.11
-        try:
-            block = b"" if self._ended else self._file.read(len(buffer))
-        except OSError:
-            # Whoever reads on finds the text cut off here, and says so.
-            block, self._ended = b"", True
-        buffer[: len(block)] = block
-        return len(block)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except OSError:
-            # The place lies behind the damage, and there is nothing to be read there.
-            self._ended = True
-            return offset
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, _ToDamage(open_binary(path)))
-
-
 class DamagedBundle(msgspec.Struct, frozen=True):
-    """What can be made out in a bundle file."""
+    """The parts that were found in a bundle file."""
 
     path: Path
     head: BundleHead
     events_at: Span
     #: None where the file has no decisions.
     decisions_at: Span | None
-    #: Whether each list is closed; the file ends, or goes wrong, inside the one that is not.
+    #: Whether each list is closed; otherwise the file ends, or is damaged, inside it.
     events_closed: bool
     decisions_closed: bool
-    #: Names of the provenances that are gone.
+    #: Names of the provenances that are missing.
     lost: tuple[str, ...]
 
     def events(self) -> Iterator[ExternalEventRecord | Gap]:
-        """The events that can be read, from the first, and what is missing between them."""
+        """Yield the events that can be read, and the gaps between them."""
         return self._records(EVENTS, self.events_at, closed=self.events_closed)
 
     def decisions(self) -> Iterator[EpisodeInvocationRecord | Gap]:
-        """The decisions, as ``events``."""
+        """Yield the decisions that can be read, and the gaps between them."""
         if self.decisions_at is None:
             return iter([Gap(None, "the file ends before its decisions", self.events_at.end)])
         return self._records(DECISIONS, self.decisions_at, closed=self.decisions_closed)
 
-    def _records(self, reader: ListReader[Record], stretch: Span, *, closed: bool) -> Iterator[Record | Gap]:
-        start: int | None = stretch.start
+    def _records(self, reader: ListReader[Record], span: Span, *, closed: bool) -> Iterator[Record | Gap]:
+        start: int | None = span.start
         what = reader.name.removesuffix("s")
         while start is not None:
             with _open(self.path) as file:
                 try:
-                    for block in read_elements(file, Span(start, stretch.end), reader):
+                    for block in read_elements(file, Span(start, span.end), reader):
                         yield from block
                 except ElementError as error:
                     yield Gap(None, f"there is no {what} to be read: {error}", error.offset)
-                    start = self._next_element(error.offset, stretch.end)
+                    # Go on with the next element.
+                    found = _find(self.path, _ELEMENT_BEGINS, error.offset, span.end)
+                    start = None if found is None else found.end
                     continue
             if not closed:
-                yield Gap(None, f"the file ends inside its {reader.name}", stretch.end)
+                yield Gap(None, f"the file ends inside its {reader.name}", span.end)
             return
-
-    def _next_element(self, offset: int, end: int) -> int | None:
-        """Where the next element seems to begin, behind a bad one."""
-        found = _find(self.path, _ELEMENT_BEGINS, offset, end)
-        return None if found is None else found.end
 
 
 class SalvagedBundle(msgspec.Struct, frozen=True):
@@ -128,7 +89,7 @@ class SalvagedBundle(msgspec.Struct, frozen=True):
 
     counts: SalvageReport
     head: BundleHead
-    #: Names of the provenances that are gone.
+    #: Names of the provenances that are missing, and that nothing stands in for.
     lost: tuple[str, ...]
 
     @property
@@ -144,62 +105,66 @@ def salvage_bundle(
     adapter_provenance: str | None = None,
     runtime_provenance: str | None = None,
 ) -> SalvagedBundle:
-    """Write what can be proved of a bundle file to ``destination``; without one, only count.
+    """Write what can be proved of a bundle file to ``destination``.
 
-    The provenances stand in for those that are gone with the file's end; without them, those that its manifest
-    has, if it is beside it, or ``lost``.
+    A provenance that is missing is taken from the argument, else from the manifest beside the bundle, else it is
+    ``lost``.
+
+    Args:
+        path: the bundle file.
+        destination: the new bundle file; None to count only.
+        adapter_provenance: stands in for a missing one.
+        runtime_provenance: stands in for a missing one.
 
     Raises:
         ErgoCaptureError: nothing of it can be saved, or it cannot be read.
         CaptureWriteError: a file could not be written; the destination is as it was.
     """
     damaged = parse_damaged(path)
-    manifest = _manifest_of(path)
-    instead = {"adapter_provenance": adapter_provenance, "runtime_provenance": runtime_provenance}
-    stands_in = {name: instead[name] or manifest.get(name) for name in damaged.lost}
-    known = {name: text for name, text in stands_in.items() if isinstance(text, str) and text}
+    manifest = _read_manifest(path)
+    given = {"adapter_provenance": adapter_provenance, "runtime_provenance": runtime_provenance}
+    stand_ins = {name: given[name] or manifest.get(name) for name in damaged.lost}
+    known = {name: text for name, text in stand_ins.items() if isinstance(text, str) and text}
     head = msgspec.structs.replace(damaged.head, **known)
-    counts = salvage(head, damaged.events(), damaged.decisions(), destination)
-    _tell_missing(counts, manifest.get("events"))
-    return SalvagedBundle(counts, head, tuple(name for name in damaged.lost if name not in known))
+    report = salvage(head, damaged.events(), damaged.decisions(), destination)
+    _count_missing(report, manifest.get("events"))
+    return SalvagedBundle(report, head, tuple(name for name in damaged.lost if name not in known))
 
 
-def _tell_missing(counts: SalvageReport, total: object) -> None:
-    """How many records are gone, from how many of the other kind there are, or from what the manifest says.
-
-    Why it can be told: every bundle has one decision an event.
-    """
-    found = counts.kept + counts.aside + counts.refused
-    decisions = counts.kept + counts.dropped
+def _count_missing(report: SalvageReport, total: object) -> None:
+    """Count the missing records: every bundle has as many decisions as events, and its manifest says how many."""
+    found = report.kept + report.aside + report.refused
+    decisions = report.kept + report.dropped
     stated = total if type(total) is int else 0
-    known = max(found + counts.lost, decisions, stated)
-    counts.lost, counts.lost_decisions = known - found, known - decisions
+    known = max(found + report.lost, decisions, stated)
+    report.lost, report.lost_decisions = known - found, known - decisions
     # A list without a gap has them all; but an event whose hash is wrong may be what is left of several.
-    counts.uncertain |= counts.refused > 0
-    if stated or not (counts.uncertain and counts.uncertain_decisions):
-        counts.uncertain = counts.uncertain_decisions = False
+    report.uncertain |= report.refused > 0
+    if stated or not (report.uncertain and report.uncertain_decisions):
+        report.uncertain = report.uncertain_decisions = False
 
 
 def parse_damaged(path: Path) -> DamagedBundle:
     """Find the parts of a bundle file.
 
     Raises:
-        ErgoCaptureError: its head is gone, or it cannot be read.
+        ErgoCaptureError: its head is missing, or it cannot be read.
     """
     try:
         with open_bundle(path) as stream:
-            return _whole(path, stream)
+            return _parse_intact(path, stream)
     except BundleFormatError as error:
-        complaint = error
+        cause = error
     except ErgoCaptureError as error:
         if not path.is_file():
             raise
-        # Why on: of a compressed file that is damaged, the beginning can still be read.
-        complaint = BundleFormatError(error.message, op=error.op, path=path, hint=error.hint)
-    return _broken(path, complaint)
+        # The beginning of a damaged compressed file can still be read.
+        cause = BundleFormatError(error.message, op=error.op, path=path, hint=error.hint)
+    return _parse_broken(path, cause)
 
 
-def _whole(path: Path, stream: BundleStream) -> DamagedBundle:
+def _parse_intact(path: Path, stream: BundleStream) -> DamagedBundle:
+    """Return the parts of a file whose lists are both closed."""
     _check_version(path, stream.capture_version)
     head = BundleHead(
         stream.graph_id, stream.config, stream.adapter_provenance, stream.runtime_provenance, stream.egress_provenance
@@ -208,11 +173,11 @@ def _whole(path: Path, stream: BundleStream) -> DamagedBundle:
     return DamagedBundle(path, head, events, decisions, events_closed=True, decisions_closed=True, lost=())
 
 
-def _broken(path: Path, complaint: BundleFormatError) -> DamagedBundle:
+def _parse_broken(path: Path, cause: BundleFormatError) -> DamagedBundle:
     begin = _find(path, _EVENTS_BEGIN, 0, MAX_OUTSIDE)
     try:
         if begin is None:
-            raise complaint
+            raise cause
         bundle = decode_bundle(_read(path, 0, begin.end) + _NO_LISTS)
     except BundleFormatError as error:
         raise ErgoCaptureError(
@@ -223,12 +188,12 @@ def _broken(path: Path, complaint: BundleFormatError) -> DamagedBundle:
             hint="without its graph and limits, nothing of a bundle can be proved; look for a copy, or for the journal",
         ) from error
     _check_version(path, bundle.capture_version)
-    size = _size_of(path)
+    size = _text_size(path)
     between = _find(path, _DECISIONS_BEGIN, begin.end, size)
     tail_from = max(begin.end if between is None else between.end - 1, size - _TAIL)
     ends = _find(path, _TAIL_BEGINS, tail_from, size, last=True)
     tail = b"" if ends is None else _read(path, ends.start, size)
-    adapter, runtime, egress = (_string_of(name, tail) for name in (*_PROVENANCES, "egress_provenance"))
+    adapter, runtime, egress = (_string_field(name, tail) for name in (*_PROVENANCES, "egress_provenance"))
     head = BundleHead(bundle.graph_id, bundle.config, adapter or LOST, runtime or LOST, egress)
     end = size if ends is None else ends.start
     return DamagedBundle(
@@ -252,28 +217,67 @@ def _check_version(path: Path, version: str) -> None:
         )
 
 
-def _string_of(name: str, tail: bytes) -> str | None:
+def _string_field(name: str, tail: bytes) -> str | None:
     match = re.search(rb'"%b"\s*:\s*("(?:[^"\\]|\\.)*")\s*[,}]' % name.encode(), tail, re.DOTALL)
     try:
         value = None if match is None else json.loads(match[1])
     except ValueError:
-        # It is there, and it is no text: as good as gone.
+        # A damaged string is a missing one.
         return None
     return value if isinstance(value, str) else None
 
 
-def _manifest_of(path: Path) -> dict[str, object]:
-    """What the manifest beside a bundle says, if there is one and it is about this bundle."""
+def _read_manifest(path: Path) -> dict[str, object]:
+    """Return the fields of the manifest beside a bundle; none where it is missing, bad, or another bundle's."""
     try:
         manifest = read_manifest_fields(manifest_path(path))
     except (OSError, ManifestError):
-        # Without a manifest, or with a bad one, there is only the bundle itself to go by.
         return {}
     return manifest if manifest.get("bundle") == path.name else {}
 
 
+# --- the file's text ---
+
+
+class _UpToDamage(io.RawIOBase):
+    """A file that ends where it can no longer be read: where it is not sound zstd, or at a bad block of the disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # a Buffer has no name in 3.11
+        try:
+            block = b"" if self._ended else self._file.read(len(buffer))
+        except OSError:
+            # Whoever reads on finds that the text is cut here, and reports it.
+            block, self._ended = b"", True
+        buffer[: len(block)] = block
+        return len(block)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except OSError:
+            # The offset is behind the damage.
+            self._ended = True
+            return offset
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, _UpToDamage(open_binary(path)))
+
+
 def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last: bool = False) -> Span | None:
-    """Where a pattern occurs first, or last, in a stretch of a file."""
+    """Return where a pattern occurs first, or last, between two offsets."""
     found = None
     with _open(path) as file:
         file.seek(start)
@@ -301,8 +305,7 @@ def _read(path: Path, start: int, end: int) -> bytes:
         return text
 
 
-def _size_of(path: Path) -> int:
-    """Bytes of the file's text."""
+def _text_size(path: Path) -> int:
     size = 0
     with _open(path) as file:
         while block := file.read(_BLOCK):

@@ -1,8 +1,8 @@
-"""Says what is wrong with a bundle, a segment, a journal or a state directory; never writes.
+"""Find what is wrong with a bundle, a segment, a journal or a state directory, without writing anything.
 
-*Errors* are damage: something that was acknowledged is not there as it was. *Warnings* are what a start mends by
-itself or what somebody should look at; *notes* are the rest. What ``recover`` would keep is found out by doing what
-it does, without a destination.
+An *error* is damage: something that was acknowledged is missing or changed. A *warning* is what a start repairs, or
+what somebody should look at; a *note* is anything else. What ``recover`` would keep is found by running it without a
+destination.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import msgspec
 
 from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
-from ergo_capture.bundle.reader.opening import list_files
+from ergo_capture.bundle.reader.opening import list_files, text_sha256
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import ScanReport, Verdict
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
 from ergo_capture.repair.damaged_bundle import salvage_bundle
-from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal, sha256_of
+from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
 from ergo_capture.storage import RealStorage
 from ergo_capture.units import counted
 
@@ -36,23 +36,23 @@ class Severity(Enum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was found."""
+    """One thing that is wrong, or worth knowing."""
 
     severity: Severity
     path: str
-    #: Byte of the file; None where it is about the whole of it.
+    #: Offset in the file, in bytes; None where it is about the whole file.
     offset: int | None
     message: str
 
 
 class Diagnosis(msgspec.Struct):
-    """All that was found in one place."""
+    """What was found at one path."""
 
     path: str
     #: ``bundle``, ``segment``, ``journal`` or ``state directory``.
     kind: str
     findings: list[Finding]
-    #: What is there, and what ``recover`` would keep of it, in sentences.
+    #: Sentences on what is there, and what ``recover`` would keep of it.
     keeps: list[str]
 
     @property
@@ -62,32 +62,36 @@ class Diagnosis(msgspec.Struct):
 
 
 def diagnose(path: Path, *, on_bundle: Callable[[Path], None] = lambda _path: None) -> Diagnosis:
-    """Look at whatever a path is.
+    """Examine a bundle, a segment, a journal or a state directory.
+
+    Args:
+        path: the file or directory.
+        on_bundle: called with each bundle of a state directory before it is examined.
 
     Raises:
-        ErgoCaptureError: it is not there, cannot be read, or is none of ours.
+        ErgoCaptureError: the path does not exist, cannot be read, or is a directory of another kind.
     """
-    doctor = _Doctor(on_bundle)
+    found = _Examination(on_bundle)
     if path.is_dir():
         kind = kind_of_directory(path)
         if kind == "journal":
-            doctor.look_at_journal(path)
+            found.examine_journal(path)
         else:
-            doctor.look_at_state(path)
+            found.examine_state(path)
     elif sequence_of(path.name) is not None:
         kind = "segment"
-        doctor.look_at_journal(path.parent, _OneSegment(path.name))
+        found.examine_journal(path.parent, _OneSegment(path.name))
     else:
         kind = "bundle"
-        doctor.look_at_bundle(path)
-    return Diagnosis(str(path), kind, doctor.findings, doctor.keeps)
+        found.examine_bundle(path)
+    return Diagnosis(str(path), kind, found.findings, found.keeps)
 
 
 def kind_of_directory(path: Path) -> str:
-    """``journal`` or ``state directory``.
+    """Return ``journal`` or ``state directory``.
 
     Raises:
-        ErgoCaptureError: it is neither.
+        ErgoCaptureError: the directory is neither.
     """
     names = RealStorage().list(path)
     if path.resolve().name == "journal" or any(sequence_of(name) is not None or is_unfinished(name) for name in names):
@@ -103,7 +107,7 @@ def kind_of_directory(path: Path) -> str:
 
 
 class _OneSegment(RealStorage):
-    """Shows one segment of a directory only."""
+    """A filesystem on which one segment of a directory is the only file."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -112,74 +116,74 @@ class _OneSegment(RealStorage):
         return [name for name in super().list(path) if name == self._name]
 
 
-class _Doctor:
+class _Examination:
     def __init__(self, on_bundle: Callable[[Path], None]) -> None:
         self.findings: list[Finding] = []
         self.keeps: list[str] = []
         self._on_bundle = on_bundle
 
-    def _find(self, severity: Severity, path: Path, message: str, offset: int | None = None) -> None:
+    def _add(self, severity: Severity, path: Path, message: str, offset: int | None = None) -> None:
         self.findings.append(Finding(severity, str(path), offset, message))
 
     # --- a state directory ---
 
-    def look_at_state(self, state: Path) -> None:
+    def examine_state(self, state: Path) -> None:
         journal, bundles = state / "journal", state / "bundles"
         if journal.is_dir():
-            self.look_at_journal(journal)
+            self.examine_journal(journal)
         else:
-            self._find(Severity.WARNING, journal, "there is no journal")
+            self._add(Severity.WARNING, journal, "there is no journal")
         count = 0
         for path in list_files(bundles) if bundles.is_dir() else ():
             if path.name.endswith(".tmp"):
-                self._find(Severity.WARNING, path, "a temporary that was never finished; a start removes it")
+                self._add(Severity.WARNING, path, "a temporary that was never finished; a start removes it")
             elif path.name.endswith(MANIFEST_SUFFIX):
                 bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
                 if not bundle.exists() and not bundle.with_name(bundle.name + COMPRESSED_SUFFIX).exists():
-                    self._find(Severity.WARNING, path, "the bundle that it is about is not beside it")
+                    self._add(Severity.WARNING, path, "the bundle that it is about is not beside it")
             elif path.exists() and not path.is_file():
-                # Why not looked into: a pipe would be waited for for ever.
-                self._find(Severity.WARNING, path, "neither a file nor a directory; left alone")
+                # Not opened: a pipe would wait for a writer.
+                self._add(Severity.WARNING, path, "neither a file nor a directory; left alone")
             elif path.name.removesuffix(COMPRESSED_SUFFIX).endswith(BUNDLE_SUFFIX):
                 count += 1
                 self._on_bundle(path)
-                self._look_at_one_of(path)
+                self._examine_bundle_of_state(path)
             else:
-                self._find(Severity.NOTE, path, "none of ours; left alone")
+                self._add(Severity.NOTE, path, "none of ours; left alone")
         self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")
 
-    def _look_at_one_of(self, bundle: Path) -> None:
-        """Why the names: there are many bundles, and only what is wrong with one is worth a line."""
+    def _examine_bundle_of_state(self, bundle: Path) -> None:
+        """Examine one of many bundles: keep its sentences, with its name, only where it has an error."""
         keeps, self.keeps = self.keeps, []
         before = len(self.findings)
         try:
-            self.look_at_bundle(bundle)
+            self.examine_bundle(bundle)
         except ErgoCaptureError as error:
-            self._find(Severity.ERROR, bundle, error.message)
+            self._add(Severity.ERROR, bundle, error.message)
         if not manifest_path(bundle).exists():
-            self._find(Severity.WARNING, bundle, "it has no manifest beside it")
+            self._add(Severity.WARNING, bundle, "it has no manifest beside it")
         wrong = any(finding.severity is Severity.ERROR for finding in self.findings[before:])
         self.keeps = keeps + ([f"{bundle}: {words}" for words in self.keeps] if wrong else [])
 
     # --- a bundle ---
 
-    def look_at_bundle(self, path: Path) -> None:
+    def examine_bundle(self, path: Path) -> None:
         try:
             verdict = verify_bundle(path)
         except ErgoCaptureError as error:
             if not path.is_file():
                 raise
-            self._find(Severity.ERROR, path, error.message)
+            self._add(Severity.ERROR, path, error.message)
         else:
             if verdict.complaint is not None:
-                self._find(Severity.ERROR, path, verdict.complaint.message)
+                self._add(Severity.ERROR, path, verdict.complaint.message)
             if (found := verdict.divergence) is not None:
                 message = (
                     f"decision {found.index}, about event {found.event_id!r}, does not follow: field {found.field}"
                 )
-                self._find(Severity.ERROR, path, message)
+                self._add(Severity.ERROR, path, message)
             for note in verdict.notes:
-                self._find(Severity.WARNING, path, note)
+                self._add(Severity.WARNING, path, note)
             if verdict.ok:
                 self.keeps.append(f"sound: {counted(verdict.events, 'event')} with their decisions")
         self._compare_with_manifest(path)
@@ -191,9 +195,9 @@ class _Doctor:
             self.keeps.append(f"recover would keep nothing: {error.message}")
             return
         for problem in saved.counts.problems:
-            self._find(Severity.ERROR, path, problem.reason, problem.offset)
+            self._add(Severity.ERROR, path, problem.reason, problem.offset)
         for name in saved.lost:
-            self._find(Severity.ERROR, path, f"its {name} is gone")
+            self._add(Severity.ERROR, path, f"its {name} is gone")
         self.keeps.append(f"recover would leave you with: {saved.counts.in_words()}")
 
     def _compare_with_manifest(self, bundle: Path) -> None:
@@ -203,43 +207,43 @@ class _Doctor:
         try:
             expected = read_manifest_fields(manifest).get("sha256")
         except (OSError, ManifestError) as error:
-            self._find(Severity.WARNING, manifest, f"it cannot be read: {error}")
+            self._add(Severity.WARNING, manifest, f"it cannot be read: {error}")
             return
         if expected is None:
-            self._find(Severity.WARNING, manifest, "it does not say of which bytes it is (sha256)")
+            self._add(Severity.WARNING, manifest, "it does not say of which bytes it is (sha256)")
             return
         try:
-            same = sha256_of(bundle) == expected
+            same = text_sha256(bundle) == expected
         except ErgoCaptureError:
-            # That it cannot be read was found by whoever read it.
+            # The verification has reported that it cannot be read.
             return
         if not same:
-            self._find(Severity.ERROR, bundle, "it is not the file that its manifest was written for (sha256)")
+            self._add(Severity.ERROR, bundle, "it is not the file that its manifest was written for (sha256)")
 
     # --- a journal ---
 
-    def look_at_journal(self, directory: Path, storage: RealStorage | None = None) -> None:
+    def examine_journal(self, directory: Path, storage: RealStorage | None = None) -> None:
         storage = storage or RealStorage()
         try:
             found = scan(directory, storage)
         except ErgoCaptureError as error:
-            self._find(Severity.ERROR, directory, error.message)
+            self._add(Severity.ERROR, directory, error.message)
             self.keeps.append("recover would keep nothing: the journal cannot be read")
             return
-        self._tell_of_segments(directory, found)
+        self._add_scan(directory, found)
         parts = salvage_journal(directory, found, storage, None)
         for part in parts:
-            self._tell_of_part(directory, part)
+            self._add_part(directory, part)
         published = sum(part.counts is None for part in parts)
         self.keeps.append(
             f"{counted(len(found.segments), 'segment')}, {counted(found.frames, 'frame')}, {counted(found.bytes, 'byte')}; "
             f"parts of sessions: {published} published, {len(parts) - published} not yet"
         )
 
-    def _tell_of_segments(self, directory: Path, found: ScanReport) -> None:
+    def _add_scan(self, directory: Path, found: ScanReport) -> None:
         for damage in found.damage:
             whose = f"; concerns session numbers {', '.join(map(str, damage.sessions))}" if damage.sessions else ""
-            self._find(
+            self._add(
                 Severity.ERROR,
                 segment_path(directory, damage.segment),
                 f"{damage.reason} ({counted(damage.length, 'byte')}){whose}",
@@ -247,7 +251,7 @@ class _Doctor:
             )
         if found.torn is not None:
             tail = found.torn
-            self._find(
+            self._add(
                 Severity.WARNING,
                 segment_path(directory, tail.segment),
                 f"torn: {counted(tail.length, 'byte')} of a batch that was never synced, {counted(tail.frames, 'frame')} of "
@@ -256,28 +260,28 @@ class _Doctor:
                 tail.offset,
             )
         if found.empty is not None:
-            self._find(Severity.NOTE, segment_path(directory, found.empty), "made ahead of its time, never written to")
+            self._add(Severity.NOTE, segment_path(directory, found.empty), "made ahead of its time, never written to")
         for name in found.foreign:
-            self._find(Severity.WARNING, directory / name, "none of ours; left alone")
+            self._add(Severity.WARNING, directory / name, "none of ours; left alone")
         for path in sorted(directory.iterdir()):
             if is_unfinished(path.name):
-                self._find(Severity.NOTE, path, "was being made; a start removes it")
+                self._add(Severity.NOTE, path, "was being made; a start removes it")
             elif is_torn_copy(path.name):
-                self._find(Severity.NOTE, path, "what an earlier start cut off; it was never acknowledged")
+                self._add(Severity.NOTE, path, "what an earlier start cut off; it was never acknowledged")
         if found.segments and found.ending is not Verdict.SEALED:
             newest = segment_path(directory, found.segments[-1])
-            self._find(Severity.NOTE, newest, "not closed in order: a daemon is running, or was stopped by force")
+            self._add(Severity.NOTE, newest, "not closed in order: a daemon is running, or was stopped by force")
 
-    def _tell_of_part(self, directory: Path, part: SalvagedPart) -> None:
+    def _add_part(self, directory: Path, part: SalvagedPart) -> None:
         counts = part.counts
         name = f"session {part.session}" + (f", part {part.part}" if part.part > 1 else "")
         if counts is None:
             if part.bundle is not None and not Path(part.bundle).is_file():
-                self._find(Severity.NOTE, directory, f"{name}: its bundle was moved from {part.bundle}")
+                self._add(Severity.NOTE, directory, f"{name}: its bundle was moved from {part.bundle}")
             return
         if part.lossy:
             for problem in counts.problems:
-                self._find(Severity.ERROR, directory, f"{name}: {problem.reason}", problem.offset)
+                self._add(Severity.ERROR, directory, f"{name}: {problem.reason}", problem.offset)
         self.keeps.append(
             f"{name} of graph {part.graph} ({part.ended}): recover would leave you with: {counts.in_words()}"
         )

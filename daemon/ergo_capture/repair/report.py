@@ -1,4 +1,4 @@
-"""What became of every record of a damaged capture: the counts, the gaps, and the words for them."""
+"""The salvage report: what became of every record of a damaged capture."""
 
 from __future__ import annotations
 
@@ -6,37 +6,26 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.units import counted
 
-#: More problems than anybody reads; the counts are of all.
+#: Problems that are listed; the counts are of all of them.
 MAX_PROBLEMS: Final = 100
-#: Stands for a provenance that is gone.
+#: Stands for a graph, a provenance or an engine that is lost.
 LOST: Final = "lost"
 
 
-class BundleHead(msgspec.Struct, frozen=True):
-    """What a bundle says besides its events and decisions."""
-
-    graph_id: str
-    config: Constraints
-    adapter_provenance: str
-    runtime_provenance: str
-    egress_provenance: str | None = None
-
-
 class Gap(msgspec.Struct, frozen=True):
-    """Records that are gone, where they were."""
+    """Missing records, at the place where they were."""
 
-    #: How many; None where nothing tells.
+    #: How many; None where it is unknown.
     count: int | None
     reason: str
-    #: Where in the file, if it is one file.
+    #: Offset in the file; None where the records come from several files.
     offset: int | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why something is not in the bundle."""
+    """Why records are not in the bundle."""
 
     reason: str
     offset: int | None = None
@@ -51,25 +40,25 @@ class SalvageReport(msgspec.Struct):
     Every event that was found is kept, set aside or refused; every decision that was found is kept or dropped.
     """
 
-    #: In the bundle; as many decisions as events.
+    #: Events in the bundle; it has as many decisions.
     kept: int = 0
-    #: Whole events that have no provable decision, in the scenario beside the bundle.
+    #: Sound events without a provable decision; they are in the scenario beside the bundle.
     aside: int = 0
-    #: Events that are there, but not as they were captured.
+    #: Events that are not as they were captured.
     refused: int = 0
-    #: Events that are gone; at least so many where ``uncertain``.
+    #: Events that are missing; a lower bound where ``uncertain``.
     lost: int = 0
-    #: Decisions that are there, but of no use without what is gone before them.
+    #: Decisions that were found, but cannot be proved without what is missing before them.
     dropped: int = 0
-    #: Decisions that are known to be gone.
+    #: Decisions that are missing.
     lost_decisions: int = 0
-    #: Whether there may have been more events that nothing tells of.
+    #: Whether more events may be missing than are known of.
     uncertain: bool = False
-    #: The same of decisions.
+    #: Whether more decisions may be missing than are known of.
     uncertain_decisions: bool = False
     #: Whether the bundle ends where the decisions do.
     undecided: bool = False
-    #: What is wrong, in the order in which it was met: first why the bundle ends where it does.
+    #: What is wrong, in the order in which it was found; the first one is why the bundle ends where it does.
     problems: list[Problem] = msgspec.field(default_factory=list)
 
     @property
@@ -79,12 +68,12 @@ class SalvageReport(msgspec.Struct):
 
     @property
     def only_undecided(self) -> bool:
-        """Whether all that keeps events out of the bundle is that nothing was decided about them yet."""
+        """Whether nothing is missing, but events that were not decided yet are not in the bundle."""
         gone = self.refused or self.lost or self.dropped or self.lost_decisions or self.uncertain
         return self.undecided and not gone and len(self.problems) == 1
 
     def in_words(self) -> str:
-        """The counts as a phrase."""
+        """Return the counts as a phrase."""
         parts = [f"{counted(self.kept, 'event')} with {'its decision' if self.kept == 1 else 'their decisions'} kept"]
         parts += [f"{counted(self.aside, 'event')} set aside without a provable decision"] if self.aside else []
         parts += [f"{counted(self.refused, 'event')} refused"] if self.refused else []

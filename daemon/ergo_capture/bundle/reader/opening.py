@@ -7,6 +7,7 @@ file that was cut can be read up to the last whole block of 128 KiB; then readin
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -22,6 +23,8 @@ HEAD_BYTES: Final = 4096
 #: Largest window of a compressed file, in bytes, and so the most memory that reading one takes. The zstd tool takes the
 #: same without ``--long``; our bundles are written with a window of 2 MiB.
 _MAX_WINDOW: Final = 128 << 20
+#: Bytes read at a time.
+_READ_BYTES: Final = 1 << 20
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _GZIP: Final = b"\x1f\x8b"
 #: Longest header of a frame, in bytes (RFC 8878, 3.1.1.1).
@@ -82,6 +85,22 @@ def read_text(path: Path) -> bytes:
         if len(text) > MAX_IN_MEMORY:
             raise OSError(errno.EFBIG, f"more than {MAX_IN_MEMORY >> 30} GiB when expanded; read it as a stream")
         return text
+
+
+def text_sha256(path: Path) -> str:
+    """Return the SHA-256 of a bundle file's text, in hex.
+
+    Raises:
+        ErgoCaptureError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open_binary(path) as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
 
 
 class _ZstdText(io.RawIOBase):
