@@ -325,7 +325,7 @@ def test_a_bundle_that_diverges_and_is_unsound_behind_that_is_unsound(
     ("arguments", "code", "says"),
     [
         (["--engine", "nope"], 2, "no engine 'nope'"),
-        (["--engine", "fixed:Nope"], 2, "unknown termination"),
+        (["--engine", "fixed:Nope"], 2, "unknown variant `Nope`"),
         (["--engine", "scripted:/nowhere.json"], 2, "/nowhere.json"),
         (["--engine", "python:nowhere:f"], 2, "No module named 'nowhere'"),
         (["--engine", "process:/nowhere/engine"], 1, "No such file"),

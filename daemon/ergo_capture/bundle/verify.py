@@ -6,7 +6,6 @@ The file is read twice at once, events and decisions side by side, and memory do
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -28,6 +27,7 @@ from ergo_capture.kernel.replay import (
     unsupported_version,
 )
 from ergo_capture.kernel.serde.numbers import as_the_reference
+from ergo_capture.kernel.serde.tokens import outside_strings
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.kernel.uniqueness import SeenIds
 
@@ -189,7 +189,7 @@ def event_of(event: ExternalEventRecord) -> EventLike:
     return _Offered(event.event_id, event.kind, event.event_time)
 
 
-_NUMBERS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?[0-9][-+.0-9e]*)', re.DOTALL)
+_NUMBERS: Final = outside_strings(rb"(-?[0-9][-+.0-9e]*)")
 
 
 def _misread_floats(index: int, record: EpisodeInvocationRecord) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""The reference's semantics, pure: no clock, no I/O, no asyncio, no logging, no randomness."""
+"""The reference's semantics as pure functions: no clock, no I/O, no asyncio, no logging, no randomness."""

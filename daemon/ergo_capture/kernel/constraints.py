@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+from ergo_capture.kernel.serde.complaints import invalid_integer
 from ergo_capture.kernel.time import U64_MAX, EventTime
 
 
 class Constraints(msgspec.Struct, frozen=True):
-    """When episodes may run (``ergo_supervisor::Constraints``).
+    """Limits on when episodes run and how often they are retried (``ergo_supervisor::Constraints``).
 
     Args:
         max_in_flight: episodes at once, 0 to 2**64 - 1; None for no limit.
@@ -31,7 +32,7 @@ class Constraints(msgspec.Struct, frozen=True):
         for name in ("max_in_flight", "max_per_window", "max_retries"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= U64_MAX:
-                raise ValueError(f"invalid value: integer `{value}`, expected u64 for {name}")
+                raise ValueError(invalid_integer(value, f"u64 for {name}"))
 
 
 NO_CONSTRAINTS = Constraints()

@@ -1,4 +1,4 @@
-"""What an episode did to the world: effects, their canonical text and their hash."""
+"""The effects of an episode, their canonical text and their hash."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from ergo_capture.kernel.serde.tokens import outside_strings
+
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """A typed value, exactly one field set (``ergo_runtime::common::Value``, externally tagged).
+    """A typed value: exactly one field is set (``ergo_runtime::common::Value``, externally tagged).
 
-    An integer given for a number is the f64 that it is in the reference, whose text is another: ``3.0``.
+    An integer given for a number becomes an f64, as in the reference, which writes ``3`` as ``3.0``.
 
     Raises:
-        ValueError: no variant, or more than one, is set; or a number is none, or not finite.
+        ValueError: not exactly one field is set, or a number is not a finite f64.
     """
 
     Number: float | UnsetType = UNSET
@@ -40,7 +42,7 @@ class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 def _finite(number: object) -> float:
-    """Why refused here: JSON has no other numbers, and a bundle with one in it could not be read."""
+    """Return a number as a float, and refuse those that JSON cannot hold: a bundle with one could not be read."""
     if isinstance(number, int | float) and not isinstance(number, bool):
         try:
             value = float(number)
@@ -66,7 +68,7 @@ class IntentField(msgspec.Struct, frozen=True):
 
 
 class IntentRecord(msgspec.Struct, frozen=True):
-    """Something an action wants done outside (``ergo_runtime::common::IntentRecord``)."""
+    """A request of an action to the outside world (``ergo_runtime::common::IntentRecord``)."""
 
     kind: str
     intent_id: str
@@ -74,7 +76,7 @@ class IntentRecord(msgspec.Struct, frozen=True):
 
 
 class ActionEffect(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one action did (``ergo_runtime::common::ActionEffect``); unknown fields are ignored when read."""
+    """The effect of one action (``ergo_runtime::common::ActionEffect``); unknown fields are ignored when read."""
 
     kind: str
     writes: tuple[EffectWrite, ...]
@@ -82,22 +84,22 @@ class ActionEffect(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode_effect(effect: ActionEffect) -> bytes:
-    """The effect's canonical compact JSON: what is hashed, and what stands in a bundle."""
+    """Return the effect's canonical compact JSON, which is hashed and which stands in a bundle."""
     text = msgspec.json.encode(effect)
     if _POSITIVE_EXPONENT.search(text) is None:
         return text
-    return _TOKENS.sub(_spell_exponent, text)
+    return _EXPONENTS.sub(_spell_exponent, text)
 
 
 def compute_effect_hash(effect: ActionEffect) -> str:
-    """SHA-256 of the canonical text, in hex (``ergo_supervisor::compute_effect_hash``)."""
+    """Return the SHA-256 of the canonical text, in hex (``ergo_supervisor::compute_effect_hash``)."""
     return hashlib.sha256(encode_effect(effect)).hexdigest()
 
 
-# Why: msgspec writes 1e16 where serde_json, since 1.0.147, writes 1e+16. A digit run with an exponent can
-# also stand inside a string, so strings are matched first and left alone.
+# msgspec writes 1e16 where serde_json, since 1.0.147, writes 1e+16. The search is quick and finds nearly nothing; only
+# then are strings told from numbers.
 _POSITIVE_EXPONENT: Final = re.compile(rb"[0-9]e[0-9]")
-_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|([0-9])e([0-9])', re.DOTALL)
+_EXPONENTS: Final = outside_strings(rb"([0-9])e([0-9])")
 
 
 def _spell_exponent(match: re.Match[bytes]) -> bytes:

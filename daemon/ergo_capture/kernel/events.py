@@ -1,23 +1,24 @@
-"""Events from outside, and what their payloads may be."""
+"""Events from outside the graph, and the check of their payloads."""
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel.serde.numbers import STRING, may_leave_range, without_numbers
+from ergo_capture.kernel.serde.complaints import TOO_DEEP
+from ergo_capture.kernel.serde.numbers import may_leave_range, without_numbers
+from ergo_capture.kernel.serde.tokens import depth_of
 from ergo_capture.kernel.time import ZERO, EventTime
 
-#: serde_json gives up at 128 nested arrays and objects.
+#: Most arrays and objects open at once: serde_json gives up at 128.
 MAX_DEPTH: Final = 127
 
 
 class ExternalEventKind(Enum):
-    """What kind of event this is (``ergo_adapter::ExternalEventKind``); ``Tick`` is read as ``Pump``."""
+    """The kind of an event (``ergo_adapter::ExternalEventKind``); ``Tick`` is read as ``Pump``."""
 
     Pump = "Pump"
     DataAvailable = "DataAvailable"
@@ -33,37 +34,37 @@ class ExternalEventPayloadError(ErgoCaptureError, ValueError):
 
 
 class TimeLike(Protocol):
-    """Anything with the two fields of a time, already normalised."""
+    """A time whose nanoseconds are below one second."""
 
     @property
     def secs(self) -> int:
-        """Whole seconds."""
+        """Return whole seconds."""
 
     @property
     def nanos(self) -> int:
-        """Nanoseconds below one second."""
+        """Return the nanoseconds, below one second."""
 
 
 class EventLike(Protocol):
-    """What the supervisor looks at in an event, and nothing else."""
+    """The part of an event that the supervisor reads."""
 
     @property
     def event_id(self) -> str:
-        """The event's name, unique in its session."""
+        """Return the event's id, unique in its session."""
 
     @property
     def kind(self) -> ExternalEventKind:
-        """Pump, DataAvailable or Command."""
+        """Return the event's kind."""
 
     @property
     def at(self) -> TimeLike:
-        """The event's time."""
+        """Return the event's time."""
 
 
 class ExternalEvent(msgspec.Struct, frozen=True, gc=False):
     """One event from outside (``ergo_adapter::ExternalEvent``).
 
-    Build it with ``mechanical_at`` or ``with_payload``: the bare constructor checks nothing.
+    Build it with ``mechanical_at`` or ``with_payload``: the constructor checks nothing.
     """
 
     event_id: str
@@ -74,12 +75,12 @@ class ExternalEvent(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def mechanical(cls, event_id: str, kind: ExternalEventKind) -> ExternalEvent:
-        """An event at time zero without a payload."""
+        """Return an event at time zero without a payload."""
         return cls.mechanical_at(event_id, kind, ZERO)
 
     @classmethod
     def mechanical_at(cls, event_id: str, kind: ExternalEventKind, at: EventTime) -> ExternalEvent:
-        """An event without a payload.
+        """Return an event without a payload.
 
         Raises:
             ValueError: ``event_id`` holds a lone surrogate, which no UTF-8 text can.
@@ -89,7 +90,7 @@ class ExternalEvent(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def with_payload(cls, event_id: str, kind: ExternalEventKind, at: EventTime, payload: bytes) -> ExternalEvent:
-        """An event with a payload: empty, or one JSON object as UTF-8 bytes, kept exactly as given.
+        """Return an event with a payload: empty, or one JSON object as UTF-8 bytes, kept exactly as given.
 
         Raises:
             ExternalEventPayloadError: the payload is refused (``check_payload``).
@@ -101,19 +102,19 @@ class ExternalEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 def check_payload(payload: bytes) -> None:
-    """Accept what the reference accepts: nothing, or one JSON object (``payload_values``).
+    """Check a payload as the reference does: it is empty, or one JSON object (``payload_values``).
 
     Raises:
-        ExternalEventPayloadError: not JSON (malformed, not UTF-8, a lone surrogate, a number beyond
-            f64 as the reference reads it, more than 127 levels) or not an object; both worded as the reference words them.
+        ExternalEventPayloadError: not JSON (malformed, not UTF-8, a lone surrogate, a number that the reference
+            finds out of range, more than 127 levels), or not an object; in the reference's words.
     """
     if not payload:
         return
-    # Why before decoding: the decoder recurses on the C stack, as deep as the caller left room for.
+    # Check the depth first: the decoder recurses on the C stack, and how deep it gets depends on its caller.
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and depth_of(payload) > MAX_DEPTH:
-        raise _not_json("recursion limit exceeded")
+        raise _not_json(TOO_DEEP)
     try:
-        # Why the text: of a field that is repeated, only the last value is left once it is decoded.
+        # Check numbers in the text: of a repeated field, the decoded value holds only the last.
         value = msgspec.json.decode(without_numbers(payload) if may_leave_range(payload) else payload)
     except (ValueError, RecursionError, OverflowError) as error:
         raise _not_json(str(error)) from error
@@ -123,29 +124,13 @@ def check_payload(payload: bytes) -> None:
 
 
 def json_type_name(value: Any) -> str:
-    """JSON's own word for the type of a decoded value."""
+    """Return JSON's name for the type of a decoded value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "boolean"
     names: dict[type, str] = {dict: "object", list: "array", str: "string"}
     return names.get(type(value), "number")
-
-
-_STRINGS: Final = re.compile(STRING, re.DOTALL)
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def depth_of(text: bytes) -> int:
-    """How many arrays and objects are open at once, at most, in a JSON text."""
-    deepest = depth = 0
-    for bracket in _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS):
-        if bracket in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        else:
-            depth -= 1
-    return deepest
 
 
 def _not_json(detail: str) -> ExternalEventPayloadError:

@@ -1,4 +1,4 @@
-"""A divergence in words that a person can use, and the same as data."""
+"""Explain a divergence: in words for a person, and as data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationR
 from ergo_capture.kernel.replay import Divergence
 from ergo_capture.kernel.time import EventTime
 
-#: Decisions before the divergence that are shown.
+#: How many decisions before the divergence are shown.
 CONTEXT: Final = 3
-#: Decisions behind it that are looked at, to tell what is in another order from what is gone.
+#: How many decisions after it are searched, to tell decisions in another order from missing ones.
 AHEAD: Final = 16
 
 _LIMITS: Final = (
@@ -42,7 +42,7 @@ _CAUSES: Final = {
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """Where two decision streams part, and why that may be."""
+    """Where two decision streams first differ, and the likely causes."""
 
     #: ``changed``, ``missing``, ``extra`` or ``reordered``.
     kind: str
@@ -53,7 +53,7 @@ class Explanation(msgspec.Struct, frozen=True):
     field: str
     captured: Any
     replayed: Any
-    #: The decisions before it, which were the same, the nearest last.
+    #: The decisions before it, which are the same in both, the nearest last.
     before: list[str]
     causes: list[str]
     sentence: str
@@ -65,13 +65,13 @@ def explain(
     captured_ahead: Sequence[EpisodeInvocationRecord] = (),
     replayed_ahead: Sequence[EpisodeInvocationRecord] = (),
 ) -> Explanation:
-    """What to tell of a divergence.
+    """Return the explanation of a divergence.
 
     Args:
-        divergence: the first one.
+        divergence: the first divergence of two streams.
         before: decisions before it, in order; the last CONTEXT of them are shown.
-        captured_ahead: some captured decisions from the divergence on.
-        replayed_ahead: likewise the replayed ones.
+        captured_ahead: the captured decisions from the divergence on, up to AHEAD of them.
+        replayed_ahead: the replayed decisions likewise.
     """
     kind = _kind(divergence, captured_ahead, replayed_ahead)
     captured, replayed = plain(divergence.captured), plain(divergence.replayed)
@@ -102,7 +102,7 @@ def _kind(
         moved = divergence.replayed in behind[0], divergence.captured in behind[1]
         if all(moved):
             return "reordered"
-        # Only one side has the other's decision further on: something was put in, or taken out, before it.
+        # If only one side has the other's decision further on, something was inserted or removed before it.
         if moved[0]:
             return "missing"
         if moved[1]:
@@ -138,7 +138,7 @@ def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[Captur
 
 
 def in_a_line(record: EpisodeInvocationRecord) -> str:
-    """A decision as a person reads it."""
+    """Return a decision as one line for a person."""
     parts = [repr(record.event_id), record.decision.value, f"episode {record.episode_id}"]
     if record.schedule_at is not None:
         parts.append(f"until {in_seconds(record.schedule_at)}")
@@ -155,17 +155,17 @@ def in_a_line(record: EpisodeInvocationRecord) -> str:
 
 
 def readable(text: str) -> str:
-    """Text that somebody else chose, for a terminal: one line, and without control characters, which it would obey."""
+    """Return text from elsewhere for a terminal: one line, control characters escaped, which a terminal would obey."""
     return text if text.isprintable() else ascii(text)
 
 
 def in_seconds(time: EventTime) -> str:
-    """A time as seconds, without zeros at the end."""
+    """Return a time in seconds, without trailing zeros."""
     return f"{time.secs}.{time.nanos:09}".rstrip("0").rstrip(".") + " s"
 
 
 def plain(value: Any) -> Any:
-    """A value of a record as JSON types."""
+    """Return a value of a record as JSON types."""
     if isinstance(value, EpisodeInvocationRecord):
         return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, CapturedActionEffect):
@@ -178,7 +178,7 @@ def plain(value: Any) -> Any:
 
 
 def in_short(value: Any) -> str:
-    """JSON types as text, cut where it is long."""
+    """Return JSON types as text, shortened if it is long."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 

@@ -1,4 +1,4 @@
-"""An engine whose outcomes are written down beforehand."""
+"""An engine whose outcomes are given beforehand."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ergo_capture.kernel.time import EventTime
 
 
 class FaultRuntime:
-    """Outcomes per event id, used up in order, then a default (``ergo_adapter::FaultRuntimeHandle``).
+    """Outcomes per event id, used up in order, and a default (``ergo_adapter::FaultRuntimeHandle``).
 
     Args:
-        default: how every attempt ends that has no outcome scheduled.
+        default: how an attempt ends for which no outcome is scheduled.
         schedule: outcomes by event id; each attempt takes the next one.
     """
 
@@ -31,9 +31,9 @@ class FaultRuntime:
 
     @classmethod
     def from_json(cls, text: bytes | str) -> FaultRuntime:
-        """The runtime that ``{"default": ..., "schedule": {event id: [...]}}`` describes.
+        """Return the runtime that ``{"default": ..., "schedule": {event id: [...]}}`` describes.
 
-        Other fields are ignored; ``default`` may be absent (Completed), ``schedule`` too.
+        Other fields are ignored. ``default`` may be absent, which means Completed, and so may ``schedule``.
 
         Raises:
             ErgoCaptureError: not such an object; the message says where.
@@ -50,7 +50,7 @@ class FaultRuntime:
 
     @classmethod
     def from_builtins(cls, plan: Mapping[str, object]) -> FaultRuntime:
-        """The same from a decoded object.
+        """Return the runtime that a decoded object describes, as ``from_json``.
 
         Raises:
             ValueError: an outcome is not a termination, or the schedule is not an object of lists.
@@ -67,20 +67,16 @@ class FaultRuntime:
 
     @property
     def constant(self) -> RunTermination | None:
-        """How every attempt ends, where that is certain; None where something is scheduled."""
+        """Return how every attempt ends; None if any outcome is scheduled."""
         return None if any(self._schedule.values()) else self.default
 
     def push_outcomes(self, event_id: str, outcomes: Iterable[RunTermination]) -> None:
-        """Schedule outcomes for an event id, in place of any it still has."""
+        """Schedule outcomes for an event id, in place of any that are left."""
         self._schedule[event_id] = deque(outcomes)
 
     def run(self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None) -> RunTermination:  # noqa: ARG002 - the port's signature
-        """The next outcome; Aborted, using up nothing, where the deadline is zero (rule 5)."""
+        """Return the next outcome; Aborted, using up nothing, if the deadline is zero (rule 5)."""
         if deadline is not None and deadline.is_zero():
             return RunTermination.Aborted
         outcomes = self._schedule.get(event_id)
         return outcomes.popleft() if outcomes else self.default
-
-    def __repr__(self) -> str:
-        waiting = sum(map(len, self._schedule.values()))
-        return f"<FaultRuntime default {self.default!r}, {waiting} scheduled>"

@@ -1,13 +1,15 @@
-"""How an episode can end, and what the supervisor can decide."""
+"""How an episode can end, and what the supervisor can decide for an event."""
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import Any, ClassVar, Final
 
+from ergo_capture.kernel.serde.complaints import unknown_variant
+
 
 class ErrKind(Enum):
-    """Why an episode failed (``ergo_adapter::ErrKind``)."""
+    """The reason why an episode failed (``ergo_adapter::ErrKind``)."""
 
     NetworkTimeout = "NetworkTimeout"
     AdapterUnavailable = "AdapterUnavailable"
@@ -19,7 +21,7 @@ class ErrKind(Enum):
 
 
 class Decision(Enum):
-    """What the supervisor decided for an event (``ergo_supervisor::Decision``)."""
+    """The supervisor's decision for an event (``ergo_supervisor::Decision``)."""
 
     Invoke = "Invoke"
     Skip = "Skip"
@@ -45,7 +47,7 @@ class RunTermination:
 
     #: ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed``.
     name: str
-    #: Why it failed; None unless ``name`` is ``Failed``.
+    #: The reason; None unless ``name`` is ``Failed``.
     err: ErrKind | None
     #: The value's JSON text, as the reference writes it.
     json: bytes
@@ -60,18 +62,18 @@ class RunTermination:
 
     @classmethod
     def Failed(cls, err: ErrKind) -> RunTermination:  # noqa: N802 - the reference's variant name
-        """The episode failed for the given reason."""
+        """Return the termination of an episode that failed for this reason."""
         return cls._failed[err]
 
     def to_builtins(self) -> str | dict[str, str]:
-        """The value as JSON types: a string, or ``{"Failed": kind}``."""
+        """Return the value as JSON types: a string, or ``{"Failed": kind}``."""
         return self.name if self.err is None else {self.name: self.err.value}
 
     @classmethod
     def from_builtins(cls, value: Any) -> RunTermination:
-        """The termination that a decoded JSON value stands for.
+        """Return the termination that a decoded JSON value stands for.
 
-        Accepts a unit variant as an object holding null too (``{"Completed": null}``), as serde does.
+        A unit variant may also be an object holding null (``{"Completed": null}``), as for serde.
 
         Raises:
             ValueError: not a termination; the message names the variants.
@@ -84,14 +86,12 @@ class RunTermination:
                 kinds = ErrKind.__members__
                 if isinstance(inner, str) and inner in kinds:
                     return cls._failed[kinds[inner]]
-                raise ValueError(f"unknown variant `{inner}`, expected one of {', '.join(f'`{k}`' for k in kinds)}")
+                raise ValueError(unknown_variant(inner, kinds))
             if name in _UNITS and inner is None:
                 return _UNITS[name]
         elif isinstance(value, str) and value in _UNITS:
             return _UNITS[value]
-        raise ValueError(
-            f'unknown termination `{value}`, expected one of `Completed`, `TimedOut`, `Aborted`, `{{"Failed": kind}}`'
-        )
+        raise ValueError(unknown_variant(value, _VARIANTS))
 
     def __repr__(self) -> str:
         return f"RunTermination.{self.name}" + ("" if self.err is None else f"(ErrKind.{self.err.name})")
@@ -107,3 +107,4 @@ for _kind in ErrKind:
     RunTermination._failed[_kind] = RunTermination("Failed", _kind)  # noqa: SLF001 - filling the class's own table
 
 _UNITS: Final = {t.name: t for t in (RunTermination.Completed, RunTermination.TimedOut, RunTermination.Aborted)}
+_VARIANTS: Final = (*_UNITS, "Failed")

@@ -1,4 +1,4 @@
-"""The two sides of the supervisor: the engine it calls and the log it writes."""
+"""The interfaces of the supervisor: the engine that it calls and the log that it writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ergo_capture.kernel.time import EventTime
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """How one attempt ended, with what it did (``ergo_adapter``'s reporting seam)."""
+    """How one attempt ended, and its effects (``ergo_adapter``'s reporting seam)."""
 
     termination: RunTermination
     effects: tuple[ActionEffect, ...] = ()
@@ -29,7 +29,7 @@ class RuntimeInvoker(Protocol):
     def run(
         self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None
     ) -> RunTermination | RunResult:
-        """Run one episode to its end; a bare termination stands for a run without effects."""
+        """Run one attempt of an episode; a bare termination stands for a run without effects."""
 
 
 class DecisionLogEntry(msgspec.Struct, frozen=True, gc=False):
@@ -49,7 +49,7 @@ class DecisionLogEntry(msgspec.Struct, frozen=True, gc=False):
     interruption: str | None = None
 
     def to_record(self) -> EpisodeInvocationRecord:
-        """The entry as a bundle keeps it."""
+        """Return the entry as a bundle keeps it."""
         return EpisodeInvocationRecord(
             self.event_id,
             self.decision,
@@ -65,26 +65,26 @@ class DecisionLogEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class DecisionLog(Protocol):
-    """Where decisions go (``ergo_supervisor::DecisionLog``); write-only: the supervisor never reads it (SUP-7)."""
+    """A log of decisions (``ergo_supervisor::DecisionLog``); the supervisor never reads it (SUP-7)."""
 
     def log(self, entry: DecisionLogEntry) -> None:
-        """Keep one decision; a decision that was not logged did not happen."""
+        """Keep a decision; one that was not logged did not happen."""
 
 
 @runtime_checkable
 class RunLengthDecisionLog(DecisionLog, Protocol):
-    """A log that takes a run of like decisions as one.
+    """A log that also takes many plain decisions in one call.
 
-    Why: nearly every decision of nearly every run is an invocation that completed at the first attempt, and
-    an entry for each costs more than all the rest of deciding.
+    Nearly every decision of nearly every run is an invocation that completed at the first attempt, and an entry for
+    each costs more than the rest of deciding.
     """
 
     def log_plain(self, events: Sequence[EventLike], first_episode: int) -> None:
-        """Keep one decision an event: invoked, completed at once, without effects; episodes are consecutive."""
+        """Keep one decision for each event: invoked, completed at the first attempt, no effects, consecutive episodes."""
 
 
 class MemoryDecisionLog:
-    """A log that keeps its entries (``ergo_supervisor::replay::MemoryDecisionLog``)."""
+    """A log in memory (``ergo_supervisor::replay::MemoryDecisionLog``)."""
 
     def __init__(self) -> None:
         self.entries: list[DecisionLogEntry] = []
@@ -94,8 +94,5 @@ class MemoryDecisionLog:
         self.entries.append(entry)
 
     def records(self) -> list[EpisodeInvocationRecord]:
-        """The decisions so far, in order, as a bundle would keep them."""
+        """Return the decisions so far, in order, as a bundle keeps them."""
         return [entry.to_record() for entry in self.entries]
-
-    def __repr__(self) -> str:
-        return f"<MemoryDecisionLog {len(self.entries)} decisions>"

@@ -1,4 +1,4 @@
-"""What a capture bundle holds, and its JSON text to the byte."""
+"""The records of a capture bundle, and their JSON text exactly as the reference writes it."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class ExternalEventRecord(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_event(cls, event: ExternalEvent) -> ExternalEventRecord:
-        """The record of an event that is about to be supervised."""
+        """Return the record of an event."""
         return cls(event.event_id, event.at, event.kind, event.payload, hash_payload(event.payload))
 
     def validate_hash(self) -> bool:
-        """Whether ``payload_hash`` is that of ``payload``."""
+        """Return whether ``payload_hash`` is the hash of ``payload``."""
         return self.payload_hash == hash_payload(self.payload)
 
     def rehydrate(self) -> ExternalEvent:
-        """The event back from its record.
+        """Return the event that the record stands for; its hash is not checked.
 
         Raises:
-            ExternalEventPayloadError: the payload is not one that an event may carry.
+            ExternalEventPayloadError: as ``check_payload``.
         """
         return ExternalEvent.with_payload(self.event_id, self.kind, self.event_time, self.payload)
 
@@ -55,12 +55,12 @@ class CapturedActionEffect(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, effect: ActionEffect) -> CapturedActionEffect:
-        """The effect with the hash it has now."""
+        """Return the effect with its hash."""
         return cls(effect, compute_effect_hash(effect))
 
 
 class CapturedIntentAck(msgspec.Struct, frozen=True, omit_defaults=True):
-    """That a dispatched intent was durably accepted (``ergo_supervisor::CapturedIntentAck``)."""
+    """A dispatched intent that was durably accepted (``ergo_supervisor::CapturedIntentAck``)."""
 
     intent_id: str
     channel: str
@@ -69,8 +69,8 @@ class CapturedIntentAck(msgspec.Struct, frozen=True, omit_defaults=True):
     egress_ref: str | None = None
 
 
-# Why out of the collector's sight (gc=False), as events and log entries are: nothing in one can lead back to it, and a
-# collector that goes through all that a long capture keeps took a third of the time at 100,000 events.
+# gc=False here and in events and log entries: none of them can be part of a cycle, and at 100,000 events the garbage
+# collector took a third of the time to walk through them.
 class EpisodeInvocationRecord(msgspec.Struct, frozen=True, gc=False):
     """A decision as captured (``ergo_supervisor::EpisodeInvocationRecord``).
 
@@ -105,17 +105,17 @@ class CaptureBundle(msgspec.Struct):
 
 
 def hash_payload(payload: bytes) -> str:
-    """SHA-256 of a payload's bytes, in hex (``ergo_adapter::capture::hash_payload``)."""
+    """Return the SHA-256 of a payload, in hex (``ergo_adapter::capture::hash_payload``)."""
     return hashlib.sha256(payload).hexdigest()
 
 
 def encode_time(time: TimeLike | None) -> bytes:
-    """A time as ``{"secs":S,"nanos":N}``, or ``null``."""
+    """Return a time as ``{"secs":S,"nanos":N}``, or ``null``."""
     return b"null" if time is None else b'{"secs":%d,"nanos":%d}' % (time.secs, time.nanos)
 
 
 def encode_event(record: ExternalEventRecord) -> bytes:
-    """One element of a bundle's ``events``; the payload becomes an array of byte values."""
+    """Return one element of a bundle's ``events``; the payload becomes an array of byte values."""
     return b'{"event_id":%b,"event_time":{"secs":%d,"nanos":%d},"kind":"%b","payload":%b,"payload_hash":%b}' % (
         _encode(record.event_id),
         record.event_time.secs,
@@ -127,7 +127,7 @@ def encode_event(record: ExternalEventRecord) -> bytes:
 
 
 def encode_decision(record: EpisodeInvocationRecord) -> bytes:
-    """One element of a bundle's ``decisions``."""
+    """Return one element of a bundle's ``decisions``."""
     termination = record.termination
     head = (
         b'{"event_id":%b,"decision":"%b","schedule_at":%b,"episode_id":%d,"deadline":%b,"termination":%b,'
@@ -152,7 +152,7 @@ def encode_decision(record: EpisodeInvocationRecord) -> bytes:
 
 
 def encode_constraints(constraints: Constraints) -> bytes:
-    """A bundle's ``config``."""
+    """Return a bundle's ``config``."""
     return (b'{"max_in_flight":%b,"max_per_window":%b,"rate_window":%b,"deadline":%b,"max_retries":%d}') % (
         _encode(constraints.max_in_flight),
         _encode(constraints.max_per_window),
@@ -163,7 +163,7 @@ def encode_constraints(constraints: Constraints) -> bytes:
 
 
 def encode_head(graph_id: str, constraints: Constraints, capture_version: str = CAPTURE_FORMAT_VERSION) -> bytes:
-    """A bundle's text up to the first event."""
+    """Return a bundle's text up to the first event."""
     return b'{"capture_version":%b,"graph_id":%b,"config":%b,"events":[' % (
         _encode(capture_version),
         _encode(graph_id),
@@ -176,7 +176,7 @@ MIDDLE: Final = b'],"decisions":['
 
 
 def encode_tail(adapter_provenance: str, runtime_provenance: str, egress_provenance: str | None = None) -> bytes:
-    """A bundle's text after its last decision, without the newline that ends the file."""
+    """Return a bundle's text after its last decision, without the newline that ends the file."""
     egress = b"" if egress_provenance is None else b',"egress_provenance":' + _encode(egress_provenance)
     return b'],"adapter_provenance":%b,"runtime_provenance":%b%b}' % (
         _encode(adapter_provenance),

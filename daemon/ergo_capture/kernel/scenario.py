@@ -1,4 +1,4 @@
-"""A written scenario: events, limits and outcomes, as the conformance data has them."""
+"""Scenarios: events, limits and outcomes in one JSON text, as in the conformance data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ergo_capture.kernel.time import ZERO, EventTime
 
 
 class ScenarioEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One event; ``payload_utf8`` is its payload's text, null for none."""
+    """An event; ``payload_utf8`` is the text of its payload, null for none."""
 
     event_id: str
     kind: ExternalEventKind
@@ -24,10 +24,10 @@ class ScenarioEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     payload_utf8: str | None = None
 
     def to_event(self) -> ExternalEvent:
-        """The event.
+        """Return the event.
 
         Raises:
-            ExternalEventPayloadError: its payload is refused.
+            ExternalEventPayloadError: as ``check_payload``.
         """
         if self.payload_utf8 is None:
             return ExternalEvent.mechanical_at(self.event_id, self.kind, self.at)
@@ -35,20 +35,20 @@ class ScenarioEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A run that can be simulated without an engine."""
+    """A run to be simulated without an engine."""
 
     graph_id: str
     events: list[ScenarioEvent]
     constraints: Constraints = NO_CONSTRAINTS
     adapter_provenance: str = NO_ADAPTER_PROVENANCE
     runtime_provenance: str = "rpv1:none"
-    #: How an attempt ends that has no outcome in ``schedule``.
+    #: How an attempt ends for which ``schedule`` has no outcome.
     default: Any = "Completed"
     #: Outcomes by event id, used up in order.
     schedule: dict[str, list[Any]] = {}
 
     def runtime(self) -> FaultRuntime:
-        """The engine that the scenario describes.
+        """Return the engine that the scenario describes.
 
         Raises:
             ValueError: an outcome is not a termination.
@@ -61,7 +61,7 @@ class _Wrapped(msgspec.Struct):
 
 
 class _KnownConstraints(Constraints, frozen=True, forbid_unknown_fields=True):
-    """Constraints in which nothing is misspelt; a bundle's may hold more, as the reference reads it."""
+    """Constraints without unknown fields; those of a bundle may have some, as for the reference."""
 
 
 class _Spelling(msgspec.Struct):
@@ -69,13 +69,12 @@ class _Spelling(msgspec.Struct):
 
 
 def read_scenario(text: bytes) -> Scenario:
-    """The scenario in a text; one wrapped as in the conformance data is unwrapped.
+    """Return the scenario in a text, which may be wrapped as in the conformance data: ``{"scenario": {...}}``.
 
     Raises:
-        ErgoCaptureError: it is not one; the message names the field.
+        ErgoCaptureError: it is not a scenario; the message names the field.
     """
     try:
-        # Where it is not wrapped, the text is the scenario itself.
         with suppress(msgspec.ValidationError):
             text = bytes(msgspec.json.decode(text, type=_Wrapped).scenario)
         msgspec.json.decode(text, type=_Spelling)

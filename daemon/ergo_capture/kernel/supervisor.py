@@ -1,4 +1,7 @@
-"""Decides, event by event, when an episode runs: a step machine."""
+"""The supervisor: decide, event by event, when an episode runs.
+
+It is a step machine: ``offer`` an event, run the episode that it returns, ``settle`` it. ``drive`` does all three.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ _DEFER: Final = Decision.Defer
 
 
 class Run(msgspec.Struct, frozen=True, gc=False):
-    """An episode that is to run now.
+    """An episode to run now.
 
-    ``trigger`` is the event whose record the decision becomes; ``origin`` the event whose id and
-    context the engine gets. They differ when a pump takes a deferred episode (rule 3).
+    ``trigger`` is the event that the decision is recorded for, ``origin`` the event that the engine gets. They
+    differ when a pump starts a deferred episode (rule 3).
     """
 
     trigger: EventLike
@@ -35,13 +38,13 @@ class Run(msgspec.Struct, frozen=True, gc=False):
 
 
 class Supervisor:
-    """One session's decisions (``ergo_supervisor::Supervisor``).
+    """The decisions of one session (``ergo_supervisor::Supervisor``).
 
     Args:
         graph_id: the graph whose episodes are decided.
         constraints: the limits; fixed for the supervisor's life.
-        decision_log: told of every decision, before it counts as made.
-        runtime: the engine for ``drive``; None where the caller runs the episodes itself.
+        decision_log: gets every decision, before it counts as made.
+        runtime: the engine for ``drive``; None if the caller runs the episodes itself.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Supervisor:
         self._bind(decision_log, runtime)
         self._max_in_flight = constraints.max_in_flight
         self._deadline = constraints.deadline
-        # Rule 2 needs both; a window alone, or a count alone, limits nothing.
+        # Rule 2 needs both: a window alone, or a count alone, limits nothing.
         self._window: int | None = None
         self._max_per_window = 0
         if constraints.rate_window is not None and constraints.max_per_window is not None:
@@ -68,11 +71,11 @@ class Supervisor:
         self._recent: deque[int] = deque()
         #: Deferred episodes by (nanoseconds, episode id): rule 3's order.
         self._deferred: list[tuple[int, int, EventLike]] = []
-        #: Bytes of the payloads that are kept with them.
+        #: Bytes of their payloads.
         self.deferred_bytes = 0
 
     def offer(self, event: EventLike) -> Run | DecisionLogEntry:
-        """Take the next event: either an episode to run, or the entry of a deferral already logged.
+        """Take the next event; return the episode to run now, or the entry of a deferral, which is logged already.
 
         The caller runs the episode of a ``Run`` and settles it before it offers the next event (rule 6).
         """
@@ -95,24 +98,24 @@ class Supervisor:
         retry_count: int,
         result: RunResult | None = None,
     ) -> DecisionLogEntry:
-        """Log how a run ended; effects, acks and interruption are those of its last attempt (rule 8)."""
+        """Log how a run ended; ``result`` holds the effects, acks and interruption of its last attempt (rule 8)."""
         self._in_flight -= 1
         entry = self.entry_of(run, termination, retry_count, result)
         self._log(entry)
         return entry
 
     def detach(self) -> None:
-        """The run just offered goes on beside the next offers, whose decisions do not depend on how it ends.
+        """Count the run just returned as over, so that the next event can be offered while it still goes on.
 
-        It counts as over, as it would be had the caller waited (rule 6); its ``entry_of`` is to be logged by the
-        caller in the order of the offers, and it is not to be settled.
+        Decisions do not depend on how it ends. The caller does not settle it, but logs its ``entry_of`` in the order
+        of the offers.
         """
         self._in_flight -= 1
 
     def entry_of(
         self, run: Run, termination: RunTermination, retry_count: int, result: RunResult | None = None
     ) -> DecisionLogEntry:
-        """What is to be logged of a run that ended so."""
+        """Return the log entry of a run that ended in this way."""
         trigger = run.trigger
         if result is None:
             return DecisionLogEntry(
@@ -125,11 +128,11 @@ class Supervisor:
         )  # fmt: skip
 
     def wants_retry(self, termination: RunTermination, attempts: int) -> bool:
-        """Whether to try again after ``attempts`` further attempts (rule 4)."""
+        """Return whether to try again after ``attempts`` retries (rule 4)."""
         return termination.retryable and attempts < self.constraints.max_retries
 
     def drive(self, event: EventLike) -> DecisionLogEntry:
-        """Offer, run with retries, settle: the reference's ``on_event`` in one call."""
+        """Offer an event, run its episode with retries, and settle it, as the reference's ``on_event`` does."""
         step = self.offer(event)
         if type(step) is DecisionLogEntry:
             return step
@@ -147,7 +150,7 @@ class Supervisor:
         return self.settle(step, termination, retries, result)  # type: ignore[arg-type]
 
     def drive_all(self, events: Sequence[EventLike]) -> None:
-        """As ``drive`` for each event, in order; quicker where nothing is limited and every episode completes."""
+        """Drive each event in order; faster if nothing is limited and every episode is known to complete."""
         runtime = self._runtime
         plain = self._log_plain
         certain = (
@@ -185,7 +188,7 @@ class Supervisor:
             self._next_episode += len(events) - start
 
     def on_event(self, event: EventLike) -> None:
-        """As ``drive``, for callers who read the log (``Supervisor::on_event``)."""
+        """Drive an event and return nothing (``Supervisor::on_event``)."""
         self.drive(event)
 
     def rebind(self, decision_log: DecisionLog, runtime: RuntimeInvoker | None) -> None:
@@ -199,12 +202,12 @@ class Supervisor:
 
     @property
     def now(self) -> EventTime:
-        """The greatest event time seen (rule 1)."""
+        """Return the greatest event time seen (rule 1)."""
         return EventTime(self._now.secs, self._now.nanos)
 
     @property
     def deferred_count(self) -> int:
-        """Episodes that wait for a pump."""
+        """Return how many episodes wait for a pump."""
         return len(self._deferred)
 
     def _start(self, trigger: EventLike, origin: EventLike, episode: int) -> Run:
@@ -239,7 +242,7 @@ class Supervisor:
         return entry
 
     def _rate_limit_delay(self) -> int | None:
-        """Nanoseconds until another invocation is allowed, or None where it is now (rule 2)."""
+        """Return the nanoseconds until the next invocation is allowed, or None if it is allowed now (rule 2)."""
         assert self._window is not None
         now, window, recent = self._now_nanos(), self._window, self._recent
         while recent and now - recent[0] >= window:
@@ -256,13 +259,6 @@ class Supervisor:
 
     def _now_nanos(self) -> int:
         return self._now.secs * NANOS_PER_SEC + self._now.nanos
-
-    def __repr__(self) -> str:
-        now = self._now
-        return (
-            f"<Supervisor {self.graph_id!r} now {now.secs}.{now.nanos:09}, {self._next_episode} episodes, "
-            f"{len(self._deferred)} deferred, {self._in_flight} in flight>"
-        )
 
 
 def _payload_bytes(event: EventLike) -> int:

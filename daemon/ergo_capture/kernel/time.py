@@ -1,4 +1,4 @@
-"""Event time: unsigned seconds and nanoseconds, as the reference's Duration."""
+"""Event time: unsigned seconds and nanoseconds, as Rust's ``Duration``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Annotated
 
 import msgspec
 
+from ergo_capture.kernel.serde.complaints import invalid_integer
+
 U64_MAX = (1 << 64) - 1
 NANOS_PER_SEC = 1_000_000_000
 
 
 class EventTime(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A point on the event time line, or a span of it (``ergo_adapter::EventTime``, ``std::time::Duration``).
+    """A point in event time, or a span of it (``ergo_adapter::EventTime``, ``std::time::Duration``).
 
     Args:
         secs: whole seconds, 0 to 2**64 - 1.
@@ -29,9 +31,9 @@ class EventTime(msgspec.Struct, frozen=True, order=True, gc=False):
         if 0 <= nanos < NANOS_PER_SEC and 0 <= secs <= U64_MAX:
             return
         if not 0 <= nanos < 1 << 32:
-            raise ValueError(f"invalid value: integer `{nanos}`, expected u32 for nanos")
+            raise ValueError(invalid_integer(nanos, "u32 for nanos"))
         if not 0 <= secs <= U64_MAX:
-            raise ValueError(f"invalid value: integer `{secs}`, expected u64 for secs")
+            raise ValueError(invalid_integer(secs, "u64 for secs"))
         carry, nanos = divmod(nanos, NANOS_PER_SEC)
         if secs + carry > U64_MAX:
             raise ValueError("overflow deserializing Duration")
@@ -40,22 +42,22 @@ class EventTime(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @property
     def total_nanos(self) -> int:
-        """The time as one number of nanoseconds."""
+        """Return the time in nanoseconds."""
         return self.secs * NANOS_PER_SEC + self.nanos
 
     @classmethod
     def from_nanos(cls, nanos: int) -> EventTime:
-        """The time that many nanoseconds after zero; saturates at the last representable one."""
+        """Return the time ``nanos`` nanoseconds after zero, or the last representable one if that is later."""
         if nanos >= (U64_MAX + 1) * NANOS_PER_SEC:
             return cls(U64_MAX, NANOS_PER_SEC - 1)
         return cls(*divmod(nanos, NANOS_PER_SEC))
 
     def saturating_add(self, span: EventTime) -> EventTime:
-        """This time moved on by ``span``, at most to the last representable one (``EventTime::saturating_add``)."""
+        """Return this time plus ``span``, or the last representable one (``EventTime::saturating_add``)."""
         return EventTime.from_nanos(self.total_nanos + span.total_nanos)
 
     def is_zero(self) -> bool:
-        """Whether this is the origin, or an empty span."""
+        """Return whether this is time zero, or an empty span."""
         return self.secs == 0 and self.nanos == 0
 
 

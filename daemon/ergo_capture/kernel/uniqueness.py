@@ -1,4 +1,4 @@
-"""Tells ids that were seen before, in a few bytes an id."""
+"""Find repeated ids among millions, in a few bytes an id."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _MASK: Final = (1 << 64) - 1
 
 
 class SeenIds:
-    """A table of 64-bit hashes: 13 to 27 bytes an id, and twice that for a moment while it grows.
+    """A hash table of 64-bit hashes: 13 to 27 bytes an id, and twice that for a moment while it grows.
 
-    Why not a set of the ids: that is a hundred bytes for each, and a bundle may hold millions.
+    A set of the ids takes about a hundred bytes an id, and a bundle may hold millions.
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class SeenIds:
         self._count = 0
 
     def add(self, event_id: str) -> bool:
-        """Take an id; whether it, or, hardly ever, another one with the same hash, was there.
+        """Add an id; return whether it, or very rarely another one with the same hash, was there.
 
-        Why any hash is good enough: whoever asks looks again where the answer is yes.
+        The caller has to confirm a True.
         """
-        # Why never zero: that is an empty place.
+        # Zero marks an empty place in the table.
         digest = hash(event_id) & _MASK or 1
         table, mask = self._table, self._mask
         at = digest & mask
@@ -52,6 +52,3 @@ class SeenIds:
 
     def __len__(self) -> int:
         return self._count
-
-    def __repr__(self) -> str:
-        return f"<SeenIds {self._count} of {len(self._table)}>"

@@ -24,6 +24,7 @@ from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Span
 from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.serde.tokens import STRING
 from ergo_capture.repair.report import LOST, Gap, SalvageReport
 from ergo_capture.repair.salvage import salvage
 
@@ -218,7 +219,7 @@ def _check_version(path: Path, version: str) -> None:
 
 
 def _string_field(name: str, tail: bytes) -> str | None:
-    match = re.search(rb'"%b"\s*:\s*("(?:[^"\\]|\\.)*")\s*[,}]' % name.encode(), tail, re.DOTALL)
+    match = re.search(rb'"%b"\s*:\s*(%b)\s*[,}]' % (name.encode(), STRING), tail, re.DOTALL)
     try:
         value = None if match is None else json.loads(match[1])
     except ValueError:

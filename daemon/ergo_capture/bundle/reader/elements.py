@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final, Generic, TypeVar
 
 from ergo_capture.bundle.reader.blocks import read_decisions, read_events
-from ergo_capture.bundle.reader.outline import TOKENS, Span
+from ergo_capture.bundle.reader.outline import Span
 from ergo_capture.kernel.serde import bundle as serde
 from ergo_capture.kernel.serde.parsing import parse
+from ergo_capture.kernel.serde.tokens import STRUCTURE
 
 Record = TypeVar("Record")
 
@@ -145,7 +146,7 @@ class _Elements(Generic[Record]):
         """Where the first element not passed certainly ends: at the comma behind it, or at the end of the list."""
         at, depth = self.at, 0
         while True:
-            match = TOKENS.search(self.held, at)
+            match = STRUCTURE.search(self.held, at)
             if match is None or match[1] == b"":
                 if not self.left:
                     return len(self.held)

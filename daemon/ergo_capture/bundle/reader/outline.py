@@ -10,8 +10,9 @@ know, and such a field may hold anything, a second bundle too.
 from __future__ import annotations
 
 import json
-import re
 from typing import BinaryIO, Final, NamedTuple
+
+from ergo_capture.kernel.serde.tokens import STRUCTURE
 
 #: Bytes read at a time.
 _BLOCK: Final = 256 * 1024
@@ -20,8 +21,6 @@ MAX_OUTSIDE: Final = 16 << 20
 _LISTS: Final = ("events", "decisions")
 #: The place of each list in a bundle that is written as an array of its fields.
 _LIST_PLACES: Final = {3: "events", 4: "decisions"}
-#: Strings, whose closing quote is the group, and what gives a text its structure.
-TOKENS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _BLANK: Final = b" \t\r\n"
 _OPENING: Final = b"[{"
@@ -98,7 +97,7 @@ class _Walker:
             self._keep(len(self.held))
             return self._outline(None)
         while True:
-            match = TOKENS.search(self.held, at)
+            match = STRUCTURE.search(self.held, at)
             if match is None or match[1] == b"":
                 # A string that goes on, or nothing more that matters: go on behind what is certain.
                 at = len(self.held) if match is None else match.start()
@@ -216,7 +215,7 @@ def _unmatched(brackets: bytes) -> tuple[int, int]:
 def _end_of_list(plain: bytes, depth: int, *, inside: bool) -> int:
     """Where in a block without escaped quotes the bracket is that closes the list."""
     at = plain.index(b'"') + 1 if inside else 0
-    for match in TOKENS.finditer(plain, at):
+    for match in STRUCTURE.finditer(plain, at):
         if match[0] in _OPENING:
             depth += 1
         elif match[0] in _CLOSING:

@@ -1,4 +1,4 @@
-"""Reads a bundle's JSON the way serde's derived deserialisers do."""
+"""Read a bundle's parsed JSON as the reference's derived deserialisers do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ergo_capture.kernel.records import (
     EpisodeInvocationRecord,
     ExternalEventRecord,
 )
+from ergo_capture.kernel.serde.complaints import at, unknown_variant
 from ergo_capture.kernel.serde.parsing import Pairs
 from ergo_capture.kernel.serde.readers import (
     Reader,
@@ -34,30 +35,30 @@ from ergo_capture.kernel.time import U64_MAX, EventTime
 
 
 def read_bundle(value: Any) -> CaptureBundle:
-    """The bundle that a parsed text holds.
+    """Return the bundle that a parsed text holds.
 
     Raises:
-        ValueError: not a bundle; the message names the field by its path.
+        ValueError: it is not a bundle; the message names the field by its path.
     """
     bundle: CaptureBundle = _BUNDLE(value, "$")
     return bundle
 
 
 def read_event(value: Any, path: str = "$") -> ExternalEventRecord:
-    """The event record that a parsed text holds; ``path`` is where in its bundle it stands.
+    """Return the event record that a parsed text holds; ``path`` is its place in the bundle, for messages.
 
     Raises:
-        ValueError: not an event record; the message names the field by its path.
+        ValueError: it is not an event record; the message names the field by its path.
     """
     record: ExternalEventRecord = _EVENT(value, path)
     return record
 
 
 def read_decision(value: Any, path: str = "$") -> EpisodeInvocationRecord:
-    """The decision record that a parsed text holds; ``path`` is where in its bundle it stands.
+    """Return the decision record that a parsed text holds; ``path`` is its place in the bundle, for messages.
 
     Raises:
-        ValueError: not a decision record; the message names the field by its path.
+        ValueError: it is not a decision record; the message names the field by its path.
     """
     record: EpisodeInvocationRecord = _DECISION(value, path)
     return record
@@ -84,7 +85,7 @@ def _termination(value: Any, path: str) -> RunTermination:
     try:
         termination = RunTermination.from_builtins(name)
     except ValueError as error:
-        raise ValueError(f"{error} - at `{path}`") from error
+        raise ValueError(at(str(error), path)) from error
     if content is not None:
         refuse(content, "unit", path)
     return termination
@@ -94,8 +95,7 @@ def _value(value: Any, path: str) -> Value:
     name, content = variant(value, path)
     read = _VALUES.get(name)
     if read is None or isinstance(value, str):
-        names = ", ".join(f"`{known}`" for known in _VALUES)
-        raise ValueError(f"unknown variant `{name}`, expected one of {names} - at `{path}`")
+        raise ValueError(at(unknown_variant(name, _VALUES), path))
     content = read(content, f"{path}.{name}")
     fields: dict[str, Any] = {name: tuple(content) if name == "Series" else content}
     return Value(**fields)
@@ -108,8 +108,7 @@ def _read_time(value: Any, path: str) -> EventTime:
     try:
         time: EventTime = _TIME_FIELDS(value, path)
     except ValueError as error:
-        text = str(error)
-        raise ValueError(text if "at `" in text else f"{text} - at `{path}`") from error
+        raise ValueError(at(str(error), path)) from error
     return time
 
 

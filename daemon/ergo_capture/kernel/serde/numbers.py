@@ -1,8 +1,8 @@
-"""Which numbers the reference can read: those that serde_json finds within f64.
+"""Find the numbers that the reference refuses because they leave f64.
 
 serde_json does not round correctly: it takes the first digits, as many as a u64 holds, and multiplies by a power of
-ten. So next to the largest f64, and only there, it refuses some numbers that have one, and takes some that have
-none. A payload that the reference cannot read spoils the whole bundle for it, so its answer is the one that counts.
+ten. So next to the largest f64, and only there, it refuses some numbers that are within f64, and accepts some that are
+not. The reference cannot read a bundle with a payload that it refuses, so its answer is the one that counts.
 """
 
 from __future__ import annotations
@@ -11,37 +11,34 @@ import math
 import re
 from typing import Final
 
-from ergo_capture.kernel.time import U64_MAX
+from ergo_capture.kernel.serde.complaints import OUT_OF_RANGE
+from ergo_capture.kernel.serde.tokens import outside_strings
 
-#: Far enough below the largest f64, by a few dozen units in the last place, to be certain.
+#: Numbers below this are in range for serde_json too: it is a few dozen units in the last place below the largest f64.
 CERTAINLY_IN_RANGE: Final = 1.79769313486231e308
 _NUMBER: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*([0-9]*))?")
 _LARGEST_POWER: Final = 308
-#: An exponent that begins with so many digits is beyond any that a text has digits to make up for.
+_U64_MAX: Final = (1 << 64) - 1
+#: Digits of an exponent that are read. A longer one is beyond what the digits of any text can make up for.
 _EXPONENT_DIGITS: Final = 10
 
-# What is left of a text for the search: digits (all as 0), e and E (as e), quotes and commas, which keep numbers
-# apart that only stand near each other.
+# A text is reduced for the search to digits (all as 0), e and E (as e), quotes and commas; the last two keep apart
+# numbers that only stand near each other.
 _REDUCE: Final = bytes(48 if 48 <= c <= 57 else ord("e") if c == ord("E") else c for c in range(256))
 _DROP: Final = bytes(set(range(256)) - set(b'0123456789eE",'))
-#: What a number has, so reduced, that leaves f64: an exponent of three digits, or without one this many digits.
+#: A number out of range, so reduced, has an exponent of three digits, or without one this many digits.
 LONG_EXPONENT: Final = b"0e000"
 MANY_DIGITS: Final = b"0" * 209
-#: A pattern of strings (with DOTALL), of one without an end too: it would be looked for again from each quote in it.
-STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
-_TOKENS: Final = re.compile(
-    STRING + rb"|(?<![^\s\[,:])-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![^\s,\]}])",
-    re.DOTALL,
-)
+_NUMBERS: Final = outside_strings(rb"(?<![^\s\[,:])-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![^\s,\]}])")
 
 
 def in_range(number: str) -> bool:
-    """Whether serde_json reads a JSON number; else it says "number out of range"."""
+    """Return whether serde_json reads a JSON number; otherwise it says "number out of range"."""
     return abs(float(number)) < CERTAINLY_IN_RANGE or math.isfinite(as_the_reference(number))
 
 
 def as_the_reference(number: str) -> float:
-    """What serde_json reads a JSON number as; infinity where it refuses it.
+    """Return the value that serde_json reads a JSON number as; infinity if it refuses the number.
 
     The digits that a u64 holds are multiplied or divided by one power of ten, which rounds twice.
     """
@@ -51,13 +48,13 @@ def as_the_reference(number: str) -> float:
     significand, exponent = 0, 0
     for index, digit in enumerate(whole):
         longer = 10 * significand + int(digit)
-        if longer > U64_MAX:
+        if longer > _U64_MAX:
             exponent = len(whole) - index
             break
         significand = longer
     for digit in fraction:
         longer = 10 * significand + int(digit)
-        if longer > U64_MAX:
+        if longer > _U64_MAX:
             break
         significand, exponent = longer, exponent - 1
     exponent += int(sign + (power[:_EXPONENT_DIGITS] or "0"))
@@ -72,18 +69,18 @@ def as_the_reference(number: str) -> float:
 
 
 def may_leave_range(text: bytes) -> bool:
-    """Whether a JSON text may hold a number out of range; False is certain."""
+    """Return whether a JSON text may hold a number out of range; False is certain."""
     reduced = text.translate(_REDUCE, _DROP)
     return LONG_EXPONENT in reduced or MANY_DIGITS in reduced
 
 
 def without_numbers(text: bytes) -> bytes:
-    """A JSON text with 0 for each of its numbers; what is no number is left for the parser to refuse.
+    """Return a JSON text with 0 for each of its numbers; malformed numbers are left for the parser to refuse.
 
     Raises:
         OverflowError: one of them is out of range.
     """
-    return _TOKENS.sub(_zero, text)
+    return _NUMBERS.sub(_zero, text)
 
 
 def _zero(match: re.Match[bytes]) -> bytes:
@@ -91,5 +88,5 @@ def _zero(match: re.Match[bytes]) -> bytes:
     if token.startswith(b'"'):
         return token
     if not in_range(token.decode()):
-        raise OverflowError("number out of range")
+        raise OverflowError(OUT_OF_RANGE)
     return b"0"

@@ -1,4 +1,4 @@
-"""Parses JSON as far as serde would: strings, numbers, lists, and objects as their fields in order."""
+"""Parse JSON into strings, numbers, lists, and objects as their fields in order, as serde sees them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 import sys
 from typing import Any, Final, NoReturn
 
-from ergo_capture.kernel.serde.numbers import CERTAINLY_IN_RANGE, STRING, in_range
+from ergo_capture.kernel.serde.numbers import CERTAINLY_IN_RANGE, in_range
+from ergo_capture.kernel.serde.tokens import STRING
 
 #: More arrays and objects than are open at once in a bundle without unknown fields.
 _DEPTH: Final = 32
 _BRACKETS: Final = re.compile(STRING.decode() + r"|[\[\]{}]", re.DOTALL)
-#: Digits, and a sign, of the longest integer that is read as one.
+#: Characters of the longest integer that is read as one: the digits of a u64, or fewer and a sign.
 _MOST_DIGITS: Final = 20
 
 
@@ -22,7 +23,7 @@ class Pairs(list[tuple[str, Any]]):
 
 
 def parse(text: str) -> Any:
-    """A JSON text as strings, numbers, lists and pairs; what stands deeper than a bundle goes may be lost.
+    """Return a JSON text as strings, numbers, lists and pairs; values nested deeper than in any bundle may be lost.
 
     Raises:
         ValueError: malformed, or a constant or number that JSON does not have.
@@ -30,7 +31,7 @@ def parse(text: str) -> Any:
     try:
         return _loads(text)
     except RecursionError:
-        # Why: serde counts no levels in a field that it ignores, and nothing else in a bundle is that deep.
+        # Only a field that serde ignores can be that deep in a bundle, and there serde does not count levels.
         return _loads(_shallow(text))
 
 
@@ -45,12 +46,12 @@ def _loads(text: str) -> Any:
 
 
 def _shallow(text: str) -> str:
-    """A text of the same length with 0 for each array and object that is too deep, once it is known to be one.
+    """Return a text of the same length with 0 for each array and object that is too deep, after parsing it.
 
     Raises:
         ValueError: such an array or object is malformed, or has no end.
     """
-    #: For each container that is open and too deep, where it begins, and its text so far; before them, the rest's.
+    # For each open container that is too deep: where it begins, and its text so far. The first entry is the rest.
     opened: list[tuple[int, list[str]]] = [(0, [])]
     depth = at = 0
     for match in _BRACKETS.finditer(text):
@@ -80,12 +81,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _parse_int(digits: str) -> int | float:
-    # Why: serde_json reads -0 as a float, so that it is not an integer anywhere; what no u64 holds is one too.
+    # serde_json reads -0 as a float, so that it is not an integer anywhere. Integers above u64 also become floats.
     return _parse_float(digits) if digits == "-0" or len(digits) > _MOST_DIGITS else int(digits)
 
 
 def _parse_float(number: str) -> float:
-    # Why not refused here: in a field that is ignored, a number may be out of range.
+    # Not refused here: a number may be out of range in a field that is ignored.
     value = float(number)
     if abs(value) < CERTAINLY_IN_RANGE:
         return value
