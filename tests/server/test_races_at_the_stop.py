@@ -77,13 +77,13 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
         (session,) = sessions_of(daemon)
         (connection,) = daemon.service.clients.connections
         number = 0
-        while not connection.conversation.replies.unsaid:
+        while not connection.conversation.outbox.pending_bytes:
             number += 1
             await wire.say(*(event(f"{'e' * 900}{number}-{n}") for n in range(100)))
             await until(lambda: session.decided == session.admission.admitted)
         daemon.service.stop()
         await until(lambda: not daemon.service.clients.connections)
-        assert connection.fatal is not None
+        assert connection.error is not None
 
 
 async def test_a_writer_that_is_abandoned_ends_though_the_disk_is_full_at_that_moment() -> None:

@@ -8,6 +8,7 @@ it after the next start, within ``session.linger``.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -71,9 +72,9 @@ class Service:
         self.components = Components(config, state, self.clients, self.retention, SystemdNotifier.from_environment())
         self.reloader = Reloader(self.components, reread or (lambda: config))
         #: Set once the daemon serves.
-        self.ready = anyio.Event()
+        self.ready = asyncio.Event()
         self._graphs = graphs_of(config)
-        self._stop = anyio.Event()
+        self._stop = asyncio.Event()
         self._start_failure: ErgoCaptureError | None = None
         self._shutdown: Shutdown | None = None
         #: These exist once the journal is recovered.

@@ -25,9 +25,8 @@ from ergo_capture import decode_bundle
 from ergo_capture.config import parse
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol.capture import BadLine, EventChunk
-from ergo_capture.server.net.connection import READ_BYTES, SMALL_READ_BYTES
+from ergo_capture.server.net.connection import READ_BYTES, SMALL_READ_BYTES, SocketReader
 from ergo_capture.server.net.frame_reader import FrameReader
-from ergo_capture.server.net.socket_reader import Inlet
 from ergo_capture.server.ops.reload import Reloader
 from ergo_capture.server.session import admission_queue
 from ergo_capture.server.session.budget import Budget
@@ -507,14 +506,14 @@ async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it
 async def test_a_client_of_which_something_was_refused_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """P9: until it sends what can be taken; the others do not wait for a quarter of a MiB of refusals."""
     sizes: list[int] = []
-    receive = Inlet.receive
+    receive = SocketReader.receive
 
-    async def noted(inlet: Inlet, size: int, patience: float | None = None) -> bytes:
+    async def noted(reader: SocketReader, size: int, max_wait: float | None = None) -> bytes:
         sizes.append(size)
-        return await receive(inlet, size, patience)
+        return await receive(reader, size, max_wait)
 
     async with running_daemon() as daemon, daemon.session() as wire:
-        monkeypatch.setattr(Inlet, "receive", noted)
+        monkeypatch.setattr(SocketReader, "receive", noted)
         await wire.say(event("a"))
         await wire.until_ack(1, 1)
         await wire.say(event("a"))

@@ -14,7 +14,7 @@ from tests.doubles.gated_storage import GatedStorage
 from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import Position
-from ergo_capture.server.net.receipts import Receipts, _Receipt
+from ergo_capture.server.net.conversation import Receipts, _Receipt
 from ergo_capture.server.session.admission_queue import EventBatch
 
 
@@ -51,8 +51,8 @@ def test_what_is_refused_behind_an_event_that_is_not_decided_is_not_kept() -> No
 
     def send(batch: EventBatch | None) -> None:
         receipts.received += 1
-        receipts.note(batch, [receipts.received])
-        receipts.settle(session)
+        receipts.add(batch, [receipts.received])
+        receipts.settle(session.decided)
 
     send(EventBatch(session, b"", (), first=0, end=1, position=Position(1, 0)))
     session.accepted = 1
@@ -65,7 +65,7 @@ def test_what_is_refused_behind_an_event_that_is_not_decided_is_not_kept() -> No
     assert refused == [3 + 2 * number for number in range(100)]
     assert kept() <= before
     session.decided = 1
-    receipts.settle(session)
+    receipts.settle(session.decided)
     assert receipts.decided == 201
 
 
@@ -74,12 +74,12 @@ def test_what_is_refused_behind_an_event_that_is_not_durable_is_not_kept_one_by_
     session: Any = SimpleNamespace(accepted=0, decided=0)
     receipts = Receipts(lambda _numbers, _batch: None)
     receipts.received = 1
-    receipts.note(EventBatch(session, b"", ()), [1])
+    receipts.add(EventBatch(session, b"", ()), [1])
     before = kept()
     for _ in range(100):
         receipts.received += 1
-        receipts.note(None)
-        receipts.settle(session)
+        receipts.add(None)
+        receipts.settle(session.decided)
     assert kept() <= before + 1
 
 

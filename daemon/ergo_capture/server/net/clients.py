@@ -1,4 +1,4 @@
-"""Everybody who is connected: serving them, counting them, and what their connections ask of the daemon."""
+"""The clients that are connected: serves and counts them, and bounds the memory that they hold together."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.net.connection import Connection
 from ergo_capture.server.net.listener import Admission
 from ergo_capture.server.session.access import Access
-from ergo_capture.server.session.budget import Budget, Holding
+from ergo_capture.server.session.budget import Budget
 from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.session import Owner, Session
-from ergo_capture.version import PROGRAM
 
 log = structlog.get_logger()
 
 
 class Clients:
-    """The clients of the daemon; served once ``begin`` was called.
+    """The clients of the daemon (``conversation.Host``); they are served after ``begin``.
 
     Args:
         limits: bounds on clients; may be replaced for those that come next.
         access: who may connect.
     """
 
+    registry: SessionRegistry
+    writer: Writer
+
     def __init__(self, limits: LimitsConfig, access: Access) -> None:
         self.limits = limits
         self.admission = Admission(access, max_clients=limits.max_clients, max_user_clients=limits.max_user_clients)
-        self.server_name = PROGRAM
         self.connections: dict[Connection, None] = {}
-        #: What was counted: clients let in, sessions ``opened`` and ``resumed``.
+        #: Counts since the start: ``clients`` admitted, sessions ``opened`` and ``resumed``.
         self.totals: Counter[str] = Counter()
         #: Refusals by code.
         self.refusals: Counter[str] = Counter()
         #: Memory for begun lines and unread answers.
         self.held = Budget(int(limits.held_bytes), int(limits.held_bytes))
-        self._registry: SessionRegistry
-        self._writer: Writer
+
+    def begin(self, registry: SessionRegistry, writer: Writer) -> None:
+        """Set what exists once the journal is recovered."""
+        self.registry, self.writer = registry, writer
 
     def apply(self, limits: LimitsConfig, access: Access) -> None:
         """Apply a reloaded configuration; clients that are connected stay, and count."""
@@ -53,23 +56,19 @@ class Clients:
         self.admission.max_user_clients = limits.max_user_clients
         self.held.total = self.held.per_user = int(limits.held_bytes)
 
-    def begin(self, registry: SessionRegistry, writer: Writer) -> None:
-        """Have sessions, and a writer for their events."""
-        self._registry, self._writer = registry, writer
-
     async def serve(self, stream: UNIXSocketStream, peer: Peer) -> None:
-        """Serve one client that was let in, until it is gone."""
+        """Serve one admitted client until it is gone."""
         self.totals["clients"] += 1
         connection = Connection(stream, peer, self)
         self.connections[connection] = None
         try:
             await connection.serve()
         except Exception:
-            # Why here: a mistake of ours that one client brings out must not cost the others anything.
+            # A defect that one client brings out must not harm the others.
             log.exception(telemetry.CLIENT_FAILED, client=connection.conversation.client)
         finally:
             del self.connections[connection]
-            error, conversation = connection.fatal, connection.conversation
+            error, conversation = connection.error, connection.conversation
             misbehaved = error is not None and error.code is not Code.SHUTTING_DOWN
             (log.warning if misbehaved else log.info)(
                 telemetry.CLIENT_GONE,
@@ -83,8 +82,8 @@ class Clients:
             )
 
     def log_refused(self, peer: Peer, error: ProtocolError) -> None:
-        """Count and log whom a listener turned away."""
-        self.count(error.code)
+        """Count and log a client that a listener refused."""
+        self.refusals[error.code.value] += 1
         log.warning(
             telemetry.CLIENT_REFUSED,
             uid=peer.uid,
@@ -95,18 +94,20 @@ class Clients:
         )
 
     def log_accept_failed(self, error: BaseException) -> None:
-        """Log why a listener is given no more connections."""
+        """Log why the system gives a listener no connection."""
         log.error(
             telemetry.CLIENT_UNACCEPTED,
             error=str(error),
             hint="raise LimitNOFILE, or lower limits.max_clients",
         )
 
-    # --- what a connection asks for (``conversation.Reception``) ---
-
     async def open_session(self, request: Open, peer: Peer, client: str, owner: Owner) -> tuple[Session, bool]:
-        """A new session, or the one asked for."""
-        session, resumed = await self._registry.open(request, peer, owner)
+        """Open or resume a session for the client of that name; return it, and whether it was resumed.
+
+        Raises:
+            ProtocolError: the request is refused.
+        """
+        session, resumed = await self.registry.open(request, peer, owner)
         self.totals["resumed" if resumed else "opened"] += 1
         log.info(
             telemetry.SESSION_RESUMED if resumed else telemetry.SESSION_OPENED,
@@ -117,37 +118,18 @@ class Clients:
         )
         return session, resumed
 
-    def release_session(self, session: Session) -> None:
-        """The session has lost its connection."""
-        self._registry.linger(session)
-
-    async def room(self) -> None:
-        """Wait until the writer's queue has room."""
-        await self._writer.room()
-
-    def count(self, code: Code) -> None:
-        """Count a refusal."""
-        self.refusals[code.value] += 1
-
-    def hold(self, peer: Peer) -> Holding:
-        """A count of the memory that a connection holds."""
-        return self.held.holding(peer)
-
     def relieve(self) -> None:
-        """Where connections hold too much together, let the one go that holds most."""
+        """Drop the connection that holds most memory, if all together hold more than they may."""
         if self.held.exceeded:
-            # Why again: what was unsaid when it was counted, a client may have read since, and said nothing more.
+            # Count again: clients may have read since what was pending when it was counted.
             for connection in self.connections:
                 connection.count_held()
         if self.held.exceeded:
-            greediest = max(self.connections, key=lambda connection: connection.holding.bytes)
-            greediest.drop(
+            largest = max(self.connections, key=lambda connection: connection.holding.bytes)
+            largest.drop(
                 ProtocolError(
                     Code.LIMIT,
-                    f"{greediest.holding.bytes} bytes of a begun line and of unread answers are held for one client",
+                    f"{largest.holding.bytes} bytes of a begun line and of unread answers are held for one client",
                     "end lines, read what the daemon sends, or raise limits.held_bytes",
                 )
             )
-
-    def __repr__(self) -> str:
-        return f"<Clients {len(self.connections)} connected, {self.totals['clients']} so far>"

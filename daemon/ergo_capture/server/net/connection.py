@@ -1,181 +1,310 @@
 """One client's connection: reads what it sends, and ends when the client or the daemon wants it to.
 
-Two tasks: one reads and never waits for the client to read; the other writes (``replies.py``). Where more than
-``limits.reply_bytes`` wait unsaid, reading stops: a client that does not read harms only itself.
+Two tasks: one reads, and never waits for the client to read; the other one sends (``outbox.py``). Where more than
+``limits.reply_bytes`` are pending, reading stops: a client that does not read harms only itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+from enum import Enum, auto
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream, UNIXSocketStream
+from anyio.abc import SocketAttribute, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
-from ergo_capture.protocol import capture as protocol
-from ergo_capture.protocol.capture import Code, ProtocolError
+from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
 from ergo_capture.server.failures import storage_failed
-from ergo_capture.server.net.conversation import Conversation, Reception
+from ergo_capture.server.net.conversation import KEPT_DECISION_BYTES, Conversation, Host
 from ergo_capture.server.net.frame_reader import FrameReader
-from ergo_capture.server.net.socket_reader import MAX_READ_BYTES, Inlet
 
-#: Bytes asked for in one read; a chunk of this size keeps the cost per event low.
-READ_BYTES: Final = MAX_READ_BYTES
-#: The same before there is a session, while there is little memory for events, and for a client of which something
-#: was just refused: a refusal costs ten times what an event does, and the others wait for all that was read at once.
-SMALL_READ_BYTES: Final = 16 * 1024
+#: Bytes of one read; a large chunk keeps the cost per event low.
+READ_BYTES: Final = 256 << 10
+#: The same before there is a session, while there is little memory for events, and after a refusal: a refusal costs ten
+#: times what an event does, and the other clients wait for all that was read at once.
+SMALL_READ_BYTES: Final = 16 << 10
+#: Reads land here before they are copied, for all connections: nothing is awaited in between. A new object of this size
+#: would be new memory from the system for each read, even of a line of 200 bytes.
+_buffer: Final = memoryview(bytearray(READ_BYTES))
+
+
+class SocketReader:
+    """Reads from one socket; used by one task at a time.
+
+    A stream's ``receive`` gives the loop a turn before it reads, asks the loop to watch the socket for each wait and to
+    stop afterwards, and needs a scope and a timer for each time-out. For a client with one event in flight that was a
+    quarter of the round trip.
+
+    Args:
+        raw: the connection's socket, non-blocking. Its owner closes it, after ``close``.
+    """
+
+    def __init__(self, raw: socket.socket) -> None:
+        self._socket = raw
+        self._fd = raw.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._watched = False
+        #: Whether the last read found nothing.
+        self._empty = True
+        #: Whether the last read took as many bytes as it might.
+        self._filled = False
+        self._waiter: asyncio.Future[None] | None = None
+        #: One timer for all waits: when it fires, it checks whether the current wait is over its deadline.
+        self._timer: asyncio.TimerHandle | None = None
+        #: End of the current wait, in the loop's time; None for none.
+        self._deadline: float | None = None
+
+    async def receive(self, size: int, max_wait: float | None = None) -> bytes:
+        """Return the next bytes; none at the end of the stream.
+
+        Args:
+            size: most bytes to return, at most ``READ_BYTES``.
+            max_wait: seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            OSError: the connection is broken.
+        """
+        while True:
+            # Read before waiting, even if the last read was not filled: where data and a reset come together, uvloop
+            # reports both at once and then watches no more. A read that finds nothing costs 2 us, and finds the reset.
+            if self._empty:
+                await self._until_readable(max_wait)
+            elif self._filled:
+                # Yield to the others: this client always has more.
+                await asyncio.sleep(0)
+            try:
+                count = self._socket.recv_into(_buffer, size)
+            except (BlockingIOError, InterruptedError):
+                self._empty = True
+                continue
+            self._empty = False
+            self._filled = count == size
+            return _buffer[:count].tobytes()
+
+    async def _until_readable(self, max_wait: float | None) -> None:
+        if not self._watched:
+            self._watched = True
+            self._loop.add_reader(self._fd, self._on_readable)
+        self._waiter = self._loop.create_future()
+        self._deadline = None if max_wait is None else self._loop.time() + max_wait
+        if self._deadline is not None and (self._timer is None or self._timer.when() > self._deadline):
+            self._set_timer(self._deadline)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _on_readable(self) -> None:
+        if self._waiter is None:
+            # Nobody reads now: the daemon is behind with this client. The next wait watches again.
+            self._watched = False
+            self._loop.remove_reader(self._fd)
+        elif not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        waiter, deadline = self._waiter, self._deadline
+        if waiter is None or waiter.done() or deadline is None:
+            # The next wait with a deadline sets a timer of its own.
+            return
+        if self._loop.time() < deadline:
+            self._set_timer(deadline)
+        else:
+            waiter.set_exception(TimeoutError())
+
+    def close(self) -> None:
+        """Stop watching the socket; call it before the socket is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._fd)
+
+
+class _State(Enum):
+    #: Frames are read and handled.
+    READING = auto()
+    #: The daemon stops: nothing more is read, and what was read is still answered.
+    STOPPED = auto()
+    #: Nothing more is read; what is pending is sent, and the error that ends the connection.
+    ENDING = auto()
+    #: The connection is closed without sending what is pending.
+    DROPPED = auto()
 
 
 class Connection:
-    """Serves one client until it goes, misbehaves, or the daemon stops."""
+    """Serves one client until it hangs up, misbehaves, or the daemon stops.
 
-    def __init__(self, stream: UNIXSocketStream | SocketStream, peer: Peer, reception: Reception) -> None:
-        self.conversation = Conversation(stream, peer, reception, self, self.drop)
+    Args:
+        stream: the connection.
+        peer: the client's process.
+        host: the daemon.
+    """
+
+    def __init__(self, stream: UNIXSocketStream, peer: Peer, host: Host) -> None:
+        raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+        self.conversation = Conversation(raw, peer, host, self, self.drop)
         self._stream = stream
-        self._inlet = Inlet(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django's
-        self._reception = reception
-        limits = reception.limits
+        self._socket_reader = SocketReader(raw)
+        self._host = host
+        limits = host.limits
         self._limits = limits
-        self._reader = FrameReader(int(limits.max_frame_bytes), limits.max_events_per_frame, limits.max_bad_frames)
-        #: Seconds that were waited for the client since it connected or its frame began.
+        self._frame_reader = FrameReader(
+            int(limits.max_frame_bytes), limits.max_events_per_frame, limits.max_bad_frames
+        )
+        #: Seconds spent waiting for the client since it connected, or since its frame began.
         self._waited = 0.0
         self._loop = asyncio.get_running_loop()
-        #: Begun lines and unread answers.
-        self.holding = reception.hold(peer)
-        #: What the connection ends with, once that is so.
-        self.fatal: ProtocolError | None = None
+        #: Memory for begun lines and unread answers.
+        self.holding = host.held.holding(peer)
+        #: The error that ends the connection.
+        self.error: ProtocolError | None = None
+        self._state = _State.READING
+        self._ended = asyncio.Event()
         self._reading = anyio.CancelScope()
-        self._living = anyio.CancelScope()
-        #: Whether the daemon takes nothing more from this client; the connection stays to be answered.
-        self._stopped = False
-        self._told = asyncio.Event()
+        self._serving = anyio.CancelScope()
 
     # --- the two tasks ---
 
     async def serve(self) -> None:
-        """Until the client is done with; the stream is closed then, the session released."""
+        """Serve the client until the connection ends; then release its session and close the stream."""
         try:
-            with self._living:
+            with self._serving:
                 await self._converse()
         finally:
-            self._let_go()
-            self.conversation.receipts.let_go()
+            self._release()
+            self.conversation.receipts.release()
             session, self.conversation.session = self.conversation.session, None
             if session is not None and session.owner is self:
                 session.owner = None
                 session.log.leave()
-                self._reception.release_session(session)
-            self._inlet.close()
+                self._host.registry.linger(session)
+            self._socket_reader.close()
             with anyio.CancelScope(shield=True):
                 await self._stream.aclose()
 
     async def _converse(self) -> None:
+        conversation = self.conversation
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.conversation.replies.write)
+            tasks.start_soon(conversation.outbox.run)
             with self._reading:
                 try:
                     await self._read()
                 except ProtocolError as error:
-                    self._give_up(error)
+                    self._end(error)
                 except ErgoCaptureError as error:
-                    self._give_up(storage_failed(error))
+                    self._end(storage_failed(error))
                 except OSError:
-                    if self._reader.mid_frame:
+                    if self._frame_reader.mid_frame:
                         message = "the connection broke in mid-frame"
-                        self._give_up(ProtocolError(Code.BAD_FRAME, message, "connect again and resume"))
-            while self._stopped and self.fatal is None and not self.conversation.is_over:
-                await self._told.wait()
-            # Why bounded, and not shielded: what is still unsaid may never be read, and a client that is dropped or
-            # a daemon that stops does not wait for it.
+                        self._end(ProtocolError(Code.BAD_FRAME, message, "connect again and resume"))
+            if self._state is _State.STOPPED and not conversation.is_closed:
+                await self._ended.wait()
+            # Bounded and not shielded: what is pending may never be read, and neither a client that is dropped nor a
+            # daemon that stops waits for it.
             with anyio.move_on_after(self._limits.write_timeout.seconds or None):
-                await self.conversation.until_acknowledged()
-                if self.fatal is not None:
-                    self.conversation.replies.reply(protocol.encode_error(self.fatal))
-                await self.conversation.replies.until_said()
+                await conversation.until_acknowledged()
+                if self.error is not None:
+                    conversation.outbox.add_after_ack(encode_error(self.error))
+                await conversation.outbox.until_sent()
             tasks.cancel_scope.cancel()
 
     async def _read(self) -> None:
+        conversation, frames = self.conversation, self._frame_reader
         while True:
             data = await self._receive()
-            items = self._reader.feed(data) if data else self._reader.finish()
-            session = self.conversation.session
+            session = conversation.session
             if session is not None and b"\n" in data:
                 self._waited = 0.0
-            for item in items:
-                # Why asked and not left to the cancellation: that reaches a task only where it next waits, and one
-                # whose data has come already would take events that no shutdown waits for.
-                if self._stopped or await self.conversation.handle(item):
+            for item in frames.feed(data) if data else frames.finish():
+                # Check the state: a cancellation reaches this task only where it next waits, and a task whose data has
+                # come already would take events that no shutdown waits for.
+                if self._state is not _State.READING or await conversation.handle(item):
                     return
-            if self.conversation.session is not session:
-                self._waited = 0.0
             if not data:
                 return
+            if conversation.session is not session:
+                session = conversation.session
+                self._waited = 0.0
             self.count_held()
-            self._reception.relieve()
-            await self._wait_for_room()
+            self._host.relieve()
+            if session is not None:
+                await session.room(self._limits.session_queue_bytes)
+                await self._host.writer.room()
+            await conversation.outbox.room()
 
     async def _receive(self) -> bytes:
         limits, session = self._limits, self.conversation.session
-        is_trusted = session is not None and session.admission.has_room and self.conversation.is_sound
+        size = SMALL_READ_BYTES
         if session is None:
             timeout, what = limits.hello_timeout.seconds, "no hello and open"
-        elif self._reader.mid_frame:
-            timeout, what = limits.frame_timeout.seconds, "a frame was begun and not ended"
         else:
-            timeout, what = limits.idle_timeout.seconds, "nothing was sent"
-            self._waited = 0.0
-        # Why not the whole time again: a byte now and then would hold the connection for ever. Only waiting for
-        # the client counts, and not the time in which we do not read.
+            if session.admission.has_room and not self.conversation.refused_last:
+                size = READ_BYTES
+            if self._frame_reader.mid_frame:
+                timeout, what = limits.frame_timeout.seconds, "a frame was begun and not ended"
+            else:
+                timeout, what = limits.idle_timeout.seconds, "nothing was sent"
+                self._waited = 0.0
+        # The time-out is for the whole hello or frame: a byte now and then must not hold the connection for ever. Only
+        # the time spent waiting for the client counts, not the time in which nothing is read.
         began = self._loop.time()
         try:
-            patience = max(0.0, timeout - self._waited) if timeout else None
-            data = await self._inlet.receive(READ_BYTES if is_trusted else SMALL_READ_BYTES, patience)
+            data = await self._socket_reader.receive(size, max(0.0, timeout - self._waited) if timeout else None)
         except TimeoutError:
             hint = "send whole frames in time; what was acknowledged is safe, connect again to go on"
             raise ProtocolError(Code.LIMIT, f"{what} within {timeout:g} s", hint) from None
         self._waited += self._loop.time() - began
         return data
 
-    async def _wait_for_room(self) -> None:
-        session = self.conversation.session
-        if session is not None:
-            await session.room(self._limits.session_queue_bytes)
-            await self._reception.room()
-        await self.conversation.replies.room()
-
     def count_held(self) -> None:
-        """Count what is held now."""
-        change = self._reader.held_bytes + self.conversation.held_bytes - self.holding.bytes
-        if change and not self._living.cancel_called:
-            self.holding.hold(change)
+        """Count the memory that is held for the client now."""
+        conversation = self.conversation
+        session = conversation.session
+        held = self._frame_reader.held_bytes + conversation.outbox.pending_bytes
+        if session is not None:
+            held += KEPT_DECISION_BYTES * session.log.kept
+        if held != self.holding.bytes and self._state is not _State.DROPPED:
+            self.holding.hold(held - self.holding.bytes)
 
-    # --- what a session says; synchronous ---
+    # --- what the session and the daemon call; synchronous ---
 
     def progress(self) -> None:
-        """Something moved: there may be something to say."""
-        self.conversation.replies.wake()
-        if self.conversation.follows:
-            # Why here too: events that were read before are decided long after, while nothing more is read.
+        """Send what became due; called when events or decisions became durable, or a batch was refused."""
+        self.conversation.outbox.wake()
+        session = self.conversation.session
+        if session is not None and session.log.is_followed:
+            # Decisions are made long after their events were read, while nothing more is read.
             self.count_held()
-            self._reception.relieve()
+            self._host.relieve()
 
     def session_failed(self, error: ProtocolError) -> None:
-        """The session cannot go on, and so neither can the connection."""
-        self._give_up(error)
+        """End the connection: its session has failed."""
+        self._end(error)
 
     def stop_reading(self) -> None:
-        """Take nothing more from the client; what was taken is still answered."""
-        self._stopped = True
-        # Why not then: it takes nothing meanwhile, and looks before it takes more. A client that is not told of the
-        # last bundle of its session cannot ask for it: the session is over.
+        """Read nothing more; what was read is still answered."""
+        if self._state is _State.READING:
+            self._state = _State.STOPPED
+        # A flush or close that is under way goes on: it reads nothing meanwhile, and the state is checked before the
+        # next item. A client that is not told of its session's last bundle cannot ask for it: the session is over.
         if not self.conversation.is_answering:
             self._reading.cancel()
 
     def shut_down(self) -> None:
-        """The daemon stops: the client is told, and the connection ends."""
-        self._give_up(
+        """Tell the client that the daemon stops, and end the connection."""
+        self._end(
             ProtocolError(
                 Code.SHUTTING_DOWN,
                 "the daemon is stopping",
@@ -184,31 +313,30 @@ class Connection:
         )
 
     def drop(self, error: ProtocolError) -> None:
-        """End the connection now, without waiting for what was said to be read."""
-        if self._living.cancel_called:
+        """End the connection now, without waiting until the client reads what is pending."""
+        if self._state is _State.DROPPED:
             return
-        self._give_up(error)
-        self.conversation.replies.say_last(protocol.encode_error(error))
-        # Why already: who holds most is asked again before this connection's task comes to its end.
-        self._let_go()
-        self._living.cancel()
+        self._end(error)
+        self._state = _State.DROPPED
+        self._release(encode_error(error))
+        self._serving.cancel()
 
-    def _let_go(self) -> None:
-        """Give back the memory that is held for the client.
+    def _release(self, last: bytes = b"") -> None:
+        """Release the memory that is held for the client.
 
-        Why not left to the collector: a connection is in cycles with its parts, and a begun line in it is long.
+        Not left to the collector: a connection is in reference cycles with its parts, and a begun line may be long. And
+        not left to the end of the task: whoever holds most may be asked for again before that.
         """
-        self._reader.let_go()
-        self.conversation.replies.let_go()
+        self._frame_reader.release()
+        self.conversation.outbox.release(last)
         self.holding.free()
 
-    def _give_up(self, error: ProtocolError) -> None:
-        if self.fatal is None:
-            # Why another: what was raised leads by its traceback to all that was read.
-            self.fatal = ProtocolError(error.code, error.message, error.hint or "")
-            self._reception.count(error.code)
+    def _end(self, error: ProtocolError) -> None:
+        if self.error is None:
+            # A copy: the traceback would keep everything alive that was read.
+            self.error = ProtocolError(error.code, error.message, error.hint or "")
+            self._host.refusals[error.code.value] += 1
+            if self._state is not _State.DROPPED:
+                self._state = _State.ENDING
             self._reading.cancel()
-            self._told.set()
-
-    def __repr__(self) -> str:
-        return f"<Connection, {self.conversation!r}{', stopped' if self._stopped else ''}, {self.holding.bytes} bytes held>"
+            self._ended.set()

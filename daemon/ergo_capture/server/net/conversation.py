@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
-
-from anyio.abc import SocketStream, UNIXSocketStream
 
 from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.errors import ErgoCaptureError
@@ -26,117 +27,183 @@ from ergo_capture.protocol.capture import (
     Ping,
     ProtocolError,
 )
+from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import not_published, storage_failed
-from ergo_capture.server.net.outbox import Replies
-from ergo_capture.server.net.receipts import Receipts
+from ergo_capture.server.net.outbox import Outbox
 from ergo_capture.server.session.admission_queue import EventBatch
-from ergo_capture.server.session.budget import Holding
+from ergo_capture.server.session.budget import Budget
+from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.session import Owner, Session
+from ergo_capture.version import PROGRAM
 
 #: About the length of a ``decision`` frame.
 _DECISION_BYTES: Final = 256
 #: Memory that a decision takes while it is kept for a client, with its event.
-_KEPT_BYTES: Final = 400
+KEPT_DECISION_BYTES: Final = 400
 
 
-class Reception(Protocol):
-    """The daemon, as a client meets it."""
+class Host(Protocol):
+    """The daemon, as its connections use it."""
 
     limits: LimitsConfig
-    server_name: str
+    registry: SessionRegistry
+    writer: Writer
+    #: Memory for begun lines and unread answers.
+    held: Budget
+    #: Refusals by code.
+    refusals: Counter[str]
 
     async def open_session(self, request: Open, peer: Peer, client: str, owner: Owner) -> tuple[Session, bool]:
-        """A new session, or the one asked for, for a client of that name; with whether it was resumed."""
-
-    def release_session(self, session: Session) -> None:
-        """The session has lost its connection; it lingers."""
-
-    async def room(self) -> None:
-        """Wait until the shared queue has room."""
-
-    def count(self, code: Code) -> None:
-        """Something was refused."""
-
-    def hold(self, peer: Peer) -> Holding:
-        """A count of the memory that a connection of this peer holds."""
+        """Open or resume a session for the client of that name; return it, and whether it was resumed."""
 
     def relieve(self) -> None:
-        """Connections hold more than they may together: let the one go that holds most."""
+        """Drop the connection that holds most memory, if all together hold more than they may."""
+
+
+@dataclass(slots=True)
+class _Receipt:
+    """Events of one connection that are neither accepted nor rejected yet."""
+
+    #: Number of the last of them on the connection, from 1.
+    end: int
+    #: None where all of them were rejected before a session saw them.
+    batch: EventBatch | None
+    #: Numbers of the batch's events; the others were rejected before.
+    numbers: Sequence[int]
+
+
+class Receipts:
+    """Counts the accepted and decided events of one connection.
+
+    A client counts what it sent on its connection; a session counts what it admitted, from all its connections. A receipt
+    ties a range of the one to a batch of the other.
+
+    Args:
+        reject: called with the numbers of a batch's events, and the batch, where the batch was refused.
+    """
+
+    def __init__(self, reject: Callable[[Sequence[int], EventBatch], None]) -> None:
+        #: Events received on this connection: admitted, rejected, or unreadable.
+        self.received = 0
+        self.accepted = 0
+        self.decided = 0
+        self._reject = reject
+        self._unaccepted: deque[_Receipt] = deque()
+        #: For each batch that is accepted and not decided: its end in the session, and ``accepted`` before it.
+        self._undecided: deque[tuple[int, int]] = deque()
+
+    @property
+    def open(self) -> bool:
+        """Whether any event received is neither accepted nor rejected yet."""
+        return bool(self._unaccepted)
+
+    def add(self, batch: EventBatch | None, numbers: Sequence[int] = ()) -> None:
+        """Record what became of the events received since the last call.
+
+        Args:
+            batch: the batch of those that were admitted; None where all were rejected.
+            numbers: the numbers of the batch's events.
+        """
+        waiting = self._unaccepted
+        if batch is None and waiting and waiting[-1].batch is None:
+            # One receipt for any number of rejected events: they take no room in any queue.
+            waiting[-1].end = self.received
+        else:
+            waiting.append(_Receipt(self.received, batch, numbers))
+
+    def settle(self, decided: int) -> None:
+        """Advance the counts as far as the batches and the session's count of decided events allow."""
+        waiting = self._unaccepted
+        while waiting:
+            receipt = waiting[0]
+            batch = receipt.batch
+            if batch is not None and batch.refused is not None:
+                self._reject(receipt.numbers, batch)
+            elif batch is not None:
+                if batch.position is None:
+                    break
+                self._undecided.append((batch.end, self.accepted))
+            self.accepted = receipt.end
+            waiting.popleft()
+        undecided = self._undecided
+        while undecided and decided >= undecided[0][0]:
+            undecided.popleft()
+        self.decided = undecided[0][1] if undecided else self.accepted
+
+    def release(self) -> None:
+        """Release the batches: nobody is told any more what becomes of their events."""
+        self._unaccepted.clear()
+        self._undecided.clear()
 
 
 class Conversation:
-    """One client's side of things: what it has sent so far, and what that has led to.
+    """The state of one client's requests, and the answers to them.
 
     Args:
-        stream: where it is answered.
-        peer: who it is.
-        reception: the daemon.
-        owner: the connection, which owns the session that is opened.
-        on_stuck: told that the client does not read.
+        raw: the connection's socket.
+        peer: the client's process.
+        host: the daemon.
+        owner: the connection; it will own the session that is opened.
+        on_stuck: called with the error where the client does not read.
     """
 
     def __init__(
-        self,
-        stream: UNIXSocketStream | SocketStream,
-        peer: Peer,
-        reception: Reception,
-        owner: Owner,
-        on_stuck: Callable[[ProtocolError], None],
+        self, raw: socket.socket, peer: Peer, host: Host, owner: Owner, on_stuck: Callable[[ProtocolError], None]
     ) -> None:
         self.session: Session | None = None
-        #: Name the client gave itself, for logs only.
+        #: The client's name for itself, for logs only; empty until it said hello.
         self.client = ""
         self.bad_frames = 0
         self.receipts = Receipts(self._reject_batch)
-        #: Whether nothing was refused of what came last.
-        self.is_sound = True
-        #: Whether a ``flush`` or a ``close`` was taken and is not answered.
+        #: Whether anything was refused of the last item.
+        self.refused_last = False
+        #: Whether a ``flush`` or a ``close`` is being answered.
         self.is_answering = False
-        #: Whether the client has closed its session, and was told so.
-        self.is_over = False
+        #: Whether the client closed its session and was answered.
+        self.is_closed = False
         self._peer = peer
-        self._reception = reception
+        self._host = host
         self._owner = owner
-        limits = self._limits = reception.limits
-        self._driver = False
+        self._limits = host.limits
+        #: Whether the client speaks ``ergo-driver.v0``, which knows no answers.
+        self._is_driver = False
         self._decisions_sent = 0
         self._acked = (0, 0)
-        self.replies = Replies(
-            stream,
-            self._due,
-            on_stuck,
-            untold=self._untold_bytes,
-            limit=limits.reply_bytes,
-            patience=limits.write_timeout.seconds,
+        self.outbox = Outbox(
+            raw,
+            compose_due=self._compose_due,
+            due_bytes=self._due_bytes,
+            on_stuck=on_stuck,
+            limit=host.limits.reply_bytes,
+            timeout=host.limits.write_timeout.seconds,
         )
 
-    # --- items, in the order they came ---
+    # --- requests, in the order they came ---
 
     async def handle(self, item: Item) -> bool:
-        """Do what the item asks for; True where the conversation is over."""
+        """Carry out one item; return whether the conversation is over.
+
+        Raises:
+            ErgoCaptureError: the connection has to end with this error.
+        """
         if type(item) is EventChunk:
-            self._take_events(item)
+            self._admit(item)
         elif type(item) is BadLine:
-            self._take_bad_line(item)
+            self._reject_line(item)
         elif type(item) is Hello:
             await self._greet(item)
         elif type(item) is Open:
             await self._open(item)
         elif type(item) is Ping:
-            self.replies.reply(protocol.encode(protocol.Pong()))
+            self.outbox.add_after_ack(protocol.encode(protocol.Pong()))
         else:
             assert isinstance(item, Flush | Close | End)
             self.is_answering = True
             try:
-                return await (self._flush() if type(item) is Flush else self._close())
+                await (self._flush() if type(item) is Flush else self._close())
             finally:
                 self.is_answering = False
-        return False
-
-    def _expect_session(self, frame: str) -> Session:
-        if self.session is None:
-            raise ProtocolError(Code.BAD_FRAME, f"{frame} came before open", "send hello, then open, then events")
-        return self.session
+        return self.is_closed
 
     async def _greet(self, hello: Hello) -> None:
         if self.client:
@@ -145,23 +212,15 @@ class Conversation:
         self._check_name("protocol", hello.protocol)
         self.client = hello.client or "unnamed"
         if hello.protocol == protocol.DRIVER_PROTOCOL:
-            self._driver = True
+            self._is_driver = True
             await self._open(Open())
         elif hello.protocol == protocol.PROTOCOL:
-            limits = self._limits
-            self.replies.herald(
-                protocol.encode(
-                    protocol.Welcome(
-                        protocol.PROTOCOL,
-                        self._reception.server_name,
-                        {
-                            "max_frame_bytes": int(limits.max_frame_bytes),
-                            "max_events_per_frame": limits.max_events_per_frame,
-                            "max_id_bytes": limits.max_id_bytes,
-                        },
-                    )
-                )
-            )
+            limits = {
+                "max_frame_bytes": int(self._limits.max_frame_bytes),
+                "max_events_per_frame": self._limits.max_events_per_frame,
+                "max_id_bytes": self._limits.max_id_bytes,
+            }
+            self.outbox.add_before_ack(protocol.encode(protocol.Welcome(protocol.PROTOCOL, PROGRAM, limits)))
         else:
             raise ProtocolError(
                 Code.UNSUPPORTED_PROTOCOL,
@@ -176,120 +235,115 @@ class Conversation:
             raise ProtocolError(Code.BAD_FRAME, "open came twice", "open one session on a connection")
         self._check_name("graph", request.graph)
         self._check_name("session", request.session or "")
-        if (
-            sum(len(key.encode()) + len(value.encode()) for key, value in request.labels.items())
-            > self._limits.max_label_bytes
-        ):
+        label_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in request.labels.items())
+        if label_bytes > self._limits.max_label_bytes:
             message = f"labels are longer than {self._limits.max_label_bytes} bytes"
             raise ProtocolError(Code.LIMIT, message, "send fewer or shorter labels")
-        session, resumed = await self._reception.open_session(request, self._peer, self.client, self._owner)
+        session, resumed = await self._host.open_session(request, self._peer, self.client, self._owner)
         self.session = session
-        if self._driver:
+        if self._is_driver:
             return
         self._decisions_sent = session.log.follow(on=request.decisions)
-        self.replies.herald(
-            protocol.encode(
-                protocol.Opened(
-                    session=session.description.session,
-                    resumed=resumed,
-                    accepted=session.accepted,
-                    decided=session.decided,
-                    last_event_id=session.last_event_id,
-                )
-            )
+        opened = protocol.Opened(
+            session=session.description.session,
+            resumed=resumed,
+            accepted=session.accepted,
+            decided=session.decided,
+            last_event_id=session.last_event_id,
         )
+        self.outbox.add_before_ack(protocol.encode(opened))
 
     def _check_name(self, what: str, name: str) -> None:
         if len(name.encode()) > self._limits.max_name_bytes:
             message = f"the name of the {what} is longer than {self._limits.max_name_bytes} bytes"
             raise ProtocolError(Code.LIMIT, message, "use a shorter name")
 
-    def _take_events(self, chunk: EventChunk) -> None:
-        session = self._expect_session("an event")
+    def _admit(self, chunk: EventChunk) -> None:
+        session = self.session
+        if session is None:
+            raise _before_open("an event")
         count, start = len(chunk.events), self.receipts.received + 1
         self.receipts.received += count
         batch, refusals = session.admit(chunk, self._limits.max_id_bytes)
         for refusal in refusals:
             self._reject(start + refusal.offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
-        self.is_sound = not refusals
+        self.refused_last = bool(refusals)
         numbers: Sequence[int] = range(start, start + count)
         if refusals:
             refused = {refusal.offset for refusal in refusals}
             numbers = [start + offset for offset in range(count) if offset not in refused]
-        self._note(batch, numbers)
-
-    def _note(self, batch: EventBatch | None, numbers: Sequence[int] = ()) -> None:
-        self.receipts.note(batch, numbers)
+        self.receipts.add(batch, numbers)
         if batch is None:
-            self.replies.wake()
+            self.outbox.wake()
 
-    def _take_bad_line(self, bad: BadLine) -> None:
-        self.is_sound = False
+    def _reject_line(self, line: BadLine) -> None:
+        self.refused_last = True
         if self.session is None:
-            raise ProtocolError(bad.code, bad.message, bad.hint)
+            raise ProtocolError(line.code, line.message, line.hint)
         self.receipts.received += 1
-        event_id = bad.event_id if bad.event_id is None or len(bad.event_id) <= self._limits.max_id_bytes else None
-        self._reject(self.receipts.received, event_id, bad.code, bad.message, bad.hint)
-        self._note(None)
-        if bad.bad_frame:
+        event_id = line.event_id
+        if event_id is not None and len(event_id) > self._limits.max_id_bytes:
+            event_id = None
+        self._reject(self.receipts.received, event_id, line.code, line.message, line.hint)
+        self.receipts.add(None)
+        self.outbox.wake()
+        if line.bad_frame:
             self.bad_frames += 1
             if self.bad_frames >= self._limits.max_bad_frames:
                 raise ProtocolError(
-                    bad.code,
+                    line.code,
                     f"{self.bad_frames} bad frames on one connection",
-                    "mend the client; what was acknowledged is safe, connect again and resume",
+                    "correct the client; what was acknowledged is safe, connect again and resume",
                 )
 
-    async def _flush(self) -> bool:
-        session = self._expect_session("flush")
+    async def _flush(self) -> None:
+        session = self.session
+        if session is None:
+            raise _before_open("flush")
         try:
-            publication = await session.flush(wait_for_room=True)
+            published = await session.flush(wait_for_room=True)
         except ErgoCaptureError as error:
             if session.failure is not None:
                 raise
             raise not_published(error) from error
-        self.replies.reply(
-            protocol.encode(protocol.Flushed(publication.bundle, publication.manifest, publication.sha256))
-        )
-        return False
+        flushed = protocol.Flushed(published.bundle, published.manifest, published.sha256)
+        self.outbox.add_after_ack(protocol.encode(flushed))
 
-    async def _close(self) -> bool:
-        session = self._expect_session("close")
+    async def _close(self) -> None:
+        session = self.session
+        if session is None:
+            raise _before_open("close")
         session.end("complete")
         await session.over.wait()
         if session.failure is not None:
             raise storage_failed(session.failure)
-        publication = session.publication
-        assert publication is not None
-        self.replies.reply(
-            protocol.encode(
-                protocol.Closed(
-                    events=session.accepted,
-                    decisions=session.decided,
-                    session=session.description.session,
-                    bundle=publication.bundle,
-                    manifest=publication.manifest,
-                    sha256=publication.sha256,
-                )
-            )
+        published = session.publication
+        assert published is not None
+        closed = protocol.Closed(
+            events=session.accepted,
+            decisions=session.decided,
+            session=session.description.session,
+            bundle=published.bundle,
+            manifest=published.manifest,
+            sha256=published.sha256,
         )
-        self.is_over = True
-        return True
+        self.outbox.add_after_ack(protocol.encode(closed))
+        self.is_closed = True
 
-    # --- what is said of the session ---
+    # --- answers ---
 
     async def until_acknowledged(self) -> None:
-        """Wait until the fate of all that was received is known, and said."""
+        """Wait until every event received is acknowledged or rejected, or the session has failed."""
         while self.receipts.open and self.session is not None and self.session.failure is None:
-            await self.replies.something_said()
+            await self.outbox.until_progress()
 
-    def _due(self) -> list[bytes]:
-        """What is to be said between rejections and replies: decisions, and one acknowledgement."""
+    def _compose_due(self) -> list[bytes]:
+        """Return the frames that are due: decisions, and one acknowledgement; add the rejections that it covers."""
         session, receipts = self.session, self.receipts
-        receipts.settle(session)
+        receipts.settle(0 if session is None else session.decided)
+        if self._is_driver:
+            return []
         due: list[bytes] = []
-        if self._driver:
-            return due
         if session is not None:
             for entry in session.log.take_followed():
                 self._decisions_sent += 1
@@ -300,20 +354,9 @@ class Conversation:
             due.append(protocol.encode(protocol.Ack(*self._acked)))
         return due
 
-    @property
-    def held_bytes(self) -> int:
-        """About the memory of what the client has not taken: answers as they are, decisions as they will be told."""
-        kept = 0 if self.session is None else self.session.log.kept
-        return self.replies.unsaid + _KEPT_BYTES * kept
-
-    @property
-    def follows(self) -> bool:
-        """Whether the client has asked for decisions."""
-        return self.session is not None and self.session.log.is_followed
-
-    def _untold_bytes(self) -> int:
-        """About the bytes of the decisions that are to be told and are not composed yet."""
-        return 0 if self.session is None or self._driver else _DECISION_BYTES * self.session.log.untaken
+    def _due_bytes(self) -> int:
+        """Return about the size of the decisions that are due."""
+        return 0 if self.session is None or self._is_driver else _DECISION_BYTES * self.session.log.untaken
 
     def _reject_batch(self, numbers: Sequence[int], batch: EventBatch) -> None:
         error = batch.refused
@@ -325,12 +368,11 @@ class Conversation:
             self._reject(number, event.event_id, code, message, hint)
 
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
-        self._reception.count(code)
-        if self._driver:
-            # Why: its protocol knows no answers, and whoever need not read must not be given up for it.
-            return
-        self.replies.herald(protocol.encode(protocol.Reject(index, event_id, code, message, hint)))
+        self._host.refusals[code.value] += 1
+        # A client that need not read must not be given up for unread rejections.
+        if not self._is_driver:
+            self.outbox.add_before_ack(protocol.encode(protocol.Reject(index, event_id, code, message, hint)))
 
-    def __repr__(self) -> str:
-        session = "no session" if self.session is None else self.session.description.session
-        return f"<Conversation with {self.client or 'unnamed'}, {session}, {self.receipts.received} events>"
+
+def _before_open(frame: str) -> ProtocolError:
+    return ProtocolError(Code.BAD_FRAME, f"{frame} came before open", "send hello, then open, then events")

@@ -86,7 +86,7 @@ class FrameReader:
         held, self._held = bytes(self._held), bytearray()
         return self._read_slowly([held]) if held.strip() else []
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give back what is held of a line; nothing more will be read."""
         self._held = bytearray()
         self._skipping = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import resource
@@ -243,7 +244,7 @@ class Listener:
         self._on_accept_failed = on_accept_failed
         self._scope = anyio.CancelScope()
         #: Set once nothing is accepted any more and the last client is gone.
-        self.idle = anyio.Event()
+        self.idle = asyncio.Event()
 
     async def run(self) -> None:
         """Accept until ``stop``, then wait until the clients are gone."""
