@@ -70,7 +70,7 @@ class Life:
     def lose_power(self, random: Random) -> None:
         """The end, for now."""
         if self.journal is not None:
-            self.journal._ahead._wait()
+            self.journal._ahead._join()
             self.journal = None
         self.storage.crash(random)
 

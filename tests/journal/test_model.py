@@ -84,7 +84,7 @@ class JournalModel(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 1 << 32))
     def crash(self, seed: int) -> None:
         """Lose power between batches, and start again."""
-        self.journal._ahead._wait()
+        self.journal._ahead._join()
         self.storage.crash(Random(seed))
         self.open_journal()
 

@@ -1,11 +1,11 @@
-"""Decisions as the journal keeps them: rows of a JSON array, in the order of their events, one event one decision.
+"""Decisions in the journal: rows of a JSON array, in the order of their events, one decision for each event.
 
 * ``[0, episode, n]``: n invocations that completed at the first attempt, without effects, of episodes
-  ``episode`` to ``episode + n - 1``. Why: that is nearly every decision of nearly every run.
+  ``episode`` to ``episode + n - 1``: nearly every decision of nearly every run.
 * ``[1, episode, schedule_at]``: a deferral.
 * ``[2, episode, termination, retry_count, effects, intent_acks, interruption]``: any other invocation.
 
-The event id stands with the event and the deadline with the constraints; neither is repeated here.
+The event id is in the event's line and the deadline in the constraints; neither is repeated here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DecisionRows:
         self._run: PlainRun | None = None
         #: Decisions collected.
         self.count = 0
-        #: Bytes of what engines said of them.
+        #: Bytes of their effects, acknowledgements and interruptions.
         self.bytes = 0
 
     def add(self, entry: DecisionLogEntry) -> None:
@@ -109,15 +109,12 @@ class DecisionRows:
         self._rows.append(run)
 
     def encode(self) -> bytes:
-        """The frame's body."""
+        """Return the body of the frame."""
         return _encode(self._rows)
-
-    def __repr__(self) -> str:
-        return f"<DecisionRows {self.count} decisions in {len(self._rows)} rows>"
 
 
 def said_bytes(result: RunResult) -> int:
-    """Bytes that what an engine said of a run takes in a frame."""
+    """Return the bytes that a run's effects, acknowledgements and interruption take in a frame."""
     effects = sum(len(encode_effect(effect)) for effect in result.effects)
     return effects + _bytes_beside(result.intent_acks, result.interruption)
 
@@ -127,7 +124,7 @@ def _bytes_beside(acks: tuple[CapturedIntentAck, ...], interruption: str | None)
 
 
 class DecisionOutcome(msgspec.Struct, frozen=True):
-    """One decision as a row tells it, before it meets its event and its constraints."""
+    """One decision as its row has it, without the event id and the deadline."""
 
     decision: Decision
     schedule_at: EventTime | None
@@ -139,7 +136,7 @@ class DecisionOutcome(msgspec.Struct, frozen=True):
     interruption: str | None
 
     def to_record(self, event_id: str, deadline: EventTime | None) -> EpisodeInvocationRecord:
-        """The decision as a bundle keeps it."""
+        """Return the decision as a bundle has it."""
         return EpisodeInvocationRecord(
             event_id,
             self.decision,
@@ -155,10 +152,10 @@ class DecisionOutcome(msgspec.Struct, frozen=True):
 
 
 def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome]:
-    """The rows of a DECISIONS frame, in order: runs as they are, any other row as its decision.
+    """Yield the rows of a DECISIONS frame, in order: a PlainRun as it is, any other row as its decision.
 
     Raises:
-        ValueError: the body is not what was written.
+        ValueError: the body cannot be decoded.
     """
     for row in _rows.decode(body):
         if type(row) is PlainRun:
@@ -180,10 +177,10 @@ def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome]:
 
 
 def read_decisions(body: bytes) -> Iterator[DecisionOutcome]:
-    """The decisions of a DECISIONS frame, in order.
+    """Yield the decisions of a DECISIONS frame, in order.
 
     Raises:
-        ValueError: the body is not what was written.
+        ValueError: the body cannot be decoded.
     """
     for row in read_rows(body):
         if isinstance(row, DecisionOutcome):

@@ -1,4 +1,4 @@
-"""What goes wrong with a journal."""
+"""Errors of the journal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class JournalError(ErgoCaptureError):
 
 
 class JournalDamaged(JournalError):
-    """A frame that was durable is not what was written."""
+    """A durable frame is not what was written."""
 
 
 class JournalFailed(JournalError):
-    """A write or a sync failed: nothing more can be acknowledged until the daemon is restarted."""
+    """A write or a sync failed; nothing more can be acknowledged until the daemon is restarted."""
 
 
 class JournalFull(JournalError):

@@ -1,30 +1,27 @@
-"""Frames: the journal's unit, sans-I/O. This module is the format's specification.
+"""Frames, the unit of the journal, sans-I/O. This module specifies the format.
 
-A segment is frames one after the other, each at a multiple of 8 bytes; after the last one there are zeros or
-the end of the file. A frame is a header of 64 bytes, a body, and zeros up to the next multiple of 8. All
-numbers are little-endian and unsigned. A frame of an unknown kind that may not be skipped, or of a later
-format version, needs a newer program:
+A segment is frames one after the other, each at a multiple of 8 bytes; after the last one there are zeros or the end of
+the file. A frame is a header of 64 bytes, a body, and zeros up to the next multiple of 8. All numbers are little-endian
+and unsigned. A frame of a later format version, or of an unknown kind that may not be skipped, needs a newer program:
 
     offset  size  field
          0     4  magic, the bytes "ergJ"
          4     1  format version, 1
          5     1  kind (FrameKind)
          6     2  flags; bit 0: a reader that does not know the kind may skip the frame
-         8     8  segment: sequence number of the segment's file.
-                  Why: bytes of another file that turn up here are never mistaken for frames.
-        16     8  batch: number of the commit the frame belongs to, never reused, one higher for each commit.
-                  Why: batch k + 1 is started only after batch k is synced, so a frame of a later batch proves
-                  that every earlier batch was durable. That is what tells a torn tail from damage.
-        24     8  session: the session's number; 0 for frames about the journal itself
+         8     8  segment: number of the segment's file. Bytes of another file that turn up here are not frames.
+        16     8  batch: number of the commit that wrote the frame, one higher for each commit, never reused. Batch k + 1
+                  is started only after batch k is synced, so a frame of a later batch proves that every earlier batch
+                  was durable. That tells a torn end from damage.
+        24     8  session: number of the session; 0 for frames about the journal itself
         32     8  first: index in the session of the first event or decision in the body
         40     4  count: events or decisions in the body
         44     4  length of the body in bytes
         48     4  index: position of the frame in its batch, from 0
-        52     4  frames: how many frames the batch has.
-                  Why both: they tell whether a bad frame belongs to the batch before it or to the next one.
+        52     4  frames: number of frames in the batch. With the index it tells whether a bad frame belongs to the
+                  batch before it or to the next one.
         56     4  CRC-32C of the body
-        60     4  CRC-32C of the 60 bytes before.
-                  Why its own: a length is only believed when it is certainly the one that was written.
+        60     4  CRC-32C of the 60 bytes before. A length is believed only where this checksum is right.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ from crc32c import crc32c
 MAGIC: Final = b"ergJ"
 FORMAT_VERSION: Final = 1
 ALIGNMENT: Final = 8
-#: Longest body, in bytes; a header that says more is not one.
+#: Longest body, in bytes; a header with a greater length is not valid.
 MAX_BODY: Final = 64 << 20
 IGNORABLE: Final = 1
 
@@ -51,47 +48,47 @@ _PADDING: Final = tuple(bytes(size) for size in range(ALIGNMENT))
 
 
 class FrameKind(IntEnum):
-    """What a frame's body is."""
+    """What the body of a frame is."""
 
-    #: A session begins: ``body.SessionDescription``.
+    #: A session begins: ``payloads.SessionDescription``.
     OPEN = 1
-    #: Event lines, verbatim: ``lines``.
+    #: Event lines as they were received: ``lines``.
     EVENTS = 2
-    #: Decision rows: ``body.DecisionRows``.
+    #: Decision rows: ``decision_rows``.
     DECISIONS = 3
-    #: A part of a session ended: ``body.Rotation``.
+    #: A part of a session ended: ``payloads.Rotation``; ``first`` is the index of the next part's first event.
     ROTATE = 4
-    #: A session ended: ``body.Closing``; ``first`` is its number of events and decisions.
+    #: A session ended: ``payloads.Closing``; ``first`` is its number of events and decisions.
     CLOSE = 5
-    #: A bundle is durable: ``body.Publication``; ``first`` is the part's number, ``count`` 1 for the last part.
+    #: A bundle is durable: ``payloads.Publication``; ``first`` is the part's number, ``count`` 1 for the last part.
     PUBLISHED = 6
-    #: The journal was closed in order; nothing follows.
+    #: The journal was closed in order; nothing follows in the segment.
     SEAL = 7
-    #: First frame of every segment: ``segment.SegmentHead``.
+    #: First frame of every segment: ``payloads.SegmentHead``.
     SEGMENT = 8
-    #: A start cut a torn end off behind damage, or removed a segment: the batches before were synced.
-    #: Why: what it took away was all that told the damage from a torn end.
+    #: The batches before were synced. Written by a start that cut off a torn end behind damage, or removed a segment:
+    #: what it removed was all that told the damage from a torn end.
     PROOF = 9
 
 
 class Position(NamedTuple):
-    """Where a frame is."""
+    """Where a frame is: segment and offset in bytes."""
 
     segment: int
     offset: int
 
     def pack(self) -> int:
-        """The position as one 64-bit number; packed positions sort like positions."""
+        """Return the position as one 64-bit number; packed positions sort like positions."""
         return self.segment << _OFFSET_BITS | self.offset
 
     @classmethod
     def unpack(cls, packed: int) -> Position:
-        """The position that was packed."""
+        """Return the position that was packed."""
         return cls(packed >> _OFFSET_BITS, packed & (1 << _OFFSET_BITS) - 1)
 
 
 class PendingFrame:
-    """A frame that has no place in the journal yet."""
+    """A frame without a place in the journal yet."""
 
     __slots__ = ("body", "count", "first", "kind", "session", "size")
 
@@ -103,11 +100,11 @@ class PendingFrame:
         self.first = first
         self.count = count
         self.body = body
-        #: Bytes it will take in a segment.
+        #: Bytes of the whole frame in a segment.
         self.size = frame_bytes(len(body))
 
     def encode(self, segment: int, batch: int, index: int, frames: int) -> tuple[bytes, bytes, bytes]:
-        """Header, body and padding, for one place in the journal."""
+        """Return header, body and padding for one place in the journal."""
         body = self.body
         length = len(body)
         header = encode_header(
@@ -115,12 +112,9 @@ class PendingFrame:
         )
         return header, body, _PADDING[-length % ALIGNMENT]
 
-    def __repr__(self) -> str:
-        return f"<PendingFrame {self.kind.name} of session {self.session}, {self.count} from {self.first}>"
-
 
 class Header(msgspec.Struct, frozen=True, gc=False):
-    """A frame's header, once its checksum has been found right."""
+    """The header of a frame whose checksum is right."""
 
     version: int
     kind: int
@@ -142,16 +136,16 @@ class Header(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def last_in_batch(self) -> bool:
-        """Whether the batch ends with this frame."""
+        """Whether this is the last frame of its batch."""
         return self.index + 1 == self.frames
 
     def fits(self, body: bytes | memoryview) -> bool:
-        """Whether the body is the one the header was made for."""
+        """Return whether the body is the one the header was written for."""
         return len(body) == self.length and crc32c(body) == self.body_crc
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """A whole frame, checked."""
+    """A whole frame; both checksums are right."""
 
     header: Header
     body: bytes
@@ -172,7 +166,7 @@ def encode_header(
     flags: int = 0,
     version: int = FORMAT_VERSION,
 ) -> bytes:
-    """The 64 bytes of a header, its checksum included."""
+    """Return the 64 bytes of a header, with its checksum."""
     head = _HEADER.pack(
         MAGIC, version, kind, flags, segment, batch, session, first, count, length, index, frames, body_crc
     )
@@ -180,12 +174,12 @@ def encode_header(
 
 
 def frame_bytes(length: int) -> int:
-    """Bytes that a frame with a body of ``length`` bytes takes."""
+    """Return the size in bytes of a frame with a body of ``length`` bytes."""
     return HEADER_BYTES + length + -length % ALIGNMENT
 
 
 def decode_header(data: bytes | memoryview, segment: int) -> Header | None:
-    """The header at the start of ``data``, or None where there is none of that segment."""
+    """Return the header at the start of ``data``; None where there is no valid header of that segment."""
     if len(data) < HEADER_BYTES or data[:4] != MAGIC:
         return None
     head = bytes(data[: _HEADER.size])

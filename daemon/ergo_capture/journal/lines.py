@@ -1,12 +1,12 @@
-"""Event lines: the JSON Lines in which events arrive, are journalled verbatim, and are read back.
+"""Event lines: the JSON Lines in which events arrive, are written to the journal as they are, and are read back.
 
 A line is ``{"type":"event","event":{"event_id":S,"kind":K,"at":{"secs":N,"nanos":N},"payload":OBJECT|null}}``.
-Fields that we do not know are ignored, ``semantic_kind`` of the reference's drivers among them.
+Unknown fields are ignored, among them ``semantic_kind`` of the reference's drivers.
 
-Why a screen: the decoder checks the shape of every line in C, but it neither checks UTF-8 in values that
-it skips nor refuses numbers beyond f64 or deep nesting, and asking ``check_payload`` for each event costs
-more than everything else together. So the chunk is reduced to the few characters that could do harm, and
-only a chunk that shows any of them is checked line by line. The screen may be wrong in one direction only.
+The decoder checks the shape of every line in C, but it does not check UTF-8 in values that it skips, nor refuse numbers
+beyond f64 or deep nesting; calling ``check_payload`` for each event costs more than everything else together. So
+``read_harmless`` reduces a chunk to the few characters that could do harm, and only a chunk that has any of them is
+checked line by line. It may take a harmless chunk for a harmful one, never the reverse.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ergo_capture.kernel.time import EventTime
 
 
 class EventFormatError(ValueError):
-    """A line is not an event line; the message says where."""
+    """A line is not an event line; the message says where it is wrong."""
 
 
 class LineTime(msgspec.Struct, frozen=True, gc=False):
-    """A time within the bounds that C can check; rarer ones take the slow path through EventTime."""
+    """A time within the bounds that the decoder checks; others take the slow path through EventTime."""
 
     secs: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     nanos: Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
@@ -37,12 +37,12 @@ class _AnyObject(msgspec.Struct, frozen=True, gc=False):
 
 
 class LineEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event as the supervisor needs it, its payload left in the line."""
+    """An event without its payload, as the supervisor needs it."""
 
     event_id: str
     kind: ExternalEventKind
     at: LineTime | EventTime
-    #: Only says that it was an object: ``with_payload`` reads it from the line when an engine wants it.
+    #: Says only that the payload was an object; ``read_body`` reads it from the line when an engine needs it.
     payload: object = None
 
 
@@ -72,8 +72,8 @@ _decode_fast: Final = msgspec.json.Decoder(_FastLine).decode_lines
 _decode_exact: Final = msgspec.json.Decoder(_ExactLine).decode
 _decode_event: Final = msgspec.json.Decoder(_ExactEvent).decode
 
-# What is left of a chunk for the screen: digits (all as 0), e and E (as e), quotes, commas, opening brackets
-# (all as [) and newlines. Quotes and commas keep numbers apart that only stand near each other; a plus may go.
+# What is kept of a chunk: digits (all as 0), e and E (as e), quotes, commas, opening brackets
+# (all as [) and newlines. Quotes and commas keep neighbouring numbers apart; a plus sign is dropped.
 _KEPT: Final = b'0123456789eE",[{\n'
 _REDUCE: Final = bytes(
     48 if 48 <= c <= 57 else ord("e") if c == ord("E") else ord("[") if c == ord("{") else c for c in range(256)
@@ -86,9 +86,9 @@ _TOO_MANY_BRACKETS: Final = b"[" * (MAX_DEPTH + 1)
 
 
 def read_harmless(chunk: bytes) -> list[_FastEvent] | None:
-    """The events of a chunk of whole lines, if every line is certainly an event that is fine.
+    """Return the events of a chunk of whole lines; None where not every line is certainly a valid event.
 
-    None says nothing about the chunk but that its lines want ``read_line`` one by one.
+    After None, read the lines one by one with ``read_line``: they may be valid all the same.
     """
     if not (chunk.startswith(b"{") and chunk.endswith(b"}\n") and _is_utf8(chunk)):
         return None
@@ -98,7 +98,7 @@ def read_harmless(chunk: bytes) -> list[_FastEvent] | None:
     outline = reduced.translate(None, _DROP_BUT_BRACKETS)
     if _TOO_MANY_BRACKETS in outline:
         return None
-    # Why counted here: counting single bytes takes 0.8 ns for each byte there is, and by now few are left.
+    # Counted in the outline: counting single bytes takes 0.8 ns for each byte, and few are left here.
     count = outline.count(b"\n")
     if not _one_value_a_line(chunk, count):
         return None
@@ -112,11 +112,11 @@ def read_harmless(chunk: bytes) -> list[_FastEvent] | None:
 
 
 def _one_value_a_line(chunk: bytes, count: int) -> bool:
-    """Whether no value can be spread over ``count`` lines; with as many values as lines, each line then is one.
+    """Return whether no value is spread over several lines; with as many values as lines, each line then is one value.
 
-    Why: the decoder takes values as they come, several on a line or one over several lines. A raw newline
-    cannot stand inside a string, and "}" newline "{" not inside a value. The first bytes of a chunk are most
-    often those of each of its lines, and a longer needle is found faster.
+    The decoder accepts several values on a line and one value over several lines. A string contains no raw newline, and
+    a value does not contain "}" newline "{". The first bytes of a chunk are most often the first bytes of each of its
+    lines, and a longer needle is found faster.
     """
     return chunk.count(b"}\n" + chunk[:16]) == count - 1 or chunk.count(b"}\n{") == count - 1
 
@@ -132,10 +132,10 @@ def _is_utf8(chunk: bytes) -> bool:
 
 
 def read_line(line: bytes) -> ExternalEvent:
-    """The event of one line, checked exactly.
+    """Return the event of one line, with all checks.
 
     Raises:
-        EventFormatError: not an event line.
+        EventFormatError: it is not an event line.
         ExternalEventPayloadError: the payload is refused.
     """
     try:
@@ -146,10 +146,10 @@ def read_line(line: bytes) -> ExternalEvent:
 
 
 def read_event(text: bytes | msgspec.Raw) -> ExternalEvent:
-    """The event of a bare event object, checked exactly.
+    """Return the event of a bare event object, with all checks.
 
     Raises:
-        EventFormatError: not an event.
+        EventFormatError: it is not an event.
         ExternalEventPayloadError: the payload is refused.
     """
     try:
@@ -171,10 +171,10 @@ def _payload_bytes(event: _ExactEvent) -> bytes:
 
 
 def read_body(body: bytes) -> Iterator[ExternalEvent]:
-    """The events of an EVENTS frame, with their payloads; they were checked when they were accepted.
+    """Yield the events of an EVENTS frame, with their payloads. They were checked when they were accepted.
 
     Raises:
-        EventFormatError: the body is not what was accepted.
+        EventFormatError: the body cannot be decoded.
     """
     try:
         lines = msgspec.json.Decoder(_ExactLine).decode_lines(body)

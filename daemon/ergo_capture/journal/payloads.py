@@ -1,4 +1,4 @@
-"""What the bodies of journal frames hold that say what a session is and what became of it."""
+"""The bodies of the journal's small frames: JSON objects that say what a session is and what became of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ergo_capture.kernel.constraints import Constraints
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """Who opened a session, as the kernel vouches for it (SO_PEERCRED)."""
+    """The process that opened a session, as the kernel reports it (SO_PEERCRED)."""
 
     uid: int
     gid: int
@@ -18,7 +18,7 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session is: the body of its OPEN frame; never changes."""
+    """What a session is: the body of its OPEN frame. It never changes."""
 
     session: str
     #: The graph's name in the configuration, which is the bundle's ``graph_id``.
@@ -26,7 +26,7 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
     constraints: Constraints
     adapter_provenance: str
     runtime_provenance: str
-    #: The engine's name, for people; configuration decides which engine runs.
+    #: Name of the engine, for people; the configuration decides which engine runs.
     engine: str
     labels: dict[str, str]
     peer: Peer | None
@@ -46,25 +46,25 @@ class Closing(msgspec.Struct, frozen=True):
 
 
 class Rotation(msgspec.Struct, frozen=True):
-    """That a part of a session ended: the body of a ROTATE frame.
+    """The end of a part of a session: the body of a ROTATE frame.
 
-    The frame's ``first`` is the index of the next part's first event. The session's description is repeated.
-    Why: once the part's bundle is durable, the segments before may go, and the OPEN frame with them.
+    The description of the session is repeated: once the part's bundle is durable, the segments before may be deleted,
+    and the OPEN frame with them.
     """
 
     #: Number of the part that ended, from 1.
     part: int
-    #: Whether the bound passed before nothing was deferred; the next part then starts without what was.
+    #: Whether the part was ended while episodes were deferred; the next part starts without them.
     forced: bool
     #: RFC 3339 in UTC; evidence only.
     rotated_at: str
     description: SessionDescription
-    #: Id of the part's last event.
+    #: Id of the last event of the part.
     last_event_id: str | None
 
 
 class Publication(msgspec.Struct, frozen=True):
-    """That a bundle is durable: the body of a PUBLISHED frame."""
+    """A durable bundle: the body of a PUBLISHED frame."""
 
     #: Number of the part, from 1.
     part: int
@@ -74,7 +74,7 @@ class Publication(msgspec.Struct, frozen=True):
     manifest: str
     #: SHA-256 of the bundle file, in hex.
     sha256: str
-    #: Whether it is the session's last one.
+    #: Whether it is the last bundle of the session.
     final: bool = False
 
 
@@ -96,7 +96,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def encode_body(body: SessionDescription | Closing | Rotation | Publication | SegmentHead) -> bytes:
-    """A frame body of one of the small kinds."""
+    """Encode the body of a small frame."""
     return _encode(body)
 
 

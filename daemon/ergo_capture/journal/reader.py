@@ -1,4 +1,9 @@
-"""Reads frames back, by position, from any thread or process while the journal is being written."""
+"""Reads frames back by position, from any thread or process, while the journal is being written.
+
+No lock is needed. A position is handed out only when its frame is on stable storage, a durable frame is never changed,
+and each call of ``read_frames`` opens its own files. A segment is cut only behind its durable frames, and deleted only
+when nobody needs it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,8 @@ from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, Position, de
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
-#: What is read at a time: at first, and at most. Why: a journal of many sessions is asked for one small frame after
-#: another, each in a window of its own; who reads on is soon given much.
+#: Bytes read at a time, at first and at most. The read-ahead doubles for sequential readers and is small at first,
+#: because a journal of many sessions is read one small frame after another, each from another place.
 _FIRST_BYTES: Final = 16 << 10
 _WINDOW_BYTES: Final = 1 << 20
 
@@ -29,15 +34,15 @@ class Window:
         self._ahead = _FIRST_BYTES
 
     def end_at(self, offset: int) -> None:
-        """Look at nothing behind ``offset``, and read all before it anew.
+        """End the window at ``offset``, and read everything before it anew.
 
-        Why: where somebody writes meanwhile, what was read before is older than what is read now.
+        Where another process writes meanwhile, what was read earlier is older than what is read now.
         """
         self.size = self._limit = min(offset, self.size)
         self._start, self._held = 0, memoryview(b"")
 
     def view(self, offset: int, size: int) -> memoryview:
-        """``size`` bytes from ``offset``, or fewer where the file ends.
+        """Return ``size`` bytes from ``offset``, or fewer where the file ends.
 
         Raises:
             StorageError: the file cannot be read.
@@ -54,7 +59,7 @@ class Window:
 
     def _read(self, offset: int, wanted: int) -> bytes:
         while True:
-            # Why the size each time: a batch that did not fit the disk is cut off behind what is durable.
+            # The size is asked for each time: a batch that does not fit the disk is cut off behind what is durable.
             self.size = min(self._file.size(), self._limit)
             wanted = min(wanted, self.size - offset)
             if wanted <= 0:
@@ -62,27 +67,24 @@ class Window:
             try:
                 return self._file.read_at(offset, wanted)
             except StorageError:
-                # Cut off between the two calls: what is wanted of it may be there all the same.
+                # The file was cut between the two calls: try again with what is left of it.
                 if self._file.size() >= offset + wanted:
                     raise
 
     def header(self, offset: int, segment: int) -> Header | None:
-        """The valid header at ``offset``, if there is one."""
+        """Return the valid header at ``offset``; None where there is none."""
         return decode_header(self.view(offset, HEADER_BYTES), segment)
 
     def body(self, offset: int, header: Header) -> memoryview | None:
-        """The body of the frame at ``offset``, if it is the one its header was made for."""
+        """Return the body of the frame at ``offset``; None where it is not the one the header was written for."""
         if header.length > self.size - offset - HEADER_BYTES:
             return None
         body = self.view(offset + HEADER_BYTES, header.length)
         return body if header.fits(body) else None
 
-    def __repr__(self) -> str:
-        return f"<Window on {self.size} bytes, {len(self._held)} held from {self._start} on>"
-
 
 def read_frames(directory: Path, positions: Iterable[Position], storage: Storage) -> Iterator[Frame]:
-    """The frames at ``positions``, in that order.
+    """Yield the frames at ``positions``, in that order.
 
     Raises:
         JournalDamaged: there is no whole frame at one of them.
@@ -114,7 +116,7 @@ def read_frames(directory: Path, positions: Iterable[Position], storage: Storage
 
 
 def undecodable(frame: Frame, error: ValueError) -> JournalDamaged:
-    """Return the error for a whole frame whose body is not what its kind says."""
+    """Return the error for a whole frame whose body cannot be decoded."""
     header = frame.header
     return JournalDamaged(
         f"read journal: frame {header.index} of batch {header.batch} holds what no daemon writes: {error}",

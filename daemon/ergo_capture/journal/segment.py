@@ -1,4 +1,4 @@
-"""A segment: one file of the journal."""
+"""A segment: one file of the journal. Its names, and how it is created."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ergo_capture.journal.payloads import SegmentHead, encode_body
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
 SUFFIX: Final = ".journal"
-#: A segment that is being made; swept at start.
+#: A segment that is being created; removed at start.
 NEW_SUFFIX: Final = ".journal.new"
-#: What recovery cut off, kept beside the segment.
+#: A copy of what a start cut off, beside the segment.
 TORN_SUFFIX: Final = ".torn"
-#: The least a segment is allocated, where there is no room for a whole one.
+#: The least size of a segment where there is no room for a whole one.
 _LEAST_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"(\d{16})\.journal")
 _UNFINISHED: Final = re.compile(r"\d{16}\.journal(\.torn)?\.new")
@@ -26,37 +26,37 @@ _TORN: Final = re.compile(r"\d{16}\.journal\.torn(\.\d+)?")
 
 
 def segment_path(directory: Path, sequence: int) -> Path:
-    """The file of a segment."""
+    """Return the path of a segment."""
     return directory / f"{sequence:016d}{SUFFIX}"
 
 
 def sequence_of(name: str) -> int | None:
-    """The sequence number in a file name, or None where it is not a segment's."""
+    """Return the sequence number in a file name; None where it is not a segment's name."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a name is that of a segment, or of a copy of a torn end, that was being made."""
+    """Return whether a name is that of a segment, or of a copy of a torn end, that was being created."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
 def is_torn_copy(name: str) -> bool:
-    """Whether a name is that of what recovery cut off a segment."""
+    """Return whether a name is that of a copy of a torn end."""
     return _TORN.fullmatch(name) is not None
 
 
 def head_frame(sequence: int, program: str, batch: int, frames: int) -> PendingFrame:
-    """The first frame of a new segment."""
+    """Return the first frame of a new segment."""
     head = SegmentHead(FORMAT_VERSION, program, sequence, batch, frames)
     return PendingFrame(FrameKind.SEGMENT, 0, 0, 0, encode_body(head))
 
 
 def prepare_segment(directory: Path, sequence: int, size: int, storage: Storage) -> StorageFile:
-    """A segment of ``size`` zero bytes under a temporary name; ``install_segment`` gives it its own.
+    """Create a segment of ``size`` zero bytes under a temporary name; ``install_segment`` gives it its own.
 
     Raises:
-        StorageError: it cannot be made; nothing of it is left.
+        StorageError: it cannot be created; nothing of it is left.
     """
     path = directory / f"{sequence:016d}{NEW_SUFFIX}"
     try:
@@ -64,13 +64,13 @@ def prepare_segment(directory: Path, sequence: int, size: int, storage: Storage)
     except StorageError as error:
         if error.errno != errno.EEXIST:
             raise
-        # Why it may be there: an attempt that failed while the disk was full could not remove it either.
+        # An attempt that failed on a full disk may not have been able to remove it.
         storage.remove(path)
         file = storage.open(path, create=True)
     try:
         file.allocate(size)
     except BaseException:
-        # Why quietly: the error that is under way says why; what is left of the file is swept at the next start.
+        # The first error says why; what is left of the file is removed at the next start.
         with suppress(StorageError):
             file.close()
         with suppress(StorageError):
@@ -80,7 +80,7 @@ def prepare_segment(directory: Path, sequence: int, size: int, storage: Storage)
 
 
 def install_segment(directory: Path, sequence: int, storage: Storage) -> Path:
-    """Give a prepared segment its name, durably.
+    """Give a prepared segment its name, durably, and return its path.
 
     Raises:
         StorageError: it could not be renamed, or the directory not be synced.
@@ -92,9 +92,10 @@ def install_segment(directory: Path, sequence: int, storage: Storage) -> Path:
 
 
 class NextSegment:
-    """Makes the next segment in a thread, before it is wanted.
+    """Creates the next segment in a thread, before it is needed: 64 MiB of zeros take as long as hundreds of commits.
 
-    Why: filling 64 MiB with zeros takes as long as some hundred commits.
+    All methods are called by the thread that commits, or after it has ended. The thread that creates the segment only
+    sets ``_file``, which is read after that thread was joined; so no lock is needed.
     """
 
     def __init__(self, directory: Path, storage: Storage) -> None:
@@ -104,25 +105,25 @@ class NextSegment:
         self._file: StorageFile | None = None
 
     def prepare(self, sequence: int, size: int) -> None:
-        """Begin making segment ``sequence`` of ``size`` bytes, unless that was begun."""
+        """Begin to create segment ``sequence`` of ``size`` bytes, unless that was begun."""
         if self._thread is None:
             self._thread = threading.Thread(
-                target=self._make, args=(sequence, size), name="ergo-capture-segment", daemon=True
+                target=self._create, args=(sequence, size), name="ergo-capture-segment", daemon=True
             )
             self._thread.start()
 
-    def _make(self, sequence: int, size: int) -> None:
-        # Why nothing is said of an error: the commit that wants the segment tries again and meets it itself.
+    def _create(self, sequence: int, size: int) -> None:
+        # An error is not reported: the commit that needs the segment tries again and meets the error itself.
         with suppress(StorageError):
             self._file = prepare_segment(self._directory, sequence, size, self._storage)
 
     def take(self, sequence: int, size: int, least: int) -> StorageFile:
-        """Segment ``sequence``: the one made ahead where it is large enough, or one made now.
+        """Return segment ``sequence``: the one created ahead where it has ``least`` bytes, or one created now.
 
         Raises:
-            StorageError: there is none and none can be made.
+            StorageError: there is none and none can be created.
         """
-        self._wait()
+        self._join()
         file, self._file = self._file, None
         if file is not None:
             if file.size() >= least:
@@ -138,18 +139,15 @@ class NextSegment:
             return prepare_segment(self._directory, sequence, smaller, self._storage)
 
     def discard(self) -> None:
-        """Remove what was made and not taken."""
-        self._wait()
+        """Remove a segment that was created and not taken."""
+        self._join()
         file, self._file = self._file, None
         if file is not None:
             with suppress(StorageError):
                 file.close()
                 self._storage.remove(file.path)
 
-    def _wait(self) -> None:
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def __repr__(self) -> str:
-        return f"<NextSegment of {self._directory}, {'under way or made' if self._thread else 'not begun'}>"

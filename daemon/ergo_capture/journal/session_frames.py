@@ -44,7 +44,7 @@ class SessionHistory:
     closing: Closing | None = None
     #: Number of events and decisions in the session, from its CLOSE frame; None where there is none.
     total: int | None = None
-    #: Why a frame could not be decoded; None where all could.
+    #: The message about a frame that could not be decoded; None where all could.
     problem: str | None = None
 
 

@@ -1,18 +1,19 @@
-"""The journal of a daemon: appends batches of frames, each synced before the next is begun.
+"""The write-ahead journal of a daemon: appends batches of frames, each synced before the next one is begun.
 
-One thread commits; anybody may read at the same time, through ``reader.read_frames``, and one other thread
-may retire segments.
+Threads: one thread commits; another may prepare the next batch between two commits; another may delete segments or take
+a snapshot at any time (a lock guards the table of segments). Any thread may read through ``reader.read_frames``.
 
-After an error in a write or a sync the journal has failed for good (P7): what the error left of the batch on
-disk is unknown, so nothing is written behind it, and the next start finds out by scanning. Only a lack of
-space is different (P8): what was written of the batch is cut off again, and the next commit may succeed. It
-goes to a new segment. Why: where write and sync are one call (RWF_DSYNC), a file system that finds room for
-blocks only when it syncs reports a full disk from the sync, and nothing may rest on a later sync of the same
-pages. Segments are filled with zeros beforehand, so that this happens on copy-on-write file systems only.
+After an error in a write or a sync the journal has failed for good (P7): what the error left of the batch on disk is
+unknown, so nothing is written behind it, and the next start finds out by scanning. Only a lack of space is different
+(P8): what was written of the batch is cut off again, and the next commit may succeed. It goes to a new segment, because
+where write and sync are one call (RWF_DSYNC), a file system that allocates blocks only when it syncs reports a full disk
+from the sync, and nothing may depend on a later sync of the same pages. Segments are filled with zeros beforehand, so
+that this happens on copy-on-write file systems only.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,34 +35,31 @@ _MAX_BYTES: Final = (1 << 32) - 1
 _SEAL_BYTES: Final = 4096
 
 
-class Failure:
-    """Why nothing more can be appended.
+class _Failure(NamedTuple):
+    """The reason that nothing more can be appended.
 
-    Why not the exception itself: one that is raised again and again keeps every stack it was raised in.
+    The cause is kept rather than the error to raise: an error that is raised again keeps every stack it was raised in.
     """
 
-    def __init__(self, path: str | Path | None, cause: StorageError | None) -> None:
-        self._path = path
-        self._cause = cause
+    path: str | Path | None
+    #: None where the journal was closed.
+    cause: StorageError | None
 
     @property
     def message(self) -> str:
-        """It in words."""
-        return f"append to journal '{self._path}': {'it is closed' if self._cause is None else self._cause.message}"
+        """The error message."""
+        return f"append to journal '{self.path}': {'it is closed' if self.cause is None else self.cause.message}"
 
     def error(self) -> JournalFailed:
-        """What whoever wants to append is told."""
+        """Return the error for a caller that wants to append."""
         hint = "nothing that was not acknowledged is safe; look at the disk, then restart the daemon"
-        error = JournalFailed(self.message, op="append to journal", path=self._path, hint=hint)
-        error.__cause__ = self._cause
+        error = JournalFailed(self.message, op="append to journal", path=self.path, hint=hint)
+        error.__cause__ = self.cause
         return error
-
-    def __repr__(self) -> str:
-        return f"<Failure {self.message}>"
 
 
 class JournalSnapshot(msgspec.Struct, frozen=True):
-    """What the journal consists of; sizes in bytes."""
+    """The state of the journal; sizes in bytes."""
 
     segments: int
     bytes: int
@@ -72,7 +70,7 @@ class JournalSnapshot(msgspec.Struct, frozen=True):
 
 
 class PreparedBatch(NamedTuple):
-    """A batch as bytes, for its place in the open segment."""
+    """A batch as bytes, encoded for its place in the open segment."""
 
     buffers: list[bytes]
     start: int
@@ -83,7 +81,7 @@ class PreparedBatch(NamedTuple):
 
 
 class Journal:
-    """An open journal. Made by ``Journal.open``."""
+    """An open journal; made by ``Journal.open``."""
 
     def __init__(
         self,
@@ -97,21 +95,23 @@ class Journal:
     ) -> None:
         self.directory = directory
         self._storage = storage
-        #: Sizes of the segments there are, by sequence.
+        #: Sizes of the segments, by sequence. The committing thread adds, another one deletes, the loop reads.
         self._segments = sizes
+        self._lock = threading.Lock()
         self._segment_bytes = segment_bytes
         self._program = program
-        #: The last batch, and how many of its frames are there; a new segment's head says both.
+        #: The last batch and how many of its frames there are; the head of a new segment records both.
         self._batch = found.last_batch
         self._frames = found.last_frames
         self._sequence = max(sizes, default=0)
-        #: The last segment of which anything is durable, and whether it ends with a seal.
+        #: The last segment with a durable frame, and whether it ends with a seal. Only the committing thread writes it;
+        #: a reader that sees an older value deletes fewer segments.
         self._durable = self._sequence
         self._sealed = found.ending is Verdict.SEALED
         self._file: StorageFile | None = None
         self._offset = 0
         self._capacity = 0
-        self._failure: Failure | None = None
+        self._failure: _Failure | None = None
         self._ahead = NextSegment(directory, storage)
 
     @classmethod
@@ -124,21 +124,21 @@ class Journal:
         program: str = "ergo-capture",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Journal, ScanReport]:
-        """Scan the journal, mend a torn tail, and make ready to append; the caller holds the daemon's lock.
+        """Scan the journal, repair a torn end, and make ready to append; the caller holds the daemon's lock.
 
-        What follows goes to a new segment: its head says where the old one ended, and its batches prove
-        that the old ones were durable.
+        The next batch goes to a new segment: its head records where the old one ended, and its batches prove that the
+        old ones were durable.
 
         Args:
-            directory: where the segments are; made by the caller.
-            storage: the filesystem.
+            directory: where the segments are; created by the caller.
+            storage: the file system.
             segment_bytes: size of a segment, 4 KiB to 2 GiB; a larger batch gets a larger one.
-            program: name and version, for the segments' heads.
-            on_progress: told of segments read and segments there are.
+            program: name and version, for the heads of segments.
+            on_progress: called before each segment with the segments read and the segments there are.
 
         Raises:
-            JournalError: something else has a segment's name, another user's it is, or a newer version's.
-            StorageError: a file cannot be read, or the tail not be mended.
+            JournalError: a segment is not a plain file, belongs to another user, or needs a newer program.
+            StorageError: a file cannot be read, or the torn end cannot be repaired.
             ValueError: ``segment_bytes`` is out of range.
         """
         if not 4096 <= segment_bytes <= 2 << 30:
@@ -165,15 +165,15 @@ class Journal:
 
         Raises:
             JournalFull: there was no room; nothing of the batch was kept.
-            JournalFailed: now, or at some earlier commit.
+            JournalFailed: this write or an earlier one failed.
         """
         return self.write(self.prepare(frames) or frames)
 
     def prepare(self, frames: Sequence[PendingFrame]) -> PreparedBatch | None:
-        """The batch's bytes and place, where it fits the segment that is open; None where it does not.
+        """Encode a batch for its place in the open segment; return None where it does not fit there.
 
-        Not to be called while ``write`` runs. Why apart: the thread that writes should need the interpreter
-        as seldom as can be, because it waits for it behind the loop each time.
+        Must not be called while ``write`` runs. Encoding is separate because the thread that writes waits for the
+        interpreter lock behind the loop each time that it needs it.
         """
         if not frames or self._file is None or self._failure is not None:
             return None
@@ -199,7 +199,7 @@ class Journal:
 
         Raises:
             JournalFull: there was no room; nothing of the batch was kept.
-            JournalFailed: now, or at some earlier commit.
+            JournalFailed: this write or an earlier one failed.
         """
         if self._failure is not None:
             raise self._failure.error()
@@ -224,21 +224,23 @@ class Journal:
         return batch.positions
 
     def _lose(self, error: StorageError, file: StorageFile, start: int) -> JournalError:
-        """The batch at ``start`` did not make it: say whether a later one may."""
+        """Return the error for the batch at ``start``, having cut off what was written of it where the disk is full."""
         if not error.is_full or error.op == "sync":
             return self._fail(error)
         try:
             if start:
-                # Why: frames of the lost batch would otherwise lie behind those that are durable.
+                # Frames of the lost batch must not lie behind those that are durable.
                 file.truncate(start)
                 file.close()
-                self._segments[self._sequence] = start
+                with self._lock:
+                    self._segments[self._sequence] = start
             else:
-                # Why not cut: an empty segment with another one behind it is damage.
+                # Removed rather than cut: an empty segment with another one behind it is damage.
                 file.close()
                 self._storage.remove(file.path)
                 self._storage.sync_dir(self.directory)
-                del self._segments[self._sequence]
+                with self._lock:
+                    del self._segments[self._sequence]
                 self._sequence -= 1
         except StorageError as second:
             return self._fail(second)
@@ -254,7 +256,7 @@ class Journal:
         )
 
     def _fail(self, error: StorageError) -> JournalFailed:
-        self._failure = Failure(error.path, error)
+        self._failure = _Failure(error.path, error)
         return self._failure.error()
 
     def _roll(self, size: int, segment_bytes: int) -> StorageFile:
@@ -274,7 +276,7 @@ class Journal:
             capacity = file.size()
             full, self._file = self._file, None
             if full is not None:
-                # Why its zeros are not cut off: somebody may be reading it just now; the next start does that.
+                # Its zeros stay: another thread may be reading the file. The next start cuts them off.
                 full.close()
             install_segment(self.directory, self._sequence + 1, self._storage)
         except StorageError as error:
@@ -285,14 +287,15 @@ class Journal:
         self._sequence += 1
         self._file, self._offset, self._capacity = file, 0, capacity
         file.path = segment_path(self.directory, self._sequence)
-        self._segments[self._sequence] = capacity
+        with self._lock:
+            self._segments[self._sequence] = capacity
         return file
 
     def seal(self) -> None:
-        """Say that the journal was closed in order; does nothing where nothing came since the last seal.
+        """Record that the journal was closed in order; do nothing where it is sealed already.
 
         Raises:
-            JournalError: the seal could not be written; the next start takes it for a crash, and loses nothing.
+            JournalError: the seal could not be written. The next start takes that for a crash, and loses nothing.
         """
         if self._sealed:
             return
@@ -305,66 +308,69 @@ class Journal:
                 self._file.close()
             except StorageError as error:
                 raise self._fail(error) from error
-            # Why: nothing may ever lie behind a seal; what comes all the same goes to a new segment.
+            # Nothing may lie behind a seal: a later batch goes to a new segment.
             self._file, self._offset, self._capacity = None, 0, 0
 
     def close(self) -> None:
-        """Let go of the files; does not seal."""
+        """Close the files, without a seal."""
         self._ahead.discard()
         if self._file is not None:
             with suppress(StorageError):
                 self._file.close()
             self._file = None
         if self._failure is None:
-            self._failure = Failure(self.directory, None)
+            self._failure = _Failure(self.directory, None)
 
     # --- segments ---
 
     @property
     def current_segment(self) -> int:
-        """Sequence of the segment that is being written, or of the next one where none is."""
+        """Number of the segment that is being written, or of the next one where none is."""
         return self._sequence if self._file is not None else self._sequence + 1
 
     @property
     def segments(self) -> dict[int, int]:
-        """Sizes in bytes by sequence."""
-        return dict(self._segments)
+        """Sizes in bytes, by number."""
+        with self._lock:
+            return dict(self._segments)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all segments, preallocated ones included."""
-        return sum(self._segments.values())
+        with self._lock:
+            return sum(self._segments.values())
 
     def delete_segments(self, before: int) -> list[int]:
-        """Delete the segments older than ``before``, oldest first; returns which.
+        """Delete the segments older than ``before``, oldest first; return their numbers.
+
+        Only one thread at a time may call this.
 
         Raises:
-            StorageError: a file could not be deleted; those before it are gone.
+            StorageError: a file could not be deleted; older ones are gone.
         """
-        # Why not up to the current one: the oldest segment left must hold something durable, so that a bad
-        # beginning of it is damage and cannot be a batch that was never synced.
-        gone = [sequence for sequence in sorted(self._segments) if sequence < min(before, self._durable)]
+        # The oldest segment left must hold a durable frame: a bad beginning of it is then damage and cannot be a batch
+        # that was never synced.
+        end = min(before, self._durable)
+        gone = sorted(sequence for sequence in self.segments if sequence < end)
         for sequence in gone:
             self._storage.remove(segment_path(self.directory, sequence))
-            del self._segments[sequence]
-            # Why each: a power cut must not bring back an older segment without the ones between.
+            with self._lock:
+                del self._segments[sequence]
+            # Sync after each: a power cut must not bring back an older segment without the ones between.
             self._storage.sync_dir(self.directory)
         return gone
 
     def snapshot(self) -> JournalSnapshot:
-        """What the journal consists of now."""
+        """Return the state of the journal."""
+        sizes = self.segments
         return JournalSnapshot(
-            segments=len(self._segments),
-            bytes=self.size_bytes,
+            segments=len(sizes),
+            bytes=sum(sizes.values()),
             batch=self._batch,
             segment=self.current_segment,
             segment_offset=self._offset,
             failed=None if self._failure is None else self._failure.message,
         )
-
-    def __repr__(self) -> str:
-        state = "failed" if self._failure else "open"
-        return f"<Journal {self.directory} {state}, {len(self._segments)} segments, batch {self._batch}>"
 
 
 def _size(path: Path, storage: Storage) -> int:
