@@ -1,79 +1,96 @@
-"""What the daemon asks of an engine."""
+"""The interface of an engine, as the daemon uses it."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from anyio.abc import TaskGroup
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
+from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 
-#: A graph's runtime_provenance where none is configured: an engine's own takes its place.
-UNSTATED_PROVENANCE = "rpv1:none"
+#: A graph's runtime_provenance where none is configured: the engine's own is used instead.
+UNSTATED_PROVENANCE: Final = "rpv1:none"
+
+#: The result of a run whose deadline is zero.
+ABORTED: Final = RunResult(RunTermination.Aborted)
+#: The result of a run that took longer than its deadline.
+TIMED_OUT: Final = RunResult(RunTermination.TimedOut)
+#: The result of a run whose engine is away, or went away before it answered.
+UNAVAILABLE: Final = RunResult(RunTermination.Failed(ErrKind.AdapterUnavailable))
+#: The result of a run whose engine raised, or answered something that is not a valid result.
+INVALID_REPLY: Final = RunResult(RunTermination.Failed(ErrKind.RuntimeError))
 
 
 class EngineRefused(ErgoCaptureError):
-    """The engine is not the one that the graph is configured for, or does not come up."""
+    """The engine is not the one that the graph is configured for, or it cannot be reached."""
 
 
 class Engine(Protocol):
     """Runs episodes of one graph, for any number of sessions at once."""
 
-    #: The engine's kind, for people: ``fixed``, ``scripted``, ...
+    #: The engine's kind: ``fixed``, ``scripted``, ``python``, ``process`` or ``socket``.
     name: str
-    #: Episodes of one session that may be under way at once, from 1.
+    #: The most episodes of one session that may be under way at once, at least 1.
     pipeline: int
 
     def invoker(self) -> RuntimeInvoker | None:
-        """A new session's engine where answers need no waiting; None where ``run`` must be awaited.
+        """Return an invoker for a new session if the engine answers without waiting, else None.
 
-        Why: a session whose engine answers at once decides whole chunks without an await per event.
+        A session with an invoker decides whole chunks without an ``await`` for each event; without one, each episode
+        is awaited with ``run``.
         """
 
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
-        """Run one attempt of an episode to its end; never raises for what the engine did wrong."""
+        """Run one attempt of an episode and return its result.
+
+        What the engine does wrong is a result too: this raises nothing for it.
+        """
 
     async def provenance(self, configured: str) -> str:
-        """The runtime_provenance of a session that is opened now, ``configured`` being the graph's.
+        """Return the runtime_provenance for a session that is opened now.
+
+        Args:
+            configured: the graph's runtime_provenance in the configuration.
 
         Raises:
-            EngineRefused: the engine says another one, or is away and has not said any yet.
+            EngineRefused: the engine states another one, or is away and has not stated any yet.
         """
 
     def expect(self, provenance: str) -> None:
-        """A session of before the start goes on, which was opened with an engine of this runtime_provenance."""
+        """Accept only an engine of this runtime_provenance: a recovered session was opened with it."""
 
     def start(self, tasks: TaskGroup) -> None:
-        """Begin to live in ``tasks``; a second call changes nothing."""
+        """Start the engine's own task in ``tasks``; does nothing if it was started before."""
 
     def stop(self) -> None:
-        """Let go of whatever it lives by: no session will ask it again."""
+        """End the engine's own task; no session may use the engine afterwards."""
 
     def snapshot(self) -> dict[str, Any]:
-        """How the engine is, for ``status``; with ``up`` where it may be away."""
+        """Return the engine's figures for ``status``; with ``up`` if the engine can be away."""
 
 
-class InProcess:
-    """What all engines have in common that live in the daemon itself."""
+class InProcessEngine:
+    """The common part of engines that live in the daemon itself: they have no task and are never away."""
 
     pipeline = 1
 
     async def provenance(self, configured: str) -> str:
-        """The configured one: nobody else has anything to say about it."""
+        """Return the configured one; the engine has none of its own."""
         return configured
 
     def expect(self, provenance: str) -> None:
-        """Nothing can be said against it: what it is nobody knows but the configuration."""
+        """Do nothing: the configuration alone says what the engine is."""
 
     def start(self, tasks: TaskGroup) -> None:
-        """Nothing is to be started."""
+        """Do nothing."""
 
     def stop(self) -> None:
-        """Nothing is to be let go of."""
+        """Do nothing."""
 
     def snapshot(self) -> dict[str, Any]:
-        """There is nothing to say: it cannot be away."""
+        """Return no figures."""
         return {}

@@ -14,7 +14,7 @@ import structlog
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
 from ergo_capture import telemetry
-from ergo_capture.engine.dialogue import LAST_WORDS_SECONDS
+from ergo_capture.engine.connection import LAST_WORDS_SECONDS
 from ergo_capture.engine.remote import RemoteEngine, RemoteSettings
 
 log = structlog.get_logger()

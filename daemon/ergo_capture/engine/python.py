@@ -3,9 +3,11 @@
 ``module:callable`` is called with (graph_id, event_id, kind, at, payload, deadline): strings, ``at`` and ``deadline``
 as EventTime (``deadline`` may be None), ``payload`` as bytes, empty for none. It returns None for Completed, a
 termination as in JSON, an object with ``termination``, ``effects``, ``intent_acks``, ``interruption`` as in ``ran`` of
-``ergo-engine.v1``, or a RunResult. One that is ``async def`` is awaited, any other is called in a thread, where a
-deadline ends the waiting but cannot end the call. So many calls at once, those that hang included, and no more:
-then runs wait, those with a deadline until it has passed. What it raises is Failed(RuntimeError).
+``ergo-engine.v1``, or a RunResult. What it raises is Failed(RuntimeError).
+
+An ``async def`` is awaited; any other callable is called in a thread, where a deadline ends the wait but cannot end
+the call. The number of calls in threads is bounded, calls that hang included; above it runs wait, those with a deadline
+until it has passed.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final
 
 import anyio
@@ -22,25 +27,22 @@ import msgspec
 import structlog
 
 from ergo_capture import telemetry
-from ergo_capture.engine.calls import CallThreads
-from ergo_capture.engine.dialogue import NONSENSE, TIMED_OUT
-from ergo_capture.engine.port import InProcess
+from ergo_capture.engine.port import ABORTED, INVALID_REPLY, TIMED_OUT, InProcessEngine
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.events import ExternalEvent
-from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.engine import read_ran
 
 log = structlog.get_logger()
 
-#: Calls in threads at once, at least; as many as the pipeline where that is more.
-_THREADS: Final = 64
+#: Calls in threads at once, or ``pipeline`` if that is more.
+_MIN_THREADS: Final = 64
 
-_ABORTED: Final = RunResult(RunTermination.Aborted)
+_Job = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
 
-class PythonEngine(InProcess):
+class PythonEngine(InProcessEngine):
     """Calls ``module:callable`` for each attempt.
 
     Args:
@@ -56,40 +58,35 @@ class PythonEngine(InProcess):
     def __init__(self, spec: str, pipeline: int = 1) -> None:
         self.spec = spec
         self.pipeline = pipeline
-        self._call = _callable(spec)
-        self._is_async = any(map(inspect.iscoroutinefunction, (self._call, type(self._call).__call__)))
-        self._threads = CallThreads(max(_THREADS, pipeline))
+        self._callable = _load(spec)
+        self._is_async = any(map(inspect.iscoroutinefunction, (self._callable, type(self._callable).__call__)))
+        self._threads = CallThreads(max(_MIN_THREADS, pipeline))
 
     def invoker(self) -> RuntimeInvoker | None:
-        """None: it may take its time."""
+        """Return None: a call may take its time."""
         return None
 
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
-        """Call it; what it raises or returns amiss is Failed(RuntimeError)."""
+        """Call it; an exception or an invalid return value is Failed(RuntimeError), and logged."""
         if deadline is not None and deadline.is_zero():
-            return _ABORTED
-        call = partial(self._call, graph_id, event_id, event.kind.value, event.at, event.payload, deadline)
-        with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9) as patience:
+            return ABORTED
+        call = partial(self._callable, graph_id, event_id, event.kind.value, event.at, event.payload, deadline)
+        with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9):
             try:
-                answer = await (_contained(call) if self._is_async else self._threads.call(call))
-                return _result(answer)
+                answer = await (_await_contained(call) if self._is_async else self._threads.call(call))
+                return _to_result(answer)
             except Exception:
-                # Why here: an episode that fails is an outcome to be recorded, and no failure of the daemon.
-                log.exception(telemetry.ENGINE_FAILED, graph=graph_id, event_id=event_id, engine=repr(self))
-                return NONSENSE
-        assert patience.cancelled_caught
+                log.exception(telemetry.ENGINE_FAILED, graph=graph_id, event_id=event_id, engine=f"python {self.spec}")
+                return INVALID_REPLY
         return TIMED_OUT
 
     def snapshot(self) -> dict[str, Any]:
-        """Calls that have not come back."""
+        """Return the number of calls in threads that have not returned."""
         return {"calls": self._threads.busy}
 
-    def __repr__(self) -> str:
-        return f"<PythonEngine {self.spec}>"
 
-
-async def _contained(call: Callable[[], Awaitable[Any]]) -> Any:
-    """What the coroutine returns or raises, as an error like any other."""
+async def _await_contained(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Await the coroutine; raise RuntimeError in place of SystemExit and other exceptions that would end the daemon."""
     try:
         return await call()
     except Exception:
@@ -98,20 +95,20 @@ async def _contained(call: Callable[[], Awaitable[Any]]) -> Any:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        # Why: SystemExit would end the daemon, and a cancellation that nobody asked for everything it is a part of.
+        # A CancelledError that the callable raised by itself would cancel the session it is called for.
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
-def _callable(spec: str) -> Callable[..., Any]:
+def _load(spec: str) -> Callable[..., Any]:
     module, colon, name = spec.partition(":")
     try:
         if not (module and colon and name):
             raise ValueError("it is not `module:callable`")
         found = getattr(importlib.import_module(module), name)
         if not callable(found):
-            raise ValueError(f"`{name}` cannot be called")  # noqa: TRY004 - as above
+            raise ValueError(f"`{name}` cannot be called")  # noqa: TRY004 - caught below like the one above
     except Exception as error:
-        # Why everything: a module that is imported may raise anything.
+        # A module may raise anything when it is imported.
         raise ErgoCaptureError(
             f"load python engine {spec!r}: {error}",
             op="load python engine",
@@ -122,15 +119,77 @@ def _callable(spec: str) -> Callable[..., Any]:
         return found  # type: ignore[no-any-return]
 
 
-def _result(answer: Any) -> RunResult:
+def _to_result(answer: Any) -> RunResult:
+    """Return what the callable's return value means.
+
+    Raises:
+        ValueError: it means nothing.
+    """
     if isinstance(answer, RunResult):
-        # Why not as it is: nothing has checked it, and what cannot be written down must not reach the journal.
+        # Check it like any other: what cannot be encoded must not reach the journal.
         answer = {**msgspec.structs.asdict(answer), "termination": answer.termination.to_builtins()}
     if answer is None:
         answer = "Completed"
-    # A termination may be an object too, but its only key is not one of an answer's.
+    # A termination may be an object too, {"Failed": KIND}, but has no field of that name.
     body = answer if isinstance(answer, dict) and "termination" in answer else {"termination": answer}
     ran = read_ran(msgspec.json.encode({"id": 0, **body}))
     if ran.result is None:
         raise ValueError(f"it returned {answer!r}: {ran.error}")
     return ran.result
+
+
+class CallThreads:
+    """Calls functions in daemon threads of its own, at most ``limit`` at once, abandoned calls included.
+
+    A call that hangs can be abandoned but not ended. In the threads of ``anyio.to_thread`` each such call would add
+    one more thread, without limit, and would keep the process from ending.
+
+    Args:
+        limit: the most calls under way at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._free = asyncio.Semaphore(limit)
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._threads = 0
+        #: Calls that have not returned, abandoned ones included.
+        self.busy = 0
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Return what the function returns, or raise what it raises; cancellation abandons the call."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self.busy += 1
+        if self.busy > self._threads:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"engine-{self._threads}", daemon=True).start()
+        self._jobs.put((function, answer, loop))
+        return await answer
+
+    def _work(self) -> None:
+        while True:
+            function, answer, loop = self._jobs.get()
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as raised:  # noqa: BLE001 - it is raised again in the task that waits
+                error = raised
+            # The loop may be closed by now; then nobody waits for the answer.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._deliver, answer, result, error)
+            # Release them now: the next job may be long in coming.
+            del function, answer, result, error
+
+    def _deliver(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        self.busy -= 1
+        self._free.release()
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(result)
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+            answer.set_exception(error)
+        else:
+            # A future refuses StopIteration, and SystemExit would end the daemon.
+            answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
@@ -20,18 +22,16 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.backoff import Backoff
-from ergo_capture.engine.dialogue import AWAY, TIMED_OUT, Dialogue
-from ergo_capture.engine.port import UNSTATED_PROVENANCE, EngineRefused
+from ergo_capture.engine.connection import EngineConnection
+from ergo_capture.engine.port import ABORTED, TIMED_OUT, UNAVAILABLE, UNSTATED_PROVENANCE, EngineRefused
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
-from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.engine import EngineProtocolError, Ready
 
 log = structlog.get_logger()
 
-_ABORTED: Final = RunResult(RunTermination.Aborted)
 _BROKEN: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
@@ -69,7 +69,7 @@ class RemoteEngine(ABC):
         self.counts: Counter[str] = Counter()
         self._configured = configured
         self._settings = settings
-        self._dialogue: Dialogue | None = None
+        self._dialogue: EngineConnection | None = None
         #: What the engine said of itself when it was there first, or what the sessions of before the start expect.
         self._stated: str | None = None
         #: Why it is away, in words; empty while it is there.
@@ -133,11 +133,11 @@ class RemoteEngine(ABC):
         """Run one attempt; never raises for what the engine did wrong."""
         del event_id  # the event bears it
         if deadline is not None and deadline.is_zero():
-            return _ABORTED
+            return ABORTED
         self.counts["asked"] += 1
         if self._dialogue is None:
             if self._settings.when_away == "fail":
-                return AWAY
+                return UNAVAILABLE
             with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9) as patience:
                 while self._dialogue is None:
                     await self._came.wait()
@@ -178,7 +178,7 @@ class RemoteEngine(ABC):
     async def _be_there(self) -> None:
         """Reach it, greet it, and talk with it until it is gone."""
         async with self.reach() as (receive, send):
-            dialogue = Dialogue(receive, send, self._settings.max_line_bytes, self.counts, self._lost)
+            dialogue = EngineConnection(receive, send, self._settings.max_line_bytes, self.counts, self._lost)
             with anyio.move_on_after(self._settings.start_timeout or None) as patience:
                 ready = await dialogue.greet()
             if patience.cancelled_caught:
@@ -226,7 +226,7 @@ class RemoteEngine(ABC):
             hint="start the right engine, or mend runtime_provenance of the graph",
         )
 
-    async def _watch(self, dialogue: Dialogue) -> None:
+    async def _watch(self, dialogue: EngineConnection) -> None:
         """End the conversation where the engine answers nothing any more."""
         limit = self._settings.hang_timeout
         while limit:
@@ -244,6 +244,29 @@ class RemoteEngine(ABC):
             "unsent_bytes": 0 if dialogue is None else dialogue.unsent_bytes,
             **{name: self.counts[name] for name in ("asked", "reached", "lost", "late", "unknown", "nonsense")},
         }
+
+
+class SocketEngine(RemoteEngine):
+    """A service that listens; connected to again whenever the connection ends.
+
+    Args:
+        path: the Unix socket that it listens on.
+    """
+
+    name = "socket"
+
+    def __init__(self, graph: str, configured: str, path: Path, settings: RemoteSettings) -> None:
+        super().__init__(graph, configured, settings)
+        self.path = path
+
+    @asynccontextmanager
+    async def reach(self) -> AsyncIterator[tuple[ByteReceiveStream, ByteSendStream]]:
+        """Connect; hang up at the end."""
+        async with await anyio.connect_unix(str(self.path)) as stream:
+            yield stream, stream
+
+    def __repr__(self) -> str:
+        return f"<SocketEngine {self.path}>"
 
 
 def _in_words(error: BaseException) -> str:

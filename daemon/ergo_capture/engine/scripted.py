@@ -1,19 +1,40 @@
-"""The engine whose outcomes are written in a file, per event id: for rehearsals and tests."""
+"""Engines that run nothing: how each episode ends is configured, or read from a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ergo_capture.engine.port import InProcess
+from ergo_capture.engine.port import InProcessEngine
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.fault_runtime import FaultRuntime
+from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 
 
-class ScriptedEngine(InProcess):
-    """Gives every session the whole script anew.
+class FixedEngine(InProcessEngine):
+    """Ends every episode with the same termination, or as Aborted if the deadline is zero."""
+
+    name = "fixed"
+
+    def __init__(self, termination: RunTermination = RunTermination.Completed) -> None:
+        self.termination = termination
+
+    def invoker(self) -> FaultRuntime:
+        """Return a runtime without a schedule."""
+        return FaultRuntime(self.termination)
+
+    async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+        """Return the configured termination."""
+        return RunResult(self.invoker().run(graph_id, event_id, event, deadline))
+
+
+class ScriptedEngine(InProcessEngine):
+    """Ends episodes as a file says, by event id: for rehearsals and tests. Each session has the whole script.
+
+    Args:
+        path: the script, as ``FaultRuntime.from_json`` reads it.
 
     Raises:
         ErgoCaptureError: the file cannot be read, or is not a script.
@@ -22,7 +43,6 @@ class ScriptedEngine(InProcess):
     name = "scripted"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
             self._script = path.read_bytes()
         except OSError as error:
@@ -42,12 +62,9 @@ class ScriptedEngine(InProcess):
             raise
 
     def invoker(self) -> FaultRuntime:
-        """A runtime with the whole script ahead of it."""
+        """Return a runtime at the beginning of the script."""
         return FaultRuntime.from_json(self._script)
 
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
-        """The first outcome scheduled for the event."""
+        """Return the first outcome that the script has for the event."""
         return RunResult(self.invoker().run(graph_id, event_id, event, deadline))
-
-    def __repr__(self) -> str:
-        return f"<ScriptedEngine {self.path}>"

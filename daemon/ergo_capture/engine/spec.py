@@ -6,13 +6,11 @@ import shlex
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.engine.fixed import FixedEngine
 from ergo_capture.engine.port import UNSTATED_PROVENANCE, Engine
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.engine.python import PythonEngine
-from ergo_capture.engine.remote import RemoteSettings
-from ergo_capture.engine.scripted import ScriptedEngine
-from ergo_capture.engine.socket import SocketEngine
+from ergo_capture.engine.remote import RemoteSettings, SocketEngine
+from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.outcomes import RunTermination
 

@@ -14,13 +14,11 @@ from ergo_capture.config.settings import (
     ScriptedEngineConfig,
     SocketEngineConfig,
 )
-from ergo_capture.engine.fixed import FixedEngine
 from ergo_capture.engine.port import Engine
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.engine.python import PythonEngine
-from ergo_capture.engine.remote import RemoteSettings
-from ergo_capture.engine.scripted import ScriptedEngine
-from ergo_capture.engine.socket import SocketEngine
+from ergo_capture.engine.remote import RemoteSettings, SocketEngine
+from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.time import EventTime

@@ -19,8 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from ergo_capture.engine.dialogue import NONSENSE
-from ergo_capture.engine.port import Engine
+from ergo_capture.engine.port import INVALID_REPLY, Engine
 from ergo_capture.journal.decision_rows import said_bytes
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
@@ -198,7 +197,7 @@ class Episodes:
         while True:
             result = await self._engine.run(self._graph_id, origin.event_id, origin, self._constraints.deadline)
             if said_bytes(result) > _MAX_RUN_BYTES:
-                result = NONSENSE
+                result = INVALID_REPLY
             if not self.supervisor.wants_retry(result.termination, retries):
                 return result, retries
             retries += 1

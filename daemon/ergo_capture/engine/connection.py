@@ -10,15 +10,11 @@ from typing import Final
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
+from ergo_capture.engine.port import INVALID_REPLY, TIMED_OUT, UNAVAILABLE
 from ergo_capture.kernel.events import ExternalEvent
-from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.engine import EngineProtocolError, LineSplitter, Ready, encode_run, read_ran, read_ready
-
-AWAY: Final = RunResult(RunTermination.Failed(ErrKind.AdapterUnavailable))
-NONSENSE: Final = RunResult(RunTermination.Failed(ErrKind.RuntimeError))
-TIMED_OUT: Final = RunResult(RunTermination.TimedOut)
 
 _READ_BYTES: Final = 64 << 10
 #: Ids of runs given up that are kept to tell a late answer from an unknown one.
@@ -27,7 +23,7 @@ _MOST_LATE: Final = 10_000
 LAST_WORDS_SECONDS: Final = 1.0
 
 
-class Dialogue:
+class EngineConnection:
     """Asks an engine and hands out its answers.
 
     Args:
@@ -86,7 +82,7 @@ class Dialogue:
         Raises:
             EngineProtocolError: a line is no message.
         """
-        outcome = AWAY
+        outcome = UNAVAILABLE
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send_forever, tasks.cancel_scope)
@@ -95,7 +91,7 @@ class Dialogue:
                 finally:
                     tasks.cancel_scope.cancel()
         except* EngineProtocolError as group:
-            outcome = NONSENSE
+            outcome = INVALID_REPLY
             raise group.exceptions[0] from None
         finally:
             self._over = True
@@ -126,7 +122,7 @@ class Dialogue:
         if ran.result is None:
             self._counts["nonsense"] += 1
         if not answer.done():
-            answer.set_result(NONSENSE if ran.result is None else ran.result)
+            answer.set_result(INVALID_REPLY if ran.result is None else ran.result)
 
     async def _send_forever(self, conversation: anyio.CancelScope) -> None:
         while True:
@@ -144,7 +140,7 @@ class Dialogue:
     async def ask(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
         """Have the engine run one attempt; it is asked before this first waits, so that requests keep their order."""
         if self._over:
-            return AWAY
+            return UNAVAILABLE
         loop = asyncio.get_running_loop()
         number, self._next = self._next, self._next + 1
         if not self._pending:
@@ -188,4 +184,4 @@ class Dialogue:
         return sum(map(len, self._outgoing.values()))
 
     def __repr__(self) -> str:
-        return f"<Dialogue {self._next} asked, {self.waiting} under way>"
+        return f"<EngineConnection {self._next} asked, {self.waiting} under way>"
