@@ -248,7 +248,7 @@ def test_segments_that_went_unread_are_an_error(journal: Journal, tmp_path: Path
             again.close()
         (tmp_path / "0000000000000002.journal").unlink()
 
-    with pytest.raises(JournalError, match="went before they were read"):
+    with pytest.raises(JournalError, match="were deleted before they were read"):
         followed(tmp_path, go)
 
 

@@ -1,7 +1,7 @@
-"""Reads a session that is in a journal as a bundle is read; memory does not grow with it.
+"""Reads a session in a journal as a bundle is read; memory does not grow with the session.
 
-A part is what becomes one bundle: a whole session, unless it was rotated. The journal may be one that a daemon is
-writing; what it had when it was looked at is what is read.
+A part is what becomes one bundle: a whole session, unless it was rotated. A daemon may be writing the journal; what it
+held when it was scanned is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import Storage
 
-#: How a part is said to have ended while its session goes on.
+#: The value of ``PartStream.ended`` while the session goes on.
 OPEN: Final = "open"
 _NO_END: Final = 1 << 64
 
@@ -40,7 +40,7 @@ class PartStream:
         damage: what is wrong with the session; None where nothing is.
         part: the part's number, from 1.
         first: index in the session of its first event.
-        end: index after its last one; None where it goes on.
+        end: index after its last event; None where the part goes on.
         ended: ``complete``, ``recovered``, ``interrupted``, ``rotated`` or ``open``.
         published: whether its bundle is durable.
     """
@@ -72,7 +72,7 @@ class PartStream:
 
     @property
     def capture_version(self) -> str:
-        """The version of the bundle that it will be."""
+        """The format version of the part's bundle."""
         return CAPTURE_FORMAT_VERSION
 
     @property
@@ -82,26 +82,26 @@ class PartStream:
 
     @property
     def config(self) -> Constraints:
-        """The limits under which they were decided."""
+        """The constraints under which they were decided."""
         return self.description.constraints
 
     @property
     def adapter_provenance(self) -> str:
-        """What the adapter was; ``none`` without one."""
+        """The adapter's provenance; ``none`` without one."""
         return self.description.adapter_provenance
 
     @property
     def runtime_provenance(self) -> str:
-        """What the engine was."""
+        """The engine's provenance."""
         return self.description.runtime_provenance
 
     @property
     def egress_provenance(self) -> str | None:
-        """Nothing dispatches intents here."""
+        """None: the daemon dispatches no intents."""
         return None
 
     def events(self) -> Iterator[ExternalEventRecord]:
-        """The events, from the first.
+        """Yield the events, from the first.
 
         Raises:
             JournalDamaged: the session is damaged.
@@ -115,11 +115,11 @@ class PartStream:
                         yield ExternalEventRecord.from_event(event)
 
     def decisions(self) -> Iterator[EpisodeInvocationRecord]:
-        """The decisions, from the first; there may be fewer than events. Raises as ``events``."""
+        """Yield the decisions, from the first; there may be fewer than events. Raises as ``events``."""
         return (record for _, _, record in self.decided())
 
     def decided(self) -> Iterator[Decided]:
-        """The events that are decided, each with its index in the session. Raises as ``events``."""
+        """Yield the decided events, each with its index in the session and its decision. Raises as ``events``."""
         pairing = Pairing(self.description)
         for frame in self._read(sorted([*self._frames.events, *self._frames.decisions])):
             if frame.header.first < self._end and frame.header.first + frame.header.count > self._first:
@@ -129,12 +129,12 @@ class PartStream:
 
     @property
     def is_whole(self) -> bool:
-        """Whether its first event is still here; segments of published parts are retired."""
+        """Whether the journal still has the first event; segments of published parts are deleted."""
         frames = self._read(self._frames.events[:1])
         return all(frame.header.first <= self._first for frame in frames)
 
     def size(self) -> int:
-        """Bytes of the part's frames."""
+        """Return the size of the part's frames in bytes."""
         return sum(
             frame.header.size
             for frame in self._read(sorted([*self._frames.events, *self._frames.decisions]))
@@ -151,16 +151,13 @@ class PartStream:
             )
         return read_frames(self._directory, map(Position.unpack, packed), self._storage)
 
-    def __repr__(self) -> str:
-        return f"<PartStream {self.description.session}, part {self.part}, {self.ended}>"
-
 
 def parts_in(directory: Path, storage: Storage) -> list[PartStream]:
-    """Every part of a session that the journal has from its beginning, published ones too, in the order of sessions.
+    """Return every part that the journal has from its first event, published ones too, in the order of sessions.
 
     Raises:
-        JournalError: it is no journal, or a newer version wrote it.
-        StorageError: it cannot be read.
+        JournalError: the directory is not a journal, or a newer version wrote it.
+        StorageError: the journal cannot be read.
     """
     found = scan(directory, storage)
     return [
@@ -195,53 +192,50 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
 
     number, first = 1, 0
     for rotation, end, _ in history.rotations:
-        # Why not the first one without an OPEN frame: where that part begins is gone.
+        # Without the OPEN frame the beginning of the first part is not known.
         if first or frames.open is not None:
             yield part(rotation.part, first, end, "rotated")
         number, first = rotation.part + 1, end
     yield part(number, first, None, ended)
 
 
-#: An event's index in its session, the event, and what was decided about it.
+#: The index of an event in its session, the event, and its decision.
 Decided = tuple[int, ExternalEventRecord, EpisodeInvocationRecord]
 
 
 class Pairing:
-    """The events of one session that wait for their decisions."""
+    """Matches the events of one session with their decisions, as frames come in the journal's order."""
 
     def __init__(self, description: SessionDescription) -> None:
         self._deadline = description.constraints.deadline
         self._waiting: deque[tuple[int, ExternalEvent]] = deque()
 
     def take(self, frame: Frame) -> Iterator[Decided]:
-        """The events that a frame decides, in order; a frame of events decides none.
+        """Yield the events that a frame decides, in order; a frame of events decides none.
 
         Raises:
-            JournalDamaged: the frame's body is not what a daemon writes.
+            JournalDamaged: the frame's body cannot be decoded.
         """
         header = frame.header
         if header.kind == FrameKind.EVENTS:
             self._waiting.extend(events_of(frame))
         elif header.kind == FrameKind.DECISIONS:
             for index, outcome in enumerate(_outcomes_of(frame), header.first):
-                # Why there may be earlier ones: they belong to another part, which is not read.
+                # Earlier events belong to another part, which is not read.
                 while self._waiting and self._waiting[0][0] < index:
                     self._waiting.popleft()
-                # Why there may be none: the segment that held it was retired, and it is in a bundle.
+                # The event may be missing: its segment was deleted once the event was in a bundle.
                 if self._waiting and self._waiting[0][0] == index:
                     event = self._waiting.popleft()[1]
                     record = outcome.to_record(event.event_id, self._deadline)
                     yield index, ExternalEventRecord.from_event(event), record
 
-    def __repr__(self) -> str:
-        return f"<Pairing {len(self._waiting)} events wait>"
-
 
 def events_of(frame: Frame) -> list[tuple[int, ExternalEvent]]:
-    """The events of a frame, each with its index in the session.
+    """Return the events of a frame, each with its index in the session.
 
     Raises:
-        JournalDamaged: the body is not what was accepted.
+        JournalDamaged: the body cannot be decoded.
     """
     try:
         return list(enumerate(read_body(frame.body), frame.header.first))

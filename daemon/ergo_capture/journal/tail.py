@@ -1,8 +1,8 @@
 """Follows a journal that a daemon is writing: each event when it is decided, from any process that may read the files.
 
-Nothing is asked of the daemon, so nothing is left out however much there is, and it may stop and start meanwhile.
-An event that is shown is durable: it is not decided before. Its decision is in a batch that is whole, and may be
-one commit ahead of what the daemon has acknowledged; where the machine dies in between, it is taken again.
+The daemon is not involved, so nothing is left out whatever the load, and the daemon may stop and start meanwhile. An
+event that is yielded is durable, because it is decided only then. Its decision is in a whole batch that may be one
+commit ahead of what the daemon has acknowledged; if the machine dies in between, the decision is taken again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ergo_capture.storage import Storage, StorageFile
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """An event and what was decided about it."""
+    """An event and its decision."""
 
     session: str
     #: The event's index in its session.
@@ -44,18 +44,18 @@ def follow(
     wanted: Callable[[Followed], bool] = lambda _item: True,
     latest: int | None = None,
 ) -> Iterator[Followed]:
-    """What is decided, as it is decided; ends with the session ``of``, and without one never.
+    """Yield each event when it is decided; end with the session ``of``, and without one never.
 
     Args:
         directory: the journal.
-        storage: where it is.
+        storage: the file system.
         wait: returns when there may be something new.
-        of: a session; empty for all that go on, and all to come.
-        wanted: whether an item is meant; others are left out.
-        latest: of what is there already, how many at the most, the last ones; None for all.
+        of: a session's id; empty for all sessions that go on, and all to come.
+        wanted: returns whether to yield an item.
+        latest: yield at most so many, the last ones, of the items that are there already; None for all.
 
     Raises:
-        JournalError: there is no such session, it is damaged, or segments went before they were read.
+        JournalError: there is no such session, it is damaged, or segments were deleted before they were read.
         StorageError: the journal cannot be read.
     """
     found = scan(directory, storage)
@@ -84,7 +84,7 @@ class _Watched:
         self._sessions: dict[int, tuple[str, Pairing]] = {}
 
     def begin(self, found: ScanReport, storage: Storage) -> Iterator[Followed]:
-        """What is there already."""
+        """Yield what is there already."""
         positions: list[int] = []
         names = []
         for frames in found.sessions.values():
@@ -116,7 +116,7 @@ class _Watched:
             yield from self.take(frame)
 
     def take(self, frame: Frame) -> Iterator[Followed]:
-        """What a frame decides."""
+        """Yield what a frame decides."""
         header = frame.header
         if header.kind == FrameKind.OPEN and not self.of:
             description = read_description(frame)
@@ -136,7 +136,7 @@ class _Watched:
 class JournalTail:
     """The frames behind those that were there at a scan.
 
-    Only batches that are whole are taken: one that does not fit the disk is cut off again and written anew.
+    Only whole batches are yielded: a batch that does not fit the disk is cut off again and written anew.
     """
 
     def __init__(self, directory: Path, storage: Storage, found: ScanReport) -> None:
@@ -151,9 +151,9 @@ class JournalTail:
             self._offset = found.end if found.torn is None else found.torn.offset
 
     def frames(self) -> Iterator[Frame]:
-        """Those that are there by now."""
+        """Yield the frames that were written since the last call."""
         while True:
-            # Why first: whatever the segment holds was written before the next one began.
+            # Looked for before reading: all that the segment holds was written before the next one began.
             after = self._next_segment()
             if self._sequence:
                 yield from self._read(complete=after is not None)
@@ -163,22 +163,22 @@ class JournalTail:
             self._sequence, self._offset = after, 0
 
     def _next_segment(self) -> int | None:
-        """The segment behind the one that is read, if it is there."""
+        """Return the number of the segment after the one that is read; None where there is none yet."""
         sequences = [sequence_of(name) for name in self._storage.list(self.directory)]
         later = [sequence for sequence in sequences if sequence is not None and sequence > self._sequence]
         if not later:
             return None
         if self._sequence and min(later) != self._sequence + 1:
             raise JournalError(
-                f"follow journal '{self.directory}': segments after {self._sequence} went before they were read",
+                f"follow journal '{self.directory}': segments after {self._sequence} were deleted before they were read",
                 op="follow",
                 path=self.directory,
-                hint="follow it anew; what they held is in bundles",
+                hint="follow it again; what they held is in bundles",
             )
         return min(later)
 
     def _read(self, *, complete: bool) -> Iterator[Frame]:
-        """The frames of the segment; those of a batch without its end only where nothing more is to come."""
+        """Yield the frames of the segment; those of a batch without its end only where the segment is complete."""
         if self._file is None:
             self._file = self._storage.open(segment_path(self.directory, self._sequence))
         window, offset = Window(self._file), self._offset
@@ -196,10 +196,7 @@ class JournalTail:
             yield from batch
 
     def close(self) -> None:
-        """Let go of the segment."""
+        """Close the segment."""
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def __repr__(self) -> str:
-        return f"<JournalTail at segment {self._sequence}, offset {self._offset}>"
