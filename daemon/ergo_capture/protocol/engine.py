@@ -1,21 +1,21 @@
-"""``ergo-engine.v1``: how an engine outside the daemon is talked to; sans-I/O, and the protocol's specification.
+"""``ergo-engine.v1``: the protocol between the daemon and an engine outside of it, and its specification; sans-I/O.
 
 JSON Lines, one message a line, UTF-8. The engine speaks first:
 
     {"type": "ready", "protocol": "ergo-engine.v1", "graphs": ["default"], "runtime_provenance": "rpv1:sha256:..."}
 
-``graphs`` may be left out: then the engine takes any. Then the daemon asks, as often as it likes before it is
-answered, and the engine answers in any order:
+An engine that leaves out ``graphs`` takes any. Then the daemon sends runs, any number of them before it is answered,
+and the engine answers in any order:
 
     {"type": "run", "id": 7, "graph_id": "default", "event_id": "e1", "kind": "Command",
      "at": {"secs": 5, "nanos": 0}, "payload": {"x": 1}, "deadline": {"secs": 1, "nanos": 0}}
     {"type": "ran", "id": 7, "termination": "Completed", "effects": []}
 
-``payload`` is the event's JSON object as the client sent it, or null; ``deadline`` is null where there is none. In
-``ran``, ``type`` and ``effects`` may be left out, ``intent_acks`` and ``interruption`` may be added. A termination is
-``"Completed"``, ``"TimedOut"``, ``"Aborted"`` or ``{"Failed": KIND}``. An id is answered once; what comes late, twice
-or unasked is counted and dropped. An answer whose id can be read and whose rest cannot costs that run
-(``Failed(RuntimeError)``); a line that is no message costs the connection.
+``payload`` is the event's JSON object as the client sent it, or null; ``deadline`` is null if there is none. In
+``ran``, ``type`` and ``effects`` may be left out, and ``intent_acks`` and ``interruption`` may be added. A termination
+is ``"Completed"``, ``"TimedOut"``, ``"Aborted"`` or ``{"Failed": KIND}``. Each run is answered once: answers that are
+late, repeated or to no run are counted and dropped. If the id of an answer can be read and the rest cannot, that run
+ends as ``Failed(RuntimeError)``; a line that is not a message ends the connection.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROTOCOL: Final = "ergo-engine.v1"
 
 
 class EngineProtocolError(ErgoCaptureError):
-    """The engine said something that is no message of the protocol."""
+    """The engine sent something that is not a message of the protocol."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
@@ -49,96 +49,96 @@ class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
 
 
 class Ran(msgspec.Struct, frozen=True):
-    """How a run ended; ``result`` is None where the engine's answer to that id is nonsense, which ``error`` explains."""
+    """An engine's answer: how a run ended, or in ``error`` why the answer is invalid."""
 
     id: int
+    #: None if the answer is invalid.
     result: RunResult | None
     error: str = ""
 
 
-class _RanBody(msgspec.Struct, frozen=True):
+class _RanMessage(msgspec.Struct, frozen=True):
     id: int
     termination: Any
     effects: tuple[ActionEffect, ...] = ()
     intent_acks: tuple[CapturedIntentAck, ...] = ()
     interruption: str | None = None
+    type: str = "ran"
 
 
-class _Id(msgspec.Struct, frozen=True):
+class _RanHead(msgspec.Struct, frozen=True):
     id: int
-
-
-class _Type(msgspec.Struct, frozen=True):
     type: str = "ran"
 
 
 _encode: Final = msgspec.json.Encoder().encode
 _ready: Final = msgspec.json.Decoder(Ready)
-_ran: Final = msgspec.json.Decoder(_RanBody)
-_id: Final = msgspec.json.Decoder(_Id)
-_type: Final = msgspec.json.Decoder(_Type)
+_ran: Final = msgspec.json.Decoder(_RanMessage)
+_ran_head: Final = msgspec.json.Decoder(_RanHead)
 
 
 def encode_run(number: int, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> bytes:
-    """The ``run`` message of an attempt, newline included."""
+    """Return the ``run`` message of an attempt, newline included; ``number`` is its id."""
     return b'{"type":"run","id":%d,"graph_id":%b,"event_id":%b,"kind":"%b","at":%b,"payload":%b,"deadline":%b}\n' % (
         number,
         _encode(graph_id),
         _encode(event.event_id),
         event.kind.value.encode(),
         encode_time(event.at),
-        # Why newlines go: a payload may hold them between its parts when it came through the library.
+        # An event made with the library may have newlines between the tokens of its payload.
         event.payload.replace(b"\n", b" ") or b"null",
         encode_time(deadline),
     )
 
 
 def read_ready(line: bytes) -> Ready:
-    """The engine's first message.
+    """Return the engine's first message.
 
     Raises:
-        EngineProtocolError: it is none, or of another protocol.
+        EngineProtocolError: it is not a ``ready``, or of another protocol.
     """
     try:
-        ready = _ready.decode(_utf8(line))
+        # Decode UTF-8 here: msgspec does not check it in values that it skips.
+        ready = _ready.decode(line.decode())
     except (ValueError, RecursionError) as error:
-        raise _nonsense(f"instead of `ready` it said {_shown(line)} ({error})") from error
+        raise _protocol_error(f"instead of `ready` it said {_shown(line)} ({error})") from error
     if ready.protocol != PROTOCOL:
-        raise _nonsense(f"it speaks {ready.protocol!r} and not {PROTOCOL!r}")
+        raise _protocol_error(f"it speaks {ready.protocol!r} and not {PROTOCOL!r}")
     return ready
 
 
 def read_ran(line: bytes) -> Ran:
-    """An answer.
+    """Return an answer; if only its id can be read, one without a result.
 
     Raises:
-        EngineProtocolError: not even its id can be read.
+        EngineProtocolError: it is not a ``ran``, or its id cannot be read.
     """
     try:
-        text = _utf8(line)
-        kind = _type.decode(text).type
+        text = line.decode()
+        try:
+            message = _ran.decode(text)
+            kind, result = message.type, _result_of(message)
+            answer = Ran(message.id, result)
+        except (ValueError, RecursionError) as error:
+            head = _ran_head.decode(text)
+            kind, answer = head.type, Ran(head.id, None, str(error))
         if kind != "ran":
             raise ValueError(f"its type is {kind!r}")
-        number = _id.decode(text).id
     except (ValueError, RecursionError) as error:
-        raise _nonsense(f"it said {_shown(line)} ({error})") from error
-    try:
-        body = _ran.decode(text)
-        termination = RunTermination.from_builtins(body.termination)
-    except (ValueError, RecursionError) as error:
-        return Ran(number, None, str(error))
-    return Ran(number, RunResult(termination, body.effects, body.intent_acks, body.interruption))
+        raise _protocol_error(f"it said {_shown(line)} ({error})") from error
+    return answer
 
 
-def _utf8(line: bytes) -> str:
-    return line.decode()
+def _result_of(message: _RanMessage) -> RunResult:
+    termination = RunTermination.from_builtins(message.termination)
+    return RunResult(termination, message.effects, message.intent_acks, message.interruption)
 
 
 def _shown(line: bytes) -> str:
     return repr(line[:80].decode("utf-8", "replace")) + ("..." if len(line) > 80 else "")
 
 
-def _nonsense(what: str) -> EngineProtocolError:
+def _protocol_error(what: str) -> EngineProtocolError:
     return EngineProtocolError(
         f"talk to engine: {what}",
         op="talk to engine",
@@ -147,17 +147,17 @@ def _nonsense(what: str) -> EngineProtocolError:
 
 
 class LineSplitter:
-    """Bytes to lines of bounded length."""
+    """Splits received bytes into lines of at most ``longest`` bytes."""
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._begun = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are whole now.
+        """Return the lines that ``data`` completes, without newlines; blank lines are left out.
 
         Raises:
-            EngineProtocolError: a line is longer than it may be; what there is of it is let go.
+            EngineProtocolError: a line is too long; what is held of it is dropped.
         """
         *lines, rest = data.split(b"\n")
         if lines:
@@ -167,13 +167,10 @@ class LineSplitter:
             self._begun += rest
         if len(self._begun) > self._longest or any(len(line) > self._longest for line in lines):
             self._begun = bytearray()
-            raise _nonsense(f"a line of it is longer than {self._longest} bytes")
+            raise _protocol_error(f"a line of it is longer than {self._longest} bytes")
         return [line for line in lines if line.strip()]
 
     @property
     def begun(self) -> bool:
-        """Whether a line has been begun and not ended."""
+        """Return whether a line has begun and not ended."""
         return bool(self._begun)
-
-    def __repr__(self) -> str:
-        return f"<LineSplitter, {len(self._begun)} bytes of one begun>"
