@@ -1,4 +1,4 @@
-"""A capture daemon for the Ergo graph engine, and its semantics as a library."""
+"""A capture daemon for the Ergo graph engine, and the engine's supervisor as a library."""
 
 from ergo_capture.bundle.format import (
     CaptureJsonStyle,

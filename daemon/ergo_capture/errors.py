@@ -1,4 +1,4 @@
-"""The one base of every error that ergo-capture raises on purpose."""
+"""The base class of every error that ergo-capture raises on purpose, and exit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """What the process says to its caller; part of the public contract."""
+    """Exit codes of the command; part of the public contract."""
 
     OK = 0
     FAILED = 1
@@ -19,16 +19,16 @@ class ExitCode(IntEnum):
 
 
 class ErgoCaptureError(Exception):
-    """Something could not be done; says what, to which path, why, and what to do next.
+    """An operation failed; says which, on which path, why, and what to do next.
 
     Args:
         message: one sentence, complete without the other fields.
         op: the operation that failed, as a verb phrase (``"open journal segment"``).
-        path: what it was done to.
+        path: the file, directory or socket of the operation.
         hint: what the reader can do next, as an imperative sentence.
-        exit_code: what the command line exits with when nothing handles the error.
+        exit_code: the command's exit code if nothing handles the error.
 
-    The cause is chained with ``raise ... from``, never flattened into the message only.
+    The cause is chained with ``raise ... from``.
     """
 
     exit_code: int = ExitCode.FAILED
@@ -54,21 +54,21 @@ class ErgoCaptureError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Why: the usual way calls the constructor with the message alone, and an error that a worker process raised
-        # could not be read by the one that waits for it. A cause of others may not travel at all.
+        # Exceptions are pickled as a call of the constructor with the message alone, which fails for subclasses with
+        # other arguments: an error in a worker process could then not be read. Causes of other types may not pickle.
         cause = self.__cause__ if isinstance(self.__cause__, OSError | ErgoCaptureError) else None
-        return _made_again, (type(self), self.args, self.__dict__, cause)
+        return _unpickle, (type(self), self.args, self.__dict__, cause)
 
     @property
     def cause(self) -> BaseException | None:
-        """The exception that led to this one, if any."""
+        """Return the exception that led to this one, if any."""
         return self.__cause__
 
 
-def _made_again(
+def _unpickle(
     kind: type[ErgoCaptureError], arguments: tuple[Any, ...], state: dict[str, Any], cause: BaseException | None
 ) -> ErgoCaptureError:
-    """An error as it was in the process that raised it."""
+    """Return an error as it was in the process that raised it."""
     error = kind.__new__(kind, *arguments)
     error.__dict__.update(state)
     error.__cause__ = cause

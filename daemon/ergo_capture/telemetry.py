@@ -1,11 +1,10 @@
-"""What the daemon logs, and how.
+"""The daemon's log: names of its events, and the set-up of structlog.
 
-Names are ``subject.verb`` and stable, as are the keys: they are searched for. What each line means stands in the
-README.
+Names are ``subject.verb``. Names and keys are stable: people search for them. The manual says what each means.
 
-Where systemd's journal listens, each line begins with ``<N>``, its priority. What clients can bring about as often
-as they like is folded: of a name that is logged more than ``burst`` times within ``window`` seconds the rest is
-counted, and said once the window is over.
+If standard error goes to systemd's journal, each line begins with its priority, ``<N>``. Events that clients can cause
+without limit are rate-limited: if a name is logged more than ``burst`` times within ``window`` seconds, the rest is
+counted and the count is logged after the window.
 """
 
 from __future__ import annotations
@@ -67,30 +66,30 @@ METRICS_FAILED: Final = "metrics.failed"
 CONTROL_ASKED: Final = "control.asked"
 LOG_SUPPRESSED: Final = "log.suppressed"
 
-#: Said however often. Why: each of these lines is evidence of something else, and no client can provoke a storm of
-#: them that is not one of sessions or bundles too.
-NEVER_FOLDED: Final = frozenset({BUNDLE_PUBLISHED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED})
+#: Never rate-limited: each line is evidence of a different session or bundle, and a client cannot cause more of them than
+#: it can cause sessions or bundles.
+NEVER_SUPPRESSED: Final = frozenset({BUNDLE_PUBLISHED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED})
 
 #: Priorities of syslog, as systemd's journal reads them.
 PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 def configure(level: str = "info", style: str = "auto", *, burst: int = 0, window: float = 10.0) -> None:
-    """Set up structlog to write to standard error.
+    """Configure structlog to write to standard error.
 
     Args:
-        level: the least important lines shown.
-        style: ``console`` for people, ``json``, ``journald`` (JSON with priorities), or ``auto``: journald where it
-            listens, console on a terminal, else JSON.
-        burst: lines of one name within a window before the rest is folded; zero for no folding.
-        window: seconds.
+        level: the least important level that is logged.
+        style: ``console`` for people, ``json``, ``journald`` (JSON with priorities), or ``auto``: journald if standard
+            error goes there, console on a terminal, otherwise JSON.
+        burst: lines of one name within a window before the rest is suppressed; zero for no limit.
+        window: length of a window, in seconds.
     """
-    global _storms  # noqa: PLW0603 - structlog's configuration is the process's too
+    global _storm_filter  # noqa: PLW0603 - structlog's configuration is the process's too
     if style == "auto":
         style = "journald" if journald_listens() else "console" if sys.stderr.isatty() else "json"
-    _storms = Storms(burst, window)
+    _storm_filter = StormFilter(burst, window)
     processors: list[Processor] = [
-        _storms,
+        _storm_filter,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -108,18 +107,18 @@ def configure(level: str = "info", style: str = "auto", *, burst: int = 0, windo
 
 
 def _coloured() -> bool:
-    """Whether a person looks at it who has not asked for no colours (https://no-color.org)."""
+    """Return whether to use colours: on a terminal, unless NO_COLOR is set (https://no-color.org)."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 
 def set_level(level: str) -> None:
-    """Show lines from this level on, from now on: ``debug``, ``info``, ``warning`` or ``error``."""
-    # Why this is all: loggers are bound anew for each line, so there is none that remembers another level.
+    """Log lines of this level and above from now on: ``debug``, ``info``, ``warning`` or ``error``."""
+    # Loggers are bound anew for each line, so none of them keeps the previous level.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())))
 
 
 def journald_listens() -> bool:
-    """Whether standard error goes to systemd's journal: it says which file it gave us, and that may not be it."""
+    """Return whether standard error is the stream that systemd connected to its journal; it may be redirected since."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(2)
@@ -128,23 +127,23 @@ def journald_listens() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-# --- storms -------------------------------------------------------------------------------------------------------
+# --- storms -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Window:
     began: float
-    said: int = 1
+    logged: int = 1
     suppressed: int = 0
 
 
-class Storms:
-    """Lets through so many lines of a name in each window, and counts the rest (a processor of structlog).
+class StormFilter:
+    """Suppresses lines of a name above a number in each window, and counts them (a processor of structlog).
 
     Args:
-        burst: lines of one name that are said in one window; zero for all.
-        window: seconds.
-        clock: seconds that only go forward.
+        burst: lines of one name that are logged in one window; zero for all.
+        window: length of a window, in seconds.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, burst: int, window: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -155,9 +154,9 @@ class Storms:
         self._lock = threading.Lock()
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        """The line, with how many were left out before it; or none."""
+        """Return the line, with the number of lines suppressed before it; raise ``DropEvent`` to suppress it."""
         name = str(event["event"])
-        if not self.burst or name in NEVER_FOLDED:
+        if not self.burst or name in NEVER_SUPPRESSED:
             return event
         with self._lock:
             window, now = self._windows.get(name), self._clock()
@@ -166,30 +165,27 @@ class Storms:
                 if window is not None and window.suppressed:
                     event["suppressed"] = window.suppressed
                 return event
-            window.said += 1
-            if window.said <= self.burst:
+            window.logged += 1
+            if window.logged <= self.burst:
                 return event
             window.suppressed += 1
         raise structlog.DropEvent
 
-    def take_suppressed(self, *, all_of_it: bool) -> dict[str, int]:
-        """How many lines of each name were left out in windows that are over, or in all; they are forgotten then."""
+    def take_suppressed(self, *, final: bool) -> dict[str, int]:
+        """Return and forget how many lines of each name were suppressed, in windows that are over or in all of them."""
         with self._lock:
             now = self._clock()
-            over = [name for name, it in self._windows.items() if all_of_it or now - it.began >= self.window]
+            over = [name for name, it in self._windows.items() if final or now - it.began >= self.window]
             counts = {name: self._windows.pop(name).suppressed for name in over}
         return {name: count for name, count in counts.items() if count}
 
-    def __repr__(self) -> str:
-        return f"<Storms above {self.burst} lines in {self.window:g} s, {len(self._windows)} windows>"
+
+_storm_filter = StormFilter(0, 10.0)
 
 
-_storms = Storms(0, 10.0)
-
-
-def say_suppressed(*, all_of_it: bool = False) -> None:
-    """Say how many lines were left out; the service calls this now and then, and with ``all_of_it`` at the end."""
-    for name, count in _storms.take_suppressed(all_of_it=all_of_it).items():
+def log_suppressed(*, final: bool = False) -> None:
+    """Log how many lines were suppressed; the service calls this periodically, and with ``final`` at the end."""
+    for name, count in _storm_filter.take_suppressed(final=final).items():
         structlog.get_logger().warning(LOG_SUPPRESSED, of=name, suppressed=count)
 
 
@@ -197,7 +193,7 @@ def say_suppressed(*, all_of_it: bool = False) -> None:
 
 
 def _as_json(_logger: Any, _method: str, event: EventDict) -> str:
-    # Why only ASCII: whatever a client calls itself, it cannot write a line or a colour of its own into the log.
+    # JSON in ASCII: a client's name cannot add a line or a colour to the log.
     return json.dumps(event, default=repr)
 
 
@@ -206,7 +202,7 @@ def _with_priority(logger: Any, method: str, event: EventDict) -> str:
 
 
 def _printable(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Control characters as escapes. Why: what a client says ends up on the operator's terminal."""
+    """Escape control characters: a client's text ends up on the operator's terminal."""
     return {key: _escaped(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
@@ -215,7 +211,7 @@ def _escaped(text: str) -> str:
 
 
 class _Output:
-    """Standard error, for structlog. Where nobody reads it any more lines are lost, and the daemon goes on."""
+    """Standard error, for structlog. If it is closed, lines are lost and the daemon goes on."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Durations, sizes and modes as people write them, and counts as they read them."""
+"""Parse and format durations, sizes and file modes as people write them, and counts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Duration(int):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """The span that ``text`` says.
+        """Return the duration that ``text`` says.
 
         Raises:
-            ValueError: not a duration.
+            ValueError: it is not a duration.
         """
         if isinstance(text, str) and text:
             parts = _DURATION.findall(text)
@@ -37,7 +37,7 @@ class Duration(int):
 
     @property
     def seconds(self) -> float:
-        """The span in seconds."""
+        """Return the duration in seconds."""
         return self / 1_000_000_000
 
     def __str__(self) -> str:
@@ -59,10 +59,10 @@ class Size(int):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """The size that ``text`` says.
+        """Return the size that ``text`` says.
 
         Raises:
-            ValueError: not a size.
+            ValueError: it is not a size.
         """
         if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
             return cls(text)
@@ -86,10 +86,10 @@ class Mode(int):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """The mode that ``text`` says.
+        """Return the file mode that ``text`` says.
 
         Raises:
-            ValueError: not a mode.
+            ValueError: it is not a file mode.
         """
         if isinstance(text, str) and re.fullmatch(r"0?[0-7]{3}", text):
             return cls(int(text, 8))
@@ -103,15 +103,15 @@ class Mode(int):
 
 
 def counted(number: int, what: str) -> str:
-    """A number and what there are so many of: ``1 event``, ``2,000 events``."""
+    """Return a number with a noun: ``1 event``, ``2,000 events``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def decode_unit(kind: type, value: Any) -> Any:
-    """What a value of the configuration stands for where a setting is a span, a size or a mode (msgspec's ``dec_hook``).
+    """Return the value of a setting that is a duration, a size or a file mode (msgspec's ``dec_hook``).
 
     Raises:
-        ValueError: it is not written as one.
+        ValueError: the value does not have that form.
         NotImplementedError: the setting is of another kind.
     """
     if issubclass(kind, Duration | Size | Mode):

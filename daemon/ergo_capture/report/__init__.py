@@ -1,1 +1,1 @@
-"""A bundle as a page to look at."""
+"""Render a bundle as an HTML page."""

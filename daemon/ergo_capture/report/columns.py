@@ -1,6 +1,6 @@
-"""What the page is given of a bundle: a list for each thing that is shown of its events and decisions.
+"""The data of the page: one list for each property of a bundle's events and decisions.
 
-JavaScript has no whole numbers of 64 bits: those above 2**53 are given as text, so that they are shown as they are.
+JavaScript has no 64-bit integers: those from 2**53 are given as text, so that the page shows them exactly.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.kernel.time import EventTime
 
+#: Integers below this are exact in JavaScript.
 _EXACT: Final = 1 << 53
-#: Event times that can be meant as dates: from 2000 to 2200, in seconds since 1970.
+#: Event times that are taken for dates: from 2000 to 2200, in seconds since 1970.
 _DATES: Final = (946_684_800, 7_258_118_400)
 
 
 def columns_of(stream: BundleStream) -> dict[str, Any]:
-    """Events and decisions, by place.
+    """Return the events and decisions of a bundle as columns, by name.
 
     Raises:
-        ErgoCaptureError: an event or a decision is none, or the file cannot be read.
+        BundleFormatError: an event or a decision is malformed.
+        ErgoCaptureError: the file cannot be read.
     """
     columns = _Columns()
     records = stream.decisions()
@@ -34,7 +36,7 @@ def columns_of(stream: BundleStream) -> dict[str, Any]:
 
 
 class _Names:
-    """Words as small numbers, in the order in which they come."""
+    """Numbers for words, from 0 in the order of their first use."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
@@ -48,23 +50,23 @@ class _Names:
 
 
 class _Columns:
-    """The columns as they grow."""
+    """The columns while they are built."""
 
     def __init__(self) -> None:
         self.kinds, self.decisions, self.terminations = _Names(), _Names(), _Names()
         names = ("secs", "nanos", "id", "kind", "payload", "decision", "episode", "termination", "retries")
         self.rows: dict[str, list[Any]] = {name: [] for name in names}
-        #: What few records have, by place: when it is due, effects, acknowledgements, an interruption.
+        #: What few decisions have, by place: when the episode is due, effects, acknowledgements, an interruption.
         self.more: dict[str, dict[str, Any]] = {}
-        #: The clock at each place, in nanoseconds.
+        #: The supervisor's clock at each place, in nanoseconds.
         self.clock: list[int] = []
-        #: Places of the events whose episodes wait, by episode.
+        #: Places at which deferred episodes began to wait, by episode.
         self.waiting: dict[int, int] = {}
-        #: Places of event and run.
+        #: For each episode that waited: the places where it began to wait and where it ran.
         self.spans: list[tuple[int, int | None]] = []
 
     def add(self, event: ExternalEventRecord, record: EpisodeInvocationRecord | None) -> None:
-        """The next event, with its decision where there is one."""
+        """Add the next event, and its decision if there is one."""
         rows, place = self.rows, len(self.clock)
         now = event.event_time.total_nanos
         self.clock.append(max(now, self.clock[-1]) if self.clock else now)
@@ -72,7 +74,7 @@ class _Columns:
         rows["nanos"].append(event.event_time.nanos)
         rows["id"].append(event.event_id)
         rows["kind"].append(self.kinds.number(event.kind.value))
-        # Why not strict: a bundle may hold bytes that no daemon takes, and they are to be seen too.
+        # A bundle may hold bytes that no daemon accepts, and the page shows them too.
         rows["payload"].append(event.payload.decode(errors="backslashreplace"))
         rows["decision"].append(self.decisions.number("" if record is None else record.decision.value))
         rows["episode"].append(None if record is None else _exact(record.episode_id))
@@ -84,16 +86,16 @@ class _Columns:
                 self.more[str(place)] = more
 
     def _follow(self, place: int, event: ExternalEventRecord, record: EpisodeInvocationRecord) -> None:
-        """Note where a deferred episode begins to wait, and where it runs."""
+        """Record where a deferred episode begins to wait, and where it runs."""
         if record.decision is Decision.Defer:
-            # Why not of a Pump: it found nothing due, or put back an episode that waits already.
+            # A Pump defers nothing new: it found nothing due, or put back an episode that waits already.
             if record.schedule_at is not None and event.kind.value != "Pump":
                 self.waiting.setdefault(record.episode_id, place)
         elif (began := self.waiting.pop(record.episode_id, None)) is not None:
             self.spans.append((began, place))
 
     def finished(self) -> dict[str, Any]:
-        """Everything, once the last event was added."""
+        """Return all columns, after the last event was added."""
         spans = sorted([*self.spans, *((began, None) for began in self.waiting.values())])
         first, last = _DATES
         seconds = [int(secs) for secs in self.rows["secs"]]
@@ -109,7 +111,7 @@ class _Columns:
 
 
 def _rows(spans: Sequence[tuple[int, int | None]], clock: Sequence[int]) -> list[int]:
-    """A row for each span, the lowest that is free: as many rows are taken as episodes wait at once."""
+    """Return a row for each span, the lowest that is free: there are as many rows as episodes that wait at once."""
     rows: list[int] = []
     free: list[int] = []
     taken: list[tuple[int, int]] = []

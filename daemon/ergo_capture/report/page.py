@@ -1,7 +1,7 @@
-"""A bundle as one page of HTML that needs nothing but itself.
+"""Render a bundle as one HTML file that loads nothing else.
 
-What comes from the bundle is packed (deflate, base64) and shown as text only. The page forbids itself every
-connection, and every script and style but its own, which it names by their hashes (Content-Security-Policy).
+Data from the bundle is packed (deflate, base64) and shown as text only. The page's Content-Security-Policy forbids
+every connection, and every script and style other than its own, which it names by their hashes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from ergo_capture.kernel.time import EventTime
 from ergo_capture.report.columns import columns_of
 from ergo_capture.version import PROGRAM
 
-#: The parts of the page's own script, in order.
+#: The files of the page's own script, in order.
 SCRIPTS: Final = ("words.js", "run.js", "charts.js", "table.js", "page.js")
 
 
 def report_page(bundle: Path, manifest: Manifest | None = None) -> bytes:
-    """The page of a bundle; memory grows with the bundle, as the page does.
+    """Return the page of a bundle; memory use grows with the bundle.
 
     Args:
-        bundle: the bundle's file.
-        manifest: what is known about it besides, if anything is.
+        bundle: path of the bundle file.
+        manifest: its manifest, if there is one.
 
     Raises:
-        ErgoCaptureError: it is no bundle, or cannot be read.
+        BundleFormatError: it is not a bundle.
+        ErgoCaptureError: it cannot be read.
     """
     with open_bundle(bundle) as stream:
         data = {
@@ -54,7 +55,7 @@ def report_page(bundle: Path, manifest: Manifest | None = None) -> bytes:
     style = part("uPlot.min.css") + part("page.css")
     library, script = part("uPlot.iife.min.js"), "".join(part(name) for name in SCRIPTS)
     page = part("page.html")
-    # Why the data last: a mark within it would be taken for one of the page's.
+    # Insert the data last: a mark inside it would be taken for one of the page's.
     for mark, text in (
         ("POLICY", _policy(style, library, script)),
         ("/*STYLE*/", style),
@@ -76,7 +77,7 @@ def _hash(text: str) -> str:
 
 
 def _about(stream: BundleStream, manifest: Manifest | None) -> list[tuple[str, str]]:
-    """What is said of the bundle as a whole, by name."""
+    """Return properties of the bundle as a whole, by name."""
     about: list[tuple[str, str]] = []
     if manifest is not None:
         about += [
@@ -105,5 +106,5 @@ def _limits(constraints: Constraints) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text that JSON can hold, whatever a file is called."""
+    """Return text that JSON can hold: a file name may have bytes that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()

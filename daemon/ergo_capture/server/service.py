@@ -237,7 +237,7 @@ class Service:
         components.phase = Phase.STOPPING
         self._shutdown = Shutdown(components, running, listener)
         await self._shutdown.run()
-        telemetry.say_suppressed(all_of_it=True)
+        telemetry.log_suppressed(final=True)
         log.info(telemetry.DAEMON_STOPPED)
 
     @property
@@ -277,7 +277,7 @@ class Service:
     async def _log_suppressed(self) -> None:
         while True:
             await anyio.sleep(self.components.config.log.window.seconds or 1.0)
-            telemetry.say_suppressed()
+            telemetry.log_suppressed()
 
     async def _watch_signals(self, tasks: TaskGroup, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:

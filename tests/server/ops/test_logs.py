@@ -21,7 +21,7 @@ from tests.shared import REPOSITORY
 
 from ergo_capture import telemetry
 from ergo_capture.server.session.session import Session
-from ergo_capture.telemetry import Storms
+from ergo_capture.telemetry import StormFilter
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_the_level_can_be_changed_while_loggers_are_there(log: Log) -> None:
 def test_a_storm_is_said_so_often_and_then_counted_once() -> None:
     """Two of five lines in the window; the first line after it says how many were left out."""
     now = 0.0
-    storms = Storms(2, 10, lambda: now)
+    storms = StormFilter(2, 10, lambda: now)
     assert [line(storms) for _ in range(5)] == [{}, {}, None, None, None]
     now = 10.0
     assert line(storms) == {"suppressed": 3}
@@ -141,7 +141,7 @@ def test_a_storm_is_said_so_often_and_then_counted_once() -> None:
     assert line(storms, telemetry.SESSION_OPENED) == {}, "other names have windows of their own"
 
 
-def line(storms: Storms, name: str = telemetry.CLIENT_REFUSED) -> dict[str, Any] | None:
+def line(storms: StormFilter, name: str = telemetry.CLIENT_REFUSED) -> dict[str, Any] | None:
     """What becomes of a line, without its name."""
     try:
         event = dict(storms(None, "info", {"event": name}))
@@ -154,19 +154,19 @@ def line(storms: Storms, name: str = telemetry.CLIENT_REFUSED) -> dict[str, Any]
 def test_a_storm_that_has_passed_is_said_though_nothing_follows_it() -> None:
     """Not before its window is over, not twice; at the end of the daemon at once."""
     now = 0.0
-    storms = Storms(1, 10, lambda: now)
+    storms = StormFilter(1, 10, lambda: now)
     assert [line(storms) for _ in range(4)] == [{}, None, None, None]
-    assert storms.take_suppressed(all_of_it=False) == {}
+    assert storms.take_suppressed(final=False) == {}
     now = 11.0
-    assert storms.take_suppressed(all_of_it=False) == {"client.refused": 3}
-    assert storms.take_suppressed(all_of_it=True) == {}
+    assert storms.take_suppressed(final=False) == {"client.refused": 3}
+    assert storms.take_suppressed(final=True) == {}
     assert [line(storms) for _ in range(2)] == [{}, None]
-    assert storms.take_suppressed(all_of_it=True) == {"client.refused": 1}
+    assert storms.take_suppressed(final=True) == {"client.refused": 1}
 
 
 def test_evidence_is_never_folded() -> None:
     """P6: every quarantined session and every bundle has its line."""
-    storms = Storms(1, 10, lambda: 0.0)
+    storms = StormFilter(1, 10, lambda: 0.0)
     for name in (telemetry.SESSION_QUARANTINED, telemetry.BUNDLE_PUBLISHED):
         assert [line(storms, name) for _ in range(3)] == [{}, {}, {}]
 
