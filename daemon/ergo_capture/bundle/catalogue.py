@@ -1,4 +1,4 @@
-"""The bundles that are in a state directory, as their manifests tell."""
+"""List the bundles of a state directory, as their manifests describe them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST
 from ergo_capture.errors import ErgoCaptureError
 
 _READ_BYTES: Final = 1 << 20
-#: What tells whether files are the ones of the last look: number, time of change and size of each.
+#: Inode, time of change in ns and size in bytes of each file: tells whether they are the same as before.
 _Signature = tuple[tuple[int, int, int], ...]
 
 
-def _mark(path: str | Path) -> tuple[int, int, int]:
+def _signature(path: str | Path) -> tuple[int, int, int]:
     status = os.lstat(path)
     return status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -30,23 +30,23 @@ class StoredBundle:
     """A bundle file, and what is known of it without reading it."""
 
     path: Path
-    #: The graph's name; without a manifest, that of the directory.
+    #: The graph's name; without a manifest, the directory's.
     graph: str
     #: Bytes of the file.
     size: int
     manifest: Manifest | None = field(default=None, compare=False)
     #: When its part of the session ended.
     ended_at: datetime | None = None
-    #: Why it is not a finished bundle, in words; None where it is one.
+    #: The reason why it is not a finished bundle; None where it is one.
     problem: str | None = None
-    #: What tells the manifest and the bundle that were looked at from others of their names.
+    #: Signature of its manifest and its bundle file when they were listed.
     seen: _Signature = field(default=(), compare=False)
 
     @property
     def is_still_there(self) -> bool:
-        """Whether its files are the ones that were looked at; it may have been published anew, or be gone."""
+        """Whether its files are the ones that were listed: it may have been published again, or be gone."""
         try:
-            return bool(self.seen) and self.seen == tuple(map(_mark, (manifest_path(self.path), self.path)))
+            return bool(self.seen) and self.seen == tuple(map(_signature, (manifest_path(self.path), self.path)))
         except FileNotFoundError:
             return False
 
@@ -54,7 +54,7 @@ class StoredBundle:
 class Catalogue:
     """The bundles in a directory ``GRAPH/SESSION.capture.json``.
 
-    What did not change since the last look is not read again: 30 us a bundle instead of 160.
+    Manifests that did not change since the last ``read`` are not read again: 30 us a bundle instead of 160.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -62,7 +62,7 @@ class Catalogue:
         self._known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
 
     def read(self) -> list[StoredBundle]:
-        """What is there now, the oldest first.
+        """Return the bundles, the oldest first.
 
         Raises:
             ErgoCaptureError: a directory cannot be read.
@@ -72,9 +72,9 @@ class Catalogue:
         try:
             for folder in os.scandir(self.directory):
                 if folder.is_dir(follow_symlinks=False):
-                    # Why suppressed: root's lost+found, where bundles have a disk of their own, keeps nobody from the rest.
+                    # Skip root's lost+found, where the bundles have a disk of their own.
                     with suppress(PermissionError):
-                        self._look_into(Path(folder.path), known, bare)
+                        self._read_folder(Path(folder.path), known, bare)
         except OSError as error:
             raise ErgoCaptureError(
                 f"list bundles in '{error.filename or self.directory}': {error.strerror or error}",
@@ -84,10 +84,10 @@ class Catalogue:
             ) from error
         self._known = known
         found = [bundle for _, bundle in known.values() if bundle is not None] + bare
-        # Why by the name too: so that the order is the same wherever it is looked at.
-        return sorted(found, key=lambda bundle: (bundle.ended_at or _EVER, str(bundle.path)))
+        # By path too, so that the order is always the same.
+        return sorted(found, key=lambda bundle: (bundle.ended_at or _UNKNOWN_TIME, str(bundle.path)))
 
-    def _look_into(
+    def _read_folder(
         self, folder: Path, known: dict[str, tuple[_Signature, StoredBundle | None]], bare: list[StoredBundle]
     ) -> None:
         files = {entry.name: entry for entry in os.scandir(folder)}
@@ -97,28 +97,28 @@ class Catalogue:
                 plain = name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX
                 forms = [files[form] for form in (plain, plain + COMPRESSED_SUFFIX) if form in files]
                 try:
-                    signature = tuple(_mark(file.path) for file in (entry, *forms))
+                    signature = tuple(_signature(file.path) for file in (entry, *forms))
                     before = self._known.get(entry.path)
                     if before is None or before[0] != signature:
-                        before = signature, self._described(Path(entry.path), [form.name for form in forms])
+                        before = signature, self._read_described(Path(entry.path), [form.name for form in forms])
                 except FileNotFoundError:
-                    # It went while we looked.
+                    # It was removed meanwhile.
                     continue
                 known[entry.path] = before
                 if before[1] is not None:
                     described.add(before[1].path.name)
         for name, entry in files.items():
             if name.endswith((BUNDLE_SUFFIX, BUNDLE_SUFFIX + COMPRESSED_SUFFIX)) and name not in described:
-                # As above.
+                # It may be removed meanwhile.
                 with suppress(FileNotFoundError):
                     size = entry.stat(follow_symlinks=False).st_size
                     bare.append(StoredBundle(folder / name, folder.name, size, problem="no manifest"))
 
-    def _described(self, path: Path, forms: list[str]) -> StoredBundle | None:
-        """The bundle of a manifest, given the names that are there; None where the bundle is gone."""
+    def _read_described(self, path: Path, forms: list[str]) -> StoredBundle | None:
+        """Return the bundle of a manifest, given the names of its files that exist; None where there are none."""
         if not forms:
             return None
-        marked = _mark(path)
+        marked = _signature(path)
         try:
             manifest = read_manifest(path)
         except FileNotFoundError:
@@ -126,7 +126,7 @@ class Catalogue:
         except (ManifestError, OSError):
             bundle = path.with_name(forms[0])
             return StoredBundle(bundle, path.parent.name, bundle.lstat().st_size, problem="manifest unreadable")
-        # Why one that is there: a manifest must not be able to point at any file but the one beside it.
+        # A manifest must not refer to any file but the one beside it.
         bundle = path.with_name(manifest.bundle if manifest.bundle in forms else forms[0])
         status = bundle.lstat()
         ended_at = _time(manifest.ended_at)
@@ -142,14 +142,11 @@ class Catalogue:
         elif ended_at is None:
             problem = "manifest says no time of its end"
         return StoredBundle(
-            bundle, manifest.graph, status.st_size, manifest, ended_at, problem, (marked, _mark(bundle))
+            bundle, manifest.graph, status.st_size, manifest, ended_at, problem, (marked, _signature(bundle))
         )
 
-    def __repr__(self) -> str:
-        return f"<Catalogue {self.directory}, {len(self._known)} manifests known>"
 
-
-_EVER: Final = datetime.min.replace(tzinfo=UTC)
+_UNKNOWN_TIME: Final = datetime.min.replace(tzinfo=UTC)
 
 
 def _time(text: str) -> datetime | None:
@@ -175,7 +172,7 @@ def find_published(recorded: Path, bundles: Path) -> Path | None:
 
 
 def difference_from_manifest(bundle: StoredBundle) -> str | None:
-    """What is wrong with a finished bundle's file, read whole and compared with its manifest; None where nothing is.
+    """Read a finished bundle's file and compare it with its manifest; return what is wrong, or None.
 
     Raises:
         OSError: the file cannot be read.

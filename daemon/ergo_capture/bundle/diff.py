@@ -1,8 +1,7 @@
-"""How two captures differ, aligned by event id.
+"""Compare two captures, aligned by event id.
 
-Both are read side by side up to the first difference, in memory that does not grow. From there on events of the
-second are known by a digest of each, some 200 bytes an event. An id that is there more than once stands for as many
-events, in their order.
+Both are read side by side up to the first difference, in constant memory. From there on, a digest of each event of the
+second capture is kept, about 200 bytes an event. Events with the same id are aligned in their order.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.kernel.explanation import CONTEXT, in_a_line, in_short, plain
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord, encode_decision, encode_event
 
-#: Differences of a kind that are shown; all are counted.
+#: Differences of each kind that are kept; all are counted.
 MOST_SHOWN: Final = 10
 
 _HEAD: Final = (
@@ -44,25 +43,25 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class First(msgspec.Struct, frozen=True):
-    """Where two captures part."""
+    """The first difference of two captures."""
 
-    #: Places in the first and in the second, from 0; None where the event is not there.
+    #: Index of the event in the first capture and in the second, from 0; None where it is missing.
     a: int | None
     b: int | None
     event_id: str
     sentence: str
-    #: The decisions before it, which are the same, the nearest last.
+    #: The decisions before it, which are the same in both, the nearest last.
     before: list[str]
 
 
 class Difference(msgspec.Struct):
-    """What is different; ids in the order of the first capture."""
+    """The differences of two captures; ids are in the order of the first one."""
 
     common: int = 0
     only_a: int = 0
     only_b: int = 0
     changed: int = 0
-    #: The fewest events of both that have to be moved to bring them into the same order.
+    #: The least number of events that would have to be moved to bring both into the same order.
     moved: int = 0
     head: list[Change] = []
     first: First | None = None
@@ -73,22 +72,22 @@ class Difference(msgspec.Struct):
 
     @property
     def none(self) -> bool:
-        """Whether the captures hold the same."""
+        """Whether the captures hold the same events and decisions."""
         return not (self.head or self.only_a or self.only_b or self.changed or self.moved)
 
 
-#: An event may be without a decision, and in a damaged capture a decision without its event.
+#: An event and its decision; the last events may have none, and in a damaged capture the last decisions no event.
 _Pair = tuple[ExternalEventRecord | None, EpisodeInvocationRecord | None]
 _Record = ExternalEventRecord | EpisodeInvocationRecord
-#: An event id, and which of the events with that id it is, from 0.
+#: An event id, and the index among the events with that id, from 0.
 _Key = tuple[str, int]
 
 
 def compare(a: RecordStream, b: RecordStream) -> Difference:
-    """Compare events and decisions with the same event id.
+    """Compare two captures.
 
     Raises:
-        ErgoCaptureError: one cannot be read.
+        ErgoCaptureError: a capture cannot be read.
     """
     found = Difference(head=_heads(a, b))
     before: deque[_Pair] = deque(maxlen=CONTEXT)
@@ -104,7 +103,7 @@ def compare(a: RecordStream, b: RecordStream) -> Difference:
 
 
 def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int, before: Sequence[_Pair]) -> None:
-    """Compare what comes after the first ``same`` events, which are alike."""
+    """Compare what follows the first ``same`` events, which are equal."""
     others = {key: (place, _digest(*pair)) for place, key, pair in _placed(b, same)}
     gone = others.copy()
     places: list[int] = []
@@ -114,7 +113,9 @@ def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int
         if other is None:
             found.only_a += 1
             _keep(found.first_only_a, key[0])
-            _part(found, First(place, None, key[0], f"event {key[0]!r} is only in the first", _lines(before, same)))
+            _set_first(
+                found, First(place, None, key[0], f"event {key[0]!r} is only in the first", _lines(before, same))
+            )
             continue
         places.append(other[0])
         if other[1] != _digest(*pair):
@@ -125,7 +126,9 @@ def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int
     found.only_b = len(gone)
     found.first_only_b = [key[0] for key in islice(gone, MOST_SHOWN)]
     for (event_id, _), (place, _) in islice(gone.items(), 1):
-        _part(found, First(None, place, event_id, f"event {event_id!r} is only in the second", _lines(before, same)))
+        _set_first(
+            found, First(None, place, event_id, f"event {event_id!r} is only in the second", _lines(before, same))
+        )
     _find_moved(found, a, others, same, places, before)
     if changed:
         for place, key, pair in _placed(b, same):
@@ -133,7 +136,9 @@ def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int
                 place_a, mine = changed.pop(key)
                 changes = _changes(key[0], mine, pair)
                 found.first_changed += changes
-                _part(found, First(place_a, place, key[0], _in_words(place_a, key[0], changes), _lines(before, same)))
+                _set_first(
+                    found, First(place_a, place, key[0], _in_words(place_a, key[0], changes), _lines(before, same))
+                )
 
 
 def _find_moved(
@@ -144,8 +149,8 @@ def _find_moved(
     places: Sequence[int],
     before: Sequence[_Pair],
 ) -> None:
-    """What stands in another order. ``places`` are those in the second of the events of both, as the first has them."""
-    steady = _longest_rise(places)
+    """Find the events in another order; ``places`` are their indices in the second capture, in the order of the first."""
+    steady = _longest_increasing(places)
     found.moved = len(places) - len(steady)
     if not found.moved:
         return
@@ -154,11 +159,11 @@ def _find_moved(
         if other is not None and other[0] not in steady:
             _keep(found.first_moved, key[0])
             sentence = f"event {key[0]!r} is at place {place} in the first and at {other[0]} in the second"
-            _part(found, First(place, other[0], key[0], sentence, _lines(before, same)))
+            _set_first(found, First(place, other[0], key[0], sentence, _lines(before, same)))
 
 
-def _longest_rise(numbers: Sequence[int]) -> set[int]:
-    """The members of a longest rising subsequence (patience sorting); no number is there twice."""
+def _longest_increasing(numbers: Sequence[int]) -> set[int]:
+    """Return the members of a longest increasing subsequence of distinct numbers (patience sorting)."""
     tops: list[int] = []
     top_places: list[int] = []
     came_from: list[int] = []
@@ -179,8 +184,8 @@ def _longest_rise(numbers: Sequence[int]) -> set[int]:
     return members
 
 
-def _part(found: Difference, here: First) -> None:
-    """Remember where they part, if it is before what is known."""
+def _set_first(found: Difference, here: First) -> None:
+    """Keep a difference as the first one, if it is before the known one."""
 
     def place(first: First) -> int:
         return min(place for place in (first.a, first.b) if place is not None)
@@ -190,7 +195,7 @@ def _part(found: Difference, here: First) -> None:
 
 
 def _lines(before: Sequence[_Pair], same: int) -> list[str]:
-    """What stands before the first difference, in both."""
+    """Return the decisions before the first difference, each as a line."""
     numbered = enumerate(before, same - len(before))
     return [f"{place}  {in_a_line(record)}" for place, (_, record) in numbered if record is not None]
 
@@ -204,7 +209,7 @@ def _in_words(place: int, event_id: str, changes: Sequence[Change]) -> str:
 
 
 def _placed(stream: RecordStream, start: int) -> Iterator[tuple[int, _Key, _Pair]]:
-    """Events from place ``start`` on, each with its place and its key."""
+    """Yield the events from index ``start`` on, each with its index and its key."""
     seen: Counter[str] = Counter()
     for place, pair in enumerate(_pairs(stream)):
         if place >= start:

@@ -1,4 +1,4 @@
-"""The library form of a capture: a session that records as it supervises."""
+"""A session that records in memory what it supervises: the library form of a capture."""
 
 from __future__ import annotations
 
@@ -15,33 +15,30 @@ from ergo_capture.kernel.supervisor import Supervisor
 
 
 class CapturingDecisionLog:
-    """Writes each decision to an inner log, then into a bundle (``ergo_supervisor::CapturingDecisionLog``)."""
+    """A log that writes each decision to an inner log, then into a bundle (``ergo_supervisor::CapturingDecisionLog``)."""
 
     def __init__(self, inner: DecisionLog, bundle: CaptureBundle) -> None:
         self._inner = inner.log
         self._decisions = bundle.decisions
 
     def log(self, entry: DecisionLogEntry) -> None:
-        """Log, then record: a decision the inner log refused did not happen (rule 7)."""
+        """Log the decision, then record it: one that the inner log refused did not happen (rule 7)."""
         self._inner(entry)
         self._decisions.append(entry.to_record())
 
-    def __repr__(self) -> str:
-        return f"<CapturingDecisionLog {len(self._decisions)} decisions>"
-
 
 class CapturingSession:
-    """Supervises events and keeps all of them and every decision (``ergo_supervisor::CapturingSession``).
+    """A supervisor that keeps every event and every decision (``ergo_supervisor::CapturingSession``).
+
+    The whole capture is in memory until ``into_bundle``. For runs that must not be lost there is the daemon.
 
     Args:
         graph_id: the graph whose episodes run.
         constraints: the limits; written into the bundle.
-        inner_log: told of each decision before it is recorded.
+        inner_log: gets each decision before it is recorded.
         runtime: the engine.
         runtime_provenance: what the engine is, for strict replay.
         adapter_provenance: what the adapter is; ``"none"`` without one.
-
-    The whole capture is held in memory until ``into_bundle``: the daemon is for runs that must not be lost.
     """
 
     def __init__(
@@ -68,7 +65,7 @@ class CapturingSession:
         runtime: RuntimeInvoker,
         runtime_provenance: str,
     ) -> CapturingSession:
-        """A session without an adapter (``CapturingSession::new``)."""
+        """Return a session without an adapter (``CapturingSession::new``)."""
         return cls(graph_id, constraints, inner_log, runtime, runtime_provenance)
 
     @classmethod
@@ -81,18 +78,14 @@ class CapturingSession:
         adapter_provenance: str,
         runtime_provenance: str,
     ) -> CapturingSession:
-        """A session with both provenances, in the reference's order of arguments."""
+        """Return a session with both provenances, in the reference's order of arguments."""
         return cls(graph_id, constraints, inner_log, runtime, runtime_provenance, adapter_provenance)
 
     def on_event(self, event: ExternalEvent) -> None:
-        """Record the event, then let the supervisor see it (rule 7)."""
+        """Record the event, then give it to the supervisor (rule 7)."""
         self._bundle.events.append(ExternalEventRecord.from_event(event))
         self._supervisor.drive(event)
 
     def into_bundle(self) -> CaptureBundle:
-        """The capture so far; the session is not to be used after it."""
+        """Return the capture; the session must not be used afterwards."""
         return self._bundle
-
-    def __repr__(self) -> str:
-        bundle = self._bundle
-        return f"<CapturingSession {bundle.graph_id!r} {len(bundle.events)} events, {self._supervisor!r}>"

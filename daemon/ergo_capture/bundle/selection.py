@@ -1,4 +1,4 @@
-"""Which events of a run are meant: by kind, decision, time, or id."""
+"""Select events of a run by kind, decision, time or id."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ergo_capture.kernel.time import EventTime
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """What an event must be; None and empty for anything."""
+    """What an event must match; None and empty sets match anything."""
 
     kinds: frozenset[str] = frozenset()
     decisions: frozenset[str] = frozenset()
-    #: The earliest event time, and the first that is too late.
+    #: Event times from ``since`` to before ``until``.
     since: EventTime | None = None
     until: EventTime | None = None
     ids: frozenset[str] = frozenset()
-    #: The first and the last event by their place in the run.
+    #: The first and the last event of the range, by their place in the run.
     from_id: str | None = None
     to_id: str | None = None
 
-    def wants(self, event: ExternalEventRecord, decision: EpisodeInvocationRecord | None) -> bool:
-        """Whether an event inside the range is meant."""
+    def matches(self, event: ExternalEventRecord, decision: EpisodeInvocationRecord | None) -> bool:
+        """Return whether an event inside the range matches."""
         if self.kinds and event.kind.value not in self.kinds:
             return False
         if self.decisions and (decision is None or decision.decision.value not in self.decisions):
@@ -39,23 +39,23 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 class NoSuchEvent(ErgoCaptureError):
-    """A range begins or ends at an event that is not there."""
+    """A range begins or ends at an event that the run does not have."""
 
 
 def select(
     stream: RecordStream, wanted: Selection
 ) -> Iterator[tuple[int, ExternalEventRecord, EpisodeInvocationRecord | None]]:
-    """The events that are meant, each with its place and its decision, where that is there.
+    """Yield the events that match, each with its index and its decision, if it has one.
 
     Raises:
-        NoSuchEvent: the range's first event, or behind it the last one, is not there; said at the end.
+        NoSuchEvent: the run has no such first event, or no such last event after it; raised at the end of the run.
     """
     decisions = stream.decisions()
     begun = wanted.from_id is None
     for index, event in enumerate(stream.events()):
         decision = next(decisions, None)
         begun = begun or event.event_id == wanted.from_id
-        if begun and wanted.wants(event, decision):
+        if begun and wanted.matches(event, decision):
             yield index, event, decision
         if begun and event.event_id == wanted.to_id:
             return

@@ -1,4 +1,4 @@
-"""What a run holds, in numbers; streaming."""
+"""Statistics of a run: counts, times and sizes, read as a stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRe
 
 
 class RunStatistics(msgspec.Struct):
-    """A run in numbers; times in nanoseconds of event time, sizes in bytes."""
+    """Statistics of a run; times in nanoseconds of event time, sizes in bytes."""
 
     graph_id: str
     capture_version: str
@@ -26,7 +26,7 @@ class RunStatistics(msgspec.Struct):
     kinds: dict[str, int] = {}
     outcomes: dict[str, int] = {}
     terminations: dict[str, int] = {}
-    #: Invocations that a Pump took from those deferred.
+    #: Deferred episodes that a Pump invoked.
     pumped: int = 0
     retries: int = 0
     most_retries: int = 0
@@ -35,10 +35,10 @@ class RunStatistics(msgspec.Struct):
     #: The earliest and the latest event time.
     first: int | None = None
     last: int | None = None
-    #: The longest time between two events that follow each other, and the id of the later one.
+    #: The longest time between two consecutive events, and the id of the later one.
     longest_gap: int = 0
     longest_gap_before: str | None = None
-    #: Events whose time is before that of the one before them, and the largest such step.
+    #: Events that are earlier than the event before them, and the largest such step.
     backward: int = 0
     furthest_back: int = 0
     payload_bytes: int = 0
@@ -47,19 +47,23 @@ class RunStatistics(msgspec.Struct):
 
     @property
     def span(self) -> int:
-        """From the earliest event to the latest."""
+        """Event time from the earliest event to the latest."""
         return 0 if self.first is None or self.last is None else self.last - self.first
 
     def rate(self, kind: str) -> float | None:
-        """Events of that kind a second of event time; None where no time passes."""
+        """Return the events of that kind per second of event time; None where no time passes."""
         return self.kinds.get(kind, 0) / (self.span / 1e9) if self.span else None
 
 
 def collect_statistics(stream: RecordStream, file_bytes: int) -> RunStatistics:
-    """Count what is in a run that takes ``file_bytes`` bytes where it is.
+    """Read a run and collect its statistics.
+
+    Args:
+        stream: the run.
+        file_bytes: bytes of the file or the journal frames that hold it.
 
     Raises:
-        ErgoCaptureError: it cannot be read.
+        ErgoCaptureError: the run cannot be read.
     """
     found = RunStatistics(
         graph_id=stream.graph_id,

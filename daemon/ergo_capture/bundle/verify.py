@@ -1,7 +1,7 @@
-"""Proves a bundle file without an engine: is it sound, and do its events still lead to its decisions.
+"""Verify a bundle file without an engine: it is sound, and its events lead to its decisions.
 
-The file is read twice at once, events and decisions side by side, and memory does not grow with it, but for
-13 to 27 bytes an event for its id, and for what the supervisor itself keeps: the episodes that are deferred.
+Events and decisions are read side by side. Memory grows by 13 to 27 bytes an event for its id, and by what the
+supervisor keeps: the deferred episodes.
 """
 
 from __future__ import annotations
@@ -31,65 +31,69 @@ from ergo_capture.kernel.serde.tokens import outside_strings
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.kernel.uniqueness import SeenIds
 
-#: More notes than anybody reads; the rest is counted.
+#: Notes that are kept; the rest is counted.
 MAX_NOTES: Final = 100
 #: Events between two calls of ``on_progress``.
 _PROGRESS_EVENTS: Final = 4096
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What was found out about a bundle that could be read."""
+    """The result of a verification."""
 
     graph_id: str
     events: int
     decisions: int
-    #: Why it is unsound: an unsupported version, a hash, a repeated id or a payload that is wrong.
+    #: The error of an unsound bundle: its version, a hash, a repeated id or a payload; None for a sound one.
     complaint: ReplayError | None
-    #: The first decision, if any, that does not follow from the events.
+    #: The first decision that does not follow from the events; None where all do.
     divergence: Divergence | None
-    #: What is worth knowing all the same.
+    #: Remarks on a sound bundle.
     notes: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether it is sound and nothing diverges."""
+        """Whether the bundle is sound and nothing diverges."""
         return self.complaint is None and self.divergence is None
 
 
 def verify_bundle(path: Path, *, on_progress: Callable[[int], None] = lambda _events: None) -> Verdict:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
 
+    Args:
+        path: the bundle file.
+        on_progress: called every few thousand events with the number of events so far.
+
     Raises:
-        BundleFormatError: it is no bundle.
-        ErgoCaptureError: it cannot be read.
+        BundleFormatError: the file is not a bundle.
+        ErgoCaptureError: the file cannot be read.
     """
     with open_bundle(path) as stream:
         return _Verification(stream).run(on_progress)
 
 
 class IntegrityChecker:
-    """Looks at events one after the other; memory grows by 13 to 27 bytes an event, for its id.
+    """Check events one after the other: their hashes, ids and payloads. Memory grows by 13 to 27 bytes an event.
 
     Args:
-        stream: where the events are from, to look one up again.
-        unique: whether no id may come twice.
+        stream: the stream of the events, to look up an id again.
+        unique: whether every id must be new.
     """
 
     def __init__(self, stream: RecordStream, *, unique: bool = True) -> None:
         self._stream = stream
         self._ids = SeenIds() if unique else None
-        # Why one for each: whichever comes first in the file, the reference looks for them one after the other.
+        # One of each kind: the reference checks all hashes first, then all ids, then all payloads.
         self._wrong_hash: ReplayError | None = None
         self._repeated: ReplayError | None = None
         self._bad_payload: ReplayError | None = None
 
     @property
     def complaint(self) -> ReplayError | None:
-        """What the reference would say of the events so far (``replay::validate_bundle``, ``validate_bundle_strict``)."""
+        """The error that the reference raises for the events so far (``replay::validate_bundle``, ``_strict``); else None."""
         return self._wrong_hash or self._repeated or self._bad_payload
 
     def check(self, index: int, record: ExternalEventRecord) -> EventLike | None:
-        """Look at the next event; returns it as the supervisor takes it, None where it is not what it says."""
+        """Check the next event; return it as the supervisor takes it, or None where it is not sound."""
         if self._wrong_hash is not None:
             return None
         event = None
@@ -106,10 +110,10 @@ class IntegrityChecker:
         return event
 
     def check_all(self, *, payloads: bool = True) -> None:
-        """Look at every event of the stream.
+        """Check every event of the stream.
 
         Raises:
-            ReplayError: the complaint, where there is one; without ``payloads``, one about a hash or an id.
+            ReplayError: one is not sound; without ``payloads``, only hashes and ids count.
         """
         for index, record in enumerate(self._stream.events()):
             self.check(index, record)
@@ -117,15 +121,12 @@ class IntegrityChecker:
             raise self.complaint
 
     def _is_before(self, event_id: str, index: int) -> bool:
-        """Why another look: the ids are known by their hashes only."""
+        # ``SeenIds`` holds hashes of ids: look for the id itself.
         return any(event.event_id == event_id for event in islice(self._stream.events(), index))
-
-    def __repr__(self) -> str:
-        return f"<IntegrityChecker, {'nothing wrong so far' if self.complaint is None else self.complaint}>"
 
 
 class _Offered(msgspec.Struct, frozen=True, gc=False):
-    """An event without its payload. Why: the supervisor holds on to those that are deferred."""
+    """An event without its payload: the supervisor keeps those that are deferred."""
 
     event_id: str
     kind: ExternalEventKind
@@ -135,8 +136,8 @@ class _Offered(msgspec.Struct, frozen=True, gc=False):
 class _Verification:
     def __init__(self, stream: BundleStream) -> None:
         self.stream = stream
-        self.soundness = IntegrityChecker(stream)
-        self.again = Rederivation(stream.graph_id, stream.config)
+        self.integrity = IntegrityChecker(stream)
+        self.rederivation = Rederivation(stream.graph_id, stream.config)
         self.wrong_effect: Divergence | None = None
         self.divergence: Divergence | None = None
         self.notes: list[str] = []
@@ -147,20 +148,20 @@ class _Verification:
         for index, (event, captured) in enumerate(zip_longest(stream.events(), stream.decisions())):
             if event is not None:
                 events += 1
-                self.soundness.check(index, event)
+                self.integrity.check(index, event)
             if captured is not None:
                 decisions += 1
                 if captured.effects:
                     self._check_effects(index, captured)
-            if self.divergence is None and self.soundness.complaint is None:
-                replayed = None if event is None else self.again.decide(event_of(event), captured)
+            if self.divergence is None and self.integrity.complaint is None:
+                replayed = None if event is None else self.rederivation.decide(event_of(event), captured)
                 self.divergence = divergence_at(index, captured, replayed)
             if index % _PROGRESS_EVENTS == 0:
                 on_progress(events)
         on_progress(events)
         version = stream.capture_version
         complaint = None if version == CAPTURE_FORMAT_VERSION else unsupported_version(version)
-        complaint = complaint or self.soundness.complaint
+        complaint = complaint or self.integrity.complaint
         if complaint is not None:
             return Verdict(stream.graph_id, events, decisions, complaint, None, ())
         if self.notes_beyond:
@@ -185,7 +186,7 @@ class _Verification:
 
 
 def event_of(event: ExternalEventRecord) -> EventLike:
-    """What the supervisor wants to know of a captured event."""
+    """Return a captured event as the supervisor takes it, without its payload."""
     return _Offered(event.event_id, event.kind, event.event_time)
 
 
@@ -193,7 +194,7 @@ _NUMBERS: Final = outside_strings(rb"(-?[0-9][-+.0-9e]*)")
 
 
 def _misread_floats(index: int, record: EpisodeInvocationRecord) -> Iterator[str]:
-    """A note where the reference reads an effect's number as another and so refuses what it wrote itself."""
+    """Yield a note for each number of an effect that the reference reads as another number and so refuses."""
     for effect in record.effects:
         for token in _NUMBERS.finditer(encode_effect(effect.effect)):
             if token[1] is None:

@@ -82,7 +82,7 @@ def _follow(
         for item in follow(journal, RealStorage(), watch.wait, of=session, latest=0 if only_new else None):
             event, record = item.event, item.decision
             begun = begun or event.event_id == wanted.from_id
-            if begun and wanted.wants(event, record):
+            if begun and wanted.matches(event, record):
                 named = item.session if as_json or not session else None
                 typer.echo((json_line if as_json else for_people)(item.index, event, record, named))
                 # Why: whoever follows through a pipe wants to see it now.

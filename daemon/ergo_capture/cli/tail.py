@@ -56,7 +56,7 @@ def tail(
         return
 
     def is_wanted(item: Followed) -> bool:
-        return wanted.wants(item.event, item.decision)
+        return wanted.matches(item.event, item.decision)
 
     journal, session = journal_and_session(capture, state_dir, config)
     with DirectoryWatch(journal, standard_output()) as watch:

@@ -25,7 +25,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why records are not in the bundle."""
+    """The reason why records are not in the bundle."""
 
     reason: str
     offset: int | None = None

@@ -1,14 +1,14 @@
-r"""Reads a stretch of whole elements in one go, where that is certain to be what serde reads.
+r"""Decode a block of whole elements at once, where the result is certain to be what serde reads.
 
-If the decoder takes the block with the brackets of a list around it, it was whole elements: a JSON text can be read in
-one way only. It is then what serde would have read, unless the decoder in C was more lenient. That it may have been
-shows:
+If msgspec decodes the block with the brackets of a list around it, the block was whole elements: a JSON text can be
+read in one way only. The result is what serde reads, unless msgspec is more lenient. It may be more lenient where the
+block has:
 
-* A repeated or unknown field, or one left out that has a default: then the block has more keys, or fewer, than
-  its records need at the least. Keys are counted as quotes before colons, less those inside strings.
-* A key in disguise (``\u0065vent_id``): only ``\u`` can spell a letter in another way.
-* ``-0``, which is no integer to serde, and a negative zero as a float.
-* A number next to the largest f64: which of those are read is decided by their text.
+* a repeated or unknown field, or lacks one that has a default. Then the block has more, or fewer, keys than its
+  records have at the least. Keys are counted as quotes before colons, less those inside strings.
+* an escaped key (``\u0065vent_id``). Only ``\u`` can spell a letter in another way.
+* ``-0``, which is not an integer for serde, and a negative zero as a float.
+* a number next to the largest f64. Its text decides whether serde reads it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NEGATIVE_ZERO: Final = re.compile(rb"[\[,:\s]-0(?![.0-9eE])")
 
 
 class _Time(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A time within the bounds that C can check."""
+    """A time within the bounds that msgspec checks."""
 
     secs: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     nanos: Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
@@ -71,7 +71,7 @@ _TIME_KEYS: Final = 2
 
 
 def read_events(block: bytes) -> list[ExternalEventRecord] | None:
-    """The events of a text of elements with commas between them; None where serde has to look itself."""
+    """Return the events of elements with commas between them; None where serde has to read them."""
     try:
         events = _decode_events(b"[%b]" % block)
         if not _certain(block, _EVENT_KEYS * len(events)):
@@ -81,7 +81,7 @@ def read_events(block: bytes) -> list[ExternalEventRecord] | None:
                 event.event_id,
                 EventTime(event.event_time.secs, event.event_time.nanos),
                 event.kind,
-                # Why not at once: bytes() takes more than twice as long for a list.
+                # Through a bytearray: bytes() takes more than twice as long for a list.
                 bytes(bytearray(event.payload)),
                 event.payload_hash,
             )
@@ -92,7 +92,7 @@ def read_events(block: bytes) -> list[ExternalEventRecord] | None:
 
 
 def read_decisions(block: bytes) -> list[EpisodeInvocationRecord] | None:
-    """The decisions of a text of elements with commas between them; None where serde has to look itself."""
+    """Return the decisions of elements with commas between them; None where serde has to read them."""
     try:
         decisions = _decode_decisions(b"[%b]" % block)
         if not _certain(block, sum(map(_keys_of, decisions))):
@@ -123,7 +123,7 @@ def _time(time: _Time | None) -> EventTime | None:
 
 
 def _keys_of(decision: _Decision) -> int:
-    """How many keys the decision's text has at the least."""
+    """Return the least number of keys that the decision's text has."""
     keys = _DECISION_KEYS
     if decision.schedule_at is not None:
         keys += _TIME_KEYS
@@ -150,7 +150,7 @@ def _keys_of_effect(captured: CapturedActionEffect) -> int:
 
 
 def _in_range(effect: ActionEffect) -> bool:
-    """Whether none of the effect's numbers is one that the reference may refuse."""
+    """Return whether the reference certainly takes all of the effect's numbers."""
     values = [write.value for write in effect.writes]
     values += [field.value for intent in effect.intents for field in intent.fields]
     return all(
@@ -161,7 +161,7 @@ def _in_range(effect: ActionEffect) -> bool:
 
 
 def _certain(block: bytes, keys: int) -> bool:
-    """Whether a text that the decoder took, and whose records need so many keys, is one that serde reads alike."""
+    """Return whether serde reads a block alike that msgspec decoded to records with that many keys."""
     block = _without_numbers(block)
     found = block.count(b'":')
     if b"\\" in block:
@@ -176,9 +176,9 @@ def _certain(block: bytes, keys: int) -> bool:
 
 
 def _without_numbers(block: bytes) -> bytes:
-    """The text without what stands in its arrays of plain numbers, which is most of it.
+    """Return the block without the content of its arrays of numbers, which is most of it.
 
-    Why that changes no answer: what is left out holds no quote, no backslash and no minus.
+    What is left out has no quote, no backslash and no minus, so it changes no answer.
     """
     first, *rest = block.split(b"[")
     parts = [first]

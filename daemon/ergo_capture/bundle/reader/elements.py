@@ -1,6 +1,6 @@
-"""Reads the elements of a bundle's lists, many at a time.
+"""Read the elements of a bundle's lists, a block at a time.
 
-A block is cut where an element seems to end. One that cannot be decoded in one go is read element by element.
+A block is cut where an element seems to end. A block that cannot be decoded as a whole is read element by element.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLANK: Final = b" \t\r\n"
 
 
 class ListReader(Generic[Record]):
-    """How the elements of one list are read: many in one go, or one by one."""
+    """How the elements of one list are read: many at once, or one by one."""
 
     def __init__(
         self,
@@ -37,19 +37,21 @@ class ListReader(Generic[Record]):
         self.read_block = read_block
         self.read_one = read_one
 
-    def __repr__(self) -> str:
-        return f"<Reader of {self.name}>"
-
 
 EVENTS: Final = ListReader("events", read_events, serde.read_event)
 DECISIONS: Final = ListReader("decisions", read_decisions, serde.read_decision)
 
 
 def read_elements(file: BinaryIO, span: Span, reader: ListReader[Record]) -> Iterator[list[Record]]:
-    """The records of a list, a block at a time; ``file`` stands anywhere before the list.
+    """Yield the records of a list, a block at a time.
+
+    Args:
+        file: the bundle's text, at any position before the list.
+        span: the bytes between the list's brackets.
+        reader: how its elements are read.
 
     Raises:
-        ElementError: an element is not one; what came before it was yielded.
+        ElementError: an element is not a record; those before it were yielded.
         OSError: the file cannot be read.
     """
     file.seek(span.start)
@@ -57,10 +59,13 @@ def read_elements(file: BinaryIO, span: Span, reader: ListReader[Record]) -> Ite
 
 
 class ElementError(ValueError):
-    """An element of a list is not one.
+    """An element of a list is not a record.
 
-    ``index`` is its place in the list, ``offset`` that of its text in the file, or, for a text that is no JSON, of
-    the byte where that shows; ``syntax`` is the JSON parser's word for it, None where the text is JSON.
+    Args:
+        message: what is wrong.
+        index: its place in the list.
+        offset: where it begins in the text, in bytes; for a syntax error, where that is.
+        syntax: the JSON parser's message for a syntax error; None where the element is JSON.
     """
 
     def __init__(self, message: str, *, index: int, offset: int, syntax: str | None = None) -> None:
@@ -74,43 +79,43 @@ class _Elements(Generic[Record]):
     def __init__(self, file: BinaryIO, span: Span, reader: ListReader[Record]) -> None:
         self.file = file
         self.reader = reader
-        #: What was read, how much of it is passed, and the offset of its first byte in the file.
+        #: Bytes that were read, how many of them are consumed, and the offset of the first one in the file.
         self.held = b""
         self.at = 0
         self.start = span.start
         #: Bytes of the list that are still to be read.
         self.left = span.end - span.start
-        #: Elements passed.
+        #: Elements that were yielded.
         self.index = 0
 
     def blocks(self) -> Iterator[list[Record]]:
-        more = self._more_than_blank()
+        more = self._fill_to_element()
         while more:
             self._fill(_BLOCK)
-            cut = self._guess()
+            cut = self._guess_end()
             records = None if cut is None else self.reader.read_block(self.held[:cut])
             if records and cut is not None:
                 self.index += len(records)
-                more = self._pass(cut)
+                more = self._consume(cut)
                 yield records
                 continue
-            # Why up to there: asking again for each element whether the rest is harmless would take forever.
+            # Read as much as a block one by one: trying the rest as a block after each element would be quadratic.
             until = self.start + (cut or _BLOCK)
             while more and self.start + self.at < until:
                 end = self._end_of_element()
                 record = self._read_one(self.held[self.at : end])
                 self.index += 1
-                more = self._pass(end)
+                more = self._consume(end)
                 yield [record]
 
-    def _more_than_blank(self) -> bool:
+    def _fill_to_element(self) -> bool:
         self._fill(_BLOCK)
         while self.left and not self.held.strip(_BLANK):
             self._fill(2 * len(self.held))
         return bool(self.held.strip(_BLANK))
 
     def _fill(self, count: int) -> None:
-        """Hold so many bytes that are not passed, or all that are left."""
+        """Read on until that many bytes are held that are not consumed, or to the end of the list."""
         parts = [self.held[self.at :]]
         self.start += self.at
         self.at = 0
@@ -125,13 +130,13 @@ class _Elements(Generic[Record]):
             self.left -= len(part)
         self.held = b"".join(parts)
 
-    def _pass(self, end: int) -> bool:
-        """Go on behind the comma at ``end``; False where the list ends there."""
+    def _consume(self, end: int) -> bool:
+        """Consume up to and with the comma at ``end``; return False where the list ends there."""
         self.at = min(end + 1, len(self.held))
         return end < len(self.held)
 
-    def _guess(self) -> int | None:
-        """Where in what is held the last whole element seems to end; None where no element seems to."""
+    def _guess_end(self) -> int | None:
+        """Return where the last whole element that is held seems to end; None where none seems to."""
         if not self.left:
             return len(self.held)
         at = self.held.rfind(b'"event_id"')
@@ -143,7 +148,7 @@ class _Elements(Generic[Record]):
         return None
 
     def _end_of_element(self) -> int:
-        """Where the first element not passed certainly ends: at the comma behind it, or at the end of the list."""
+        """Return where the next element ends: at the comma behind it, or at the end of the list."""
         at, depth = self.at, 0
         while True:
             match = STRUCTURE.search(self.held, at)
@@ -164,7 +169,7 @@ class _Elements(Generic[Record]):
     def _read_one(self, text: bytes) -> Record:
         start, index = self.start + self.at, self.index
         try:
-            # Why two brackets: an element stands that deep in a bundle, and depth is limited.
+            # In two brackets: an element stands that deep in a bundle, and depth is limited.
             ((*values,),) = parse(f"[[{text.decode()}]]")
             if not values:
                 raise ElementError("Expecting value", index=index, offset=start + len(text), syntax="Expecting value")
@@ -172,8 +177,8 @@ class _Elements(Generic[Record]):
         except ElementError:
             raise
         except json.JSONDecodeError as error:
-            complaint, offset = _syntax_error(text.decode(), error)
-            raise ElementError(complaint, index=index, offset=start + offset, syntax=complaint) from error
+            message, offset = _syntax_error(text.decode(), error)
+            raise ElementError(message, index=index, offset=start + offset, syntax=message) from error
         except UnicodeDecodeError as error:
             at = start + error.start
             message = f"'utf-8' codec can't decode byte 0x{text[error.start]:02x} in position {at}: {error.reason}"
@@ -181,12 +186,9 @@ class _Elements(Generic[Record]):
         except (ValueError, RecursionError) as error:
             raise ElementError(str(error), index=index, offset=start) from error
 
-    def __repr__(self) -> str:
-        return f"<_Elements of {self.reader.name}, {self.index} passed, {self.left} bytes to be read>"
-
 
 def _syntax_error(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
-    """What is wrong with an element, and at which of its bytes, as if nothing came after it."""
+    """Return the syntax error of an element and its offset in it, as if nothing followed the element."""
     try:
         parse(f"[[{text}")
     except json.JSONDecodeError as alone:

@@ -1,10 +1,10 @@
-"""Finds where the two long lists of a bundle are, without reading what is in them.
+"""Find the two long lists of a bundle without decoding their elements.
 
-A list ends where its bracket is closed, whatever stands in it: whether that is JSON is found by whoever reads
-it. So a text is a bundle if and only if what is left of it is one and both lists can be read.
+A list ends where its bracket is closed, whatever is in it; its reader finds out whether that is JSON. So a text is a
+bundle if and only if the text without the lists' elements is one, and both lists can be read.
 
-Why not by looking for what stands behind a list: in an event the reference ignores fields that it does not
-know, and such a field may hold anything, a second bundle too.
+The text behind a list does not mark its end: the reference ignores unknown fields of an event, and such a field may
+hold anything, even a second bundle.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ergo_capture.kernel.serde.tokens import STRUCTURE
 
 #: Bytes read at a time.
 _BLOCK: Final = 256 * 1024
-#: More bytes than a bundle ever has outside of its lists; without a bound, any large file would be held in memory.
+#: Most bytes outside of the lists; without a bound, any large file would be held in memory.
 MAX_OUTSIDE: Final = 16 << 20
 _LISTS: Final = ("events", "decisions")
-#: The place of each list in a bundle that is written as an array of its fields.
+#: The index of each list in a bundle that is an array of its fields.
 _LIST_PLACES: Final = {3: "events", 4: "decisions"}
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _BLANK: Final = b" \t\r\n"
@@ -35,24 +35,23 @@ class Span(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """A bundle's text without what is in its lists.
+    """A bundle's text without the elements of its lists."""
 
-    ``outside`` is the text with both lists emptied; ``lists`` says where in the file their content is, in the
-    file's order. Where the file ends inside a list, ``outside`` ends behind that list's opening bracket, and
-    ``cut`` is the list's name.
-    """
-
+    #: The text with both lists emptied; where the file ends inside a list, up to that list's opening bracket.
     outside: bytes
+    #: The names of the lists, and the bytes between their brackets, in the file's order.
     lists: list[tuple[str, Span]]
+    #: Bytes of the text.
     size: int
+    #: The list inside which the file ends; None where there is none.
     cut: str | None
 
     def span(self, name: str) -> Span | None:
-        """Where the content of a list is; None where the bundle has no such list."""
+        """Return the bytes between a list's brackets; None where the bundle has no such list."""
         return next((span for known, span in self.lists if known == name), None)
 
     def offset_of(self, position: int) -> int:
-        """The offset in the file of a byte of ``outside``."""
+        """Return the offset in the file of a byte of ``outside``."""
         for _, span in self.lists:
             if position < span.start:
                 break
@@ -60,15 +59,15 @@ class Outline(NamedTuple):
         return position
 
 
-class _TooMuch(ValueError):
-    """The file is no bundle; says why."""
+class _TooLarge(ValueError):
+    """The file has more text outside of its lists than a bundle can have."""
 
 
 def read_outline(file: BinaryIO) -> Outline:
-    """Walk a file once, from its beginning; memory does not grow with the lists.
+    """Read a file once, from its beginning, in memory that does not grow with the lists.
 
     Raises:
-        ValueError: more stands outside of the lists than a bundle can have there.
+        ValueError: the file has more text outside of its lists than a bundle can have.
         OSError: the file cannot be read.
     """
     return _Walker(file).run()
@@ -77,13 +76,13 @@ def read_outline(file: BinaryIO) -> Outline:
 class _Walker:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        #: What was read and not yet passed, and its offset in the file.
+        #: Bytes that were read and are not consumed, and their offset in the file.
         self.held = b""
         self.start = 0
         self.outside: list[bytes] = []
         self.outside_bytes = 0
         self.lists: list[tuple[str, Span]] = []
-        #: Brackets open; which one is the outermost; commas passed in it, and the last string.
+        #: Open brackets, the outermost of them, the commas passed directly inside it, and the last string there.
         self.depth = 0
         self.top = b""
         self.place = 0
@@ -93,13 +92,13 @@ class _Walker:
         self._more(0)
         at = 0
         if self.held.strip(_BLANK)[:1] not in (b"{", b"[", b""):
-            # Why at once: a large file of another kind need not be read to its end to be refused.
+            # A large file of another kind is refused without being read to its end.
             self._keep(len(self.held))
             return self._outline(None)
         while True:
             match = STRUCTURE.search(self.held, at)
             if match is None or match[1] == b"":
-                # A string that goes on, or nothing more that matters: go on behind what is certain.
+                # A string that is not closed yet, or no token: keep what is certain, and read on.
                 at = len(self.held) if match is None else match.start()
                 if not self._more(at):
                     self._keep(len(self.held))
@@ -122,7 +121,7 @@ class _Walker:
         return Outline(b"".join(self.outside), self.lists, self.start + len(self.held), cut)
 
     def _token(self, token: bytes) -> str | None:
-        """Take one token; the name of the list that it opens, if it does."""
+        """Consume one token; return the name of the list that it opens, or None."""
         if token in _OPENING:
             if self.depth == 0:
                 self.top = token
@@ -139,27 +138,27 @@ class _Walker:
         return None
 
     def _more(self, passed: int) -> bool:
-        """Keep what is passed and read on; False at the end of the file."""
+        """Keep the first bytes as text outside of the lists, and read on; return False at the end of the file."""
         self._keep(passed)
-        # Why as much as is held: a string that goes on is looked at again from its beginning.
+        # As much as is held: a string that is not closed is searched again from its beginning.
         block = self.file.read(max(_BLOCK, len(self.held)))
         self.held += block
         return bool(block)
 
     def _keep(self, count: int) -> None:
-        """The first bytes held stand outside of the lists."""
+        """Keep the first bytes as text outside of the lists."""
         self.outside.append(self.held[:count])
         self.outside_bytes += count
         self.start += count
         self.held = self.held[count:]
         if self.outside_bytes + len(self.held) > MAX_OUTSIDE:
-            raise _TooMuch(f"it has more than {MAX_OUTSIDE} bytes outside of its events and decisions")
+            raise _TooLarge(f"it has more than {MAX_OUTSIDE} bytes outside of its events and decisions")
 
     def _skip(self) -> bool:
-        """Pass a list's content, up to its closing bracket; False where the file ends before that."""
+        """Skip the elements of a list, up to its closing bracket; return False where the file ends before it."""
         depth, inside = 1, False
         while True:
-            # Why held back: a backslash belongs to the byte after it.
+            # A backslash at the end belongs to the byte that follows it.
             odd = self.held.endswith(b"\\") and (len(self.held) - len(self.held.rstrip(b"\\"))) % 2
             block = self.held[:-1] if odd else self.held
             plain = block.replace(rb"\\", b"  ").replace(rb"\"", b"  ") if b"\\" in block else block
@@ -187,15 +186,15 @@ def _name_in(key: bytes) -> str | None:
     try:
         name = json.loads(key)
     except ValueError:
-        # Whoever parses what is outside says what is wrong with it.
+        # The parser of the text outside reports it.
         return None
     return name if isinstance(name, str) else None
 
 
 def _unmatched(brackets: bytes) -> tuple[int, int]:
-    """How many brackets a text closes that it did not open, and how many it opens and does not close.
+    """Return how many brackets a text closes that it did not open, and how many it opens and does not close.
 
-    Brackets of two kinds that meet are no JSON and are counted as they come.
+    Brackets of different kinds close each other: the text is then not JSON, which its reader reports.
     """
     before = len(brackets) + 1
     while len(brackets) < before:
@@ -213,7 +212,7 @@ def _unmatched(brackets: bytes) -> tuple[int, int]:
 
 
 def _end_of_list(plain: bytes, depth: int, *, inside: bool) -> int:
-    """Where in a block without escaped quotes the bracket is that closes the list."""
+    """Return the offset of the bracket that closes the list, in a block without escaped quotes."""
     at = plain.index(b'"') + 1 if inside else 0
     for match in STRUCTURE.finditer(plain, at):
         if match[0] in _OPENING:

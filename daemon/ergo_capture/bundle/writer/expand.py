@@ -1,8 +1,8 @@
-"""A journal's frames as the text of a bundle, many events at a time.
+"""Expand journal frames to the text of a bundle, many events at a time.
 
-Why many at a time: a record object for each event and a call for each of its parts cost twice as much as one call
-of the encoder for some events, straight into the block's text. Most of what is left is the payload's array of byte
-values (a table of pairs, three translations woven into one buffer, and numpy were all slower) and its SHA-256.
+The encoder writes many events at once into the block's text; a record object and several calls for each event took
+twice as long. Most of the time goes to the payload's array of byte values and its SHA-256. For the array, a table of
+pairs, three interleaved translations and numpy were all slower.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ _decode: Final = msgspec.json.Decoder(_Line).decode_lines
 _encode: Final = msgspec.json.Encoder().encode
 _encode_into: Final = msgspec.json.Encoder().encode_into
 _COMMA: Final = ord(",")
-#: Events whose payloads are lists of numbers at a time. Why so few: they should stay in the processor's cache.
-_SOME: Final = 64
+#: Events whose payloads are lists of numbers at a time; they stay in the processor's cache.
+_CHUNK: Final = 64
 _KINDS: Final = {"Pump": "Pump", "Tick": "Pump", "DataAvailable": "DataAvailable", "Command": "Command"}
 
 
 def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple[list[str], bytes | bytearray]:
-    """The events of an EVENTS body from ``start`` to before ``stop``: their ids, and their elements, each behind a comma.
+    """Return the ids and elements of an EVENTS body's events from ``start`` to before ``stop``; a comma precedes each element.
 
     Raises:
-        EventFormatError: the body is not what was accepted.
+        EventFormatError: the body is not one that can have been accepted.
     """
     try:
         events = [line.event for line in _decode(body)][start:stop]
         kinds = [_KINDS[event.kind] for event in events]
     except (ValueError, RecursionError, KeyError):
-        # Rare: a time that only EventTime can hold, a kind in another spelling. Or it is damage, which this tells.
+        # Rare: a time that only EventTime can hold, or a kind in another spelling. Damage raises here.
         records = [ExternalEventRecord.from_event(event) for event in read_body(body)][start:stop]
         return [record.event_id for record in records], b"".join(b"," + encode_event(record) for record in records)
     payloads = [bytes(event.payload) for event in events]
     if b"null" in payloads:
         payloads = [b"" if payload == b"null" else payload for payload in payloads]
-    # Why into one buffer: pieces that are joined are copied, and a payload's array is long.
+    # In one buffer: joining would copy the text, and payload arrays are long.
     text = bytearray(b"]")
-    for n in range(0, len(events), _SOME):
-        some = slice(n, n + _SOME)
+    for n in range(0, len(events), _CHUNK):
+        some = slice(n, n + _CHUNK)
         elements = [
             _Element(event.event_id, event.at, kind, list(payload), sha256(payload).hexdigest())
             for event, kind, payload in zip(events[some], kinds[some], payloads[some], strict=True)
@@ -81,24 +81,24 @@ def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple
 
 
 class DecisionTexts:
-    """Takes decisions from their frames in the order of their events, as elements of a bundle's ``decisions``.
+    """The decisions of a session as elements of a bundle's ``decisions``, in the order of their events.
 
     Args:
         bodies: the DECISIONS bodies, in order.
-        deadline: the constraints' one, which every record bears.
+        deadline: the configured deadline, which every record bears.
     """
 
     def __init__(self, bodies: Iterator[bytes], deadline: EventTime | None) -> None:
         self._rows = (row for body in bodies for row in read_rows(body))
         self._deadline = deadline
-        #: Of the run that is being taken: the next episode, and how many are left.
+        #: The next episode of the current run of plain decisions, and how many of the run are left.
         self._episode = self._left = 0
         self._after = (
             f',"deadline":{encode_time(deadline).decode()},"termination":"Completed","retry_count":0,"effects":[]}}'
         )
 
     def take(self, ids: list[str]) -> bytes | None:
-        """The decisions of the next events, whose ids these are, each behind a comma; None where there are fewer."""
+        """Return the decisions of the next events, which have these ids, each behind a comma; None where there are fewer."""
         texts: list[str] = []
         taken = 0
         while taken < len(ids):
@@ -119,21 +119,19 @@ class DecisionTexts:
         return "".join(texts).encode()
 
     def _plain(self, ids: list[str]) -> list[str]:
-        """Episodes that ran at once and completed. Why text: an f-string is half of a format of bytes."""
+        """Return the decisions of episodes that ran at once and completed."""
+        # An f-string takes half the time of a bytes format.
         after = self._after
         return [
             f',{{"event_id":"{name}","decision":"Invoke","schedule_at":null,"episode_id":{episode}{after}'
             for episode, name in enumerate(_inside_quotes(ids), self._episode)
         ]
 
-    def __repr__(self) -> str:
-        return f"<DecisionTexts, {self._left} left of the run at episode {self._episode}>"
-
 
 def _inside_quotes(ids: list[str]) -> list[str]:
-    """Each id as JSON writes it, without its quotes."""
+    """Return each id as JSON writes it, without its quotes."""
     text = _encode(ids).decode()
     if "\\" in text:
         return [_encode(event_id)[1:-1].decode() for event_id in ids]
-    # Why this is safe: a quote inside an id would have come with a backslash.
+    # Safe: a quote inside an id would have come with a backslash.
     return text[2:-2].split('","')

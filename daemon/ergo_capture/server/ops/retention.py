@@ -1,8 +1,8 @@
-"""Deletes finished bundles that have had their time.
+"""Delete the finished bundles that the retention rules select.
 
-A bundle is read whole and compared with its manifest before it goes; what differs stays. The manifest is first
-renamed to ``SESSION.manifest.json.pruning``, which says that the bundle beside it is being deleted; then bundle
-and manifest are removed. Whoever finds such a name finishes what it says.
+A bundle is read and compared with its manifest before it is deleted; one that differs is kept. The manifest is first
+renamed to ``SESSION.manifest.json.pruning``; then bundle and manifest are removed. A start, and every later round,
+finishes a deletion that was interrupted.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from ergo_capture.storage import Storage, StorageError, directory_lock
 log = structlog.get_logger()
 
 _PRUNING: Final = ".pruning"
-#: Time without a round for each second of one.
-_REST: Final = 9.0
+#: Seconds without a round for each second that one took.
+_PAUSE_RATIO: Final = 9.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What became of a bundle that had had its time."""
+    """What became of a bundle that was selected."""
 
     choice: Expired
-    #: Why it stays all the same; None where it is gone.
+    #: The reason why it is kept; None where it was deleted.
     kept: str | None = None
 
 
 class Pruner:
-    """Deletes the bundles of a state directory that its rules let go.
+    """Deletes bundles of a state directory.
 
     Args:
         state: the state directory.
@@ -55,29 +55,29 @@ class Pruner:
     def __init__(self, state: Path, storage: Storage) -> None:
         self.catalogue = Catalogue(state / "bundles")
         self._storage = storage
-        #: Bundles that are not what their manifests say, so that each is read once.
+        #: Bundles that differ from their manifests; each is read once.
         self._unsound: set[StoredBundle] = set()
 
     def prune(
         self, rules: RetentionRules, *, now: datetime | None = None, graph: str | None = None, dry_run: bool = False
     ) -> Iterator[Pruned]:
-        """Delete what is to go, one bundle a step; with ``dry_run``, only say what would go.
+        """Delete the bundles that exceed a bound, one a step.
 
         Args:
             rules: the bounds.
-            now: the time; the clock's without.
-            graph: the only graph whose bundles may go; all of them without.
-            dry_run: whether everything stays.
+            now: the time; None for the clock's.
+            graph: the only graph whose bundles may be deleted; None for all.
+            dry_run: whether to return what would be deleted, and delete nothing.
 
         Raises:
-            ErgoCaptureError: a directory cannot be read, or a bundle not be removed.
+            ErgoCaptureError: a directory could not be read, or a bundle not be removed.
         """
         now = now or datetime.now(UTC)
         if not dry_run:
             self.finish_begun()
         done: set[StoredBundle] = set()
         while True:
-            for choice in self._choices(rules, now, graph):
+            for choice in self._select(rules, now, graph):
                 if choice.bundle in done:
                     continue
                 kept = self._difference(choice.bundle)
@@ -86,14 +86,14 @@ class Pruner:
                     continue
                 yield Pruned(choice, kept)
                 if kept is not None:
-                    # Another may have to go in its place.
+                    # Another may have to be deleted in its place.
                     self._unsound.add(choice.bundle)
                     break
             else:
                 return
 
     def finish_begun(self) -> None:
-        """Finish what a crash interrupted.
+        """Finish deletions that a crash interrupted.
 
         Raises:
             StorageError: a file cannot be read or removed.
@@ -102,14 +102,14 @@ class Pruner:
             try:
                 manifest = read_manifest(doomed)
             except (ManifestError, OSError):
-                # Not ours, or gone meanwhile.
+                # Not one of ours, or removed meanwhile.
                 continue
             original = doomed.with_name(doomed.name.removesuffix(_PRUNING))
             bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
-            with _already_gone(), directory_lock(doomed.parent) as alone:
+            with _missing_ok(), directory_lock(doomed.parent) as alone:
                 if not alone:
                     continue
-                # Why looked at again: recovery may have published the bundle anew, or somebody put another there.
+                # Recovery may have published the bundle again, or somebody put another one there.
                 if bundle.exists() and manifest_path(bundle) == original and not original.exists():
                     if self._difference(StoredBundle(bundle, manifest.graph, manifest.stored[0], manifest)):
                         self._storage.replace(doomed, original)
@@ -118,14 +118,14 @@ class Pruner:
                 self._storage.remove(doomed)
 
     def free_bytes(self) -> int:
-        """Bytes free on the disk.
+        """Return the bytes free on the disk.
 
         Raises:
-            StorageError: the directory is not there.
+            StorageError: the directory does not exist.
         """
         return self._storage.free_bytes(self.catalogue.directory)
 
-    def _choices(self, rules: RetentionRules, now: datetime, graph: str | None) -> list[Expired]:
+    def _select(self, rules: RetentionRules, now: datetime, graph: str | None) -> list[Expired]:
         found = self.catalogue.read()
         self._unsound &= set(found)
         candidates = [b for b in found if b not in self._unsound and (graph is None or b.graph == graph)]
@@ -135,36 +135,33 @@ class Pruner:
         try:
             return difference_from_manifest(bundle)
         except FileNotFoundError:
-            # Somebody else was faster; deleting will find nothing to do.
+            # It was removed meanwhile; deleting it will do nothing.
             return None
         except OSError as error:
-            # Why no end: one file that cannot be read must not keep all the others for ever.
+            # One file that cannot be read must not keep all the others.
             return f"it cannot be read: {error.strerror or error}"
 
     def _delete(self, bundle: StoredBundle) -> bool:
-        """Delete what was looked at; False where it is there no more, or not any more what it was."""
+        """Delete a bundle; return False where it is gone or was replaced since it was listed."""
         manifest = manifest_path(bundle.path)
         doomed = manifest.with_name(manifest.name + _PRUNING)
         deleted = False
-        # Why: reading a large bundle takes seconds, and a session that goes on may have been published meanwhile.
-        with _already_gone(), directory_lock(manifest.parent) as alone:
+        # Reading a large bundle takes seconds, and its session may have been published again meanwhile.
+        with _missing_ok(), directory_lock(manifest.parent) as alone:
             if alone and bundle.is_still_there:
                 self._storage.replace(manifest, doomed)
-                # Why before the rest: a bundle without its manifest would stay for ever.
+                # Synced first: a bundle without its manifest would never be deleted.
                 self._storage.sync_dir(manifest.parent)
                 for path in (bundle.path, doomed):
-                    with _already_gone():
+                    with _missing_ok():
                         self._storage.remove(path)
                 deleted = True
         return deleted
 
-    def __repr__(self) -> str:
-        return f"<Pruner {self.catalogue.directory}, {len(self._unsound)} unsound>"
-
 
 @contextmanager
-def _already_gone() -> Iterator[None]:
-    """Suppress that a file is not there: somebody else prunes too."""
+def _missing_ok() -> Iterator[None]:
+    """Suppress the error that a file does not exist: the command line prunes too."""
     try:
         yield
     except StorageError as error:
@@ -173,12 +170,12 @@ def _already_gone() -> Iterator[None]:
 
 
 class Retention:
-    """Prunes after each publication, and every so often; in a worker thread, one bundle a hop.
+    """Prunes after each publication and at an interval, in a worker thread.
 
     Args:
-        pruner: deletes.
+        pruner: deletes the bundles.
         rules: the bounds.
-        interval: seconds between rounds without a publication; 0 for none.
+        interval: seconds between rounds; 0 for rounds after publications only.
     """
 
     def __init__(self, pruner: Pruner, rules: RetentionRules, interval: float) -> None:
@@ -187,24 +184,24 @@ class Retention:
         self._interval = interval
         self._due = anyio.Event()
         self._due.set()
-        self._short = False
+        self._is_short = False
         #: Bundles deleted since the start, and the bytes of their files.
         self.pruned = 0
         self.pruned_bytes = 0
 
     def look(self) -> None:
-        """Have a round soon: a bundle was published."""
+        """Start a round soon: a bundle was published."""
         self._due.set()
 
     def take_rules(self, rules: RetentionRules, interval: float) -> None:
-        """Other bounds from now on; looks at once what is beyond them."""
+        """Use other bounds, and start a round soon."""
         self._rules, self._interval = rules, interval
         self._due.set()
 
     async def run(self) -> None:
-        """Until cancelled; a bundle that is being deleted then is deleted."""
+        """Prune until cancelled; a deletion in progress is finished."""
         try:
-            # Why whatever the rules: those that began it may be gone from the configuration.
+            # Whatever the rules: those that began it may be gone from the configuration.
             await to_thread.run_sync(self._pruner.finish_begun)
         except ErgoCaptureError as error:
             self._report_failure(error)
@@ -215,11 +212,11 @@ class Retention:
             if self._rules.are_set:
                 began = time.monotonic()
                 await self.take_round()
-                # Why: with many bundles a look takes long, and there may be one after each of them.
-                await anyio.sleep(_REST * (time.monotonic() - began))
+                # With many bundles a round takes long, and every publication asks for one.
+                await anyio.sleep(_PAUSE_RATIO * (time.monotonic() - began))
 
     async def take_round(self) -> None:
-        """Delete what is to go now."""
+        """Delete the bundles that exceed a bound now, and log each."""
         rules = self._rules
         steps = self._pruner.prune(rules)
         try:
@@ -231,16 +228,16 @@ class Retention:
         except ErgoCaptureError as error:
             self._report_failure(error)
             return
-        if short and not self._short:
+        if short and not self._is_short:
             log.warning(
                 telemetry.RETENTION_SHORT,
                 keep_free_bytes=rules.keep_free_bytes,
                 hint="no bundle is left that may go: free some space, or lower retention.keep_free_bytes",
             )
-        self._short = short
+        self._is_short = short
 
     def _report_failure(self, error: ErgoCaptureError) -> None:
-        """The next round tries again."""
+        """Log that a round failed; the next one tries again."""
         log.error(telemetry.RETENTION_FAILED, error=error.message, path=error.path, hint=error.hint)
 
     def _report(self, step: Pruned) -> None:
@@ -263,6 +260,3 @@ class Retention:
             bytes=bundle.size,
             reason=step.choice.reason,
         )
-
-    def __repr__(self) -> str:
-        return f"<Retention {self.pruned} pruned, {self.pruned_bytes} bytes>"

@@ -1,7 +1,7 @@
-"""Bundles of sessions that are still running, every so often.
+"""Publish snapshots of running sessions at an interval.
 
-A snapshot is written whole, so its cost grows with its session. Each is therefore followed by at least nine
-times as long without one: snapshots never take more than a tenth of the time that there is for writing.
+A snapshot is written whole, so its cost grows with its session. After each one, none is written for nine times as long
+as it took: snapshots take at most a tenth of the time.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from ergo_capture.server.session.session import Session, SessionState
 
 log = structlog.get_logger()
 
-#: Time without a snapshot for each second of one.
-_REST: Final = 9.0
+#: Seconds without a snapshot for each second that one took.
+_PAUSE_RATIO: Final = 9.0
 
 
 class Snapshots:
-    """Publishes every running session that has something new.
+    """Publishes snapshots of every running session that has new decisions.
 
     Args:
-        sessions: the sessions there are, by id; looked at anew each time.
-        interval: seconds from one round to the next.
+        sessions: the sessions, by id; read in each round.
+        interval: seconds between rounds.
     """
 
     def __init__(self, sessions: Mapping[str, Session], interval: float) -> None:
         self._sessions = sessions
         self._interval = interval
+        #: Decisions in the last snapshot, by session.
         self._published: dict[str, int] = {}
         #: Snapshots published since the start.
         self.taken = 0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Publish snapshots until cancelled."""
         while True:
             await anyio.sleep(self._interval)
             await self.take_round()
 
     async def take_round(self) -> None:
-        """One snapshot of each session that was decided further since its last one."""
+        """Publish a snapshot of each open session that has decisions since its last one."""
         running = {name: session for name, session in self._sessions.items() if session.state is SessionState.OPEN}
         self._published = {name: decided for name, decided in self._published.items() if name in running}
         for name, session in running.items():
@@ -54,14 +55,11 @@ class Snapshots:
                 continue
             began = time.monotonic()
             try:
-                # Why not what is on its way too: an engine that is away would keep the other sessions from theirs.
+                # Without waiting for undecided events: an engine that is away would delay the other sessions.
                 await session.publish_decided()
             except ErgoCaptureError as error:
                 log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400
                 continue
             self._published[name] = decided
             self.taken += 1
-            await anyio.sleep(_REST * (time.monotonic() - began))
-
-    def __repr__(self) -> str:
-        return f"<Snapshots every {self._interval:g} s, {self.taken} taken>"
+            await anyio.sleep(_PAUSE_RATIO * (time.monotonic() - began))
