@@ -1,11 +1,10 @@
 """Wake tasks that wait for a change, without remembering the change.
 
-Which primitives to use: **asyncio's** for everything that one event loop's tasks share and that synchronous code
-sets or resolves (``asyncio.Event``, ``Future``, ``Lock``, ``Queue``): they cost least and are the ones that
-``call_soon`` and ``call_soon_threadsafe`` work with. **anyio's** for everything that bounds, groups or shields tasks
-(task groups, cancel scopes, ``move_on_after``, ``fail_after``) and for sockets and processes. So a wait is written
-``with anyio.move_on_after(seconds): await event.wait()``, and ``asyncio.wait_for``, ``asyncio.timeout`` and
-``anyio.Event`` are not used.
+The rule for primitives: **asyncio's** for state that tasks of one event loop share and that synchronous code may set
+(``Event``, ``Future``, ``Lock``, ``Queue``): they cost least, and ``call_soon`` and ``call_soon_threadsafe`` work
+with them. **anyio's** for bounding, grouping and shielding tasks (task groups, cancel scopes, ``move_on_after``,
+``fail_after``), for threads, sockets and processes. So a bounded wait is
+``with anyio.move_on_after(seconds): await event.wait()``; neither ``asyncio.wait_for`` nor ``anyio.Event`` is used.
 """
 
 from __future__ import annotations

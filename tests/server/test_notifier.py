@@ -1,10 +1,19 @@
-"""The notifier wakes the tasks that wait when it is called, and only those."""
+"""The notifier wakes the tasks that wait when it is called, and only those; and the rule for primitives that it states."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 
+from tests.shared import REPOSITORY
+
 from ergo_capture.notifier import Notifier
+
+#: What the rule in ``notifier.py`` leaves to the other library.
+UNUSED = {
+    "anyio": {"Condition", "Event", "Lock", "Semaphore"},
+    "asyncio": {"Condition", "TaskGroup", "timeout", "wait_for"},
+}
 
 
 async def test_notify_all_wakes_every_waiting_task() -> None:
@@ -36,3 +45,11 @@ async def test_a_cancelled_wait_does_not_disturb_the_others() -> None:
     later.cancel()
     notifier.notify_all()
     await patient
+
+
+def test_asyncio_shares_state_and_anyio_bounds_tasks() -> None:
+    """No file uses a primitive that the rule leaves to the other library."""
+    for path in (REPOSITORY / "daemon").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.attr not in UNUSED.get(node.value.id, ()), f"{path.name}:{node.lineno}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -59,7 +60,7 @@ class BundlePublisher:
         self._on_published = on_published
         #: One bundle at a time in a worker process and one in a thread. A small session that is closed does not wait
         #: for a large bundle, which takes seconds.
-        self._process_lock, self._thread_lock = anyio.Lock(), anyio.Lock()
+        self._process_lock, self._thread_lock = asyncio.Lock(), asyncio.Lock()
         #: Bundles composed since the start.
         self.published = 0
 

@@ -7,6 +7,7 @@ finishes a deletion that was interrupted.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import time
 from collections.abc import Iterator
@@ -182,7 +183,7 @@ class Retention:
         self._rules = rules
         self._pruner = pruner
         self._interval = interval
-        self._due = anyio.Event()
+        self._due = asyncio.Event()
         self._due.set()
         self._is_short = False
         #: Bundles deleted since the start, and the bytes of their files.
@@ -208,7 +209,7 @@ class Retention:
         while True:
             with anyio.move_on_after(self._interval or None):
                 await self._due.wait()
-            self._due = anyio.Event()
+            self._due.clear()
             if self._rules.are_set:
                 began = time.monotonic()
                 await self.take_round()

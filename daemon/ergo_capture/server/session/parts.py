@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-import anyio
 import msgspec
 import structlog
 
@@ -134,7 +133,7 @@ class Parts:
         #: The bundle of the part before the current one; None where there is none, or it was published before the start.
         self._previous: asyncio.Future[Publication] | None = None
         #: Held while a bundle is composed: a snapshot that came late would replace the bundle that was composed after it.
-        self._compose_lock = anyio.Lock()
+        self._compose_lock = asyncio.Lock()
 
     @property
     def segment(self) -> int:
