@@ -1,4 +1,4 @@
-"""Journals and bundles that have to be readable for ever: how they were made, and what is in them.
+"""Journals and bundles that must stay readable: how they were made, and what is in them.
 
 A journal's ``expected.json`` is what recovery finds in it, with the SHA-256 of every bundle that can be composed
 from it. Neither depends on the version of the program, on the clock, or on the machine.
@@ -54,7 +54,7 @@ LIMITED: Final = Constraints(None, 2, EventTime(10, 0), EventTime(5, 0), 1)
 
 
 class Life:
-    """A session whose frames are made as the daemon makes them."""
+    """A session whose frames are those that the daemon writes."""
 
     def __init__(self, number: int, constraints: Constraints = LIMITED, outcomes: Iterable[RunResult] = ()) -> None:
         self.number = number
@@ -325,8 +325,8 @@ JOURNALS: Final[dict[str, Callable[[Path], None]]] = {
 # --- what is in them ---
 
 
-def findings(directory: Path) -> dict[str, Any]:
-    """What a start finds in a journal, in plain words, and the bundles that it leads to; mends a torn tail."""
+def found_in(directory: Path) -> dict[str, Any]:
+    """Return what a start finds in a journal, and the bundles that it leads to; repair a torn end."""
     storage = RealStorage()
     try:
         journal, found = Journal.open(directory, storage, segment_bytes=4096, program=PROGRAM)
@@ -471,7 +471,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def main() -> None:
-    """Add what is missing."""
+    """Write the golden files that are missing."""
     for name, maker in JOURNALS.items():
         folder = GOLDEN / "journals" / name
         if folder.exists():
@@ -480,7 +480,7 @@ def main() -> None:
         maker(folder / "journal")
         with tempfile.TemporaryDirectory() as place:
             copy = shutil.copytree(folder / "journal", Path(place) / "journal")
-            _write(folder / "expected.json", {"about": maker.__doc__} | findings(Path(copy)))
+            _write(folder / "expected.json", {"about": maker.__doc__} | found_in(Path(copy)))
         print(f"made {folder}")  # noqa: T201 - a script
     folder = GOLDEN / "bundles" / "golden"
     if not folder.exists():

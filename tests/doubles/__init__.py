@@ -1,1 +1,1 @@
-"""Doubles: stand-ins for what cannot be made to fail on request."""
+"""Doubles of storage and composers that fail, wait or lose data when a test says so."""

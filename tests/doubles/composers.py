@@ -1,4 +1,4 @@
-"""Composers of bundles that wait, or that find the disk full, as long as a test wants it."""
+"""Composers of bundles that wait, or that find the disk full, until a test ends it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 
 class SlowComposer:
-    """A worker process that begins with a bundle of more than ``large`` events, and is done when the test says so."""
+    """A worker process that composes a bundle of more than ``large`` events once the test sets ``over``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, large: int) -> None:
         self.begun, self.over = anyio.Event(), anyio.Event()
@@ -25,7 +25,7 @@ class SlowComposer:
         self.call_large(large)
 
     def call_large(self, events: int) -> None:
-        """A bundle of more events is large from now on; any other is composed at once."""
+        """Take bundles of more events for large from now on; compose any other at once."""
         self._monkeypatch.setattr(publisher, "_MAX_EVENTS_IN_THREAD", events)
 
     async def _compose(self, _compose: Any, *arguments: Any) -> Any:
@@ -35,7 +35,7 @@ class SlowComposer:
 
 
 class RoomlessComposer:
-    """Finds no room on the disk for a bundle while it ``is_full``; others try again at once."""
+    """Finds no room on the disk for a bundle while it ``is_full``; a retry follows after 10 ms."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_full = True

@@ -1,4 +1,4 @@
-"""A storage that works on real files, fails by table, and remembers the order of calls."""
+"""A storage that works on real files, fails by table, and records the order of calls."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class FaultyStorage(RealStorage):
     """Fails the calls that its table names.
 
     Args:
-        table: by operation, what becomes of its first, second, ... call: an errno, or None for success; calls
+        table: by operation, the results of its first, second, ... call: an errno, or None for success; calls
             beyond the list succeed. Operations: open, write, sync, allocate, truncate, read, close, rename,
             remove, sync_dir.
 
-    A failed write has written half of the bytes; a failed sync has written all of them.
+    A failed write writes half of the bytes; a failed sync writes all of them.
     """
 
     def __init__(self, table: dict[str, list[int | None]] | None = None) -> None:
@@ -26,7 +26,7 @@ class FaultyStorage(RealStorage):
         self.calls: list[str] = []
 
     def call(self, op: str, path: Path) -> None:
-        """Note a call, and fail it if the table says so."""
+        """Record a call, and fail it if the table says so."""
         faults = self.table.get(op)
         number = faults.pop(0) if faults else None
         self.calls.append(f"{'-' if number else ''}{op} {path.name}")
@@ -34,7 +34,7 @@ class FaultyStorage(RealStorage):
             raise StorageError(op, path, OSError(number, os.strerror(number)))
 
     def fail_next(self, op: str, *numbers: int | None) -> None:
-        """Have the next calls of ``op`` fail with these errnos."""
+        """Fail the next calls of ``op`` with these errnos."""
         self.table[op] = list(numbers)
 
     def open(self, path: Path, *, create: bool = False, write: bool = False) -> RealFile:
@@ -93,6 +93,6 @@ class _FaultyFile(RealFile):
         super().truncate(size)
 
     def close(self) -> None:
-        # Why closed all the same: so does the system, whatever it says.
+        # Closed in any case: the system closes a descriptor even where close fails.
         super().close()
         self._storage.call("close", self.path)

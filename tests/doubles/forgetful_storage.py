@@ -1,10 +1,9 @@
-"""A storage that loses power: whatever was not synced is kept, or not, page by page.
+"""A storage that loses power: each page that was not synced is kept or lost.
 
-Real files show what a running process sees. Beside them the double keeps what a disk would hold: for each
-file the contents as of its last sync and which pages have changed since; for each name whether the
-directory has been synced since it was made, changed or removed. ``crash`` makes the real files what a disk
-might hold: any subset of the changed pages, any of the sizes since the last sync, and the changes of names
-up to any one of them.
+Real files hold what a running process sees. Beside them the double keeps what a disk would hold: for each file the
+contents as of its last sync and the pages that changed since; for each name whether the directory was synced since the
+name was created, changed or removed. ``crash`` makes the real files what a disk might hold: any subset of the changed
+pages, any of the sizes since the last sync, and the changes of names up to any one of them.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ class ForgetfulStorage(RealStorage):
     # --- the power ---
 
     def cut_after(self, steps: int | None) -> None:
-        """Lose power before the so-many-th operation from now that changes something; None: never."""
+        """Lose power after ``steps`` further operations that change something; None: never."""
         self._until_cut = steps
 
     def step(self) -> None:
-        """One operation that changes something; PowerCut if it is the one.
+        """Count an operation that changes something; raise PowerCut where the power goes before it.
 
-        Why not in other threads: where one is with its work is not the same in every run.
+        Other threads are not counted: how far they are differs from run to run.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -69,11 +68,11 @@ class ForgetfulStorage(RealStorage):
             self._until_cut -= 1
 
     def crash(self, random: Random, *, keep: float | None = None) -> None:
-        """Make the files what a disk might hold now; the power is back.
+        """Make the files what a disk might hold now, and restore the power.
 
         Args:
             random: draws what is kept.
-            keep: chance of a changed page to be kept; None to draw that too.
+            keep: probability that a changed page is kept; None to draw that too.
         """
         chance = random.choice([0.0, 0.2, 0.5, 0.5, 0.8, 1.0]) if keep is None else keep
         held = dict(self._durable_names)
@@ -98,7 +97,7 @@ class ForgetfulStorage(RealStorage):
         self.dead, self._until_cut = False, None
 
     def adopt(self, path: Path) -> None:
-        """Take a file as it is for durable; somebody else changed it."""
+        """Take a file that a test changed for durable as it is."""
         self._names[path] = self._durable_names[path] = contents = _Contents()
         contents.durable = path.read_bytes()
 
@@ -166,7 +165,7 @@ class _ForgetfulFile(RealFile):
             self._contents.changed[page] = None
 
     def _hold(self) -> None:
-        """What the file holds now is durable."""
+        """Make the current contents durable."""
         self._contents.durable = super().read_at(0, self.size())
         self._contents.changed.clear()
         self._contents.sizes.clear()
@@ -177,7 +176,7 @@ class _ForgetfulFile(RealFile):
         super().write_at(buffers, offset)
         self._change(offset, offset + sum(map(len, buffers)))
         self._contents.sizes.append(self.size())
-        # Why behind the write: power that goes before it is power that went after whatever came before.
+        # Counted after the write: a power cut before it is a power cut after the operation before it.
         self._storage.step()
         if sync:
             self.sync()
@@ -206,5 +205,5 @@ class _ForgetfulFile(RealFile):
         self._hold()
 
     def abandon(self) -> None:
-        """Let go of the file without a word to anybody."""
+        """Close the file without counting it."""
         super().close()

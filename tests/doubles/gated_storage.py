@@ -1,4 +1,4 @@
-"""A storage whose calls can be held at a gate, so that a test says what happens meanwhile."""
+"""A storage whose calls wait at a gate, so that a test decides what happens meanwhile."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import anyio
 from tests.doubles.faulty_storage import FaultyStorage
 
-#: Long enough for the slowest machine; a gate that nobody opens opens by itself.
+#: Seconds after which a gate opens by itself; long enough for a slow machine.
 _PATIENCE = 30.0
 
 
 class GatedStorage(FaultyStorage):
-    """Holds the calls of one operation while the gate is shut; faults strike once a call is let through.
+    """Holds the calls of one operation while the gate is shut; a call fails by the table once it passes.
 
-    Beside the operations of ``FaultyStorage``: list, free_bytes.
+    Operations beside those of ``FaultyStorage``: list, free_bytes.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class GatedStorage(FaultyStorage):
         self.waiting = 0
 
     def call(self, op: str, path: Path) -> None:
-        """Wait at the gate, where it is this operation's; then as ever."""
+        """Wait at the gate, where it is this operation's; then record the call."""
         self._pass(op, path)
         super().call(op, path)
 
     def list(self, path: Path) -> list[str]:
-        """See ``Storage``; what recovery does first."""
+        """See ``Storage``; the first call of a recovery."""
         self._pass("list", path)
         return super().list(path)
 
@@ -57,7 +57,7 @@ class GatedStorage(FaultyStorage):
 
     @contextmanager
     def gate(self, op: str, suffix: str = "", *, after: int = 0) -> Iterator[None]:
-        """Hold calls of ``op`` on files whose names end so, but for the first so many, until the block is left."""
+        """Hold calls of ``op`` on files whose names end with ``suffix``, except the first ``after`` ones, during the block."""
         self._shut, self._suffix, self._passes = op, suffix, after
         self._open.clear()
         try:
@@ -67,7 +67,7 @@ class GatedStorage(FaultyStorage):
             self._open.set()
 
     async def until_held(self, count: int = 1) -> None:
-        """Wait until so many calls wait at the gate."""
+        """Wait until ``count`` calls wait at the gate."""
         with anyio.fail_after(_PATIENCE):
             while self.waiting < count:
                 await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Journals that hold real sessions: events as they come over the wire, decisions as the supervisor takes them."""
+"""Journals with real sessions: events as they are received, decisions as the supervisor takes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = Constraints(max_per_window=6, rate_window=EventTime(2, 0), max_retries=
 
 @dataclass
 class Written:
-    """A session as it went into the journal."""
+    """A session as it is written to the journal."""
 
     number: int
     description: SessionDescription
@@ -89,7 +89,7 @@ class Written:
 
 
 def a_session(number: int) -> Written:
-    """A session that nothing was written of yet."""
+    """A session of which nothing is written yet."""
     return Written(
         number,
         SessionDescription(
@@ -117,7 +117,7 @@ def write_sessions(
     close: bool = True,
     segment_bytes: int = 8192,
 ) -> dict[str, Written]:
-    """Sessions side by side, an events frame each in every batch, decisions one batch later; closed or left open."""
+    """Write sessions side by side: an events frame of each in every batch, its decisions one batch later."""
     directory.mkdir(parents=True, exist_ok=True)
     journal = journal_in(directory, segment_bytes=segment_bytes)
     written = [a_session(number) for number in range(1, sessions + 1)]

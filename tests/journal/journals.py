@@ -1,4 +1,4 @@
-"""Journals to be cut, bent and broken: making them, and saying what is in them."""
+"""Journals for tests that damage them: writing them, and reporting what is in them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def journal_in(directory: Path, storage: Storage | None = None, *, segment_bytes
 
 
 def write_batches(directory: Path, batches: Sequence[Sequence[PendingFrame]], *, seal: bool = False) -> list[Position]:
-    """Commit batches, and let go as a crash would, or seal; returns the frames' positions."""
+    """Commit batches and close the journal, with a seal or without; return the frames' positions."""
     journal = journal_in(directory)
     positions = [position for batch in batches for position in journal.commit(batch)]
     if seal:
@@ -83,13 +83,13 @@ def three_segments(directory: Path) -> list[Position]:
 
 
 def shrink(path: Path) -> None:
-    """Cut the zeros off that were made ahead, up to a whole frame."""
+    """Cut off the preallocated zeros behind the last frame."""
     data = path.read_bytes()
     path.write_bytes(data[: frames_of(path)[-1][1] + frames_of(path)[-1][0].size])
 
 
 def frames_of(path: Path) -> list[tuple[Header, int]]:
-    """The headers of a sound segment, with their offsets."""
+    """Return the headers of a segment without damage, with their offsets."""
     return list(_walk(path.read_bytes(), int(path.name[:16])))
 
 
@@ -110,12 +110,12 @@ def flip(path: Path, offset: int, mask: int = 0xFF) -> None:
 
 
 def look(directory: Path) -> ScanReport:
-    """ScanReport without mending."""
+    """Scan without repairing."""
     return scan(directory, RealStorage())
 
 
 def found_frames(directory: Path, found: ScanReport) -> set[Position]:
-    """The positions of everything that the scan says sessions have."""
+    """Return the positions of all frames of sessions in a scan report."""
     positions: set[Position] = set()
     for session in found.sessions.values():
         positions |= {Position.unpack(packed) for packed in (*session.events, *session.decisions)}
@@ -126,7 +126,7 @@ def found_frames(directory: Path, found: ScanReport) -> set[Position]:
 
 
 def damaged(found: ScanReport) -> list[int]:
-    """The sessions that are not to be served."""
+    """Return the numbers of the damaged sessions."""
     return sorted(number for number, session in found.sessions.items() if session.damage is not None)
 
 

@@ -1,4 +1,4 @@
-"""Damage: acknowledged data that is not what was written is found, named, and kept from the other sessions."""
+"""Damage: acknowledged data that is not what was written is found and reported; other sessions are not concerned."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_p6_every_changed_byte_of_a_durable_frame_is_damage_at_that_frame(tmp_pa
 
 
 def test_p6_every_changed_bit_of_a_durable_header_is_damage(tmp_path: Path) -> None:
-    """P6: one bit is enough, and it is never taken for a torn end."""
+    """P6: it is never taken for a torn end."""
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     offset = frames_of(segment)[3][1]
@@ -72,7 +72,7 @@ def test_p6_every_changed_bit_of_a_durable_header_is_damage(tmp_path: Path) -> N
 
 
 def test_changed_padding_changes_nothing(tmp_path: Path) -> None:
-    """The zeros behind a body say nothing, and nothing is concluded from them."""
+    """The zeros behind a body mean nothing."""
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     header, offset = next((h, o) for h, o in frames_of(segment) if h.length % 8)
@@ -81,7 +81,7 @@ def test_changed_padding_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bad_body_concerns_the_session_that_its_header_names_and_no_other(tmp_path: Path) -> None:
-    """Where the header is good, a session without later frames is not doubted either."""
+    """Not even a session without later frames."""
     write_batches(tmp_path, [[opening(1), opening(2), opening(3)], [events(1, 0)], [events(2, 0)]])
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[-2][1] + 70)
@@ -91,7 +91,7 @@ def test_a_bad_body_concerns_the_session_that_its_header_names_and_no_other(tmp_
 
 
 def test_a_bad_header_concerns_every_session_that_cannot_prove_that_nothing_is_missing(tmp_path: Path) -> None:
-    """A session that goes on without a gap is cleared; one that shows a gap, or is silent from then on, is not."""
+    """A session that goes on without a gap proves it; one with a gap, or without later frames, does not."""
     write_batches(
         tmp_path,
         [
@@ -110,7 +110,7 @@ def test_a_bad_header_concerns_every_session_that_cannot_prove_that_nothing_is_m
 
 
 def test_p6_events_that_go_on_do_not_prove_that_no_decision_is_missing(tmp_path: Path) -> None:
-    """P6: events and decisions are counted apart, and both have to go on."""
+    """P6: events and decisions are counted separately, and both must go on."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)], [decisions(1, 0)], [events(1, 1)]])
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[-2][1])
@@ -118,7 +118,7 @@ def test_p6_events_that_go_on_do_not_prove_that_no_decision_is_missing(tmp_path:
 
 
 def test_a_session_whose_last_bundle_is_durable_is_never_damaged(tmp_path: Path) -> None:
-    """What is published needs the journal no more."""
+    """A published session does not need the journal."""
     write_batches(
         tmp_path,
         [
@@ -139,16 +139,16 @@ def test_a_session_whose_last_bundle_is_durable_is_never_damaged(tmp_path: Path)
         assert found.sessions[2].damage is None
 
 
-def test_a_publication_whose_body_is_bad_is_a_publication(tmp_path: Path) -> None:
-    """Its header says that it was the last one; that is all that recovery needs."""
+def test_a_last_publication_with_a_bad_body_still_ends_its_session(tmp_path: Path) -> None:
+    """Its header says that it was the last one."""
     write_batches(tmp_path, [[opening(1)], [closing(1, 0)], [publication(1)], [opening(2)]])
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[-2][1] + 64)
     assert look(tmp_path).sessions[1].done
 
 
-def test_p6_rot_in_front_of_a_torn_last_batch_is_damage(tmp_path: Path) -> None:
-    """P6: the header of a later batch is proof enough, though that batch itself never became durable."""
+def test_p6_a_bad_frame_before_a_torn_last_batch_is_damage(tmp_path: Path) -> None:
+    """P6: the header of a later batch proves it, though that batch was never durable itself."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)], [events(1, 1)]])
     segment = last_segment(tmp_path, 1)
     offsets = [offset for _, offset in frames_of(segment)]
@@ -161,8 +161,8 @@ def test_p6_rot_in_front_of_a_torn_last_batch_is_damage(tmp_path: Path) -> None:
     assert damaged(found) == [1]
 
 
-def test_damage_at_the_end_of_a_segment_is_damage_once_another_one_follows(tmp_path: Path) -> None:
-    """Segments are begun only when everything before is durable."""
+def test_a_bad_end_of_a_segment_is_damage_where_another_one_follows(tmp_path: Path) -> None:
+    """A segment is begun only when everything before it is durable."""
     three_segments(tmp_path)
     segment = last_segment(tmp_path, 2)
     _, offset = frames_of(segment)[-1]
@@ -173,8 +173,8 @@ def test_damage_at_the_end_of_a_segment_is_damage_once_another_one_follows(tmp_p
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_p6_a_segment_that_was_cut_short_is_told_by_the_next_one(frames: int, tmp_path: Path) -> None:
-    """P6: whole frames that are gone without a trace, even at a frame's boundary, are missed."""
+def test_p6_the_head_of_a_segment_tells_that_the_one_before_was_cut_short(frames: int, tmp_path: Path) -> None:
+    """P6: even at the boundary of a frame."""
     three_segments(tmp_path)
     segment = last_segment(tmp_path, 2)
     with segment.open("r+b") as file:
@@ -185,8 +185,8 @@ def test_p6_a_segment_that_was_cut_short_is_told_by_the_next_one(frames: int, tm
     assert damaged(found) != []
 
 
-def test_p6_a_batch_that_was_cut_out_is_missed(tmp_path: Path) -> None:
-    """P6: frames follow each other by batch and index; bytes taken out leave no bad stretch, and are missed."""
+def test_p6_a_missing_batch_is_damage(tmp_path: Path) -> None:
+    """P6: even where no bad stretch is left, frames do not follow each other by batch and index."""
     write_batches(tmp_path, [[opening(1), opening(2)], [events(1, 0)], [events(2, 0)], [events(2, 1)]])
     segment = last_segment(tmp_path, 1)
     data, offsets = segment.read_bytes(), [offset for _, offset in frames_of(segment)]
@@ -196,8 +196,8 @@ def test_p6_a_batch_that_was_cut_out_is_missed(tmp_path: Path) -> None:
     assert 1 in damaged(found)
 
 
-def test_a_missing_middle_segment_is_damage_for_whoever_spans_it(tmp_path: Path) -> None:
-    """Sessions that show a gap are quarantined; one that begins behind it is not."""
+def test_a_missing_segment_is_damage_for_sessions_that_span_it(tmp_path: Path) -> None:
+    """A session that begins behind it is not concerned."""
     three_segments(tmp_path)
     journal = journal_in(tmp_path)
     journal.commit([opening(3), events(3, 0)])
@@ -208,8 +208,8 @@ def test_a_missing_middle_segment_is_damage_for_whoever_spans_it(tmp_path: Path)
     assert damaged(found) == [1, 2]
 
 
-def test_p6_a_session_that_is_first_met_behind_damage_may_be_missing_something_in_it(tmp_path: Path) -> None:
-    """P6: events that came before the part's end belong to the next part, and no later frame tells of them."""
+def test_p6_a_session_whose_first_frame_is_behind_damage_may_be_concerned(tmp_path: Path) -> None:
+    """P6: events before the end of a part may belong to the next part, and no later frame names them."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1), events(1, 0, 2), decisions(1, 0, 2), opening(2)])
     journal.commit([events(2, 0, size=3000)])
@@ -225,8 +225,8 @@ def test_p6_a_session_that_is_first_met_behind_damage_may_be_missing_something_i
     assert found.damage[0].sessions == [1]
 
 
-def test_p6_batches_that_are_missing_before_a_bad_head_concern_whom_they_may(tmp_path: Path) -> None:
-    """P6: the head's body would have said where the segment before ended; its batch's number says so too."""
+def test_p6_batches_missing_before_a_bad_head_are_damage(tmp_path: Path) -> None:
+    """P6: the batch number in the header tells it, as the bad body would have."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1), opening(2)])
     journal.commit([events(2, 0, size=2900)])
@@ -242,8 +242,8 @@ def test_p6_batches_that_are_missing_before_a_bad_head_concern_whom_they_may(tmp
     assert "batch 4, frame 0 is where batch 3, frame 0 was" in str(found.sessions[1].damage)
 
 
-def test_p6_no_segment_goes_that_a_quarantined_sessions_damage_is_in(tmp_path: Path) -> None:
-    """P6: what is not served is not deleted either, and a bad frame still says whose it was."""
+def test_p6_the_segments_with_the_damage_of_a_quarantined_session_are_kept(tmp_path: Path) -> None:
+    """P6: a bad frame with a good header still names its session."""
     journal = journal_in(tmp_path)
     first, _ = journal.commit([opening(1), opening(2)])
     journal.commit([events(2, 0, size=3580)])
@@ -258,7 +258,7 @@ def test_p6_no_segment_goes_that_a_quarantined_sessions_damage_is_in(tmp_path: P
 
 
 def test_missing_oldest_segments_are_accepted(tmp_path: Path) -> None:
-    """They were retired; whether a session needed them is for recovery to say, which sees its first index."""
+    """They were deleted; recovery tells whether a session needs them."""
     three_segments(tmp_path)
     last_segment(tmp_path, 1).unlink()
     found = look(tmp_path)
@@ -267,7 +267,7 @@ def test_missing_oldest_segments_are_accepted(tmp_path: Path) -> None:
 
 
 def test_p6_a_bad_beginning_of_the_oldest_segment_is_damage(tmp_path: Path) -> None:
-    """P6: older ones are retired only after its first batch is durable, so it cannot be torn."""
+    """P6: older ones are deleted only after its first batch is durable, so it cannot be torn."""
     three_segments(tmp_path)
     last_segment(tmp_path, 1).unlink()
     last_segment(tmp_path, 2).unlink()
@@ -282,7 +282,7 @@ def test_p6_a_bad_beginning_of_the_oldest_segment_is_damage(tmp_path: Path) -> N
 
 
 def test_p6_an_empty_segment_in_the_middle_is_damage(tmp_path: Path) -> None:
-    """P6: a file that lost all that it held is not taken for one that never held anything."""
+    """P6: it is not taken for one that was never written to."""
     three_segments(tmp_path)
     last_segment(tmp_path, 2).write_bytes(b"")
     found = look(tmp_path)
@@ -291,7 +291,7 @@ def test_p6_an_empty_segment_in_the_middle_is_damage(tmp_path: Path) -> None:
 
 
 def test_damage_is_left_as_it_is(tmp_path: Path) -> None:
-    """P5: opening a damaged journal removes nothing; there may be something to salvage."""
+    """P5: opening a damaged journal removes nothing that could be salvaged."""
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[3][1])
@@ -300,8 +300,8 @@ def test_damage_is_left_as_it_is(tmp_path: Path) -> None:
     assert segment.read_bytes().rstrip(b"\0") == before
 
 
-def test_damage_stays_known_after_every_restart(tmp_path: Path) -> None:
-    """P6: a damaged session is damaged at each start, whatever was appended meanwhile for others."""
+def test_damage_is_found_again_at_every_start(tmp_path: Path) -> None:
+    """P6: whatever was appended meanwhile for other sessions."""
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[3][1])
@@ -313,8 +313,8 @@ def test_damage_stays_known_after_every_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ["a frame behind it", "a whole segment", "a segment that was only made"])
-def test_p6_damage_is_damage_still_where_a_start_took_away_what_told_so(torn: str, tmp_path: Path) -> None:
-    """P6: a start that dies before its first commit leaves damage at the very end, with nothing behind it."""
+def test_p6_damage_before_a_torn_end_stays_damage_after_repair(torn: str, tmp_path: Path) -> None:
+    """P6: after a start that is killed before its first commit, the damage is at the very end."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1), opening(2), events(2, 0), decisions(2, 0)])
     (bad,) = journal.commit([events(1, 0)])
@@ -340,7 +340,7 @@ def test_p6_damage_is_damage_still_where_a_start_took_away_what_told_so(torn: st
 
 
 def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
-    """Nothing is acknowledged behind a seal, so what somebody put there is reported, and that is all."""
+    """Nothing is acknowledged behind a seal; the bytes are reported and left alone."""
     write_batches(tmp_path, MIDDLE, seal=True)
     with last_segment(tmp_path, 1).open("ab") as file:
         file.write(b"rubbish")
@@ -352,8 +352,8 @@ def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
         journal.close()
 
 
-def test_an_empty_part_of_damage_in_the_last_batch_is_beyond_telling(tmp_path: Path) -> None:
-    """The one doubt that is left: rot inside the very last batch looks torn. Its bytes are kept."""
+def test_damage_in_the_last_batch_is_taken_for_torn(tmp_path: Path) -> None:
+    """Nothing tells the two apart in the very last batch. Its bytes are kept."""
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[-1][1] + 70)
@@ -362,8 +362,8 @@ def test_an_empty_part_of_damage_in_the_last_batch_is_beyond_telling(tmp_path: P
     assert segment.with_name(segment.name + ".torn").exists()
 
 
-def test_text_that_looks_like_headers_costs_little_and_changes_nothing(tmp_path: Path) -> None:
-    """P4: a damaged frame full of magics is walked through once."""
+def test_a_damaged_frame_full_of_magics_is_scanned_once(tmp_path: Path) -> None:
+    """P4: text that looks like headers does not slow the scan down."""
     frame = PendingFrame(FrameKind.EVENTS, 1, 0, 1, b"ergJ\x01\x02\0\0" * 20_000)
     write_batches(tmp_path, [[opening(1), frame], [opening(2)]])
     segment = last_segment(tmp_path, 1)
@@ -372,8 +372,8 @@ def test_text_that_looks_like_headers_costs_little_and_changes_nothing(tmp_path:
     assert (len(found.damage), damaged(found)) == (1, [1])
 
 
-def test_reading_a_damaged_frame_by_its_position_is_refused(tmp_path: Path) -> None:
-    """P6: read_frames never hands out bytes that are not what was written."""
+def test_p6_reading_a_damaged_frame_by_its_position_is_refused(tmp_path: Path) -> None:
+    """P6: read_frames never yields bytes that are not what was written."""
     positions = write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     flip(segment, positions[3].offset + 70)
@@ -388,7 +388,7 @@ def test_reading_a_damaged_frame_by_its_position_is_refused(tmp_path: Path) -> N
 
 
 def append_frame(segment: Path, kind: int, session: int, *, flags: int = 0, version: int = 1) -> None:
-    """Put a frame behind the last one, in a batch of its own."""
+    """Append a frame, in a batch of its own."""
     header, offset = frames_of(segment)[-1]
     data = segment.read_bytes()[: offset + header.size]
     head = encode_header(
@@ -408,8 +408,8 @@ def append_frame(segment: Path, kind: int, session: int, *, flags: int = 0, vers
     segment.write_bytes(data + head + b"whatever")
 
 
-def test_a_newer_format_version_is_refused_and_named(tmp_path: Path) -> None:
-    """A journal of tomorrow is not guessed at."""
+def test_a_newer_format_version_is_refused_with_its_number(tmp_path: Path) -> None:
+    """The hint says which program to start."""
     write_batches(tmp_path, MIDDLE)
     append_frame(last_segment(tmp_path, 1), FrameKind.EVENTS, 1, version=2)
     with pytest.raises(JournalError, match="format version is 2, and this program reads up to 1") as caught:
@@ -418,7 +418,7 @@ def test_a_newer_format_version_is_refused_and_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_frame_that_may_be_skipped_is_skipped(tmp_path: Path) -> None:
-    """The ignorable flag is the door for later versions."""
+    """The flag is for later versions."""
     write_batches(tmp_path, MIDDLE)
     append_frame(last_segment(tmp_path, 1), 99, 1, flags=1)
     found = look(tmp_path)
@@ -426,7 +426,7 @@ def test_an_unknown_frame_that_may_be_skipped_is_skipped(tmp_path: Path) -> None
 
 
 def test_an_unknown_frame_that_may_not_be_skipped_needs_a_newer_program(tmp_path: Path) -> None:
-    """Of a session it quarantines the session; of the journal it stops the start."""
+    """A frame of a session quarantines the session; one about the journal stops the start."""
     write_batches(tmp_path, MIDDLE)
     append_frame(last_segment(tmp_path, 1), 99, 1)
     assert "unknown kind 99 needs a newer" in str(look(tmp_path).sessions[1].damage)
@@ -436,8 +436,8 @@ def test_an_unknown_frame_that_may_not_be_skipped_needs_a_newer_program(tmp_path
 
 
 @pytest.mark.parametrize("what", ["directory", "link", "pipe"])
-def test_what_is_not_a_plain_file_at_a_segments_name_is_refused(what: str, tmp_path: Path) -> None:
-    """A directory, a symbolic link or a pipe is a sentence and a hint, not a hang."""
+def test_a_segment_that_is_not_a_plain_file_is_refused(what: str, tmp_path: Path) -> None:
+    """A directory, a symbolic link or a pipe is an error with a hint."""
     path = last_segment(tmp_path, 1)
     if what == "directory":
         path.mkdir()
@@ -451,8 +451,8 @@ def test_what_is_not_a_plain_file_at_a_segments_name_is_refused(what: str, tmp_p
     assert caught.value.hint is not None
 
 
-def test_a_journal_that_is_a_file_or_missing_is_refused(tmp_path: Path) -> None:
-    """The directory itself may be wrong too."""
+def test_a_journal_directory_that_is_a_file_or_missing_is_refused(tmp_path: Path) -> None:
+    """With a hint."""
     (tmp_path / "file").write_bytes(b"")
     for name, number in (("file", errno.ENOTDIR), ("missing", errno.ENOENT)):
         with pytest.raises(StorageError) as caught:
@@ -462,7 +462,7 @@ def test_a_journal_that_is_a_file_or_missing_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_segment_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
-    """Not allowed is not damaged."""
+    """It is not taken for damaged."""
     write_batches(tmp_path, MIDDLE)
     with pytest.raises(StorageError) as caught:
         journal_in(tmp_path, FaultyStorage({"open": [errno.EACCES]}))
@@ -471,7 +471,7 @@ def test_a_segment_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_segment_of_another_user_is_refused(tmp_path: Path) -> None:
-    """A journal that was run as somebody else once is not continued under two owners."""
+    """A journal has one owner."""
     write_batches(tmp_path, MIDDLE)
     before = last_segment(tmp_path, 1).read_bytes()
     os.chown(last_segment(tmp_path, 1), 65_534, 65_534)
@@ -481,8 +481,8 @@ def test_a_segment_of_another_user_is_refused(tmp_path: Path) -> None:
     assert last_segment(tmp_path, 1).read_bytes() == before
 
 
-def test_a_frame_of_rotation_is_kept_with_its_session(tmp_path: Path) -> None:
-    """Every kind has its place in what is found."""
+def test_the_report_holds_rotations_and_publications_of_a_session(tmp_path: Path) -> None:
+    """With their positions."""
     positions = write_batches(
         tmp_path,
         [[opening(1)], [events(1, 0, 2), decisions(1, 0, 2)], [rotation(1, 2), publication(1, final=False)]],

@@ -1,4 +1,4 @@
-"""Errors of the disk: which are for good, which pass, and that nothing is acknowledged before its sync."""
+"""Errors of the disk: which fail the journal, which pass, and that nothing is acknowledged before its sync."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def running(directory: Path) -> tuple[Journal, FaultyStorage, list[Position]]:
-    """A journal on which everything has gone well so far."""
+    """A journal without an error so far."""
     storage = FaultyStorage()
     journal = journal_in(directory, storage)
     positions = journal.commit([opening(1)])
@@ -29,12 +29,12 @@ def running(directory: Path) -> tuple[Journal, FaultyStorage, list[Position]]:
 
 
 def name(number: int) -> str:
-    """An errno in words, for the names of tests."""
+    """The name of an errno, for the ids of tests."""
     return errno.errorcode[number]
 
 
 def test_p1_no_commit_returns_before_its_sync(tmp_path: Path) -> None:
-    """P1: a commit is one write and one sync, in this order, and then it returns."""
+    """P1: a commit is one write and one sync, in this order."""
     journal, storage, _ = running(tmp_path)
     for index in range(3):
         journal.commit([events(1, index), events(1, index + 100)])
@@ -42,8 +42,8 @@ def test_p1_no_commit_returns_before_its_sync(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_p1_a_new_segment_has_its_name_durably_before_anything_is_in_it(tmp_path: Path) -> None:
-    """P1: allocated ahead, the old one closed, renamed, directory synced, and only then the batch."""
+def test_p1_the_name_of_a_new_segment_is_durable_before_its_first_batch(tmp_path: Path) -> None:
+    """P1: the order is allocate, close the old one, rename, sync the directory, write."""
     journal, storage, _ = running(tmp_path)
     journal.commit([events(1, 0, size=3400)])
     journal._ahead._join()
@@ -61,8 +61,8 @@ def test_p1_a_new_segment_has_its_name_durably_before_anything_is_in_it(tmp_path
 
 
 @pytest.mark.parametrize("number", ERRORS, ids=name)
-def test_p7_a_sync_that_failed_is_never_tried_again(number: int, tmp_path: Path) -> None:
-    """P7: whatever the error, a full disk among them, the journal is failed for good and touches the file no more."""
+def test_p7_a_failed_sync_is_never_tried_again(number: int, tmp_path: Path) -> None:
+    """P7: after any error, a full disk among them, the journal has failed for good and never uses the file again."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("sync", number)
     with pytest.raises(JournalFailed) as caught:
@@ -82,8 +82,8 @@ def test_p7_a_sync_that_failed_is_never_tried_again(number: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [number for number in ERRORS if number not in FULL], ids=name)
-def test_p7_a_write_that_failed_fails_the_journal(number: int, tmp_path: Path) -> None:
-    """P7: what a broken disk took of the batch is unknown, so nothing is written behind it."""
+def test_p7_a_failed_write_fails_the_journal(number: int, tmp_path: Path) -> None:
+    """P7: what was written of the batch is unknown, so nothing is written behind it."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("write", number)
     with pytest.raises(JournalFailed):
@@ -95,8 +95,8 @@ def test_p7_a_write_that_failed_fails_the_journal(number: int, tmp_path: Path) -
     journal.close()
 
 
-def test_p7_a_failed_journal_raises_a_fresh_error_each_time(tmp_path: Path) -> None:
-    """An exception that is raised again and again would keep every stack it was ever raised in."""
+def test_p7_a_failed_journal_raises_a_new_error_each_time(tmp_path: Path) -> None:
+    """An error that is raised again keeps every stack it was raised in."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("sync", errno.EIO)
     errors = []
@@ -110,8 +110,8 @@ def test_p7_a_failed_journal_raises_a_fresh_error_each_time(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("number", sorted(FULL), ids=name)
 @pytest.mark.parametrize("times", [1, 3])
-def test_p8_a_disk_that_is_full_refuses_and_then_takes_again(number: int, times: int, tmp_path: Path) -> None:
-    """P8: half a batch was written; it is cut off, and the next one is found as if nothing had been."""
+def test_p8_a_full_disk_refuses_a_batch_and_the_next_one_is_written(number: int, times: int, tmp_path: Path) -> None:
+    """P8: the half of the batch that was written is cut off."""
     journal, storage, positions = running(tmp_path)
     storage.fail_next("write", *[number] * times)
     for _ in range(times):
@@ -127,8 +127,8 @@ def test_p8_a_disk_that_is_full_refuses_and_then_takes_again(number: int, times:
     assert (found.torn, found.damage, damaged(found)) == (None, [], [])
 
 
-def test_p8_after_a_full_disk_nothing_rests_on_the_same_pages(tmp_path: Path) -> None:
-    """P7, P8: the error may have come from the sync inside the write, so what follows goes to another file."""
+def test_p8_after_a_full_disk_the_next_batch_goes_to_another_segment(tmp_path: Path) -> None:
+    """P7, P8: the error may be from the sync inside the write, so nothing may depend on the same pages."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("write", errno.ENOSPC)
     with pytest.raises(JournalFull):
@@ -139,8 +139,8 @@ def test_p8_after_a_full_disk_nothing_rests_on_the_same_pages(tmp_path: Path) ->
     journal.close()
 
 
-def test_p8_a_disk_that_fills_while_a_segment_begins_leaves_none_behind(tmp_path: Path) -> None:
-    """P8: the first batch of a segment was refused; its file goes, so that no empty segment is taken for damage."""
+def test_p8_a_segment_whose_first_batch_is_refused_is_removed(tmp_path: Path) -> None:
+    """P8: an empty segment would be taken for damage."""
     journal, storage, positions = running(tmp_path)
     positions += journal.commit([events(1, 0, size=3400)])
     storage.fail_next("write", errno.ENOSPC)
@@ -157,13 +157,15 @@ def test_p8_a_disk_that_fills_while_a_segment_begins_leaves_none_behind(tmp_path
 
 @pytest.mark.parametrize("op", ["open", "allocate", "rename", "sync_dir", "close"])
 @pytest.mark.parametrize("number", ERRORS, ids=name)
-def test_p7_p8_an_error_while_a_segment_begins(op: str, number: int, tmp_path: Path) -> None:
-    """P7, P8: no room is refused and later served, anything else is for good; what was acknowledged stays."""
+def test_p7_p8_a_full_disk_is_refused_and_another_error_fails_the_journal_while_a_segment_begins(
+    op: str, number: int, tmp_path: Path
+) -> None:
+    """P7, P8: what was acknowledged stays."""
     journal, storage, positions = running(tmp_path)
     positions += journal.commit([events(1, 0, size=3400)])
     journal._ahead._join()
     journal._ahead.discard()
-    # Why four times: where there is no room for a whole segment, a smaller one is tried.
+    # Four times: where there is no room for a whole segment, a smaller one is tried.
     storage.fail_next(op, *[number] * 4)
     expected = JournalFull if number in FULL else JournalFailed
     with pytest.raises(expected) as caught:
@@ -184,8 +186,8 @@ def test_p7_p8_an_error_while_a_segment_begins(op: str, number: int, tmp_path: P
 
 @pytest.mark.parametrize("op", ["truncate", "close"])
 @pytest.mark.parametrize("number", ERRORS, ids=name)
-def test_p7_half_a_batch_that_cannot_be_cut_off_fails_the_journal(op: str, number: int, tmp_path: Path) -> None:
-    """P7: a full disk, and then an error in cleaning up: now what lies there is unknown."""
+def test_p7_a_batch_that_cannot_be_cut_off_fails_the_journal(op: str, number: int, tmp_path: Path) -> None:
+    """P7: after a full disk and an error in cleaning up, the contents of the segment are unknown."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("write", errno.ENOSPC)
     storage.fail_next(op, number)
@@ -199,8 +201,8 @@ def test_p7_half_a_batch_that_cannot_be_cut_off_fails_the_journal(op: str, numbe
     assert damaged(found) == []
 
 
-def test_no_room_for_a_whole_segment_is_met_with_a_smaller_one(tmp_path: Path) -> None:
-    """P8: the last megabyte of a disk is used before anything is refused."""
+def test_p8_a_smaller_segment_is_created_where_there_is_no_room_for_a_whole_one(tmp_path: Path) -> None:
+    """P8: the last megabyte of the disk is used before a batch is refused."""
     storage = FaultyStorage({"allocate": [errno.ENOSPC]})
     journal = journal_in(tmp_path, storage, segment_bytes=8 << 20)
     journal.commit([opening(1)])
@@ -209,8 +211,8 @@ def test_no_room_for_a_whole_segment_is_met_with_a_smaller_one(tmp_path: Path) -
     journal.close()
 
 
-def test_an_error_while_a_segment_is_made_ahead_is_met_by_who_wants_it(tmp_path: Path) -> None:
-    """What fails in the background fails nobody; the commit makes the segment itself."""
+def test_a_commit_creates_the_segment_itself_where_the_thread_failed(tmp_path: Path) -> None:
+    """The error in the thread is not reported."""
     journal, storage, positions = running(tmp_path)
     storage.fail_next("allocate", errno.EIO)
     positions += journal.commit([events(1, 0, size=3400)])
@@ -223,8 +225,8 @@ def test_an_error_while_a_segment_is_made_ahead_is_met_by_who_wants_it(tmp_path:
 
 @pytest.mark.parametrize("op", ["open", "read"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=name)
-def test_p6_a_segment_that_cannot_be_read_is_not_taken_for_torn(op: str, number: int, tmp_path: Path) -> None:
-    """P6: an error in reading stops the start and changes nothing."""
+def test_p6_a_segment_that_cannot_be_read_stops_the_start(op: str, number: int, tmp_path: Path) -> None:
+    """P6: it is not taken for torn, and nothing is changed."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)]])
     before = last_segment(tmp_path, 1).read_bytes()
     with pytest.raises(StorageError):
@@ -235,10 +237,10 @@ def test_p6_a_segment_that_cannot_be_read_is_not_taken_for_torn(op: str, number:
 @pytest.mark.parametrize("op", ["open", "write", "sync", "rename", "sync_dir", "truncate", "close"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES], ids=name)
 @pytest.mark.parametrize("call", [0, 1, 2])
-def test_p5_an_error_while_mending_stops_the_start_and_loses_nothing(
+def test_p5_an_error_during_repair_stops_the_start_and_loses_nothing(
     op: str, number: int, call: int, tmp_path: Path
 ) -> None:
-    """P5: wherever mending is interrupted by an error, the next start finishes it, with one whole copy."""
+    """P5: wherever repair is interrupted by an error, the next start finishes it, with one whole copy."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0), events(1, 1)]])
     segment = last_segment(tmp_path, 1)
     header, offset = look(tmp_path).last_batch, frames_end(segment)
@@ -259,15 +261,15 @@ def test_p5_an_error_while_mending_stops_the_start_and_loses_nothing(
 
 
 def frames_end(segment: Path) -> int:
-    """Where the last frame of a segment ends."""
+    """Return where the last frame of a segment ends."""
     data = segment.read_bytes().rstrip(b"\0")
     return -(-len(data) // 8) * 8
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=name)
 @pytest.mark.parametrize("op", ["remove", "sync_dir"])
-def test_retiring_that_fails_leaves_a_journal_that_goes_on(op: str, number: int, tmp_path: Path) -> None:
-    """A segment that cannot be deleted costs space and nothing else; the next attempt finishes."""
+def test_the_journal_goes_on_after_a_segment_could_not_be_deleted(op: str, number: int, tmp_path: Path) -> None:
+    """The next attempt deletes it."""
     journal, storage, _ = running(tmp_path)
     for index in range(4):
         journal.commit([events(1, index, size=3400)])
@@ -281,8 +283,8 @@ def test_retiring_that_fails_leaves_a_journal_that_goes_on(op: str, number: int,
     assert look(tmp_path).damage == []
 
 
-def test_p7_the_last_batch_of_a_crash_is_written_again_before_it_is_relied_on(tmp_path: Path) -> None:
-    """P7: its sync may have failed, and pages that a system takes for clean are not written by a second sync."""
+def test_p7_a_start_rewrites_and_syncs_the_last_batch(tmp_path: Path) -> None:
+    """P7: its sync may have failed, and a second sync does not write pages that the system takes for clean."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)], [events(1, 1)]])
     storage = FaultyStorage()
     before = last_segment(tmp_path, 1).read_bytes().rstrip(b"\0")
@@ -292,8 +294,8 @@ def test_p7_the_last_batch_of_a_crash_is_written_again_before_it_is_relied_on(tm
     assert last_segment(tmp_path, 1).read_bytes().rstrip(b"\0") == before
 
 
-def test_p7_a_seal_whose_sync_failed_is_written_again_too(tmp_path: Path) -> None:
-    """P6, P7: were it lost later, with segments behind it that say it was there, that would be taken for damage."""
+def test_p7_a_start_rewrites_and_syncs_the_last_seal(tmp_path: Path) -> None:
+    """P6, P7: a seal that was lost later, with segments behind it that name its batch, would be taken for damage."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("sync", errno.EIO)
     with pytest.raises(JournalFailed):
@@ -309,7 +311,7 @@ def test_p7_a_seal_whose_sync_failed_is_written_again_too(tmp_path: Path) -> Non
 
 
 def test_p5_the_copy_of_a_torn_end_is_durable_before_anything_is_cut_off(tmp_path: Path) -> None:
-    """P5: written, synced, renamed, directory synced, and only then the segment is cut."""
+    """P5: the order is write, sync, rename, sync the directory, cut the segment."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)]])
     segment = last_segment(tmp_path, 1)
     segment.write_bytes(segment.read_bytes()[: frames_end(segment) - 10])

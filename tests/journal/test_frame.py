@@ -1,4 +1,4 @@
-"""Frames: the bytes of a header, and which bytes are one."""
+"""Frames: the bytes of a header, and which bytes are a valid one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ergo_capture.journal.frame import (
 )
 
 
-def test_a_header_is_what_the_specification_says_byte_for_byte() -> None:
-    """The layout in the module's docstring is the layout on disk."""
+def test_a_header_has_the_layout_of_the_specification() -> None:
+    """Byte for byte as in the docstring of the module."""
     frame = PendingFrame(FrameKind.EVENTS, 7, 1000, 2, b"two\nlines\n")
     header, body, padding = frame.encode(3, 41, 1, 5)
     written = struct.pack("<4sBBHQQQQIIIII", b"ergJ", 1, 2, 0, 3, 41, 7, 1000, 2, 10, 1, 5, crc32c(b"two\nlines\n"))
@@ -28,8 +28,8 @@ def test_a_header_is_what_the_specification_says_byte_for_byte() -> None:
     assert frame.size == len(header) + len(body) + len(padding) == 80
 
 
-def test_a_header_comes_back_as_it_went_in() -> None:
-    """Every field survives, and the body is checked against it."""
+def test_a_decoded_header_has_the_fields_that_were_encoded() -> None:
+    """The body is checked against it."""
     header_bytes, body, _ = PendingFrame(FrameKind.DECISIONS, 7, 1 << 40, 2, b"[]").encode(3, 1 << 50, 1, 5)
     header = decode_header(header_bytes, 3)
     assert header is not None
@@ -40,8 +40,8 @@ def test_a_header_comes_back_as_it_went_in() -> None:
     assert not header.fits(b"[]\0")
 
 
-def test_no_header_survives_a_changed_bit() -> None:
-    """The header's checksum covers all of its other bytes, and itself."""
+def test_a_header_with_a_changed_bit_is_not_valid() -> None:
+    """Whichever of the 512 bits it is."""
     whole, _, _ = PendingFrame(FrameKind.EVENTS, 7, 1000, 2, b"body").encode(3, 41, 1, 5)
     for bit in range(HEADER_BYTES * 8):
         changed = bytearray(whole)
@@ -49,27 +49,27 @@ def test_no_header_survives_a_changed_bit() -> None:
         assert decode_header(bytes(changed), 3) is None, f"bit {bit}"
 
 
-def test_a_header_of_another_segment_is_none() -> None:
-    """Bytes of another file that turn up here are never mistaken for frames."""
+def test_a_header_of_another_segment_is_not_valid() -> None:
+    """Bytes of another file may turn up in a segment."""
     header, _, _ = PendingFrame(FrameKind.EVENTS, 7, 1000, 2, b"body").encode(3, 41, 1, 5)
     assert decode_header(header, 4) is None
 
 
 @pytest.mark.parametrize(("length", "index", "frames"), [(MAX_BODY + 1, 0, 1), (1 << 31, 0, 1), (4, 1, 1), (4, 0, 0)])
-def test_a_header_that_says_the_impossible_is_none(length: int, index: int, frames: int) -> None:
-    """A right checksum does not make a lying length or place true."""
+def test_a_header_with_an_impossible_length_or_index_is_not_valid(length: int, index: int, frames: int) -> None:
+    """Even where its checksum is right."""
     assert decode_header(encode_header(2, 3, 41, 7, 0, 1, length, index, frames, 0), 3) is None
 
 
-def test_a_body_that_no_reader_would_take_is_not_written() -> None:
-    """The bound on bodies holds on both sides."""
+def test_a_body_longer_than_the_bound_is_refused() -> None:
+    """Writers and readers have the same bound."""
     with pytest.raises(ValueError, match="longer than"):
         PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(MAX_BODY + 1))
 
 
 @pytest.mark.parametrize("length", range(20))
-def test_a_frame_ends_where_the_next_one_may_begin(length: int) -> None:
-    """Frames take a multiple of eight bytes, whatever their bodies take."""
+def test_the_size_of_a_frame_is_a_multiple_of_eight(length: int) -> None:
+    """Whatever the length of its body."""
     frame = PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(length))
     assert frame.size == frame_bytes(length) == sum(map(len, frame.encode(1, 1, 0, 1)))
     assert frame.size % 8 == 0

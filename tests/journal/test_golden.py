@@ -1,4 +1,4 @@
-"""Journals and bundles of earlier versions keep being read, with the same findings and to the same bytes."""
+"""Journals and bundles of earlier versions are read with the same results and to the same bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.golden import GOLDEN, JOURNALS, findings, make_bundles, said_of
+from tests.golden import GOLDEN, JOURNALS, found_in, make_bundles, said_of
 
 from ergo_capture import encode_bundle, read_capture_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle
@@ -35,47 +35,47 @@ def journal(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return Path(shutil.copytree(GOLDEN / "journals" / request.param / "journal", tmp_path / "journal"))
 
 
-def test_there_are_at_least_ten_of_either_kind() -> None:
-    """So that a lost folder is noticed."""
+def test_there_are_at_least_ten_golden_journals_and_bundles() -> None:
+    """A lost folder would otherwise pass."""
     assert len(NAMES) >= 10
     assert set(JOURNALS) <= set(NAMES)
     assert len(list((GOLDEN / "bundles").rglob("*.capture.json*"))) >= 10
 
 
 @pytest.mark.parametrize(("journal", "name"), [(name, name) for name in NAMES], indirect=["journal"])
-def test_a_golden_journal_leads_to_the_same_findings_and_bundles(journal: Path, name: str) -> None:
+def test_a_golden_journal_leads_to_the_same_report_and_bundles(journal: Path, name: str) -> None:
     """Sessions, watermarks, what is torn and what is damaged, and each bundle to the byte."""
-    assert findings(journal) == expected(name)
+    assert found_in(journal) == expected(name)
 
 
 @pytest.mark.parametrize(("journal", "name"), [(name, name) for name in NAMES], indirect=["journal"])
 def test_a_second_start_finds_the_same_and_changes_nothing(journal: Path, name: str) -> None:
-    """P5: what the first one mended stays mended; a journal that is refused is not touched at all."""
+    """P5: a repaired journal stays as it is; a journal that is refused is not changed at all."""
     before = files(journal)
-    first = findings(journal)
+    first = found_in(journal)
     between = files(journal)
     if "refused" in first:
         assert between == before
-    second = findings(journal)
+    second = found_in(journal)
     assert files(journal) == between
     assert second == first | ({} if "refused" in first else {"torn_bytes": 0})
 
 
 @pytest.mark.parametrize("name", sorted(JOURNALS))
-def test_what_is_written_today_is_what_was_written_then(tmp_path: Path, name: str) -> None:
-    """The script that made them still makes journals in which the same is found."""
+def test_the_script_still_writes_the_golden_journals(tmp_path: Path, name: str) -> None:
+    """The same is found in what it writes."""
     JOURNALS[name](tmp_path)
-    assert findings(tmp_path) == expected(name)
+    assert found_in(tmp_path) == expected(name)
 
 
 def test_golden_bundles_get_the_same_verdicts() -> None:
-    """From ``verify`` and from the catalogue; the files are those that were made."""
+    """From ``verify`` and from the catalogue."""
     said = json.loads((GOLDEN / "bundles" / "expected.json").read_text(encoding="utf-8"))
     assert said_of(GOLDEN / "bundles" / "golden") == said
 
 
 def test_bundles_composed_today_are_the_golden_ones(tmp_path: Path) -> None:
-    """Byte for byte, but for what depends on the compressor; so are their manifests."""
+    """Byte for byte, with their manifests, except for what depends on the compressor."""
     folder = tmp_path / "golden"
     folder.mkdir()
     make_bundles(folder)
@@ -95,7 +95,7 @@ def _without_program(text: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("style", CaptureJsonStyle)
-def test_a_golden_bundle_is_written_again_to_the_same_bytes(style: CaptureJsonStyle) -> None:
+def test_a_golden_bundle_is_encoded_to_the_same_bytes(style: CaptureJsonStyle) -> None:
     """Read and encoded again, in either style."""
     folder = GOLDEN / "bundles" / "golden"
     bundle = read_capture_bundle(folder / "packed.capture.json.zst")

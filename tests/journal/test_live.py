@@ -1,4 +1,4 @@
-"""A journal that is read while a daemon writes it: what comes meanwhile is never taken for damage."""
+"""A journal that is scanned while a daemon writes it: what is written meanwhile is never taken for damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ergo_capture.storage import RealFile, RealStorage
 
 
 class Interrupted(RealStorage):
-    """Calls somebody after a given number of reads, as if a writer had been quicker than the reader."""
+    """Calls a function after a given number of reads: the writer is faster than the reader."""
 
     def __init__(self, after: int, then: Callable[[], None]) -> None:
         self.left = after
@@ -44,8 +44,8 @@ def batches(journal: Journal, first: int) -> None:
 
 
 @pytest.mark.parametrize("reads", range(8))
-def test_batches_written_meanwhile_are_no_damage(reads: int, tmp_path: Path) -> None:
-    """Whatever the reader has in memory is older than what it reads next; a gap between the two is nobody's loss."""
+def test_batches_written_during_a_scan_are_not_damage(reads: int, tmp_path: Path) -> None:
+    """What the scan has in memory is older than what it reads next; a gap between the two is not a loss."""
     journal = journal_in(tmp_path, segment_bytes=4 << 20)
     journal.commit([opening(1)])
     batches(journal, 0)
@@ -58,8 +58,8 @@ def test_batches_written_meanwhile_are_no_damage(reads: int, tmp_path: Path) -> 
         assert storage.left < 0, "nothing was written meanwhile"
 
 
-def test_a_seal_written_meanwhile_is_no_damage(tmp_path: Path) -> None:
-    """A daemon that stops while it is looked at."""
+def test_a_seal_written_during_a_scan_is_not_damage(tmp_path: Path) -> None:
+    """The daemon stops during the scan."""
     journal = journal_in(tmp_path, segment_bytes=4 << 20)
     journal.commit([opening(1)])
     batches(journal, 0)

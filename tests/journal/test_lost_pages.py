@@ -20,7 +20,7 @@ from ergo_capture.journal.wal import Journal
 
 
 class Life:
-    """A journal that is written to and loses power, and what was acknowledged of it."""
+    """A journal that loses power, and what it acknowledged."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -33,11 +33,11 @@ class Life:
         self.next = 0
 
     def bodies(self, positions: list[Position]) -> list[bytes]:
-        """What is read back from there."""
+        """Return the bodies at these positions."""
         return [frame.body for frame in read_frames(self.directory, positions, self.storage)]
 
     def open(self) -> ScanReport:
-        """Start, and hold what is found to what was acknowledged."""
+        """Open the journal, and compare it with what was acknowledged."""
         journal, found = Journal.open(self.directory, self.storage, segment_bytes=98_304, program="test 1")
         self.journal = journal
         assert found.damage == [], "a torn end was called damage"
@@ -60,7 +60,7 @@ class Life:
         return found
 
     def commit(self, frames: list[PendingFrame]) -> None:
-        """Commit a batch, which may be the last."""
+        """Commit a batch; the power may go meanwhile."""
         assert self.journal is not None
         self.under_way = [frame.body for frame in frames]
         positions = self.journal.commit(frames)
@@ -68,7 +68,7 @@ class Life:
         self.under_way = []
 
     def lose_power(self, random: Random) -> None:
-        """The end, for now."""
+        """Lose power."""
         if self.journal is not None:
             self.journal._ahead._join()
             self.journal = None
@@ -96,7 +96,7 @@ def live(seed: int, batches: int, lives: int) -> None:
                 life.open()
                 for _ in range(random.randint(0, batches)):
                     life.commit(batch(life, random))
-                # Why 1: the write is done, the sync is not; where a segment has to be made first, more.
+                # One step: the write is done, the sync is not. Where a segment is created first there are more.
                 life.storage.cut_after(random.choice([1, 1, 1, 2, 3, 4, 5, 6, 7]))
                 while True:
                     life.commit(batch(life, random))
@@ -108,7 +108,7 @@ def live(seed: int, batches: int, lives: int) -> None:
 @given(st.integers(0, 1 << 32))
 @settings(max_examples=60, deadline=None)
 def test_p1_acknowledged_frames_survive_any_loss_of_pages(seed: int) -> None:
-    """P1, P6: power cuts at any step, any subset of pages kept: nothing acknowledged is lost or called damaged."""
+    """P1, P6: at any step, with any subset of the pages kept, nothing acknowledged is lost or called damaged."""
     live(seed, batches=4, lives=4)
 
 
@@ -116,15 +116,15 @@ def test_p1_acknowledged_frames_survive_any_loss_of_pages(seed: int) -> None:
 @pytest.mark.timeout(1800)
 @given(st.integers(0, 1 << 62))
 @settings(max_examples=3000, deadline=None)
-def test_p1_acknowledged_frames_survive_many_losses_of_pages(seed: int) -> None:
+def test_p1_acknowledged_frames_survive_many_power_cuts(seed: int) -> None:
     """P1, P6: the same, for longer."""
     live(seed, batches=8, lives=8)
 
 
 @given(st.integers(0, 1 << 32))
 @settings(max_examples=60, deadline=None)
-def test_p6_damage_is_never_called_torn(seed: int) -> None:
-    """P6: a page of a durable batch that is lost with a later batch on disk is damage, wherever it is."""
+def test_p6_a_lost_page_of_a_durable_batch_is_damage(seed: int) -> None:
+    """P6: wherever it is, it is never taken for torn while a later batch is on disk."""
     random = Random(seed)
     with tempfile.TemporaryDirectory() as directory:
         life = Life(Path(directory))

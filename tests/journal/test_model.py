@@ -1,4 +1,4 @@
-"""A random life of a journal against a list."""
+"""Random operations on a journal, compared with a list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ergo_capture.journal.wal import Journal
 
 
 class JournalModel(RuleBasedStateMachine):
-    """Whatever is done to a journal, it holds what a list holds."""
+    """The journal holds what the list holds, whatever is done."""
 
     @initialize()
     def begin(self) -> None:
@@ -28,13 +28,13 @@ class JournalModel(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.directory = Path(self.folder.name)
         self.storage = ForgetfulStorage()
-        #: The model: what was acknowledged and not retired.
+        #: The model: what was acknowledged and not deleted.
         self.list: list[tuple[Position, int, bytes]] = []
         #: Session number to events and decisions so far.
         self.sessions: dict[int, list[int]] = {}
         self.batch: list[PendingFrame] = []
         self.sealed = True
-        self.retired = False
+        self.deleted = False
         self.open_journal()
 
     def open_journal(self) -> None:
@@ -46,7 +46,7 @@ class JournalModel(RuleBasedStateMachine):
         for number, (next_event, next_decision) in self.sessions.items():
             session = found.sessions.get(number)
             if session is None:
-                assert self.retired
+                assert self.deleted
                 continue
             kept |= {*session.events, *session.decisions}
             if session.next_event is not None:
@@ -73,7 +73,7 @@ class JournalModel(RuleBasedStateMachine):
     @precondition(lambda self: self.batch)
     @rule()
     def commit(self) -> None:
-        """Have the batch durable."""
+        """Commit the batch."""
         frames, self.batch = self.batch, []
         positions = self.journal.commit(frames)
         assert positions == sorted(positions)
@@ -91,7 +91,7 @@ class JournalModel(RuleBasedStateMachine):
     @precondition(lambda self: not self.batch)
     @rule(seal=st.booleans())
     def reopen(self, seal: bool) -> None:
-        """Stop, in order or not, and start again."""
+        """Stop, with a seal or without, and start again."""
         if seal:
             self.journal.seal()
             self.sealed = True
@@ -99,18 +99,18 @@ class JournalModel(RuleBasedStateMachine):
         self.open_journal()
 
     @rule(back=st.integers(0, 3))
-    def retire(self, back: int) -> None:
+    def delete(self, back: int) -> None:
         """Delete old segments."""
         before = self.journal.current_segment - back
         gone = self.journal.delete_segments(before)
         assert gone == list(range(gone[0], gone[-1] + 1)) if gone else True
         assert all(sequence < before for sequence in gone)
-        self.retired |= bool(gone)
+        self.deleted |= bool(gone)
         self.list = [entry for entry in self.list if entry[0].segment not in gone]
 
     @invariant()
     def holds_what_the_list_holds(self) -> None:
-        """Every frame of the list is read back by its position, and sizes add up."""
+        """Every frame of the list is read by its position, and the sizes add up."""
         positions = [position for position, _, _ in self.list]
         read = [(frame.header.session, frame.body) for frame in read_frames(self.directory, positions, self.storage)]
         assert read == [(session, body) for _, session, body in self.list]
@@ -118,7 +118,7 @@ class JournalModel(RuleBasedStateMachine):
         assert self.journal.size_bytes == on_disk
 
     def teardown(self) -> None:
-        """Leave nothing open."""
+        """Close the journal."""
         if hasattr(self, "journal"):
             self.journal.close()
             self.folder.cleanup()

@@ -1,4 +1,4 @@
-"""Following a journal: everything that is decided, once, in order, whatever the writer does meanwhile."""
+"""Following a journal: each decided event once, in order, whatever the writer does meanwhile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def description(session: str) -> SessionDescription:
 
 
 def opening(number: int) -> PendingFrame:
-    """Session ``sN`` begins."""
+    """The OPEN frame of session ``sN``."""
     return PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description(f"s{number}")))
 
 
@@ -62,18 +62,18 @@ def decisions(number: int, first: int, count: int = 1) -> PendingFrame:
 
 
 def rotation(number: int, first: int, part: int = 1) -> PendingFrame:
-    """A part ends before event ``first``."""
+    """The frame that ends a part before event ``first``."""
     body = encode_body(Rotation(part, False, "", description(f"s{number}"), None))
     return PendingFrame(FrameKind.ROTATE, number, first, 0, body)
 
 
 def closing(number: int, total: int) -> PendingFrame:
-    """The session ends."""
+    """The CLOSE frame."""
     return PendingFrame(FrameKind.CLOSE, number, total, 0, encode_body(Closing("complete", "")))
 
 
 def ids(items: list[Followed]) -> list[str]:
-    """The ids of what was followed; the decision must be about the event."""
+    """Return the ids of the events; assert that each decision is about its event."""
     assert all(item.event.event_id == item.decision.event_id for item in items)
     return [item.event.event_id for item in items]
 
@@ -84,11 +84,11 @@ def newest(directory: Path) -> Path:
 
 
 class Over(Exception):
-    """There is nothing more to wait for."""
+    """There are no more steps."""
 
 
 def steps(*todo: Step) -> Callable[[], None]:
-    """A wait in which the next step is done, and at the end the following."""
+    """Return a ``wait`` that takes the next step, and at the end raises Over."""
     left = list(todo)
 
     def wait() -> None:
@@ -102,7 +102,7 @@ def steps(*todo: Step) -> Callable[[], None]:
 def followed(
     directory: Path, *todo: Step, of: str = "", latest: int | None = None, items: list[Followed] | None = None
 ) -> list[Followed]:
-    """Everything that is followed while the steps are done; they may look at it in ``items``."""
+    """Follow while the steps are taken; return the items. The steps may read them in ``items``."""
     items = [] if items is None else items
     try:
         for item in follow(directory, RealStorage(), steps(*todo), of=of, latest=latest):
@@ -123,8 +123,8 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal.close()
 
 
-def test_an_event_is_told_of_when_it_is_decided(journal: Journal, tmp_path: Path) -> None:
-    """Not before, and not twice."""
+def test_an_event_is_yielded_when_it_is_decided(journal: Journal, tmp_path: Path) -> None:
+    """Not before, and once."""
     waiting: list[int] = []
     items: list[Followed] = []
 
@@ -144,21 +144,21 @@ def test_an_event_is_told_of_when_it_is_decided(journal: Journal, tmp_path: Path
     assert waiting == [1, 1, 2]
 
 
-def test_it_ends_with_the_session(journal: Journal, tmp_path: Path) -> None:
-    """At once, where the session is over before; others go on beside it."""
+def test_following_ends_with_the_session(journal: Journal, tmp_path: Path) -> None:
+    """At once where the session is over already, even if others go on."""
     journal.commit([opening(2), closing(1, 1)])
     assert ids(followed(tmp_path, of="s1")) == ["1/0"]
 
 
-def test_only_new_leaves_out_what_is_there(journal: Journal, tmp_path: Path) -> None:
-    """But an event that was accepted before is new when it is decided."""
+def test_latest_leaves_out_earlier_items(journal: Journal, tmp_path: Path) -> None:
+    """An event that was accepted before is new when it is decided."""
     journal.commit([events(1, 1)])
     items = followed(tmp_path, lambda: journal.commit([decisions(1, 1)]), latest=0)
     assert ids(items) == ["1/1"]
 
 
-def test_sessions_to_come_are_followed_too(journal: Journal, tmp_path: Path) -> None:
-    """Where no session is named."""
+def test_new_sessions_are_followed_where_none_is_named(journal: Journal, tmp_path: Path) -> None:
+    """From their first event."""
     items = followed(
         tmp_path,
         lambda: journal.commit([opening(2)]),
@@ -168,8 +168,8 @@ def test_sessions_to_come_are_followed_too(journal: Journal, tmp_path: Path) -> 
     assert [(item.session, item.event.event_id) for item in items] == [("s1", "1/0"), ("s2", "2/0"), ("s1", "1/1")]
 
 
-def test_it_goes_on_over_segments_and_rotations(tmp_path: Path) -> None:
-    """However many segments come at once."""
+def test_following_goes_on_over_segments_and_rotations(tmp_path: Path) -> None:
+    """Several segments may be new at once."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1)])
 
@@ -185,8 +185,8 @@ def test_it_goes_on_over_segments_and_rotations(tmp_path: Path) -> None:
     assert ids(items) == [f"1/{index}" for index in range(180)]
 
 
-def test_it_goes_on_over_a_restart_of_the_daemon(journal: Journal, tmp_path: Path) -> None:
-    """A new daemon writes to a new segment; what a crash tore off is not told of, what is written in its place is."""
+def test_following_goes_on_over_a_restart_of_the_daemon(journal: Journal, tmp_path: Path) -> None:
+    """The new daemon writes to a new segment. A torn batch is not yielded; the batch written in its place is."""
 
     def crash() -> None:
         journal.commit([events(1, 1)])
@@ -206,8 +206,8 @@ def test_it_goes_on_over_a_restart_of_the_daemon(journal: Journal, tmp_path: Pat
     assert ids(items) == ["1/0", "1/1", "1/2"]
 
 
-def test_a_batch_without_its_end_is_not_told_of(journal: Journal, tmp_path: Path) -> None:
-    """It may be cut off again, where the disk is full, and written anew."""
+def test_a_batch_without_its_last_frame_is_not_yielded(journal: Journal, tmp_path: Path) -> None:
+    """It may be cut off again on a full disk and written anew."""
     journal.commit([events(1, 1, 2)])
     journal.commit([decisions(1, 1), decisions(1, 2)])
     segment = newest(tmp_path)
@@ -237,7 +237,7 @@ def test_a_batch_without_its_end_is_not_told_of(journal: Journal, tmp_path: Path
     assert ids(so_far) == ["1/0", "1/1", "1/2"]
 
 
-def test_segments_that_went_unread_are_an_error(journal: Journal, tmp_path: Path) -> None:
+def test_segments_that_were_deleted_unread_are_an_error(journal: Journal, tmp_path: Path) -> None:
     """Nothing is left out silently."""
 
     def go() -> None:
@@ -252,15 +252,15 @@ def test_segments_that_went_unread_are_an_error(journal: Journal, tmp_path: Path
         followed(tmp_path, go)
 
 
-def test_a_session_that_is_not_there_is_an_error(journal: Journal, tmp_path: Path) -> None:
-    """With those that are."""
+def test_an_unknown_session_is_an_error(journal: Journal, tmp_path: Path) -> None:
+    """The hint names the open sessions."""
     with pytest.raises(JournalError, match="'nope'") as raised:
         followed(tmp_path, of="nope")
     assert "open are: s1" in str(raised.value.hint)
 
 
 def test_a_damaged_session_is_an_error(journal: Journal, tmp_path: Path) -> None:
-    """If it is named; without a name the others are followed."""
+    """Where it is named; without a name the others are followed."""
     journal.commit([opening(2)])
     journal.commit([events(1, 1)])
     journal.commit([decisions(1, 1)])
@@ -275,8 +275,8 @@ def test_a_damaged_session_is_an_error(journal: Journal, tmp_path: Path) -> None
     assert ids(followed(tmp_path, two)) == ["2/0"]
 
 
-def test_parts_are_read_as_bundles_are(journal: Journal, tmp_path: Path) -> None:
-    """Each with its own events; the last one may have events that are not decided."""
+def test_parts_are_read_like_bundles(journal: Journal, tmp_path: Path) -> None:
+    """Each has its own events; the last one may have undecided events."""
     journal.commit([events(1, 1, 4)])
     journal.commit([decisions(1, 1, 2), rotation(1, 3), decisions(1, 3)])
     first, second = parts_in(tmp_path, RealStorage())
@@ -288,7 +288,7 @@ def test_parts_are_read_as_bundles_are(journal: Journal, tmp_path: Path) -> None
 
 
 def test_a_watch_returns_when_a_file_changes(tmp_path: Path) -> None:
-    """Without asking again and again: it sleeps until then."""
+    """It sleeps until then."""
     (tmp_path / "a").write_bytes(b"")
     with DirectoryWatch(tmp_path) as watch:
         assert watch.has_inotify
@@ -299,8 +299,8 @@ def test_a_watch_returns_when_a_file_changes(tmp_path: Path) -> None:
         writer.join()
 
 
-def test_a_watch_ends_when_nobody_reads(tmp_path: Path) -> None:
-    """A closed pipe is noticed while nothing happens."""
+def test_a_watch_ends_when_the_reader_closes_its_pipe(tmp_path: Path) -> None:
+    """Even while no file changes."""
     reader, writer = os.pipe()
     with DirectoryWatch(tmp_path, writer) as watch:
         os.close(reader)
@@ -309,8 +309,8 @@ def test_a_watch_ends_when_nobody_reads(tmp_path: Path) -> None:
     os.close(writer)
 
 
-def test_a_watch_without_inotify_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And returns before long."""
+def test_a_watch_without_inotify_returns_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a quarter of a second."""
     monkeypatch.setattr("ergo_capture.storage.watch._inotify", lambda _directory: None)
     with DirectoryWatch(tmp_path) as watch:
         assert not watch.has_inotify

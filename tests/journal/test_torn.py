@@ -1,4 +1,4 @@
-"""Torn ends: what was never acknowledged goes, a copy stays, and nothing else is touched."""
+"""Torn ends: what was never acknowledged is cut off, a copy is kept, and nothing else is changed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from ergo_capture.storage import RealStorage
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Everything in a directory."""
+    """Return the contents of all files in a directory."""
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def test_p5_a_journal_cut_anywhere_keeps_exactly_the_whole_frames(tmp_path: Path) -> None:
+def test_p5_the_whole_frames_of_a_journal_cut_anywhere_are_kept(tmp_path: Path) -> None:
     """P5: at every byte offset of the last segment, the frames before the cut are found and nothing is damage."""
     positions = three_segments(tmp_path)
     last = last_segment(tmp_path)
@@ -70,8 +70,8 @@ def test_p4_a_journal_cut_near_its_end_is_opened_and_goes_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("zeros", [1, 7, 8, 63, 64, 511, 512, 4096, 100_000])
-def test_zeros_that_were_made_ahead_are_a_clean_end(zeros: int, tmp_path: Path) -> None:
-    """Preallocated space is neither torn nor damaged, of whatever size."""
+def test_preallocated_zeros_are_not_a_torn_end(zeros: int, tmp_path: Path) -> None:
+    """Nor damage, of whatever size."""
     positions = three_segments(tmp_path)
     with last_segment(tmp_path).open("ab") as file:
         file.write(bytes(zeros))
@@ -80,7 +80,7 @@ def test_zeros_that_were_made_ahead_are_a_clean_end(zeros: int, tmp_path: Path) 
     assert found_frames(tmp_path, found) == set(positions)
 
 
-def test_a_frame_whose_sectors_are_zeros_is_torn(tmp_path: Path) -> None:
+def test_a_frame_whose_body_is_zeros_is_torn(tmp_path: Path) -> None:
     """The header reached the disk, the rest of the last frame did not."""
     three_segments(tmp_path)
     last = last_segment(tmp_path)
@@ -105,8 +105,8 @@ def test_a_bad_frame_before_whole_ones_of_its_own_batch_is_torn(tmp_path: Path) 
     assert found.sessions[2].next_event == 0
 
 
-def test_a_whole_frame_before_the_bad_one_of_its_batch_stays(tmp_path: Path) -> None:
-    """Keeping more than was acknowledged is allowed; the batch's number says that it was not all."""
+def test_whole_frames_before_a_bad_one_of_their_batch_are_kept(tmp_path: Path) -> None:
+    """Keeping more than was acknowledged is allowed; the report says how many frames of the batch are there."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0), events(1, 1), events(1, 2)]])
     flip(last_segment(tmp_path, 1), frames_of(last_segment(tmp_path, 1))[-2][1])
     found = look(tmp_path)
@@ -127,7 +127,7 @@ def test_p5_what_is_cut_off_is_kept_beside_the_segment(tmp_path: Path) -> None:
     assert copy.read_bytes() == before[offset:-20].rstrip(b"\0") or copy.read_bytes() == before[offset:-20]
 
 
-def test_p5_mending_twice_changes_nothing_more(tmp_path: Path) -> None:
+def test_p5_repairing_twice_changes_nothing_more(tmp_path: Path) -> None:
     """P5: opening again finds a clean journal and leaves every file as it is."""
     three_segments(tmp_path)
     last = last_segment(tmp_path)
@@ -141,8 +141,8 @@ def test_p5_mending_twice_changes_nothing_more(tmp_path: Path) -> None:
         assert contents(tmp_path) == mended
 
 
-def test_p5_a_mend_that_was_itself_cut_short_keeps_one_copy(tmp_path: Path) -> None:
-    """P5: killed between copying and cutting, the next start finishes the work and copies nothing again."""
+def test_p5_an_interrupted_repair_keeps_one_copy(tmp_path: Path) -> None:
+    """P5: after a kill between copying and cutting, the next start cuts and does not copy again."""
     three_segments(tmp_path)
     last = last_segment(tmp_path)
     torn = last.read_bytes()[:-20]
@@ -168,8 +168,8 @@ def test_p5_a_second_torn_end_does_not_overwrite_the_first_copy(tmp_path: Path) 
     ]
 
 
-def test_p1_after_mending_more_is_appended_and_all_is_found(tmp_path: Path) -> None:
-    """P1: a mended journal is as good as any; ten more batches, and both halves are there."""
+def test_p1_a_repaired_journal_is_appended_to(tmp_path: Path) -> None:
+    """P1: what was kept and ten more batches are found."""
     positions = three_segments(tmp_path)
     last = last_segment(tmp_path)
     last.write_bytes(last.read_bytes()[:-20])
@@ -214,8 +214,8 @@ def test_a_torn_end_behind_damage_is_still_torn(tmp_path: Path) -> None:
     assert (found.torn.offset, found.torn.frames) == (offsets[-2], 1)
 
 
-def test_a_segment_that_was_made_and_never_written_to_is_removed(tmp_path: Path) -> None:
-    """A crash right after rolling over leaves zeros only, and the number is used again."""
+def test_a_segment_without_a_frame_is_removed(tmp_path: Path) -> None:
+    """A crash after a segment was created leaves zeros only; its number is used again."""
     write_batches(tmp_path, [[opening(1)]])
     last_segment(tmp_path, 2).write_bytes(bytes(4096))
     journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
@@ -225,8 +225,8 @@ def test_a_segment_that_was_made_and_never_written_to_is_removed(tmp_path: Path)
     assert position == Position(2, position.offset)
 
 
-def test_leftovers_of_making_segments_and_copies_are_swept(tmp_path: Path) -> None:
-    """What a kill leaves half made goes at the next start; names that are not ours stay and are reported."""
+def test_unfinished_segments_and_copies_are_removed(tmp_path: Path) -> None:
+    """Files with other names stay and are reported."""
     write_batches(tmp_path, [[opening(1)]])
     for name in ("0000000000000002.journal.new", "0000000000000001.journal.torn.new", "notes.txt", "my.journal.new"):
         (tmp_path / name).write_bytes(b"x")
@@ -236,8 +236,8 @@ def test_leftovers_of_making_segments_and_copies_are_swept(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0000000000000001.journal", *found.foreign]
 
 
-def test_a_length_that_cannot_be_is_never_allocated(tmp_path: Path) -> None:
-    """A last frame that says two gigabytes is torn like any other that is not all there."""
+def test_an_impossible_length_is_never_allocated(tmp_path: Path) -> None:
+    """A last frame with a length of two gigabytes is torn."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)]])
     segment = last_segment(tmp_path, 1)
     _, offset = frames_of(segment)[-1]
@@ -250,7 +250,7 @@ def test_a_length_that_cannot_be_is_never_allocated(tmp_path: Path) -> None:
 
 
 def test_scanning_changes_nothing(tmp_path: Path) -> None:
-    """Looking is not mending, on a torn journal too."""
+    """Not even in a torn journal."""
     three_segments(tmp_path)
     last = last_segment(tmp_path)
     last.write_bytes(last.read_bytes()[:-20])
@@ -259,8 +259,8 @@ def test_scanning_changes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_progress_is_told_of_every_segment(tmp_path: Path) -> None:
-    """A long scan can be seen to move."""
+def test_progress_is_reported_for_each_segment(tmp_path: Path) -> None:
+    """With the number of segments."""
     three_segments(tmp_path)
     steps: list[tuple[int, int]] = []
     journal, _ = Journal.open(tmp_path, RealStorage(), segment_bytes=4096, on_progress=lambda *step: steps.append(step))
@@ -269,13 +269,13 @@ def test_progress_is_told_of_every_segment(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_is_an_empty_journal(tmp_path: Path) -> None:
-    """The first start is not special."""
+    """The first start finds it."""
     found = look(tmp_path)
     assert (found.segments, found.last_batch, found.next_session, found.torn) == ([], 0, 1, None)
 
 
-def test_p5_the_same_bytes_are_the_same_journal_wherever_they_are(tmp_path: Path) -> None:
-    """P5: a copy of a torn journal is mended to the same bytes."""
+def test_p5_a_copy_of_a_journal_is_repaired_to_the_same_bytes(tmp_path: Path) -> None:
+    """P5: repair depends on the bytes alone."""
     original, copy = tmp_path / "a", tmp_path / "b"
     original.mkdir()
     three_segments(original)

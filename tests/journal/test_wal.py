@@ -1,4 +1,4 @@
-"""The journal as its users see it: commit, read back, roll over, retire, seal."""
+"""The journal as its users see it: commit, read back, begin and delete segments, seal."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage
 
 
-def test_frames_come_back_from_their_positions_in_any_order(tmp_path: Path) -> None:
-    """Positions are all that a reader needs, forwards, backwards and one at a time."""
+def test_frames_are_read_by_position_in_any_order(tmp_path: Path) -> None:
+    """Forwards, backwards and one at a time."""
     journal = journal_in(tmp_path)
     frames = [opening(1), *(events(1, n, size=500) for n in range(20))]
     positions = [position for frame in frames for position in journal.commit([frame])]
@@ -43,14 +43,14 @@ def test_frames_come_back_from_their_positions_in_any_order(tmp_path: Path) -> N
 
 
 def test_packed_positions_sort_like_positions() -> None:
-    """What scans keep is as good as a position."""
+    """Unpacking returns the position."""
     positions = [Position(1, 0), Position(1, (1 << 32) - 1), Position(2, 0), Position(1 << 31, 8)]
     assert [Position.unpack(position.pack()) for position in positions] == positions
     assert sorted(position.pack() for position in reversed(positions)) == [position.pack() for position in positions]
 
 
 def test_p2_batches_and_indices_are_numbered_without_a_gap(tmp_path: Path) -> None:
-    """P2: over segments and restarts, every batch is one higher than the one before."""
+    """P2: over segments and restarts, each batch number is one higher than the one before."""
     three_segments(tmp_path)
     journal = journal_in(tmp_path)
     journal.commit([opening(9)])
@@ -67,7 +67,7 @@ def test_p2_batches_and_indices_are_numbered_without_a_gap(tmp_path: Path) -> No
         batch, index = (batch + 1, 0) if index + 1 == frames else (batch, index + 1)
 
 
-def test_every_segment_begins_with_a_frame_about_itself(tmp_path: Path) -> None:
+def test_every_segment_begins_with_a_segment_frame(tmp_path: Path) -> None:
     """It names the format, the program, and where the segment before it ended."""
     three_segments(tmp_path)
     (frame,) = read_frames(tmp_path, [Position(3, 0)], RealStorage())
@@ -80,7 +80,7 @@ def test_every_segment_begins_with_a_frame_about_itself(tmp_path: Path) -> None:
 
 
 def test_a_batch_never_spans_segments(tmp_path: Path) -> None:
-    """What does not fit goes to the next segment as a whole, and the old one ends in zeros."""
+    """A batch that does not fit goes to the next segment as a whole, and the old one ends in zeros."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1), events(1, 0, size=2500)])
     positions = journal.commit([events(1, 1, size=700), events(1, 2, size=700)])
@@ -90,8 +90,8 @@ def test_a_batch_never_spans_segments(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_batch_larger_than_a_segment_gets_one_of_its_own(tmp_path: Path) -> None:
-    """There is no batch that fits nowhere."""
+def test_a_batch_larger_than_a_segment_gets_a_larger_segment(tmp_path: Path) -> None:
+    """The next batch goes to another segment."""
     journal = journal_in(tmp_path)
     positions = journal.commit([opening(1)])
     positions += journal.commit([events(1, 0, size=20_000), decisions(1, 0)])
@@ -101,8 +101,8 @@ def test_a_batch_larger_than_a_segment_gets_one_of_its_own(tmp_path: Path) -> No
     assert found_frames(tmp_path, look(tmp_path)) == set(positions)
 
 
-def test_space_is_made_before_it_is_wanted_and_given_back(tmp_path: Path) -> None:
-    """A segment has its full size from the start, zeros behind what is written; closing leaves no half-made one."""
+def test_a_segment_is_allocated_in_full_and_closing_leaves_no_unfinished_one(tmp_path: Path) -> None:
+    """There are zeros behind what is written."""
     journal = journal_in(tmp_path)
     (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, b"x" * 2048)])
     data = last_segment(tmp_path, 1).read_bytes()
@@ -112,16 +112,16 @@ def test_space_is_made_before_it_is_wanted_and_given_back(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["0000000000000001.journal"]
 
 
-def test_an_empty_commit_is_none(tmp_path: Path) -> None:
-    """Nothing to write is not a batch."""
+def test_an_empty_commit_writes_nothing(tmp_path: Path) -> None:
+    """It takes no batch number."""
     journal = journal_in(tmp_path)
     assert journal.commit([]) == []
     assert (journal.snapshot().batch, list(tmp_path.iterdir())) == (0, [])
     journal.close()
 
 
-def test_only_whole_old_segments_are_retired_oldest_first(tmp_path: Path) -> None:
-    """Each is durably gone before the next goes, so that a power cut leaves no hole."""
+def test_old_segments_are_deleted_oldest_first(tmp_path: Path) -> None:
+    """The directory is synced after each, so that a power cut leaves no gap."""
     three_segments(tmp_path)
     storage = FaultyStorage()
     journal = journal_in(tmp_path, storage)
@@ -137,8 +137,8 @@ def test_only_whole_old_segments_are_retired_oldest_first(tmp_path: Path) -> Non
     assert look(tmp_path).damage == []
 
 
-def test_p6_the_last_durable_segment_is_never_retired(tmp_path: Path) -> None:
-    """P6: the oldest segment left holds something durable, or a bad one could not be told from a torn one."""
+def test_p6_the_last_durable_segment_is_never_deleted(tmp_path: Path) -> None:
+    """P6: the oldest segment left holds a durable frame, or a bad beginning could not be told from a torn end."""
     three_segments(tmp_path)
     journal = journal_in(tmp_path)
     assert journal.current_segment == 4
@@ -146,8 +146,8 @@ def test_p6_the_last_durable_segment_is_never_retired(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_sealed_journal_says_so_and_goes_on_in_a_new_segment(tmp_path: Path) -> None:
-    """A clean stop leaves a seal; the next start cuts the zeros behind it off and goes on in another file."""
+def test_a_sealed_journal_goes_on_in_a_new_segment(tmp_path: Path) -> None:
+    """The next start cuts off the zeros behind the seal."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1), events(1, 0)])
     journal.seal()
@@ -165,8 +165,8 @@ def test_a_sealed_journal_says_so_and_goes_on_in_a_new_segment(tmp_path: Path) -
     assert (found.sessions[1].next_event, found.sessions[1].damage) == (2, None)
 
 
-def test_sealing_what_is_sealed_adds_nothing(tmp_path: Path) -> None:
-    """A daemon that is started and stopped all day leaves one small seal."""
+def test_sealing_a_sealed_journal_writes_nothing(tmp_path: Path) -> None:
+    """A daemon that starts and stops often leaves one seal."""
     for _ in range(4):
         journal = journal_in(tmp_path)
         journal.seal()
@@ -176,8 +176,8 @@ def test_sealing_what_is_sealed_adds_nothing(tmp_path: Path) -> None:
     assert last_segment(tmp_path, 1).stat().st_size < 4096
 
 
-def test_what_comes_after_a_seal_goes_to_another_segment(tmp_path: Path) -> None:
-    """Nothing ever lies behind a seal."""
+def test_a_batch_after_a_seal_goes_to_another_segment(tmp_path: Path) -> None:
+    """Nothing lies behind a seal."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1)])
     journal.seal()
@@ -187,8 +187,8 @@ def test_what_comes_after_a_seal_goes_to_another_segment(tmp_path: Path) -> None
     assert look(tmp_path).sessions[1].damage is None
 
 
-def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
-    """Closing twice is closing once; committing after it is refused with a sentence."""
+def test_a_closed_journal_refuses_batches(tmp_path: Path) -> None:
+    """Closing twice is closing once."""
     journal = journal_in(tmp_path)
     journal.close()
     journal.close()
@@ -208,14 +208,14 @@ def test_a_snapshot_holds_the_state_of_the_journal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4095, (2 << 30) + 1])
-def test_segments_of_an_impossible_size_are_refused(size: int, tmp_path: Path) -> None:
+def test_a_segment_size_out_of_range_is_refused(size: int, tmp_path: Path) -> None:
     """Positions keep offsets in 32 bits."""
     with pytest.raises(ValueError, match="4 KiB to 2 GiB"):
         journal_in(tmp_path, segment_bytes=size)
 
 
-def test_frames_can_be_read_while_others_are_written(tmp_path: Path) -> None:
-    """Readers open files of their own; neither a commit nor a new segment under way disturbs them."""
+def test_frames_are_read_while_others_are_written(tmp_path: Path) -> None:
+    """Readers open their own files; neither a commit nor a new segment disturbs them."""
     journal = journal_in(tmp_path, segment_bytes=8192)
     positions = journal.commit([opening(1)])
     failures: list[BaseException] = []
@@ -241,15 +241,15 @@ def test_frames_can_be_read_while_others_are_written(tmp_path: Path) -> None:
     assert journal.current_segment > 5
 
 
-def test_a_frame_is_read_though_what_follows_is_cut_off_in_that_moment(tmp_path: Path) -> None:
-    """P8: a batch that found the disk full goes while a bundle is composed; reading ahead must not trip over it."""
+def test_a_frame_is_read_while_the_bytes_behind_it_are_cut_off(tmp_path: Path) -> None:
+    """P8: a batch that does not fit the disk is cut off while a bundle is composed; the read-ahead must not fail."""
     journal, _ = Journal.open(tmp_path, RealStorage(), segment_bytes=64 << 10)
     (position,) = journal.commit([opening(1)])
     end = journal.snapshot().segment_offset
     journal.close()
 
     class Cut(FaultyStorage):
-        """Cuts the segment between the look at its size and the read."""
+        """Cuts the segment between the query of its size and the read."""
 
         def call(self, op: str, path: Path) -> None:
             """As told."""
@@ -261,10 +261,10 @@ def test_a_frame_is_read_though_what_follows_is_cut_off_in_that_moment(tmp_path:
     assert frame.header.kind == FrameKind.OPEN
 
 
-def test_one_frame_costs_no_more_than_a_small_read_and_many_are_read_in_large_ones(
+def test_one_frame_is_read_by_a_small_read_and_many_by_large_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A journal of ten thousand sessions is asked for three frames of each: 1 MiB for each took half a minute."""
+    """Three frames of each of 10,000 sessions are read at start: 1 MiB for each frame took half a minute."""
     journal = journal_in(tmp_path, segment_bytes=4 << 20)
     positions = journal.commit([opening(1), *(events(1, n, size=4000) for n in range(800))])
     reads: list[int] = []
