@@ -1,4 +1,4 @@
-"""Bundles as a daemon would have left them: files with manifests, of any age and size."""
+"""Bundles as a daemon leaves them: files with manifests, of any age and size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DAY = timedelta(days=1)
 
 
 def small_bundle(graph: str = "g", events: int = 2) -> CaptureBundle:
-    """A sound bundle of a few events."""
+    """Return a sound bundle of a few events."""
     session = CapturingSession(graph, Constraints(), MemoryDecisionLog(), FaultRuntime(), "rpv1:none")
     for index in range(events):
         session.on_event(
@@ -48,7 +48,7 @@ def store(
     text: bytes | None = None,
     **fields: Any,
 ) -> Path:
-    """Put a finished bundle and its manifest in a state directory; returns the bundle's path."""
+    """Write a finished bundle and its manifest into a state directory; return the bundle's path."""
     text = encode_bundle(small_bundle(graph)) if text is None else text
     path = state / "bundles" / graph / f"{name}.capture.json{'.zst' if compress else ''}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def store(
 
 
 def manifest_of(path: Path, text: bytes, graph: str, end: datetime, **fields: Any) -> Manifest:
-    """The manifest of a bundle file with that text; ``fields`` are in place of what it would say."""
+    """Return the manifest of a bundle file with that text; ``fields`` replace its own."""
     stored = path.read_bytes()
     said: dict[str, Any] = {
         "format": MANIFEST_FORMAT,

@@ -1,4 +1,4 @@
-"""What is expanded many events at a time equals what one record after the other gives."""
+"""Text that is expanded many events at a time equals the text of each record encoded alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ payloads = st.none() | st.dictionaries(ids, st.integers() | ids | st.none(), max
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
-    """The body of an EVENTS frame."""
+    """Generate the body of an EVENTS frame."""
     lines = []
     for _ in range(draw(st.integers(1, 8))):
         event: dict[str, Any] = {
@@ -41,7 +41,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def entries(draw: st.DrawFn) -> list[DecisionLogEntry]:
-    """Decisions as a run may log them."""
+    """Generate decisions as a run may log them."""
     plain = st.just((Decision.Invoke, None, RunTermination.Completed, 0))
     failed = st.just((Decision.Invoke, None, RunTermination.Failed(ErrKind.NetworkTimeout), 2))
     deferred = st.builds(lambda s: (Decision.Defer, EventTime(s), None, 0), st.integers(0, 99)) | st.just(
@@ -69,8 +69,8 @@ def entries(draw: st.DrawFn) -> list[DecisionLogEntry]:
 
 
 @given(bodies())
-def test_events_of_a_block_are_the_bytes_that_each_gives_alone(body: bytes) -> None:
-    """P11: escapes, absent payloads, Tick, and times that carry come out as records write them."""
+def test_events_of_a_block_equal_the_events_encoded_alone(body: bytes) -> None:
+    """P11: escapes, absent payloads, Tick, and times that carry."""
     records = [ExternalEventRecord.from_event(event) for event in read_body(body)]
     names, text = expand_events(body)
     assert names == [record.event_id for record in records]
@@ -78,10 +78,10 @@ def test_events_of_a_block_are_the_bytes_that_each_gives_alone(body: bytes) -> N
 
 
 @given(entries(), st.data(), st.sampled_from([None, EventTime(3, 7)]))
-def test_decisions_of_a_block_are_the_bytes_that_each_gives_alone(
+def test_decisions_of_a_block_equal_the_decisions_encoded_alone(
     found: list[DecisionLogEntry], data: st.DataObject, deadline: EventTime | None
 ) -> None:
-    """P11: however the decisions are cut into frames, and the events into blocks."""
+    """P11: however the decisions are divided into frames, and the events into blocks."""
     frames, names = [], [data.draw(ids) for _ in found]
     rest = found
     while rest:
@@ -103,8 +103,8 @@ def test_decisions_of_a_block_are_the_bytes_that_each_gives_alone(
 
 
 @given(bodies(), st.data())
-def test_some_events_of_a_body_are_the_bytes_that_each_gives_alone(body: bytes, data: st.DataObject) -> None:
-    """P11: a part may begin and end in the midst of a frame."""
+def test_a_slice_of_a_body_equals_its_events_encoded_alone(body: bytes, data: st.DataObject) -> None:
+    """P11: a part may begin and end inside a frame."""
     records = [ExternalEventRecord.from_event(event) for event in read_body(body)]
     start = data.draw(st.integers(0, len(records)))
     stop = data.draw(st.integers(start, len(records) + 2))
@@ -113,7 +113,7 @@ def test_some_events_of_a_body_are_the_bytes_that_each_gives_alone(body: bytes, 
     assert text == b"".join(b"," + encode_event(record) for record in records[start:stop])
 
 
-def test_a_body_that_is_no_event_line_is_refused() -> None:
-    """P6: what cannot have been accepted is not expanded into something."""
+def test_a_body_that_is_not_event_lines_is_refused() -> None:
+    """P6: a body that cannot have been accepted is not expanded."""
     with pytest.raises(EventFormatError):
         expand_events(b'{"type":"event","event":{"event_id":"a","kind":"Sneeze","at":{"secs":1,"nanos":0}}}\n')

@@ -1,4 +1,4 @@
-"""A file that is no bundle is told for what it is, with what to do; a damaged bundle is not called something else."""
+"""A file that is not a bundle is identified, with a hint; a damaged bundle is not taken for another kind of file."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ BUNDLE = encode_bundle(small_bundle())
         (b'{"format":"ergo-capture-manifest.v1","session":"s"}', "it is a bundle's manifest"),
     ],
 )
-def test_what_is_no_bundle_is_told_for_what_it_is(text: bytes, said: str, tmp_path: Path) -> None:
-    """The same words from bytes and from a file."""
+def test_a_file_that_is_not_a_bundle_is_identified(text: bytes, said: str, tmp_path: Path) -> None:
+    """The message and hint are the same for bytes and for a file."""
     path = tmp_path / "x.capture.json"
     path.write_bytes(text)
     with pytest.raises(BundleFormatError, match=said) as whole:
@@ -41,8 +41,8 @@ def test_what_is_no_bundle_is_told_for_what_it_is(text: bytes, said: str, tmp_pa
 
 
 @pytest.mark.parametrize("place", [20, len(BUNDLE) // 2])
-def test_a_damaged_bundle_is_told_where_it_is_damaged(place: int) -> None:
-    """P6: a byte that is no text in the midst of a bundle does not make it a file of another kind."""
+def test_a_damaged_bundle_is_reported_with_its_position(place: int) -> None:
+    """P6: a byte that is not UTF-8 inside a bundle does not make it another kind of file."""
     with pytest.raises(BundleFormatError, match=f"position {place}") as caught:
         decode_bundle(BUNDLE[:place] + b"\xff" + BUNDLE[place + 1 :])
     assert "recover" in (caught.value.hint or "")

@@ -1,4 +1,4 @@
-"""Compressed bundles are read like any other, within bounds, and what is wrong with them is said."""
+"""Compressed bundles are read like plain ones, with bounded memory, and unsound ones are refused."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TEXT = encode_bundle(small_bundle(events=300))
 
 
 def packed(path: Path, text: bytes = TEXT) -> Path:
-    """A compressed file."""
+    """Write a compressed file and return its path."""
     path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(text))
     return path
 
 
-def test_a_compressed_bundle_reads_as_the_plain_one(tmp_path: Path) -> None:
+def test_a_compressed_bundle_reads_like_the_plain_one(tmp_path: Path) -> None:
     """Whole and as a stream."""
     path = packed(tmp_path / "b.capture.json.zst")
     assert path.stat().st_size < len(TEXT) / 4
@@ -43,8 +43,8 @@ def test_a_compressed_bundle_reads_as_the_plain_one(tmp_path: Path) -> None:
         assert len(list(decisions)) == 299
 
 
-def test_what_is_in_a_file_decides_and_not_its_name(tmp_path: Path) -> None:
-    """A compressed bundle by any name, and a plain one that calls itself compressed."""
+def test_the_content_decides_whether_a_file_is_compressed(tmp_path: Path) -> None:
+    """A compressed bundle may have any name, and a plain one may end in .zst."""
     assert read_text(packed(tmp_path / "b.capture.json")) == TEXT
     (tmp_path / "plain.zst").write_bytes(TEXT)
     assert read_text(tmp_path / "plain.zst") == TEXT
@@ -52,16 +52,16 @@ def test_what_is_in_a_file_decides_and_not_its_name(tmp_path: Path) -> None:
     assert read_text(tmp_path / "empty.zst") == b""
 
 
-def test_frames_after_each_other_are_one_text(tmp_path: Path) -> None:
-    """As the zstd tool has it, and its parallel kin writes."""
+def test_consecutive_zstd_frames_are_one_text(tmp_path: Path) -> None:
+    """As for the zstd tool; parallel compressors write such files."""
     path = tmp_path / "b.zst"
     half = len(TEXT) // 2
     path.write_bytes(b"".join(zstandard.compress(part) for part in (TEXT[:half], TEXT[half:])))
     assert read_text(path) == TEXT
 
 
-def test_a_compressed_file_can_be_read_forward_from_any_place(tmp_path: Path) -> None:
-    """Seeking ahead skips; going back is refused, because it would mean to begin anew."""
+def test_a_compressed_file_seeks_forward_only(tmp_path: Path) -> None:
+    """Seeking forward skips text; seeking back is refused."""
     with open_binary(packed(tmp_path / "b.zst")) as file:
         assert file.read(3) == TEXT[:3]
         assert file.seek(1000) == 1000
@@ -75,8 +75,8 @@ def test_a_compressed_file_can_be_read_forward_from_any_place(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["flip", "behind", "window"])
-def test_a_compressed_file_that_is_not_sound_is_refused(tmp_path: Path, damage: str) -> None:
-    """A changed byte, something behind the end, more memory than is taken: a sentence, whole or as a stream."""
+def test_an_unsound_compressed_file_is_refused(tmp_path: Path, damage: str) -> None:
+    """A changed byte, bytes after the end, or a window above the limit; read whole or as a stream."""
     path = packed(tmp_path / "b.zst")
     data = bytearray(path.read_bytes())
     if damage == "flip":
@@ -94,9 +94,9 @@ def test_a_compressed_file_that_is_not_sound_is_refused(tmp_path: Path, damage: 
         list(stream.decisions())
 
 
-def test_a_compressed_file_that_was_cut_is_refused_and_read_up_to_the_cut(tmp_path: Path) -> None:
-    """Wherever it was cut, reading says so, and what is before the cut can be had."""
-    # Why many blocks: each is all or nothing.
+def test_a_cut_compressed_file_is_readable_up_to_the_cut_and_then_refused(tmp_path: Path) -> None:
+    """Wherever it was cut."""
+    # Many blocks: a block is decoded as a whole.
     text = encode_bundle(small_bundle(events=2000))
     data = packed(tmp_path / "whole.zst", text).read_bytes()
     path = tmp_path / "b.zst"
@@ -118,8 +118,8 @@ def test_a_compressed_file_that_was_cut_is_refused_and_read_up_to_the_cut(tmp_pa
 
 
 @pytest.mark.parametrize("checksum", [False, True])
-def test_frames_and_what_is_to_be_skipped_between_them_are_walked_to_the_end(tmp_path: Path, *, checksum: bool) -> None:
-    """Frames of any tool: with and without a checksum, empty, of one repeated byte, with a frame to be skipped."""
+def test_frames_of_every_kind_are_followed_to_the_end(tmp_path: Path, *, checksum: bool) -> None:
+    """With and without a checksum, empty, of one repeated byte, and a skippable frame."""
     compress = zstandard.ZstdCompressor(write_checksum=checksum).compress
     skipped = b"\x50\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"comment"
     stream = zstandard.ZstdCompressor(write_checksum=checksum).compressobj()
@@ -129,8 +129,8 @@ def test_frames_and_what_is_to_be_skipped_between_them_are_walked_to_the_end(tmp
     assert read_text(path) == b"one" + b" " * 200_000 + b"streamed"
 
 
-def test_a_bomb_costs_no_more_than_is_read_at_a_time(tmp_path: Path) -> None:
-    """A few KB that stand for a GB: refused whole at the bound, walked as a stream in constant memory."""
+def test_a_decompression_bomb_takes_constant_memory(tmp_path: Path) -> None:
+    """A few KB that expand to 64 MB, read as a stream."""
     path = packed(tmp_path / "bomb.zst", b"[" + b" " * (64 << 20))
     assert path.stat().st_size < 10_000
     tracemalloc.start()
@@ -146,10 +146,8 @@ def test_a_bomb_costs_no_more_than_is_read_at_a_time(tmp_path: Path) -> None:
     assert peak < 32 << 20
 
 
-def test_a_text_that_is_too_large_for_memory_is_refused_with_a_hint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And read as a stream all the same; a plain file of that size is read, because it is no larger than it looks."""
+def test_a_compressed_text_above_the_memory_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be read as a stream; a plain file of that size is read, because it is no larger than it looks."""
     monkeypatch.setattr(opening, "MAX_IN_MEMORY", len(TEXT) - 1)
     path = packed(tmp_path / "b.zst")
     with pytest.raises(ErgoCaptureError, match="when expanded; read it as a stream"):
@@ -162,8 +160,8 @@ def test_a_text_that_is_too_large_for_memory_is_refused_with_a_hint(
     assert read_text(path) == TEXT
 
 
-def test_verify_reads_either_kind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The command says the same of both."""
+def test_verify_reports_the_same_of_a_compressed_bundle(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The results of the plain and the compressed file are equal."""
     plain = tmp_path / "b.capture.json"
     plain.write_bytes(TEXT)
     assert run(["verify", "--json", str(plain), str(packed(tmp_path / "b.capture.json.zst"))]) == 0

@@ -1,4 +1,4 @@
-"""What holds for any run: replay and derivation lead to what was captured, the clock, and which payloads are taken."""
+"""Properties of any run: replay and re-derivation reproduce it, the clock is monotonic, and which payloads are accepted."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ payloads = st.just(b"") | st.builds(
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[ExternalEvent]:
-    """Events with ids of their own, in no order of time."""
+    """Generate events with distinct ids, in any order of time."""
     ids = draw(st.lists(texts, unique=True, max_size=25))
     return [
         ExternalEvent.with_payload(event_id, draw(st.sampled_from(ExternalEventKind)), draw(times), draw(payloads))
@@ -116,12 +116,12 @@ class Plan:
 
 @st.composite
 def plans(draw: st.DrawFn) -> list[RunResult]:
-    """Outcomes of attempts."""
+    """Generate outcomes of attempts."""
     return draw(st.lists(results, max_size=12))
 
 
 def capture(stream: list[ExternalEvent], constraints: Constraints, outcomes: list[RunResult]) -> CaptureBundle:
-    """The bundle of a run."""
+    """Return the bundle of a run."""
     session = CapturingSession("g", constraints, MemoryDecisionLog(), Plan(outcomes), "rpv1:plan")
     for event in stream:
         session.on_event(event)
@@ -129,10 +129,10 @@ def capture(stream: list[ExternalEvent], constraints: Constraints, outcomes: lis
 
 
 @given(streams(), limits, plans())
-def test_a_replay_of_a_capture_is_the_same_run(
+def test_replaying_a_capture_reproduces_it(
     stream: list[ExternalEvent], constraints: Constraints, outcomes: list[RunResult]
 ) -> None:
-    """The same engine again, over the file's text in either style: every decision and effect as captured."""
+    """With the same engine, from the text in either style."""
     bundle = capture(stream, constraints, outcomes)
     for style in CaptureJsonStyle:
         read = decode_bundle(encode_bundle(bundle, style))
@@ -146,10 +146,10 @@ def test_a_replay_of_a_capture_is_the_same_run(
 
 
 @given(streams(), limits, plans())
-def test_what_is_derived_again_without_an_engine_is_what_was_captured(
+def test_rederiving_a_capture_without_an_engine_reproduces_it(
     stream: list[ExternalEvent], constraints: Constraints, outcomes: list[RunResult]
 ) -> None:
-    """Record by record, also what is not compared."""
+    """Record by record, including the fields that are not compared."""
     bundle = capture(stream, constraints, outcomes)
     validate_bundle_strict(bundle, expected_adapter_provenance="none", expected_runtime_provenance="rpv1:plan")
     assert rederive(bundle) == list(bundle.decisions)
@@ -160,7 +160,7 @@ def test_what_is_derived_again_without_an_engine_is_what_was_captured(
 def test_the_clock_never_goes_back(
     stream: list[ExternalEvent], constraints: Constraints, ending: RunTermination
 ) -> None:
-    """It is the greatest time seen, and nothing is scheduled before it."""
+    """It is the greatest event time so far, and nothing is scheduled before it."""
     log = MemoryDecisionLog()
     supervisor = Supervisor("g", constraints, log, FaultRuntime(ending))
     seen = EventTime(0, 0)
@@ -173,10 +173,10 @@ def test_the_clock_never_goes_back(
 
 
 @given(streams(), limits, terminations)
-def test_an_episode_id_is_given_once_and_invoked_at_most_once(
+def test_an_episode_id_is_assigned_once_and_invoked_at_most_once(
     stream: list[ExternalEvent], constraints: Constraints, ending: RunTermination
 ) -> None:
-    """However often it is put back, and whichever Pump takes it."""
+    """However often it is put back, and whichever Pump invokes it."""
     log = MemoryDecisionLog()
     supervisor = Supervisor("g", constraints, log, FaultRuntime(ending))
     for event in stream:
@@ -187,7 +187,7 @@ def test_an_episode_id_is_given_once_and_invoked_at_most_once(
     assert first_seen == list(range(len(first_seen)))
 
 
-# --- which payloads are taken: against a parser that is slow and plain ---
+# --- which payloads are accepted: against a parser that is slow and plain ---
 
 NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 ESCAPED = re.compile(rb'\\(?:["\\/bfnrt]|u([0-9a-fA-F]{4}))')
@@ -293,16 +293,16 @@ class Oracle:
         self.at = match.end()
 
 
-def oracle_takes(payload: bytes) -> bool:
-    """Whether a payload is nothing, or one JSON object within the bounds."""
+def oracle_accepts(payload: bytes) -> bool:
+    """Return whether a payload is empty, or one JSON object within the bounds."""
     try:
         return not payload or Oracle(payload).document() == "{"
     except (Refused, UnicodeDecodeError):
         return False
 
 
-def taken(payload: bytes) -> bool:
-    """Whether the kernel takes it."""
+def accepted(payload: bytes) -> bool:
+    """Return whether the kernel accepts a payload."""
     try:
         check_payload(payload)
     except ExternalEventPayloadError:
@@ -321,8 +321,8 @@ pieces = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
 
 
 @st.composite
-def bent(draw: st.DrawFn) -> bytes:
-    """A sound payload with something done to it."""
+def damaged(draw: st.DrawFn) -> bytes:
+    """Generate a sound payload with some bytes replaced."""
     text = draw(payloads)
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(text)))
@@ -340,7 +340,7 @@ nested = st.builds(
 
 
 @settings(max_examples=600)
-@given(payloads | bent() | pieces | pieces.map(lambda inner: b'{"a":%b}' % inner) | nested | st.binary(max_size=20))
+@given(payloads | damaged() | pieces | pieces.map(lambda inner: b'{"a":%b}' % inner) | nested | st.binary(max_size=20))
 @example(b'{"a":' + b"[" * 126 + b"]" * 126 + b"}")
 @example(b'{"a":' + b"[" * 127 + b"]" * 127 + b"}")
 @example(b'{"a":1' + b"0" * 400 + b"e-390}")
@@ -348,14 +348,14 @@ nested = st.builds(
 @example(b'{"a":"\\udd1e\\ud834"}')
 @example(b'{"a":1,"a":2}')
 @example(b" \n{ } \r\n")
-def test_a_payload_is_taken_exactly_where_a_plain_parser_takes_it(payload: bytes) -> None:
-    """Whatever the bytes; and what is taken is kept as it is."""
-    assert taken(payload) == oracle_takes(payload)
+def test_a_payload_is_accepted_exactly_where_a_plain_parser_accepts_it(payload: bytes) -> None:
+    """Whatever the bytes."""
+    assert accepted(payload) == oracle_accepts(payload)
 
 
 @given(payloads)
-def test_every_sound_payload_is_taken_and_comes_back_byte_for_byte(payload: bytes) -> None:
-    """Through a bundle and its text."""
+def test_a_sound_payload_survives_a_bundle_byte_for_byte(payload: bytes) -> None:
+    """Through encoding and decoding."""
     event = ExternalEvent.with_payload("e", ExternalEventKind.Command, EventTime(0, 0), payload)
     bundle = decode_bundle(encode_bundle(capture([event], Constraints(), [])))
     assert bytes(bundle.events[0].payload) == payload

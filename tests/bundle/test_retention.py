@@ -1,4 +1,4 @@
-"""Which bundles have had their time: the policy, and the catalogue that it looks at."""
+"""Which bundles retention selects, and the catalogue of bundles."""
 
 from __future__ import annotations
 
@@ -17,72 +17,72 @@ from ergo_capture.errors import ErgoCaptureError
 
 
 def stored(name: str, days: float, size: int = 100, graph: str = "g", problem: str | None = None) -> StoredBundle:
-    """A bundle that ended so many days ago."""
+    """Return a bundle that ended that many days ago."""
     return StoredBundle(Path(graph) / name, graph, size, None, NOW - days * DAY, problem)
 
 
-def gone(bundles: list[StoredBundle], rules: RetentionRules, free: int = 0) -> list[tuple[str, str]]:
-    """Names and reasons of what is chosen."""
+def selected(bundles: list[StoredBundle], rules: RetentionRules, free: int = 0) -> list[tuple[str, str]]:
+    """Return the names of the selected bundles, each with the exceeded bound."""
     return [(choice.bundle.path.name, choice.reason) for choice in select_expired(bundles, rules, NOW, free)]
 
 
 THREE = [stored("new", 1), stored("old", 3), stored("middle", 2)]
 
 
-def test_nothing_goes_without_a_bound() -> None:
-    """Bundles of any age and number stay where nothing is set."""
+def test_nothing_is_selected_without_a_bound() -> None:
+    """Whatever the age and number of bundles."""
     assert not RetentionRules().are_set
-    assert gone([*THREE, stored("ancient", 10_000)], RetentionRules()) == []
+    assert selected([*THREE, stored("ancient", 10_000)], RetentionRules()) == []
 
 
-def test_bundles_older_than_the_age_go_and_one_of_just_that_age_stays() -> None:
-    """The age counts from the end of the session's part, and even the newest goes by it."""
-    assert gone(THREE, RetentionRules(Bounds(max_age=2 * DAY))) == [("old", "max_age")]
-    assert [name for name, _ in gone(THREE, RetentionRules(Bounds(max_age=timedelta(hours=1))))] == [
+def test_bundles_above_the_age_are_selected() -> None:
+    """The age counts from the end of the part; the newest bundle is selected too, one of exactly that age is not."""
+    assert selected(THREE, RetentionRules(Bounds(max_age=2 * DAY))) == [("old", "max_age")]
+    assert [name for name, _ in selected(THREE, RetentionRules(Bounds(max_age=timedelta(hours=1))))] == [
         "old",
         "middle",
         "new",
     ]
 
 
-def test_the_oldest_beyond_the_count_go() -> None:
-    """So many of the newest stay."""
-    assert gone(THREE, RetentionRules(Bounds(max_bundles=2))) == [("old", "max_bundles")]
+def test_the_oldest_bundles_above_the_number_are_selected() -> None:
+    """The newest ones are kept."""
+    assert selected(THREE, RetentionRules(Bounds(max_bundles=2))) == [("old", "max_bundles")]
 
 
-def test_the_oldest_beyond_the_bytes_go_and_no_older_one_outlives_a_newer() -> None:
-    """A small old bundle does not slip into what a large newer one left."""
+def test_the_oldest_bundles_above_the_size_are_selected() -> None:
+    """A small old bundle does not fill the space that a large newer one leaves."""
     bundles = [stored("new", 1, 60), stored("large", 2, 70), stored("small", 3, 10)]
-    assert gone(bundles, RetentionRules(Bounds(max_bytes=100))) == [("small", "max_bytes"), ("large", "max_bytes")]
+    assert selected(bundles, RetentionRules(Bounds(max_bytes=100))) == [("small", "max_bytes"), ("large", "max_bytes")]
 
 
-def test_the_newest_stays_however_large_it_is() -> None:
-    """Its client was just told where it is."""
-    assert gone([stored("huge", 1, 10**9)], RetentionRules(Bounds(max_bytes=1))) == []
+def test_the_newest_bundle_is_kept_whatever_its_size() -> None:
+    """Its client was just told its path."""
+    assert selected([stored("huge", 1, 10**9)], RetentionRules(Bounds(max_bytes=1))) == []
 
 
-def test_each_graph_is_counted_by_itself_and_may_have_bounds_of_its_own() -> None:
-    """A busy graph does not push another's bundles out."""
+def test_each_graph_has_its_own_count_and_bounds() -> None:
+    """A busy graph does not displace another graph's bundles."""
     bundles = [stored(f"{graph}{n}", n, graph=graph) for graph in ("a", "b") for n in range(3)]
     rules = RetentionRules(Bounds(max_bundles=2), {"b": Bounds(max_bundles=1)})
-    assert gone(bundles, rules) == [("a2", "max_bundles"), ("b2", "max_bundles"), ("b1", "max_bundles")]
+    assert selected(bundles, rules) == [("a2", "max_bundles"), ("b2", "max_bundles"), ("b1", "max_bundles")]
 
 
-def test_room_is_made_from_the_oldest_of_all_graphs_but_for_the_newest_of_each() -> None:
-    """No more goes than is needed, and what goes by other bounds counts."""
+def test_free_space_is_made_from_the_oldest_of_all_graphs() -> None:
+    """Not from the newest of each graph, no more than is needed, and what other bounds free counts."""
     bundles = [stored("a0", 9, graph="a"), *(stored(f"b{n}", n, graph="b") for n in (1, 2, 3))]
-    assert gone(bundles, RetentionRules(keep_free_bytes=150), free=50) == [("b3", "keep_free_bytes")]
-    assert gone(bundles, RetentionRules(keep_free_bytes=150), free=150) == []
-    assert [name for name, _ in gone(bundles, RetentionRules(keep_free_bytes=10_000))] == ["b3", "b2"]
+    assert selected(bundles, RetentionRules(keep_free_bytes=150), free=50) == [("b3", "keep_free_bytes")]
+    assert selected(bundles, RetentionRules(keep_free_bytes=150), free=150) == []
+    assert [name for name, _ in selected(bundles, RetentionRules(keep_free_bytes=10_000))] == ["b3", "b2"]
     rules = RetentionRules(Bounds(max_bundles=2), keep_free_bytes=200)
-    assert gone(bundles, rules, free=100) == [("b3", "max_bundles")]
+    assert selected(bundles, rules, free=100) == [("b3", "max_bundles")]
 
 
-def test_what_may_not_go_is_not_chosen_and_takes_no_place() -> None:
-    """Ten damaged bundles do not push the sound ones out."""
+def test_unfinished_bundles_are_neither_selected_nor_counted() -> None:
+    """Ten damaged bundles do not displace sound ones."""
     bundles = [*THREE, *(stored(f"bad{n}", 0, problem="no manifest") for n in range(10))]
-    assert gone(bundles, RetentionRules(Bounds(max_bundles=3, max_age=30 * DAY))) == []
-    assert gone(bundles, RetentionRules(Bounds(max_age=timedelta(microseconds=1)), keep_free_bytes=10**9)) == [
+    assert selected(bundles, RetentionRules(Bounds(max_bundles=3, max_age=30 * DAY))) == []
+    assert selected(bundles, RetentionRules(Bounds(max_age=timedelta(microseconds=1)), keep_free_bytes=10**9)) == [
         ("old", "max_age"),
         ("middle", "max_age"),
         ("new", "max_age"),
@@ -104,10 +104,10 @@ BOUNDS = st.builds(Bounds, st.sampled_from([timedelta(0), DAY, 30 * DAY]), st.in
 
 
 @given(BUNDLES, BOUNDS, st.integers(0, 5000), st.integers(0, 5000))
-def test_after_pruning_the_bounds_hold_and_nothing_went_needlessly(
+def test_after_pruning_the_bounds_hold_and_nothing_more_is_selected(
     bundles: list[StoredBundle], bounds: Bounds, keep_free: int, free: int
 ) -> None:
-    """Whatever there is: a second look finds nothing, and each graph keeps what its bounds allow."""
+    """For any bundles and bounds."""
     rules = RetentionRules(bounds, keep_free_bytes=keep_free)
     chosen = select_expired(bundles, rules, NOW, free)
     left = [bundle for bundle in bundles if bundle not in {choice.bundle for choice in chosen}]
@@ -124,7 +124,7 @@ def test_after_pruning_the_bounds_hold_and_nothing_went_needlessly(
     assert not [c for c in chosen if c.reason == "keep_free_bytes"] or free < keep_free
 
 
-def test_the_catalogue_lists_finished_bundles_from_the_oldest(tmp_path: Path) -> None:
+def test_the_catalogue_lists_the_oldest_bundles_first(tmp_path: Path) -> None:
     """Of every graph, compressed or not, with the size of the file."""
     new = store(tmp_path, "new", age=DAY)
     old = store(tmp_path, "old", graph="other", age=2 * DAY, compress=True)
@@ -136,8 +136,8 @@ def test_the_catalogue_lists_finished_bundles_from_the_oldest(tmp_path: Path) ->
     assert [difference_from_manifest(bundle) for bundle in found] == [None, None]
 
 
-def test_the_catalogue_says_why_a_bundle_is_not_a_finished_one(tmp_path: Path) -> None:
-    """Without manifest, of a running session, of another size, not a file of its own, of no time."""
+def test_the_catalogue_reports_why_a_bundle_is_not_finished(tmp_path: Path) -> None:
+    """No manifest, a running session, another size, a link, or no time."""
     manifest_path(store(tmp_path, "a-bare")).unlink()
     store(tmp_path, "b-open", ended="open")
     with store(tmp_path, "c-longer").open("ab") as file:
@@ -163,8 +163,8 @@ def test_the_catalogue_says_why_a_bundle_is_not_a_finished_one(tmp_path: Path) -
     }
 
 
-def test_a_manifest_that_was_replaced_is_read_again_and_others_are_not(tmp_path: Path) -> None:
-    """A snapshot's manifest becomes that of the whole; what is known of the rest stays known."""
+def test_the_catalogue_reads_only_changed_manifests_again(tmp_path: Path) -> None:
+    """A snapshot's manifest is replaced by the final one."""
     path = store(tmp_path, "a", ended="open")
     store(tmp_path, "b")
     catalogue = Catalogue(tmp_path / "bundles")
@@ -176,8 +176,8 @@ def test_a_manifest_that_was_replaced_is_read_again_and_others_are_not(tmp_path:
     assert after["b.capture.json"].manifest is before["b.capture.json"].manifest
 
 
-def test_a_bundle_that_differs_from_its_manifest_in_one_byte_is_found_out(tmp_path: Path) -> None:
-    """Of the same size, and read whole."""
+def test_one_changed_byte_is_a_difference_from_the_manifest(tmp_path: Path) -> None:
+    """With the size unchanged."""
     path = store(tmp_path, "a")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -187,8 +187,8 @@ def test_a_bundle_that_differs_from_its_manifest_in_one_byte_is_found_out(tmp_pa
     assert difference_from_manifest(bundle) == "its bytes are not those that its manifest vouches for"
 
 
-def test_a_bundle_that_has_become_a_link_meanwhile_is_not_followed(tmp_path: Path) -> None:
-    """What is read is what would be deleted."""
+def test_a_bundle_replaced_by_a_link_is_not_followed(tmp_path: Path) -> None:
+    """The file that is read is the one that would be deleted."""
     path = store(tmp_path, "a")
     (bundle,) = Catalogue(tmp_path / "bundles").read()
     path.rename(tmp_path / "elsewhere")
@@ -197,8 +197,8 @@ def test_a_bundle_that_has_become_a_link_meanwhile_is_not_followed(tmp_path: Pat
         difference_from_manifest(bundle)
 
 
-def test_a_catalogue_of_a_place_that_is_not_there_says_so(tmp_path: Path) -> None:
-    """With a sentence and a hint."""
+def test_a_missing_directory_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    """It names the directory."""
     with pytest.raises(ErgoCaptureError, match="No such file") as raised:
         Catalogue(tmp_path / "bundles").read()
     assert raised.value.hint is not None

@@ -1,4 +1,4 @@
-"""What was written is read back before it gets its name, compressed or not."""
+"""A written bundle is read back before it gets its name, compressed or not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KINDS = pytest.mark.parametrize("compress", ["none", "zstd"])
 
 
 @KINDS
-def test_sizes_and_digests_are_those_of_text_and_file(tmp_path: Path, compress: str) -> None:
-    """In the order in which the blocks were given."""
+def test_sink_reports_sizes_and_digests_of_text_and_file(tmp_path: Path, compress: str) -> None:
+    """Blocks are written in their order."""
     path = tmp_path / "b"
     with AtomicFile(path) as file, BundleSink(file, compress) as sink:
         for block in BLOCKS:
@@ -37,8 +37,8 @@ def test_sizes_and_digests_are_those_of_text_and_file(tmp_path: Path, compress: 
 
 @KINDS
 @pytest.mark.parametrize("damage", ["byte", "cut", "empty"])
-def test_p3_what_reads_back_differently_gets_no_name(tmp_path: Path, compress: str, damage: str) -> None:
-    """P3: one byte, a lost end, or nothing at all; said with a hint."""
+def test_a_file_that_reads_back_differently_gets_no_name(tmp_path: Path, compress: str, damage: str) -> None:
+    """P3: a changed byte, a cut end, or an empty file; the error has a hint."""
     with AtomicFile(tmp_path / "b") as file, BundleSink(file, compress) as sink:
         for block in BLOCKS:
             sink.write(block)
@@ -57,10 +57,10 @@ def test_p3_what_reads_back_differently_gets_no_name(tmp_path: Path, compress: s
 
 
 @KINDS
-def test_a_write_that_fails_in_the_thread_is_the_callers_error(
+def test_a_failed_write_in_the_thread_raises_in_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str
 ) -> None:
-    """At the latest when everything is asked to be written."""
+    """At the latest in ``finish``."""
 
     def full(_fd: int, _data: object) -> int:
         raise OSError(28, "No space left on device")
@@ -83,10 +83,8 @@ def test_a_write_that_fails_in_the_thread_is_the_callers_error(
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
 @pytest.mark.parametrize("refused", [False, True])
-def test_the_system_is_told_to_begin_writing_before_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
-) -> None:
-    """Piece by piece, each byte once; one that takes no advice writes all the same."""
+def test_write_back_begins_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None:
+    """Each byte is advised once; a file system that takes no advice changes nothing."""
     told: list[tuple[int, int]] = []
 
     def advise(_fd: int, offset: int, size: int, _advice: int) -> None:

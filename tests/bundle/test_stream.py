@@ -1,4 +1,4 @@
-"""A bundle read as a stream is the bundle read whole: the same records, the same refusals, in bounded memory."""
+"""A bundle that is read as a stream has the records and the errors of the whole parsed text, in bounded memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def whole(text: bytes) -> CaptureBundle | str:
 
 
 def streamed(path: Path, text: bytes) -> CaptureBundle | str:
-    """What a stream over a file with that text says."""
+    """Return the bundle as a stream reads it from a file with that text, or the error's message."""
     path.write_bytes(text)
     try:
         with open_bundle(path) as stream:
@@ -87,7 +87,7 @@ class _Effects:
 
 
 def rich_bundle(count: int, payload: int = 40, *, limited: bool = True) -> CaptureBundle:
-    """A bundle with every kind of record in it; without limits, nothing is deferred but for want of anything to do."""
+    """Return a bundle with every kind of record; with ``limited=False`` no episode is rate-limited."""
     limits = Constraints(max_per_window=20, rate_window=EventTime(5, 0), deadline=EventTime(9, 5), max_retries=1)
     session = CapturingSession(
         "g: [{", limits if limited else Constraints(), MemoryDecisionLog(), _Effects(), "rpv1:x", "apv1:y"
@@ -106,8 +106,10 @@ def without_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 3, 64, 1 << 18])
-def test_a_stream_says_what_reading_whole_says(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every text of the conformance data, sound or not: the same bundle or the same words, whatever the block size."""
+def test_a_stream_reads_every_conformance_text_like_the_whole_text(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bundle or the same message, whatever the block size."""
     monkeypatch.setattr(elements, "_BLOCK", block)
     monkeypatch.setattr(outline, "_BLOCK", block)
     for text in TEXTS:
@@ -122,10 +124,8 @@ PRETTY = encode_bundle(RICH, CaptureJsonStyle.Pretty)
 
 
 @pytest.mark.parametrize("text", [COMPACT, PRETTY], ids=["compact", "pretty"])
-def test_what_we_write_is_read_without_looking_at_each_element(
-    text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both styles, with every kind of record, are of the common shape, but for what only an escape can spell."""
+def test_our_own_bundles_are_read_block_by_block(text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No element of either style is read alone."""
     slow: list[Any] = []
     monkeypatch.setattr(elements._Elements, "_read_one", lambda self, text: slow.append(text))
     assert streamed(tmp_path / "b", text) == RICH
@@ -134,30 +134,30 @@ def test_what_we_write_is_read_without_looking_at_each_element(
 
 @pytest.mark.parametrize("text", [COMPACT, PRETTY], ids=["compact", "pretty"])
 @pytest.mark.parametrize("block", [1, 500, 1 << 18])
-def test_reading_each_element_by_itself_leads_to_the_same(
+def test_reading_element_by_element_gives_the_same_bundle(
     text: bytes, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is done for unusual texts gives for usual ones what the quick way gives."""
+    """Usual texts, read the way unusual ones are."""
     without_fast_path(monkeypatch)
     monkeypatch.setattr(elements, "_BLOCK", block)
     assert streamed(tmp_path / "b", text) == RICH
 
 
-def disguised(value: Any, chance: random.Random) -> Any:
-    """A JSON value with the fields of its objects in another order."""
+def shuffled(value: Any, chance: random.Random) -> Any:
+    """Return a JSON value with the fields of its objects in another order."""
     if isinstance(value, dict):
-        pairs = [(key, disguised(item, chance)) for key, item in value.items()]
+        pairs = [(key, shuffled(item, chance)) for key, item in value.items()]
         chance.shuffle(pairs)
         return dict(pairs)
-    return [disguised(item, chance) for item in value] if isinstance(value, list) else value
+    return [shuffled(item, chance) for item in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_fields_may_stand_in_any_order(indent: int | None, tmp_path: Path) -> None:
-    """Those of the bundle too, so that its decisions may come before its events."""
+def test_fields_may_have_any_order(indent: int | None, tmp_path: Path) -> None:
+    """Those of the bundle too: decisions may precede events."""
     chance = random.Random(5)
     for _ in range(10):
-        text = json.dumps(disguised(json.loads(COMPACT), chance), indent=indent).encode()
+        text = json.dumps(shuffled(json.loads(COMPACT), chance), indent=indent).encode()
         assert streamed(tmp_path / "b", text) == RICH
 
 
@@ -170,7 +170,7 @@ def test_a_bundle_may_be_an_array_of_its_fields(tmp_path: Path) -> None:
 
 
 def replaced(old: bytes, new: bytes, number: int = 1) -> bytes:
-    """The compact text with one occurrence of something, not the first, replaced."""
+    """Return the compact text with one occurrence of something, not the first, replaced."""
     parts = COMPACT.split(old)
     assert len(parts) > number + 1
     return old.join(parts[:number]) + new + old.join(parts[number:])
@@ -178,9 +178,9 @@ def replaced(old: bytes, new: bytes, number: int = 1) -> bytes:
 
 ODD: dict[str, Callable[[], bytes]] = {
     "repeated field": lambda: replaced(b'"kind":', b'"kind":"Pump","kind":'),
-    "repeated disguised field": lambda: replaced(b'"kind":', b'"k\\u0069nd":"Pump","kind":'),
+    "repeated shuffled field": lambda: replaced(b'"kind":', b'"k\\u0069nd":"Pump","kind":'),
     "repeated spaced field": lambda: replaced(b'"kind":', b'"kind" :"Pump","kind":'),
-    "disguised field": lambda: replaced(b'"kind":', b'"k\\u0069nd":'),
+    "shuffled field": lambda: replaced(b'"kind":', b'"k\\u0069nd":'),
     "spaced field": lambda: replaced(b'"kind":', b'"kind" \n: '),
     "unknown field": lambda: replaced(b'"kind":', b'"kin":[{"event_id":1},{"event_id":"]}"}],"kind":'),
     "bundle in a field": lambda: replaced(b'"kind":', b'"kin":' + COMPACT + b',"kind":'),
@@ -226,7 +226,7 @@ ODD: dict[str, Callable[[], bytes]] = {
         COMPACT[: COMPACT.index(b"[") + 1] + b" " * 600_000 + COMPACT[COMPACT.index(b'],"decisions') :]
     ),
     "events twice": lambda: COMPACT.replace(b'"decisions":[', b'"events":[],"decisions":[', 1),
-    "disguised events": lambda: COMPACT.replace(b'"events":[', b'"\\u0065vents":[', 1),
+    "shuffled events": lambda: COMPACT.replace(b'"events":[', b'"\\u0065vents":[', 1),
     "unknown list": lambda: COMPACT.replace(b'"events":[', b'"event":[],"events":[', 1),
     "list in the limits": lambda: COMPACT.replace(b'"config":{', b'"config":{"events":[1],', 1),
     "trailing text": lambda: COMPACT + b"x",
@@ -245,8 +245,8 @@ ODD: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_text_gets_the_verdict_it_gets_whole(name: str, tmp_path: Path) -> None:
-    """Where serde is lenient, strict, or would be misread by a quick look: the same records, or the same refusal."""
+def test_an_unusual_text_is_read_like_the_whole_text(name: str, tmp_path: Path) -> None:
+    """Where serde is lenient or strict, or a fast path could misread: the same records or the same message."""
     text = ODD[name]()
     expected, found = whole(text), streamed(tmp_path / "b", text)
     if isinstance(expected, str):
@@ -257,16 +257,16 @@ def test_an_odd_text_gets_the_verdict_it_gets_whole(name: str, tmp_path: Path) -
         assert encode_bundle(found) == encode_bundle(expected)
 
 
-def test_a_text_cut_anywhere_is_refused_in_the_same_words(tmp_path: Path) -> None:
-    """Every second byte of a bundle."""
+def test_a_text_cut_anywhere_is_refused_with_the_same_message(tmp_path: Path) -> None:
+    """At every second byte."""
     text = encode_bundle(rich_bundle(4, payload=0))
     for cut in range(0, len(text) - 2, 2):
         assert streamed(tmp_path / "b", text[:cut]) == whole(text[:cut]), cut
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_changed_text_gets_the_verdict_it_gets_whole(seed: int, tmp_path: Path) -> None:
-    """Bytes changed, taken out and put in at random, in both styles."""
+def test_a_randomly_changed_text_is_read_like_the_whole_text(seed: int, tmp_path: Path) -> None:
+    """Bytes replaced, removed and inserted, in both styles."""
     chance = random.Random(seed)
     accepted = 0
     for _ in range(60):
@@ -286,8 +286,8 @@ def test_a_changed_text_gets_the_verdict_it_gets_whole(seed: int, tmp_path: Path
 # --- reading as a stream ---
 
 
-def test_events_and_decisions_are_read_side_by_side_and_again(tmp_path: Path) -> None:
-    """Any number of iterators at once, each from the beginning."""
+def test_a_stream_can_be_iterated_several_times_at_once(tmp_path: Path) -> None:
+    """Each iterator begins at the first record."""
     path = tmp_path / "b"
     path.write_bytes(COMPACT)
     with open_bundle(path) as stream:
@@ -298,8 +298,8 @@ def test_events_and_decisions_are_read_side_by_side_and_again(tmp_path: Path) ->
         assert list(stream.decisions()) == RICH.decisions
 
 
-def test_what_comes_before_a_bad_element_is_read(tmp_path: Path) -> None:
-    """An element is refused when it is reached, with its place in the list."""
+def test_elements_before_a_bad_one_are_yielded(tmp_path: Path) -> None:
+    """The error names the place of the bad one in the list."""
     path = tmp_path / "b"
     path.write_bytes(replaced(b'"kind":"Pump"', b'"kind":"Plump"', 5))
     found: list[Any] = []
@@ -311,8 +311,8 @@ def test_what_comes_before_a_bad_element_is_read(tmp_path: Path) -> None:
     assert caught.value.path == str(path)
 
 
-def test_a_file_that_is_away_is_an_error_with_its_name(tmp_path: Path) -> None:
-    """And so is a directory."""
+def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
+    """And a directory."""
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ErgoCaptureError, match=f"read capture bundle '{path}': ") as caught:
             open_bundle(path)
@@ -331,7 +331,7 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_bundle(tmp_path: Path) -> None:
-    """A bundle of ten times as many events needs no more memory, in either style."""
+    """Ten times as many events take no more memory, in either style."""
 
     def peak(count: int, style: CaptureJsonStyle) -> int:
         path = tmp_path / "b"

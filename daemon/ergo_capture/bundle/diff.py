@@ -105,11 +105,11 @@ def compare(a: RecordStream, b: RecordStream) -> Difference:
 def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int, before: Sequence[_Pair]) -> None:
     """Compare what follows the first ``same`` events, which are equal."""
     others = {key: (place, _digest(*pair)) for place, key, pair in _placed(b, same)}
-    gone = others.copy()
+    only_in_b = others.copy()
     places: list[int] = []
     changed: dict[_Key, tuple[int, _Pair]] = {}
     for place, key, pair in _placed(a, same):
-        other = gone.pop(key, None)
+        other = only_in_b.pop(key, None)
         if other is None:
             found.only_a += 1
             _keep(found.first_only_a, key[0])
@@ -123,9 +123,9 @@ def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int
             if len(changed) < MOST_SHOWN:
                 changed[key] = place, pair
     found.common = same + len(places)
-    found.only_b = len(gone)
-    found.first_only_b = [key[0] for key in islice(gone, MOST_SHOWN)]
-    for (event_id, _), (place, _) in islice(gone.items(), 1):
+    found.only_b = len(only_in_b)
+    found.first_only_b = [key[0] for key in islice(only_in_b, MOST_SHOWN)]
+    for (event_id, _), (place, _) in islice(only_in_b.items(), 1):
         _set_first(
             found, First(None, place, event_id, f"event {event_id!r} is only in the second", _lines(before, same))
         )
@@ -133,8 +133,8 @@ def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int
     if changed:
         for place, key, pair in _placed(b, same):
             if key in changed:
-                place_a, mine = changed.pop(key)
-                changes = _changes(key[0], mine, pair)
+                place_a, pair_a = changed.pop(key)
+                changes = _changes(key[0], pair_a, pair)
                 found.first_changed += changes
                 _set_first(
                     found, First(place_a, place, key[0], _in_words(place_a, key[0], changes), _lines(before, same))
@@ -150,13 +150,13 @@ def _find_moved(
     before: Sequence[_Pair],
 ) -> None:
     """Find the events in another order; ``places`` are their indices in the second capture, in the order of the first."""
-    steady = _longest_increasing(places)
-    found.moved = len(places) - len(steady)
+    in_order = _longest_increasing(places)
+    found.moved = len(places) - len(in_order)
     if not found.moved:
         return
     for place, key, _ in _placed(a, same):
         other = others.get(key)
-        if other is not None and other[0] not in steady:
+        if other is not None and other[0] not in in_order:
             _keep(found.first_moved, key[0])
             sentence = f"event {key[0]!r} is at place {place} in the first and at {other[0]} in the second"
             _set_first(found, First(place, other[0], key[0], sentence, _lines(before, same)))

@@ -1,4 +1,4 @@
-"""Finished bundles are deleted when they have had their time, and nothing else is."""
+"""The bundles that retention selects are deleted, and nothing else is."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ WEEK = 7 * DAY
 
 
 def prune(state: Path, rules: RetentionRules = OLD, **options: Any) -> list[tuple[str, str | None]]:
-    """Prune; the names of bundles and why they were kept."""
+    """Prune; return the names of the bundles, each with the reason why it was kept."""
     steps = Pruner(state, RealStorage()).prune(rules, now=NOW, **options)
     return [(step.choice.bundle.path.name.partition(".")[0], step.kept) for step in steps]
 
 
 def names(state: Path) -> list[str]:
-    """Every file under the bundles' directory."""
+    """Return the names of all files below the bundles' directory."""
     return sorted(path.name for path in (state / "bundles").rglob("*") if path.is_file() or path.is_symlink())
 
 
-def test_a_bundle_and_its_manifest_go_together(tmp_path: Path) -> None:
-    """And those that have not had their time stay as they are."""
+def test_a_bundle_and_its_manifest_are_deleted_together(tmp_path: Path) -> None:
+    """Others are left as they are."""
     store(tmp_path, "old", age=WEEK)
     store(tmp_path, "packed", age=WEEK, compress=True)
     store(tmp_path, "new", age=DAY / 2)
@@ -51,8 +51,8 @@ def test_a_bundle_and_its_manifest_go_together(tmp_path: Path) -> None:
     assert prune(tmp_path) == []
 
 
-def test_nothing_goes_that_is_not_finished_and_what_its_manifest_says(tmp_path: Path) -> None:
-    """A snapshot, a bundle without manifest, a changed, a cut and a linked one stay, however old they are."""
+def test_unfinished_and_changed_bundles_are_kept(tmp_path: Path) -> None:
+    """A snapshot, a bundle without a manifest, a changed, a cut and a linked one, whatever their age."""
     store(tmp_path, "snapshot", age=WEEK, ended="open")
     manifest_path(store(tmp_path, "bare", age=WEEK)).unlink()
     changed = store(tmp_path, "changed", age=WEEK)
@@ -69,8 +69,8 @@ def test_nothing_goes_that_is_not_finished_and_what_its_manifest_says(tmp_path: 
     assert (tmp_path / "elsewhere").exists()
 
 
-def test_another_goes_in_the_place_of_one_that_is_found_unsound(tmp_path: Path) -> None:
-    """The bound holds for what is sound; the unsound one is read and reported once."""
+def test_another_bundle_is_deleted_in_place_of_an_unsound_one(tmp_path: Path) -> None:
+    """The bound holds for sound bundles; the unsound one is read and reported once."""
     for number in range(4):
         store(tmp_path, f"b{number}", age=(9 - number) * DAY)
     bad = tmp_path / "bundles" / "g" / "b0.capture.json"
@@ -82,8 +82,8 @@ def test_another_goes_in_the_place_of_one_that_is_found_unsound(tmp_path: Path) 
     assert list(pruner.prune(rules, now=NOW)) == []
 
 
-def test_a_dry_run_says_the_same_and_deletes_nothing(tmp_path: Path) -> None:
-    """What is unsound is found out there too."""
+def test_a_dry_run_reports_the_same_and_deletes_nothing(tmp_path: Path) -> None:
+    """Unsound bundles included."""
     store(tmp_path, "old", age=WEEK)
     bad = store(tmp_path, "bad", age=WEEK)
     bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
@@ -94,8 +94,8 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(tmp_path: Path) -> None:
     assert [name for name, kept in said if kept is None] == ["old"]
 
 
-def test_only_the_graph_that_was_named_is_pruned(tmp_path: Path) -> None:
-    """Its bounds alone are looked at."""
+def test_only_the_named_graph_is_pruned(tmp_path: Path) -> None:
+    """No other graph is affected."""
     store(tmp_path, "one", graph="a", age=WEEK)
     store(tmp_path, "two", graph="b", age=WEEK)
     assert prune(tmp_path, graph="b") == [("two", None)]
@@ -106,8 +106,8 @@ CALLS = ["rename", "sync_dir", "remove", "remove"]
 
 @pytest.mark.parametrize("call", range(len(CALLS)))
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
-def test_a_crash_between_any_two_steps_leaves_nothing_wrong(tmp_path: Path, call: int, number: int) -> None:
-    """Bundle and manifest are both there, or the next look finishes; never a bundle without its manifest."""
+def test_a_crash_between_any_two_steps_is_finished_by_the_next_round(tmp_path: Path, call: int, number: int) -> None:
+    """A bundle without its manifest is never left."""
     bundle = store(tmp_path, "old", age=WEEK)
     before = [sum(other == CALLS[call] for other in CALLS[:call])]
     storage = FaultyStorage({CALLS[call]: [*([None] * before[0]), number]})
@@ -120,10 +120,10 @@ def test_a_crash_between_any_two_steps_leaves_nothing_wrong(tmp_path: Path, call
     assert names(tmp_path) == []
 
 
-def test_a_bundle_published_anew_after_a_crash_is_not_taken_for_the_one_that_was_being_deleted(
+def test_a_bundle_published_again_after_a_crash_is_kept(
     tmp_path: Path,
 ) -> None:
-    """Recovery may publish it again: it has its manifest and has its time."""
+    """Recovery published it with a new manifest while the old one was marked for deletion."""
     bundle = store(tmp_path, "old", age=WEEK)
     manifest = manifest_path(bundle)
     manifest.rename(manifest.with_name(manifest.name + ".pruning"))
@@ -132,8 +132,8 @@ def test_a_bundle_published_anew_after_a_crash_is_not_taken_for_the_one_that_was
     assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
 
 
-def test_another_bundle_in_the_place_of_one_that_was_being_deleted_stays(tmp_path: Path) -> None:
-    """Its bytes are not those that were doomed: it gets the manifest back, and is reported."""
+def test_another_bundle_in_place_of_one_being_deleted_is_kept(tmp_path: Path) -> None:
+    """Its bytes differ from the marked manifest, which is restored, and it is reported."""
     bundle = store(tmp_path, "old", age=WEEK)
     manifest = manifest_path(bundle)
     manifest.rename(manifest.with_name(manifest.name + ".pruning"))
@@ -143,8 +143,8 @@ def test_another_bundle_in_the_place_of_one_that_was_being_deleted_stays(tmp_pat
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"\xff", b'{"bundle": "../../../lock"}'])
-def test_a_name_like_ours_that_holds_something_else_is_left_alone(tmp_path: Path, text: bytes) -> None:
-    """Nothing is deleted on the word of a file that is no manifest."""
+def test_a_marked_file_that_is_not_a_manifest_is_ignored(tmp_path: Path, text: bytes) -> None:
+    """Nothing is deleted because of it."""
     place = tmp_path / "bundles" / "g"
     place.mkdir(parents=True)
     (place / "x.manifest.json.pruning").write_bytes(text)
@@ -154,8 +154,8 @@ def test_a_name_like_ours_that_holds_something_else_is_left_alone(tmp_path: Path
     assert names(tmp_path) == ["x.manifest.json.pruning"]
 
 
-def test_a_doomed_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
-    """The bundle that it means is the one beside it."""
+def test_a_marked_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
+    """It refers to the bundle beside it."""
     bundle = store(tmp_path, "x", age=WEEK, bundle="../../lock")
     manifest = manifest_path(bundle)
     manifest.rename(manifest.with_name(manifest.name + ".pruning"))
@@ -165,8 +165,8 @@ def test_a_doomed_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     assert bundle.exists()
 
 
-def test_two_that_prune_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """The daemon and the command: each step of one in the midst of the other's."""
+def test_two_pruners_at_once_do_not_interfere(tmp_path: Path) -> None:
+    """The daemon and the command, one step of each in turn."""
     for number in range(6):
         store(tmp_path, f"b{number}", age=WEEK)
     one, other = (Pruner(tmp_path, RealStorage()).prune(OLD, now=NOW) for _ in range(2))
@@ -178,10 +178,10 @@ def test_two_that_prune_at_once_do_not_disturb_each_other(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("changed", [b"e0", b"e9"])
-def test_a_bundle_that_is_published_anew_while_it_is_looked_at_stays(
+def test_a_bundle_published_again_while_it_is_read_is_kept(
     changed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session that was published at a stop goes on after it: what was read is not what would be deleted."""
+    """A session that was published at a stop goes on: what was read is not what would be deleted."""
     old = store(tmp_path, "old", age=WEEK, ended="interrupted")
     text = old.read_bytes()
 
@@ -197,8 +197,8 @@ def test_a_bundle_that_is_published_anew_while_it_is_looked_at_stays(
     assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
 
 
-def test_nothing_is_deleted_where_somebody_else_is_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are given and taken by one at a time; the next round looks again."""
+def test_nothing_is_deleted_while_the_directory_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else is publishing; the next round tries again."""
     monkeypatch.setattr("ergo_capture.storage.lock._PATIENCE", 0.05)
     store(tmp_path, "old", age=WEEK)
     with directory_lock(tmp_path / "bundles" / "g") as alone:
@@ -207,10 +207,8 @@ def test_nothing_is_deleted_where_somebody_else_is_publishing(tmp_path: Path, mo
     assert prune(tmp_path) == [("old", None)]
 
 
-def test_a_bundle_or_a_manifest_that_cannot_be_read_keeps_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It stays and is told of, once, and the rest is pruned."""
+def test_unreadable_files_do_not_keep_other_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreadable bundle is reported once; the rest is pruned."""
     unreadable = [store(tmp_path, "a", age=WEEK), manifest_path(store(tmp_path, "b", age=WEEK))]
     (tmp_path / "bundles" / "lost+found").mkdir()
     store(tmp_path, "c", age=WEEK)
@@ -242,8 +240,8 @@ class Scarce(RealStorage):
         return self.room - sum(file.stat().st_size for file in path.rglob("*.capture.json*"))
 
 
-def test_room_is_made_on_the_disk(tmp_path: Path) -> None:
-    """The oldest go until so much is free, and no more."""
+def test_the_oldest_bundles_are_deleted_until_enough_is_free(tmp_path: Path) -> None:
+    """And no more."""
     size = store(tmp_path, "b0", age=9 * DAY).stat().st_size
     for number in range(1, 5):
         store(tmp_path, f"b{number}", age=(9 - number) * DAY)
@@ -254,7 +252,7 @@ def test_room_is_made_on_the_disk(tmp_path: Path) -> None:
 
 
 def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
-    """What a graph's table does not say is as in [retention]."""
+    """What a graph's table does not set is as in [retention]."""
     rules = retention_rules(
         parse(
             '[retention]\nmax_age = "30d"\nmax_bundles = 9\nkeep_free_bytes = "1GiB"\n'
@@ -274,13 +272,13 @@ def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
-    """What is logged meanwhile."""
+    """Return the log entries of the test."""
     with structlog.testing.capture_logs() as entries:
         yield entries
 
 
 async def until(logged: list[Any], name: str, number: int = 1) -> list[Any]:
-    """Wait until so many lines of that name are logged."""
+    """Wait until that many entries of an event are logged; return them."""
     with anyio.fail_after(PATIENCE):
         while len(found := [entry for entry in logged if entry["event"] == name]) < number:
             await anyio.sleep(0.01)
@@ -288,7 +286,7 @@ async def until(logged: list[Any], name: str, number: int = 1) -> list[Any]:
 
 
 async def test_the_daemon_prunes_after_each_publication(logged: list[Any]) -> None:
-    """The oldest goes when one too many is there, and the log says which and why."""
+    """The log says which bundle and why."""
     async with running_daemon("[retention]\nmax_bundles = 2\n") as daemon:
         bundles = []
         for number in range(4):
@@ -302,8 +300,8 @@ async def test_the_daemon_prunes_after_each_publication(logged: list[Any]) -> No
         assert not list(daemon.state.rglob("*.pruning"))
 
 
-async def test_the_daemon_prunes_when_it_starts_and_leaves_running_sessions_alone(tmp_path: Path) -> None:
-    """What had its time while the daemon was away goes at once; a snapshot stays."""
+async def test_the_daemon_prunes_at_its_start_and_keeps_snapshots(tmp_path: Path) -> None:
+    """A bundle that expired while the daemon was stopped is deleted at once."""
     old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
     with structlog.testing.capture_logs() as logged:
         async with running_daemon('[retention]\nmax_age = "1d"\n', state=tmp_path) as daemon:
@@ -324,8 +322,8 @@ async def test_the_daemon_prunes_when_it_starts_and_leaves_running_sessions_alon
             assert daemon.bundles() == []
 
 
-async def test_a_start_finishes_what_a_crash_interrupted_whatever_the_rules(tmp_path: Path) -> None:
-    """Those that began it may be gone from the configuration."""
+async def test_a_start_finishes_an_interrupted_deletion_without_any_rules(tmp_path: Path) -> None:
+    """The rules that began it may be gone from the configuration."""
     manifest = manifest_path(store(tmp_path, "old", age=WEEK))
     manifest.rename(manifest.with_name(manifest.name + ".pruning"))
     async with running_daemon(state=tmp_path):
@@ -334,8 +332,8 @@ async def test_a_start_finishes_what_a_crash_interrupted_whatever_the_rules(tmp_
                 await anyio.sleep(0.01)
 
 
-async def test_a_reload_puts_other_bounds_in_force_at_once(tmp_path: Path) -> None:
-    """What is beyond them goes without waiting for a publication, and bundles are compressed from then on."""
+async def test_a_reload_applies_other_bounds_at_once(tmp_path: Path) -> None:
+    """Without waiting for a publication; bundles are compressed from then on."""
     old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
     text = '[retention]\nmax_age = "1d"\ninterval = "0s"\n[bundle]\ncompress = "zstd"\n'
     with structlog.testing.capture_logs() as logged:
@@ -351,8 +349,8 @@ async def test_a_reload_puts_other_bounds_in_force_at_once(tmp_path: Path) -> No
                 assert (await wire.until("closed"))["bundle"].endswith(".capture.json.zst")
 
 
-async def test_what_cannot_be_pruned_is_logged_once_and_the_daemon_goes_on(tmp_path: Path, logged: list[Any]) -> None:
-    """An unsound bundle, a disk that stays short, and one that fails: each a line with a hint."""
+async def test_retention_errors_are_logged_once_with_a_hint(tmp_path: Path, logged: list[Any]) -> None:
+    """An unsound bundle, a disk that stays too full, and one that fails."""
     bad = store(tmp_path, "bad", age=WEEK)
     bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
     store(tmp_path, "old", age=WEEK)
@@ -367,8 +365,8 @@ async def test_what_cannot_be_pruned_is_logged_once_and_the_daemon_goes_on(tmp_p
     assert names(tmp_path) == ["bad.capture.json", "bad.manifest.json"]
 
 
-async def test_rounds_are_taken_when_something_was_published_and_every_so_often(tmp_path: Path) -> None:
-    """Without an interval only ``look`` leads to one; with one, time does."""
+async def test_rounds_follow_publications_and_the_interval(tmp_path: Path) -> None:
+    """Without an interval only ``look`` starts one."""
     retention = Retention(Pruner(tmp_path, RealStorage()), OLD, 0)
     async with anyio.create_task_group() as tasks:
         store(tmp_path, "first", age=WEEK, now=datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""Bundles are published compressed where that is configured, and nothing else changes."""
+"""Bundles are compressed where that is configured, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZSTD = '[bundle]\ncompress = "zstd"\n'
 
 
 async def published(text: str, state: Path, **options: Any) -> dict[str, Any]:
-    """What ``closed`` says of a session of a hundred events."""
+    """Return the ``closed`` message of a session of a hundred events."""
     async with running_daemon(text, state=state) as daemon, daemon.session(**options) as wire:
         await wire.say(*(event(f"e{n}", n, payload={"n": n}) for n in range(100)), {"type": "close"})
         return await wire.until("closed")
@@ -27,7 +27,7 @@ async def published(text: str, state: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("style", ["compact", "pretty"])
 async def test_a_compressed_bundle_holds_the_same_text(tmp_path: Path, style: str) -> None:
-    """Byte for byte, and the manifest vouches for the text and for the file."""
+    """Byte for byte; the manifest has the sizes and digests of the text and of the file."""
     closed = await published(ZSTD + f'style = "{style}"\n', tmp_path / "z")
     plain = await published(f'[bundle]\nstyle = "{style}"\n', tmp_path / "p")
     path, text = Path(closed["bundle"]), Path(plain["bundle"]).read_bytes()
@@ -46,16 +46,16 @@ async def test_a_compressed_bundle_holds_the_same_text(tmp_path: Path, style: st
     assert run(["verify", str(path)]) == 0
 
 
-async def test_a_plain_manifest_says_nothing_of_compression(tmp_path: Path) -> None:
-    """So that nobody who reads manifests has to know of it."""
+async def test_the_manifest_of_a_plain_bundle_has_no_compression_fields(tmp_path: Path) -> None:
+    """Readers of manifests need not know them."""
     closed = await published("", tmp_path)
     manifest = json.loads(Path(closed["manifest"]).read_bytes())
     assert not {"compression", "file_bytes", "file_sha256"} & set(manifest)
 
 
 @pytest.mark.parametrize(("before", "after"), [("", ZSTD), (ZSTD, "")])
-async def test_a_snapshot_in_the_other_form_goes_when_the_session_ends(tmp_path: Path, before: str, after: str) -> None:
-    """The configuration is changed while a session is open: one bundle is there in the end."""
+async def test_the_last_bundle_replaces_a_snapshot_of_the_other_form(tmp_path: Path, before: str, after: str) -> None:
+    """The configuration is changed while a session is open; one bundle is left."""
     async with running_daemon(before, state=tmp_path) as daemon, daemon.session() as wire:
         session = wire.opened["session"]
         await wire.say(event("a"), {"type": "flush"})
@@ -72,7 +72,7 @@ async def test_a_snapshot_in_the_other_form_goes_when_the_session_ends(tmp_path:
 
 
 async def test_a_large_session_is_compressed_in_the_worker_process(tmp_path: Path) -> None:
-    """More events than are composed in a thread."""
+    """It has more events than are composed in a thread."""
     async with running_daemon(ZSTD + "[graphs.default]\n", state=tmp_path) as daemon, daemon.session() as wire:
         for block in range(25):
             events = [event(f"e{block}-{n}", 1, payload={"n": n})["event"] for n in range(100)]

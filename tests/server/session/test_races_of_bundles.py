@@ -1,4 +1,4 @@
-"""What happens while bundles are made, and while the journal behind them goes."""
+"""Races while bundles are composed and while journal segments are deleted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ergo_capture.server.commit import segment_gc
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 
-async def test_a_snapshot_that_comes_late_does_not_reopen_a_session_that_is_over() -> None:
-    """The manifest of a closed session says complete, though a flush had chosen the session while it was open."""
+async def test_a_late_flush_does_not_replace_the_last_bundle() -> None:
+    """The manifest of a closed session says complete, though the flush chose the session while it was open."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), {"type": "close"})
         (session,) = sessions_of(daemon)
@@ -32,8 +32,8 @@ async def test_a_snapshot_that_comes_late_does_not_reopen_a_session_that_is_over
         assert [m["ended"] for m in manifests(daemon)] == ["complete"]
 
 
-async def test_a_worker_process_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host out of processes: the bundle is composed in a thread, and nobody is let go."""
+async def test_a_bundle_is_composed_in_a_thread_without_a_worker_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host has no process left; no client is disconnected."""
 
     async def refused(*_: Any) -> Any:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
@@ -49,7 +49,7 @@ async def test_a_worker_process_that_cannot_be_started_is_done_without(monkeypat
 
 @pytest.mark.parametrize("last", ["flush", "close"])
 async def test_a_small_bundle_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
-    """One that takes seconds is of no matter to those who close, or flush, a session of a few events."""
+    """Closing or flushing a small session does not take the seconds that a large bundle takes."""
     composer = SlowComposer(monkeypatch, large=1)
     async with running_daemon() as daemon, daemon.session() as large, daemon.session() as small:
         await large.say(event("a"), event("b"), {"type": "close"})
@@ -60,10 +60,10 @@ async def test_a_small_bundle_does_not_wait_for_a_large_one(monkeypatch: pytest.
         await large.until("closed")
 
 
-async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_asked_for(
+async def test_bundles_of_a_session_are_composed_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A small last bundle waits for the large snapshot before it, which would else take its place."""
+    """The last bundle waits for a large snapshot before it, which would replace it otherwise."""
     composer = SlowComposer(monkeypatch, large=1)
     async with running_daemon() as daemon, daemon.session() as wire:
         (session,) = sessions_of(daemon)
@@ -86,8 +86,8 @@ async def test_a_session_s_bundles_are_made_in_the_order_in_which_they_were_aske
         assert {m["ended"] for m in manifests(daemon)} == {"complete"}
 
 
-async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the system in composing is told to the client that asked."""
+async def test_an_os_error_in_composing_is_reported_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As storage_failed."""
 
     def broken(_: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -100,10 +100,10 @@ async def test_a_bundle_that_cannot_be_read_back_is_an_answer_and_no_hang_up(mon
         monkeypatch.undo()
 
 
-async def test_a_defect_in_composing_is_an_error_of_the_bundle_and_ends_nothing(
+async def test_a_defect_in_composing_ends_neither_the_daemon_nor_its_stop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither the daemon, whose snapshot it was, nor its stop."""
+    """A snapshot fails, and the session is unfinished after the stop."""
 
     def broken(_: Any) -> Any:
         raise LookupError("nothing there")
@@ -124,8 +124,8 @@ async def test_a_defect_in_composing_is_an_error_of_the_bundle_and_ends_nothing(
     assert daemon.service.unfinished
 
 
-async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P8: where the disk is full as a part ends, the session goes on, and its bundles are written once there is room."""
+async def test_a_bundle_waits_while_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: the session goes on, and its bundles are written once there is space."""
     composer = RoomlessComposer(monkeypatch)
     async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -140,8 +140,8 @@ async def test_a_bundle_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPat
         assert ids == ["a", "b"]
 
 
-async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a large bundle cannot be written, its client hears why, and the session goes on."""
+async def test_an_error_in_a_worker_process_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is told why a large bundle could not be written, and the session goes on."""
     monkeypatch.setattr(publisher_module, "_MAX_EVENTS_IN_THREAD", 0)
     async with running_daemon() as daemon, daemon.session() as wire:
         (daemon.state / "bundles" / "default").write_text("not a directory")
@@ -156,8 +156,8 @@ async def test_an_error_in_a_worker_process_arrives_as_it_is(monkeypatch: pytest
         (daemon.state / "bundles" / "default").unlink()
 
 
-async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_goes_on() -> None:
-    """A session that never ends, with rotation, must not fill the disk."""
+async def test_segments_of_published_parts_are_deleted_while_the_session_runs() -> None:
+    """A session that never ends, with rotation, does not fill the disk."""
     text = '[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon, daemon.session() as wire:
         for start in range(0, 200, 10):
@@ -166,10 +166,10 @@ async def test_a_part_that_is_published_lets_the_journal_go_while_its_session_go
         await until(lambda: len(list((daemon.state / "journal").glob("*.journal"))) <= 3)
 
 
-async def test_sessions_that_end_together_retire_the_journal_one_after_the_other(
+async def test_segments_are_deleted_by_one_thread_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two that let go of the same segment would both delete it, and the second fail."""
+    """Two sessions that end at once would delete the same segment, and the second one fail."""
     storage = GatedStorage()
     under_way: list[int] = [0, 0]
 
@@ -206,8 +206,8 @@ async def test_sessions_that_end_together_retire_the_journal_one_after_the_other
         assert under_way == [0, 1]
 
 
-async def test_a_segment_that_cannot_be_deleted_costs_no_session_anything(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is said once, and stays until the next start."""
+async def test_a_segment_that_cannot_be_deleted_affects_no_session(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is logged once, and deleted at the next start."""
     storage = GatedStorage()
     with short_directory() as place:
         async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
@@ -226,8 +226,8 @@ async def test_a_segment_that_cannot_be_deleted_costs_no_session_anything(capsys
             assert len(list((place / "state" / "journal").glob("*.journal"))) == 1
 
 
-async def test_a_flush_while_a_part_ends_names_the_bundle_of_that_part() -> None:
-    """What was asked for is in the part that ends, and a bundle of the one that begins would hold nothing."""
+async def test_a_flush_during_a_rotation_returns_the_bundle_of_the_part_that_ends() -> None:
+    """A bundle of the next part would hold nothing."""
     storage = GatedStorage()
     text = "[rotation]\nmax_events = 1\n"
     async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
@@ -248,8 +248,8 @@ async def test_a_flush_while_a_part_ends_names_the_bundle_of_that_part() -> None
         assert (await wire.until("flushed"))["bundle"] == str(bundle)
 
 
-async def test_a_flush_while_a_part_cannot_end_says_so() -> None:
-    """The error of the part that ends is the answer to whoever waits for its bundle."""
+async def test_a_flush_during_a_failed_rotation_raises_its_error() -> None:
+    """The part that ends cannot be published."""
     storage = GatedStorage()
     text = "[rotation]\nmax_events = 1\n"
     async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
@@ -266,8 +266,8 @@ async def test_a_flush_while_a_part_cannot_end_says_so() -> None:
         (daemon.state / "bundles" / "default").unlink()
 
 
-async def test_a_defect_in_the_end_of_a_part_keeps_no_flush_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what nobody expected is an answer: an operator's flush must not wait for a bundle that never comes."""
+async def test_a_flush_during_a_rotation_with_a_defect_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not wait for a bundle that is never composed."""
 
     def broken(_: Any) -> Any:
         raise RuntimeError("a defect")
