@@ -83,7 +83,7 @@ class Clients:
 
     def log_refused(self, peer: Peer, error: ProtocolError) -> None:
         """Count and log a client that a listener refused."""
-        self.refusals[error.code.value] += 1
+        self.refusals[error.code] += 1
         log.warning(
             telemetry.CLIENT_REFUSED,
             uid=peer.uid,

@@ -335,7 +335,7 @@ class Connection:
         if self.error is None:
             # A copy: the traceback would keep everything alive that was read.
             self.error = ProtocolError(error.code, error.message, error.hint or "")
-            self._host.refusals[error.code.value] += 1
+            self._host.refusals[error.code] += 1
             if self._state is not _State.DROPPED:
                 self._state = _State.ENDING
             self._reading.cancel()

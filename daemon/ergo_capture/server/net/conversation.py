@@ -368,7 +368,7 @@ class Conversation:
             self._reject(number, event.event_id, code, message, hint)
 
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
-        self._host.refusals[code.value] += 1
+        self._host.refusals[code] += 1
         # A client that need not read must not be given up for unread rejections.
         if not self._is_driver:
             self.outbox.add_before_ack(protocol.encode(protocol.Reject(index, event_id, code, message, hint)))

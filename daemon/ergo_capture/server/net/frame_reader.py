@@ -1,7 +1,7 @@
-"""The bytes of a client as the items that they are read as, sans-I/O.
+"""Turns the bytes of one client into items: requests, chunks of events, bad lines; sans-I/O.
 
-A line that cannot be read counts as one event, because it may have been one: only so do a client's count and ours
-agree afterwards.
+A line that cannot be read counts as one event, because it may have been one: otherwise the client's count and the
+daemon's would differ from then on.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ _FRAME_HINT: Final = 'send one JSON object a line, such as {"type":"event","even
 
 @dataclass(slots=True)
 class FrameReader:
-    """Cuts received bytes into lines and lines into items; holds at most one frame back.
+    """Splits received bytes into lines and reads them as items; holds at most one begun line.
 
     Args:
         max_frame_bytes: longest line, in bytes without its newline.
         max_events_per_frame: most events in one ``events`` frame.
-        max_bad_frames: bad frames after which a connection ends; what comes after them in one read is not looked at.
+        max_bad_frames: bad frames after which a connection ends; what follows them in one read is not looked at.
     """
 
     max_frame_bytes: int
     max_events_per_frame: int
     max_bad_frames: int
-    # Why not bytes: a client that sends byte by byte would have the line copied for each of them.
+    #: The begun line. Not bytes: a client that sends byte by byte would have the line copied for each of them.
     _held: bytearray = field(default_factory=bytearray, init=False)
-    #: Inside a line that was refused for its length: what still comes of it is dropped unread.
+    #: Whether the rest of the current line is dropped, because the line was refused for its length.
     _skipping: bool = field(default=False, init=False)
 
     @property
     def mid_frame(self) -> bool:
-        """Whether a frame has begun and not ended."""
+        """Whether a line has begun and not ended."""
         return bool(self._held) or self._skipping
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the line that has begun and not ended."""
+        """Bytes held of a line that has begun and not ended."""
         return len(self._held)
 
     def feed(self, data: bytes) -> list[Item]:
-        """The items that ``data`` completes, in order."""
+        """Return the items that ``data`` completes, in order."""
         end = data.rfind(b"\n") + 1
         if not end:
             return self._hold(data)
@@ -76,18 +76,18 @@ class FrameReader:
         items: list[Item] = []
         self._held = bytearray()
         if chunk:
-            items = self._read(chunk)
+            items = self._read_chunk(chunk)
         if end < len(data):
             items += self._hold(data[end:])
         return items
 
     def finish(self) -> list[Item]:
-        """The items of a last line that has no newline, at the end of the stream."""
+        """Return the items of a last line without a newline, at the end of the stream."""
         held, self._held = bytes(self._held), bytearray()
-        return self._read_slowly([held]) if held.strip() else []
+        return self._read_lines([held]) if held.strip() else []
 
     def release(self) -> None:
-        """Give back what is held of a line; nothing more will be read."""
+        """Release the begun line; nothing more will be read."""
         self._held = bytearray()
         self._skipping = True
 
@@ -97,21 +97,23 @@ class FrameReader:
         self._held += data
         if len(self._held) <= self.max_frame_bytes:
             return []
-        # Why here: the frame is refused before it is buffered whole.
+        # Refuse the line before it is buffered whole.
         self._held = bytearray()
         self._skipping = True
         return [self._too_large()]
 
-    def _read(self, chunk: bytes) -> list[Item]:
+    def _read_chunk(self, chunk: bytes) -> list[Item]:
+        """Read whole lines; plain ``event`` lines, which are nearly all there are, in one go."""
         if chunk.startswith((b'{"type":"event",', b'{"type": "event",')):
             fits = len(chunk) <= self.max_frame_bytes
             if fits or max(map(len, chunk.split(b"\n"))) <= self.max_frame_bytes:
                 events = read_harmless(chunk)
                 if events is not None:
                     return [EventChunk(chunk, events)]
-        return self._read_slowly(chunk.split(b"\n"))
+        return self._read_lines(chunk.split(b"\n"))
 
-    def _read_slowly(self, lines: Iterable[bytes]) -> list[Item]:
+    def _read_lines(self, lines: Iterable[bytes]) -> list[Item]:
+        """Read lines of any kind, one by one; consecutive events become one chunk."""
         items: list[Item] = []
         good: list[bytes] = []
         events: list[EventLike] = []
@@ -127,7 +129,7 @@ class FrameReader:
             items.append(item)
 
         for line in lines:
-            # Why: the connection ends with these, and a read may hold a hundred thousand more.
+            # The connection ends with these; one read may hold a hundred thousand more.
             if bad >= self.max_bad_frames:
                 break
             if not line.strip():
@@ -156,11 +158,11 @@ class FrameReader:
             for text in texts:
                 if bad >= self.max_bad_frames:
                     break
-                event = _read_one(line if text is None else text, bare=text is not None)
+                event = _read_event(line if text is None else text, bare=text is not None)
                 if isinstance(event, BadLine):
                     add(event)
                     continue
-                good.append(_whole_line(line) if text is None else wrap_event(text))
+                good.append(line.strip() + b"\n" if text is None else wrap_event(text))
                 events.append(event)
         if good:
             items.append(EventChunk(b"".join(good), tuple(events)))
@@ -174,19 +176,15 @@ class FrameReader:
         )
 
 
-def _whole_line(line: bytes) -> bytes:
-    return line.strip() + b"\n"
-
-
-def _read_one(text: bytes | msgspec.Raw, *, bare: bool) -> EventLike | BadLine:
+def _read_event(text: bytes | msgspec.Raw, *, bare: bool) -> EventLike | BadLine:
     try:
         event = read_event(text) if bare else read_line(bytes(text))
     except EventFormatError as error:
-        return BadLine(Code.BAD_FRAME, f"not an event: {error}", _EVENT_HINT, _event_id(text, bare=bare))
+        return BadLine(Code.BAD_FRAME, f"not an event: {error}", _EVENT_HINT, _id_of(text, bare=bare))
     except ExternalEventPayloadError as error:
         hint = error.hint or ""
-        return BadLine(Code.INVALID_PAYLOAD, str(error), hint, _event_id(text, bare=bare), bad_frame=False)
-    # Why without its payload: that stands in the line, which is kept for as long as anybody wants it.
+        return BadLine(Code.INVALID_PAYLOAD, str(error), hint, _id_of(text, bare=bare), bad_frame=False)
+    # Without its payload: the line holds it, for as long as anybody needs it.
     return LineEvent(event.event_id, event.kind, event.at)
 
 
@@ -198,8 +196,8 @@ class _FrameEventId(msgspec.Struct, frozen=True):
     event: _EventId
 
 
-def _event_id(text: bytes | msgspec.Raw, *, bare: bool) -> str | None:
-    """The id of an event that is refused, if it can be told."""
+def _id_of(text: bytes | msgspec.Raw, *, bare: bool) -> str | None:
+    """Return the id of a refused event, if it can be read."""
     try:
         if bare:
             return msgspec.json.decode(text, type=_EventId).event_id

@@ -167,7 +167,7 @@ class _ControlConnection:
     async def _refuse(self, error: ErgoCaptureError) -> None:
         code = protocol.FAILED
         if isinstance(error, ProtocolError):
-            code = error.code.value
+            code = error.code
             self._components.clients.refusals[code] += 1
             self._bad_requests += error.code in (Code.BAD_FRAME, Code.TOO_LARGE)
         await self._send(protocol.Error(code, error.message, error.hint, int(error.exit_code)))

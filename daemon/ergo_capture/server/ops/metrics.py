@@ -1,8 +1,8 @@
-"""A DaemonStatus as Prometheus reads it, and the file that node_exporter picks up.
+"""Prometheus metrics, and the text file for node_exporter.
 
-Nothing is counted twice: a collector turns the status of the moment into samples. Names follow Prometheus's
-conventions: ``ergo_capture_`` first, base units, ``_total`` for what only grows. Labels are graphs, codes and kinds
-of memory, never sessions or clients: their number is bounded by the configuration.
+Nothing is counted twice: a collector turns the current status into samples. Names follow Prometheus's conventions: the
+prefix ``ergo_capture_``, base units, ``_total`` for counters. Labels are graphs, codes and kinds of memory, never
+sessions or clients, so that the configuration bounds their number.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _Families = Iterator[Metric]
 
 
 def exposition(status: DaemonStatus) -> bytes:
-    """The status, and the process's own figures, in Prometheus's text format."""
+    """Return the status and the process's own figures in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
-    registry.register(_Process())
+    registry.register(_ProcessMetrics())
     text: bytes = generate_latest(registry)
     return text
 
 
-class _Process(Collector):
-    """The process's own figures, but for its start: where /proc is a service's own, that comes out as 1970."""
+class _ProcessMetrics(Collector):
+    """The process's own figures without its start time: under a private /proc that would be in 1970."""
 
     def collect(self) -> _Families:
         process = ProcessCollector(registry=None)
@@ -57,13 +57,13 @@ class _Process(Collector):
 
 
 class StatusCollector(Collector):
-    """Turns one status into samples."""
+    """Collects the samples of one status."""
 
     def __init__(self, status: DaemonStatus) -> None:
         self._status = status
 
     def collect(self) -> _Families:
-        """Every metric of the daemon."""
+        """Return every metric of the daemon."""
         status, totals = self._status, self._status.totals
         yield InfoMetricFamily(PREFIX + "build", "What runs.", {"version": status.program.split()[-1]})
         yield _gauge("ready", "Whether the daemon is serving: 0 while it starts or stops.", status.phase == "serving")
@@ -92,9 +92,6 @@ class StatusCollector(Collector):
             yield from _sessions(status.running)
             yield from _engines(status.running)
 
-    def __repr__(self) -> str:
-        return f"<StatusCollector, {self._status.phase}>"
-
 
 def _commits(running: RunningStatus) -> _Families:
     writer, journal, commits = running.writer, running.journal, running.commits
@@ -116,15 +113,15 @@ def _commits(running: RunningStatus) -> _Families:
 
 def _sessions(running: RunningStatus) -> _Families:
     sessions = running.sessions
-    # Why every graph, and not only those with sessions: a series that comes and goes cannot be alerted on.
+    # Every graph, not only those with sessions: a series that comes and goes cannot be alerted on.
     graphs = {engine.graph for engine in running.engines} | {session.graph for session in sessions}
-    there, undecided, deferred, queued = (Counter(dict.fromkeys(sorted(graphs), 0)) for _ in range(4))
+    counts, undecided, deferred, queued = (Counter(dict.fromkeys(sorted(graphs), 0)) for _ in range(4))
     for session in sessions:
-        there[session.graph] += 1
+        counts[session.graph] += 1
         undecided[session.graph] += session.accepted - session.decided
         deferred[session.graph] += session.deferred
         queued[session.graph] += session.queued_bytes
-    yield _by_graph("sessions", "Sessions that are not finished.", there)
+    yield _by_graph("sessions", "Sessions that are not finished.", counts)
     yield _by_graph("undecided_events", "Events that are accepted and whose decisions are not durable.", undecided)
     yield _by_graph("deferred_episodes", "Episodes that wait for their time.", deferred)
     yield _by_graph("queued_bytes", "Events that wait to be decided.", queued)
@@ -139,7 +136,7 @@ def _sessions(running: RunningStatus) -> _Families:
 
 def _engines(running: RunningStatus) -> _Families:
     up = GaugeMetricFamily(PREFIX + "engine_up", "Whether the graph's engine can run episodes.", labels=["graph"])
-    # Why up where there is no word: an engine in this process cannot be away.
+    # None counts as up: an engine in this process cannot be away.
     yield _labelled(up, {engine.graph: engine.up is not False for engine in running.engines})
 
 
@@ -170,12 +167,12 @@ def _histogram(name: str, text: str, snapshot: HistogramSnapshot) -> Metric:
 
 
 class Textfile:
-    """Writes the metrics to a file every so often, for node_exporter's textfile collector.
+    """Writes the metrics to a file at intervals, for node_exporter's textfile collector.
 
     Args:
-        path: ends in ``.prom``; replaced as a whole each time.
-        interval: seconds.
-        take: the status of the moment.
+        path: ends in ``.prom``; the file is replaced as a whole.
+        interval: seconds between two writes.
+        take: returns the current status.
     """
 
     def __init__(self, path: Path, interval: float, take: Callable[[], Awaitable[DaemonStatus]]) -> None:
@@ -187,7 +184,7 @@ class Textfile:
         self.written = 0
 
     async def run(self) -> None:
-        """Until cancelled; then the file is removed, because it would claim for ever what was true last."""
+        """Write until cancelled; then remove the file, which would claim for ever what was true last."""
         try:
             while True:
                 await self.write()
@@ -197,13 +194,13 @@ class Textfile:
                 self._path.unlink()
 
     async def write(self) -> None:
-        """Once."""
+        """Write one snapshot."""
         text = exposition(await self._take())
         try:
             await to_thread.run_sync(_replace, self._path, text)
         except (ErgoCaptureError, OSError) as error:
+            # Logged once: until writing succeeds again, it is one fact.
             if not self._failed:
-                # Why once: until it works again, it is one fact.
                 hint = getattr(error, "hint", None) or "look at the directory that metrics.textfile is in"
                 log.error(telemetry.METRICS_FAILED, path=str(self._path), error=str(error), hint=hint)  # noqa: TRY400
             self._failed = True
@@ -211,13 +208,10 @@ class Textfile:
         self._failed = False
         self.written += 1
 
-    def __repr__(self) -> str:
-        return f"<Textfile {self._path} every {self._interval:g} s, written {self.written} times>"
-
 
 def _replace(path: Path, text: bytes) -> None:
     with AtomicFile(path) as file:
         file.write(text)
-        # Why: node_exporter is another user, and there is nothing secret in it.
+        # node_exporter runs as another user, and nothing in the file is secret.
         file.path.chmod(0o644)
         file.commit()

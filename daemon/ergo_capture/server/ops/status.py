@@ -45,7 +45,7 @@ async def take_status(components: Components) -> DaemonStatus:
         clients=len(clients.connections),
         max_clients=clients.admission.max_clients,
         disk_free_bytes=free,
-        refusals={code.value: clients.refusals[code.value] for code in Code},
+        refusals={code.value: clients.refusals[code] for code in Code},
         totals=TotalsStatus(
             clients=clients.totals["clients"],
             sessions_opened=clients.totals["opened"],

@@ -1,4 +1,4 @@
-"""What ``status``, ``top`` and the metrics show: the daemon at one moment."""
+"""The status model: the daemon at one moment, as ``status``, ``top`` and the metrics show it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class EngineStatus(msgspec.Struct, frozen=True):
     engine: str
     #: Whether it can run episodes now; None where it cannot be away.
     up: bool | None
-    #: What the engine says of itself.
+    #: The engine's own figures.
     figures: dict[str, Any]
 
 
 class TotalsStatus(msgspec.Struct, frozen=True):
-    """What was counted since the start, besides what the writer counts."""
+    """Counts since the start, besides those of the writer."""
 
     clients: int
     sessions_opened: int
@@ -46,18 +46,18 @@ class TotalsStatus(msgspec.Struct, frozen=True):
 
 
 class RunningStatus(msgspec.Struct, frozen=True):
-    """What there is once the journal is recovered."""
+    """What exists once the journal is recovered."""
 
     sessions: list[SessionSnapshot]
-    #: Why each is neither served nor deleted, by session.
+    #: The reason of each quarantined session, by session id.
     quarantined: dict[str, str]
     writer: WriterSnapshot
     commits: CommitMeterSnapshot
     journal: JournalSnapshot
     engines: list[EngineStatus]
-    #: By what it is for: ``queue``, ``ids``, ``held``.
+    #: By purpose: ``queue``, ``ids``, ``held``.
     memory: dict[str, MemoryStatus]
-    #: What a shutdown waits for, or would wait for if it came now: a sentence each.
+    #: What a shutdown waits for, or would wait for now: one sentence for each session.
     shutdown_waits_for: list[str]
 
 
@@ -68,16 +68,16 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     pid: int
     #: ``starting``, ``serving`` or ``stopping``.
     phase: str
-    #: What it is at, while it starts; empty otherwise.
+    #: What the start-up is doing; empty in the other phases.
     doing: str
     uptime_seconds: float
     socket: str
     state: str
     clients: int
     max_clients: int
-    #: None where the file system does not say within a second.
+    #: None where the file system does not answer within a second.
     disk_free_bytes: int | None
-    #: By code, every code.
+    #: By code; every code is present.
     refusals: dict[str, int]
     totals: TotalsStatus
     #: None while the daemon starts.
