@@ -1,4 +1,4 @@
-"""The client, against a daemon that comes and goes."""
+"""The client, against a daemon that stops and starts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ergo_capture.protocol.capture import Code, ProtocolError
 EVENT = ExternalEvent.mechanical_at("only", ExternalEventKind.Command, EventTime(0, 0))
 
 
-async def test_a_daemon_that_goes_between_welcome_and_opened_is_asked_again() -> None:
-    """A restart at that moment costs the caller of ``open`` nothing but time."""
+async def test_open_is_retried_if_the_daemon_goes_away_before_it_answers() -> None:
+    """A restart between ``welcome`` and ``opened`` costs the caller only time."""
     welcomes = 0
 
     async def welcome_and_go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,7 +50,7 @@ async def pinging(client: CaptureClient) -> None:
 
 
 async def test_a_daemon_that_stays_away_is_given_up_with_a_hint() -> None:
-    """After ``give_up_after``: what was acknowledged is safe, and how to go on."""
+    """After ``give_up_after`` seconds; the hint says what is safe and how to go on."""
     async with running_daemon() as daemon:
         async with CaptureClient(daemon.socket, give_up_after=0.05) as client:
             await client.open("default")
@@ -61,8 +61,8 @@ async def test_a_daemon_that_stays_away_is_given_up_with_a_hint() -> None:
         assert caught.value.hint
 
 
-async def test_a_connection_that_is_cut_is_taken_up_again_where_it_stood() -> None:
-    """Everything is in the bundle once, and the caller is told how often it happened."""
+async def test_a_session_is_resumed_where_its_connection_broke() -> None:
+    """Every event is in the bundle once, and ``on_reconnect`` is called each time."""
     told: list[int] = []
     async with running_daemon() as daemon:
         async with CaptureClient(daemon.socket, on_reconnect=told.append, give_up_after=20) as client:
@@ -81,8 +81,8 @@ async def test_a_connection_that_is_cut_is_taken_up_again_where_it_stood() -> No
         assert told == [1, 2]
 
 
-async def test_a_daemon_that_is_just_starting_is_waited_for() -> None:
-    """A first connection finds nobody, tries again, and is served."""
+async def test_a_first_connection_waits_for_a_starting_daemon() -> None:
+    """It tries again until the daemon listens."""
     with short_directory() as place:
         path = place / "capture.sock"
 
@@ -102,7 +102,7 @@ async def test_a_daemon_that_is_just_starting_is_waited_for() -> None:
         (await starting).close()
 
 
-async def test_a_client_without_an_open_session_says_so() -> None:
+async def test_calls_without_an_open_session_are_refused_as_misuse() -> None:
     """Before ``open`` and after ``close``: an event that goes nowhere must not look sent."""
     async with running_daemon() as daemon, CaptureClient(daemon.socket) as client:
         with pytest.raises(ClientError, match="was not opened"):
@@ -131,8 +131,8 @@ async def test_an_open_that_was_refused_can_be_tried_again(patience: float) -> N
         await client.ping()
 
 
-async def test_an_open_that_was_given_up_can_be_tried_again() -> None:
-    """On another connection: the daemon may have opened a session by then, or wait for its disk."""
+async def test_a_cancelled_open_can_be_tried_again() -> None:
+    """It uses a new connection: the daemon may have opened a session on the first by then."""
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, CaptureClient(daemon.socket, give_up_after=0) as client:
         with storage.gate("write", ".journal"):
@@ -145,8 +145,8 @@ async def test_an_open_that_was_given_up_can_be_tried_again() -> None:
         assert (await client.close()).events == 1
 
 
-async def test_requests_of_several_tasks_are_each_answered_over_a_reconnect() -> None:
-    """Each task gets the answer to what it asked, also where the connection breaks before any of them comes."""
+async def test_requests_of_several_tasks_are_answered_across_a_reconnect() -> None:
+    """Each task gets the answer to its own request, also if the connection breaks before any answer comes."""
     async with running_daemon() as daemon, CaptureClient(daemon.socket) as client:
         await client.open("default")
         await client.send(EVENT)
@@ -160,8 +160,8 @@ async def test_requests_of_several_tasks_are_each_answered_over_a_reconnect() ->
         assert client.reconnects == 1
 
 
-async def test_a_whole_session_is_one_call() -> None:
-    """Opened, sent, closed; the bundle is named."""
+async def test_stream_sends_a_whole_session_in_one_call() -> None:
+    """It opens, sends, closes, and returns the bundle."""
     events = [ExternalEvent.mechanical_at(f"e{n}", ExternalEventKind.Command, EventTime(n, 0)) for n in range(5)]
     async with running_daemon() as daemon:
         published = await stream(daemon.socket, events, window=2)
@@ -170,8 +170,8 @@ async def test_a_whole_session_is_one_call() -> None:
         assert [record.event_id for record in bundle.events] == [event.event_id for event in events]
 
 
-async def test_a_session_may_be_a_block() -> None:
-    """It is open within, and lingers where the block does not close it."""
+async def test_session_of_opens_a_session_for_a_block() -> None:
+    """The session lingers if the block does not close it."""
     async with running_daemon() as daemon:
         async with session_of(daemon.socket, name="block") as client:
             await client.send(EVENT)

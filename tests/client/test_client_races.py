@@ -1,4 +1,4 @@
-"""The client between a broken connection and the next one, against a daemon that does as the test says."""
+"""The client between a broken connection and the next, against a daemon that the test plays."""
 
 from __future__ import annotations
 
@@ -27,90 +27,90 @@ OPENED = {
 }
 
 
-class Line:
-    """One connection, as the daemon has it."""
+class Peer:
+    """The daemon's end of one connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
-    async def hears(self) -> dict[str, Any]:
-        """The next frame."""
+    async def receive(self) -> dict[str, Any]:
+        """Return the next frame."""
         with anyio.fail_after(20):
             frame: dict[str, Any] = json.loads(await self._reader.readline())
         return frame
 
-    def says(self, *frames: dict[str, Any]) -> None:
+    def send(self, *frames: dict[str, Any]) -> None:
         """Send frames."""
         for frame in frames:
             self._writer.write(json.dumps(frame).encode() + b"\n")
 
-    async def opens(self, **fields: Any) -> None:
-        """Greet, and open what is asked for."""
-        assert (await self.hears())["type"] == "hello"
-        self.says({"type": "welcome"})
-        assert (await self.hears())["type"] == "open"
-        self.says({**OPENED, **fields})
+    async def accept_session(self, **fields: Any) -> None:
+        """Answer ``hello`` and ``open``."""
+        assert (await self.receive())["type"] == "hello"
+        self.send({"type": "welcome"})
+        assert (await self.receive())["type"] == "open"
+        self.send({**OPENED, **fields})
 
-    def hangs_up(self) -> None:
+    def hang_up(self) -> None:
         """End the connection."""
         self._writer.close()
 
-    async def over(self) -> None:
-        """Let go of the connection."""
+    async def release(self) -> None:
+        """End the connection and wait until it has ended."""
         self._writer.close()
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
 
-class Scripted:
-    """A daemon whose connections the test takes one by one."""
+class PlayedDaemon:
+    """A daemon whose connections the test handles one by one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: asyncio.Queue[Line] = asyncio.Queue()
-        self._taken: list[Line] = []
+        self._lines: asyncio.Queue[Peer] = asyncio.Queue()
+        self._taken: list[Peer] = []
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A client has connected."""
-        line = Line(reader, writer)
+        """Keep a new connection for ``line``."""
+        line = Peer(reader, writer)
         self._taken.append(line)
         self._lines.put_nowait(line)
 
-    async def over(self) -> None:
-        """Let go of every connection."""
+    async def release(self) -> None:
+        """End every connection."""
         for line in self._taken:
-            await line.over()
+            await line.release()
 
-    async def line(self) -> Line:
-        """The next connection."""
+    async def line(self) -> Peer:
+        """Return the next connection."""
         with anyio.fail_after(20):
             return await self._lines.get()
 
 
 @asynccontextmanager
-async def scripted() -> AsyncIterator[Scripted]:
-    """A daemon that does as the test says."""
+async def played_daemon() -> AsyncIterator[PlayedDaemon]:
+    """Yield a listening daemon that the test plays."""
     with short_directory() as place:
-        daemon = Scripted(place / "s")
+        daemon = PlayedDaemon(place / "s")
         server = await asyncio.start_unix_server(daemon.take, daemon.path)
         try:
             yield daemon
         finally:
             server.close()
-            await daemon.over()
+            await daemon.release()
             await server.wait_closed()
 
 
 @asynccontextmanager
-async def opened(daemon: Scripted, **options: Any) -> AsyncIterator[tuple[CaptureClient, Line]]:
-    """A client with an open session, and its connection's other end."""
+async def opened(daemon: PlayedDaemon, **options: Any) -> AsyncIterator[tuple[CaptureClient, Peer]]:
+    """Yield a client with an open session, and the daemon's end of its connection."""
     entering = CaptureClient(daemon.path, **options)
     greeting = asyncio.create_task(daemon.line())
 
-    async def greet() -> Line:
+    async def greet() -> Peer:
         line = await greeting
-        await line.opens()
+        await line.accept_session()
         return line
 
     greeted = asyncio.create_task(greet())
@@ -120,75 +120,75 @@ async def opened(daemon: Scripted, **options: Any) -> AsyncIterator[tuple[Captur
 
 
 async def test_nothing_is_sent_between_hello_and_opened() -> None:
-    """A sender that goes on while the client connects again must not speak before the session is open."""
-    async with scripted() as daemon, opened(daemon) as (client, first):
-        first.hangs_up()
+    """A sender that goes on while the client reconnects must not send before the session is open."""
+    async with played_daemon() as daemon, opened(daemon) as (client, first):
+        first.hang_up()
         second = await daemon.line()
-        assert (await second.hears())["type"] == "hello"
+        assert (await second.receive())["type"] == "hello"
         await client.send(command_event("a"))
         await anyio.wait_all_tasks_blocked()
-        second.says({"type": "welcome"})
-        assert (await second.hears())["type"] == "open"
+        second.send({"type": "welcome"})
+        assert (await second.receive())["type"] == "open"
         await client.send(command_event("b"))
         await anyio.wait_all_tasks_blocked()
-        second.says(OPENED)
-        heard = [(await second.hears())["event"]["event_id"] for _ in range(2)]
+        second.send(OPENED)
+        heard = [(await second.receive())["event"]["event_id"] for _ in range(2)]
         assert heard == ["a", "b"]
 
 
-async def test_an_event_that_was_rejected_is_not_sent_again() -> None:
-    """Its sender was told that it is not taken; it may be on its way again already, by another name or the same."""
+async def test_a_rejected_event_is_not_sent_again_after_a_reconnect() -> None:
+    """Its sender was told, and may have sent it anew."""
     rejects: list[Reject] = []
-    async with scripted() as daemon, opened(daemon, on_reject=rejects.append) as (client, first):
+    async with played_daemon() as daemon, opened(daemon, on_reject=rejects.append) as (client, first):
         await client.send(command_event("a"))
         await client.send(command_event("b"))
-        await first.hears()
-        await first.hears()
-        first.says({"type": "reject", "index": 1, "event_id": "a", "code": "storage_full", "message": "m", "hint": ""})
+        await first.receive()
+        await first.receive()
+        first.send({"type": "reject", "index": 1, "event_id": "a", "code": "storage_full", "message": "m", "hint": ""})
         with anyio.fail_after(20):
             while not rejects:
                 await asyncio.sleep(0.001)
-        first.hangs_up()
+        first.hang_up()
         second = await daemon.line()
-        await second.opens(resumed=True)
-        assert (await second.hears())["event"]["event_id"] == "b"
-        second.says({"type": "ack", "accepted": 1, "decided": 1})
+        await second.accept_session(resumed=True)
+        assert (await second.receive())["event"]["event_id"] == "b"
+        second.send({"type": "ack", "accepted": 1, "decided": 1})
         await client.drain()
         assert (client.accepted, client.rejected) == (1, 1)
 
 
-async def test_the_answer_to_a_request_that_was_given_up_is_nobody_elses() -> None:
-    """Whoever stops waiting for a flush and closes gets the answer to the close."""
-    async with scripted() as daemon, opened(daemon) as (client, line):
+async def test_the_answer_to_a_cancelled_request_is_not_taken_for_another() -> None:
+    """A caller that cancels a flush and then closes gets the answer to the close."""
+    async with played_daemon() as daemon, opened(daemon) as (client, line):
         with pytest.raises(TimeoutError), anyio.fail_after(0.01):
             await client.flush()
-        assert (await line.hears())["type"] == "flush"
+        assert (await line.receive())["type"] == "flush"
         closing = asyncio.create_task(client.close())
         published = {"bundle": "b", "manifest": "m", "sha256": "0"}
-        assert (await line.hears())["type"] == "close"
-        line.says({"type": "flushed", **published})
-        line.says({"type": "closed", "events": 7, "decisions": 7, "session": "s", **published})
+        assert (await line.receive())["type"] == "close"
+        line.send({"type": "flushed", **published})
+        line.send({"type": "closed", "events": 7, "decisions": 7, "session": "s", **published})
         assert (await closing).events == 7
 
 
-async def test_an_id_that_was_sent_twice_makes_nothing_between_look_safe() -> None:
-    """P1: the daemon's last event may be the first of the two; what was sent between them is sent again."""
-    async with scripted() as daemon, opened(daemon) as (client, first):
+async def test_an_id_sent_twice_does_not_make_events_between_look_durable() -> None:
+    """P1: the daemon's last event may be the first of the two; the events between them are sent again."""
+    async with played_daemon() as daemon, opened(daemon) as (client, first):
         await client.send(command_event("a"))
-        await first.hears()
-        first.says({"type": "ack", "accepted": 1, "decided": 1})
+        await first.receive()
+        first.send({"type": "ack", "accepted": 1, "decided": 1})
         await client.drain()
         for event_id in ("b", "a"):
             await client.send(command_event(event_id))
-            await first.hears()
-        first.hangs_up()
+            await first.receive()
+        first.hang_up()
         second = await daemon.line()
-        await second.opens(resumed=True, accepted=1, last_event_id="a")
-        assert [(await second.hears())["event"]["event_id"] for _ in range(2)] == ["b", "a"]
+        await second.accept_session(resumed=True, accepted=1, last_event_id="a")
+        assert [(await second.receive())["event"]["event_id"] for _ in range(2)] == ["b", "a"]
 
 
-async def test_a_send_that_is_given_up_leaves_no_half_line_behind() -> None:
-    """P1: what follows would be read as the rest of it, and every count after it be wrong."""
+async def test_a_cancelled_send_leaves_no_partial_line() -> None:
+    """P1: the next event would be read as the rest of it, and every later count would be wrong."""
     with short_directory() as place:
         reading, heard = asyncio.Event(), bytearray()
 
@@ -208,13 +208,13 @@ async def test_a_send_that_is_given_up_leaves_no_half_line_behind() -> None:
         ):
             await client.open()
             sent: list[str] = []
-            given_up = False
-            while not given_up:
+            was_cancelled = False
+            while not was_cancelled:
                 name = f"e{len(sent)}"
                 with anyio.move_on_after(0.2) as scope:
                     await client.send(command_event(name, payload={"pad": "x" * 9000}))
                     sent.append(name)
-                given_up = scope.cancelled_caught
+                was_cancelled = scope.cancelled_caught
             reading.set()
             await client.send(command_event("last"))
             sent.append("last")
@@ -222,21 +222,21 @@ async def test_a_send_that_is_given_up_leaves_no_half_line_behind() -> None:
         assert [json.loads(line)["event"]["event_id"] for line in heard.splitlines()] == sent
 
 
-async def test_a_close_that_was_given_up_may_be_asked_for_again() -> None:
-    """The one answer that comes is that to both, before the second is asked or after it."""
+async def test_a_cancelled_close_can_be_called_again() -> None:
+    """The one answer is the answer to both, before the second call or after it."""
     published = {"bundle": "b", "manifest": "m", "sha256": "0"}
     closed = {"type": "closed", "events": 7, "decisions": 7, "session": "s", **published}
     for is_late in (False, True):
-        async with scripted() as daemon, opened(daemon) as (client, line):
+        async with played_daemon() as daemon, opened(daemon) as (client, line):
             with pytest.raises(TimeoutError), anyio.fail_after(0.01):
                 await client.close()
-            assert (await line.hears())["type"] == "close"
+            assert (await line.receive())["type"] == "close"
             again = asyncio.create_task(client.close())
             await anyio.wait_all_tasks_blocked()
             if is_late:
                 again.cancel()
-            line.says(closed)
-            line.hangs_up()
+            line.send(closed)
+            line.hang_up()
             if is_late:
                 await until(lambda: client._closed)
                 again = asyncio.create_task(client.close())
@@ -256,26 +256,60 @@ async def test_a_close_that_was_given_up_may_be_asked_for_again() -> None:
         b'{"type":7}\n',
     ],
 )
-async def test_a_daemon_that_talks_nonsense_is_an_error_of_the_client(nonsense: bytes) -> None:
-    """A sentence, and no traceback from within."""
-    async with scripted() as daemon, opened(daemon, give_up_after=0) as (client, line):
+async def test_an_invalid_frame_is_a_client_error(nonsense: bytes) -> None:
+    """A message, and no traceback from within."""
+    async with played_daemon() as daemon, opened(daemon, give_up_after=0) as (client, line):
         line._writer.write(nonsense)
         with pytest.raises(ClientError, match="no frame") as caught, anyio.fail_after(20):
             await client.ping()
         assert caught.value.code == "bad_frame"
 
 
-async def test_what_a_daemon_cannot_do_is_not_asked_for_for_ever() -> None:
-    """Once more on a new connection, because its disk may be well again; then it is an error."""
+async def test_a_request_that_fails_for_storage_is_retried_once() -> None:
+    """On a new connection, since the disk may be well again; a second failure is an error."""
     failed = {"type": "error", "code": "storage_failed", "message": "no permission", "hint": ""}
-    async with scripted() as daemon, opened(daemon) as (client, first):
+    async with played_daemon() as daemon, opened(daemon) as (client, first):
         flushing = asyncio.create_task(client.flush())
-        assert (await first.hears())["type"] == "flush"
-        first.says(failed)
+        assert (await first.receive())["type"] == "flush"
+        first.send(failed)
         second = await daemon.line()
-        await second.opens(resumed=True)
-        assert (await second.hears())["type"] == "flush"
-        second.says(failed)
+        await second.accept_session(resumed=True)
+        assert (await second.receive())["type"] == "flush"
+        second.send(failed)
         with pytest.raises(ClientError, match="no permission"), anyio.fail_after(20):
             await flushing
         assert client.reconnects == 1
+
+
+async def test_an_answer_of_an_unknown_type_is_skipped() -> None:
+    """A newer daemon may send more: it is not taken for the answer to a request, on its own or beside others."""
+    async with played_daemon() as daemon, opened(daemon) as (client, line):
+        line.send({"type": "novelty", "x": 1})
+        flushing = asyncio.create_task(client.flush())
+        assert (await line.receive())["type"] == "flush"
+        flushed = {"type": "flushed", "bundle": "b", "manifest": "m", "sha256": "0"}
+        line.send({"type": "novelty", "x": [2]}, {"type": "ack", "accepted": 0, "more": True}, flushed)
+        with anyio.fail_after(20):
+            assert (await flushing).bundle == "b"
+
+
+async def test_decisions_that_come_with_the_answer_to_open_are_reported() -> None:
+    """A resumed session may have some to report at once; they arrive in the same read."""
+    decisions: list[dict[str, Any]] = []
+    async with played_daemon() as daemon:
+        greeting = asyncio.create_task(daemon.line())
+
+        async def greet() -> Peer:
+            line = await greeting
+            await line.receive()
+            line.send({"type": "welcome"})
+            await line.receive()
+            line.send(OPENED, {"type": "decision", "index": 1, "decision": {"event_id": "a"}})
+            return line
+
+        greeted = asyncio.create_task(greet())
+        async with CaptureClient(daemon.path, on_decision=decisions.append) as client:
+            await client.open(session="s", decisions=True)
+            await until(lambda: decisions)
+            await greeted
+    assert decisions == [{"event_id": "a"}]

@@ -1,4 +1,4 @@
-"""What a client keeps of what it sent, answer by answer; no socket is needed to say it."""
+"""The events that a client keeps until they are answered; no socket is needed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def sent(*ids: str) -> InFlight:
     return flight
 
 
-def test_an_acknowledgement_counts_all_up_to_it() -> None:
-    """And one that comes again, or late, counts nothing."""
+def test_an_acknowledgement_covers_every_event_before_it() -> None:
+    """One that is repeated, or late, counts nothing."""
     flight = sent("a", "b", "c")
     flight.acked(2)
     flight.acked(2)
@@ -26,8 +26,8 @@ def test_an_acknowledgement_counts_all_up_to_it() -> None:
     assert (flight.accepted, flight.rejected, len(flight)) == (2, 0, 1)
 
 
-def test_an_event_that_is_not_taken_counts_as_rejected_when_its_turn_comes() -> None:
-    """A rejection names the event by its number on the connection, and comes before the acknowledgement that covers it."""
+def test_a_rejected_event_is_counted_by_the_acknowledgement_that_covers_it() -> None:
+    """The rejection names it by its number on the connection, and comes first."""
     flight = sent("a", "b", "c")
     assert flight.is_rejected(2, duplicate=False)
     assert (flight.accepted, flight.rejected) == (0, 0)
@@ -35,8 +35,8 @@ def test_an_event_that_is_not_taken_counts_as_rejected_when_its_turn_comes() -> 
     assert (flight.accepted, flight.rejected, len(flight)) == (2, 1, 0)
 
 
-def test_what_is_not_known_to_be_durable_is_sent_again() -> None:
-    """All behind the session's last event; a duplicate of one of them is no rejection then, but the news that it arrived."""
+def test_events_not_known_to_be_durable_are_sent_again() -> None:
+    """All after the session's last event; a duplicate among them is no rejection, but says that it had arrived."""
     flight = sent("a", "b", "c", "d")
     flight.acked(1)
     assert flight.reconnected(2, "b") == [b"c", b"d"]
@@ -46,7 +46,7 @@ def test_what_is_not_known_to_be_durable_is_sent_again() -> None:
     assert (flight.accepted, flight.rejected) == (4, 0)
 
 
-def test_what_was_rejected_is_not_sent_again() -> None:
+def test_a_rejected_event_is_not_sent_again() -> None:
     """Its sender was told, and may have sent it anew."""
     flight = sent("a", "b", "c")
     flight.is_rejected(2, duplicate=False)
@@ -54,14 +54,14 @@ def test_what_was_rejected_is_not_sent_again() -> None:
     assert (flight.accepted, flight.rejected, len(flight)) == (0, 1, 2)
 
 
-def test_a_second_event_of_the_same_id_is_not_taken_for_the_first() -> None:
-    """The one that is durable was acknowledged: what lies between the two is sent again."""
+def test_a_second_event_with_the_same_id_is_not_taken_for_the_first() -> None:
+    """The durable one was acknowledged: the events between the two are sent again."""
     flight = sent("a", "b", "a")
     flight.acked(1)
     assert flight.reconnected(1, "a") == [b"b", b"a"]
 
 
-def test_events_are_sent_again_where_one_before_the_last_was_refused_and_the_word_of_it_was_lost() -> None:
+def test_events_are_sent_again_if_a_rejection_among_them_was_lost() -> None:
     """A disk that was full for a moment: of a, b and c the daemon has two, the last of them c."""
     flight = sent("a", "b", "c", "d")
     assert flight.reconnected(2, "c") == [b"a", b"b", b"c", b"d"]
@@ -71,8 +71,8 @@ def test_events_are_sent_again_where_one_before_the_last_was_refused_and_the_wor
     assert (flight.accepted, flight.rejected) == (4, 0)
 
 
-def test_what_is_known_to_be_refused_is_not_counted_among_the_durable() -> None:
-    """The word of b came: a and c are the two that the daemon has."""
+def test_a_known_rejection_is_not_counted_as_durable() -> None:
+    """The rejection of b came: a and c are the two that the daemon has."""
     flight = sent("a", "b", "c", "d")
     flight.is_rejected(2, duplicate=False)
     assert flight.reconnected(2, "c") == [b"d"]
@@ -80,14 +80,14 @@ def test_what_is_known_to_be_refused_is_not_counted_among_the_durable() -> None:
 
 
 @pytest.mark.parametrize(("count", "last"), [(0, None), (0, "x"), (1, "x"), (3, "b"), (-1, "b")])
-def test_nothing_is_safe_where_the_sessions_last_event_is_not_ours(count: int, last: str | None) -> None:
-    """Another client may have sent it, or it may have been here."""
+def test_no_event_is_durable_if_the_sessions_last_event_is_another_clients(count: int, last: str | None) -> None:
+    """Or if this client sent it before."""
     assert sent("a", "b").reconnected(count, last) == [b"a", b"b"]
 
 
 @given(st.data())
-def test_every_event_is_counted_once_and_what_is_left_is_sent_again_in_order(data: st.DataObject) -> None:
-    """P1 and P2 from the client's side: whatever the daemon takes, and however often the connection breaks."""
+def test_every_event_is_counted_once_and_the_rest_is_sent_again_in_order(data: st.DataObject) -> None:
+    """P1 and P2 from the client's side: whatever the daemon accepts, and however often the connection breaks."""
     ids = [f"e{number}" for number in range(data.draw(st.integers(1, 12)))]
     flight, daemon = InFlight(), list[str]()
     waiting: list[str] = []

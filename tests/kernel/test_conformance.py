@@ -1,4 +1,4 @@
-"""The kernel answers what the reference answered, line by line of the conformance data."""
+"""The kernel gives the reference's answer for every line of the conformance data."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def by_name(name: str, key: str = "name") -> Any:
 
 
 @by_name("scenarios.jsonl")
-def test_a_scenario_leads_to_the_bundle_the_reference_wrote(line: Any) -> None:
-    """Byte for byte, in both styles, and back again."""
+def test_a_scenario_gives_the_bundle_of_the_reference(line: Any) -> None:
+    """Byte for byte, in both styles, and the same after decoding."""
     bundle = run_scenario(read_scenario(json.dumps(line).encode()))
     assert encode_bundle(bundle).decode() == line["bundle_compact"]
     if "bundle_pretty" in line:
@@ -53,7 +53,7 @@ def test_a_scenario_leads_to_the_bundle_the_reference_wrote(line: Any) -> None:
 
 
 def verdict(text: str, plan: Any, provenance: tuple[str, str] | None) -> dict[str, Any]:
-    """What we say of a bundle, stage by stage, as the reference's harness recorded it."""
+    """Return the outcome of each stage for a bundle, as the reference's harness recorded it."""
     said: dict[str, Any] = {}
     try:
         bundle = decode_bundle(text.encode())
@@ -78,7 +78,7 @@ def verdict(text: str, plan: Any, provenance: tuple[str, str] | None) -> dict[st
 
 
 def complaint_of(check: Any) -> str | None:
-    """The message a check raises, or None."""
+    """Return the message that a check raises, or None."""
     try:
         check()
     except ReplayError as error:
@@ -88,7 +88,7 @@ def complaint_of(check: Any) -> str | None:
 
 @by_name("bundles.jsonl")
 def test_a_bundle_gets_the_verdict_of_the_reference(line: Any) -> None:
-    """Parsing, validating, replaying and comparing say the same, in the same words."""
+    """Parsing, validating, replaying and comparing give the same messages."""
     provenance = (line["adapter"], line["runtime"]) if "adapter" in line else None
     said = verdict(line["bundle_text"], {"default": line["default"], "schedule": line["schedule"]}, provenance)
     if line["verdict"]["parse"] is not None:
@@ -100,13 +100,13 @@ def test_a_bundle_gets_the_verdict_of_the_reference(line: Any) -> None:
 
 
 def decisions(values: Any) -> Any:
-    """Decision records from decoded JSON."""
+    """Return decision records from decoded JSON."""
     return [serde.read_decision(parse(json.dumps(value))) for value in values]
 
 
 @by_name("compare.jsonl")
-def test_two_decision_streams_compare_as_the_reference_compares_them(line: Any) -> None:
-    """The same answer, or the same message; and a divergence is found exactly where they differ."""
+def test_decision_streams_compare_as_in_the_reference(line: Any) -> None:
+    """The same answer, or the same message; ``first_divergence`` finds one exactly where they differ."""
     captured, replayed = decisions(line["captured"]), decisions(line["replayed"])
     try:
         same, error = compare_decisions(captured, replayed), None
@@ -117,8 +117,8 @@ def test_two_decision_streams_compare_as_the_reference_compares_them(line: Any) 
 
 
 @by_name("payloads.jsonl", key="payload_hex")
-def test_a_payload_is_taken_or_refused_as_the_reference_does(line: Any) -> None:
-    """The same payloads, and the same words where they are the reference's own."""
+def test_a_payload_is_accepted_or_refused_as_by_the_reference(line: Any) -> None:
+    """With the same message, where it is the reference's own."""
     try:
         check_payload(bytes.fromhex(line["payload_hex"]))
         said = None
@@ -134,7 +134,7 @@ def test_a_payload_is_taken_or_refused_as_the_reference_does(line: Any) -> None:
 
 @by_name("effects.jsonl", key="hash")
 def test_an_effect_has_the_text_and_hash_of_the_reference(line: Any) -> None:
-    """Canonical text and SHA-256; what the reference refuses is refused."""
+    """Canonical text and SHA-256; an effect that the reference refuses is refused."""
     if "error" in line:
         with pytest.raises(ValueError, match=""):
             msgspec.json.decode(line["input"], type=ActionEffect)
@@ -144,7 +144,7 @@ def test_an_effect_has_the_text_and_hash_of_the_reference(line: Any) -> None:
     assert compute_effect_hash(effect) == line["hash"]
 
 
-def test_every_float_is_spelled_as_the_reference_spells_it() -> None:
+def test_every_float_is_written_as_by_the_reference() -> None:
     """Positive exponents with a plus, everything else as short as it can be."""
     for line in conformance("floats.jsonl"):
         (number,) = struct.unpack("<d", struct.pack("<Q", line["bits"]))
@@ -153,7 +153,7 @@ def test_every_float_is_spelled_as_the_reference_spells_it() -> None:
         assert encode_effect(effect).decode() == expected
 
 
-def test_every_string_is_escaped_as_the_reference_escapes_it() -> None:
+def test_every_string_is_escaped_as_by_the_reference() -> None:
     """In an effect's text, which is hashed."""
     for line in conformance("strings.jsonl"):
         text = encode_effect(ActionEffect(line["value"], ()))
@@ -161,7 +161,7 @@ def test_every_string_is_escaped_as_the_reference_escapes_it() -> None:
 
 
 @by_name("lenient.jsonl", key="id")
-def test_what_the_reference_is_lenient_about_we_are_too(line: Any) -> None:
+def test_unusual_forms_that_the_reference_accepts_are_accepted(line: Any) -> None:
     """Arrays for structs, escaped keys, absent options, carried nanoseconds; written back canonically."""
     if line["kind"] == "payload":
         check_payload(bytes.fromhex(line["payload_hex"]))
@@ -177,7 +177,7 @@ def test_what_the_reference_is_lenient_about_we_are_too(line: Any) -> None:
         assert compare_decisions(decisions(line["input"]["captured"]), decisions(line["input"]["replayed"]))
 
 
-def test_effects_of_the_real_engine_are_read_and_spelled_back() -> None:
+def test_effects_of_the_real_engine_are_read_and_written_back_unchanged() -> None:
     """Every effect in the replies of the real graph runtime."""
     for line in conformance("engine.jsonl"):
         for effect in json.loads(line["reply_text"]).get("effects", []):
@@ -190,7 +190,7 @@ REAL = shared("real") / "ergo-cli"
 
 @pytest.mark.parametrize("name", sorted(path.name for path in REAL.glob("cap_*.json")))
 def test_a_capture_of_the_real_tool_is_read_and_written_back_unchanged(name: str) -> None:
-    """Including the one that the reference, whose float parser is off by a bit, refuses itself."""
+    """Also the one that the reference refuses, because its float parser is off by one bit."""
     text = (REAL / name).read_bytes()
     bundle = decode_bundle(text)
     assert encode_bundle(bundle).rstrip(b"\n") == text.rstrip(b"\n")
@@ -200,7 +200,7 @@ def test_a_capture_of_the_real_tool_is_read_and_written_back_unchanged(name: str
     assert first_divergence(bundle.decisions, rederive(bundle)) is None
 
 
-def test_a_capture_that_was_tampered_with_is_found_out() -> None:
+def test_a_changed_capture_is_detected() -> None:
     """A decision, an effect's value, a payload, the version: each by its own check."""
 
     def tampered(name: str) -> Any:

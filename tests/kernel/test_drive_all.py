@@ -1,4 +1,4 @@
-"""Deciding many events at once is deciding them one by one."""
+"""``drive_all`` decides as ``drive`` does for each event."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ endings = st.sampled_from([RunTermination.Completed, RunTermination.Completed, R
 
 
 @given(events, limits, endings, st.lists(st.integers(0, 60), max_size=4))
-def test_a_stream_cut_into_chunks_gets_the_decisions_it_gets_event_by_event(
+def test_drive_all_takes_the_decisions_of_drive(
     stream: list[ExternalEvent], constraints: Constraints, ending: RunTermination, cuts: list[int]
 ) -> None:
-    """P11: whatever the limits, the kinds, the order of times and the cuts; also through the journal's rows."""
+    """P11: whatever the limits, kinds, times and chunks; also through the journal's rows."""
     memory = MemoryDecisionLog()
     one_by_one = Supervisor("g", constraints, memory, FaultRuntime(ending))
     for event in stream:
@@ -59,7 +59,7 @@ def test_a_stream_cut_into_chunks_gets_the_decisions_it_gets_event_by_event(
 
 
 def described(constraints: Constraints) -> SessionDescription:
-    """A session's description, of which only the limits matter here."""
+    """Return the description of a session with these limits."""
     return SessionDescription(
         session="s",
         graph="g",

@@ -1,4 +1,4 @@
-"""Which numbers a payload and an effect may hold: next to the largest f64, those that the reference reads."""
+"""The numbers that a payload and an effect may hold: next to the largest f64, those that the reference reads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ numbers = pytest.mark.parametrize(("number", "read_there"), NUMBERS, ids=[f"{n[:
 
 
 def taken(payload: str) -> bool:
-    """Whether the kernel takes a payload."""
+    """Return whether the kernel accepts a payload."""
     try:
         check_payload(payload.encode())
     except ExternalEventPayloadError:
@@ -55,7 +55,7 @@ def taken(payload: str) -> bool:
 
 @numbers
 def test_a_payload_may_hold_the_numbers_that_the_reference_reads(number: str, read_there: bool) -> None:
-    """Anywhere in it, and not in a string."""
+    """Anywhere in it; digits in a string do not count."""
     assert taken(f'{{"a":{number}}}') is read_there
     assert taken(f'{{"a":[-{number} ,"x"],"b":1}}') is read_there
     assert taken(f'{{"{number}":"\\"{number}"}}')
@@ -80,7 +80,7 @@ def test_an_effect_may_hold_the_numbers_that_the_reference_reads(tmp_path: Path,
     ],
 )
 def test_an_integer_given_for_a_number_is_a_float(given: Value, meant: Value) -> None:
-    """In its text too, and so in its hash, which else no reader of the bundle would come to."""
+    """In its text too, and so in its hash: a reader of the bundle would compute another one otherwise."""
     ours, theirs = (ActionEffect("k", (EffectWrite("x", value),)) for value in (given, meant))
     assert encode_effect(ours) == encode_effect(theirs)
     assert given == meant
@@ -90,16 +90,16 @@ def test_an_integer_given_for_a_number_is_a_float(given: Value, meant: Value) ->
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 10**400, True, "3", None])
-def test_what_is_no_finite_number_is_no_value(number: Any) -> None:
-    """JSON has no text for it, and the reference's runtime fails the episode instead."""
+def test_a_value_must_be_a_finite_number(number: Any) -> None:
+    """JSON has no text for others, and the reference's runtime fails the episode."""
     with pytest.raises(ValueError, match="expected a finite f64"):
         Value(Number=number)
     with pytest.raises(ValueError, match="expected a finite f64"):
         Value(Series=(1.0, number))
 
 
-def test_a_number_out_of_range_is_not_hidden_by_a_field_of_the_same_name() -> None:
-    """Of a repeated field the last value counts; all of them are read."""
+def test_a_number_out_of_range_is_found_in_a_repeated_field() -> None:
+    """Only the last value of a repeated field counts, but all of them are read."""
     digits = "9" * 309
     assert not taken(f'{{"a":{digits},"a":{{}}}}')
     assert not taken(f'{{"a":{{"b":[{digits}]}},"a":1}}')
@@ -109,15 +109,15 @@ def test_a_number_out_of_range_is_not_hidden_by_a_field_of_the_same_name() -> No
 @pytest.mark.parametrize(
     "number", ["1e5e999", "01e999", "1.e999", "1e999.5", "--1e309", ".1e309", "1e+-309", "1e309e1"]
 )
-def test_what_looks_like_a_large_number_is_none(number: str) -> None:
-    """Only whole numbers are taken out before the rest is read."""
+def test_a_malformed_number_is_refused_however_large_it_looks(number: str) -> None:
+    """Only well-formed numbers are replaced before the rest is parsed."""
     assert not taken(f'{{"a":{number}}}')
     assert not taken(f'{{"a":1,{number}:1}}')
 
 
 @pytest.mark.parametrize("start", ['{"a":' + "[" * 200 + '"', '{"a":1e308,"b":"'])
-def test_a_string_without_an_end_is_read_once(start: str) -> None:
-    """However many quotes are escaped in it: a quarter of a megabyte took minutes."""
+def test_a_string_without_an_end_is_scanned_once(start: str) -> None:
+    """However many escaped quotes are in it: a quarter of a megabyte once took minutes."""
     began = time.perf_counter()
     assert not taken(start + r"\"" * 120_000)
     assert time.perf_counter() - began < 5
@@ -125,5 +125,5 @@ def test_a_string_without_an_end_is_read_once(start: str) -> None:
 
 @pytest.mark.parametrize("number", ["1.79769313486231e308", "-1.79769313486231e+308", "1.7976931348623150e308"])
 def test_a_number_just_below_the_largest_is_read_as_itself(number: str) -> None:
-    """Values between the cheap bound and the largest f64 were read as the largest."""
+    """Values between the cheap bound and the largest f64 were once read as the largest."""
     assert parse(number) == float(number)

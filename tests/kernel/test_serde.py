@@ -1,6 +1,6 @@
-"""What is read as a bundle, where serde's derived readers are not as one would guess.
+"""Texts that are read, or refused, as bundles where serde's derived readers may surprise.
 
-Each text is read whole and as a stream, which have to agree; each answer was the reference's.
+Each text is read whole and as a stream, with the same result; each result was checked with the reference.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from ergo_capture import decode_bundle
 from ergo_capture.bundle.reader.opening import BundleFormatError
 
 
-def test_the_text_itself_is_a_bundle(tmp_path: Path) -> None:
-    """Else the rest would prove nothing."""
+def test_the_unchanged_text_is_a_bundle(tmp_path: Path) -> None:
+    """Otherwise the other tests would prove nothing."""
     assert read(TEXT, tmp_path) == TEXT
 
 
 @pytest.mark.parametrize("place", range(TEXT.count(TIME)))
 @pytest.mark.parametrize("extra", ['"x":null', '"":[1,2]', '"nanos ":0'])
-def test_a_time_has_no_field_but_its_own(tmp_path: Path, place: int, extra: str) -> None:
-    """It is no derived struct, and refuses what those ignore."""
+def test_a_time_with_an_unknown_field_is_refused(tmp_path: Path, place: int, extra: str) -> None:
+    """``Duration`` is not a derived struct: it refuses what those ignore."""
     assert read(bent(TIME, f'{{"secs":1,{extra},"nanos":0}}', place), tmp_path) is None
 
 
 @pytest.mark.parametrize("struct", OPEN_STRUCTS)
-def test_the_name_of_a_field_that_is_ignored_is_text_all_the_same(tmp_path: Path, struct: str) -> None:
-    """A lone surrogate in it is refused; in what the field holds it is not even looked at."""
+def test_the_name_of_an_ignored_field_must_be_unicode(tmp_path: Path, struct: str) -> None:
+    """A lone surrogate in the name is refused; the field's value is not looked at."""
     assert read(bent(struct, struct + r'"\ud800":0,'), tmp_path) is None
     assert read(bent(struct, struct + r'"x":{"\ud800":"\udc00"},'), tmp_path) == TEXT
 
@@ -48,11 +48,11 @@ def test_the_name_of_a_field_that_is_ignored_is_text_all_the_same(tmp_path: Path
     ],
 )
 def test_a_termination_is_one_variant_written_once(tmp_path: Path, termination: str) -> None:
-    """Also where the second time says the same."""
+    """Also if the second says the same."""
     assert read(bent('{"Failed":"SemanticError"}', termination), tmp_path) is None
 
 
-def test_a_kind_of_failure_may_be_an_object_holding_null(tmp_path: Path) -> None:
+def test_an_error_kind_may_be_an_object_holding_null(tmp_path: Path) -> None:
     """As any variant without content."""
     assert read(bent('"SemanticError"', '{"SemanticError":null}'), tmp_path) == TEXT
 
@@ -71,8 +71,8 @@ def test_a_kind_of_failure_may_be_an_object_holding_null(tmp_path: Path) -> None
     ],
     ids=["arrays", "objects", "digits", "negative digits", "numbers", "repeated", "surrogate"],
 )
-def test_a_field_that_is_ignored_may_hold_whatever_is_json(tmp_path: Path, struct: str, value: str) -> None:
-    """However deep, however large: it is skipped, and no limit counts there."""
+def test_an_ignored_field_may_hold_any_json(tmp_path: Path, struct: str, value: str) -> None:
+    """However deep, however large: no limit counts there."""
     assert read(bent(struct, f'{struct}"x":{value},'), tmp_path) == TEXT
 
 
@@ -86,7 +86,7 @@ def test_a_field_that_is_ignored_may_hold_whatever_is_json(tmp_path: Path, struc
     ],
     ids=["no end", "comma", "bracket", "zero"],
 )
-def test_a_field_that_is_ignored_has_to_be_json(tmp_path: Path, value: str) -> None:
+def test_an_ignored_field_must_be_json(tmp_path: Path, value: str) -> None:
     """Down to the deepest level."""
     text = bent('"config":{', f'"config":{{"x":{value},')
     path = tmp_path / "b.capture.json"
@@ -98,8 +98,8 @@ def test_a_field_that_is_ignored_has_to_be_json(tmp_path: Path, value: str) -> N
 
 
 @pytest.mark.parametrize("old", ['"g"', TIME, '"Command"', '"Invoke"', '"SemanticError"', "[]", '{"Number":1.0}'])
-def test_depth_does_not_make_a_value_of_the_wrong_type_right(tmp_path: Path, old: str) -> None:
-    """What is too deep is not looked at further, and is still an array."""
+def test_a_deep_array_in_place_of_another_value_is_refused(tmp_path: Path, old: str) -> None:
+    """Levels that are too deep are not read, and the value is still an array."""
     assert read(bent(old, "[" * 3000 + "]" * 3000), tmp_path) is None
 
 
@@ -107,8 +107,8 @@ def test_depth_does_not_make_a_value_of_the_wrong_type_right(tmp_path: Path, old
     "old", ["null", TIME, '"Command"', '"Invoke"', '{"Failed":"SemanticError"}', "[]", "1.0", "0,"]
 )
 @pytest.mark.parametrize("new", [r'"\ud800"', r'{"\udfff":null}', r'"a\udcffb"'])
-def test_half_a_surrogate_pair_is_refused_in_words_that_are_text(tmp_path: Path, old: str, new: str) -> None:
-    """Whatever should stand there, and the complaint can be printed."""
+def test_a_lone_surrogate_is_refused_with_a_printable_message(tmp_path: Path, old: str, new: str) -> None:
+    """Whatever value it stands in place of."""
     text = bent(old, new + "," * (old == "0,"))
     assert read(text, tmp_path) is None
     with pytest.raises(BundleFormatError) as raised:

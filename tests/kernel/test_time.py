@@ -1,4 +1,4 @@
-"""Event time: what the reference's Duration does."""
+"""Event time behaves as the reference's ``Duration``."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ LAST = EventTime(U64_MAX, NANOS_PER_SEC - 1)
     ],
 )
 def test_a_sum_is_carried_and_saturates(time: EventTime, span: EventTime, sum_: EventTime) -> None:
-    """At the last time that there is."""
+    """It stops at the last representable time."""
     assert time.saturating_add(span) == sum_

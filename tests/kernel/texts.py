@@ -1,4 +1,4 @@
-"""A bundle's text, and what becomes of it when something in it is another."""
+"""A bundle's text, variants of it, and how they are read."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ TEXT = (
     '[{"key":"k","value":{"Number":1.0}}]},"effect_hash":"h"}]}],'
     '"adapter_provenance":"none","runtime_provenance":"r"}'
 )
-#: Where an object of a struct that ignores what it does not know begins.
+#: The beginnings of objects whose unknown fields are ignored.
 OPEN_STRUCTS = ['"config":{', '"events":[{', '"decisions":[{', '"effects":[{', '"effect":{', '"writes":[{']
 
 
 def bent(old: str, new: str, place: int = 0) -> str:
-    """The text with one occurrence of something replaced."""
+    """Return the text with one occurrence of ``old`` replaced."""
     parts = TEXT.split(old)
     assert len(parts) > place + 1
     return old.join(parts[: place + 1]) + new + old.join(parts[place + 1 :])
 
 
 def records(path: Path) -> tuple[list[Any], list[Any]]:
-    """The events and decisions that a stream over the file gives."""
+    """Return the events and decisions that a stream over the file gives."""
     with open_bundle(path) as stream:
         return list(stream.events()), list(stream.decisions())
 
 
 def read(text: str, place: Path) -> str | None:
-    """What is written back of a bundle, or None where it is refused; the two readers have to agree."""
+    """Return the bundle written back, or None if it is refused; both readers have to agree."""
     path = place / "b.capture.json"
     path.write_text(text)
     try:

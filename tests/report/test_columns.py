@@ -1,4 +1,4 @@
-"""What the page is given of a bundle."""
+"""The columns of a bundle that the page is made from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def deferred(path: Path, times: list[tuple[int, str]]) -> dict[str, Any]:
 
 
 def test_every_column_has_a_value_for_each_event(tmp_path: Path) -> None:
-    """Ten events, ten of everything."""
+    """Ten events give ten values in each column."""
     found = columns(bundle(tmp_path / "a.json", effects=True))
     for name in ("secs", "nanos", "id", "kind", "payload", "decision", "episode", "termination", "retries"):
         assert len(found[name]) == 10, name
@@ -51,7 +51,7 @@ def test_every_column_has_a_value_for_each_event(tmp_path: Path) -> None:
 
 
 def test_a_deferred_episode_is_a_span_from_its_event_to_its_run(tmp_path: Path) -> None:
-    """One that never runs has no end; an idle Pump waits for nothing."""
+    """An episode that never runs has no end; a Pump that finds nothing due has no span."""
     found = deferred(
         tmp_path / "a.json",
         [(0, "Command"), (1, "Command"), (2, "Command"), (3, "Pump"), (61, "Pump"), (62, "Command")],
@@ -59,8 +59,8 @@ def test_a_deferred_episode_is_a_span_from_its_event_to_its_run(tmp_path: Path) 
     assert found["spans"] == [(1, 4, 0), (2, None, 1), (5, None, 0)]
 
 
-def test_spans_that_do_not_meet_share_a_row(tmp_path: Path) -> None:
-    """So that the rows in use are the episodes that wait at once."""
+def test_spans_that_do_not_overlap_share_a_row(tmp_path: Path) -> None:
+    """There are as many rows as episodes that wait at once."""
     times = [(0, "Command")]
     for minute in range(1, 6):
         times += [(minute * 60 - 30, "Command"), (minute * 60, "Pump")]
@@ -69,8 +69,8 @@ def test_spans_that_do_not_meet_share_a_row(tmp_path: Path) -> None:
     assert all(ended is not None for _, ended, _ in found["spans"])
 
 
-def test_a_decision_that_is_missing_is_an_event_without_one(tmp_path: Path) -> None:
-    """A bundle may have been cut."""
+def test_an_event_without_a_decision_has_empty_columns(tmp_path: Path) -> None:
+    """A bundle may have been cut after its capture."""
 
     def cut(data: dict[str, list[Any]]) -> None:
         del data["decisions"][7:]
@@ -80,8 +80,8 @@ def test_a_decision_that_is_missing_is_an_event_without_one(tmp_path: Path) -> N
     assert found["episode"][7:] == [None, None, None]
 
 
-def test_what_javascript_cannot_count_is_given_as_text(tmp_path: Path) -> None:
-    """Whole numbers from 2**53 on."""
+def test_integers_from_2_to_the_53_are_given_as_text(tmp_path: Path) -> None:
+    """JavaScript has no exact integers beyond that."""
 
     def change(data: dict[str, list[dict[str, Any]]]) -> None:
         data["decisions"][0]["episode_id"] = (1 << 53) - 1
@@ -93,15 +93,15 @@ def test_what_javascript_cannot_count_is_given_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("secs", "dates"), [(0, False), (946_684_799, False), (946_684_800, True), (7_258_118_399, True), (1 << 40, False)]
 )
-def test_times_between_2000_and_2200_are_meant_as_dates(tmp_path: Path, secs: int, dates: bool) -> None:
-    """If all of them are."""
+def test_times_between_2000_and_2200_are_taken_for_dates(tmp_path: Path, secs: int, dates: bool) -> None:
+    """Only if all times of the bundle lie there."""
     assert deferred(tmp_path / "a.json", [(secs, "Command"), (secs, "Command")])["dates"] is dates
     if secs:
         assert deferred(tmp_path / "b.json", [(0, "Command"), (secs, "Command")])["dates"] is False
 
 
-def test_a_payload_that_is_no_text_is_shown_with_its_bytes_escaped(tmp_path: Path) -> None:
-    """No daemon takes one, but a bundle can hold it."""
+def test_a_payload_that_is_not_utf8_is_shown_with_its_bytes_escaped(tmp_path: Path) -> None:
+    """No daemon accepts one, but a bundle can hold it."""
 
     def change(data: dict[str, list[dict[str, Any]]]) -> None:
         data["events"][0]["payload"] = [123, 255, 125]
@@ -109,8 +109,8 @@ def test_a_payload_that_is_no_text_is_shown_with_its_bytes_escaped(tmp_path: Pat
     assert columns(bundle(tmp_path / "a.json", change))["payload"][0] == "{\\xff}"
 
 
-def test_what_is_no_event_ends_it(tmp_path: Path) -> None:
-    """With the words that every reader of bundles has for it."""
+def test_a_malformed_event_is_an_error(tmp_path: Path) -> None:
+    """The message is the one that every reader of bundles has for it."""
     path = bundle(tmp_path / "a.json")
     data = json.loads(path.read_text())
     data["events"][9]["kind"] = "Party"

@@ -1,4 +1,4 @@
-"""``ergo-capture report``: where the page goes, and what it is never written over."""
+"""``ergo-capture report``: where the page is written, and what it never overwrites."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Capture = pytest.CaptureFixture[str]
         (".json", ".json.html"),
     ],
 )
-def test_the_page_goes_beside_the_bundle_where_nothing_else_is_said(
+def test_the_page_is_written_beside_the_bundle_by_default(
     tmp_path: Path, capsys: Capture, name: str, page: str
 ) -> None:
-    """And its path is printed, with its size."""
+    """Its path and size are printed."""
     assert app.run(["report", str(bundle(tmp_path / name))]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path}/{page} (")
     assert (tmp_path / page).read_bytes().startswith(b"<!doctype html>")
 
 
-def test_missing_directories_are_made_and_an_older_page_is_replaced(tmp_path: Path) -> None:
+def test_missing_directories_are_created_and_an_older_page_is_replaced(tmp_path: Path) -> None:
     """As for every other output."""
     source, page = bundle(tmp_path / "a.json"), tmp_path / "deep" / "er" / "a.html"
     assert app.run(["report", str(source), "-o", str(page)]) == 0
@@ -43,8 +43,8 @@ def test_missing_directories_are_made_and_an_older_page_is_replaced(tmp_path: Pa
     assert page.read_bytes().startswith(b"<!doctype html>")
 
 
-def test_the_page_can_go_into_a_pipe(tmp_path: Path) -> None:
-    """``-o -``: the page and nothing else."""
+def test_the_page_can_be_written_to_a_pipe(tmp_path: Path) -> None:
+    """``-o -`` writes the page and nothing else."""
     source = bundle(tmp_path / "a.json")
     ran = command("report", str(source), "-o", "-")
     assert ran.returncode == 0
@@ -53,8 +53,8 @@ def test_the_page_can_go_into_a_pipe(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_reader_that_goes_away_is_no_success(tmp_path: Path) -> None:
-    """The shell's code for it, as for every command; the page is larger than a pipe."""
+def test_a_closed_pipe_is_a_failure(tmp_path: Path) -> None:
+    """Exit code 141, as for every command; the page is larger than a pipe's buffer."""
     source = bundle(tmp_path / "a.json")
     ran = command_into("head -c 20", "report", str(source), "-o", "-")
     assert ran == (141, "<!doctype html>\n<htm")
@@ -70,8 +70,8 @@ def command_into(reader: str, *arguments: str) -> tuple[int, str]:
     return int(ran.stderr), ran.stdout
 
 
-def test_a_bundle_from_a_pipe_needs_a_place_for_its_page(tmp_path: Path, capsys: Capture) -> None:
-    """Nothing is written beside a device; with ``-o`` the page is as of the file."""
+def test_a_bundle_from_a_pipe_needs_a_path_for_its_page(tmp_path: Path, capsys: Capture) -> None:
+    """Nothing is written beside a device; with ``-o`` the page is that of the file."""
     source = bundle(tmp_path / "a.json")
     assert app.run(["report", "/dev/stdin"]) == 2
     assert "no place beside it" in capsys.readouterr().err
@@ -85,8 +85,8 @@ def test_a_bundle_from_a_pipe_needs_a_place_for_its_page(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("way", ["same", "link", "dots"])
-def test_the_bundle_is_never_written_over(tmp_path: Path, capsys: Capture, way: str) -> None:
-    """By whatever name it is called; exit 2."""
+def test_the_bundle_is_never_overwritten(tmp_path: Path, capsys: Capture, way: str) -> None:
+    """By whatever path it is named; exit 2."""
     source = bundle(tmp_path / "a.json")
     before = source.read_bytes()
     (tmp_path / "link.html").symlink_to(source)
@@ -96,8 +96,8 @@ def test_the_bundle_is_never_written_over(tmp_path: Path, capsys: Capture, way: 
     assert source.read_bytes() == before
 
 
-def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path, capsys: Capture) -> None:
-    """A device under a page's name would be gone."""
+def test_a_file_that_is_not_regular_is_not_replaced(tmp_path: Path, capsys: Capture) -> None:
+    """A device at the page's path would be gone."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     assert app.run(["report", str(bundle(tmp_path / "a.json")), "-o", str(fifo)]) == 2
@@ -106,7 +106,7 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path, capsys: Captur
     assert fifo.is_fifo()
 
 
-def test_what_is_no_bundle_makes_no_page(tmp_path: Path, capsys: Capture) -> None:
+def test_a_file_that_is_not_a_bundle_gives_no_page(tmp_path: Path, capsys: Capture) -> None:
     """Exit 1, and nothing is written."""
     (tmp_path / "a.capture.json").write_text("{}")
     assert app.run(["report", str(tmp_path / "a.capture.json")]) == 1
@@ -114,7 +114,7 @@ def test_what_is_no_bundle_makes_no_page(tmp_path: Path, capsys: Capture) -> Non
     assert not (tmp_path / "a.html").exists()
 
 
-def test_a_bundle_that_is_not_there_is_said_to_be_missing(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_bundle_is_an_error(tmp_path: Path, capsys: Capture) -> None:
     """Exit 1, with a hint."""
     assert app.run(["report", str(tmp_path / "no.json")]) == 1
     error = capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_a_bundle_that_is_not_there_is_said_to_be_missing(tmp_path: Path, capsys
 
 
 def test_the_same_bundle_gives_the_same_page(tmp_path: Path) -> None:
-    """To the byte: no clock and no order of chance is in it."""
+    """Byte for byte: it depends on no clock and on no hash seed."""
     source = bundle(tmp_path / "a.json", effects=True)
     pages = [command("report", str(source), "-o", "-").stdout for _ in range(2)]
     assert pages[0] == pages[1]

@@ -83,8 +83,8 @@ def painted(page: Page, chart: str, colour: str) -> int:
     return found
 
 
-def test_the_page_draws_what_ran_what_failed_and_what_waited(browser: Browser, tmp_path: Path) -> None:
-    """Each chart has points of the colours that say so."""
+def test_the_page_draws_episodes_that_ran_failed_and_waited(browser: Browser, tmp_path: Path) -> None:
+    """Each chart has points in the colours for them."""
     ends = {"e0": [RunTermination.TimedOut, RunTermination.Aborted]}
     limits = Constraints(max_per_window=5, rate_window=EventTime(60, 0), max_retries=1)
     run = CapturingSession("g", limits, MemoryDecisionLog(), FaultRuntime(schedule=ends), "rpv1:none")
@@ -102,8 +102,8 @@ def test_the_page_draws_what_ran_what_failed_and_what_waited(browser: Browser, t
     assert page.texts("figcaption")[2] == "Deferred episodes, from event to run; 14 never ran (red, open to the right)"
 
 
-def test_the_page_says_what_it_is_of(browser: Browser, small: Path) -> None:
-    """Graph, file, limits, and the run in numbers."""
+def test_the_page_names_its_bundle(browser: Browser, small: Path) -> None:
+    """Graph, file, limits, and the counts of the run."""
     page = drawn(browser, small)
     assert page.texts("h1") == ["Graph g"]
     assert page.value("document.title") == "g: small.json"
@@ -133,17 +133,15 @@ def test_every_event_has_a_row_with_its_decision(browser: Browser, small: Path) 
         ("#retried=yes", ["e4"]),
     ],
 )
-def test_a_filter_in_the_address_leaves_what_it_should(
-    browser: Browser, small: Path, fragment: str, ids: list[str]
-) -> None:
+def test_a_filter_in_the_address_selects_rows(browser: Browser, small: Path, fragment: str, ids: list[str]) -> None:
     """By id, payload, effects, kind, decision, termination and retries."""
     page = drawn(browser, small, fragment)
     assert page.texts(IDS) == ids
     page.close()
 
 
-def test_what_is_typed_is_looked_for_and_kept_in_the_address(browser: Browser, small: Path) -> None:
-    """So that a view can be passed on."""
+def test_a_search_is_kept_in_the_address(browser: Browser, small: Path) -> None:
+    """So a view can be passed on as a link."""
     page = drawn(browser, small)
     page.value("document.querySelector('#search').focus()")
     page.say("Input.insertText", text="e7")
@@ -155,7 +153,7 @@ def test_what_is_typed_is_looked_for_and_kept_in_the_address(browser: Browser, s
     assert page.value("location.hash") == ""
 
 
-def test_an_address_that_changes_changes_the_view(browser: Browser, small: Path) -> None:
+def test_a_change_of_the_address_changes_the_view(browser: Browser, small: Path) -> None:
     """As when a link is followed within the page's tab."""
     page = drawn(browser, small)
     page.value("void (location.hash = '#kind=Pump')")
@@ -163,15 +161,15 @@ def test_an_address_that_changes_changes_the_view(browser: Browser, small: Path)
     assert page.texts(IDS) == ["e8"]
 
 
-def test_a_number_leads_to_the_events_it_counts(browser: Browser, small: Path) -> None:
-    """The fact ``retries`` leaves the one that was tried again."""
+def test_a_count_links_to_the_events_that_it_counts(browser: Browser, small: Path) -> None:
+    """The count ``retries`` selects the event that was tried again."""
     page = drawn(browser, small)
     page.value("[...document.querySelectorAll('button.fact')].find(e => e.textContent.startsWith('retries')).click()")
     assert page.texts(IDS) == ["e4"]
 
 
-def test_a_row_opens_to_its_payload_as_it_was_sent(browser: Browser, tmp_path: Path) -> None:
-    """Byte for byte, numbers and spaces too, and closes again."""
+def test_a_row_opens_to_its_payload_as_sent(browser: Browser, tmp_path: Path) -> None:
+    """Byte for byte, numbers and spaces too; a second click closes it."""
     run, payload = session(), b'{ "n": 1.0,  "big": 12345678901234567890 }'
     run.on_event(at("e0", 0, payload))
     page = drawn(browser, kept(run, tmp_path / "a.json"))
@@ -183,8 +181,8 @@ def test_a_row_opens_to_its_payload_as_it_was_sent(browser: Browser, tmp_path: P
     assert page.texts("tr.more") == []
 
 
-def test_a_row_opens_to_its_time_as_the_axes_have_it(browser: Browser, tmp_path: Path) -> None:
-    """Seconds alone do not say where in a chart of days it is."""
+def test_a_row_opens_to_its_time_as_on_the_axes(browser: Browser, tmp_path: Path) -> None:
+    """Seconds alone do not show where in a chart of days it is."""
     run = session()
     run.on_event(at("e0", 3 * 86_400 + 5 * 3_600 + 17 * 60 + 9))
     page = drawn(browser, kept(run, tmp_path / "a.json"))
@@ -192,7 +190,7 @@ def test_a_row_opens_to_its_time_as_the_axes_have_it(browser: Browser, tmp_path:
     assert "day 3 05:17:09" in page.texts("tr.more dd")
 
 
-def test_a_deferred_event_leads_to_its_run_and_the_run_to_it(browser: Browser, tmp_path: Path) -> None:
+def test_a_deferred_event_and_its_run_link_to_each_other(browser: Browser, tmp_path: Path) -> None:
     """With the time between them."""
     run = session(Constraints(max_per_window=1, rate_window=EventTime(60, 0)))
     for event in (at("first", 0), at("late", 10), at("pump", 90, kind="Pump")):
@@ -206,7 +204,7 @@ def test_a_deferred_event_leads_to_its_run_and_the_run_to_it(browser: Browser, t
     assert "late deferred 1 min 20 s before" in page.texts("tr.more dd")
 
 
-def test_a_column_sorts_and_sorts_the_other_way(browser: Browser, small: Path) -> None:
+def test_a_column_sorts_in_both_directions(browser: Browser, small: Path) -> None:
     """Numbers from the largest, text from the first."""
     page = drawn(browser, small)
     page.value("document.querySelectorAll('#head button')[8].click()")
@@ -232,8 +230,8 @@ def test_dragging_across_a_chart_shows_that_part_and_its_rows(browser: Browser, 
     assert len(page.texts(IDS)) == 100
 
 
-def test_a_click_into_a_chart_opens_the_event_that_is_there(browser: Browser, tmp_path: Path) -> None:
-    """In the table, whichever page of it that is."""
+def test_a_click_into_a_chart_opens_the_event_at_that_point(browser: Browser, tmp_path: Path) -> None:
+    """In the table, on whichever page of it."""
     run = session()
     for number in range(1_000):
         run.on_event(at(f"e{number}", number))
@@ -245,8 +243,8 @@ def test_a_click_into_a_chart_opens_the_event_that_is_there(browser: Browser, tm
 
 
 @pytest.mark.parametrize("by", ["kind", "termination"])
-def test_the_bars_can_be_coloured_by_something_else(browser: Browser, small: Path, by: str) -> None:
-    """The legend names what there is of it."""
+def test_the_bars_can_be_coloured_by_another_property(browser: Browser, small: Path, by: str) -> None:
+    """The legend names its values."""
     page = drawn(browser, small)
     page.value(f"(() => {{ const e = $('by'); e.value = '{by}'; e.dispatchEvent(new Event('input')); }})()")
     names = {"kind": {"Command", "Pump"}, "termination": {"Completed", "no run"}}[by]
@@ -254,7 +252,7 @@ def test_the_bars_can_be_coloured_by_something_else(browser: Browser, small: Pat
     assert page.complaints() == []
 
 
-def test_ids_and_payloads_are_text_and_nothing_else(browser: Browser, tmp_path: Path) -> None:
+def test_ids_and_payloads_are_shown_as_text_only(browser: Browser, tmp_path: Path) -> None:
     """A hostile id neither ends the script nor becomes markup."""
     hostile = [
         "</script><script>document.body.dataset.error='x'</script>",
@@ -273,8 +271,8 @@ def test_ids_and_payloads_are_text_and_nothing_else(browser: Browser, tmp_path: 
     assert page.value("document.querySelectorAll('img, b b, i').length") == 0
 
 
-def test_a_script_that_is_not_the_pages_own_is_not_run(browser: Browser, small: Path) -> None:
-    """The policy knows the page's scripts by their hashes, whatever gets into it."""
+def test_a_script_that_is_not_the_pages_own_does_not_run(browser: Browser, small: Path) -> None:
+    """The policy knows the page's scripts by their hashes."""
     page = drawn(browser, small)
     page.value(
         "(() => { const s = document.createElement('script'); s.textContent = 'window.taken = 1'; document.body.append(s); })()"
@@ -282,16 +280,16 @@ def test_a_script_that_is_not_the_pages_own_is_not_run(browser: Browser, small: 
     assert page.value("window.taken") is None
 
 
-def test_the_page_cannot_reach_out(browser: Browser, small: Path) -> None:
-    """Its policy refuses every connection, even one that its own script would make."""
+def test_the_page_cannot_connect_anywhere(browser: Browser, small: Path) -> None:
+    """Its policy refuses every connection, even of its own script."""
     page = drawn(browser, small)
     refused = page.value("fetch('data:,x').then(() => false, () => true)")
     assert refused
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_bundle_of_nothing_or_of_one_event_is_drawn_too(browser: Browser, tmp_path: Path, count: int) -> None:
-    """Without a division by nothing."""
+def test_a_bundle_of_no_or_one_event_is_drawn(browser: Browser, tmp_path: Path, count: int) -> None:
+    """Without a division by zero."""
     run = session()
     for number in range(count):
         run.on_event(at(f"e{number}", 5))
@@ -304,8 +302,8 @@ def test_a_bundle_of_nothing_or_of_one_event_is_drawn_too(browser: Browser, tmp_
     )
 
 
-def test_where_everything_is_deferred_the_page_says_that_nothing_ran(browser: Browser, tmp_path: Path) -> None:
-    """And draws what waits to the end."""
+def test_a_run_of_deferrals_only_is_shown_as_such(browser: Browser, tmp_path: Path) -> None:
+    """The page says that nothing ran, and draws the waits to the end."""
     run = session(Constraints(max_in_flight=0))
     for number in range(50):
         run.on_event(at(f"e{number}", number))
@@ -316,7 +314,7 @@ def test_where_everything_is_deferred_the_page_says_that_nothing_ran(browser: Br
 
 
 def test_numbers_and_times_are_shown_to_the_last_digit(browser: Browser, tmp_path: Path) -> None:
-    """An unsigned 64-bit number is more than JavaScript can hold."""
+    """Unsigned 64-bit integers are more than JavaScript's numbers can hold."""
 
     def change(data: dict[str, list[dict[str, object]]]) -> None:
         data["decisions"][9]["episode_id"] = LAST
@@ -328,8 +326,8 @@ def test_numbers_and_times_are_shown_to_the_last_digit(browser: Browser, tmp_pat
     assert row[5] == str(LAST)
 
 
-def test_events_a_nanosecond_apart_are_drawn_and_can_be_looked_at_closer(browser: Browser, tmp_path: Path) -> None:
-    """At a date of today numbers have no digits for that; the page draws all the same."""
+def test_events_a_nanosecond_apart_are_drawn_and_can_be_zoomed(browser: Browser, tmp_path: Path) -> None:
+    """JavaScript's numbers do not resolve nanoseconds at today's dates; the page draws all the same."""
     run = session()
     for number in range(20):
         run.on_event(at(f"e{number}", 1_700_000_000, nanos=number))
@@ -343,7 +341,7 @@ def test_events_a_nanosecond_apart_are_drawn_and_can_be_looked_at_closer(browser
 
 
 def test_event_times_that_are_dates_are_shown_as_dates(browser: Browser, tmp_path: Path) -> None:
-    """In UTC, wherever the browser is."""
+    """In UTC, whatever the browser's time zone."""
     run = session()
     run.on_event(at("e0", 1_357_017_420))
     run.on_event(at("e1", 1_357_103_820))
@@ -357,7 +355,7 @@ def test_event_times_that_are_dates_are_shown_as_dates(browser: Browser, tmp_pat
 
 @pytest.mark.parametrize("width", [320, 500, 1280])
 def test_nothing_is_wider_than_the_page(browser: Browser, small: Path, width: int) -> None:
-    """Only the table may have to be scrolled sideways, within its own box."""
+    """Only the table scrolls sideways, within its own box."""
     page = small.with_name("page.html")
     page.write_bytes(report_page(small))
     tab = browser.open(page, width=width)
@@ -365,8 +363,8 @@ def test_nothing_is_wider_than_the_page(browser: Browser, small: Path, width: in
     assert tab.complaints() == []
 
 
-def test_the_legend_has_no_place_for_numbers_that_are_not_there(browser: Browser, tmp_path: Path) -> None:
-    """They come with the pointer, and so does the time that they are of."""
+def test_the_legend_shows_values_only_under_the_pointer(browser: Browser, tmp_path: Path) -> None:
+    """Likewise the time that they belong to."""
     run = session()
     for number in range(100):
         run.on_event(at(f"e{number}", number * 10))
@@ -378,7 +376,7 @@ def test_the_legend_has_no_place_for_numbers_that_are_not_there(browser: Browser
 
 
 def test_a_dark_page_is_printed_on_white(browser: Browser, small: Path) -> None:
-    """Charts and all."""
+    """Its charts too."""
     page = drawn(browser, small)
     page.say("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     dark = page.wait("css('--ink') === '#e6edf3' && css('--ink')")
@@ -390,8 +388,8 @@ def test_a_dark_page_is_printed_on_white(browser: Browser, small: Path) -> None:
     assert base64.b64decode(page.say("Page.printToPDF")["data"]).startswith(b"%PDF")
 
 
-def test_thirty_thousand_events_are_light_and_are_drawn(browser: Browser, tmp_path: Path) -> None:
-    """The page stays below a few megabytes, and shows a hundred rows at a time."""
+def test_a_page_of_thirty_thousand_events_is_small_and_is_drawn(browser: Browser, tmp_path: Path) -> None:
+    """It stays below a few megabytes, and shows a hundred rows at a time."""
     run = session(Constraints(max_per_window=20, rate_window=EventTime(60, 0)))
     for number in range(30_000):
         pump = number % 10 == 9
@@ -406,8 +404,8 @@ def test_thirty_thousand_events_are_light_and_are_drawn(browser: Browser, tmp_pa
     assert page.texts(IDS)[0] == "e100"
 
 
-def test_the_page_asks_for_nothing(small: Path) -> None:
-    """No address in it is fetched: no src, no link, no import; and it forbids itself every connection."""
+def test_the_page_loads_nothing(small: Path) -> None:
+    """It has no src, link or import, and its policy forbids every connection."""
     text = report_page(small).decode()
     assert "default-src 'none'" in text
     assert "unsafe" not in text[: text.index("<style>")]
