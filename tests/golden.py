@@ -32,7 +32,7 @@ from ergo_capture import (
 from ergo_capture.bundle.catalogue import Catalogue
 from ergo_capture.bundle.format import CaptureJsonStyle
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionRows
 from ergo_capture.journal.frame import IGNORABLE, FrameKind, PendingFrame, encode_header

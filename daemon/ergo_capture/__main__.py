@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        from ergo_capture.cli.app import run  # noqa: PLC0415 - importing this module must cost nothing
+        from ergo_capture.cli.app import run  # noqa: PLC0415 - importing this module must not import the command line
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(run())

@@ -1,8 +1,4 @@
-"""A small run as a bundle, and bundles in which one thing was changed.
-
-Owns: the run that the tests of replay and inspection share.
-Not here: any test.
-"""
+"""A small run as a bundle, and variants of it with one change; shared by the tests of replay and inspection."""
 
 from __future__ import annotations
 
@@ -46,7 +42,7 @@ class Engine:
 
 
 class EngineWithEffects(Engine):
-    """The same, with an effect for ``e6``."""
+    """The same engine, with an effect for ``e6``."""
 
     def run(self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None) -> RunResult:
         """One attempt."""
@@ -56,7 +52,7 @@ class EngineWithEffects(Engine):
 
 
 def bundle(path: Path, change: Callable[[Any], None] | None = None, *, effects: bool = False) -> Path:
-    """The run's bundle, with a change made to its JSON."""
+    """Write the run's bundle and return its path, with a change made to its JSON."""
     limits = Constraints(max_per_window=3, rate_window=EventTime(10, 0), max_retries=2)
     runtime = EngineWithEffects() if effects else Engine()
     session = CapturingSession("g", limits, MemoryDecisionLog(), runtime, "rpv1:none")
@@ -75,6 +71,6 @@ def bundle(path: Path, change: Callable[[Any], None] | None = None, *, effects: 
 
 
 def script(path: Path) -> str:
-    """A scripted engine that ends episodes as the run's did, as an engine's SPEC."""
+    """Write a scripted engine with the run's outcomes, and return it as an engine's SPEC."""
     path.write_text(json.dumps(SCRIPT))
     return f"scripted:{path}"

@@ -1,4 +1,4 @@
-"""``bundles list`` and ``bundles prune``: what they print, what they exit with, what is left."""
+"""``bundles list`` and ``bundles prune``: output, exit codes, and which bundles are left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ergo_capture.cli.app import run
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """Two graphs, of bundles one, five and nine days old, a snapshot, and one without manifest."""
+    """Return a state directory: two graphs, bundles one, five and nine days old, a snapshot, one without manifest."""
     now = datetime.now(UTC)
     for days in (1, 5, 9):
         store(tmp_path, f"a{days}", graph="a", age=days * DAY, now=now)
@@ -30,22 +30,22 @@ def state(tmp_path: Path) -> Path:
 
 
 def bundles(state: Path, action: str, *options: str) -> int:
-    """Run the command on that state directory."""
+    """Run the command on a state directory."""
     return run(["bundles", action, "--config", str(state / "config.toml"), "--state-dir", str(state), *options])
 
 
 def left(state: Path) -> list[str]:
-    """The bundles that are there."""
+    """Return the bundles that are left."""
     return sorted(path.name.partition(".")[0] for path in (state / "bundles").rglob("*.capture.json*"))
 
 
 def said(capfd: pytest.CaptureFixture[str]) -> list[Any]:
-    """Standard output as JSON Lines."""
+    """Return standard output as JSON Lines."""
     return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
-def test_bundles_are_listed_from_the_oldest_with_how_they_ended(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A header, a line each with the path last, so that it can be cut out; the sum goes to standard error."""
+def test_list_shows_bundles_oldest_first(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A header, then one line per bundle with the path last; the total goes to standard error."""
     assert bundles(state, "list") == 0
     out, err = capfd.readouterr()
     head, *lines = out.splitlines()
@@ -60,8 +60,8 @@ def test_bundles_are_listed_from_the_oldest_with_how_they_ended(state: Path, cap
     assert err.startswith("8 bundles, ")
 
 
-def test_one_graph_can_be_listed_as_json(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """One object a line, with the whole manifest."""
+def test_list_of_one_graph_as_json(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One object per line, with the whole manifest."""
     assert bundles(state, "list", "--graph", "a", "--json") == 0
     found = said(capfd)
     assert [(one["state"], one["manifest"]["session"]) for one in found] == [
@@ -73,10 +73,8 @@ def test_one_graph_can_be_listed_as_json(state: Path, capfd: pytest.CaptureFixtu
     assert {one["graph"] for one in found} == {"a"}
 
 
-def test_an_empty_state_has_no_bundles_and_a_missing_one_is_an_error(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing on standard output; a sentence and a hint where nothing is."""
+def test_list_of_a_missing_state_directory_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An empty one lists nothing; a missing one is an error with a hint."""
     (tmp_path / "config.toml").write_text("")
     assert bundles(tmp_path, "list") == 1
     assert "Try: name the state directory" in capfd.readouterr().err
@@ -85,8 +83,8 @@ def test_an_empty_state_has_no_bundles_and_a_missing_one_is_an_error(
     assert capfd.readouterr() == ("", "0 bundles, 0 B\n")
 
 
-def test_prune_deletes_by_the_options(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A line for each with the bound that says so, and the sum."""
+def test_prune_obeys_options(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line per bundle with the bound that it is beyond, and the total."""
     assert bundles(state, "prune", "--max-age", "7d") == 0
     out, err = capfd.readouterr()
     assert [line.rpartition(": ")[2] for line in out.splitlines()] == ["max_age", "max_age"]
@@ -102,8 +100,8 @@ def test_prune_deletes_by_the_options(state: Path, capfd: pytest.CaptureFixture[
     assert len(list(state.rglob("*.manifest.json"))) == 3
 
 
-def test_prune_deletes_by_the_configuration(state: Path) -> None:
-    """Each graph by its own bounds; an option stands above all of them."""
+def test_prune_obeys_the_configuration(state: Path) -> None:
+    """Each graph has its own bounds; an option replaces all of them."""
     (state / "config.toml").write_text('[retention]\nmax_age = "7d"\n[graphs.b]\nretention = { max_age = "3d" }\n')
     assert bundles(state, "prune") == 0
     assert left(state) == ["a1", "a5", "b1", "bare", "live"]
@@ -112,7 +110,7 @@ def test_prune_deletes_by_the_configuration(state: Path) -> None:
 
 
 def test_a_dry_run_deletes_nothing(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """And says what would go, in both forms."""
+    """It prints what would be deleted, as text and as JSON."""
     before = left(state)
     assert bundles(state, "prune", "--max-age", "7d", "--dry-run") == 0
     out, err = capfd.readouterr()
@@ -123,8 +121,8 @@ def test_a_dry_run_deletes_nothing(state: Path, capfd: pytest.CaptureFixture[str
     assert left(state) == before
 
 
-def test_what_is_not_what_its_manifest_says_is_kept_with_exit_3(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The others go all the same."""
+def test_prune_keeps_a_bundle_that_differs_from_its_manifest(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3; the others are deleted."""
     bad = state / "bundles" / "a" / "a9.capture.json"
     bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
     assert bundles(state, "prune", "--max-age", "7d") == 3
@@ -147,18 +145,18 @@ def test_what_is_not_what_its_manifest_says_is_kept_with_exit_3(state: Path, cap
     ],
     ids=" ".join,
 )
-def test_bounds_that_say_nothing_or_nonsense_are_wrong_usage(
+def test_missing_or_invalid_bounds_are_wrong_usage(
     state: Path, capfd: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
-    """Exit 2, and nothing is deleted."""
+    """Exit code 2, and nothing is deleted."""
     before = left(state)
     assert bundles(state, "prune", *options) == 2
     assert capfd.readouterr().err
     assert left(state) == before
 
 
-def test_a_closed_standard_output_is_no_traceback(state: Path) -> None:
-    """Closed from the start, or by a reader that has seen enough."""
+def test_closed_standard_output_prints_no_traceback(state: Path) -> None:
+    """Whether it is closed from the start or by the reader."""
     arguments = [*COMMAND, "bundles", "list", "--state-dir", str(state)]
     closed = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *arguments],

@@ -13,20 +13,20 @@ from ergo_capture.errors import ExitCode
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A configuration file of the test's own."""
+    """Return the path of a configuration file in a temporary directory."""
     return tmp_path / "config.toml"
 
 
 def test_default_prints_the_documented_file(capsys: pytest.CaptureFixture[str]) -> None:
-    """``config default`` prints a file that changes nothing, with every setting explained."""
+    """``config default`` prints a file that changes nothing and explains every setting."""
     assert app.run(["config", "default"]) == 0
     text = capsys.readouterr().out
     assert configuration.parse(text, "printed") == configuration.Config()
     assert "# Where clients connect.\n[socket]\n" in text
 
 
-def test_show_prints_what_is_in_force(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``config show`` prints the file's settings and the defaults of all others, paths filled in."""
+def test_show_prints_the_configuration_in_force(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file's settings and the defaults of all others, with paths filled in."""
     file.write_text('[socket]\npath = "/x.sock"\n[rotation]\nmax_events = 7\n')
     assert app.run(["config", "show", "--config", str(file)]) == 0
     shown = capsys.readouterr().out
@@ -36,8 +36,8 @@ def test_show_prints_what_is_in_force(file: Path, capsys: pytest.CaptureFixture[
     assert 'directory = ""' not in shown
 
 
-def test_check_says_ok_and_what_it_found(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``config check`` exits 0 with one line."""
+def test_check_of_a_valid_file_prints_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0."""
     file.write_text('[socket]\npath = "/x.sock"\n[graphs.a]\n[graphs.b]\n')
     assert app.run(["config", "check", "--config", str(file)]) == 0
     assert capsys.readouterr().out == "ok: 2 graphs, socket /x.sock\n"
@@ -52,10 +52,10 @@ def test_check_says_ok_and_what_it_found(file: Path, capsys: pytest.CaptureFixtu
         ("[log\n", "mend the TOML"),
     ],
 )
-def test_check_exits_78_on_a_configuration_that_cannot_be_used(
+def test_check_of_an_invalid_file_exits_78(
     file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A daemon that would not start is told so by the check, on stderr, with the exit code systemd knows."""
+    """The error goes to standard error; 78 is the exit code that systemd knows."""
     file.write_text(text)
     assert app.run(["config", "check", "--config", str(file)]) == 78
     captured = capsys.readouterr()
@@ -63,8 +63,8 @@ def test_check_exits_78_on_a_configuration_that_cannot_be_used(
     assert said in captured.err
 
 
-def test_check_looks_for_the_script_of_an_engine(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A scripted engine whose file is not there would stop the daemon, so the check says it."""
+def test_check_reports_a_missing_engine_script(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The daemon would not start without it."""
     file.write_text('[graphs.a.engine]\nkind = "scripted"\nfile = "/nonesuch.json"\n')
     assert app.run(["config", "check", "--config", str(file)]) != 0
     assert "/nonesuch.json" in capsys.readouterr().err
@@ -78,10 +78,10 @@ def test_check_looks_for_the_script_of_an_engine(file: Path, capsys: pytest.Capt
         ('engine = { kind = "process", command = ["/nonesuch/engine"] }', "there is no program '/nonesuch/engine'"),
     ],
 )
-def test_check_warns_of_what_hardly_anybody_means(
+def test_check_warns_about_probable_mistakes(
     file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The daemon starts with it, so the check is passed; but nobody should have to find out from a run."""
+    """The daemon would start, so the exit code is 0."""
     file.write_text(f"[graphs.a]\n{text}\n")
     assert app.run(["config", "check", str(file)]) == 0
     captured = capsys.readouterr()
@@ -90,15 +90,15 @@ def test_check_warns_of_what_hardly_anybody_means(
     assert "Try: " in captured.err
 
 
-def test_a_limit_with_both_its_halves_is_not_warned_of(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the README has it."""
+def test_check_does_not_warn_about_a_complete_limit(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the README."""
     file.write_text('[graphs.a]\nmax_per_window = 20\nrate_window = "10m"\nmax_retries = 2\n')
     assert app.run(["config", "check", str(file)]) == 0
     assert "graph 'a'" not in capsys.readouterr().err
 
 
 def test_serve_refuses_what_check_refuses(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The daemon stops with 78 before it touches anything."""
+    """The daemon exits with 78 before it touches anything."""
     file.write_text("[limits]\nmax_client = 1\n")
     state = file.parent / "state"
     arguments = ["serve", "--config", str(file), "--state-dir", str(state), "--socket", str(file.parent / "s")]
@@ -108,8 +108,8 @@ def test_serve_refuses_what_check_refuses(file: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", ["check", "show"])
-def test_the_file_may_be_named_by_itself(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As with --config; but not both."""
+def test_the_file_may_be_an_argument(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with --config; not both at once."""
     file.write_text('[socket]\npath = "/x.sock"\n')
     assert app.run(["config", command, str(file)]) == 0
     assert "/x.sock" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``ergo-capture demo`` and ``bench``: a daemon of their own, from start to end."""
+"""``ergo-capture demo`` and ``bench``, with their temporary daemons."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import pytest
 from tests.daemons import command, command_environment
 
-from ergo_capture.cli.own_daemon import own_daemon
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.temporary_daemon import temporary_daemon
+from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ErgoCaptureError
 
 
-def test_the_demo_captures_real_flights_and_shows_what_it_holds(tmp_path: Path) -> None:
-    """Invoke and Defer both occur, the bundle verifies, and its path is printed."""
+def test_demo_captures_real_flights(tmp_path: Path) -> None:
+    """The bundle has Invoke and Defer decisions and verifies, and its path is printed."""
     ran = command("demo", "--directory", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
     (bundle,) = tmp_path.rglob("*.capture.json")
@@ -29,8 +29,8 @@ def test_the_demo_captures_real_flights_and_shows_what_it_holds(tmp_path: Path) 
     assert '"decision":"Invoke"' in text
 
 
-def test_what_the_demo_says_to_try_can_be_tried(tmp_path: Path) -> None:
-    """Each line that begins with a word for it is a command as this shell understands it."""
+def test_commands_that_demo_suggests_work(tmp_path: Path) -> None:
+    """The shell can run each of them as printed."""
     ran = command("demo", "--directory", str(tmp_path))
     tries = [line.split(maxsplit=1)[1] for line in ran.stdout.splitlines() if line.startswith(("look ", "try "))]
     assert len(tries) == 2
@@ -41,16 +41,16 @@ def test_what_the_demo_says_to_try_can_be_tried(tmp_path: Path) -> None:
         assert again.returncode == 0, (line, again.stderr)
 
 
-def test_a_disk_without_room_is_said_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon itself would wait until there is some."""
+def test_a_full_disk_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon itself would wait for space."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _place: SimpleNamespace(free=1 << 20))
-    with pytest.raises(ErgoCaptureError, match="it needs 64 MiB, and 1 MiB are free"), own_daemon(tmp_path):
+    with pytest.raises(ErgoCaptureError, match="it needs 64 MiB, and 1 MiB are free"), temporary_daemon(tmp_path):
         raise AssertionError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bench_prints_a_row_for_each_window(tmp_path: Path) -> None:
-    """With the floor of the same disk beside it; nothing is left in the directory."""
+    """With the floor of the same disk; nothing is left in the directory."""
     ran = command("bench", "--directory", str(tmp_path), "--scale", "0.005", "--json")
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in ran.stdout.splitlines()]
@@ -59,15 +59,15 @@ def test_bench_prints_a_row_for_each_window(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench_measures_a_directory_that_is_there(tmp_path: Path) -> None:
-    """Exit 2, and the path is named."""
+def test_bench_of_a_missing_directory_is_wrong_usage(tmp_path: Path) -> None:
+    """Exit code 2, and the path is named."""
     ran = command("bench", "--directory", str(tmp_path / "nope"))
     assert ran.returncode == 2
     assert "nope" in ran.stderr
 
 
-def test_bench_of_a_daemon_that_is_not_there_says_so(tmp_path: Path) -> None:
-    """Exit 1, a sentence and a hint."""
+def test_bench_without_the_named_daemon_is_an_error(tmp_path: Path) -> None:
+    """Exit code 1, a message and a hint."""
     ran = command("bench", "--socket", str(tmp_path / "no.sock"))
     assert ran.returncode == 1
     assert ran.stderr.startswith("Error: connect to ")

@@ -1,4 +1,4 @@
-"""The daemon's log: names that can be searched for, one JSON object a line, nothing on standard output."""
+"""The daemon's log: searchable names, one JSON object per line, nothing on standard output."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ergo_capture import telemetry
 
 
 class Terminal(io.StringIO):
-    """Standard error on a terminal."""
+    """A terminal as standard error."""
 
     def isatty(self) -> bool:
-        """It is one."""
+        """Return true."""
         return True
 
 
-def test_names_are_subject_and_verb_and_unique() -> None:
+def test_event_names_are_unique_pairs_of_subject_and_verb() -> None:
     """Every event of the log is a constant ``SUBJECT_VERB = "subject.verb"``."""
     names = {key: value for key, value in vars(telemetry).items() if key.isupper() and isinstance(value, str)}
     assert names
@@ -31,7 +31,7 @@ def test_names_are_subject_and_verb_and_unique() -> None:
 
 
 @pytest.mark.parametrize("style", ["auto", "json"])
-def test_elsewhere_than_on_a_terminal_a_line_is_a_json_object(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_json_unless_on_a_terminal(style: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The line has the event, its keys, the level and the time in UTC; standard output stays empty."""
     telemetry.configure("info", style)
     structlog.get_logger().info(telemetry.SESSION_OPENED, session="s\n1", events=3)
@@ -43,8 +43,8 @@ def test_elsewhere_than_on_a_terminal_a_line_is_a_json_object(style: str, capsys
     assert record == {"event": "session.opened", "session": "s\n1", "events": 3, "level": "info"}
 
 
-def test_an_exception_is_text_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A traceback does not break the one-object-a-line rule."""
+def test_a_traceback_stays_within_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """One object per line, also with an exception."""
     telemetry.configure("info", "json")
     try:
         raise ValueError("torn")
@@ -55,8 +55,8 @@ def test_an_exception_is_text_in_its_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("level", "shown"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
-def test_less_important_lines_are_left_out(level: str, shown: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """``log.level`` is the least important level shown."""
+def test_lines_below_the_level_are_dropped(level: str, shown: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """``log.level`` is the lowest level that is shown."""
     telemetry.configure(level, "json")
     log = structlog.get_logger()
     for say in (log.debug, log.info, log.warning, log.error):
@@ -64,8 +64,8 @@ def test_less_important_lines_are_left_out(level: str, shown: int, capsys: pytes
     assert len(capsys.readouterr().err.splitlines()) == shown
 
 
-def test_on_a_terminal_a_line_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``auto`` on a terminal prints words and not JSON."""
+def test_lines_on_a_terminal_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` on a terminal prints no JSON."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     telemetry.configure("info", "auto")
@@ -75,8 +75,8 @@ def test_on_a_terminal_a_line_is_for_people(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("asked", "coloured"), [("", True), ("1", False)])
-def test_a_terminal_without_colours_is_respected(asked: str, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``NO_COLOR`` as every command has it; an empty one says nothing."""
+def test_no_color_is_respected(asked: str, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty ``NO_COLOR`` counts as unset."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("NO_COLOR", asked)

@@ -1,4 +1,4 @@
-"""``ergo-capture send``: whatever holds events becomes a bundle; what goes wrong is said."""
+"""``ergo-capture send``: forms of input, rejected events, errors, restarts of the daemon."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.daemons import COMMAND, DaemonProcess, command, command_environment, 
 from tests.shared import shared
 
 from ergo_capture import decode_bundle
-from ergo_capture.cli.event_lines import EventLines
-from ergo_capture.cli.send import _Progress
+from ergo_capture.cli.support.event_input import EventLines
+from ergo_capture.cli.support.sender import Progress
 
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
-    """One daemon for all the tests here; each opens a session of its own."""
+    """Run one daemon for all tests of this file; each opens its own session."""
     with short_directory() as place, DaemonProcess(place, place / "state") as running:
         yield running.start()
 
@@ -34,12 +34,12 @@ def sent(daemon: DaemonProcess, *arguments: str, given: str | None = None) -> su
 
 
 def ids_in(summary: dict[str, Any]) -> list[str]:
-    """The event ids in the bundle that a summary names."""
+    """Return the event ids of the bundle that a summary names."""
     return [record.event_id for record in decode_bundle(Path(summary["bundle"]).read_bytes()).events]
 
 
 def lines(*frames: Any) -> str:
-    """JSON Lines."""
+    """Return JSON Lines."""
     return "".join(json.dumps(frame) + "\n" for frame in frames)
 
 
@@ -59,7 +59,7 @@ BARE = [event(f"e{number}", number)["event"] for number in range(5)]
     ],
     ids=["bare events", "event frames", "events frames", "a driver's stream", "no newline at the end", "empty lines"],
 )
-def test_every_form_of_input_becomes_the_same_events(daemon: DaemonProcess, text: str) -> None:
+def test_every_form_of_input_gives_the_same_events(daemon: DaemonProcess, text: str) -> None:
     """Bare events, frames, or a whole ``ergo-driver.v0`` stream, through a pipe."""
     ran = sent(daemon, "-", "--json", given=text)
     assert ran.returncode == 0, ran.stderr
@@ -75,8 +75,8 @@ def test_the_reference_drivers_sample_publishes_one_event(daemon: DaemonProcess)
     assert len(ids_in(json.loads(ran.stdout))) == 1
 
 
-def test_a_zipped_file_is_recognised_and_its_labels_are_kept(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """By its content, whatever its name; labels stand in the manifest."""
+def test_a_gzipped_file_is_recognised_by_its_content(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Whatever its name; labels are in the manifest."""
     file = tmp_path / "events"
     file.write_bytes(gzip.compress(lines(*BARE).encode()))
     ran = sent(daemon, str(file), "--label", "month=2013-01", "--label", "from=JFK", "--json")
@@ -85,8 +85,8 @@ def test_a_zipped_file_is_recognised_and_its_labels_are_kept(daemon: DaemonProce
     assert json.loads(Path(summary["manifest"]).read_text())["labels"] == {"month": "2013-01", "from": "JFK"}
 
 
-def test_a_zipped_file_that_is_cut_off_is_an_error_in_a_sentence(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """Exit 1, the file, the reason; no traceback."""
+def test_a_truncated_gzip_file_is_an_error(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Exit code 1, the file and the reason; no traceback."""
     file = tmp_path / "events.gz"
     file.write_bytes(gzip.compress(lines(*BARE).encode())[:-12])
     ran = sent(daemon, str(file))
@@ -95,8 +95,8 @@ def test_a_zipped_file_that_is_cut_off_is_an_error_in_a_sentence(daemon: DaemonP
     assert "Traceback" not in ran.stderr
 
 
-def test_rejected_events_are_shown_and_the_others_are_kept(daemon: DaemonProcess) -> None:
-    """Exit 3: done, with loss; what was wrong with each stands on standard error."""
+def test_rejected_events_are_printed_and_the_others_captured(daemon: DaemonProcess) -> None:
+    """Exit code 3; standard error has the reason of each rejection."""
     ran = sent(daemon, "-", given=lines(BARE[0], BARE[1], BARE[0]) + "not json\n" + lines(BARE[2]))
     assert ran.returncode == 3
     assert "rejected 'e0': duplicate_event_id" in ran.stderr
@@ -111,8 +111,8 @@ def test_rejected_events_are_shown_and_the_others_are_kept(daemon: DaemonProcess
     [{"id": "e", "kind": "Command"}, {"event_id": "", "kind": "Command"}, {"capture_version": "v3"}, {"type": "other"}],
     ids=["no event id", "an empty event id", "a bundle", "another frame"],
 )
-def test_a_line_that_is_no_event_is_rejected_and_not_left_out(daemon: DaemonProcess, line: dict[str, Any]) -> None:
-    """Whoever sends the wrong file is told so, by what the line begins with, and by the exit code."""
+def test_a_line_that_is_no_event_is_rejected(daemon: DaemonProcess, line: dict[str, Any]) -> None:
+    """The message quotes the beginning of the line, and the exit code is 3."""
     ran = sent(daemon, "-", given=lines(BARE[0], line, BARE[1]))
     assert ran.returncode == 3, ran.stderr
     assert ran.stdout.startswith("2 events, 2 decisions")
@@ -120,7 +120,7 @@ def test_a_line_that_is_no_event_is_rejected_and_not_left_out(daemon: DaemonProc
     assert "1 event rejected" in ran.stderr
 
 
-def test_one_bad_event_of_a_frame_of_many_costs_only_itself(daemon: DaemonProcess) -> None:
+def test_a_bad_event_in_an_events_frame_affects_no_other(daemon: DaemonProcess) -> None:
     """Each event of an ``events`` frame is sent, and counted, on its own."""
     ran = sent(daemon, "-", "--json", given=lines({"type": "events", "events": [BARE[0], 3, BARE[1]]}))
     assert ran.returncode == 3, ran.stderr
@@ -128,8 +128,8 @@ def test_one_bad_event_of_a_frame_of_many_costs_only_itself(daemon: DaemonProces
     assert (summary["rejected"], ids_in(summary)) == (1, ["e0", "e1"])
 
 
-def test_a_closed_standard_input_is_said(daemon: DaemonProcess) -> None:
-    """``send - <&-`` has nothing to read from; a sentence, and no traceback."""
+def test_closed_standard_input_is_an_error(daemon: DaemonProcess) -> None:
+    """``send - <&-`` prints a message and no traceback."""
     ran = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "send", "--socket", str(daemon.socket)],
         capture_output=True, text=True, env=command_environment(), timeout=60, check=False,
@@ -138,8 +138,8 @@ def test_a_closed_standard_input_is_said(daemon: DaemonProcess) -> None:
     assert ran.stderr.startswith("Error: read events from standard input: ")
 
 
-def test_what_is_no_socket_and_what_is_too_long_for_one_are_told(tmp_path: Path) -> None:
-    """Starting a daemon would mend neither."""
+def test_a_path_that_cannot_be_a_socket_is_an_error(tmp_path: Path) -> None:
+    """The hint is not to start a daemon."""
     file = tmp_path / "file"
     file.touch()
     for path, why in ((file, "it is no socket"), (tmp_path / ("x" * 120), "path too long")):
@@ -147,16 +147,16 @@ def test_what_is_no_socket_and_what_is_too_long_for_one_are_told(tmp_path: Path)
         assert (ran.returncode, why in ran.stderr) == (1, True), ran.stderr
 
 
-def test_a_daemon_that_is_not_there_is_an_error_with_a_hint(tmp_path: Path) -> None:
-    """Exit 1 once it was tried long enough."""
+def test_a_missing_daemon_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    """Exit code 1 when the time to give up has passed."""
     ran = command("send", "-", "--socket", str(tmp_path / "no.sock"), "--give-up-after", "0", input="")
     assert ran.returncode == 1
     assert str(tmp_path / "no.sock") in ran.stderr
     assert "Try: " in ran.stderr
 
 
-def test_no_events_at_all_make_a_bundle_of_none(daemon: DaemonProcess) -> None:
-    """An empty input is not an error."""
+def test_empty_input_gives_an_empty_bundle(daemon: DaemonProcess) -> None:
+    """It is not an error."""
     ran = sent(daemon, "-", "--json", given="")
     assert (ran.returncode, json.loads(ran.stdout)["events"]) == (0, 0)
 
@@ -167,47 +167,47 @@ def test_no_events_at_all_make_a_bundle_of_none(daemon: DaemonProcess) -> None:
     ids=["a label without =", "a window of nothing", "an unknown option"],
 )
 def test_a_wrong_argument_is_a_usage_error(daemon: DaemonProcess, arguments: list[str], says: str) -> None:
-    """Exit 2, and the argument is named."""
+    """Exit code 2, and the argument is named."""
     ran = sent(daemon, "-", *arguments, given="")
     assert ran.returncode == 2
     assert says in plain(ran.stderr)
 
 
-def test_a_file_that_is_not_there_is_named(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """Exit 1, before anything is opened."""
+def test_a_missing_file_is_named(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Exit code 1, before a session is opened."""
     ran = sent(daemon, str(tmp_path / "nothing.jsonl"))
     assert ran.returncode == 1
     assert "nothing.jsonl': No such file or directory" in ran.stderr
 
 
-def test_an_unknown_graph_is_told_with_those_that_are_known(daemon: DaemonProcess) -> None:
-    """The daemon's own sentence and hint reach the person."""
+def test_an_unknown_graph_is_an_error_that_lists_the_known_ones(daemon: DaemonProcess) -> None:
+    """The daemon's message and hint are printed."""
     ran = sent(daemon, "-", "--graph", "nope", given=lines(*BARE))
     assert ran.returncode == 1
     assert "graph 'nope' is not configured" in ran.stderr
     assert "open one of: default" in ran.stderr
 
 
-async def test_a_wait_that_takes_long_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A daemon whose disk is full opens no session until there is room; whoever waits is told so."""
-    progress = _Progress(EventLines("-"), shown=False)
-    with progress.saying_so("the daemon takes long", after=0.02):
+async def test_a_long_wait_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon on a full disk opens no session until there is space."""
+    progress = Progress(EventLines("-"), shown=False)
+    with progress.notice("the daemon takes long", after=0.02):
         pass
     assert capsys.readouterr().err == ""
-    with progress.saying_so("the daemon takes long", after=0.02):
+    with progress.notice("the daemon takes long", after=0.02):
         await asyncio.sleep(0.1)
     assert capsys.readouterr().err == "the daemon takes long\n"
 
 
-def test_a_daemon_that_is_waited_for_is_named_before_the_patience_ends(tmp_path: Path) -> None:
-    """A second of silence looks like work, five like a fault."""
+def test_waiting_for_a_missing_daemon_is_announced_early(tmp_path: Path) -> None:
+    """After one second, long before send gives up."""
     ran = command("send", "-", "--socket", str(tmp_path / "no.sock"), "--give-up-after", "1.5", input="")
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"no daemon at '{tmp_path / 'no.sock'}' yet; ")
 
 
-def test_an_interruption_says_which_session_can_be_taken_up_again(daemon: DaemonProcess) -> None:
-    """Exit 130, and what was acknowledged is safe."""
+def test_ctrl_c_prints_the_session_to_resume(daemon: DaemonProcess) -> None:
+    """Exit code 130; what was acknowledged is durable."""
     with subprocess.Popen(
         [*COMMAND, "send", "-", "--socket", str(daemon.socket)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment(),
@@ -225,8 +225,8 @@ def test_an_interruption_says_which_session_can_be_taken_up_again(daemon: Daemon
     assert said.startswith("interrupted: 5 events durable in session ")
 
 
-def test_send_survives_a_restart_in_mid_stream_and_reports_it() -> None:
-    """P1: killed in between, everything is in the bundle exactly once, and the summary says it was interrupted."""
+def test_send_survives_a_restart_of_the_daemon() -> None:
+    """P1: every event is in the bundle exactly once, and the summary counts the reconnection."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         arguments = ["send", "-", "--socket", str(daemon.socket), "--json"]

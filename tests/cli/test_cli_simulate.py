@@ -1,4 +1,4 @@
-"""``ergo-capture simulate``: a written scenario becomes the reference's bundle."""
+"""``ergo-capture simulate``: a scenario file gives the reference's bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.daemons import COMMAND, command_environment
 from tests.shared import conformance
 
 from ergo_capture.cli import app
-from ergo_capture.cli.simulate import run_scenario
+from ergo_capture.cli.commands.simulate import run_scenario
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.scenario import read_scenario
 
@@ -25,7 +25,7 @@ RICH: dict[str, Any] = max(
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Path:
-    """A conformance line as a file of its own."""
+    """Return a conformance scenario as a file."""
     file = tmp_path / "scenario.json"
     file.write_text(json.dumps(RICH), encoding="utf-8")
     return file
@@ -35,7 +35,7 @@ def scenario(tmp_path: Path) -> Path:
 def test_every_scenario_gives_the_references_bytes(
     style: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """P11: on standard output stands what the reference wrote for the scenario, byte for byte, in both styles."""
+    """P11: standard output is what the reference wrote for the scenario, byte for byte, in both styles."""
     for line in SCENARIOS:
         if f"bundle_{style}" not in line:
             continue
@@ -45,10 +45,10 @@ def test_every_scenario_gives_the_references_bytes(
         assert capsysbinary.readouterr().out == line[f"bundle_{style}"].encode(), line["name"]
 
 
-def test_a_file_gets_the_bundle_and_standard_output_nothing(
+def test_output_to_a_file_leaves_standard_output_empty(
     scenario: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """``-o FILE`` writes the same bytes atomically, and makes the directories that it needs."""
+    """``-o FILE`` writes the same bytes atomically, and creates the directories."""
     output = tmp_path / "deep" / "er" / "run.capture.json"
     assert app.run(["simulate", str(scenario), "-o", str(output)]) == 0
     assert capsysbinary.readouterr().out == b""
@@ -59,13 +59,13 @@ def test_a_file_gets_the_bundle_and_standard_output_nothing(
 def test_a_bundle_that_cannot_be_written_is_an_error(
     scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A destination below a file is refused with its stage and a hint."""
+    """A destination below a file is refused with the stage of the write and a hint."""
     (tmp_path / "file").write_text("")
     assert app.run(["simulate", str(scenario), "-o", str(tmp_path / "file" / "x.json")]) == 1
     assert capsys.readouterr().err.startswith("Error: create capture output directory: ")
 
 
-def test_standard_input_is_read_for_a_dash(
+def test_a_dash_reads_standard_input(
     monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     """A scenario can come through a pipe."""
@@ -75,8 +75,8 @@ def test_standard_input_is_read_for_a_dash(
 
 
 @pytest.mark.parametrize("seed", ["0", "1", "random"])
-def test_the_hash_seed_changes_nothing(scenario: Path, seed: str) -> None:
-    """P11: every process writes the same bytes, whatever its hash seed."""
+def test_output_does_not_depend_on_the_hash_seed(scenario: Path, seed: str) -> None:
+    """P11: every process writes the same bytes."""
     ended = subprocess.run(
         [*COMMAND, "simulate", str(scenario)],
         stdout=subprocess.PIPE,
@@ -104,16 +104,16 @@ def test_the_hash_seed_changes_nothing(scenario: Path, seed: str) -> None:
         (b'{"scenario":' * 100_000, "recursion"),
     ],
 )
-def test_what_is_not_a_scenario_is_refused_by_name(text: bytes, named: str) -> None:
-    """A text that is not a scenario is refused with the field or the reason in the message, and a hint."""
+def test_an_invalid_scenario_is_refused(text: bytes, named: str) -> None:
+    """The message names the field or the reason, and there is a hint."""
     with pytest.raises(ErgoCaptureError, match="read scenario: ") as caught:
         read_scenario(text)
     assert named in caught.value.message
     assert caught.value.hint
 
 
-def test_a_file_that_is_no_scenario_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Which of many it was, what is wrong with it, and what a scenario looks like."""
+def test_an_error_in_a_scenario_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what is wrong, and what a scenario looks like."""
     (tmp_path / "s.json").write_text("[]")
     assert app.run(["simulate", str(tmp_path / "s.json")]) == 1
     said = capsys.readouterr().err
@@ -121,8 +121,8 @@ def test_a_file_that_is_no_scenario_is_named(tmp_path: Path, capsys: pytest.Capt
     assert "a scenario is" in said
 
 
-def test_a_refused_payload_is_an_error_and_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A payload that no event may carry stops the simulation with exit code 1 and nothing on standard output."""
+def test_an_invalid_payload_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, and nothing on standard output."""
     file = tmp_path / "scenario.json"
     file.write_text('{"graph_id":"g","events":[{"event_id":"e","kind":"Command","payload_utf8":"[]"}]}')
     assert app.run(["simulate", str(file)]) == 1
@@ -139,8 +139,8 @@ def test_a_scenario_needs_only_a_graph_and_events() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
-def test_a_full_disk_behind_standard_output_is_not_success(scenario: Path) -> None:
-    """A bundle that could not be written out whole never ends in exit code 0."""
+def test_a_full_disk_behind_standard_output_is_an_error(scenario: Path) -> None:
+    """An incomplete bundle never ends in exit code 0."""
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(
             [*COMMAND, "simulate", str(scenario)],
@@ -154,7 +154,7 @@ def test_a_full_disk_behind_standard_output_is_not_success(scenario: Path) -> No
     assert b"No space left" in ended.stderr
 
 
-def test_a_misspelt_constraint_is_refused_and_named() -> None:
-    """A scenario is written by a person: a limit that is silently none would be found much later."""
+def test_a_misspelt_constraint_is_refused() -> None:
+    """A limit that is silently ignored would be noticed much later."""
     with pytest.raises(ErgoCaptureError, match="max_per_windw"):
         read_scenario(b'{"graph_id":"g","events":[],"constraints":{"max_per_windw":3}}')

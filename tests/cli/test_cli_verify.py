@@ -1,4 +1,4 @@
-"""``ergo-capture verify``: what is sound, what diverged, and where."""
+"""``ergo-capture verify``: sound, unsound and diverging bundles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.shared import conformance, shared
 
 from ergo_capture.cli import app
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value, compute_effect_hash
 
@@ -27,22 +27,22 @@ LIMITED = next(
 
 
 def written(tmp_path: Path, text: str | bytes, name: str = "b.capture.json") -> str:
-    """A bundle file with that text."""
+    """Write a bundle file with a text, and return its path."""
     file = tmp_path / name
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     return str(file)
 
 
 def verdicts(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """What ``--json`` printed."""
+    """Return what ``--json`` printed."""
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-# --- what is sound ---
+# --- sound bundles ---
 
 
 def test_every_bundle_of_the_reference_verifies(tmp_path: Path) -> None:
-    """Each scenario's bundle, in both styles, derives again from its own recorded outcomes; repeated ids apart."""
+    """Each scenario's bundle, in both styles, derives again from its recorded outcomes; except those with repeated ids."""
     for line in SCENARIOS:
         ids = [event["event_id"] for event in line["scenario"]["events"]]
         for style in ("bundle_compact", "bundle_pretty"):
@@ -52,7 +52,7 @@ def test_every_bundle_of_the_reference_verifies(tmp_path: Path) -> None:
 
 
 def test_captures_of_the_real_program_verify(capsys: pytest.CaptureFixture[str]) -> None:
-    """What ``ergo run`` wrote, effects included, is sound; one line says so with its counts."""
+    """What ``ergo run`` wrote, effects included, is sound; one line prints its counts."""
     files = [str(REAL / name) for name in ("cap_hello.json", "cap_ctx.json")]
     assert app.run(["verify", *files]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -60,7 +60,7 @@ def test_captures_of_the_real_program_verify(capsys: pytest.CaptureFixture[str])
     ]
 
 
-# --- what is not ---
+# --- unsound and diverging bundles ---
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_captures_of_the_real_program_verify(capsys: pytest.CaptureFixture[str])
         ("tamper_version.json", 1, "unsupported capture version 'v2'"),
     ],
 )
-def test_what_was_tampered_with_is_found_out(
+def test_tampering_is_found(
     name: str, code: int, found: str | dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each tampered copy of a real capture is told with its place, and with its exit code."""
+    """The verdict on each changed copy of a real capture names the place, with its exit code."""
     assert app.run(["verify", "--json", str(REAL / name)]) == code
     (verdict,) = verdicts(capsys)
     assert verdict["ok"] is False
@@ -103,7 +103,7 @@ def test_what_was_tampered_with_is_found_out(
     ],
 )
 def test_a_changed_field_of_a_decision_is_named(field: str, value: Any, tmp_path: Path) -> None:
-    """Whatever the supervisor decides, a record that says otherwise is a divergence in that very field."""
+    """A record that contradicts the supervisor is a divergence in that field."""
     bundle = json.loads(LIMITED)
     index = next(i for i, record in enumerate(bundle["decisions"]) if record["decision"] == "Defer")
     assert bundle["decisions"][index][field] != value
@@ -116,7 +116,7 @@ def test_a_changed_field_of_a_decision_is_named(field: str, value: Any, tmp_path
 
 @pytest.mark.parametrize(("cut", "field"), [("events", "missing"), ("decisions", "extra")])
 def test_a_missing_or_extra_decision_is_named(cut: str, field: str, tmp_path: Path) -> None:
-    """A decision without its event, and an event without its decision, are divergences at that place."""
+    """A decision without its event, or an event without its decision, is a divergence at that place."""
     bundle = json.loads(LIMITED)
     last = len(bundle["decisions"]) - 1
     bundle[cut].pop()
@@ -127,7 +127,7 @@ def test_a_missing_or_extra_decision_is_named(cut: str, field: str, tmp_path: Pa
 
 
 def test_a_repeated_event_id_is_unsound(tmp_path: Path) -> None:
-    """Strict replay refuses a bundle in which an id occurs twice, and so does verify."""
+    """As in the reference's strict replay."""
     bundle = json.loads(LIMITED)
     bundle["events"][1] = {**bundle["events"][1], "event_id": bundle["events"][0]["event_id"]}
     result = check(Path(written(tmp_path, json.dumps(bundle))))
@@ -141,7 +141,7 @@ def test_a_repeated_event_id_is_unsound(tmp_path: Path) -> None:
 def test_a_file_that_is_no_bundle_is_unsound(
     text: str | bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half a bundle, another JSON text or no text at all is exit code 1 with the file's name and a hint."""
+    """Half a bundle, other JSON or no text at all: exit code 1 with the file's name and a hint."""
     file = written(tmp_path, text)
     assert app.run(["verify", file]) == ExitCode.FAILED
     said = capsys.readouterr().out
@@ -149,8 +149,8 @@ def test_a_file_that_is_no_bundle_is_unsound(
     assert "\n  try: " in said
 
 
-def test_the_verdicts_of_the_reference_are_never_contradicted(tmp_path: Path) -> None:
-    """A text that the reference cannot read is unsound here; what it replays alike derives again here."""
+def test_verdicts_agree_with_the_reference(tmp_path: Path) -> None:
+    """What the reference cannot read is unsound here; what it replays alike derives again here."""
     for line in conformance("bundles.jsonl"):
         verdict = line["verdict"]
         result = check(Path(written(tmp_path, line["bundle_text"])))
@@ -160,11 +160,11 @@ def test_the_verdicts_of_the_reference_are_never_contradicted(tmp_path: Path) ->
             assert result["ok"], (line["name"], result)
 
 
-# --- several at once ---
+# --- several bundles ---
 
 
-def test_each_bundle_has_its_verdict_and_the_worst_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One bad bundle does not keep the others from being checked; unsound is worse than diverged, in any order."""
+def test_the_worst_verdict_sets_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every bundle is checked; unsound is worse than diverged, in any order."""
     good, diverged, unsound = (
         str(REAL / "cap_ctx.json"),
         str(REAL / "tamper_decision.json"),
@@ -177,8 +177,8 @@ def test_each_bundle_has_its_verdict_and_the_worst_decides(tmp_path: Path, capsy
     assert app.run(["verify", good, good]) == ExitCode.OK
 
 
-def test_a_person_is_shown_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without ``--json`` a divergence is three lines: where, captured, replayed."""
+def test_a_divergence_is_printed_with_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without ``--json`` it is three lines: place, captured, replayed."""
     file = str(REAL / "tamper_decision.json")
     assert app.run(["verify", file]) == ExitCode.DIVERGED
     assert capsys.readouterr().out.splitlines() == [
@@ -192,7 +192,7 @@ def test_a_person_is_shown_both_sides(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def with_number(number: float) -> str:
-    """A real capture whose one effect writes that number, with the hash that belongs to it."""
+    """Return a real capture whose one effect writes that number, with the matching hash."""
     bundle = json.loads((REAL / "cap_ctx.json").read_text())
     record = next(record for record in bundle["decisions"] if record["effects"])
     effect = ActionEffect("set_context", (EffectWrite("k", Value(Number=number)),))
@@ -204,7 +204,7 @@ def with_number(number: float) -> str:
 
 
 def test_a_number_that_the_reference_misreads_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """9.773333333333333, of a real capture, is sound for us, with a note that the reference may refuse its own file."""
+    """9.773333333333333 of a real capture is sound, with a note that the reference may refuse its own file."""
     file = written(tmp_path, with_number(9.773333333333333))
     assert app.run(["verify", file]) == 0
     said = capsys.readouterr().out
@@ -214,16 +214,16 @@ def test_a_number_that_the_reference_misreads_is_noted(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("number", [0.0, -0.0, 1.5, -653212.475585476, 1e16, 1e22, 5e-324, 1.7976931348623157e308])
-def test_a_number_that_the_reference_reads_alike_needs_no_note(number: float, tmp_path: Path) -> None:
-    """Most numbers survive, and a bundle of them has no note."""
+def test_a_number_that_the_reference_reads_exactly_has_no_note(number: float, tmp_path: Path) -> None:
+    """Most numbers are of that kind."""
     result = check(Path(written(tmp_path, with_number(number))))
     assert (result["ok"], result["notes"]) == (True, [])
 
 
 @settings(max_examples=60)
 @given(st.integers(0, (1 << 64) - 1).map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0]))
-def test_any_number_can_be_judged(number: float) -> None:
-    """Every finite number, subnormals included, leads to at most one note and to no failure."""
+def test_any_finite_number_can_be_verified(number: float) -> None:
+    """Subnormals included: at most one note, and no failure."""
     if number - number != 0:
         return
     import tempfile

@@ -1,8 +1,4 @@
-"""The configuration: where it is found, what it may say, and how a mistake in it is told.
-
-Owns: ``config``, from file to settings.
-Not here: the file in ``config/`` (``tests/contract/test_default_config.py``), the commands (``test_cli_config.py``).
-"""
+"""The configuration: which file is read, what it may say, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ from ergo_capture.units import Duration, Size
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine on which nothing is configured, for an unprivileged user."""
+    """Return the home of an unprivileged user on a host without any configuration."""
     for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("CONFIG", "STATE"):
@@ -44,17 +40,17 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def refusal(text: str) -> ConfigError:
-    """How a text is refused."""
+    """Return the error that a text raises."""
     with pytest.raises(ConfigError) as caught:
         parse(text, "c.toml")
     return caught.value
 
 
-# --- where it is ---
+# --- finding the file ---
 
 
-def test_without_a_file_everything_has_its_default(bare: Path) -> None:
-    """No file at all is a configuration: one graph ``default`` without limits, engine ``fixed``, in the user's places."""
+def test_no_file_means_defaults(bare: Path) -> None:
+    """One graph ``default`` without limits, engine ``fixed``, paths below the user's home."""
     config = load()
     assert config.graphs == {"default": GraphConfig()}
     assert config.graphs["default"].engine == FixedEngineConfig(termination="Completed")
@@ -62,7 +58,7 @@ def test_without_a_file_everything_has_its_default(bare: Path) -> None:
     assert Path(config.socket.path) == bare / "run" / "ergo-capture" / "capture.sock"
 
 
-def test_root_has_the_system_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_uses_system_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     """The superuser's daemon uses the directories of the system."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     config = load()
@@ -70,8 +66,8 @@ def test_root_has_the_system_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.socket.path == "/run/ergo-capture/capture.sock"
 
 
-def test_systemd_says_where_state_and_socket_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``StateDirectory=`` and ``RuntimeDirectory=`` of the unit come before the user's places; the first one counts."""
+def test_systemd_directories_come_before_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``StateDirectory=`` and ``RuntimeDirectory=`` of the unit; the first of several counts."""
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/private/one:/var/lib/two")
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/one")
     config = load()
@@ -80,7 +76,7 @@ def test_systemd_says_where_state_and_socket_are(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_command_line_comes_before_the_file_before_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was said last and nearest wins."""
+    """Options replace the file's settings, and those what systemd says."""
     monkeypatch.setenv("STATE_DIRECTORY", "/systemd")
     file = bare / "c.toml"
     file.write_text('[socket]\npath = "/file.sock"\n[state]\ndirectory = "/file"\n')
@@ -90,7 +86,7 @@ def test_the_command_line_comes_before_the_file_before_systemd(bare: Path, monke
 
 
 def test_the_users_file_comes_before_the_systems(bare: Path) -> None:
-    """The system's file is read where the user has none; a named file is read in place of both."""
+    """The system's file is read if the user has none; a named file replaces both."""
     system, user = bare / "etc" / "config.toml", bare / "config" / "ergo-capture" / "config.toml"
     named = bare / "named.toml"
     for file, events in ((system, 1), (user, 2), (named, 3)):
@@ -99,8 +95,8 @@ def test_the_users_file_comes_before_the_systems(bare: Path) -> None:
         assert load(named if file == named else None).rotation.max_events == events
 
 
-def test_a_named_file_must_be_there(bare: Path) -> None:
-    """A file named on the command line is never passed over."""
+def test_a_named_file_must_exist(bare: Path) -> None:
+    """A file named on the command line is never ignored."""
     with pytest.raises(ConfigError, match="No such file or directory") as caught:
         load(bare / "absent.toml")
     assert caught.value.path == str(bare / "absent.toml")
@@ -109,8 +105,8 @@ def test_a_named_file_must_be_there(bare: Path) -> None:
     assert isinstance(caught.value.cause, FileNotFoundError)
 
 
-def test_a_file_that_may_not_be_seen_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A configuration behind a closed directory stops the daemon; it does not run with the defaults instead."""
+def test_a_file_behind_a_closed_directory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon must not run with the defaults instead."""
 
     class Closed(type(Path())):  # type: ignore[misc]
         def exists(self, **_: object) -> bool:
@@ -125,8 +121,8 @@ def test_a_file_that_may_not_be_seen_is_not_passed_over(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"\xef\xbb\xbf[log]\n", b"[log", b"x = 1\nx = 2", b"\x00"])
-def test_a_file_that_is_no_toml_says_where(bare: Path, content: bytes) -> None:
-    """A file in another encoding or with a syntax error is refused with its name."""
+def test_a_file_that_is_not_toml_is_named(bare: Path, content: bytes) -> None:
+    """Another encoding, or a syntax error."""
     file = bare / "c.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"c\.toml") as caught:
@@ -134,11 +130,11 @@ def test_a_file_that_is_no_toml_says_where(bare: Path, content: bytes) -> None:
     assert caught.value.hint
 
 
-# --- what it says ---
+# --- reading ---
 
 
 def test_every_section_is_read() -> None:
-    """Values of each type arrive as what they mean."""
+    """Values of each type arrive converted."""
     config = parse(
         """
         [socket]
@@ -179,18 +175,18 @@ def test_every_section_is_read() -> None:
     assert config.graphs["name with spaces.ü"].engine == ScriptedEngineConfig(file="s.json")
 
 
-def test_graphs_of_ones_own_stand_in_place_of_the_default() -> None:
-    """With a ``[graphs.NAME]`` table, ``default`` is no longer there unless it is written too."""
+def test_graphs_in_the_file_replace_the_default_graph() -> None:
+    """``default`` exists beside ``[graphs.NAME]`` only if it is written too."""
     assert list(parse("[graphs.a]\n[graphs.b]\n", "c.toml").graphs) == ["a", "b"]
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     """A configuration in force stays as it is."""
     with pytest.raises(AttributeError):
         Config().rotation.max_events = 5  # type: ignore[misc]
 
 
-# --- what it may not say ---
+# --- errors ---
 
 
 @pytest.mark.parametrize(
@@ -204,8 +200,8 @@ def test_settings_cannot_be_changed() -> None:
         ('[graphs.a.engine]\nkind = "scripted"\nfil = "f"\n', "graphs.a.engine.fil", "file"),
     ],
 )
-def test_a_misspelt_key_is_named_with_what_was_meant(text: str, key: str, meant: str) -> None:
-    """An unknown key is refused by its full name, and the nearest key of that section is suggested."""
+def test_a_misspelt_key_is_refused_with_a_suggestion(text: str, key: str, meant: str) -> None:
+    """An unknown key is refused by its full name, and the nearest key of its section is suggested."""
     error = refusal(text)
     assert error.message == f"read configuration 'c.toml': there is no setting `{key}`"
     assert error.hint == f"did you mean `{meant}`?"
@@ -245,8 +241,8 @@ def test_a_key_of_another_section_is_not_suggested() -> None:
         ("[graphs]\n", "`graphs` names no graph"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:
-    """A value that is not allowed is refused with the key's full path and what is allowed."""
+def test_an_invalid_value_is_refused_with_its_key(text: str, message: str) -> None:
+    """The message has the key's full path and what is allowed."""
     error = refusal(text)
     assert message in error.message
     assert error.hint
@@ -256,15 +252,15 @@ def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:
     "setting",
     ["journal.segment_bytes", "journal.queue_bytes", "limits.max_frame_bytes", "limits.session_queue_bytes"],
 )
-def test_a_queue_without_room_is_refused(setting: str) -> None:
-    """P9: a bound of nothing would keep every client waiting for ever, so it is refused and not obeyed."""
+def test_a_queue_of_size_zero_is_refused(setting: str) -> None:
+    """P9: with a bound of zero every client would wait for ever."""
     section, key = setting.split(".")
     assert f"`{section}`: `{key}` must be at least" in refusal(f"[{section}]\n{key} = 0\n").message
 
 
 @pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 50_000, "x = " + "[" * 50_000 + "]" * 50_000])
-def test_absurd_toml_is_refused_and_no_traceback(text: str) -> None:
-    """Numbers and nestings beyond the interpreter's limits are configuration errors like others."""
+def test_extreme_toml_is_a_configuration_error(text: str) -> None:
+    """Numbers and nesting beyond the interpreter's limits."""
     assert "read configuration 'c.toml'" in refusal(text).message
 
 
@@ -275,7 +271,7 @@ def test_any_text_is_a_configuration_or_a_configerror(text: str) -> None:
         parse(text, "c.toml")
 
 
-# --- printing it ---
+# --- printing ---
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 graphs = st.builds(
@@ -298,6 +294,6 @@ graphs = st.builds(
 
 @given(st.dictionaries(names, graphs, min_size=1, max_size=3), st.booleans())
 def test_a_printed_configuration_reads_back(tables: dict[str, GraphConfig], comments: bool) -> None:
-    """Whatever the graphs are called, the file that ``config show`` prints means the same."""
+    """The file that ``config show`` prints means the same, whatever the names of the graphs."""
     config = msgspec.structs.replace(Config(), graphs=tables)
     assert parse(configuration.to_toml(config, comments=comments), "printed") == config

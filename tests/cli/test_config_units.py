@@ -1,4 +1,4 @@
-"""Durations, sizes and modes say what they mean, and nothing else is taken for one."""
+"""Parsing and printing of durations, sizes and modes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from ergo_capture.units import Duration, Mode, Size
     ],
 )
 def test_a_duration_is_exact(text: str, nanos: int) -> None:
-    """A written duration is a whole number of nanoseconds; no float comes between."""
+    """A duration is a whole number of nanoseconds, without rounding through floats."""
     assert Duration.parse(text) == nanos
 
 
 @pytest.mark.parametrize(
     "value", ["", "10", "s", "-1s", "1.5s", " 1s", "1s ", "1 s", "1w", "1S", 10, 1.5, True, None, []]
 )
-def test_what_is_not_a_duration_is_refused_with_examples(value: object) -> None:
-    """The refusal quotes the value and shows how durations are written."""
+def test_an_invalid_duration_is_refused_with_examples(value: object) -> None:
+    """The message quotes the value and shows valid durations."""
     with pytest.raises(ValueError, match="is not a duration; write one such as 250ms") as caught:
         Duration.parse(value)
     assert repr(value) in str(caught.value)
@@ -62,8 +62,8 @@ def test_a_size_is_a_number_of_bytes(value: object, size: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "KiB", "-1", -1, "1KB", "1kib", "1.5MiB", 1.5, True, None, "1PiB"])
-def test_what_is_not_a_size_is_refused_with_examples(value: object) -> None:
-    """The refusal quotes the value; decimal units are not guessed at."""
+def test_an_invalid_size_is_refused_with_examples(value: object) -> None:
+    """The message quotes the value; decimal units are not guessed."""
     with pytest.raises(ValueError, match="is not a size; write one such as 64KiB") as caught:
         Size.parse(value)
     assert repr(value) in str(caught.value)
@@ -71,13 +71,13 @@ def test_what_is_not_a_size_is_refused_with_examples(value: object) -> None:
 
 @pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("660", 0o660), ("0000", 0), ("777", 0o777)])
 def test_a_mode_is_octal(text: str, mode: int) -> None:
-    """Modes are strings of octal digits, with or without the zero in front."""
+    """Modes are strings of octal digits, with or without a leading zero."""
     assert Mode.parse(text) == mode
 
 
 @pytest.mark.parametrize("value", [660, 0o660, "", "66", "0668", "4755", "u+rw", None])
-def test_what_is_not_a_mode_is_refused(value: object) -> None:
-    """A bare number is refused. Why: TOML would read 0660 as decimal, or not at all."""
+def test_an_invalid_mode_is_refused(value: object) -> None:
+    """A bare number is refused: TOML reads 0660 as decimal, or not at all."""
     with pytest.raises(ValueError, match="is not a file mode"):
         Mode.parse(value)
 
@@ -101,8 +101,8 @@ def test_any_text_is_a_value_or_a_valueerror(parse: Callable[[object], int], tex
         assert parse(text) >= 0
 
 
-def test_units_look_like_what_was_written() -> None:
-    """Their repr shows the unit, for whoever debugs a configuration."""
+def test_repr_shows_the_unit() -> None:
+    """For debugging a configuration."""
     assert (repr(Duration.parse("90s")), repr(Size.parse("64KiB")), repr(Mode.parse("660"))) == (
         "Duration('1m30s')",
         "Size('64KiB')",

@@ -1,4 +1,4 @@
-"""``ergo-capture doctor``: finds each kind of damage, says where, and never writes."""
+"""``ergo-capture doctor``: finds each kind of damage, names the place, and never writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REAL = shared("real") / "ergo-cli"
 
 
 def diagnosis(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
-    """Exit code and what ``--json`` printed; nothing was written meanwhile."""
+    """Return the exit code and what ``--json`` printed; check that nothing was written."""
     before = contents(path)
     times = {name: Path(name).stat().st_mtime_ns for name in before}
     capsys.readouterr()
@@ -34,24 +34,24 @@ def diagnosis(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]
 
 
 def of(severity: str, said: Any) -> list[Any]:
-    """The findings of one severity."""
+    """Return the findings of one severity."""
     return [finding for finding in said["findings"] if finding["severity"] == severity]
 
 
 # --- bundles ---
 
 
-def test_a_sound_bundle_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 0, and what is in it."""
+def test_a_sound_bundle_has_no_findings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0, and its counts."""
     code, said = diagnosis(REAL / "cap_hello.json", capsys)
     assert (code, said["kind"], said["sound"], said["findings"]) == (0, "bundle", True, [])
     assert said["keeps"] == ["sound: 3 events with their decisions"]
 
 
-def test_a_cut_bundle_is_told_with_the_place_and_what_would_be_kept(
+def test_a_truncated_bundle_is_reported_with_what_would_be_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The offset where it goes wrong, the provenances that are gone, and counts."""
+    """The offset of the damage, the provenances that are gone, and counts."""
     path = tmp_path / "cut.capture.json"
     path.write_bytes(TEXT[:-4000])
     code, said = diagnosis(path, capsys)
@@ -66,7 +66,7 @@ def test_a_cut_bundle_is_told_with_the_place_and_what_would_be_kept(
     assert words.startswith("recover would leave you with: 46 events with their decisions kept, 14 events set aside")
 
 
-def test_it_reads_on_past_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reads_on_past_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three bad events are three errors, each with its offset."""
     path = tmp_path / "bent.capture.json"
     places = [place for place in range(len(TEXT)) if TEXT.startswith(b'"kind":"', place)][5:50:20]
@@ -81,18 +81,18 @@ def test_it_reads_on_past_damage(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("name", ["tamper_decision", "tamper_effect_value", "tamper_payload", "tamper_version"])
-def test_what_was_tampered_with_is_an_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each tampered copy of a real capture."""
+def test_tampering_is_an_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each changed copy of a real capture."""
     code, said = diagnosis(REAL / f"{name}.json", capsys)
     assert code == ExitCode.FAILED
     assert of("error", said)
     assert said["keeps"]
 
 
-def test_a_bundle_that_is_not_the_one_of_its_manifest_is_an_error(
+def test_a_bundle_that_differs_from_its_manifest_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Sound in itself, and yet not what was published."""
+    """It is sound, but not what was published."""
     path = tmp_path / "b.capture.json"
     path.write_bytes(TEXT)
     manifest = tmp_path / "b.manifest.json"
@@ -113,8 +113,8 @@ def test_a_bundle_that_is_not_the_one_of_its_manifest_is_an_error(
 # --- journals ---
 
 
-def test_a_sound_journal_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each session with what is in it; that it was not closed in order is a note."""
+def test_a_sound_journal_has_no_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each session with its counts; that it was not closed in order is a note."""
     write_sessions(tmp_path / "journal", close=False)
     code, said = diagnosis(tmp_path / "journal", capsys)
     assert (code, said["kind"], of("error", said), of("warning", said)) == (0, "journal", [], [])
@@ -129,7 +129,7 @@ def test_a_sound_journal_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_p6_every_kind_of_damage_is_an_error_with_its_place(
     damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """P6: the segment, the offset, and the sessions that lose something by it."""
+    """P6: the segment, the offset, and the affected sessions."""
     journal = tmp_path / "journal"
     write_sessions(journal)
     damage(journal)
@@ -142,7 +142,7 @@ def test_p6_every_kind_of_damage_is_an_error_with_its_place(
 
 
 def test_a_torn_end_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing there was acknowledged: exit 0, with the offset and how many bytes."""
+    """Nothing in it was acknowledged: exit code 0, with the offset and the number of bytes."""
     journal = tmp_path / "journal"
     write_sessions(journal, close=False)
     segment = max(journal.iterdir())
@@ -156,8 +156,8 @@ def test_a_torn_end_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert warning["message"].startswith("torn: 240 bytes of a batch that was never synced")
 
 
-def test_one_segment_can_be_looked_at_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what is in it counts."""
+def test_a_single_segment_can_be_diagnosed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only its own content counts."""
     journal = tmp_path / "journal"
     write_sessions(journal)
     damaged_body(journal)
@@ -169,8 +169,8 @@ def test_one_segment_can_be_looked_at_by_itself(tmp_path: Path, capsys: pytest.C
     assert of("error", said)[0]["path"] == str(last_segment(journal, 2))
 
 
-def test_what_is_foreign_or_left_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of somebody else's is a warning; what an earlier start cut off is a note."""
+def test_foreign_and_leftover_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A foreign file is a warning; what an earlier start cut off is a note."""
     journal = tmp_path / "journal"
     write_sessions(journal)
     for name in ("notes.txt", "0000000000000001.journal.torn", "0000000000000009.journal.new"):
@@ -181,11 +181,11 @@ def test_what_is_foreign_or_left_over_is_named(tmp_path: Path, capsys: pytest.Ca
     assert {Path(finding["path"]).suffix for finding in of("note", said)} >= {".torn", ".new"}
 
 
-# --- state directories, and what is none ---
+# --- state directories and other paths ---
 
 
-def test_a_state_directory_is_looked_at_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Journal, bundles, manifests and leftovers; a line only for what is wrong."""
+def test_a_state_directory_is_diagnosed_completely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Journal, bundles, manifests and leftovers; one line only for what is wrong."""
     state = tmp_path / "state"
     write_sessions(state / "journal")
     graph = state / "bundles" / "g"
@@ -209,8 +209,10 @@ def test_a_state_directory_is_looked_at_whole(tmp_path: Path, capsys: pytest.Cap
     assert any(words.startswith(str(graph / "bad.capture.json")) for words in said["keeps"])
 
 
-def test_names_like_a_bundles_that_are_none_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A graph may be called so, and its directory with it; a pipe is not waited for; a temporary is no bundle yet."""
+def test_other_entries_with_the_name_of_a_bundle_are_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Directories of graphs, pipes, and temporary files."""
     state = tmp_path / "state"
     write_sessions(state / "journal")
     graph = state / "bundles" / "graph.capture.json"
@@ -230,10 +232,10 @@ def test_names_like_a_bundles_that_are_none_are_passed_over(tmp_path: Path, caps
     ]
 
 
-def test_what_is_none_of_ours_is_an_error_and_the_others_are_looked_at(
+def test_an_unknown_path_is_an_error_and_the_others_are_diagnosed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit 1, with what to name instead; one bad path does not keep the others from being looked at."""
+    """Exit code 1, with what to name instead."""
     good = REAL / "cap_hello.json"
     assert app.run(["doctor", str(tmp_path), str(tmp_path / "none"), str(good)]) == ExitCode.FAILED
     lines = capsys.readouterr().out.splitlines()
@@ -243,14 +245,14 @@ def test_what_is_none_of_ours_is_an_error_and_the_others_are_looked_at(
 
 
 def test_an_empty_journal_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a daemon that never had a client leaves it."""
+    """A daemon that never had a client leaves one."""
     (tmp_path / "journal").mkdir()
     assert diagnosis(tmp_path / "journal", capsys)[0] == 0
     assert diagnosis(tmp_path, capsys)[0] == 0
 
 
-def test_a_person_is_shown_severity_place_and_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line for the verdict, one a finding, one for what would be kept."""
+def test_text_output_has_severity_place_and_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for the verdict, one per finding, one for what would be kept."""
     write_sessions(tmp_path / "journal")
     damaged_body(tmp_path / "journal")
     assert app.run(["doctor", str(tmp_path / "journal")]) == ExitCode.FAILED
@@ -261,8 +263,8 @@ def test_a_person_is_shown_severity_place_and_words(tmp_path: Path, capsys: pyte
     assert "recover would leave you with" in lines[-2]
 
 
-def test_nothing_is_written_even_where_writing_is_possible_only_by_the_owner(tmp_path: Path) -> None:
-    """The command works on files and directories that are read-only."""
+def test_doctor_works_on_read_only_files(tmp_path: Path) -> None:
+    """And on read-only directories."""
     write_sessions(tmp_path / "journal")
     for path in (*(tmp_path / "journal").iterdir(), tmp_path / "journal"):
         path.chmod(0o500 if path.is_dir() else 0o400)

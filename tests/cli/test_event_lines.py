@@ -1,4 +1,4 @@
-"""What is found in an input, however it comes."""
+"""Finding events in files and pipes, compressed or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ergo_capture.cli.event_lines import EventLine, EventLines
+from ergo_capture.cli.support.event_input import EventLine, EventLines
 from ergo_capture.errors import ErgoCaptureError
 
 LINES = [
@@ -19,7 +19,7 @@ FOUND = [EventLine(line, f"e{n}") for n, line in enumerate(LINES)]
 
 
 async def found_in(path: Path) -> list[EventLine]:
-    """All of them, in order."""
+    """Return all event lines of a file, in order."""
     async with EventLines(str(path)) as source:
         return [line async for batch in source.batches() for line in batch]
 
@@ -34,20 +34,20 @@ async def found_in(path: Path) -> list[EventLine]:
     ids=["one member", "two members", "zeros between and behind"],
 )
 async def test_compressed_input_is_recognised(tmp_path: Path, data: bytes) -> None:
-    """Whatever it is called, and however often the feed was restarted into the same file."""
+    """Whatever its name, and also if several gzip members were appended to one file."""
     (tmp_path / "feed").write_bytes(data)
     assert await found_in(tmp_path / "feed") == FOUND
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\x1f", b" \n\n"])
-async def test_input_without_events_has_none(tmp_path: Path, data: bytes) -> None:
-    """Empty, or nearly so; a byte that is no line is left for the daemon to refuse."""
+async def test_input_without_events_gives_none(tmp_path: Path, data: bytes) -> None:
+    """Empty, or almost; a byte that is no line is left for the daemon to reject."""
     (tmp_path / "feed").write_bytes(data)
     assert [line for line, _ in await found_in(tmp_path / "feed")] == ([b"\x1f\n"] if data == b"\x1f" else [])
 
 
-async def test_compressed_input_that_is_cut_off_is_an_error_behind_what_was_whole(tmp_path: Path) -> None:
-    """Not the end of the events."""
+async def test_truncated_gzip_is_an_error_after_the_complete_lines(tmp_path: Path) -> None:
+    """It is not taken for the end of the events."""
     (tmp_path / "feed").write_bytes(gzip.compress(b"".join(LINES))[:-3])
     found = []
     with pytest.raises(ErgoCaptureError, match="cut off") as raised:  # noqa: PT012
@@ -58,10 +58,10 @@ async def test_compressed_input_that_is_cut_off_is_an_error_behind_what_was_whol
     assert "what was sent before is captured" in (raised.value.hint or "")
 
 
-async def test_what_is_whole_in_a_pipe_is_there_before_the_rest(tmp_path: Path) -> None:
-    """Lines are not held back by one that was begun behind them."""
+async def test_complete_lines_of_a_pipe_are_yielded_at_once(tmp_path: Path) -> None:
+    """They do not wait for a line that has only begun."""
     os.mkfifo(tmp_path / "feed")
-    # Why for both: opening a pipe that nobody writes to would wait.
+    # Open it for reading and writing: opening a pipe for one of them waits for the other end.
     pipe = os.open(tmp_path / "feed", os.O_RDWR)
     async with EventLines(str(tmp_path / "feed")) as source:
         batches = source.batches()
@@ -75,8 +75,8 @@ async def test_what_is_whole_in_a_pipe_is_there_before_the_rest(tmp_path: Path) 
     os.close(pipe)
 
 
-async def test_waiting_for_a_pipe_can_be_given_up(tmp_path: Path) -> None:
-    """Ctrl-C at a feed that says nothing: no thread stays behind in a read."""
+async def test_waiting_for_a_pipe_can_be_cancelled(tmp_path: Path) -> None:
+    """Ctrl-C ends it; no thread is left in a read."""
     os.mkfifo(tmp_path / "feed")
     pipe = os.open(tmp_path / "feed", os.O_RDWR)
     async with EventLines(str(tmp_path / "feed")) as source:

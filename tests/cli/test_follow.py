@@ -1,8 +1,4 @@
-"""``cat --follow`` and ``cat``, ``info``, ``diff`` and ``extract`` of sessions, beside a real daemon.
-
-Owns: sessions as what a command is about.
-Not here: following as such (``tests/journal/test_following.py``), bundles (``test_inspect.py``).
-"""
+"""``cat``, ``tail``, ``info``, ``diff`` and ``extract`` of sessions, with a running daemon."""
 
 from __future__ import annotations
 
@@ -20,7 +16,8 @@ import pytest
 from tests.daemons import COMMAND, PATIENCE, DaemonProcess, command_environment, event, short_directory
 from tests.journal.journals import journal_in
 
-from ergo_capture.cli import app, captures
+from ergo_capture.cli import app
+from ergo_capture.cli.support import bundle_files, captures
 
 CONFIG = "[rotation]\nmax_events = 4\n"
 
@@ -39,19 +36,19 @@ class Client:
         self.sent = 0
 
     def say(self, frame: Any) -> None:
-        """One frame."""
+        """Send a frame."""
         self._file.write(json.dumps(frame) + "\n")
         self._file.flush()
 
     def until(self, kind: str) -> dict[str, Any]:
-        """The next frame of a kind."""
+        """Return the next frame of a kind."""
         while True:
             frame: dict[str, Any] = json.loads(self._file.readline())
             if frame["type"] == kind:
                 return frame
 
     def send(self, *ids: str) -> None:
-        """Events, until they are decided."""
+        """Send events, and wait until they are decided."""
         for event_id in ids:
             self.say(event(event_id, at=int(event_id[1:]), payload={"id": event_id}))
             self.sent += 1
@@ -59,7 +56,7 @@ class Client:
             pass
 
     def close(self) -> None:
-        """End the session."""
+        """Close the session."""
         self.say({"type": "close"})
         self.until("closed")
 
@@ -73,14 +70,14 @@ class Client:
 
 @pytest.fixture
 def daemon() -> Iterator[DaemonProcess]:
-    """A daemon that rotates after four events."""
+    """Run a daemon that rotates after four events."""
     with short_directory() as place, DaemonProcess(place, place / "state", config=CONFIG) as daemon:
         yield daemon.start()
 
 
 @contextmanager
 def following(*arguments: str, command: str = "cat") -> Iterator[subprocess.Popen[str]]:
-    """``cat --follow`` or ``tail --follow``; killed if it is still there."""
+    """Run ``cat --follow`` or ``tail --follow``; kill it at the end."""
     with subprocess.Popen(
         [*COMMAND, command, "--follow", *arguments],
         stdout=subprocess.PIPE,
@@ -95,13 +92,13 @@ def following(*arguments: str, command: str = "cat") -> Iterator[subprocess.Pope
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
-    """The next line; a test that waits too long is ended by its timeout."""
+    """Return the next line; the test's timeout ends a wait that is too long."""
     assert process.stdout is not None
     return process.stdout.readline()
 
 
-def test_a_session_is_followed_over_rotations_and_a_kill(daemon: DaemonProcess) -> None:
-    """Each event once, in order; it ends with the session, exit 0."""
+def test_follow_survives_rotations_and_a_killed_daemon(daemon: DaemonProcess) -> None:
+    """Each event once, in order; it ends with the session, exit code 0."""
     with Client(daemon.socket) as client:
         session = client.session
         with following(session, "--state-dir", str(daemon.state), "--json") as process:
@@ -124,8 +121,8 @@ def test_a_session_is_followed_over_rotations_and_a_kill(daemon: DaemonProcess) 
     assert items[0]["payload"] == {"id": "e1"}
 
 
-def test_tail_follows_from_the_last_events_on(daemon: DaemonProcess) -> None:
-    """``tail -n 2 -f``: two of what is there, over a rotation, then what comes; it ends with the session."""
+def test_tail_follow_starts_with_the_last_events(daemon: DaemonProcess) -> None:
+    """``tail -n 2 -f``: the last two, over a rotation, then new ones; it ends with the session."""
     with Client(daemon.socket) as client:
         client.send(*(f"e{number}" for number in range(6)))
         with following(
@@ -141,14 +138,14 @@ def test_tail_follows_from_the_last_events_on(daemon: DaemonProcess) -> None:
     assert [line.split()[4] for line in shown] == ["'e4'", "'e5'", "'e6'"]
 
 
-def test_a_tail_of_none_is_what_comes(daemon: DaemonProcess) -> None:
-    """``tail -n 0 -f --json`` of every session: with its session's id, though there is but one."""
+def test_tail_follow_of_zero_lines_prints_new_events_only(daemon: DaemonProcess) -> None:
+    """``tail -n 0 -f --json`` of every session: each object has its session's id."""
     with Client(daemon.socket) as client:
         client.send("e0")
         with following(str(daemon.state), "-n", "0", "--json", command="tail") as process:
             item: dict[str, Any] = {}
             while not item:
-                # Why again and again: what is there when it begins to look is left out, and it begins at its own time.
+                # Send repeatedly: the command leaves out what is there when it starts to read, and that moment is unknown.
                 client.send(f"e{client.sent}")
                 assert process.stdout is not None
                 if select.select([process.stdout], [], [], 0.05)[0]:
@@ -158,7 +155,7 @@ def test_a_tail_of_none_is_what_comes(daemon: DaemonProcess) -> None:
 
 
 def test_a_state_directory_is_followed_with_filters(daemon: DaemonProcess) -> None:
-    """Every session, with its name in front; ends at the event that --to-id names."""
+    """Every session, with its id in front; ends at the event that --to-id names."""
     with following(str(daemon.state), "--event-id", "e1", "--event-id", "e3", "--to-id", "e3") as process:
         with Client(daemon.socket) as client:
             client.send("e0", "e1", "e2", "e3")
@@ -169,7 +166,7 @@ def test_a_state_directory_is_followed_with_filters(daemon: DaemonProcess) -> No
         assert process.wait(PATIENCE) == 0
 
 
-def test_who_follows_into_a_closed_pipe_ends(daemon: DaemonProcess) -> None:
+def test_follow_ends_when_its_pipe_is_closed(daemon: DaemonProcess) -> None:
     """Even while nothing happens; without a traceback."""
     with Client(daemon.socket) as client:
         client.send("e0")
@@ -182,8 +179,8 @@ def test_who_follows_into_a_closed_pipe_ends(daemon: DaemonProcess) -> None:
             assert process.wait(PATIENCE) == 141
 
 
-def test_following_ends_quietly_by_ctrl_c(daemon: DaemonProcess) -> None:
-    """Exit 130, as any command."""
+def test_ctrl_c_ends_follow_quietly(daemon: DaemonProcess) -> None:
+    """Exit code 130, as with any command."""
     with Client(daemon.socket) as client:
         client.send("e0")
         with following(client.session, "--state-dir", str(daemon.state)) as process:
@@ -208,10 +205,10 @@ def test_following_ends_quietly_by_ctrl_c(daemon: DaemonProcess) -> None:
         (["/nowhere/x.capture.json"], 1, "No such file"),
     ],
 )
-def test_what_cannot_be_read_or_followed_is_an_error(
+def test_a_name_that_cannot_be_read_or_followed_is_an_error(
     arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sentence, and the exit code of its kind."""
+    """One message, and the exit code of its kind."""
     (tmp_path / "journal").mkdir()
     (tmp_path / "lock").touch()
     journal_in(tmp_path / "journal").close()
@@ -223,15 +220,13 @@ def test_what_cannot_be_read_or_followed_is_an_error(
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command prints, that goes well."""
+    """Return what a successful command prints."""
     assert app.run(arguments) == 0, capsys.readouterr()
     return capsys.readouterr().out
 
 
-def test_a_session_is_its_bundles_and_what_is_only_in_the_journal(
-    daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """While it runs and when it is over: every event once; of a state directory and of its journal, too."""
+def test_a_session_is_read_from_bundles_and_journal(daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """While it runs and afterwards, every event once; the same for a state directory and its journal."""
     where = ["--state-dir", str(daemon.state)]
     everything = [f"e{number}" for number in range(10)]
     with Client(daemon.socket) as client:
@@ -251,19 +246,19 @@ def test_a_session_is_its_bundles_and_what_is_only_in_the_journal(
     assert f"stands for {len(bundles)} runs" in capsys.readouterr().err
 
 
-def test_a_part_that_is_published_meanwhile_is_still_there(
+def test_a_part_published_meanwhile_is_not_missed(
     daemon: DaemonProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between a look at the journal and one at the bundles, a part goes from one to the other."""
+    """It moves from the journal to the bundles between the two reads."""
     with Client(daemon.socket) as client:
         client.send("e0", "e1")
-        list_bundles = captures._bundles_below
+        list_bundles = bundle_files.bundles_below
 
         def publish_first(directory: Path) -> Any:
             client.close()
             return list_bundles(directory)
 
-        monkeypatch.setattr(captures, "_bundles_below", publish_first)
+        monkeypatch.setattr(captures, "bundles_below", publish_first)
         lines = printed(["cat", client.session, "--json", "--state-dir", str(daemon.state)], capsys).splitlines()
     assert [json.loads(line)["event_id"] for line in lines] == ["e0", "e1"]
 
@@ -271,7 +266,7 @@ def test_a_part_that_is_published_meanwhile_is_still_there(
 def test_a_snapshot_is_not_counted_beside_its_session(
     daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the journal has is newer."""
+    """The journal is newer than the snapshot."""
     with Client(daemon.socket) as client:
         client.send("e0")
         client.say({"type": "flush"})
@@ -282,8 +277,8 @@ def test_a_snapshot_is_not_counted_beside_its_session(
             assert [json.loads(line)["event_id"] for line in lines] == ["e0", "e1"]
 
 
-def test_a_running_session_is_extracted_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Out of the journal, as out of a bundle."""
+def test_extract_and_diff_read_a_running_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the journal, as from a bundle."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         where = ["--state-dir", str(daemon.state)]

@@ -1,4 +1,4 @@
-"""``info``, ``cat``, ``diff`` and ``extract``: what is in a bundle, for a person and for a program."""
+"""``info``, ``cat``, ``tail``, ``diff`` and ``extract`` of bundles, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ergo_capture.client.load import Load
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The small run's bundle."""
+    """Return the small run's bundle."""
     return bundle(tmp_path / "a.capture.json", effects=True)
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
-    """What a command prints."""
+    """Return what a command prints; check its exit code."""
     assert app.run(arguments) == code, capsys.readouterr()
     return plain(capsys.readouterr().out)
 
 
-def test_info_counts_what_is_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_as_json_has_the_counts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As numbers for a program."""
     found = json.loads(printed(["info", str(run), "--json"], capsys))
     assert (found["events"], found["decisions"], found["graph_id"]) == (10, 10, "g")
@@ -42,19 +42,19 @@ def test_info_counts_what_is_there(run: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_info_shows_jumps_of_the_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Backward steps and the longest gap, with the event behind it."""
+    """Backward steps, and the longest gap with the event after it."""
 
     def jump(data: Any) -> None:
         data["events"][5]["event_time"]["secs"] = 3
         data["events"][9]["event_time"]["secs"] = 1000
 
     said = printed(["info", str(bundle(tmp_path / "a.capture.json", jump))], capsys)
-    assert "1 backward, by 13 s at the most" in said
+    assert "1 backward, by 13 s at most" in said
     assert "968 s, before event 'e9'" in said
 
 
-def test_names_that_somebody_chose_are_only_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets are no markup, and a terminal gets no control characters to obey."""
+def test_names_from_clients_are_printed_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup, and the terminal gets no control characters."""
 
     def change(data: Any) -> None:
         data["graph_id"] = "[bold]g \x1b[31mred"
@@ -76,7 +76,7 @@ def test_names_that_somebody_chose_are_only_text(tmp_path: Path, capsys: pytest.
 
 
 def test_cat_prints_each_event_with_its_decision(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One a line."""
+    """One per line."""
     lines = printed(["cat", str(run)], capsys).splitlines()
     assert len(lines) == 10
     assert lines[4] == "4  16 s  Command  'e4'  Invoke  episode 4  Completed  1 retry  {\"n\": 4}"
@@ -94,21 +94,19 @@ def test_cat_prints_each_event_with_its_decision(run: Path, capsys: pytest.Captu
         (["--decision", "Skip"], []),
     ],
 )
-def test_cat_prints_what_its_filters_let_through(
-    options: list[str], ids: list[str], run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cat_filters(options: list[str], ids: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By kind, decision, time, id and range."""
     lines = printed(["cat", str(run), "--json", *options], capsys).splitlines()
     assert [json.loads(line)["event_id"] for line in lines] == ids
 
 
 @pytest.mark.parametrize("options", [["--kind", "Nope"], ["--since", "noon"], ["--decision", "Maybe"]])
-def test_a_filter_that_cannot_be_is_a_usage_error(options: list[str], run: Path) -> None:
-    """Exit 2."""
+def test_an_invalid_filter_is_a_usage_error(options: list[str], run: Path) -> None:
+    """Exit code 2."""
     assert command("cat", str(run), *options).returncode == 2
 
 
-def test_cat_survives_a_closed_pipe(run: Path) -> None:
+def test_cat_into_a_closed_pipe_exits_141(run: Path) -> None:
     """``cat | head -1``: no traceback, and the shell's exit code for it."""
     with subprocess.Popen(
         [*COMMAND, "cat", *[str(run)] * 300], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment()
@@ -122,7 +120,7 @@ def test_cat_survives_a_closed_pipe(run: Path) -> None:
 
 
 def test_tail_prints_the_last_events(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten without a word, as many as are asked for, those that are meant; in the form of ``cat``."""
+    """Ten by default, or as many as asked for, after filtering; in the form of ``cat``."""
     everything = printed(["cat", str(run)], capsys).splitlines()
     assert printed(["tail", str(run)], capsys).splitlines() == everything[-10:]
     assert printed(["tail", "-n", "3", str(run)], capsys).splitlines() == everything[-3:]
@@ -131,8 +129,8 @@ def test_tail_prints_the_last_events(run: Path, capsys: pytest.CaptureFixture[st
     assert printed(["tail", str(run), "--json", "--kind", "Pump", "-n", "1"], capsys).splitlines() == json_lines[-1:]
 
 
-def test_a_tail_is_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A directory of several is an error that names some; to follow a file is one too."""
+def test_tail_wants_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory of several is an error that names some; so is following a file."""
     (run.parent / "other.capture.json").write_bytes(run.read_bytes())
     assert app.run(["tail", str(run.parent)]) == 1
     assert "stands for 2 runs" in capsys.readouterr().err
@@ -141,8 +139,8 @@ def test_a_tail_is_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("command", ["extract", "simulate"])
-def test_a_large_text_into_a_closed_pipe_is_no_success(command: str, tmp_path: Path) -> None:
-    """``extract | head -1``: whoever reads has gone, and the shell is told so."""
+def test_a_large_text_into_a_closed_pipe_exits_141(command: str, tmp_path: Path) -> None:
+    """``extract | head -1``: the reader has gone, and the shell is told so."""
     events = [{"event_id": f"e{n}", "kind": "Command", "at": {"secs": n, "nanos": 0}} for n in range(5000)]
     scenario = tmp_path / "s.json"
     scenario.write_text(json.dumps({"graph_id": "g", "constraints": {}, "events": events}))
@@ -161,15 +159,15 @@ def test_a_large_text_into_a_closed_pipe_is_no_success(command: str, tmp_path: P
         assert process.wait(30) == 141
 
 
-def test_a_bundle_is_the_same_as_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 0."""
+def test_diff_of_a_bundle_with_itself_is_empty(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0."""
     assert printed(["diff", str(run), str(run)], capsys) == "the same, 10 events\n"
 
 
-def test_diff_finds_what_is_changed_moved_and_only_on_one_side(
+def test_diff_finds_changed_moved_and_missing_events(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Aligned by event id; exit 4."""
+    """Aligned by event id; exit code 4."""
 
     def change(data: Any) -> None:
         del data["events"][9], data["decisions"][9]
@@ -191,8 +189,8 @@ def test_diff_finds_what_is_changed_moved_and_only_on_one_side(
     assert "only in the first: 'e9'" in said
 
 
-def test_diff_says_where_they_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The place, the field and both sides, with the three decisions before."""
+def test_diff_shows_the_first_difference(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The place, the field and both sides, after the three decisions before it."""
 
     def change(data: Any) -> None:
         data["decisions"][5]["retry_count"] = 2
@@ -220,7 +218,7 @@ event 'e7', decision.retry_count
 
 
 def moved(places: list[int]) -> Any:
-    """Events and decisions in another order."""
+    """Return a change that reorders events and decisions."""
 
     def change(data: Any) -> None:
         for side in ("events", "decisions"):
@@ -249,13 +247,13 @@ def test_diff_counts_the_fewest_moves(
 
 
 def twice(data: Any) -> None:
-    """One event id is there twice; the second of them ends otherwise."""
+    """Repeat an event id; the second event ends differently."""
     data["events"][6]["event_id"] = data["decisions"][6]["event_id"] = "e5"
     data["decisions"][6]["termination"] = "Aborted"
 
 
-def test_an_id_that_is_there_twice_is_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each of them with the one in its turn, behind a difference too."""
+def test_diff_aligns_repeated_ids_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also after a difference."""
     path = bundle(tmp_path / "a.capture.json", twice)
     assert printed(["diff", str(path), str(path)], capsys) == "the same, 10 events\n"
 
@@ -267,16 +265,14 @@ def test_an_id_that_is_there_twice_is_compared_with_itself(tmp_path: Path, capsy
     assert (found["common"], found["changed"], found["only_a"], found["only_b"]) == (10, 1, 0, 0)
 
 
-def test_a_decision_too_many_is_a_difference(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is not passed over because no event is beside it."""
+def test_diff_reports_an_extra_decision(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even though it has no event."""
     other = bundle(tmp_path / "b", lambda data: data["decisions"].append(data["decisions"][-1]), effects=True)
     found = json.loads(printed(["diff", str(run), str(other), "--json"], capsys, 4))
     assert (found["common"], found["only_b"], found["first_only_b"]) == (10, 1, ["e9"])
 
 
-def test_an_id_that_is_there_twice_is_extracted_with_both_outcomes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_extract_keeps_both_outcomes_of_a_repeated_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first completed, and must not get the outcome of the second."""
     path = bundle(tmp_path / "a.capture.json", twice)
     printed(["extract", str(path), "-o", str(tmp_path / "s.json")], capsys)
@@ -292,42 +288,38 @@ def test_an_id_that_is_there_twice_is_extracted_with_both_outcomes(
     ],
 )
 @pytest.mark.parametrize("name", ["cat", "extract"])
-def test_a_range_that_is_not_there_is_an_error(
+def test_a_range_with_an_unknown_id_is_an_error(
     name: str, options: list[str], says: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not an empty answer, and not everything up to the end."""
+    """Neither an empty result nor everything up to the end."""
     assert app.run([name, str(run), *options]) == 1
     assert says in capsys.readouterr().err
 
 
-def test_what_is_extracted_whole_simulates_to_the_same_bundle(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Outcomes, retries and pumped episodes come along."""
+def test_a_complete_extract_simulates_to_the_same_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With outcomes, retries and episodes that a Pump ran."""
     path = bundle(tmp_path / "a.capture.json")
     printed(["extract", str(path), "-o", str(tmp_path / "s.json")], capsys)
     printed(["simulate", str(tmp_path / "s.json"), "-o", str(tmp_path / "b.capture.json")], capsys)
     assert (tmp_path / "b.capture.json").read_bytes() == path.read_bytes()
 
 
-def test_a_range_is_extracted_as_a_scenario(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the events that are meant."""
+def test_extract_writes_a_range(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the selected events."""
     printed(["extract", str(run), "--from-id", "e2", "--to-id", "e4", "-o", str(tmp_path / "s.json")], capsys)
     printed(["simulate", str(tmp_path / "s.json"), "-o", str(tmp_path / "b.capture.json")], capsys)
     events = read_capture_bundle(tmp_path / "b.capture.json").events
     assert [record.event_id for record in events] == ["e2", "e3", "e4"]
 
 
-def test_extracting_nothing_is_an_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_extract_is_an_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a hint where to look."""
     assert app.run(["extract", str(run), "--since", "10000"]) == 1
-    assert "no event is meant" in capsys.readouterr().err
+    assert "no event is selected" in capsys.readouterr().err
 
 
-def test_info_of_a_journal_lists_the_sessions_that_are_open_in_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As a start would find them; of the journal, or of the state directory with its bundles."""
+def test_info_of_a_journal_lists_its_open_sessions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a journal, or for a state directory with its bundles."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         with Load(daemon.socket, window=16) as load:
@@ -342,8 +334,8 @@ def test_info_of_a_journal_lists_the_sessions_that_are_open_in_it(
         assert "no orderly stop" in said
 
 
-def test_events_of_several_runs_say_which_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An event's id is one within its run only; of one run alone nothing is added."""
+def test_cat_of_several_runs_names_their_sessions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An event's id is unique only within its run; for a single run nothing is added."""
     names = ["a", os.fsdecode(b"b\xff")]
     files = [str(bundle(tmp_path / f"{name}.capture.json")) for name in names]
     assert app.run(["cat", *files, "--event-id", "e1"]) == 0

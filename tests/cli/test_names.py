@@ -1,8 +1,4 @@
-"""What people name by mistake: nothing at all, a directory, what they may not read, a number beyond all bounds.
-
-Owns: how every command takes such a name.
-Not here: bundles that are damaged (``test_cli_verify.py``, ``test_doctor.py``).
-"""
+"""Paths and numbers given by mistake: an empty name, a directory, an unreadable directory, a huge number."""
 
 from __future__ import annotations
 
@@ -21,15 +17,15 @@ from ergo_capture.cli import app
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A small run."""
+    """Return a small run's bundle."""
     return runs.bundle(tmp_path / "a.capture.json")
 
 
 @pytest.mark.parametrize("name", ["verify", "replay", "info", "cat", "tail", "extract"])
-def test_an_empty_name_is_not_the_current_directory(
+def test_an_empty_name_is_an_error(
     name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``verify "$UNSET"`` says so, and does not pass by checking whatever lies around."""
+    """``verify "$UNSET"`` must not check the current directory and succeed."""
     monkeypatch.chdir(bundle.parent)
     assert app.run([name, ""]) == 2
     assert "a name is empty" in capsys.readouterr().err
@@ -38,24 +34,24 @@ def test_an_empty_name_is_not_the_current_directory(
 @pytest.mark.parametrize(
     "arguments", [["report", "."], ["report", ""], ["extract", "a.capture.json", "-o", "."]], ids=" ".join
 )
-def test_a_directory_in_place_of_a_file_is_said(
+def test_a_directory_in_place_of_a_file_is_an_error(
     arguments: list[str], bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One sentence, and nothing is left behind."""
+    """One message, and no files are left behind."""
     monkeypatch.chdir(bundle.parent)
     assert app.run(arguments) in (1, 2)
     assert "it is a directory" in capsys.readouterr().err
     assert [*bundle.parent.iterdir()] == [bundle]
 
 
-def test_a_number_beyond_all_bounds_is_all_there_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tail_of_a_huge_number_prints_everything(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As many lines as there are events."""
     assert app.run(["tail", "-n", str(1 << 80), str(bundle)]) == 0
     assert capsys.readouterr().out.count("\n") > 0
 
 
 @pytest.mark.parametrize("arguments", [["extract"], ["extract", "-o", "-"]], ids=" ".join)
-def test_a_dash_is_standard_output(
+def test_extract_to_a_dash_writes_standard_output(
     arguments: list[str], bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     """And no file of that name."""
@@ -65,20 +61,18 @@ def test_a_dash_is_standard_output(
     assert [*bundle.parent.iterdir()] == [bundle]
 
 
-def test_recover_writes_no_file_that_is_called_dash(
+def test_recover_to_a_dash_is_wrong_usage(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It has more to write than a bundle, so there is no standard output for it."""
+    """It writes several files, so it cannot write to standard output."""
     monkeypatch.chdir(bundle.parent)
     assert app.run(["recover", bundle.name, "-o", "-"]) == 2
     assert "nothing to standard output" in capsys.readouterr().err
     assert [*bundle.parent.iterdir()] == [bundle]
 
 
-def test_what_a_page_could_not_be_written_for_is_not_called_a_bundle(
-    bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The page is named, and not the temporary that is gone again."""
+def test_a_report_that_cannot_be_written_is_named(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names the page, and not a temporary file or a bundle."""
     blocked = bundle.with_name("file")
     blocked.touch()
     assert app.run(["report", str(bundle), "-o", str(blocked / "page.html")]) == 1
@@ -86,10 +80,10 @@ def test_what_a_page_could_not_be_written_for_is_not_called_a_bundle(
 
 
 @pytest.mark.parametrize("name", ["verify", "info", "cat", "doctor"])
-def test_a_directory_that_may_not_be_read_is_not_an_empty_one(
+def test_an_unreadable_directory_is_an_error(
     name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was not looked at must not pass for sound: one closed directory among others fails the whole."""
+    """It must not pass for an empty one: the files in it were not checked."""
     for directory in ("journal", "bundles/closed"):
         (bundle.parent / directory).mkdir(parents=True)
     listed = os.scandir
@@ -105,8 +99,8 @@ def test_a_directory_that_may_not_be_read_is_not_an_empty_one(
     assert "closed': Permission denied" in said.out + said.err
 
 
-def test_an_interruption_before_anything_is_loaded_leaves_no_traceback() -> None:
-    """Ctrl-C right after return."""
+def test_ctrl_c_during_start_up_prints_no_traceback() -> None:
+    """Before the command line is imported."""
     code = (
         "import sys\n"
         "class Stop:\n"

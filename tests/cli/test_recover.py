@@ -1,4 +1,4 @@
-"""``ergo-capture recover``: what it writes verifies, the counts add up, and the source is never touched."""
+"""``ergo-capture recover``: its bundles verify, its counts add up, and it never changes the source."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.journal.test_damaged import append_frame
 from ergo_capture import decode_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle
 from ergo_capture.cli import app
-from ergo_capture.cli.simulate import run_scenario
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.commands.simulate import run_scenario
+from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ExitCode
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Publication, encode_body
@@ -36,13 +36,13 @@ IDS = [event.event_id for event in BUNDLE.events]
 
 
 def contents(source: Path) -> dict[str, str]:
-    """The hash of every file of a source."""
+    """Return the hash of every file of a source."""
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def recovered(source: Path, output: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, list[Any]]:
-    """Exit code and objects of a run, after which the source is as it was."""
+    """Run recover; return the exit code and the printed objects; check that the source is unchanged."""
     before = contents(source)
     capsys.readouterr()
     code = app.run(["recover", "--json", str(source), "-o", str(output), *more])
@@ -50,8 +50,8 @@ def recovered(source: Path, output: Path, capsys: pytest.CaptureFixture[str], *m
     return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def hold_to_account(said: Any, ids: list[str]) -> None:
-    """The bundle verifies and begins as the original did; every event is in one place, or counted as gone."""
+def check_account(said: Any, ids: list[str]) -> None:
+    """Check that the bundle verifies and begins as the original, and that every event is accounted for once."""
     counts, bundle = said["counts"], Path(said["bundle"])
     verdict = check(bundle)
     assert verdict["ok"], verdict
@@ -71,10 +71,8 @@ def hold_to_account(said: Any, ids: list[str]) -> None:
 # --- bundles ---
 
 
-def test_p6_a_bundle_cut_at_every_thousandth_byte_is_saved_up_to_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """P6: the longest run of decisions that is there is kept, other whole events are set aside, the rest is counted."""
+def test_p6_a_truncated_bundle_is_recovered_up_to_the_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """P6: the longest run of decisions is kept, other whole events are set aside, the rest is counted."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     decisions_at = TEXT.index(b'],"decisions":[')
     ends = [
@@ -85,7 +83,7 @@ def test_p6_a_bundle_cut_at_every_thousandth_byte_is_saved_up_to_there(
         source.write_bytes(TEXT[:cut])
         code, (said,) = recovered(source, output, capsys, "--force")
         assert code == ExitCode.DATA_LOSS
-        hold_to_account(said, IDS)
+        check_account(said, IDS)
         assert said["lost"] == ["adapter_provenance", "runtime_provenance"]
         counts = said["counts"]
         assert counts["kept"] == sum(end <= cut for end in ends)
@@ -98,11 +96,11 @@ def test_p6_a_bundle_cut_at_every_thousandth_byte_is_saved_up_to_there(
 
 
 @pytest.mark.parametrize("style", list(CaptureJsonStyle), ids=lambda style: style.value)
-def test_a_changed_byte_costs_one_record_and_what_follows_from_it(
+def test_a_changed_byte_loses_at_most_one_event(
     style: CaptureJsonStyle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever byte is changed, at most one event is gone; the others are kept or set aside."""
-    source, output = tmp_path / "bent.capture.json", tmp_path / "saved.capture.json"
+    """The other events are kept or set aside."""
+    source, output = tmp_path / "damaged.capture.json", tmp_path / "saved.capture.json"
     text, chance = encode_bundle(BUNDLE, style), random.Random(7)
     begin = text.index(b'"events"') + 20
     for _ in range(40):
@@ -116,21 +114,23 @@ def test_a_changed_byte_costs_one_record_and_what_follows_from_it(
         assert code == (ExitCode.OK if said["whole"] else ExitCode.DATA_LOSS)
 
 
-def test_a_bundle_whose_end_is_zeros_is_saved_up_to_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a power cut leaves a file that was not synced."""
+def test_a_bundle_that_ends_in_zeros_is_recovered_up_to_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A power failure leaves such a file if it was not synced."""
     source, output = tmp_path / "zeros.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:-9000] + bytes(9000))
     code, (said,) = recovered(source, output, capsys)
     assert code == ExitCode.DATA_LOSS
-    hold_to_account(said, IDS)
+    check_account(said, IDS)
     assert 0 < said["counts"]["kept"] < 60
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["cut", "changed"])
-def test_a_compressed_bundle_is_saved_up_to_its_damage(
+def test_a_compressed_bundle_is_recovered_up_to_its_damage(
     cut: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was expanded before the compressed text ends, or turns out to be wrong, is a bundle that was cut there."""
+    """What was decompressed before the damage is treated as a truncated bundle."""
     bundle = rich_bundle(600, payload=200)
     ids = [event.event_id for event in bundle.events]
     packed = zstandard.ZstdCompressor(level=1).compress(encode_bundle(bundle))
@@ -139,7 +139,7 @@ def test_a_compressed_bundle_is_saved_up_to_its_damage(
     source.write_bytes(packed[:middle] + (b"" if cut else bytes(50) + packed[middle + 50 :]))
     code, (said,) = recovered(source, output, capsys)
     assert code == ExitCode.DATA_LOSS
-    hold_to_account(said, ids)
+    check_account(said, ids)
     assert said["counts"]["kept"] + said["counts"]["aside"] > 100
     assert app.run(["doctor", str(source)]) == ExitCode.FAILED
     assert app.run(["recover", str(source), "-o", str(tmp_path / "x.zst")]) == ExitCode.USAGE
@@ -176,10 +176,8 @@ def test_what_is_gone_may_be_given_or_stand_in_the_manifest(tmp_path: Path, caps
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"bundle": "cut.capture.json", "adapter_provenance": ["a"]}', "\0", None]
 )
-def test_a_manifest_that_is_none_changes_nothing(
-    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Rubbish, what looks like one, and a pipe that nobody writes to: there is only the bundle to go by."""
+def test_an_invalid_manifest_is_ignored(text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Random bytes, a similar text, or a pipe without a writer."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:5000])
     manifest = source.with_name("cut.manifest.json")
@@ -193,10 +191,10 @@ def test_a_manifest_that_is_none_changes_nothing(
 
 @pytest.mark.parametrize("op", ["open", "write"])
 @pytest.mark.parametrize("call", range(3))
-def test_a_disk_that_is_full_is_left_as_it_was(
+def test_a_full_disk_leaves_no_files(
     op: str, call: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever write or new file it is that finds no room: exit 1, and no temporary."""
+    """Exit code 1 and no temporary file, whichever write fails."""
     source = tmp_path / "cut.capture.json"
     source.write_bytes(TEXT[:-4000])
     real, calls = getattr(os, op), 0
@@ -217,10 +215,10 @@ def test_a_disk_that_is_full_is_left_as_it_was(
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"\0" * 100, TEXT[:100], b"[" * 70_000, b"\x28\xb5\x2f\xfd"])
-def test_a_file_without_the_beginning_of_a_bundle_is_beyond_saving(
+def test_a_file_without_the_beginning_of_a_bundle_is_an_error(
     text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit 1 with a sentence and a hint, and nothing is written."""
+    """Exit code 1 with a message and a hint, and nothing is written."""
     source = tmp_path / "none.capture.json"
     source.write_bytes(text)
     assert app.run(["recover", str(source), "-o", str(tmp_path / "saved")]) == ExitCode.FAILED
@@ -230,8 +228,8 @@ def test_a_file_without_the_beginning_of_a_bundle_is_beyond_saving(
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_person_is_told_what_became_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the bundle ends and why, where the rest is, and what is gone."""
+def test_text_output_explains_a_recovered_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the bundle ends and why, where the rest is, and what is lost."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:-4000])
     assert app.run(["recover", str(source), "-o", str(output)]) == ExitCode.DATA_LOSS
@@ -243,8 +241,8 @@ def test_a_person_is_told_what_became_of_it(tmp_path: Path, capsys: pytest.Captu
     assert lines[3].startswith("  adapter_provenance is gone; the bundle says 'lost'")
 
 
-def bent(data: bytes, chance: random.Random) -> bytes:
-    """A file to which several things happened."""
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """Return a file's content with several random kinds of damage."""
     text = bytearray(data)
     for _ in range(chance.choice([1, 2, 4])):
         at = chance.randrange(len(text))
@@ -264,14 +262,14 @@ def bent(data: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_happens_to_a_bundle_what_is_written_verifies(
+def test_a_recovered_bundle_verifies_after_any_damage(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bytes changed, taken out, zeroed, overwritten and cut off, several times over: a true beginning, or exit 1."""
-    source, output = tmp_path / "bent.capture.json", tmp_path / "saved.capture.json"
+    """Bytes changed, removed, zeroed, overwritten and cut off: a true beginning, or exit code 1."""
+    source, output = tmp_path / "damaged.capture.json", tmp_path / "saved.capture.json"
     chance, saved = random.Random(seed), 0
     for _ in range(25):
-        source.write_bytes(bent(encode_bundle(BUNDLE, chance.choice(list(CaptureJsonStyle))), chance))
+        source.write_bytes(damaged(encode_bundle(BUNDLE, chance.choice(list(CaptureJsonStyle))), chance))
         output.unlink(missing_ok=True)
         code, said = recovered(source, output, capsys, "--force")
         assert (code == ExitCode.FAILED) == (not output.exists())
@@ -285,12 +283,12 @@ def test_whatever_happens_to_a_bundle_what_is_written_verifies(
     assert saved > 15
 
 
-# --- where it does not write ---
+# --- refused destinations ---
 
 
 @pytest.mark.parametrize("alias", ["itself", "symlink", "hard link", "through a directory"])
-def test_the_source_is_never_the_destination(alias: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By whatever name, and with --force too."""
+def test_the_destination_must_not_be_the_source(alias: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under any name, also with --force."""
     source = tmp_path / "cut.capture.json"
     source.write_bytes(TEXT[:5000])
     output = tmp_path / "other.capture.json"
@@ -309,8 +307,8 @@ def test_the_source_is_never_the_destination(alias: str, tmp_path: Path, capsys:
     assert source.read_bytes() == TEXT[:5000]
 
 
-def test_what_is_there_is_replaced_only_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bundle, and the scenario that would stand beside it."""
+def test_existing_files_are_replaced_only_with_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundle, and the scenario beside it."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:5000])
     for name in ("saved.capture.json", "saved.rest.scenario.json"):
@@ -328,8 +326,8 @@ def test_what_is_there_is_replaced_only_by_force(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "saved.rest.scenario.json").exists()
 
 
-def test_a_journal_is_not_saved_into_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor around itself, nor into a directory that holds something, nor over a file."""
+def test_a_journal_is_not_recovered_into_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor into a parent, a directory that is not empty, or a file."""
     state = tmp_path / "state"
     write_sessions(state / "journal")
     before = contents(state)
@@ -345,8 +343,8 @@ def test_a_journal_is_not_saved_into_itself(tmp_path: Path, capsys: pytest.Captu
     assert contents(state) == before
 
 
-def test_what_is_no_capture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A directory of something else, a segment by itself, a pipe, nothing at all."""
+def test_a_source_that_is_no_capture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another directory, a single segment, a pipe, nothing at all."""
     output = str(tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert app.run(["recover", str(tmp_path / "empty"), "-o", output]) == ExitCode.FAILED
@@ -363,20 +361,20 @@ def test_what_is_no_capture_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def by_session(said: list[Any]) -> dict[str, Any]:
-    """What was said, by session; each has one part."""
+    """Return the printed objects by session; each session has one part."""
     assert len({one["session"] for one in said}) == len(said)
     return {one["session"]: one for one in said}
 
 
-def test_a_sound_journal_leads_to_a_bundle_for_each_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Closed sessions and those still open, each with its manifest."""
+def test_a_sound_journal_gives_a_bundle_per_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Closed and open sessions, each with its manifest."""
     for close in (True, False):
         written = write_sessions(tmp_path / f"{close}" / "journal", close=close)
         code, said = recovered(tmp_path / f"{close}", tmp_path / f"out {close}", capsys)
         assert (code, sorted(by_session(said))) == (0, ["s1", "s2"])
         for name, session in written.items():
             one = by_session(said)[name]
-            hold_to_account(one, session.ids)
+            check_account(one, session.ids)
             assert (one["whole"], one["ended"]) == (True, "complete" if close else "open")
             bundle = Path(one["bundle"])
             assert bundle == tmp_path / f"out {close}" / "g" / f"{name}.capture.json"
@@ -386,10 +384,8 @@ def test_a_sound_journal_leads_to_a_bundle_for_each_session(tmp_path: Path, caps
             assert (manifest["ended"], manifest["salvage"]["kept"]) == ("complete" if close else "open", 60)
 
 
-def test_events_that_were_not_decided_yet_are_set_aside_without_loss(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """They were accepted, and nobody knows how their episodes would end: exit 0, and a scenario."""
+def test_undecided_events_are_set_aside_without_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were accepted, but how their episodes would end is unknown: exit code 0, and a scenario."""
     (tmp_path / "journal").mkdir()
     journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
     session = a_session(1)
@@ -397,55 +393,55 @@ def test_events_that_were_not_decided_yet_are_set_aside_without_loss(
     journal.commit([session.decide(7)])
     journal.close()
     code, (said,) = recovered(tmp_path / "journal", tmp_path / "out", capsys)
-    hold_to_account(said, session.ids)
+    check_account(said, session.ids)
     assert (code, said["counts"]["kept"], said["counts"]["aside"]) == (0, 7, 2)
 
 
 def events_frame(segment: Path, session: int, number: int = -1, kind: FrameKind = FrameKind.EVENTS) -> tuple[Any, int]:
-    """A frame of a session in a segment, by its place among those of its kind there."""
+    """Return a session's n-th frame of a kind in a segment, and its offset."""
     frames = [(header, at) for header, at in frames_of(segment) if (header.session, header.kind) == (session, kind)]
     return frames[number]
 
 
 def damaged_body(journal: Path) -> None:
-    """One byte of an events frame of session 1."""
+    """Change one byte of an events frame of session 1."""
     flip(last_segment(journal, 2), events_frame(last_segment(journal, 2), 1, 0)[1] + 90)
 
 
 def damaged_header(journal: Path) -> None:
-    """A header of session 1: whose frame it was is gone too."""
+    """Damage a header of session 1, so that the frame's session is unknown too."""
     flip(last_segment(journal, 2), events_frame(last_segment(journal, 2), 1, 0)[1] + 9)
 
 
 def damaged_decisions(journal: Path) -> None:
-    """A frame of decisions of session 1."""
+    """Damage a decisions frame of session 1."""
     flip(last_segment(journal, 2), events_frame(last_segment(journal, 2), 1, 0, FrameKind.DECISIONS)[1] + 70)
 
 
 def missing_segment(journal: Path) -> None:
-    """A whole segment in the middle."""
+    """Delete a segment in the middle."""
     last_segment(journal, 2).unlink()
 
 
 def empty_segment(journal: Path) -> None:
-    """A segment that holds nothing any more."""
+    """Empty a segment."""
     last_segment(journal, 2).write_bytes(b"")
 
 
 def zeroed_segment(journal: Path) -> None:
-    """A segment of zeros."""
+    """Overwrite a segment with zeros."""
     segment = last_segment(journal, 2)
     segment.write_bytes(bytes(segment.stat().st_size))
 
 
 def cut_segment(journal: Path) -> None:
-    """A segment that ends too early, at a frame's boundary."""
+    """Truncate a segment at the end of a frame."""
     segment = last_segment(journal, 2)
     os.truncate(segment, frames_of(segment)[-3][1])
 
 
 def cut_out_batch(journal: Path) -> None:
-    """Bytes taken out so that nothing looks bad."""
+    """Remove a batch so that all remaining frames are valid."""
     segment = last_segment(journal, 2)
     frames, data = frames_of(segment), segment.read_bytes()
     starts = [at for header, at in frames if header.index == 0]
@@ -453,12 +449,12 @@ def cut_out_batch(journal: Path) -> None:
 
 
 def lost_opening(journal: Path) -> None:
-    """What session 1 was."""
+    """Damage the OPEN frame of session 1."""
     flip(last_segment(journal, 1), events_frame(last_segment(journal, 1), 1, 0, FrameKind.OPEN)[1] + 70)
 
 
 def rubbish_in_between(journal: Path) -> None:
-    """A stretch of several frames overwritten."""
+    """Overwrite several frames."""
     segment = last_segment(journal, 2)
     with segment.open("r+b") as file:
         file.seek(frames_of(segment)[2][1] + 5)
@@ -482,10 +478,10 @@ DAMAGES: list[Callable[[Path], None]] = [
 
 @pytest.mark.parametrize("close", [True, False], ids=["closed", "open"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_p6_a_damaged_journal_gives_back_what_can_be_proved(
+def test_p6_a_damaged_journal_is_recovered_as_far_as_it_can_be_proved(
     damage: Callable[[Path], None], close: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """P6: exit 3, each session's beginning in a bundle that verifies, what is whole behind it set aside, counts right."""
+    """P6: exit code 3, a bundle that verifies per session, whole events after it set aside, correct counts."""
     journal = tmp_path / "journal"
     written = write_sessions(journal, close=close)
     assert len(list(journal.iterdir())) >= 3
@@ -496,7 +492,7 @@ def test_p6_a_damaged_journal_gives_back_what_can_be_proved(
     assert len(names) == 2
     for name, session in written.items():
         one = names.get(name) or names["number 1"]
-        hold_to_account(one, session.ids)
+        check_account(one, session.ids)
         assert one["counts"]["lost"] < 60
         assert not one["counts"]["uncertain"]
         assert one["counts"]["kept"] > 0 or damage is lost_opening
@@ -510,16 +506,16 @@ def test_p6_a_damaged_journal_gives_back_what_can_be_proved(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_p6_whatever_happens_to_a_journal_what_is_written_verifies(
+def test_p6_a_recovered_journal_verifies_after_any_damage(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """P6: several segments bent at once: every bundle verifies, and no event is counted twice or made up."""
+    """P6: with several damaged segments every bundle verifies, and no event is counted twice or invented."""
     journal, chance = tmp_path / "journal", random.Random(seed)
     written = write_sessions(journal, close=seed != 1, rotate_after=5 if seed == 2 else None)
     originals = {path: path.read_bytes() for path in journal.iterdir()}
     for number in range(12):
         for path, data in originals.items():
-            path.write_bytes(bent(data, chance) if chance.randrange(3) == 0 else data)
+            path.write_bytes(damaged(data, chance) if chance.randrange(3) == 0 else data)
         code, said = recovered(journal, tmp_path / f"out {number}", capsys)
         assert code in (ExitCode.OK, ExitCode.DATA_LOSS)
         found: dict[str, int] = {}
@@ -539,7 +535,7 @@ def test_p6_whatever_happens_to_a_journal_what_is_written_verifies(
 
 
 def test_a_torn_end_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was never synced was never acknowledged: exit 0, and everything before it is kept."""
+    """It was never acknowledged: exit code 0, and everything before it is kept."""
     journal = tmp_path / "journal"
     written = write_sessions(journal, close=False)
     segment = max(journal.iterdir())
@@ -548,13 +544,11 @@ def test_a_torn_end_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, said = recovered(journal, tmp_path / "out", capsys)
     assert code == 0
     for name, session in written.items():
-        hold_to_account(by_session(said)[name], session.ids)
+        check_account(by_session(said)[name], session.ids)
 
 
-def test_the_end_of_an_open_session_that_is_damaged_may_hide_more(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where nothing after a bad header tells how far a session went, the count says at least."""
+def test_a_damaged_end_of_an_open_session_may_hide_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If nothing after a bad header shows how far a session went, the count is a lower bound."""
     (tmp_path / "journal").mkdir()
     journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
     one, two = a_session(1), a_session(2)
@@ -574,10 +568,10 @@ def test_the_end_of_an_open_session_that_is_damaged_may_hide_more(
     assert by_session(said)["s1"]["counts"]["kept"] == 5
 
 
-def test_decisions_behind_a_bad_stretch_do_not_say_how_many_events_were_in_it(
+def test_decisions_after_damage_do_not_give_the_number_of_lost_events(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ten events were in it, and five of them were decided behind it: five are lost for certain, and perhaps more."""
+    """Of ten lost events five were decided later: five are certainly lost, perhaps more."""
     (tmp_path / "journal").mkdir()
     journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
     one = a_session(1)
@@ -595,10 +589,10 @@ def test_decisions_behind_a_bad_stretch_do_not_say_how_many_events_were_in_it(
 
 
 @pytest.mark.parametrize("damage", [None, damaged_body], ids=["sound", "damaged"])
-def test_each_part_of_a_rotated_session_is_saved_by_itself(
+def test_each_part_of_a_rotated_session_is_recovered_independently(
     damage: Callable[[Path], None] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A part begins with a supervisor of its own, so damage to the first takes nothing from the second."""
+    """A part has its own supervisor, so damage to the first part does not affect the second."""
     journal = tmp_path / "journal"
     written = write_sessions(journal, sessions=1, batches=16, rotate_after=10, segment_bytes=8192)
     if damage is not None:
@@ -610,24 +604,24 @@ def test_each_part_of_a_rotated_session_is_saved_by_itself(
         (2, "complete", True),
     ]
     ids = written["s1"].ids
-    hold_to_account(said[0], ids[:50])
-    hold_to_account(said[1], ids[50:])
+    check_account(said[0], ids[:50])
+    check_account(said[1], ids[50:])
     assert Path(said[1]["bundle"]).name == "s1~2.capture.json"
     assert json.loads((tmp_path / "out" / "g" / "s1~2.manifest.json").read_bytes())["first_event"] == 50
 
 
 def published(state: Path, session: Written, bundle: Path, digest: str) -> None:
-    """Say in the journal that a session's bundle is durable."""
+    """Append to the journal that a session's bundle is durable."""
     journal = journal_in(state / "journal", segment_bytes=1 << 20)
     body = encode_body(Publication(1, str(bundle), "", digest, final=True))
     journal.commit([PendingFrame(FrameKind.PUBLISHED, session.number, 1, 1, body)])
     journal.close()
 
 
-def test_a_published_bundle_is_left_alone_unless_it_is_gone_or_changed(
+def test_a_published_bundle_is_recovered_only_if_missing_or_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While the journal still has the session, it is the second copy."""
+    """The journal, if it still has the session, is the second copy."""
     state = tmp_path / "state"
     written = write_sessions(state / "journal", sessions=1, segment_bytes=1 << 20)
     bundle = tmp_path / "moved away" / "g" / "s1.capture.json"
@@ -656,16 +650,16 @@ def test_a_published_bundle_is_left_alone_unless_it_is_gone_or_changed(
     assert (said["ended"], said["bundle"]) == ("published", str(bundle))
 
 
-def test_a_journal_of_a_newer_version_is_not_guessed_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 1, and which program to use."""
+def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, and which program to use."""
     write_sessions(tmp_path / "journal", segment_bytes=1 << 20)
     append_frame(segment_path(tmp_path / "journal", 1), FrameKind.EVENTS, 1, version=2)
     assert app.run(["recover", str(tmp_path / "journal"), "-o", str(tmp_path / "out")]) == ExitCode.FAILED
     assert "start the newer ergo-capture that wrote it" in capsys.readouterr().err
 
 
-def test_a_person_is_told_of_each_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line for each part, and a last one for the journal."""
+def test_text_output_has_a_line_per_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a last one for the journal."""
     write_sessions(tmp_path / "journal")
     damaged_body(tmp_path / "journal")
     assert app.run(["recover", str(tmp_path / "journal"), "-o", str(tmp_path / "out")]) == ExitCode.DATA_LOSS

@@ -1,4 +1,4 @@
-"""``ergo-capture replay``: the same again, or what parts first, explained."""
+"""``ergo-capture replay``: bundles that replay alike, and explanations of the first difference."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Change = Callable[[Any], None]
 
 
 def told(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """What the command prints; it must end with that code."""
+    """Return what a command prints; check its exit code."""
     assert app.run(["replay", *arguments]) == code, capsys.readouterr()
     return plain(capsys.readouterr().out)
 
 
-def test_the_engine_that_ran_gives_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Deferrals, a pump and a retry included."""
+def test_the_original_engine_replays_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With deferrals, a Pump and a retry."""
     path = bundle(tmp_path / "a.capture.json")
     assert told([str(path), "--engine", script(tmp_path / "s.json")], capsys, 0) == f"{path}: same, 10 decisions\n"
 
 
-def test_without_an_engine_it_is_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_without_an_engine_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Decisions are derived from the recorded outcomes."""
     path = bundle(tmp_path / "a.capture.json", effects=True)
     assert told([str(path)], capsys, 0) == f"{path}: same, 10 decisions\n"
 
 
 def put(index: int, field: str, value: Any) -> Change:
-    """Change a field of a decision."""
+    """Return a change of a decision's field."""
 
     def change(data: Any) -> None:
         data["decisions"][index][field] = value
@@ -49,18 +49,18 @@ def put(index: int, field: str, value: Any) -> Change:
 
 
 def swap(data: Any) -> None:
-    """Two decisions in another order."""
+    """Swap two decisions."""
     decisions = data["decisions"]
     decisions[4], decisions[5] = decisions[5], decisions[4]
 
 
 def drop(data: Any) -> None:
-    """The last decision is gone."""
+    """Remove the last decision."""
     del data["decisions"][-1]
 
 
 def double(data: Any) -> None:
-    """One decision more than events."""
+    """Add a decision without an event."""
     data["decisions"].append(data["decisions"][-1])
 
 
@@ -146,7 +146,7 @@ CHANGED: list[tuple[str, Change, str, str, str]] = [
 def test_a_changed_capture_is_found_and_explained(
     change: Change, kind: str, field: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For each field of a decision: where, what, captured against replayed, what stood before, and why that may be."""
+    """For each field of a decision: the place, captured and replayed values, what was before, and likely causes."""
     path = bundle(tmp_path / "a.capture.json", change)
     engine = script(tmp_path / "s.json")
     found = json.loads(told([str(path), "--engine", engine, "--json"], capsys, 4))["divergence"]
@@ -159,7 +159,7 @@ def test_a_changed_capture_is_found_and_explained(
     assert "likely causes:" in said
 
 
-def test_an_effect_that_differs_is_shown_beside_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_different_effect_is_shown_on_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its content, not only its hash."""
     path = bundle(tmp_path / "a.capture.json", effects=True)
     (tmp_path / "other.py").write_text(
@@ -181,8 +181,8 @@ def test_an_effect_that_differs_is_shown_beside_the_other(tmp_path: Path, capsys
     assert '"Number":2.5' in said
 
 
-def test_the_same_file_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole text, as a person sees it."""
+def test_text_output_of_a_divergence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole text."""
     path = bundle(tmp_path / "a.capture.json", put(5, "termination", "Aborted"))
     said = told([str(path), "--engine", script(tmp_path / "s.json")], capsys, 4)
     assert (
@@ -206,10 +206,8 @@ def test_the_same_file_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_directories_and_patterns_are_gone_through(
-    jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With --keep-going all are looked at, in order, and counted at the end."""
+def test_directories_and_patterns_are_replayed(jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --keep-going all bundles, in order, and a summary at the end."""
     for number in range(6):
         (tmp_path / "deep").mkdir(exist_ok=True)
         bundle(tmp_path / "deep" / f"{number}.capture.json", swap if number == 2 else None)
@@ -221,10 +219,8 @@ def test_directories_and_patterns_are_gone_through(
     assert told([pattern, "--engine", engine, "--json"], capsys, 0).count('"outcome":"same"') == 2
 
 
-def test_without_keep_going_the_first_that_differs_is_the_last(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """And what was not looked at is counted."""
+def test_replay_stops_at_the_first_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundles that are left are counted."""
     for number in range(4):
         bundle(tmp_path / f"{number}.capture.json", swap if number == 1 else None)
     said = told([str(tmp_path), "--engine", script(tmp_path / "s.json")], capsys, 4)
@@ -240,17 +236,20 @@ def test_without_keep_going_the_first_that_differs_is_the_last(
         (["--strict", "--adapter-provenance", "apv1:other"], 1),
     ],
 )
-def test_strict_holds_the_bundle_to_its_provenance(
+def test_strict_checks_provenance(
     more: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the reference's strict replay, with its messages."""
     path = bundle(tmp_path / "a.capture.json")
     said = told([str(path), "--engine", script(tmp_path / "s.json"), *more], capsys, code)
-    assert ("provenance" in said) == (code == 1)
+    # The path before the colon has the name of this test.
+    assert ("provenance" in said.partition(": ")[2]) == (code == 1)
 
 
-def test_an_unsound_bundle_fails_with_the_references_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 1: a payload that is not that of its hash."""
+def test_an_unsound_bundle_fails_with_the_references_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1: a payload that does not match its hash."""
 
     def spoil(data: Any) -> None:
         data["events"][3]["payload_hash"] = "0" * 64
@@ -267,10 +266,10 @@ def test_an_unsound_bundle_fails_with_the_references_words(tmp_path: Path, capsy
         ("payload", list(b"[]"), "provenance mismatch: expected"),
     ],
 )
-def test_the_provenance_is_looked_at_after_hashes_and_ids_and_before_payloads(
+def test_provenance_is_checked_after_hashes_and_ids_and_before_payloads(
     field: str, value: Any, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the reference's order, where more than one thing is wrong."""
+    """The reference's order, if more than one thing is wrong."""
 
     def spoil(data: Any) -> None:
         data["events"][7][field] = value
@@ -283,7 +282,7 @@ def test_the_provenance_is_looked_at_after_hashes_and_ids_and_before_payloads(
     assert complaint in told([str(path), *strict], capsys, 1)
 
 
-def test_a_bundle_that_diverges_and_cannot_be_read_behind_that_is_none(
+def test_a_read_error_after_a_divergence_comes_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference reads all of a bundle before it replays any of it."""
@@ -306,7 +305,7 @@ def test_a_bundle_that_diverges_and_cannot_be_read_behind_that_is_none(
     ],
 )
 @pytest.mark.parametrize("more", [["--engine", "fixed", "--strict"], []], ids=["replay", "verify"])
-def test_a_bundle_that_diverges_and_is_unsound_behind_that_is_unsound(
+def test_an_unsound_record_after_a_divergence_comes_first(
     field: str, value: str, complaint: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The reference validates all of a bundle before it replays any of it."""
@@ -332,10 +331,10 @@ def test_a_bundle_that_diverges_and_is_unsound_behind_that_is_unsound(
         (["--engine", "socket:/nowhere.sock"], 1, "has no engine"),
     ],
 )
-def test_an_engine_that_is_none_is_an_error(
+def test_an_invalid_engine_is_an_error(
     arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the forms there are, or why it cannot be reached."""
+    """With the valid forms, or the reason why it cannot be reached."""
     path = bundle(tmp_path / "a.capture.json")
     assert app.run(["replay", str(path), *arguments]) == code
     captured = capsys.readouterr()
@@ -343,8 +342,8 @@ def test_an_engine_that_is_none_is_an_error(
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_what_an_engine_logs_is_not_among_the_results(jobs: str, tmp_path: Path) -> None:
-    """Standard output is JSON alone, in this process and in others; standard error says what is wrong."""
+def test_engine_logs_do_not_mix_with_results(jobs: str, tmp_path: Path) -> None:
+    """Standard output is JSON only, also with several processes; the log goes to standard error."""
     paths = [str(bundle(tmp_path / f"{name}.capture.json")) for name in "ab"]
     ended = command("replay", *paths, "--engine", "socket:/nowhere.sock", "--json", "--keep-going", "--jobs", jobs)
     assert [json.loads(line)["outcome"] for line in ended.stdout.splitlines()] == ["failed", "failed"]
@@ -357,8 +356,8 @@ def test_nothing_to_replay_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
     assert "there is none at" in capsys.readouterr().err
 
 
-def test_engines_outside_replay_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A child, and a service on a socket."""
+def test_external_engines_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A child process, and a service on a socket."""
 
     def completed(data: Any) -> None:
         data["decisions"][4]["retry_count"] = 0

@@ -1,4 +1,4 @@
-"""``status``, ``metrics``, ``reload``, ``flush``, ``tap`` and ``shutdown`` as an operator runs them."""
+"""``status``, ``metrics``, ``reload``, ``flush``, ``tap`` and ``shutdown`` with a running daemon."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from tests.daemons import COMMAND, PATIENCE, DaemonProcess, command, command_environment, event, short_directory
 
-from ergo_capture.cli.figures import milliseconds, size, span
-from ergo_capture.cli.operator import why_away
-from ergo_capture.cli.status_view import Rates, decode_status, whole_view
+from ergo_capture.cli.support.control_connection import why_away
+from ergo_capture.cli.support.output import milliseconds, size, span
+from ergo_capture.cli.support.status_view import Rates, decode_status, whole_view
 from ergo_capture.errors import ErgoCaptureError
 
 EVENTS = "".join(json.dumps(event(f"e{n}", n)["event"]) + "\n" for n in range(5))
@@ -26,18 +26,18 @@ EVENTS = "".join(json.dumps(event(f"e{n}", n)["event"]) + "\n" for n in range(5)
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
-    """One daemon for all that do not stop it."""
+    """Run one daemon for all tests that do not stop it."""
     with short_directory() as place, DaemonProcess(place, place / "state") as running:
         yield running.start()
 
 
 def asked(daemon: DaemonProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command, of that daemon."""
+    """Run a command against the daemon."""
     return command(*arguments, "--socket", str(daemon.socket))
 
 
-def test_status_shows_the_daemon_in_words_whole_also_when_piped(daemon: DaemonProcess) -> None:
-    """No line is cut for the want of a terminal, and no control sequence is in it."""
+def test_status_in_a_pipe_cuts_no_line(daemon: DaemonProcess) -> None:
+    """And prints no control sequences."""
     with background("send", "-", "--socket", str(daemon.socket), "-q") as sending:
         assert sending.stdin is not None
         sending.stdin.write(EVENTS)
@@ -54,23 +54,23 @@ def test_status_shows_the_daemon_in_words_whole_also_when_piped(daemon: DaemonPr
 
 
 def one_that_decided(daemon: DaemonProcess, count: int) -> str:
-    """The id of the first session with that many decisions, as soon as there is one."""
+    """Return the id of the first session with that many decisions, once there is one."""
     while True:
         for session in json.loads(asked(daemon, "status", "--json").stdout)["running"]["sessions"]:
             if session["decided"] == count:
                 return str(session["session"])
 
 
-def test_status_as_json_holds_every_figure(daemon: DaemonProcess) -> None:
-    """Which is what programs should read."""
+def test_status_as_json_has_every_figure(daemon: DaemonProcess) -> None:
+    """For programs."""
     status = json.loads(asked(daemon, "status", "--json").stdout)
     assert status["phase"] == "serving"
     assert status["socket"] == str(daemon.socket)
     assert {"writer", "commits", "journal", "memory", "engines"} <= status["running"].keys()
 
 
-def test_metrics_prints_what_prometheus_reads(daemon: DaemonProcess) -> None:
-    """Nothing before it and nothing behind it."""
+def test_metrics_prints_the_prometheus_format(daemon: DaemonProcess) -> None:
+    """Nothing before it and nothing after it."""
     done = asked(daemon, "metrics")
     assert done.returncode == 0
     assert done.stdout.startswith("# HELP")
@@ -78,8 +78,8 @@ def test_metrics_prints_what_prometheus_reads(daemon: DaemonProcess) -> None:
     assert "ergo_capture_commit_seconds" in names
 
 
-def test_reload_names_what_took_effect_and_a_bad_file_is_exit_78(daemon: DaemonProcess) -> None:
-    """With the daemon's own sentence and hint."""
+def test_reload_lists_applied_settings_and_exits_78_for_a_bad_file(daemon: DaemonProcess) -> None:
+    """With the daemon's message and hint."""
     daemon.config.write_text("[limits]\nmax_clients = 9\n[socket]\nbacklog = 9\n")
     done = asked(daemon, "reload")
     assert done.stdout == "applied limits.max_clients\nneeds a restart: socket.backlog\n"
@@ -94,7 +94,7 @@ def test_reload_names_what_took_effect_and_a_bad_file_is_exit_78(daemon: DaemonP
 
 
 def test_tap_prints_decisions_until_the_session_ends(daemon: DaemonProcess) -> None:
-    """One line each, from now on; the last says how the session ended, and the exit code is 0."""
+    """One line each; the last says how the session ended, and the exit code is 0."""
     with background("send", "-", "--socket", str(daemon.socket), "-q") as sending:
         assert sending.stdin is not None
         sending.stdin.write(EVENTS)
@@ -112,8 +112,8 @@ def test_tap_prints_decisions_until_the_session_ends(daemon: DaemonProcess) -> N
     assert lines[1:] == ["the session has ended: complete"]
 
 
-def test_flush_prints_nothing_where_there_is_no_session(daemon: DaemonProcess) -> None:
-    """And says so of a session that is not there."""
+def test_flush_without_sessions_prints_nothing(daemon: DaemonProcess) -> None:
+    """An unknown session is an error."""
     done = asked(daemon, "flush")
     assert (done.returncode, done.stdout) == (0, "")
     missing = asked(daemon, "flush", "nobody")
@@ -122,8 +122,8 @@ def test_flush_prints_nothing_where_there_is_no_session(daemon: DaemonProcess) -
 
 
 @pytest.mark.parametrize("name", ["status", "metrics", "reload", "flush", "shutdown"])
-def test_where_there_is_no_daemon_a_sentence_and_a_hint_say_so(name: str) -> None:
-    """Exit 1; no traceback, nothing on standard output."""
+def test_a_missing_daemon_is_an_error_with_a_hint(name: str) -> None:
+    """Exit code 1; no traceback, nothing on standard output."""
     with short_directory() as place:
         done = command(name, "--socket", str(place / "capture.sock"))
         assert (done.returncode, done.stdout) == (1, "")
@@ -132,8 +132,8 @@ def test_where_there_is_no_daemon_a_sentence_and_a_hint_say_so(name: str) -> Non
         assert "Traceback" not in done.stderr
 
 
-def test_a_daemon_that_was_killed_is_told_from_one_that_never_was() -> None:
-    """Its socket is still there."""
+def test_a_killed_daemon_has_its_own_message() -> None:
+    """Its socket still exists."""
     with short_directory() as place, DaemonProcess(place, place / "state") as dead:
         dead.start().kill()
         done = asked(dead, "status")
@@ -150,15 +150,15 @@ def test_a_daemon_that_was_killed_is_told_from_one_that_never_was() -> None:
         (OSError(5, "Input/output error"), "Input/output error", "ergo-capture serve"),
     ],
 )
-def test_each_way_of_not_being_answered_has_its_words(error: OSError, reason: str, hint: str) -> None:
+def test_each_connection_error_has_a_reason_and_a_hint(error: OSError, reason: str, hint: str) -> None:
     """What is wrong, and what to do about it."""
     said, advice = why_away(error)
     assert said == reason
     assert hint in advice
 
 
-def test_shutdown_returns_when_the_daemon_has_gone() -> None:
-    """The process ends with 0, by itself."""
+def test_shutdown_returns_when_the_daemon_has_ended() -> None:
+    """The process ends by itself with exit code 0."""
     with short_directory() as place, DaemonProcess(place, place / "state") as running:
         running.start()
         done = asked(running, "shutdown")
@@ -168,13 +168,13 @@ def test_shutdown_returns_when_the_daemon_has_gone() -> None:
 
 
 def taps_begun(daemon: DaemonProcess) -> int:
-    """How many taps the daemon has been asked for."""
+    """Return how many taps the daemon has been asked for."""
     return daemon.log.read_text().count('"command": "tap"')
 
 
 @contextmanager
 def tap(daemon: DaemonProcess, of: str) -> Iterator[subprocess.Popen[str]]:
-    """A tap in the background, as soon as the daemon has heard of it."""
+    """Run a tap in the background; wait until the daemon has received its request."""
     already = taps_begun(daemon)
     with background("tap", of, "--socket", str(daemon.socket)) as tapping:
         while taps_begun(daemon) == already:
@@ -185,7 +185,7 @@ def tap(daemon: DaemonProcess, of: str) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def background(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A command in the background; it does not outlive the test."""
+    """Run a command in the background; kill it at the end."""
     pipe = subprocess.PIPE
     running = subprocess.Popen(
         [*COMMAND, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=command_environment()
@@ -198,7 +198,7 @@ def background(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_closed_pipe_ends_a_tap(daemon: DaemonProcess) -> None:
-    """`tap | head -1` does not stay behind until the next decision; the shell's code says that it was cut short."""
+    """`tap | head -1` does not run until the next decision; it exits 141."""
     with tap(daemon, "default") as tapping:
         assert tapping.stdout is not None
         assert tapping.stderr is not None
@@ -210,23 +210,23 @@ def test_a_closed_pipe_ends_a_tap(daemon: DaemonProcess) -> None:
 
 
 def asked_to_send(daemon: DaemonProcess) -> int:
-    """Exit code of sending five events in a session of their own."""
+    """Return the exit code of sending five events in a new session."""
     return command("send", "-", "--socket", str(daemon.socket), "-q", input=EVENTS).returncode
 
 
-def test_an_interrupted_tap_says_nothing_more(daemon: DaemonProcess) -> None:
-    """Ctrl-C is how it ends: exit 130 and no traceback."""
+def test_ctrl_c_ends_a_tap_quietly(daemon: DaemonProcess) -> None:
+    """Exit code 130 and no traceback."""
     with tap(daemon, "default") as tapping:
         tapping.send_signal(signal.SIGINT)
         _, complaint = tapping.communicate(timeout=PATIENCE)
         assert (tapping.returncode, complaint) == (130, "")
 
 
-# --- what is shown ---
+# --- layout ---
 
 
 def status(**changes: object) -> bytes:
-    """A status with a session, as JSON."""
+    """Return a status with a session, as JSON."""
     histogram = {"bounds": [0.001, 0.01], "counts": [9, 1, 0], "sum": 0.01}
     session = {"graph": "g", "state": "open", "owned": True, "admitted": 10, "accepted": 10, "decided": 4}
     session |= {"session": "s", "deferred": 2, "queued_bytes": 2048, "part": 1}
@@ -272,7 +272,7 @@ def status(**changes: object) -> bytes:
 
 
 def seen(text: bytes, rates: Rates | None = None, width: int = 160, rows: int | None = None) -> str:
-    """A status as it is shown, without colours."""
+    """Return a status as it is shown, without colours."""
     console = Console(width=width, highlight=False, color_system=None)
     with console.capture() as shown:
         console.print(whole_view(decode_status(text), rates, columns=width, rows=rows))
@@ -280,7 +280,7 @@ def seen(text: bytes, rates: Rates | None = None, width: int = 160, rows: int | 
 
 
 def test_lag_refusals_engines_and_waits_are_shown() -> None:
-    """Whatever an operator has to act on is in plain sight."""
+    """Everything that an operator has to act on."""
     text = seen(status())
     assert "limit 2" in text
     assert "bad_frame" not in text
@@ -291,14 +291,14 @@ def test_lag_refusals_engines_and_waits_are_shown() -> None:
     assert "a shutdown would wait for\n  session s: 6 events to be decided" in text
 
 
-def test_a_daemon_that_starts_shows_what_it_is_at() -> None:
-    """There are no sessions yet, and a disk that does not answer is said to."""
+def test_a_starting_daemon_shows_its_progress() -> None:
+    """There are no sessions yet; a disk that does not answer is reported."""
     text = seen(status(running=None, phase="starting", doing="recovering: 3 of 9 sessions", disk_free_bytes=None))
     assert "starting (recovering: 3 of 9 sessions)" in text
     assert "does not answer" in text
 
 
-def test_trouble_is_said_in_words() -> None:
+def test_failures_are_shown() -> None:
     """A failed journal, a full disk, a quarantined session."""
     whole = json.loads(status())
     whole["running"]["writer"] |= {"failed": "append to journal: I/O error", "full": True}
@@ -311,7 +311,7 @@ def test_trouble_is_said_in_words() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_a_narrow_screen_drops_columns_and_cuts_nothing(width: int) -> None:
-    """Whose session it is and how far it lags are the last to go."""
+    """The session and its lag are dropped last."""
     whole = json.loads(status())
     whole["running"]["sessions"][0] |= {"session": "20261123T134500Z-1-9c4ef0aa", "admitted": 123_460}
     lines = seen(json.dumps(whole).encode(), width=width).splitlines()
@@ -322,8 +322,8 @@ def test_a_narrow_screen_drops_columns_and_cuts_nothing(width: int) -> None:
     assert any("deferred" in line for line in lines) == (width >= 80)
 
 
-def test_a_short_screen_shows_the_sessions_that_lag_most() -> None:
-    """And says how many it leaves out."""
+def test_a_short_screen_shows_the_sessions_with_the_largest_lag() -> None:
+    """And the number of the others."""
     whole = json.loads(status())
     (session,) = whole["running"]["sessions"]
     sessions = [session | {"session": f"s{lag}", "admitted": 4 + lag} for lag in (1, 9, 5)]
@@ -335,14 +335,14 @@ def test_a_short_screen_shows_the_sessions_that_lag_most() -> None:
 
 
 def test_hostile_names_are_shown_as_text() -> None:
-    """Neither markup nor anything else that a session or an engine calls itself is obeyed."""
+    """Neither markup nor control characters in the name of a session or an engine take effect."""
     whole = json.loads(status())
     whole["running"]["quarantined"] = {"[red]x[/nonsense]": "[/]"}
     assert "[red]x[/nonsense]: [/]" in seen(json.dumps(whole).encode())
 
 
-def test_rates_are_differences_by_the_daemons_own_clock() -> None:
-    """Of the same daemon; between two that are not there are none."""
+def test_rates_use_the_daemons_clock() -> None:
+    """There are none between statuses of two daemons."""
     before, after = decode_status(status()), json.loads(status())
     after["uptime_seconds"] = 12.0
     after["running"]["writer"] |= {"events": 30, "decisions": 24, "bytes_written": 8192}
@@ -359,14 +359,14 @@ def test_rates_are_differences_by_the_daemons_own_clock() -> None:
     assert Rates.between(before, before) is None
 
 
-def test_another_versions_status_is_refused_with_a_hint() -> None:
-    """Not with a traceback."""
+def test_a_status_of_another_version_is_refused() -> None:
+    """With a hint, and without a traceback."""
     with pytest.raises(ErgoCaptureError) as refused:
         decode_status(b'{"program": 1}')
     assert "another version" in (refused.value.hint or "")
 
 
-def test_units_are_those_people_read() -> None:
+def test_quantities_have_readable_units() -> None:
     """Binary sizes, milliseconds, the two largest units of a span."""
     assert [size(n) for n in (0, 1023, 1536, 64 << 20, 3 << 40)] == ["0 B", "1,023 B", "1.5 KiB", "64 MiB", "3 TiB"]
     assert [milliseconds(s) for s in (0.00021, 0.0125, 2.5)] == ["0.21 ms", "12 ms", "2,500 ms"]
@@ -375,7 +375,7 @@ def test_units_are_those_people_read() -> None:
 
 def test_the_control_path_follows_the_configuration(tmp_path: Path) -> None:
     """Beside the named socket, or as the file says."""
-    from ergo_capture.cli.operator import control_path
+    from ergo_capture.cli.support.control_connection import control_path
 
     file = tmp_path / "config.toml"
     file.write_text('[control]\npath = "/run/x/ask.sock"\n')

@@ -1,4 +1,4 @@
-"""``top`` on a real terminal: what is on the screen, the keys, and a daemon that goes away and comes back."""
+"""``top`` on a terminal: the screen, the keys, and a daemon that goes away and comes back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Terminal:
         os.set_blocking(self.leader, False)
 
     def until(self, text: str) -> None:
-        """Wait until that text has been shown since the last time we looked."""
+        """Wait until a text has been shown since the last call."""
         deadline = time.monotonic() + PATIENCE
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
@@ -61,7 +61,7 @@ class Terminal:
         os.write(self.leader, keys)
 
     def wait(self) -> int:
-        """The exit code; the screen is read meanwhile, so that nobody waits for us."""
+        """Return the exit code; read the screen meanwhile, so that the command does not block."""
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < deadline
@@ -80,7 +80,7 @@ class Terminal:
 
 
 def test_top_shows_the_daemon_with_rates_and_q_ends_it() -> None:
-    """And leaves the terminal as it was."""
+    """It restores the terminal."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         with Terminal("top", "--socket", str(daemon.socket), "--interval", "0.1") as terminal:
@@ -91,8 +91,8 @@ def test_top_shows_the_daemon_with_rates_and_q_ends_it() -> None:
             assert termios.tcgetattr(terminal.follower) == terminal.before
 
 
-def test_control_c_ends_top_in_order() -> None:
-    """No traceback, the terminal as it was."""
+def test_ctrl_c_ends_top_quietly() -> None:
+    """No traceback, and the terminal is restored."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         with Terminal("top", "--socket", str(daemon.socket), "--interval", "60") as terminal:
@@ -104,8 +104,8 @@ def test_control_c_ends_top_in_order() -> None:
             assert termios.tcgetattr(terminal.follower) == terminal.before
 
 
-def test_top_waits_for_a_daemon_that_is_away_and_goes_on_when_it_is_back() -> None:
-    """It may be started before the daemon, and outlives it."""
+def test_top_waits_for_a_missing_daemon() -> None:
+    """It can be started before the daemon, and continues after a restart."""
     with (
         short_directory() as place,
         DaemonProcess(place, place / "state") as daemon,
@@ -124,7 +124,7 @@ def test_top_waits_for_a_daemon_that_is_away_and_goes_on_when_it_is_back() -> No
 
 
 def test_top_without_a_terminal_is_wrong_usage() -> None:
-    """It says what to use instead, and does not wait for a daemon first."""
+    """The message names the alternative; it does not wait for a daemon first."""
     done = command("top", "--socket", str(Path("/nowhere/capture.sock")))
     assert (done.returncode, done.stdout) == (2, "")
     assert "Try: use `ergo-capture status`" in done.stderr

@@ -13,7 +13,7 @@ from tests.bundle.test_stream import rich_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle
 from ergo_capture.bundle.reader import elements, outline
 from ergo_capture.bundle.verify import MAX_NOTES, verify_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel import uniqueness
 from ergo_capture.kernel.uniqueness import SeenIds
@@ -22,14 +22,14 @@ RICH = encode_bundle(rich_bundle(60))
 
 
 def written(tmp_path: Path, bundle: Any) -> Path:
-    """A bundle file with that text, or with that JSON value."""
+    """Write a bundle file with a text or a JSON value, and return its path."""
     path = tmp_path / "b.capture.json"
     path.write_bytes(bundle if isinstance(bundle, bytes) else json.dumps(bundle).encode())
     return path
 
 
 def test_memory_does_not_grow_with_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten times as many events cost the hashes of their ids, 27 bytes each, and nothing else."""
+    """Ten times as many events cost only the hashes of their ids, 27 bytes each."""
     for module in (elements, outline):
         monkeypatch.setattr(module, "_BLOCK", 1 << 15)
 
@@ -54,15 +54,17 @@ def test_every_kind_of_record_is_derived_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 700])
-def test_the_size_of_a_block_changes_nothing(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block that ends anywhere."""
+def test_the_verdict_does_not_depend_on_the_block_size(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block may end anywhere."""
     monkeypatch.setattr(elements, "_BLOCK", block)
     monkeypatch.setattr(outline, "_BLOCK", block)
     assert check(written(tmp_path, RICH))["ok"]
 
 
-def test_what_comes_later_in_the_file_may_be_worse(tmp_path: Path) -> None:
-    """A text that is no bundle is told before a wrong hash, that before a repeated id, that before a divergence."""
+def test_the_worst_fault_is_reported_wherever_it_is(tmp_path: Path) -> None:
+    """Unreadable text before a wrong hash, that before a repeated id, that before a divergence."""
     bundle = json.loads(RICH)
     bundle["decisions"][0]["episode_id"] = 99
     assert check(written(tmp_path, bundle))["exit"] == ExitCode.DIVERGED
@@ -74,8 +76,8 @@ def test_what_comes_later_in_the_file_may_be_worse(tmp_path: Path) -> None:
     assert "unknown variant `Maybe`" in check(written(tmp_path, bundle))["error"]
 
 
-def test_ids_with_the_same_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hash says that an id may have been there; only the id says that it was."""
+def test_ids_with_the_same_hash_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal hashes are followed by a comparison of the ids."""
     monkeypatch.setattr(uniqueness, "hash", len, raising=False)
     assert check(written(tmp_path, RICH))["ok"]
     bundle = json.loads(RICH)
@@ -84,7 +86,7 @@ def test_ids_with_the_same_hash_are_told_apart(tmp_path: Path, monkeypatch: pyte
 
 
 def test_no_id_is_forgotten_while_the_table_grows() -> None:
-    """Many more than it begins with room for."""
+    """Many more ids than the table is created for."""
     ids = SeenIds()
     names = [f"event-{number}" for number in range(20_000)]
     assert not any(ids.add(name) for name in names)
@@ -93,7 +95,7 @@ def test_no_id_is_forgotten_while_the_table_grows() -> None:
 
 
 def test_notes_beyond_the_first_hundred_are_counted(tmp_path: Path) -> None:
-    """A bundle full of numbers that the reference misreads says so in a bounded number of lines."""
+    """The output is bounded for a bundle full of numbers that the reference misreads."""
     bundle = json.loads(encode_bundle(rich_bundle(1200, limited=False)).replace(b"-2.0", b"9.773333333333333"))
     for record in bundle["decisions"]:
         for effect in record["effects"]:
@@ -103,8 +105,8 @@ def test_notes_beyond_the_first_hundred_are_counted(tmp_path: Path) -> None:
     assert verdict.notes[-1].endswith("more decisions with such numbers")
 
 
-def test_a_caller_hears_how_far_it_is(tmp_path: Path) -> None:
-    """The count of events seen, now and then, and at the end."""
+def test_progress_is_reported_to_the_caller(tmp_path: Path) -> None:
+    """The number of events read, from time to time and at the end."""
     seen: list[int] = []
     verify_bundle(written(tmp_path, RICH), on_progress=seen.append)
     assert seen[-1] == 60

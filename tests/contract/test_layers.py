@@ -42,13 +42,13 @@ SERVER_LAYERS = (
     {"process"},
 )
 #: The package's own face, and the way in.
-FREE = {"__init__", "__main__"}
+FREE = {"__init__", "__main__", "library"}
 #: The only places where anything is asynchronous; the command line runs what they hold.
 ASYNC = {"engine", "server", "client", "cli"}
 #: Most files in a folder, without ``__init__.py``.
 MAX_FILES = 16
 #: Folders with one file for each user-visible command.
-COMMANDS = {"cli", "cli/commands"}
+COMMANDS = {"cli/commands"}
 BANNED_IN_KERNEL = {
     "asyncio", "anyio", "datetime", "multiprocessing", "os", "pathlib", "random", "secrets", "socket",
     "structlog", "subprocess", "threading", "time", "uuid",

@@ -23,6 +23,7 @@ from ergo_capture import (
     RunTermination,
     decode_bundle,
     encode_bundle,
+    library,
 )
 
 AGREED = [
@@ -57,6 +58,12 @@ AGREED = [
     "first_divergence",
     "ReplayError",
 ]
+
+
+def test_the_package_and_its_library_have_the_same_names() -> None:
+    """The names are listed twice, because the package does not import the library before one of them is used."""
+    assert ergo_capture.__all__ == library.__all__
+    assert {*ergo_capture.__all__} <= {*dir(ergo_capture)}
 
 
 @pytest.mark.parametrize("name", AGREED)
@@ -109,7 +116,7 @@ def test_importing_the_library_does_not_import_the_daemon() -> None:
     """Nor anything asynchronous."""
     code = (
         "import sys, ergo_capture;"
-        "print([m for m in sys.modules if m.split('.')[0] in ('anyio', 'asyncio', 'structlog', 'typer')"
+        "print([m for m in sys.modules if m.split('.')[0] in ('anyio', 'asyncio', 'structlog', 'click')"
         " or m.startswith('ergo_capture.server')])"
     )
     done = subprocess.run(

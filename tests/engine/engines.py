@@ -14,7 +14,7 @@ from typing import Any
 from tests.daemons import Daemon
 
 from ergo_capture import CaptureBundle, EventTime, ExternalEvent, ExternalEventKind, decode_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient
 from ergo_capture.engine.remote import RemoteEngine
 from ergo_capture.server.service import Service

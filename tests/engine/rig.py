@@ -15,7 +15,7 @@ from tests.daemons import DaemonProcess
 from tests.engine.engines import command_event, puppet_command
 
 from ergo_capture import EpisodeInvocationRecord, decode_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient
 
 

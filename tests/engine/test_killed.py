@@ -12,7 +12,7 @@ from tests.engine.engines import command_event
 from tests.engine.rig import Rig, ended
 
 from ergo_capture import EpisodeInvocationRecord, decode_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient
 
 

@@ -17,7 +17,7 @@ from tests.server.looks import sessions_of, until
 
 from ergo_capture import decode_bundle
 from ergo_capture.bundle.reader.stream import open_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.server.session import episodes

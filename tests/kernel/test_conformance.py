@@ -26,7 +26,7 @@ from ergo_capture import (
     validate_bundle_strict,
 )
 from ergo_capture.bundle.reader.opening import BundleFormatError
-from ergo_capture.cli.simulate import run_scenario
+from ergo_capture.cli.commands.simulate import run_scenario
 from ergo_capture.kernel.effects import EffectWrite, Value, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
 from ergo_capture.kernel.replay import rederive

@@ -15,7 +15,7 @@ from tests.daemons import DaemonProcess, short_directory
 from tests.shared import shared
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient, ClientError
 
 SMALL_SEGMENTS = '[journal]\nsegment_bytes = "256KiB"\n'

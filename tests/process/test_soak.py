@@ -13,7 +13,7 @@ import pytest
 from tests.daemons import DaemonProcess, short_directory
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")

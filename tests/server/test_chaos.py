@@ -23,7 +23,7 @@ from tests.server.story import Story
 
 from ergo_capture import decode_bundle
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication

@@ -12,7 +12,7 @@ from tests.daemons import event, running_daemon, short_directory
 from tests.shared import conformance, shared
 
 from ergo_capture import decode_bundle, encode_bundle, first_divergence, rederive
-from ergo_capture.cli.simulate import run_scenario
+from ergo_capture.cli.commands.simulate import run_scenario
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.scenario import read_scenario
 from ergo_capture.server.net.listener import bind, identity, unlink_if_same

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, RunTermination, decode_bundle
-from ergo_capture.cli.verify import check
+from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient
 
 pytestmark = pytest.mark.inside

@@ -1,5 +1,1 @@
-"""The command line: one command a file.
-
-Owns: arguments, output and exit codes.
-Not here: what the commands do; they call the layers below.
-"""
+"""The command line: ``app`` runs it, ``commands`` holds the commands, ``support`` what several of them share."""

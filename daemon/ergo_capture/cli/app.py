@@ -1,10 +1,6 @@
-"""The commands put together, and what happens to their errors.
+"""The root of the command line: run one command, print its error, return its exit code.
 
-Owns: the root of the command line, running one command, ``Error:`` and ``Try:``, exit codes, closed pipes.
-Not here: which commands there are (``commands.py``), any command.
-
-Only the module of the command that is called is imported. Why: ``ergo-capture send`` at the end of a pipe
-should start before the pipe has anything to say.
+Only the module of the command that is called is imported: ``ergo-capture send`` at the end of a pipe has to start fast.
 """
 
 from __future__ import annotations
@@ -12,160 +8,162 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
-from typing import Annotated, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
-import typer
-from typer.core import TyperGroup
-from typer.main import get_command
+import click
 
-from ergo_capture.cli.commands import COMMANDS, EXAMPLES, GROUPS
+from ergo_capture.cli.commands import COMMANDS, GROUPS, module_of
+from ergo_capture.cli.support.command import COMPLETION_VARIABLE, PROGRAM_NAME, Group
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.version import PROGRAM
 
-#: The exit code of a command whose reader went away: the shell's for SIGPIPE. Why not 0: not all was checked or said.
+#: The exit code of a command whose output nobody reads any more: the shell's code for SIGPIPE. It is not 0, because the
+#: command did not finish.
 BROKEN_PIPE: Final = 141
 
-_SETTINGS: Final = {"help_option_names": ["--help", "-h"]}
 
+class _Root(Group):
+    """All commands; each is imported when it is looked up."""
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from ergo_capture.version import PROGRAM  # noqa: PLC0415 - only here
-
-        typer.echo(PROGRAM)
-        raise typer.Exit
-
-
-class _Commands(MutableMapping[str, Any]):
-    """Every command by its name; imported when it is looked up."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in COMMANDS:
-            raise KeyError(name)
-        return _command(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
-
-    def __len__(self) -> int:
-        return len(COMMANDS)
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        raise NotImplementedError
-
-    def __delitem__(self, name: str) -> None:
-        raise NotImplementedError
-
-
-class _Root(TyperGroup):
-    """All commands, listed by what they are for."""
-
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        self.commands = _Commands()
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The list in the help; no command is imported for it."""
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
         del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None where there is none of that name."""
+        del ctx
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table."""
+        del ctx
+        width = max(map(len, COMMANDS))
         for title, commands in GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl(list(commands.items()))
+                formatter.write_dl([(name.ljust(width), about) for name, about in commands.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Return the commands, or the options, that begin with what was typed."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - only when a shell asks
+
+        items = [
+            CompletionItem(name, help=about)
+            for commands in GROUPS.values()
+            for name, about in commands.items()
+            if name.startswith(incomplete)
+        ]
+        return items + (click.Command.shell_complete(self, ctx, incomplete) if incomplete.startswith("-") else [])
 
 
-def whole_app() -> typer.Typer:
-    """Every command in one application: for the help, for completion, and for a command that is not there."""
-    app = typer.Typer(
-        cls=_Root,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings=_SETTINGS,
-        epilog="ergo-capture COMMAND --help explains a command and its options.",
-    )
-
-    @app.callback()
-    def root(
-        version: Annotated[
-            bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-        ] = False,
-    ) -> None:
-        """Every event and every decision of an Ergo run, on disk before anything acts on it."""
-        _ = version
-
-    return app
-
-
-def _command(name: str) -> Any:
-    """A command with its examples, or a group of them."""
-    part = _part(name)
-    # Why plain: it is there 100 ms earlier, and can be read at any width and through any pipe.
-    part.rich_markup_mode = None
-    command = get_command(part)
-    command.name = name
-    command.context_settings = _SETTINGS
-    for path, one in [
-        (name, command),
-        *((f"{name} {sub}", one) for sub, one in getattr(command, "commands", {}).items()),
-    ]:
-        if path in EXAMPLES:
-            one.epilog = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in EXAMPLES[path])
+def load_command(name: str) -> click.Command:
+    """Import a command."""
+    command: click.Command = getattr(importlib.import_module(module_of(name)), name)
     return command
 
 
-def _part(name: str) -> typer.Typer:
-    part: typer.Typer = importlib.import_module(f"ergo_capture.cli.{name}").app
-    return part
+def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(PROGRAM)
+        ctx.exit()
+
+
+def _completion(ctx: click.Context, option: click.Parameter, shell: str | None) -> None:
+    if shell is None or ctx.resilient_parsing:
+        return
+    from ergo_capture.cli.support import completion  # noqa: PLC0415 - only for these two options
+
+    act = completion.install if option.name == "install_completion" else completion.show
+    act(root, shell)
+    ctx.exit()
+
+
+def _completion_option(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # noqa: A002 - the name that click gives it
+    return click.option(
+        name,
+        is_flag=False,
+        flag_value="current",
+        metavar="[SHELL]",
+        is_eager=True,
+        expose_value=False,
+        callback=_completion,
+        help=help,
+    )
+
+
+@click.group(
+    cls=_Root,
+    name=PROGRAM_NAME,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"\b\n'{PROGRAM_NAME} COMMAND --help' explains a command.\n'{PROGRAM_NAME} help' lists the topics of the manual.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and exit.",
+)
+@_completion_option(
+    "--install-completion", "Install completion for the current shell, or for SHELL: bash, zsh or fish."
+)
+@_completion_option("--show-completion", "Print the completion script, to copy it or to change it.")
+def root() -> None:
+    """Capture every event and every decision of an Ergo run on disk before anything acts on it."""
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; prints errors, raises none."""
+    """Run one command and return its exit code.
+
+    Errors are printed to standard error as ``Error:`` and ``Try:``; an exception that is a defect is raised.
+
+    Args:
+        arguments: the command line without the program's name; by default that of this process.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["help"]:
-        # Why: many try this first, and `help verify` next.
-        arguments = [*arguments[1:], "--help"]
-    elif arguments[:1] in (["version"], ["-V"]):
+    if arguments[:1] in (["version"], ["-V"]):
         arguments = ["--version"]
-    known = bool(arguments) and arguments[0] in COMMANDS
     try:
-        if known:
-            name = f"ergo-capture {arguments[0]}"
-            result = _command(arguments[0])(arguments[1:], standalone_mode=False, prog_name=name)
-        else:
-            result = whole_app()(arguments, standalone_mode=False, prog_name="ergo-capture")
-        # Why asked: whoever calls us may have closed it, and then Python has none.
+        result = _invoke(arguments)
+        # Python has no standard output if the parent process closed it.
         if sys.stdout is not None:
             sys.stdout.flush()
     except ErgoCaptureError as error:
-        _complain(error.message, error.hint)
+        _print_error(error.message, error.hint)
         return int(error.exit_code)
-    except (BrokenPipeError, SystemExit) as leaving:
-        # Why also SystemExit: typer makes one of a broken pipe, whatever it is told.
-        if not isinstance(leaving, BrokenPipeError) and not isinstance(leaving.__context__, BrokenPipeError):
-            raise
-        # Why: whoever read our output has seen enough. Python would complain again when it closes stdout.
+    except BrokenPipeError:
+        # Python flushes standard output once more when it exits, and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        # Why here too: a disk may fail under any command, and a traceback helps nobody with that.
+        # Any command can meet a failing disk. The operator needs the path and the reason, not a traceback.
         where = f" '{error.filename}'" if error.filename else ""
         hint = "check the owner and the permissions of the path" if isinstance(error, PermissionError) else None
-        _complain(f"{arguments[0] if arguments else 'ergo-capture'}{where}: {error.strerror or error}", hint)
+        _print_error(f"{arguments[0] if arguments else PROGRAM_NAME}{where}: {error.strerror or error}", hint)
         return int(ExitCode.FAILED)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         return 130
-    except typer.Exit as leaving:
+    except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except Exception as error:
-        # Why by its looks: which library a usage error comes from depends on the version of typer.
-        show = getattr(error, "show", None)
-        if show is None:
-            raise
-        show()
+    except click.ClickException as error:
+        error.show()
         return int(ExitCode.USAGE)
     return result if isinstance(result, int) else int(ExitCode.OK)
 
 
-def _complain(message: str, hint: str | None) -> None:
-    typer.echo(f"Error: {message}", err=True)
+def _invoke(arguments: list[str]) -> Any:
+    """Parse and run; unlike ``click.Command.main`` this never exits the process, whatever a command raises."""
+    if instruction := os.environ.get(COMPLETION_VARIABLE):
+        from click.shell_completion import shell_complete  # noqa: PLC0415 - only when a shell asks
+
+        return shell_complete(root, {}, PROGRAM_NAME, COMPLETION_VARIABLE, instruction)
+    with root.make_context(PROGRAM_NAME, list(arguments)) as context:
+        return root.invoke(context)
+
+
+def _print_error(message: str, hint: str | None) -> None:
+    click.echo(f"Error: {message}", err=True)
     if hint:
-        typer.echo(f"Try: {hint}", err=True)
+        click.echo(f"Try: {hint}", err=True)

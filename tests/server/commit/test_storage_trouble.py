@@ -90,7 +90,7 @@ async def test_a_snapshot_is_published_every_so_often() -> None:
 
 async def test_a_part_ends_after_enough_events_and_each_bundle_stands_alone() -> None:
     """Rotation: parts are numbered, derive their own decisions, and together hold everything once."""
-    from ergo_capture.cli.verify import check
+    from ergo_capture.cli.support.verification import check
 
     async with running_daemon("[rotation]\nmax_events = 10\n") as daemon, daemon.session() as wire:
         for start in range(0, 30, 5):

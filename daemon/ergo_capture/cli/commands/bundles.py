@@ -1,0 +1,180 @@
+"""``ergo-capture bundles``: list finished bundles, and delete those that have expired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from ergo_capture import config as configuration
+from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
+from ergo_capture.bundle.retention import RetentionRules
+from ergo_capture.cli.support.command import Command, Group, config_option, flag, json_flag, state_option
+from ergo_capture.cli.support.output import printable, size
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.units import Duration, Size, counted
+
+Quantity = TypeVar("Quantity", Duration, Size)
+
+_graph_option: Final = click.option("--graph", metavar="GRAPH", help="Only the bundles of this graph.")
+
+
+@click.group(cls=Group)
+def bundles() -> None:
+    """List finished bundles, and delete those that have expired."""
+
+
+@bundles.command("list", cls=Command, examples=("ergo-capture bundles list --graph flights",))
+@config_option
+@state_option
+@_graph_option
+@json_flag("bundle")
+def list_bundles(config: Path | None, state_dir: str, graph: str | None, *, as_json: bool) -> None:
+    """List the finished bundles, oldest first, as their manifests describe them."""
+    state = Path(configuration.load(config, state=state_dir).state.directory)
+    found = [bundle for bundle in Catalogue(state / "bundles").read() if graph in (None, bundle.graph)]
+    if as_json:
+        for bundle in found:
+            click.echo(msgspec.json.encode(_as_json(bundle)))
+        return
+    for line in _table(found):
+        click.echo(line)
+    click.echo(_total(len(found), sum(bundle.size for bundle in found)), err=True)
+
+
+@bundles.command(cls=Command, examples=("ergo-capture bundles prune --max-age 30d --dry-run",))
+@config_option
+@state_option
+@_graph_option
+@click.option("--max-age", metavar="AGE", help="As retention.max_age, for every graph: 30d, 12h.")
+@click.option("--max-bytes", metavar="SIZE", help="As retention.max_bytes, for every graph: 10GiB.")
+@click.option(
+    "--max-bundles",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="As retention.max_bundles, for every graph.",
+)
+@click.option("--keep-free", metavar="SIZE", help="As retention.keep_free_bytes: 5GiB.")
+@flag("--dry-run", help="Print what would be deleted, and delete nothing.")
+@json_flag("bundle")
+def prune(
+    *,
+    config: Path | None,
+    state_dir: str,
+    graph: str | None,
+    max_age: str | None,
+    max_bytes: str | None,
+    max_bundles: int | None,
+    keep_free: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Delete the finished bundles that are beyond the bounds, and their manifests.
+
+    The bounds are those of the configuration; an option replaces its setting. Before a bundle is deleted it is read
+    whole and compared with its manifest. One that differs is kept, and the exit code is 3.
+    """
+    from ergo_capture.server.factories import retention_rules  # noqa: PLC0415 - `list` needs no server
+    from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
+    from ergo_capture.storage import RealStorage  # noqa: PLC0415
+
+    loaded = configuration.load(config, state=state_dir)
+    rules = _with_options(retention_rules(loaded), max_age, max_bytes, max_bundles, keep_free)
+    if not rules.are_set:
+        raise ErgoCaptureError(
+            "prune bundles: no bound says which bundles have expired",
+            op="prune bundles",
+            hint="give --max-age, --max-bytes, --max-bundles or --keep-free, or set them under [retention]",
+            exit_code=ExitCode.USAGE,
+        )
+    count, freed, kept = 0, 0, 0
+    for step in Pruner(Path(loaded.state.directory), RealStorage()).prune(rules, graph=graph, dry_run=dry_run):
+        bundle = step.choice.bundle
+        if step.kept is None:
+            count, freed = count + 1, freed + bundle.size
+        else:
+            kept += 1
+        if as_json:
+            outcome = {"pruned": step.kept is None and not dry_run, "reason": step.choice.reason, "kept": step.kept}
+            click.echo(msgspec.json.encode(_as_json(bundle) | outcome))
+        elif step.kept is None:
+            click.echo(
+                f"{'would prune' if dry_run else 'pruned'} {printable(bundle.path)} ({size(bundle.size)}): {step.choice.reason}"
+            )
+        else:
+            click.echo(f"kept {printable(bundle.path)}: {step.kept}")
+    click.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, freed)}", err=True)
+    if kept:
+        click.echo("Try: `ergo-capture verify` on what was kept, then move it away", err=True)
+    return int(ExitCode.DATA_LOSS if kept else ExitCode.OK)
+
+
+def _with_options(
+    rules: RetentionRules, max_age: str | None, max_bytes: str | None, max_bundles: int | None, keep_free: str | None
+) -> RetentionRules:
+    """Return the configured rules with those of the command line in their place, for every graph."""
+    from ergo_capture.server.factories import age_of  # noqa: PLC0415
+
+    given: dict[str, Any] = {}
+    if max_age is not None:
+        given["max_age"] = age_of(_parsed(Duration, "--max-age", max_age))
+    if max_bytes is not None:
+        given["max_bytes"] = int(_parsed(Size, "--max-bytes", max_bytes))
+    if max_bundles is not None:
+        given["max_bundles"] = max_bundles
+    return RetentionRules(
+        replace(rules.default, **given),
+        {name: replace(bounds, **given) for name, bounds in rules.graphs.items()},
+        rules.keep_free_bytes if keep_free is None else int(_parsed(Size, "--keep-free", keep_free)),
+    )
+
+
+def _parsed(kind: type[Quantity], option: str, text: str) -> Quantity:
+    try:
+        return kind.parse(text)
+    except ValueError as error:
+        raise ErgoCaptureError(
+            f"prune bundles: {option}: {error}", op="prune bundles", exit_code=ExitCode.USAGE
+        ) from error
+
+
+def _as_json(bundle: StoredBundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": printable(bundle.path),
+        "graph": bundle.graph,
+        "file_bytes": bundle.size,
+        "state": bundle.problem or "finished",
+        "manifest": manifest,
+    }
+
+
+def _table(bundles: list[StoredBundle]) -> Iterator[str]:
+    rows = [("ENDED (UTC)", "HOW", "GRAPH", "EVENTS", "SIZE", "BUNDLE")]
+    rows += [_row(bundle) for bundle in bundles]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows if bundles else []:
+        left = [f"{row[column]:<{widths[column]}}" for column in range(3)]
+        right = [f"{row[column]:>{widths[column]}}" for column in (3, 4)]
+        yield "  ".join([*left, *right, row[5]])
+
+
+def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:
+    manifest = bundle.manifest
+    return (
+        "-" if bundle.ended_at is None else f"{bundle.ended_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
+        bundle.problem or (manifest.ended if manifest else "-"),
+        bundle.graph,
+        "-" if manifest is None else f"{manifest.events:,}",
+        size(bundle.size),
+        printable(bundle.path),
+    )
+
+
+def _total(count: int, file_bytes: int) -> str:
+    return f"{counted(count, 'bundle')}, {size(file_bytes)}"

@@ -1,0 +1,207 @@
+"""``ergo-capture cat`` and ``tail``: events with their decisions, one a line."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from ergo_capture.bundle.selection import NoSuchEvent, Selection, select
+from ergo_capture.cli.support.captures import ANY_CAPTURE, capture_named, captures_in, journal_and_session
+from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
+from ergo_capture.cli.support.output import standard_output
+from ergo_capture.cli.support.selection import (
+    decision_option,
+    event_id_option,
+    from_id_option,
+    kind_option,
+    selection_from,
+    since_option,
+    to_id_option,
+    until_option,
+)
+from ergo_capture.journal.tail import Followed, follow
+from ergo_capture.kernel.explanation import in_a_line, in_seconds, plain, readable
+from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.storage import RealStorage
+from ergo_capture.storage.watch import DirectoryWatch
+
+#: Characters that are shown of a payload.
+_SHOWN: Final = 60
+
+_follow_flag: Final = flag(
+    "--follow", "-f", "following", help="Continue with what is decided from now on; for a session or a journal."
+)
+
+
+@command(
+    examples=(
+        "ergo-capture cat run.capture.json --decision Defer --since 3600 --until 7200",
+        "ergo-capture cat 20261123T134500Z-1-9c4ef0aa --follow --json",
+    )
+)
+@argument("captures", ANY_CAPTURE, type=NAME, nargs=-1, required=True, metavar="CAPTURE...")
+@kind_option
+@decision_option
+@since_option
+@until_option
+@event_id_option
+@from_id_option
+@to_id_option
+@_follow_flag
+@flag("--new", "only_new", help="With --follow: leave out what is there already.")
+@state_option
+@config_option
+@json_flag("event")
+def cat(
+    *,
+    captures: tuple[str, ...],
+    kind: tuple[str, ...],
+    decision: tuple[str, ...],
+    since: str,
+    until: str,
+    event_id: tuple[str, ...],
+    from_id: str,
+    to_id: str,
+    following: bool,
+    only_new: bool,
+    state_dir: str,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Print events with their decisions, one per line.
+
+    If there are several runs, each line begins with its session. With --follow an event is printed when it is decided,
+    until the session ends or Ctrl-C is pressed.
+    """
+    wanted = selection_from(
+        kinds=kind, decisions=decision, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id
+    )
+    line_of = _json_line if as_json else _text_line
+    if following:
+        if len(captures) != 1:
+            raise click.BadParameter("--follow wants one session, journal or state directory")
+        journal, session = journal_and_session(captures[0], state_dir, config)
+        _follow_from(journal, session, wanted, only_new=only_new, as_json=as_json)
+        return
+    if only_new:
+        raise click.BadParameter("--new goes with --follow")
+    found = captures_in(captures, state_dir, config)
+    without = 0
+    for capture in found:
+        # The ids of events are unique only within a run.
+        name = capture.session if len(found) > 1 else None
+        with capture.open() as stream:
+            try:
+                for index, event, record in select(stream, wanted):
+                    click.echo(line_of(index, event, record, name))
+            except NoSuchEvent:
+                # The event that --from-id or --to-id names may be in another capture.
+                without += 1
+                if without == len(found):
+                    raise
+
+
+def _follow_from(journal: Path, session: str, wanted: Selection, *, only_new: bool, as_json: bool) -> None:
+    line_of = _json_line if as_json else _text_line
+    begun = wanted.from_id is None
+    with DirectoryWatch(journal, standard_output()) as watch:
+        for item in follow(journal, RealStorage(), watch.wait, of=session, latest=0 if only_new else None):
+            event, record = item.event, item.decision
+            begun = begun or event.event_id == wanted.from_id
+            if begun and wanted.matches(event, record):
+                _print_now(line_of, item, item.session if as_json or not session else None)
+            if begun and event.event_id == wanted.to_id:
+                return
+
+
+@command(examples=("ergo-capture tail -n 20 run.capture.json", "ergo-capture tail -f /var/lib/ergo-capture"))
+@argument("capture", "A bundle, a session's id, a journal or a state directory.", type=NAME)
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Number of events.",
+)
+@_follow_flag
+@kind_option
+@decision_option
+@since_option
+@until_option
+@event_id_option
+@state_option
+@config_option
+@json_flag("event")
+def tail(
+    *,
+    capture: str,
+    lines: int,
+    following: bool,
+    kind: tuple[str, ...],
+    decision: tuple[str, ...],
+    since: str,
+    until: str,
+    event_id: tuple[str, ...],
+    state_dir: str,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the last events with their decisions, one per line.
+
+    With --follow an event is printed when it is decided, until the session ends or Ctrl-C is pressed.
+    """
+    wanted = selection_from(kinds=kind, decisions=decision, since=since, until=until, ids=event_id)
+    line_of = _json_line if as_json else _text_line
+    if not following:
+        with capture_named(capture, state_dir, config).open() as stream:
+            for index, event, record in deque(select(stream, wanted), min(lines, sys.maxsize)):
+                click.echo(line_of(index, event, record, None))
+        return
+
+    def is_wanted(item: Followed) -> bool:
+        return wanted.matches(item.event, item.decision)
+
+    journal, session = journal_and_session(capture, state_dir, config)
+    with DirectoryWatch(journal, standard_output()) as watch:
+        for item in follow(journal, RealStorage(), watch.wait, of=session, wanted=is_wanted, latest=lines):
+            _print_now(line_of, item, item.session if as_json or not session else None)
+
+
+def _print_now(line_of: Callable[..., str], item: Followed, session: str | None) -> None:
+    """Print a followed event at once, even into a pipe."""
+    click.echo(line_of(item.index, item.event, item.decision, session))
+    sys.stdout.flush()
+
+
+def _text_line(
+    index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None
+) -> str:
+    """Return an event and its decision as a line for people; it begins with the session if one is given."""
+    payload = event.payload.decode()
+    shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
+    decided = "not decided" if record is None else in_a_line(record).partition("  ")[2]
+    line = f"{index}  {in_seconds(event.event_time)}  {event.kind.value}  {event.event_id!r}  {decided}  {shown}"
+    return (line if session is None else f"{readable(session)}  {line}").rstrip()
+
+
+def _json_line(
+    index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None
+) -> str:
+    """Return the same as a JSON object; it has the session as an item if one is given."""
+    item: dict[str, Any] = {
+        "index": index,
+        "event_id": event.event_id,
+        "kind": event.kind.value,
+        "at": plain(event.event_time),
+        "payload": msgspec.Raw(event.payload or b"null"),
+        "decision": None if record is None else plain(record),
+    }
+    return msgspec.json.encode(item if session is None else {"session": session} | item).decode()

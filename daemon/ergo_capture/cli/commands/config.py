@@ -1,0 +1,84 @@
+"""``ergo-capture config``: check, show or print the configuration."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ergo_capture import config as configuration
+from ergo_capture.cli.support.command import PATH, Command, Group, argument, config_option
+from ergo_capture.config.settings import GraphConfig, ProcessEngineConfig
+from ergo_capture.units import counted
+
+_file_argument: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = argument(
+    "file", "The same as --config.", type=PATH, required=False
+)
+
+
+@click.group(cls=Group)
+def config() -> None:
+    """Check, show or print the configuration."""
+
+
+@config.command(cls=Command, examples=("ergo-capture config check capture.toml",))
+@_file_argument
+@config_option
+def check(file: Path | None, config: Path | None) -> None:
+    """Say whether the daemon would start with this configuration.
+
+    Exit code 78 if it would not; warnings do not count.
+    """
+    from ergo_capture.config.permissions import loose_paths  # noqa: PLC0415
+    from ergo_capture.server.factories import access_list, graphs_of  # noqa: PLC0415 - `show` needs no server
+
+    path = _only_one(file, config)
+    loaded = configuration.load(path)
+    graphs = graphs_of(loaded)
+    access_list(loaded)
+    warnings = [
+        (str(loose), loose.hint)
+        for loose in loose_paths(Path(loaded.state.directory), path or configuration.usual_file())
+    ]
+    for name, graph in loaded.graphs.items():
+        warnings += _warnings(name, graph)
+    for sentence, hint in warnings:
+        click.echo(f"Warning: {sentence}", err=True)
+        click.echo(f"Try: {hint}", err=True)
+    click.echo(f"ok: {counted(len(graphs), 'graph')}, socket {loaded.socket.path}")
+
+
+@config.command(cls=Command, examples=("ergo-capture config show capture.toml",))
+@_file_argument
+@config_option
+def show(file: Path | None, config: Path | None) -> None:
+    """Print the configuration in force, defaults included."""
+    click.echo(configuration.to_toml(configuration.load(_only_one(file, config))), nl=False)
+
+
+@config.command(cls=Command, examples=("ergo-capture config default > capture.toml",))
+def default() -> None:
+    """Print a configuration file with every setting at its default."""
+    click.echo(configuration.to_toml(configuration.Config(), comments=True), nl=False)
+
+
+def _only_one(file: Path | None, config: Path | None) -> Path | None:
+    """Return the file that was named, either way."""
+    if file is not None and config is not None:
+        raise click.BadParameter("name the file once: as FILE or with --config")
+    return file or config
+
+
+def _warnings(name: str, graph: GraphConfig) -> Iterator[tuple[str, str]]:
+    """Yield what the daemon would start with but is probably a mistake, each with a hint."""
+    for one, other in (("max_per_window", "rate_window"), ("rate_window", "max_per_window")):
+        if getattr(graph, one) is not None and getattr(graph, other) is None:
+            yield f"graph '{name}': {one} alone limits nothing", f"set {other} too"
+    if isinstance(graph.engine, ProcessEngineConfig) and shutil.which(graph.engine.command[0]) is None:
+        yield (
+            f"graph '{name}': there is no program '{graph.engine.command[0]}' to run as its engine",
+            "check engine.command, and PATH as the daemon has it",
+        )

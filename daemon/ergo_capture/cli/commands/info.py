@@ -1,0 +1,273 @@
+"""``ergo-capture info``: summaries of runs, and of what a journal holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from ergo_capture.bundle.manifest import Manifest
+from ergo_capture.bundle.statistics import RunStatistics, collect_statistics
+from ergo_capture.cli.support.bundle_files import bundles_below, manifest_beside
+from ergo_capture.cli.support.captures import Capture, captures_in
+from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
+from ergo_capture.cli.support.output import figures_table, printable, span
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.scan import scan
+from ergo_capture.journal.segment import sequence_of
+from ergo_capture.journal.session_stream import PartStream
+from ergo_capture.kernel.explanation import in_seconds, readable
+from ergo_capture.kernel.time import EventTime
+from ergo_capture.storage import RealStorage
+from ergo_capture.units import counted
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_HOUR_NANOS: Final = 3_600_000_000_000
+#: The width of the output to a pipe: its readers expect whole lines.
+_PIPED_WIDTH: Final = 500
+#: The least width of the table of sessions: an id that is cut is useless.
+_TABLE_WIDTH: Final = 120
+
+
+@command(examples=("ergo-capture info run.capture.json", "ergo-capture info /var/lib/ergo-capture"))
+@argument(
+    "captures",
+    "Bundles, directories of bundles, patterns, a journal, a state directory, a session.",
+    type=NAME,
+    nargs=-1,
+    required=True,
+    metavar="CAPTURE...",
+)
+@state_option
+@config_option
+@json_flag("run")
+def info(captures: tuple[str, ...], state_dir: str, config: Path | None, *, as_json: bool) -> None:
+    """Summarize runs: counts, event time, decisions, retries, gaps, provenance, labels.
+
+    For a journal or a state directory: the sessions that are open in it, and the bundles below it. For a session:
+    its bundles, and what of it is only in the journal.
+    """
+    runs, events, size = 0, 0, 0
+    for capture in _captures(captures, state_dir, config, as_json=as_json):
+        numbers = _statistics(capture)
+        runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes
+        manifest = None if capture.bundle is None else manifest_beside(capture.bundle)
+        if as_json:
+            click.echo(msgspec.json.encode(_as_json(capture, numbers, manifest)))
+        else:
+            _show(capture, numbers, manifest)
+    if runs > 1 and not as_json:
+        click.echo(f"{counted(runs, 'run')}, {counted(events, 'event')}, {counted(size, 'byte')}")
+
+
+def _captures(names: tuple[str, ...], state_dir: str, config: Path | None, *, as_json: bool) -> list[Capture]:
+    """Return the runs that the names stand for; print the journals among the names."""
+    left = []
+    for name in names:
+        journal = _journal_in(Path(name))
+        if journal is None:
+            left.append(name)
+            continue
+        facts = _journal_facts(journal)
+        if as_json:
+            click.echo(msgspec.json.encode(facts))
+        else:
+            _show_journal(facts)
+        bundles = Path(name) / "bundles"
+        if bundles.is_dir() and bundles_below(bundles):
+            left.append(str(bundles))
+    return captures_in(left, state_dir, config)
+
+
+def _statistics(capture: Capture) -> RunStatistics:
+    with capture.open() as stream:
+        if capture.part is not None:
+            return collect_statistics(stream, capture.part.size())
+        assert capture.bundle is not None
+        return collect_statistics(stream, capture.bundle.stat().st_size)
+
+
+def _as_json(capture: Capture, numbers: RunStatistics, manifest: Manifest | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"bundle": None if capture.bundle is None else printable(str(capture.bundle))}
+    found |= {**msgspec.to_builtins(numbers), "manifest": msgspec.to_builtins(manifest)}
+    part = capture.part
+    if part is not None:
+        found["session"] = msgspec.to_builtins(part.description) | {"part": part.part, "ended": part.ended}
+    return found
+
+
+def _journal_in(path: Path) -> Path | None:
+    """Return a journal: the directory itself or the one in a state directory; None if it is neither."""
+    for directory in (path, path / "journal"):
+        if directory.is_dir() and any(sequence_of(entry.name) is not None for entry in directory.iterdir()):
+            return directory
+    return None
+
+
+def _journal_facts(directory: Path) -> dict[str, Any]:
+    """Return a journal's segments and sessions as JSON types, as the next start of the daemon would find them.
+
+    Nothing is written, and a daemon may be running.
+
+    Raises:
+        ErgoCaptureError: the journal cannot be read.
+    """
+    storage = RealStorage()
+    try:
+        found = scan(directory, storage)
+        recovery = recover(directory, found, storage)
+    except OSError as error:
+        raise ErgoCaptureError(
+            f"read journal '{directory}': {error.strerror}",
+            op="read journal",
+            path=directory,
+            hint="check its permissions",
+        ) from error
+    segments = [entry for entry in directory.iterdir() if sequence_of(entry.name) is not None]
+    return {
+        "journal": str(directory),
+        "segments": len(segments),
+        "bytes": sum(segment.stat().st_size for segment in segments),
+        "sealed": recovery.sealed,
+        "torn_bytes": recovery.torn_bytes,
+        "quarantined": recovery.quarantined,
+        "sessions": [
+            {
+                "session": session.description.session,
+                "graph": session.description.graph,
+                "opened_at": session.description.opened_at,
+                "labels": session.description.labels,
+                "accepted": session.accepted,
+                "decided": session.decided,
+                "deferred": session.supervisor.deferred_count,
+                "part": session.part,
+                "bytes": session.event_bytes,
+                "ended": None if session.closing is None else session.closing.ended,
+            }
+            for session in recovery.sessions
+        ],
+    }
+
+
+def _show_journal(facts: dict[str, Any]) -> None:
+    """Print the same for people."""
+    from rich import box  # noqa: PLC0415 - JSON needs no rich
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    # No markup: clients choose these names, and may use brackets.
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(facts["journal"])
+    ended = "an orderly stop" if facts["sealed"] else "no orderly stop, or a daemon is running"
+    torn = f", {facts['torn_bytes']:,} torn bytes that were never acknowledged" if facts["torn_bytes"] else ""
+    console.print(f"{counted(facts['segments'], 'segment')}, {counted(facts['bytes'], 'byte')}; {ended}{torn}")
+    for name, reason in facts["quarantined"].items():
+        console.print(f"quarantined: {readable(name)}: {reason}")
+    if not facts["sessions"]:
+        console.print("no session is open")
+        return
+    table = Table(box=box.SIMPLE)
+    for column in ("session", "graph", "opened", "accepted", "decided", "deferred", "part"):
+        table.add_column(column, justify="right" if column in ("accepted", "decided", "deferred", "part") else "left")
+    for session in facts["sessions"]:
+        numbers = (f"{session[name]:,}" for name in ("accepted", "decided", "deferred", "part"))
+        names = (readable(session[name]) for name in ("session", "graph", "opened_at"))
+        table.add_row(*names, *numbers)
+    console.print(table)
+
+
+def _show(capture: Capture, statistics: RunStatistics, manifest: Manifest | None) -> None:
+    from rich.console import Console  # noqa: PLC0415 - JSON needs no rich
+
+    table = figures_table()
+    for name, value in [("graph", statistics.graph_id), *_origin(capture.part, manifest)]:
+        table.add_row(readable(name), readable(value))
+    limits = {name: value for name, value in statistics.constraints.items() if value}
+    table.add_row("limits", ", ".join(f"{name} {_limit(value)}" for name, value in limits.items()) or "none")
+    provenance = f"adapter {statistics.adapter_provenance}, engine {statistics.runtime_provenance}"
+    table.add_row("provenance", readable(provenance))
+    where = "file" if capture.part is None else "journal"
+    table.add_row(where, f"{statistics.file_bytes:,} bytes, format {statistics.capture_version}")
+    _events(table, statistics)
+    _decisions(table, statistics)
+    # No markup: clients choose ids and labels, and may use brackets.
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPED_WIDTH)
+    console.print(printable(capture.name))
+    console.print(table)
+
+
+def _origin(part: PartStream | None, manifest: Manifest | None) -> Sequence[tuple[str, str]]:
+    """Return rows on the session, the time of the capture and the labels."""
+    if part is not None:
+        about = part.description
+        rows = [
+            ("session", f"{about.session}, part {part.part}, {part.ended}"),
+            ("captured", f"from {about.opened_at}, engine {about.engine}"),
+        ]
+        return rows + [(f"label {key}", value) for key, value in about.labels.items()]
+    if manifest is None:
+        return []
+    rows = [
+        ("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}"),
+        ("captured", f"{manifest.opened_at} to {manifest.ended_at}, engine {manifest.engine}"),
+    ]
+    return rows + [(f"label {key}", value) for key, value in manifest.labels.items()]
+
+
+def _events(table: Table, statistics: RunStatistics) -> None:
+    table.add_row("events", f"{statistics.events:,}")
+    for kind, count in statistics.kinds.items():
+        rate = statistics.rate(kind)
+        table.add_row(f"  {kind}", f"{count:,}" + ("" if rate is None else f", {rate:.3g} a second"))
+    if statistics.first is not None and statistics.last is not None:
+        # Also in days and hours: seconds are what --since takes, but are hard to read.
+        days = f" ({span(statistics.span // 1_000_000_000)})" if statistics.span >= _HOUR_NANOS else ""
+        table.add_row(
+            "event time",
+            f"{_time(statistics.first)} to {_time(statistics.last)}, {_time(statistics.span)}{days} in all",
+        )
+    if statistics.longest_gap_before is not None:
+        table.add_row("longest gap", f"{_time(statistics.longest_gap)}, before event {statistics.longest_gap_before!r}")
+    if statistics.backward:
+        table.add_row("clock jumps", f"{statistics.backward:,} backward, by {_time(statistics.furthest_back)} at most")
+    mean = statistics.payload_bytes / statistics.events if statistics.events else 0
+    table.add_row(
+        "payloads",
+        f"{statistics.payload_bytes:,} bytes, {mean:.0f} on average, {statistics.largest_payload:,} at most, "
+        f"{counted(statistics.without_payload, 'event')} without",
+    )
+
+
+def _decisions(table: Table, statistics: RunStatistics) -> None:
+    waiting = statistics.events - statistics.decisions
+    table.add_row(
+        "decisions", f"{statistics.decisions:,}" + (f", {counted(waiting, 'event')} not decided" if waiting > 0 else "")
+    )
+    for outcome, count in statistics.outcomes.items():
+        more = f", {statistics.pumped:,} by a Pump" if outcome == "Invoke" and statistics.pumped else ""
+        table.add_row(f"  {outcome}", f"{count:,}{more}")
+    for termination, count in statistics.terminations.items():
+        table.add_row(f"  {termination}", f"{count:,}")
+    if statistics.retries:
+        table.add_row("retries", f"{statistics.retries:,}, {statistics.most_retries:,} at most for one episode")
+    if statistics.effects:
+        table.add_row("effects", f"{statistics.effects:,}")
+    if statistics.interrupted:
+        table.add_row("interrupted", f"{statistics.interrupted:,}")
+
+
+def _limit(value: object) -> str:
+    return in_seconds(EventTime(value["secs"], value["nanos"])) if isinstance(value, dict) else str(value)
+
+
+def _time(nanos: int) -> str:
+    return in_seconds(EventTime.from_nanos(nanos))

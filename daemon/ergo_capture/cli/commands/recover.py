@@ -1,0 +1,197 @@
+"""``ergo-capture recover``: write what can be proved of a damaged capture to a new place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX
+from ergo_capture.cli.support.command import PATH, UNCHECKED_PATH, argument, command, flag, json_flag
+from ergo_capture.cli.support.output import printable
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.journal.scan import scan
+from ergo_capture.journal.segment import sequence_of
+from ergo_capture.repair.damaged_bundle import SalvagedBundle, salvage_bundle
+from ergo_capture.repair.doctor import kind_of_directory
+from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
+from ergo_capture.repair.output import rest_path
+from ergo_capture.repair.report import SalvageReport
+from ergo_capture.storage import RealStorage
+
+
+@command(
+    examples=(
+        "ergo-capture recover damaged.capture.json -o saved.capture.json",
+        "ergo-capture recover /var/lib/ergo-capture -o /tmp/saved",
+    )
+)
+@argument("source", "A damaged bundle, or a journal or state directory.", type=UNCHECKED_PATH)
+@click.option(
+    "--output",
+    "-o",
+    type=PATH,
+    required=True,
+    metavar="DST",
+    help="Bundle file to write; for a journal, directory of bundles.",
+)
+@flag("--force", help="Replace what is there.")
+@click.option(
+    "--adapter-provenance",
+    default="",
+    metavar="TEXT",
+    help="In place of one that is lost; by default the manifest's, or `lost`.",
+)
+@click.option("--runtime-provenance", default="", metavar="TEXT", help="As --adapter-provenance.")
+@json_flag("bundle")
+def recover(
+    *, source: Path, output: Path, force: bool, adapter_provenance: str, runtime_provenance: str, as_json: bool
+) -> int:
+    """Write what can be proved of a damaged capture to a new place, and count what was lost; the source is only read.
+
+    It keeps the longest run of events from the beginning that lead to the decisions beside them. Other whole events
+    are set aside in a scenario beside the bundle, for `simulate`. What is written is verified.
+
+    Exit code 0 if everything was kept, 3 if something was lost, 1 if nothing could be saved.
+    """
+    if str(output) == "-":
+        raise _refusal("it writes files, and nothing to standard output", "name the bundle to write with -o")
+    if source.is_dir():
+        return _recover_journal(source, output, force=force, as_json=as_json)
+    if sequence_of(source.name) is not None:
+        raise ErgoCaptureError(
+            f"recover '{source}': a segment cannot be recovered by itself",
+            op="recover",
+            path=source,
+            hint=f"name its directory: '{source.parent}'",
+            exit_code=ExitCode.USAGE,
+        )
+    if output.name.endswith(COMPRESSED_SUFFIX):
+        raise _refusal(
+            f"'{output}' would not be compressed", f"leave out {COMPRESSED_SUFFIX}, and compress it afterwards"
+        )
+    _check_file(source, output, force=force)
+    saved = salvage_bundle(
+        source, output, adapter_provenance=adapter_provenance or None, runtime_provenance=runtime_provenance or None
+    )
+    _remove_stale(output, saved.counts)
+    click.echo(_bundle_as_json(source, output, saved) if as_json else _bundle_in_words(output, saved))
+    return int(ExitCode.OK if saved.whole else ExitCode.DATA_LOSS)
+
+
+def _recover_journal(source: Path, output: Path, *, force: bool, as_json: bool) -> int:
+    journal = source if kind_of_directory(source) == "journal" else source / "journal"
+    _check_directory(source, output, force=force)
+    storage = RealStorage()
+    found = scan(journal, storage)
+    outcome = ExitCode.DATA_LOSS if found.damage else ExitCode.OK
+
+    def tell(part: SalvagedPart) -> None:
+        nonlocal outcome
+        if part.lossy:
+            outcome = ExitCode.DATA_LOSS
+        if part.counts is not None and part.bundle is not None:
+            _remove_stale(Path(part.bundle), part.counts)
+        click.echo(_part_as_json(part) if as_json else _part_in_words(part))
+
+    parts = salvage_journal(journal, found, storage, output, on_part=tell)
+    if not as_json:
+        torn = 0 if found.torn is None else found.torn.length
+        click.echo(
+            f"{source}: {len(parts)} parts of sessions, {len(found.damage)} damaged stretches, "
+            f"{torn} bytes torn (never acknowledged)"
+        )
+    return int(outcome)
+
+
+def _check_file(source: Path, output: Path, *, force: bool) -> None:
+    if not source.is_file():
+        reason = "it is not a plain file" if source.exists() else "No such file or directory"
+        raise ErgoCaptureError(
+            f"recover '{source}': {reason}",
+            op="recover",
+            path=source,
+            hint="name a bundle, a journal or a state directory",
+        )
+    for path in (output, rest_path(output)):
+        if not os.path.lexists(path):
+            continue
+        if path.is_dir():
+            raise _refusal(f"'{path}' is a directory", "name a file that is not there yet")
+        if path.exists() and path.samefile(source):
+            raise _refusal(f"'{path}' is the source itself", "the source is never written to; name another file")
+        if not force:
+            raise _refusal(f"'{path}' is there already", "name another file, or replace it with --force")
+
+
+def _check_directory(source: Path, output: Path, *, force: bool) -> None:
+    inside, outside = output.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise _refusal(f"'{output}' and the source are inside each other", "name a directory elsewhere")
+    if not os.path.lexists(output):
+        return
+    if not output.is_dir():
+        raise _refusal(f"'{output}' is not a directory", "a journal may hold many sessions; name a directory")
+    if any(output.iterdir()) and not force:
+        raise _refusal(f"'{output}' is not empty", "name another directory, or write into it with --force")
+
+
+def _refusal(reason: str, hint: str) -> ErgoCaptureError:
+    return ErgoCaptureError(f"recover: {reason}", op="recover", hint=hint, exit_code=ExitCode.USAGE)
+
+
+def _remove_stale(bundle: Path, counts: SalvageReport) -> None:
+    """Delete the events that an earlier run set aside beside this bundle, which --force has replaced."""
+    if not counts.aside:
+        rest_path(bundle).unlink(missing_ok=True)
+
+
+def _bundle_in_words(output: Path, saved: SalvagedBundle) -> str:
+    lines = _counts_in_words(printable(str(output)), output, saved.counts)
+    lines += [f"  {name} is gone; the bundle says 'lost' (--{name.replace('_', '-')} sets it)" for name in saved.lost]
+    return "\n".join(lines)
+
+
+def _part_in_words(part: SalvagedPart) -> str:
+    name = f"session {part.session}, part {part.part}"
+    if part.counts is None:
+        return f"{name}: published as {part.bundle}"
+    assert part.bundle is not None
+    return "\n".join(_counts_in_words(f"{part.bundle}: {name}", Path(part.bundle), part.counts))
+
+
+def _counts_in_words(name: str, bundle: Path, counts: SalvageReport) -> list[str]:
+    lines = [f"{name}: {counts.in_words()}"]
+    lines += [f"  it ends there because {counts.problems[0]}"] if counts.problems else []
+    lines += [f"  set aside in {printable(str(rest_path(bundle)))}"] if counts.aside else []
+    return lines
+
+
+def _bundle_as_json(source: Path, output: Path, saved: SalvagedBundle) -> bytes:
+    return msgspec.json.encode(
+        {"source": printable(str(source)), "bundle": printable(str(output)), "whole": saved.whole, "lost": saved.lost}
+        | _counts_as_json(output, saved.counts)
+    )
+
+
+def _part_as_json(part: SalvagedPart) -> bytes:
+    plain: dict[str, Any] = {
+        "session": part.session,
+        "graph": part.graph,
+        "part": part.part,
+        "ended": part.ended,
+        "bundle": part.bundle and printable(part.bundle),
+        "whole": part.whole,
+    }
+    if part.counts is not None and part.bundle is not None:
+        plain |= _counts_as_json(Path(part.bundle), part.counts)
+    return msgspec.json.encode(plain)
+
+
+def _counts_as_json(bundle: Path, counts: SalvageReport) -> dict[str, Any]:
+    rest = printable(str(rest_path(bundle))) if counts.aside else None
+    plain: dict[str, Any] = msgspec.to_builtins(counts)
+    return {"rest": rest, "counts": plain}

@@ -1,0 +1,113 @@
+"""``ergo-capture send``: events from a file or a pipe to the daemon."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ergo_capture.cli.support.command import NAME, PATH, FiniteRange, argument, command, flag
+from ergo_capture.errors import ExitCode
+from ergo_capture.units import counted
+
+
+@command(
+    examples=(
+        "ergo-capture send events.jsonl --socket /tmp/capture.sock",
+        "python3 live_feed.py | ergo-capture send - --graph flights --label run=17",
+    )
+)
+@argument("file", "JSON Lines of events, may be gzipped; - (the default) for standard input.", type=NAME, default="-")
+@click.option("--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of.")
+@click.option("--session", default="", metavar="SESSION", help="Session to resume, in place of a new one.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label for the manifest; may be repeated.")
+@click.option("--socket", default="", metavar="PATH", help="The daemon's socket; by default the configured one.")
+@click.option("--config", type=PATH, metavar="FILE", help="The daemon's configuration file; by default the usual one.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Events that may be unacknowledged at once.",
+)
+@click.option(
+    "--give-up-after",
+    type=FiniteRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to go on trying when the daemon is away.",
+)
+@flag("--json", "as_json", help="Print one line of JSON at the end.")
+@flag("--quiet", "-q", help="Show no progress.")
+def send(
+    *,
+    file: str,
+    graph: str,
+    session: str,
+    labels: tuple[str, ...],
+    socket: str,
+    config: Path | None,
+    window: int,
+    give_up_after: float,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Stream events to the daemon, close the session, and print the path of the bundle.
+
+    Continues without loss when the daemon is restarted. Exit code 3 if events were rejected.
+    """
+    chosen = dict(_label(text) for text in labels)
+    if not socket:
+        from ergo_capture.config import load  # noqa: PLC0415 - slow to import
+
+        socket = load(config).socket.path
+    from ergo_capture.cli.support.sender import Sender  # noqa: PLC0415 - help needs no asyncio
+
+    started = time.monotonic()
+    shown = not quiet and not as_json and sys.stderr.isatty()
+    sender = Sender(socket, file, window=window, give_up_after=give_up_after, progress=shown)
+    published = sender.run(graph, session or None, chosen)
+    seconds, client = time.monotonic() - started, sender.client
+    if as_json:
+        _print_json(
+            {
+                "session": published.session,
+                "bundle": published.bundle,
+                "manifest": published.manifest,
+                "sha256": published.sha256,
+                "events": published.events,
+                "decisions": published.decisions,
+                "accepted": client.accepted,
+                "rejected": client.rejected,
+                "rejections": sender.progress.codes,
+                "reconnects": client.reconnects,
+                "seconds": round(seconds, 3),
+            }
+        )
+    else:
+        counts = f"{counted(published.events, 'event')}, {counted(published.decisions, 'decision')}"
+        click.echo(f"{counts} in {seconds:.2f} s")
+        if client.rejected:
+            click.echo(f"{counted(client.rejected, 'event')} rejected", err=True)
+        if client.reconnects:
+            click.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
+        click.echo(published.bundle)
+    return int(ExitCode.DATA_LOSS if client.rejected else ExitCode.OK)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.BadParameter(f"--label {text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _print_json(summary: dict[str, Any]) -> None:
+    import msgspec  # noqa: PLC0415 - help needs none
+
+    click.echo(msgspec.json.encode(summary))

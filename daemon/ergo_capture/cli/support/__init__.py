@@ -1,0 +1,1 @@
+"""What several commands share: declaring arguments, output, finding captures, talking to a daemon."""

@@ -1,0 +1,230 @@
+"""What a name on the command line stands for: bundles, a journal, a state directory or a session.
+
+Each run is a stream of events and decisions, wherever it is. Bundle files only: ``bundle_files.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
+from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
+from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, refuse_empty
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.segment import sequence_of
+from ergo_capture.journal.session_stream import PartStream, parts_in
+from ergo_capture.repair.doctor import kind_of_directory
+from ergo_capture.storage import RealStorage
+
+#: The description of an argument that ``captures_in`` reads.
+ANY_CAPTURE: Final = "Bundles, directories of bundles, patterns, a journal, a state directory, or a session's id."
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One run: a bundle file, or a part of a session in a journal."""
+
+    #: The name for output: a path, or a journal's path with the session.
+    name: str
+    #: The bundle file; None for a part in a journal.
+    bundle: Path | None = None
+    #: The part; None for a bundle file.
+    part: PartStream | None = None
+
+    @property
+    def session(self) -> str:
+        """The id of the run's session, from its journal or else from the name of its file."""
+        if self.part is not None:
+            return self.part.description.session
+        assert self.bundle is not None
+        return os.fsencode(bundle_stem(self.bundle).partition("~")[0]).decode("utf-8", "replace")
+
+    @contextmanager
+    def open(self) -> Iterator[RecordStream]:
+        """Open the run's events and decisions.
+
+        Raises:
+            ErgoCaptureError: it cannot be read.
+        """
+        if self.part is not None:
+            yield self.part
+            return
+        assert self.bundle is not None
+        with open_bundle(self.bundle) as stream:
+            yield stream
+
+
+def captures_in(names: Iterable[str], state_dir: str = "", config: Path | None = None) -> list[Capture]:
+    """Return the runs that names stand for, each once.
+
+    A journal stands for its sessions that are complete from their beginning; a state directory for its bundles and the
+    sessions that are in no bundle yet. A name that is no path is looked up as a session in the state directory.
+
+    Args:
+        names: as given on the command line.
+        state_dir: the state directory; by default the configured one.
+        config: the configuration file; by default the usual one.
+
+    Raises:
+        ErgoCaptureError: a name stands for nothing.
+        ConfigError: the configuration is wrong.
+    """
+    found: dict[str, Capture] = {}
+    for name in names:
+        found |= {capture.name: capture for capture in _captures(name, state_dir, config)}
+    return list(found.values())
+
+
+def capture_named(name: str, state_dir: str = "", config: Path | None = None) -> Capture:
+    """Return the one run that a name stands for; the arguments are those of ``captures_in``.
+
+    Raises:
+        ErgoCaptureError: the name stands for no run, or for several.
+    """
+    found = captures_in([name], state_dir, config)
+    if len(found) == 1:
+        return found[0]
+    raise ErgoCaptureError(
+        f"'{name}' stands for {len(found)} runs, and one is wanted",
+        op="find capture",
+        path=name,
+        hint=_choice_of(found),
+    )
+
+
+def _choice_of(found: list[Capture]) -> str:
+    """Return a hint that names the first three of several runs."""
+    more = ", ..." if len(found) > 3 else ""
+    sessions = [capture.part.description.session for capture in found[:3] if capture.part is not None]
+    if len(sessions) == min(3, len(found)):
+        # The parts in a journal have no paths of their own.
+        return f"name one of its sessions, with --state-dir: {', '.join(dict.fromkeys(sessions))}{more}"
+    return f"name one of them: {', '.join(capture.name for capture in found[:3])}{more}"
+
+
+def journal_and_session(name: str, state_dir: str = "", config: Path | None = None) -> tuple[Path, str]:
+    """Return the journal to follow, and the id of the session in it; an empty id stands for all sessions.
+
+    Raises:
+        ErgoCaptureError: there is no such journal.
+    """
+    refuse_empty(name)
+    path = Path(name)
+    if path.is_dir():
+        journal = path if kind_of_directory(path) == "journal" else path / "journal"
+        return journal, ""
+    if path.exists():
+        raise ErgoCaptureError(
+            f"follow '{name}': that is a file, and only a journal goes on",
+            op="follow",
+            path=name,
+            hint="name a session, a state directory, or its journal",
+        )
+    state = _state(state_dir, config)
+    if not (state / "journal").is_dir():
+        raise _nothing(name, state)
+    return state / "journal", name
+
+
+def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
+    refuse_empty(name)
+    path = Path(name)
+    if path.is_dir():
+        return _in_directory(path)
+    if sequence_of(path.name) is not None and path.is_file():
+        raise ErgoCaptureError(
+            f"read '{name}': a segment of a journal is no whole session",
+            op="find capture",
+            path=name,
+            hint=f"name the journal, '{path.parent}', or print the segment's frames with `ergo-capture journal cat`",
+        )
+    if "/" in name or path.exists() or any(letter in name for letter in "*?["):
+        return _of_files(bundles_in([name]))
+    state = _state(state_dir, config)
+    found = _of_session(name, state)
+    if not found:
+        raise _nothing(name, state)
+    return found
+
+
+def _of_files(paths: Iterable[Path]) -> list[Capture]:
+    return [Capture(str(path), path) for path in paths]
+
+
+def _in_directory(path: Path) -> list[Capture]:
+    try:
+        kind = kind_of_directory(path)
+    except ErgoCaptureError:
+        return _of_files(bundles_in([str(path)]))
+    found = _parts(path) if kind == "journal" else _in_state(path)
+    if not found:
+        raise ErgoCaptureError(
+            f"look at '{path}': the {kind} holds no session",
+            op="find capture",
+            path=path,
+            hint="`ergo-capture send` makes one",
+        )
+    return found
+
+
+def _parts(journal: Path, *, published: bool = True) -> list[Capture]:
+    if not journal.is_dir():
+        return []
+    return [
+        Capture(f"{journal}: {part.description.session}" + (f", part {part.part}" if part.part > 1 else ""), part=part)
+        for part in parts_in(journal, RealStorage())
+        if published or not part.published
+    ]
+
+
+def _in_state(state: Path) -> list[Capture]:
+    """Return every part of every session once: from its bundle, or else from the journal.
+
+    The journal is read first: a part that is published meanwhile is then found twice, not missed. A bundle of a part
+    that is still open is a snapshot, older than what the journal has.
+    """
+    parts = _parts(state / "journal", published=False)
+    newer = {
+        bundle_name(capture.part.description.session, capture.part.part)
+        for capture in parts
+        if capture.part is not None and capture.part.damage is None
+    }
+    directory = state / "bundles"
+    bundles = bundles_below(directory) if directory.is_dir() else []
+    return [*_of_files(path for path in bundles if path.name.removesuffix(COMPRESSED_SUFFIX) not in newer), *parts]
+
+
+def _of_session(session: str, state: Path) -> list[Capture]:
+    """Return the parts of a session."""
+    stem = safe_name(session)
+    return [
+        capture
+        for capture in _in_state(state)
+        if (capture.part is not None and capture.part.description.session == session)
+        or (capture.bundle is not None and _is_part_of(bundle_stem(capture.bundle), stem))
+    ]
+
+
+def _is_part_of(name: str, stem: str) -> bool:
+    rest = name.removeprefix(stem)
+    return name.startswith(stem) and (not rest or (rest.startswith("~") and rest[1:].isdigit()))
+
+
+def _state(state_dir: str, config: Path | None) -> Path:
+    from ergo_capture.config import load  # noqa: PLC0415 - only where a name is no path
+
+    return Path(load(config, state=state_dir).state.directory)
+
+
+def _nothing(name: str, state: Path) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"find '{name}': there is neither a file of that name nor, in '{state}', a session",
+        op="find capture",
+        path=name,
+        hint="name a path, or say with --state-dir where the session is; `ergo-capture status` lists those that are open",
+    )

@@ -1,0 +1,157 @@
+"""Commands and arguments as this program declares them: click's, with help for arguments and with examples.
+
+An option is declared with ``click.option``; everything else with the functions of this module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+#: The name of the program, in usage lines and completion scripts.
+PROGRAM_NAME: Final = "ergo-capture"
+#: The environment variable in which a shell's completion function says what it asks for.
+COMPLETION_VARIABLE: Final = "_ERGO_CAPTURE_COMPLETE"
+
+#: A file or directory; click passes it to the command as a ``Path``.
+PATH: Final = click.Path(path_type=Path)
+#: Like ``PATH`` for paths that the command itself reports as unreadable.
+UNCHECKED_PATH: Final = click.Path(path_type=Path, readable=False)
+#: A file, a pattern or an id: passed on as text. Shells complete it as a file name.
+NAME: Final = click.Path(readable=False)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of floats that rejects NaN, which compares as neither too small nor too large."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; fail where the text is none, NaN or outside the range."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
+class Argument(click.Argument):
+    """A positional argument with a description.
+
+    Args:
+        description: for the command's help.
+    """
+
+    def __init__(self, *declarations: Any, description: str = "", **attributes: Any) -> None:
+        super().__init__(*declarations, **attributes)
+        self.description = description
+
+
+class Command(click.Command):
+    """A command whose help also lists its arguments and shows examples.
+
+    Args:
+        examples: shell commands.
+    """
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections on arguments and options."""
+        described = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, Argument)]
+        if described:
+            with formatter.section("Arguments"):
+                formatter.write_dl(
+                    [
+                        (each.human_readable_name, each.description + "  [required]" * each.required)
+                        for each in described
+                    ]
+                )
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for option in options if (record := option.get_help_record(ctx)) is not None])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, one a line, however long they are."""
+        del ctx
+        if self.examples:
+            formatter.write_paragraph()
+            formatter.write("  Examples:\n" + "".join(f"    {example}\n" for example in self.examples))
+
+
+class Group(click.Group):
+    """A group of commands; without a command it prints its help and fails."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, in the order of their declaration."""
+        del ctx
+        return list(self.commands)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the group's own options."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names, or fail with the closest name."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and name not in self.list_commands(ctx):
+            raise click.UsageError(f"No such command {name!r}.{did_you_mean(name, self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return a sentence that suggests the closest known name, or nothing where none is close."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only for a mistyped name
+
+    closest = get_close_matches(name, known, 1)
+    return f" Did you mean {closest[0]!r}?" if closest else ""
+
+
+def command(name: str | None = None, *, examples: Sequence[str] = ()) -> Callable[[Callable[..., int | None]], Command]:
+    """Declare a command; the function's docstring is its help and what the function returns the exit code."""
+    return click.command(name, cls=Command, examples=examples)
+
+
+def argument(name: str, description: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a positional argument; it is called ``name`` in capitals in the help unless ``metavar`` is given."""
+    return click.argument(name, cls=Argument, description=description, **attributes)
+
+
+def flag(
+    *declarations: str,
+    help: str,  # noqa: A002 - the name that click gives it
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare an option without a value."""
+    return click.option(*declarations, is_flag=True, help=help)
+
+
+def json_flag(one_line_for: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare ``--json`` of a command that prints one object a line."""
+    return flag("--json", "as_json", help=f"Print one JSON object per {one_line_for}, one per line.")
+
+
+config_option: Final = click.option(
+    "--config",
+    type=PATH,
+    metavar="FILE",
+    help="Configuration file; by default the user's or the system's, if there is one.",
+)
+state_option: Final = click.option(
+    "--state-dir", default="", metavar="DIR", help="State directory; by default the configured one."
+)
+socket_option: Final = click.option(
+    "--socket",
+    default="",
+    metavar="PATH",
+    help="The daemon's capture socket; its control socket is found beside it.",
+)

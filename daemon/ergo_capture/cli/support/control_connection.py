@@ -1,0 +1,172 @@
+"""A connection to the running daemon's control socket, for the commands that ask it something."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.protocol.control import Answer, Error, Request, encode, read_answer
+
+#: Seconds to wait for an answer. A daemon that is composing a bundle or recovering answers late.
+TIMEOUT: Final = 10.0
+
+
+class DaemonAway(ErgoCaptureError):
+    """No daemon answers on the control socket."""
+
+
+class DaemonRefused(ErgoCaptureError):
+    """The daemon answered with an error."""
+
+
+_Answer = TypeVar("_Answer", bound=Answer)
+
+
+def control_path(capture_socket: str, config: Path | None) -> Path:
+    """Return the path of the daemon's control socket, from ``--socket`` and ``--config``.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    from ergo_capture.config import control_beside, load  # noqa: PLC0415 - slow to import
+
+    if capture_socket and config is None:
+        return control_beside(Path(capture_socket))
+    return Path(load(config, socket=capture_socket).control.path)
+
+
+class ControlConnection:
+    """A connection to the control socket, for one request after the other.
+
+    Args:
+        path: of the control socket.
+        timeout: seconds to wait for each answer; None waits without limit.
+
+    Raises:
+        DaemonAway: nobody listens there.
+    """
+
+    def __init__(self, path: Path, timeout: float | None = TIMEOUT) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise self._away(error) from error
+        self._buffer = b""
+
+    def ask(self, request: Request, kind: type[_Answer]) -> _Answer:
+        """Send a request and return its answer.
+
+        Raises:
+            DaemonAway: the daemon went away, or did not answer in time.
+            DaemonRefused: it answered with an error.
+            ErgoCaptureError: the answer is not of that kind.
+        """
+        try:
+            self._socket.sendall(encode(request))
+        except BrokenPipeError:
+            # A daemon that refuses the connection says why before it hangs up, and that can still be read.
+            pass
+        except OSError as error:
+            raise self._away(error) from error
+        answer = self.answer_in(self.read())
+        if not isinstance(answer, kind):
+            raise _unknown(f"it is no {kind.__name__}")
+        return answer
+
+    def answer_in(self, line: bytes) -> Answer | None:
+        """Return the answer in a line, None if its type is unknown; raise as ``ask`` does."""
+        try:
+            answer = read_answer(line)
+        except ValueError as error:
+            raise _unknown(str(error)) from error
+        if isinstance(answer, Error):
+            raise DaemonRefused(answer.message, op="ask the daemon", hint=answer.hint, exit_code=answer.exit_code)
+        return answer
+
+    def read(self, wait: Callable[[], None] = lambda: None) -> bytes:
+        """Return the next line. ``wait`` is called before each time that this waits for the daemon.
+
+        Raises:
+            DaemonAway: the daemon went away, or did not answer in time.
+        """
+        while b"\n" not in self._buffer:
+            wait()
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError as error:
+                raise self._away(error) from error
+            if not data:
+                raise self._away(None)
+            self._buffer += data
+        line, newline, self._buffer = self._buffer.partition(b"\n")
+        return line + newline
+
+    def lines(self, reader: int | None = None) -> Iterator[bytes]:
+        """Yield every further line, without a time limit.
+
+        Args:
+            reader: a descriptor that this process writes to, as standard output; it may be a pipe that closes meanwhile.
+
+        Raises:
+            BrokenPipeError: the other end of ``reader`` was closed.
+        """
+        self._socket.settimeout(None)
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if reader is not None:
+            # poll reports a broken pipe whatever events are asked for.
+            poll.register(reader, 0)
+
+        def wait() -> None:
+            if any(fd == reader for fd, _ in poll.poll()):
+                raise BrokenPipeError
+
+        while True:
+            yield self.read(wait)
+
+    def _away(self, error: OSError | None) -> DaemonAway:
+        reason, hint = why_away(error)
+        return DaemonAway(f"ask the daemon at '{self.path}': {reason}", op="ask the daemon", path=self.path, hint=hint)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _unknown(reason: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"read the daemon's answer: {reason}",
+        op="ask the daemon",
+        hint="the daemon is of another version than this command: restart it",
+    )
+
+
+def why_away(error: OSError | None) -> tuple[str, str]:
+    """Return why there is no answer, and a hint; None stands for a connection that the daemon ended."""
+    start = "start it with `ergo-capture serve`, or name its socket with --socket or its configuration with --config"
+    match error:
+        case None | ConnectionResetError():
+            return "it has hung up", "ask again; if that goes on, look at the daemon's log"
+        case FileNotFoundError():
+            return "no daemon is there", start
+        case ConnectionRefusedError():
+            return "no daemon listens there any more", start
+        case PermissionError():
+            return "this user may not", "ask as the daemon's user or as root"
+        case TimeoutError():
+            return "it does not answer", "it may be very busy or stopped; look at its log"
+    return error.strerror or str(error), start

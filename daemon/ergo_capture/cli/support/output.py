@@ -1,0 +1,118 @@
+"""What commands print and where to: quantities and names for people, standard output, files named with ``-o``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: Bytes that are written at a time.
+_CHUNK: Final = 64 << 10
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with a binary unit, as in the configuration: ``512 B``, ``1.5 MiB``, ``64 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} B" if unit == "B" else f"{f'{count:,.1f}'.removesuffix('.0')} {unit}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds as milliseconds: two decimals below ten, none above."""
+    value = seconds * 1e3
+    return f"{value:.2f} ms" if value < 10 else f"{value:,.0f} ms"
+
+
+def span(seconds: float) -> str:
+    """Return a time span in its two largest units: ``2h 3m``."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])
+
+
+def printable(text: str | Path) -> str:
+    """Return a path as text that UTF-8 can hold; a file's name may be any bytes."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def figures_table() -> Table:
+    """Return an empty table of names and values, without a header."""
+    from rich import box  # noqa: PLC0415 - rich is slow to import, and JSON needs none of it
+    from rich.table import Table  # noqa: PLC0415
+
+    return Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+
+
+def write_out(text: bytes) -> None:
+    """Write a text to standard output.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+    """
+    # Of one large write the system takes a part and reports no error when the reader goes away, so write in pieces.
+    for start in range(0, len(text), _CHUNK):
+        sys.stdout.buffer.write(text[start : start + _CHUNK])
+    sys.stdout.buffer.flush()
+
+
+def write_whole(destination: Path, text: bytes, what: str) -> None:
+    """Write a file and its directories atomically: the whole text is there afterwards, or nothing has changed.
+
+    Args:
+        destination: the file.
+        text: its content.
+        what: what it is, for the error message: ``report``.
+
+    Raises:
+        ErgoCaptureError: it cannot be written.
+    """
+    from ergo_capture.storage.atomic import create_parents, write_bytes_atomic  # noqa: PLC0415 - only to write files
+    from ergo_capture.storage.write_error import CaptureWriteError  # noqa: PLC0415
+
+    refuse_directory(destination, what)
+    try:
+        create_parents(destination)
+        write_bytes_atomic(destination, text)
+    except CaptureWriteError as error:
+        # The error speaks of a capture bundle and names the temporary file, which is gone.
+        reason = getattr(error.cause, "strerror", None) or error.message
+        raise ErgoCaptureError(
+            f"write {what} '{destination}': {reason}", op=f"write {what}", path=destination, hint=error.hint
+        ) from error
+
+
+def refuse_directory(destination: Path, what: str) -> None:
+    """Raise if a file cannot be written because a directory has its name.
+
+    Without this check the write fails at its very end, with the name of a temporary file.
+
+    Raises:
+        ErgoCaptureError: it is a directory.
+    """
+    if destination.is_dir():
+        raise ErgoCaptureError(
+            f"write {what} '{destination}': it is a directory",
+            op=f"write {what}",
+            path=destination,
+            hint="name a file with -o, or - for standard output",
+            exit_code=ExitCode.USAGE,
+        )
+
+
+def standard_output() -> int | None:
+    """Return the descriptor of standard output, or None where a test or a caller has replaced it by an object."""
+    try:
+        return sys.stdout.fileno()
+    except (OSError, ValueError):
+        return None

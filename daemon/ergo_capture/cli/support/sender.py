@@ -1,0 +1,166 @@
+"""Streaming a file or a pipe to the daemon, with what a person sees meanwhile, for ``ergo-capture send``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from ergo_capture.cli.support.event_input import EventLines
+from ergo_capture.client import CaptureClient, Published, Reject
+from ergo_capture.units import counted
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+#: Characters that are shown of a line without an id.
+_SHOWN: Final = 60
+
+
+class Sender:
+    """One run of ``send``: a client, its input and its progress.
+
+    Args:
+        path: the daemon's socket.
+        file: the input, or ``-`` for standard input.
+        window: events that may be unacknowledged at once.
+        give_up_after: seconds to go on trying to reach the daemon.
+        progress: whether to show a progress bar.
+    """
+
+    def __init__(self, path: str, file: str, *, window: int, give_up_after: float, progress: bool) -> None:
+        self._source = EventLines(file)
+        self.progress = Progress(self._source, shown=progress)
+        self.client = CaptureClient(
+            path,
+            name="ergo-capture send",
+            window=window,
+            give_up_after=give_up_after,
+            on_reject=self.progress.reject,
+            on_reconnect=self.progress.reconnect,
+        )
+
+    def run(self, graph: str, session: str | None, labels: dict[str, str]) -> Published:
+        """Send all events, close the session, and return what the daemon published.
+
+        Args:
+            graph: the graph to open a session of.
+            session: the session to resume, in place of a new one.
+            labels: kept in the bundle's manifest.
+
+        Raises:
+            ErgoCaptureError: the input cannot be read, or the daemon cannot be reached or refuses.
+        """
+        try:
+            return asyncio.run(self._stream(graph, session, labels))
+        except KeyboardInterrupt:
+            self.progress.interrupted(self.client)
+            raise
+        finally:
+            self.progress.finish()
+
+    async def _stream(self, graph: str, session: str | None, labels: dict[str, str]) -> Published:
+        client, progress = self.client, self.progress
+        waits = "`ergo-capture status` says what it waits for"
+        async with self._source, AsyncExitStack() as stack:
+            progress.begin()
+            with progress.notice(f"no daemon at '{client.path}' yet; one that is just starting is waited for", after=1):
+                await stack.enter_async_context(client)
+            with progress.notice(f"the daemon has not opened the session yet; {waits}"):
+                await client.open(graph, session=session, labels=labels)
+            async for batch in self._source.batches():
+                for line, event_id in batch:
+                    await client.send_line(line, event_id)
+                progress.show(client)
+            with progress.notice(f"the daemon has not published the bundle yet; {waits}"):
+                return await client.close()
+
+
+class Progress:
+    """The messages of a run on standard error, with a progress bar if ``shown``."""
+
+    #: Rejections that are printed one by one; more are only counted.
+    MOST_SHOWN = 10
+    #: Seconds of waiting after which a notice is printed.
+    SILENCE = 5.0
+
+    def __init__(self, source: EventLines, *, shown: bool) -> None:
+        #: Rejections by their code.
+        self.codes: dict[str, int] = {}
+        self._source = source
+        self._shown = shown
+        self._bar: Bar | None = None
+
+    def begin(self) -> None:
+        """Start the bar; the input is open, and its size is known if it has one."""
+        if self._shown:
+            self._bar = _bar(known=self._source.size is not None)
+            self._task = self._bar.add_task("", total=self._source.size, durable=0)
+            self._bar.start()
+
+    def show(self, client: CaptureClient) -> None:
+        """Bring the bar up to date."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._source.taken, durable=client.accepted)
+
+    def reject(self, reject: Reject) -> None:
+        """Count a rejected event, and print it if it is one of the first."""
+        self.codes[reject.code] = self.codes.get(reject.code, 0) + 1
+        count = sum(self.codes.values())
+        if count <= self.MOST_SHOWN:
+            self._print(f"rejected {_name_of(reject)}: {reject.code}: {reject.message}")
+        elif count == self.MOST_SHOWN + 1:
+            self._print("more were rejected; see the count at the end")
+
+    def reconnect(self, times: int) -> None:
+        """Say that the session goes on after the daemon was away."""
+        self._print(f"the daemon is back; the session goes on (reconnected {counted(times, 'time')})")
+
+    @contextmanager
+    def notice(self, sentence: str, after: float = SILENCE) -> Iterator[None]:
+        """Print a sentence if the block takes longer than ``after`` seconds: a daemon on a full disk answers nothing."""
+        later = asyncio.get_running_loop().call_later(after, self._print, sentence)
+        try:
+            yield
+        finally:
+            later.cancel()
+
+    def interrupted(self, client: CaptureClient) -> None:
+        """Say how to go on after Ctrl-C."""
+        if client.session is not None:
+            durable = counted(client.accepted, "event")
+            self._print(f"interrupted: {durable} durable in session {client.session}; --session takes it up again")
+
+    def finish(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _print(self, text: str) -> None:
+        if self._bar is None:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
+
+
+def _name_of(reject: Reject) -> str:
+    """Return the event's id, or the beginning of its line; escaped, because a terminal obeys control characters."""
+    if reject.event_id is not None:
+        return repr(reject.event_id)
+    line = reject.line.removeprefix(b'{"type":"event","event":').rstrip(b"\n").decode(errors="replace")
+    return f"the line {line if len(line) <= _SHOWN else line[:_SHOWN] + '...'!r}"
+
+
+def _bar(*, known: bool) -> Bar:
+    """Return a bar if the input's size is known, else a spinner; it is removed when it stops."""
+    from rich.console import Console  # noqa: PLC0415 - only on a terminal
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    durable = TextColumn("{task.fields[durable]:,} events durable")
+    columns = (
+        [BarColumn(), TaskProgressColumn(), durable, TimeRemainingColumn()] if known else [SpinnerColumn(), durable]
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
