@@ -37,7 +37,7 @@ def test_a_history_holds_description_rotations_publications_and_closing(tmp_path
     journal.commit([session.decide(), published(1, final=False), session.closing()])
     journal.close()
     history = history_of(tmp_path)
-    assert (history.description, history.problem) == (session.description, None)
+    assert (history.description, history.damage) == (session.description, None)
     (end,) = history.rotations
     assert (end.rotation.part, end.boundary, end.position) == (1, 2, position)
     assert {part: publication.bundle for part, publication in history.publications.items()} == {1: "b"}
@@ -70,11 +70,11 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_reported(frame: PendingF
     history = history_of(tmp_path)
     assert (history.rotations, history.publications, history.closing) == ([], {}, None)
     assert history.description == session.description
-    assert "frame 0 of batch 2 holds what no daemon writes" in str(history.problem)
+    assert "frame 0 of batch 2 holds what no daemon writes" in str(history.damage)
     recovery = recover(tmp_path, look(tmp_path), RealStorage())
-    assert (recovery.sessions, recovery.quarantined) == ([], {"s1": history.problem})
+    assert (recovery.sessions, recovery.quarantined) == ([], {"s1": history.damage})
     (part,) = parts_in(tmp_path, RealStorage())
-    assert part.damage == history.problem
+    assert part.damage == history.damage
 
 
 def test_a_close_frame_that_cannot_be_decoded_still_says_how_many_events_there_were(tmp_path: Path) -> None:

@@ -207,8 +207,8 @@ class _Replay:
         storage: Storage,
         step: Callable[[], None],
     ) -> None:
-        if problem := frames.damage or history.problem:
-            raise _Unrecoverable(problem)
+        if history.damage is not None:
+            raise _Unrecoverable(history.damage)
         if history.description is None:
             raise _Unrecoverable("its first segment is missing, and with it what the session is")
         self._directory = directory

@@ -1,7 +1,7 @@
 """Reads the OPEN, ROTATE, CLOSE and PUBLISHED frames of a session: what it is, its parts, how it ended.
 
 Recovery, session streams and salvage all read these frames here. A frame whose body cannot be decoded is left out and
-reported in ``SessionHistory.problem``; the caller decides whether that is an error.
+reported in ``SessionHistory.damage``; the caller decides whether that is an error.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class PartEnd(NamedTuple):
 class SessionHistory:
     """What the frames of one session say besides its events and decisions."""
 
+    #: What is wrong with the session: what the scan found, or else a frame that cannot be decoded. None where nothing is.
+    damage: str | None
     #: None where the frames that hold it were deleted with their segments, or cannot be decoded.
     description: SessionDescription | None = None
     #: The ends of parts, in order.
@@ -44,8 +46,6 @@ class SessionHistory:
     closing: Closing | None = None
     #: Number of events and decisions in the session, from its CLOSE frame; None where there is none.
     total: int | None = None
-    #: The message about a frame that could not be decoded; None where all could.
-    problem: str | None = None
 
 
 _Body = SessionDescription | Rotation | Closing | Publication
@@ -69,7 +69,7 @@ def read_history(directory: Path, frames: SessionFrames, storage: Storage) -> Se
         JournalDamaged: one of the frames is no longer what the scan found.
         StorageError: a segment cannot be read.
     """
-    history = SessionHistory()
+    history = SessionHistory(frames.damage)
     positions = [*_known(frames.open), *frames.rotations, *_known(frames.close), *frames.published]
     for position, frame in zip(positions, read_frames(directory, positions, storage), strict=True):
         _add(history, frame, position)
@@ -83,7 +83,7 @@ def _add(history: SessionHistory, frame: Frame, position: Position) -> None:
     try:
         body = _DECODERS[header.kind].decode(frame.body)
     except ValueError as error:
-        history.problem = history.problem or undecodable(frame, error).message
+        history.damage = history.damage or undecodable(frame, error).message
         return
     match body:
         case SessionDescription():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,48 +28,28 @@ from ergo_capture.storage import Storage
 
 #: The value of ``PartStream.ended`` while the session goes on.
 OPEN: Final = "open"
-_NO_END: Final = 1 << 64
 
 
+@dataclass(frozen=True, slots=True)
 class PartStream:
-    """One part of a session (``RecordStream``).
+    """One part of a session (``RecordStream``)."""
 
-    Args:
-        directory: the journal.
-        frames: where the session's frames are.
-        description: what the session is.
-        damage: what is wrong with the session; None where nothing is.
-        part: the part's number, from 1.
-        first: index in the session of its first event.
-        end: index after its last event; None where the part goes on.
-        ended: ``complete``, ``recovered``, ``interrupted``, ``rotated`` or ``open``.
-        published: whether its bundle is durable.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        storage: Storage,
-        frames: SessionFrames,
-        description: SessionDescription,
-        *,
-        damage: str | None,
-        part: int,
-        first: int,
-        end: int | None,
-        ended: str,
-        published: bool,
-    ) -> None:
-        self.description = description
-        self.part = part
-        self.ended = ended
-        self.published = published
-        self.damage = damage
-        self._directory = directory
-        self._storage = storage
-        self._frames = frames
-        self._first = first
-        self._end = _NO_END if end is None else end
+    directory: Path
+    storage: Storage
+    frames: SessionFrames
+    description: SessionDescription
+    #: What is wrong with the session; None where nothing is.
+    damage: str | None
+    #: Number of the part, from 1.
+    part: int
+    #: Index in the session of the first event.
+    first: int
+    #: Index after the last event; None where the part goes on.
+    end: int | None
+    #: ``complete``, ``recovered``, ``interrupted``, ``rotated`` or ``open``.
+    ended: str
+    #: Whether the bundle is durable.
+    published: bool
 
     @property
     def capture_version(self) -> str:
@@ -107,11 +88,10 @@ class PartStream:
             JournalDamaged: the session is damaged.
             StorageError: the journal cannot be read.
         """
-        for frame in self._read(self._frames.events):
-            first = frame.header.first
-            if first < self._end and first + frame.header.count > self._first:
+        for frame in self._read(self.frames.events):
+            if self._overlaps(frame):
                 for index, event in events_of(frame):
-                    if self._first <= index < self._end:
+                    if self._has(index):
                         yield ExternalEventRecord.from_event(event)
 
     def decisions(self) -> Iterator[EpisodeInvocationRecord]:
@@ -121,35 +101,42 @@ class PartStream:
     def decided(self) -> Iterator[Decided]:
         """Yield the decided events, each with its index in the session and its decision. Raises as ``events``."""
         pairing = Pairing(self.description)
-        for frame in self._read(sorted([*self._frames.events, *self._frames.decisions])):
-            if frame.header.first < self._end and frame.header.first + frame.header.count > self._first:
+        for frame in self._read(sorted([*self.frames.events, *self.frames.decisions])):
+            if self._overlaps(frame):
                 for decided in pairing.take(frame):
-                    if self._first <= decided[0] < self._end:
+                    if self._has(decided[0]):
                         yield decided
 
     @property
     def is_whole(self) -> bool:
         """Whether the journal still has the first event; segments of published parts are deleted."""
-        frames = self._read(self._frames.events[:1])
-        return all(frame.header.first <= self._first for frame in frames)
+        frames = self._read(self.frames.events[:1])
+        return all(frame.header.first <= self.first for frame in frames)
 
     def size(self) -> int:
         """Return the size of the part's frames in bytes."""
         return sum(
             frame.header.size
-            for frame in self._read(sorted([*self._frames.events, *self._frames.decisions]))
-            if self._first <= frame.header.first < self._end
+            for frame in self._read(sorted([*self.frames.events, *self.frames.decisions]))
+            if self._has(frame.header.first)
         )
+
+    def _has(self, index: int) -> bool:
+        return self.first <= index and (self.end is None or index < self.end)
+
+    def _overlaps(self, frame: Frame) -> bool:
+        header = frame.header
+        return header.first + header.count > self.first and (self.end is None or header.first < self.end)
 
     def _read(self, packed: Iterable[int]) -> Iterator[Frame]:
         if self.damage is not None:
             raise JournalDamaged(
-                f"read session {self.description.session} in '{self._directory}': {self.damage}",
+                f"read session {self.description.session} in '{self.directory}': {self.damage}",
                 op="read session",
-                path=self._directory,
+                path=self.directory,
                 hint="`ergo-capture doctor` says what is damaged, `ergo-capture recover` saves what can be proved",
             )
-        return read_frames(self._directory, map(Position.unpack, packed), self._storage)
+        return read_frames(self.directory, map(Position.unpack, packed), self.storage)
 
 
 def parts_in(directory: Path, storage: Storage) -> list[PartStream]:
@@ -170,25 +157,13 @@ def parts_in(directory: Path, storage: Storage) -> list[PartStream]:
 
 def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Iterator[PartStream]:
     history = read_history(directory, frames, storage)
-    description, damage = history.description, frames.damage or history.problem
+    description = history.description
     if description is None:
         return
-    ended = OPEN if history.closing is None else history.closing.ended
 
-    def part(number: int, first: int, end: int | None, how: str) -> PartStream:
-        done = number in history.publications
-        return PartStream(
-            directory,
-            storage,
-            frames,
-            description,
-            damage=damage,
-            part=number,
-            first=first,
-            end=end,
-            ended=how,
-            published=done,
-        )
+    def part(number: int, first: int, end: int | None, ended: str) -> PartStream:
+        published = number in history.publications
+        return PartStream(directory, storage, frames, description, history.damage, number, first, end, ended, published)
 
     number, first = 1, 0
     for rotation, end, _ in history.rotations:
@@ -196,7 +171,7 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
         if first or frames.open is not None:
             yield part(rotation.part, first, end, "rotated")
         number, first = rotation.part + 1, end
-    yield part(number, first, None, ended)
+    yield part(number, first, None, OPEN if history.closing is None else history.closing.ended)
 
 
 #: The index of an event in its session, the event, and its decision.

@@ -89,7 +89,7 @@ class _Watched:
         names = []
         for frames in found.sessions.values():
             history = read_history(self.directory, frames, storage)
-            description, damage = history.description, frames.damage or history.problem
+            description, damage = history.description, history.damage
             if description is None:
                 continue
             names += [] if frames.done else [description.session]

@@ -9,8 +9,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,15 @@ _IOV_MAX: Final = 1024
 _ZEROS: Final = bytes(1 << 20)
 
 
+@contextmanager
+def _reported(op: str, path: Path) -> Iterator[None]:
+    """Raise StorageError where the block raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(op, path, error) from error
+
+
 class RealStorage:
     """The operating system's file system (``Storage``)."""
 
@@ -39,10 +48,8 @@ class RealStorage:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_RDWR if write or create else os.O_RDONLY)
         if create:
             flags |= os.O_CREAT | os.O_EXCL
-        try:
+        with _reported("open", path):
             return RealFile(path, os.open(path, flags, _FILE_MODE))
-        except OSError as error:
-            raise StorageError("open", path, error) from error
 
     def replace(self, source: Path, destination: Path) -> None:
         """Rename over the destination.
@@ -50,10 +57,8 @@ class RealStorage:
         Raises:
             StorageError: op ``rename``.
         """
-        try:
+        with _reported("rename", destination):
             source.replace(destination)
-        except OSError as error:
-            raise StorageError("rename", destination, error) from error
 
     def remove(self, path: Path) -> None:
         """Unlink a file.
@@ -61,10 +66,8 @@ class RealStorage:
         Raises:
             StorageError: op ``remove``.
         """
-        try:
+        with _reported("remove", path):
             path.unlink()
-        except OSError as error:
-            raise StorageError("remove", path, error) from error
 
     def sync_dir(self, path: Path) -> None:
         """Fsync a directory.
@@ -72,10 +75,8 @@ class RealStorage:
         Raises:
             StorageError: op ``sync directory``.
         """
-        try:
+        with _reported("sync directory", path):
             sync_directory(path)
-        except OSError as error:
-            raise StorageError("sync directory", path, error) from error
 
     def list(self, path: Path) -> list[str]:
         """Return the names in a directory, sorted.
@@ -83,10 +84,8 @@ class RealStorage:
         Raises:
             StorageError: op ``list``.
         """
-        try:
+        with _reported("list", path):
             return sorted(entry.name for entry in path.iterdir())
-        except OSError as error:
-            raise StorageError("list", path, error) from error
 
     def is_plain(self, path: Path) -> bool:
         """Return whether the name is a plain file's; do not follow a link.
@@ -105,10 +104,8 @@ class RealStorage:
         return self._lstat(path).st_uid == os.geteuid()
 
     def _lstat(self, path: Path) -> os.stat_result:
-        try:
+        with _reported("look at", path):
             return path.lstat()
-        except OSError as error:
-            raise StorageError("look at", path, error) from error
 
     def mkdir(self, path: Path) -> None:
         """Create a directory where it is missing; see ``make_directories``.
@@ -116,10 +113,8 @@ class RealStorage:
         Raises:
             StorageError: op ``make directory``.
         """
-        try:
+        with _reported("make directory", path):
             make_directories(path)
-        except OSError as error:
-            raise StorageError("make directory", path, error) from error
 
     def free_bytes(self, path: Path) -> int:
         """Return the bytes that an unprivileged process may still write.
@@ -127,10 +122,8 @@ class RealStorage:
         Raises:
             StorageError: op ``look at free space of``.
         """
-        try:
+        with _reported("look at free space of", path):
             stats = os.statvfs(path)
-        except OSError as error:
-            raise StorageError("look at free space of", path, error) from error
         return stats.f_bavail * stats.f_frsize
 
     def lock(self, path: Path) -> RealLock:
@@ -139,10 +132,8 @@ class RealStorage:
         Raises:
             StorageError: op ``lock``; the hint names the process that holds it.
         """
-        try:
+        with _reported("lock", path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
-        except OSError as error:
-            raise StorageError("lock", path, error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -200,7 +191,7 @@ class RealFile:
             StorageError: op ``read``; the file is unreadable, or ends before.
         """
         parts = []
-        try:
+        with _reported("read", self.path):
             while size:
                 part = os.pread(self._fd, size, offset)
                 if not part:
@@ -208,8 +199,6 @@ class RealFile:
                 parts.append(part)
                 offset += len(part)
                 size -= len(part)
-        except OSError as error:
-            raise StorageError("read", self.path, error) from error
         return b"".join(parts)
 
     def sync(self) -> None:
@@ -218,10 +207,8 @@ class RealFile:
         Raises:
             StorageError: op ``sync``; never to be tried again on this file.
         """
-        try:
+        with _reported("sync", self.path):
             os.fdatasync(self._fd)
-        except OSError as error:
-            raise StorageError("sync", self.path, error) from error
 
     def allocate(self, size: int) -> None:
         """Fill the file up to ``size`` bytes with zeros, and sync it.
@@ -232,15 +219,13 @@ class RealFile:
         # Zeros rather than fallocate: a synced overwrite of written blocks took 0.29 ms for 64 KiB and 0.32 ms for
         # 256 KiB, of allocated but unwritten ones 0.58 and 0.83 ms, because the journal of the file system is spared
         # (ext4; performance notes in tests/bench).
-        try:
+        with _reported("allocate", self.path):
             end = os.fstat(self._fd).st_size
             while end < size:
                 end += os.pwrite(self._fd, _ZEROS[: min(len(_ZEROS), size - end)], end)
                 # Sync each MiB: a commit beside it would otherwise wait for all 64 MiB, 70 ms.
                 os.fdatasync(self._fd)
             os.fsync(self._fd)
-        except OSError as error:
-            raise StorageError("allocate", self.path, error) from error
 
     def truncate(self, size: int) -> None:
         """Cut the file to ``size`` bytes, and sync it.
@@ -248,11 +233,9 @@ class RealFile:
         Raises:
             StorageError: op ``truncate``.
         """
-        try:
+        with _reported("truncate", self.path):
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
-        except OSError as error:
-            raise StorageError("truncate", self.path, error) from error
 
     def size(self) -> int:
         """Return the file's size in bytes.
@@ -260,10 +243,8 @@ class RealFile:
         Raises:
             StorageError: op ``look at``.
         """
-        try:
+        with _reported("look at", self.path):
             return os.fstat(self._fd).st_size
-        except OSError as error:
-            raise StorageError("look at", self.path, error) from error
 
     def close(self) -> None:
         """Close the file.
