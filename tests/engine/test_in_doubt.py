@@ -1,4 +1,4 @@
-"""Daemon and engine killed between accepted, sent, answered and decided: what runs again, and what is interrupted."""
+"""session.in_doubt: the daemon is killed between accepted, sent, answered and decided; which episodes run again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.engine.rig import Rig, ended
 
 MODES = ["reinvoke", "interrupt"]
 #: Decisions wait for a commit that does not come.
-NEVER = '[journal]\ndecision_delay = "1h"\n'
+NO_COMMIT = '[journal]\ndecision_delay = "1h"\n'
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_killed_between_accepted_and_sent(mode: str) -> None:
-    """The engine is away: nothing ran, but nobody can know; an event that comes afterwards is not in doubt."""
+async def test_an_accepted_event_that_was_not_sent_is_in_doubt(mode: str) -> None:
+    """The engine is away. Nothing ran, but that is not recorded; an event that comes after the restart is not in doubt."""
     with short_directory() as place:
         rig, engine = Rig(place, mode), place / "engine.sock"
         with rig.daemon:
@@ -31,8 +31,8 @@ async def test_killed_between_accepted_and_sent(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_killed_between_sent_and_answered(mode: str) -> None:
-    """Daemon and engine are both killed while the first of three runs is under way."""
+async def test_a_run_that_was_not_answered_is_in_doubt(mode: str) -> None:
+    """Daemon and engine are killed while the first of three runs is under way."""
     with short_directory() as place:
         rig = Rig(place, mode)
         with rig.daemon:
@@ -47,13 +47,13 @@ async def test_killed_between_sent_and_answered(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_killed_between_answered_and_decided(mode: str) -> None:
-    """Of several runs that ended with no decision durable, none runs twice where that must not be."""
+async def test_a_run_whose_decision_is_not_durable_is_not_repeated_where_it_must_not_be(mode: str) -> None:
+    """Five runs have ended; with ``interrupt`` each decision but the last is durable before the next run begins."""
     ids = [f"ok.{n}" for n in range(5)]
     with short_directory() as place:
         rig = Rig(place, mode)
         with rig.daemon:
-            await rig.start(more=NEVER)
+            await rig.start(more=NO_COMMIT)
             session = await rig.begin(ids)
             await rig.until_called(ids)
             await rig.kill()
@@ -71,8 +71,8 @@ async def test_killed_between_answered_and_decided(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_killed_after_decided(mode: str) -> None:
-    """Nothing is in doubt: nothing runs again, and nothing is interrupted."""
+async def test_a_decided_event_is_not_in_doubt(mode: str) -> None:
+    """Nothing runs again, and nothing is interrupted."""
     with short_directory() as place:
         rig = Rig(place, mode, "pipeline = 4")
         with rig.daemon:
@@ -85,8 +85,8 @@ async def test_killed_after_decided(mode: str) -> None:
         assert rig.calls() == Counter("abc")
 
 
-async def test_with_a_pipeline_as_many_are_in_doubt_as_may_have_run_and_no_event_that_came_later() -> None:
-    """Two of three fit the pipeline of 2; a pipeline of 64 with three undecided does not touch the fourth."""
+async def test_at_most_a_pipeline_of_the_undecided_events_is_in_doubt() -> None:
+    """With a pipeline of 2, two of three events; with a pipeline of 64, three, and no event that came after the restart."""
     for pipeline, doubtful in ((2, 2), (64, 3)):
         with short_directory() as place:
             rig = Rig(place, "interrupt", f"pipeline = {pipeline}")

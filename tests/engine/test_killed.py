@@ -1,4 +1,4 @@
-"""Daemon and engine killed at any moment of a stream: how often an episode runs, and that each event is decided once."""
+"""Kill the daemon and its engine at random moments: each event is decided once, and runs as often as configured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ergo_capture.client import CaptureClient
 
 
 async def killed_at_random(mode: str, pipeline: int, rounds: int, seed: int) -> None:
-    """Kill daemon and engine at any moment of a stream, again and again."""
+    """Stream events, kill the daemon and its engine ``rounds`` times, and check the bundle and the engine's calls."""
     chance = random.Random(seed)
     with short_directory() as place:
         rig = Rig(place, mode, f"pipeline = {pipeline}")
@@ -54,8 +54,8 @@ async def killed_at_random(mode: str, pipeline: int, rounds: int, seed: int) -> 
 
 
 @pytest.mark.parametrize(("mode", "pipeline"), [("interrupt", 4), ("reinvoke", 4)])
-async def test_killed_at_any_moment(mode: str, pipeline: int) -> None:
-    """``interrupt``: at most once. ``reinvoke``: at least once. Each event is decided once in both."""
+async def test_each_event_is_decided_once_however_often_the_daemon_is_killed(mode: str, pipeline: int) -> None:
+    """With ``interrupt`` an episode runs at most once, with ``reinvoke`` at least once."""
     await killed_at_random(mode, pipeline, 3, 7)
 
 
@@ -63,6 +63,6 @@ async def test_killed_at_any_moment(mode: str, pipeline: int) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("pipeline", [1, 8])
 @pytest.mark.parametrize("mode", ["reinvoke", "interrupt"])
-async def test_killed_at_many_moments(mode: str, pipeline: int) -> None:
-    """The long version."""
+async def test_each_event_is_decided_once_over_many_kills(mode: str, pipeline: int) -> None:
+    """Forty kills."""
     await killed_at_random(mode, pipeline, 40, 8)

@@ -1,4 +1,4 @@
-"""engine.pipeline: several episodes of a session at once, and the same bundle."""
+"""engine.pipeline: several episodes of a session run at once, and the bundle is the same."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LIMITS = 'max_retries = 1\nmax_per_window = 4\nrate_window = "10s"\n'
 
 
 @pytest.mark.parametrize("limits", ["", LIMITS], ids=["no limits", "a rate limit"])
-async def test_the_bundle_is_the_same_byte_for_byte(limits: str) -> None:
-    """P11: with retries, effects, and deferrals between the runs."""
+async def test_the_bundle_is_the_same_byte_for_byte_for_every_pipeline(limits: str) -> None:
+    """P11: also with retries, effects, and deferrals between the runs."""
     texts = []
     for pipeline in (1, 2, 64):
         async with running_daemon(process_graph(graph=limits, engine=f"pipeline = {pipeline}")) as daemon:
@@ -37,15 +37,15 @@ async def test_the_bundle_is_the_same_byte_for_byte(limits: str) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
-async def test_runs_are_under_way_at_once_as_many_as_configured() -> None:
-    """Four are held back by the engine until the fifth comes: with a pipeline of one that would never happen."""
+async def test_as_many_runs_as_configured_are_under_way_at_once() -> None:
+    """The engine answers four of them only when it has received the fifth; with a pipeline of one it never would."""
     async with running_daemon(process_graph(engine="pipeline = 5")) as daemon:
         bundle = await captured(daemon, ["hold.1", "hold.2", "hold.3", "hold.4", "release"])
     assert len(bundle.decisions) == 5
 
 
 async def test_a_part_ends_only_when_every_run_is_logged() -> None:
-    """Rotation with a pipeline: each bundle derives its own decisions, and together they hold everything once."""
+    """Rotation with a pipeline: each bundle replays on its own, and together they hold every event once."""
     text = "[rotation]\nmax_events = 10\n" + process_graph(engine="pipeline = 8")
     async with running_daemon(text) as daemon:
         async with CaptureClient(daemon.socket, window=7) as client:
@@ -60,8 +60,8 @@ async def test_a_part_ends_only_when_every_run_is_logged() -> None:
         assert sorted(ids) == sorted(f"wait.{number}" for number in range(60))
 
 
-async def test_a_part_that_is_due_when_its_last_run_ends_ends_then() -> None:
-    """Be it by its events or by its age: nothing more need come."""
+async def test_a_part_that_is_due_ends_when_its_last_run_ends() -> None:
+    """It ends by its events or by its age, without a further event."""
     for rule in ("max_events = 1", 'max_age = "10ms"'):
         text = f"[rotation]\n{rule}\n" + process_graph(engine="pipeline = 8")
         async with running_daemon(text) as daemon, daemon.session() as wire:
@@ -69,8 +69,8 @@ async def test_a_part_that_is_due_when_its_last_run_ends_ends_then() -> None:
             await until(daemon.bundles)
 
 
-async def test_decisions_that_wait_for_a_run_hold_further_ones_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P9: a run may take for ever, and events behind it that are deferred wait for nothing else."""
+async def test_decisions_that_wait_for_a_run_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P9: a run may take for ever, and deferrals behind it wait in memory; further events wait to be decided."""
     monkeypatch.setattr(episodes, "_MAX_WAITING", 50)
     limits = 'max_per_window = 1\nrate_window = "1h"'
     text = process_graph(graph=limits, engine="pipeline = 2")
@@ -93,8 +93,8 @@ async def test_decisions_that_wait_for_a_run_hold_further_ones_back(monkeypatch:
         assert (await wire.until("closed"))["decisions"] == 101
 
 
-async def test_p2_what_many_runs_say_at_once_is_no_more_than_a_frame_holds() -> None:
-    """P2: sixty-six runs end together with 1 MiB each; every decision is in the journal once, in its place."""
+async def test_p2_effects_of_many_runs_are_divided_into_frames() -> None:
+    """P2: sixty-six runs end together with 1 MiB of effects each; every decision is in the journal once, in its place."""
     hold()
     async with running_daemon(python_graph("say_much", engine="pipeline = 66")) as daemon:
         async with CaptureClient(daemon.socket) as client:
@@ -110,7 +110,7 @@ async def test_p2_what_many_runs_say_at_once_is_no_more_than_a_frame_holds() -> 
         assert decided == [f"e{number}" for number in range(66)]
 
 
-async def test_a_run_that_says_more_than_a_decision_can_hold_is_nonsense() -> None:
-    """It costs that run and nothing else."""
+async def test_a_run_with_more_effects_than_a_decision_can_hold_ends_as_runtime_error() -> None:
+    """The other runs are not affected."""
     async with running_daemon(python_graph("say_too_much")) as daemon:
         assert await terminations(daemon, ["ok.1", "much", "ok.2"]) == ["Completed", "RuntimeError", "Completed"]

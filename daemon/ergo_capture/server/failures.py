@@ -26,12 +26,12 @@ def not_published(error: ErgoCaptureError) -> ProtocolError:
     )
 
 
-def internal_error(error: BaseException) -> ErgoCaptureError:
-    """Return an unexpected exception of a session's task as an error with a hint."""
+def internal_error(op: str, error: BaseException) -> ErgoCaptureError:
+    """Return an unexpected exception in operation ``op`` as an error with a hint."""
     wrapped = ErgoCaptureError(
-        f"the session's task ended with {type(error).__name__}: {error}",
-        op="run session",
-        hint="this is a defect of ergo-capture; what was accepted is safe in the journal, restart the daemon to go on",
+        f"{op}: {type(error).__name__}: {error}",
+        op=op,
+        hint="this is a defect of ergo-capture; what was acknowledged is safe, restart the daemon to go on",
     )
     wrapped.__cause__ = error
     return wrapped

@@ -1,4 +1,4 @@
-"""What clients see when the disk is full, fails, or is not there; on the whole daemon."""
+"""A daemon whose disk is full or fails, and when its bundles are published; seen by clients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
 
 
-async def test_a_failed_sync_is_told_to_the_client_and_stops_the_daemon() -> None:
-    """P7: nothing un-synced is acknowledged, nothing is written after it, and the process ends with 1."""
+async def test_a_failed_sync_is_reported_to_the_client_and_stops_the_daemon() -> None:
+    """P7: nothing unsynced is acknowledged, and nothing is written after the failure."""
     storage = FaultyStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -37,8 +37,8 @@ async def test_a_failed_sync_is_told_to_the_client_and_stops_the_daemon() -> Non
         assert not {"write", "sync"} & set(after)
 
 
-async def test_a_full_disk_refuses_and_then_service_resumes_by_itself() -> None:
-    """P8: the events refused may be sent again, decisions are kept, and the bundle holds each event once."""
+async def test_a_full_disk_refuses_events_and_service_resumes_by_itself() -> None:
+    """P8: refused events may be sent again, decisions are kept, and the bundle holds each event once."""
     storage = FaultyStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -66,8 +66,8 @@ async def test_a_full_disk_refuses_and_then_service_resumes_by_itself() -> None:
         assert [record.event_id for record in bundle.events] == ["a", "b", "c"]
 
 
-async def test_an_acknowledgement_is_never_sent_before_its_sync() -> None:
-    """P1: at each ack the synced write is already among the calls."""
+async def test_ack_is_sent_only_after_the_sync() -> None:
+    """P1: when an ack arrives, the storage has already been synced."""
     storage = FaultyStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         for number in range(1, 20):
@@ -77,8 +77,8 @@ async def test_an_acknowledgement_is_never_sent_before_its_sync() -> None:
             assert any(call.startswith("sync") for call in storage.calls[before:])
 
 
-async def test_a_snapshot_is_published_every_so_often() -> None:
-    """snapshot.interval: whole, and marked as that of an open session."""
+async def test_snapshots_are_published_at_the_interval() -> None:
+    """snapshot.interval: the bundle is complete, and its manifest says that the session is open."""
     async with running_daemon('[snapshot]\ninterval = "20ms"\n') as daemon, daemon.session() as wire:
         await wire.say(event("a"))
         with anyio.fail_after(20):
@@ -88,8 +88,8 @@ async def test_a_snapshot_is_published_every_so_often() -> None:
         assert len(decode_bundle(daemon.bundles()[0].read_bytes()).events) == 1
 
 
-async def test_a_part_ends_after_enough_events_and_each_bundle_stands_alone() -> None:
-    """Rotation: parts are numbered, derive their own decisions, and together hold everything once."""
+async def test_a_part_ends_after_max_events_and_each_bundle_replays_on_its_own() -> None:
+    """Rotation: the bundles are numbered, and together hold every event once."""
     from ergo_capture.cli.support.verification import check
 
     async with running_daemon("[rotation]\nmax_events = 10\n") as daemon, daemon.session() as wire:
@@ -105,8 +105,8 @@ async def test_a_part_ends_after_enough_events_and_each_bundle_stands_alone() ->
         assert sorted(ids) == sorted(f"e{n}" for n in range(30))
 
 
-async def test_a_part_waits_for_a_moment_when_nothing_is_deferred() -> None:
-    """And after rotation.force_after it is cut all the same, which its manifest says."""
+async def test_a_part_does_not_end_while_episodes_are_deferred_until_force_after() -> None:
+    """After rotation.force_after it ends nevertheless, and its manifest says so."""
     text = '[rotation]\nmax_events = 2\nforce_after = "{}"\n[graphs.default]\nmax_in_flight = 0\n'
     async with running_daemon(text.format("1h")) as daemon, daemon.session() as wire:
         await wire.say(*(event(f"e{n}") for n in range(6)))
@@ -120,8 +120,8 @@ async def test_a_part_waits_for_a_moment_when_nothing_is_deferred() -> None:
         assert json.loads(manifests[0].read_bytes())["forced"] is True
 
 
-async def test_the_journal_lets_go_of_what_is_in_bundles() -> None:
-    """Segments are deleted once every session in them is published."""
+async def test_segments_are_deleted_when_their_sessions_are_published() -> None:
+    """Only the current segment, and at most one more, is left."""
     text = '[journal]\nsegment_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon:
         for _ in range(3):
@@ -142,8 +142,8 @@ async def test_the_journal_lets_go_of_what_is_in_bundles() -> None:
     ],
     ids=["the state directory is a file", "a segment is a directory", "a segment is a symbolic link"],
 )
-async def test_a_state_that_is_not_ours_stops_the_start_with_a_sentence(spoil: Any, says: str) -> None:
-    """P4: a path, a reason, a hint; nothing is bound."""
+async def test_an_invalid_state_directory_stops_the_start_with_an_error(spoil: Any, says: str) -> None:
+    """P4: the error has a path, a reason and a hint."""
     with short_directory() as place:
         spoil(place / "state")
         with pytest.raises(ErgoCaptureError) as caught:
@@ -154,13 +154,13 @@ async def test_a_state_that_is_not_ours_stops_the_start_with_a_sentence(spoil: A
 
 
 def linked(path: Path) -> None:
-    """A symbolic link where a segment should be."""
+    """Create a symbolic link in place of a segment."""
     path.parent.mkdir(parents=True)
     path.symlink_to("/etc/hostname")
 
 
-def test_foreign_files_in_the_journal_are_left_alone(tmp_path: Path) -> None:
-    """A daemon starts beside them and does not touch them."""
+def test_foreign_files_in_the_journal_directory_are_left_alone(tmp_path: Path) -> None:
+    """The daemon starts, and does not touch them."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
         (tmp_path / "state" / "journal").mkdir(parents=True)
         foreign = tmp_path / "state" / "journal" / "notes.txt"
@@ -171,15 +171,15 @@ def test_foreign_files_in_the_journal_are_left_alone(tmp_path: Path) -> None:
 
 
 def mountable() -> bool:
-    """Whether a small tmpfs can be mounted here."""
+    """Return whether a small tmpfs can be mounted."""
     return os.geteuid() == 0 and os.access("/usr/bin/unshare", os.X_OK) and subprocess.run(
         ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "none", "/mnt"], capture_output=True, check=False
     ).returncode == 0  # fmt: skip
 
 
 @pytest.mark.skipif(not mountable(), reason="needs root and mount")
-async def test_a_small_disk_that_fills_refuses_and_resumes_when_it_is_emptied() -> None:
-    """P8: on a real filesystem: a tmpfs of 6 MiB that something else fills."""
+async def test_a_real_disk_that_is_full_refuses_events_until_there_is_room() -> None:
+    """P8: a tmpfs of 6 MiB is filled by another file, which is deleted later."""
     with short_directory() as place:
         disk = place / "disk"
         disk.mkdir()
@@ -221,7 +221,7 @@ async def _fill_and_empty(place: Path, disk: Path) -> None:
 
 
 def fill(path: Path) -> None:
-    """Take all the room there is."""
+    """Write a file that fills the disk."""
     with path.open("wb", buffering=0) as file:
         try:
             while True:
@@ -231,10 +231,10 @@ def fill(path: Path) -> None:
 
 
 @pytest.mark.parametrize("op", ["listdir", "unlink"])
-async def test_p4_a_directory_among_the_bundles_that_may_not_be_swept_stops_no_start(
+async def test_p4_the_daemon_starts_beside_a_directory_that_it_cannot_sweep(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P4: root's lost+found, where bundles have a disk of their own, or what somebody else put there."""
+    """P4: such as lost+found, where the bundles have a disk of their own; the log names it."""
     temporary = tmp_path / "bundles" / "lost+found" / "b.json.4194305.0.tmp"
     temporary.parent.mkdir(parents=True)
     temporary.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The writer: what one submission's defect costs the others."""
+"""The writer: a defect in one submission."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from ergo_capture.server.commit.writer import Writer
 from ergo_capture.storage import RealStorage
 
 
-class Told:
-    """A submission that notes what it is told, and fails where it is asked to."""
+class RecordingSubmission:
+    """A submission that records its outcome, and raises in the method named ``fails``."""
 
     def __init__(self, number: int, fails: str = "") -> None:
         self.number = number
         self.fails = fails
-        self.said: list[Any] = []
+        self.outcomes: list[Any] = []
 
     def to_frame(self) -> PendingFrame | None:
-        """Its frame, or a defect."""
+        """Return a frame, or raise."""
         if self.fails == "to_frame":
             raise RuntimeError("a defect")
         return PendingFrame(FrameKind.CLOSE, self.number, 0, 0, b"{}")
 
     def on_durable(self, position: Position) -> None:
-        """Note it, or a defect."""
-        self.said.append(position)
+        """Record the position, or raise."""
+        self.outcomes.append(position)
         if self.fails == "on_durable":
             raise RuntimeError("a defect")
 
     def on_refused(self, error: ErgoCaptureError) -> None:
-        """Note it."""
-        self.said.append(error.message)
+        """Record the error."""
+        self.outcomes.append(error.message)
 
 
 @pytest.mark.parametrize("fails", ["to_frame", "on_durable"])
-async def test_p7_a_defect_in_one_submission_stops_the_writer_and_everybody_is_told(fails: str) -> None:
-    """Not a word would be worse: whoever waits for the batch would wait for ever, and the daemon look well."""
+async def test_p7_a_defect_in_one_submission_stops_the_writer_and_refuses_the_others(fails: str) -> None:
+    """P7: otherwise the other submissions would wait for ever, while the daemon looks healthy."""
     with short_directory() as place:
         journal, _ = Journal.open(place, RealStorage())
         writer = Writer(journal)
-        before, broken, behind = Told(1), Told(2, fails), Told(3)
+        before, broken, behind = RecordingSubmission(1), RecordingSubmission(2, fails), RecordingSubmission(3)
         for submission in (before, broken, behind):
             writer.submit(submission, 64)
         with anyio.fail_after(20):
@@ -54,7 +54,7 @@ async def test_p7_a_defect_in_one_submission_stops_the_writer_and_everybody_is_t
         journal.close()
     assert writer.failure is not None
     assert "a defect" in writer.failure.message
-    assert behind.said == [writer.failure.message]
-    assert len(before.said) == len(broken.said) == 1
+    assert behind.outcomes == [writer.failure.message]
+    assert len(before.outcomes) == len(broken.outcomes) == 1
     with pytest.raises(ErgoCaptureError, match="a defect"):
-        writer.submit(Told(4), 64)
+        writer.submit(RecordingSubmission(4), 64)

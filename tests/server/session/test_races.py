@@ -1,4 +1,4 @@
-"""What happens between two things that happen at once: resuming, rotating, reloading, closing."""
+"""Resuming, rotating, reloading and closing, at the same time as something else."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ergo_capture.units import Duration
 
 
 async def test_an_event_on_its_way_is_not_called_a_duplicate_before_it_is_durable() -> None:
-    """P1: a client that resumes and sends again must not be told that an event is safe that the disk may still refuse."""
+    """P1: a client that resumes and sends again is not told ``duplicate`` for an event that the disk may still refuse."""
     storage = GatedStorage()
-    # Why so short: a connection that has gone keeps its session while what it sent is on its way, for so long.
+    # A connection that has ended keeps its session for this time while its events are on their way to the journal.
     text = '[limits]\nwrite_timeout = "1ms"\n'
     async with running_daemon(text, storage=storage) as daemon, daemon.wire() as second:
         async with daemon.wire() as first:
@@ -50,8 +50,8 @@ async def test_an_event_on_its_way_is_not_called_a_duplicate_before_it_is_durabl
         assert [record.event_id for record in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["a"]
 
 
-async def test_a_session_is_known_as_long_as_its_part_goes_on() -> None:
-    """P5: the frame that says what a session is outlives two restarts and the deletion of segments."""
+async def test_the_frame_that_describes_a_session_is_kept_while_its_part_goes_on() -> None:
+    """P5: it outlives two restarts and the deletion of segments."""
     text = "[rotation]\nmax_events = 1\n"
     with short_directory() as place:
         async with running_daemon(text, state=place / "state") as daemon, daemon.session() as wire:
@@ -63,7 +63,7 @@ async def test_a_session_is_known_as_long_as_its_part_goes_on() -> None:
             async with running_daemon("", state=place / "state") as daemon, daemon.session(session=name) as wire:
                 await wire.say(event(event_id))
                 await wire.until_ack(1, 1)
-                # Another session ends, and with it whatever no session needs.
+                # Another session ends, and the segments that no session needs are deleted.
                 async with daemon.session() as other:
                     await other.say(event("x"), {"type": "close"})
                     await other.until("closed")
@@ -76,8 +76,8 @@ async def test_a_session_is_known_as_long_as_its_part_goes_on() -> None:
             assert [e.event_id for e in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["b", "c"]
 
 
-async def test_a_session_that_has_failed_is_not_taken_up_again() -> None:
-    """P9: nothing decides what it is sent, so that it would only pile up, acknowledged, until a restart."""
+async def test_a_session_that_has_failed_cannot_be_resumed() -> None:
+    """P9: nothing would decide its events; they would pile up, acknowledged, until a restart."""
     text = "[rotation]\nmax_events = 1\n"
     async with running_daemon(text) as daemon:
         (daemon.state / "bundles" / "default").write_text("not a directory")
@@ -94,8 +94,8 @@ async def test_a_session_that_has_failed_is_not_taken_up_again() -> None:
         assert daemon.service.registry.queue.used == daemon.service.registry.ids.used == 0
 
 
-async def test_no_more_sessions_of_a_user_are_opened_at_once_than_may_be() -> None:
-    """Those that wait for the disk count too."""
+async def test_pending_sessions_count_towards_the_limit_of_a_user() -> None:
+    """P9: two sessions are requested while the disk does not answer, and one is allowed."""
     storage = GatedStorage()
     text = "[limits]\nmax_user_sessions = 1\n"
     async with running_daemon(text, storage=storage) as daemon, daemon.wire() as one, daemon.wire() as two:
@@ -109,8 +109,8 @@ async def test_no_more_sessions_of_a_user_are_opened_at_once_than_may_be() -> No
         assert sorted(answer["type"] for answer in answers) == ["error", "opened"]
 
 
-async def test_decisions_keep_their_numbers_over_a_resume() -> None:
-    """A decision that was made and not durable when its session was taken up is told, or its number is left out."""
+async def test_decisions_keep_their_indices_over_a_resume() -> None:
+    """A decision that was not durable when its session was resumed is sent to the client that resumed it."""
     storage = GatedStorage()
     text = '[journal]\ndecision_delay = "0s"\n'
     async with running_daemon(text, storage=storage) as daemon, daemon.wire() as second:
@@ -132,13 +132,13 @@ async def test_decisions_keep_their_numbers_over_a_resume() -> None:
 
 
 async def test_a_session_that_is_closed_while_its_part_ends_is_closed_after_it() -> None:
-    """The word that it is to end comes while its task waits for the disk, and must not be lost."""
+    """The request to end comes while the task waits for the disk, and must not be lost."""
     storage = GatedStorage()
     with short_directory() as place:
         async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
             await wire.say(event("a"))
             await wire.until_ack(1, 1)
-        # Why after one: the start writes the seal again.
+        # After one write: the start writes the seal again.
         gate = storage.gate("write", ".journal", after=1)
         gate.__enter__()
         async with (
@@ -153,8 +153,8 @@ async def test_a_session_that_is_closed_while_its_part_ends_is_closed_after_it()
             await wire.until("closed")
 
 
-async def test_reloads_that_come_together_take_effect_in_their_order() -> None:
-    """The last word is that of the reload that was asked for last, though the first one's file took long to read."""
+async def test_concurrent_reloads_take_effect_in_their_order() -> None:
+    """The reload that was requested last wins, although the first one takes long to read its file."""
     first_reads, first_may_go_on = threading.Event(), threading.Event()
     async with running_daemon() as daemon:
         reads = 0
@@ -174,7 +174,7 @@ async def test_reloads_that_come_together_take_effect_in_their_order() -> None:
         first = asyncio.create_task(daemon.service.reload())
         await until(first_reads.is_set)
         second = asyncio.create_task(daemon.service.reload())
-        # Why so: where reloads do not wait for each other, this one is done before the first.
+        # If reloads did not wait for each other, this one would be done before the first.
         with suppress(TimeoutError), anyio.fail_after(0.2):
             await asyncio.shield(second)
         first_may_go_on.set()
@@ -182,8 +182,8 @@ async def test_reloads_that_come_together_take_effect_in_their_order() -> None:
         assert daemon.service.components.config.session.linger.seconds == 2
 
 
-async def test_an_engine_whose_graph_is_gone_ends_with_its_last_session() -> None:
-    """A reload takes the graph away: its open session goes on, and nothing is left running once that is over."""
+async def test_an_engine_whose_graph_was_removed_stops_with_its_last_session() -> None:
+    """A reload removes the graph. Its open session goes on, and the engine stops when that session is over."""
     async with running_daemon(process_graph()) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
         await wire.until_ack(1, 1)
@@ -201,35 +201,35 @@ async def test_an_engine_whose_graph_is_gone_ends_with_its_last_session() -> Non
         await until(lambda: engine.pid is None)
 
 
-async def go_while_opening(daemon: Daemon, wire: Wire, storage: GatedStorage) -> None:
-    """A client asks for a session and is gone before the session is durable, for which it has to wait at the gate."""
+async def hang_up_while_opening(daemon: Daemon, wire: Wire, storage: GatedStorage) -> None:
+    """Request a session, and drop the client while the OPEN frame waits at the gate."""
     await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"})
     await wire.until("welcome")
     await storage.until_held()
     (connection,) = daemon.service.clients.connections
-    connection.drop(ProtocolError(Code.LIMIT, "the test wants it gone", ""))
+    connection.drop(ProtocolError(Code.LIMIT, "dropped by the test", ""))
     await until(lambda: not daemon.service.clients.connections)
 
 
-async def test_a_session_whose_client_goes_while_it_is_opened_ends_like_any_other() -> None:
-    """What is opened durably lingers and gets its bundle, and is no surprise of the next start."""
+async def test_a_session_whose_client_hangs_up_while_it_is_opened_lingers_and_ends() -> None:
+    """Its OPEN frame is durable, so it gets a bundle like any other session."""
     storage = GatedStorage()
     text = '[session]\nlinger = "1ms"\n[limits]\nwrite_timeout = "1ms"\n'
     async with running_daemon(text, storage=storage) as daemon, daemon.wire() as wire:
         with storage.gate("write", ".journal"):
-            await go_while_opening(daemon, wire, storage)
+            await hang_up_while_opening(daemon, wire, storage)
             assert sessions_of(daemon) == []
         await until(lambda: daemon.service.registry.finished == 1)
         assert [(m["ended"], m["events"]) for m in manifests(daemon)] == [("interrupted", 0)]
         assert not daemon.service.registry.pending
 
 
-async def test_a_session_that_cannot_be_opened_for_a_client_that_has_gone_is_forgotten() -> None:
-    """A full disk: nobody waits for the session any more, and nothing is tried again."""
+async def test_a_session_that_the_disk_refuses_after_its_client_has_hung_up_is_not_tried_again() -> None:
+    """The disk is full, and nobody waits for the session."""
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, daemon.wire() as wire:
         with storage.gate("write", ".journal"):
-            await go_while_opening(daemon, wire, storage)
+            await hang_up_while_opening(daemon, wire, storage)
             assert len(daemon.service.registry.pending) == 1
             storage.fail_next("write", errno.ENOSPC)
         await until(lambda: not daemon.service.registry.pending)

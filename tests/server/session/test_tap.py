@@ -22,14 +22,14 @@ LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "1h"\n'
 
 
 async def tapping(wire: Wire, of: str, **options: Any) -> None:
-    """Begin a tap."""
+    """Start a tap on a control connection."""
     await wire.say({"command": "tap", "of": of, **options})
     answer = await wire.read()
     assert answer["type"] == "tapping", answer
 
 
 async def shown(wire: Wire, count: int) -> list[dict[str, Any]]:
-    """The lines up to the one that accounts for that many decisions, shown or skipped."""
+    """Read lines until they account for ``count`` decisions, shown or skipped."""
     lines: list[dict[str, Any]] = []
     while count > 0:
         lines.append(await wire.read())
@@ -39,7 +39,7 @@ async def shown(wire: Wire, count: int) -> list[dict[str, Any]]:
 
 
 async def test_a_tap_shows_each_decision_as_the_bundle_will_hold_it() -> None:
-    """In order, with its number, its session, and the event's kind and time."""
+    """Decisions come in order, with number, session, and the event's kind and time."""
     async with running_daemon(LIMITED) as daemon, daemon.session() as wire, daemon.control() as operator:
         await tapping(operator, "default")
         await wire.say(event("a", 1), event("b", 2))
@@ -57,7 +57,7 @@ async def test_a_tap_shows_each_decision_as_the_bundle_will_hold_it() -> None:
 
 
 async def test_a_tap_of_a_graph_follows_sessions_that_are_opened_later_and_no_other_graph() -> None:
-    """Those of other graphs are neither shown nor counted."""
+    """Decisions of other graphs are neither shown nor counted."""
     async with running_daemon("[graphs.a]\n[graphs.b]\n") as daemon, daemon.control() as operator:
         await tapping(operator, "a")
         async with daemon.session(graph="b") as other, daemon.session(graph="a") as wire:
@@ -68,8 +68,8 @@ async def test_a_tap_of_a_graph_follows_sessions_that_are_opened_later_and_no_ot
             assert line["decision"]["event_id"] == "y"
 
 
-async def test_a_tap_of_a_session_ends_with_it() -> None:
-    """The last line says how, and the connection ends."""
+async def test_a_tap_of_a_session_ends_with_the_session() -> None:
+    """The last line says how the session ended; then the connection ends."""
     async with running_daemon() as daemon, daemon.session() as wire, daemon.control() as operator:
         await tapping(operator, wire.opened["session"])
         await wire.say(event("a"), {"type": "close"})
@@ -78,8 +78,8 @@ async def test_a_tap_of_a_session_ends_with_it() -> None:
         assert lines[-1]["how"] == "complete"
 
 
-async def test_what_is_more_than_the_rate_is_counted_and_said() -> None:
-    """Shown and skipped add up to every decision there was; the daemon counts them too."""
+async def test_decisions_above_the_rate_are_counted_and_reported() -> None:
+    """Shown and skipped decisions add up to all decisions, in the stream and in the status."""
     async with running_daemon() as daemon, daemon.session() as wire, daemon.control() as operator:
         await tapping(operator, "default", rate=50)
         await wire.say(*[event(f"e{n}") for n in range(3000)])
@@ -96,8 +96,8 @@ async def test_what_is_more_than_the_rate_is_counted_and_said() -> None:
         assert (status["decisions_tapped"], status["decisions_skipped"]) == (len(decisions), 3000 - len(decisions))
 
 
-async def test_a_watcher_who_does_not_read_costs_nobody_anything() -> None:
-    """The stream goes on at its own pace, and what is kept for the watcher stays small."""
+async def test_a_watcher_that_does_not_read_holds_nothing_up() -> None:
+    """Events are acknowledged and decided, and the tap keeps a bounded number of decisions."""
     async with running_daemon() as daemon, daemon.session() as wire, daemon.control() as operator:
         await operator.say({"command": "tap", "of": "default", "rate": 10000})
         while not daemon.service.registry.taps._taps:
@@ -109,10 +109,10 @@ async def test_a_watcher_who_does_not_read_costs_nobody_anything() -> None:
         assert len(tap._kept) <= tap._limit <= 1000
 
 
-async def test_a_watcher_who_stalls_is_let_go_without_a_word(
+async def test_a_watcher_that_stalls_is_dropped_without_an_error_in_the_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """His own loss, and no mistake of ours in the log."""
+    """Its tap is removed."""
     monkeypatch.setattr(control, "WRITE_SECONDS", 0.05)
     async with running_daemon() as daemon, daemon.session() as wire, daemon.control() as operator:
         await operator.say({"command": "tap", "of": "default", "rate": 10000})
@@ -127,8 +127,8 @@ async def test_a_watcher_who_stalls_is_let_go_without_a_word(
     assert "client.failed" not in capsys.readouterr().out
 
 
-async def test_a_tap_is_over_when_its_watcher_hangs_up_or_says_anything() -> None:
-    """The sessions it watched tell nobody any more."""
+async def test_a_tap_ends_when_its_watcher_hangs_up_or_sends_anything() -> None:
+    """The watched sessions have no listener afterwards."""
     async with running_daemon() as daemon, daemon.session() as wire:
         session = daemon.service.registry.sessions[wire.opened["session"]]
         for last_word in (b"", b"enough"):
@@ -143,8 +143,8 @@ async def test_a_tap_is_over_when_its_watcher_hangs_up_or_says_anything() -> Non
             assert session.log.listener is None
 
 
-async def test_what_is_neither_a_graph_nor_a_session_is_refused() -> None:
-    """With the graphs there are."""
+async def test_a_tap_of_an_unknown_name_is_refused() -> None:
+    """The hint lists the graphs."""
     async with running_daemon() as daemon:
         answer = await daemon.ask("tap", of="nothing")
         assert answer["code"] == "unknown_session"
@@ -152,7 +152,7 @@ async def test_what_is_neither_a_graph_nor_a_session_is_refused() -> None:
 
 
 class Source:
-    """A session as far as a tap looks at it."""
+    """The members of a session that a tap uses."""
 
     def __init__(self) -> None:
         self.decided = 0
@@ -165,7 +165,7 @@ class Source:
 
 
 def entries(first: int) -> Any:
-    """Makes the entries of a chunk from index ``first``."""
+    """Return a function that makes the entries of a chunk from index ``first``."""
     asked: list[int] = []
 
     def make(count: int) -> list[DecisionLogEntry]:
@@ -182,12 +182,12 @@ def entries(first: int) -> Any:
 
 
 def in_short(news: Sequence[TappedDecision | Skipped]) -> list[str]:
-    """News as text: numbers of what is shown, and how many are not."""
+    """Return news as text: the number of each decision shown, and ``-n`` for n that are not."""
     return [f"-{item.count}" if isinstance(item, Skipped) else str(item.index) for item in news]
 
 
 async def test_nothing_is_shown_before_it_is_durable() -> None:
-    """What waits is kept, and what came too much meanwhile is said behind it."""
+    """Decisions wait in the tap until they are durable; those left out meanwhile are reported after them."""
     source = Source()
     session = cast("Session", source)
     ticks: asyncio.Queue[None] = asyncio.Queue()
@@ -211,7 +211,7 @@ async def test_nothing_is_shown_before_it_is_durable() -> None:
 
 
 async def test_decisions_of_a_session_that_failed_are_skipped_and_not_shown() -> None:
-    """They are not durable and never will be: they did not happen."""
+    """They never become durable, so they count as not made."""
     source = Source()
     session = cast("Session", source)
     tap = Tap(100)
@@ -225,7 +225,7 @@ async def test_decisions_of_a_session_that_failed_are_skipped_and_not_shown() ->
 
 @pytest.mark.parametrize("rate", [1, 9, 10, 95, 10_000])
 async def test_no_rate_is_exceeded(rate: int) -> None:
-    """Over any number of ticks, with more to show than there is room for in each."""
+    """Over many ticks, with more decisions in each than may be shown."""
     source = Source()
     source.decided = 1 << 60
     session = cast("Session", source)

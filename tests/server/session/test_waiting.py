@@ -1,4 +1,4 @@
-"""A session that waits, for its engine or for the disk, keeps nobody else from anything."""
+"""A session that waits for its engine or for the disk does not hold up other sessions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.ops import control as control_module
 
-#: A graph whose engine answers ``hang`` never, and one without an engine.
-TWO = process_graph() + '[graphs.plain]\n[shutdown]\ndrain = "300ms"\n'
+#: A graph whose engine never answers ``hang``, and one with the fixed engine.
+TWO_GRAPHS = process_graph() + '[graphs.plain]\n[shutdown]\ndrain = "300ms"\n'
 
 
 def published(daemon: Daemon, graph: str) -> list[str]:
-    """How the bundles of a graph have ended."""
+    """Return ``ended`` of the graph's manifests."""
     return [manifest["ended"] for manifest in manifests(daemon) if manifest["graph"] == graph]
 
 
 async def test_snapshots_of_others_are_taken_while_one_session_waits_for_its_engine() -> None:
-    """snapshot.interval: of what is decided; what is not yet is waited for by nobody."""
-    text = TWO + '[snapshot]\ninterval = "10ms"\n'
+    """snapshot.interval: a snapshot holds what is decided, and waits for nothing else."""
+    text = TWO_GRAPHS + '[snapshot]\ninterval = "10ms"\n'
     async with running_daemon(text) as daemon, daemon.session() as stuck, daemon.session(graph="plain") as wire:
         await stuck.say(event("ok"))
         await stuck.until_ack(1, 1)
@@ -37,8 +37,8 @@ async def test_snapshots_of_others_are_taken_while_one_session_waits_for_its_eng
 
 
 async def test_a_stop_publishes_the_others_while_one_session_waits_for_its_engine() -> None:
-    """P10: whichever was opened first."""
-    async with running_daemon(TWO) as daemon, daemon.session() as stuck, daemon.session(graph="plain") as wire:
+    """P10: the session that waits was opened first."""
+    async with running_daemon(TWO_GRAPHS) as daemon, daemon.session() as stuck, daemon.session(graph="plain") as wire:
         await stuck.say(event("hang"))
         await stuck.until_ack(1)
         await wire.say(event("a"))
@@ -50,9 +50,9 @@ async def test_a_stop_publishes_the_others_while_one_session_waits_for_its_engin
 async def test_an_operators_flush_waits_for_one_session_and_publishes_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And an operator who has gone meanwhile holds none of the few connections; one who only waits does."""
+    """An operator that has closed its connection meanwhile is forgotten; one that half-closed it still gets its answer."""
     monkeypatch.setattr(control_module, "HANG_UP_SECONDS", 0.01)
-    async with running_daemon(TWO) as daemon, daemon.session() as stuck, daemon.session(graph="plain") as wire:
+    async with running_daemon(TWO_GRAPHS) as daemon, daemon.session() as stuck, daemon.session(graph="plain") as wire:
         await stuck.say(event("hang"))
         await stuck.until_ack(1)
         await wire.say(event("a"))
@@ -72,14 +72,14 @@ async def test_an_operators_flush_waits_for_one_session_and_publishes_the_others
 
 
 def flushing(daemon: Daemon) -> int:
-    """Operators who are connected."""
+    """Return the number of connected operators."""
     import gc
 
     return sum(found.clients for found in gc.get_objects() if isinstance(found, control_module._OperatorAdmission))
 
 
 async def test_a_flush_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P8: a full disk is no reason to part with a client."""
+    """P8: the client stays connected while the disk is full."""
     composer = RoomlessComposer(monkeypatch)
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), {"type": "flush"}, event("b"))
@@ -90,8 +90,8 @@ async def test_a_flush_waits_for_room_on_the_disk(monkeypatch: pytest.MonkeyPatc
         await wire.until_ack(2)
 
 
-async def test_a_flush_that_is_not_possible_does_not_say_that_the_session_has_failed() -> None:
-    """It goes on; what cannot be done is said, and why."""
+async def test_a_flush_that_fails_does_not_report_the_session_as_failed() -> None:
+    """The error says that the bundle cannot be published, and why."""
     async with running_daemon() as daemon, daemon.session() as wire:
         (daemon.state / "bundles" / "default").write_text("not a directory")
         await wire.say(event("a"), {"type": "flush"})

@@ -57,19 +57,17 @@ class CommitThread:
 
     def commit(self, frames: Sequence[PendingFrame]) -> None:
         """Write and sync frames as one batch; call it only after the outcome of the batch before has come."""
-        self._hand_over(self._journal.prepare(frames) or frames)
+        self._batches.append(self._journal.prepare(frames) or frames)
+        os.write(self._to_thread[1], b"\0")
 
     def stop(self) -> None:
         """Stop the thread after the batch that is being written; its outcome is not delivered."""
-        self._hand_over(None)
+        self._batches.append(None)
+        os.write(self._to_thread[1], b"\0")
         self._thread.join()
         self._loop.remove_reader(self._to_loop[0])
         for descriptor in (*self._to_thread, *self._to_loop):
             os.close(descriptor)
-
-    def _hand_over(self, batch: PreparedBatch | Sequence[PendingFrame] | None) -> None:
-        self._batches.append(batch)
-        os.write(self._to_thread[1], b"\0")
 
     def _deliver(self) -> None:
         os.read(self._to_loop[0], 1)

@@ -35,6 +35,7 @@ from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit.batch import CommitBatch, FrameSubmission, Submission
 from ergo_capture.server.commit.commit_thread import CommitThread, Outcome
 from ergo_capture.server.commit.meter import CommitMeter
+from ergo_capture.server.failures import internal_error
 
 log = structlog.get_logger()
 
@@ -117,7 +118,7 @@ class Writer:
         self._batches = self._frames = self._written = self._events = self._decisions = self._refused = 0
         #: Durations and sizes of commits, for the metrics.
         self.meter = CommitMeter()
-        #: Why nothing more can become durable, once the journal has failed.
+        #: The error that ended the writer, once the journal has failed.
         self.failure: ErgoCaptureError | None = None
         #: Whether the last attempt found the disk full.
         self.full = False
@@ -264,7 +265,9 @@ class Writer:
             for submission in lazy:
                 batch.add(submission)
         except Exception as error:  # noqa: BLE001 - becomes the failure that every submission is told
-            self._fail([*(submission for submission, _, _ in queued), *lazy], _internal_error(error))
+            self._fail(
+                [*(submission for submission, _, _ in queued), *lazy], internal_error("append to journal", error)
+            )
             return
         self._room.set()
         if not batch.frames:
@@ -295,13 +298,13 @@ class Writer:
                 submission.on_durable(position)
         except Exception as error:  # noqa: BLE001 - as above
             # Stop: the remaining submissions are durable and cannot be told so. The next start finds them.
-            self._fail([submission for submission, _ in durable], _internal_error(error))
+            self._fail([submission for submission, _ in durable], internal_error("append to journal", error))
             return
         self._start_batch_if_due()
 
     def _refuse(self, batch: CommitBatch, outcome: BaseException) -> None:
         self._refused += 1
-        error = outcome if isinstance(outcome, ErgoCaptureError) else _internal_error(outcome)
+        error = outcome if isinstance(outcome, ErgoCaptureError) else internal_error("append to journal", outcome)
         if not isinstance(error, JournalFull):
             self._fail(batch.submissions, error)
             return
@@ -357,13 +360,3 @@ class Writer:
             full=self.full,
             failed=None if self.failure is None else self.failure.message,
         )
-
-
-def _internal_error(error: BaseException) -> ErgoCaptureError:
-    wrapped = ErgoCaptureError(
-        f"append to journal: {type(error).__name__}: {error}",
-        op="append to journal",
-        hint="this is a defect of ergo-capture; what was acknowledged is safe, restart the daemon to go on",
-    )
-    wrapped.__cause__ = error
-    return wrapped

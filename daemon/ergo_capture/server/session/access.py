@@ -32,24 +32,17 @@ class Access:
         """Whether the list is empty, so that it admits everyone."""
         return not self.users and not self.groups
 
-    def lets_in(self, peer: Peer | None) -> bool:
-        """Return whether the list admits the peer; looks into the user and group databases, which may block.
-
-        A peer that the kernel does not name is admitted by an empty list only.
-        """
+    def lets_in(self, peer: Peer) -> bool:
+        """Return whether the list admits the peer; looks into the user and group databases, which may block."""
         if self.is_open:
             return True
-        if peer is None:
-            return False
         if peer.uid == _ROOT or peer.uid in self.users or peer.gid in self.groups:
             return True
         return bool(self.groups) and not self.groups.isdisjoint(groups_of(peer))
 
 
-def who(peer: Peer | None) -> str:
+def who(peer: Peer) -> str:
     """Return the peer as messages name it: by user name where it has one."""
-    if peer is None:
-        return "a client that the kernel does not name"
     try:
         return f"user {pwd.getpwuid(peer.uid).pw_name!r}"
     except KeyError:

@@ -50,23 +50,20 @@ class EventBatch:
     """The admitted events of one chunk; a ``Submission`` to the writer."""
 
     queue: AdmissionQueue
-    #: The event lines, verbatim.
+    #: The event lines, verbatim; empty in a recovered batch.
     body: bytes
     events: Sequence[EventLike]
+    #: Bytes that the batch is counted as while it waits.
+    memory: int = 0
     #: Index of the first event in the session, and the index after the last; -1 until the frame is made.
     first: int = -1
     end: int = -1
     #: Where the frame is, once it is durable.
     position: Position | None = None
-    #: Why the journal refused the batch, if it did.
+    #: The error with which the journal refused the batch, if it did.
     refused: ErgoCaptureError | None = None
     #: Where its ids are kept.
     generation: Generation = field(default_factory=Generation)
-
-    @property
-    def memory(self) -> int:
-        """Bytes that the batch is counted as while it waits; a recovered batch, which has no lines, is not counted."""
-        return len(self.body) + EVENT_BYTES * len(self.events) if self.body else 0
 
     def to_frame(self) -> PendingFrame:
         """Return the frame of the event lines, at the session's next free index."""
@@ -151,13 +148,17 @@ class AdmissionQueue:
             len(fresh) == len(events)
             and running.ids.isdisjoint(fresh)
             and self._earlier.ids.isdisjoint(fresh)
-            and not _has_long_id(chunk.ids, max_id_bytes)
+            # A character takes at most four bytes, so that most ids need no encoding.
+            and (
+                max(map(len, chunk.ids)) <= max_id_bytes // 4
+                or max(len(event_id.encode()) for event_id in chunk.ids) <= max_id_bytes
+            )
         ):
             events, body, refusals = self._select(chunk, max_id_bytes)
             if not events:
                 return None, refusals
             fresh = {event.event_id for event in events}
-        batch = EventBatch(self, body, events, generation=running)
+        batch = EventBatch(self, body, events, len(body) + EVENT_BYTES * len(events), generation=running)
         size = size_of_ids(fresh)
         running.ids |= fresh
         running.bytes += size
@@ -252,9 +253,4 @@ class AdmissionQueue:
 
         Where nothing waits there is room for one read: a session does not wait for others.
         """
-        return self.queued_bytes >= limit or bool(self.queued_bytes and not self.has_room)
-
-
-def _has_long_id(ids: list[str], max_id_bytes: int) -> bool:
-    # A character takes at most four bytes, so shorter ids need no encoding.
-    return max(map(len, ids)) > max_id_bytes // 4 and any(len(event_id.encode()) > max_id_bytes for event_id in ids)
+        return self.queued_bytes >= limit or bool(self.queued_bytes and not self._events_memory.has_room)

@@ -28,15 +28,12 @@ def check_free(session: Session) -> None:
         raise ProtocolError(Code.SESSION_BUSY, f"session {session_id!r} is in use", hint)
 
 
-def is_owner(peer: Peer | None, opened_by: Peer | None) -> bool:
+def is_owner(peer: Peer, opened_by: Peer | None) -> bool:
     """Return whether a peer may resume a session that another opened: as the same user, or as root."""
-    if peer is None or opened_by is None:
-        # Where the kernel names nobody, it named nobody at the opening either.
-        return peer is opened_by or (peer is not None and peer.uid == 0)
-    return peer.uid in (opened_by.uid, 0)
+    return peer.uid == 0 or (opened_by is not None and peer.uid == opened_by.uid)
 
 
-async def check_access(graph: Graph, peer: Peer | None) -> None:
+async def check_access(graph: Graph, peer: Peer) -> None:
     """Raise unless the graph's allow-list admits the peer.
 
     Raises:

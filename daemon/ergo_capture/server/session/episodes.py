@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from ergo_capture.engine.port import INVALID_REPLY, Engine
 from ergo_capture.journal.decision_rows import said_bytes
+from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import RecoveredSession
-from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.server.session.admission_queue import EventBatch
 
 #: Decisions that may wait for a run before them; each keeps its event in memory.
 _MAX_WAITING: Final = 10_000
@@ -99,16 +101,13 @@ class Episodes:
         assert not self._waiting, "a part ended with runs under way"
         self.supervisor = Supervisor(self._graph_id, self._constraints, self._supervisor_log, self._invoker)
 
-    def decide_at_once(self, events: Iterable[EventLike]) -> bool:
-        """Decide events without waiting, and return True; return False where that is not possible."""
-        if self._invoker is None or self._in_doubt:
-            return False
-        self.supervisor.drive_all(events if isinstance(events, list) else list(events))
-        return True
-
-    async def decide(self, events: Iterable[EventLike]) -> None:
-        """Decide events; on return each was offered to the supervisor, and runs may still be under way."""
-        for event in events:
+    async def decide(self, batch: EventBatch) -> None:
+        """Decide a batch; on return each event was offered to the supervisor, and runs may still be under way."""
+        if self._invoker is not None and not self._in_doubt:
+            events = batch.events
+            self.supervisor.drive_all(events if isinstance(events, list) else list(events))
+            return
+        for event in read_body(batch.body) if batch.body else batch.events:
             if self._in_doubt:
                 self._in_doubt -= 1
                 step = self.supervisor.offer(event)

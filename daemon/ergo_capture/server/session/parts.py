@@ -102,15 +102,13 @@ class Parts:
 
     Args:
         initial: the session as recovery found it, or a new one.
-        rule: when a part ends.
         writer: makes frames durable.
         publisher: composes bundles.
     """
 
-    def __init__(self, initial: RecoveredSession, rule: RotationRule, writer: Writer, publisher: Publisher) -> None:
+    def __init__(self, initial: RecoveredSession, writer: Writer, publisher: Publisher) -> None:
         self._number = initial.number
         self._description = initial.description
-        self._rule = rule
         self._writer = writer
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
@@ -139,34 +137,6 @@ class Parts:
     def segment(self) -> int:
         """The oldest journal segment that is still needed."""
         return self.current.segment
-
-    # --- what is durable ---
-
-    def add_events(self, position: Position, size: int) -> None:
-        """Add a durable frame of events, whose lines are ``size`` bytes."""
-        self.current.event_frames.append(position.pack())
-        self.current.bytes += size
-
-    def add_decisions(self, position: Position) -> None:
-        """Add a durable frame of decisions."""
-        self.current.decision_frames.append(position.pack())
-
-    # --- when a part ends ---
-
-    def is_due(self, logged: int) -> bool:
-        """Return whether the part should end, given the session's number of logged decisions; once due, it stays due."""
-        part, now = self.current, self._loop.time()
-        if part.due_since is None and self._rule.is_due(part, logged - part.first, now):
-            part.due_since = now
-        return part.due_since is not None
-
-    def may_end(self, deferred: int) -> bool:
-        """Return whether a part that is due may end now, with that many episodes deferred."""
-        return self._rule.may_end(self.current, deferred, self._loop.time())
-
-    def next_check(self, logged: int) -> float | None:
-        """Return the seconds until time alone can change these answers; None where it cannot."""
-        return self._rule.next_check(self.current, logged - self.current.first, self._loop.time())
 
     # --- the end of a part ---
 
@@ -200,7 +170,9 @@ class Parts:
             position = await self._writer.append(PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
             previous.set_result(await self._publish(old, boundary - old.first, "rotated", forced=forced))
         except Exception as error:
-            previous.set_exception(error if isinstance(error, ErgoCaptureError) else internal_error(error))
+            previous.set_exception(
+                error if isinstance(error, ErgoCaptureError) else internal_error("publish part", error)
+            )
             # Mark it as retrieved: it is raised here, and nobody else may wait for it.
             previous.exception()
             raise

@@ -89,7 +89,7 @@ class PendingSessions:
         self._next_number = next_number
         self._by_number: dict[int, PendingSession] = {}
 
-    async def open(self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer | None) -> Session:
+    async def open(self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer) -> Session:
         """Return a new session once its OPEN frame is durable; waits while the disk is full.
 
         Args:

@@ -118,7 +118,7 @@ class SessionRegistry:
             del self._engines[engine]
             engine.stop()
 
-    async def open(self, request: Open, peer: Peer | None, owner: Owner) -> tuple[Session, bool]:
+    async def open(self, request: Open, peer: Peer, owner: Owner) -> tuple[Session, bool]:
         """Open a new session, or resume the requested one.
 
         Args:
@@ -148,7 +148,7 @@ class SessionRegistry:
         # Wait rather than refuse. A session that is opened and left costs two syncs and a bundle, and a client that
         # opens them as fast as it can would leave little of the daemon to the others.
         now = asyncio.get_running_loop().time()
-        await asyncio.sleep(self._rate_limiter.reserve(None if peer is None else peer.uid, now))
+        await asyncio.sleep(self._rate_limiter.reserve(peer.uid, now))
         # A reload may have replaced the graph's engine meanwhile.
         while (current := self._graph(request.graph)).engine is not graph.engine:
             provenance = await self._provenance(current)
@@ -180,19 +180,18 @@ class SessionRegistry:
             )
         return graph
 
-    def _check_limits(self, peer: Peer | None) -> None:
+    def _check_limits(self, peer: Peer) -> None:
         # Count pending sessions too: they wait for the disk, and any number of clients can wait at once.
         if len(self.sessions) + len(self.pending) >= self.limits.max_sessions:
             message = f"{self.limits.max_sessions} sessions are open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
-        user = None if peer is None else peer.uid
         openers = [session.description.peer for session in self.sessions.values()]
         openers += [pending.description.peer for pending in self.pending]
-        if sum(user == (opener and opener.uid) for opener in openers) >= self.limits.max_user_sessions:
+        if sum(opener is not None and opener.uid == peer.uid for opener in openers) >= self.limits.max_user_sessions:
             message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
 
-    def _find(self, session_id: str, peer: Peer | None) -> Session:
+    def _find(self, session_id: str, peer: Peer) -> Session:
         session = self.sessions.get(session_id)
         if session is None:
             if session_id in self.quarantined:

@@ -17,7 +17,6 @@ import msgspec
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.frame import Position
-from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Publication
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.notifier import Notifier
@@ -115,7 +114,7 @@ class Session:
         self.state = SessionState.OPEN if initial.closing is None else SessionState.ENDING
         #: How it is to end, or ended: ``complete``, ``interrupted`` or ``recovered``; None while it is open.
         self.ended = None if initial.closing is None else initial.closing.ended
-        #: Why it failed, in state ``FAILED``.
+        #: The error that ended it, in state ``FAILED``.
         self.failure: ErgoCaptureError | None = None
         #: The last part's publication, in state ``FINISHED``.
         self.publication: Publication | None = None
@@ -123,7 +122,8 @@ class Session:
         self.over = asyncio.Event()
         self.admission = AdmissionQueue(initial, events_memory, ids_memory, self._on_accepted, self._on_refused)
         self.log = JournalDecisionLog(initial, self._on_decisions_durable, self.fail)
-        self.parts = Parts(initial, rotation, writer, publisher)
+        self.parts = Parts(initial, writer, publisher)
+        self._rotation = rotation
         self._writer = writer
         self._on_part_over = on_part_over
         self._loop = asyncio.get_running_loop()
@@ -184,7 +184,9 @@ class Session:
     def _on_accepted(self, batch: EventBatch, position: Position) -> None:
         self.accepted = batch.end
         self.last_event_id = batch.events[-1].event_id
-        self.parts.add_events(position, len(batch.body))
+        part = self.parts.current
+        part.event_frames.append(position.pack())
+        part.bytes += len(batch.body)
         self._batches.append(batch)
         # In this order: the client is told of the event before its episode begins.
         self._notify()
@@ -198,7 +200,7 @@ class Session:
 
     def _on_decisions_durable(self, position: Position, first: int, count: int) -> None:
         self.decided = first + count
-        self.parts.add_decisions(position)
+        self.parts.current.decision_frames.append(position.pack())
         if self.log.waiting:
             # They were too much for one frame. Submit the rest later: the other submissions of the batch come first.
             self._loop.call_soon(self._writer.submit_lazily, self.log)
@@ -251,14 +253,13 @@ class Session:
         except ErgoCaptureError as error:
             self.fail(error)
         except Exception as error:  # noqa: BLE001 - the registry logs it; the other sessions must not suffer
-            self.fail(internal_error(error))
+            self.fail(internal_error("run session", error))
         finally:
             self._release()
             self.over.set()
 
     async def _decide(self, batch: EventBatch) -> None:
-        if not self._episodes.decide_at_once(batch.events):
-            await self._episodes.decide(read_body(batch.body) if batch.body else batch.events)
+        await self._episodes.decide(batch)
         self.admission.release_decided(batch)
         self.admission.count_deferred(self.deferred_bytes)
         self._writer.submit_lazily(self.log, urgent=self.log.is_followed or self.ended is not None)
@@ -285,13 +286,17 @@ class Session:
             self._wake.set()
 
     def _on_run_failed(self, error: BaseException) -> None:
-        self.fail(error if isinstance(error, ErgoCaptureError) else internal_error(error))
+        self.fail(error if isinstance(error, ErgoCaptureError) else internal_error("run episode", error))
 
     async def _rotate_if_due(self) -> None:
-        if self.parts.is_due(self.log.logged):
+        part, rotation = self.parts.current, self._rotation
+        now = self._loop.time()
+        if part.due_since is None and rotation.is_due(part, self.log.logged - part.first, now):
+            part.due_since = now
+        if part.due_since is not None:
             await self._episodes.settle_all()
             deferred = self.deferred
-            if self.parts.may_end(deferred):
+            if rotation.may_end(part, deferred, self._loop.time()):
                 boundary = self.log.logged
                 await self.until_decided(boundary)
                 self._episodes.start_part()
@@ -299,7 +304,7 @@ class Session:
                 self.admission.end_part(boundary)
                 self._on_part_over()
                 return
-        if (seconds := self.parts.next_check(self.log.logged)) is not None:
+        if (seconds := rotation.next_check(part, self.log.logged - part.first, self._loop.time())) is not None:
             if self._rotation_timer is not None:
                 self._rotation_timer.cancel()
             self._rotation_timer = self._loop.call_later(seconds, self._wake.set)
@@ -322,7 +327,7 @@ class Session:
                 # A snapshot after the last bundle would replace it, and its manifest would say that the session goes on.
                 await self.over.wait()
                 if self.publication is None:
-                    raise self.failure or internal_error(RuntimeError("it ended without a bundle"))
+                    raise self.failure or internal_error("publish session", RuntimeError("it ended without a bundle"))
                 return self.publication
             try:
                 return await self.parts.snapshot(self.decided, ended)
