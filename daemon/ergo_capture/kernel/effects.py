@@ -85,10 +85,12 @@ class ActionEffect(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def encode_effect(effect: ActionEffect) -> bytes:
     """Return the effect's canonical compact JSON, which is hashed and which stands in a bundle."""
-    text = msgspec.json.encode(effect)
-    if _POSITIVE_EXPONENT.search(text) is None:
-        return text
-    return _EXPONENTS.sub(_spell_exponent, text)
+    return spell_exponents(msgspec.json.encode(effect))
+
+
+def spell_exponents(text: bytes) -> bytes:
+    """Return a JSON text of msgspec's with floats as the reference writes them: ``1e+16`` for ``1e16``."""
+    return text if _POSITIVE_EXPONENT.search(text) is None else _EXPONENTS.sub(_spell_exponent, text)
 
 
 def compute_effect_hash(effect: ActionEffect) -> str:

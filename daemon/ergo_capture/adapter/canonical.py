@@ -1,0 +1,130 @@
+"""Canonical payloads: JSON read as the reference reads it, and written as it writes it.
+
+``reference`` reads numbers with the reference's algorithm, which is off by one unit in the last place now and then.
+``exact`` reads the nearest double. Both write the shortest text that stands for the double.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Final, Literal, NoReturn
+
+import msgspec
+
+from ergo_capture.kernel.effects import spell_exponents
+from ergo_capture.kernel.events import MAX_DEPTH, check_payload
+from ergo_capture.kernel.serde.numbers import as_the_reference
+from ergo_capture.kernel.serde.parsing import Pairs
+from ergo_capture.kernel.serde.tokens import depth_of
+from ergo_capture.kernel.time import U64_MAX
+
+Numbers = Literal["reference", "exact"]
+
+_I64_MIN: Final = -(1 << 63)
+#: So many digits hold no integer that a u64 or an i64 does not.
+_SURELY_INTEGER: Final = 18
+#: So many characters without an exponent are a significand and a power of ten that doubles hold exactly: one division
+#: rounds them correctly, in either way of reading.
+_SURELY_EXACT: Final = 16
+#: A surrogate that is escaped; whether it is half of a pair shows once it is encoded.
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_json(text: str | bytes, numbers: Numbers = "reference", *, pairs: bool = False) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        text: the text; bytes are UTF-8.
+        numbers: how numbers that are no integers of 64 bits are read.
+        pairs: return objects as Pairs, repeated fields included; else as dicts, of whose fields the last counts.
+
+    Raises:
+        ValueError: no JSON, deeper than 127 levels, a number beyond f64, or a lone surrogate.
+    """
+    raw = text.encode() if isinstance(text, str) else text
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and depth_of(raw) > MAX_DEPTH:
+        raise ValueError("recursion limit exceeded")
+    text = raw.decode() if isinstance(text, bytes) else text
+    read = _read_as_reference if numbers == "reference" else _read_exactly
+    value = json.loads(
+        text,
+        object_pairs_hook=Pairs if pairs else None,
+        parse_constant=_refuse_constant,
+        parse_int=_integer_reader[numbers],
+        parse_float=read,
+    )
+    if _SURROGATE.search(text) is not None:
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("lone surrogate in a string") from error
+
+
+def write_json(value: Any) -> bytes:
+    """Return the canonical text of a value of dicts, lists, strings and numbers: compact, keys sorted by bytes.
+
+    Raises:
+        ValueError: a string holds a lone surrogate.
+    """
+    return spell_exponents(msgspec.json.encode(value, order="sorted"))
+
+
+def canonical_payload(payload: bytes, numbers: Numbers = "reference") -> bytes:
+    """Return a payload in canonical form; no payload stays none.
+
+    Raises:
+        ExternalEventPayloadError: neither empty nor one JSON object that the reference reads.
+    """
+    check_payload(payload)
+    if not payload:
+        return payload
+    text = write_json(read_json(payload, numbers))
+    # Next to the largest f64, a number that was read may be written as one that the reference does not read.
+    check_payload(text)
+    return text
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"expected value, got {name}")
+
+
+def _read_as_reference(number: str) -> float:
+    if len(number) <= _SURELY_EXACT and "e" not in number and "E" not in number:
+        return float(number)
+    return _finite(as_the_reference(number))
+
+
+def _read_exactly(number: str) -> float:
+    return _finite(float(number))
+
+
+def _finite(value: float) -> float:
+    if math.isinf(value):
+        raise ValueError("number out of range")
+    return value
+
+
+def _reader_of_integers(read_float: Callable[[str], float]) -> Callable[[str], int | float]:
+    def read(digits: str) -> int | float:
+        if len(digits) <= _SURELY_INTEGER:
+            # -0 is no integer to the reference.
+            return -0.0 if digits == "-0" else int(digits)
+        if len(digits) <= len(str(U64_MAX)) and _I64_MIN <= (value := int(digits)) <= U64_MAX:
+            return value
+        return read_float(digits)
+
+    return read
+
+
+_integer_reader: Final = {
+    "reference": _reader_of_integers(_read_as_reference),
+    "exact": _reader_of_integers(_read_exactly),
+}

@@ -1,0 +1,98 @@
+"""Events as drivers and clients send them, before they are bound to an adapter."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.adapter.canonical import Numbers, read_json
+from ergo_capture.adapter.errors import INVALID_EVENT, AdapterError, spell_path
+from ergo_capture.adapter.shapes import (
+    ShapeError,
+    anything,
+    duration,
+    option,
+    string,
+    struct,
+    tagged,
+    unit,
+    variant,
+)
+from ergo_capture.kernel.events import ExternalEventKind
+from ergo_capture.kernel.time import ZERO, EventTime
+
+DRIVER_PROTOCOL: Final = "ergo-driver.v0"
+#: The names of event kinds; ``Tick`` is an old one of ``Pump``.
+EVENT_KINDS: Final = {
+    "Pump": ExternalEventKind.Pump,
+    "Tick": ExternalEventKind.Pump,
+    "DataAvailable": ExternalEventKind.DataAvailable,
+    "Command": ExternalEventKind.Command,
+}
+
+
+class HostedEvent(msgspec.Struct, frozen=True):
+    """An event with its semantic kind and its payload as sent (``HostedEvent``)."""
+
+    event_id: str
+    kind: ExternalEventKind
+    at: EventTime = ZERO
+    #: The adapter's name for what the event means; None where it was left out.
+    semantic_kind: str | None = None
+    #: The decoded payload, which need not be an object; None where it was left out.
+    payload: Any = None
+
+
+_HOSTED_EVENT: Final = struct(
+    "HostedEvent",
+    HostedEvent,
+    {
+        "event_id": string,
+        "kind": variant(EVENT_KINDS),
+        "at": duration,
+        "semantic_kind": option(string),
+        "payload": option(anything),
+    },
+    optional=frozenset({"semantic_kind", "payload"}),
+)
+
+_FRAMES: Final = {
+    "hello": struct("variant ProcessDriverMessage::Hello", lambda protocol: protocol, {"protocol": string}),
+    "event": struct("variant ProcessDriverMessage::Event", lambda event: event, {"event": _HOSTED_EVENT}),
+    "end": unit,
+}
+
+
+def read_hosted_event(text: str | bytes, numbers: Numbers = "reference") -> HostedEvent:
+    """Return the event of a JSON text.
+
+    Raises:
+        AdapterError: the text is no JSON (INVALID_EVENT), or no event.
+    """
+    try:
+        event: HostedEvent = _HOSTED_EVENT(read_json(text, numbers, pairs=True), ())
+    except ShapeError as error:
+        raise _invalid(f"{error}", spell_path(error.path)) from error
+    except ValueError as error:
+        raise _invalid(f"not valid JSON: {error}", "the text of the event") from error
+    return event
+
+
+def read_frame(line: str | bytes, numbers: Numbers = "reference") -> tuple[str, Any]:
+    """Return a driver's frame: ``hello`` and the protocol, ``event`` and the HostedEvent, or ``end`` and None.
+
+    Raises:
+        ValueError: no such frame.
+    """
+    return tagged("ProcessDriverMessage", "type", _FRAMES, read_json(line, numbers, pairs=True))
+
+
+def _invalid(message: str, where: str) -> AdapterError:
+    return AdapterError(
+        INVALID_EVENT,
+        message,
+        where=where,
+        fix='send {"event_id": ..., "kind": "DataAvailable", "at": {"secs": S, "nanos": N}, "semantic_kind": ..., '
+        '"payload": {...}}',
+    )

@@ -1,0 +1,126 @@
+"""The context store: what the effects of a run have written, by key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from ergo_capture.adapter.canonical import write_json
+from ergo_capture.adapter.errors import CONTEXT_FULL, INVALID_EFFECT, AdapterError
+from ergo_capture.adapter.manifest import ContextKey
+from ergo_capture.kernel.effects import ActionEffect, Value
+
+SET_CONTEXT = "set_context"
+
+
+class Declares(Protocol):
+    """An adapter, as far as writes are checked against it."""
+
+    @property
+    def context(self) -> Mapping[str, ContextKey]:
+        """The context keys by name."""
+
+
+class ContextStore:
+    """Values by key, of a run (``ContextStore``): empty at first, written by ``set_context`` effects alone.
+
+    Args:
+        values: what it holds at first.
+        limit: bytes of JSON that keys and values may take; None for no limit.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None, *, limit: int | None = None) -> None:
+        self._values: dict[str, Any] = dict(values or {})
+        self.limit = limit
+        #: Bytes of JSON that keys and values take.
+        self.size = sum(_size(key, value) for key, value in self._values.items())
+
+    @classmethod
+    def from_json(cls, text: bytes | str, *, limit: int | None = None) -> ContextStore:
+        """Return the store that ``to_json`` wrote.
+
+        Raises:
+            ValueError: no JSON object.
+        """
+        return cls(msgspec.json.decode(text, type=dict[str, Any]), limit=limit)
+
+    def to_json(self) -> bytes:
+        """Return the store as canonical JSON, for a journal or a manifest."""
+        return write_json(self._values)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the values by key, sorted."""
+        return {key: self._values[key] for key in sorted(self._values)}
+
+    def get(self, key: str) -> Any:
+        """Return a key's value; None where it has none."""
+        return self._values.get(key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def apply(self, effect: ActionEffect, adapter: Declares) -> None:
+        """Write what a ``set_context`` effect says, one key after the other; what precedes an error stays written.
+
+        Raises:
+            AdapterError: INVALID_EFFECT where a key is not declared, not writable or of another type; CONTEXT_FULL
+                where the store would grow beyond its limit.
+        """
+        if effect.kind != SET_CONTEXT:
+            raise _invalid(f"no registered effect handler for kind '{effect.kind}'", effect.kind)
+        for write in effect.writes:
+            key, got = write.key, _type_of(write.value)
+            declared = adapter.context.get(key)
+            if declared is None:
+                raise _invalid(f"effect '{effect.kind}' writes undeclared context key '{key}'", key)
+            if not declared.writable:
+                raise _invalid(f"effect '{effect.kind}' writes non-writable context key '{key}'", key)
+            if declared.type != got:
+                text = f"effect '{effect.kind}' key '{key}' has wrong type: expected {declared.type}, got {got}"
+                raise _invalid(text, key)
+            self._set(key, _json_of(write.value))
+
+    def _set(self, key: str, value: Any) -> None:
+        size = self.size + _size(key, value)
+        if key in self._values:
+            size -= _size(key, self._values[key])
+        if self.limit is not None and size > self.limit:
+            raise AdapterError(
+                CONTEXT_FULL,
+                f"the context store would take {size:,} bytes with key '{key}'; its limit is {self.limit:,}",
+                where=f"context key '{key}'",
+                fix="raise limits.context_bytes, or let the graph write less",
+            )
+        self._values[key] = value
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"<ContextStore {len(self._values)} keys, {self.size} bytes>"
+
+
+def _size(key: str, value: Any) -> int:
+    return len(write_json(key)) + len(write_json(value))
+
+
+def _type_of(value: Value) -> str:
+    name: str = next(name for name in Value.__struct_fields__ if getattr(value, name) is not msgspec.UNSET)
+    return name
+
+
+def _json_of(value: Value) -> Any:
+    found = getattr(value, _type_of(value))
+    return list(found) if isinstance(found, tuple) else found
+
+
+def _invalid(message: str, key: str) -> AdapterError:
+    return AdapterError(
+        INVALID_EFFECT,
+        f"effect application failed: {message}",
+        where=f"effect on '{key}'",
+        fix="declare the key as writable, with this type, in the adapter's context_keys, or change the graph",
+    )

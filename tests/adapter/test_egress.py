@@ -1,0 +1,157 @@
+"""Egress channels without processes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.adapter.cases import rows
+
+from ergo_capture.adapter.egress import (
+    EgressFailure,
+    check_owners,
+    check_ready,
+    intent_id,
+    parse_egress_config,
+    read_ack,
+)
+from ergo_capture.adapter.errors import AdapterError
+from ergo_capture.kernel.effects import IntentRecord
+
+ROWS = rows("egress")
+CONFIG = """\
+default_ack_timeout = "2s"
+[channels.a]
+type = "process"
+command = ["./a"]
+[routes.send]
+channel = "a"
+ack_timeout = "1500ms"
+"""
+INTENT = IntentRecord("send", "id-1", ())
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row["egress_provenance"]], ids=lambda row: row["name"])
+def test_a_configuration_has_the_reference_provenance(row: dict[str, Any]) -> None:
+    """Durations are normalised first."""
+    assert parse_egress_config(row["egress_toml"]).provenance() == row["egress_provenance"]
+
+
+def intents_of(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The intents of a run, each with the event that the engine was called for."""
+    return [
+        (outcome["event_id"], intent)
+        for outcome in row["engine_outcomes"]
+        for effect in outcome["effects"]
+        for intent in effect.get("intents", [])
+    ]
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if intents_of(row)], ids=lambda row: row["name"])
+def test_the_id_of_an_intent_is_derived_as_the_reference_does(row: dict[str, Any]) -> None:
+    """Of the graph, the origin event, the node, the kind and the index."""
+    graph = next(line for line in row["graph_yaml"].split("\n") if line.startswith("id: ")).removeprefix("id: ")
+    for event_id, intent in intents_of(row):
+        derived = [
+            intent_id(graph, event_id, f"n{node}", intent["kind"], index) for node in range(12) for index in (0, 1)
+        ]
+        assert intent["intent_id"] in derived
+
+
+def test_a_route_has_its_own_time_out() -> None:
+    """In milliseconds; without one, the default's."""
+    config = parse_egress_config(CONFIG + '[routes.other]\nchannel = "a"\n')
+    assert (config.timeout_of("send"), config.timeout_of("other")) == (1500, 2000)
+    assert config.kinds_of("a") == ("other", "send")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("[channels.a]", "[channels.b]", "references unknown channel 'a'"),
+        ('["./a"]', "[]", "egress channel 'a' process command must not be empty"),
+        ('["./a"]', '[" "]', "egress channel 'a' process executable must not be blank"),
+        ('["./a"]', "[1]", "invalid type: integer `1`, expected a string"),
+        ('type = "process"', 'type = "pipe"', "unknown variant `pipe`"),
+        ('type = "process"', "", "missing field `type`"),
+        ('"2s"', '"2 s"', "unsupported duration '2 s' (expected suffix ms|s|m|h)"),
+        ('"2s"', '"1d"', "unsupported duration"),
+        ('"2s"', "2", "invalid type: integer `2`"),
+        ('default_ack_timeout = "2s"', "", "missing field `default_ack_timeout`"),
+        ("[routes.send]", '[routes.""]', "egress route kind must not be empty"),
+        ('channel = "a"', 'channel = ""', "egress route channel must not be empty"),
+        ("[channels.a]", "[channels.a", "parse egress config TOML"),
+    ],
+)
+def test_a_configuration_that_the_reference_refuses_is_refused(old: str, new: str, complaint: str) -> None:
+    """With what to write instead."""
+    with pytest.raises(AdapterError) as caught:
+        parse_egress_config(CONFIG.replace(old, new))
+    assert complaint in caught.value.message
+    assert (caught.value.code, caught.value.exit_code) == ("egress_config", 78)
+    assert "default_ack_timeout" in caught.value.fix
+
+
+def test_each_kind_of_effect_has_one_owner() -> None:
+    """The store owns set_context, routes the others; a route that nothing uses is a warning."""
+    config = parse_egress_config(CONFIG)
+    assert config.check(["set_context", "send"], ["set_context", "send"]) == []
+    assert config.check(["send"], []) == ["egress route declared for non-emittable kind 'send'"]
+    with pytest.raises(AdapterError, match="egress route kind 'send' is not accepted by adapter"):
+        config.check(["set_context"], ["send"])
+    with pytest.raises(AdapterError, match="missing effect handler for kind 'other'"):
+        config.check(["send", "other"], ["other"])
+    check_owners(["set_context"], ["set_context", "send"])
+    with pytest.raises(AdapterError, match="missing effect handler for kind 'send'"):
+        check_owners(["send"], ["send"])
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", "invalid startup frame"),
+        ('{"type":"intent_ack","intent_id":"","status":"","acceptance":""}', "expected ready frame, got intent_ack"),
+        ('{"type":"ready","protocol":"ergo-egress.v1"}', "missing field `handled_kinds`"),
+        ('{"type":"ready","protocol":"ergo-egress.v1","handled_kinds":["a","a"]}', "duplicate handled_kinds entry 'a'"),
+        ('{"type":"ready","protocol":"ergo-egress.v1","handled_kinds":[]}', "missing required handled kind 'send'"),
+        ('{"type":"other"}', "unknown variant `other`"),
+    ],
+)
+def test_a_greeting_that_is_none_is_a_violation(line: str, complaint: str) -> None:
+    """Named with the channel."""
+    with pytest.raises(EgressFailure) as caught:
+        check_ready("a", line, ["send"])
+    assert complaint in str(caught.value)
+    assert (caught.value.reason, caught.value.channel) == ("egress_protocol_violation", "a")
+
+
+def ack(**fields: Any) -> str:
+    """An ack of the intent."""
+    good = {"type": "intent_ack", "intent_id": "id-1", "status": "accepted", "acceptance": "durable"}
+    return json.dumps(good | fields)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (ack(intent_id="id-2"), "ack intent_id mismatch: expected 'id-1', got 'id-2'"),
+        (ack(acceptance="volatile"), "got status='accepted' acceptance='volatile'"),
+        (ack(egress_ref=3), "invalid ack frame: invalid type: integer `3`, expected a string"),
+        (ack(type="ready", protocol="", handled_kinds=[]), "unexpected ready frame after startup"),
+        ("\xff", "invalid ack frame"),
+        # Unlike a driver's frames, these cannot be arrays.
+        ('["intent_ack","id-1","accepted","durable",null]', "invalid ack frame"),
+    ],
+)
+def test_an_ack_that_is_none_is_a_violation(line: str, complaint: str) -> None:
+    """It interrupts the run with the reference's sentence."""
+    with pytest.raises(EgressFailure) as caught:
+        read_ack("a", line, INTENT)
+    assert complaint in str(caught.value)
+    assert caught.value.interruption.startswith("egress dispatch failed: protocol violation on channel 'a': ")
+
+
+def test_further_fields_of_an_ack_are_ignored() -> None:
+    """As in the reference."""
+    assert read_ack("a", ack(note=1, egress_ref="r"), INTENT).egress_ref == "r"

@@ -1,0 +1,193 @@
+"""Manifests against what the reference accepted, refused and fingerprinted."""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.adapter.cases import rows
+
+from ergo_capture.adapter import AdapterError, load_adapter
+
+CASES = rows("adapters")
+MANIFEST = """\
+kind: adapter
+id: demo
+version: 1.0.0
+runtime_compatibility: 0.1.0-alpha.1
+context_keys:
+  - { name: x, type: Number, required: false, writable: false }
+event_kinds:
+  - name: tick
+    payload_schema: { type: object, properties: { x: { type: number } }, additionalProperties: false }
+capture: { format_version: "1", fields: [event.tick] }
+"""
+
+
+def text_of(row: dict[str, Any]) -> str | bytes:
+    """A manifest's text, or its bytes where they are none."""
+    found: str = row["adapter_yaml"]
+    return base64.b64decode(row["adapter_b64"]) if row.get("adapter_b64") else found
+
+
+@pytest.mark.parametrize("row", [row for row in CASES if row["accepted"]], ids=lambda row: row["name"])
+def test_an_accepted_manifest_has_the_reference_fingerprint(row: dict[str, Any]) -> None:
+    """The text that is hashed agrees to the byte, and so does the provenance."""
+    adapter = load_adapter(text_of(row))
+    assert adapter.manifest.canonical().decode() == row["hashed_text"]
+    assert adapter.provenance == row["adapter_provenance"]
+
+
+@pytest.mark.parametrize("row", [row for row in CASES if not row["accepted"]], ids=lambda row: row["name"])
+def test_a_refused_manifest_is_refused_in_the_reference_words(row: dict[str, Any]) -> None:
+    """The detail that the reference prints is the message; a code, a place and a fix come with it."""
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(text_of(row))
+    error = caught.value
+    assert f"detail: {error.message}\n" in row["run"]["stderr"]
+    assert error.code in {"manifest_unreadable", "manifest_shape", "manifest_rule"}
+    assert error.where
+    assert error.fix == error.hint
+    assert error.exit_code == 78
+
+
+@pytest.mark.parametrize("row", [row for row in CASES if "(ADP-" in row["run"]["stderr"]], ids=lambda row: row["name"])
+def test_a_broken_rule_is_named_with_its_place_and_the_reference_fix(row: dict[str, Any]) -> None:
+    """The path and the fix are those of ``ergo validate``."""
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(text_of(row))
+    error = caught.value
+    (told,) = json.loads(row["validate_json"]["stdout"] or row["validate_json"]["stderr"])["errors"]
+    assert (error.rule, error.fix) == (told["rule_id"], told["fix"])
+    assert error.where.partition(",")[0] == (told["path"] or "$")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "line", "column"),
+    [
+        ("version: 1.0.0", "version: 1", "$.version", 3, 10),
+        ("type: Number", "type: Numeric", "$.context_keys[0].type", 6, 22),
+        ("required: false", "required: no", "$.context_keys[0].required", 6, 40),
+        ("{ type: number }", "{ type: null }", "$.event_kinds[0].payload_schema", 9, 21),
+        ("{ type: number }", "{ type: object, additionalProperties: false }", "$.event_kinds[0].payload_schema.properties.x", 9, 54),
+        ("[event.tick]", "[event.tock]", "$.capture.fields[0]", 10, 42),
+    ],
+)  # fmt: skip
+def test_an_error_says_where_in_the_text(old: str, new: str, where: str, line: int, column: int) -> None:
+    """A path into the manifest, with the line and the column of the value."""
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(MANIFEST.replace(old, new))
+    assert caught.value.where == f"{where}, line {line} column {column}"
+    assert (caught.value.line, caught.value.column) == (line, column)
+
+
+def test_a_missing_field_is_placed_at_what_should_hold_it() -> None:
+    """There is no nearer place."""
+    with pytest.raises(AdapterError, match="missing field `fields`") as caught:
+        load_adapter(MANIFEST.replace(", fields: [event.tick]", ""))
+    assert caught.value.where == "$.capture, line 10 column 10"
+
+
+def test_a_malformed_text_is_refused_with_libyamls_complaint() -> None:
+    """The words and the position are libyaml's."""
+    with pytest.raises(AdapterError, match=r"parse adapter manifest 'adapter\.yaml': ") as caught:
+        load_adapter("kind: [adapter\nid: demo\n")
+    assert caught.value.code == "manifest_unreadable"
+    assert caught.value.line == 2
+
+
+def test_text_that_is_not_utf8_is_placed_by_line_and_column() -> None:
+    """The column counts bytes, since there are no characters."""
+    with pytest.raises(AdapterError, match="did not contain valid UTF-8") as caught:
+        load_adapter(b"kind: adapter\nid: \xff\n")
+    assert (caught.value.line, caught.value.column) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [
+        ("0.1.0-alpha.1", True),
+        ("0.1.0-alpha", True),
+        ("0.1.0-alpha.0", True),
+        ("0.1.0-alpha.2", False),
+        ("0.1.0-alpha.10", False),
+        ("0.1.0-alpha.1.0", False),
+        ("0.1.0-ALPHA.2", True),
+        ("0.1.0-1", True),
+        ("0.1.0", False),
+        ("0.0.9", True),
+        ("0.1.0-alpha.1+0", False),
+        ("0.1.0-alpha.0+zzz", True),
+        ("18446744073709551616.0.0", False),
+        ("0.1.0-alpha.01", False),
+        ("0.1", False),
+        ("", False),
+    ],
+)
+def test_runtime_compatibility_is_ordered_as_semantic_versions(version: str, accepted: bool) -> None:
+    """Build metadata takes part in the order, as in the reference."""
+    text = MANIFEST.replace("runtime_compatibility: 0.1.0-alpha.1", f"runtime_compatibility: '{version}'")
+    if accepted:
+        load_adapter(text)
+        return
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(text)
+    assert caught.value.rule == "ADP-3"
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        ("{ type: object }", "Schema missing additionalProperties: false"),
+        ("{ type: [object, 'null'] }", "Schema missing additionalProperties: false"),
+        ("{ type: object, additionalProperties: true }", "Schema additionalProperties must be false"),
+        ("{ type: object, additionalProperties: {} }", "Schema additionalProperties must be false"),
+        ("[]", "Schema must be a JSON object"),
+        ("true", "Schema must be a JSON object"),
+        ("{ type: object, additionalProperties: false, $ref: other.json }", "External $ref is forbidden: other.json"),
+        ("{ type: object, additionalProperties: false, $ref: '#/$defs/none' }", "Pointer '/$defs/none' does not exist"),
+        ("{ type: object, additionalProperties: false, not: { anyOf: [] } }", "banned keyword: anyOf"),
+        ("{ type: object, additionalProperties: false, properties: { x: { type: string, pattern: '(' } } }", "regex"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_the_reference_bans_is_refused(schema: str, complaint: str) -> None:
+    """ADP-8, wherever the keyword stands."""
+    text = MANIFEST.replace(
+        "{ type: object, properties: { x: { type: number } }, additionalProperties: false }", schema
+    )
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(text)
+    assert caught.value.rule == "ADP-8"
+    assert complaint in caught.value.message
+
+
+def test_a_schema_retrieves_nothing_from_outside() -> None:
+    """A reference that is none of ``$ref`` reaches no network."""
+    schema = "{ type: object, additionalProperties: false, $dynamicRef: 'http://localhost:1/schema' }"
+    text = MANIFEST.replace(
+        "{ type: object, properties: { x: { type: number } }, additionalProperties: false }", schema
+    )
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(text)
+    assert caught.value.rule == "ADP-8"
+
+
+PIECES = st.sampled_from(
+    ["", "~", "[]", "{}", "x", "1", "1.5", "true", "'", "\n", "  ", "- ", ": ", "type: ", "Number", "oneOf: []", "$ref: '#'",
+     "properties: { n: { type: number } }", "required: [x, y]", "additionalProperties: true", "writable: true", "é"]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, len(MANIFEST)), st.integers(0, 30), PIECES), min_size=1, max_size=4))
+def test_a_mutilated_manifest_is_accepted_or_refused(cuts: list[tuple[int, int, str]]) -> None:
+    """With no other error than the one that says so."""
+    text = MANIFEST
+    for at, length, piece in cuts:
+        text = text[:at] + piece + text[at + length :]
+    with suppress(AdapterError):
+        load_adapter(text)

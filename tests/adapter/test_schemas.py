@@ -1,0 +1,83 @@
+"""Schemas: what the validator of the reference says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ergo_capture.adapter.schemas import PayloadSchema, SchemaError, context_type
+
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+
+
+def takes(schema: dict[str, Any], value: Any, **rest: Any) -> bool:
+    """Whether a property of this schema may have this value."""
+    closed = {"type": "object", "properties": {"x": schema}, "additionalProperties": False}
+    return PayloadSchema(closed | rest).takes({"x": value})
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "taken"),
+    [
+        # 0.61 refuses it: there a dot matches no line separator.
+        ({"pattern": "^.$"}, "\u2028", True),
+        # 0.61 takes it: there the remainder is of decimals of any length.
+        ({"multipleOf": 3}, 1e300, False),
+        ({"multipleOf": 0.01}, 4.35, True),
+        ({"multipleOf": 0.1}, 0.3, True),
+        ({"type": "integer"}, 1e300, True),
+        ({"const": 1}, 1.0, True),
+        ({"uniqueItems": True}, [1, 1.0], False),
+        ({"maximum": 9007199254740992}, 9007199254740993, False),
+        ({"pattern": r"^\d+$"}, "١٢", False),
+        ({"pattern": r"^\s$"}, "\u2003", True),
+        ({"pattern": "^a$"}, "a\n", False),
+        ({"minLength": 2}, "\U0001f600", False),
+        ({"format": "email"}, "nobody", True),
+        ({"contentEncoding": "base64"}, "?", True),
+    ],
+)
+def test_a_verdict_is_that_of_the_reference(schema: dict[str, Any], value: Any, taken: bool) -> None:
+    """As its build says, which has the series 0.58 of the validator."""
+    assert takes(schema, value) is taken
+
+
+def test_an_older_draft_that_a_schema_names_is_not_heeded() -> None:
+    """0.40 takes it: there siblings of a reference are not looked at in a schema that names draft 7."""
+    schema = {"$ref": "#/$defs/any", "maximum": 1}
+    assert not takes(schema, 2, **{"$schema": DRAFT_7, "$defs": {"any": {"type": "number"}}})
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind"),
+    [
+        ({"type": "integer"}, "Number"),
+        ({"type": "boolean"}, "Bool"),
+        ({"type": "string"}, "String"),
+        ({"type": "array", "items": {"type": "integer"}}, "Series"),
+    ],
+)
+def test_a_property_has_a_context_type(schema: Any, kind: str) -> None:
+    """By the word of its type."""
+    assert context_type(schema) == kind
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        (True, "field schema must be an object"),
+        ({}, "field schema is missing 'type'"),
+        ({"type": ["number", "null"]}, "union field types are not supported"),
+        ({"type": 3}, "field schema 'type' must be a string"),
+        ({"type": "object"}, "unsupported field type 'object'"),
+        ({"type": "array"}, "array field requires an 'items' schema"),
+        ({"type": "array", "items": {"type": "string"}}, "array field items must be number or integer"),
+        ({"type": "array", "items": True}, "array field items must be number or integer"),
+        ({"type": "array", "items": {"type": ["number"]}}, "array field items must be number or integer"),
+    ],
+)
+def test_a_property_without_a_context_type_is_refused(schema: Any, complaint: str) -> None:
+    """In the reference's words."""
+    with pytest.raises(SchemaError, match=complaint):
+        context_type(schema)
