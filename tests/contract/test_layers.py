@@ -15,7 +15,7 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: The packages and modules right below the root, from the bottom up. Each may import its own layer and those below it.
 LAYERS = (
-    {"errors", "units", "version", "telemetry", "notifier", "backoff"},
+    {"errors", "units", "version", "telemetry", "notifier", "backoff", "parent_death"},
     {"kernel"},
     {"adapter"},
     {"protocol"},

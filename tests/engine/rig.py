@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,15 +40,8 @@ class Rig:
         await asyncio.to_thread(self.daemon.start)
 
     async def kill(self) -> None:
-        """Kill -9 the daemon; its child ends when nobody talks to it any more, or is killed where it hangs."""
-        found = self.daemon.log.read_text().splitlines()
-        pids = {int(line.partition("process ")[2].partition(">")[0]) for line in found if ", process " in line}
+        """Kill -9 the daemon; its engine ends with it."""
         await asyncio.to_thread(self.daemon.kill)
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
     def calls(self) -> Counter[str]:
         """How often each event was run."""

@@ -1,10 +1,12 @@
-"""One connection to an engine: who asked what, and whose answer this is."""
+"""One connection to an engine: sends requests and matches the answers to them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 import anyio
@@ -16,172 +18,213 @@ from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.engine import EngineProtocolError, LineSplitter, Ready, encode_run, read_ran, read_ready
 
+#: The exceptions by which a broken connection shows.
+LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+
 _READ_BYTES: Final = 64 << 10
-#: Ids of runs given up that are kept to tell a late answer from an unknown one.
-_MOST_LATE: Final = 10_000
-#: Seconds that an engine which hears nothing more, or has ended, is still listened to.
-LAST_WORDS_SECONDS: Final = 1.0
+#: Ids of abandoned runs that are kept to tell a late answer from an unknown one.
+_MAX_LATE: Final = 10_000
+#: Seconds that the answers to pending runs are waited for after the engine has stopped reading, or has ended.
+_DRAIN_SECONDS: Final = 1.0
+
+
+class _State(Enum):
+    #: Requests are sent, answers are read.
+    OPEN = auto()
+    #: The engine reads nothing more; answers to pending runs may still come.
+    DRAINING = auto()
+    #: Nothing is read or sent any more.
+    CLOSED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A run that the engine has not answered."""
+
+    event_id: str
+    answer: asyncio.Future[RunResult]
 
 
 class EngineConnection:
-    """Asks an engine and hands out its answers.
+    """Sends requests to an engine and hands out its answers.
 
     Args:
-        receive: what the engine says.
-        send: what it hears.
-        longest: bytes of a line, at most.
-        counts: counts ``late`` and ``unknown`` answers, and those that are ``nonsense``.
-        on_over: told when the conversation is over, before those who wait for an answer are.
+        receive: what the engine writes.
+        send: what it reads.
+        max_line_bytes: the longest line that it may write.
+        counts: counts ``late`` and ``unknown`` answers, and invalid ones as ``nonsense``.
+        on_closing: called once, when no more requests are sent, before any pending run ends because of it.
+        on_invalid_reply: called with the event's id and the error when an answer is not a valid result.
     """
 
     def __init__(
         self,
         receive: ByteReceiveStream,
         send: ByteSendStream,
-        longest: int,
+        max_line_bytes: int,
         counts: Counter[str],
-        on_over: Callable[[], None],
+        *,
+        on_closing: Callable[[], None],
+        on_invalid_reply: Callable[[str, str], None],
     ) -> None:
-        self._on_over = on_over
         self._receive = receive
         self._send = send
-        self._lines = LineSplitter(longest)
+        self._lines = LineSplitter(max_line_bytes)
         self._counts = counts
-        self._next = 0
-        self._pending: dict[int, asyncio.Future[RunResult]] = {}
-        #: Asked and given up; an answer may still come.
+        self._on_closing = on_closing
+        self._on_invalid_reply = on_invalid_reply
+        self._state = _State.OPEN
+        self._next_number = 0
+        self._pending: dict[int, _Pending] = {}
+        #: Numbers of abandoned runs; an answer may still come.
         self._late: set[int] = set()
         #: Requests that are not sent yet, by number; in order.
         self._outgoing: dict[int, bytes] = {}
-        self._something = asyncio.Event()
-        #: Seconds that it owed answers and gave none, up to when it was last asked with nothing else pending.
+        self._has_outgoing = asyncio.Event()
+        #: Seconds that the engine owed an answer, up to ``_silent_since``.
         self._owed = 0.0
-        #: When that was, or when it last answered, in the loop's time.
-        self._since = 0.0
-        self._over = False
+        #: The loop's time at the last answer, or at the first request after a moment without any pending.
+        self._silent_since = 0.0
 
     async def greet(self) -> Ready:
-        """The engine's first message.
+        """Return the engine's first message.
 
         Raises:
-            EngineProtocolError: it said something else.
-            anyio.EndOfStream, OSError: it is gone.
+            EngineProtocolError: it is not ``ready``.
+            anyio.EndOfStream, OSError: the engine is gone.
         """
         while True:
             lines = self._lines.feed(await self._receive.receive(_READ_BYTES))
             if lines:
-                first, *rest = lines
-                ready = read_ready(first)
-                for line in rest:
-                    self._take(line)
+                ready = read_ready(lines[0])
+                for line in lines[1:]:
+                    self._accept(line)
                 return ready
 
-    async def converse(self) -> None:
-        """Send and hear until the engine is gone or talks nonsense; every run that is under way ends then.
+    async def converse(self, deaf: asyncio.Event | None = None) -> None:
+        """Send and receive until the engine is gone or breaks the protocol; then every pending run ends.
+
+        Args:
+            deaf: is set when the engine reads nothing more, if that shows before a request is sent.
 
         Raises:
-            EngineProtocolError: a line is no message.
+            EngineProtocolError: a line is not a message.
         """
         outcome = UNAVAILABLE
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._send_forever, tasks.cancel_scope)
+                tasks.start_soon(self._send_requests, tasks.cancel_scope)
+                if deaf is not None:
+                    tasks.start_soon(self._drain_once_deaf, deaf, tasks.cancel_scope)
                 try:
-                    await self._hear()
+                    await self._receive_answers()
                 finally:
                     tasks.cancel_scope.cancel()
         except* EngineProtocolError as group:
             outcome = INVALID_REPLY
             raise group.exceptions[0] from None
         finally:
-            self._over = True
-            # Why first: whoever is told that the engine is away and asks again must find it away.
-            self._on_over()
+            # Before the pending runs end: a task that asks again when its run ends must find the engine away.
+            self._stop_asking()
+            self._state = _State.CLOSED
             pending, self._pending = self._pending, {}
-            for answer in pending.values():
-                if not answer.done():
-                    answer.set_result(outcome)
-
-    async def _hear(self) -> None:
-        while True:
-            try:
-                data = await self._receive.receive(_READ_BYTES)
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                return
-            for line in self._lines.feed(data):
-                self._take(line)
-
-    def _take(self, line: bytes) -> None:
-        ran = read_ran(line)
-        self._owed, self._since = 0.0, asyncio.get_running_loop().time()
-        answer = self._pending.pop(ran.id, None)
-        if answer is None:
-            self._counts["late" if ran.id in self._late else "unknown"] += 1
-            self._late.discard(ran.id)
-            return
-        if ran.result is None:
-            self._counts["nonsense"] += 1
-        if not answer.done():
-            answer.set_result(INVALID_REPLY if ran.result is None else ran.result)
-
-    async def _send_forever(self, conversation: anyio.CancelScope) -> None:
-        while True:
-            await self._something.wait()
-            self._something.clear()
-            outgoing, self._outgoing = self._outgoing, {}
-            try:
-                await self._send.send(b"".join(outgoing.values()))
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                # Why not at once: most often it is gone, and its last answers are still to be heard. Why at all: one that
-                # only closed its ears would be asked in vain until it counts as hanging.
-                await anyio.sleep(LAST_WORDS_SECONDS)
-                conversation.cancel()
+            for run in pending.values():
+                if not run.answer.done():
+                    run.answer.set_result(outcome)
 
     async def ask(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
-        """Have the engine run one attempt; it is asked before this first waits, so that requests keep their order."""
-        if self._over:
-            return UNAVAILABLE
+        """Have the engine run one attempt, and return its result.
+
+        The request is queued before this first waits, so that requests keep the order of the calls.
+        """
         loop = asyncio.get_running_loop()
-        number, self._next = self._next, self._next + 1
+        number, self._next_number = self._next_number, self._next_number + 1
         if not self._pending:
-            self._since = loop.time()
+            self._silent_since = loop.time()
         answer: asyncio.Future[RunResult] = loop.create_future()
-        self._pending[number] = answer
+        self._pending[number] = _Pending(event.event_id, answer)
         self._outgoing[number] = encode_run(number, graph_id, event, deadline)
-        self._something.set()
+        self._has_outgoing.set()
         try:
             if deadline is None:
                 return await answer
             with anyio.move_on_after(deadline.total_nanos / 1e9):
                 return await answer
             if number not in self._outgoing:
-                if len(self._late) >= _MOST_LATE:
+                if len(self._late) >= _MAX_LATE:
                     self._late.clear()
                 self._late.add(number)
             return TIMED_OUT
         finally:
-            # Why: an engine that does not listen must not make us keep what nobody waits for.
+            # An engine that reads nothing must not make us keep requests that nobody waits for.
             self._outgoing.pop(number, None)
             if self._pending.pop(number, None) is not None and not self._pending:
-                self._owed += loop.time() - self._since
+                self._owed += loop.time() - self._silent_since
+
+    async def _receive_answers(self) -> None:
+        while True:
+            try:
+                data = await self._receive.receive(_READ_BYTES)
+            except LOST:
+                return
+            for line in self._lines.feed(data):
+                self._accept(line)
+
+    def _accept(self, line: bytes) -> None:
+        ran = read_ran(line)
+        self._owed, self._silent_since = 0.0, asyncio.get_running_loop().time()
+        run = self._pending.pop(ran.id, None)
+        if run is None:
+            self._counts["late" if ran.id in self._late else "unknown"] += 1
+            self._late.discard(ran.id)
+            return
+        if ran.result is None:
+            self._counts["nonsense"] += 1
+            self._on_invalid_reply(run.event_id, ran.error)
+        if not run.answer.done():
+            run.answer.set_result(INVALID_REPLY if ran.result is None else ran.result)
+
+    async def _send_requests(self, conversation: anyio.CancelScope) -> None:
+        while True:
+            await self._has_outgoing.wait()
+            self._has_outgoing.clear()
+            outgoing, self._outgoing = self._outgoing, {}
+            try:
+                await self._send.send(b"".join(outgoing.values()))
+            except LOST:
+                await self._drain(conversation)
+
+    async def _drain_once_deaf(self, deaf: asyncio.Event, conversation: anyio.CancelScope) -> None:
+        await deaf.wait()
+        await self._drain(conversation)
+
+    async def _drain(self, conversation: anyio.CancelScope) -> None:
+        """Send nothing more; end the conversation when no run is pending, or a second later."""
+        self._stop_asking()
+        if self._pending:
+            with anyio.move_on_after(_DRAIN_SECONDS):
+                await asyncio.wait([run.answer for run in self._pending.values()])
+        conversation.cancel()
+
+    def _stop_asking(self) -> None:
+        if self._state is _State.OPEN:
+            self._state = _State.DRAINING
+            self._on_closing()
 
     @property
-    def waiting(self) -> int:
-        """Runs that are under way."""
+    def pending(self) -> int:
+        """The number of runs that are under way."""
         return len(self._pending)
 
     @property
     def silence(self) -> float:
-        """Seconds that the engine has owed an answer since it last gave one, however often it was given up.
+        """Seconds that the engine has owed an answer since its last one; time with no run pending does not count.
 
-        Why not since it was asked: an engine that nobody asks anything says nothing either.
+        Abandoned runs count: an engine that hangs is noticed though each run has a short deadline.
         """
-        return self._owed + (asyncio.get_running_loop().time() - self._since if self._pending else 0.0)
+        return self._owed + (asyncio.get_running_loop().time() - self._silent_since if self._pending else 0.0)
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes of requests that wait for the engine to listen."""
+        """Bytes of requests that wait for the engine to read."""
         return sum(map(len, self._outgoing.values()))
-
-    def __repr__(self) -> str:
-        return f"<EngineConnection {self._next} asked, {self.waiting} under way>"

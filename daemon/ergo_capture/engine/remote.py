@@ -1,8 +1,8 @@
-"""An engine outside the daemon: reached, greeted, lost, and reached again.
+"""Engines outside the daemon: connected to, checked, used until the connection ends, and connected to again.
 
-While the engine is away, ``when_away`` decides: ``wait`` keeps runs waiting (those with a deadline until it passes),
-``fail`` ends them at once as ``Failed(AdapterUnavailable)``. A run that was under way when the engine went ends so in
-both cases: it may have had its effects, and whether it is tried again is the graph's ``max_retries``.
+While an engine is away, ``when_away`` decides: ``wait`` keeps runs waiting (those with a deadline until it passes),
+``fail`` ends them at once as ``Failed(AdapterUnavailable)``. A run that was under way when the engine went away ends so
+in both cases: it may have had its effects, and whether it is tried again is the graph's ``max_retries``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import structlog
@@ -22,34 +23,47 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.backoff import Backoff
-from ergo_capture.engine.connection import EngineConnection
+from ergo_capture.engine.connection import LOST, EngineConnection
 from ergo_capture.engine.port import ABORTED, TIMED_OUT, UNAVAILABLE, UNSTATED_PROVENANCE, EngineRefused
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.notifier import Notifier
 from ergo_capture.protocol.engine import EngineProtocolError, Ready
 
 log = structlog.get_logger()
 
-_BROKEN: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+#: What an engine writes, what it reads, and an event that is set when it reads nothing more, if there is a way to know.
+Channel = tuple[ByteReceiveStream, ByteSendStream, asyncio.Event | None]
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteSettings:
     """How an engine outside is treated; times in seconds, sizes in bytes."""
 
-    #: From reaching it to its ``ready``.
+    #: From the connection to its ``ready``.
     start_timeout: float = 10.0
-    #: The first pause before it is reached again, and the longest.
+    #: The first pause before the next attempt to connect, and the longest.
     back_off: float = 0.1
     back_off_limit: float = 10.0
     max_line_bytes: int = 16 << 20
-    #: How long it may answer nothing while it is asked something; zero for ever.
+    #: How long it may answer nothing while runs are pending; zero for no limit.
     hang_timeout: float = 300.0
     pipeline: int = 1
     #: ``wait`` or ``fail``.
     when_away: str = "wait"
+
+
+class State(Enum):
+    """Where an engine outside stands."""
+
+    #: The first attempt to connect has not ended.
+    UNTRIED = auto()
+    #: It has said ``ready`` and takes requests.
+    UP = auto()
+    #: The last attempt to connect failed, or the connection has ended.
+    AWAY = auto()
 
 
 class RemoteEngine(ABC):
@@ -67,59 +81,70 @@ class RemoteEngine(ABC):
         self.graph = graph
         self.pipeline = settings.pipeline
         self.counts: Counter[str] = Counter()
+        #: Why it is away, in words; empty while it is up.
+        self.trouble = "it was not reached yet"
+        self.state = State.UNTRIED
+        self._state_changed = Notifier()
         self._configured = configured
         self._settings = settings
-        self._dialogue: EngineConnection | None = None
-        #: What the engine said of itself when it was there first, or what the sessions of before the start expect.
+        #: The connection, while the engine is up.
+        self._connection: EngineConnection | None = None
+        #: The provenance that it stated first, or that recovered sessions were opened with.
         self._stated: str | None = None
-        #: Why it is away, in words; empty while it is there.
-        self.trouble = "it was not reached yet"
-        self._came = asyncio.Event()
-        self._tried = asyncio.Event()
-        #: What it lives in, once it was started.
-        self._life: anyio.CancelScope | None = None
+        #: The scope of the engine's own task, once it was started.
+        self._scope: anyio.CancelScope | None = None
 
     @abstractmethod
-    def reach(self) -> AbstractAsyncContextManager[tuple[ByteReceiveStream, ByteSendStream]]:
-        """A connection to it, and its end.
+    def connect(self) -> AbstractAsyncContextManager[Channel]:
+        """Connect, and disconnect afterwards.
 
         Raises:
             OSError: it cannot be reached.
         """
 
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """The kind and the address, for the log."""
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return what identifies the engine in a log line."""
+        return {"graph": self.graph, "engine": self.description}
+
     def invoker(self) -> RuntimeInvoker | None:
-        """None: its answers need waiting."""
+        """Return None: its answers must be awaited."""
         return None
 
     def expect(self, provenance: str) -> None:
-        """Take no other engine: the bundle says that all its episodes were run by this one."""
+        """Accept only an engine of this provenance: the bundle will say that all its episodes were run by it."""
         if provenance != UNSTATED_PROVENANCE:
             self._stated = provenance
 
     def start(self, tasks: TaskGroup) -> None:
-        """Begin to reach it; it is kept reached until ``tasks`` is cancelled."""
-        if self._life is None:
-            self._life = anyio.CancelScope()
-            tasks.start_soon(self._live, self._life)
+        """Start to connect; the engine is kept connected until ``stop``, or until ``tasks`` is cancelled."""
+        if self._scope is None:
+            self._scope = anyio.CancelScope()
+            tasks.start_soon(self._run_in, self._scope)
 
     def stop(self) -> None:
-        """Let it go, for good."""
-        if self._life is not None:
-            self._life.cancel()
+        """Disconnect, for good."""
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def provenance(self, configured: str) -> str:
-        """The configured one where there is one, else the engine's own; waits for it as long as a start may take.
+        """Return the configured provenance if there is one, else the engine's own.
+
+        Waits up to ``start_timeout`` for an engine that was never up.
 
         Raises:
-            EngineRefused: it is another than the configured one, or there is none because the engine is away.
+            EngineRefused: the engine's is not the configured one, or the engine is away and has not stated any.
         """
-        if self._stated is None and not self._tried.is_set():
-            with anyio.move_on_after(self._settings.start_timeout):
-                await self._tried.wait()
-        if self._stated is None and configured == UNSTATED_PROVENANCE and self._settings.when_away == "wait":
-            with anyio.move_on_after(self._settings.start_timeout):
-                await self._came.wait()
-        if self._stated is None and (configured == UNSTATED_PROVENANCE or self._settings.when_away == "fail"):
+        fails_fast = self._settings.when_away == "fail"
+        if self._stated is None:
+            await self._wait_while(State.UNTRIED)
+        if self._stated is None and configured == UNSTATED_PROVENANCE and not fails_fast:
+            await self._wait_while(State.UNTRIED, State.AWAY)
+        if self._stated is None and (configured == UNSTATED_PROVENANCE or fails_fast):
             raise EngineRefused(
                 f"graph {self.graph!r} has no engine: {self.trouble}",
                 op="open session",
@@ -129,88 +154,109 @@ class RemoteEngine(ABC):
             raise self._mismatch(self._stated)
         return configured if configured != UNSTATED_PROVENANCE else self._stated or configured
 
+    async def _wait_while(self, *states: State) -> None:
+        with anyio.move_on_after(self._settings.start_timeout):
+            while self.state in states:
+                await self._state_changed.wait()
+
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
-        """Run one attempt; never raises for what the engine did wrong."""
-        del event_id  # the event bears it
+        """Run one attempt and return its result; raises nothing for what the engine does wrong."""
+        del event_id  # the event has it
         if deadline is not None and deadline.is_zero():
             return ABORTED
         self.counts["asked"] += 1
-        if self._dialogue is None:
+        if self._connection is None:
             if self._settings.when_away == "fail":
                 return UNAVAILABLE
-            with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9) as patience:
-                while self._dialogue is None:
-                    await self._came.wait()
-            if patience.cancelled_caught:
+            with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9):
+                while self._connection is None:
+                    await self._state_changed.wait()
+            if self._connection is None:
                 return TIMED_OUT
-        dialogue = self._dialogue
-        assert dialogue is not None
-        return await dialogue.ask(graph_id, event, deadline)
+        return await self._connection.ask(graph_id, event, deadline)
 
-    # --- its life ---
+    # --- the engine's own task ---
 
-    async def _live(self, life: anyio.CancelScope) -> None:
-        with life:
-            await self._keep_reached()
+    async def _run_in(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            await self._stay_connected()
 
-    async def _keep_reached(self) -> None:
+    async def _stay_connected(self) -> None:
         backoff = Backoff(self._settings.back_off, self._settings.back_off_limit)
         while True:
-            began = anyio.current_time()
-            reason, reached = "it went away", self.counts["reached"]
+            began, times_up, error = anyio.current_time(), self.counts["reached"], None
             try:
-                await self._be_there()
-            except (ErgoCaptureError, ValueError, *_BROKEN) as error:
-                # Why ValueError: so Python says that a path or an argument holds a zero byte.
-                reason = _in_words(error)
-            was_there = self.counts["reached"] > reached
-            if was_there or reason != self.trouble:
-                # Why only then: an engine that stays away is one line, however often it is tried.
-                log.warning(telemetry.ENGINE_AWAY, graph=self.graph, engine=repr(self), reason=reason)
+                await self._connect_and_converse()
+            except (ErgoCaptureError, ValueError, *LOST) as raised:
+                # ValueError: a path or an argument holds a zero byte.
+                error = raised
+            was_up = self.counts["reached"] > times_up
+            reason = self.reason(error, was_up=was_up)
+            if was_up or reason != self.trouble:
+                # An engine that stays away is logged once, however often it is tried.
+                log.warning(telemetry.ENGINE_AWAY, **self.log_fields(), reason=reason)
             self.trouble = reason
-            self._tried.set()
-            self.counts["lost"] += was_there
-            # Why the reset: one that was well for a while is not one that cannot start.
-            if was_there and anyio.current_time() - began > self._settings.back_off_limit:
+            self._enter(State.AWAY)
+            # One that was up for a while is not one that cannot start.
+            if was_up and anyio.current_time() - began > self._settings.back_off_limit:
                 backoff.reset()
             await anyio.sleep(backoff.next_delay())
 
-    async def _be_there(self) -> None:
-        """Reach it, greet it, and talk with it until it is gone."""
-        async with self.reach() as (receive, send):
-            dialogue = EngineConnection(receive, send, self._settings.max_line_bytes, self.counts, self._lost)
-            with anyio.move_on_after(self._settings.start_timeout or None) as patience:
-                ready = await dialogue.greet()
-            if patience.cancelled_caught:
+    async def _connect_and_converse(self) -> None:
+        async with self.connect() as (receive, send, deaf):
+            connection = EngineConnection(
+                receive,
+                send,
+                self._settings.max_line_bytes,
+                self.counts,
+                on_closing=self._on_closing,
+                on_invalid_reply=self._log_invalid_reply,
+            )
+            with anyio.move_on_after(self._settings.start_timeout or None) as greeting:
+                ready = await connection.greet()
+            if greeting.cancelled_caught:
                 raise EngineProtocolError(
                     f"it said nothing within {self._settings.start_timeout:g} s", op="greet engine"
                 )
             self._check(ready)
             self._stated = ready.runtime_provenance
-            self._dialogue = dialogue
-            self.trouble = ""
-            self._tried.set()
-            self._came.set()
+            self._connection, self.trouble = connection, ""
+            self._enter(State.UP)
             self.counts["reached"] += 1
-            log.info(telemetry.ENGINE_READY, graph=self.graph, engine=repr(self), provenance=ready.runtime_provenance)
+            log.info(telemetry.ENGINE_READY, **self.log_fields(), provenance=ready.runtime_provenance)
             try:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._watch, dialogue)
-                    await dialogue.converse()
+                    tasks.start_soon(self._watch_silence, connection)
+                    await connection.converse(deaf)
                     tasks.cancel_scope.cancel()
             except* (EngineProtocolError, TimeoutError) as group:
                 raise group.exceptions[0] from None
 
-    def _lost(self) -> None:
-        self._dialogue = None
-        self._came = asyncio.Event()
+    def _on_closing(self) -> None:
+        self._connection = None
+        self.counts["lost"] += 1
+        self._enter(State.AWAY)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._state_changed.notify_all()
+
+    def _log_invalid_reply(self, event_id: str, error: str) -> None:
+        log.error(
+            telemetry.ENGINE_FAILED,
+            **self.log_fields(),
+            event_id=event_id,
+            error=f"its answer is invalid, and the episode Failed(RuntimeError): {error}",
+            hint="`ergo-capture help engines` lists every field of `ran` and its values",
+        )
 
     def _check(self, ready: Ready) -> None:
+        """Raise EngineRefused unless this is an engine for the graph and its open sessions."""
         if ready.graphs is not None and self.graph not in ready.graphs:
             raise EngineRefused(f"it runs {', '.join(ready.graphs) or 'no graph'}, and not {self.graph!r}")
         stated = ready.runtime_provenance
         if self._configured not in (UNSTATED_PROVENANCE, stated):
-            # Kept, so that whoever opens a session hears what is wrong.
+            # Remember it, so that whoever opens a session is told what is wrong.
             self._stated = stated
             raise self._mismatch(stated)
         if self._stated not in (None, stated):
@@ -223,34 +269,48 @@ class RemoteEngine(ABC):
         return EngineRefused(
             f"graph {self.graph!r} is configured for the engine {self._configured!r}, and this one is {stated!r}",
             op="open session",
-            hint="start the right engine, or mend runtime_provenance of the graph",
+            hint="start the right engine, or correct runtime_provenance of the graph",
         )
 
-    async def _watch(self, dialogue: EngineConnection) -> None:
-        """End the conversation where the engine answers nothing any more."""
+    async def _watch_silence(self, connection: EngineConnection) -> None:
+        """Raise TimeoutError when the engine has owed an answer for ``hang_timeout``."""
         limit = self._settings.hang_timeout
         while limit:
             await anyio.sleep(limit / 4)
-            if dialogue.silence > limit:
+            if connection.silence > limit:
                 raise TimeoutError(f"it has answered nothing for {limit:g} s")
 
+    def reason(self, error: BaseException | None, *, was_up: bool) -> str:
+        """Return why the engine is away.
+
+        Args:
+            error: what ended the connection or the attempt to connect; None if the engine closed it in order.
+            was_up: whether it had said ``ready``.
+        """
+        del was_up
+        if isinstance(error, ErgoCaptureError):
+            return error.message
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        return str(error) if isinstance(error, ValueError) else "it closed the connection"
+
     def snapshot(self) -> dict[str, Any]:
-        """How the engine is, for ``status``."""
-        dialogue = self._dialogue
+        """Return the figures for ``status``."""
+        connection = self._connection
         return {
-            "up": dialogue is not None,
+            "up": connection is not None,
             "trouble": self.trouble,
-            "waiting": 0 if dialogue is None else dialogue.waiting,
-            "unsent_bytes": 0 if dialogue is None else dialogue.unsent_bytes,
+            "waiting": 0 if connection is None else connection.pending,
+            "unsent_bytes": 0 if connection is None else connection.unsent_bytes,
             **{name: self.counts[name] for name in ("asked", "reached", "lost", "late", "unknown", "nonsense")},
         }
 
 
 class SocketEngine(RemoteEngine):
-    """A service that listens; connected to again whenever the connection ends.
+    """A service that listens on a Unix socket.
 
     Args:
-        path: the Unix socket that it listens on.
+        path: the socket.
     """
 
     name = "socket"
@@ -260,18 +320,12 @@ class SocketEngine(RemoteEngine):
         self.path = path
 
     @asynccontextmanager
-    async def reach(self) -> AsyncIterator[tuple[ByteReceiveStream, ByteSendStream]]:
-        """Connect; hang up at the end."""
+    async def connect(self) -> AsyncIterator[Channel]:
+        """Connect to the socket; hang up afterwards."""
         async with await anyio.connect_unix(str(self.path)) as stream:
-            yield stream, stream
+            yield stream, stream, None
 
-    def __repr__(self) -> str:
-        return f"<SocketEngine {self.path}>"
-
-
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, ErgoCaptureError):
-        return error.message
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(error) if isinstance(error, ValueError) else "it went away"
+    @property
+    def description(self) -> str:
+        """The kind and the path."""
+        return f"socket {self.path}"

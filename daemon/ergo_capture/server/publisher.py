@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from ergo_capture.bundle.names import bundle_path, manifest_path
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
+from ergo_capture.parent_death import end_with_parent
 from ergo_capture.server.session.parts import Part, utc_now
 
 log = structlog.get_logger()
@@ -28,8 +27,6 @@ log = structlog.get_logger()
 #: Largest bundle, in events, that is composed in a thread. Composing is Python from end to end: it would hold the
 #: interpreter, and with it every client, for about 5 us an event.
 _MAX_EVENTS_IN_THREAD: Final = 2_000
-#: ``prctl``'s number for the signal that a process gets when its parent ends.
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class BundlePublisher:
@@ -117,9 +114,7 @@ def _compose_in_worker(daemon: int, job: ComposeJob) -> Publication:
 
     A worker that outlived a killed daemon could replace a bundle that the next daemon published of the same session.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != daemon:
-        sys.exit(1)
+    end_with_parent(daemon)
     # The writing thread returns from each write to an interpreter that expands the next block. At the default interval
     # it would wait for 5 ms, longer than a block takes.
     sys.setswitchinterval(0.0005)

@@ -1,0 +1,30 @@
+"""End a child process when its parent ends, however that ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Final
+
+#: ``prctl``'s number for the signal that a process gets when its parent ends.
+_PR_SET_PDEATHSIG: Final = 1
+
+# Loaded here: between fork and exec, where ``end_with_parent`` may run, nothing should be imported.
+_prctl: Final = ctypes.CDLL(None).prctl
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process with SIGKILL when its parent ends; called in the child.
+
+    The kernel sends the signal when the *thread* that forked the child ends. So fork in a thread that lives as long as
+    the process, such as the event loop's, and not in a worker thread. The setting survives ``exec``, except of a
+    set-user-id program, and does not apply to the child's own children.
+
+    Args:
+        parent: the parent's process id, as the parent knows it.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before the call; then no signal comes.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
