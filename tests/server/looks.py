@@ -1,4 +1,4 @@
-"""Looks at a daemon that runs in the test's own loop, and a session for parts that are tried alone."""
+"""Inspects a daemon that runs in the test's own loop; a session description for parts that are tested alone."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ async def until(what: Any) -> None:
 
 
 def sessions_of(daemon: Daemon) -> list[Session]:
-    """The sessions that the daemon has."""
+    """Return the daemon's sessions."""
     return list(daemon.service.registry.sessions.values())
 
 
 def manifests(daemon: Daemon) -> list[dict[str, Any]]:
-    """The manifests there are, in the order of their names."""
+    """Return the manifests, in the order of their names."""
     return [json.loads(path.read_bytes()) for path in sorted(daemon.state.rglob("*.manifest.json"))]
 
 
 async def is_served(daemon: Daemon) -> None:
-    """Somebody who behaves gets a bundle."""
+    """Check that a good client gets a bundle."""
     async with daemon.session() as wire:
         await wire.say(event("well-behaved"), {"type": "close"})
         assert (await wire.until("closed"))["events"] == 1

@@ -1,7 +1,7 @@
-"""Chaos: clients, disk, operator and daemon do as they like, and in the end every event is where it should be.
+"""Chaos: clients, disk, operator and daemon act at random, and in the end every event is in its bundle.
 
-The oracle: what a client may call safe is in the bundles exactly once; nothing else is there but what was sent; no
-bundle of a session that is over calls it open; nothing is counted or held any more once everybody has gone.
+The oracle: every event that a client may call safe is in the bundles exactly once; nothing is there that was not sent;
+no bundle of a finished session calls it open; no memory is counted or held once all clients are gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import anyio
 import pytest
 from tests.daemons import PATIENCE, configured, short_directory
 from tests.doubles.faulty_storage import FaultyStorage
-from tests.server.story import Story
+from tests.server.chaos_client import ChaosClient
 
 from ergo_capture import decode_bundle
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
@@ -58,7 +58,7 @@ GRAPHS = ("default", "deferring", "slow")
 
 
 class Disk(FaultyStorage):
-    """A disk that is full for as long as it is told to be."""
+    """A disk that is full while ``is_full`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,20 +82,20 @@ class Disk(FaultyStorage):
 
 
 class Chaos:
-    """A daemon, its disk and its clients, and what may happen to them."""
+    """A daemon, its disk and its clients, and the actions on them."""
 
     def __init__(self, place: Path, seed: int) -> None:
         self.random = Random(seed)
         self.place = place
         self.disk = Disk()
-        self.stories: list[Story] = []
+        self.clients: list[ChaosClient] = []
         self.done: Counter[str] = Counter()
         self._settings = {"rotation": 0, "linger": "1h"}
         self._service: Service
         self._task: asyncio.Task[Any]
 
     def config(self) -> Config:
-        """As the file says now."""
+        """Return the configuration of the moment."""
         return configured(self.place / "state", self.place / "s", CONFIG.format(**self._settings))
 
     async def start(self) -> None:
@@ -126,42 +126,42 @@ class Chaos:
         self.done[name] += 1
         await getattr(self, f"_{name}")()
 
-    def _pick(self, *, connected: bool) -> Story | None:
-        found = [s for s in self.stories if s.end is None and s.is_connected is connected]
+    def _pick(self, *, connected: bool) -> ChaosClient | None:
+        found = [s for s in self.clients if s.end is None and s.is_connected is connected]
         return self.random.choice(found) if found else None
 
     async def _open(self) -> None:
-        if sum(story.end is None for story in self.stories) < 6:
-            story = Story(f"s{len(self.stories)}", self.random.choice(GRAPHS))
-            self.stories.append(story)
-            # Why no wait: to be opened, a session needs room on the disk.
-            await self._connect(story)
+        if sum(client.end is None for client in self.clients) < 6:
+            client = ChaosClient(f"s{len(self.clients)}", self.random.choice(GRAPHS))
+            self.clients.append(client)
+            # Not awaited: a session is opened only when the disk has room.
+            await self._connect(client)
 
-    async def _connect(self, story: Story) -> None:
+    async def _connect(self, client: ChaosClient) -> None:
         with anyio.move_on_after(0.05 if self.disk.is_full else PATIENCE) as patience:
-            await story.connect(self.place / "s")
+            await client.connect(self.place / "s")
         assert self.disk.is_full or not patience.cancelled_caught
 
     async def _send(self) -> None:
-        if story := self._pick(connected=True):
-            await story.send_again()
-            await story.send(self.random.choice([1, 1, 2, 5, 20]))
+        if client := self._pick(connected=True):
+            await client.send_again()
+            await client.send(self.random.choice([1, 1, 2, 5, 20]))
 
     async def _flush(self) -> None:
-        if story := self._pick(connected=True):
-            await story.ask("flush")
+        if client := self._pick(connected=True):
+            await client.ask("flush")
 
     async def _close(self) -> None:
-        if (story := self._pick(connected=True)) and not story.open:
-            await story.ask("close")
+        if (client := self._pick(connected=True)) and not client.open:
+            await client.ask("close")
 
     async def _drop(self) -> None:
-        if story := self._pick(connected=True):
-            await story.hang_up()
+        if client := self._pick(connected=True):
+            await client.hang_up()
 
     async def _resume(self) -> None:
-        if story := self._pick(connected=False):
-            await self._connect(story)
+        if client := self._pick(connected=False):
+            await self._connect(client)
 
     async def _turns(self) -> None:
         for _ in range(self.random.choice([0, 1, 3, 10, 40])):
@@ -192,25 +192,25 @@ class Chaos:
     # --- the end ---
 
     async def settle(self) -> None:
-        """Everybody says what is left to say, closes and goes."""
+        """Let every client send what is open, close its session and disconnect."""
         self.disk.is_full = False
         self._settings["linger"] = "1h"
         await self._service.reload()
         with anyio.fail_after(PATIENCE):
-            while alive := [story for story in self.stories if story.end is None]:
-                for story in alive:
-                    if not story.is_connected:
-                        await self._connect(story)
-                    elif story.open:
-                        await story.send_again()
+            while alive := [client for client in self.clients if client.end is None]:
+                for client in alive:
+                    if not client.is_connected:
+                        await self._connect(client)
+                    elif client.open:
+                        await client.send_again()
                     else:
-                        await story.ask("close")
+                        await client.ask("close")
                 await asyncio.sleep(0.01)
-        for story in self.stories:
-            await story.hang_up()
+        for client in self.clients:
+            await client.hang_up()
         registry = self._service.registry
         with anyio.fail_after(PATIENCE):
-            # Sessions whose client was never told of them linger for good; here they end.
+            # Sessions whose client never learned their id would linger for an hour.
             while registry.sessions or self._service.clients.connections:
                 for session in list(registry.sessions.values()):
                     assert session.failure is None, session.failure
@@ -223,7 +223,7 @@ class Chaos:
         assert not registry.pending
 
     def judge(self) -> None:
-        """The bundles hold what they should."""
+        """Check the bundles against what the clients know."""
         found: dict[str, Counter[str]] = {}
         for path in sorted((self.place / "state" / "bundles").rglob("*.capture.json")):
             manifest = json.loads(path.with_name(path.name.replace(".capture.", ".manifest.")).read_text())
@@ -232,20 +232,20 @@ class Chaos:
             assert verdict["ok"], verdict
             ids = found.setdefault(manifest["session"], Counter())
             ids.update(record.event_id for record in decode_bundle(path.read_bytes()).events)
-        for story in self.stories:
-            if story.session is None:
+        for client in self.clients:
+            if client.session is None:
                 continue
-            assert story.end in ("closed", "unknown_session"), story
-            ids = found[story.session]
-            assert ids.total() == len(ids), f"{story}: {[i for i, n in ids.items() if n > 1]} more than once"
-            assert story.safe <= ids.keys(), f"{story}: {sorted(story.safe - ids.keys())} lost"
-            assert ids.keys() <= set(story.sent)
-            if story.end == "closed":
-                assert ids.keys() <= story.safe | story.unknown, story
+            assert client.end in ("closed", "unknown_session"), client
+            ids = found[client.session]
+            assert ids.total() == len(ids), f"{client}: {[i for i, n in ids.items() if n > 1]} more than once"
+            assert client.safe <= ids.keys(), f"{client}: {sorted(client.safe - ids.keys())} lost"
+            assert ids.keys() <= set(client.sent)
+            if client.end == "closed":
+                assert ids.keys() <= client.safe | client.unknown, client
 
 
 async def chaos(monkeypatch: pytest.MonkeyPatch, seeds: range, seconds: float) -> None:
-    """One daemon after the other, each with its seed, for so long together."""
+    """Run one daemon after the other, each with its seed, until the time is over."""
     monkeypatch.setattr(parts_module, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(shutdown_module, "_LAST_COMMIT_SECONDS", 1.0)
     began = time.monotonic()
@@ -260,10 +260,10 @@ async def chaos(monkeypatch: pytest.MonkeyPatch, seeds: range, seconds: float) -
             await world.settle()
             await world.stop()
             world.judge()
-            done = sum(len(story.safe) for story in world.stories)
-            print(f"seed {seed}: {len(world.stories)} sessions, {done} events safe, {dict(world.done)}")  # noqa: T201
+            done = sum(len(client.safe) for client in world.clients)
+            print(f"seed {seed}: {len(world.clients)} sessions, {done} events safe, {dict(world.done)}")  # noqa: T201
         open_now = len(list(Path("/proc/self/fd").iterdir()))
-        # Why not from the first: what a process opens once, it keeps.
+        # Counted after the first round: what a process opens once, it keeps.
         descriptors = open_now if descriptors is None else descriptors
         assert open_now <= descriptors, f"seed {seed}"
         if time.monotonic() - began > seconds:
@@ -271,13 +271,13 @@ async def chaos(monkeypatch: pytest.MonkeyPatch, seeds: range, seconds: float) -
 
 
 @pytest.mark.timeout(120)
-async def test_whatever_happens_every_event_is_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_chaos_loses_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """P1, P2, P8, P9, P10 together, in short."""
     await chaos(monkeypatch, range(1000), 6)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-async def test_whatever_happens_for_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ten_minutes_of_chaos_lose_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """The long version, from other seeds."""
     await chaos(monkeypatch, range(1000, 1_000_000), 600)

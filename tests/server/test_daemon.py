@@ -1,4 +1,4 @@
-"""A daemon and its clients over a real socket: what is promised to somebody who behaves."""
+"""A daemon and its clients over a real socket."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ async def test_events_become_a_bundle_that_verifies() -> None:
         assert (closed["events"], closed["decisions"]) == (3, 3)
 
 
-async def test_an_acknowledgement_covers_what_was_rejected_too() -> None:
-    """P2: the count goes on without gaps: 1 accepted, 2 a duplicate, 3 with a bad payload, 4 accepted."""
+async def test_an_acknowledgement_covers_rejected_events() -> None:
+    """P2: the count has no gaps: 1 accepted, 2 a duplicate, 3 with a bad payload, 4 accepted."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), event("a"), event("c", payload=[1]), event("d"))
         frames = await wire.until_ack(4, 4)
@@ -52,8 +52,8 @@ async def test_decisions_are_sent_to_a_client_that_asked_for_them() -> None:
         assert (second["index"], second["decision"]["schedule_at"]) == (2, {"secs": 11, "nanos": 0})
 
 
-async def test_a_flush_publishes_a_whole_bundle_of_a_running_session() -> None:
-    """P3: the snapshot is whole, and the session goes on to a bundle that holds more."""
+async def test_a_flush_publishes_a_complete_bundle_of_a_running_session() -> None:
+    """P3: the snapshot is complete, and the session goes on to a bundle that holds more."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), {"type": "flush"})
         flushed = await wire.until("flushed")
@@ -65,8 +65,8 @@ async def test_a_flush_publishes_a_whole_bundle_of_a_running_session() -> None:
         assert len(decode_bundle(Path(closed["bundle"]).read_bytes()).events) == 2
 
 
-async def test_the_manifest_says_what_the_bundle_has_no_room_for() -> None:
-    """Counts, hash, who, when, how it ended, labels."""
+async def test_the_manifest_holds_what_the_bundle_cannot() -> None:
+    """Counts, hash, peer, times, how it ended, labels."""
     async with running_daemon() as daemon, daemon.session(labels={"run": "7"}) as wire:
         await wire.say(event("a"), {"type": "close"})
         closed = await wire.until("closed")
@@ -90,8 +90,8 @@ async def test_a_session_without_its_client_ends_as_interrupted() -> None:
         assert (manifest["ended"], manifest["events"]) == ("interrupted", 1)
 
 
-async def test_a_client_comes_back_to_its_session() -> None:
-    """Within session.linger; it is told how far the session is, and a duplicate is told apart."""
+async def test_a_client_resumes_its_session() -> None:
+    """Within session.linger; it is told how far the session is, and duplicates are rejected."""
     async with running_daemon() as daemon:
         async with daemon.session() as wire:
             await wire.say(event("a"), event("b"))
@@ -106,8 +106,8 @@ async def test_a_client_comes_back_to_its_session() -> None:
             assert (await again.until("closed"))["events"] == 3
 
 
-async def test_a_driver_that_reads_nothing_is_served_whatever_is_refused_of_it() -> None:
-    """Its protocol knows no answers, so that refusals are counted and not said."""
+async def test_a_driver_that_never_reads_is_served_whatever_is_refused() -> None:
+    """ergo-driver.v0 has no answers, so refusals are counted and not sent."""
     text = '[limits]\nreply_bytes = "1KiB"\nwrite_timeout = "100ms"\n'
     async with running_daemon(text) as daemon, daemon.wire() as wire:
         await wire.say({"type": "hello", "protocol": "ergo-driver.v0"}, event("a"))
@@ -120,8 +120,8 @@ async def test_a_driver_that_reads_nothing_is_served_whatever_is_refused_of_it()
         assert daemon.service.clients.refusals["duplicate_event_id"] == 20_000
 
 
-async def test_a_driver_of_the_reference_is_served_unchanged() -> None:
-    """ergo-driver.v0: hello, events, end; nothing need be read, and the bundle is there."""
+async def test_a_client_of_the_reference_driver_protocol_is_served() -> None:
+    """ergo-driver.v0: hello, events, end; it need not read, and the bundle is published."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.stream.send((shared("real") / "ergo-driver-sample.jsonl").read_bytes())
         frames = await wire.rest()
@@ -131,7 +131,7 @@ async def test_a_driver_of_the_reference_is_served_unchanged() -> None:
 
 
 async def test_a_socket_is_not_taken_from_a_daemon_with_another_state_directory() -> None:
-    """P12 locks the state directory only: a second one with the same socket is refused, and leaves it where it is."""
+    """P12 locks the state directory only: a second daemon with the same socket is refused, and the socket stays."""
     async with running_daemon() as daemon:
         for path in (daemon.socket, daemon.service.components.control_path):
             with pytest.raises(ErgoCaptureError, match=f"bind socket '{path}': somebody listens there already"):
@@ -141,8 +141,8 @@ async def test_a_socket_is_not_taken_from_a_daemon_with_another_state_directory(
             assert (await wire.until("closed"))["events"] == 1
 
 
-async def test_a_socket_that_somebody_put_in_place_of_ours_stays() -> None:
-    """What is removed at the end is the file that was made at the start, not whatever has its name."""
+async def test_a_socket_that_replaced_the_daemons_is_not_removed() -> None:
+    """The daemon removes the file that it made, not whatever has its name."""
     with short_directory() as place:
         path = place / "capture.sock"
         with bind(path):
@@ -155,8 +155,8 @@ async def test_a_socket_that_somebody_put_in_place_of_ours_stays() -> None:
                 assert not path.exists()
 
 
-async def test_sessions_run_side_by_side() -> None:
-    """Eight at once, each with the ids of the others: every bundle holds its own."""
+async def test_concurrent_sessions_are_independent() -> None:
+    """Eight at once with the same ids: every bundle holds its own events."""
     async with running_daemon() as daemon:
 
         async def one(number: int) -> None:
@@ -174,7 +174,7 @@ async def test_sessions_run_side_by_side() -> None:
 
 @pytest.mark.parametrize("line", conformance("scenarios.jsonl")[:20], ids=lambda line: line["name"])
 async def test_the_daemon_writes_the_bytes_of_the_reference(line: dict[str, Any], tmp_path: Path) -> None:
-    """P11: a scenario through the socket leads to the same bundle, where the daemon takes its ids."""
+    """P11: a scenario through the socket gives the same bundle, where the daemon accepts its ids."""
     scenario = line["scenario"]
     ids = [e["event_id"] for e in scenario["events"]]
     if len(set(ids)) != len(ids) or not scenario["graph_id"]:
@@ -184,7 +184,7 @@ async def test_the_daemon_writes_the_bytes_of_the_reference(line: dict[str, Any]
     async with running_daemon(graph_table(scenario, script)) as daemon:
         async with daemon.session(graph=scenario["graph_id"]) as wire:
             for e in scenario["events"]:
-                e["payload_utf8"] = travelling(e["payload_utf8"])
+                e["payload_utf8"] = as_sent(e["payload_utf8"])
                 payload = e["payload_utf8"] or "null"
                 head = json.dumps({k: e[k] for k in ("event_id", "kind", "at")}, ensure_ascii=False)[:-1]
                 await wire.say(f'{{"type":"event","event":{head},"payload":{payload}}}}}'.encode())
@@ -194,13 +194,13 @@ async def test_the_daemon_writes_the_bytes_of_the_reference(line: dict[str, Any]
         assert Path(closed["bundle"]).read_text(encoding="utf-8") == expected
 
 
-def travelling(payload: str | None) -> str | None:
-    """A payload as a line can carry it: without the white space around it, and without newlines."""
+def as_sent(payload: str | None) -> str | None:
+    """Return a payload as a line can carry it: without outer white space, and without newlines."""
     return payload and payload.strip().replace("\n", " ")
 
 
 def graph_table(scenario: dict[str, Any], script: Path) -> str:
-    """A scenario's graph as configuration."""
+    """Return a scenario's graph as configuration."""
     limits = scenario["constraints"]
     lines = [f"[graphs.{json.dumps(scenario['graph_id'], ensure_ascii=False)}]"]
     for key in ("max_in_flight", "max_per_window", "max_retries"):

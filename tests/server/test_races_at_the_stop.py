@@ -1,4 +1,4 @@
-"""What happens between the stop and whatever is under way then."""
+"""Races between the shutdown and what is under way."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ergo_capture.server.session.decision_log import JournalDecisionLog
 from ergo_capture.storage import RealStorage, StorageError
 
 
-async def test_a_bundle_that_cannot_be_written_at_the_stop_holds_nothing_else_up() -> None:
-    """P10: the other sessions are drained, the journal is sealed, and the exit code says that something is undone."""
+async def test_a_bundle_that_cannot_be_written_does_not_delay_the_shutdown() -> None:
+    """P10: the other sessions are drained, the journal is sealed, and the exit code reports what is undone."""
     text = "[graphs.one]\n[graphs.two]\n"
     async with running_daemon(text) as daemon, daemon.session(graph="one") as one, daemon.session(graph="two") as two:
         await one.say(event("a"))
@@ -40,8 +40,8 @@ async def test_a_bundle_that_cannot_be_written_at_the_stop_holds_nothing_else_up
         assert [m["graph"] for m in manifests(daemon)] == ["two"]
 
 
-async def test_a_close_that_was_taken_is_answered_though_the_daemon_stops() -> None:
-    """The session ends and is published; its client must hear of the bundle, for it cannot ask again."""
+async def test_a_close_under_way_is_answered_during_a_shutdown() -> None:
+    """The session ends and is published; its client cannot ask for the bundle again."""
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -55,8 +55,8 @@ async def test_a_close_that_was_taken_is_answered_though_the_daemon_stops() -> N
         assert [f["type"] for f in await wire.rest() if f["type"] != "ack"] == ["closed"]
 
 
-async def test_a_flush_that_was_taken_is_answered_though_the_daemon_stops() -> None:
-    """What was taken is answered; then the client is told that the daemon stops."""
+async def test_a_flush_under_way_is_answered_during_a_shutdown() -> None:
+    """Then the client is told that the daemon stops."""
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         with storage.gate("write", ".journal"):
@@ -70,8 +70,8 @@ async def test_a_flush_that_was_taken_is_answered_though_the_daemon_stops() -> N
         assert frames[-1]["code"] == "shutting_down"
 
 
-async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
-    """P10: however patient the daemon is with a client while it serves, it is not when it stops."""
+async def test_a_client_that_never_reads_does_not_delay_the_shutdown() -> None:
+    """P10: also with write_timeout off."""
     text = '[limits]\nwrite_timeout = "0s"\n'
     async with running_daemon(text) as daemon, daemon.session(decisions=True) as wire:
         (session,) = sessions_of(daemon)
@@ -86,8 +86,8 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_stop_up() -> None:
         assert connection.error is not None
 
 
-async def test_a_writer_that_is_abandoned_ends_though_the_disk_is_full_at_that_moment() -> None:
-    """P10: the attempt that is under way is the last one, whatever becomes of it."""
+async def test_an_abandoned_writer_ends_even_if_the_disk_is_full() -> None:
+    """P10: the attempt under way is the last one, whatever its outcome."""
     storage = GatedStorage()
     with short_directory() as place:
         journal, _ = Journal.open(place, storage)
@@ -106,10 +106,10 @@ async def test_a_writer_that_is_abandoned_ends_though_the_disk_is_full_at_that_m
         journal.close()
 
 
-async def test_the_state_is_locked_until_nothing_of_the_daemon_is_at_it(
+async def test_the_state_directory_stays_locked_until_every_thread_is_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """P12: a bundle that is still being written when the drain's time is over belongs to a daemon that holds the lock."""
+    """P12: a bundle that is still being written after the drain's time belongs to a daemon that holds the lock."""
     begun, go_on = threading.Event(), threading.Event()
 
     def compose(job: ComposeJob) -> Any:
@@ -134,8 +134,8 @@ async def test_the_state_is_locked_until_nothing_of_the_daemon_is_at_it(
             go_on.set()
 
 
-async def test_a_rotation_that_the_stop_cuts_off_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing more goes into the journal once the drain is over; the next start publishes what is left."""
+async def test_a_rotation_cut_off_by_the_shutdown_is_not_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing more is written to the journal after the drain; the next start publishes what is left."""
     storage = GatedStorage()
     text = '[rotation]\nmax_events = 1\n[shutdown]\ndrain = "10ms"\n'
     with short_directory() as place:
@@ -151,7 +151,7 @@ async def test_a_rotation_that_the_stop_cuts_off_is_no_mistake(capsys: pytest.Ca
             await until(lambda: [(m["ended"], m["events"]) for m in manifests(daemon)[:1]] == [("rotated", 1)])
 
 
-async def test_a_start_that_cannot_delete_a_segment_ends_with_a_sentence() -> None:
+async def test_a_start_that_cannot_delete_a_segment_ends_with_an_error() -> None:
     """P4: start-up ends by itself, also where the writer runs already."""
     with short_directory() as place:
         for fault in (None, errno.EIO):

@@ -1,4 +1,4 @@
-"""Stopping: what is waited for is said, and the time for it is bounded."""
+"""The shutdown reports what it waits for, and its time is bounded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ergo_capture.server import shutdown
 async def test_a_shutdown_names_what_it_waits_for_and_gives_up_in_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P10: an engine that hangs holds the drain up for shutdown.drain and no longer; the event is in the journal."""
+    """P10: an engine that hangs delays the drain for shutdown.drain and no longer; the event is in the journal."""
     monkeypatch.setattr(shutdown, "REPORT_SECONDS", 0.05)
     text = '[shutdown]\ndrain = "500ms"\n' + process_graph()
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket, give_up_after=0) as client:
@@ -38,16 +38,16 @@ async def test_a_shutdown_names_what_it_waits_for_and_gives_up_in_time(
     assert daemon.service.unfinished
 
 
-async def test_a_shutdown_with_nothing_to_wait_for_is_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is said of waiting, and the exit code is 0."""
+async def test_a_shutdown_with_nothing_to_wait_for_is_immediate(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is logged of waiting, and the exit code is 0."""
     async with running_daemon() as daemon:
         assert not daemon.service.unfinished
     assert "drain." not in capsys.readouterr().out
     assert ExitCode.OK == 0
 
 
-def test_a_daemon_whose_standard_descriptors_are_closed_serves_and_stops() -> None:
-    """Its files must not come to stand where errors are written to."""
+def test_a_daemon_with_closed_standard_descriptors_serves_and_stops() -> None:
+    """Its files must not get the number of standard error."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.prefix = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-']
         process = daemon.spawn()
@@ -64,8 +64,8 @@ async def _closed_session(daemon: DaemonProcess) -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_what_arrives_as_reading_stops_is_either_in_the_bundle_or_not_acknowledged(turns: int) -> None:
-    """P10: however the loop orders the client's bytes and the stop, nothing is taken behind the drain's back."""
+async def test_an_event_that_arrives_as_reading_stops_is_in_the_bundle_or_not_acknowledged(turns: int) -> None:
+    """P10: however the loop orders the client's bytes and the stop, nothing is accepted after the drain began."""
     loop = asyncio.get_running_loop()
 
     def after(turns: int, call: Callable[[], None]) -> None:

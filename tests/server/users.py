@@ -1,4 +1,4 @@
-"""Other users for tests that run as root: a client in a child process that has become somebody else."""
+"""Other users for tests that run as root: a client in a child process that changes its user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hostile clients do; each attack is a coroutine that a test runs, or a process beside it."""
+"""Attacks of hostile clients; each is a coroutine that a test runs, or a process beside it."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ async def crowd(it: Attacker, count: int = 1_000) -> None:
         for client in held:
             client.close()
     it.codes["limit"] += turned_away
-    # Places become free while the crowd comes: those who were there first say no hello in time.
+    # Places become free while the crowd comes: the first ones send no hello in time.
     assert turned_away > 0
 
 
@@ -254,7 +254,7 @@ def main(path: str, attack: str) -> None:
     async def again_and_again() -> None:
         attacker = Attacker(Path(path))
         while True:
-            # Why anything: an attacker that is thrown out comes back.
+            # An attacker that is disconnected comes back.
             with suppress(*GONE, AssertionError, ExceptionGroup, OSError):
                 await globals()[attack](attacker)
 

@@ -1,4 +1,4 @@
-"""A daemon under attack, as a process of its own, and what is measured of it."""
+"""A daemon under attack, as a process of its own, and its measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may connect, open and resume, as the kernel and the group database say; and what is written for whom."""
+"""Who may connect, open and resume, by the kernel's credentials and the group database; permissions of files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WIDE = '[socket]\nmode = "0666"\n'
 
 
 async def as_nobody(daemon: Daemon, *frames: dict[str, Any], **who: int) -> list[dict[str, Any]]:
-    """What a stranger is answered."""
+    """Return what the daemon answers another user."""
     daemon.socket.parent.chmod(0o755)
     return await anyio.to_thread.run_sync(lambda: talk_as(daemon.socket, *frames, **who))
 
@@ -41,12 +41,12 @@ async def as_nobody(daemon: Daemon, *frames: dict[str, Any], **who: int) -> list
 # --- the lists themselves ---
 
 
-def test_an_empty_list_lets_everybody_in() -> None:
+def test_an_empty_list_admits_everybody() -> None:
     """It admits everyone whom the socket's mode admits."""
     assert Access().lets_in(Peer(uid=NOBODY, gid=NOBODY, pid=1))
 
 
-def test_a_list_lets_in_its_users_its_groups_and_root_and_nobody_else() -> None:
+def test_a_list_admits_only_its_users_its_groups_and_root() -> None:
     """Users and groups are compared by number."""
     access = Access(frozenset({1000}), frozenset({50}))
     assert access.lets_in(Peer(uid=1000, gid=1, pid=1))
@@ -56,7 +56,7 @@ def test_a_list_lets_in_its_users_its_groups_and_root_and_nobody_else() -> None:
 
 
 def member_of_another_group() -> tuple[pwd.struct_passwd, int] | None:
-    """Somebody of this host who is a member of a group that is not their own."""
+    """Return a user of this host who is a member of a second group, and that group; None where there is none."""
     for group in grp.getgrall():
         for name in group.gr_mem:
             try:
@@ -68,8 +68,8 @@ def member_of_another_group() -> tuple[pwd.struct_passwd, int] | None:
     return None
 
 
-def test_a_member_by_the_group_database_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the process connected with its own group only."""
+def test_a_member_of_a_listed_group_is_admitted_by_the_group_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the process connected with another group."""
     found = member_of_another_group()
     if found is None:
         # This host has no such user: the database is given one, the look-up of the user stays real.
@@ -83,15 +83,15 @@ def test_a_member_by_the_group_database_is_let_in(monkeypatch: pytest.MonkeyPatc
     assert not Access(groups=frozenset({group + 100_000})).lets_in(peer)
 
 
-def test_names_and_numbers_are_the_same_people() -> None:
+def test_names_and_numbers_mean_the_same_users_and_groups() -> None:
     """``root`` and 0, in both lists."""
     group = grp.getgrgid(0).gr_name
     assert access_of(["root", 4242], [group, 7], "access") == Access(frozenset({0, 4242}), frozenset({0, 7}))
 
 
 @pytest.mark.parametrize(("users", "groups"), [(["no-such-user"], []), ([], ["no-such-group"]), (["a\0b"], [])])
-def test_a_name_that_nobody_has_is_a_configuration_error(users: list[str | int], groups: list[str | int]) -> None:
-    """With the setting, the name, and what to do."""
+def test_an_unknown_name_is_a_configuration_error(users: list[str | int], groups: list[str | int]) -> None:
+    """The error has the setting, the name and a hint."""
     with pytest.raises(ConfigError, match=r"graphs\.g\.(users|groups)") as caught:
         access_of(users, groups, "graphs.g")
     assert "getent" in (caught.value.hint or "")
@@ -110,15 +110,15 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("section", ["access", "graphs.default"])
-def test_check_finds_a_name_that_nobody_has(file: Path, section: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 78, as the daemon would."""
+def test_config_check_finds_an_unknown_name(file: Path, section: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It exits with 78, as the daemon would."""
     file.write_text(f'[{section}]\nusers = ["no-such-user"]\n')
     assert app.run(["config", "check", "--config", str(file)]) == 78
     assert f"`{section}.users`: there is no user 'no-such-user'" in capsys.readouterr().err
 
 
-def test_check_warns_of_what_too_many_can_reach(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each kind once, with its path, its mode and a command; it is a warning, and the check is still ok."""
+def test_config_check_warns_of_loose_permissions(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind once, with its path, its mode and a command; the check still succeeds."""
     state = file.parent / "state"
     state.mkdir(mode=0o750)
     for name in ("bundles", "journal"):
@@ -137,8 +137,8 @@ def test_check_warns_of_what_too_many_can_reach(file: Path, capsys: pytest.Captu
     assert [line for line in said if line.startswith("Try: chmod")]
 
 
-def test_check_does_not_warn_of_what_is_tight(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing on stderr."""
+def test_config_check_does_not_warn_of_strict_permissions(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written to stderr."""
     (file.parent / "state").mkdir(mode=0o750)
     assert app.run(["config", "check", "--config", str(file)]) == 0
     assert capsys.readouterr().err == ""
@@ -147,8 +147,8 @@ def test_check_does_not_warn_of_what_is_tight(file: Path, capsys: pytest.Capture
 # --- what is written ---
 
 
-async def test_files_are_for_owner_and_group_only_whatever_the_mask() -> None:
-    """Journal, bundles, manifests, lock and directories; the socket as configured."""
+async def test_files_are_readable_by_owner_and_group_only_whatever_the_umask() -> None:
+    """Journal, bundles, manifests, lock and directories; the socket has the configured mode."""
     before = os.umask(0)
     try:
         async with running_daemon('[socket]\nmode = "0600"\n') as daemon:
@@ -163,8 +163,8 @@ async def test_files_are_for_owner_and_group_only_whatever_the_mask() -> None:
         os.umask(before)
 
 
-async def test_a_socket_directory_that_the_daemon_makes_can_be_passed_by_clients() -> None:
-    """0755: it is the socket's own mode and group that say who connects."""
+async def test_the_daemon_creates_the_socket_directory_with_mode_0755() -> None:
+    """The socket's own mode and group decide who connects."""
     with short_directory() as place:
         service = Service(configured(place / "state", place / "run" / "deeper" / "s"))
         task = asyncio.create_task(service.run())
@@ -182,8 +182,8 @@ names = st.one_of(
 
 
 @given(graph=names, session=names, part=st.integers(1, 9))
-def test_no_name_leads_out_of_the_state_directory(graph: str, session: str, part: int) -> None:
-    """Whatever a graph or session is called: one directory below bundles, one file in it, a name that fits."""
+def test_no_name_escapes_the_state_directory(graph: str, session: str, part: int) -> None:
+    """Every graph and session name gives one directory below bundles, and one file in it whose name fits."""
     state = Path("/state")
     for path in (bundle_path(state, graph, session, part), manifest_path(bundle_path(state, graph, session, part))):
         text = str(path)
@@ -195,14 +195,14 @@ def test_no_name_leads_out_of_the_state_directory(graph: str, session: str, part
 
 
 @given(one=st.tuples(names, names), other=st.tuples(names, names))
-def test_different_names_are_different_files(one: tuple[str, str], other: tuple[str, str]) -> None:
-    """Nobody can have another's bundle overwritten by a name that comes out the same."""
+def test_different_names_give_different_files(one: tuple[str, str], other: tuple[str, str]) -> None:
+    """A client cannot overwrite another's bundle by a name that maps to the same file."""
     state = Path("/state")
     assert (bundle_path(state, *one, 1) == bundle_path(state, *other, 1)) == (one == other)
 
 
 @pytest.mark.parametrize("name", ["../../../../tmp/escaped", "/etc/passwd", "..", "a\0b", "\ud7ff\u2028"])
-async def test_labels_graphs_and_sessions_of_a_client_are_no_paths(name: str) -> None:
+async def test_names_from_a_client_are_never_used_as_paths(name: str) -> None:
     """Over the wire: a label is kept as text, an unknown graph or session is refused, nothing is written elsewhere."""
     async with running_daemon() as daemon:
         above = daemon.state.parent
@@ -226,16 +226,16 @@ async def test_labels_graphs_and_sessions_of_a_client_are_no_paths(name: str) ->
 
 
 @needs_root
-async def test_the_socket_mode_keeps_strangers_out() -> None:
-    """The default is 0660: the kernel refuses before we do."""
+async def test_the_socket_mode_excludes_other_users() -> None:
+    """With the default 0660 the kernel refuses them before the daemon does."""
     async with running_daemon() as daemon:
         with pytest.raises(PermissionError, match="Permission denied"):
             await as_nobody(daemon, HELLO)
 
 
 @needs_root
-async def test_a_user_who_is_not_on_the_list_is_refused_and_counted() -> None:
-    """``forbidden``, before anything is read; one who is on it is served."""
+async def test_a_user_who_is_not_listed_is_refused_and_counted() -> None:
+    """The code is ``forbidden``, before anything is read; a listed user is served."""
     async with running_daemon(f"{WIDE}[access]\nusers = [4242]\n") as daemon:
         (answer,) = await as_nobody(daemon, HELLO, OPEN, CLOSE)
         assert (answer["type"], answer["code"]) == ("error", "forbidden")
@@ -246,16 +246,16 @@ async def test_a_user_who_is_not_on_the_list_is_refused_and_counted() -> None:
 
 
 @needs_root
-async def test_a_member_of_a_group_on_the_list_is_served() -> None:
-    """By the group that it connected with."""
+async def test_a_member_of_a_listed_group_is_served() -> None:
+    """By the group that the process connected with."""
     async with running_daemon(f"{WIDE}[access]\ngroups = [4711]\n") as daemon:
         assert (await as_nobody(daemon, HELLO))[-1]["code"] == "forbidden"
         assert (await as_nobody(daemon, HELLO, OPEN, CLOSE, gid=4711))[-1]["type"] == "closed"
 
 
 @needs_root
-async def test_a_graph_has_a_list_of_its_own() -> None:
-    """Its sessions are opened by those on it; other graphs are for everybody who may connect."""
+async def test_a_graph_has_its_own_list() -> None:
+    """Only listed users open its sessions; other graphs are for everybody who may connect."""
     text = f"{WIDE}[graphs.secret]\nusers = [4242]\n[graphs.default]\n"
     async with running_daemon(text) as daemon:
         secret = {"type": "open", "graph": "secret"}
@@ -269,7 +269,7 @@ async def test_a_graph_has_a_list_of_its_own() -> None:
 
 @needs_root
 async def test_a_session_is_resumed_only_by_its_user_or_root() -> None:
-    """Another user is told that it is forbidden; its opener goes on; the manifest says who that was."""
+    """Another user is refused as ``forbidden``; the manifest names the user who opened the session."""
     async with running_daemon(WIDE) as daemon:
         opened = (await as_nobody(daemon, HELLO, OPEN, event("a"), uid=4242))[1]
         resume = {"type": "open", "session": opened["session"]}
@@ -288,7 +288,7 @@ async def test_a_session_is_resumed_only_by_its_user_or_root() -> None:
 
 
 async def until_free(daemon: Daemon, session: str) -> None:
-    """Wait until the session's connection is gone."""
+    """Wait until the session has no connection."""
     with anyio.fail_after(20):
         while daemon.service.registry.sessions[session].owner is not None:
             await anyio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""What bad input costs: an answer with a code, a sentence and a hint, and nobody else anything."""
+"""Bad input is answered with a code, a message and a hint, and affects no other client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}
 
 
 async def final_error(daemon: Daemon, *frames: Any) -> dict[str, Any]:
-    """The error that a connection ends with after saying these frames."""
+    """Return the error that ends a connection which sent these frames."""
     async with daemon.wire() as wire:
         await wire.say(*frames)
         frames_read = await wire.rest()
@@ -45,8 +45,8 @@ async def final_error(daemon: Daemon, *frames: Any) -> dict[str, Any]:
         ("limit", [HELLO, {"type": "open", "labels": {"k": "v" * 5000}}]),
     ],
 )
-async def test_a_conversation_that_cannot_go_on_ends_with_its_code(code: str, frames: list[Any]) -> None:
-    """P9: and the next client is served."""
+async def test_a_conversation_that_cannot_continue_ends_with_its_code(code: str, frames: list[Any]) -> None:
+    """P9: the next client is served."""
     async with running_daemon() as daemon:
         assert (await final_error(daemon, *frames))["code"] == code
         await is_served(daemon)
@@ -55,7 +55,7 @@ async def test_a_conversation_that_cannot_go_on_ends_with_its_code(code: str, fr
 
 @pytest.mark.parametrize("line", [x for x in conformance("payloads.jsonl") if x["error"]], ids=lambda x: x["error"])
 async def test_a_payload_that_the_reference_refuses_is_rejected_alone(line: dict[str, Any]) -> None:
-    """The events before and after it are taken."""
+    """The events before and after it are accepted."""
     payload = bytes.fromhex(line["payload_hex"])
     if b"\n" in payload:
         pytest.skip("a line cannot carry it")
@@ -88,8 +88,8 @@ async def test_a_payload_that_the_reference_refuses_is_rejected_alone(line: dict
     ],
     ids=["huge exponent", "not UTF-8", "lone surrogate", "400 digits", "200 levels", "100,000 levels", "never closed"],
 )
-async def test_a_payload_meant_to_do_harm_is_rejected_alone(payload: bytes) -> None:
-    """Among a thousand good events in one write, the others are all taken."""
+async def test_a_malicious_payload_is_rejected_alone(payload: bytes) -> None:
+    """Among a thousand good events in one write; all others are accepted."""
     head = b'{"type":"event","event":{"event_id":"bad","kind":"Command","at":{"secs":0,"nanos":0},"payload":'
     async with running_daemon() as daemon, daemon.session() as wire:
         good = [event(f"e{i}") for i in range(1000)]
@@ -101,7 +101,7 @@ async def test_a_payload_meant_to_do_harm_is_rejected_alone(payload: bytes) -> N
 
 
 async def test_wrong_types_in_an_event_are_counted_as_bad_frames() -> None:
-    """Each is answered with the number it has; after limits.max_bad_frames the connection ends."""
+    """Each is rejected by its number; after limits.max_bad_frames the connection ends."""
     bad = [
         {"type": "event", "event": {"event_id": 1, "kind": "Command", "at": {"secs": 0, "nanos": 0}}},
         {"type": "event", "event": {"event_id": "x", "kind": "Bogus", "at": {"secs": 0, "nanos": 0}}},
@@ -119,8 +119,8 @@ async def test_wrong_types_in_an_event_are_counted_as_bad_frames() -> None:
         assert session.accepted == 1
 
 
-async def test_the_largest_and_carried_times_are_taken() -> None:
-    """What C cannot check takes the slow path and comes out right."""
+async def test_the_largest_times_and_times_with_a_carry_are_accepted() -> None:
+    """Times that the fast path cannot check take the slow path and are read correctly."""
     async with running_daemon() as daemon, daemon.session() as wire:
         late = {"event_id": "late", "kind": "Tick", "at": {"secs": (1 << 64) - 1, "nanos": 999_999_999}}
         carried = {"event_id": "carried", "kind": "Command", "at": {"secs": 1, "nanos": 3_000_000_000}}
@@ -129,8 +129,8 @@ async def test_the_largest_and_carried_times_are_taken() -> None:
         assert [frame["type"] for frame in frames if frame["type"] != "ack"] == []
 
 
-async def test_an_oversized_frame_is_refused_before_it_has_come_whole() -> None:
-    """P9: the answer is there while the line has no end yet, and the connection lives."""
+async def test_an_oversized_frame_is_refused_before_it_is_complete() -> None:
+    """P9: the answer comes while the line has no end yet, and the connection stays."""
     async with running_daemon('[limits]\nmax_frame_bytes = "4KiB"\n') as daemon, daemon.session() as wire:
         await wire.stream.send(b'{"type":"event","event":{"event_id":"' + b"x" * 100_000)
         assert (await wire.until("reject"))["code"] == "too_large"
@@ -140,7 +140,7 @@ async def test_an_oversized_frame_is_refused_before_it_has_come_whole() -> None:
 
 
 async def test_a_long_line_among_short_ones_is_refused_alone() -> None:
-    """Though they came in one write."""
+    """Although all came in one write."""
     async with running_daemon('[limits]\nmax_frame_bytes = "4KiB"\n') as daemon, daemon.session() as wire:
         lines = [event(f"e{i}", payload={"x": "y" * 300}) for i in range(40)]
         lines[20] = event("long", payload={"x": "y" * 5000})
@@ -151,15 +151,15 @@ async def test_a_long_line_among_short_ones_is_refused_alone() -> None:
 
 
 async def test_an_id_that_is_too_long_is_refused_alone() -> None:
-    """In bytes, not characters."""
+    """The length counts in bytes, not characters."""
     async with running_daemon("[limits]\nmax_id_bytes = 8\n") as daemon, daemon.session() as wire:
         await wire.say(event("12345678"), event("éééé"), event("ééééé"), event("ok"), {"type": "close"})
         assert (await wire.until("reject"))["index"] == 3
         assert (await wire.until("closed"))["events"] == 3
 
 
-async def test_many_events_in_one_frame_are_taken_one_by_one() -> None:
-    """The bad one among them is rejected under its own number."""
+async def test_events_of_one_frame_are_accepted_or_rejected_one_by_one() -> None:
+    """A bad event among them is rejected by its own number."""
     events = [event(f"e{i}")["event"] for i in range(4)]
     events[2]["payload"] = "no object"
     async with running_daemon() as daemon, daemon.session() as wire:
@@ -170,7 +170,7 @@ async def test_many_events_in_one_frame_are_taken_one_by_one() -> None:
 
 
 async def test_two_values_on_a_line_are_not_two_events() -> None:
-    """One JSON object a line: neither two on one, nor one over two."""
+    """A frame is one JSON object on one line: neither two on one line, nor one on two."""
     one = b'{"type":"event","event":{"event_id":"%b","kind":"Command","at":{"secs":0,"nanos":0}}}'
     async with running_daemon("[limits]\nmax_bad_frames = 9\n") as daemon, daemon.session() as wire:
         await wire.say(one % b"a" + one % b"b", (one % b"c").replace(b',"kind"', b',\n"kind"'), one % b"d")
@@ -181,14 +181,14 @@ async def test_two_values_on_a_line_are_not_two_events() -> None:
 
 
 async def test_a_session_has_one_connection_at_a_time() -> None:
-    """A second one is told that it is busy."""
+    """A second one is refused as ``session_busy``."""
     async with running_daemon() as daemon, daemon.session() as wire:
         opening = {"type": "open", "session": wire.opened["session"]}
         assert (await final_error(daemon, HELLO, opening))["code"] == "session_busy"
 
 
 async def test_more_clients_than_allowed_are_refused_with_a_reason() -> None:
-    """limits.max_clients; the ones that are in stay in."""
+    """limits.max_clients; clients that are connected stay."""
     async with running_daemon("[limits]\nmax_clients = 1\n") as daemon, daemon.session() as wire:
         async with daemon.wire() as other:
             assert (await other.rest())[-1]["code"] == "limit"
@@ -206,15 +206,15 @@ async def test_more_sessions_than_allowed_are_refused_with_a_reason() -> None:
     ("setting", "sent"),
     [("hello_timeout", b""), ("hello_timeout", b'{"type":"he')],
 )
-async def test_a_client_that_does_not_get_on_is_let_go(setting: str, sent: bytes) -> None:
-    """Slow-loris: the handshake has a time-out."""
+async def test_a_client_that_does_not_complete_the_handshake_in_time_is_disconnected(setting: str, sent: bytes) -> None:
+    """limits.hello_timeout, against slow-loris clients."""
     async with running_daemon(f'[limits]\n{setting} = "50ms"\n') as daemon, daemon.wire() as wire:
         if sent:
             await wire.stream.send(sent)
         assert (await wire.rest())[-1]["code"] == "limit"
 
 
-async def test_half_a_frame_has_a_time_out() -> None:
+async def test_a_begun_frame_has_a_time_out() -> None:
     """limits.frame_timeout; what was accepted before is safe."""
     async with running_daemon('[limits]\nframe_timeout = "50ms"\n') as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -224,7 +224,7 @@ async def test_half_a_frame_has_a_time_out() -> None:
 
 
 async def test_a_client_that_never_reads_is_served_and_harms_nobody() -> None:
-    """P9: acknowledgements coalesce; what it sends is captured, and others are not held up."""
+    """P9: acknowledgements coalesce; its events are captured, and other clients are not delayed."""
     async with running_daemon() as daemon, daemon.session() as mute:
         for number in range(200):
             await mute.say(*(event(f"{number}-{i}") for i in range(20)))
@@ -236,8 +236,8 @@ async def test_a_client_that_never_reads_is_served_and_harms_nobody() -> None:
                 await anyio.sleep(0.01)
 
 
-async def test_a_client_that_provokes_answers_and_never_reads_them_is_let_go() -> None:
-    """P9: what is still to be said to it is bounded, and then it is not read any more."""
+async def test_a_client_that_provokes_answers_and_never_reads_them_is_disconnected() -> None:
+    """P9: pending answers are bounded; at the bound the client is not read any more."""
     text = '[limits]\nwrite_timeout = "100ms"\n'
     async with running_daemon(text) as daemon, daemon.session() as mute:
         frames = [event("same", payload={}) for _ in range(500)]
@@ -251,8 +251,8 @@ async def test_a_client_that_provokes_answers_and_never_reads_them_is_let_go() -
         await is_served(daemon)
 
 
-async def test_a_connection_that_breaks_in_mid_frame_loses_nothing_whole() -> None:
-    """The session is there to be resumed, with the event before the half one."""
+async def test_a_connection_that_breaks_in_mid_frame_loses_no_complete_event() -> None:
+    """The session can be resumed, with every event before the begun one."""
     async with running_daemon() as daemon:
         async with daemon.session() as wire:
             await wire.say(event("a"))
@@ -271,16 +271,16 @@ async def test_a_connection_that_breaks_in_mid_frame_loses_nothing_whole() -> No
 @pytest.mark.parametrize(
     "line", [b"\x00\xff\xfe", b"[]", b'"x"', b"{", b"null", b"{}", b'{"type":"nope"}', b'{"type":1}']
 )
-async def test_garbage_between_events_costs_only_itself(line: bytes) -> None:
-    """Answered, counted, and the events around it are taken."""
+async def test_garbage_between_events_does_not_affect_them(line: bytes) -> None:
+    """It is answered and counted, and the events around it are accepted."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), line, event("b"), {"type": "close"})
         assert (await wire.until("reject"))["code"] == "bad_frame"
         assert (await wire.until("closed"))["events"] == 2
 
 
-async def test_what_is_said_first_is_answered_first() -> None:
-    """Hello, open and a bad line in one write: welcome, opened, and only then the rejection."""
+async def test_answers_come_in_the_order_of_the_requests() -> None:
+    """For hello, open and a bad line in one write: welcome, opened, then the rejection."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say(HELLO, {"type": "open"}, b"garbage", {"type": "ping"})
         kinds = [(await wire.read())["type"] for _ in range(5)]

@@ -14,8 +14,8 @@ from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 
 
-async def test_p9_decisions_that_nobody_reads_are_memory_that_is_held() -> None:
-    """P9: events come in one write and are decided long after; their client is let go, and another one served."""
+async def test_p9_unread_decisions_count_as_held_memory() -> None:
+    """P9: events come in one write and are decided later; their client is dropped, and another one is served."""
     text = '[limits]\nheld_bytes = "256KiB"\nreply_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon, daemon.session() as other:
         async with daemon.session(decisions=True) as mute:
@@ -27,8 +27,8 @@ async def test_p9_decisions_that_nobody_reads_are_memory_that_is_held() -> None:
         assert (await other.until("closed"))["events"] == 1
 
 
-def test_nothing_is_kept_for_a_follower_that_has_gone() -> None:
-    """What was not durable as it went is kept until it is: one that comes back before is told of it."""
+def test_nothing_is_kept_for_a_follower_that_is_gone() -> None:
+    """Decisions that were not durable are kept until they are: a client that returns before is sent them."""
     log = JournalDecisionLog(RecoveredSession.new(1, DESCRIPTION, 1), lambda *_: None, lambda _: None)
     log.follow(on=True)
     decide(log, "a")
@@ -50,6 +50,6 @@ def decide(log: JournalDecisionLog, event_id: str) -> None:
 
 
 def make_durable(log: JournalDecisionLog) -> None:
-    """What is waiting is on stable storage."""
+    """Report everything logged as durable."""
     assert log.to_frame() is not None
     log.on_durable(Position(1, 0))

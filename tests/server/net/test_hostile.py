@@ -1,7 +1,7 @@
 """Attacks on a daemon that is a process of its own: its memory stays within the documented bound, others are served.
 
-Each attack is counted under its code. The bound is the README's: what the daemon takes when idle, twice the events
-and lines that may wait, and 32 MiB.
+Each attack is counted under its code. The bound is the documented one: the memory of an
+idle daemon, twice the events and lines that may wait, and 32 MiB.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tests.server.net.target import CONFIG, report, target, throughput
 
 
 @pytest.mark.parametrize(("attack", "code"), ATTACKS, ids=lambda value: getattr(value, "__name__", None))
-async def test_an_attack_is_answered_with_its_code_and_takes_no_memory(
+async def test_an_attack_is_answered_with_its_code_within_the_memory_bound(
     attack: Attack, code: str, tmp_path: Path
 ) -> None:
-    """P9: the daemon stays within its bound, and whoever comes next is served."""
+    """P9: the daemon stays within its bound, and the next client is served."""
     async with target(tmp_path) as it:
         await attack(it)
         with anyio.fail_after(20):

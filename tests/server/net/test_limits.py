@@ -1,4 +1,4 @@
-"""What clients may cost, limit by limit: where it is reached there is a code and a count, and others go on."""
+"""Each limit on clients: at the limit there is a code and a count, and others are served."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ONE, OTHER = Peer(uid=1, gid=1, pid=1), Peer(uid=2, gid=2, pid=2)
 
 
 async def last_code(daemon: Daemon, *frames: Any) -> str:
-    """The code that a connection ends with after these frames."""
+    """Return the code that ends a connection which sent these frames."""
     async with daemon.wire() as wire:
         await wire.say(*frames)
         code: str = (await wire.rest())[-1]["code"]
@@ -48,8 +48,8 @@ async def last_code(daemon: Daemon, *frames: Any) -> str:
 # --- how many ---
 
 
-async def test_one_user_cannot_take_every_place() -> None:
-    """limits.max_user_clients; the place is free again when the client has gone."""
+async def test_one_user_cannot_use_every_connection() -> None:
+    """limits.max_user_clients; the place is free again when the client is gone."""
     async with running_daemon("[limits]\nmax_user_clients = 2\n") as daemon:
         async with daemon.session(), daemon.session():
             assert await last_code(daemon) == "limit"
@@ -61,8 +61,8 @@ async def test_one_user_cannot_take_every_place() -> None:
 
 
 @needs_root
-async def test_the_places_of_one_user_are_not_those_of_another() -> None:
-    """A stranger is served while root has as many clients as one user may have."""
+async def test_the_limit_of_one_user_does_not_affect_another() -> None:
+    """Another user is served while root has as many clients as one user may have."""
     async with running_daemon('[socket]\nmode = "0666"\n[limits]\nmax_user_clients = 1\n') as daemon, daemon.session():
         daemon.socket.parent.chmod(0o755)
         assert await last_code(daemon) == "limit"
@@ -72,7 +72,7 @@ async def test_the_places_of_one_user_are_not_those_of_another() -> None:
 
 
 async def test_one_user_cannot_open_every_session() -> None:
-    """limits.max_user_sessions, which count those that linger without a client."""
+    """limits.max_user_sessions; sessions that linger without a client count."""
     async with running_daemon("[limits]\nmax_user_sessions = 2\n") as daemon:
         for _ in range(2):
             async with daemon.session():
@@ -80,8 +80,8 @@ async def test_one_user_cannot_open_every_session() -> None:
         assert await last_code(daemon, HELLO, {"type": "open"}) == "limit"
 
 
-async def test_sessions_that_are_opened_too_fast_wait_for_their_turn() -> None:
-    """limits.user_opens_per_second: the third is not opened before its time, and hears of a stop meanwhile."""
+async def test_sessions_that_are_opened_too_fast_wait() -> None:
+    """limits.user_opens_per_second: the third waits, and is told of a shutdown meanwhile."""
     async with running_daemon() as daemon, daemon.session(), daemon.session(), daemon.wire() as third:
         daemon.service.registry._rate_limiter = RateLimiter(1e-6)
         for _ in range(2):
@@ -94,8 +94,8 @@ async def test_sessions_that_are_opened_too_fast_wait_for_their_turn() -> None:
         assert (await third.read())["code"] == "shutting_down"
 
 
-async def test_a_session_that_is_resumed_takes_no_turn() -> None:
-    """A thousand clients that come back after a restart are all served at once."""
+async def test_resuming_a_session_is_not_rate_limited() -> None:
+    """A thousand clients that return after a restart are all served at once."""
     async with running_daemon() as daemon:
         async with daemon.session() as first:
             session = first.opened["session"]
@@ -107,8 +107,8 @@ async def test_a_session_that_is_resumed_takes_no_turn() -> None:
             assert again.opened["resumed"] is True
 
 
-def test_a_users_turns_come_at_the_rate_and_after_a_pause_five_seconds_worth_at_once() -> None:
-    """Whoever asks too soon is told how long; another user's turns are another's."""
+def test_the_rate_limiter_allows_five_seconds_worth_at_once_after_a_pause() -> None:
+    """A caller that is too early gets its delay; users do not affect each other."""
     pace = RateLimiter(10)
     assert [pace.reserve(1, 100.0) for _ in range(50)] == [0.0] * 50
     assert [round(pace.reserve(1, 100.0), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
@@ -124,8 +124,8 @@ def test_a_rate_of_zero_is_no_limit() -> None:
     assert [pace.reserve(None, 1.0) for _ in range(1000)] == [0.0] * 1000
 
 
-async def test_limits_that_are_replaced_hold_for_whoever_comes_next() -> None:
-    """Clients and sessions that are there stay, and count."""
+async def test_replaced_limits_apply_to_those_who_come_next() -> None:
+    """Existing clients and sessions stay, and count."""
     async with running_daemon() as daemon, daemon.session() as wire:
         registry = daemon.service.registry
         service = daemon.service
@@ -140,13 +140,13 @@ async def test_limits_that_are_replaced_hold_for_whoever_comes_next() -> None:
 
 
 async def only_answer(daemon: Daemon) -> dict[str, Any]:
-    """What a connection is told that says nothing."""
+    """Return what a connection is sent that sends nothing."""
     async with daemon.wire() as wire:
         return await wire.read()
 
 
-async def test_sessions_that_are_opened_at_the_same_moment_are_counted_too() -> None:
-    """Twenty at once, while the disk has not answered the first: two are opened."""
+async def test_sessions_that_are_being_opened_count_too() -> None:
+    """Of twenty at once, before the disk has answered the first, two are opened."""
     codes: Counter[str] = Counter()
     async with running_daemon("[limits]\nmax_sessions = 2\n") as daemon:
 
@@ -177,7 +177,7 @@ async def test_sessions_that_are_opened_at_the_same_moment_are_counted_too() -> 
     ids=["client", "protocol", "graph", "session", "labels"],
 )
 async def test_names_are_bounded_in_bytes(frames: list[Any]) -> None:
-    """limits.max_name_bytes and max_label_bytes; what is too long comes back in no answer."""
+    """limits.max_name_bytes and max_label_bytes; no answer repeats a name that is too long."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say(*frames)
         error = (await wire.rest())[-1]
@@ -185,15 +185,15 @@ async def test_names_are_bounded_in_bytes(frames: list[Any]) -> None:
         assert len(error["message"]) < 200
 
 
-async def test_names_at_the_bound_are_taken() -> None:
+async def test_names_at_the_bound_are_accepted() -> None:
     """256 bytes of name, 4096 bytes of labels."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say({**HELLO, "client": "é" * 128}, {"type": "open", "labels": {"é" * 1024: "é" * 1024}})
         await wire.until("opened")
 
 
-async def test_the_id_of_a_bad_event_is_not_echoed_without_bound() -> None:
-    """An event with a bad payload and an id of half a megabyte: the answer is short."""
+async def test_an_id_that_is_too_long_is_not_echoed() -> None:
+    """For an event with a bad payload and an id of half a megabyte, the answer is short."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("x" * 500_000, payload=[1]))
         reject = await wire.until("reject")
@@ -204,8 +204,8 @@ async def test_the_id_of_a_bad_event_is_not_echoed_without_bound() -> None:
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["hello_timeout", "frame_timeout"])
-async def test_a_byte_now_and_then_does_not_renew_the_time(opened: bool) -> None:
-    """Slow-loris: the time is for the whole hello, or the whole frame, however the bytes come."""
+async def test_a_byte_now_and_then_does_not_restart_the_time_out(opened: bool) -> None:
+    """Against slow-loris clients: the time-out is for the whole hello or frame."""
     text = '[limits]\nhello_timeout = "{}"\nframe_timeout = "300ms"\n'.format("30s" if opened else "300ms")
     async with running_daemon(text) as daemon, daemon.wire() as wire:
         if opened:
@@ -233,8 +233,8 @@ async def answer_to_a_trickle(wire: Wire) -> str:
     return code
 
 
-async def test_a_frame_that_comes_in_time_renews_the_time() -> None:
-    """Many frames in halves, together longer than frame_timeout, each of them within it."""
+async def test_a_complete_frame_restarts_the_time_out() -> None:
+    """Many frames in halves, each within frame_timeout, all together longer."""
     async with running_daemon('[limits]\nframe_timeout = "500ms"\n') as daemon, daemon.session() as wire:
         for number in range(20):
             line = json.dumps(event(f"e{number}")).encode() + b"\n"
@@ -248,20 +248,20 @@ async def test_a_frame_that_comes_in_time_renews_the_time() -> None:
 # --- how much is read at once ---
 
 
-def test_a_read_full_of_bad_lines_makes_only_so_many_items() -> None:
-    """131,072 lines of garbage in one read: as many are looked at as end the connection."""
+def test_a_read_full_of_bad_lines_gives_a_bounded_number_of_items() -> None:
+    """Of 131,072 lines of garbage in one read, as many are looked at as end the connection."""
     items = FrameReader(1 << 20, 10_000, 5).feed(b"x\n" * 131_072)
     assert [type(item) for item in items] == [BadLine] * 5
 
 
-def test_a_frame_full_of_bad_events_makes_only_so_many_items() -> None:
+def test_a_frame_full_of_bad_events_gives_a_bounded_number_of_items() -> None:
     """The same within one frame."""
     items = FrameReader(1 << 20, 10_000, 5).feed(b'{"type":"events","events":[' + b"1," * 9_000 + b"1]}\n")
     assert [type(item) for item in items] == [BadLine] * 5
 
 
-def test_a_line_that_comes_byte_by_byte_is_the_line() -> None:
-    """Held until it is whole, whatever it is cut into."""
+def test_a_line_that_comes_byte_by_byte_is_read_whole() -> None:
+    """It is held until it is complete."""
     reader, line = FrameReader(1 << 20, 10_000, 5), json.dumps(event("a")).encode() + b"\n"
     items = [item for byte in line + line[:9] for item in reader.feed(bytes([byte]))]
     assert [type(item) for item in items] == [EventChunk]
@@ -271,8 +271,8 @@ def test_a_line_that_comes_byte_by_byte_is_the_line() -> None:
 # --- how much is held ---
 
 
-async def test_the_client_that_holds_most_is_let_go_and_the_others_stay() -> None:
-    """limits.held_bytes: three lines that are begun and not ended are too many; the longest goes, with its reason."""
+async def test_the_client_that_holds_most_memory_is_dropped_and_the_others_stay() -> None:
+    """limits.held_bytes: of three begun lines the longest is too much; its client is told why."""
     text = '[session]\nlinger = "50ms"\n[limits]\nheld_bytes = "300KiB"\n'
     async with running_daemon(text) as daemon:
         async with daemon.session() as small, daemon.session() as big, daemon.session() as last:
@@ -289,7 +289,7 @@ async def test_the_client_that_holds_most_is_let_go_and_the_others_stay() -> Non
 
 
 async def until_held(daemon: Daemon, size: int) -> None:
-    """Wait until one connection holds at least so much."""
+    """Wait until one connection holds at least that many bytes."""
     with anyio.fail_after(20):
         while not any(connection.holding.bytes >= size for connection in daemon.service.clients.connections):
             await anyio.sleep(0.001)
@@ -306,13 +306,13 @@ async def until_nothing_is_held(daemon: Daemon) -> None:
         assert budget.peak > 0
 
 
-async def test_a_client_that_has_read_its_answers_is_not_let_go_for_what_they_took() -> None:
-    """It says nothing more for a while; somebody else begins a long line."""
+async def test_answers_that_were_read_since_do_not_count_as_held() -> None:
+    """The client is silent for a while; another one begins a long line."""
     text = '[limits]\nheld_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon, daemon.session() as wire, daemon.session() as other:
         await wire.say(event("a"))
         await wire.until_ack(1)
-        # What is counted as unsaid, because the socket is asked only afterwards.
+        # Counted as pending when they are composed, before the socket takes them.
         await wire.say(*(event("a") for _ in range(150)))
         await wire.until_ack(151)
         assert daemon.service.clients.held.used > 20_000
@@ -326,8 +326,8 @@ async def test_a_client_that_has_read_its_answers_is_not_let_go_for_what_they_to
         assert daemon.service.clients.refusals["limit"] == 0
 
 
-async def test_decisions_that_are_asked_for_and_not_read_stop_the_reading() -> None:
-    """P9: limits.reply_bytes bounds them as it bounds other answers, and after write_timeout the client is let go."""
+async def test_unread_decisions_stop_the_reading() -> None:
+    """P9: limits.reply_bytes bounds decisions as other answers; after write_timeout the client is disconnected."""
     text = '[limits]\nwrite_timeout = "300ms"\nreply_bytes = "16KiB"\nsession_queue_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon, daemon.session(decisions=True) as mute:
         session = daemon.service.registry.sessions[mute.opened["session"]]
@@ -347,7 +347,7 @@ async def test_decisions_that_are_asked_for_and_not_read_stop_the_reading() -> N
 
 @contextmanager
 def nothing_is_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[anyio.Event]:
-    """Sessions decide nothing until the event is set."""
+    """Hold all sessions back from deciding until the event is set."""
     decide, gate = Session._decide, anyio.Event()
 
     async def waiting(session: Session, batch: Any) -> None:
@@ -360,8 +360,8 @@ def nothing_is_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[anyio.Event]
         gate.set()
 
 
-async def test_events_that_wait_are_bounded_over_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """limits.queue_bytes: ten clients send what they can, the daemon holds so much, and in the end all is decided."""
+async def test_undecided_events_are_bounded_over_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """limits.queue_bytes: ten clients send what they can, memory stays bounded, and at last all is decided."""
     text = '[limits]\nqueue_bytes = "1MiB"\n'
     with nothing_is_decided(monkeypatch) as gate:
         async with running_daemon(text) as daemon:
@@ -389,7 +389,7 @@ async def test_events_that_wait_are_bounded_over_all_clients(monkeypatch: pytest
 
 
 async def test_a_budget_is_divided_between_users() -> None:
-    """One user's share ends before all is used; another has room."""
+    """One user's share ends before all is used; another user has room."""
     budget = Budget(100, 60)
     one, other = budget.holding(ONE), budget.holding(OTHER)
     one.hold(60)
@@ -401,8 +401,8 @@ async def test_a_budget_is_divided_between_users() -> None:
     assert (budget.used, budget.peak, dict(budget.by_user)) == (50, 110, {2: 50})
 
 
-async def test_ids_that_must_be_remembered_are_bounded() -> None:
-    """limits.ids_bytes: the session takes no more, can be taken up again and closed, and gives its memory back."""
+async def test_the_memory_for_event_ids_is_bounded() -> None:
+    """limits.ids_bytes: the session accepts no more, can be resumed and closed, and releases its memory."""
     async with running_daemon('[limits]\nids_bytes = "64KiB"\n') as daemon:
         async with daemon.session() as wire:
             with anyio.fail_after(20), suppress(anyio.BrokenResourceError, anyio.EndOfStream):
@@ -422,7 +422,7 @@ async def test_ids_that_must_be_remembered_are_bounded() -> None:
 
 
 async def test_deferred_episodes_are_counted_with_the_ids() -> None:
-    """limits.ids_bytes: a graph that only ever defers reaches the bound sooner, and gives all of it back."""
+    """limits.ids_bytes: a graph that always defers reaches the bound sooner, and releases all of it."""
     text = '[limits]\nids_bytes = "64KiB"\n[graphs.default]\nmax_in_flight = 0\n'
     async with running_daemon(text) as daemon:
         async with daemon.session() as wire:
@@ -435,8 +435,8 @@ async def test_deferred_episodes_are_counted_with_the_ids() -> None:
         assert daemon.service.registry.ids.used == 0
 
 
-async def test_a_session_that_is_rotated_forgets_the_ids_of_earlier_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session that never ends must not come to the limit of ids; those of the part that runs are known."""
+async def test_a_rotated_session_forgets_the_ids_of_earlier_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that never ends must not reach the limit of ids; those of the current part are known."""
     monkeypatch.setattr(admission_queue, "LEAST_IDS", 20)
     async with running_daemon("[rotation]\nmax_events = 10\n") as daemon:
         async with daemon.session() as wire:
@@ -455,8 +455,8 @@ async def test_a_session_that_is_rotated_forgets_the_ids_of_earlier_parts(monkey
 
 
 @pytest.mark.parametrize("frame", ["event", "events"])
-async def test_a_payload_that_nobody_waits_for_is_not_kept_with_a_deferred_episode(frame: str) -> None:
-    """P9: it stands in the journal, however its event came."""
+async def test_a_deferred_episode_keeps_no_payload_without_an_engine_that_needs_it(frame: str) -> None:
+    """P9: the payload is in the journal."""
     async with running_daemon("[graphs.default]\nmax_in_flight = 0\n") as daemon, daemon.session() as wire:
         tracemalloc.start()
         try:
@@ -469,8 +469,8 @@ async def test_a_payload_that_nobody_waits_for_is_not_kept_with_a_deferred_episo
             tracemalloc.stop()
 
 
-async def test_a_payload_that_an_engine_waits_for_is_counted_with_its_deferred_episode() -> None:
-    """P9: and no more when the episode has run, or after a restart."""
+async def test_a_payload_that_an_engine_needs_is_counted_with_its_deferred_episode() -> None:
+    """P9: and no more once the episode has run; also after a restart."""
     text = '[limits]\nids_bytes = "1MiB"\n' + process_graph(graph='max_per_window = 1\nrate_window = "1s"')
     with short_directory() as place:
         async with running_daemon(text, place / "state") as daemon, daemon.session() as wire:
@@ -490,8 +490,8 @@ async def test_a_payload_that_an_engine_waits_for_is_counted_with_its_deferred_e
             assert daemon.service.clients.refusals["limit"] == 1
 
 
-async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it() -> None:
-    """P9: its ids and deferred episodes go at once; it is in a cycle with its log, and thousands may come and go."""
+async def test_a_finished_session_releases_its_memory_at_once() -> None:
+    """P9: the session is in a reference cycle with its log; thousands may come and go before a collection."""
     async with running_daemon("[graphs.default]\nmax_in_flight = 0\n") as daemon, daemon.session() as wire:
         session = daemon.service.registry.sessions[wire.opened["session"]]
         await wire.say(*(event(f"e{number}") for number in range(50)))
@@ -503,8 +503,8 @@ async def test_a_session_that_is_over_holds_nothing_until_the_collector_finds_it
         assert (session.admission.id_count, session.deferred, session.admission.admitted) == (0, 0, 50)
 
 
-async def test_a_client_of_which_something_was_refused_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P9: until it sends what can be taken; the others do not wait for a quarter of a MiB of refusals."""
+async def test_a_client_is_read_in_small_pieces_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P9: other clients must not wait for 256 KiB of refusals."""
     sizes: list[int] = []
     receive = SocketReader.receive
 
@@ -525,8 +525,8 @@ async def test_a_client_of_which_something_was_refused_is_read_in_small_pieces(m
 
 
 @pytest.mark.parametrize("is_dropped", [False, True])
-async def test_a_connection_that_is_over_holds_no_line_until_the_collector_finds_it(is_dropped: bool) -> None:
-    """P9: what it had begun goes at once, whether the client went or was let go for limits.held_bytes."""
+async def test_a_closed_connection_releases_its_begun_line_at_once(is_dropped: bool) -> None:
+    """P9: whether the client hung up or was dropped for limits.held_bytes."""
     held = "300KiB" if is_dropped else "8MiB"
     gc.collect()
     gc.disable()
@@ -552,7 +552,7 @@ async def test_a_connection_that_is_over_holds_no_line_until_the_collector_finds
 
 
 async def until_unowned(daemon: Daemon, session: str) -> None:
-    """Wait until the session's connection is gone."""
+    """Wait until the session has no connection."""
     with anyio.fail_after(20):
         while daemon.service.registry.sessions[session].owner is not None:
             await anyio.sleep(0.001)
@@ -577,8 +577,8 @@ async def test_every_budget_is_back_at_zero_whatever_happened() -> None:
 # --- how many descriptors ---
 
 
-async def test_out_of_descriptors_the_daemon_waits_and_goes_on(tmp_path: Path) -> None:
-    """Those who wait are served when there are descriptors again; the log says what to raise."""
+async def test_the_daemon_survives_running_out_of_descriptors(tmp_path: Path) -> None:
+    """Waiting clients are served when there are descriptors again; the log names the limit to raise."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state", config="[log]\nburst = 2\n") as daemon:
         daemon.prefix = ["prlimit", "--nofile=48:48"]
         await anyio.to_thread.run_sync(daemon.start)
@@ -596,8 +596,8 @@ async def test_out_of_descriptors_the_daemon_waits_and_goes_on(tmp_path: Path) -
         assert await anyio.to_thread.run_sync(daemon.stop) == 0
 
 
-def test_a_low_limit_of_open_files_is_raised_to_what_clients_need(tmp_path: Path) -> None:
-    """As far as the hard limit allows, which stays."""
+def test_the_limit_of_open_files_is_raised_to_what_clients_need(tmp_path: Path) -> None:
+    """As far as the hard limit allows; that one stays."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
         daemon.prefix = ["prlimit", "--nofile=64:300"]
         daemon.start()

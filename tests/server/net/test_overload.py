@@ -53,20 +53,20 @@ async def beside(tmp_path: Path, attacks: list[Attack]) -> None:
             )
 
 
-async def test_a_client_that_behaves_is_served_beside_those_that_do_not(tmp_path: Path) -> None:
-    """P9: every event of it is accepted while others attack, and its session is whole."""
+async def test_a_good_client_is_served_beside_attackers(tmp_path: Path) -> None:
+    """P9: each of its events is accepted while others attack, and its session is complete."""
     await beside(tmp_path, [never_reading])
 
 
 @pytest.mark.soak
-async def test_a_client_that_behaves_is_served_beside_every_attack(tmp_path: Path) -> None:
-    """The same for every attack, with what is left of its throughput printed."""
+async def test_a_good_client_is_served_beside_every_attack(tmp_path: Path) -> None:
+    """Prints what is left of its throughput under each attack."""
     await beside(tmp_path, [attack for attack, _ in ATTACKS if attack not in (header_only, smaller_crowd)])
 
 
 @asynccontextmanager
 async def stuck_disk(it: Target) -> AsyncIterator[None]:
-    """No write of the journal comes back, by strace; they all do at the end."""
+    """Hold every write of the journal by strace; all return at the end."""
     assert it.process.process is not None
     writes = "pwritev2,pwritev,fdatasync"
     command = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={writes}", "-e", f"inject={writes}:delay_enter=60s"]
@@ -80,21 +80,21 @@ async def stuck_disk(it: Target) -> AsyncIterator[None]:
 
 
 @pytest.mark.skipif(not traceable(), reason="needs strace, and permission to trace")
-async def test_a_flood_before_a_stuck_disk_waits_outside_the_daemon(tmp_path: Path) -> None:
-    """Thirty sessions send 210,000 small events, which would take 98 MiB: the daemon takes what queue_bytes allows."""
+async def test_events_wait_outside_the_daemon_while_the_disk_is_stuck(tmp_path: Path) -> None:
+    """Thirty sessions send 210,000 small events, which would take 98 MiB: the daemon reads what queue_bytes allows."""
     sessions, each = 30, 7_000
     sent: Counter[int] = Counter()
 
     async def flood(wire: Wire, number: int) -> None:
         for first in range(0, each, 500):
-            # Spaces where the fast reader has none: it is the objects of the slow one that take most.
+            # Spaces that send the lines through the slow reader, whose objects take most memory.
             lines = (json.dumps(event(f"{number}-{n}"), separators=(" ,", " :")) for n in range(first, first + 500))
             await wire.say(*(line.encode() for line in lines))
             sent[number] += 500
         await wire.say({"type": "close"})
         assert (await wire.until("closed"))["events"] == each
 
-    # Why the long time-outs: thirty clients in one process are slow by themselves.
+    # Long time-outs: thirty clients in one process are slow by themselves.
     config = CONFIG.replace(f'"{QUEUE}MiB"', '"4MiB"').replace('"500ms"', '"30s"')
     config += f"session_queue_bytes = {QUEUE * MIB}\n"
     async with target(tmp_path, config, ids=sessions * each * (ID_BYTES + 8)) as it, AsyncExitStack() as stack:

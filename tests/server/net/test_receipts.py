@@ -1,4 +1,4 @@
-"""What a connection says of its events, one by one: which were refused, and up to where all is settled."""
+"""Which events of a connection are refused, and up to which number all are settled."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def events(*ids: str) -> dict[str, object]:
     return {"type": "events", "events": [event(event_id)["event"] for event_id in ids]}
 
 
-async def test_each_event_of_a_chunk_that_the_disk_refuses_is_refused_by_its_own_number() -> None:
-    """Also where others of the chunk were refused before: a client must not take the one for the other."""
+async def test_each_event_of_a_refused_batch_is_rejected_by_its_own_number() -> None:
+    """Also where other events of the chunk were refused before."""
     storage = GatedStorage()
     text = "[limits]\nmax_id_bytes = 8\n"
     async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
@@ -43,8 +43,8 @@ async def test_each_event_of_a_chunk_that_the_disk_refuses_is_refused_by_its_own
         assert [e.event_id for e in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["b"]
 
 
-def test_what_is_refused_behind_an_event_that_is_not_decided_is_not_kept() -> None:
-    """P9: decisions can wait for long, for a disk or an engine, and a client can have any number of events refused."""
+def test_refused_events_behind_an_undecided_one_take_no_memory() -> None:
+    """P9: decisions may wait long for a disk or an engine, and a client may have any number of events refused."""
     session: Any = SimpleNamespace(accepted=0, decided=0)
     refused: list[int] = []
     receipts = Receipts(lambda numbers, _batch: refused.extend(numbers))
@@ -69,8 +69,8 @@ def test_what_is_refused_behind_an_event_that_is_not_decided_is_not_kept() -> No
     assert receipts.decided == 201
 
 
-def test_what_is_refused_behind_an_event_that_is_not_durable_is_not_kept_one_by_one() -> None:
-    """P9: nor where the disk does not answer."""
+def test_refused_events_behind_one_that_is_not_durable_share_one_receipt() -> None:
+    """P9: the disk may not answer for long."""
     session: Any = SimpleNamespace(accepted=0, decided=0)
     receipts = Receipts(lambda _numbers, _batch: None)
     receipts.received = 1
@@ -84,5 +84,5 @@ def test_what_is_refused_behind_an_event_that_is_not_durable_is_not_kept_one_by_
 
 
 def kept() -> int:
-    """Receipts and batches that anybody holds."""
+    """Return how many receipts and batches exist."""
     return sum(isinstance(found, _Receipt | EventBatch) for found in gc.get_objects())

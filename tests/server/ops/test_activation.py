@@ -1,4 +1,4 @@
-"""Sockets that a service manager hands over: which is for whom, and what is no such socket."""
+"""Inherited sockets: which one serves what, and which are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 @contextmanager
 def handed(*names: str) -> Iterator[list[tuple[str, int]]]:
-    """Listening sockets of these names, as descriptors that whoever takes them closes."""
+    """Yield listening sockets of these names, as descriptors; whoever takes them closes them."""
     with short_directory() as place:
         found = []
         for number, name in enumerate(names):
@@ -58,8 +58,8 @@ def handed(*names: str) -> Iterator[list[tuple[str, int]]]:
         ([], []),
     ],
 )
-def test_a_socket_is_for_what_its_name_says_and_a_lone_one_for_clients(names: list[str], purposes: list[str]) -> None:
-    """A unit that names none gives its own name; without systemd's names it is ``unknown``."""
+def test_an_inherited_socket_serves_what_its_name_says(names: list[str], purposes: list[str]) -> None:
+    """Without FileDescriptorName= a socket is named after its unit; without any names it is ``unknown``."""
     with handed(*names) as sockets, ExitStack() as stack:
         taken = SystemdNotifier(sockets=sockets).take_sockets()
         for found in taken.values():
@@ -73,15 +73,15 @@ def test_a_socket_is_for_what_its_name_says_and_a_lone_one_for_clients(names: li
 @pytest.mark.parametrize(
     "names", [["capture", "capture"], ["control", "control"], ["one", "other"], ["capture", "more"]]
 )
-def test_a_socket_that_nobody_would_serve_stops_the_start_with_a_sentence(names: list[str]) -> None:
-    """P4: its clients would be let in by the system, and wait for ever."""
+def test_an_inherited_socket_without_a_purpose_is_an_error(names: list[str]) -> None:
+    """P4: its clients would connect, and wait for ever."""
     with handed(*names) as sockets, pytest.raises(ErgoCaptureError, match="nobody would serve it") as caught:
         SystemdNotifier(sockets=sockets).take_sockets()
     assert "FileDescriptorName" in (caught.value.hint or "")
 
 
-def test_what_is_no_listening_socket_stops_the_start_with_a_sentence(tmp_path: Path) -> None:
-    """P4: a file, a datagram socket, one that does not listen, one of the network, one that is closed."""
+def test_an_inherited_descriptor_that_is_no_listening_socket_is_an_error(tmp_path: Path) -> None:
+    """P4: a file, a datagram socket, one that does not listen, a network socket, a closed descriptor."""
     with ExitStack() as stack:
         network = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         datagram = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
@@ -94,8 +94,8 @@ def test_what_is_no_listening_socket_stops_the_start_with_a_sentence(tmp_path: P
                 SystemdNotifier(sockets=[("capture", fd)]).take_sockets()
 
 
-def test_a_daemon_is_started_by_a_lone_socket() -> None:
-    """Clients that connect to it are served; one that is not there ends the start with a sentence, and with 1."""
+def test_a_daemon_serves_a_single_inherited_socket() -> None:
+    """Its clients are served; a descriptor that is missing ends the start with an error and exit code 1."""
     import subprocess
     import sys
 

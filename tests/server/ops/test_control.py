@@ -1,4 +1,4 @@
-"""The control socket: who may ask, what is answered to nonsense, and what it costs the daemon."""
+"""The control socket: who may ask, answers to invalid requests, and their effect on the daemon."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ergo_capture.server.ops.control import MAX_BAD_REQUESTS, MAX_CONNECTIONS
 from ergo_capture.server.service import Service
 
 
-async def test_the_socket_is_for_its_owner_alone() -> None:
-    """Mode 0600, beside the capture socket, and gone when the daemon is."""
+async def test_the_control_socket_has_mode_0600() -> None:
+    """It is beside the capture socket, and gone when the daemon is."""
     async with running_daemon() as daemon:
         path = daemon.service.components.control_path
         assert path == daemon.socket.with_name("control.sock")
@@ -30,7 +30,7 @@ async def test_the_socket_is_for_its_owner_alone() -> None:
 
 
 async def test_two_daemons_in_one_directory_do_not_share_a_control_socket() -> None:
-    """Its name follows the capture socket's, unless that is called as usual."""
+    """Its name follows the capture socket's, unless that has the default name."""
     from ergo_capture.config import control_beside
 
     assert control_beside(Path("/run/a/capture.sock")) == Path("/run/a/control.sock")
@@ -38,8 +38,8 @@ async def test_two_daemons_in_one_directory_do_not_share_a_control_socket() -> N
 
 
 @needs_root
-async def test_another_user_is_refused_even_where_the_mode_would_let_him_in() -> None:
-    """It is the kernel's word on the peer that decides, and the refusal is counted."""
+async def test_another_user_is_refused_even_if_the_mode_admits_it() -> None:
+    """The peer's credentials decide, and the refusal is counted."""
     async with running_daemon() as daemon:
         path = daemon.service.components.control_path
         path.parent.chmod(0o755)
@@ -56,7 +56,7 @@ async def test_another_user_is_refused_even_where_the_mode_would_let_him_in() ->
     [b"nonsense", b'{"command": "fly"}', b'{"command": "status", "x": 1}', b"[" * 2000, b'{"command": "tap"}', b"\xff"],
 )
 async def test_a_bad_request_is_answered_with_a_hint_and_the_next_one_is_served(line: bytes) -> None:
-    """It costs its sender an answer, and nobody else anything."""
+    """Bad requests affect nobody else."""
     async with running_daemon() as daemon, daemon.control() as wire:
         await wire.say(line)
         answer = await wire.read()
@@ -69,31 +69,31 @@ async def test_a_bad_request_is_answered_with_a_hint_and_the_next_one_is_served(
         assert status["status"]["refusals"]["bad_frame"] == 1
 
 
-def test_what_is_no_request_is_a_protocol_error() -> None:
-    """Also where the reader itself would fail."""
+def test_an_invalid_request_is_a_protocol_error() -> None:
+    """Also where the JSON reader itself fails."""
     for line in (b"", b"null", b"[" * 100_000, b'{"command": 1}', b'{"command": "tap", "of": "g", "rate": 0}'):
         with pytest.raises(ProtocolError):
             read_request(line)
 
 
 async def test_too_many_bad_requests_end_the_connection() -> None:
-    """After that many, nothing more is read from it."""
+    """After MAX_BAD_REQUESTS nothing more is read."""
     async with running_daemon() as daemon, daemon.control() as wire:
         await wire.say(*[b"?"] * (MAX_BAD_REQUESTS + 3))
         answers = await wire.rest()
         assert len(answers) == MAX_BAD_REQUESTS
 
 
-async def test_a_request_without_end_is_not_buffered() -> None:
-    """It is refused at its bound, and the connection ends."""
+async def test_an_endless_request_is_not_buffered() -> None:
+    """It is refused at MAX_REQUEST_BYTES, and the connection ends."""
     async with running_daemon() as daemon, daemon.control() as wire:
         await wire.stream.send(b"x" * (MAX_REQUEST_BYTES + 1))
         answers = await wire.rest()
         assert [answer["code"] for answer in answers] == ["too_large"]
 
 
-async def test_there_are_only_so_many_connections() -> None:
-    """The next one is told why, and may come again when one has gone."""
+async def test_the_number_of_operators_is_bounded() -> None:
+    """The next one is told why, and is served when another one has gone."""
     async with running_daemon() as daemon:
         held = [socket.socket(socket.AF_UNIX) for _ in range(MAX_CONNECTIONS)]
         for one in held:
@@ -107,7 +107,7 @@ async def test_there_are_only_so_many_connections() -> None:
 
 
 async def test_flush_publishes_a_snapshot_of_every_open_session() -> None:
-    """Or of the one that is named; the sessions go on."""
+    """Or of the named session only; the sessions go on."""
     async with running_daemon() as daemon, daemon.session() as one, daemon.session() as two:
         for wire in (one, two):
             await wire.say(event("a"))
@@ -120,8 +120,8 @@ async def test_flush_publishes_a_snapshot_of_every_open_session() -> None:
         assert (await daemon.ask("flush", session="nobody's"))["code"] == "unknown_session"
 
 
-async def test_shutdown_says_what_it_waits_for_and_hangs_up_last() -> None:
-    """Whoever asked for it learns of its end by the end of the connection; the bundle is there by then."""
+async def test_a_shutdown_request_is_answered_and_its_connection_closes_last() -> None:
+    """The end of the connection is the end of the shutdown; the bundle exists by then."""
     async with running_daemon() as daemon, daemon.session() as client, daemon.control() as wire:
         await client.say(event("a"))
         await client.until_ack(1, 1)
@@ -134,8 +134,8 @@ async def test_shutdown_says_what_it_waits_for_and_hangs_up_last() -> None:
         assert len(json.loads(bundle.read_bytes())["events"]) == 1
 
 
-async def test_a_mistake_in_an_answer_costs_the_daemon_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asked is hung up on; clients, and the next who asks, are served."""
+async def test_a_defect_in_an_answer_does_not_end_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That operator's connection closes; clients and the next operator are served."""
     from ergo_capture.server.ops import control
 
     async def broken(_service: Service) -> None:
@@ -151,8 +151,8 @@ async def test_a_mistake_in_an_answer_costs_the_daemon_nothing(monkeypatch: pyte
         assert (await daemon.ask("status"))["type"] == "status"
 
 
-async def test_a_daemon_that_is_still_recovering_answers() -> None:
-    """The socket is there before the journal is read: status says so, and the rest that it is too early."""
+async def test_a_recovering_daemon_answers_operators() -> None:
+    """The socket exists before the journal is read: status says so, and other requests are refused as too early."""
     with short_directory() as place:
         storage = GatedStorage()
         service = Service(configured(place / "state", place / "capture.sock"), storage)

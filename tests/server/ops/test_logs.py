@@ -1,4 +1,4 @@
-"""The daemon's log as its operator meets it: priorities, levels at run time, storms, hostile text, no reader."""
+"""The daemon's log: priorities, levels at run time, suppressed repetitions, hostile text, no reader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ergo_capture.telemetry import StormFilter
 
 @pytest.fixture
 def log(capsys: pytest.CaptureFixture[str]) -> Log:
-    """Everything that is logged in this process, as records."""
+    """Return everything that this process logs, as records."""
     telemetry.configure("info", "json")
     return Log(capsys)
 
@@ -48,8 +48,8 @@ class Log:
 # --- the constants ---
 
 
-def test_every_name_is_used_and_every_line_has_a_name() -> None:
-    """No constant is left over, and nothing is logged under a name that is not one."""
+def test_every_event_name_is_used_and_every_log_line_has_one() -> None:
+    """No constant is unused, and nothing is logged under another name."""
     sources = {path: path.read_text() for path in (REPOSITORY / "daemon" / "ergo_capture").rglob("*.py")}
     others = "\n".join(text for path, text in sources.items() if path.name != "telemetry.py")
     names = {key for key, value in vars(telemetry).items() if key.isupper() and isinstance(value, str)}
@@ -61,10 +61,10 @@ def test_every_name_is_used_and_every_line_has_a_name() -> None:
 # --- priorities ---
 
 
-def test_where_the_journal_listens_a_line_begins_with_its_priority(
+def test_a_line_for_the_systemd_journal_begins_with_its_priority(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``<6>`` for info, ``<4>``, ``<3>``, ``<2>``; the rest of the line is the JSON object it always is."""
+    """``<6>`` for info, ``<4>``, ``<3>``, ``<2>``; the rest of the line is the usual JSON object."""
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
     telemetry.configure("debug", "auto")
@@ -77,13 +77,13 @@ def test_where_the_journal_listens_a_line_begins_with_its_priority(
 
 
 @pytest.mark.parametrize("stream", ["", "0:0", "garbage", "1:2:3"])
-def test_a_journal_that_gave_us_another_file_is_not_listening(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_stream_of_another_file_is_ignored(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """JOURNAL_STREAM is inherited by children whose standard error goes elsewhere."""
     monkeypatch.setenv("JOURNAL_STREAM", stream)
     assert not telemetry.journald_listens()
 
 
-def test_the_daemon_itself_sees_whether_the_journal_listens(tmp_path: Path) -> None:
+def test_the_daemon_detects_the_systemd_journal(tmp_path: Path) -> None:
     """As a process whose standard error is the file that JOURNAL_STREAM names."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
         daemon.log.write_bytes(b"")
@@ -98,7 +98,7 @@ def test_the_daemon_itself_sees_whether_the_journal_listens(tmp_path: Path) -> N
 
 
 def wait_for(condition: Any, daemon: DaemonProcess) -> None:
-    """Wait, bounded, until it holds or the daemon is gone."""
+    """Wait until the condition holds or the daemon is gone."""
     assert daemon.process is not None
     for _ in range(3000):
         if condition():
@@ -115,8 +115,8 @@ def wait_for(condition: Any, daemon: DaemonProcess) -> None:
 # --- the level at run time ---
 
 
-def test_the_level_can_be_changed_while_loggers_are_there(log: Log) -> None:
-    """Loggers made before follow, in both directions."""
+def test_the_level_can_be_changed_at_run_time(log: Log) -> None:
+    """Existing loggers follow, in both directions."""
     logger = structlog.get_logger()
     logger.info(telemetry.SESSION_OPENED)
     telemetry.set_level("error")
@@ -130,7 +130,7 @@ def test_the_level_can_be_changed_while_loggers_are_there(log: Log) -> None:
 # --- storms ---
 
 
-def test_a_storm_is_said_so_often_and_then_counted_once() -> None:
+def test_repeated_lines_are_logged_up_to_a_number_and_then_counted() -> None:
     """Two of five lines in the window; the first line after it says how many were left out."""
     now = 0.0
     storms = StormFilter(2, 10, lambda: now)
@@ -142,7 +142,7 @@ def test_a_storm_is_said_so_often_and_then_counted_once() -> None:
 
 
 def line(storms: StormFilter, name: str = telemetry.CLIENT_REFUSED) -> dict[str, Any] | None:
-    """What becomes of a line, without its name."""
+    """Return what becomes of a line, without its name."""
     try:
         event = dict(storms(None, "info", {"event": name}))
     except structlog.DropEvent:
@@ -151,8 +151,8 @@ def line(storms: StormFilter, name: str = telemetry.CLIENT_REFUSED) -> dict[str,
     return event
 
 
-def test_a_storm_that_has_passed_is_said_though_nothing_follows_it() -> None:
-    """Not before its window is over, not twice; at the end of the daemon at once."""
+def test_suppressed_lines_are_counted_even_if_no_line_follows() -> None:
+    """Not before the window is over, not twice; at the end of the daemon at once."""
     now = 0.0
     storms = StormFilter(1, 10, lambda: now)
     assert [line(storms) for _ in range(4)] == [{}, None, None, None]
@@ -164,7 +164,7 @@ def test_a_storm_that_has_passed_is_said_though_nothing_follows_it() -> None:
     assert storms.take_suppressed(final=True) == {"client.refused": 1}
 
 
-def test_evidence_is_never_folded() -> None:
+def test_evidence_is_never_suppressed() -> None:
     """P6: every quarantined session and every bundle has its line."""
     storms = StormFilter(1, 10, lambda: 0.0)
     for name in (telemetry.SESSION_QUARANTINED, telemetry.BUNDLE_PUBLISHED):
@@ -172,7 +172,7 @@ def test_evidence_is_never_folded() -> None:
 
 
 async def test_a_session_whose_graph_is_gone_is_logged_as_quarantined(log: Log) -> None:
-    """P6: what is set aside is said, whatever the reason, with what to do."""
+    """P6: the line has the reason and what to do."""
     with short_directory() as place:
         async with (
             running_daemon("[graphs.gone]\n", state=place / "state") as daemon,
@@ -188,8 +188,8 @@ async def test_a_session_whose_graph_is_gone_is_logged_as_quarantined(log: Log) 
     assert said["hint"]
 
 
-async def test_a_storm_of_clients_leaves_few_lines_and_a_count(log: Log) -> None:
-    """Fifty clients too many: three lines, and at the end of the daemon how many more there were."""
+async def test_many_refused_clients_give_few_lines_and_a_count(log: Log) -> None:
+    """Fifty clients too many: three lines, and at the end of the daemon the number of the others."""
     telemetry.configure("info", "json", burst=3, window=3600)
     async with running_daemon("[limits]\nmax_clients = 1\n") as daemon, daemon.session():
         for _ in range(50):
@@ -219,8 +219,8 @@ async def test_the_life_of_a_session_is_in_the_log(log: Log) -> None:
     assert (gone["events"], gone["code"], gone["level"]) == (1, None, "info")
 
 
-async def test_a_client_that_misbehaved_is_a_warning_with_its_code(log: Log) -> None:
-    """Who it was, and why it was let go."""
+async def test_a_misbehaving_client_is_logged_as_a_warning_with_its_code(log: Log) -> None:
+    """With the process, and the reason of the disconnection."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say(b"garbage")
         await wire.rest()
@@ -230,8 +230,8 @@ async def test_a_client_that_misbehaved_is_a_warning_with_its_code(log: Log) -> 
     assert gone["reason"].startswith("not a frame")
 
 
-async def test_a_full_disk_is_said_once_and_its_end_once(log: Log) -> None:
-    """P8: an error when it begins, a warning with the time it took when service resumes; not one line an attempt."""
+async def test_a_full_disk_is_logged_once_and_its_end_once(log: Log) -> None:
+    """P8: an error when it begins, a warning with its duration when service resumes; not one line an attempt."""
     storage = FaultyStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -252,7 +252,7 @@ async def test_a_full_disk_is_said_once_and_its_end_once(log: Log) -> None:
 
 
 async def test_a_session_that_fails_is_logged_once_with_its_reason(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake of ours in one session: its traceback, its session, and the others are served."""
+    """A defect in one session is logged with its traceback and session; the others are served."""
 
     async def broken(_session: Session, _batch: Any) -> None:
         raise ZeroDivisionError("a mistake")
@@ -291,7 +291,7 @@ async def test_a_client_cannot_write_lines_or_colours_into_the_log(style: str, m
     assert any("session.opened" in entry for entry in lines)
 
 
-async def test_the_daemon_goes_on_when_nobody_reads_its_log_any_more(tmp_path: Path) -> None:
+async def test_the_daemon_serves_on_when_its_log_has_no_reader(tmp_path: Path) -> None:
     """``serve 2>&1 | head -1``: the pipe closes, clients are served, and the exit code is still 0."""
     with short_directory() as place:
         socket = place / "s"

@@ -1,4 +1,4 @@
-"""Prometheus's view of the daemon: a text that its own parser reads, named by its conventions."""
+"""The metrics: a text that Prometheus's own parser reads, named by its conventions."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from ergo_capture.server.ops.metrics import Textfile
 
 
 async def scrape(daemon: Daemon) -> dict[str, Metric]:
-    """The families by name, as Prometheus reads them."""
+    """Return the families by name, as Prometheus reads them."""
     return families((await daemon.ask("metrics"))["text"])
 
 
 def families(text: str) -> dict[str, Metric]:
-    """The families of an exposition; a name that comes twice is a mistake."""
+    """Return the families of an exposition; a name must not come twice."""
     found = list(text_string_to_metric_families(text))
     assert len({family.name for family in found}) == len(found)
     return {family.name: family for family in found}
 
 
 def ours(found: dict[str, Metric]) -> Iterable[Metric]:
-    """Those that are not the process's."""
+    """Return the families that are not the process's."""
     return [family for name, family in found.items() if not name.startswith("process_")]
 
 
-async def test_every_name_follows_the_conventions() -> None:
-    """Our prefix, base units, `_total` for counters alone, help that is a sentence; every sample of a known type."""
+async def test_metric_names_follow_the_conventions() -> None:
+    """The prefix, base units, `_total` for counters only, help that is a sentence; every sample of a known type."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"))
         await wire.until_ack(1, 1)
@@ -58,8 +58,8 @@ async def test_every_name_follows_the_conventions() -> None:
         assert time.time() - 3600 < started <= time.time()
 
 
-async def test_the_figures_are_those_of_what_happened() -> None:
-    """And a session adds no series of its own: their number depends on the configuration alone."""
+async def test_metrics_agree_with_what_happened() -> None:
+    """A session adds no series: their number depends on the configuration only."""
     two = "[graphs.a]\n[graphs.b]\n"
     async with running_daemon(two) as daemon:
         before = await scrape(daemon)
@@ -79,12 +79,12 @@ async def test_the_figures_are_those_of_what_happened() -> None:
 
 
 def values(found: dict[str, Metric], name: str) -> dict[tuple[str, ...], float]:
-    """A family's samples by the values of their labels."""
+    """Return a family's samples by the values of their labels."""
     return {tuple(sample.labels.values()): sample.value for sample in found[name].samples}
 
 
 async def test_histograms_are_cumulative_and_end_at_infinity() -> None:
-    """Buckets never fall, the last is the count, and the commits' bytes add up to what was written."""
+    """Buckets never fall, the last one is the count, and the commits' bytes add up to what was written."""
     async with running_daemon() as daemon, daemon.session() as wire:
         for number in range(5):
             await wire.say(event(f"e{number}"))
@@ -102,8 +102,8 @@ async def test_histograms_are_cumulative_and_end_at_infinity() -> None:
         assert values(found, "ergo_capture_journal_written_bytes") == {(): written}
 
 
-async def test_the_textfile_is_whole_legible_for_others_and_gone_with_the_daemon() -> None:
-    """node_exporter is another user; and a file that stays would claim for ever what was true last."""
+async def test_the_textfile_is_complete_readable_by_others_and_removed_at_the_end() -> None:
+    """node_exporter is another user; a file that stayed would claim for ever what was true last."""
     with short_directory() as place:
         path = place / "ergo.prom"
         async with running_daemon(f'[metrics]\ntextfile = "{path}"\n') as daemon:
@@ -120,7 +120,7 @@ async def test_the_textfile_is_whole_legible_for_others_and_gone_with_the_daemon
 async def test_a_textfile_that_cannot_be_written_is_logged_once_and_tried_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One line for one fact; when the directory is there the file is too."""
+    """When the directory exists the file is written."""
     with short_directory() as place:
         path = place / "away" / "ergo.prom"
         async with running_daemon() as daemon:
@@ -137,10 +137,10 @@ async def test_a_textfile_that_cannot_be_written_is_logged_once_and_tried_again(
             assert families(path.read_text())
 
 
-async def test_a_file_that_cannot_be_opened_to_others_costs_the_daemon_nothing(
+async def test_a_textfile_whose_mode_cannot_be_set_is_logged(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file system without modes refuses that alone: it is logged, and the daemon serves on."""
+    """A file system may have no modes; the daemon serves on."""
     with short_directory() as place:
         monkeypatch.setattr(Path, "chmod", _refused)
         textfile = Textfile(place / "metrics.prom", 1.0, _no_status)
@@ -160,16 +160,16 @@ async def _no_status() -> Any:
 
 
 @pytest.mark.parametrize("text", ['textfile = "/tmp/metrics.txt"', 'interval = "10ms"', 'interval = "0s"'])
-def test_settings_that_would_do_nothing_or_harm_are_refused(text: str) -> None:
-    """A name that node_exporter passes over; a file that is written without pause."""
+def test_useless_and_harmful_settings_are_refused(text: str) -> None:
+    """A name that node_exporter ignores; a file that is written without pause."""
     with pytest.raises(ConfigError) as refused:
         configuration.parse(f"[metrics]\n{text}\n", "test")
     assert isinstance(refused.value, ErgoCaptureError)
     assert refused.value.exit_code == 78
 
 
-def test_the_collector_needs_no_global_registry() -> None:
-    """Prometheus's own default registry stays as it was: nothing of ours is in it."""
+def test_the_global_registry_stays_unused() -> None:
+    """Prometheus's default registry has no metric of the daemon."""
     from prometheus_client import REGISTRY, generate_latest
 
     import ergo_capture.server.ops.metrics as module

@@ -1,4 +1,4 @@
-"""Reading the configuration again: what changes at once, what is named as needing a restart, what changes nothing."""
+"""Reloading the configuration: what takes effect at once, what needs a restart, what changes nothing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ergo_capture.server.ops.reload import Reloader, differences, merged, takes_
 
 
 @pytest.fixture(autouse=True)
-def the_log_as_it_was() -> Iterator[None]:
-    """A reload sets the level for the whole process, and this one goes on to other tests."""
+def restored_log() -> Iterator[None]:
+    """Restore the log: a reload sets the level for the whole process."""
     yield
     structlog.reset_defaults()
 
 
-def becomes(daemon: Daemon, text: str) -> None:
-    """What the daemon's configuration file says from now on."""
+def set_config(daemon: Daemon, text: str) -> None:
+    """Set what the daemon's configuration file says."""
 
     def reread() -> Config:
         return configured(daemon.state, daemon.socket, text)
@@ -36,19 +36,19 @@ def becomes(daemon: Daemon, text: str) -> None:
 
 
 async def reload(daemon: Daemon, text: str) -> dict[str, Any]:
-    """The answer to a reload with that file."""
-    becomes(daemon, text)
+    """Return the answer to a reload with that file."""
+    set_config(daemon, text)
     return await daemon.ask("reload")
 
 
-async def test_nothing_new_changes_nothing() -> None:
-    """And says so."""
+async def test_reloading_the_same_file_changes_nothing() -> None:
+    """The answer lists no setting."""
     async with running_daemon() as daemon:
         assert await reload(daemon, "") == {"type": "reloaded", "applied": [], "restart": []}
 
 
-async def test_a_new_graph_is_served_at_once_and_one_that_is_gone_takes_no_new_sessions() -> None:
-    """A session of the graph that is gone goes on to its end."""
+async def test_an_added_graph_is_served_at_once_and_a_removed_one_takes_no_new_sessions() -> None:
+    """An open session of the removed graph goes on to its end."""
     async with running_daemon("[graphs.old]\n") as daemon, daemon.session(graph="old") as wire:
         answer = await reload(daemon, "[graphs.new]\n")
         assert answer["applied"] == ["graphs.new", "graphs.old"]
@@ -61,8 +61,8 @@ async def test_a_new_graph_is_served_at_once_and_one_that_is_gone_takes_no_new_s
         assert (await wire.until("closed"))["events"] == 1
 
 
-async def test_limits_are_for_those_who_come_next() -> None:
-    """One client is there; with room for one, the next is refused, and with room for two let in again."""
+async def test_reloaded_limits_apply_to_those_who_come_next() -> None:
+    """With one client connected and max_clients = 1 the next is refused; with 2 it is admitted."""
     async with running_daemon() as daemon, daemon.session():
         assert (await reload(daemon, "[limits]\nmax_clients = 1\n"))["applied"] == ["limits.max_clients"]
         async with daemon.wire() as wire:
@@ -72,8 +72,8 @@ async def test_limits_are_for_those_who_come_next() -> None:
             pass
 
 
-async def test_each_limit_that_can_be_set_is_the_one_in_force_afterwards() -> None:
-    """Frames, ids, sessions, memory: none of them is forgotten on the way from the file to where it is looked at."""
+async def test_every_limit_is_in_force_after_a_reload() -> None:
+    """Frames, ids, sessions, memory: each reaches the component that applies it."""
     text = """
     [limits]
     max_sessions = 7
@@ -107,8 +107,8 @@ async def test_each_limit_that_can_be_set_is_the_one_in_force_afterwards() -> No
                 await anyio.sleep(0.01)
 
 
-async def test_a_graph_that_changes_does_so_for_the_sessions_opened_next() -> None:
-    """The one that is open keeps its constraints, as its bundle says; its engine needs a restart."""
+async def test_a_changed_graph_applies_to_the_sessions_opened_next() -> None:
+    """An open session keeps its constraints, as its bundle says; another engine needs a restart."""
     async with running_daemon("[graphs.default]\nmax_retries = 1\n") as daemon, daemon.session() as before:
         changed = '[graphs.default]\nmax_retries = 2\nengine = { kind = "fixed", termination = "TimedOut" }\n'
         answer = await reload(daemon, changed)
@@ -124,8 +124,8 @@ async def test_a_graph_that_changes_does_so_for_the_sessions_opened_next() -> No
         assert retries == [1, 2]
 
 
-async def test_what_needs_a_restart_is_named_until_it_has_had_one() -> None:
-    """And it is not half in force meanwhile: the configuration says what is."""
+async def test_settings_that_need_a_restart_are_named_in_every_reload() -> None:
+    """They are not half in force meanwhile: the configuration has the old values."""
     text = '[socket]\nbacklog = 7\n[journal]\nqueue_frames = 9\n[log]\nlevel = "warning"\nformat = "json"\n'
     async with running_daemon() as daemon:
         answer = await reload(daemon, text)
@@ -147,8 +147,8 @@ async def test_what_needs_a_restart_is_named_until_it_has_had_one() -> None:
         ("limits = [", "TOML"),
     ],
 )
-async def test_a_bad_file_changes_nothing_and_says_why(text: str, word: str) -> None:
-    """Not even the settings beside the bad one; the daemon serves on as before."""
+async def test_an_invalid_file_changes_nothing_and_is_explained(text: str, word: str) -> None:
+    """Not even the settings beside the invalid one; the daemon serves as before."""
     async with running_daemon() as daemon, daemon.session() as wire:
         before = daemon.service.components.config
         answer = await reload(daemon, text)
@@ -161,8 +161,8 @@ async def test_a_bad_file_changes_nothing_and_says_why(text: str, word: str) -> 
         await wire.until_ack(1, 1)
 
 
-async def test_a_mistake_in_a_reload_is_logged_and_answered_and_the_daemon_stays() -> None:
-    """Whatever goes wrong in it."""
+async def test_a_defect_in_a_reload_is_logged_and_answered_and_the_daemon_stays() -> None:
+    """Whatever exception it raises."""
     async with running_daemon() as daemon, daemon.session() as wire:
 
         def broken() -> Config:
@@ -176,8 +176,8 @@ async def test_a_mistake_in_a_reload_is_logged_and_answered_and_the_daemon_stays
         await wire.until_ack(1, 1)
 
 
-async def test_a_system_that_gives_no_more_descriptors_does_not_stop_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit of clients is in force; those without a descriptor are the listener's to refuse."""
+async def test_a_reload_succeeds_where_the_descriptor_limit_cannot_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of clients is in force; clients without a descriptor are refused when they come."""
     import resource
 
     def refuse(*_: object) -> None:
@@ -189,8 +189,8 @@ async def test_a_system_that_gives_no_more_descriptors_does_not_stop_a_reload(mo
         assert answer["applied"] == ["limits.max_clients"]
 
 
-def test_hang_up_reads_the_file_again_and_logs_what_became_of_it() -> None:
-    """SIGHUP; a file that is bad at that moment is refused in the log, and the daemon stays."""
+def test_sighup_reloads_the_file_and_logs_the_result() -> None:
+    """An invalid file is logged as refused, and the daemon stays."""
     with short_directory() as place, DaemonProcess(place, place / "state", config="[graphs.a]\n") as daemon:
         daemon.start()
         assert daemon.process is not None
@@ -202,14 +202,14 @@ def test_hang_up_reads_the_file_again_and_logs_what_became_of_it() -> None:
         daemon.process.send_signal(signal.SIGHUP)
         reloaded = daemon.until_logged("config.reloaded")
         assert (reloaded["applied"], reloaded["restart"]) == (["graphs.b"], ["log.format"])
-        # The command line's own places are no change of the file.
+        # Paths given on the command line are not a change of the file.
         asked = command("reload", "--socket", str(daemon.socket))
         assert (asked.returncode, asked.stdout) == (0, "needs a restart: log.format\n")
         assert daemon.stop() == 0
 
 
-def test_a_difference_is_found_in_every_setting_there_is() -> None:
-    """Each table's keys are compared one by one; a name with a dot in it is a name."""
+def test_differences_are_found_key_by_key() -> None:
+    """A name with a dot in it is a name."""
     old = parse('[graphs."a.b"]\n', "old")
     new = parse('[graphs."a.b"]\nmax_retries = 3\n[limits]\nmax_clients = 3\n[socket]\nbacklog = 3\n', "new")
     found = differences(old, new)
@@ -221,7 +221,7 @@ def test_a_difference_is_found_in_every_setting_there_is() -> None:
 
 
 def test_every_setting_either_takes_effect_or_is_named() -> None:
-    """Merging all that takes effect leaves exactly what needs a restart: nothing falls between."""
+    """After merging everything that takes effect, exactly the settings that need a restart differ."""
     old = parse("", "old")
     new = msgspec.structs.replace(
         old,
@@ -235,8 +235,8 @@ def test_every_setting_either_takes_effect_or_is_named() -> None:
     assert differences(merged(old, new, applied), new) == [setting for setting in found if setting not in applied]
 
 
-def test_a_reload_of_what_cannot_be_read_is_a_configuration_error() -> None:
-    """The exit code for the command line is 78, as everywhere."""
+def test_an_unreadable_file_is_a_configuration_error() -> None:
+    """The exit code of the command line is 78, as everywhere."""
     with pytest.raises(ConfigError) as refused:
         configuration.load(Path("/nowhere/config.toml"))
     assert refused.value.exit_code == 78

@@ -1,4 +1,4 @@
-"""What the daemon says of itself: figures that agree with what happened, at any moment."""
+"""The status agrees with what happened, at any moment."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ergo_capture.server.commit.meter import CommitMeter, Histogram
 
 
 async def status_of(daemon: Daemon) -> Any:
-    """The status, as an operator gets it."""
+    """Return the status, as an operator gets it."""
     return (await daemon.ask("status"))["status"]
 
 
-async def test_the_status_counts_what_happened() -> None:
-    """Events, decisions, commits, clients, watermarks: all agree with the acknowledgements."""
+async def test_the_status_agrees_with_what_happened() -> None:
+    """Events, decisions, commits, clients and watermarks agree with the acknowledgements."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(*[event(f"e{n}", n) for n in range(5)])
         await wire.until_ack(5, 5)
@@ -42,7 +42,7 @@ async def test_the_status_counts_what_happened() -> None:
 
 
 async def test_refusals_are_shown_by_code() -> None:
-    """Every code is there, so that a rate of it can be computed before the first one."""
+    """Every code is present, so that its rate can be computed before the first refusal."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"), event("a"))
         await wire.until("reject")
@@ -52,7 +52,7 @@ async def test_refusals_are_shown_by_code() -> None:
 
 
 async def test_deferred_episodes_and_what_a_shutdown_waits_for_are_shown() -> None:
-    """A session that holds events is one whose bundle a shutdown publishes; an empty one is not."""
+    """A shutdown publishes the bundle of a session that holds events, and of no empty one."""
     limited = '[graphs.default]\nmax_per_window = 1\nrate_window = "1h"\n'
     async with running_daemon(limited) as daemon, daemon.session(), daemon.session() as wire:
         await wire.say(event("a"), event("b"))
@@ -65,8 +65,8 @@ async def test_deferred_episodes_and_what_a_shutdown_waits_for_are_shown() -> No
         assert "bundle of 2 events" in waits
 
 
-async def test_a_disk_that_hangs_keeps_nobody_from_the_status() -> None:
-    """The rest is shown, and of the disk that it does not answer."""
+async def test_a_hanging_disk_does_not_delay_the_status() -> None:
+    """The free space is unknown; everything else is shown."""
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon:
         with storage.gate("free_bytes"):
@@ -76,8 +76,8 @@ async def test_a_disk_that_hangs_keeps_nobody_from_the_status() -> None:
             assert status["phase"] == "serving"
 
 
-async def test_events_that_wait_for_a_hanging_sync_have_an_age() -> None:
-    """It grows for as long as the commit takes, and is gone when the commit is done."""
+async def test_the_age_of_events_that_wait_for_a_sync_is_shown() -> None:
+    """It grows while the commit takes, and is zero when the commit is done."""
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -118,8 +118,8 @@ async def test_a_full_disk_is_shown_and_so_is_its_end() -> None:
 
 
 @given(st.lists(st.floats(0, 20), max_size=600))
-def test_a_histogram_puts_each_observation_under_the_first_bound_it_does_not_exceed(values: list[float]) -> None:
-    """Checked against counting them one by one."""
+def test_a_histogram_counts_each_observation_under_its_first_bound(values: list[float]) -> None:
+    """Checked against counting one by one."""
     histogram = Histogram((0.5, 1.0, 10.0))
     histogram.observe(values)
     snapshot = histogram.snapshot()
@@ -129,7 +129,7 @@ def test_a_histogram_puts_each_observation_under_the_first_bound_it_does_not_exc
 
 
 def test_a_quantile_is_a_bound_that_holds() -> None:
-    """None where there is nothing yet, and where no bound holds."""
+    """None where there is no observation yet, and where no bound holds."""
     histogram = Histogram((1.0, 2.0))
     assert histogram.snapshot().quantile(0.5) is None
     histogram.observe([0.5] * 98 + [1.5] + [99.0])
@@ -138,8 +138,8 @@ def test_a_quantile_is_a_bound_that_holds() -> None:
     assert histogram.snapshot().quantile(1.0) is None
 
 
-def test_a_meter_forgets_no_commit_however_many_come_before_somebody_looks() -> None:
-    """They are sorted in when many have come; what waits is bounded."""
+def test_a_meter_counts_every_commit() -> None:
+    """However many come before the next snapshot; what waits is bounded."""
     meter = CommitMeter()
     for number in range(1000):
         meter.note(0.001, 100, number % 3)

@@ -1,4 +1,4 @@
-"""What the service manager is told, and one that does not listen."""
+"""Notifications to the service manager."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ergo_capture.server.ops.systemd import SystemdNotifier
 
 
 @pytest.mark.timeout(20)
-def test_a_service_manager_that_reads_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its socket is full after some messages; the daemon's loop must not wait for it."""
+def test_a_service_manager_that_does_not_read_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is full after some messages; the loop must not wait for it."""
     with short_directory() as place, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(place / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(place / "notify"))

@@ -1,8 +1,8 @@
-"""A client for the chaos: one session, whatever happens to its connections, and what is known of each event.
+"""A client for the chaos test: one session over any number of connections, and what is known of each event.
 
-It draws the conclusions that the README allows a client to draw, and no others: an event is *safe* once an
-acknowledgement covers it, it was not rejected or only as a duplicate, or ``opened`` says so. It is *open* until then,
-and is sent again on the next connection.
+It draws only the conclusions that the protocol allows. An event is *safe* once an acknowledgement covers it and it was
+not rejected, except as a duplicate, or once ``opened`` counts it. Until then it is *open*, and is sent again on the next
+connection.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tests.daemons import Wire, event
 _LATER = {"session_busy", "shutting_down", "limit"}
 
 
-class Story:
-    """One session from its client's side."""
+class ChaosClient:
+    """One session, from the client's side."""
 
     def __init__(self, name: str, graph: str) -> None:
         self.name = name
@@ -29,9 +29,9 @@ class Story:
         self.sent: list[str] = []
         self.open: list[str] = []
         self.safe: set[str] = set()
-        #: May be in a bundle or not: nobody could tell the client.
+        #: Events that may be in a bundle or not: nothing told the client.
         self.unknown: set[str] = set()
-        #: ``closed``, once the daemon said so; or why the session is no more.
+        #: ``closed``, or the code of the error that ended the session; None while it goes on.
         self.end: str | None = None
         self.codes: list[str] = []
         self._wire: Wire | None = None
@@ -50,7 +50,7 @@ class Story:
         return self._wire is not None
 
     async def connect(self, path: Any) -> None:
-        """Open the session, or take it up again, unless the daemon is not there or says later."""
+        """Open or resume the session; do nothing where the daemon is away or refuses for now."""
         try:
             stream = await anyio.connect_unix(str(path))
         except OSError:
@@ -82,32 +82,32 @@ class Story:
             await self._say(list(self.open))
 
     def _learn(self, accepted: int, last: str | None) -> None:
-        """What the daemon says of the session where it is taken up."""
+        """Conclude from ``opened`` which events are safe."""
         news = accepted - len(self.safe)
         assert news >= 0, f"{self.session}: {accepted} accepted, and {len(self.safe)} are known to be"
         if last in self.open and self.open.index(last) + 1 == news:
             self.safe.update(self.open[:news])
             del self.open[:news]
         elif news:
-            # Some of them are in and some were rejected, and which could not be told before the connection broke.
+            # Some were accepted and some rejected; the connection broke before the client was told which.
             self.unknown.update(self.open)
             self.open.clear()
 
     async def send(self, count: int) -> None:
-        """Send so many new events."""
+        """Send ``count`` new events."""
         ids = [f"{self.name}-{len(self.sent) + number}" for number in range(count)]
         self.sent += ids
         self.open += ids
         await self._say(ids)
 
     async def send_again(self) -> None:
-        """Send what was refused because the disk was full."""
+        """Send again what was refused because the disk was full."""
         ids, self._refused = self._refused, []
         if ids:
             await self._say(ids)
 
     async def ask(self, kind: str) -> None:
-        """Flush, close or ping, without waiting."""
+        """Send flush, close or ping, without waiting for the answer."""
         self._closing = self._closing or kind == "close"
         await self._write({"type": kind})
 
@@ -152,7 +152,7 @@ class Story:
             self.safe.add(event_id)
 
     async def hang_up(self) -> None:
-        """Go without a word."""
+        """Close the connection without closing the session."""
         wire, self._wire = self._wire, None
         reading, self._reading = self._reading, None
         if reading is not None:
@@ -163,4 +163,4 @@ class Story:
             await wire.stream.aclose()
 
     def __repr__(self) -> str:
-        return f"<Story {self.name} of {self.session}: {len(self.sent)} sent, {len(self.safe)} safe, {self.end}>"
+        return f"<ChaosClient {self.name} of {self.session}: {len(self.sent)} sent, {len(self.safe)} safe, {self.end}>"
