@@ -235,7 +235,7 @@ def test_text_output_explains_a_recovered_bundle(tmp_path: Path, capsys: pytest.
     assert app.run(["recover", str(source), "-o", str(output)]) == ExitCode.DATA_LOSS
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{output}: 46 events with their decisions kept, 14 events set aside")
-    assert lines[1].startswith("  it ends there because there is no decision to be read: ")
+    assert lines[1].startswith("  it ends there because the next decision cannot be read: ")
     assert lines[1].endswith(")")
     assert lines[2] == f"  set aside in {tmp_path / 'saved.rest.scenario.json'}"
     assert lines[3].startswith("  adapter_provenance is gone; the bundle says 'lost'")

@@ -186,5 +186,5 @@ def difference_from_manifest(bundle: StoredBundle) -> str | None:
             size += len(block)
             digest.update(block)
     if (size, digest.hexdigest()) != bundle.manifest.stored:
-        return "its bytes are not those that its manifest vouches for"
+        return "its size or SHA-256 differs from its manifest"
     return None

@@ -75,7 +75,7 @@ class DamagedBundle(msgspec.Struct, frozen=True):
                     for block in read_elements(file, Span(start, span.end), reader):
                         yield from block
                 except ElementError as error:
-                    yield Gap(None, f"there is no {what} to be read: {error}", error.offset)
+                    yield Gap(None, f"the next {what} cannot be read: {error}", error.offset)
                     # Go on with the next element.
                     found = _find(self.path, _ELEMENT_BEGINS, error.offset, span.end)
                     start = None if found is None else found.end

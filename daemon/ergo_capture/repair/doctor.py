@@ -140,7 +140,7 @@ class _Examination:
             elif path.name.endswith(MANIFEST_SUFFIX):
                 bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
                 if not bundle.exists() and not bundle.with_name(bundle.name + COMPRESSED_SUFFIX).exists():
-                    self._add(Severity.WARNING, path, "the bundle that it is about is not beside it")
+                    self._add(Severity.WARNING, path, "its bundle is missing")
             elif path.exists() and not path.is_file():
                 # Not opened: a pipe would wait for a writer.
                 self._add(Severity.WARNING, path, "neither a file nor a directory; left alone")
@@ -149,7 +149,7 @@ class _Examination:
                 self._on_bundle(path)
                 self._examine_bundle_of_state(path)
             else:
-                self._add(Severity.NOTE, path, "none of ours; left alone")
+                self._add(Severity.NOTE, path, "not a file of ergo-capture; left alone")
         self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")
 
     def _examine_bundle_of_state(self, bundle: Path) -> None:
@@ -210,7 +210,7 @@ class _Examination:
             self._add(Severity.WARNING, manifest, f"it cannot be read: {error}")
             return
         if expected is None:
-            self._add(Severity.WARNING, manifest, "it does not say of which bytes it is (sha256)")
+            self._add(Severity.WARNING, manifest, "it has no sha256")
             return
         try:
             same = text_sha256(bundle) == expected
@@ -260,17 +260,17 @@ class _Examination:
                 tail.offset,
             )
         if found.empty is not None:
-            self._add(Severity.NOTE, segment_path(directory, found.empty), "made ahead of its time, never written to")
+            self._add(Severity.NOTE, segment_path(directory, found.empty), "preallocated, and never written to")
         for name in found.foreign:
-            self._add(Severity.WARNING, directory / name, "none of ours; left alone")
+            self._add(Severity.WARNING, directory / name, "not a file of ergo-capture; left alone")
         for path in sorted(directory.iterdir()):
             if is_unfinished(path.name):
-                self._add(Severity.NOTE, path, "was being made; a start removes it")
+                self._add(Severity.NOTE, path, "a segment whose creation was interrupted; a start removes it")
             elif is_torn_copy(path.name):
-                self._add(Severity.NOTE, path, "what an earlier start cut off; it was never acknowledged")
+                self._add(Severity.NOTE, path, "bytes that an earlier start cut off; nothing of them was acknowledged")
         if found.segments and found.ending is not Verdict.SEALED:
             newest = segment_path(directory, found.segments[-1])
-            self._add(Severity.NOTE, newest, "not closed in order: a daemon is running, or was stopped by force")
+            self._add(Severity.NOTE, newest, "not closed in order: a daemon is running, or was killed")
 
     def _add_part(self, directory: Path, part: SalvagedPart) -> None:
         counts = part.counts
