@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.bundle.reader.stream import RecordStream
-from ergo_capture.kernel.explanation import CONTEXT, in_a_line, in_short, plain
+from ergo_capture.kernel.explanation import CONTEXT, describe_decision, shortened, to_builtins
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord, encode_decision, encode_event
 
 #: Differences of each kind that are kept; all are counted.
@@ -197,14 +197,14 @@ def _set_first(found: Difference, here: First) -> None:
 def _lines(before: Sequence[_Pair], same: int) -> list[str]:
     """Return the decisions before the first difference, each as a line."""
     numbered = enumerate(before, same - len(before))
-    return [f"{place}  {in_a_line(record)}" for place, (_, record) in numbered if record is not None]
+    return [f"{place}  {describe_decision(record)}" for place, (_, record) in numbered if record is not None]
 
 
 def _in_words(place: int, event_id: str, changes: Sequence[Change]) -> str:
     change = changes[0]
     return (
-        f"event {event_id!r} at place {place}: {change.field} is {in_short(change.a)} in the first "
-        f"and {in_short(change.b)} in the second"
+        f"event {event_id!r} at place {place}: {change.field} is {shortened(change.a)} in the first "
+        f"and {shortened(change.b)} in the second"
     )
 
 
@@ -234,7 +234,7 @@ def _digest(event: ExternalEventRecord | None, record: EpisodeInvocationRecord |
 
 
 def _heads(one: RecordStream, other: RecordStream) -> list[Change]:
-    pairs = [(name, plain(getattr(one, name)), plain(getattr(other, name))) for name in _HEAD]
+    pairs = [(name, to_builtins(getattr(one, name)), to_builtins(getattr(other, name))) for name in _HEAD]
     return [Change("", name, left, right) for name, left, right in pairs if left != right]
 
 
@@ -247,7 +247,7 @@ def _changes(event_id: str, one: _Pair, other: _Pair) -> list[Change]:
 
 def _fields_that_differ(event_id: str, what: str, one: _Record | None, other: _Record | None) -> list[Change]:
     if one is None or other is None:
-        return [] if one is other else [Change(event_id, what, plain(one), plain(other))]
+        return [] if one is other else [Change(event_id, what, to_builtins(one), to_builtins(other))]
     return [
         Change(event_id, f"{what}.{name}", _shown(getattr(one, name)), _shown(getattr(other, name)))
         for name in one.__struct_fields__
@@ -256,7 +256,7 @@ def _fields_that_differ(event_id: str, what: str, one: _Record | None, other: _R
 
 
 def _shown(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else plain(value)
+    return value.decode() if isinstance(value, bytes) else to_builtins(value)
 
 
 def _keep(shown: list[str], event_id: str) -> None:

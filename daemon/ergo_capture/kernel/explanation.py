@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.kernel.effects import encode_effect
+from ergo_capture.kernel.events import TimeLike
 from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import Divergence
-from ergo_capture.kernel.time import EventTime
 
 #: How many decisions before the divergence are shown.
 CONTEXT: Final = 3
@@ -74,9 +74,9 @@ def explain(
         replayed_ahead: the replayed decisions likewise.
     """
     kind = _kind(divergence, captured_ahead, replayed_ahead)
-    captured, replayed = plain(divergence.captured), plain(divergence.replayed)
+    captured, replayed = to_builtins(divergence.captured), to_builtins(divergence.replayed)
     first = divergence.index - len(before)
-    shown = [f"{first + place}  {in_a_line(record)}" for place, record in enumerate(before)][-CONTEXT:]
+    shown = [f"{first + place}  {describe_decision(record)}" for place, record in enumerate(before)][-CONTEXT:]
     return Explanation(
         kind=kind,
         index=divergence.index,
@@ -124,7 +124,7 @@ def _sentence(kind: str, divergence: Divergence, captured: Any, replayed: Any) -
         return f"{where}: event {divergence.replayed!r} is replayed before it, and was not captured"
     if divergence.field == "effects":
         return f"{where}: {_effects(divergence.captured, divergence.replayed)}"
-    return f"{where}: {divergence.field} was captured as {in_short(captured)} and replayed as {in_short(replayed)}"
+    return f"{where}: {divergence.field} was captured as {shortened(captured)} and replayed as {shortened(replayed)}"
 
 
 def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[CapturedActionEffect]) -> str:
@@ -132,16 +132,16 @@ def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[Captur
         return f"{len(captured)} effects were captured and {len(replayed)} replayed"
     for place, (one, other) in enumerate(zip(captured, replayed, strict=True)):
         if one.effect != other.effect:
-            return f"effect {place} was captured as {in_short(plain(one.effect))} and replayed as {in_short(plain(other.effect))}"
+            return f"effect {place} was captured as {shortened(to_builtins(one.effect))} and replayed as {shortened(to_builtins(other.effect))}"
     place = next(place for place, pair in enumerate(zip(captured, replayed, strict=True)) if pair[0] != pair[1])
     return f"effect {place} is the same, and its hash was captured as {captured[place].effect_hash}"
 
 
-def in_a_line(record: EpisodeInvocationRecord) -> str:
+def describe_decision(record: EpisodeInvocationRecord) -> str:
     """Return a decision as one line for a person."""
     parts = [repr(record.event_id), record.decision.value, f"episode {record.episode_id}"]
     if record.schedule_at is not None:
-        parts.append(f"until {in_seconds(record.schedule_at)}")
+        parts.append(f"until {format_time(record.schedule_at)}")
     if record.termination is not None:
         err = record.termination.err
         parts.append(record.termination.name if err is None else f"{record.termination.name} {err.value}")
@@ -150,34 +150,34 @@ def in_a_line(record: EpisodeInvocationRecord) -> str:
     if record.effects:
         parts.append(f"{len(record.effects)} {'effect' if len(record.effects) == 1 else 'effects'}")
     if record.interruption is not None:
-        parts.append(f"interrupted: {readable(record.interruption)}")
+        parts.append(f"interrupted: {escaped(record.interruption)}")
     return "  ".join(parts)
 
 
-def readable(text: str) -> str:
+def escaped(text: str) -> str:
     """Return text from elsewhere for a terminal: one line, control characters escaped, which a terminal would obey."""
     return text if text.isprintable() else ascii(text)
 
 
-def in_seconds(time: EventTime) -> str:
+def format_time(time: TimeLike) -> str:
     """Return a time in seconds, without trailing zeros."""
     return f"{time.secs}.{time.nanos:09}".rstrip("0").rstrip(".") + " s"
 
 
-def plain(value: Any) -> Any:
+def to_builtins(value: Any) -> Any:
     """Return a value of a record as JSON types."""
     if isinstance(value, EpisodeInvocationRecord):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        return {name: to_builtins(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, CapturedActionEffect):
         return {"effect": msgspec.json.decode(encode_effect(value.effect)), "effect_hash": value.effect_hash}
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [to_builtins(item) for item in value]
     if hasattr(value, "to_builtins"):
         return value.to_builtins()
     return msgspec.to_builtins(value, enc_hook=str)
 
 
-def in_short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Return JSON types as text, shortened if it is long."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ergo_capture.bundle.reader.stream import BundleStream
-from ergo_capture.kernel.explanation import plain
+from ergo_capture.kernel.explanation import to_builtins
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.kernel.time import EventTime
@@ -132,9 +132,9 @@ def _more(record: EpisodeInvocationRecord) -> dict[str, Any]:
     if record.schedule_at is not None:
         found["due"] = _time(record.schedule_at)
     if record.effects:
-        found["effects"] = plain(record.effects)
+        found["effects"] = to_builtins(record.effects)
     if record.intent_acks:
-        found["acks"] = plain(record.intent_acks)
+        found["acks"] = to_builtins(record.intent_acks)
     if record.interruption is not None:
         found["interruption"] = record.interruption
     return found

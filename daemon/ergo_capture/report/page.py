@@ -18,7 +18,7 @@ import msgspec
 from ergo_capture.bundle.manifest import Manifest
 from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.explanation import in_seconds
+from ergo_capture.kernel.explanation import format_time
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.report.columns import columns_of
 from ergo_capture.version import PROGRAM
@@ -98,7 +98,7 @@ def _about(stream: BundleStream, manifest: Manifest | None) -> list[tuple[str, s
 def _limits(constraints: Constraints) -> str:
     values: dict[str, Any] = {name: getattr(constraints, name) for name in constraints.__struct_fields__}
     in_words = [
-        f"{name} {in_seconds(value) if isinstance(value, EventTime) else value}"
+        f"{name} {format_time(value) if isinstance(value, EventTime) else value}"
         for name, value in values.items()
         if value is not None
     ]

@@ -26,7 +26,7 @@ from ergo_capture.cli.support.selection import (
     until_option,
 )
 from ergo_capture.journal.tail import Followed, follow
-from ergo_capture.kernel.explanation import in_a_line, in_seconds, plain, readable
+from ergo_capture.kernel.explanation import describe_decision, escaped, format_time, to_builtins
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import RealStorage
 from ergo_capture.storage.watch import DirectoryWatch
@@ -187,9 +187,9 @@ def _text_line(
     """Return an event and its decision as a line for people; it begins with the session if one is given."""
     payload = event.payload.decode()
     shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
-    decided = "not decided" if record is None else in_a_line(record).partition("  ")[2]
-    line = f"{index}  {in_seconds(event.event_time)}  {event.kind.value}  {event.event_id!r}  {decided}  {shown}"
-    return (line if session is None else f"{readable(session)}  {line}").rstrip()
+    decided = "not decided" if record is None else describe_decision(record).partition("  ")[2]
+    line = f"{index}  {format_time(event.event_time)}  {event.kind.value}  {event.event_id!r}  {decided}  {shown}"
+    return (line if session is None else f"{escaped(session)}  {line}").rstrip()
 
 
 def _json_line(
@@ -200,8 +200,8 @@ def _json_line(
         "index": index,
         "event_id": event.event_id,
         "kind": event.kind.value,
-        "at": plain(event.event_time),
+        "at": to_builtins(event.event_time),
         "payload": msgspec.Raw(event.payload or b"null"),
-        "decision": None if record is None else plain(record),
+        "decision": None if record is None else to_builtins(record),
     }
     return msgspec.json.encode(item if session is None else {"session": session} | item).decode()

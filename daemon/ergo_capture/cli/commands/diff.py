@@ -11,7 +11,7 @@ from ergo_capture.bundle.diff import Difference, compare
 from ergo_capture.cli.support.captures import capture_named
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, state_option
 from ergo_capture.errors import ExitCode
-from ergo_capture.kernel.explanation import in_short
+from ergo_capture.kernel.explanation import shortened
 from ergo_capture.units import counted
 
 
@@ -49,7 +49,7 @@ def _lines(found: Difference) -> list[str]:
             lines += ["  before it, the same on both sides:", *(f"    {line}" for line in found.first.before)]
     for change in (*found.head, *found.first_changed):
         where = f"event {change.event_id!r}, {change.field}" if change.event_id else change.field
-        lines += [where, f"  - {in_short(change.a)}", f"  + {in_short(change.b)}"]
+        lines += [where, f"  - {shortened(change.a)}", f"  + {shortened(change.b)}"]
     for title, ids, count in (
         ("only in the first", found.first_only_a, found.only_a),
         ("only in the second", found.first_only_b, found.only_b),

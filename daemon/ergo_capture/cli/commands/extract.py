@@ -23,7 +23,7 @@ from ergo_capture.cli.support.selection import (
     until_option,
 )
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel.explanation import plain
+from ergo_capture.kernel.explanation import to_builtins
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.units import counted
@@ -92,7 +92,7 @@ def _scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:
         schedule.setdefault(origins.get(record.episode_id, event.event_id), []).extend(_outcomes(record))
     return {
         "graph_id": stream.graph_id,
-        "constraints": plain(stream.config),
+        "constraints": to_builtins(stream.config),
         "adapter_provenance": stream.adapter_provenance,
         "runtime_provenance": stream.runtime_provenance,
         "default": "Completed",
@@ -106,7 +106,7 @@ def _event(event: ExternalEventRecord) -> dict[str, Any]:
     return {
         "event_id": event.event_id,
         "kind": event.kind.value,
-        "at": plain(event.event_time),
+        "at": to_builtins(event.event_time),
         "payload_utf8": event.payload.decode() or None,
     }
 

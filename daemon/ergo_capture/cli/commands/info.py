@@ -20,7 +20,7 @@ from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.journal.session_stream import PartStream
-from ergo_capture.kernel.explanation import in_seconds, readable
+from ergo_capture.kernel.explanation import escaped, format_time
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.storage import RealStorage
 from ergo_capture.units import counted
@@ -169,7 +169,7 @@ def _show_journal(facts: dict[str, Any]) -> None:
     torn = f", {facts['torn_bytes']:,} torn bytes that were never acknowledged" if facts["torn_bytes"] else ""
     console.print(f"{counted(facts['segments'], 'segment')}, {counted(facts['bytes'], 'byte')}; {ended}{torn}")
     for name, reason in facts["quarantined"].items():
-        console.print(f"quarantined: {readable(name)}: {reason}")
+        console.print(f"quarantined: {escaped(name)}: {reason}")
     if not facts["sessions"]:
         console.print("no session is open")
         return
@@ -178,7 +178,7 @@ def _show_journal(facts: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if column in ("accepted", "decided", "deferred", "part") else "left")
     for session in facts["sessions"]:
         numbers = (f"{session[name]:,}" for name in ("accepted", "decided", "deferred", "part"))
-        names = (readable(session[name]) for name in ("session", "graph", "opened_at"))
+        names = (escaped(session[name]) for name in ("session", "graph", "opened_at"))
         table.add_row(*names, *numbers)
     console.print(table)
 
@@ -188,11 +188,11 @@ def _show(capture: Capture, statistics: RunStatistics, manifest: Manifest | None
 
     table = figures_table()
     for name, value in [("graph", statistics.graph_id), *_origin(capture.part, manifest)]:
-        table.add_row(readable(name), readable(value))
+        table.add_row(escaped(name), escaped(value))
     limits = {name: value for name, value in statistics.constraints.items() if value}
     table.add_row("limits", ", ".join(f"{name} {_limit(value)}" for name, value in limits.items()) or "none")
     provenance = f"adapter {statistics.adapter_provenance}, engine {statistics.runtime_provenance}"
-    table.add_row("provenance", readable(provenance))
+    table.add_row("provenance", escaped(provenance))
     where = "file" if capture.part is None else "journal"
     table.add_row(where, f"{statistics.file_bytes:,} bytes, format {statistics.capture_version}")
     _events(table, statistics)
@@ -266,8 +266,8 @@ def _decisions(table: Table, statistics: RunStatistics) -> None:
 
 
 def _limit(value: object) -> str:
-    return in_seconds(EventTime(value["secs"], value["nanos"])) if isinstance(value, dict) else str(value)
+    return format_time(EventTime(value["secs"], value["nanos"])) if isinstance(value, dict) else str(value)
 
 
 def _time(nanos: int) -> str:
-    return in_seconds(EventTime.from_nanos(nanos))
+    return format_time(EventTime.from_nanos(nanos))

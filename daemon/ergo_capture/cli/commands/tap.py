@@ -12,6 +12,8 @@ import msgspec
 from ergo_capture.cli.support.command import argument, command, config_option, flag, socket_option
 from ergo_capture.cli.support.control_connection import ControlConnection, control_path
 from ergo_capture.cli.support.output import standard_output
+from ergo_capture.kernel.explanation import format_time
+from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.control import MAX_RATE, Answer, Ended, Skipped, TappedDecision, Tapping, TapRequest
 from ergo_capture.units import counted
 
@@ -56,10 +58,10 @@ def _in_words(item: Answer) -> str:
         return f"the session has ended: {item.how}"
     assert isinstance(item, TappedDecision)
     decision = msgspec.json.decode(item.decision)
-    parts = [item.session, f"{item.index:,}", _time({"secs": item.at.secs, "nanos": item.at.nanos}), item.kind.value]
+    parts = [item.session, f"{item.index:,}", format_time(item.at), item.kind.value]
     parts += [repr(decision["event_id"]), decision["decision"]]
     if decision["schedule_at"] is not None:
-        parts.append(f"until {_time(decision['schedule_at'])}")
+        parts.append(f"until {format_time(EventTime(**decision['schedule_at']))}")
     if decision["termination"] is not None:
         parts.append(_termination(decision["termination"]))
     if decision["retry_count"]:
@@ -67,10 +69,6 @@ def _in_words(item: Answer) -> str:
     if decision["effects"]:
         parts.append(counted(len(decision["effects"]), "effect"))
     return "  ".join(parts)
-
-
-def _time(time: dict[str, int]) -> str:
-    return f"{time['secs']}.{time['nanos']:09d}".rstrip("0").rstrip(".") + " s"
 
 
 def _termination(termination: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.kernel.explanation import plain
+from ergo_capture.kernel.explanation import to_builtins
 from ergo_capture.kernel.replay import Divergence
 
 
@@ -33,6 +33,6 @@ def _plain(divergence: Divergence) -> dict[str, Any]:
         "index": divergence.index,
         "event_id": divergence.event_id,
         "field": divergence.field,
-        "captured": plain(divergence.captured),
-        "replayed": plain(divergence.replayed),
+        "captured": to_builtins(divergence.captured),
+        "replayed": to_builtins(divergence.replayed),
     }
