@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from ergo_capture.journal.tail import Followed, follow
 from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.storage import RealStorage
-from ergo_capture.storage.watch import DirectoryWatch
 
 Step = Callable[[], object]
 
@@ -285,33 +282,3 @@ def test_parts_are_read_like_bundles(journal: Journal, tmp_path: Path) -> None:
     assert [record.event_id for record in first.decisions()] == ["1/0", "1/1", "1/2"]
     assert [record.event_id for record in second.decisions()] == ["1/3"]
     assert (second.part, second.ended, second.published, second.graph_id) == (2, "open", False, "g")
-
-
-def test_a_watch_returns_when_a_file_changes(tmp_path: Path) -> None:
-    """It sleeps until then."""
-    (tmp_path / "a").write_bytes(b"")
-    with DirectoryWatch(tmp_path) as watch:
-        assert watch.has_inotify
-        writer = threading.Timer(0.05, lambda: (tmp_path / "a").write_bytes(b"1"))
-        writer.start()
-        watch.wait()
-        assert (tmp_path / "a").read_bytes() == b"1"
-        writer.join()
-
-
-def test_a_watch_ends_when_the_reader_closes_its_pipe(tmp_path: Path) -> None:
-    """Even while no file changes."""
-    reader, writer = os.pipe()
-    with DirectoryWatch(tmp_path, writer) as watch:
-        os.close(reader)
-        with pytest.raises(BrokenPipeError):
-            watch.wait()
-    os.close(writer)
-
-
-def test_a_watch_without_inotify_returns_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a quarter of a second."""
-    monkeypatch.setattr("ergo_capture.storage.watch._inotify", lambda _directory: None)
-    with DirectoryWatch(tmp_path) as watch:
-        assert not watch.has_inotify
-        watch.wait()
