@@ -186,14 +186,9 @@ class Writer:
         self._urgent = True
         self._start_batch_if_due()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a caller may submit without waiting."""
-        return self._bytes < self._max_bytes and len(self._queue) < self._max_frames
-
     async def room(self) -> None:
         """Wait until there is room in the queue."""
-        while not self.has_room and self.failure is None:
+        while (self._bytes >= self._max_bytes or len(self._queue) >= self._max_frames) and self.failure is None:
             self._room.clear()
             await self._room.wait()
 

@@ -15,7 +15,7 @@ from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
-from ergo_capture.server.session.budget import EVENT_BYTES, Holding, size_of_ids, uncounted
+from ergo_capture.server.session.budget import EVENT_BYTES, Holding, size_of_deferred, size_of_ids, uncounted
 
 #: Ids below which a generation goes on when a part ends, so that short parts do not forget recent ids.
 LEAST_IDS: Final = 100_000
@@ -116,10 +116,10 @@ class AdmissionQueue:
         self._events_memory = events
         self._ids_memory = ids
         #: Bytes counted in ``_ids_memory`` for deferred episodes.
-        self._deferred_bytes = 0
+        self._deferred_bytes = size_of_deferred(initial.supervisor)
         self._running = Generation(initial.ids, size_of_ids(initial.ids))
         self._earlier = Generation()
-        ids.hold(self._running.bytes)
+        ids.hold(self._running.bytes + self._deferred_bytes)
 
     def admit(self, chunk: EventChunk, max_id_bytes: int) -> tuple[EventBatch | None, list[Refusal]]:
         """Take the ids of a chunk's events.
@@ -204,16 +204,18 @@ class AdmissionQueue:
         self.admitted -= len(ids)
         self.queued_bytes -= len(batch.body)
 
-    def release_decided(self, batch: EventBatch) -> None:
-        """Release the memory of a batch that is decided; its ids stay taken."""
+    def release_decided(self, batch: EventBatch, deferred_bytes: int) -> None:
+        """Release the memory of a batch that is decided; its ids stay taken.
+
+        Args:
+            batch: the batch.
+            deferred_bytes: what the session's deferred episodes take now.
+        """
         self.queued_bytes -= len(batch.body)
         self._events_memory.hold(-batch.memory)
-
-    def count_deferred(self, size: int) -> None:
-        """Count ``size`` bytes for deferred episodes, in place of what was counted before."""
-        if size != self._deferred_bytes:
-            self._ids_memory.hold(size - self._deferred_bytes)
-            self._deferred_bytes = size
+        if deferred_bytes != self._deferred_bytes:
+            self._ids_memory.hold(deferred_bytes - self._deferred_bytes)
+            self._deferred_bytes = deferred_bytes
 
     def end_part(self, boundary: int) -> None:
         """Forget ids, because a part of the session has ended.

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from typing import Final
 
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.kernel.supervisor import Supervisor
 
 #: Bytes for an event that waits, beside its line: the event, its id, its place in the queues.
 EVENT_BYTES: Final = 400
@@ -85,6 +86,11 @@ class Holding:
 def uncounted() -> Holding:
     """Return a holding that counts for nothing."""
     return Budget(sys.maxsize, sys.maxsize).holding(None)
+
+
+def size_of_deferred(supervisor: Supervisor) -> int:
+    """Return about the memory that a supervisor's deferred episodes take, in bytes."""
+    return DEFERRED_BYTES * supervisor.deferred_count + supervisor.deferred_bytes
 
 
 def size_of_ids(ids: Collection[str]) -> int:

@@ -25,7 +25,7 @@ from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import internal_error, storage_failed
 from ergo_capture.server.session import parts
 from ergo_capture.server.session.admission_queue import AdmissionQueue, EventBatch, Refusal
-from ergo_capture.server.session.budget import DEFERRED_BYTES, Holding
+from ergo_capture.server.session.budget import Holding, size_of_deferred
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 from ergo_capture.server.session.episodes import Episodes
 from ergo_capture.server.session.graph import Graph
@@ -148,7 +148,6 @@ class Session:
             on_logged=self._on_logged,
             on_failed=self._on_run_failed,
         )
-        self.admission.count_deferred(self.deferred_bytes)
 
     # --- admission: synchronous, called by the connection ---
 
@@ -260,8 +259,7 @@ class Session:
 
     async def _decide(self, batch: EventBatch) -> None:
         await self._episodes.decide(batch)
-        self.admission.release_decided(batch)
-        self.admission.count_deferred(self.deferred_bytes)
+        self.admission.release_decided(batch, size_of_deferred(self._episodes.supervisor))
         self._writer.submit_lazily(self.log, urgent=self.log.is_followed or self.ended is not None)
         self._notify()
 
@@ -390,12 +388,6 @@ class Session:
     def deferred(self) -> int:
         """The number of deferred episodes."""
         return self._episodes.supervisor.deferred_count
-
-    @property
-    def deferred_bytes(self) -> int:
-        """Bytes that deferred episodes are counted as."""
-        supervisor = self._episodes.supervisor
-        return DEFERRED_BYTES * supervisor.deferred_count + supervisor.deferred_bytes
 
     def snapshot(self) -> SessionSnapshot:
         """Return what the session is doing now."""
