@@ -74,6 +74,10 @@ class _State(Enum):
     FAILED = auto()
 
 
+#: The states in which nothing can be sent. Built once: every event is checked against it.
+_WITHOUT_SESSION: Final = (_State.NEW, _State.CLOSED)
+
+
 class CaptureClient:
     """One session with the daemon.
 
@@ -395,7 +399,7 @@ class CaptureClient:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._state in (_State.NEW, _State.CLOSED):
+        if self._state in _WITHOUT_SESSION:
             what = "is closed" if self._state is _State.CLOSED else "was not opened"
             raise ClientError(
                 MISUSE, f"the session {what}", "open() a session before anything else; one for each client"

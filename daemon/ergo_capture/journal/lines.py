@@ -19,6 +19,7 @@ import msgspec
 from ergo_capture.kernel.events import MAX_DEPTH, ExternalEvent, ExternalEventKind, check_payload
 from ergo_capture.kernel.serde.numbers import LONG_EXPONENT, MANY_DIGITS
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol.capture import EVENT
 
 
 class EventFormatError(ValueError):
@@ -53,7 +54,7 @@ class _FastEvent(msgspec.Struct, frozen=True, gc=False):
     payload: _AnyObject | None = None
 
 
-class _FastLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="event"):
+class _FastLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EVENT):
     event: _FastEvent
 
 
@@ -64,7 +65,7 @@ class _ExactEvent(msgspec.Struct, frozen=True, gc=False):
     payload: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _ExactLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="event"):
+class _ExactLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EVENT):
     event: _ExactEvent
 
 

@@ -95,14 +95,20 @@ class Ping(_Request, frozen=True, tag="ping"):
 
 
 Request = Hello | Open | Flush | Close | End | Ping
+#: The types of all frames that a client sends, but for the two that hold events.
+REQUEST_TYPES: Final = frozenset(kind.__struct_config__.tag for kind in Request.__args__)
+#: The types of frames with one event, and with several. Each reader of events has its own class for them: their
+#: content is decoded to different depths.
+EVENT: Final = "event"
+EVENTS: Final = "events"
 
 _EVENT_START: Final = b'{"type":"event","event":'
+_EVENT_LINE: Final = _EVENT_START + b'{"event_id":%b,"kind":"%b","at":{"secs":%d,"nanos":%d},"payload":%b}}\n'
 
 
 def event_line(event: ExternalEvent) -> bytes:
     """Return an event as an ``event`` frame, newline included; newlines between tokens of its payload become spaces."""
-    return b'%b{"event_id":%b,"kind":"%b","at":{"secs":%d,"nanos":%d},"payload":%b}}\n' % (
-        _EVENT_START,
+    return _EVENT_LINE % (
         _encode(event.event_id),
         event.kind.value.encode(),
         event.at.secs,

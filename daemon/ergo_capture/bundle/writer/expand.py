@@ -17,6 +17,7 @@ from ergo_capture.journal.decision_rows import DecisionOutcome, read_rows
 from ergo_capture.journal.lines import LineTime, read_body
 from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol.capture import EVENT
 
 
 class _Event(msgspec.Struct, frozen=True, gc=False):
@@ -26,7 +27,7 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     payload: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Line(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="event"):
+class _Line(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EVENT):
     event: _Event
 
 

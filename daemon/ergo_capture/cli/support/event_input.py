@@ -20,7 +20,7 @@ import anyio
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.protocol.capture import wrap_event
+from ergo_capture.protocol.capture import EVENT, EVENTS, REQUEST_TYPES, wrap_event
 
 #: Bytes read at a time.
 _READ_BYTES: Final = 1 << 18
@@ -45,10 +45,6 @@ class _Line(msgspec.Struct):
     event: msgspec.Raw = msgspec.Raw(b"")
     events: list[msgspec.Raw] = []
     event_id: str = ""
-
-
-#: Frames around the events, of this protocol and of the reference's; they are left out, as `send` writes its own.
-_FRAMING: Final = frozenset({"hello", "open", "flush", "ping", "close", "end"})
 
 
 _line = msgspec.json.Decoder(_Line)
@@ -186,12 +182,13 @@ def _events_of(line: bytes) -> Iterator[EventLine]:
         # Send it all the same: the daemon reports what is wrong with it.
         yield EventLine(line + b"\n", "")
         return
-    if frame.type == "event":
+    if frame.type == EVENT:
         yield EventLine(line + b"\n", _id_of(frame.event))
-    elif frame.type == "events":
+    elif frame.type == EVENTS:
         for event in frame.events:
             yield EventLine(wrap_event(event), _id_of(event))
-    elif frame.type not in _FRAMING:
+    # Frames around the events are left out: `send` writes its own.
+    elif frame.type not in REQUEST_TYPES:
         # Also without an id: the daemon rejects and counts an unknown line, and none is dropped silently.
         yield EventLine(wrap_event(line), frame.event_id)
 

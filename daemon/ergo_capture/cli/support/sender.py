@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ergo_capture.cli.support.event_input import EventLines
 from ergo_capture.client import CaptureClient, Published, Reject
+from ergo_capture.protocol.capture import unwrap_event
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _name_of(reject: Reject) -> str:
     """Return the event's id, or the beginning of its line; escaped, because a terminal obeys control characters."""
     if reject.event_id is not None:
         return repr(reject.event_id)
-    line = reject.line.removeprefix(b'{"type":"event","event":').rstrip(b"\n").decode(errors="replace")
+    line = unwrap_event(reject.line).decode(errors="replace")
     return f"the line {line if len(line) <= _SHOWN else line[:_SHOWN] + '...'!r}"
 
 

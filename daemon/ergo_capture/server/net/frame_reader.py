@@ -14,14 +14,14 @@ import msgspec
 
 from ergo_capture.journal.lines import EventFormatError, LineEvent, read_event, read_harmless, read_line
 from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
-from ergo_capture.protocol.capture import BadLine, Code, EventChunk, Item, Request, wrap_event
+from ergo_capture.protocol.capture import EVENT, EVENTS, BadLine, Code, EventChunk, Item, Request, wrap_event
 
 
-class _EventFrame(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
+class _EventFrame(msgspec.Struct, frozen=True, tag_field="type", tag=EVENT):
     event: msgspec.Raw
 
 
-class _EventsFrame(msgspec.Struct, frozen=True, tag_field="type", tag="events", forbid_unknown_fields=True):
+class _EventsFrame(msgspec.Struct, frozen=True, tag_field="type", tag=EVENTS, forbid_unknown_fields=True):
     events: list[msgspec.Raw]
 
 
