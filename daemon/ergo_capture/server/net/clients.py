@@ -120,10 +120,9 @@ class Clients:
 
     def relieve(self) -> None:
         """Drop the connection that holds most memory, if all together hold more than they may."""
-        if self.held.exceeded:
-            # Count again: clients may have read since what was pending when it was counted.
-            for connection in self.connections:
-                connection.count_held()
+        # Count again: clients may have read since what was pending when it was counted.
+        for connection in self.connections:
+            connection.count_held()
         if self.held.exceeded:
             largest = max(self.connections, key=lambda connection: connection.holding.bytes)
             largest.drop(

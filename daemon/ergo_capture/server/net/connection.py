@@ -18,7 +18,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
 from ergo_capture.server.failures import storage_failed
-from ergo_capture.server.net.conversation import KEPT_DECISION_BYTES, Conversation, Host
+from ergo_capture.server.net.conversation import KEPT_DECISION_BYTES, Conversation, Host, Stage
 from ergo_capture.server.net.frame_reader import FrameReader
 
 #: Bytes of one read; a large chunk keeps the cost per event low.
@@ -163,6 +163,9 @@ class Connection:
         self._frame_reader = FrameReader(
             int(limits.max_frame_bytes), limits.max_events_per_frame, limits.max_bad_frames
         )
+        self._hello_timeout = limits.hello_timeout.seconds
+        self._frame_timeout = limits.frame_timeout.seconds
+        self._idle_timeout = limits.idle_timeout.seconds
         #: Seconds spent waiting for the client since it connected, or since its frame began.
         self._waited = 0.0
         self._loop = asyncio.get_running_loop()
@@ -209,7 +212,7 @@ class Connection:
                     if self._frame_reader.mid_frame:
                         message = "the connection broke in mid-frame"
                         self._end(ProtocolError(Code.BAD_FRAME, message, "connect again and resume"))
-            if self._state is _State.STOPPED and not conversation.is_closed:
+            if self._state is _State.STOPPED and conversation.stage is not Stage.CLOSED:
                 await self._ended.wait()
             # Bounded and not shielded: what is pending may never be read, and neither a client that is dropped nor a
             # daemon that stops waits for it.
@@ -237,25 +240,24 @@ class Connection:
             if conversation.session is not session:
                 session = conversation.session
                 self._waited = 0.0
-            self.count_held()
-            self._host.relieve()
+            self._check_held()
             if session is not None:
                 await session.room(self._limits.session_queue_bytes)
                 await self._host.writer.room()
             await conversation.outbox.room()
 
     async def _receive(self) -> bytes:
-        limits, session = self._limits, self.conversation.session
+        session = self.conversation.session
         size = SMALL_READ_BYTES
         if session is None:
-            timeout, what = limits.hello_timeout.seconds, "no hello and open"
+            timeout, what = self._hello_timeout, "no hello and open"
         else:
             if session.admission.has_room and not self.conversation.refused_last:
                 size = READ_BYTES
             if self._frame_reader.mid_frame:
-                timeout, what = limits.frame_timeout.seconds, "a frame was begun and not ended"
+                timeout, what = self._frame_timeout, "a frame was begun and not ended"
             else:
-                timeout, what = limits.idle_timeout.seconds, "nothing was sent"
+                timeout, what = self._idle_timeout, "nothing was sent"
                 self._waited = 0.0
         # The time-out is for the whole hello or frame: a byte now and then must not hold the connection for ever. Only
         # the time spent waiting for the client counts, not the time in which nothing is read.
@@ -278,6 +280,12 @@ class Connection:
         if held != self.holding.bytes and self._state is not _State.DROPPED:
             self.holding.hold(held - self.holding.bytes)
 
+    def _check_held(self) -> None:
+        self.count_held()
+        budget = self._host.held
+        if budget.used > budget.total:
+            self._host.relieve()
+
     # --- what the session and the daemon call; synchronous ---
 
     def progress(self) -> None:
@@ -286,8 +294,7 @@ class Connection:
         session = self.conversation.session
         if session is not None and session.log.is_followed:
             # Decisions are made long after their events were read, while nothing more is read.
-            self.count_held()
-            self._host.relieve()
+            self._check_held()
 
     def session_failed(self, error: ProtocolError) -> None:
         """End the connection: its session has failed."""
@@ -299,7 +306,7 @@ class Connection:
             self._state = _State.STOPPED
         # A flush or close that is under way goes on: it reads nothing meanwhile, and the state is checked before the
         # next item. A client that is not told of its session's last bundle cannot ask for it: the session is over.
-        if not self.conversation.is_answering:
+        if self.conversation.stage is not Stage.ANSWERING:
             self._reading.cancel()
 
     def shut_down(self) -> None:

@@ -6,6 +6,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, Protocol
 
 from ergo_capture.config.settings import LimitsConfig
@@ -136,6 +137,21 @@ class Receipts:
         self._undecided.clear()
 
 
+class Stage(Enum):
+    """How far a conversation is."""
+
+    #: Nothing was said yet.
+    NEW = auto()
+    #: The client said hello.
+    GREETED = auto()
+    #: The client has a session.
+    OPEN = auto()
+    #: A ``flush`` or a ``close`` is being answered.
+    ANSWERING = auto()
+    #: The client closed its session and was answered.
+    CLOSED = auto()
+
+
 class Conversation:
     """The state of one client's requests, and the answers to them.
 
@@ -150,17 +166,14 @@ class Conversation:
     def __init__(
         self, raw: socket.socket, peer: Peer, host: Host, owner: Owner, on_stuck: Callable[[ProtocolError], None]
     ) -> None:
+        self.stage = Stage.NEW
         self.session: Session | None = None
-        #: The client's name for itself, for logs only; empty until it said hello.
+        #: The client's name for itself, for logs only.
         self.client = ""
         self.bad_frames = 0
         self.receipts = Receipts(self._reject_batch)
         #: Whether anything was refused of the last item.
         self.refused_last = False
-        #: Whether a ``flush`` or a ``close`` is being answered.
-        self.is_answering = False
-        #: Whether the client closed its session and was answered.
-        self.is_closed = False
         self._peer = peer
         self._host = host
         self._owner = owner
@@ -198,19 +211,25 @@ class Conversation:
             self.outbox.add_after_ack(protocol.encode(protocol.Pong()))
         else:
             assert isinstance(item, Flush | Close | End)
-            self.is_answering = True
-            try:
-                await (self._flush() if type(item) is Flush else self._close())
-            finally:
-                self.is_answering = False
-        return self.is_closed
+            if self.session is None:
+                frame = "flush" if type(item) is Flush else "close"
+                raise _before_open(frame)
+            self.stage = Stage.ANSWERING
+            if type(item) is Flush:
+                await self._flush(self.session)
+                self.stage = Stage.OPEN
+            else:
+                await self._close(self.session)
+                self.stage = Stage.CLOSED
+        return self.stage is Stage.CLOSED
 
     async def _greet(self, hello: Hello) -> None:
-        if self.client:
+        if self.stage is not Stage.NEW:
             raise ProtocolError(Code.BAD_FRAME, "hello came twice", "send hello once, as the first frame")
         self._check_name("client", hello.client)
         self._check_name("protocol", hello.protocol)
         self.client = hello.client or "unnamed"
+        self.stage = Stage.GREETED
         if hello.protocol == protocol.DRIVER_PROTOCOL:
             self._is_driver = True
             await self._open(Open())
@@ -229,9 +248,9 @@ class Conversation:
             )
 
     async def _open(self, request: Open) -> None:
-        if not self.client:
+        if self.stage is Stage.NEW:
             raise ProtocolError(Code.BAD_FRAME, "open came before hello", "send hello first")
-        if self.session is not None:
+        if self.stage is not Stage.GREETED:
             raise ProtocolError(Code.BAD_FRAME, "open came twice", "open one session on a connection")
         self._check_name("graph", request.graph)
         self._check_name("session", request.session or "")
@@ -241,6 +260,7 @@ class Conversation:
             raise ProtocolError(Code.LIMIT, message, "send fewer or shorter labels")
         session, resumed = await self._host.open_session(request, self._peer, self.client, self._owner)
         self.session = session
+        self.stage = Stage.OPEN
         if self._is_driver:
             return
         self._decisions_sent = session.log.follow(on=request.decisions)
@@ -296,10 +316,7 @@ class Conversation:
                     "correct the client; what was acknowledged is safe, connect again and resume",
                 )
 
-    async def _flush(self) -> None:
-        session = self.session
-        if session is None:
-            raise _before_open("flush")
+    async def _flush(self, session: Session) -> None:
         try:
             published = await session.flush(wait_for_room=True)
         except ErgoCaptureError as error:
@@ -309,10 +326,7 @@ class Conversation:
         flushed = protocol.Flushed(published.bundle, published.manifest, published.sha256)
         self.outbox.add_after_ack(protocol.encode(flushed))
 
-    async def _close(self) -> None:
-        session = self.session
-        if session is None:
-            raise _before_open("close")
+    async def _close(self, session: Session) -> None:
         session.end("complete")
         await session.over.wait()
         if session.failure is not None:
@@ -328,7 +342,6 @@ class Conversation:
             sha256=published.sha256,
         )
         self.outbox.add_after_ack(protocol.encode(closed))
-        self.is_closed = True
 
     # --- answers ---
 

@@ -126,7 +126,10 @@ class Outbox:
         """
         if self._state is not _State.SCHEDULED:
             return
-        data = self._compose()
+        # Compose first: it may add rejections.
+        due = self._compose_due()
+        data = b"".join((*self._before_ack, *due, *self._after_ack))
+        self._before_ack, self._after_ack, self._queued = [], [], 0
         sent = 0
         if data:
             try:
@@ -152,11 +155,10 @@ class Outbox:
             while self._unsent:
                 if not await self._send_part():
                     return
-                if not self._unsent:
-                    self._unsent = memoryview(self._compose())
                 self._sent.notify_all()
-            self._state = _State.IDLE
-            self._sent.notify_all()
+            # What was added meanwhile.
+            self._state = _State.SCHEDULED
+            self._send()
 
     async def _send_part(self) -> bool:
         """Send a part of what is unsent; return False where the client is given up."""
@@ -172,12 +174,6 @@ class Outbox:
         except OSError:
             self._unsent = memoryview(b"")
         return True
-
-    def _compose(self) -> bytes:
-        due = self._compose_due()
-        frames = [*self._before_ack, *due, *self._after_ack]
-        self._before_ack, self._after_ack, self._queued = [], [], 0
-        return b"".join(frames)
 
     def release(self, last: bytes = b"") -> None:
         """Drop what is pending and send nothing more.
