@@ -48,7 +48,7 @@ ASYNC = {"engine", "server", "client", "cli"}
 #: Most files in a folder, without ``__init__.py``.
 MAX_FILES = 16
 #: The folder with one file for each user-visible command.
-COMMANDS = {"cli/commands"}
+COMMANDS = "cli/commands"
 #: The packages on which a run's bytes depend.
 PURE = {"kernel", "adapter"}
 BANNED_IN_PURE = {
