@@ -44,7 +44,7 @@ async def test_open_is_retried_if_the_daemon_goes_away_before_it_answers() -> No
 
 
 async def pinging(client: CaptureClient) -> None:
-    """Ping until it fails: the daemon may answer some more while it stops."""
+    """Ping until it fails: the daemon may answer a few more while it stops."""
     while True:
         await client.ping()
 

@@ -10,7 +10,7 @@ from ergo_capture.client.in_flight import InFlight
 
 
 def sent(*ids: str) -> InFlight:
-    """These events, in flight."""
+    """Return these events, in flight."""
     flight = InFlight()
     for event_id in ids:
         flight.add(event_id.encode(), event_id)

@@ -36,7 +36,7 @@ from ergo_capture.kernel.serde.parsing import parse
 
 
 def by_name(name: str, key: str = "name") -> Any:
-    """Parametrise over the lines of a file."""
+    """Parametrize a test over the lines of a file."""
     lines = conformance(name)
     return pytest.mark.parametrize("line", lines, ids=[f"{i}-{line.get(key, i)}" for i, line in enumerate(lines)])
 

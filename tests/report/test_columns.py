@@ -25,13 +25,13 @@ from ergo_capture.report.columns import columns_of
 
 
 def columns(path: Path) -> dict[str, Any]:
-    """The columns of a bundle's file."""
+    """Return the columns of a bundle file."""
     with open_bundle(path) as stream:
         return columns_of(stream)
 
 
 def deferred(path: Path, times: list[tuple[int, str]]) -> dict[str, Any]:
-    """Columns of a run that takes one episode a minute."""
+    """Return the columns of a run that takes one episode a minute."""
     limits = Constraints(max_per_window=1, rate_window=EventTime(60, 0))
     session = CapturingSession("g", limits, MemoryDecisionLog(), FaultRuntime(), "rpv1:none")
     for number, (secs, kind) in enumerate(times):

@@ -61,7 +61,7 @@ def test_a_closed_pipe_is_a_failure(tmp_path: Path) -> None:
 
 
 def command_into(reader: str, *arguments: str) -> tuple[int, str]:
-    """The exit code of a command whose output is read by another, and what that one printed."""
+    """Return the exit code of a command piped into ``reader``, and what the reader printed."""
     script = f'"$@" | {reader}; echo "${{PIPESTATUS[0]}}" >&2'
     ran = subprocess.run(
         ["bash", "-c", script, "bash", *COMMAND, *arguments],

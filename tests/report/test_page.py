@@ -1,4 +1,4 @@
-"""The page of a bundle in a real browser: what it draws, what it finds, what it refuses to be."""
+"""The page of a bundle in a real browser: its charts, its table, its safety."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ IDS = "#rows td.id"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests: it takes seconds to start."""
+    """Yield one browser for all tests: it takes seconds to start."""
     with Browser() as browser:
         yield browser
 
 
 def drawn(browser: Browser, source: Path, fragment: str = "") -> Page:
-    """The page of a bundle, opened; it has said nothing on the console and asked for nothing."""
+    """Return the opened page of a bundle, which has logged nothing on the console and fetched nothing."""
     path = source.with_suffix(".html")
     path.write_bytes(report_page(source))
     page = browser.open(path, fragment)
@@ -48,29 +48,29 @@ def drawn(browser: Browser, source: Path, fragment: str = "") -> Page:
 
 
 def session(limits: Constraints | None = None, graph: str = "g") -> CapturingSession:
-    """A session whose episodes all complete."""
+    """Return a session whose episodes all complete."""
     return CapturingSession(graph, limits or Constraints(), MemoryDecisionLog(), FaultRuntime(), "rpv1:none")
 
 
 def at(event_id: str, secs: int, payload: bytes = b"", nanos: int = 0, kind: str = "Command") -> ExternalEvent:
-    """An event."""
+    """Return an event at a time."""
     return ExternalEvent.with_payload(event_id, ExternalEventKind[kind], EventTime(secs, nanos), payload)
 
 
 def kept(run: CapturingSession, path: Path) -> Path:
-    """The session's bundle in a file."""
+    """Write the session's bundle to a file and return its path."""
     path.write_bytes(encode_bundle(run.into_bundle()))
     return path
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """The small run's bundle: e4 is tried twice, e6 has an effect, e8 is a Pump."""
+    """Return the bundle of a small run: e4 is tried twice, e6 has an effect, e8 is a Pump."""
     return bundle(tmp_path / "small.json", effects=True)
 
 
 def painted(page: Page, chart: str, colour: str) -> int:
-    """How many points of a chart have that colour of the page's, within a step or two."""
+    """Return how many points of a chart have one of the page's colours, within a step or two."""
     found: int = page.value(
         f"""(() => {{
         const canvas = document.querySelector({json.dumps(chart + " canvas")}), wanted = css({json.dumps(colour)});
