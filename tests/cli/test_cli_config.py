@@ -22,7 +22,7 @@ def test_default_prints_the_documented_file(capsys: pytest.CaptureFixture[str]) 
     assert app.run(["config", "default"]) == 0
     text = capsys.readouterr().out
     assert configuration.parse(text, "printed") == configuration.Config()
-    assert "# Where clients connect.\n[socket]\n" in text
+    assert "# The socket that clients connect to.\n[socket]\n" in text
 
 
 def test_show_prints_the_configuration_in_force(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +49,7 @@ def test_check_of_a_valid_file_prints_one_line(file: Path, capsys: pytest.Captur
         ("[jurnal]\n", "did you mean `journal`?"),
         ("[graphs.a]\nmax_in_flight = -1\n", "configure graph 'a'"),
         ('[graphs.a.engine]\nkind = "fixed"\ntermination = "Exploded"\n', "configure graph 'a'"),
-        ("[log\n", "mend the TOML"),
+        ("[log\n", "correct the TOML"),
     ],
 )
 def test_check_of_an_invalid_file_exits_78(

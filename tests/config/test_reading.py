@@ -297,3 +297,62 @@ def test_a_printed_configuration_reads_back(tables: dict[str, GraphConfig], comm
     """The file that ``config show`` prints means the same, whatever the names of the graphs."""
     config = msgspec.structs.replace(Config(), graphs=tables)
     assert parse(configuration.to_toml(config, comments=comments), "printed") == config
+
+
+# --- paths in it ---
+
+PATHS = [
+    ("[socket]\npath = {}", "socket.path"),
+    ("[control]\npath = {}", "control.path"),
+    ("[state]\ndirectory = {}", "state.directory"),
+    ("[metrics]\ntextfile = {}", "metrics.textfile"),
+    ('[graphs.a.engine]\nkind = "scripted"\nfile = {}', "graphs.a.engine.file"),
+    ('[graphs.a.engine]\nkind = "socket"\npath = {}', "graphs.a.engine.path"),
+]
+
+
+def value_of(config: Config, key: str) -> object:
+    """Return the setting of that name."""
+    value: object = config
+    for name in key.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize(("text", "key"), PATHS)
+def test_a_tilde_in_a_path_is_the_home_directory(text: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be a directory called ``~`` below the current one."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert value_of(parse(text.format('"~/x.prom"'), "c.toml"), key) == "/home/someone/x.prom"
+
+
+@pytest.mark.parametrize("variable", ["$HOME", "${XDG_STATE_HOME}"])
+@pytest.mark.parametrize(("text", "key"), PATHS)
+def test_a_variable_in_a_path_is_refused(text: str, key: str, variable: str) -> None:
+    """It is not expanded; the error names the setting, the variable and what to write."""
+    error = refusal(text.format(f'"{variable}/x.prom"'))
+    section, _, setting = key.rpartition(".")
+    assert f"`{section}`: `{setting}` '{variable}/x.prom': `{variable}` is not expanded" in error.message
+    assert "begin it with `~`" in error.message
+
+
+def test_a_tilde_without_a_home_directory_is_refused() -> None:
+    """The user is named."""
+    error = refusal('[state]\ndirectory = "~nobody-of-that-name/x"\n')
+    assert "there is no home directory for `~nobody-of-that-name`" in error.message
+
+
+def test_tildes_in_an_engines_command_are_expanded_as_a_shell_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the beginning of the program and of arguments; a variable is left to programs such as ``sh -c``."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    command = '["~/bin/python", "~/engine.py", "--x=~/y", "~", "$HOME"]'
+    config = parse(f'[graphs.a.engine]\nkind = "process"\ncommand = {command}\n', "c.toml")
+    assert value_of(config, "graphs.a.engine.command") == (
+        "/home/someone/bin/python", "/home/someone/engine.py", "--x=~/y", "~", "$HOME",
+    )  # fmt: skip
+
+
+def test_a_variable_in_an_engines_program_is_refused() -> None:
+    """There is no shell that would expand it."""
+    error = refusal('[graphs.a.engine]\nkind = "process"\ncommand = ["$HOME/engine"]\n')
+    assert "`graphs.a.engine`: `command` '$HOME/engine': `$HOME` is not expanded" in error.message

@@ -1,56 +1,67 @@
-"""The default configuration file says what the code does."""
+"""``config/ergo-capture.toml`` agrees with the code."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from tests.shared import REPOSITORY
 
 from ergo_capture import config as configuration
 from ergo_capture.config import Config
 
-FILE = Path(__file__).parents[2] / "config" / "ergo-capture.toml"
+#: A setting, also one that is commented out.
+SETTING = re.compile(r"#?([a-z_]+) =")
 
 
 @pytest.fixture
 def text() -> str:
-    """The file's text."""
-    return FILE.read_text(encoding="utf-8")
+    """Return the file's text."""
+    return (REPOSITORY / "config" / "ergo-capture.toml").read_text(encoding="utf-8")
 
 
-def test_the_default_file_is_what_config_default_prints(text: str) -> None:
-    """The file in the repository is the output of ``ergo-capture config default``, byte for byte."""
+def test_the_file_is_what_config_default_prints(text: str) -> None:
+    """Byte for byte; after a change in settings.py write it anew with ``ergo-capture config default``."""
     assert text == configuration.to_toml(Config(), comments=True)
 
 
-def test_the_default_file_changes_nothing(text: str) -> None:
-    """A daemon that reads the file runs as one without any."""
+def test_a_daemon_with_the_file_runs_as_one_without(text: str) -> None:
+    """Every value in it is the default."""
     assert configuration.parse(text, "default") == Config()
 
 
-def test_the_default_file_names_every_setting(text: str) -> None:
-    """Each setting stands in its section once, as a value or, where it has none, behind a comment sign."""
-    section, found = "", []
+def test_the_file_has_every_setting_of_every_kind_of_engine(text: str) -> None:
+    """Each stands once in its table; what is not in force is commented out."""
+    table, found = "", []
     for line in text.splitlines():
-        if header := re.fullmatch(r"\[(.+)\]", line):
-            section = header[1].replace("graphs.default", "graphs.NAME")
-        elif setting := re.match(r"(?:# )?([a-z_]+) =", line):
-            found.append(f"{section}.{setting[1]}")
+        if header := re.fullmatch(r"#?\[(.+)\]", line):
+            table = header[1].replace("graphs.default", "graphs.NAME")
+        elif setting := SETTING.match(line):
+            found.append(f"{table}.{setting[1]}")
     assert found == configuration.known_keys()
 
 
-def test_the_default_file_explains_every_setting_and_section(text: str) -> None:
-    """Above each setting and section stands a sentence."""
-    lines = text.splitlines()
-    for above, line in pairwise(lines):
-        if re.match(r"\[|(?:# )?[a-z_]+ =", line):
+def test_every_line_that_is_commented_out_is_valid_once_it_is_not(text: str) -> None:
+    """Optional settings have an example, and every kind of engine a table with its defaults."""
+    before, *kinds = re.split(r"^#?\[graphs\.default\.engine\]$", text, flags=re.MULTILINE)
+    assert len(kinds) == 5
+    for kind in kinds:
+        whole = f"{before}\n[graphs.default.engine]{kind}"
+        (graph,) = configuration.parse(re.sub(r"^#(?! )", "", whole, flags=re.MULTILINE), "uncommented").graphs.values()
+        assert graph.max_in_flight == 1
+        assert graph.retention is not None
+
+
+def test_a_sentence_stands_above_every_setting_and_table(text: str) -> None:
+    """Each with a full stop."""
+    for above, line in pairwise(text.splitlines()):
+        if re.match(r"#?\[", line) or SETTING.match(line):
             assert re.fullmatch(r"# .*[.)]", above), line
 
 
-def test_the_default_file_names_no_place_of_one_machine(text: str) -> None:
-    """Paths in the file are those of the documentation, not of whoever wrote it."""
+def test_the_file_names_no_path_of_one_machine(text: str) -> None:
+    """Its paths are empty: the defaults depend on the user."""
     values = [value for table in tomllib.loads(text).values() for value in table.values() if isinstance(value, str)]
     assert [value for value in values if value.startswith("/")] == []

@@ -1,7 +1,13 @@
-"""The configuration: where its file is, what it says, what is wrong with it, and how it is printed."""
+"""The configuration: finding its file, reading it, explaining errors in it, and printing it."""
 
 from ergo_capture.config.messages import known_keys
-from ergo_capture.config.paths import SYSTEM_FILE, control_beside, usual_file, usual_socket, usual_state
+from ergo_capture.config.paths import (
+    SYSTEM_FILE,
+    control_socket_beside,
+    default_file,
+    default_socket,
+    default_state_directory,
+)
 from ergo_capture.config.printing import to_toml
 from ergo_capture.config.reading import ConfigError, load, parse
 from ergo_capture.config.settings import (
@@ -20,12 +26,12 @@ __all__ = [
     "GraphConfig",
     "GraphRetentionConfig",
     "ScriptedEngineConfig",
-    "control_beside",
+    "control_socket_beside",
+    "default_file",
+    "default_socket",
+    "default_state_directory",
     "known_keys",
     "load",
     "parse",
     "to_toml",
-    "usual_file",
-    "usual_socket",
-    "usual_state",
 ]

@@ -1,4 +1,4 @@
-"""What is said of a configuration that says something it may not."""
+"""Error messages and hints for a configuration with an unknown setting or an invalid value."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ _UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
 _ENGINES: Final = get_args(EngineConfig)
 
 
-def in_words(message: str, data: Mapping[str, Any]) -> str:
-    """What msgspec says, with the key in front and its graph's name in it."""
+def describe(message: str, data: Mapping[str, Any]) -> str:
+    """Return msgspec's error message with the setting's full name in front.
+
+    Args:
+        message: msgspec's message.
+        data: the decoded file.
+    """
     match = _PATH.search(message)
     where, text = match[1] if match else "", _PATH.sub("", message)
-    key = where.replace("[...]", f".{toml_key(_wrong_graph(data))}", 1)
+    key = where.replace("[...]", f".{toml_key(_invalid_graph(data))}", 1)
     unknown = _UNKNOWN.search(text)
     if unknown:
         return f"there is no setting `{key}.{unknown[1]}`" if key else f"there is no setting `{unknown[1]}`"
@@ -32,8 +37,8 @@ def in_words(message: str, data: Mapping[str, Any]) -> str:
     return f"`{key}`: {text}" if key else text
 
 
-def _wrong_graph(data: Mapping[str, Any]) -> str:
-    """The graph whose table is refused. Why: msgspec's paths say ``[...]`` for whichever it is."""
+def _invalid_graph(data: Mapping[str, Any]) -> str:
+    """Return the name of the graph whose table is invalid; msgspec's paths say ``[...]`` for every graph."""
     graphs = data.get("graphs")
     for name, graph in graphs.items() if isinstance(graphs, dict) else ():
         try:
@@ -44,7 +49,7 @@ def _wrong_graph(data: Mapping[str, Any]) -> str:
 
 
 def _choices(where: str) -> list[str]:
-    """The words that a setting may be, if there are only so many."""
+    """Return the values that a setting may have, if it is one of a few words."""
     if where == "graphs[...].engine.kind":
         return [str(engine.__struct_config__.tag) for engine in _ENGINES]
     section, _, key = where.partition(".")
@@ -55,15 +60,13 @@ def _choices(where: str) -> list[str]:
     return []
 
 
-def suggestion(message: str) -> str:
-    """What to do about what msgspec says: the setting that was meant, where one is written much like it."""
+def hint_for(message: str) -> str:
+    """Return what to do about msgspec's error message: the setting that was probably meant, if one is similar."""
     unknown, match = _UNKNOWN.search(message), _PATH.search(message)
     if not unknown:
         return "`ergo-capture config default` prints every setting with its default"
     where = match[1].replace("[...]", ".NAME", 1) if match else ""
     known = [key.removeprefix(f"{where}.").partition(".")[0] for key in known_keys() if key.startswith(f"{where}.")]
-    if where == "graphs.NAME.retention":
-        known = list(GraphRetentionConfig.__struct_fields__)
     if where == "graphs.NAME.engine":
         known = ["kind", *(key for engine in _ENGINES for key in engine.__struct_fields__)]
     close = difflib.get_close_matches(unknown[1], known if where else Config.__struct_fields__, n=1)
@@ -71,10 +74,14 @@ def suggestion(message: str) -> str:
 
 
 def known_keys() -> list[str]:
-    """Every setting as ``section.key``, graphs as ``graphs.NAME.key``."""
+    """Return every setting as ``section.key``, in the order of the file; those of graphs as ``graphs.NAME.key``."""
     keys = []
     for field in msgspec.structs.fields(Config):
-        section = GraphConfig if field.name == "graphs" else field.type
-        prefix = "graphs.NAME" if field.name == "graphs" else field.name
-        keys += [f"{prefix}.{key}" for key in section.__struct_fields__]
+        if field.name != "graphs":
+            keys += [f"{field.name}.{key}" for key in field.type.__struct_fields__]
+            continue
+        keys += [f"graphs.NAME.{key}" for key in GraphConfig.__struct_fields__ if key not in ("retention", "engine")]
+        keys += [f"graphs.NAME.retention.{key}" for key in GraphRetentionConfig.__struct_fields__]
+        for engine in _ENGINES:
+            keys += [f"graphs.NAME.engine.{key}" for key in ("kind", *engine.__struct_fields__)]
     return keys

@@ -1,34 +1,37 @@
-"""Where the daemon's files are when nothing else is said."""
+"""Default paths of the configuration file, the sockets and the state directory, and ``~`` in configured paths."""
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Final
 
 SYSTEM_FILE: Final = Path("/etc/ergo-capture/config.toml")
 
+_VARIABLE: Final = re.compile(r"\$(\w+|\{\w+\})")
 
-def usual_file() -> Path | None:
-    """The file that is read when none is named: the user's, else the system's; None where neither is there."""
+
+def default_file() -> Path | None:
+    """Return the configuration file that is read if none is named: the user's, else the system's, else None."""
     import platformdirs  # noqa: PLC0415 - only the daemon needs it
 
     candidates = [Path(platformdirs.user_config_path("ergo-capture")) / "config.toml", SYSTEM_FILE]
-    return next((candidate for candidate in candidates if _is_there(candidate)), None)
+    return next((candidate for candidate in candidates if _may_exist(candidate)), None)
 
 
-def _is_there(file: Path) -> bool:
+def _may_exist(file: Path) -> bool:
     try:
         return file.exists()
     except PermissionError:
-        # Why: a file that we may not see is not passed over in silence; reading it will say so.
+        # A file that we may not see is not ignored; reading it will report the error.
         return True
 
 
-def usual_state() -> Path:
-    """Where the state is when nothing else is said: systemd's word, else the system's place, else the user's."""
-    import platformdirs  # noqa: PLC0415 - as above
+def default_state_directory() -> Path:
+    """Return systemd's state directory, else the system's for root, else the user's."""
+    import platformdirs  # noqa: PLC0415 - only the daemon needs it
 
     given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     if given:
@@ -38,9 +41,9 @@ def usual_state() -> Path:
     return Path(platformdirs.user_state_path("ergo-capture"))
 
 
-def usual_socket() -> Path:
-    """Where the socket is when nothing else is said."""
-    import platformdirs  # noqa: PLC0415 - as above
+def default_socket() -> Path:
+    """Return the socket in systemd's runtime directory, else in the system's for root, else in the user's."""
+    import platformdirs  # noqa: PLC0415 - only the daemon needs it
 
     given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     if given:
@@ -48,14 +51,42 @@ def usual_socket() -> Path:
     if os.geteuid() == 0:
         return Path("/run/ergo-capture/capture.sock")
     with warnings.catch_warnings():
-        # Why: without XDG_RUNTIME_DIR (su, cron) it warns with a line of its own source; the path is said where it matters.
+        # Without XDG_RUNTIME_DIR (su, cron) platformdirs warns on standard error; the path is reported where it matters.
         warnings.simplefilter("ignore")
         return Path(platformdirs.user_runtime_path("ergo-capture")) / "capture.sock"
 
 
-def control_beside(socket: Path) -> Path:
-    """Where the control socket of the daemon with that socket is when nothing else is said.
+def control_socket_beside(socket: Path) -> Path:
+    """Return the default control socket of the daemon with that socket.
 
-    Why by the socket's name: two daemons may have their sockets in one directory.
+    Its name depends on the socket's: two daemons may have their sockets in one directory.
     """
     return socket.with_name("control.sock" if socket.name == "capture.sock" else f"{socket.stem}.control.sock")
+
+
+def expand_path(path: str) -> str:
+    """Return a configured path with ``~`` and ``~user`` at its beginning replaced by the home directory.
+
+    Raises:
+        ValueError: there is no such home directory, or the path has an environment variable in it. Variables are not
+            expanded: the daemon's environment is rarely that of the person who writes the file.
+    """
+    variable = _VARIABLE.search(path)
+    if variable:
+        raise ValueError(f"'{path}': `{variable[0]}` is not expanded; write the path in full, or begin it with `~`")
+    return expand_home(path)
+
+
+def expand_home(path: str) -> str:
+    """Return the path with ``~`` and ``~user`` at its beginning replaced by the home directory.
+
+    Raises:
+        ValueError: there is no such home directory.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        user = path.partition("/")[0]
+        raise ValueError(f"'{path}': there is no home directory for `{user}`; write the path in full") from error

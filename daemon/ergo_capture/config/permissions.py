@@ -1,7 +1,7 @@
-"""Files and directories that more people can reach than should: found by ``config check``.
+"""Find files and directories with too wide permissions, for ``config check``.
 
-The state directory holds what clients sent: directories are 0750 and files 0640 at the most. The configuration
-holds no secret, but it says what the daemon runs: only its owner may write it.
+The state directory holds what clients sent: its directories may have mode 0750 and its files 0640 at the most. The
+configuration holds no secret but says which programs the daemon runs: only its owner may write it.
 """
 
 from __future__ import annotations
@@ -17,45 +17,52 @@ from typing import Final
 _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
 _WRITABLE_BY_OTHERS: Final = 0o022
-#: Names of each kind that are looked at. Why not all: the check runs before each start, and a state directory may
-#: hold millions of bundles.
-MOST_LOOKED_AT: Final = 10_000
+#: Files that are checked, and directories. The check runs before each start, and a state directory may hold millions of
+#: bundles.
+_MAX_CHECKED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class LoosePath:
-    """One thing that is too loose, with how many more there are of its kind."""
+    """A path with too wide permissions; it stands for ``others`` more of its kind."""
 
     path: Path
     mode: int
-    #: The most it should be.
-    most: int
+    #: The widest mode that is accepted.
+    allowed: int
     others: int = 0
 
     def __str__(self) -> str:
         more = f", and {self.others} more" if self.others else ""
-        return f"'{self.path}' has mode {self.mode:04o}, {self.most:04o} at the most{more}"
+        return f"'{self.path}' has mode {self.mode:04o}, {self.allowed:04o} at the most{more}"
 
     @property
     def hint(self) -> str:
-        """What to do about it."""
-        return f"chmod {self.most:o} '{self.path}'{' and the others' if self.others else ''}"
+        """The command that corrects it."""
+        return f"chmod {self.allowed:o} '{self.path}'{' and the others' if self.others else ''}"
 
 
 def loose_paths(state: Path, config: Path | None) -> list[LoosePath]:
-    """What is too loose of the configuration file, of the state directory, and below it; the first of each kind."""
+    """Return the first path of each kind whose permissions are too wide: configuration, directories, files.
+
+    Args:
+        state: the state directory, which need not exist.
+        config: the configuration file, if there is one.
+    """
     found: list[LoosePath] = []
     if config is not None:
         mode = _mode(config)
         if mode is not None and mode & _WRITABLE_BY_OTHERS:
             found.append(LoosePath(config, mode, mode & ~_WRITABLE_BY_OTHERS))
-    for most, paths in ((_DIRECTORY_MODE, _directories(state)), (_FILE_MODE, _files(state))):
+    for allowed, paths in ((_DIRECTORY_MODE, _directories(state)), (_FILE_MODE, _files(state))):
         loose = [
-            (path, mode) for path in islice(paths, MOST_LOOKED_AT) if (mode := _mode(path)) is not None and mode & ~most
+            (path, mode)
+            for path in islice(paths, _MAX_CHECKED)
+            if (mode := _mode(path)) is not None and mode & ~allowed
         ]
         if loose:
             path, mode = loose[0]
-            found.append(LoosePath(path, mode, most, len(loose) - 1))
+            found.append(LoosePath(path, mode, allowed, len(loose) - 1))
     return found
 
 
@@ -71,7 +78,7 @@ def _files(state: Path) -> Iterator[Path]:
 
 
 def _mode(path: Path) -> int | None:
-    """The permissions; None for what is not there, is not ours to look at, or is a link."""
+    """Return the permissions; None for a symbolic link and for what cannot be looked at."""
     try:
         status = path.lstat()
     except OSError:

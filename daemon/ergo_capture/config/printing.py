@@ -1,61 +1,83 @@
-"""The configuration as a TOML file."""
+"""Print a configuration as a TOML file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec import Meta
 
-from ergo_capture.config.settings import Config, GraphRetentionConfig
+from ergo_capture.config.settings import Config, EngineConfig, GraphConfig, GraphRetentionConfig
 from ergo_capture.units import Duration, Mode, Size
+
+#: Settings of a graph that are tables of their own.
+_SUBTABLES: Final = ("retention", "engine")
 
 
 def to_toml(config: Config, *, comments: bool = False) -> str:
-    """The configuration as a file; with ``comments``, each setting under its description."""
+    """Return the configuration as a file with every setting; ``#key =`` stands for one that is not set.
+
+    Args:
+        config: the configuration.
+        comments: whether to write descriptions too, examples for what is not set, and a table for each kind of engine.
+    """
     lines: list[str] = []
     for field in msgspec.structs.fields(Config):
         value = getattr(config, field.name)
         if field.name == "graphs":
             for name, graph in value.items():
-                lines += _table(f"graphs.{toml_key(name)}", graph, comments=comments)
+                lines += _graph(f"graphs.{toml_key(name)}", graph, comments=comments)
         else:
-            lines += _table(field.name, value, comments=comments)
+            lines += _table(field.name, type(value), value, comments=comments)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _table(name: str, section: msgspec.Struct, *, comments: bool) -> list[str]:
-    lines = ["", f"# {(type(section).__doc__ or '').strip()}"] if comments else [""]
-    lines.append(f"[{name}]")
-    info = msgspec.inspect.type_info(type(section))
-    assert isinstance(info, msgspec.inspect.StructType)
-    for field in info.fields:
-        value = getattr(section, field.encode_name)
+def _graph(name: str, graph: GraphConfig, *, comments: bool) -> Iterator[str]:
+    yield from _table(name, GraphConfig, graph, comments=comments)
+    yield from _table(f"{name}.retention", GraphRetentionConfig, graph.retention, comments=comments)
+    yield from _table(f"{name}.engine", type(graph.engine), graph.engine, comments=comments)
+    for kind in get_args(EngineConfig) if comments else ():
+        if not isinstance(graph.engine, kind):
+            yield from _table(f"{name}.engine", kind, None, comments=comments)
+
+
+def _table(name: str, kind: type[msgspec.Struct], table: msgspec.Struct | None, *, comments: bool) -> Iterator[str]:
+    """Yield the lines of a table; each setting is commented out if ``table`` is None."""
+    off = "#" if table is None else ""
+    yield ""
+    if comments:
+        yield f"# {(kind.__doc__ or '').strip()}"
+    yield f"{off}[{name}]"
+    tag = kind.__struct_config__
+    if tag.tag_field is not None:
         if comments:
-            description = _description(type(section), field.encode_name)
-            lines.append(f"# {description}")
-        lines.append(f"# {field.encode_name} =" if value is None else f"{field.encode_name} = {_toml(value)}")
-    return lines
-
-
-def _description(section: type[msgspec.Struct], key: str) -> str:
-    annotation = section.__annotations__.get(key)
-    resolved = next(field.type for field in msgspec.structs.fields(section) if field.name == key)
-    for meta in getattr(resolved, "__metadata__", ()):
-        if isinstance(meta, Meta) and meta.description:
-            return meta.description
-    return str(annotation)
+            yield f"# One of {', '.join(engine.__struct_config__.tag for engine in get_args(EngineConfig))}; see `ergo-capture help engines`."
+        yield f"{off}{tag.tag_field} = {_toml(tag.tag)}"
+    for field in msgspec.structs.fields(kind):
+        if kind is GraphConfig and field.name in _SUBTABLES:
+            continue
+        default = None if field.required else field.default
+        value = default if table is None else getattr(table, field.name)
+        meta = next(meta for meta in field.type.__metadata__ if isinstance(meta, Meta))
+        if comments:
+            yield f"# {meta.description}"
+        if value is not None:
+            yield f"{off}{field.name} = {_toml(value)}"
+        elif comments and meta.examples:
+            yield f"#{field.name} = {_toml(meta.examples[0])}"
+        else:
+            yield f"#{field.name} ="
 
 
 def toml_key(name: str) -> str:
-    """A key as TOML has it: bare where it can be."""
+    """Return a name as a TOML key: bare if possible, else quoted."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
 
 
 def _quoted(text: str) -> str:
-    """A TOML string: JSON's escapes are TOML's; DEL, which JSON leaves bare, is one more."""
+    # JSON's escapes are TOML's too, except that JSON leaves DEL as it is.
     return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
@@ -68,10 +90,6 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, GraphRetentionConfig):
-        value = {key: item for key, item in msgspec.structs.asdict(value).items() if item is not None}
-    if isinstance(value, msgspec.Struct):
-        value = msgspec.to_builtins(value)
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{toml_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
     return _quoted(value)

@@ -1,4 +1,4 @@
-"""The configuration as it is read from a file."""
+"""Read the configuration from a file."""
 
 from __future__ import annotations
 
@@ -8,38 +8,40 @@ from typing import Any
 
 import msgspec
 
-from ergo_capture.config.messages import in_words, suggestion
-from ergo_capture.config.paths import control_beside, usual_file, usual_socket, usual_state
+from ergo_capture.config.messages import describe, hint_for
+from ergo_capture.config.paths import control_socket_beside, default_file, default_socket, default_state_directory
 from ergo_capture.config.settings import Config
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.units import decode_unit
 
 
 class ConfigError(ErgoCaptureError):
-    """The configuration cannot be used; names the file, the key and what to write."""
+    """The configuration cannot be used; the message names the file and the setting, the hint says what to write."""
 
     exit_code: int = ExitCode.CONFIG
 
 
 def load(path: Path | None = None, *, socket: str = "", state: str = "") -> Config:
-    """The configuration in force: the file, if there is one, and what the command line says above it.
+    """Return the configuration in force: the file, if there is one, with the command line's settings over it.
 
     Args:
-        path: the file; None for the usual one, which need not be there.
-        socket: in place of ``socket.path``.
-        state: in place of ``state.directory``.
+        path: the file; None for the default one, which need not exist.
+        socket: replaces ``socket.path`` unless empty.
+        state: replaces ``state.directory`` unless empty.
 
     Raises:
-        ConfigError: the file cannot be read, or says something it may not.
+        ConfigError: the file cannot be read, or a setting is unknown or invalid.
     """
-    file = path or usual_file()
+    file = path or default_file()
     config = Config() if file is None else _read(file)
-    place = socket or config.socket.path or str(usual_socket())
+    socket_path = socket or config.socket.path or str(default_socket())
+    control_path = config.control.path or str(control_socket_beside(Path(socket_path)))
+    state_directory = state or config.state.directory or str(default_state_directory())
     return msgspec.structs.replace(
         config,
-        socket=msgspec.structs.replace(config.socket, path=place),
-        control=msgspec.structs.replace(config.control, path=config.control.path or str(control_beside(Path(place)))),
-        state=msgspec.structs.replace(config.state, directory=state or config.state.directory or str(usual_state())),
+        socket=msgspec.structs.replace(config.socket, path=socket_path),
+        control=msgspec.structs.replace(config.control, path=control_path),
+        state=msgspec.structs.replace(config.state, directory=state_directory),
     )
 
 
@@ -58,10 +60,14 @@ def _read(file: Path) -> Config:
 
 
 def parse(text: str, name: str) -> Config:
-    """The configuration that a text says; ``name`` is what errors call it.
+    """Return the configuration that a TOML text describes.
+
+    Args:
+        text: the TOML.
+        name: what errors call it, usually the file's path.
 
     Raises:
-        ConfigError: not TOML, an unknown key, or a value that is not allowed.
+        ConfigError: it is not TOML, or a setting is unknown or invalid.
     """
     try:
         data = _with_engine_tables(tomllib.loads(text))
@@ -70,21 +76,21 @@ def parse(text: str, name: str) -> Config:
             f"read configuration '{name}': {error}",
             op="read configuration",
             path=name,
-            hint="mend the TOML at that place",
+            hint="correct the TOML at that place",
         ) from error
     try:
         return msgspec.convert(data, type=Config, dec_hook=decode_unit)
     except msgspec.ValidationError as error:
         raise ConfigError(
-            f"read configuration '{name}': {in_words(str(error), data)}",
+            f"read configuration '{name}': {describe(str(error), data)}",
             op="read configuration",
             path=name,
-            hint=suggestion(str(error)),
+            hint=hint_for(str(error)),
         ) from error
 
 
 def _with_engine_tables(data: dict[str, Any]) -> dict[str, Any]:
-    """``engine = "fixed"`` as the table that it is short for."""
+    """Replace ``engine = "KIND"`` by the table that it is short for."""
     graphs = data.get("graphs")
     if isinstance(graphs, dict):
         for graph in graphs.values():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from ergo_capture.config import Config, control_beside
+from ergo_capture.config import Config, control_socket_beside
 from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.net.clients import Clients
@@ -62,4 +62,4 @@ class Components:
     @property
     def control_path(self) -> Path:
         """Path of the control socket."""
-        return Path(self.config.control.path or control_beside(self.socket_path))
+        return Path(self.config.control.path or control_socket_beside(self.socket_path))

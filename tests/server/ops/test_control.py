@@ -31,10 +31,10 @@ async def test_the_control_socket_has_mode_0600() -> None:
 
 async def test_two_daemons_in_one_directory_do_not_share_a_control_socket() -> None:
     """Its name follows the capture socket's, unless that has the default name."""
-    from ergo_capture.config import control_beside
+    from ergo_capture.config import control_socket_beside
 
-    assert control_beside(Path("/run/a/capture.sock")) == Path("/run/a/control.sock")
-    assert control_beside(Path("/tmp/one.sock")) != control_beside(Path("/tmp/two.sock"))
+    assert control_socket_beside(Path("/run/a/capture.sock")) == Path("/run/a/control.sock")
+    assert control_socket_beside(Path("/tmp/one.sock")) != control_socket_beside(Path("/tmp/two.sock"))
 
 
 @needs_root

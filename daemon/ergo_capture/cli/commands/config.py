@@ -41,7 +41,7 @@ def check(file: Path | None, config: Path | None) -> None:
     access_list(loaded)
     warnings = [
         (str(loose), loose.hint)
-        for loose in loose_paths(Path(loaded.state.directory), path or configuration.usual_file())
+        for loose in loose_paths(Path(loaded.state.directory), path or configuration.default_file())
     ]
     for name, graph in loaded.graphs.items():
         warnings += _warnings(name, graph)

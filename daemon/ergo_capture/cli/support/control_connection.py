@@ -32,10 +32,10 @@ def control_path(capture_socket: str, config: Path | None) -> Path:
     Raises:
         ConfigError: the configuration cannot be read.
     """
-    from ergo_capture.config import control_beside, load  # noqa: PLC0415 - slow to import
+    from ergo_capture.config import control_socket_beside, load  # noqa: PLC0415 - slow to import
 
     if capture_socket and config is None:
-        return control_beside(Path(capture_socket))
+        return control_socket_beside(Path(capture_socket))
     return Path(load(config, socket=capture_socket).control.path)
 
 
