@@ -90,6 +90,23 @@ async def turns(_graph: str, event_id: str, *_: Any) -> None:
         await asyncio.sleep(0)
 
 
+class _Counted:
+    """Counts the runs under way at once, and the most there were."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    async def __call__(self, *_: Any) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        for _turn in range(20):
+            await asyncio.sleep(0)
+        self.now -= 1
+
+
+counted = _Counted()
+
+
 def break_out(_graph: str, event_id: str, *_: Any) -> Any:
     """What no callable should do, by the id's first word."""
     match event_id.partition(".")[0]:

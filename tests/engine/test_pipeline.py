@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.daemons import event, running_daemon
+from tests.engine import scripts
 from tests.engine.engines import captured, command_event, engine_of, process_graph, python_graph, terminations
 from tests.engine.scripts import go, hold
 from tests.server.looks import sessions_of, until
@@ -42,6 +43,20 @@ async def test_as_many_runs_as_configured_are_under_way_at_once() -> None:
     async with running_daemon(process_graph(engine="pipeline = 5")) as daemon:
         bundle = await captured(daemon, ["hold.1", "hold.2", "hold.3", "hold.4", "release"])
     assert len(bundle.decisions) == 5
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_no_more_runs_are_under_way_than_max_in_flight(limit: int) -> None:
+    """A pipeline of 8 waits at the graph's limit, and defers nothing: the decisions are those of one run after the other."""
+    bundles = []
+    for pipeline in (8, 1):
+        scripts.counted.most = 0
+        text = python_graph("counted", graph=f"max_in_flight = {limit}", engine=f"pipeline = {pipeline}")
+        async with running_daemon(text) as daemon:
+            await captured(daemon, [f"e.{number}" for number in range(40)])
+            bundles.append(daemon.bundles()[0].read_bytes())
+        assert scripts.counted.most == min(limit, pipeline)
+    assert bundles[0] == bundles[1]
 
 
 async def test_a_part_ends_only_when_every_run_is_logged() -> None:

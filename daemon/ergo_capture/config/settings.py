@@ -354,7 +354,9 @@ EngineConfig = FixedEngineConfig | ScriptedEngineConfig | PythonEngineConfig | P
 class GraphConfig(_Table, frozen=True):
     """A graph that clients may open sessions of; there may be several of these tables."""
 
-    max_in_flight: Annotated[int | None, _doc("Most episodes at once; further ones are deferred.", 1)] = None
+    max_in_flight: Annotated[
+        int | None, _doc("Most episodes of one session at once; further ones wait. 0 defers every episode.", 1)
+    ] = None
     max_per_window: Annotated[int | None, _doc("Most episodes in one rate_window; further ones are deferred.", 20)] = (
         None
     )

@@ -3,11 +3,12 @@
 An engine that answers at once decides whole chunks without waiting. Any other engine is asked episode by episode; with
 a pipeline, several runs are under way at once. That is sound because no decision depends on how a run ended: requests
 are sent in order, and decisions that are known early wait for those before them. It needs an engine that keeps nothing
-from one run to the next.
+from one run to the next. The supervisor counts each run as over when the next event is offered, so that decisions stay
+those of one run after the other; that no more than ``max_in_flight`` runs are under way is held here, by waiting.
 
 After a crash an event that is not decided is *in doubt*: its episode may have run. Where episodes may be repeated,
 nothing more needs to be done. Where they must not be, ``before_run`` lets no run begin before the decisions that are a
-pipeline's length behind it are durable. So of the undecided events only the first, as many as the pipeline is long, may
+pipeline's length behind it are durable. So of the undecided events only the first, as many as may be under way, may
 have run; they are recorded as interrupted and not run again.
 """
 
@@ -23,6 +24,7 @@ from ergo_capture.engine.port import INVALID_REPLY, Engine
 from ergo_capture.journal.decision_rows import said_bytes
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import RecoveredSession
+from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult
@@ -36,6 +38,13 @@ _MAX_RUN_BYTES: Final = 32 << 20
 #: The interruption of an event that is in doubt.
 IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
 _INTERRUPTED: Final = RunResult(RunTermination.Aborted, interruption=IN_DOUBT)
+
+
+def concurrency(engine: Engine, constraints: Constraints) -> int:
+    """Return how many runs of one session may be under way at once: the engine's pipeline, within ``max_in_flight``."""
+    limit = constraints.max_in_flight
+    # Zero defers every episode, so that nothing runs.
+    return engine.pipeline if limit is None else max(1, min(engine.pipeline, limit))
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +97,7 @@ class Episodes:
         #: Runs that are under way, and decisions that wait for one of them.
         self._waiting: deque[_RunUnderWay | DecisionLogEntry] = deque()
         self._under_way = 0
+        self._most_under_way = concurrency(engine, self._constraints)
         self._settled = asyncio.Event()
         #: What a run raised.
         self._failure: BaseException | None = None
@@ -154,14 +164,14 @@ class Episodes:
     async def _begin(self, run: Run) -> None:
         self.supervisor.detach()
         await self._before_run(len(self._waiting))
-        if self._engine.pipeline == 1:
+        if self._most_under_way == 1:
             result, retries = await self._attempt(run)
             self._log.log(self.supervisor.entry_of(run, result.termination, retries, result))
             self._on_logged()
             return
         # A task's first step sends the request, and tasks take their first steps in the order they are created. So
         # waiting here, before the task is created, keeps the requests in order.
-        while self._under_way >= self._engine.pipeline:
+        while self._under_way >= self._most_under_way:
             await self._some_settled()
         self._under_way += 1
         task = asyncio.create_task(self._attempt(run))

@@ -27,7 +27,7 @@ from ergo_capture.server.session import parts
 from ergo_capture.server.session.admission_queue import AdmissionQueue, EventBatch, Refusal
 from ergo_capture.server.session.budget import Holding, size_of_deferred
 from ergo_capture.server.session.decision_log import JournalDecisionLog
-from ergo_capture.server.session.episodes import Episodes
+from ergo_capture.server.session.episodes import Episodes, concurrency
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import Parts, Publisher, RotationRule, is_full
 from ergo_capture.storage.write_error import CaptureWriteError
@@ -139,11 +139,13 @@ class Session:
         self._moved = Notifier()
         #: Wakes the task when the part's age may end it.
         self._rotation_timer: asyncio.TimerHandle | None = None
+        #: Runs that may be under way at once, and so be in doubt after a crash.
+        self._most_in_doubt = concurrency(graph.engine, initial.description.constraints)
         self._episodes = Episodes(
             graph.engine,
             initial,
             self.log,
-            max_in_doubt=graph.engine.pipeline if self._at_most_once else 0,
+            max_in_doubt=self._most_in_doubt if self._at_most_once else 0,
             before_run=self._before_run,
             on_logged=self._on_logged,
             on_failed=self._on_run_failed,
@@ -264,11 +266,11 @@ class Session:
         self._notify()
 
     async def _before_run(self, unlogged: int) -> None:
-        """Wait until few enough effects wait for a commit, and until at most a pipeline of runs would be in doubt.
+        """Wait until few enough effects wait for a commit, and until few enough runs would be in doubt.
 
         A run that must not be repeated has to be among those that are taken as in doubt after a crash.
         """
-        enough = self.log.logged + unlogged - self.graph.engine.pipeline + 1 if self._at_most_once else 0
+        enough = self.log.logged + unlogged - self._most_in_doubt + 1 if self._at_most_once else 0
         while self.decided < enough or self.log.waiting_bytes >= _MAX_UNCOMMITTED_BYTES:
             if self.failure is not None:
                 raise self.failure
