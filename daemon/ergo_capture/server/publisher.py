@@ -17,6 +17,7 @@ from anyio import BrokenWorkerProcess, to_process, to_thread
 from ergo_capture import telemetry
 from ergo_capture.bundle.names import bundle_path, manifest_path
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
+from ergo_capture.config.settings import BundleConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.parent_death import end_with_parent
@@ -35,8 +36,7 @@ class BundlePublisher:
     Args:
         state: the state directory.
         journal: the journal's directory.
-        style: ``compact`` or ``pretty``.
-        compress: ``none`` or ``zstd``.
+        bundle: layout and compression of the bundles.
         on_published: called with each bundle after it is durable.
     """
 
@@ -44,22 +44,23 @@ class BundlePublisher:
         self,
         state: Path,
         journal: Path,
+        bundle: BundleConfig,
         *,
-        style: str = "compact",
-        compress: str = "none",
         on_published: Callable[[SessionDescription, Publication], None] = lambda _description, _publication: None,
     ) -> None:
         self._state = state
         self._journal = journal
-        #: Layout and compression of the next bundles.
-        self.style = style
-        self.compress = compress
+        self._bundle = bundle
         self._on_published = on_published
         #: One bundle at a time in a worker process and one in a thread. A small session that is closed does not wait
         #: for a large bundle, which takes seconds.
         self._process_lock, self._thread_lock = asyncio.Lock(), asyncio.Lock()
         #: Bundles composed since the start.
         self.published = 0
+
+    def apply(self, bundle: BundleConfig) -> None:
+        """Apply a reloaded configuration to the bundles that come next."""
+        self._bundle = bundle
 
     async def compose(
         self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
@@ -69,7 +70,7 @@ class BundlePublisher:
         Raises:
             ErgoCaptureError: composing failed; the journal still holds the session.
         """
-        compressed = self.compress != "none"
+        compressed = self._bundle.compress != "none"
         destination = bundle_path(
             self._state, description.graph, description.session, part.number, compressed=compressed
         )
@@ -77,8 +78,8 @@ class BundlePublisher:
             journal=str(self._journal),
             destination=str(destination),
             manifest=str(manifest_path(destination)),
-            style=self.style,
-            compress=self.compress,
+            style=self._bundle.style,
+            compress=self._bundle.compress,
             description=description,
             part=part.number,
             first=part.first,

@@ -175,8 +175,7 @@ class Service:
         publisher = BundlePublisher(
             state.path,
             state.journal,
-            style=config.bundle.style,
-            compress=config.bundle.compress,
+            config.bundle,
             on_published=self._on_published,
         )
         self.registry = SessionRegistry(

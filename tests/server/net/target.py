@@ -36,7 +36,7 @@ write_timeout = "500ms"
 
 
 class Target(Attacker):
-    """A daemon under attack, and what is measured of it."""
+    """A daemon under attack, and its measurements."""
 
     def __init__(self, process: DaemonProcess) -> None:
         super().__init__(process.socket)
@@ -44,24 +44,24 @@ class Target(Attacker):
         self.idle = self.memory("VmRSS")
 
     def memory(self, which: str) -> int:
-        """Resident bytes of the daemon: ``VmRSS`` now, ``VmHWM`` at most."""
+        """Return the resident bytes of the daemon: ``VmRSS`` now, ``VmHWM`` at most."""
         assert self.process.process is not None
         status = Path(f"/proc/{self.process.process.pid}/status").read_text()
         return int(re.findall(rf"{which}:\s+(\d+) kB", status)[0]) * 1024
 
     @property
     def bound(self) -> int:
-        """The README's bound, without ids: no attack here has many accepted."""
+        """The documented bound, without ids: few events of an attack are accepted."""
         return self.idle + 2 * (QUEUE + HELD) * MIB + 32 * MIB
 
     def logged(self) -> Counter[str]:
-        """The codes in the daemon's log."""
+        """Return the codes in the daemon's log."""
         records = [json.loads(line) for line in self.process.log.read_text().splitlines()]
         return Counter(record["code"] for record in records if record.get("code"))
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[Wire]:
-        """A session as soon as there is a place for one."""
+        """Open a session as soon as there is a place for one."""
         while True:
             async with self.wire() as wire:
                 try:
@@ -75,7 +75,7 @@ class Target(Attacker):
 
 @asynccontextmanager
 async def target(tmp_path: Path, config: str = CONFIG, ids: int = 0) -> AsyncIterator[Target]:
-    """A daemon as a process; in the end it must stop in order, within its memory, and ``ids`` bytes for event ids."""
+    """Run a daemon as a process; at the end check its exit and its memory, with ``ids`` bytes for event ids."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state", config=config) as process:
         await anyio.to_thread.run_sync(process.start)
         it = Target(process)
@@ -87,12 +87,12 @@ async def target(tmp_path: Path, config: str = CONFIG, ids: int = 0) -> AsyncIte
 
 
 def report(text: str) -> None:
-    """A figure for whoever runs the tests with ``-rP``."""
+    """Print a figure, shown by ``pytest -rP``."""
     sys.stdout.write(text + "\n")
 
 
 async def throughput(it: Target, events: int = 6_000, window: int = 200) -> float:
-    """Events a second of a client that behaves: each window sent when the one before is accepted."""
+    """Return the events a second of a good client that sends a window when the one before is accepted."""
     async with it.place() as wire:
         began = time.monotonic()
         for first in range(0, events, window):

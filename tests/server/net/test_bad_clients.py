@@ -247,7 +247,7 @@ async def test_a_client_that_provokes_answers_and_never_reads_them_is_disconnect
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
         else:
-            pytest.fail("it was never let go")
+            pytest.fail("it was never disconnected")
         await is_served(daemon)
 
 

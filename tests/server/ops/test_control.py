@@ -139,7 +139,7 @@ async def test_a_defect_in_an_answer_does_not_end_the_daemon(monkeypatch: pytest
     from ergo_capture.server.ops import control
 
     async def broken(_service: Service) -> None:
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a defect")
 
     async with running_daemon() as daemon, daemon.session() as client:
         with monkeypatch.context() as patched:

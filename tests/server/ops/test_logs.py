@@ -255,7 +255,7 @@ async def test_a_session_that_fails_is_logged_once_with_its_reason(log: Log, mon
     """A defect in one session is logged with its traceback and session; the others are served."""
 
     async def broken(_session: Session, _batch: Any) -> None:
-        raise ZeroDivisionError("a mistake")
+        raise ZeroDivisionError("a defect")
 
     monkeypatch.setattr(Session, "_decide", broken)
     async with running_daemon() as daemon, daemon.session() as wire:
@@ -267,7 +267,7 @@ async def test_a_session_that_fails_is_logged_once_with_its_reason(log: Log, mon
             await other.until("closed")
     (failed,) = log.records("session.failed")
     assert failed["session"] == wire.opened["session"]
-    assert "ZeroDivisionError: a mistake" in failed["exception"]
+    assert "ZeroDivisionError: a defect" in failed["exception"]
 
 
 # --- hostile text, and nobody who reads ---

@@ -166,12 +166,12 @@ async def test_a_defect_in_a_reload_is_logged_and_answered_and_the_daemon_stays(
     async with running_daemon() as daemon, daemon.session() as wire:
 
         def broken() -> Config:
-            raise RuntimeError("a mistake of ours")
+            raise RuntimeError("a defect")
 
         daemon.service.reloader = Reloader(daemon.service.components, broken)
         answer = await daemon.ask("reload")
         assert (answer["type"], answer["code"]) == ("error", "failed")
-        assert "a mistake of ours" in answer["message"]
+        assert "a defect" in answer["message"]
         await wire.say(event("a"))
         await wire.until_ack(1, 1)
 

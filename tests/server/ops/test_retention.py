@@ -312,7 +312,7 @@ async def test_the_daemon_prunes_at_its_start_and_keeps_snapshots(tmp_path: Path
                 flushed = await wire.until("flushed")
                 assert json.loads(Path(flushed["manifest"]).read_bytes())["ended"] == "open"
                 rules = RetentionRules(Bounds(max_age=timedelta(microseconds=1)))
-                daemon.service.retention.take_rules(rules, 0)
+                daemon.service.retention.apply(rules, 0)
                 await daemon.service.retention.take_round()
                 assert Path(flushed["bundle"]).exists()
                 await wire.say({"type": "close"})

@@ -23,6 +23,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.components import Components, Phase
 from ergo_capture.server.factories import access_list, graph_of, retention_rules, rotation_rule
+from ergo_capture.server.failures import internal_error
 from ergo_capture.server.net.listener import raise_descriptor_limit
 
 log = structlog.get_logger()
@@ -94,10 +95,9 @@ class Reloader:
                 raise
             except Exception as error:
                 # A defect in a reload must not end the daemon, whoever asked for it.
-                message = f"reload: {type(error).__name__}: {error}"
-                log.exception(telemetry.CONFIG_REFUSED, error=message)
-                hint = "this is a defect of ergo-capture; restart the daemon to have the new configuration"
-                raise ErgoCaptureError(message, op="reload", hint=hint) from error
+                internal = internal_error("reload", error)
+                log.exception(telemetry.CONFIG_REFUSED, error=internal.message, hint=internal.hint)
+                raise internal from error
             log.info(telemetry.CONFIG_RELOADED, applied=reloaded.applied, restart=reloaded.restart)
             return reloaded
 
@@ -119,9 +119,8 @@ class Reloader:
         components.config = config
         components.clients.apply(config.limits, access)
         running.registry.apply(config.limits, rotation_rule(config), config.session.linger.seconds, graphs)
-        running.publisher.style = config.bundle.style
-        running.publisher.compress = config.bundle.compress
-        components.retention.take_rules(retention_rules(config), config.retention.interval.seconds)
+        running.publisher.apply(config.bundle)
+        components.retention.apply(retention_rules(config), config.retention.interval.seconds)
         telemetry.set_level(config.log.level)
         return Reloaded(
             [".".join(setting) for setting in applied],

@@ -194,7 +194,7 @@ class Retention:
         """Start a round soon: a bundle was published."""
         self._due.set()
 
-    def take_rules(self, rules: RetentionRules, interval: float) -> None:
+    def apply(self, rules: RetentionRules, interval: float) -> None:
         """Use other bounds, and start a round soon."""
         self._rules, self._interval = rules, interval
         self._due.set()
