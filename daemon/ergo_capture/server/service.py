@@ -75,7 +75,6 @@ class Service:
         self.ready = asyncio.Event()
         self._graphs = graphs_of(config)
         self._stop = asyncio.Event()
-        self._start_failure: ErgoCaptureError | None = None
         self._shutdown: Shutdown | None = None
         #: These exist once the journal is recovered.
         self.registry: SessionRegistry
@@ -92,6 +91,7 @@ class Service:
         Raises:
             ErgoCaptureError: start-up failed; nothing was bound.
         """
+        failure: ErgoCaptureError | None = None
         # The stack is outside: nothing is closed or unlocked while a task, or a thread for one, still uses it.
         async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
             # Signals first: one that comes while the journal is read must not kill a repair.
@@ -100,10 +100,10 @@ class Service:
                 await self._run(tasks, stack)
             except ErgoCaptureError as error:
                 # Raised below: through the task group it would arrive wrapped in an exception group.
-                self._start_failure = error
+                failure = error
             tasks.cancel_scope.cancel()
-        if self._start_failure is not None:
-            raise self._start_failure
+        if failure is not None:
+            raise failure
         return ExitCode.FAILED if self.unfinished or self.writer.failure is not None else ExitCode.OK
 
     async def _run(self, tasks: TaskGroup, stack: AsyncExitStack) -> None:
