@@ -1,1 +1,1 @@
-"""Engines: what runs an episode for the daemon."""
+"""Engines: they run episodes for the daemon and for ``replay``."""

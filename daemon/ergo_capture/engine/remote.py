@@ -81,7 +81,7 @@ class RemoteEngine(ABC):
         self.graph = graph
         self.pipeline = settings.pipeline
         self.counts: Counter[str] = Counter()
-        #: Why it is away, in words; empty while it is up.
+        #: The reason that it is away; empty while it is up.
         self.trouble = "it was not reached yet"
         self.state = State.UNTRIED
         self._state_changed = Notifier()

@@ -1,4 +1,4 @@
-"""Runs the episodes of a bundle again with an engine, and compares what comes of it."""
+"""Run the episodes of a bundle again with an engine, and compare the decisions."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ _PROGRESS_EVENTS: Final = 1024
 
 
 class Strictness(msgspec.Struct, frozen=True):
-    """What a strict replay expects (``replay::replay_checked_strict``)."""
+    """The provenances that a strict replay requires (``replay::replay_checked_strict``)."""
 
     adapter_provenance: str
-    #: None for whatever the engine says of itself.
+    #: None for the one that the engine states.
     runtime_provenance: str | None
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """What a replay came to."""
+    """The result of a replay."""
 
     graph_id: str
     #: Decisions that were replayed, up to the first that differs.
     decisions: int
+    #: The first difference; None if there is none.
     explanation: Explanation | None
 
 
@@ -47,14 +48,20 @@ async def replay_stream(
     strict: Strictness | None = None,
     on_progress: Callable[[int], None] = lambda _events: None,
 ) -> Replayed:
-    """Feed a bundle's events to a fresh supervisor and the engine; compare decision by decision.
+    """Feed a bundle's events to a new supervisor and the engine, and compare decision by decision.
 
-    A bundle is looked through only where something is wrong, so that the reference's first complaint is told and not a
-    divergence before it: the reference validates all of a bundle first (``replay::replay_checked``).
+    The reference validates all of a bundle first (``replay::replay_checked``). To report the same error, this checks
+    the rest of the bundle when something is wrong; a bundle that replays is read once.
+
+    Args:
+        stream: the bundle.
+        engine: the engine.
+        strict: the provenances to check; None for a replay that is not strict.
+        on_progress: called with the number of decisions that were replayed, now and then and at the end.
 
     Raises:
-        ReplayError: the bundle is unsound, or not what a strict replay expects.
-        ErgoCaptureError: it cannot be read, or the engine cannot be reached.
+        ReplayError: the bundle is invalid, or not what a strict replay requires.
+        ErgoCaptureError: the bundle cannot be read, or the engine cannot be reached.
     """
     if stream.capture_version != CAPTURE_FORMAT_VERSION:
         raise unsupported_version(stream.capture_version)
@@ -64,7 +71,7 @@ async def replay_stream(
         try:
             check_provenance(stream, strict.adapter_provenance, expected)
         except ReplayError:
-            # Why: the reference looks at hashes and ids before, and at payloads after.
+            # The reference checks hashes and ids before provenances, and payloads after them.
             IntegrityChecker(stream).check_all(payloads=False)
             raise
     unique = strict is not None
@@ -74,7 +81,7 @@ async def replay_stream(
         IntegrityChecker(stream, unique=unique).check_all()
         raise
     if replayed.explanation is not None:
-        # Why the decisions too: what cannot be read to its end is no bundle, and diverges from nothing.
+        # Read the decisions to their end: a file that cannot be read is not a bundle, and does not diverge.
         deque(stream.decisions(), maxlen=0)
         IntegrityChecker(stream, unique=unique).check_all()
     return replayed
@@ -83,12 +90,12 @@ async def replay_stream(
 async def _replay(
     stream: RecordStream, engine: Engine, *, unique: bool, on_progress: Callable[[int], None]
 ) -> Replayed:
-    again = _again(stream, engine, unique=unique)
+    replaying = _decisions(stream, engine, unique=unique)
     captured_decisions = iter(stream.decisions())
     before: deque[EpisodeInvocationRecord] = deque(maxlen=CONTEXT)
     index = 0
     while True:
-        replayed = await anext(again, None)
+        replayed = await anext(replaying, None)
         captured = next(captured_decisions, None)
         if replayed is None and captured is None:
             on_progress(index)
@@ -97,7 +104,7 @@ async def _replay(
         if divergence is not None:
             captured_ahead = _ahead(captured, captured_decisions)
             replayed_ahead = [] if replayed is None else [replayed]
-            while len(replayed_ahead) < AHEAD and (record := await anext(again, None)) is not None:
+            while len(replayed_ahead) < AHEAD and (record := await anext(replaying, None)) is not None:
                 replayed_ahead.append(record)
             return Replayed(stream.graph_id, index, explain(divergence, list(before), captured_ahead, replayed_ahead))
         assert replayed is not None
@@ -113,10 +120,10 @@ def _ahead(
     return [] if first is None else [first, *islice(rest, AHEAD - 1)]
 
 
-async def _again(stream: RecordStream, engine: Engine, *, unique: bool) -> AsyncIterator[EpisodeInvocationRecord]:
-    """The decisions that the events lead to now."""
+async def _decisions(stream: RecordStream, engine: Engine, *, unique: bool) -> AsyncIterator[EpisodeInvocationRecord]:
+    """Yield the decisions that the events lead to now."""
     constraints = stream.config
-    supervisor = Supervisor(stream.graph_id, constraints, _Nowhere())
+    supervisor = Supervisor(stream.graph_id, constraints, _NullLog())
     invoker, sound = engine.invoker(), IntegrityChecker(stream, unique=unique)
     for index, record in enumerate(stream.events()):
         event = sound.check(index, record)
@@ -142,8 +149,8 @@ async def _again(stream: RecordStream, engine: Engine, *, unique: bool) -> Async
         yield supervisor.settle(step, result.termination, retries, result).to_record()
 
 
-class _Nowhere:
-    """A log for whoever takes the entries from the supervisor's hand."""
+class _NullLog:
+    """A log that keeps nothing: the entries are what the supervisor returns."""
 
     def log(self, entry: DecisionLogEntry) -> None:
-        """Kept by nobody."""
+        """Do nothing."""

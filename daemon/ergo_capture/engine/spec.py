@@ -1,4 +1,4 @@
-"""An engine from a few words on a command line."""
+"""Make an engine from a command-line argument."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ FORMS: Final = "fixed, fixed:TimedOut, fixed:Failed:RuntimeError, scripted:FILE,
 
 
 def engine_from(spec: str, graph: str) -> Engine:
-    """The engine that a text asks for.
+    """Return the engine that an argument describes.
 
     Args:
         spec: one of FORMS.
-        graph: the graph whose episodes it is to run.
+        graph: the graph whose episodes it runs.
 
     Raises:
         ErgoCaptureError: it is none of them (exit code 2), or the engine cannot be made.
     """
     kind, _, rest = spec.partition(":")
-    # Why fail: a person waits for the answer, and not for the engine.
+    # A person waits for the result: an engine that is away is an error at once.
     remote = RemoteSettings(when_away="fail")
     try:
         if kind == "fixed":
@@ -42,8 +42,8 @@ def engine_from(spec: str, graph: str) -> Engine:
         if kind == "socket" and rest:
             return SocketEngine(graph, UNSTATED_PROVENANCE, Path(rest), remote)
     except ValueError as error:
-        raise _no_engine(spec, str(error)) from error
-    raise _no_engine(spec, "it is none of the known forms")
+        raise _invalid(spec, str(error)) from error
+    raise _invalid(spec, "it is none of the known forms")
 
 
 def _termination(text: str) -> RunTermination:
@@ -51,7 +51,7 @@ def _termination(text: str) -> RunTermination:
     return RunTermination.from_builtins({name: kind} if kind else name)
 
 
-def _no_engine(spec: str, why: str) -> ErgoCaptureError:
+def _invalid(spec: str, reason: str) -> ErgoCaptureError:
     return ErgoCaptureError(
-        f"no engine {spec!r}: {why}", op="choose engine", hint=f"write one of: {FORMS}", exit_code=ExitCode.USAGE
+        f"no engine {spec!r}: {reason}", op="choose engine", hint=f"write one of: {FORMS}", exit_code=ExitCode.USAGE
     )
