@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Settings and fixtures for every test."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 import structlog
 from hypothesis import settings
 
-# Why no deadline: how long one example takes says how busy the machine is.
+# No deadline: the time that one example takes depends on how busy the machine is.
 settings.register_profile("ergo-capture", deadline=None)
 settings.load_profile("ergo-capture")
 
-# Why: a shell that starts the tests in the background has them ignore it, and so would every command of theirs.
+# A shell that starts the tests in the background makes them ignore SIGINT, and the commands they start too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """Whatever a command that a test runs in this process does to the log: others look for its lines where they were."""
+def restored_log() -> Iterator[None]:
+    """Restore the log's configuration, which commands that a test runs in this process change."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)

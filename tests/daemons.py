@@ -1,4 +1,4 @@
-"""Daemons for tests: one in this process's loop, one as a process of its own; and a client that says anything."""
+"""Daemons for tests, in the test's event loop or as a process; and a client that sends anything."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tests.shared import REPOSITORY
 from ergo_capture import config as configuration
 from ergo_capture.server.service import Service
 
-#: Long enough for the slowest machine, short enough for a hang to be noticed.
+#: Seconds that tests wait for something at the most: enough for a slow machine.
 PATIENCE = 30.0
 
 
 @contextmanager
 def short_directory() -> Iterator[Path]:
-    """A temporary directory whose path leaves room for a socket's name."""
+    """Make a temporary directory whose path is short enough for sockets in it."""
     with tempfile.TemporaryDirectory(prefix="ec-") as name:
         yield Path(name)
 
 
 def configured(state: Path, socket: Path, text: str = "") -> configuration.Config:
-    """A configuration from TOML, with the test's own places."""
+    """Return a configuration from TOML with these paths."""
     loaded = configuration.parse(text, "test")
     import msgspec
 
@@ -48,7 +48,7 @@ def configured(state: Path, socket: Path, text: str = "") -> configuration.Confi
 
 @dataclass
 class Daemon:
-    """A daemon that runs in the test's own loop."""
+    """A daemon in the test's event loop."""
 
     service: Service
     socket: Path
@@ -56,37 +56,37 @@ class Daemon:
 
     @asynccontextmanager
     async def wire(self) -> AsyncIterator[Wire]:
-        """A raw connection."""
+        """Open a raw connection."""
         async with await anyio.connect_unix(str(self.socket)) as stream:
             yield Wire(stream)
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator[Wire]:
-        """A raw connection to the control socket."""
+        """Open a raw connection to the control socket."""
         async with await anyio.connect_unix(str(self.service.components.control_path)) as stream:
             yield Wire(stream)
 
     async def ask(self, command: str, **fields: Any) -> dict[str, Any]:
-        """One request on the control socket, and its answer."""
+        """Send one request to the control socket and return the answer."""
         async with self.control() as wire:
             await wire.say({"command": command, **fields})
             return await wire.read()
 
     @asynccontextmanager
     async def session(self, **options: Any) -> AsyncIterator[Wire]:
-        """A raw connection that has said hello and opened a session."""
+        """Open a raw connection with a session."""
         async with self.wire() as wire:
             await wire.open(**options)
             yield wire
 
     def bundles(self) -> list[Path]:
-        """The bundle files there are."""
+        """Return the bundle files."""
         return sorted((self.state / "bundles").rglob("*.capture.json"))
 
 
 @asynccontextmanager
 async def running_daemon(text: str = "", state: Path | None = None, storage: Any = None) -> AsyncIterator[Daemon]:
-    """A daemon with the given configuration; stopped in order at the end."""
+    """Run a daemon with the given configuration; stop it in order at the end."""
     with short_directory() as place:
         home = state or place / "state"
         service = Service(configured(home, place / "capture.sock", text), storage)
@@ -104,7 +104,7 @@ async def running_daemon(text: str = "", state: Path | None = None, storage: Any
 
 
 class Wire:
-    """A client that says whatever the test wants, and reads answers one by one."""
+    """A client that sends whatever the test wants, and reads replies one by one."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -112,12 +112,12 @@ class Wire:
         self._held = b""
 
     async def say(self, *frames: Any) -> None:
-        """Send frames: dicts as JSON, bytes as they are with a newline."""
+        """Send frames: dictionaries as JSON, bytes as they are, each with a newline."""
         data = b"".join((f if isinstance(f, bytes) else json.dumps(f).encode()) + b"\n" for f in frames)
         await self.stream.send(data)
 
     async def read(self) -> dict[str, Any]:
-        """The next frame; raises EndOfStream at the end."""
+        """Return the next frame; raise EndOfStream at the end."""
         with anyio.fail_after(PATIENCE):
             while b"\n" not in self._held:
                 self._held += await self.stream.receive(65536)
@@ -126,13 +126,13 @@ class Wire:
         return frame
 
     async def until(self, kind: str) -> dict[str, Any]:
-        """The next frame of that type; others are passed over."""
+        """Return the next frame of that type, skipping others."""
         while (frame := await self.read())["type"] != kind:
             pass
         return frame
 
     async def until_ack(self, accepted: int, decided: int = 0) -> list[dict[str, Any]]:
-        """All frames up to an acknowledgement of at least so much."""
+        """Return all frames up to an acknowledgement of at least so many events."""
         frames = []
         while True:
             frame = await self.read()
@@ -141,7 +141,7 @@ class Wire:
                 return frames
 
     async def rest(self) -> list[dict[str, Any]]:
-        """Every frame until the daemon closes the connection."""
+        """Return every frame until the daemon closes the connection."""
         frames = []
         while True:
             try:
@@ -150,7 +150,7 @@ class Wire:
                 return frames
 
     async def open(self, **options: Any) -> dict[str, Any]:
-        """Say hello and open."""
+        """Say hello and open a session; return ``opened``."""
         await self.say({"type": "hello", "protocol": "ergo-capture.v1", "client": "test"})
         await self.read()
         await self.say({"type": "open", **options})
@@ -160,13 +160,13 @@ class Wire:
 
 
 def event(event_id: str, at: int = 0, kind: str = "Command", payload: Any = None) -> dict[str, Any]:
-    """An event frame."""
+    """Return an event frame."""
     body = {"event_id": event_id, "kind": kind, "at": {"secs": at, "nanos": 0}, "payload": payload}
     return {"type": "event", "event": body}
 
 
 class DaemonProcess:
-    """A daemon as a process of its own: the command, as installed or from this checkout."""
+    """A daemon as a process: the installed command, or this checkout's."""
 
     def __init__(self, place: Path, state: Path, *arguments: str, config: str = "", environment: Any = None) -> None:
         self.socket = place / "capture.sock"
@@ -195,7 +195,7 @@ class DaemonProcess:
         return self.process
 
     def until_logged(self, name: str) -> dict[str, Any]:
-        """Wait until a line with that event name is in the log."""
+        """Wait for a line with that event name in the log, and return it."""
         assert self.process is not None
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -209,13 +209,13 @@ class DaemonProcess:
         raise AssertionError(f"{name} not logged:\n{self.log.read_text()}")
 
     def kill(self) -> None:
-        """Kill -9."""
+        """Kill it with SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(PATIENCE)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ask it to stop; returns its exit code."""
+        """Send it a signal, wait for its end and return its exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
@@ -228,7 +228,7 @@ class DaemonProcess:
             self.kill()
 
 
-#: The command under test: an installed one where CI names it, else the package of this checkout.
+#: The command under test: the installed one that CI names, else this checkout's package.
 COMMAND = (
     [os.environ["ERGO_CAPTURE_COMMAND"]]
     if "ERGO_CAPTURE_COMMAND" in os.environ
@@ -237,7 +237,7 @@ COMMAND = (
 
 
 def command_environment() -> dict[str, str]:
-    """The environment for the command under test."""
+    """Return the environment for the command under test."""
     environment = dict(os.environ)
     if "ERGO_CAPTURE_COMMAND" not in os.environ:
         environment["PYTHONPATH"] = str(REPOSITORY / "daemon")
@@ -259,5 +259,5 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 
 def plain(text: str) -> str:
-    """Text without terminal control sequences."""
+    """Return a text without terminal control sequences."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -1,4 +1,4 @@
-"""Where the data of the tests is, how it is read, and what the machine is good for."""
+"""Find and read the tests' data, and find out what the machine can do."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ REPOSITORY = HERE.parent
 
 
 def shared(name: str) -> Path:
-    """A folder of the shared data: the whole one beside the checkout, else the part under ``tests/data``."""
+    """Return a folder of the shared data: the whole one beside the checkout, else the part below ``tests/data``."""
     whole = REPOSITORY.parent / "shared" / name
     return whole if whole.is_dir() else HERE / "data" / name
 
 
 def lines_of(path: Path) -> list[Any]:
-    """The JSON values of a file, one a line; split at newlines only, because strings may hold U+2028."""
+    """Return the JSON values of a file, one a line; split at newlines only, because strings may hold U+2028."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def conformance(name: str) -> list[Any]:
-    """The lines of one conformance file."""
+    """Return the values of one conformance file."""
     return lines_of(shared("conformance") / name)
 
 
 def traceable() -> bool:
-    """Whether strace is there and may trace."""
+    """Return whether strace is installed and may trace."""
     strace = shutil.which("strace")
     if strace is None:
         return False

@@ -1,4 +1,4 @@
-"""Engines for tests: the puppet as a child or behind a socket, and daemons that use it."""
+"""Configurations with engines for tests, and what their episodes came to."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ PUPPET = Path(__file__).with_name("puppet.py")
 
 
 def puppet_command(*options: str) -> list[str]:
-    """The puppet as a command."""
+    """Return the command that runs the puppet."""
     return [sys.executable, str(PUPPET), *options]
 
 
 def process_graph(*options: str, graph: str = "", engine: str = "") -> str:
-    """A configuration whose default graph has the puppet as its child; further settings of graph and engine."""
+    """Return a configuration whose default graph runs the puppet as a child, with further settings."""
     command = json.dumps(puppet_command(*options))
     return f'[graphs.default]\n{graph}\n[graphs.default.engine]\nkind = "process"\ncommand = {command}\nback_off = "10ms"\n{engine}\n'
 
 
 def socket_graph(path: Path, graph: str = "", engine: str = "") -> str:
-    """The same with the puppet behind a socket."""
+    """Return the same with the puppet behind a socket."""
     return f'[graphs.default]\n{graph}\n[graphs.default.engine]\nkind = "socket"\npath = "{path}"\nback_off = "10ms"\n{engine}\n'
 
 
 def python_graph(name: str, graph: str = "", engine: str = "") -> str:
-    """The same with a callable of ``scripts.py``."""
+    """Return the same with a callable of ``scripts.py``."""
     spec = f"tests.engine.scripts:{name}"
     return f'[graphs.default]\n{graph}\n[graphs.default.engine]\nkind = "python"\ncallable = "{spec}"\n{engine}\n'
 
 
 @contextmanager
 def listening_puppet(path: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The puppet behind a socket."""
+    """Run the puppet behind a socket."""
     with subprocess.Popen(puppet_command("--socket", str(path), *options)) as process:
         try:
             deadline = time.monotonic() + 20
@@ -58,20 +58,20 @@ def listening_puppet(path: Path, *options: str) -> Iterator[subprocess.Popen[byt
 
 
 def command_event(event_id: str, at: int = 0, payload: Any = None) -> ExternalEvent:
-    """A Command."""
+    """Return an event of the kind Command."""
     text = b"" if payload is None else json.dumps(payload).encode()
     return ExternalEvent.with_payload(event_id, ExternalEventKind.Command, EventTime(at, 0), text)
 
 
 def engine_of(service: Service) -> RemoteEngine:
-    """The default graph's engine."""
+    """Return the default graph's engine."""
     engine = service.registry.graphs["default"].engine
     assert isinstance(engine, RemoteEngine)
     return engine
 
 
 async def captured(daemon: Daemon, ids: list[str], payload: Any = None, graph: str = "default") -> CaptureBundle:
-    """Events of those ids through one session, one second of event time apart; its bundle, which verifies."""
+    """Send events of those ids through one session, a second of event time apart; return its bundle, verified."""
     async with CaptureClient(daemon.socket, give_up_after=20) as client:
         await client.open(graph)
         for at, event_id in enumerate(ids):
@@ -83,7 +83,7 @@ async def captured(daemon: Daemon, ids: list[str], payload: Any = None, graph: s
 
 
 async def terminations(daemon: Daemon, ids: list[str], payload: Any = None, graph: str = "default") -> list[str]:
-    """How their episodes ended, in words."""
+    """Send events of those ids and return the names of their terminations."""
     bundle = await captured(daemon, ids, payload, graph)
     found = []
     for record in bundle.decisions:

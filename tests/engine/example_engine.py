@@ -1,4 +1,4 @@
-"""The README's engine, as it stands there."""
+"""The README's engine."""
 
 import json
 import sys

@@ -1,10 +1,10 @@
-"""An engine that does what the ids of events say, good or bad; run as a child, or listening on a socket.
+"""An engine that does what the ids of events say, right or wrong; run as a child, or listening on a socket.
 
     python puppet.py [--socket PATH] [--log FILE] [--provenance P] [--silent | --mute | --garbage | --slow SECONDS]
 
 ``ok``, ``fail``, ``effect``, ``die``, ``half``, ``garbage``, ``long``, ``utf8``, ``twice``, ``stray``, ``hang``,
-``wait`` (10 ms), ``hold`` and ``release`` (answers in another order), ``bad-N`` (the Nth wrong answer); what stands
-behind the first dot of an id makes it unique.
+``wait`` (10 ms), ``hold`` and ``release`` (answers in another order), ``bad-N`` (the Nth invalid answer); what
+follows the first dot of an id makes it unique.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 EFFECT = {"kind": "set_context", "writes": [{"key": "x", "value": {"Number": 1.5}}]}
-#: Answers of which everything but the id is wrong in some way.
+#: Answers whose id is valid and whose rest is not.
 BAD: list[dict[str, Any]] = [
     {},
     {"termination": "Finished"},
@@ -40,7 +40,7 @@ BAD: list[dict[str, Any]] = [
 
 
 class Puppet:
-    """One conversation."""
+    """One connection."""
 
     def __init__(self, heard: BinaryIO, said: BinaryIO, options: argparse.Namespace) -> None:
         self.heard = heard
@@ -50,16 +50,16 @@ class Puppet:
         self.held: list[int] = []
 
     def say(self, message: dict[str, Any] | bytes) -> None:
-        """One line, or bytes as they are."""
+        """Write a message, or bytes as they are."""
         self.said.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
         self.said.flush()
 
     def ran(self, number: int, termination: Any = "Completed", **more: Any) -> None:
-        """An answer."""
+        """Write an answer."""
         self.say({"type": "ran", "id": number, "termination": termination, "effects": [], **more})
 
     def talk(self) -> None:
-        """Until the other side hangs up."""
+        """Say ``ready`` and answer until the other side hangs up."""
         if self.options.silent:
             self.heard.read()
             return
@@ -116,7 +116,7 @@ class Puppet:
 
 
 def main() -> None:
-    """As a child, or for one connection after the other."""
+    """Serve on standard input and output, or one connection after the other."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket")
     parser.add_argument("--log")

@@ -1,4 +1,4 @@
-"""A daemon and its engine, both to be killed, and what the engine was asked to run."""
+"""A daemon that tests kill, and the record of what its engine was asked to run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ergo_capture.client import CaptureClient
 
 
 class Rig:
-    """A daemon as a process, its engine, and what the engine was asked to run."""
+    """A daemon as a process with the puppet as its engine, which records what it is asked to run."""
 
     def __init__(self, place: Path, in_doubt: str, engine: str = "") -> None:
         self.calls_file = place / "calls"
@@ -44,7 +44,7 @@ class Rig:
         await asyncio.to_thread(self.daemon.kill)
 
     def calls(self) -> Counter[str]:
-        """How often each event was run."""
+        """Return how often each event was run."""
         return Counter(self.calls_file.read_text().split() if self.calls_file.exists() else [])
 
     async def until_called(self, ids: Iterable[str]) -> None:
@@ -54,14 +54,14 @@ class Rig:
                 await anyio.sleep(0.005)
 
     async def until_more_calls(self, count: int) -> None:
-        """Wait until so many runs more were begun, of whatever event."""
+        """Wait until that many more runs have begun."""
         with anyio.fail_after(20):
             enough = self.calls().total() + count
             while self.calls().total() < enough:
                 await anyio.sleep(0.001)
 
     async def begin(self, ids: list[str], decided: int | None = None) -> str:
-        """A session with those events accepted, and so many of them decided; its id."""
+        """Open a session, send those events and wait until ``decided`` are; return its id."""
         async with CaptureClient(self.daemon.socket, give_up_after=0) as client:
             session = await client.open("default")
             for at, event_id in enumerate(ids):
@@ -72,7 +72,7 @@ class Rig:
         return session
 
     async def finish(self, session: str, ids: list[str]) -> list[EpisodeInvocationRecord]:
-        """Resume, send more, close; the decisions of the bundle, which verifies."""
+        """Resume, send more, close; return the decisions of the bundle, verified."""
         async with CaptureClient(self.daemon.socket) as client:
             await client.open("default", session=session)
             for at, event_id in enumerate(ids):
@@ -83,7 +83,7 @@ class Rig:
 
 
 def ended(records: list[EpisodeInvocationRecord]) -> list[str]:
-    """How each ended; ``in doubt`` for those that were recorded as such."""
+    """Return how each ended; ``in doubt`` for those that were recorded as such."""
     return [
         "in doubt" if (record.interruption or "").startswith("in_doubt") else str(record.termination).split(".")[-1]
         for record in records

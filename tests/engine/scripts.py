@@ -15,7 +15,7 @@ from ergo_capture.kernel.ports import RunResult
 
 
 def obey(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadline: Any) -> Any:
-    """As the puppet does, where that makes sense in a function."""
+    """Do what the puppet does, as far as a function can."""
     what = event_id.partition(".")[0]
     if what == "fail":
         return {"Failed": "NetworkTimeout"}
@@ -33,7 +33,7 @@ def obey(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadl
 
 
 async def obey_later(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadline: Any) -> Any:
-    """The same as a coroutine function."""
+    """Do the same in a coroutine."""
     if event_id.startswith("hang"):
         await asyncio.sleep(60)
     await asyncio.sleep(0)
@@ -44,7 +44,7 @@ _released = threading.Event()
 
 
 def release() -> None:
-    """Let the calls that are stuck come back."""
+    """Let the calls of ``stuck`` return."""
     _released.set()
 
 
@@ -52,31 +52,31 @@ _go = asyncio.Event()
 
 
 def hold() -> None:
-    """Let no episode of ``say_much`` begin."""
+    """Hold the episodes of ``say_much`` back."""
     global _go  # noqa: PLW0603 - an event belongs to one loop
     _go = asyncio.Event()
 
 
 def go() -> None:
-    """Let them begin."""
+    """Let them run."""
     _go.set()
 
 
 async def say_much(*_: Any) -> Any:
-    """An effect of 1 MiB."""
+    """Return an effect of 1 MiB."""
     await _go.wait()
     writes = [{"key": "x", "value": {"String": "y" * (1 << 20)}}]
     return {"termination": "Completed", "effects": [{"kind": "k", "writes": writes}]}
 
 
 def say_too_much(graph_id: str, event_id: str, *_: Any) -> Any:
-    """More than a decision can hold, for ``much``: numbers that are short as they come and long as they are kept."""
+    """Return more than a decision can hold, for ``much``: numbers that are short as sent and long as stored."""
     writes = [{"key": "x", "value": {"Number": 1e15}}] * 1_100_000 if event_id.startswith("much") else []
     return {"termination": "Completed", "effects": [{"kind": "k", "writes": writes}]}
 
 
 def stuck(graph_id: str, event_id: str, *_: Any) -> None:
-    """Calls for ``hang`` do not come back before they are released."""
+    """Return, for ``hang`` not before ``release`` is called."""
     if event_id.startswith("hang"):
         _released.wait(60)
 
@@ -85,7 +85,7 @@ not_callable = 3
 
 
 async def turns(_graph: str, event_id: str, *_: Any) -> None:
-    """Completed, after as many turns of the loop as the id's length leaves over."""
+    """Return after a number of turns of the loop that depends on the id."""
     for _turn in range(sum(event_id.encode()) % 7):
         await asyncio.sleep(0)
 
@@ -108,7 +108,7 @@ counted = _Counted()
 
 
 def break_out(_graph: str, event_id: str, *_: Any) -> Any:
-    """What no callable should do, by the id's first word."""
+    """Raise or return what no callable should, by the id's first word."""
     match event_id.partition(".")[0]:
         case "exit":
             raise SystemExit(3)
@@ -138,13 +138,13 @@ def _effect(number: float) -> ActionEffect:
 
 
 async def break_out_later(*arguments: Any) -> Any:
-    """The same as a coroutine function."""
+    """Do the same in a coroutine."""
     await asyncio.sleep(0)
     return break_out(*arguments)
 
 
 class _Breaker:
-    """The same as an object whose call is a coroutine function."""
+    """Does the same in an object whose call is a coroutine."""
 
     async def __call__(self, *arguments: Any) -> Any:
         return break_out(*arguments)

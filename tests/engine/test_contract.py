@@ -1,4 +1,4 @@
-"""What every engine does alike."""
+"""What every kind of engine does in the same way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OBEDIENT = ("python", "python async", "process", "socket")
 
 @asynccontextmanager
 async def served(kind: str, graph: str = "") -> AsyncIterator[Daemon]:
-    """A daemon whose default graph has that engine."""
+    """Run a daemon whose default graph has that engine."""
     async with AsyncExitStack() as stack:
         place = stack.enter_context(short_directory())
         text = f"[graphs.default]\n{graph}\n"
@@ -42,7 +42,7 @@ async def served(kind: str, graph: str = "") -> AsyncIterator[Daemon]:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_episodes_are_run_and_recorded_in_order(kind: str) -> None:
-    """One decision an event, each invoked and completed."""
+    """One decision for each event, invoked and completed."""
     async with served(kind) as daemon:
         bundle = await captured(daemon, [f"ok.{n}" for n in range(50)])
     assert [record.event_id for record in bundle.decisions] == [f"ok.{n}" for n in range(50)]
@@ -51,7 +51,7 @@ async def test_episodes_are_run_and_recorded_in_order(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_deadline_of_zero_aborts_without_a_call(kind: str) -> None:
-    """Rule 5: whatever the engine would have said; and the record bears the deadline."""
+    """Rule 5: the engine is not asked, and the record has the deadline."""
     async with served(kind, 'deadline = "0s"') as daemon:
         bundle = await captured(daemon, ["ok", "die", "hang"])
     assert [record.termination for record in bundle.decisions] == [RunTermination.Aborted] * 3
@@ -59,8 +59,8 @@ async def test_a_deadline_of_zero_aborts_without_a_call(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OBEDIENT)
-async def test_a_mechanical_failure_is_tried_again_as_often_as_configured(kind: str) -> None:
-    """Rule 4: the record says how often, and how the last attempt ended."""
+async def test_a_mechanical_failure_is_retried_up_to_max_retries(kind: str) -> None:
+    """Rule 4: the record has the number of retries and the last attempt's termination."""
     async with served(kind, "max_retries = 3") as daemon:
         bundle = await captured(daemon, ["fail", "ok"])
     assert [(record.retry_count, str(record.termination)) for record in bundle.decisions] == [
@@ -70,8 +70,8 @@ async def test_a_mechanical_failure_is_tried_again_as_often_as_configured(kind: 
 
 
 @pytest.mark.parametrize("kind", OBEDIENT)
-async def test_effects_are_kept_with_their_hash_and_interruptions_with_the_record(kind: str) -> None:
-    """Rule 8: those of the last attempt, hashed canonically."""
+async def test_effects_are_recorded_with_their_hash_and_interruptions_too(kind: str) -> None:
+    """Rule 8: the hash is of the canonical JSON."""
     async with served(kind) as daemon:
         bundle = await captured(daemon, ["ok", "effect"])
     assert bundle.decisions[0].effects == ()
@@ -82,16 +82,16 @@ async def test_effects_are_kept_with_their_hash_and_interruptions_with_the_recor
 
 
 @pytest.mark.parametrize("kind", OBEDIENT)
-async def test_a_positive_deadline_is_real(kind: str) -> None:
-    """Rule 5: the run is given up as TimedOut, and the next one is run."""
+async def test_a_positive_deadline_is_enforced_in_real_time(kind: str) -> None:
+    """Rule 5: the run is abandoned as TimedOut, and the next one is run."""
     async with served(kind, 'deadline = "200ms"') as daemon:
         ended = await terminations(daemon, ["ok", "hang.1"])
     assert ended == ["Completed", "TimedOut"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_sessions_share_the_engine_side_by_side(kind: str) -> None:
-    """Each gets its own answers."""
+async def test_concurrent_sessions_share_the_engine(kind: str) -> None:
+    """Each gets the answers to its own runs."""
     async with served(kind) as daemon:
         bundles = {}
 
@@ -106,8 +106,8 @@ async def test_sessions_share_the_engine_side_by_side(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["process", "socket", "python"])
-async def test_the_bundle_is_the_one_that_a_scripted_engine_gives(kind: str) -> None:
-    """P11: the same events and outcomes, the same bytes; only the provenance is the engine's own."""
+async def test_the_bundle_is_byte_for_byte_that_of_a_scripted_engine(kind: str) -> None:
+    """P11: with the same events, outcomes and provenance."""
     ids = [f"ok.{n}" for n in range(100)]
     provenance = 'runtime_provenance = "rpv1:puppet"\nmax_per_window = 3\nrate_window = "10s"'
     texts = []
@@ -127,8 +127,8 @@ async def test_the_bundle_is_the_one_that_a_scripted_engine_gives(kind: str) -> 
         ('{ kind = "python", callable = "tests" }', "module:callable"),
     ],
 )
-async def test_an_engine_that_cannot_be_made_stops_the_start(engine: str, says: str) -> None:
-    """P4: exit 78, and what is wrong with the setting."""
+async def test_an_engine_that_cannot_be_made_keeps_the_daemon_from_starting(engine: str, says: str) -> None:
+    """P4: exit code 78, and the message names the setting's value."""
     from ergo_capture.errors import ErgoCaptureError, ExitCode
 
     with pytest.raises(ErgoCaptureError) as caught:
@@ -139,8 +139,8 @@ async def test_an_engine_that_cannot_be_made_stops_the_start(engine: str, says: 
     assert caught.value.hint
 
 
-async def test_a_script_that_is_not_one_is_named(tmp_path: Path) -> None:
-    """The file stands in the message."""
+async def test_an_invalid_script_is_named_in_the_error(tmp_path: Path) -> None:
+    """By its path."""
     from ergo_capture.errors import ErgoCaptureError
 
     (tmp_path / "bad.json").write_text('{"default": "Finished"}')
@@ -151,8 +151,8 @@ async def test_a_script_that_is_not_one_is_named(tmp_path: Path) -> None:
             pass
 
 
-async def test_the_readmes_engine_runs_as_it_stands_there() -> None:
-    """Effects from payloads, and a provenance of its own in the bundle."""
+async def test_the_readmes_engine_runs() -> None:
+    """The bundle has the effects that it makes of payloads, and its provenance."""
     from tests.engine.engines import command_event
 
     from ergo_capture import decode_bundle

@@ -1,4 +1,4 @@
-"""Real flights through engines outside: the same bundle bytes as through a script."""
+"""Recorded flights through engines outside the daemon: the same bundle as with a scripted engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = 'runtime_provenance = "rpv1:puppet"\nmax_per_window = 20\nrate_window =
 
 
 async def bundle_of(text: str, lines: list[bytes]) -> bytes:
-    """The bundle that the graph's engine leads to."""
+    """Return the bundle of the events with that configuration."""
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket, window=1024, give_up_after=20) as client:
         await client.open("default")
         for number, line in enumerate(lines):
@@ -29,7 +29,7 @@ async def bundle_of(text: str, lines: list[bytes]) -> bytes:
 
 
 async def flights(lines: list[bytes]) -> None:
-    """Scripted, as a child with and without a pipeline, and behind a socket."""
+    """Compare bundles: scripted, a child with and without a pipeline, and behind a socket."""
     with short_directory() as place, listening_puppet(place / "engine.sock"):
         (place / "script.json").write_text(json.dumps({"default": "Completed"}))
         engine = f'engine = {{ kind = "scripted", file = "{place}/script.json" }}\n'
@@ -40,14 +40,14 @@ async def flights(lines: list[bytes]) -> None:
 
 
 def wrapped(text: bytes) -> list[bytes]:
-    """Event lines of a file that holds them, or bare events."""
+    """Return a file's event frames; bare events are wrapped in frames."""
     lines = text.splitlines(keepends=True)
     if lines[0].startswith(b'{"type"'):
         return lines
     return [b'{"type":"event","event":' + line.strip() + b"}\n" for line in lines]
 
 
-async def test_flights_through_engines_outside_give_the_scripts_bytes() -> None:
+async def test_flights_give_the_same_bundle_with_every_engine() -> None:
     """P11: the first thousand of the packaged sample."""
     sample = resources.files("ergo_capture") / "data" / "flights.jsonl.gz"
     await flights(wrapped(gzip.decompress(sample.read_bytes()))[:1000])
@@ -55,8 +55,8 @@ async def test_flights_through_engines_outside_give_the_scripts_bytes() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-async def test_a_month_of_flights_through_engines_outside_gives_the_scripts_bytes() -> None:
-    """The whole month."""
+async def test_a_month_of_flights_gives_the_same_bundle_with_every_engine() -> None:
+    """P11: the whole month."""
     path = shared("real") / "nyc-flights-2013-01.jsonl.gz"
     if not path.exists():
         pytest.skip("the month of flights is not beside this checkout")

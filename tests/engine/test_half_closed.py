@@ -1,4 +1,4 @@
-"""Engines that end their part of the connection by halves, and what they leave behind on it."""
+"""Engines that close one direction of the connection, die with it held open, or flood standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.daemons import event, running_daemon, short_directory
 from tests.engine.engines import engine_of, terminations
 from tests.server.looks import until
 
-#: Hears one run, closes its ears, and stays; the last answer comes after that.
+#: Reads one run, closes its input, answers, and stays.
 DEAF = """
 import json, os, socket, sys, time
 if len(sys.argv) > 1:
@@ -37,8 +37,8 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("kind", ["process", "socket"])
-async def test_an_engine_that_hears_nothing_more_is_away(kind: str) -> None:
-    """What it said before counts; what it is asked in vain does not wait for the time of one that hangs."""
+async def test_an_engine_that_closes_its_input_is_away_after_its_last_answer(kind: str) -> None:
+    """Its last answer counts; further runs fail at once, and not after hang_timeout."""
     import subprocess
 
     with short_directory() as place:
@@ -65,7 +65,7 @@ async def test_an_engine_that_hears_nothing_more_is_away(kind: str) -> None:
                 engine.wait()
 
 
-#: Dies, and leaves a process behind that holds all of its descriptors.
+#: Dies, and leaves a process behind that inherited all of its descriptors.
 LEAVER = """
 import json, os, subprocess, sys
 print(json.dumps({"type": "ready", "protocol": "ergo-engine.v1", "runtime_provenance": "rpv1:leaver"}), flush=True)
@@ -73,7 +73,7 @@ sys.stdin.readline()
 subprocess.Popen(["sleep", "10"], start_new_session=True)
 os._exit(3)
 """
-#: Answers, and fills its standard error with empty lines as fast as it can.
+#: Says ``ready``, and writes empty lines to its standard error as fast as it can.
 BESIDE_ITSELF = """
 import json, os, sys, threading
 
@@ -88,23 +88,23 @@ sys.stdin.read()
 
 
 def child(script: str) -> str:
-    """A configuration whose default graph has this script as its engine, beside a graph without one."""
+    """Return a configuration whose default graph has this script as its engine, and one more graph."""
     command = json.dumps([sys.executable, "-c", script])
     engine = f'kind = "process"\ncommand = {command}\nback_off = "1m"\nback_off_limit = "1m"\n'
     return f"[graphs.plain]\n[graphs.default.engine]\n{engine}"
 
 
-async def test_an_engine_that_has_died_is_away_though_its_connection_is_held_open() -> None:
-    """By a process that it left behind."""
+async def test_a_dead_engine_is_away_though_another_process_holds_its_pipes() -> None:
+    """A child of the engine that outlives it."""
     async with running_daemon(child(LEAVER)) as daemon:
-        # Half of the time that the process it left behind stays.
+        # Half the life of the process that it left behind.
         with anyio.fail_after(5):
             assert await terminations(daemon, ["a"]) == ["AdapterUnavailable"]
         assert engine_of(daemon.service).counts["lost"] == 1
 
 
-async def test_an_engine_that_floods_its_standard_error_keeps_nobody_else_waiting() -> None:
-    """What is too much to be logged is read and let go."""
+async def test_an_engine_that_floods_its_standard_error_delays_nobody_else() -> None:
+    """Lines above the limit are discarded."""
     async with running_daemon(child(BESIDE_ITSELF)) as daemon, daemon.session(graph="plain") as wire:
         await until(lambda: engine_of(daemon.service).counts["reached"])
         with anyio.fail_after(5):

@@ -1,4 +1,4 @@
-"""Engines that die, hang, lie or babble: each costs the runs it concerns, and nothing else."""
+"""Engines that die, hang or break the protocol: only the runs concerned fail."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ BREAKING = [
 
 
 @pytest.mark.parametrize(("where", "what", "ends"), BREAKING)
-async def test_an_engine_that_breaks_costs_the_run_under_way(where: str, what: str, ends: str) -> None:
-    """Death, half a line, garbage, an endless line, invalid UTF-8: the right termination, and the next run works."""
+async def test_an_engine_that_breaks_the_connection_fails_the_pending_run(where: str, what: str, ends: str) -> None:
+    """By its death, half a line, an invalid or endless line or invalid UTF-8; the next run completes."""
     with short_directory() as place, listening_puppet(place / "engine.sock"):
         engine = 'max_line_bytes = "1MiB"'
         text = (
@@ -46,8 +46,8 @@ async def test_an_engine_that_breaks_costs_the_run_under_way(where: str, what: s
 
 
 @pytest.mark.parametrize("number", range(len(BAD)))
-async def test_an_answer_of_the_wrong_shape_costs_its_run_only(number: int) -> None:
-    """A termination or effects that are none: Failed(RuntimeError), counted; the connection goes on."""
+async def test_an_invalid_answer_fails_its_own_run_only(number: int) -> None:
+    """It is Failed(RuntimeError) and counted; the connection stays."""
     async with running_daemon(process_graph()) as daemon:
         assert await terminations(daemon, ["ok.1", f"bad-{number}", "ok.2"]) == [
             "Completed",
@@ -58,8 +58,8 @@ async def test_an_answer_of_the_wrong_shape_costs_its_run_only(number: int) -> N
         assert (counts["nonsense"], counts["reached"]) == (1, 1)
 
 
-async def test_answers_in_another_order_find_their_runs() -> None:
-    """Matched by id: eight sessions wait for an engine that answers the last one first."""
+async def test_answers_in_another_order_are_matched_by_id() -> None:
+    """Eight sessions wait for an engine that answers the last request first."""
     async with running_daemon(process_graph()) as daemon:
         ended: list[list[str]] = []
 
@@ -77,21 +77,21 @@ async def test_answers_in_another_order_find_their_runs() -> None:
 
 
 async def test_unknown_and_duplicate_answers_are_counted_and_dropped() -> None:
-    """An id that was never asked, and one that was answered already."""
+    """An id that was never requested, and one that was answered before."""
     async with running_daemon(process_graph()) as daemon:
         assert await terminations(daemon, ["twice", "stray", "ok"]) == ["Completed"] * 3
         assert engine_of(daemon.service).counts["unknown"] == 2
 
 
 async def test_a_late_answer_is_counted_and_dropped() -> None:
-    """The run is TimedOut, whatever comes afterwards."""
+    """The run is TimedOut."""
     async with running_daemon(process_graph(graph='deadline = "50ms"')) as daemon:
         assert await terminations(daemon, ["hold", "release"]) == ["TimedOut", "Completed"]
         assert engine_of(daemon.service).counts["late"] == 1
 
 
 async def test_an_engine_that_hangs_is_replaced() -> None:
-    """engine.hang_timeout: the run is AdapterUnavailable, the child is killed, another one runs the next."""
+    """After hang_timeout: the run is AdapterUnavailable, and another child runs the next one."""
     async with running_daemon(process_graph(engine='hang_timeout = "200ms"')) as daemon:
         assert await terminations(daemon, ["hang", "ok"]) == ["AdapterUnavailable", "Completed"]
 
@@ -100,7 +100,7 @@ async def test_an_engine_that_hangs_is_replaced() -> None:
 async def test_an_engine_that_never_says_ready_refuses_the_graph_and_is_logged_once(
     option: str, patience: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A client hears why; however often it is tried, the log says it once."""
+    """The client is told why; however often the engine is started, the log says it once."""
     text = process_graph(option, engine=f'start_timeout = "{patience}"')
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
         with pytest.raises(ClientError) as caught:
@@ -114,14 +114,14 @@ async def test_an_engine_that_never_says_ready_refuses_the_graph_and_is_logged_o
     assert capsys.readouterr().out.count("engine.away") == 1
 
 
-async def test_a_slow_start_is_waited_for() -> None:
-    """Within engine.start_timeout."""
+async def test_an_engine_may_take_start_timeout_to_say_ready() -> None:
+    """Sessions wait for it."""
     async with running_daemon(process_graph("--slow", "0.3")) as daemon:
         assert await terminations(daemon, ["ok"]) == ["Completed"]
 
 
 async def test_a_provenance_that_is_not_the_configured_one_refuses_the_graph() -> None:
-    """The client hears both; no session is opened."""
+    """The error names both; no session is opened."""
     text = process_graph(graph='runtime_provenance = "rpv1:other"')
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
         with pytest.raises(ClientError, match=r"rpv1:other.*rpv1:puppet"):
@@ -129,14 +129,14 @@ async def test_a_provenance_that_is_not_the_configured_one_refuses_the_graph() -
         assert daemon.bundles() == []
 
 
-async def test_the_engines_provenance_becomes_the_bundles() -> None:
-    """Where the graph says nothing else."""
+async def test_the_engines_provenance_is_in_the_bundle() -> None:
+    """If the graph configures none."""
     async with running_daemon(process_graph("--provenance", "rpv1:mine")) as daemon:
         assert (await captured(daemon, ["ok"])).runtime_provenance == "rpv1:mine"
 
 
-async def test_a_session_of_before_a_restart_is_not_gone_on_with_by_another_engine() -> None:
-    """Its bundle says which engine ran all of it; the right one goes on with it."""
+async def test_a_recovered_session_is_not_continued_with_another_engine() -> None:
+    """Its bundle names one engine for all episodes; with that one it is continued."""
     with short_directory() as place:
         drain = '[shutdown]\ndrain = "10ms"\n'
         first, other = (drain + process_graph("--provenance", f"rpv1:{name}") for name in ("first", "other"))
@@ -162,8 +162,8 @@ async def test_a_session_of_before_a_restart_is_not_gone_on_with_by_another_engi
         assert [str(record.termination).split(".")[-1] for record in bundle.decisions] == ["Completed"] * 2
 
 
-async def test_runs_fail_fast_while_the_engine_is_away_where_that_is_configured() -> None:
-    """when_away = fail: AdapterUnavailable at once, and retries as the graph says."""
+async def test_when_away_fail_fails_runs_at_once() -> None:
+    """As AdapterUnavailable."""
     with short_directory() as place:
         engine = 'when_away = "fail"\nback_off = "20s"'.replace("back_off", "back_off_limit")
         text = socket_graph(place / "engine.sock", 'runtime_provenance = "rpv1:puppet"', engine)
@@ -185,8 +185,8 @@ async def test_runs_fail_fast_while_the_engine_is_away_where_that_is_configured(
     ]
 
 
-async def test_runs_wait_while_the_engine_is_away_where_that_is_configured() -> None:
-    """when_away = wait, the default: the event is durable meanwhile, and is run when the engine is back."""
+async def test_when_away_wait_holds_runs_until_the_engine_is_back() -> None:
+    """The default; the event is durable meanwhile."""
     with short_directory() as place:
         path = place / "engine.sock"
         async with running_daemon(socket_graph(path, engine='back_off_limit = "50ms"')) as daemon:
@@ -210,7 +210,7 @@ async def test_runs_wait_while_the_engine_is_away_where_that_is_configured() -> 
 
 
 async def kills(times: int, events: int) -> None:
-    """Kill -9 the engine again and again during a stream."""
+    """Kill the engine with SIGKILL so many times during a stream of events."""
     text = process_graph(graph="max_retries = 5", engine='back_off_limit = "20ms"')
     async with running_daemon(text) as daemon:
         engine = engine_of(daemon.service)
@@ -231,7 +231,7 @@ async def kills(times: int, events: int) -> None:
         assert engine.counts["lost"] >= times
 
 
-async def test_no_event_is_lost_when_the_engine_is_killed_again_and_again() -> None:
+async def test_no_event_is_lost_when_the_engine_is_killed_repeatedly() -> None:
     """Every run is Completed or AdapterUnavailable, and the bundle verifies."""
     await kills(10, 3_000)
 
@@ -242,7 +242,7 @@ async def test_no_event_is_lost_when_the_engine_is_killed_fifty_times() -> None:
     await kills(50, 20_000)
 
 
-def test_a_line_that_never_ends_is_not_kept() -> None:
+def test_an_endless_line_is_discarded() -> None:
     """Memory is bounded by max_line_bytes and one read."""
     lines = LineSplitter(1000)
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The python engine: whatever its callable does costs the run, and nobody anything else."""
+"""The python engine: whatever its callable raises or returns, only that run fails."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("pipeline", [1, 4])
 @pytest.mark.parametrize("name", ["break_out", "break_out_later", "breaker"])
-async def test_nothing_that_a_callable_raises_or_returns_gets_past_its_run(name: str, pipeline: int) -> None:
-    """Be it SystemExit, a cancellation of its own, or a RunResult of the wrong shape: others are served on."""
+async def test_whatever_a_callable_raises_or_returns_fails_its_own_run_only(name: str, pipeline: int) -> None:
+    """Even SystemExit, a CancelledError of its own or an invalid RunResult; other sessions go on."""
     text = python_graph(name, engine=f"pipeline = {pipeline}")
     async with running_daemon(text) as daemon, daemon.session() as other:
         ids = [f"{what}.{number}" for number, what in enumerate(OUTCOMES)]

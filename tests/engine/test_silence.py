@@ -1,4 +1,4 @@
-"""Engines that say nothing, or will not listen: what they cost is bounded, and they are replaced."""
+"""Engines that answer nothing or read nothing: memory and threads are bounded, and they are replaced."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tests.daemons import DaemonProcess, command_environment, event, running_dae
 from tests.doubles.faulty_storage import FaultyStorage
 from tests.engine import scripts
 from tests.engine.engines import engine_of, process_graph, python_graph, terminations
+from tests.processes import is_alive
 from tests.shared import REPOSITORY
 
 from ergo_capture.engine.process import ProcessEngine
 
 
-async def test_an_engine_that_hangs_is_replaced_though_every_run_has_a_deadline() -> None:
-    """The time it owes an answer adds up over runs that were given up one after the other."""
+async def test_an_engine_that_hangs_is_replaced_even_if_every_run_has_a_short_deadline() -> None:
+    """The time without an answer adds up over abandoned runs."""
     text = process_graph(graph='deadline = "60ms"', engine='hang_timeout = "300ms"\nback_off_limit = "20ms"')
     async with running_daemon(text) as daemon:
         ended = await terminations(daemon, ["hang", *(f"ok.{n}" for n in range(100))])
@@ -31,16 +32,16 @@ async def test_an_engine_that_hangs_is_replaced_though_every_run_has_a_deadline(
     assert ended[-1] == "Completed"
 
 
-async def test_what_an_engine_that_does_not_listen_is_no_more_waiting_for_is_not_kept() -> None:
-    """P9: runs given up before they were sent are never sent, and hold no memory."""
+async def test_requests_of_abandoned_runs_are_dropped_if_the_engine_reads_nothing() -> None:
+    """P9: they are not sent later, and hold no memory."""
     big = {"x": "x" * 10_000}
     async with running_daemon(process_graph(graph='deadline = "20ms"')) as daemon:
         await terminations(daemon, ["hang", *(f"ok.{n}" for n in range(60))], payload=big)
         assert engine_of(daemon.service).snapshot()["unsent_bytes"] == 0
 
 
-async def test_calls_that_hang_take_so_many_threads_and_no_more() -> None:
-    """A python engine whose calls outlive their deadlines: each run is TimedOut, and runs go on once calls come back."""
+async def test_hanging_calls_take_a_bounded_number_of_threads() -> None:
+    """Each run is TimedOut; runs complete again once calls return."""
     text = python_graph("stuck", graph='deadline = "10ms"')
     async with running_daemon(text) as daemon:
         threads_before = threading.active_count()
@@ -55,8 +56,8 @@ async def test_calls_that_hang_take_so_many_threads_and_no_more() -> None:
         assert await terminations(daemon, ["ok"]) == ["Completed"]
 
 
-def test_a_call_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
-    """P10: it is stopped within its deadline, by SIGTERM alone."""
+def test_a_hanging_call_does_not_keep_the_daemon_from_stopping() -> None:
+    """P10: SIGTERM stops it within its deadline."""
     text = python_graph("obey") + '\n[shutdown]\ndrain = "200ms"\n'
     environment = {"PYTHONPATH": os.pathsep.join([command_environment().get("PYTHONPATH", ""), str(REPOSITORY)])}
     with (
@@ -74,8 +75,8 @@ def test_a_call_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
         assert daemon.stop() in (0, 1)
 
 
-async def test_an_engine_behind_a_shell_ends_with_it(tmp_path: Path) -> None:
-    """The whole process group is ended, or each restart would leave an engine behind."""
+async def test_the_process_group_of_an_engine_is_ended_with_it(tmp_path: Path) -> None:
+    """Otherwise each restart would leave a process behind the shell."""
     inner = tmp_path / "inner"
     script = (
         f"sleep 1000 & echo $! > {inner}; "
@@ -89,19 +90,12 @@ async def test_an_engine_behind_a_shell_ends_with_it(tmp_path: Path) -> None:
         child = int(inner.read_text())
         os.kill(child, 0)
     with anyio.fail_after(10):
-        while _lives(child):
+        while is_alive(child):
             await anyio.sleep(0.01)
 
 
-def _lives(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-
-
-async def test_a_daemon_that_is_stopped_does_not_wait_for_an_engine_that_hangs() -> None:
-    """P10: the event stays accepted, and is run by the next daemon."""
+async def test_a_stop_does_not_wait_for_an_engine_that_hangs() -> None:
+    """P10: within the drain time; the event stays accepted."""
     with anyio.fail_after(20):
         async with running_daemon(process_graph() + '\n[shutdown]\ndrain = "300ms"\n') as daemon:
             async with daemon.session() as wire:
@@ -111,11 +105,11 @@ async def test_a_daemon_that_is_stopped_does_not_wait_for_an_engine_that_hangs()
             assert isinstance(engine, ProcessEngine)
             assert engine.pid is not None
             pid = engine.pid
-    assert not _lives(pid)
+    assert not is_alive(pid)
 
 
-async def test_effects_that_cannot_be_made_durable_hold_further_runs_back() -> None:
-    """P9, P8: a full disk and an engine that says much: no more is held than so many bytes, and nothing is lost."""
+async def test_runs_wait_while_a_full_disk_holds_large_effects_in_memory() -> None:
+    """P8, P9: memory is bounded, and nothing is lost."""
     storage = FaultyStorage()
     scripts.hold()
     async with running_daemon(python_graph("say_much"), storage=storage) as daemon, daemon.session() as wire:
@@ -139,8 +133,8 @@ async def test_effects_that_cannot_be_made_durable_hold_further_runs_back() -> N
 
 
 @pytest.mark.parametrize("engine", ['kind = "process"\ncommand = ["a\\u0000b"]', 'kind = "socket"\npath = "/\\u0000"'])
-async def test_a_name_that_no_system_takes_is_an_engine_that_is_away(engine: str) -> None:
-    """The daemon serves its other graphs."""
+async def test_an_engine_with_an_invalid_path_is_away(engine: str) -> None:
+    """A path with a zero byte; the daemon serves its other graphs."""
     async with running_daemon(f"[graphs.default.engine]\n{engine}\n[graphs.other]\n") as daemon:
         with anyio.fail_after(20):
             while engine_of(daemon.service).trouble == "it was not reached yet":

@@ -1,4 +1,4 @@
-"""The real command, killed: what was acknowledged is there afterwards, exactly once."""
+"""The installed command, killed with SIGKILL: what was acknowledged is in the bundles afterwards, exactly once."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SMALL_SEGMENTS = '[journal]\nsegment_bytes = "256KiB"\n'
 
 
 def made(session: int, number: int) -> ExternalEvent:
-    """An event whose payload says who it is."""
+    """Return an event whose payload names its session and number."""
     kind = ExternalEventKind.Pump if number % 10 == 9 else ExternalEventKind.DataAvailable
     payload = json.dumps({"session": session, "number": number, "pad": "x" * (number % 200)}).encode()
     return ExternalEvent.with_payload(f"{session}-{number}", kind, EventTime(number, 0), payload)
 
 
 async def produce(daemon: DaemonProcess, session: int, obligations: dict[str, bytes], stop: asyncio.Event) -> None:
-    """Send until told to stop; what was acknowledged becomes an obligation. Survives the daemon's deaths."""
+    """Send until told to stop, reconnecting as needed; what was acknowledged becomes an obligation."""
     sent: list[ExternalEvent] = []
     async with CaptureClient(daemon.socket, window=64, give_up_after=300) as client:
         await client.open("default")
@@ -47,7 +47,7 @@ async def produce(daemon: DaemonProcess, session: int, obligations: dict[str, by
 
 
 async def rounds(daemon: DaemonProcess, count: int, sessions: int, seed: int) -> dict[str, bytes]:
-    """Kill and restart ``count`` times while ``sessions`` producers go on."""
+    """Kill and restart the daemon ``count`` times while ``sessions`` producers send; return the obligations."""
     chance = random.Random(seed)
     obligations: dict[str, bytes] = {}
     stop = asyncio.Event()
@@ -63,7 +63,7 @@ async def rounds(daemon: DaemonProcess, count: int, sessions: int, seed: int) ->
 
 
 def kept(state: Path) -> dict[str, list[bytes]]:
-    """Payloads by event id in all the bundles, every one of which verifies."""
+    """Return the payloads by event id in all bundles, which are verified."""
     found: dict[str, list[bytes]] = {}
     for path in sorted((state / "bundles").rglob("*.capture.json")):
         verdict = check(path)
@@ -77,7 +77,7 @@ def kept(state: Path) -> dict[str, list[bytes]]:
 
 
 async def oracle(count: int, sessions: int, seed: int, config: str = SMALL_SEGMENTS) -> None:
-    """The whole of it."""
+    """Check that after kills every obligation is in the bundles once, and that a further start serves."""
     with short_directory() as place, DaemonProcess(place, place / "state", config=config) as daemon:
         await asyncio.to_thread(daemon.start)
         obligations = await rounds(daemon, count, sessions, seed)
@@ -95,13 +95,13 @@ async def oracle(count: int, sessions: int, seed: int, config: str = SMALL_SEGME
 
 @pytest.mark.timeout(300)
 async def test_what_was_acknowledged_survives_kill_9_exactly_once() -> None:
-    """P1, P2, P3, P5: kill -9 at random moments, several sessions at once; every obligation is in a bundle once."""
+    """P1, P2, P3, P5: SIGKILL at random moments, with several sessions."""
     await oracle(count=12, sessions=3, seed=1)
 
 
 @pytest.mark.timeout(300)
 async def test_what_was_acknowledged_survives_kill_9_under_a_rate_limit_and_rotation() -> None:
-    """P1: with deferrals, pumps and parts; each part's bundle derives its own decisions again."""
+    """P1: with deferrals, pumps and parts; each part's bundle replays on its own."""
     config = SMALL_SEGMENTS + '[graphs.default]\nmax_per_window = 5\nrate_window = "10s"\n'
     await oracle(count=6, sessions=2, seed=2, config=config + '[rotation]\nmax_events = 200\nforce_after = "0s"\n')
 
@@ -114,8 +114,8 @@ async def test_what_was_acknowledged_survives_a_hundred_kills(seed: int) -> None
     await oracle(count=25, sessions=4, seed=100 + seed)
 
 
-async def test_a_session_of_a_crash_that_nobody_resumes_is_closed_as_recovered() -> None:
-    """P4: start-up ends by itself, and after session.linger the bundle is there with all that was accepted."""
+async def test_a_session_that_nobody_resumes_after_a_crash_ends_as_recovered() -> None:
+    """P4: after session.linger its bundle has all accepted events."""
     config = SMALL_SEGMENTS + '[session]\nlinger = "300ms"\n'
     with short_directory() as place, DaemonProcess(place, place / "state", config=config) as daemon:
         await asyncio.to_thread(daemon.start)
@@ -133,8 +133,8 @@ async def test_a_session_of_a_crash_that_nobody_resumes_is_closed_as_recovered()
         assert len(kept(daemon.state)) == 100
 
 
-async def test_recovery_run_twice_changes_nothing() -> None:
-    """P5: a start that is killed before anything happens leaves the same sessions to the next one."""
+async def test_recovery_is_idempotent() -> None:
+    """P5: a daemon that is killed after recovery leaves the same sessions to the next one."""
     config = '[journal]\nsegment_bytes = "256KiB"\n'
     with short_directory() as place, DaemonProcess(place, place / "state", config=config) as daemon:
         await asyncio.to_thread(daemon.start)
@@ -159,7 +159,7 @@ async def test_recovery_run_twice_changes_nothing() -> None:
 
 
 async def test_sigterm_loses_nothing_accepted_and_the_session_can_be_resumed() -> None:
-    """P10: everything accepted is in a whole bundle when the process ends with 0, and the client goes on after."""
+    """P10: the process ends with 0, a bundle has every accepted event, and the client continues with the next daemon."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         await asyncio.to_thread(daemon.start)
         async with CaptureClient(daemon.socket, give_up_after=30) as client:
@@ -178,8 +178,8 @@ async def test_sigterm_loses_nothing_accepted_and_the_session_can_be_resumed() -
         assert await asyncio.to_thread(daemon.stop, signal.SIGINT) == 0
 
 
-async def test_sigterm_under_load_ends_in_order() -> None:
-    """P10: while a client sends as fast as it can; afterwards everything it was told of is there."""
+async def test_sigterm_under_load_loses_nothing_accepted() -> None:
+    """P10: while a client sends as fast as it can."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         await asyncio.to_thread(daemon.start)
         accepted = 0
@@ -211,7 +211,7 @@ async def test_sigterm_under_load_ends_in_order() -> None:
 
 
 async def test_a_second_daemon_on_the_same_state_is_refused_with_a_hint() -> None:
-    """P12: it names who holds the lock, and the first one goes on being reachable."""
+    """P12: the error names the process that holds the lock, and the first daemon stays reachable."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         await asyncio.to_thread(daemon.start)
         (place / "other").mkdir()
@@ -229,7 +229,7 @@ async def test_a_second_daemon_on_the_same_state_is_refused_with_a_hint() -> Non
 
 
 async def test_a_socket_left_by_a_kill_is_replaced() -> None:
-    """P12: nobody answers on it, so nobody is behind it."""
+    """P12: nobody listens on it."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         await asyncio.to_thread(daemon.start)
         daemon.kill()
@@ -242,7 +242,7 @@ async def test_a_socket_left_by_a_kill_is_replaced() -> None:
 
 @pytest.mark.parametrize("seed", ["0", "1", "random"])
 async def test_the_same_stream_gives_the_same_bytes_under_every_hash_seed(seed: str) -> None:
-    """P11: through the real command; the bundle is the one that the library makes."""
+    """P11: and they are the bytes that the library makes."""
     from ergo_capture import CapturingSession, Constraints, FaultRuntime, MemoryDecisionLog, encode_bundle
 
     events = [made(0, number) for number in range(300)]
@@ -266,7 +266,7 @@ async def test_the_same_stream_gives_the_same_bytes_under_every_hash_seed(seed: 
 
 
 def flights() -> Path | None:
-    """The whole month, where it lies beside the checkout."""
+    """Return the file with the month of flights, if it is beside the checkout."""
     path = shared("real") / "nyc-flights-2013-01.jsonl.gz"
     return path if path.exists() else None
 
@@ -274,7 +274,7 @@ def flights() -> Path | None:
 @pytest.mark.skipif(flights() is None, reason="the month of flights is not beside this checkout")
 @pytest.mark.parametrize("limited", [False, True], ids=["no limit", "20 in 10 minutes"])
 async def test_a_month_of_real_flights_is_captured_and_verified(limited: bool) -> None:
-    """29,437 events, as many decisions, through send and verify."""
+    """29,437 events through send and verify."""
     from tests.daemons import command
 
     config = '[graphs.default]\nmax_per_window = 20\nrate_window = "10m"\n' if limited else ""

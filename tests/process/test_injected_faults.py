@@ -1,4 +1,4 @@
-"""The real daemon while the kernel refuses its system calls: strace injects the faults from outside."""
+"""The daemon when its system calls fail: strace injects the errors from outside."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(not traceable(), reason="needs strace, and permi
 
 @contextmanager
 def faults(daemon: DaemonProcess, fault: str) -> Iterator[None]:
-    """System calls of a running daemon fail as ``strace --inject`` is told; each thread counts its own."""
+    """Make system calls of a running daemon fail as ``strace --inject`` says; each thread counts its own."""
     assert daemon.process is not None
     calls = fault.partition(":")[0]
     command = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={fault}"]
     with subprocess.Popen([*command, "-p", str(daemon.process.pid)], stderr=subprocess.PIPE, text=True) as strace:
         assert strace.stderr is not None
-        # It says so once it has attached to every thread there is.
+        # It writes this line when it has attached to every thread.
         assert "attached" in strace.stderr.readline()
         try:
             yield
@@ -38,7 +38,7 @@ def faults(daemon: DaemonProcess, fault: str) -> Iterator[None]:
 
 @asynccontextmanager
 async def running() -> AsyncIterator[DaemonProcess]:
-    """A daemon that has done all that a start writes."""
+    """Run a daemon that has finished its start-up writes."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         await anyio.to_thread.run_sync(daemon.start)
         yield daemon
@@ -46,7 +46,7 @@ async def running() -> AsyncIterator[DaemonProcess]:
 
 @asynccontextmanager
 async def session(daemon: DaemonProcess) -> AsyncIterator[Wire]:
-    """A client with a session."""
+    """Connect a client with a session."""
     async with await anyio.connect_unix(str(daemon.socket)) as stream:
         wire = Wire(stream)
         await wire.open()
@@ -54,7 +54,7 @@ async def session(daemon: DaemonProcess) -> AsyncIterator[Wire]:
 
 
 async def told(daemon: DaemonProcess, count: int) -> list[dict[str, Any]]:
-    """Send events one after the other until the daemon ends the connection; all that it said."""
+    """Send events one after the other until the daemon ends the connection; return all its replies."""
     async with session(daemon) as wire:
         frames: list[dict[str, Any]] = []
         try:
@@ -67,7 +67,7 @@ async def told(daemon: DaemonProcess, count: int) -> list[dict[str, Any]]:
 
 
 async def recovered_ids(daemon: DaemonProcess, name: str) -> list[str]:
-    """Start the daemon anew, resume the session, close it: the ids in its bundle."""
+    """Start the daemon again, resume and close the session, and return the event ids in its bundle."""
     await anyio.to_thread.run_sync(daemon.start)
     async with await anyio.connect_unix(str(daemon.socket)) as stream:
         wire = Wire(stream)
@@ -79,8 +79,8 @@ async def recovered_ids(daemon: DaemonProcess, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("when", [2, 5])
-async def test_a_write_that_the_kernel_fails_is_never_acknowledged_nor_tried_again(when: int) -> None:
-    """P7: the daemon says storage_failed and ends with 1; after a restart what it acknowledged is there."""
+async def test_a_failed_write_is_neither_acknowledged_nor_retried(when: int) -> None:
+    """P7: the daemon exits with 1; after a restart what it acknowledged is there."""
     async with running() as daemon:
         with faults(daemon, f"pwritev2:error=EIO:when={when}"):
             frames = await told(daemon, 50)
@@ -97,8 +97,8 @@ async def test_a_write_that_the_kernel_fails_is_never_acknowledged_nor_tried_aga
         assert kept[: len(owed)] == owed
 
 
-async def test_a_disk_without_room_refuses_and_service_resumes() -> None:
-    """P8: events sent meanwhile are rejected with storage_full, those after are taken."""
+async def test_a_full_disk_rejects_events_until_there_is_space() -> None:
+    """P8: with storage_full; later events are accepted."""
     async with running() as daemon:
         async with session(daemon) as wire:
             codes: list[str | None] = []
@@ -116,8 +116,8 @@ async def test_a_disk_without_room_refuses_and_service_resumes() -> None:
         assert await recovered_ids(daemon, wire.opened["session"]) == kept
 
 
-async def test_an_interrupted_write_is_nobodys_loss() -> None:
-    """EINTR is not an error: the write is made again before anything is acknowledged."""
+async def test_an_interrupted_write_is_repeated_before_the_acknowledgement() -> None:
+    """EINTR is not an error."""
     async with running() as daemon:
         async with session(daemon) as wire:
             with faults(daemon, "pwritev2:error=EINTR:when=1+2"):
@@ -131,7 +131,7 @@ async def test_an_interrupted_write_is_nobodys_loss() -> None:
 
 @pytest.mark.parametrize("call", ["rename,renameat,renameat2", "fsync"], ids=["rename", "fsync"])
 async def test_a_bundle_that_cannot_be_published_is_published_after_a_restart(call: str) -> None:
-    """P3: no half bundle under the final name, the client is told, and the journal still has everything."""
+    """P3: there is no partial bundle under the final name, and the client is told."""
     async with running() as daemon:
         async with session(daemon) as wire:
             await wire.say(*(event(f"e{number}") for number in range(5)))

@@ -1,4 +1,4 @@
-"""The installed service under the systemd of a box; run by ``test_units.py``, and by nothing else.
+"""The installed service under a systemd in a box; run by ``test_units.py`` only.
 
 The tests share one installation and go in order: what an operator does from installing to stopping.
 """
@@ -34,26 +34,26 @@ UNIT = "ergo-capture.service"
 
 
 def run(*words: str, fails: bool = False) -> str:
-    """A command's output; fails the test where the command fails."""
+    """Run a command and return its output; fail if it fails."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert fails or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}{log()}"
     return done.stdout
 
 
 def log() -> str:
-    """What the service has logged lately."""
+    """Return what the service has logged lately."""
     return subprocess.run(
         ["journalctl", "--no-pager", "-n", "40", "-o", "cat", "-u", UNIT], capture_output=True, text=True, check=False
     ).stdout
 
 
 def shown(name: str) -> str:
-    """A property of the unit."""
+    """Return a property of the unit."""
     return run("systemctl", "show", "--value", "-p", name, UNIT).strip()
 
 
 def until(true: Callable[[], Any], what: str) -> None:
-    """Wait for something, within reason."""
+    """Wait until a condition holds; fail if it does not in time."""
     deadline = time.monotonic() + 30
     while not true():
         assert time.monotonic() < deadline, f"{what}\n{run('systemctl', 'status', UNIT, fails=True)}\n{log()}"
@@ -62,7 +62,7 @@ def until(true: Callable[[], Any], what: str) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> Iterator[None]:
-    """Installed as the README says."""
+    """Install the service as the manual says."""
     said = run(COMMAND, "systemd", "install")
     assert "systemctl enable --now" in said
     run("systemd-sysusers")
@@ -72,7 +72,7 @@ def installed() -> Iterator[None]:
 
 
 def test_a_client_that_connects_first_starts_the_service() -> None:
-    """Socket activation: the sockets alone are started; the first connection is served."""
+    """Only the sockets are started."""
     run("systemctl", "start", "ergo-capture.socket", "ergo-capture-control.socket")
     assert shown("ActiveState") == "inactive"
     with socket.socket(socket.AF_UNIX) as client:
@@ -94,7 +94,7 @@ def test_files_and_sockets_have_the_modes_they_should() -> None:
 
 
 def test_log_lines_have_their_priority_in_the_journal() -> None:
-    """JSON, with ``<N>`` taken off by systemd and kept as PRIORITY."""
+    """As JSON, with systemd's PRIORITY from the ``<N>`` prefix."""
     run("journalctl", "--sync")
     lines = [json.loads(line) for line in run("journalctl", "-o", "json", "--all", "-u", UNIT).splitlines()]
     ready = [line for line in lines if "daemon.ready" in str(line["MESSAGE"])]
@@ -104,7 +104,7 @@ def test_log_lines_have_their_priority_in_the_journal() -> None:
 
 
 def test_the_operator_is_answered_through_the_socket_that_systemd_holds() -> None:
-    """Status, metrics, and a reload both ways: by the unit, which waits for its end, and by the command."""
+    """Status, metrics, and a reload by the unit, which waits for its end, and by the command."""
     assert "serving" in run(COMMAND, "status", "--config", str(CONFIG))
     assert "ergo_capture_ready 1.0" in run(COMMAND, "metrics", "--config", str(CONFIG))
     before = CONFIG.read_text()
@@ -117,7 +117,7 @@ def test_the_operator_is_answered_through_the_socket_that_systemd_holds() -> Non
 
 
 async def stream(trouble: list[Callable[[], None]]) -> None:
-    """Send while the service is troubled; afterwards every event is in the bundle once."""
+    """Send while ``trouble`` runs; afterwards every event is in the bundle once."""
     sent = 0
 
     async def send(client: CaptureClient, count: int) -> None:
@@ -144,17 +144,17 @@ async def stream(trouble: list[Callable[[], None]]) -> None:
 
 
 def main_pid() -> int:
-    """The daemon's process."""
+    """Return the daemon's process id."""
     return int(shown("MainPID"))
 
 
 def restart() -> None:
-    """As an upgrade does."""
+    """Restart the unit, as an upgrade does."""
     run("systemctl", "restart", UNIT)
 
 
 def kill_and_wait(number: int = signal.SIGKILL) -> None:
-    """Kill the daemon and wait until systemd has another one serving."""
+    """Kill the daemon and wait until systemd has started another one."""
     before = main_pid()
     os.kill(before, number)
     until(lambda: main_pid() not in (0, before) and shown("ActiveState") == "active", "it did not come back")
@@ -188,7 +188,7 @@ def test_nothing_is_refused_or_lost_across_restart_and_kill_9() -> None:
 
 
 def test_a_daemon_that_hangs_is_restarted_by_the_watchdog() -> None:
-    """A stopped process says nothing; after WatchdogSec it is killed and another one goes on where it was."""
+    """After WatchdogSec a stopped process is killed, and the next one continues its sessions."""
     drop_in = Path(f"/etc/systemd/system/{UNIT}.d")
     drop_in.mkdir(parents=True, exist_ok=True)
     (drop_in / "90-test.conf").write_text("[Service]\nWatchdogSec=2s\n")
@@ -201,7 +201,7 @@ def test_a_daemon_that_hangs_is_restarted_by_the_watchdog() -> None:
 
 
 def test_a_process_engine_runs_under_the_same_rules() -> None:
-    """A child of the hardened service: the README's engine, and its provenance in the bundle."""
+    """The README's engine; the bundle has its provenance."""
     engine = Path("/opt/ergo/engine.py")
     engine.write_text(Path("tests/engine/example_engine.py").read_text())
     configuration = Path("/etc/ergo-capture/config.toml")
@@ -225,7 +225,7 @@ def test_a_process_engine_runs_under_the_same_rules() -> None:
 
 
 def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
-    """P10: the signal is for the daemon; a run that is under way ends as it would have."""
+    """P10: the signal is for the daemon only; a pending run completes."""
     engine = Path("/opt/ergo/slow.py")
     example = Path("tests/engine/example_engine.py").read_text()
     engine.write_text(example.replace("    run = ", "    __import__('time').sleep(2)\n    run = ", 1))
@@ -252,7 +252,7 @@ def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
 
 
 def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
-    """Exit 78 of ``config check``: not tried again and again, and the reason is in the journal."""
+    """Exit code 78: it is not restarted, and the reason is in the journal."""
     configuration = Path("/etc/ergo-capture/config.toml")
     kept = configuration.read_text()
     configuration.write_text("[jurnal]\n")
@@ -265,7 +265,7 @@ def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
 
 
 def test_stop_publishes_and_ends_with_zero_within_the_drain_time() -> None:
-    """P10: a session that is open is in a bundle when ``systemctl stop`` returns."""
+    """P10: an open session is in a bundle when ``systemctl stop`` returns."""
 
     async def hold() -> None:
         async with CaptureClient(SOCKET, give_up_after=0) as client:

@@ -1,4 +1,4 @@
-"""A copy of the program and its tests that a private systemd can see, and running tests inside one.
+"""Copy the program and its tests to where a private systemd can see them, and run tests inside it.
 
 The box is a script that boots a real systemd in namespaces of its own over a throw-away copy of the root file
 system. It lies beside the checkout where there is one; without it, or without root, these tests are skipped.
@@ -21,14 +21,14 @@ from tests.shared import REPOSITORY
 BOX = REPOSITORY.parent / "shared" / "tools" / "systemd-box"
 #: The interpreter of the host, which a service under ProtectHome can run.
 PYTHON = Path("/usr/bin/python3")
-#: Heavy, and of no use to the tests inside.
+#: Large, and not needed by the tests inside.
 _LEFT_OUT = ("mypy*", "ruff*", "numpy*", "pip*", "hatch*", "setuptools*", "__pycache__", "*.pth", "pandas*")
-#: The program comes from the checkout, also where the environment holds a built copy of it.
+#: The program is taken from the checkout, even if the environment holds a built copy of it.
 _OURS = ("ergo_capture", "ergo_capture-*")
 
 
 def why_not() -> str:
-    """Why no box can be made here; empty where one can."""
+    """Return why no box can be made here; empty if one can."""
     if not BOX.exists():
         return "there is no systemd-box beside this checkout"
     if os.geteuid() != 0 or shutil.which("systemctl") is None or not PYTHON.exists():
@@ -43,7 +43,7 @@ def why_not() -> str:
 
 @contextmanager
 def staged() -> Iterator[Path]:
-    """The packages and the checkout, where the box can see them: its /tmp is its own."""
+    """Copy the packages and the checkout; below /var/tmp, because the box has a /tmp of its own."""
     with tempfile.TemporaryDirectory(prefix="ergo-box-", dir="/var/tmp") as name:
         stage = Path(name)
         left_out = shutil.ignore_patterns(*_LEFT_OUT)
@@ -57,7 +57,7 @@ def staged() -> Iterator[Path]:
 
 
 def run_inside(stage: Path, module: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of tests in a box, with the program installed below /opt as an operator would."""
+    """Run a module of tests in a box, with the program installed below /opt."""
     script = f"""
         set -eu
         {PYTHON} -m venv --without-pip /opt/ergo

@@ -1,4 +1,4 @@
-"""The units as systemd judges them, and the service under a real systemd of its own."""
+"""The units as ``systemd-analyze`` judges them, and the service under a systemd in a box."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 
 
 @needs_analyze
-def test_the_service_is_hardened_as_far_as_it_goes() -> None:
-    """An exposure of at most 0.5, by systemd's own count."""
+def test_the_service_is_hardened() -> None:
+    """Its exposure is at most 0.5, by ``systemd-analyze security``."""
     unit = UNITS / "ergo-capture.service"
     ran = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=5", str(unit)],
@@ -34,8 +34,8 @@ def test_the_service_is_hardened_as_far_as_it_goes() -> None:
 
 
 @needs_analyze
-def test_the_units_say_nothing_that_systemd_does_not_know(tmp_path: Path) -> None:
-    """``systemd-analyze verify`` is silent; the command is one that is there."""
+def test_systemd_accepts_every_line_of_the_units(tmp_path: Path) -> None:
+    """``systemd-analyze verify`` prints nothing."""
     for name in ("ergo-capture.service", "ergo-capture.socket", "ergo-capture-control.socket"):
         (tmp_path / name).write_text((UNITS / name).read_text().replace("/usr/bin/ergo-capture", "/bin/true"))
     names = [str(path) for path in sorted(tmp_path.iterdir())]
@@ -46,8 +46,8 @@ def test_the_units_say_nothing_that_systemd_does_not_know(tmp_path: Path) -> Non
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
-def test_the_service_is_given_the_time_that_a_stop_may_take() -> None:
-    """P10: the drain as it is where nobody has set it, and a quarter of a minute for the rest."""
+def test_the_service_has_the_time_that_a_stop_may_take() -> None:
+    """P10: the default drain time and 15 seconds for the rest."""
     unit = (UNITS / "ergo-capture.service").read_text()
     given = re.search(r"^TimeoutStopSec=(\d+)s$", unit, re.MULTILINE)
     assert given is not None
@@ -55,7 +55,7 @@ def test_the_service_is_given_the_time_that_a_stop_may_take() -> None:
 
 
 def test_install_writes_nothing_in_a_dry_run(tmp_path: Path) -> None:
-    """It says what it would write, and where."""
+    """It prints what it would write, and where."""
     ran = command("systemd", "install", "--prefix", str(tmp_path), "--dry-run", "--command", "/bin/true")
     assert ran.returncode == 0, ran.stderr
     assert f"would write {tmp_path}/usr/local/lib/systemd/system/ergo-capture.service" in ran.stdout
@@ -63,7 +63,7 @@ def test_install_writes_nothing_in_a_dry_run(tmp_path: Path) -> None:
 
 
 def test_install_replaces_units_and_keeps_the_configuration(tmp_path: Path) -> None:
-    """The service runs the command that was named; what an administrator wrote is never overwritten."""
+    """The service runs the command that was named; an administrator's configuration is not overwritten."""
     arguments = ["systemd", "install", "--prefix", str(tmp_path), "--command", "/bin/true"]
     first = command(*arguments)
     assert first.returncode == 0, first.stderr
@@ -81,7 +81,7 @@ def test_install_replaces_units_and_keeps_the_configuration(tmp_path: Path) -> N
 
 
 def test_install_refuses_a_command_that_the_service_could_not_run(tmp_path: Path) -> None:
-    """Home directories are hidden from it: said now, and not by exit code 203 at the first start."""
+    """At the installation, rather than as exit code 203 at the first start."""
     ran = command("systemd", "install", "--prefix", str(tmp_path), "--command", "/nowhere/ergo-capture")
     assert (ran.returncode, "there is no command" in ran.stderr) == (1, True)
     assert list(tmp_path.iterdir()) == []
@@ -89,8 +89,8 @@ def test_install_refuses_a_command_that_the_service_could_not_run(tmp_path: Path
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 @pytest.mark.timeout(300)
-def test_the_service_does_as_it_should_under_a_real_systemd() -> None:
-    """P4, P9, P10, P12: every test of ``inside.py``, in a box."""
+def test_the_service_works_under_a_real_systemd() -> None:
+    """P4, P9, P10, P12: every test of ``inside.py``."""
     with staged() as stage:
         ran = run_inside(stage, "tests/systemd/inside.py")
     assert ran.returncode == 0, ran.stdout + ran.stderr
