@@ -10,7 +10,7 @@ from typing import Final
 
 SYSTEM_FILE: Final = Path("/etc/ergo-capture/config.toml")
 
-_VARIABLE: Final = re.compile(r"\$(\w+|\{\w+\})")
+_VARIABLE: Final = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 
 
 def default_file() -> Path | None:
