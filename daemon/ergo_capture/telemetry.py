@@ -5,10 +5,14 @@ Names are ``subject.verb``. Names and keys are stable: people search for them. T
 If standard error goes to systemd's journal, each line begins with its priority, ``<N>``. Events that clients can cause
 without limit are rate-limited: if a name is logged more than ``burst`` times within ``window`` seconds, the rest is
 counted and the count is logged after the window.
+
+The daemon writes its lines from a thread (``write_in_background``): whoever reads its standard error cannot stall it.
 """
 
 from __future__ import annotations
 
+import atexit
+import io
 import json
 import logging
 import os
@@ -18,10 +22,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TextIO
+from typing import Any, Final, NoReturn, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor
+
+from ergo_capture.log_output import Dropped, LogOutput, LogStream
 
 DAEMON_READY: Final = "daemon.ready"
 DAEMON_STOPPING: Final = "daemon.stopping"
@@ -63,12 +69,16 @@ SNAPSHOT_FAILED: Final = "snapshot.failed"
 CONFIG_RELOADED: Final = "config.reloaded"
 CONFIG_REFUSED: Final = "config.refused"
 METRICS_FAILED: Final = "metrics.failed"
+SIGNAL_IGNORED: Final = "signal.ignored"
 CONTROL_ASKED: Final = "control.asked"
 LOG_SUPPRESSED: Final = "log.suppressed"
+LOG_DROPPED: Final = "log.dropped"
 
 #: Never rate-limited: each line is evidence of a different session or bundle, and a client cannot cause more of them than
 #: it can cause sessions or bundles.
-NEVER_SUPPRESSED: Final = frozenset({BUNDLE_PUBLISHED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED})
+NEVER_SUPPRESSED: Final = frozenset(
+    {BUNDLE_PUBLISHED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED, LOG_DROPPED}
+)
 
 #: Priorities of syslog, as systemd's journal reads them.
 PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -100,7 +110,7 @@ def configure(level: str = "info", style: str = "auto", *, burst: int = 0, windo
         processors += [structlog.processors.format_exc_info, _with_priority if style == "journald" else _as_json]
     structlog.configure(
         processors=processors,
-        logger_factory=lambda *_arguments: _Output(sys.stderr),
+        logger_factory=lambda *_arguments: _Output(sys.stderr) if _background is None else _Background(_background),
         cache_logger_on_first_use=False,
     )
     set_level(level)
@@ -181,6 +191,8 @@ class StormFilter:
 
 
 _storm_filter = StormFilter(0, 10.0)
+#: Where the daemon's lines go; None where they are written at once.
+_background: LogOutput | None = None
 
 
 def log_suppressed(*, final: bool = False) -> None:
@@ -208,6 +220,49 @@ def _printable(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+#: Seconds that the lines still to be written have before the process exits.
+_DRAIN_SECONDS: Final = 1.0
+
+
+def write_in_background() -> None:
+    """From now on, write lines and everything else that goes to ``sys.stderr`` from a thread; see ``log_output``."""
+    global _background  # noqa: PLW0603 - standard error is the process's
+    descriptor = sys.stderr.fileno()
+    _background = LogOutput(descriptor, _log_dropped)
+    atexit.register(_background.drain, _DRAIN_SECONDS)
+    stream: Any = LogStream(_background, descriptor)
+    sys.stderr = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Exit without any clean-up, but for the lines that are still to be written."""
+    if _background is not None:
+        _background.drain(_DRAIN_SECONDS)
+    os._exit(code)
+
+
+def _log_dropped(dropped: Dropped) -> None:
+    structlog.get_logger().warning(LOG_DROPPED, info=dropped.info, errors=dropped.errors)
+
+
+class _Background:
+    """The thread that writes to standard error, for structlog."""
+
+    def __init__(self, output: LogOutput) -> None:
+        self._output = output
+
+    def debug(self, message: str) -> None:
+        """Queue a line that may be dropped before others."""
+        self._output.write(f"{message}\n".encode("utf-8", "backslashreplace"), is_error=False)
+
+    def error(self, message: str) -> None:
+        """Queue a line."""
+        self._output.write(f"{message}\n".encode("utf-8", "backslashreplace"), is_error=True)
+
+    info = debug
+    msg = log = warning = critical = exception = error
 
 
 class _Output:

@@ -15,7 +15,7 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: The packages and modules right below the root, from the bottom up. Each may import its own layer and those below it.
 LAYERS = (
-    {"errors", "units", "version", "telemetry", "notifier", "backoff", "parent_death"},
+    {"errors", "units", "version", "telemetry", "log_output", "safe_path", "notifier", "backoff", "parent_death"},
     {"kernel"},
     {"adapter"},
     {"protocol"},
@@ -32,7 +32,7 @@ LAYERS = (
 )
 #: The same inside ``server``. The factories, the publisher and the components lie beside ``ops``, which looks at them.
 SERVER_LAYERS = (
-    {"failures"},
+    {"failures", "init_process"},
     {"commit"},
     {"session"},
     {"net"},

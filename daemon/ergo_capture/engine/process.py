@@ -23,6 +23,7 @@ from ergo_capture import telemetry
 from ergo_capture.engine.connection import LOST
 from ergo_capture.engine.remote import Channel, RemoteEngine, RemoteSettings
 from ergo_capture.parent_death import end_with_parent
+from ergo_capture.safe_path import inherited_environment
 
 log = structlog.get_logger()
 
@@ -135,6 +136,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env=inherited_environment(),
             preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - it takes no lock and imports nothing
         )
         #: Set when the child reads nothing more: it has closed its standard input, or has ended.

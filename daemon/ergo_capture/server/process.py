@@ -6,17 +6,22 @@ import asyncio
 import ctypes
 import gc
 import os
+import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from ergo_capture import safe_path, telemetry
 from ergo_capture.config import Config
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.server.net.listener import raise_descriptor_limit
 from ergo_capture.server.service import Service
 
 #: ``mallopt``'s number for the count of arenas.
 _M_ARENA_MAX: Final = -8
+#: Fewest open files with which the daemon serves one client: 24 are open before the first comes.
+_MIN_DESCRIPTORS: Final = 64
 
 
 def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
@@ -32,10 +37,13 @@ def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
     Raises:
         ErgoCaptureError: start-up failed.
     """
+    telemetry.write_in_background()
+    safe_path.protect_children()
     # The commit thread returns from each sync to an interpreter that the loop is using, and would wait for it for the
     # default 5 ms: a commit under load took 10.8 ms with that, and takes 0.8 ms with this.
     sys.setswitchinterval(0.0005)
     raise_descriptor_limit(config.limits.max_clients)
+    _check_descriptor_limit()
     # One arena for all threads. Worker threads come and go, each takes the next of sixteen arenas and leaves it half
     # empty: after minutes of load the process held 97 MiB for what takes 82 in one, and was still growing. The threads
     # that allocate hold the interpreter's lock anyway, so none waits for another. Only glibc has arenas.
@@ -46,6 +54,22 @@ def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
     gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return int(runner.run(Service(config, reread=reread).run()))
+
+
+def _check_descriptor_limit() -> None:
+    """Raise where the limit of open files is too low to serve anybody.
+
+    Raises:
+        ErgoCaptureError: it is.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < _MIN_DESCRIPTORS:
+        raise ErgoCaptureError(
+            f"start daemon: the process may open {limit} files, and needs at least {_MIN_DESCRIPTORS}",
+            op="start daemon",
+            hint="raise the limit: `ulimit -n 1024` in the shell, LimitNOFILE= in the unit",
+            exit_code=ExitCode.CONFIG,
+        )
 
 
 def fill_descriptors() -> None:

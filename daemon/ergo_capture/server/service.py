@@ -9,12 +9,13 @@ it after the next start, within ``session.linger``.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Final
 
 import anyio
 import structlog
@@ -48,6 +49,13 @@ from ergo_capture.version import PROGRAM
 
 log = structlog.get_logger()
 
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+#: Ignored: by default they would end the process without a word.
+_UNUSED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
+#: Seconds after the stop began in which a signal counts as a repetition: ``timeout``, shells and service managers signal
+#: the process and its group, or pass on what the terminal has sent already.
+_REPEAT_SECONDS: Final = 1.0
+
 
 class Service:
     """The daemon, from its start to its stop.
@@ -75,6 +83,8 @@ class Service:
         self.ready = asyncio.Event()
         self._graphs = graphs_of(config)
         self._stop = asyncio.Event()
+        #: When ``stop`` was called first, on the monotonic clock.
+        self._stop_time: float | None = None
         self._shutdown: Shutdown | None = None
         #: These exist once the journal is recovered.
         self.registry: SessionRegistry
@@ -246,6 +256,7 @@ class Service:
 
     def stop(self) -> None:
         """Begin the shutdown; a second call changes nothing."""
+        self._stop_time = self._stop_time or time.monotonic()
         self._stop.set()
 
     async def reload(self) -> Reloaded:
@@ -279,19 +290,24 @@ class Service:
             telemetry.log_suppressed()
 
     async def _watch_signals(self, tasks: TaskGroup, *, task_status: TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with anyio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGHUP, *_UNUSED_SIGNALS) as signals:
             task_status.started()
             async for number in signals:
+                name = signal.Signals(number).name
                 if number == signal.SIGHUP:
                     tasks.start_soon(self._reload_on_signal)
-                    continue
-                if self._stop.is_set():
-                    log.warning(telemetry.DAEMON_ABANDONED, signal=signal.Signals(number).name)
+                elif number in _UNUSED_SIGNALS:
+                    log.warning(
+                        telemetry.SIGNAL_IGNORED, signal=name, hint="SIGHUP reloads the configuration, SIGTERM stops"
+                    )
+                elif self._stop_time is None:
+                    log.info(telemetry.DAEMON_STOPPING, signal=name)
+                    self.stop()
+                elif time.monotonic() - self._stop_time > _REPEAT_SECONDS:
+                    log.warning(telemetry.DAEMON_ABANDONED, signal=name)
                     # Exit at once: the second signal is for a daemon that does not finish, and what was acknowledged
                     # is safe.
-                    os._exit(int(ExitCode.FAILED))
-                log.info(telemetry.DAEMON_STOPPING, signal=signal.Signals(number).name)
-                self.stop()
+                    telemetry.exit_at_once(int(ExitCode.FAILED))
 
     async def _reload_on_signal(self) -> None:
         """Reload on SIGHUP; one that comes during start-up waits until the daemon serves."""

@@ -18,7 +18,7 @@ import anyio
 import click
 import msgspec
 
-from ergo_capture import telemetry
+from ergo_capture import safe_path, telemetry
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.cli.support.bundle_files import bundles_in, manifest_beside
 from ergo_capture.cli.support.command import NAME, argument, command, flag, json_flag
@@ -180,6 +180,7 @@ def _results(
         for path in paths:
             yield one(path, on_progress=progress.decisions_done)
         return
+    safe_path.protect_children()
     with ProcessPoolExecutor(jobs, initializer=_begin_worker) as pool:
         try:
             yield from pool.map(one, paths, chunksize=max(1, min(16, len(paths) // (4 * jobs))))

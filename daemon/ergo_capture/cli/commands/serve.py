@@ -19,8 +19,11 @@ from ergo_capture.cli.support.command import command, config_option
 @click.option("--socket", default="", metavar="PATH", help="Path of the socket, in place of the configured one.")
 @click.option("--state-dir", default="", metavar="DIR", help="State directory, in place of the configured one.")
 def serve(config: Path | None, socket: str, state_dir: str) -> int:
-    """Run the daemon until SIGTERM or SIGINT; a second signal stops it at once."""
-    from ergo_capture import telemetry  # noqa: PLC0415 - help must not load the daemon
+    """Run the daemon until SIGTERM or SIGINT; a signal more than a second later stops it at once."""
+    from ergo_capture.server.init_process import fork_as_init  # noqa: PLC0415 - help must not load the daemon
+
+    fork_as_init()
+    from ergo_capture import telemetry  # noqa: PLC0415
     from ergo_capture.config import Config, load  # noqa: PLC0415
     from ergo_capture.server.process import fill_descriptors, run  # noqa: PLC0415
 

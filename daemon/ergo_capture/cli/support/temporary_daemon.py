@@ -58,7 +58,7 @@ def temporary_daemon(place: Path, config: str = "") -> Iterator[Path]:
 
 
 def _start(place: Path, socket: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ergo_capture", "serve"]
+    command = [sys.executable, "-P", "-m", "ergo_capture", "serve"]
     command += ["--config", str(place / "config.toml"), "--socket", str(socket), "--state-dir", str(place / "state")]
     with (place / "daemon.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own command
