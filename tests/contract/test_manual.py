@@ -40,7 +40,7 @@ from ergo_capture.server.net.frame_reader import FrameReader
 PROTOCOL = MANUAL / "protocol.md"
 ENGINES = MANUAL / "engines.md"
 #: The type of each field that the daemon says, as the manual calls it.
-TYPES = {bool: "boolean", int: "integer", str: "string", dict: "object", type(None): "null"}
+TYPES = {bool: "boolean", int: "integer", str: "string", dict: "object", list: "array", type(None): "null"}
 
 
 # --- the package ---
@@ -90,6 +90,19 @@ def test_the_fields_of_a_client_frame_are_the_structs(frame: type[msgspec.Struct
             assert json.loads(default) == actual
         else:
             assert field.required
+
+
+def test_the_fields_of_a_loss_are_the_structs() -> None:
+    """The example of the refusal is one, too."""
+    text = PROTOCOL.read_text(encoding="utf-8")
+    rows = text.partition("| field of `lost` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)) == set(capture.Lost.__struct_fields__)
+    (example,) = (
+        line for line in text.splitlines() if line.startswith('{"type": "error", "code": "acknowledged_lost"')
+    )
+    (error,) = capture.read_answers(example.encode() + b"\n")
+    assert isinstance(error, capture.Error)
+    assert error.lost == capture.Lost(1000, 600, "e600")
 
 
 def test_the_kinds_of_events_are_all_there() -> None:

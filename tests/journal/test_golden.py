@@ -83,10 +83,19 @@ def test_bundles_composed_today_are_the_golden_ones(tmp_path: Path) -> None:
     assert set(now) == set(then)
     for name in now:
         if name.endswith((".json",)) and not name.startswith(("packed.manifest", "cut-packed")):
-            assert _without_program(now[name]) == _without_program(then[name]), name
+            text = now[name]
+            if name.endswith(".manifest.json"):
+                text = _with_the_fields_of(then[name], text)
+            assert _without_program(text) == _without_program(then[name]), name
     assert read_capture_bundle(folder / "packed.capture.json.zst") == read_capture_bundle(
         GOLDEN / "bundles" / "golden" / "packed.capture.json.zst"
     )
+
+
+def _with_the_fields_of(then: bytes, now: bytes) -> bytes:
+    """A manifest of today without the fields that were added since."""
+    fields = {name: value for name, value in json.loads(now).items() if name in json.loads(then)}
+    return json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _without_program(text: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.payloads import SessionDescription
+from ergo_capture.journal.payloads import Loss, SessionDescription
 from ergo_capture.version import PROGRAM
 
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
@@ -32,7 +32,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     session: str
     graph: str
     part: int
-    #: ``complete``, ``recovered``, ``interrupted``, ``rotated``, ``salvaged``, or ``open`` for a snapshot.
+    #: ``complete``, ``recovered``, ``interrupted``, ``lost``, ``rotated``, ``salvaged``, or ``open`` for a snapshot.
     ended: str
     forced: bool
     first_event: int
@@ -57,6 +57,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     compression: str = "none"
     file_bytes: int | None = None
     file_sha256: str | None = None
+    #: Id of the last event; None where there is none, or the program did not write it.
+    last_event_id: str | None = None
+    #: Events of the session that a client was told are durable and that no bundle holds.
+    lost: Loss | None = None
 
     @property
     def stored(self) -> tuple[int, str]:
@@ -86,6 +90,7 @@ def manifest_for(
     style: str = "compact",
     compression: str = "none",
     stored: tuple[int, str] | None = None,
+    last_event_id: str | None = None,
 ) -> Manifest:
     """Return the manifest of a bundle that this program wrote.
 
@@ -103,6 +108,7 @@ def manifest_for(
         style: the layout of the text.
         compression: ``none`` or ``zstd``.
         stored: size and SHA-256 of the file, where it is compressed.
+        last_event_id: id of its last event.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -130,6 +136,8 @@ def manifest_for(
         compression=compression,
         file_bytes=file_bytes,
         file_sha256=file_sha256,
+        last_event_id=last_event_id,
+        lost=description.lost,
     )
 
 

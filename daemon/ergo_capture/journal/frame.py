@@ -69,6 +69,9 @@ class FrameKind(IntEnum):
     #: The batches before were synced. Written by a start that cut off a torn end behind damage, or removed a segment:
     #: what it removed was all that told the damage from a torn end.
     PROOF = 9
+    #: Events that a client was told are durable are missing: ``payloads.Loss``. Ignorable:
+    #: ergo-capture 0.1.0 does not know it.
+    LOSS = 10
 
 
 class Position(NamedTuple):
@@ -108,7 +111,17 @@ class PendingFrame:
         body = self.body
         length = len(body)
         header = encode_header(
-            self.kind, segment, batch, self.session, self.first, self.count, length, index, frames, crc32c(body)
+            self.kind,
+            segment,
+            batch,
+            self.session,
+            self.first,
+            self.count,
+            length,
+            index,
+            frames,
+            crc32c(body),
+            flags=IGNORABLE if self.kind is FrameKind.LOSS else 0,
         )
         return header, body, _PADDING[-length % ALIGNMENT]
 

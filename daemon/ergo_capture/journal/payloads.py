@@ -17,8 +17,39 @@ class Peer(msgspec.Struct, frozen=True):
     pid: int
 
 
-class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session is: the body of its OPEN frame. It never changes."""
+class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Events that a client was told are durable and that the daemon does not hold: the body of a LOSS frame.
+
+    It happens where the state directory is older than what was acknowledged: a restored backup, a lost write cache.
+    The counts are of events in the session.
+    """
+
+    acknowledged: int
+    #: Events that the daemon held when it was told.
+    held: int
+    #: Ids of the last event acknowledged and of the last one held.
+    last_acknowledged: str | None = None
+    last_held: str | None = None
+    #: The session that the events were acknowledged in, where it is another: that one was gone.
+    session: str | None = None
+    #: Whether a client has chosen to go on.
+    resumed: bool = False
+
+    @property
+    def missing(self) -> int:
+        """Acknowledged events that are missing, at the least: others may have taken the place of some."""
+        return max(1, self.acknowledged - self.held)
+
+
+def join_losses(known: Loss | None, new: Loss) -> Loss:
+    """Return the greater of two losses of a session; whether a client goes on is as the later one, ``new``, says."""
+    if known is None or new.missing > known.missing:
+        return new
+    return msgspec.structs.replace(known, resumed=new.resumed)
+
+
+class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a session is: the body of its OPEN frame. Nothing of it changes but ``lost``."""
 
     session: str
     #: The graph's name in the configuration, which is the bundle's ``graph_id``.
@@ -34,6 +65,8 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
     opened_at: str
     #: Program and version that wrote the journal.
     program: str
+    #: What was lost of the session until this was written; the part that begins then, and later ones, say it too.
+    lost: Loss | None = None
 
 
 class Closing(msgspec.Struct, frozen=True):
@@ -95,7 +128,7 @@ class SegmentHead(msgspec.Struct, frozen=True):
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def encode_body(body: SessionDescription | Closing | Rotation | Publication | SegmentHead) -> bytes:
+def encode_body(body: SessionDescription | Closing | Rotation | Publication | SegmentHead | Loss) -> bytes:
     """Encode the body of a small frame."""
     return _encode(body)
 

@@ -25,7 +25,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.payloads import Closing, SessionDescription
+from ergo_capture.journal.payloads import Closing, Loss, SessionDescription
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
 from ergo_capture.journal.session_frames import PartEnd, SessionHistory, read_history
@@ -48,6 +48,7 @@ class PendingPublication:
     event_frames: array[int]
     decision_frames: array[int]
     segment: int
+    lost: Loss | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +84,8 @@ class RecoveredSession:
     undecided: list[ExternalEvent] = field(default_factory=list)
     #: Parts before the current one whose bundles are still to be published.
     unpublished: list[PendingPublication] = field(default_factory=list)
+    #: Events that clients were told are durable and that are missing; None where none are.
+    lost: Loss | None = None
 
     @classmethod
     def new(cls, number: int, description: SessionDescription, segment: int) -> RecoveredSession:
@@ -100,6 +103,7 @@ class RecoveredSession:
             decided=0,
             supervisor=Supervisor(description.graph, description.constraints, MemoryDecisionLog()),
             attempts=None,
+            lost=description.lost,
         )
 
 
@@ -245,6 +249,7 @@ class _Replay:
             decided=first,
             supervisor=Supervisor(description.graph, description.constraints, self._log),
             attempts=[] if description.engine == "scripted" else None,
+            lost=self._history.lost_until(part),
         )
 
     def run(self) -> RecoveredSession:
@@ -326,9 +331,11 @@ class _Replay:
                 session.event_frames,
                 session.decision_frames,
                 session.segment,
+                session.lost,
             )
         )
         session.part, session.first = rotation.part + 1, end.boundary
+        session.lost = self._history.lost_until(session.part)
         session.event_frames, session.decision_frames = array("Q"), array("Q")
         session.event_bytes = 0
         session.supervisor = Supervisor(session.description.graph, session.description.constraints, self._log)

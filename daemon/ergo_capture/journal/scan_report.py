@@ -84,6 +84,7 @@ class SessionFrames:
     rotations: list[Position] = field(default_factory=list)
     close: Position | None = None
     published: list[Position] = field(default_factory=list)
+    losses: list[Position] = field(default_factory=list)
     #: Whether a PUBLISHED frame says that the session's last bundle is durable.
     done: bool = False
     #: Index after the last event and the last decision; None before the first.
@@ -131,6 +132,8 @@ class SessionFrames:
         elif kind == FrameKind.PUBLISHED:
             self.published.append(position)
             self.done |= header.count > 0
+        elif kind == FrameKind.LOSS:
+            self.losses.append(position)
 
     def _expect(self, what: str, expected: int | None, found: int) -> None:
         if expected is not None and found != expected:

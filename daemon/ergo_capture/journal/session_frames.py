@@ -1,4 +1,4 @@
-"""Reads the OPEN, ROTATE, CLOSE and PUBLISHED frames of a session: what it is, its parts, how it ended.
+"""Reads the OPEN, ROTATE, CLOSE, PUBLISHED and LOSS frames of a session: what it is, its parts, how it ended.
 
 Recovery, session streams and salvage all read these frames here. A frame whose body cannot be decoded is left out and
 reported in ``SessionHistory.damage``; the caller decides whether that is an error.
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from ergo_capture.journal.frame import Frame, FrameKind, Position
-from ergo_capture.journal.payloads import Closing, Publication, Rotation, SessionDescription
+from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription, join_losses
 from ergo_capture.journal.reader import read_frames, undecodable
 from ergo_capture.journal.scan_report import SessionFrames
 from ergo_capture.storage import Storage
@@ -46,14 +46,27 @@ class SessionHistory:
     closing: Closing | None = None
     #: Number of events and decisions in the session, from its CLOSE frame; None where there is none.
     total: int | None = None
+    #: What clients were told and the daemon did not hold, in order, with where that was recorded.
+    losses: list[tuple[Position, Loss]] = field(default_factory=list)
+
+    def lost_until(self, part: int) -> Loss | None:
+        """Return what was lost of the session until the part ended, or until now; None where nothing was."""
+        end = next((end.position for end in self.rotations if end.rotation.part == part), None)
+        told = [(end.position, end.rotation.description.lost) for end in self.rotations]
+        lost = None if self.description is None else self.description.lost
+        for position, loss in sorted([*told, *self.losses], key=lambda each: each[0]):
+            if loss is not None and (end is None or position <= end):
+                lost = join_losses(lost, loss)
+        return lost
 
 
-_Body = SessionDescription | Rotation | Closing | Publication
+_Body = SessionDescription | Rotation | Closing | Publication | Loss
 _DECODERS: Final[dict[int, msgspec.json.Decoder[_Body]]] = {
     FrameKind.OPEN: msgspec.json.Decoder(SessionDescription),
     FrameKind.ROTATE: msgspec.json.Decoder(Rotation),
     FrameKind.CLOSE: msgspec.json.Decoder(Closing),
     FrameKind.PUBLISHED: msgspec.json.Decoder(Publication),
+    FrameKind.LOSS: msgspec.json.Decoder(Loss),
 }
 
 
@@ -70,7 +83,7 @@ def read_history(directory: Path, frames: SessionFrames, storage: Storage) -> Se
         StorageError: a segment cannot be read.
     """
     history = SessionHistory(frames.damage)
-    positions = [*_known(frames.open), *frames.rotations, *_known(frames.close), *frames.published]
+    positions = [*_known(frames.open), *frames.rotations, *_known(frames.close), *frames.published, *frames.losses]
     for position, frame in zip(positions, read_frames(directory, positions, storage), strict=True):
         _add(history, frame, position)
     return history
@@ -95,6 +108,8 @@ def _add(history: SessionHistory, frame: Frame, position: Position) -> None:
             history.publications[body.part] = body
         case Closing():
             history.closing = body
+        case Loss():
+            history.losses.append((position, body))
 
 
 def read_description(frame: Frame) -> SessionDescription:

@@ -10,7 +10,6 @@ _TOPICS: Final = (
     "terms",
     "protocol",
     "engines",
-    "ergo",
     "library",
     "configuration",
     "systemd",

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -44,14 +44,26 @@ class Code(StrEnum):
     SHUTTING_DOWN = "shutting_down"
     FORBIDDEN = "forbidden"
     LIMIT = "limit"
+    ACKNOWLEDGED_LOST = "acknowledged_lost"
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """What a client was told is durable, and what the daemon holds of it."""
+
+    #: Events of the session, as the client says, and as the daemon holds.
+    acknowledged: int
+    held: int
+    #: Id of the last event that the daemon holds.
+    last_event_id: str | None = None
 
 
 class ProtocolError(ErgoCaptureError):
-    """A connection ends with this answer: a code, a message, a hint."""
+    """A connection ends with this answer: a code, a message, a hint; ``lost`` with ``acknowledged_lost``."""
 
-    def __init__(self, code: Code, message: str, hint: str) -> None:
+    def __init__(self, code: Code, message: str, hint: str, lost: Lost | None = None) -> None:
         super().__init__(message, op="serve a client", hint=hint)
         self.code = code
+        self.lost = lost
 
 
 # --- what a client sends -------------------------------------------------------------------------------------------
@@ -68,7 +80,17 @@ class Hello(_Request, frozen=True, tag="hello"):
     client: str = ""
 
 
-class Open(_Request, frozen=True, tag="open"):
+class Acknowledged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a client was told is durable, by ``opened`` and ``ack``."""
+
+    #: Events of the session.
+    events: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    #: Id of the last of them.
+    last_event_id: str | None = None
+
+
+# Defaults are left out, so that a daemon of 0.1.0, which does not know the last two fields, is not told of them.
+class Open(_Request, frozen=True, tag="open", omit_defaults=True):
     """Open a session of a graph; with ``session``, resume that one."""
 
     graph: str = "default"
@@ -76,6 +98,10 @@ class Open(_Request, frozen=True, tag="open"):
     labels: dict[str, str] = {}
     #: Whether to send every decision as a ``decision`` frame.
     decisions: bool = False
+    #: With ``session``: what the client was told of it. The daemon refuses to go on if it holds less.
+    acknowledged: Acknowledged | None = None
+    #: Whether to go on if acknowledged events are missing; in a new session if the whole session is.
+    resume_after_loss: bool = False
 
 
 class Flush(_Request, frozen=True, tag="flush"):
@@ -172,6 +198,8 @@ class Welcome(_Answer, frozen=True, tag="welcome"):
     protocol: str = PROTOCOL
     server: str = ""
     limits: dict[str, int] = {}
+    #: What else it understands: ``acknowledged`` and ``resume_after_loss`` in ``open``.
+    features: tuple[str, ...] = ()
 
 
 class Opened(_Answer, frozen=True, kw_only=True, tag="opened"):
@@ -190,6 +218,8 @@ class Ack(_Answer, frozen=True, tag="ack"):
 
     accepted: int
     decided: int = 0
+    #: Accepted events of the session, counted as ``opened.accepted`` counts them; None from a daemon of 0.1.0.
+    events: int | None = None
 
 
 class Reject(_Answer, frozen=True, tag="reject"):
@@ -241,6 +271,8 @@ class Error(_Answer, frozen=True, tag="error"):
     code: str
     message: str
     hint: str = ""
+    #: With ``acknowledged_lost``.
+    lost: Lost | msgspec.UnsetType = msgspec.UNSET
 
 
 Answer = Welcome | Opened | Ack | Reject | DecisionFrame | Flushed | Closed | Pong | Error
@@ -255,7 +287,8 @@ def encode(frame: Request | Answer) -> bytes:
 
 def encode_error(error: ProtocolError) -> bytes:
     """Return the ``error`` frame that ends a connection."""
-    return encode(Error(code=error.code, message=error.message, hint=error.hint or ""))
+    lost = msgspec.UNSET if error.lost is None else error.lost
+    return encode(Error(code=error.code, message=error.message, hint=error.hint or "", lost=lost))
 
 
 def encode_decision_frame(index: int, record: bytes) -> bytes:
@@ -266,6 +299,9 @@ def encode_decision_frame(index: int, record: bytes) -> bytes:
 class _Type(msgspec.Struct, frozen=True):
     type: str
 
+
+#: The value of ``welcome.features`` for ``acknowledged`` and ``resume_after_loss`` in ``open``.
+ACKNOWLEDGED: Final = "acknowledged"
 
 _answers: Final = msgspec.json.Decoder(Answer)
 _type: Final = msgspec.json.Decoder(_Type)

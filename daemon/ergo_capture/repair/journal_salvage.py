@@ -148,7 +148,7 @@ class _SessionSalvage:
 
     def _write_manifest(self, part: PartRange, bundle: Path, report: SalvageReport) -> None:
         manifest = manifest_for(
-            self._session.description,
+            msgspec.structs.replace(self._session.description, lost=self._session.lost_until(part.part)),
             bundle,
             part=part.part,
             ended=part.ended if report.whole else "salvaged",

@@ -59,6 +59,7 @@ class PartialSession:
         self.rotations = history.rotations
         self.publications = history.publications
         self.closing = history.closing
+        self.lost_until = history.lost_until
         #: Events that the session had; a lower bound where ``uncertain``.
         self.total, self.uncertain = self._count_events(scan) if history.total is None else (history.total, False)
 

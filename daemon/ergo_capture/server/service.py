@@ -194,6 +194,7 @@ class Service:
             journal,
             publisher,
             tasks,
+            bundles=state.path / "bundles",
             rotation=rotation_rule(config),
             linger=config.session.linger.seconds,
             in_doubt=config.session.in_doubt,

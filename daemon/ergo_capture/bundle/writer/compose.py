@@ -68,22 +68,24 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publicati
     head = BundleHead(
         description.graph, description.constraints, description.adapter_provenance, description.runtime_provenance
     )
+    last_event_id: str | None = None
     with BundleWriter(destination, head, style=CaptureJsonStyle(job.style), compress=job.compress) as bundle:
-        for events, decisions in _read_part(job, storage):
+        for last, events, decisions in _read_part(job, storage):
             bundle.write(events, decisions)
+            last_event_id = last
         bundle.finish()
         bundle.sink.read_back()
         # Published with the lock or without: another process may have been stopped while it held it.
         with directory_lock(destination.parent):
             bundle.commit()
-            write_bytes_atomic(Path(job.manifest), encode_manifest(_manifest(job, bundle.sink)))
+            write_bytes_atomic(Path(job.manifest), encode_manifest(_manifest(job, bundle.sink, last_event_id)))
     # A snapshot may be there in the other form, from before a change of the configuration.
     with suppress(FileNotFoundError):
         other_form(destination).unlink()
     return Publication(job.part, job.destination, job.manifest, bundle.sink.digest)
 
 
-def _manifest(job: ComposeJob, sink: BundleSink) -> Manifest:
+def _manifest(job: ComposeJob, sink: BundleSink, last_event_id: str | None) -> Manifest:
     return manifest_for(
         job.description,
         Path(job.destination),
@@ -98,6 +100,7 @@ def _manifest(job: ComposeJob, sink: BundleSink) -> Manifest:
         style=job.style,
         compression=job.compress,
         stored=None if job.compress == "none" else (sink.file_size, sink.file_digest),
+        last_event_id=last_event_id,
     )
 
 
@@ -105,15 +108,15 @@ def _positions(packed: bytes) -> list[Position]:
     return [Position.unpack(value) for value in array("Q", packed)]
 
 
-def _read_part(job: ComposeJob, storage: Storage) -> Iterator[tuple[bytes | bytearray, bytes]]:
-    """Yield events and their decisions, a block at a time; a comma precedes each element."""
+def _read_part(job: ComposeJob, storage: Storage) -> Iterator[tuple[str, bytes | bytearray, bytes]]:
+    """Yield events and their decisions, a block at a time, with the last id; a comma precedes each element."""
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     decisions = DecisionTexts((frame.body for frame in frames), job.description.constraints.deadline)
     for ids, events in _read_events(job, storage):
         decided = decisions.take(ids)
         if decided is None:
             raise _missing(job, "decisions")
-        yield events, decided
+        yield ids[-1], events, decided
 
 
 def _read_events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str], bytes | bytearray]]:

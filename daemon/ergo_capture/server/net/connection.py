@@ -341,7 +341,7 @@ class Connection:
     def _end(self, error: ProtocolError) -> None:
         if self.error is None:
             # A copy: the traceback would keep everything alive that was read.
-            self.error = ProtocolError(error.code, error.message, error.hint or "")
+            self.error = ProtocolError(error.code, error.message, error.hint or "", error.lost)
             self._host.refusals[error.code] += 1
             if self._state is not _State.DROPPED:
                 self._state = _State.ENDING

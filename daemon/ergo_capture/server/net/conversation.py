@@ -88,6 +88,8 @@ class Receipts:
         self.received = 0
         self.accepted = 0
         self.decided = 0
+        #: Accepted events of the session, up to ``accepted``.
+        self.events = 0
         self._reject = reject
         self._unaccepted: deque[_Receipt] = deque()
         #: For each batch that is accepted and not decided: its end in the session, and ``accepted`` before it.
@@ -124,6 +126,7 @@ class Receipts:
                 if batch.position is None:
                     break
                 self._undecided.append((batch.end, self.accepted))
+                self.events = batch.end
             self.accepted = receipt.end
             waiting.popleft()
         undecided = self._undecided
@@ -239,7 +242,9 @@ class Conversation:
                 "max_events_per_frame": self._limits.max_events_per_frame,
                 "max_id_bytes": self._limits.max_id_bytes,
             }
-            self.outbox.add_before_ack(protocol.encode(protocol.Welcome(protocol.PROTOCOL, PROGRAM, limits)))
+            self.outbox.add_before_ack(
+                protocol.encode(protocol.Welcome(protocol.PROTOCOL, PROGRAM, limits, (protocol.ACKNOWLEDGED,)))
+            )
         else:
             raise ProtocolError(
                 Code.UNSUPPORTED_PROTOCOL,
@@ -258,8 +263,15 @@ class Conversation:
         if label_bytes > self._limits.max_label_bytes:
             message = f"labels are longer than {self._limits.max_label_bytes} bytes"
             raise ProtocolError(Code.LIMIT, message, "send fewer or shorter labels")
+        if request.session is None and (request.acknowledged is not None or request.resume_after_loss):
+            message = "open says what was acknowledged, and not in which session"
+            raise ProtocolError(Code.BAD_FRAME, message, "say `session` too, or leave the other fields out")
+        if request.acknowledged is not None and self._is_long(request.acknowledged.last_event_id or ""):
+            message = f"acknowledged.last_event_id is longer than {self._limits.max_id_bytes} bytes"
+            raise ProtocolError(Code.LIMIT, message, "no accepted event has such an id; leave it out")
         session, resumed = await self._host.open_session(request, self._peer, self.client, self._owner)
         self.session = session
+        self.receipts.events = session.accepted
         self.stage = Stage.OPEN
         if self._is_driver:
             return
@@ -272,6 +284,9 @@ class Conversation:
             last_event_id=session.last_event_id,
         )
         self.outbox.add_before_ack(protocol.encode(opened))
+
+    def _is_long(self, event_id: str) -> bool:
+        return len(event_id.encode()) > self._limits.max_id_bytes
 
     def _check_name(self, what: str, name: str) -> None:
         if len(name.encode()) > self._limits.max_name_bytes:
@@ -302,7 +317,7 @@ class Conversation:
             raise ProtocolError(line.code, line.message, line.hint)
         self.receipts.received += 1
         event_id = line.event_id
-        if event_id is not None and len(event_id) > self._limits.max_id_bytes:
+        if event_id is not None and self._is_long(event_id):
             event_id = None
         self._reject(self.receipts.received, event_id, line.code, line.message, line.hint)
         self.receipts.add(None)
@@ -364,7 +379,7 @@ class Conversation:
                 due.append(protocol.encode_decision_frame(self._decisions_sent, record))
         if (receipts.accepted, receipts.decided) != self._acked:
             self._acked = (receipts.accepted, receipts.decided)
-            due.append(protocol.encode(protocol.Ack(*self._acked)))
+            due.append(protocol.encode(protocol.Ack(*self._acked, receipts.events)))
         return due
 
     def _due_bytes(self) -> int:

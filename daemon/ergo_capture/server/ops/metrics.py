@@ -76,6 +76,11 @@ class StatusCollector(Collector):
         yield _counter("sessions_opened", "Sessions opened.", totals.sessions_opened)
         yield _counter("sessions_resumed", "Sessions resumed.", totals.sessions_resumed)
         yield _counter("sessions_finished", "Sessions that ended with a bundle.", totals.sessions_finished)
+        yield _counter(
+            "acknowledged_lost",
+            "Resumes by clients that were told of events which are missing.",
+            totals.acknowledged_lost,
+        )
         yield _counter("bundles_published", "Bundles published, snapshots included.", totals.bundles_published)
         yield _counter("bundles_pruned", "Bundles deleted by retention.", totals.bundles_pruned)
         yield _counter("bundles_pruned_bytes", "Bytes of those.", totals.bundles_pruned_bytes)

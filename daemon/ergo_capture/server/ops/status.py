@@ -51,6 +51,7 @@ async def take_status(components: Components) -> DaemonStatus:
             sessions_opened=clients.totals["opened"],
             sessions_resumed=clients.totals["resumed"],
             sessions_finished=0 if running is None else running.registry.finished,
+            acknowledged_lost=0 if running is None else running.registry.losses,
             bundles_published=0 if running is None else running.publisher.published,
             bundles_pruned=retention.pruned,
             bundles_pruned_bytes=retention.pruned_bytes,

@@ -38,6 +38,8 @@ class TotalsStatus(msgspec.Struct, frozen=True):
     sessions_opened: int
     sessions_resumed: int
     sessions_finished: int
+    #: Resumes by clients that were told of events which are missing.
+    acknowledged_lost: int
     bundles_published: int
     bundles_pruned: int
     bundles_pruned_bytes: int

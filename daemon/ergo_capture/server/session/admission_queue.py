@@ -119,6 +119,8 @@ class AdmissionQueue:
         self._deferred_bytes = size_of_deferred(initial.supervisor)
         self._running = Generation(initial.ids, size_of_ids(initial.ids))
         self._earlier = Generation()
+        #: Index in the session from which on every event's id is remembered.
+        self._ids_from = initial.accepted - len(initial.ids)
         ids.hold(self._running.bytes + self._deferred_bytes)
 
     def admit(self, chunk: EventChunk, max_id_bytes: int) -> tuple[EventBatch | None, list[Refusal]]:
@@ -228,6 +230,7 @@ class AdmissionQueue:
         """
         if len(self._running.ids) >= LEAST_IDS and self._earlier.end <= boundary:
             self._ids_memory.hold(-self._earlier.bytes)
+            self._ids_from = max(self._ids_from, self._earlier.end)
             self._earlier = self._running
             self._earlier.end = self.admitted
             self._running = Generation()
@@ -239,6 +242,10 @@ class AdmissionQueue:
         # A batch that is refused after this must not be subtracted from the budget again.
         self._events_memory, self._ids_memory = uncounted(), uncounted()
         self._running, self._earlier = Generation(), Generation()
+
+    def certainly_lacks(self, event_id: str, index: int) -> bool:
+        """Return whether the session has no event of that id, though it would be remembered if it had that index."""
+        return index >= self._ids_from and event_id not in self._running.ids and event_id not in self._earlier.ids
 
     @property
     def id_count(self) -> int:

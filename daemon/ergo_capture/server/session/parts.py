@@ -16,7 +16,7 @@ import structlog
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
-from ergo_capture.journal.payloads import Closing, Publication, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import internal_error
@@ -49,6 +49,8 @@ class Part:
     bytes: int = 0
     #: Loop time at which a bound was reached; None before.
     due_since: float | None = None
+    #: What was lost of the session until its end.
+    lost: Loss | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Parts:
             initial.event_frames,
             initial.decision_frames,
             initial.event_bytes,
+            lost=initial.lost,
         )
         #: Parts that ended before the start and whose bundles are not known to be durable.
         self._unpublished = initial.unpublished
@@ -155,7 +158,7 @@ class Parts:
             ErgoCaptureError: the part could not be published; the journal holds all of it.
         """
         old = self.current
-        new = Part(old.number + 1, boundary, old.segment, self._loop.time())
+        new = Part(old.number + 1, boundary, old.segment, self._loop.time(), lost=old.lost)
         positions = [batch.position.pack() for batch in early if batch.position is not None]
         new.event_frames = array("Q", positions)
         new.bytes = sum(len(batch.body) for batch in early)
@@ -166,7 +169,7 @@ class Parts:
         self.current = new
         previous = self._previous = self._loop.create_future()
         try:
-            body = encode_body(Rotation(old.number, forced, utc_now(), self._description, last_event_id))
+            body = encode_body(Rotation(old.number, forced, utc_now(), self._describe(old), last_event_id))
             position = await self._writer.append(PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
             previous.set_result(await self._publish(old, boundary - old.first, "rotated", forced=forced))
         except Exception as error:
@@ -191,6 +194,15 @@ class Parts:
             self.is_closed = True
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
 
+    async def record_loss(self, loss: Loss) -> None:
+        """Say in the bundle of the current part, and durably in the journal, that events are missing.
+
+        Raises:
+            ErgoCaptureError: the journal has failed, or the daemon stops.
+        """
+        self.current.lost = loss
+        await self._writer.append(PendingFrame(FrameKind.LOSS, self._number, 0, 0, encode_body(loss)))
+
     # --- bundles ---
 
     async def publish_recovered(self) -> None:
@@ -207,6 +219,7 @@ class Parts:
                 self._loop.time(),
                 pending.event_frames,
                 pending.decision_frames,
+                lost=pending.lost,
             )
             await self._publish(part, pending.count, pending.ended, forced=pending.forced)
         self._unpublished = []
@@ -228,7 +241,11 @@ class Parts:
         if decided <= part.first and self._previous is not None:
             return await asyncio.shield(self._previous)
         async with self._compose_lock:
-            return await self._publisher.compose(self._description, part, decided - part.first, ended)
+            return await self._publisher.compose(self._describe(part), part, decided - part.first, ended)
+
+    def _describe(self, part: Part) -> SessionDescription:
+        """Return the session's description, with what was lost of it until the end of the part."""
+        return msgspec.structs.replace(self._description, lost=part.lost)
 
     async def _publish(
         self, part: Part, count: int, ended: str, *, final: bool = False, forced: bool = False
@@ -238,7 +255,7 @@ class Parts:
         while True:
             try:
                 async with self._compose_lock:
-                    publication = await self._publisher.compose(self._description, part, count, ended, forced=forced)
+                    publication = await self._publisher.compose(self._describe(part), part, count, ended, forced=forced)
                 break
             except CaptureWriteError as error:
                 # A session that fails goes on with the next start only, and a full disk is no reason for one.

@@ -12,7 +12,7 @@ from typing import Final
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
-from ergo_capture.journal.payloads import Peer, SessionDescription, encode_body
+from ergo_capture.journal.payloads import Loss, Peer, SessionDescription, encode_body
 from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import storage_failed
@@ -89,7 +89,9 @@ class PendingSessions:
         self._next_number = next_number
         self._by_number: dict[int, PendingSession] = {}
 
-    async def open(self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer) -> Session:
+    async def open(
+        self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer, lost: Loss | None = None
+    ) -> Session:
         """Return a new session once its OPEN frame is durable; waits while the disk is full.
 
         Args:
@@ -97,6 +99,7 @@ class PendingSessions:
             provenance: the engine's provenance.
             labels: the client's labels.
             peer: who opens the session.
+            lost: what was lost of the client's session before.
 
         Raises:
             ProtocolError: ``storage_failed``.
@@ -113,6 +116,7 @@ class PendingSessions:
             peer=peer,
             opened_at=utc_now(),
             program=PROGRAM,
+            lost=lost,
         )
         while True:
             opened: asyncio.Future[Session] = asyncio.get_running_loop().create_future()

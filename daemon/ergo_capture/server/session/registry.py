@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import msgspec
 import structlog
+from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.engine.port import Engine, EngineRefused
-from ergo_capture.journal.payloads import Peer
+from ergo_capture.journal.payloads import Loss, Peer
 from ergo_capture.journal.recovery import RecoveredSession, Recovery
 from ergo_capture.journal.wal import Journal
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
@@ -19,6 +22,7 @@ from ergo_capture.server.commit.writer import Writer, WriterClosed
 from ergo_capture.server.session.access import who
 from ergo_capture.server.session.authorization import check_access, check_free, is_owner
 from ergo_capture.server.session.budget import Budget
+from ergo_capture.server.session.continuity import find_finished, loss_behind, loss_in, lost_error
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import Publisher, RotationRule
 from ergo_capture.server.session.pending_sessions import PendingSession, PendingSessions, RateLimiter
@@ -37,6 +41,7 @@ class SessionRegistry:
         journal: the journal that the sessions are in.
         publisher: composes bundles.
         tasks: runs the sessions' tasks.
+        bundles: the directory of finished bundles.
         rotation: when a part of a session ends.
         linger: seconds that a session waits for its client to come back.
         in_doubt: what becomes of episodes that may have run before a crash: ``reinvoke`` or ``interrupt``.
@@ -52,6 +57,7 @@ class SessionRegistry:
         publisher: Publisher,
         tasks: TaskGroup,
         *,
+        bundles: Path,
         rotation: RotationRule,
         linger: float,
         in_doubt: str,
@@ -65,12 +71,12 @@ class SessionRegistry:
         #: The oldest segment that a quarantined session needs.
         self.quarantine_segment: int | None = None
         self.finished = 0
+        #: Resumes by clients that were told of events which are missing.
+        self.losses = 0
         self._writer = writer
         self._publisher = publisher
         self._tasks = tasks
-        #: Sessions whose task is to be started.
-        self._starting: asyncio.Queue[Session] = asyncio.Queue()
-        tasks.start_soon(self._start_tasks)
+        self._bundles = bundles
         self._rotation = rotation
         self._linger = linger
         self._in_doubt = in_doubt
@@ -136,15 +142,13 @@ class SessionRegistry:
             ProtocolError: the session cannot be opened or resumed.
         """
         self._check_open()
+        lost: Loss | None = None
         if request.session is not None:
             session = self._find(request.session, peer)
-            await check_access(session.graph, peer)
-            check_free(session)
-            # An event on its way to the journal is neither safe nor refused yet. Sent again, it would be refused as a
-            # duplicate, and its client would forget it.
-            await session.until_accepted()
-            self._resume(session, owner)
-            return session, True
+            if session is not None:
+                await self._resume(session, request, peer, owner)
+                return session, True
+            lost = await self._lost_session(request.session, request, peer)
         graph = self._graph(request.graph)
         await check_access(graph, peer)
         provenance = await self._provenance(graph)
@@ -158,7 +162,7 @@ class SessionRegistry:
             graph = current
         self._check_open()
         self._check_limits(peer)
-        session = await self.pending.open(current, provenance, request.labels, peer)
+        session = await self.pending.open(current, provenance, request.labels, peer, lost)
         session.owner = owner
         return session, False
 
@@ -194,7 +198,7 @@ class SessionRegistry:
             message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
 
-    def _find(self, session_id: str, peer: Peer) -> Session:
+    def _find(self, session_id: str, peer: Peer) -> Session | None:
         session = self.sessions.get(session_id)
         if session is None:
             if session_id in self.quarantined:
@@ -203,23 +207,70 @@ class SessionRegistry:
                     f"session {session_id!r} is quarantined: {self.quarantined[session_id]}",
                     "its operator can salvage it with `ergo-capture recover`; open a new session",
                 )
-            raise ProtocolError(
-                Code.UNKNOWN_SESSION,
-                f"session {session_id!r} is not open",
-                "it may have ended: look for its bundle; open a new session without a session id",
-            )
+            return None
         if not is_owner(peer, session.description.peer):
-            raise ProtocolError(
-                Code.FORBIDDEN, f"session {session_id!r} was opened by another user", "resume it as that user"
-            )
+            raise _of_another_user(session_id)
         return session
 
-    def _resume(self, session: Session, owner: Owner) -> None:
+    async def _resume(self, session: Session, request: Open, peer: Peer, owner: Owner) -> None:
+        await check_access(session.graph, peer)
+        check_free(session)
+        # An event on its way to the journal is neither safe nor refused yet. Sent again, it would be refused as a
+        # duplicate, and its client would forget it.
+        await session.until_accepted()
+        check_free(session)
+        loss = loss_in(session, request.acknowledged)
+        if loss is not None:
+            loss = msgspec.structs.replace(loss, resumed=request.resume_after_loss)
+            self._count_loss(session.description.session, session.description.graph, loss)
+            await session.record_loss(loss)
+            if not loss.resumed:
+                # The session lingers on: it is not quarantined, because anybody could then pin the journal by a claim.
+                raise lost_error(session.description.session, loss)
+        elif request.resume_after_loss and session.lost is not None:
+            await session.record_loss(msgspec.structs.replace(session.lost, resumed=True))
         check_free(session)
         timer = self._lingering.pop(session.description.session, None)
         if timer is not None:
             timer.cancel()
         session.owner = owner
+
+    async def _lost_session(self, session_id: str, request: Open, peer: Peer) -> Loss:
+        """Return what is lost of a session that is not open, if its client goes on in a new one.
+
+        Raises:
+            ProtocolError: ``unknown_session``: it is over, and its bundles hold all that the client was told;
+                ``acknowledged_lost``: they do not, and the client does not go on.
+        """
+        finished = await to_thread.run_sync(find_finished, self._bundles, session_id)
+        if finished is not None and not is_owner(peer, finished.opened_by):
+            raise _of_another_user(session_id)
+        loss = loss_behind(session_id, finished, request.acknowledged)
+        if loss is None:
+            hint = "it may have ended: look for its bundle; open a new session without a session id"
+            if finished is not None:
+                hint = f"it has ended, with {finished.events} events: see '{finished.bundle}'; open a new session"
+            raise ProtocolError(Code.UNKNOWN_SESSION, f"session {session_id!r} is not open", hint)
+        loss = msgspec.structs.replace(loss, resumed=request.resume_after_loss)
+        self._count_loss(session_id, request.graph, loss)
+        if not loss.resumed:
+            raise lost_error(session_id, loss)
+        return loss
+
+    def _count_loss(self, session_id: str, graph: str, loss: Loss) -> None:
+        self.losses += 1
+        log.error(
+            telemetry.SESSION_LOST,
+            session=session_id,
+            graph=graph,
+            acknowledged=loss.acknowledged,
+            held=loss.held,
+            last_acknowledged=loss.last_acknowledged,
+            last_held=loss.last_held,
+            resumed=loss.resumed,
+            hint="the state directory is older than what was acknowledged: find out whether a backup was restored, or "
+            "the disk lost what it had synced",
+        )
 
     # --- the life of a session ---
 
@@ -254,14 +305,8 @@ class SessionRegistry:
         )
         self.sessions[session.description.session] = session
         self.taps.attach(session)
-        self._starting.put_nowait(session)
+        self._tasks.start_soon(self._run, session)
         return session
-
-    async def _start_tasks(self) -> None:
-        # A new session is made in the callback that finds it durable, and a task group starts tasks only from a task: if
-        # sniffio is installed, anyio refuses everywhere else.
-        while True:
-            self._tasks.start_soon(self._run, await self._starting.get())
 
     async def _run(self, session: Session) -> None:
         await session.run()
@@ -322,3 +367,7 @@ class SessionRegistry:
         if self.quarantine_segment is not None:
             needed.append(self.quarantine_segment)
         return min(needed, default=None)
+
+
+def _of_another_user(session_id: str) -> ProtocolError:
+    return ProtocolError(Code.FORBIDDEN, f"session {session_id!r} was opened by another user", "resume it as that user")

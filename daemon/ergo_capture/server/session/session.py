@@ -17,7 +17,7 @@ import msgspec
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.frame import Position
-from ergo_capture.journal.payloads import Publication
+from ergo_capture.journal.payloads import Loss, Publication, join_losses
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.notifier import Notifier
 from ergo_capture.protocol.capture import EventChunk, ProtocolError
@@ -72,6 +72,8 @@ class SessionSnapshot(msgspec.Struct, frozen=True):
     deferred: int
     queued_bytes: int
     part: int
+    #: Events that a client was told are durable and that are missing; None where none are.
+    lost: Loss | None = None
 
 
 class Session:
@@ -112,8 +114,10 @@ class Session:
         #: Decisions on stable storage.
         self.decided = initial.decided
         self.state = SessionState.OPEN if initial.closing is None else SessionState.ENDING
-        #: How it is to end, or ended: ``complete``, ``interrupted`` or ``recovered``; None while it is open.
+        #: How it is to end, or ended: ``complete``, ``interrupted``, ``recovered`` or ``lost``; None while it is open.
         self.ended = None if initial.closing is None else initial.closing.ended
+        #: Events that a client was told are durable and that are missing; None where none are.
+        self.lost = initial.lost
         #: The error that ended it, in state ``FAILED``.
         self.failure: ErgoCaptureError | None = None
         #: The last part's publication, in state ``FINISHED``.
@@ -352,13 +356,25 @@ class Session:
         """Ask the task to decide everything admitted and to publish the last bundle.
 
         Args:
-            ended: what the manifest says: ``complete``, ``interrupted`` or ``recovered``.
+            ended: what the manifest says: ``complete``, ``interrupted`` or ``recovered``. Where acknowledged events
+                are missing and no client chose to go on without them, it says ``lost`` instead.
         """
         if self.state is SessionState.OPEN:
             self.state = SessionState.ENDING
-            self.ended = ended
+            self.ended = "lost" if self.lost is not None and not self.lost.resumed else ended
             self._writer.hurry()
             self._wake.set()
+
+    async def record_loss(self, loss: Loss) -> None:
+        """Remember durably that events are missing which a client was told are durable.
+
+        Raises:
+            ErgoCaptureError: the journal has failed, or the daemon stops.
+        """
+        lost = join_losses(self.lost, loss)
+        if lost != self.lost:
+            self.lost = lost
+            await self.parts.record_loss(lost)
 
     async def _finish(self, ended: str) -> None:
         await self.until_decided(self.admission.admitted)
@@ -404,4 +420,5 @@ class Session:
             deferred=self.deferred,
             queued_bytes=self.admission.queued_bytes,
             part=self.parts.current.number,
+            lost=self.lost,
         )

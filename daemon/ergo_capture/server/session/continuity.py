@@ -1,0 +1,116 @@
+"""Compares what a client was told is durable with what the daemon holds.
+
+The state directory may be older than what was acknowledged: a backup was restored, or a disk lost what it had promised.
+Only the client can know, so it repeats what it was told when it resumes its session.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, safe_name
+from ergo_capture.journal.payloads import Loss, Peer
+from ergo_capture.protocol.capture import Acknowledged, Code, Lost, ProtocolError
+from ergo_capture.server.session.session import Session
+from ergo_capture.units import counted
+
+
+class Finished(NamedTuple):
+    """The last bundle of a session that is over."""
+
+    bundle: Path
+    manifest: Manifest
+
+    @property
+    def opened_by(self) -> Peer | None:
+        """The user who opened the session; None where the manifest does not say."""
+        try:
+            return msgspec.convert(self.manifest.peer, Peer | None)
+        except msgspec.ValidationError:
+            return None
+
+    @property
+    def events(self) -> int:
+        """Events of the session, up to the end of this bundle."""
+        return self.manifest.first_event + self.manifest.events
+
+
+def loss_in(session: Session, told: Acknowledged | None) -> Loss | None:
+    """Return what an open session lacks of what its client was told; None where it lacks nothing."""
+    if told is None:
+        return None
+    held, last = session.accepted, session.last_event_id
+    if told.events <= held:
+        name = told.last_event_id
+        if name is None or not told.events or name == last:
+            return None
+        if told.events < held and not session.admission.certainly_lacks(name, told.events - 1):
+            return None
+    return Loss(acknowledged=told.events, held=held, last_acknowledged=told.last_event_id, last_held=last)
+
+
+def loss_behind(session_id: str, finished: Finished | None, told: Acknowledged | None) -> Loss | None:
+    """Return what the bundles of a session that is not open lack of what its client was told; None for nothing.
+
+    Args:
+        session_id: the session.
+        finished: its last bundle; None where there is none.
+        told: what the client was told.
+    """
+    if told is None or not told.events:
+        return None
+    held, last = (0, None) if finished is None else (finished.events, finished.manifest.last_event_id)
+    if told.events < held or (
+        told.events == held and (told.last_event_id is None or last in (None, told.last_event_id))
+    ):
+        return None
+    return Loss(
+        acknowledged=told.events, held=held, last_acknowledged=told.last_event_id, last_held=last, session=session_id
+    )
+
+
+def lost_error(session_id: str, loss: Loss) -> ProtocolError:
+    """Return the refusal to resume a session that lacks acknowledged events."""
+    held = f"{counted(loss.held, 'event')} of it" if loss.held else "nothing of it"
+    last = "" if loss.last_held is None else f", the last of them {loss.last_held!r}"
+    told = "" if loss.last_acknowledged is None else f", the last of them {loss.last_acknowledged!r}"
+    return ProtocolError(
+        Code.ACKNOWLEDGED_LOST,
+        f"session {session_id!r} has lost acknowledged events: {loss.acknowledged} were acknowledged{told}; "
+        f"the daemon holds {held}{last}",
+        "the state directory is older than what was acknowledged: restore a newer one, or send the events again that "
+        "are missing; resume with resume_after_loss to go on without them",
+        Lost(loss.acknowledged, loss.held, loss.last_held),
+    )
+
+
+def find_finished(bundles: Path, session_id: str) -> Finished | None:
+    """Return the last final bundle of a session, None where there is none; it reads directories.
+
+    Args:
+        bundles: the directory of bundles.
+        session_id: the session, as a client says.
+    """
+    found = [Finished(path.with_name(manifest.bundle), manifest) for path, manifest in _manifests(bundles, session_id)]
+    final = [each for each in found if each.manifest.is_final and each.bundle.is_file()]
+    return max(final, key=lambda each: each.events, default=None)
+
+
+def _manifests(bundles: Path, session_id: str) -> Iterator[tuple[Path, Manifest]]:
+    name = safe_name(session_id)
+    with suppress(OSError):
+        for folder in os.scandir(bundles):
+            with suppress(OSError):
+                for file in os.scandir(folder.path):
+                    if file.name.startswith((name + ".", name + "~")) and file.name.endswith(MANIFEST_SUFFIX):
+                        with suppress(OSError, ManifestError):
+                            manifest = read_manifest(Path(file.path))
+                            if manifest.session == session_id and "/" not in manifest.bundle:
+                                yield Path(file.path), manifest
