@@ -23,6 +23,7 @@ from ergo_capture import (
     RunTermination,
     encode_bundle,
 )
+from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.report.page import report_page
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium (Debian's package of that name)")
@@ -38,10 +39,16 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+def page_of(source: Path) -> bytes:
+    """Return the page of a bundle."""
+    with open_bundle(source) as stream:
+        return report_page(stream, source.name)
+
+
 def drawn(browser: Browser, source: Path, fragment: str = "") -> Page:
     """Return the opened page of a bundle, which has logged nothing on the console and fetched nothing."""
     path = source.with_suffix(".html")
-    path.write_bytes(report_page(source))
+    path.write_bytes(page_of(source))
     page = browser.open(path, fragment)
     assert page.complaints() == []
     return page
@@ -353,11 +360,42 @@ def test_event_times_that_are_dates_are_shown_as_dates(browser: Browser, tmp_pat
     assert page.texts("#event-0 td")[1] == "2013-01-01 05:17:00 UTC"
 
 
+def test_one_event_at_time_0_leaves_the_others_their_dates(browser: Browser, tmp_path: Path) -> None:
+    """It is shown as the beginning of 1970; a time after the year 9999 as seconds."""
+    run = session()
+    for number, secs in enumerate((0, 1_704_067_200, 1_704_067_260, 1_704_067_320, 1_704_067_380, 1 << 62)):
+        run.on_event(at(f"e{number}", secs))
+    page = drawn(browser, kept(run, tmp_path / "a.json"))
+    times = [page.texts(f"#event-{number} td")[1] for number in (0, 1, 5)]
+    assert times == ["1970-01-01 00:00:00 UTC", "2024-01-01 00:00:00 UTC", f"{1 << 62} s"]
+
+
+@pytest.mark.parametrize("waiting", [1, 2, 4, 5, 9])
+def test_the_label_of_the_waiting_episodes_fits_the_chart(browser: Browser, tmp_path: Path, waiting: int) -> None:
+    """Though the chart is low where few episodes waited at once."""
+    run = session(Constraints(max_per_window=1, rate_window=EventTime(60, 0)))
+    for number in range(waiting + 1):
+        run.on_event(at(f"e{number}", number))
+    page = drawn(browser, kept(run, tmp_path / "a.json"))
+    page.value(
+        """(() => {
+        const fillText = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...more) {
+            if (text.startsWith("waiting")) window.labelled = this.measureText(text).width / devicePixelRatio;
+            return fillText.call(this, text, ...more);
+        };
+        dispatchEvent(new Event("beforeprint")); })()"""
+    )
+    length = page.wait("window.labelled")
+    room = page.value("document.querySelector('#waits .u-over').clientHeight")
+    assert length <= room
+
+
 @pytest.mark.parametrize("width", [320, 500, 1280])
 def test_nothing_is_wider_than_the_page(browser: Browser, small: Path, width: int) -> None:
     """Only the table scrolls sideways, within its own box."""
     page = small.with_name("page.html")
-    page.write_bytes(report_page(small))
+    page.write_bytes(page_of(small))
     tab = browser.open(page, width=width)
     assert tab.value("document.documentElement.scrollWidth") == width
     assert tab.complaints() == []
@@ -406,7 +444,7 @@ def test_a_page_of_thirty_thousand_events_is_small_and_is_drawn(browser: Browser
 
 def test_the_page_loads_nothing(small: Path) -> None:
     """It has no src, link or import, and its policy forbids every connection."""
-    text = report_page(small).decode()
+    text = page_of(small).decode()
     assert "default-src 'none'" in text
     assert "unsafe" not in text[: text.index("<style>")]
     assert not re.search(r"<(link|img|iframe|object)\b|\bsrc=|@import|url\(", text)

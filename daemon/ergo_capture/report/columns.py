@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ergo_capture.bundle.reader.stream import BundleStream
+from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.kernel.explanation import to_builtins
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
@@ -17,12 +17,13 @@ from ergo_capture.kernel.time import EventTime
 
 #: Integers below this are exact in JavaScript.
 _EXACT: Final = 1 << 53
-#: Event times that are taken for dates: from 2000 to 2200, in seconds since 1970.
+#: Event times that are taken for dates: from 2000 to 2200, in seconds since 1970. Most of a run's are enough: an event
+#: at time 0 among them, which some feeds begin with, must not turn all others into seconds.
 _DATES: Final = (946_684_800, 7_258_118_400)
 
 
-def columns_of(stream: BundleStream) -> dict[str, Any]:
-    """Return the events and decisions of a bundle as columns, by name.
+def columns_of(stream: RecordStream) -> dict[str, Any]:
+    """Return the events and decisions of a run as columns, by name.
 
     Raises:
         BundleFormatError: an event or a decision is malformed.
@@ -99,13 +100,14 @@ class _Columns:
         spans = sorted([*self.spans, *((began, None) for began in self.waiting.values())])
         first, last = _DATES
         seconds = [int(secs) for secs in self.rows["secs"]]
+        dates = sum(first <= secs < last for secs in seconds)
         return {
             **self.rows,
             "kinds": self.kinds.names,
             "decisions": self.decisions.names,
             "terminations": self.terminations.names,
             "more": self.more,
-            "dates": bool(seconds) and first <= min(seconds) and max(seconds) < last,
+            "dates": 2 * dates > len(seconds),
             "spans": [(*span, row) for span, row in zip(spans, _rows(spans, self.clock), strict=True)],
         }
 

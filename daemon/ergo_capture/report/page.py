@@ -10,13 +10,12 @@ import base64
 import hashlib
 import zlib
 from importlib import resources
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from ergo_capture.bundle.manifest import Manifest
-from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
+from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.explanation import format_time
 from ergo_capture.kernel.time import EventTime
@@ -27,25 +26,25 @@ from ergo_capture.version import PROGRAM
 SCRIPTS: Final = ("words.js", "run.js", "charts.js", "table.js", "page.js")
 
 
-def report_page(bundle: Path, manifest: Manifest | None = None) -> bytes:
-    """Return the page of a bundle; memory use grows with the bundle.
+def report_page(stream: RecordStream, name: str, manifest: Manifest | None = None) -> bytes:
+    """Return the page of a run; memory use grows with it.
 
     Args:
-        bundle: path of the bundle file.
+        stream: the run.
+        name: the name of its file.
         manifest: its manifest, if there is one.
 
     Raises:
-        BundleFormatError: it is not a bundle.
+        BundleFormatError: an event or a decision is malformed.
         ErgoCaptureError: it cannot be read.
     """
-    with open_bundle(bundle) as stream:
-        data = {
-            "graph": _shown(stream.graph_id),
-            "file": _shown(bundle.name),
-            "program": PROGRAM,
-            "about": _about(stream, manifest),
-            **columns_of(stream),
-        }
+    data = {
+        "graph": _shown(stream.graph_id),
+        "file": _shown(name),
+        "program": PROGRAM,
+        "about": _about(stream, manifest),
+        **columns_of(stream),
+    }
     packed = base64.b64encode(zlib.compress(msgspec.json.encode(data), 9)).decode()
     files = resources.files("ergo_capture") / "data" / "report"
 
@@ -76,7 +75,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _about(stream: BundleStream, manifest: Manifest | None) -> list[tuple[str, str]]:
+def _about(stream: RecordStream, manifest: Manifest | None) -> list[tuple[str, str]]:
     """Return properties of the bundle as a whole, by name."""
     about: list[tuple[str, str]] = []
     if manifest is not None:
@@ -86,6 +85,7 @@ def _about(stream: BundleStream, manifest: Manifest | None) -> list[tuple[str, s
             *((f"label {name}", value) for name, value in manifest.labels.items()),
         ]
     about += [
+        ("format", stream.capture_version),
         ("limits", _limits(stream.config)),
         ("engine", stream.runtime_provenance),
         ("adapter", stream.adapter_provenance),

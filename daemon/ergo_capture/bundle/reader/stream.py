@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -24,13 +25,20 @@ from ergo_capture.bundle.reader.opening import HEAD_BYTES, BundleFormatError, ma
 from ergo_capture.bundle.reader.outline import Outline, Span, read_outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.records import CaptureBundle, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.records import (
+    CAPTURE_FORMAT_VERSION,
+    CaptureBundle,
+    EpisodeInvocationRecord,
+    ExternalEventRecord,
+)
 from ergo_capture.kernel.serde import bundle as serde
 from ergo_capture.kernel.serde.parsing import parse
 
 _BLOCK: Final = 1 << 20
 #: The bytes of UTF-8 that continue a character.
 _CONTINUATION: Final = bytes(range(0x80, 0xC0))
+#: The version that a text states. Quotes inside of a string are escaped, so that only a field's name matches.
+_VERSION: Final = re.compile(rb'"capture_version"\s*:\s*"([^"\\]*)"')
 
 
 def open_bundle(path: str | PathLike[str]) -> BundleStream:
@@ -93,11 +101,14 @@ class BundleStream:
         self.path = path
         self._text = text
         self._copy: BinaryIO | None = None
+        #: The version that the text states, though it may be malformed otherwise; None where it states none.
+        self._version: str | None = None
         self._files: set[BinaryIO] = set()
         try:
             if path is not None and text is None:
                 self._source = self._spool(path)
             self._outline = self._read_outline()
+            self._version = _stated_version(self._outline.outside)
             self._head = self._read_head()
         except OSError as error:
             self.close()
@@ -265,6 +276,8 @@ class BundleStream:
         return f"{message}: line {lines + 1} column {column + 1} (char {characters})"
 
     def _malformed(self, message: str) -> BundleFormatError:
+        if self._version not in (None, CAPTURE_FORMAT_VERSION):
+            message = f"it is of capture version '{self._version}', and this release reads '{CAPTURE_FORMAT_VERSION}': {message}"
         with self._open() as file:
             return malformed(self.path, file.read(HEAD_BYTES), message)
 
@@ -279,6 +292,11 @@ class BundleStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _stated_version(outside: bytes) -> str | None:
+    found = _VERSION.search(outside)
+    return None if found is None else found[1].decode(errors="backslashreplace")
 
 
 def _characters(text: bytes) -> int:

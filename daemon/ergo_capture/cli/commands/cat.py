@@ -96,7 +96,7 @@ def cat(
     for capture in found:
         # The ids of events are unique only within a run.
         name = capture.session if len(found) > 1 else None
-        with capture.open() as stream:
+        with capture.open(only_to_show=True) as stream:
             try:
                 for index, event, record in select(stream, wanted):
                     click.echo(line_of(index, event, record, name))
@@ -161,7 +161,7 @@ def tail(
     wanted = selection_from(kinds=kind, decisions=decision, since=since, until=until, ids=event_id)
     line_of = _json_line if as_json else _text_line
     if not following:
-        with capture_named(capture, state_dir, config).open() as stream:
+        with capture_named(capture, state_dir, config).open(only_to_show=True) as stream:
             for index, event, record in deque(select(stream, wanted), min(lines, sys.maxsize)):
                 click.echo(line_of(index, event, record, None))
         return

@@ -27,7 +27,7 @@ def diff(a: str, b: str, state_dir: str, config: Path | None, *, as_json: bool) 
     Exit code 0 if they hold the same, 4 if they differ.
     """
     first, second = (capture_named(name, state_dir, config) for name in (a, b))
-    with first.open() as one, second.open() as other:
+    with first.open(only_to_show=True) as one, second.open(only_to_show=True) as other:
         found = compare(one, other)
     if as_json:
         click.echo(msgspec.json.encode({"same": found.none, **msgspec.to_builtins(found)}))

@@ -86,7 +86,7 @@ def _captures(names: tuple[str, ...], state_dir: str, config: Path | None, *, as
 
 
 def _statistics(capture: Capture) -> RunStatistics:
-    with capture.open() as stream:
+    with capture.open(only_to_show=True) as stream:
         if capture.part is not None:
             return collect_statistics(stream, capture.part.size())
         assert capture.bundle is not None

@@ -7,8 +7,10 @@ from typing import Final
 
 import click
 
+from ergo_capture.bundle.names import safe_name
 from ergo_capture.cli.support.bundle_files import manifest_beside
-from ergo_capture.cli.support.command import PATH, argument, command
+from ergo_capture.cli.support.captures import Capture, capture_named
+from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
 from ergo_capture.cli.support.output import printable, size, write_out, write_whole
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.report.page import report_page
@@ -20,34 +22,51 @@ _SUFFIXES: Final = (".capture.json.zst", ".json.zst", ".capture.json", ".json")
 _DEVICES: Final = {"/dev", "/proc"}
 
 
-@command(examples=("ergo-capture report run.capture.json -o run.html",))
-@argument("bundle", "A bundle file.", type=PATH)
+@command(
+    examples=(
+        "ergo-capture report run.capture.json -o run.html",
+        "ergo-capture report 20261123T134500Z-1-9c4ef0aa -o run.html",
+    )
+)
+@argument("capture", "A bundle file, or a session's id.", type=NAME)
 @click.option(
     "--output",
     "-o",
     type=PATH,
     metavar="FILE",
-    help="The page; - for standard output. By default beside the bundle, as .html.",
+    help="The page; - for standard output. By default beside the bundle, as .html; a session's is written here.",
 )
-def report(bundle: Path, output: Path | None) -> None:
-    """Draw a bundle as one page of HTML that needs no network: the run over event time, and its decisions."""
-    if bundle.is_dir():
+@state_option
+@config_option
+def report(capture: str, output: Path | None, state_dir: str, config: Path | None) -> None:
+    """Draw a run as one page of HTML that needs no network: the run over event time, and its decisions."""
+    if Path(capture).is_dir() and capture:
         raise ErgoCaptureError(
-            f"write report of '{bundle}': it is a directory",
+            f"write report of '{capture}': it is a directory",
             op="write report",
-            path=bundle,
+            path=capture,
             hint="name one bundle; `ergo-capture bundles list` prints those there are",
         )
+    run = capture_named(capture, state_dir, config)
     to_pipe = output is not None and str(output) == "-"
-    destination = output or _beside(bundle)
-    if not to_pipe:
-        _refuse_to_replace(bundle, destination)
-    page = report_page(bundle, manifest_beside(bundle))
+    destination = output or _default_for(capture, run)
+    if not to_pipe and run.bundle is not None:
+        _refuse_to_replace(run.bundle, destination)
+    with run.open(only_to_show=True) as stream:
+        name, manifest = (run.name, None) if run.bundle is None else (run.bundle.name, manifest_beside(run.bundle))
+        page = report_page(stream, name, manifest)
     if to_pipe:
         write_out(page)
         return
     write_whole(destination, page, "report")
     click.echo(f"{printable(str(destination))} ({size(len(page))})")
+
+
+def _default_for(name: str, run: Capture) -> Path:
+    if run.bundle is None or not Path(name).exists():
+        # It was named by its session: the state directory belongs to the daemon.
+        return Path(f"{safe_name(run.session)}.html")
+    return _beside(run.bundle)
 
 
 def _beside(bundle: Path) -> Path:

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import click
+
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
 from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
 from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, refuse_empty
+from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.journal.session_stream import PartStream, parts_in
+from ergo_capture.kernel.explanation import escaped
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION
 from ergo_capture.repair.doctor import kind_of_directory
 from ergo_capture.storage import RealStorage
 
@@ -45,18 +50,46 @@ class Capture:
         return os.fsencode(bundle_stem(self.bundle).partition("~")[0]).decode("utf-8", "replace")
 
     @contextmanager
-    def open(self) -> Iterator[RecordStream]:
+    def open(self, *, only_to_show: bool = False) -> Iterator[RecordStream]:
         """Open the run's events and decisions.
 
+        Args:
+            only_to_show: go on, with a note, where the bundle is of another format version.
+
         Raises:
-            ErgoCaptureError: it cannot be read.
+            ErgoCaptureError: it cannot be read, or is of another format version.
         """
         if self.part is not None:
             yield self.part
             return
         assert self.bundle is not None
         with open_bundle(self.bundle) as stream:
+            if only_to_show:
+                note_version(self.bundle, stream.capture_version)
+            else:
+                _refuse_version(self.bundle, stream.capture_version)
             yield stream
+
+
+def note_version(bundle: Path, version: str) -> None:
+    """Print a note if a bundle is of another format version, for commands that only show it."""
+    if version != CAPTURE_FORMAT_VERSION:
+        click.echo(
+            f"note: '{printable(bundle)}' is of capture version '{escaped(version)}', and this release reads "
+            f"'{CAPTURE_FORMAT_VERSION}': its records may mean something else than is shown",
+            err=True,
+        )
+
+
+def _refuse_version(bundle: Path, version: str) -> None:
+    if version != CAPTURE_FORMAT_VERSION:
+        raise ErgoCaptureError(
+            f"read capture bundle '{bundle}': it is of capture version '{escaped(version)}', and this release reads "
+            f"'{CAPTURE_FORMAT_VERSION}'",
+            op="read capture bundle",
+            path=bundle,
+            hint="use the release that wrote it; `ergo-capture info` and `ergo-capture cat` show what can be read of it",
+        )
 
 
 def captures_in(names: Iterable[str], state_dir: str = "", config: Path | None = None) -> list[Capture]:

@@ -143,7 +143,7 @@ class Charts {
   // A time on the axis: the day where one begins, else the time of day.
   tick(seconds, step) {
     const begins = seconds % DAY === 0 && (seconds !== 0 || this.run.dates);
-    if (!this.run.dates) return begins || step >= DAY ? elapsed(seconds, DAY) : elapsed(seconds % DAY, step);
+    if (!this.run.dates || Math.abs(seconds) >= LAST_DATE) return begins || step >= DAY ? elapsed(seconds, DAY) : elapsed(seconds % DAY, step);
     return begins || step >= DAY ? new Date(seconds * 1000).toISOString().slice(0, 10) : elapsed(seconds % DAY, step);
   }
 
@@ -208,9 +208,10 @@ class Charts {
     };
     const never = spans.filter(([, ended]) => ended === null).length;
     $("waits-title").textContent = "Deferred episodes, from event to run" + (never ? `; ${number(never)} never ran (red, open to the right)` : "");
-    const options = this.options("waits", Math.min(260, 70 + rows * 18), pick, {
+    const options = this.options("waits", Math.min(260, Math.max(116, 70 + rows * 18)), pick, {
       legend: { show: false }, series: [{}, { stroke: "transparent", points: { show: false } }],
-      y: { label: "waiting at once", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6], space: 18 },
+      // With few rows there is no room for more.
+      y: { label: rows < 5 ? "waiting" : "waiting at once", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6], space: 18 },
       scales: { y: { range: () => [0, rows] } }, hooks: {},
     });
     options.hooks.draw = [draw];

@@ -35,10 +35,13 @@ function elapsed(seconds, step) {
   return step >= 86400 ? `day ${number(days)}` : `${clock}${fine}`;
 }
 
+// The end of the year 9999, up to which times can be shown as dates.
+const LAST_DATE = 253402300800;
+
 // An event time to the nanosecond: a date in UTC where it is meant as one, else the seconds as they are.
 function moment(run, secs, nanos) {
   const part = nanos ? `.${String(nanos).padStart(9, "0")}`.replace(/0+$/, "") : "";
-  if (!run.dates) return `${secs}${part} s`;
+  if (!run.dates || secs >= LAST_DATE) return `${secs}${part} s`;
   return `${new Date(Number(secs) * 1000).toISOString().slice(0, 19).replace("T", " ")}${part} UTC`;
 }
 
