@@ -10,6 +10,7 @@ _TOPICS: Final = (
     "terms",
     "protocol",
     "engines",
+    "ergo",
     "library",
     "configuration",
     "systemd",

@@ -77,6 +77,9 @@ class SessionRegistry:
         self._publisher = publisher
         self._tasks = tasks
         self._bundles = bundles
+        #: Sessions whose task is to be started.
+        self._starting: asyncio.Queue[Session] = asyncio.Queue()
+        tasks.start_soon(self._start_tasks)
         self._rotation = rotation
         self._linger = linger
         self._in_doubt = in_doubt
@@ -305,8 +308,14 @@ class SessionRegistry:
         )
         self.sessions[session.description.session] = session
         self.taps.attach(session)
-        self._tasks.start_soon(self._run, session)
+        self._starting.put_nowait(session)
         return session
+
+    async def _start_tasks(self) -> None:
+        # A new session is made in the callback that finds it durable, and a task group starts tasks only from a task: if
+        # sniffio is installed, anyio refuses everywhere else.
+        while True:
+            self._tasks.start_soon(self._run, await self._starting.get())
 
     async def _run(self, session: Session) -> None:
         await session.run()
