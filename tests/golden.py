@@ -31,7 +31,7 @@ from ergo_capture import (
 )
 from ergo_capture.bundle.catalogue import Catalogue
 from ergo_capture.bundle.format import CaptureJsonStyle
-from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
+from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionRows
@@ -393,11 +393,10 @@ def compose(
     compress: str = "none",
 ) -> None:
     """Write the bundle of a part and its manifest."""
-    compose_bundle(
+    composed = compose_bundle(
         ComposeJob(
             journal=str(directory),
             destination=str(destination),
-            manifest=str(destination.with_name(destination.name.partition(".")[0] + ".manifest.json")),
             style=style,
             compress=compress,
             description=session.description,
@@ -411,6 +410,7 @@ def compose(
             ended_at=WHEN,
         )
     )
+    publish_bundle(composed)
 
 
 def _sha256(directory: Path, session: RecoveredSession, part: PendingPublication) -> str:

@@ -52,6 +52,7 @@ SESSION_FINISHED: Final = "session.finished"
 SESSION_FAILED: Final = "session.failed"
 SESSION_QUARANTINED: Final = "session.quarantined"
 BUNDLE_PUBLISHED: Final = "bundle.published"
+BUNDLE_DIVERTED: Final = "bundle.diverted"
 BUNDLE_DELAYED: Final = "bundle.delayed"
 BUNDLE_PRUNED: Final = "bundle.pruned"
 BUNDLE_UNSOUND: Final = "bundle.unsound"
@@ -78,7 +79,7 @@ LOG_DROPPED: Final = "log.dropped"
 #: Never rate-limited: each line is evidence of a different session or bundle, and a client cannot cause more of them than
 #: it can cause sessions or bundles.
 NEVER_SUPPRESSED: Final = frozenset(
-    {BUNDLE_PUBLISHED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED, LOG_DROPPED}
+    {BUNDLE_PUBLISHED, BUNDLE_DIVERTED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED, LOG_DROPPED}
 )
 
 #: Priorities of syslog, as systemd's journal reads them.

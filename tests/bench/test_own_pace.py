@@ -47,7 +47,7 @@ from ergo_capture import (
     FaultRuntime,
     MemoryDecisionLog,
 )
-from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
+from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.client.load import Load
 from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.journal.scan import scan
@@ -120,7 +120,6 @@ def test_composing_against_encoding_the_payloads() -> None:
         job = ComposeJob(
             journal=str(journal),
             destination=str(place / "out.capture.json"),
-            manifest=str(place / "out.manifest.json"),
             style="compact",
             description=session.description,
             part=1,
@@ -139,7 +138,7 @@ def test_composing_against_encoding_the_payloads() -> None:
 
         def ours() -> float:
             began = time.perf_counter()
-            compose_bundle(job)
+            publish_bundle(compose_bundle(job))
             return microseconds(began, job.count)
 
         def theirs() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bundles import NOW, manifest_of
 from tests.cli.test_recover import DAMAGES, TEXT, contents, damaged_body
 from tests.daemons import command
 from tests.journal.captures import write_sessions
 from tests.journal.journals import last_segment
 from tests.shared import shared
 
+from ergo_capture.bundle.manifest import encode_manifest
 from ergo_capture.cli import app
 from ergo_capture.errors import ExitCode
 
@@ -96,14 +97,18 @@ def test_a_bundle_that_differs_from_its_manifest_is_an_error(
     path = tmp_path / "b.capture.json"
     path.write_bytes(TEXT)
     manifest = tmp_path / "b.manifest.json"
-    manifest.write_text(json.dumps({"sha256": hashlib.sha256(TEXT).hexdigest()}))
+    manifest.write_bytes(encode_manifest(manifest_of(path, TEXT, "g", NOW)))
     assert diagnosis(path, capsys)[0] == 0
-    manifest.write_text(json.dumps({"sha256": "0" * 64}))
-    code, said = diagnosis(path, capsys)
-    assert (code, [finding["message"] for finding in of("error", said)]) == (
-        1,
-        ["it is not the file that its manifest was written for (sha256)"],
-    )
+    for fields, reason in (
+        ({"sha256": "0" * 64}, "its SHA-256 differs from its manifest"),
+        ({"bytes": 7}, f"it has {len(TEXT)} bytes, and 7 by its manifest"),
+    ):
+        manifest.write_bytes(encode_manifest(manifest_of(path, TEXT, "g", NOW, **fields)))
+        code, said = diagnosis(path, capsys)
+        assert (code, [finding["message"] for finding in of("error", said)]) == (
+            1,
+            [f"it is not the file that its manifest was written for: {reason}"],
+        )
     for text in ("{", "[" * 100_000, "[]", "{}", " " * (1 << 20) + "{}"):
         manifest.write_text(text)
         code, said = diagnosis(path, capsys)
@@ -191,7 +196,8 @@ def test_a_state_directory_is_diagnosed_completely(tmp_path: Path, capsys: pytes
     graph = state / "bundles" / "g"
     graph.mkdir(parents=True)
     (graph / "good.capture.json").write_bytes(TEXT)
-    (graph / "good.manifest.json").write_text(json.dumps({"sha256": hashlib.sha256(TEXT).hexdigest()}))
+    manifest = manifest_of(graph / "good.capture.json", TEXT, "g", NOW)
+    (graph / "good.manifest.json").write_bytes(encode_manifest(manifest))
     code, said = diagnosis(state, capsys)
     assert (code, said["kind"], of("warning", said)) == (0, "state directory", [])
     assert said["keeps"][-1] == "1 published bundle; recover leaves bundles where they are"

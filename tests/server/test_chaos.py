@@ -22,11 +22,10 @@ from tests.doubles.faulty_storage import FaultyStorage
 from tests.server.chaos_client import ChaosClient
 
 from ergo_capture import decode_bundle
-from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
+from ergo_capture.bundle.writer.compose import ComposedBundle, ComposeJob, compose_bundle
 from ergo_capture.cli.support.verification import check
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.payloads import Publication
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import shutdown as shutdown_module
 from ergo_capture.server.service import Service
@@ -71,7 +70,7 @@ class Disk(FaultyStorage):
             self.fail_next(op, 28)
         super().call(op, path)
 
-    def compose(self, job: ComposeJob) -> Publication:
+    def compose(self, job: ComposeJob) -> ComposedBundle:
         """Bundles need room too."""
         if self.is_full:
             error = OSError(28, os.strerror(28))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from contextlib import suppress
@@ -13,9 +12,9 @@ from typing import Final
 
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path, other_form
+from ergo_capture.bundle.proof import difference_from
 from ergo_capture.errors import ErgoCaptureError
 
-_READ_BYTES: Final = 1 << 20
 #: Inode, time of change in ns and size in bytes of each file: tells whether they are the same as before.
 _Signature = tuple[tuple[int, int, int], ...]
 
@@ -179,12 +178,5 @@ def difference_from_manifest(bundle: StoredBundle) -> str | None:
     """
     if bundle.problem is not None or bundle.manifest is None:
         return bundle.problem or "no manifest"
-    size, digest = 0, hashlib.sha256()
-    fd = os.open(bundle.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-        while block := file.read(_READ_BYTES):
-            size += len(block)
-            digest.update(block)
-    if (size, digest.hexdigest()) != bundle.manifest.stored:
-        return "its size or SHA-256 differs from its manifest"
-    return None
+    # The file that is read is the one that would be deleted.
+    return difference_from(bundle.path, bundle.manifest, follow=False)

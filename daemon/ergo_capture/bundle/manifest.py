@@ -17,6 +17,8 @@ from ergo_capture.version import PROGRAM
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
 #: ``ended`` of a bundle whose session goes on.
 SNAPSHOT: Final = "open"
+#: ``ended`` of a bundle that holds less than was captured.
+SALVAGED: Final = "salvaged"
 #: Largest manifest that is read, in bytes; labels may take a few KB.
 _MAX_BYTES: Final = 1 << 20
 
@@ -61,6 +63,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_event_id: str | None = None
     #: Events of the session that a client was told are durable and that no bundle holds.
     lost: Loss | None = None
+    #: Place in the order in which the daemon published its finished bundles, from 1; no clock has a part in it. None
+    #: in snapshots, and in manifests that 0.1.0 wrote: those are older.
+    sequence: int | None = None
+    #: The finished bundle that has the name this one would have had, and other events; see ``placement.py``.
+    beside: str | None = None
 
     @property
     def stored(self) -> tuple[int, str]:
@@ -73,6 +80,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_final(self) -> bool:
         """Whether the bundle is more than a snapshot of a session that goes on."""
         return self.ended != SNAPSHOT
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether a later bundle of the same part may hold these events and more.
+
+        At a stop, 0.1.0 wrote ``interrupted`` for a session that went on after the next start.
+        """
+        return self.ended in (SNAPSHOT, SALVAGED) or (self.ended == "interrupted" and self.sequence is None)
 
 
 def manifest_for(
@@ -91,6 +106,8 @@ def manifest_for(
     compression: str = "none",
     stored: tuple[int, str] | None = None,
     last_event_id: str | None = None,
+    sequence: int | None = None,
+    beside: str | None = None,
 ) -> Manifest:
     """Return the manifest of a bundle that this program wrote.
 
@@ -109,6 +126,8 @@ def manifest_for(
         compression: ``none`` or ``zstd``.
         stored: size and SHA-256 of the file, where it is compressed.
         last_event_id: id of its last event.
+        sequence: its place in the order of publication.
+        beside: the finished bundle whose name it would have had.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -138,6 +157,8 @@ def manifest_for(
         file_sha256=file_sha256,
         last_event_id=last_event_id,
         lost=description.lost,
+        sequence=sequence,
+        beside=beside,
     )
 
 

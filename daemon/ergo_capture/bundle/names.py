@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -38,6 +40,17 @@ def bundle_name(session: str, part: int, *, compressed: bool = False) -> str:
     """Return the file name of a session's bundle; from the second part on, ``~PART`` follows the session."""
     suffix = ("" if part == 1 else f"~{part}") + BUNDLE_SUFFIX + (COMPRESSED_SUFFIX if compressed else "")
     return safe_name(session) + suffix
+
+
+def names_beside(bundle: Path, part: int) -> Iterator[Path]:
+    """Yield names for a bundle that must not have the name ``bundle``: ``SESSION~PART~2``, ``SESSION~PART~3``, ...
+
+    No part of any session has such a name.
+    """
+    suffix = bundle.name.removeprefix(bundle_stem(bundle))
+    session = bundle_stem(bundle).removesuffix(f"~{part}" if part > 1 else "")
+    for number in itertools.count(2):
+        yield bundle.with_name(f"{session}~{part}~{number}{suffix}")
 
 
 def bundle_path(state: Path, graph: str, session: str, part: int, *, compressed: bool = False) -> Path:

@@ -109,6 +109,8 @@ class Publication(msgspec.Struct, frozen=True):
     sha256: str
     #: Whether it is the last bundle of the session.
     final: bool = False
+    #: The manifest's ``sequence``; None in frames that 0.1.0 wrote.
+    sequence: int | None = None
 
 
 class SegmentHead(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Closing, Loss, SessionDescription
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
-from ergo_capture.journal.session_frames import PartEnd, SessionHistory, read_history
+from ergo_capture.journal.session_frames import PartEnd, SessionHistory, greatest_published, read_history
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunResult
@@ -121,6 +121,8 @@ class Recovery:
     torn_bytes: int = 0
     sealed: bool = True
     next_session: int = 1
+    #: The greatest ``sequence`` of a bundle in PUBLISHED frames; 0 where none has one.
+    published_sequence: int = 0
 
     def quarantine(self, session: str, reason: str, segment: int) -> None:
         """Set a session aside and keep the journal from ``segment`` on."""
@@ -155,6 +157,7 @@ def recover(
         torn_bytes=0 if scan.torn is None else scan.torn.length,
         sealed=scan.ending is Verdict.SEALED or not scan.sessions,
         next_session=scan.next_session,
+        published_sequence=greatest_published(directory, scan, storage),
     )
     alive = [frames for frames in scan.sessions.values() if not frames.done]
     total, done = sum(len(frames.events) for frames in alive), 0

@@ -7,6 +7,7 @@ reported in ``SessionHistory.damage``; the caller decides whether that is an err
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,7 +17,7 @@ import msgspec
 from ergo_capture.journal.frame import Frame, FrameKind, Position
 from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription, join_losses
 from ergo_capture.journal.reader import read_frames, undecodable
-from ergo_capture.journal.scan_report import SessionFrames
+from ergo_capture.journal.scan_report import ScanReport, SessionFrames
 from ergo_capture.storage import Storage
 
 
@@ -87,6 +88,22 @@ def read_history(directory: Path, frames: SessionFrames, storage: Storage) -> Se
     for position, frame in zip(positions, read_frames(directory, positions, storage), strict=True):
         _add(history, frame, position)
     return history
+
+
+def greatest_published(directory: Path, scan: ScanReport, storage: Storage) -> int:
+    """Return the greatest ``sequence`` in the PUBLISHED frames of all sessions, 0 where there is none.
+
+    Raises:
+        StorageError: a segment cannot be read.
+    """
+    positions = [position for frames in scan.sessions.values() for position in frames.published]
+    greatest = 0
+    # In the order of the journal, which is read forward.
+    for frame in read_frames(directory, sorted(positions, key=Position.pack), storage):
+        # A frame that cannot be decoded is damage of its session, and reported as that.
+        with suppress(ValueError):
+            greatest = max(greatest, msgspec.json.decode(frame.body, type=Publication).sequence or 0)
+    return greatest
 
 
 def _add(history: SessionHistory, frame: Frame, position: Position) -> None:

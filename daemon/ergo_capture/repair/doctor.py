@@ -13,9 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
+from ergo_capture.bundle.manifest import ManifestError, read_manifest
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
-from ergo_capture.bundle.reader.opening import list_files, text_sha256
+from ergo_capture.bundle.proof import difference_from
+from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.scan import scan
@@ -201,24 +202,28 @@ class _Examination:
         self.keeps.append(f"recover would leave you with: {saved.counts.in_words()}")
 
     def _compare_with_manifest(self, bundle: Path) -> None:
-        manifest = manifest_path(bundle)
-        if manifest == bundle or not manifest.is_file():
+        path = manifest_path(bundle)
+        if path == bundle or not path.is_file():
             return
         try:
-            expected = read_manifest_fields(manifest).get("sha256")
+            manifest = read_manifest(path)
         except (OSError, ManifestError) as error:
-            self._add(Severity.WARNING, manifest, f"it cannot be read: {error}")
+            self._add(Severity.WARNING, path, f"it cannot be read: {error}")
             return
-        if expected is None:
-            self._add(Severity.WARNING, manifest, "it has no sha256")
-            return
+        if manifest.beside is not None:
+            self._add(
+                Severity.WARNING,
+                bundle,
+                f"it was published beside the finished bundle '{bundle.with_name(manifest.beside)}', which holds other "
+                "events of the same part: its journal was older than that bundle, for example restored from a backup",
+            )
         try:
-            same = text_sha256(bundle) == expected
-        except ErgoCaptureError:
+            difference = difference_from(bundle, manifest)
+        except OSError:
             # The verification has reported that it cannot be read.
             return
-        if not same:
-            self._add(Severity.ERROR, bundle, "it is not the file that its manifest was written for (sha256)")
+        if difference is not None:
+            self._add(Severity.ERROR, bundle, f"it is not the file that its manifest was written for: {difference}")
 
     # --- a journal ---
 

@@ -15,8 +15,10 @@ import structlog
 from anyio import BrokenWorkerProcess, to_process, to_thread
 
 from ergo_capture import telemetry
-from ergo_capture.bundle.names import bundle_path, manifest_path
-from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
+from ergo_capture.bundle.manifest import SNAPSHOT
+from ergo_capture.bundle.names import bundle_path
+from ergo_capture.bundle.sequence import Sequence, greatest_sequence
+from ergo_capture.bundle.writer.compose import ComposedBundle, ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.config.settings import BundleConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
@@ -37,6 +39,7 @@ class BundlePublisher:
         state: the state directory.
         journal: the journal's directory.
         bundle: layout and compression of the bundles.
+        published_sequence: the greatest number of a bundle in the journal's PUBLISHED frames.
         on_published: called with each bundle after it is durable.
     """
 
@@ -46,12 +49,22 @@ class BundlePublisher:
         journal: Path,
         bundle: BundleConfig,
         *,
+        published_sequence: int = 0,
         on_published: Callable[[SessionDescription, Publication], None] = lambda _description, _publication: None,
     ) -> None:
         self._state = state
         self._journal = journal
         self._bundle = bundle
+        self._published_sequence = published_sequence
         self._on_published = on_published
+        #: The numbers of finished bundles; None until the first one is to be published.
+        self._sequence: Sequence | None = None
+        #: SHA-256 of the last snapshot, by session and part.
+        self._snapshots: dict[tuple[str, int], str] = {}
+        #: Bundles that were published beside a finished one; each is logged once.
+        self._diverted: set[str] = set()
+        #: Bundles get their names one after the other, in the order of their numbers.
+        self._publish_lock = asyncio.Lock()
         #: One bundle at a time in a worker process and one in a thread. A small session that is closed does not wait
         #: for a large bundle, which takes seconds.
         self._process_lock, self._thread_lock = asyncio.Lock(), asyncio.Lock()
@@ -74,10 +87,10 @@ class BundlePublisher:
         destination = bundle_path(
             self._state, description.graph, description.session, part.number, compressed=compressed
         )
+        key = description.session, part.number
         job = ComposeJob(
             journal=str(self._journal),
             destination=str(destination),
-            manifest=str(manifest_path(destination)),
             style=self._bundle.style,
             compress=self._bundle.compress,
             description=description,
@@ -89,18 +102,43 @@ class BundlePublisher:
             ended=ended,
             forced=forced,
             ended_at=utc_now(),
+            own=self._snapshots.get(key, ""),
         )
         # Shielded: a bundle that is half composed when its client goes would be composed again. The wait for the lock
         # is not: a drain whose time is over must not stand in line.
         async with self._process_lock if count > _MAX_EVENTS_IN_THREAD else self._thread_lock:
             with anyio.CancelScope(shield=True), _errors_of(job):
-                publication = await _run(job)
+                publication = await self._publish(await _run(job))
+        if ended == SNAPSHOT:
+            self._snapshots[key] = publication.sha256
+        else:
+            self._snapshots.pop(key, None)
         self.published += 1
         self._on_published(description, publication)
         return publication
 
+    async def _publish(self, composed: ComposedBundle) -> Publication:
+        """Give a composed bundle its name; its number, if it is finished, is the next one."""
+        async with self._publish_lock:
+            if self._sequence is None and composed.job.ended != SNAPSHOT:
+                found = await to_thread.run_sync(greatest_sequence, self._state / "bundles")
+                self._sequence = Sequence(max(found, self._published_sequence))
+            publication, beside = await to_thread.run_sync(publish_bundle, composed, self._sequence)
+        if beside is not None and publication.bundle not in self._diverted:
+            self._diverted.add(publication.bundle)
+            log.error(
+                telemetry.BUNDLE_DIVERTED,
+                session=composed.job.description.session,
+                graph=composed.job.description.graph,
+                bundle=publication.bundle,
+                beside=str(beside),
+                hint="the journal holds other events than that bundle, which stays as it is: was an older state "
+                "directory restored? Compare them with `ergo-capture diff`",
+            )
+        return publication
 
-async def _run(job: ComposeJob) -> Publication:
+
+async def _run(job: ComposeJob) -> ComposedBundle:
     if job.count > _MAX_EVENTS_IN_THREAD:
         try:
             return await to_process.run_sync(_compose_in_worker, os.getpid(), job)
@@ -110,7 +148,7 @@ async def _run(job: ComposeJob) -> Publication:
     return await to_thread.run_sync(compose_bundle, job)
 
 
-def _compose_in_worker(daemon: int, job: ComposeJob) -> Publication:
+def _compose_in_worker(daemon: int, job: ComposeJob) -> ComposedBundle:
     """Compose a bundle in a worker process, which ends with the daemon of that process id.
 
     A worker that outlived a killed daemon could replace a bundle that the next daemon published of the same session.

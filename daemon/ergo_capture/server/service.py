@@ -186,6 +186,7 @@ class Service:
             state.path,
             state.journal,
             config.bundle,
+            published_sequence=recovery.published_sequence,
             on_published=self._on_published,
         )
         self.registry = SessionRegistry(

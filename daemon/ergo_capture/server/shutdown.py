@@ -85,7 +85,7 @@ class Shutdown:
             await session.over.wait()
         elif session.admission.admitted:
             try:
-                await session.flush(ended="interrupted")
+                await session.flush()
             except ErgoCaptureError as error:
                 # Go on: the journal holds the session, and the others have to be drained.
                 self.unfinished = True

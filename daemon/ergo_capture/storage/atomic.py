@@ -120,29 +120,38 @@ class AtomicFile:
             with suppress(OSError):
                 os.posix_fadvise(self._fd, begun, size, os.POSIX_FADV_DONTNEED)
 
-    def commit(self) -> None:
-        """Make the file durable and give it its name.
+    def sync(self) -> None:
+        """Make the content durable; nothing more can be written.
 
         Raises:
-            CaptureWriteError: SyncTempFile or RenameTempFile (the temporary is removed), or SyncDirectory.
+            CaptureWriteError: SyncTempFile; the temporary is removed.
         """
+        if self._fd < 0:
+            return
         try:
             os.fsync(self._fd)
         except OSError as error:
             self.abort()
             raise self._failed(WriteStage.SYNC_TEMP_FILE, self.path, error) from error
         self._close()
-        try:
-            # The destination as it was written: a Path would lose a slash at the end.
-            os.replace(self.path, self._spelled)  # noqa: PTH105
-        except OSError as error:
-            self.abort()
-            raise self._failed(WriteStage.RENAME_TEMP_FILE, self.path, error) from error
+
+    def leave(self) -> Path:
+        """Make the content durable and leave it to the caller, who names the file with ``put_in_place`` or removes it.
+
+        Raises:
+            CaptureWriteError: SyncTempFile; the temporary is removed.
+        """
+        self.sync()
         self._open = False
-        try:
-            sync_directory(self.destination.parent)
-        except OSError as error:
-            raise CaptureWriteError.sync_directory(self.destination, error) from error
+        return self.path
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name.
+
+        Raises:
+            CaptureWriteError: SyncTempFile or RenameTempFile (the temporary is removed), or SyncDirectory.
+        """
+        put_in_place(self.leave(), self.destination, self._spelled)
 
     def abort(self) -> None:
         """Remove the file; do nothing after ``commit``."""
@@ -166,6 +175,33 @@ class AtomicFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+
+def put_in_place(temporary: Path, destination: Path, spelled: str | None = None) -> None:
+    """Give a temporary that is durable its name, durably.
+
+    Args:
+        temporary: the file, in the destination's directory.
+        destination: its name.
+        spelled: as for ``AtomicFile``.
+
+    Raises:
+        CaptureWriteError: RenameTempFile (the temporary is removed), or SyncDirectory.
+    """
+    spelled = str(destination) if spelled is None else spelled
+    try:
+        # The destination as it was written: a Path would lose a slash at the end.
+        os.replace(temporary, spelled)  # noqa: PTH105
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise CaptureWriteError.step(
+            WriteStage.RENAME_TEMP_FILE, destination, temporary, error, as_written(spelled)
+        ) from error
+    try:
+        sync_directory(destination.parent)
+    except OSError as error:
+        raise CaptureWriteError.sync_directory(destination, error) from error
 
 
 def _temporary_for(destination: Path) -> Path:

@@ -9,21 +9,31 @@ from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from ergo_capture.bundle.format import BundleHead, CaptureJsonStyle
-from ergo_capture.bundle.manifest import Manifest, encode_manifest, manifest_for
-from ergo_capture.bundle.names import other_form
+from ergo_capture.bundle.manifest import (
+    SNAPSHOT,
+    Manifest,
+    ManifestError,
+    encode_manifest,
+    manifest_for,
+    read_manifest,
+)
+from ergo_capture.bundle.names import manifest_path, other_form
+from ergo_capture.bundle.placement import NewBundle, Place, find_place
+from ergo_capture.bundle.sequence import Sequence
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
-from ergo_capture.bundle.writer.sink import BundleSink, BundleWriter
+from ergo_capture.bundle.writer.sink import BundleWriter
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import Position
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.storage import RealStorage, Storage, directory_lock
-from ergo_capture.storage.atomic import write_bytes_atomic
+from ergo_capture.storage.atomic import put_in_place, write_bytes_atomic
+from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 #: Bytes of event lines that are expanded at a time; the text is up to twelve times as long.
 _BLOCK_BYTES: Final = 128 * 1024
@@ -34,7 +44,6 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
 
     journal: str
     destination: str
-    manifest: str
     style: str
     #: ``none`` or ``zstd``.
     compress: str = "none"
@@ -49,59 +58,148 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
     decision_frames: bytes
     #: ``complete``, ``recovered``, ``interrupted``, ``rotated``, or ``open`` for a snapshot.
     ended: str
+    #: SHA-256 of the text of the snapshot of this part that was published last by the same daemon; empty without one.
+    own: str = ""
     #: Whether the part was cut while episodes were deferred.
     forced: bool
     #: RFC 3339 in UTC; evidence only.
     ended_at: str
 
 
-def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> Publication:
-    """Write the bundle and its manifest, durably, under their final names.
+class ComposedBundle(msgspec.Struct, frozen=True):
+    """A bundle that is written, synced and read back, and has no name yet; it can be sent from a worker process."""
+
+    job: ComposeJob
+    #: The temporary file, in the destination's directory.
+    file: str
+    #: Size and SHA-256 of the text, and of the file.
+    size: int
+    sha256: str
+    file_size: int
+    file_sha256: str
+    #: The layout of the text.
+    style: str
+    last_event_id: str | None
+
+    @property
+    def text(self) -> NewBundle:
+        """The bundle as ``find_place`` takes it."""
+        return NewBundle(Path(self.file), self.size, self.sha256)
+
+
+class PublishedBundle(NamedTuple):
+    """A bundle that is durable under its name."""
+
+    publication: Publication
+    #: The finished bundle that has the name it should have; None where it has that name itself.
+    beside: Path | None
+
+
+def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> ComposedBundle:
+    """Write the bundle, durably, under a temporary name.
 
     Raises:
-        CaptureWriteError: a file could not be written; the destination is as it was.
+        CaptureWriteError: a file could not be written; nothing is left of it.
         JournalError: the journal does not hold what it should.
     """
     storage = storage or RealStorage()
-    destination = Path(job.destination)
     description = job.description
     head = BundleHead(
         description.graph, description.constraints, description.adapter_provenance, description.runtime_provenance
     )
+    style = _style(job)
     last_event_id: str | None = None
-    with BundleWriter(destination, head, style=CaptureJsonStyle(job.style), compress=job.compress) as bundle:
+    with BundleWriter(Path(job.destination), head, style=CaptureJsonStyle(style), compress=job.compress) as bundle:
         for last, events, decisions in _read_part(job, storage):
             bundle.write(events, decisions)
             last_event_id = last
         bundle.finish()
-        bundle.sink.read_back()
+        sink = bundle.sink
+        sink.read_back()
+        file = bundle.file.leave()
+        return ComposedBundle(
+            job, str(file), sink.size, sink.digest, sink.file_size, sink.file_digest, style, last_event_id
+        )
+
+
+def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -> PublishedBundle:
+    """Give a composed bundle and its manifest their names, durably.
+
+    A finished bundle of that name is not replaced (``placement.py``): one with the same text stays as it is, manifest
+    included, and beside any other the new bundle gets a name of its own.
+
+    Args:
+        composed: the bundle.
+        sequence: numbers the finished bundles; without it, they have no number. No other thread uses it meanwhile.
+
+    Raises:
+        CaptureWriteError: a file could not be written; the temporary file is gone.
+    """
+    job, temporary = composed.job, Path(composed.file)
+    wanted = Path(job.destination)
+    try:
         # Published with the lock or without: another process may have been stopped while it held it.
-        with directory_lock(destination.parent):
-            bundle.commit()
-            write_bytes_atomic(Path(job.manifest), encode_manifest(_manifest(job, bundle.sink, last_event_id)))
-    # A snapshot may be there in the other form, from before a change of the configuration.
-    with suppress(FileNotFoundError):
-        other_form(destination).unlink()
-    return Publication(job.part, job.destination, job.manifest, bundle.sink.digest)
+        with directory_lock(wanted.parent):
+            place = find_place(wanted, job.part, composed.text, own=job.own)
+            bundle, manifest = place.bundle, place.standing
+            if manifest is None:
+                put_in_place(temporary, bundle)
+                manifest = _write_manifest(composed, place, sequence)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    if place.standing is None:
+        # A snapshot may be there in the other form, from before a change of the configuration.
+        with suppress(FileNotFoundError):
+            other_form(bundle).unlink()
+    publication = Publication(
+        job.part, str(bundle), str(manifest_path(bundle)), composed.sha256, sequence=manifest.sequence
+    )
+    return PublishedBundle(publication, place.beside)
 
 
-def _manifest(job: ComposeJob, sink: BundleSink, last_event_id: str | None) -> Manifest:
-    return manifest_for(
+def _style(job: ComposeJob) -> str:
+    """Return the layout to compose in: that of the bundle which is there already, so that the texts can be compared."""
+    try:
+        manifest = read_manifest(manifest_path(Path(job.destination)))
+    except (ManifestError, OSError):
+        return job.style
+    is_own = manifest.session == job.description.session and manifest.part == job.part
+    known = {style.value for style in CaptureJsonStyle}
+    return manifest.style if is_own and manifest.sha256 != job.own and manifest.style in known else job.style
+
+
+def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence | None) -> Manifest:
+    job = composed.job
+    number = None if sequence is None or job.ended == SNAPSHOT else sequence.greatest + 1
+    manifest = manifest_for(
         job.description,
-        Path(job.destination),
+        place.bundle,
         part=job.part,
         ended=job.ended,
         forced=job.forced,
         first=job.first,
         count=job.count,
-        size=sink.size,
-        sha256=sink.digest,
+        size=composed.size,
+        sha256=composed.sha256,
         ended_at=job.ended_at,
-        style=job.style,
+        style=composed.style,
         compression=job.compress,
-        stored=None if job.compress == "none" else (sink.file_size, sink.file_digest),
-        last_event_id=last_event_id,
+        stored=None if job.compress == "none" else (composed.file_size, composed.file_sha256),
+        last_event_id=composed.last_event_id,
+        sequence=number,
+        beside=None if place.beside is None else place.beside.name,
     )
+    try:
+        write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest))
+    except CaptureWriteError as error:
+        # The manifest has its name then, and with it the number is taken.
+        if sequence is not None and number is not None and error.stage is WriteStage.SYNC_DIRECTORY:
+            sequence.greatest = number
+        raise
+    if sequence is not None and number is not None:
+        sequence.greatest = number
+    return manifest
 
 
 def _positions(packed: bytes) -> list[Position]:

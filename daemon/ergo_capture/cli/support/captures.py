@@ -6,6 +6,7 @@ Each run is a stream of events and decisions, wherever it is. Bundle files only:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import click
 
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
 from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
-from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, refuse_empty
+from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, manifest_beside, refuse_empty
 from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.segment import sequence_of
@@ -219,7 +220,7 @@ def _in_state(state: Path) -> list[Capture]:
     """Return every part of every session once: from its bundle, or else from the journal.
 
     The journal is read first: a part that is published meanwhile is then found twice, not missed. A bundle of a part
-    that is still open is a snapshot, older than what the journal has.
+    that is still open is a snapshot, older than what the journal has; a finished one is not.
     """
     parts = _parts(state / "journal", published=False)
     newer = {
@@ -229,7 +230,13 @@ def _in_state(state: Path) -> list[Capture]:
     }
     directory = state / "bundles"
     bundles = bundles_below(directory) if directory.is_dir() else []
-    return [*_of_files(path for path in bundles if path.name.removesuffix(COMPRESSED_SUFFIX) not in newer), *parts]
+    older = [path for path in bundles if path.name.removesuffix(COMPRESSED_SUFFIX) in newer and not _is_finished(path)]
+    return [*_of_files(path for path in bundles if path not in older), *parts]
+
+
+def _is_finished(bundle: Path) -> bool:
+    manifest = manifest_beside(bundle)
+    return manifest is not None and not manifest.may_grow
 
 
 def _of_session(session: str, state: Path) -> list[Capture]:
@@ -244,8 +251,8 @@ def _of_session(session: str, state: Path) -> list[Capture]:
 
 
 def _is_part_of(name: str, stem: str) -> bool:
-    rest = name.removeprefix(stem)
-    return name.startswith(stem) and (not rest or (rest.startswith("~") and rest[1:].isdigit()))
+    # A part's number, and behind it that of a bundle beside a finished one.
+    return name.startswith(stem) and re.fullmatch(r"(~\d+){0,2}", name.removeprefix(stem), re.ASCII) is not None
 
 
 def _state(state_dir: str, config: Path | None) -> Path:

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from ergo_capture import telemetry
+from ergo_capture.bundle.manifest import SNAPSHOT
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription, encode_body
@@ -225,14 +226,13 @@ class Parts:
         self._unpublished = []
         self.current.segment = self._part_segment
 
-    async def snapshot(self, decided: int, ended: str) -> Publication:
+    async def snapshot(self, decided: int) -> Publication:
         """Compose a bundle of the current part's decided events; the part goes on.
 
         Where none of them is decided, return the bundle of the part before, which holds all that is decided.
 
         Args:
             decided: decisions of the session.
-            ended: what the manifest says of the session.
 
         Raises:
             ErgoCaptureError: composing failed; the journal holds all of it.
@@ -241,7 +241,7 @@ class Parts:
         if decided <= part.first and self._previous is not None:
             return await asyncio.shield(self._previous)
         async with self._compose_lock:
-            return await self._publisher.compose(self._describe(part), part, decided - part.first, ended)
+            return await self._publisher.compose(self._describe(part), part, decided - part.first, SNAPSHOT)
 
     def _describe(self, part: Part) -> SessionDescription:
         """Return the session's description, with what was lost of it until the end of the part."""

@@ -315,11 +315,10 @@ class Session:
 
     # --- bundles of a running session ---
 
-    async def flush(self, *, ended: str = "open", wait_for_room: bool = False) -> Publication:
+    async def flush(self, *, wait_for_room: bool = False) -> Publication:
         """Publish everything that is admitted by now, and go on; an ending session publishes its last bundle instead.
 
         Args:
-            ended: what the manifest says of the session.
             wait_for_room: whether to wait while the disk is full (P8).
 
         Raises:
@@ -334,7 +333,7 @@ class Session:
                     raise self.failure or internal_error("publish session", RuntimeError("it ended without a bundle"))
                 return self.publication
             try:
-                return await self.parts.snapshot(self.decided, ended)
+                return await self.parts.snapshot(self.decided)
             except CaptureWriteError as error:
                 if not (wait_for_room and is_full(error)):
                     raise
@@ -348,7 +347,7 @@ class Session:
             ErgoCaptureError: the publication failed.
         """
         if self.state is SessionState.OPEN and self.decided > self.parts.current.first:
-            await self.parts.snapshot(self.decided, "open")
+            await self.parts.snapshot(self.decided)
 
     # --- ends ---
 

@@ -1,0 +1,222 @@
+"""Decide whether a file may be written over: the one rule for the publisher, recovery and every command that writes.
+
+1. No file is written over that is being read, whatever name it goes by.
+2. A finished bundle, one whose manifest says any ``ended`` but ``open``, is never replaced by one with fewer or other
+   events. A bundle with the same text is there already: it and its manifest stay as they are.
+3. A bundle that may grow (``Manifest.may_grow``), or has no manifest, is replaced by one that begins with all its
+   events. A journal that was restored from a backup may hold fewer than the last snapshot.
+
+A bundle that must not have its name is published beside the one that has it, as ``SESSION~PART~2``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, MANIFEST_SUFFIX, manifest_path, names_beside, other_form
+from ergo_capture.bundle.proof import difference_from
+from ergo_capture.bundle.reader.opening import open_binary
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.journal.segment import sequence_of
+
+_READ_BYTES: Final = 256 * 1024
+#: What follows the last event in a bundle's text, in either layout. Nothing within an event reads like it: quotes inside
+#: strings are escaped.
+_END_OF_EVENTS: Final = re.compile(rb'\s*\]\s*,\s*"decisions"\s*:')
+#: Enough bytes for a match of it.
+_END_BYTES: Final = 64
+
+
+class _Standing(Enum):
+    """What the bundle that has a name is to a new one."""
+
+    #: Nothing has the name, or what has it may be replaced.
+    FREE = 0
+    #: It is finished and has the same text.
+    SAME = 1
+    #: It holds what the new one does not.
+    OTHER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NewBundle:
+    """A bundle that is written and has no name yet."""
+
+    #: The file; its text need not be that of the file, which may be compressed.
+    file: Path
+    #: Size and SHA-256 of its text.
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a new bundle belongs."""
+
+    bundle: Path
+    #: The manifest of the finished bundle with the same text that stands there; it and the bundle stay as they are.
+    standing: Manifest | None = None
+    #: The bundle that has the name asked for, where that one must stay.
+    beside: Path | None = None
+
+
+def find_place(wanted: Path, part: int, new: NewBundle, *, own: str = "") -> Place:
+    """Return where a new bundle belongs; the caller holds the directory's lock.
+
+    Args:
+        wanted: the path that it should have.
+        part: the number of its part.
+        new: the bundle.
+        own: SHA-256 of the snapshot that the caller published last of the same part: the new one begins with its
+            events, which need not be compared.
+
+    Raises:
+        OSError: the new bundle cannot be read.
+    """
+    beside: Path | None = None
+    for path in chain([wanted], names_beside(wanted, part)):
+        manifest, files = _bundle_at(path)
+        standing = _compare(manifest, files, new, own)
+        if standing is _Standing.SAME:
+            return Place(files[0], manifest, beside)
+        if standing is _Standing.FREE:
+            return Place(path, None, beside)
+        beside = beside or next(iter(files), path)
+    raise AssertionError  # names do not end
+
+
+def _bundle_at(path: Path) -> tuple[Manifest | None, list[Path]]:
+    """Return the manifest of the bundle that has a name, and its files, compressed or not; first the one it names."""
+    manifest = None
+    with suppress(ManifestError, OSError):
+        manifest = read_manifest(manifest_path(path))
+    forms = [form for form in (path, other_form(path)) if os.path.lexists(form)]
+    return manifest, sorted(forms, key=lambda form: manifest is None or form.name != manifest.bundle)
+
+
+def _compare(manifest: Manifest | None, files: list[Path], new: NewBundle, own: str) -> _Standing:
+    if manifest is not None and not manifest.may_grow:
+        if (manifest.bytes, manifest.sha256) != (new.size, new.sha256):
+            return _Standing.OTHER
+        # One that is gone or has rotted is written again.
+        return _Standing.SAME if files and _is_sound(files[0], manifest) else _Standing.FREE
+    if files and manifest is not None and manifest.sha256 == own:
+        files = files[1:]
+    return _Standing.FREE if all(_begins_with(new.file, file) for file in files) else _Standing.OTHER
+
+
+def _is_sound(file: Path, manifest: Manifest) -> bool:
+    try:
+        return file.is_file() and difference_from(file, manifest) is None
+    except OSError:
+        return False
+
+
+def _begins_with(new: Path, old: Path) -> bool:
+    """Return whether a bundle's events are the first ones of another, or all of them.
+
+    Raises:
+        OSError: the new bundle cannot be read.
+    """
+    if not old.is_file():
+        return False
+    with open_binary(new) as new_text:
+        try:
+            with open_binary(old) as old_text:
+                return _has_all_events(new_text, old_text)
+        except OSError:
+            # It cannot be read, so nothing shows that the new one has its events.
+            return False
+
+
+def _has_all_events(new: BinaryIO, old: BinaryIO) -> bool:
+    end = b""
+    while True:
+        theirs, ours = _read(old), _read(new)
+        if ours == theirs:
+            # A match of the pattern may begin in the block before.
+            end = end[-_END_BYTES:] + theirs
+            if not theirs or _END_OF_EVENTS.search(end):
+                return True
+            continue
+        same = next(
+            (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
+        # The events may end before the first difference, or right there.
+        rest = end[-_END_BYTES:] + theirs + _read(old)
+        last = min(len(end), _END_BYTES) + same
+        found = _END_OF_EVENTS.search(rest)
+        return found is not None and found.start() <= last
+
+
+def _read(file: BinaryIO) -> bytes:
+    """Read a whole block: a compressed file returns less at a time."""
+    blocks, size = [], 0
+    while size < _READ_BYTES and (block := file.read(_READ_BYTES - size)):
+        blocks.append(block)
+        size += len(block)
+    return b"".join(blocks)
+
+
+# --- the output of commands ---
+
+
+def refusal_to_replace(destination: Path, reads: Iterable[Path | int]) -> str | None:
+    """Return the reason why a command must not write over a file; None where it may.
+
+    Args:
+        destination: the file, which need not exist.
+        reads: the files that the command reads: paths, which need not exist, or descriptors.
+    """
+    try:
+        there = destination.stat()
+    except OSError:
+        # Nothing is there, or a link that leads nowhere.
+        return None
+    for read in reads:
+        with suppress(OSError):
+            if os.path.samestat(there, os.stat(read)):  # noqa: PTH116 - it may be a descriptor
+                return "that is the file that is read"
+    if sequence_of(destination.name) is not None:
+        return "that is a segment of a journal"
+    # What a link leads to stays; but the name by which somebody knows a finished bundle would be gone.
+    for path in dict.fromkeys((destination, destination.resolve())):
+        bundle = path
+        if path.name.endswith(MANIFEST_SUFFIX):
+            bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
+        manifest, files = _bundle_at(bundle)
+        if manifest is not None and not manifest.may_grow and files and path in (files[0], manifest_path(bundle)):
+            what = "a bundle" if path == files[0] else "the manifest of a bundle"
+            return f"that is {what} that is finished ({manifest.ended})"
+    return None
+
+
+def check_destination(destination: Path, what: str, reads: Iterable[Path | int]) -> None:
+    """Raise if a command must not write over a file.
+
+    Args:
+        destination: the file, which need not exist.
+        what: what is to be written, for the message: ``report``.
+        reads: as for ``refusal_to_replace``.
+
+    Raises:
+        ErgoCaptureError: it must not.
+    """
+    reason = refusal_to_replace(destination, reads)
+    if reason is not None:
+        raise ErgoCaptureError(
+            f"write {what} '{destination}': {reason}",
+            op=f"write {what}",
+            path=destination,
+            hint="name another file with -o",
+            exit_code=ExitCode.USAGE,
+        )
