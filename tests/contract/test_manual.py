@@ -354,3 +354,13 @@ def test_the_tower_of_the_manual_is_that_of_the_code() -> None:
     assert set(re.findall(r"`(\w+)` \(", server)) == parts
     for path in re.findall(r"`(\w+/[\w/]+\.py)`", (MANUAL / "contributing.md").read_text(encoding="utf-8")):
         assert (MANUAL.parent / path).is_file(), path
+
+
+def test_the_changelog_sends_nobody_to_a_module_that_is_not_there() -> None:
+    """Each new import path is a module or a package; names without a dot are those of modules in the path behind them."""
+    rows = table_below(MANUAL / "contributing.md", "Import paths of 0.1.0 and where they are now")
+    named = {name for row in rows for name in re.findall(r"`(\w+(?:\.\w+)+)`", row[1]) if "NAME" not in name}
+    assert named
+    for name in named:
+        place = MANUAL.parent / name.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").is_file(), name
