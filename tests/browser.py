@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-#: Seconds for anything that is waited for.
+#: Longest wait for anything, in seconds.
 PATIENCE: Final = 60.0
 _LAUNCH: Final = """
 import os, sys
@@ -37,7 +37,7 @@ class Browser:
         self._profile = tempfile.mkdtemp(prefix="ec-browser-")
         read, self._to = os.pipe()
         self._from, write = os.pipe()
-        # Why moved up: a descriptor that is 3 or 4 already would be closed by the other's move.
+        # Move them above 4: moving one to 3 or 4 would close the other if it had that number.
         inner = [os.dup(fd) for fd in (read, write)]
         while min(inner) <= 4:
             inner = [os.dup(fd) for fd in inner]
@@ -55,7 +55,7 @@ class Browser:
             os.close(fd)
         self._numbers = itertools.count(1)
         self._rest = b""
-        #: Messages that nobody asked for, in order.
+        #: Events that the browser sent, in order.
         self.events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the daemon is measured against: Redis over its Unix socket, each command durable before its answer."""
+"""Redis as the yardstick for ingest: over a Unix socket, each command durable before its answer."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Redis:
         self.path = path
 
     def throughput(self, *, clients: int, pipeline: int, events: int, size: int) -> float:
-        """Durable XADDs a second, as redis-benchmark finds it; each adds ``size`` bytes."""
+        """Return durable XADDs a second, measured by redis-benchmark; each adds ``size`` bytes."""
         command = ["redis-benchmark", "-s", str(self.path), "-c", str(clients), "-P", str(pipeline)]
         command += ["-n", str(events), "-q", "XADD", "stream", "*", "e", "x" * size]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        rates = re.findall(r"([0-9.]+) requests per second", said)
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rates = re.findall(r"([0-9.]+) requests per second", output)
         self._forget()
         return float(rates[-1])
 
     def round_trips(self, count: int, size: int) -> Figures:
-        """One XADD after the other, from the same kind of client as the load on the daemon."""
+        """Send one XADD after the other, with the same kind of client as the load on the daemon."""
         payload = b"x" * size
         command = b"*5\r\n$4\r\nXADD\r\n$6\r\nstream\r\n$1\r\n*\r\n$1\r\ne\r\n$%d\r\n%b\r\n" % (size, payload)
         waits = []
@@ -54,7 +54,7 @@ class Redis:
 
 @contextmanager
 def redis(place: Path) -> Iterator[Redis]:
-    """A server whose data is in ``place``."""
+    """Run a server whose data is in ``place``."""
     path = place / "redis.sock"
     options = {"port": "0", "unixsocket": str(path), "dir": str(place), "save": ""}
     options |= {"appendonly": "yes", "appendfsync": "always", "daemonize": "no"}

@@ -1,7 +1,7 @@
-"""Ratios of two things that were measured in turns.
+"""Measure two sides in turns and report the ratios.
 
-Why in turns: the same work takes twice as long from one minute to the next on a machine that others use too.
-Each round measures both sides within a second or two, in changing order, and gives one ratio.
+On a machine that others use too, the same work can take twice as long a minute later. So each round measures both sides
+within a second or two, in changing order, and gives one ratio.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
-    """Both sides' figures, a pair a round."""
+    """Return the figures of both sides, a pair for each round."""
     pairs = []
     for number in range(rounds):
         if number % 2:

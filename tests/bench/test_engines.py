@@ -1,4 +1,4 @@
-"""What a pipeline is worth with an engine that takes 1 ms, and what a round trip to a child costs.
+"""Measure what a pipeline gains with an engine that takes 1 ms.
 
 python -m pytest -m bench -s tests/bench
 """
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 
 
 async def rate(pipeline: int, events: int) -> float:
-    """Decided events a second of one session whose engine takes 1 ms for each."""
+    """Return the decided events a second of one session whose engine takes 1 ms for each."""
     text = '[graphs.default.engine]\nkind = "python"\ncallable = "tests.bench.test_engines:one_millisecond"\n'
     async with running_daemon(text + f"pipeline = {pipeline}\n") as daemon, CaptureClient(daemon.socket) as client:
         from tests.engine.engines import command_event
@@ -28,12 +28,12 @@ async def rate(pipeline: int, events: int) -> float:
             await client.send(command_event(f"ok.{number}", number))
         await client.drain()
         await session.until_decided(events)
-        # Why not until it is closed: composing a bundle is another row.
+        # Stop before the close: composing a bundle is another row.
         return events / (time.perf_counter() - began)
 
 
 async def one_millisecond(*_: object) -> None:
-    """An engine whose work is elsewhere."""
+    """Complete after 1 ms without using the processor."""
     import asyncio
 
     await asyncio.sleep(0.001)

@@ -1,8 +1,8 @@
-"""Durable ingest against Redis and against the bare disk: the first three rows of the design's numbers.
+"""Measure durable ingest against Redis and against the bare disk.
 
     python -m pytest -m bench -s tests/bench
 
-What was found, on two noisy cores with a disk that syncs 512 bytes in 0.1 ms:
+Measured on two noisy cores with a disk that syncs 512 bytes in 0.1 ms:
 
 * One client, window 1024: 4.2 times Redis (3.3 to 5.0 in 7 rounds), 465,000 events/s; goal 2.5.
 * Eight sessions, window 256: 2.0 times Redis (1.6 to 2.1), 470,000 events/s; goal 1.3. Redis gains from eight clients,
@@ -49,7 +49,7 @@ LINE_BYTES = 361
 
 @contextmanager
 def both() -> Iterator[tuple[DaemonProcess, Redis, Path]]:
-    """A daemon and a Redis, each on the same disk."""
+    """Run a daemon and a Redis on the same disk."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         (place / "redis").mkdir()

@@ -1,4 +1,4 @@
-"""What the kernel, composing and recovery cost an event: the rows whose opponent is the reference.
+"""Measure what the kernel, composing and recovery cost for each event.
 
 The reference is a Rust program that is not needed to build or test this one. So each row is measured in turns against a
 yardstick that anybody has: decoding the same event with msgspec, and encoding its payload as an array of byte values,
@@ -59,7 +59,7 @@ PAYLOAD = msgspec.json.encode({"carrier": "UA", "flight": 1545, "pad": "x" * 217
 
 
 class Event(msgspec.Struct):
-    """An event as a plain decoder would have it."""
+    """An event as a plain decoder reads it."""
 
     event_id: str
     kind: str
@@ -68,7 +68,7 @@ class Event(msgspec.Struct):
 
 
 def microseconds(began: float, count: int) -> float:
-    """Microseconds each, since ``began``."""
+    """Return the microseconds for each of ``count``, since ``began``."""
     return (time.perf_counter() - began) / count * 1e6
 
 
@@ -97,7 +97,7 @@ def test_on_event_against_a_plain_decode() -> None:
 
 
 def journal_of(place: Path, events: int) -> Path:
-    """A journal as a killed daemon leaves it."""
+    """Return the journal of a daemon that was killed after so many events."""
     with DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         with Load(daemon.socket, window=1024) as load:
@@ -107,7 +107,7 @@ def journal_of(place: Path, events: int) -> Path:
 
 
 def recovered(journal: Path) -> Recovery:
-    """All that a start does before it serves."""
+    """Scan and recover a journal, as a start does before it serves."""
     storage = RealStorage()
     return recover(journal, scan(journal, storage), storage)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -190,3 +191,16 @@ def test_no_lock_file_records_where_packages_came_from() -> None:
     """Such files name hosts."""
     names = {"uv.lock", "poetry.lock", "pylock.toml", "Pipfile.lock"}
     assert [path for path in REPOSITORY.iterdir() if path.name in names] == []
+
+
+@pytest.mark.parametrize("folder", ["daemon", "tests", "config", "systemd", ".ci"])
+def test_a_comment_states_a_fact(folder: str) -> None:
+    """A comment that begins with a question word leaves the reader to find the fact."""
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}"
+        for path in sorted((REPOSITORY / folder).rglob("*"))
+        if path.suffix in {".py", ".toml", ".service", ".socket", ".conf"} or path.name == "run"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"#:? (Why|Whoever)\b", line)
+    ]
+    assert found == []

@@ -266,7 +266,7 @@ class End(msgspec.Struct, frozen=True):
 
     #: ``completed`` or ``interrupted``.
     status: str
-    #: Why it was interrupted.
+    #: The reason of the interruption.
     reason: str | None = None
     channel: str | None = None
     intent_id: str | None = None

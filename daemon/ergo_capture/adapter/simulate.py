@@ -72,7 +72,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     #: ``completed``, ``interrupted`` or ``refused``.
     status: str
-    #: Why it was interrupted; or the reference's code for the refusal.
+    #: The reason of the interruption, or the reference's code for the refusal.
     reason: str | None = None
     channel: str | None = None
     intent_id: str | None = None

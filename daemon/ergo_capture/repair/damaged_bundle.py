@@ -255,7 +255,7 @@ class _UpToDamage(io.RawIOBase):
         try:
             block = b"" if self._ended else self._file.read(len(buffer))
         except OSError:
-            # Whoever reads on finds that the text is cut here, and reports it.
+            # The next read finds that the text ends here, and reports it.
             block, self._ended = b"", True
         buffer[: len(block)] = block
         return len(block)
