@@ -157,8 +157,8 @@ def test_a_command_does_not_write_over_what_it_reads(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     with source.open() as file:
         for name in ("source", "link", "hard", "d/../source"):
-            assert refusal_to_replace(tmp_path / name, [other, source]) == "that is the file that is read"
-            assert refusal_to_replace(tmp_path / name, [file.fileno()]) == "that is the file that is read"
+            assert refusal_to_replace(tmp_path / name, [other, source]) == "it is the file that is read"
+            assert refusal_to_replace(tmp_path / name, [file.fileno()]) == "it is the file that is read"
     assert refusal_to_replace(source, [other, tmp_path / "absent"]) is None
     assert refusal_to_replace(tmp_path / "absent", [tmp_path / "absent"]) is None
     (tmp_path / "dangling").symlink_to("absent")
@@ -170,14 +170,15 @@ def test_a_command_does_not_write_over_what_is_finished(tmp_path: Path) -> None:
     bundle = standing(tmp_path, 2)
     (tmp_path / "link").symlink_to(bundle)
     for path in (bundle, tmp_path / "link"):
-        assert refusal_to_replace(path, []) == "that is a bundle that is finished (complete)"
-    assert (
-        refusal_to_replace(manifest_path(bundle), []) == "that is the manifest of a bundle that is finished (complete)"
-    )
+        assert refusal_to_replace(path, []) == "it is a finished bundle (complete)"
+    assert refusal_to_replace(manifest_path(bundle), []) == "it is the manifest of a finished bundle (complete)"
     segment = tmp_path / "0000000000000001.journal"
     segment.write_bytes(b"")
-    assert refusal_to_replace(segment, []) == "that is a segment of a journal"
+    assert refusal_to_replace(segment, []) == "it is a segment of a journal"
     assert refusal_to_replace(tmp_path / "0000000000000002.journal", []) is None
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal_to_replace(tmp_path / "pipe", []) == "it is no ordinary file"
+    assert refusal_to_replace(tmp_path, []) == "it is a directory"
     snapshot = msgspec.structs.replace(read_manifest(manifest_path(bundle)), ended="open")
     manifest_path(bundle).write_bytes(msgspec.json.encode(snapshot))
     assert refusal_to_replace(bundle, []) is None

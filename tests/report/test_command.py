@@ -92,7 +92,7 @@ def test_the_bundle_is_never_overwritten(tmp_path: Path, capsys: Capture, way: s
     (tmp_path / "link.html").symlink_to(source)
     target = {"same": source, "link": tmp_path / "link.html", "dots": tmp_path / ".." / tmp_path.name / "a.json"}[way]
     assert app.run(["report", str(source), "-o", str(target)]) == 2
-    assert "it is the bundle itself" in capsys.readouterr().err
+    assert "it is the file that is read" in capsys.readouterr().err
     assert source.read_bytes() == before
 
 
@@ -102,7 +102,8 @@ def test_a_file_that_is_not_regular_is_not_replaced(tmp_path: Path, capsys: Capt
     os.mkfifo(fifo)
     assert app.run(["report", str(bundle(tmp_path / "a.json")), "-o", str(fifo)]) == 2
     assert app.run(["report", str(tmp_path / "a.json"), "-o", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("no ordinary file") == 2
+    said = capsys.readouterr().err
+    assert ("it is no ordinary file" in said, "it is a directory" in said) == (True, True)
     assert fifo.is_fifo()
 
 

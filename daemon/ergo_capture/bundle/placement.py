@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,8 +26,7 @@ from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, MANIFEST_SUFFIX, manifest_path, names_beside, other_form
 from ergo_capture.bundle.proof import difference_from
 from ergo_capture.bundle.reader.opening import open_binary
-from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.segment import sequence_of
+from ergo_capture.journal.segment import is_torn_copy, sequence_of
 
 _READ_BYTES: Final = 256 * 1024
 #: What follows the last event in a bundle's text, in either layout. Nothing within an event reads like it: quotes inside
@@ -182,41 +182,28 @@ def refusal_to_replace(destination: Path, reads: Iterable[Path | int]) -> str | 
     except OSError:
         # Nothing is there, or a link that leads nowhere.
         return None
+    if stat.S_ISDIR(there.st_mode):
+        return "it is a directory"
     for read in reads:
         with suppress(OSError):
             if os.path.samestat(there, os.stat(read)):  # noqa: PTH116 - it may be a descriptor
-                return "that is the file that is read"
-    if sequence_of(destination.name) is not None:
-        return "that is a segment of a journal"
-    # What a link leads to stays; but the name by which somebody knows a finished bundle would be gone.
-    for path in dict.fromkeys((destination, destination.resolve())):
-        bundle = path
-        if path.name.endswith(MANIFEST_SUFFIX):
-            bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
-        manifest, files = _bundle_at(bundle)
-        if manifest is not None and not manifest.may_grow and files and path in (files[0], manifest_path(bundle)):
-            what = "a bundle" if path == files[0] else "the manifest of a bundle"
-            return f"that is {what} that is finished ({manifest.ended})"
-    return None
+                return "it is the file that is read"
+    if not stat.S_ISREG(there.st_mode):
+        # Renaming a file over a device or a pipe would replace it.
+        return "it is no ordinary file"
+    # What a link leads to stays, but it is the name by which somebody knows the file.
+    reasons = map(_protection, dict.fromkeys((destination, destination.resolve())))
+    return next(filter(None, reasons), None)
 
 
-def check_destination(destination: Path, what: str, reads: Iterable[Path | int]) -> None:
-    """Raise if a command must not write over a file.
-
-    Args:
-        destination: the file, which need not exist.
-        what: what is to be written, for the message: ``report``.
-        reads: as for ``refusal_to_replace``.
-
-    Raises:
-        ErgoCaptureError: it must not.
-    """
-    reason = refusal_to_replace(destination, reads)
-    if reason is not None:
-        raise ErgoCaptureError(
-            f"write {what} '{destination}': {reason}",
-            op=f"write {what}",
-            path=destination,
-            hint="name another file with -o",
-            exit_code=ExitCode.USAGE,
-        )
+def _protection(path: Path) -> str | None:
+    if sequence_of(path.name) is not None or is_torn_copy(path.name):
+        return "it is a segment of a journal"
+    bundle = path
+    if path.name.endswith(MANIFEST_SUFFIX):
+        bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
+    manifest, files = _bundle_at(bundle)
+    if manifest is None or manifest.may_grow or not files or path not in (files[0], manifest_path(bundle)):
+        return None
+    whose = "" if path == files[0] else "the manifest of "
+    return f"it is {whose}a finished bundle ({manifest.ended})"

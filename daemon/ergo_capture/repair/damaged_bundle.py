@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
@@ -25,6 +26,7 @@ from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.kernel.serde.tokens import STRING
+from ergo_capture.repair.output import SalvageOutput
 from ergo_capture.repair.report import LOST, Gap, SalvageReport
 from ergo_capture.repair.salvage import salvage
 
@@ -127,7 +129,8 @@ def salvage_bundle(
     stand_ins = {name: given[name] or manifest.get(name) for name in damaged.lost}
     known = {name: text for name, text in stand_ins.items() if isinstance(text, str) and text}
     head = msgspec.structs.replace(damaged.head, **known)
-    report = salvage(head, damaged.events(), damaged.decisions(), destination)
+    with nullcontext() if destination is None else SalvageOutput(head, destination) as output:
+        report = salvage(head, damaged.events(), damaged.decisions(), output)
     _count_missing(report, manifest.get("events"))
     return SalvagedBundle(report, head, tuple(name for name in damaged.lost if name not in known))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from ergo_capture.journal.payloads import Publication
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.repair.output import SalvageOutput
 from ergo_capture.repair.partial_session import PartialSession, PartRange
 from ergo_capture.repair.report import Gap, SalvageReport
 from ergo_capture.repair.salvage import salvage
@@ -112,7 +114,7 @@ class _SessionSalvage:
         bundle = self._find(publication)
         if bundle is not None:
             return text_sha256(bundle) == publication.sha256
-        return not salvage(self._session.head, self._events(part), self._decisions(part), None).whole
+        return not salvage(self._session.head, self._events(part), self._decisions(part)).whole
 
     def _find(self, publication: Publication) -> Path | None:
         return find_published(Path(publication.bundle), self._session.directory.parent / "bundles")
@@ -134,9 +136,13 @@ class _SessionSalvage:
         description, path = self._session.description, None
         if destination is not None:
             path = destination / safe_name(description.graph) / bundle_name(description.session, part.part)
-        report = salvage(self._session.head, self._events(part), self._decisions(part), path)
-        if path is not None:
-            self._write_manifest(part, path, report)
+        head, events, decisions = self._session.head, self._events(part), self._decisions(part)
+        with nullcontext() if path is None else SalvageOutput(head, path, part.part) as output:
+            report = salvage(head, events, decisions, output)
+        if output is not None:
+            path = output.destination
+            if not output.stood:
+                self._write_manifest(part, path, report, output.beside)
         return SalvagedPart(
             session=description.session,
             graph=description.graph,
@@ -146,7 +152,7 @@ class _SessionSalvage:
             counts=report,
         )
 
-    def _write_manifest(self, part: PartRange, bundle: Path, report: SalvageReport) -> None:
+    def _write_manifest(self, part: PartRange, bundle: Path, report: SalvageReport, beside: Path | None) -> None:
         manifest = manifest_for(
             msgspec.structs.replace(self._session.description, lost=self._session.lost_until(part.part)),
             bundle,
@@ -158,6 +164,7 @@ class _SessionSalvage:
             size=bundle.stat().st_size,
             sha256=text_sha256(bundle),
             ended_at=part.ended_at,
+            beside=None if beside is None else beside.name,
         )
         text = encode_manifest(manifest, salvage=msgspec.to_builtins(report))
         write_bytes_atomic(manifest_path(bundle), text)

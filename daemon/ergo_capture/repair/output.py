@@ -9,6 +9,7 @@ import msgspec
 
 from ergo_capture.bundle.format import BundleHead
 from ergo_capture.bundle.names import bundle_stem
+from ergo_capture.bundle.placement import NewBundle, find_place
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.bundle.writer.sink import BundleWriter
 from ergo_capture.errors import ErgoCaptureError
@@ -20,7 +21,8 @@ from ergo_capture.kernel.records import (
     encode_event,
     encode_time,
 )
-from ergo_capture.storage.atomic import AtomicFile
+from ergo_capture.storage import directory_lock
+from ergo_capture.storage.atomic import AtomicFile, put_in_place
 
 #: Bytes of elements that are written at a time.
 _BLOCK_BYTES: Final = 256 * 1024
@@ -38,13 +40,20 @@ class SalvageOutput:
     Args:
         head: what the bundle says besides its events and decisions.
         destination: the bundle file.
+        part: the number of the bundle's part, where it must not replace others (``placement.py``); None where it may.
 
     Raises:
         CaptureWriteError: a directory or a temporary file could not be created.
     """
 
-    def __init__(self, head: BundleHead, destination: Path) -> None:
-        self._destination = destination
+    def __init__(self, head: BundleHead, destination: Path, part: int | None = None) -> None:
+        #: Where the bundle is, after ``finish``.
+        self.destination = destination
+        #: Whether a finished bundle with the same text was there; it stays, and so does its manifest.
+        self.stood = False
+        #: The bundle whose name it would have had otherwise.
+        self.beside: Path | None = None
+        self._part = part
         self._head = head
         self._bundle = BundleWriter(destination, head)
         self._rest: _Scenario | None = None
@@ -73,7 +82,7 @@ class SalvageOutput:
             CaptureWriteError: the scenario could not be written.
         """
         if self._rest is None:
-            self._rest = _Scenario(rest_path(self._destination), self._head)
+            self._rest = _Scenario(rest_path(self.destination), self._head)
         self._rest.add(event)
 
     def finish(self, kept: int) -> None:
@@ -88,14 +97,22 @@ class SalvageOutput:
         verdict = verify_bundle(self._bundle.file.path)
         if not verdict.ok or (verdict.events, verdict.decisions) != (kept, kept):
             raise ErgoCaptureError(
-                f"recover into '{self._destination}': what was written does not verify",
+                f"recover into '{self.destination}': what was written does not verify",
                 op="recover",
-                path=self._destination,
+                path=self.destination,
                 hint="check the disk that it was written to; the source is as it was",
             )
-        if self._rest is not None:
-            self._rest.commit()
-        self._bundle.commit()
+        # A process that publishes must not do so between the look and the renaming.
+        with directory_lock(self.destination.parent):
+            if self._part is not None:
+                sink = self._bundle.sink
+                new = NewBundle(self._bundle.file.path, sink.size, sink.digest)
+                place = find_place(self.destination, self._part, new)
+                self.destination, self.stood, self.beside = place.bundle, place.standing is not None, place.beside
+            if self._rest is not None:
+                self._rest.commit(rest_path(self.destination))
+            if not self.stood:
+                put_in_place(self._bundle.file.leave(), self.destination)
 
     def _flush(self) -> None:
         if self._events:
@@ -143,8 +160,8 @@ class _Scenario:
             self.file.write(self._text)
             self._text.clear()
 
-    def commit(self) -> None:
-        """Write the end of the scenario and make it durable under its name."""
+    def commit(self, path: Path) -> None:
+        """Write the end of the scenario and make it durable under a name in its directory."""
         self._text += b"]}\n"
         self.file.write(self._text)
-        self.file.commit()
+        put_in_place(self.file.leave(), path)

@@ -10,7 +10,6 @@ whoever runs it has to vouch for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ergo_capture.bundle.format import BundleHead
 from ergo_capture.bundle.verify import event_of
@@ -26,9 +25,9 @@ def salvage(
     head: BundleHead,
     events: Iterable[ExternalEventRecord | Gap],
     decisions: Iterable[EpisodeInvocationRecord | Gap],
-    destination: Path | None,
+    output: SalvageOutput | None = None,
 ) -> SalvageReport:
-    """Write the provable prefix to ``destination`` and the remaining events beside it.
+    """Write the provable prefix of events to a bundle, and the remaining events beside it.
 
     Memory grows by 13 to 27 bytes an event. The bundle is verified before it gets its name.
 
@@ -36,16 +35,14 @@ def salvage(
         head: what the bundle says besides its events and decisions.
         events: what was found of the events, in order.
         decisions: what was found of the decisions; the next one is asked for right after its event was returned.
-        destination: the bundle file; None to count only.
+        output: takes them; None to count only.
 
     Raises:
         CaptureWriteError: a file could not be written; the destination is as it was.
         ErgoCaptureError: what was written does not verify.
     """
-    if destination is None:
-        return _Salvage(head, None).run(events, iter(decisions))
-    with SalvageOutput(head, destination) as output:
-        report = _Salvage(head, output).run(events, iter(decisions))
+    report = _Salvage(head, output).run(events, iter(decisions))
+    if output is not None:
         output.finish(report.kept)
     return report
 

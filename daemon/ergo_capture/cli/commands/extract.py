@@ -12,7 +12,7 @@ from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.bundle.selection import Selection, select
 from ergo_capture.cli.support.captures import capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
-from ergo_capture.cli.support.output import write_out, write_whole
+from ergo_capture.cli.support.output import check_output, write_out, write_whole
 from ergo_capture.cli.support.selection import (
     event_id_option,
     from_id_option,
@@ -58,7 +58,10 @@ def extract(
     Each episode ends in the scenario as it did in the run. Decisions depend on the events that are left.
     """
     wanted = selection_from(kinds=kind, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id)
-    with capture_named(capture, state_dir, config).open() as stream:
+    run = capture_named(capture, state_dir, config)
+    if output is not None and str(output) != "-":
+        check_output(output, "scenario", run.files)
+    with run.open() as stream:
         scenario = _scenario_of(stream, wanted)
     if not scenario["events"]:
         raise ErgoCaptureError(

@@ -9,7 +9,8 @@ from typing import Any
 import click
 import msgspec
 
-from ergo_capture.bundle.names import COMPRESSED_SUFFIX
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, manifest_path
+from ergo_capture.bundle.placement import refusal_to_replace
 from ergo_capture.cli.support.command import PATH, UNCHECKED_PATH, argument, command, flag, json_flag
 from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
@@ -123,6 +124,9 @@ def _check_file(source: Path, output: Path, *, force: bool) -> None:
             raise _refusal(f"'{path}' is a directory", "name a file that is not there yet")
         if path.exists() and path.samefile(source):
             raise _refusal(f"'{path}' is the source itself", "the source is never written to; name another file")
+        refused = refusal_to_replace(path, [source, manifest_path(source)])
+        if refused is not None:
+            raise _refusal(f"cannot write '{path}': {refused}", "name another file")
         if not force:
             raise _refusal(f"'{path}' is there already", "name another file, or replace it with --force")
 

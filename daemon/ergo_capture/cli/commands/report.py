@@ -11,7 +11,7 @@ from ergo_capture.bundle.names import safe_name
 from ergo_capture.cli.support.bundle_files import manifest_beside
 from ergo_capture.cli.support.captures import Capture, capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
-from ergo_capture.cli.support.output import printable, size, write_out, write_whole
+from ergo_capture.cli.support.output import check_output, printable, size, write_out, write_whole
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.report.page import report_page
 
@@ -50,8 +50,8 @@ def report(capture: str, output: Path | None, state_dir: str, config: Path | Non
     run = capture_named(capture, state_dir, config)
     to_pipe = output is not None and str(output) == "-"
     destination = output or _default_for(capture, run)
-    if not to_pipe and run.bundle is not None:
-        _refuse_to_replace(run.bundle, destination)
+    if not to_pipe:
+        check_output(destination, "report", run.files)
     with run.open(only_to_show=True) as stream:
         name, manifest = (run.name, None) if run.bundle is None else (run.bundle.name, manifest_beside(run.bundle))
         page = report_page(stream, name, manifest)
@@ -82,22 +82,3 @@ def _beside(bundle: Path) -> Path:
         if bundle.name.endswith(suffix) and bundle.name != suffix:
             return bundle.with_name(f"{bundle.name.removesuffix(suffix)}.html")
     return bundle.with_name(f"{bundle.name}.html")
-
-
-def _refuse_to_replace(bundle: Path, destination: Path) -> None:
-    """Raise if the page would replace the bundle, a directory or a device."""
-    if not destination.exists():
-        return
-    if destination.is_file():
-        if not (bundle.exists() and destination.samefile(bundle)):
-            return
-        what = "it is the bundle itself"
-    else:
-        what = "it is no ordinary file"
-    raise ErgoCaptureError(
-        f"write report '{destination}': {what}",
-        op="write report",
-        path=destination,
-        hint="name another file with -o, or - for standard output",
-        exit_code=ExitCode.USAGE,
-    )

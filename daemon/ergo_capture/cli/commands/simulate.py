@@ -13,7 +13,7 @@ import msgspec
 from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle, write_capture_bundle
 from ergo_capture.bundle.recorder import CapturingSession
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, flag
-from ergo_capture.cli.support.output import refuse_directory, write_out
+from ergo_capture.cli.support.output import check_output, write_out
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.ports import MemoryDecisionLog
@@ -52,8 +52,8 @@ def simulate(scenario: str, output: Path | None, style: str, *, as_json: bool) -
     to_stdout = output is None or str(output) == "-"
     if as_json and to_stdout:
         raise click.UsageError("--json and the bundle both go to standard output: name a file with -o")
-    if output is not None:
-        refuse_directory(output, "bundle")
+    if output is not None and not to_stdout:
+        check_output(output, "bundle", [0 if scenario == "-" else Path(scenario)])
     text = _read(scenario)
     if _is_case(text):
         outcome = _run_case(text, scenario)

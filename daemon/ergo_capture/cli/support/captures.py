@@ -50,6 +50,11 @@ class Capture:
         assert self.bundle is not None
         return os.fsencode(bundle_stem(self.bundle).partition("~")[0]).decode("utf-8", "replace")
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read, for ``check_output``, which knows segments of journals itself."""
+        return [] if self.bundle is None else [self.bundle]
+
     @contextmanager
     def open(self, *, only_to_show: bool = False) -> Iterator[RecordStream]:
         """Open the run's events and decisions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -80,7 +81,7 @@ def write_whole(destination: Path, text: bytes, what: str) -> None:
     from ergo_capture.storage.atomic import create_parents, write_bytes_atomic  # noqa: PLC0415 - only to write files
     from ergo_capture.storage.write_error import CaptureWriteError  # noqa: PLC0415
 
-    refuse_directory(destination, what)
+    check_output(destination, what)
     try:
         create_parents(destination)
         write_bytes_atomic(destination, text)
@@ -92,20 +93,26 @@ def write_whole(destination: Path, text: bytes, what: str) -> None:
         ) from error
 
 
-def refuse_directory(destination: Path, what: str) -> None:
-    """Raise if a file cannot be written because a directory has its name.
+def check_output(destination: Path, what: str, reads: Iterable[Path | int] = ()) -> None:
+    """Raise if a command must not write a file there: what it reads, what is finished, a directory or a device.
 
-    Without this check the write fails at its very end, with the name of a temporary file.
+    Args:
+        destination: the file, which need not exist.
+        what: what it is to be, for the error message: ``report``.
+        reads: what the command reads: paths or descriptors.
 
     Raises:
-        ErgoCaptureError: it is a directory.
+        ErgoCaptureError: it must not.
     """
-    if destination.is_dir():
+    from ergo_capture.bundle.placement import refusal_to_replace  # noqa: PLC0415 - only to write files
+
+    reason = refusal_to_replace(destination, reads)
+    if reason is not None:
         raise ErgoCaptureError(
-            f"write {what} '{destination}': it is a directory",
+            f"write {what} '{destination}': {reason}",
             op=f"write {what}",
             path=destination,
-            hint="name a file with -o, or - for standard output",
+            hint="name another file with -o, or - for standard output",
             exit_code=ExitCode.USAGE,
         )
 
