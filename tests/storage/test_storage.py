@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.storage import RealStorage, StorageError
+from ergo_capture.storage.atomic import write_bytes_atomic
+from ergo_capture.storage.write_error import CaptureWriteError
 
 storage = RealStorage()
 
@@ -179,3 +184,74 @@ def test_every_error_says_what_where_and_what_next(op: str, act: object, tmp_pat
 def test_free_space_is_a_number_of_bytes(tmp_path: Path) -> None:
     """The figure is positive on any test machine."""
     assert storage.free_bytes(tmp_path) > 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named_as_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It is not taken for a lock that another process holds; the file is closed again."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(StorageError) as caught:
+        storage.lock(tmp_path / "lock")
+    assert caught.value.message == f"lock '{tmp_path}/lock': {os.strerror(number)}"
+    assert "the file system cannot do this" in str(caught.value.hint)
+    assert "holds it" not in str(caught.value.hint)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        storage.sync_dir,
+        lambda directory: storage.mkdir(directory / "new"),
+        lambda directory: write_bytes_atomic(directory / "file", b"x", what="manifest"),
+    ],
+)
+def test_a_file_system_that_cannot_sync_directories_is_named_as_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: Callable[[Path], object]
+) -> None:
+    """By every operation that syncs one."""
+    real = os.fsync
+
+    def sync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(ErgoCaptureError) as caught:
+        needed(tmp_path)
+    assert f"sync directory '{tmp_path}'" in caught.value.message
+    assert "the file system cannot do this" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.EACCES, "permissions"),
+        (errno.EROFS, "ReadWritePaths="),
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "quota"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_with_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    """The message says what was written, and the hint fits the error: free space only where there is none."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(CaptureWriteError) as caught:
+        write_bytes_atomic(tmp_path / "x.prom", b"x", what="metrics textfile")
+    error = caught.value
+    assert (error.op, error.message.startswith("write metrics textfile '")) == ("write metrics textfile", True)
+    assert hint in str(error.hint)
+    assert ("space" in str(error.hint)) == (number in (errno.ENOSPC, errno.EDQUOT))

@@ -167,7 +167,7 @@ class _SessionSalvage:
             beside=None if beside is None else beside.name,
         )
         text = encode_manifest(manifest, salvage=msgspec.to_builtins(report))
-        write_bytes_atomic(manifest_path(bundle), text)
+        write_bytes_atomic(manifest_path(bundle), text, what="manifest")
 
     # --- records ---
 

@@ -134,7 +134,7 @@ class _Scenario:
     """A scenario file (``kernel/scenario.py``) of the events that were set aside."""
 
     def __init__(self, path: Path, head: BundleHead) -> None:
-        self.file = AtomicFile(path)
+        self.file = AtomicFile(path, what="scenario")
         self._text = bytearray(
             b'{"graph_id":%b,"constraints":%b,"adapter_provenance":%b,"runtime_provenance":%b,"events":['
             % (

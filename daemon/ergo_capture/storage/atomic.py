@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from ergo_capture.storage.directories import make_directories, sync_directory
-from ergo_capture.storage.write_error import CaptureWriteError, WriteStage, as_written
+from ergo_capture.storage.write_error import CAPTURE_BUNDLE, CaptureWriteError, WriteStage, as_written
 
 MAX_TEMP_FILE_ATTEMPTS: Final = 64
 _FILE_MODE: Final = 0o640
@@ -35,18 +35,21 @@ def create_parents(destination: Path) -> None:
         raise CaptureWriteError.create_output_directory(destination, error) from error
 
 
-def write_bytes_atomic(destination: Path, data: bytes, spelled: str | None = None) -> None:
+def write_bytes_atomic(
+    destination: Path, data: bytes, spelled: str | None = None, *, what: str = CAPTURE_BUNDLE
+) -> None:
     """Write a whole file, or leave everything as it was.
 
     Args:
         destination: the file.
         data: its contents.
         spelled: as for ``AtomicFile``.
+        what: as for ``AtomicFile``.
 
     Raises:
         CaptureWriteError: with the stage that failed.
     """
-    with AtomicFile(destination, spelled) as file:
+    with AtomicFile(destination, spelled, what=what) as file:
         file.write(data)
         file.commit()
 
@@ -58,16 +61,18 @@ class AtomicFile:
         destination: the name it will get; its directory must exist.
         spelled: the destination as the caller's user wrote it, where that may say more: a slash at the end asks for a
             directory.
+        what: what is written, for errors.
 
     Raises:
         CaptureWriteError: InvalidDestination, CreateTempFile or ExhaustedTempFileAttempts.
     """
 
-    def __init__(self, destination: Path, spelled: str | None = None) -> None:
+    def __init__(self, destination: Path, spelled: str | None = None, *, what: str = CAPTURE_BUNDLE) -> None:
+        self._what = what
         self._spelled = str(destination) if spelled is None else spelled
         self._shown = as_written(self._spelled)
         if not destination.name or destination.name == "..":
-            raise CaptureWriteError.invalid_destination(destination, self._shown)
+            raise CaptureWriteError.invalid_destination(destination, self._shown, what)
         self.destination = destination
         #: Bytes written so far.
         self.bytes_written = 0
@@ -86,10 +91,10 @@ class AtomicFile:
                 continue
             except (OSError, ValueError) as error:
                 raise self._failed(WriteStage.CREATE_TEMP_FILE, path, error) from error
-        raise CaptureWriteError.exhausted(self.destination, self._shown)
+        raise CaptureWriteError.exhausted(self.destination, self._shown, self._what)
 
     def _failed(self, stage: WriteStage, path: Path, error: OSError | ValueError) -> CaptureWriteError:
-        return CaptureWriteError.step(stage, self.destination, path, error, self._shown)
+        return CaptureWriteError.step(stage, self.destination, path, error, self._shown, self._what)
 
     def write(self, data: bytes | bytearray) -> None:
         """Append.
@@ -151,7 +156,7 @@ class AtomicFile:
         Raises:
             CaptureWriteError: SyncTempFile or RenameTempFile (the temporary is removed), or SyncDirectory.
         """
-        put_in_place(self.leave(), self.destination, self._spelled)
+        put_in_place(self.leave(), self.destination, self._spelled, what=self._what)
 
     def abort(self) -> None:
         """Remove the file; do nothing after ``commit``."""
@@ -177,13 +182,14 @@ class AtomicFile:
         self.abort()
 
 
-def put_in_place(temporary: Path, destination: Path, spelled: str | None = None) -> None:
+def put_in_place(temporary: Path, destination: Path, spelled: str | None = None, *, what: str = CAPTURE_BUNDLE) -> None:
     """Give a temporary that is durable its name, durably.
 
     Args:
         temporary: the file, in the destination's directory.
         destination: its name.
         spelled: as for ``AtomicFile``.
+        what: as for ``AtomicFile``.
 
     Raises:
         CaptureWriteError: RenameTempFile (the temporary is removed), or SyncDirectory.
@@ -196,12 +202,12 @@ def put_in_place(temporary: Path, destination: Path, spelled: str | None = None)
         with suppress(OSError):
             temporary.unlink()
         raise CaptureWriteError.step(
-            WriteStage.RENAME_TEMP_FILE, destination, temporary, error, as_written(spelled)
+            WriteStage.RENAME_TEMP_FILE, destination, temporary, error, as_written(spelled), what
         ) from error
     try:
         sync_directory(destination.parent)
     except OSError as error:
-        raise CaptureWriteError.sync_directory(destination, error) from error
+        raise CaptureWriteError.sync_directory(destination, error, what) from error
 
 
 def _temporary_for(destination: Path) -> Path:

@@ -21,7 +21,10 @@ def make_directories(path: Path) -> None:
     missing = itertools.takewhile(lambda directory: not directory.exists(), (path, *path.parents))
     for directory in reversed(list(missing)):
         directory.mkdir(mode=_MODE, exist_ok=True)
-        sync_directory(directory.parent)
+        try:
+            sync_directory(directory.parent)
+        except OSError as error:
+            raise OSError(error.errno, f"sync directory '{directory.parent}': {error.strerror}") from error
     # Raises the same error where a file has the directory's name.
     path.mkdir(mode=_MODE, exist_ok=True)
 

@@ -22,7 +22,7 @@ class StorageError(ErgoCaptureError):
     """An operation on the file system failed; ``errno`` is the system's error number."""
 
     def __init__(self, op: str, path: str | Path, error: OSError, hint: str | None = None) -> None:
-        super().__init__(f"{op} '{path}': {error.strerror or error}", op=op, path=path, hint=hint or _hint(error))
+        super().__init__(f"{op} '{path}': {error.strerror or error}", op=op, path=path, hint=hint or hint_for(error))
         self.errno = error.errno
 
     @property
@@ -31,14 +31,29 @@ class StorageError(ErgoCaptureError):
         return self.errno in FULL
 
 
-def _hint(error: OSError) -> str:
+#: Errors of a file system that lacks an operation: locks (ENOLCK), the sync of a directory (EINVAL).
+UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+def hint_for(error: OSError) -> str:
+    """Return what to do about an error of the file system."""
+    if error.errno in UNSUPPORTED:
+        return (
+            "the file system cannot do this, as some network and FUSE file systems cannot: use a directory on a local "
+            "one, such as ext4 or xfs"
+        )
     return {
         errno.ENOSPC: "free some space on the disk",
         errno.EDQUOT: "raise the quota, or free some space",
         errno.EACCES: "check the owner and the permissions of the path",
-        errno.EROFS: "the filesystem is read-only: look at the kernel's log, then remount it",
+        errno.EPERM: "check the owner and the permissions of the path",
+        errno.EROFS: (
+            "the filesystem is read-only for this process: name the directory with ReadWritePaths= if a systemd unit "
+            "is why, otherwise look at the kernel's log and remount it"
+        ),
         errno.EIO: "the disk reports errors: look at the kernel's log before anything else",
         errno.ENOENT: "check that the path exists",
+        errno.ENAMETOOLONG: "name a shorter path",
     }.get(error.errno or 0, "look at the kernel's log and the path's permissions")
 
 

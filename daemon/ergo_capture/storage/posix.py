@@ -136,13 +136,16 @@ class RealStorage:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             os.close(fd)
             hint = (
                 f"process {holder or 'unknown'} holds it: one daemon serves a state directory; stop it, or use another"
             )
             raise StorageError("lock", path, error, hint) from error
+        except OSError as error:
+            os.close(fd)
+            raise StorageError("lock", path, error) from error
         with suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.storage.port import hint_for
 
+#: What is written, if a caller says nothing else: the reference's word.
+CAPTURE_BUNDLE: Final = "capture bundle"
 #: What may follow a path's last name without naming anything.
 _TRAILING: Final = re.compile(r"(?:/+\.?)+\Z")
 
@@ -37,7 +40,7 @@ _STEPS: Final = {
 
 
 class CaptureWriteError(ErgoCaptureError):
-    """A bundle could not be written (``ergo_supervisor::CaptureWriteError``).
+    """A bundle, or another whole file, could not be written (``ergo_supervisor::CaptureWriteError``).
 
     ``stage`` says where; ``destination``, ``temp_path`` and ``style`` are set where the stage has them. The cause is
     chained. But for SyncDirectory the destination is as it was; no temporary is left.
@@ -52,8 +55,9 @@ class CaptureWriteError(ErgoCaptureError):
         temp_path: Path | None = None,
         style: str | None = None,
         hint: str,
+        what: str = CAPTURE_BUNDLE,
     ) -> None:
-        super().__init__(message, op="write capture bundle", path=destination, hint=hint)
+        super().__init__(message, op=f"write {what}", path=destination, hint=hint)
         self.stage = stage
         self.destination = destination
         self.temp_path = temp_path
@@ -81,22 +85,24 @@ class CaptureWriteError(ErgoCaptureError):
         )
 
     @classmethod
-    def invalid_destination(cls, destination: Path, shown: str) -> CaptureWriteError:
+    def invalid_destination(cls, destination: Path, shown: str, what: str = CAPTURE_BUNDLE) -> CaptureWriteError:
         """Return the error for a destination without a file name."""
         return cls(
             WriteStage.INVALID_DESTINATION,
-            f"write capture bundle '{shown}': destination must include a file name",
+            f"write {what} '{shown}': destination must include a file name",
             destination=destination,
+            what=what,
             hint="name a file, not a directory",
         )
 
     @classmethod
-    def exhausted(cls, destination: Path, shown: str) -> CaptureWriteError:
+    def exhausted(cls, destination: Path, shown: str, what: str = CAPTURE_BUNDLE) -> CaptureWriteError:
         """Return the error for a temporary whose names were all taken."""
         return cls(
             WriteStage.EXHAUSTED_TEMP_FILE_ATTEMPTS,
-            f"write capture bundle '{shown}': exhausted temp file creation attempts",
+            f"write {what} '{shown}': exhausted temp file creation attempts",
             destination=destination,
+            what=what,
             hint=f"remove old *.tmp files from '{destination.parent}'",
         )
 
@@ -108,25 +114,28 @@ class CaptureWriteError(ErgoCaptureError):
         temp_path: Path,
         error: OSError | ValueError,
         shown: str | None = None,
+        what: str = CAPTURE_BUNDLE,
     ) -> CaptureWriteError:
         """Return the error for a failed step with the temporary; ``shown`` is the destination as the user wrote it."""
         shown = as_written(destination) if shown is None else shown
         return cls(
             stage,
-            f"write capture bundle '{shown}': {_STEPS[stage]} '{_beside(shown, temp_path)}': {_reason(error)}",
+            f"write {what} '{shown}': {_STEPS[stage]} '{_beside(shown, temp_path)}': {_reason(error)}",
             destination=destination,
             temp_path=temp_path,
-            hint="check the free space of the disk and the permissions of the directory",
+            hint=hint_for(error) if isinstance(error, OSError) else "name another file",
+            what=what,
         )
 
     @classmethod
-    def sync_directory(cls, destination: Path, error: OSError) -> CaptureWriteError:
+    def sync_directory(cls, destination: Path, error: OSError, what: str = CAPTURE_BUNDLE) -> CaptureWriteError:
         """Return the error for a file that has its name, which a crash of the machine may undo."""
         return cls(
             WriteStage.SYNC_DIRECTORY,
-            f"write capture bundle '{destination}': sync directory '{destination.parent}': {_reason(error)}",
+            f"write {what} '{destination}': sync directory '{destination.parent}': {_reason(error)}",
             destination=destination,
-            hint="look at the kernel's log; write the bundle again before relying on it",
+            hint=f"{hint_for(error)}; write the {what} again before relying on it",
+            what=what,
         )
 
 

@@ -191,7 +191,7 @@ def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence |
         beside=None if place.beside is None else place.beside.name,
     )
     try:
-        write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest))
+        write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest), what="manifest")
     except CaptureWriteError as error:
         # The manifest has its name then, and with it the number is taken.
         if sequence is not None and number is not None and error.stage is WriteStage.SYNC_DIRECTORY:

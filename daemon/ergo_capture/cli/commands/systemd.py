@@ -62,7 +62,7 @@ def install(prefix: Path, command: Path | None, *, dry_run: bool) -> None:
         if not dry_run:
             # Unlike the daemon's own directories, these are readable for everybody, including the daemon's user.
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            write_bytes_atomic(path, text.encode())
+            write_bytes_atomic(path, text.encode(), what="systemd file")
             path.chmod(0o644)
         click.echo(f"{'would write' if dry_run else 'wrote'} {path}")
     if kept not in files:
