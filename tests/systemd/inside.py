@@ -106,7 +106,9 @@ def test_log_lines_have_their_priority_in_the_journal() -> None:
 def test_the_operator_is_answered_through_the_socket_that_systemd_holds() -> None:
     """Status, metrics, and a reload by the unit, which waits for its end, and by the command."""
     assert "serving" in run(COMMAND, "status", "--config", str(CONFIG))
-    assert "ergo_capture_ready 1.0" in run(COMMAND, "metrics", "--config", str(CONFIG))
+    assert 'ergo_capture_ready{state_directory="/var/lib/ergo-capture"} 1.0' in run(
+        COMMAND, "metrics", "--config", str(CONFIG)
+    )
     before = CONFIG.read_text()
     CONFIG.write_text(before.replace("max_clients = 256", "max_clients = 255"))
     run("systemctl", "reload", UNIT)

@@ -53,6 +53,8 @@ class Components:
     running: Running | None = None
     #: ``time.monotonic()`` of the start.
     started_at: float = field(default_factory=time.monotonic)
+    #: Unix time of the start, taken once: a clock that is set later must not move it.
+    start_time: float = field(default_factory=time.time)
 
     @property
     def socket_path(self) -> Path:

@@ -86,6 +86,7 @@ class Service:
         #: When ``stop`` was called first, on the monotonic clock.
         self._stop_time: float | None = None
         self._shutdown: Shutdown | None = None
+        self._textfile: Textfile | None = None
         #: These exist once the journal is recovered.
         self.registry: SessionRegistry
         self.writer: Writer
@@ -125,6 +126,11 @@ class Service:
         if private is None:
             private = stack.enter_context(bound_socket(components.control_path, mode=0o600))
         tasks.start_soon(ControlSocket(components, private, reload=self.reload, stop=self.stop).run)
+        if config.metrics.textfile:
+            # Before the recovery: what a killed daemon left says that it is ready.
+            path, interval = Path(config.metrics.textfile), config.metrics.interval.seconds
+            self._textfile = Textfile(path, interval, lambda: take_status(components))
+            tasks.start_soon(self._textfile.run)
         components.notifier.status(components.progress)
         state.sweep()
         journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
@@ -231,11 +237,10 @@ class Service:
         if components.config.snapshot.interval:
             snapshots = Snapshots(registry.sessions, components.config.snapshot.interval.seconds)
             tasks.start_soon(snapshots.run)
-        if components.config.metrics.textfile:
-            metrics = components.config.metrics
-            textfile = Textfile(Path(metrics.textfile), metrics.interval.seconds, lambda: take_status(components))
-            tasks.start_soon(textfile.run)
         components.phase = Phase.SERVING
+        if self._textfile is not None:
+            # At once, not with the next interval: the file says that the daemon is not ready.
+            tasks.start_soon(self._textfile.write)
         self.ready.set()
         notifier.ready(self._summary())
         log.info(

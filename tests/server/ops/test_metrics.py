@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
+import shutil
+import socket
 import stat
+import subprocess
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,12 +21,16 @@ import anyio
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from tests.daemons import PATIENCE, Daemon, event, running_daemon, short_directory
+from tests.daemons import PATIENCE, Daemon, configured, event, running_daemon, short_directory
 
 from ergo_capture import config as configuration
 from ergo_capture.config import ConfigError
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.ops.metrics import Textfile
+from ergo_capture.server.service import Service
+
+#: Debian's name of node_exporter.
+EXPORTER = "prometheus-node-exporter"
 
 
 async def scrape(daemon: Daemon) -> dict[str, Metric]:
@@ -36,7 +47,7 @@ def families(text: str) -> dict[str, Metric]:
 
 def ours(found: dict[str, Metric]) -> Iterable[Metric]:
     """Return the families that are not the process's."""
-    return [family for name, family in found.items() if not name.startswith("process_")]
+    return [family for name, family in found.items() if not name.startswith("ergo_capture_process_")]
 
 
 async def test_metric_names_follow_the_conventions() -> None:
@@ -52,10 +63,20 @@ async def test_metric_names_follow_the_conventions() -> None:
             assert not re.search(r"_(ms|milliseconds|kib|mib|count|sum|bucket|info_info)$", family.name)
             for sample in family.samples:
                 assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
-                assert set(sample.labels) <= {"graph", "code", "kind", "le", "version"}, sample.name
-        assert {"process_resident_memory_bytes", "process_cpu_seconds"} <= found.keys()
+                assert set(sample.labels) - {"graph", "code", "kind", "le", "version"} == {"state_directory"}
+        assert {"ergo_capture_process_resident_memory_bytes", "ergo_capture_process_cpu_seconds"} <= found.keys()
+        assert all(name.startswith("ergo_capture_") for name in found)
         (started,) = values(found, "ergo_capture_start_time_seconds").values()
         assert time.time() - 3600 < started <= time.time()
+
+
+async def test_the_start_time_does_not_move_with_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken once."""
+    async with running_daemon() as daemon:
+        before = values(await scrape(daemon), "ergo_capture_start_time_seconds")
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 1e6)
+        assert values(await scrape(daemon), "ergo_capture_start_time_seconds") == before
 
 
 async def test_metrics_agree_with_what_happened() -> None:
@@ -80,7 +101,10 @@ async def test_metrics_agree_with_what_happened() -> None:
 
 def values(found: dict[str, Metric], name: str) -> dict[tuple[str, ...], float]:
     """Return a family's samples by the values of their labels."""
-    return {tuple(sample.labels.values()): sample.value for sample in found[name].samples}
+    return {
+        tuple(value for label, value in sample.labels.items() if label != "state_directory"): sample.value
+        for sample in found[name].samples
+    }
 
 
 async def test_histograms_are_cumulative_and_end_at_infinity() -> None:
@@ -107,14 +131,100 @@ async def test_the_textfile_is_complete_readable_by_others_and_removed_at_the_en
     with short_directory() as place:
         path = place / "ergo.prom"
         async with running_daemon(f'[metrics]\ntextfile = "{path}"\n') as daemon:
-            with anyio.fail_after(PATIENCE):
-                while not path.exists():
-                    await anyio.sleep(0.01)
-            found = families(path.read_text())
+            found = await written(path)
             assert values(found, "ergo_capture_ready") == {(): 1}
             assert stat.S_IMODE(path.stat().st_mode) == 0o644
             assert found.keys() == (await scrape(daemon)).keys()
         assert list(place.iterdir()) == []
+
+
+async def written(path: Path) -> dict[str, Metric]:
+    """Return the families of a text file once it says that the daemon serves."""
+    with anyio.fail_after(PATIENCE):
+        while not path.exists() or "_ready{" not in path.read_text() or "} 0.0" in _line(path, "ergo_capture_ready"):
+            await anyio.sleep(0.01)
+    return families(path.read_text())
+
+
+def _line(path: Path, name: str) -> str:
+    return next(line for line in path.read_text().splitlines() if line.startswith(f"{name}{{"))
+
+
+async def test_a_daemon_that_recovers_replaces_the_textfile_of_its_dead_predecessor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a killed daemon left says that it is ready; a recovery may take long."""
+    with short_directory() as place:
+        path, recovering = place / "ergo.prom", threading.Event()
+        path.write_text('ergo_capture_ready{state_directory="x"} 1.0\n')
+        real = Service._open_journal
+
+        def slow(service: Service) -> Any:
+            assert recovering.wait(PATIENCE)
+            return real(service)
+
+        monkeypatch.setattr(Service, "_open_journal", slow)
+        service = Service(configured(place / "state", place / "s", f'[metrics]\ntextfile = "{path}"\n'))
+        task = asyncio.create_task(service.run())
+        try:
+            with anyio.fail_after(PATIENCE):
+                while not _line(path, "ergo_capture_ready").endswith("} 0.0"):
+                    await anyio.sleep(0.01)
+            recovering.set()
+            await written(path)
+        finally:
+            recovering.set()
+            service.stop()
+            await asyncio.wait_for(task, PATIENCE)
+
+
+@pytest.mark.skipif(shutil.which(EXPORTER) is None, reason=f"needs {EXPORTER}")
+async def test_node_exporter_reads_the_textfiles_of_two_daemons_without_an_error() -> None:
+    """Every sample of both comes through, beside node_exporter's own metrics of its process."""
+    with short_directory() as place:
+        texts = [f'[metrics]\ntextfile = "{place}/{name}.prom"\n' for name in ("a", "b")]
+        async with running_daemon(texts[0]) as one, running_daemon(texts[1]) as other:
+            await written(place / "a.prom")
+            await written(place / "b.prom")
+            page = await anyio.to_thread.run_sync(exported, place)
+            # The exporter's own metrics of Go have one name twice, with and without `_total`.
+            found = {family.name: family for family in text_string_to_metric_families(page)}
+            assert values(found, "node_textfile_scrape_error") == {(): 0}
+            assert {"process_resident_memory_bytes", "ergo_capture_process_resident_memory_bytes"} <= found.keys()
+            ready = {sample.labels["state_directory"]: sample.value for sample in found["ergo_capture_ready"].samples}
+            assert ready == {str(one.state): 1, str(other.state): 1}
+            assert {Path(sample.labels["file"]).name for sample in found["node_textfile_mtime_seconds"].samples} == {
+                "a.prom",
+                "b.prom",
+            }
+
+
+def exported(directory: Path) -> str:
+    """Return what node_exporter says of the text files in a directory."""
+    # Port 0 would not be told; a free one may be taken by another process, so try again.
+    for _ in range(10):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        with subprocess.Popen(
+            [
+                EXPORTER, f"--web.listen-address={address}", "--collector.disable-defaults", "--collector.textfile",
+                f"--collector.textfile.directory={directory}",
+            ],
+            stderr=subprocess.DEVNULL,
+        ) as exporter:  # fmt: skip
+            try:
+                deadline = time.monotonic() + PATIENCE
+                while exporter.poll() is None and time.monotonic() < deadline:
+                    try:
+                        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as answer:
+                            page: str = answer.read().decode()
+                            return page
+                    except urllib.error.URLError:
+                        time.sleep(0.02)
+            finally:
+                exporter.terminate()
+    raise AssertionError("node_exporter did not come up")
 
 
 async def test_a_textfile_that_cannot_be_written_is_logged_once_and_tried_again(
@@ -131,6 +241,8 @@ async def test_a_textfile_that_cannot_be_written_is_logged_once_and_tried_again(
             await textfile.write()
             logged = capsys.readouterr()
             assert (logged.out + logged.err).count("metrics.failed") == 1
+            assert "write metrics textfile" in logged.out + logged.err
+            assert "ergo-capture help metrics" in logged.out + logged.err
             path.parent.mkdir()
             await textfile.write()
             assert textfile.written == 1

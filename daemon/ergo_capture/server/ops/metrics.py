@@ -2,12 +2,12 @@
 
 Nothing is counted twice: a collector turns the current status into samples. Names follow Prometheus's conventions: the
 prefix ``ergo_capture_``, base units, ``_total`` for counters. Labels are graphs, codes and kinds of memory, never
-sessions or clients, so that the configuration bounds their number.
+sessions or clients, so that the configuration bounds their number. The state directory is a label of every sample:
+node_exporter reads the text files of several daemons, and reports samples that occur twice as an error.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -32,10 +32,13 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.commit.meter import HistogramSnapshot
 from ergo_capture.server.ops.status_model import DaemonStatus, RunningStatus
 from ergo_capture.storage.atomic import AtomicFile
+from ergo_capture.storage.write_error import as_written
 
 log = structlog.get_logger()
 
 PREFIX: Final = "ergo_capture_"
+#: The label that tells the daemons of a host apart; Prometheus itself sets ``instance``.
+STATE_LABEL: Final = "state_directory"
 _Families = Iterator[Metric]
 
 
@@ -43,33 +46,30 @@ def exposition(status: DaemonStatus) -> bytes:
     """Return the status and the process's own figures in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
-    registry.register(_ProcessMetrics())
     text: bytes = generate_latest(registry)
     return text
 
 
-class _ProcessMetrics(Collector):
-    """The process's own figures without its start time: under a private /proc that would be in 1970."""
-
-    def collect(self) -> _Families:
-        process = ProcessCollector(registry=None)
-        return (family for family in process.collect() if family.name != "process_start_time_seconds")
-
-
 class StatusCollector(Collector):
-    """Collects the samples of one status."""
+    """Collects the samples of one status and of this process."""
 
     def __init__(self, status: DaemonStatus) -> None:
         self._status = status
 
     def collect(self) -> _Families:
-        """Return every metric of the daemon."""
+        """Return every metric of the daemon, each sample with the state directory."""
+        state = as_written(Path(self._status.state).absolute())
+        for family in (*self._daemon(), *_process()):
+            family.samples = [
+                sample._replace(labels={STATE_LABEL: state, **sample.labels}) for sample in family.samples
+            ]
+            yield family
+
+    def _daemon(self) -> _Families:
         status, totals = self._status, self._status.totals
         yield InfoMetricFamily(PREFIX + "build", "What runs.", {"version": status.program.split()[-1]})
         yield _gauge("ready", "Whether the daemon is serving: 0 while it starts or stops.", status.phase == "serving")
-        yield _gauge(
-            "start_time_seconds", "When the daemon started, in Unix time.", time.time() - status.uptime_seconds
-        )
+        yield _gauge("start_time_seconds", "When the daemon started, in Unix time.", status.started_at)
         yield _gauge("clients", "Clients connected.", status.clients)
         yield _gauge("clients_limit", "Clients that may be connected.", status.max_clients)
         yield _counter("clients_served", "Clients that were let in.", totals.clients)
@@ -96,6 +96,13 @@ class StatusCollector(Collector):
             yield from _commits(status.running)
             yield from _sessions(status.running)
             yield from _engines(status.running)
+
+
+def _process() -> _Families:
+    """Return the process's own figures under our prefix: node_exporter has its own ``process_*``."""
+    process = ProcessCollector(namespace=PREFIX.rstrip("_"), registry=None)
+    # Under a private /proc the start time would be in 1970, and the daemon's own is known.
+    return (family for family in process.collect() if not family.name.endswith("_start_time_seconds"))
 
 
 def _commits(running: RunningStatus) -> _Families:
@@ -206,7 +213,7 @@ class Textfile:
         except (ErgoCaptureError, OSError) as error:
             # Logged once: until writing succeeds again, it is one fact.
             if not self._failed:
-                hint = getattr(error, "hint", None) or "look at the directory that metrics.textfile is in"
+                hint = f"{getattr(error, 'hint', None) or 'look at its directory'}; see `ergo-capture help metrics`"
                 log.error(telemetry.METRICS_FAILED, path=str(self._path), error=str(error), hint=hint)  # noqa: TRY400
             self._failed = True
             return
@@ -215,7 +222,7 @@ class Textfile:
 
 
 def _replace(path: Path, text: bytes) -> None:
-    with AtomicFile(path) as file:
+    with AtomicFile(path, what="metrics textfile") as file:
         file.write(text)
         # node_exporter runs as another user, and nothing in the file is secret.
         file.path.chmod(0o644)

@@ -59,6 +59,7 @@ async def take_status(components: Components) -> DaemonStatus:
             decisions_skipped=0 if running is None else running.registry.taps.skipped,
         ),
         running=None if running is None else _running_status(running, clients.held),
+        started_at=components.start_time,
     )
 
 

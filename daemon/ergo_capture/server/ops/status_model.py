@@ -84,3 +84,5 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     totals: TotalsStatus
     #: None while the daemon starts.
     running: RunningStatus | None
+    #: Unix time of the start, as the clock was then; 0 from a daemon that does not report it.
+    started_at: float = 0.0
