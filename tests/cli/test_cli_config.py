@@ -90,6 +90,26 @@ def test_check_warns_about_probable_mistakes(
     assert "Try: " in captured.err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "max_events = 0",
+            "rotation.max_events = 0: a session's part may have any number of events, so that it ends by",
+        ),
+        ('max_events = 0\nmax_bytes = "0B"', "so that it is one bundle; its ids stay in memory"),
+        ('max_journal_bytes = "0B"', "rotation.max_journal_bytes = 0: one idle session keeps all later segments"),
+    ],
+)
+def test_check_says_what_a_session_without_bounds_costs(
+    file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the defaults a feed may go on for ever; who turns them off is told."""
+    file.write_text(f"[rotation]\n{text}\n")
+    assert app.run(["config", "check", str(file)]) == 0
+    assert said in capsys.readouterr().err
+
+
 def test_check_does_not_warn_about_a_complete_limit(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As in the README."""
     file.write_text('[graphs.a]\nmax_per_window = 20\nrate_window = "10m"\nmax_retries = 2\n')

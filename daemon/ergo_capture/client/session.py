@@ -58,6 +58,8 @@ class Published(msgspec.Struct, frozen=True):
     events: int = 0
     decisions: int = 0
     session: str = ""
+    #: The bundles of all parts of a session that was closed, in order, ``bundle`` last; empty from an older daemon.
+    bundles: tuple[str, ...] = ()
 
 
 class _State(Enum):
@@ -352,7 +354,13 @@ class CaptureClient:
             case protocol.Closed():
                 self._state = _State.CLOSED
                 self._closed = Published(
-                    answer.bundle, answer.manifest, answer.sha256, answer.events, answer.decisions, answer.session
+                    answer.bundle,
+                    answer.manifest,
+                    answer.sha256,
+                    answer.events,
+                    answer.decisions,
+                    answer.session,
+                    tuple(answer.bundles),
                 )
                 self._request.take_closed(answer, _CLOSE)
                 self._changed.notify_all()

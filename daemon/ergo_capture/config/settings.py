@@ -134,9 +134,16 @@ class SessionConfig(_Table, frozen=True):
 class RotationConfig(_Table, frozen=True):
     """When a session's bundle ends and its next one begins; 0 turns a limit off."""
 
-    max_events: Annotated[int, _doc("Most events in one bundle.", ge=0)] = 0
-    max_bytes: Annotated[Size, _doc("Most bytes of events in one bundle, as received.")] = Size(0)
+    max_events: Annotated[int, _doc("Most events in one bundle.", ge=0)] = 1_000_000
+    max_bytes: Annotated[Size, _doc("Most bytes of events in one bundle, as received.")] = Size(1 << 30)
     max_age: Annotated[Duration, _doc("Longest time from the beginning of a bundle to its end.")] = Duration(0)
+    max_journal_bytes: Annotated[
+        Size,
+        _doc(
+            "Most bytes of journal, of all sessions together, from the beginning of a bundle to its end: an idle session "
+            "keeps no more of it."
+        ),
+    ] = Size(2 << 30)
     force_after: Annotated[
         Duration, _doc("How long to wait for a moment when no episode is deferred before the bundle is ended anyway.")
     ] = Duration(60_000_000_000)

@@ -25,7 +25,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.payloads import Closing, Loss, SessionDescription
+from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
 from ergo_capture.journal.session_frames import PartEnd, SessionHistory, greatest_published, read_history
@@ -86,6 +86,10 @@ class RecoveredSession:
     unpublished: list[PendingPublication] = field(default_factory=list)
     #: Events that clients were told are durable and that are missing; None where none are.
     lost: Loss | None = None
+    #: What ended the part before the current one; None in the first part.
+    rotation: Rotation | None = None
+    #: The durable bundles that the journal still tells of, by part.
+    publications: dict[int, Publication] = field(default_factory=dict)
 
     @classmethod
     def new(cls, number: int, description: SessionDescription, segment: int) -> RecoveredSession:
@@ -231,11 +235,12 @@ class _Replay:
 
         Parts whose bundles are durable are not read, as long as a later part begins after them.
         """
-        part, first, last_event_id = 1, 0, None
+        part, first, last_event_id, rotation = 1, 0, None, None
         for end in self._history.rotations:
             if end.rotation.part not in self._history.publications:
                 break
-            part, first, last_event_id = end.rotation.part + 1, end.boundary, end.rotation.last_event_id
+            rotation = end.rotation
+            part, first, last_event_id = rotation.part + 1, end.boundary, rotation.last_event_id
         if self._frames.open is None and first == 0:
             raise _Unrecoverable("its first segment is missing, and with it events that were in no bundle yet")
         segment = self._frames.first_segment
@@ -253,6 +258,8 @@ class _Replay:
             supervisor=Supervisor(description.graph, description.constraints, self._log),
             attempts=[] if description.engine == "scripted" else None,
             lost=self._history.lost_until(part),
+            rotation=rotation,
+            publications=self._history.publications,
         )
 
     def run(self) -> RecoveredSession:
@@ -337,7 +344,7 @@ class _Replay:
                 session.lost,
             )
         )
-        session.part, session.first = rotation.part + 1, end.boundary
+        session.part, session.first, session.rotation = rotation.part + 1, end.boundary, rotation
         session.lost = self._history.lost_until(session.part)
         session.event_frames, session.decision_frames = array("Q"), array("Q")
         session.event_bytes = 0

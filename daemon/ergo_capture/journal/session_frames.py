@@ -2,6 +2,9 @@
 
 Recovery, session streams and salvage all read these frames here. A frame whose body cannot be decoded is left out and
 reported in ``SessionHistory.damage``; the caller decides whether that is an error.
+
+OPEN, or ROTATE with its PUBLISHED, may be repeated while the part that it begins has no events: the segments that hold
+the earlier ones can then be deleted. Of several, the last one counts.
 """
 
 from __future__ import annotations
@@ -119,6 +122,9 @@ def _add(history: SessionHistory, frame: Frame, position: Position) -> None:
         case SessionDescription():
             history.description = body
         case Rotation():
+            if history.rotations and history.rotations[-1].rotation.part == body.part:
+                # Repeated, so that the segments before it can be deleted.
+                del history.rotations[-1]
             history.rotations.append(PartEnd(body, header.first, position))
             history.description = history.description or body.description
         case Publication():

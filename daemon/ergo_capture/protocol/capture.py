@@ -250,11 +250,12 @@ class Flushed(_Answer, frozen=True, tag="flushed"):
 
 
 class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
-    """Answer ``close``: counts of the whole session, and its last bundle as in ``flushed``."""
+    """Answer ``close``: counts of the whole session, its last bundle as in ``flushed``, and the bundles of all parts."""
 
     events: int = 0
     decisions: int = 0
     session: str = ""
+    bundles: list[str] = []
     bundle: str
     manifest: str
     sha256: str

@@ -128,6 +128,7 @@ def rotation_rule(config: Config) -> RotationRule:
         max_events=rotation.max_events,
         max_bytes=int(rotation.max_bytes),
         max_age=rotation.max_age.seconds,
+        max_journal_bytes=int(rotation.max_journal_bytes),
         force_after=rotation.force_after.seconds,
     )
 

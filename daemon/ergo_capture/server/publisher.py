@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from anyio import BrokenWorkerProcess, to_process, to_thread
 
 from ergo_capture import telemetry
 from ergo_capture.bundle.manifest import SNAPSHOT
-from ergo_capture.bundle.names import bundle_path
+from ergo_capture.bundle.names import bundle_path, other_form
 from ergo_capture.bundle.sequence import Sequence, greatest_sequence
 from ergo_capture.bundle.writer.compose import ComposedBundle, ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.config.settings import BundleConfig
@@ -136,6 +136,26 @@ class BundlePublisher:
                 "directory restored? Compare them with `ergo-capture diff`",
             )
         return publication
+
+    async def bundles(self, description: SessionDescription, parts: range, known: Mapping[int, str]) -> list[str]:
+        """Return the paths of the bundles of these parts that are there, in order.
+
+        Args:
+            description: the session.
+            parts: numbers of parts.
+            known: paths by part, of parts that were published since the start; others are looked for under their names.
+        """
+        if all(part in known for part in parts):
+            return [known[part] for part in parts]
+        return await to_thread.run_sync(self._find, description, parts, known)
+
+    def _find(self, description: SessionDescription, parts: range, known: Mapping[int, str]) -> list[str]:
+        found = []
+        for part in parts:
+            plain = bundle_path(self._state, description.graph, description.session, part)
+            paths = [Path(known[part])] if part in known else [plain, other_form(plain)]
+            found += [str(path) for path in paths if path.is_file()][:1]
+        return found
 
 
 async def _run(job: ComposeJob) -> ComposedBundle:

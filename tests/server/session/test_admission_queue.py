@@ -34,18 +34,21 @@ def chunk(*ids: str) -> EventChunk:
 def test_ids_of_a_batch_that_is_refused_after_its_part_has_ended_are_counted_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They belong to the generation that was running when they were admitted, and are forgotten with it."""
+    """They belong to the part that was begun after they were admitted."""
     monkeypatch.setattr(admission_queue, "LEAST_IDS", 2)
     ids = Budget(1 << 20, 1 << 20)
     queue = new_queue(ids)
-    queue.admit(chunk("a", "b"), 1024)
+    first, _ = queue.admit(chunk("a", "b"), 1024)
     refused, _ = queue.admit(chunk("c", "d"), 1024)
+    assert first is not None
     assert refused is not None
-    queue.end_part(0)
+    queue.release_decided(first, 0)
+    queue.end_part()
     refused.on_refused(ErgoCaptureError("the disk is full"))
     assert ids.used == size_of_ids(["a", "b"])
-    queue.admit(chunk("e", "f"), 1024)
-    queue.end_part(4)
+    queue.admit(chunk("e"), 1024)
+    assert ids.used == size_of_ids(["a", "b", "e"])
+    queue.admit(chunk("f"), 1024)
     assert ids.used == size_of_ids(["e", "f"])
     queue.close()
     assert ids.used == 0
@@ -59,13 +62,45 @@ def test_ids_of_a_part_that_has_not_ended_are_remembered(monkeypatch: pytest.Mon
     def refused(*ids: str) -> list[str | None]:
         return [refusal.event_id for refusal in queue.admit(chunk(*ids), 1024)[1]]
 
-    assert refused("a", "b", "c") == []
-    queue.end_part(1)
-    assert refused("d", "e") == []
-    queue.end_part(2)
+    first, _ = queue.admit(chunk("a", "b", "c"), 1024)
+    second, _ = queue.admit(chunk("d", "e"), 1024)
+    assert first is not None
+    assert second is not None
+    queue.end_part()
     assert refused("a", "b", "c", "d", "e") == ["a", "b", "c", "d", "e"]
-    queue.end_part(3)
+    queue.release_decided(first, 0)
+    queue.end_part()
+    assert refused("f") == []
     assert refused("a", "b", "c", "d", "e") == ["d", "e"]
+
+
+def test_ids_of_earlier_parts_are_forgotten_before_events_are_refused_for_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A feed that is rotated never ends for want of ids, as long as its running part has room."""
+    monkeypatch.setattr(admission_queue, "LEAST_IDS", 10)
+    ids = Budget(size_of_ids([f"{number:04}" for number in range(15)]), 1 << 20)
+    queue = new_queue(ids)
+    for part in range(20):
+        batch, _ = queue.admit(chunk(*(f"{10 * part + number:04}" for number in range(10))), 1024)
+        assert batch is not None
+        queue.release_decided(batch, 0)
+        queue.end_part()
+
+
+def test_an_end_of_a_part_forgets_its_ids_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of short parts, which are remembered otherwise."""
+    ids = Budget(1000, 1 << 20)
+    queue = new_queue(ids)
+    batch, _ = queue.admit(chunk("a", "b", "c", "d", "e", "f", "g"), 1024)
+    queue.admit(chunk("h"), 1024)
+    assert batch is not None
+    queue.release_decided(batch, 0)
+    monkeypatch.setattr(admission_queue, "_LEAST_CROWDED", 5)
+    assert queue.is_crowded
+    queue.end_part()
+    assert ids.used == size_of_ids(["h"])
+    assert not queue.is_crowded
 
 
 def test_refusals_carry_the_positions_in_the_chunk() -> None:

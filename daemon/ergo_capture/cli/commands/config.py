@@ -11,7 +11,7 @@ import click
 
 from ergo_capture import config as configuration
 from ergo_capture.cli.support.command import PATH, Command, Group, argument, config_option
-from ergo_capture.config.settings import GraphConfig, ProcessEngineConfig
+from ergo_capture.config.settings import GraphConfig, ProcessEngineConfig, RotationConfig
 from ergo_capture.units import counted
 
 _file_argument: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = argument(
@@ -43,6 +43,7 @@ def check(file: Path | None, config: Path | None) -> None:
         (str(loose), loose.hint)
         for loose in loose_paths(Path(loaded.state.directory), path or configuration.default_file())
     ]
+    warnings += _rotation_warnings(loaded.rotation)
     for name, graph in loaded.graphs.items():
         warnings += _warnings(name, graph)
     for sentence, hint in warnings:
@@ -70,6 +71,24 @@ def _only_one(file: Path | None, config: Path | None) -> Path | None:
     if file is not None and config is not None:
         raise click.BadParameter("name the file once: as FILE or with --config")
     return file or config
+
+
+def _rotation_warnings(rotation: RotationConfig) -> Iterator[tuple[str, str]]:
+    """Yield what a configuration without bounds on a session's parts costs, each with a hint."""
+    if not rotation.max_events:
+        other = rotation.max_bytes or rotation.max_age
+        bound = "so that it ends by max_bytes or max_age only" if other else "so that it is one bundle"
+        cost = (
+            f"rotation.max_events = 0: a session's part may have any number of events, {bound}; its ids stay in memory "
+            "(about 140 bytes each; beyond limits.user_ids_bytes it takes no more events), the journal keeps all of it, "
+            "and after a kill the start takes about 10 s for each million of its events"
+        )
+        yield cost, "leave it out for 1,000,000, if your feeds may be long"
+    if not rotation.max_journal_bytes:
+        yield (
+            "rotation.max_journal_bytes = 0: one idle session keeps all later segments of the journal",
+            "leave it out for 2 GiB, or see to it that sessions end",
+        )
 
 
 def _warnings(name: str, graph: GraphConfig) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,7 @@ def send(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Stream events to the daemon, close the session, and print the path of the bundle.
+    """Stream events to the daemon, close the session, and print the path of the bundle; several if it was rotated.
 
     Continues without loss when the daemon is restarted. Exit code 3 if events were rejected.
     """
@@ -78,6 +78,7 @@ def send(
             {
                 "session": published.session,
                 "bundle": published.bundle,
+                "bundles": published.bundles or (published.bundle,),
                 "manifest": published.manifest,
                 "sha256": published.sha256,
                 "events": published.events,
@@ -96,7 +97,7 @@ def send(
             click.echo(f"{counted(client.rejected, 'event')} rejected", err=True)
         if client.reconnects:
             click.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
-        click.echo(published.bundle)
+        click.echo("\n".join(published.bundles or (published.bundle,)))
     return int(ExitCode.DATA_LOSS if client.rejected else ExitCode.OK)
 
 

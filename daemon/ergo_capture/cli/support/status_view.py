@@ -138,6 +138,9 @@ def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> 
     segments = counted(journal.segments, "segment")
     written = "" if rates is None else f", {size(rates.bytes)}/s written"
     table.add_row("journal", f"{segments}, {size(journal.bytes)}{written}")
+    if (holder := running.journal_holder) is not None:
+        what = "quarantined session" if holder.quarantined else "session"
+        table.add_row("", Text(f"{size(holder.bytes)} of it kept for {what} {holder.session}"))
     memory = (f"{kind} {size(held.used)} of {size(held.limit)}" for kind, held in running.memory.items())
     table.add_row("memory", ", ".join(memory))
     table.add_row("engines", Text(", ").join(_engine(engine) for engine in running.engines))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 import msgspec
@@ -123,6 +123,9 @@ class Writer:
         #: Whether the last attempt found the disk full.
         self.full = False
         self._full_since = 0.0
+        #: Called when a commit was the first one in its segment.
+        self.on_segment: Callable[[], None] = lambda: None
+        self._segment = 0
 
     # --- submitting ---
 
@@ -295,6 +298,9 @@ class Writer:
             # Stop: the remaining submissions are durable and cannot be told so. The next start finds them.
             self._fail([submission for submission, _ in durable], internal_error("append to journal", error))
             return
+        if outcome[-1].segment != self._segment:
+            self._segment = outcome[-1].segment
+            self.on_segment()
         self._start_batch_if_due()
 
     def _refuse(self, batch: CommitBatch, outcome: BaseException) -> None:

@@ -352,6 +352,7 @@ class Conversation:
             events=session.accepted,
             decisions=session.decided,
             session=session.description.session,
+            bundles=session.bundles,
             bundle=published.bundle,
             manifest=published.manifest,
             sha256=published.sha256,

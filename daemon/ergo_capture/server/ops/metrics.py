@@ -121,6 +121,8 @@ def _commits(running: RunningStatus) -> _Families:
     yield _gauge("journal_failed", "Whether the journal can take nothing more.", writer.failed is not None)
     yield _gauge("journal_bytes", "Size of the journal, space allocated ahead included.", journal.bytes)
     yield _gauge("journal_segments", "Segments of the journal.", journal.segments)
+    held = 0 if running.journal_holder is None else running.journal_holder.bytes
+    yield _gauge("journal_held_bytes", "Segments kept for the session that needs the oldest one.", held)
 
 
 def _sessions(running: RunningStatus) -> _Families:

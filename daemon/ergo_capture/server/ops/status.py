@@ -75,6 +75,7 @@ def _running_status(running: Running, held: Budget) -> RunningStatus:
         engines=[_engine_status(graph.name, graph.engine) for graph in registry.graphs.values()],
         memory={name: MemoryStatus(used=b.used, peak=b.peak, limit=b.total) for name, b in budgets.items()},
         shutdown_waits_for=shutdown_waits_for(registry.sessions.values()),
+        journal_holder=registry.journal_holder(),
     )
 
 

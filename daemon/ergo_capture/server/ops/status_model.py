@@ -9,6 +9,7 @@ import msgspec
 from ergo_capture.journal.wal import JournalSnapshot
 from ergo_capture.server.commit.meter import CommitMeterSnapshot
 from ergo_capture.server.commit.writer import WriterSnapshot
+from ergo_capture.server.session.registry import JournalHolder
 from ergo_capture.server.session.session import SessionSnapshot
 
 
@@ -61,6 +62,8 @@ class RunningStatus(msgspec.Struct, frozen=True):
     memory: dict[str, MemoryStatus]
     #: What a shutdown waits for, or would wait for now: one sentence for each session.
     shutdown_waits_for: list[str]
+    #: Who needs the oldest segment of the journal; None where nobody needs one before the current one.
+    journal_holder: JournalHolder | None = None
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):

@@ -1,12 +1,15 @@
 """The events that a session has admitted and not yet decided, and the event ids that are taken.
 
-Ids are kept by generation. When a part of the session ends, the ids of the running generation become the earlier one,
-and the ids of the one before are forgotten, because no event of the new part can repeat them in its bundle.
+Ids are kept in two generations. The running one holds those of the current part: none of them may come twice in its
+bundle. When a part ends, its ids become the earlier generation, which is forgotten once the next part has as many ids
+that recent ones are known without it, or when there is no memory for more ids.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,8 +20,10 @@ from ergo_capture.kernel.events import EventLike
 from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
 from ergo_capture.server.session.budget import EVENT_BYTES, Holding, size_of_deferred, size_of_ids, uncounted
 
-#: Ids below which a generation goes on when a part ends, so that short parts do not forget recent ids.
+#: Ids that are remembered at the least, over the ends of parts, while there is memory for them.
 LEAST_IDS: Final = 100_000
+#: Ids of a part from which on it may be ended for want of memory; bounds the number of parts.
+_LEAST_CROWDED: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,6 @@ class Generation:
     ids: set[str] = field(default_factory=set)
     #: Memory that the ids are counted as.
     bytes: int = 0
-    #: Events of the session that were admitted when the generation ended.
-    end: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -119,8 +122,8 @@ class AdmissionQueue:
         self._deferred_bytes = size_of_deferred(initial.supervisor)
         self._running = Generation(initial.ids, size_of_ids(initial.ids))
         self._earlier = Generation()
-        #: Index in the session from which on every event's id is remembered.
-        self._ids_from = initial.accepted - len(initial.ids)
+        #: Batches that are admitted, and neither refused nor decided.
+        self._waiting: deque[EventBatch] = deque()
         ids.hold(self._running.bytes + self._deferred_bytes)
 
     def admit(self, chunk: EventChunk, max_id_bytes: int) -> tuple[EventBatch | None, list[Refusal]]:
@@ -136,6 +139,8 @@ class AdmissionQueue:
         Raises:
             ProtocolError: ``limit``: there is no memory for more ids.
         """
+        if not self._ids_memory.has_room:
+            self._forget_earlier()
         if not self._ids_memory.has_room:
             raise ProtocolError(
                 Code.LIMIT,
@@ -164,6 +169,9 @@ class AdmissionQueue:
         size = size_of_ids(fresh)
         running.ids |= fresh
         running.bytes += size
+        if self._earlier.ids and len(running.ids) >= LEAST_IDS:
+            self._forget_earlier()
+        self._waiting.append(batch)
         self._ids_memory.hold(size)
         self._events_memory.hold(batch.memory)
         self.admitted += len(events)
@@ -196,6 +204,9 @@ class AdmissionQueue:
         """Release the ids and the memory of a batch that the journal has refused."""
         if batch.first >= 0:
             self.next_index = min(self.next_index, batch.first)
+        with suppress(ValueError):
+            # A session that is over has forgotten it.
+            self._waiting.remove(batch)
         ids = [event.event_id for event in batch.events]
         size = size_of_ids(ids)
         generation = batch.generation
@@ -213,27 +224,39 @@ class AdmissionQueue:
             batch: the batch.
             deferred_bytes: what the session's deferred episodes take now.
         """
+        # In order: the batch is the first one, unless recovery made it.
+        if self._waiting and self._waiting[0] is batch:
+            self._waiting.popleft()
         self.queued_bytes -= len(batch.body)
         self._events_memory.hold(-batch.memory)
         if deferred_bytes != self._deferred_bytes:
             self._ids_memory.hold(deferred_bytes - self._deferred_bytes)
             self._deferred_bytes = deferred_bytes
 
-    def end_part(self, boundary: int) -> None:
-        """Forget ids, because a part of the session has ended.
+    def end_part(self) -> None:
+        """Begin a new generation, because a part of the session has ended; what waits belongs to the next part.
 
-        A session that is rotated may never end, and would otherwise reach the limit of ids. Only ids that come before
-        the new part are forgotten.
-
-        Args:
-            boundary: events of the session before the new part.
+        A session that is rotated may never end, and would otherwise reach the limit of ids.
         """
-        if len(self._running.ids) >= LEAST_IDS and self._earlier.end <= boundary:
-            self._ids_memory.hold(-self._earlier.bytes)
-            self._ids_from = max(self._ids_from, self._earlier.end)
-            self._earlier = self._running
-            self._earlier.end = self.admitted
-            self._running = Generation()
+        crowded = self._ids_memory.is_crowded
+        if len(self._running.ids) < LEAST_IDS and not crowded:
+            # The ids of several short parts are remembered together.
+            return
+        ended, running = self._running, Generation()
+        for batch in self._waiting:
+            running.ids.update(event.event_id for event in batch.events)
+            batch.generation = running
+        running.bytes = size_of_ids(running.ids)
+        ended.ids -= running.ids
+        ended.bytes -= running.bytes
+        self._forget_earlier()
+        self._earlier, self._running = ended, running
+        if crowded:
+            self._forget_earlier()
+
+    def _forget_earlier(self) -> None:
+        self._ids_memory.hold(-self._earlier.bytes)
+        self._earlier = Generation()
 
     def close(self) -> None:
         """Release all memory; nothing more is admitted."""
@@ -242,15 +265,25 @@ class AdmissionQueue:
         # A batch that is refused after this must not be subtracted from the budget again.
         self._events_memory, self._ids_memory = uncounted(), uncounted()
         self._running, self._earlier = Generation(), Generation()
+        self._waiting.clear()
 
     def certainly_lacks(self, event_id: str, index: int) -> bool:
         """Return whether the session has no event of that id, though it would be remembered if it had that index."""
-        return index >= self._ids_from and event_id not in self._running.ids and event_id not in self._earlier.ids
+        return (
+            index >= self.admitted - self.id_count
+            and event_id not in self._running.ids
+            and event_id not in self._earlier.ids
+        )
 
     @property
     def id_count(self) -> int:
         """The number of event ids that are remembered."""
         return len(self._running.ids) + len(self._earlier.ids)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether memory for ids is short, and the end of the current part would release some of it."""
+        return len(self._running.ids) >= _LEAST_CROWDED and self._ids_memory.is_crowded
 
     @property
     def has_room(self) -> bool:

@@ -65,6 +65,12 @@ class Holding:
         budget = self._budget
         return budget.used < budget.total and budget.by_user.get(self._user, 0) < budget.per_user
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether three quarters of a bound are taken."""
+        budget = self._budget
+        return 4 * budget.used > 3 * budget.total or 4 * budget.by_user.get(self._user, 0) > 3 * budget.per_user
+
     def hold(self, size: int) -> None:
         """Add ``size`` bytes, which may be negative."""
         budget = self._budget

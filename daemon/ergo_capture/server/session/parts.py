@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 #: Seconds between attempts to write a bundle while the disk is full; each attempt composes it again.
 RETRY_SECONDS: Final = 1.0
+#: Publications that are remembered of one session.
+_MOST_PUBLICATIONS: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class Part:
     due_since: float | None = None
     #: What was lost of the session until its end.
     lost: Loss | None = None
+    #: Whether it is to end, or to be moved forward, because it keeps too much of the journal.
+    is_overdue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,21 @@ class RotationRule:
     max_age: float = 0.0
     #: Seconds.
     force_after: float = 60.0
+    #: Bytes of the whole journal since the part began; a part without events is moved forward instead.
+    max_journal_bytes: int = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the events, the bytes or the age of a part are bounded."""
+        return bool(self.max_events or self.max_bytes or self.max_age)
 
     def is_due(self, part: Part, events: int, now: float) -> bool:
         """Return whether a part with that many decided events has reached a bound."""
         return bool(
             events
             and (
-                (self.max_events and events >= self.max_events)
+                part.is_overdue
+                or (self.max_events and events >= self.max_events)
                 or (self.max_bytes and part.bytes >= self.max_bytes)
                 or (self.max_age and now - part.began >= self.max_age)
             )
@@ -98,6 +111,25 @@ class Publisher(Protocol):
         self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
     ) -> Publication:
         """Compose the bundle of the part's first ``count`` events; it is durable under its name afterwards."""
+
+    async def bundles(self, description: SessionDescription, parts: range, known: Mapping[int, str]) -> list[str]:
+        """Return the paths of the bundles of these parts that are there; ``known`` has some of them, by part."""
+
+
+@dataclass(slots=True, eq=False)
+class _Repeated:
+    """A frame that is written again while the part that it begins is empty; a ``Submission`` to the writer."""
+
+    frame: Callable[[], PendingFrame]
+    is_empty: Callable[[], bool]
+    on_durable: Callable[[Position], None]
+
+    def to_frame(self) -> PendingFrame | None:
+        """Return the frame as of now; None where the part has events by now: the frame must not come after them."""
+        return self.frame() if self.is_empty() else None
+
+    def on_refused(self, error: ErgoCaptureError) -> None:
+        """Do nothing: the session meets the error itself."""
 
 
 class Parts:
@@ -126,6 +158,9 @@ class Parts:
             initial.event_bytes,
             lost=initial.lost,
         )
+        #: What ended the part before the current one, and its publication; None in the first part.
+        self._rotation = initial.rotation
+        self._publications = dict(initial.publications)
         #: Parts that ended before the start and whose bundles are not known to be durable.
         self._unpublished = initial.unpublished
         #: The oldest segment that the current part needs once those are published.
@@ -170,7 +205,8 @@ class Parts:
         self.current = new
         previous = self._previous = self._loop.create_future()
         try:
-            body = encode_body(Rotation(old.number, forced, utc_now(), self._describe(old), last_event_id))
+            rotation = self._rotation = Rotation(old.number, forced, utc_now(), self._describe(old), last_event_id)
+            body = encode_body(rotation)
             position = await self._writer.append(PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
             previous.set_result(await self._publish(old, boundary - old.first, "rotated", forced=forced))
         except Exception as error:
@@ -267,9 +303,59 @@ class Parts:
                     log.error(telemetry.BUNDLE_DELAYED, session=session, error=error.message, hint=error.hint)  # noqa: TRY400
             await asyncio.sleep(RETRY_SECONDS)
         publication = msgspec.structs.replace(publication, final=final)
-        frame = PendingFrame(FrameKind.PUBLISHED, self._number, part.number, int(final), encode_body(publication))
-        await self._writer.append(frame)
+        await self._writer.append(self._published_frame(publication))
+        self._publications[part.number] = publication
+        if len(self._publications) > _MOST_PUBLICATIONS:
+            del self._publications[min(self._publications)]
         return publication
+
+    def _published_frame(self, publication: Publication) -> PendingFrame:
+        body = encode_body(publication)
+        return PendingFrame(FrameKind.PUBLISHED, self._number, publication.part, int(publication.final), body)
+
+    async def bundles(self) -> list[str]:
+        """Return the paths of the bundles of all parts that were published, in order, at most the last 1,000."""
+        last = max(self._publications, default=0)
+        first = max(1, last - _MOST_PUBLICATIONS + 1)
+        known = {part: publication.bundle for part, publication in self._publications.items()}
+        return await self._publisher.bundles(self._description, range(first, last + 1), known)
+
+    # --- the journal's segments ---
+
+    def move_forward(self, is_empty: Callable[[], bool], on_moved: Callable[[], None]) -> None:
+        """Repeat the frames that say where the current part begins, so that older segments can be deleted.
+
+        Args:
+            is_empty: returns whether the part has no events and the session goes on; nothing is repeated otherwise.
+            on_moved: called when the frames are durable.
+        """
+        part = self.current
+        publication = self._publications.get(part.number - 1)
+
+        def opening() -> PendingFrame:
+            return PendingFrame(FrameKind.OPEN, self._number, 0, 0, encode_body(self._describe(part)))
+
+        def rotated(rotation: Rotation) -> PendingFrame:
+            body = encode_body(msgspec.structs.replace(rotation, description=self._describe(part)))
+            return PendingFrame(FrameKind.ROTATE, self._number, part.first, 0, body)
+
+        frames: list[Callable[[], PendingFrame]]
+        if self._rotation is None:
+            frames = [opening]
+        elif publication is not None:
+            frames = [partial(rotated, self._rotation), partial(self._published_frame, publication)]
+        else:
+            return
+        positions: list[Position] = []
+
+        def on_durable(position: Position) -> None:
+            positions.append(position)
+            if len(positions) == len(frames):
+                part.segment, part.is_overdue = positions[0].segment, False
+                on_moved()
+
+        for frame in frames:
+            self._writer.submit_lazily(_Repeated(frame, is_empty, on_durable), urgent=True)
 
 
 def is_full(error: CaptureWriteError) -> bool:

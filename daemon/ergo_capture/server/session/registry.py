@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,16 @@ from ergo_capture.server.session.session import Owner, Session, SessionState
 from ergo_capture.server.session.tap import Taps
 
 log = structlog.get_logger()
+
+
+class JournalHolder(msgspec.Struct, frozen=True):
+    """The session that needs the oldest segment of the journal."""
+
+    session: str
+    quarantined: bool
+    segment: int
+    #: Bytes of the segments that are kept for it, those that others need too included.
+    bytes: int
 
 
 class SessionRegistry:
@@ -96,6 +107,8 @@ class SessionRegistry:
         self.pending = PendingSessions(writer, journal, next_number, self._start_new, self.linger)
         #: Deletes the segments that no session needs.
         self.segment_collector = SegmentCollector(journal, self._oldest_needed)
+        self._journal = journal
+        writer.on_segment = self._bound_journal
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
         #: Engines that are running, in the order they were started.
@@ -370,12 +383,40 @@ class SessionRegistry:
             timer.cancel()
         self._lingering.clear()
 
+    # --- the journal's segments ---
+
     def _oldest_needed(self) -> int | None:
-        needed = [session.parts.segment for session in self.sessions.values()]
+        needed = [segment for segment, _ in self._needed()]
         needed += [pending.segment for pending in self.pending]
-        if self.quarantine_segment is not None:
-            needed.append(self.quarantine_segment)
         return min(needed, default=None)
+
+    def _needed(self) -> Iterator[tuple[int, str]]:
+        """Yield the oldest segment that each session needs, with the session's id."""
+        for session_id, session in self.sessions.items():
+            yield session.parts.segment, session_id
+        if self.quarantine_segment is not None:
+            yield self.quarantine_segment, next(iter(self.quarantined), "")
+
+    def _bound_journal(self) -> None:
+        """End or move the parts that keep more of the journal than they may; a new segment was begun."""
+        kept, bytes_since = 0, {}
+        for segment, size in sorted(self._journal.segments.items(), reverse=True):
+            kept += size
+            bytes_since[segment] = kept
+        for session in self.sessions.values():
+            limit, part = session.rotation.max_journal_bytes, session.parts.current
+            if limit and not part.is_overdue and bytes_since.get(part.segment, 0) > limit:
+                session.end_part_soon()
+        self.segment_collector.request()
+
+    def journal_holder(self) -> JournalHolder | None:
+        """Return who needs the oldest segment of the journal; None where nobody needs one before the current one."""
+        segment, session_id = min(self._needed(), default=(0, ""))
+        current = self._journal.current_segment
+        if not session_id or segment >= current:
+            return None
+        size = sum(size for number, size in self._journal.segments.items() if segment <= number < current)
+        return JournalHolder(session_id, session_id in self.quarantined, segment, size)
 
 
 def _of_another_user(session_id: str) -> ProtocolError:

@@ -120,14 +120,16 @@ class Session:
         self.lost = initial.lost
         #: The error that ended it, in state ``FAILED``.
         self.failure: ErgoCaptureError | None = None
-        #: The last part's publication, in state ``FINISHED``.
+        #: The last part's publication, and the bundles of all parts, in state ``FINISHED``.
         self.publication: Publication | None = None
+        self.bundles: list[str] = []
         #: Set when the task is over: the session has finished or failed.
         self.over = asyncio.Event()
         self.admission = AdmissionQueue(initial, events_memory, ids_memory, self._on_accepted, self._on_refused)
         self.log = JournalDecisionLog(initial, self._on_decisions_durable, self.fail)
         self.parts = Parts(initial, writer, publisher)
-        self._rotation = rotation
+        #: When a part ends.
+        self.rotation = rotation
         self._writer = writer
         self._on_part_over = on_part_over
         self._loop = asyncio.get_running_loop()
@@ -293,8 +295,12 @@ class Session:
         self.fail(error if isinstance(error, ErgoCaptureError) else internal_error("run episode", error))
 
     async def _rotate_if_due(self) -> None:
-        part, rotation = self.parts.current, self._rotation
+        part, rotation = self.parts.current, self.rotation
         now = self._loop.time()
+        if part.is_overdue and self.log.logged == part.first:
+            self.parts.move_forward(self._is_empty, self._on_part_over)
+        elif rotation.is_on and self.admission.is_crowded:
+            part.is_overdue = True
         if part.due_since is None and rotation.is_due(part, self.log.logged - part.first, now):
             part.due_since = now
         if part.due_since is not None:
@@ -304,14 +310,24 @@ class Session:
                 boundary = self.log.logged
                 await self.until_decided(boundary)
                 self._episodes.start_part()
+                self.admission.end_part()
                 await self.parts.rotate(boundary, self._batches, self.last_event_id, forced=deferred > 0)
-                self.admission.end_part(boundary)
                 self._on_part_over()
                 return
         if (seconds := rotation.next_check(part, self.log.logged - part.first, self._loop.time())) is not None:
             if self._rotation_timer is not None:
                 self._rotation_timer.cancel()
             self._rotation_timer = self._loop.call_later(seconds, self._wake.set)
+
+    def _is_empty(self) -> bool:
+        """Return whether the session goes on and its current part has no events, admitted ones included."""
+        first = self.parts.current.first
+        return self.state is SessionState.OPEN and self.admission.next_index == self.log.logged == first
+
+    def end_part_soon(self) -> None:
+        """End the current part as soon as it may end, because it keeps too much of the journal; an empty one moves."""
+        self.parts.current.is_overdue = True
+        self._wake.set()
 
     # --- bundles of a running session ---
 
@@ -378,6 +394,7 @@ class Session:
     async def _finish(self, ended: str) -> None:
         await self.until_decided(self.admission.admitted)
         self.publication = await self.parts.finish(self.decided, ended)
+        self.bundles = await self.parts.bundles()
         self.state = SessionState.FINISHED
 
     def fail(self, error: ErgoCaptureError) -> None:
