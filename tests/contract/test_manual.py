@@ -76,7 +76,7 @@ def test_the_client_frames_are_read_by_the_daemon() -> None:
     assert seen == {"hello", "open", "event", "events", "flush", "close", "ping", "end"}
 
 
-@pytest.mark.parametrize("frame", [capture.Hello, capture.Open])
+@pytest.mark.parametrize("frame", [capture.Hello, capture.Open, capture.End])
 def test_the_fields_of_a_client_frame_are_the_structs(frame: type[msgspec.Struct]) -> None:
     """With their defaults."""
     tag = str(frame.__struct_config__.tag)

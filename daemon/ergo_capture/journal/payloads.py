@@ -69,13 +69,15 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_default
     lost: Loss | None = None
 
 
-class Closing(msgspec.Struct, frozen=True):
+class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a session ended: the body of its CLOSE frame."""
 
     #: ``complete``, ``recovered`` or ``interrupted``.
     ended: str
     #: RFC 3339 in UTC; evidence only.
     closed_at: str
+    #: Whether there is a bundle even if the session has no events.
+    keep_empty: bool = True
 
 
 class Rotation(msgspec.Struct, frozen=True):
@@ -101,7 +103,7 @@ class Publication(msgspec.Struct, frozen=True):
 
     #: Number of the part, from 1.
     part: int
-    #: Path of the bundle file.
+    #: Path of the bundle file; empty where a session without events leaves none.
     bundle: str
     #: Path of the manifest beside it.
     manifest: str

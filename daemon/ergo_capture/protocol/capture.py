@@ -112,8 +112,14 @@ class Close(_Request, frozen=True, tag="close"):
     """End the session and publish its bundle."""
 
 
-class End(msgspec.Struct, frozen=True, tag_field="type", tag="end"):
-    """Do as ``close`` does, in ``ergo-driver.v0``."""
+# Unknown fields are ignored: a daemon of 0.1.0 does as with ``close``.
+class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_defaults=True):
+    """Do as ``close`` does, in ``ergo-driver.v0``; and for a client that says more of how its events ended."""
+
+    #: Whether the events ended early: the session is then *interrupted*.
+    interrupted: bool = False
+    #: Whether a session that accepted no event leaves a bundle.
+    keep_empty: bool = True
 
 
 class Ping(_Request, frozen=True, tag="ping"):
@@ -250,7 +256,10 @@ class Flushed(_Answer, frozen=True, tag="flushed"):
 
 
 class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
-    """Answer ``close``: counts of the whole session, its last bundle as in ``flushed``, and the bundles of all parts."""
+    """Answer ``close``: counts of the whole session, its last bundle as in ``flushed``, and the bundles of all parts.
+
+    ``bundle``, ``manifest`` and ``sha256`` are empty where no event was accepted and no empty bundle was wanted.
+    """
 
     events: int = 0
     decisions: int = 0

@@ -140,7 +140,7 @@ class PartialSession:
                 )
             first, part = end, rotation.part + 1
         publication = self.publications.get(part)
-        if frames.done and publication is None and self.total <= first:
+        if frames.done and self.total <= first and (publication is None or not publication.bundle):
             return
         ended, ended_at = ("open", "") if self.closing is None else (self.closing.ended, self.closing.closed_at)
         yield PartRange(

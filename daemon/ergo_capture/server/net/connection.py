@@ -192,7 +192,7 @@ class Connection:
             if session is not None and session.owner is self:
                 session.owner = None
                 session.log.leave()
-                self._host.registry.linger(session)
+                self._host.registry.leave(session, may_come_back=not self.conversation.is_driver)
             self._socket_reader.close()
             with anyio.CancelScope(shield=True):
                 await self._stream.aclose()
@@ -230,10 +230,12 @@ class Connection:
             session = conversation.session
             if session is not None and b"\n" in data:
                 self._waited = 0.0
-            for item in frames.feed(data) if data else frames.finish():
+            items = frames.feed(data) if data else frames.finish()
+            for number, item in enumerate(items, 1):
+                is_last = number == len(items) and not frames.mid_frame
                 # Check the state: a cancellation reaches this task only where it next waits, and a task whose data has
                 # come already would take events that no shutdown waits for.
-                if self._state is not _State.READING or await conversation.handle(item):
+                if self._state is not _State.READING or await conversation.handle(item, is_last=is_last):
                     return
             if not data:
                 return

@@ -182,7 +182,7 @@ class Conversation:
         self._owner = owner
         self._limits = host.limits
         #: Whether the client speaks ``ergo-driver.v0``, which knows no answers.
-        self._is_driver = False
+        self.is_driver = False
         self._decisions_sent = 0
         self._acked = (0, 0)
         self.outbox = Outbox(
@@ -196,8 +196,12 @@ class Conversation:
 
     # --- requests, in the order they came ---
 
-    async def handle(self, item: Item) -> bool:
+    async def handle(self, item: Item, *, is_last: bool = True) -> bool:
         """Carry out one item; return whether the conversation is over.
+
+        Args:
+            item: the item.
+            is_last: whether nothing of what was read comes behind it.
 
         Raises:
             ErgoCaptureError: the connection has to end with this error.
@@ -214,6 +218,8 @@ class Conversation:
             self.outbox.add_after_ack(protocol.encode(protocol.Pong()))
         else:
             assert isinstance(item, Flush | Close | End)
+            if self.is_driver and type(item) is End and not is_last:
+                raise ProtocolError(Code.BAD_FRAME, "a frame came after `end`", "send `end` as the last line")
             if self.session is None:
                 frame = "flush" if type(item) is Flush else "close"
                 raise _before_open(frame)
@@ -222,7 +228,7 @@ class Conversation:
                 await self._flush(self.session)
                 self.stage = Stage.OPEN
             else:
-                await self._close(self.session)
+                await self._close(self.session, item if isinstance(item, End) else End())
                 self.stage = Stage.CLOSED
         return self.stage is Stage.CLOSED
 
@@ -234,7 +240,7 @@ class Conversation:
         self.client = hello.client or "unnamed"
         self.stage = Stage.GREETED
         if hello.protocol == protocol.DRIVER_PROTOCOL:
-            self._is_driver = True
+            self.is_driver = True
             await self._open(Open())
         elif hello.protocol == protocol.PROTOCOL:
             limits = {
@@ -273,7 +279,7 @@ class Conversation:
         self.session = session
         self.receipts.events = session.accepted
         self.stage = Stage.OPEN
-        if self._is_driver:
+        if self.is_driver:
             return
         self._decisions_sent = session.log.follow(on=request.decisions)
         opened = protocol.Opened(
@@ -341,8 +347,9 @@ class Conversation:
         flushed = protocol.Flushed(published.bundle, published.manifest, published.sha256)
         self.outbox.add_after_ack(protocol.encode(flushed))
 
-    async def _close(self, session: Session) -> None:
-        session.end("complete")
+    async def _close(self, session: Session, request: End) -> None:
+        ended = "interrupted" if request.interrupted else "complete"
+        session.end(ended, keep_empty=request.keep_empty and not self.is_driver)
         await session.over.wait()
         if session.failure is not None:
             raise storage_failed(session.failure)
@@ -370,7 +377,7 @@ class Conversation:
         """Return the frames that are due: decisions, and one acknowledgement; add the rejections that it covers."""
         session, receipts = self.session, self.receipts
         receipts.settle(0 if session is None else session.decided)
-        if self._is_driver:
+        if self.is_driver:
             return []
         due: list[bytes] = []
         if session is not None:
@@ -385,7 +392,7 @@ class Conversation:
 
     def _due_bytes(self) -> int:
         """Return about the size of the decisions that are due."""
-        return 0 if self.session is None or self._is_driver else _DECISION_BYTES * self.session.log.untaken
+        return 0 if self.session is None or self.is_driver else _DECISION_BYTES * self.session.log.untaken
 
     def _reject_batch(self, numbers: Sequence[int], batch: EventBatch) -> None:
         error = batch.refused
@@ -399,7 +406,7 @@ class Conversation:
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
         self._host.refusals[code] += 1
         # A client that need not read must not be given up for unread rejections.
-        if not self._is_driver:
+        if not self.is_driver:
             self.outbox.add_before_ack(protocol.encode(protocol.Reject(index, event_id, code, message, hint)))
 
 

@@ -219,16 +219,25 @@ class Parts:
         first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]
         new.segment = min([position.segment, *first_frames])
 
-    async def finish(self, decided: int, ended: str) -> Publication:
+    async def finish(self, decided: int, ended: str, *, keep_empty: bool) -> Publication:
         """Close the session, which has that many decisions, and publish its last part.
+
+        Args:
+            decided: decisions of the session.
+            ended: what the manifest says.
+            keep_empty: whether a session without events leaves a bundle.
 
         Raises:
             ErgoCaptureError: the session could not be closed or the part not be published; the journal holds all of it.
         """
         if not self.is_closed:
-            body = encode_body(Closing(ended, utc_now()))
+            body = encode_body(Closing(ended, utc_now(), keep_empty))
             await self._writer.append(PendingFrame(FrameKind.CLOSE, self._number, decided, 0, body))
             self.is_closed = True
+        if not decided and not keep_empty:
+            nothing = Publication(self.current.number, bundle="", manifest="", sha256="", final=True)
+            await self._writer.append(self._published_frame(nothing))
+            return nothing
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
 
     async def record_loss(self, loss: Loss) -> None:

@@ -359,6 +359,18 @@ class SessionRegistry:
                 exc_info=error.cause,
             )
 
+    def leave(self, session: Session, *, may_come_back: bool) -> None:
+        """Release a session that has lost its connection.
+
+        Args:
+            session: the session.
+            may_come_back: whether its client can resume it: a driver of ``ergo-driver.v0`` does not know its id.
+        """
+        if may_come_back:
+            self.linger(session)
+        elif not self._stopping:
+            session.end("interrupted", keep_empty=False)
+
     def linger(self, session: Session, *, ended: str = "interrupted") -> None:
         """End a session that has lost its connection, unless a client resumes it in time.
 

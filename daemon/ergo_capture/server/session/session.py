@@ -116,6 +116,7 @@ class Session:
         self.state = SessionState.OPEN if initial.closing is None else SessionState.ENDING
         #: How it is to end, or ended: ``complete``, ``interrupted``, ``recovered`` or ``lost``; None while it is open.
         self.ended = None if initial.closing is None else initial.closing.ended
+        self._keep_empty = initial.closing is None or initial.closing.keep_empty
         #: Events that a client was told are durable and that are missing; None where none are.
         self.lost = initial.lost
         #: The error that ended it, in state ``FAILED``.
@@ -367,15 +368,17 @@ class Session:
 
     # --- ends ---
 
-    def end(self, ended: str) -> None:
+    def end(self, ended: str, *, keep_empty: bool = True) -> None:
         """Ask the task to decide everything admitted and to publish the last bundle.
 
         Args:
             ended: what the manifest says: ``complete``, ``interrupted`` or ``recovered``. Where acknowledged events
                 are missing and no client chose to go on without them, it says ``lost`` instead.
+            keep_empty: whether there is a bundle even if no event was accepted, and none is missing.
         """
         if self.state is SessionState.OPEN:
             self.state = SessionState.ENDING
+            self._keep_empty = keep_empty or self.lost is not None
             self.ended = "lost" if self.lost is not None and not self.lost.resumed else ended
             self._writer.hurry()
             self._wake.set()
@@ -393,7 +396,7 @@ class Session:
 
     async def _finish(self, ended: str) -> None:
         await self.until_decided(self.admission.admitted)
-        self.publication = await self.parts.finish(self.decided, ended)
+        self.publication = await self.parts.finish(self.decided, ended, keep_empty=self._keep_empty)
         self.bundles = await self.parts.bundles()
         self.state = SessionState.FINISHED
 
