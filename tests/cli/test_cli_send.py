@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -99,10 +100,11 @@ def test_rejected_events_are_printed_and_the_others_captured(daemon: DaemonProce
     """Exit code 3; standard error has the reason of each rejection."""
     ran = sent(daemon, "-", given=lines(BARE[0], BARE[1], BARE[0]) + "not json\n" + lines(BARE[2]))
     assert ran.returncode == 3
-    assert "rejected 'e0': duplicate_event_id" in ran.stderr
+    assert "rejected 'e0' in line 3: duplicate_event_id" in ran.stderr
     assert "bad_frame" in ran.stderr
-    assert "rejected the line 'not json': bad_frame" in ran.stderr
+    assert "rejected the line 'not json' in line 4: bad_frame" in ran.stderr
     assert "2 events rejected" in ran.stderr
+    assert "an event that was accepted need not be sent again" in ran.stderr
     assert ran.stdout.startswith("3 events, 3 decisions")
 
 
@@ -247,3 +249,27 @@ def test_send_survives_a_restart_of_the_daemon() -> None:
             assert sender.wait(30) == 0
         assert summary["reconnects"] >= 1
         assert ids_in(summary) == [f"a{n}" for n in range(3000)] + [f"b{n}" for n in range(3000)]
+
+
+def test_what_a_resumed_session_holds_is_no_loss(tmp_path: Path) -> None:
+    """Sent again as a whole, a file ends with exit code 0; a duplicate within the file is still rejected."""
+    with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
+        daemon.start()
+        with socket.socket(socket.AF_UNIX) as wire, wire.makefile("rw") as file:
+            wire.connect(str(daemon.socket))
+            frames = [
+                {"type": "hello", "protocol": "ergo-capture.v1"},
+                {"type": "open"},
+                *(event(f"e{n}", n) for n in range(3)),
+            ]
+            file.write(lines(*frames))
+            file.flush()
+            session = ""
+            while (answer := json.loads(file.readline()))["type"] != "ack" or answer["accepted"] < 3:
+                session = answer.get("session", session)
+        (tmp_path / "events").write_text(lines(*BARE))
+        ran = sent(daemon, str(tmp_path / "events"), "--session", session, "--json")
+        assert ran.returncode == 0, ran.stderr
+        summary = json.loads(ran.stdout)
+        assert (summary["already_captured"], summary["accepted"], summary["rejected"]) == (3, 2, 0)
+        assert ids_in(summary) == [one["event_id"] for one in BARE]

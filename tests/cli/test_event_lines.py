@@ -15,7 +15,7 @@ from ergo_capture.errors import ErgoCaptureError
 LINES = [
     b'{"type":"event","event":{"event_id":"e%d","kind":"Command","at":{"secs":0,"nanos":0}}}\n' % n for n in range(9)
 ]
-FOUND = [EventLine(line, f"e{n}") for n, line in enumerate(LINES)]
+FOUND = [EventLine(line, f"e{n}", n + 1) for n, line in enumerate(LINES)]
 
 
 async def found_in(path: Path) -> list[EventLine]:
@@ -43,7 +43,7 @@ async def test_compressed_input_is_recognised(tmp_path: Path, data: bytes) -> No
 async def test_input_without_events_gives_none(tmp_path: Path, data: bytes) -> None:
     """Empty, or almost; a byte that is no line is left for the daemon to reject."""
     (tmp_path / "feed").write_bytes(data)
-    assert [line for line, _ in await found_in(tmp_path / "feed")] == ([b"\x1f\n"] if data == b"\x1f" else [])
+    assert [line for line, _, _ in await found_in(tmp_path / "feed")] == ([b"\x1f\n"] if data == b"\x1f" else [])
 
 
 async def test_truncated_gzip_is_an_error_after_the_complete_lines(tmp_path: Path) -> None:

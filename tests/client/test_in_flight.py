@@ -85,6 +85,65 @@ def test_no_event_is_durable_if_the_sessions_last_event_is_another_clients(count
     assert sent("a", "b").reconnected(count, last) == [b"a", b"b"]
 
 
+def test_what_was_told_is_the_sessions_count_and_the_last_id_that_was_not_rejected() -> None:
+    """Counted from what the session held when it was opened."""
+    flight = sent("a", "b", "c")
+    flight.opened(10, "z")
+    flight.is_rejected(3, duplicate=False)
+    flight.acked(3)
+    assert (flight.told_events, flight.told_last) == (12, "b")
+
+
+def test_the_daemons_count_of_the_session_is_believed() -> None:
+    """A daemon of 0.1.0 does not say it."""
+    flight = sent("a", "b")
+    flight.acked(2, events=7)
+    assert (flight.told_events, flight.told_last) == (7, "b")
+
+
+def test_an_event_that_had_arrived_before_a_reconnect_is_told_once() -> None:
+    """The answer to ``open`` counts it already."""
+    flight = sent("a", "b", "c")
+    assert flight.reconnected(1, "c") == [b"a", b"b", b"c"]
+    assert not flight.is_rejected(3, duplicate=True)
+    flight.acked(3)
+    assert (flight.told_events, flight.told_last, flight.accepted) == (3, "b", 3)
+
+
+def test_after_a_loss_everything_in_flight_is_sent_again() -> None:
+    """The counts go on from what the daemon holds."""
+    flight = sent("a", "b", "c", "d")
+    flight.acked(3)
+    assert flight.reconnected(1, "a") == [b"d"]
+    assert (flight.told_events, flight.told_last) == (1, "a")
+    flight.acked(1)
+    assert (flight.told_events, flight.told_last, flight.accepted) == (2, "d", 4)
+
+
+def test_a_duplicate_of_what_the_session_held_is_no_rejection() -> None:
+    """A second event of the same id is one, and so is one more duplicate than the session held events."""
+    flight = InFlight()
+    flight.opened(2, "b")
+    for event_id in ("a", "a", "c", "b", "c"):
+        flight.add(event_id.encode(), event_id)
+    assert not flight.is_rejected(1, duplicate=True)
+    assert flight.is_rejected(2, duplicate=True)
+    assert not flight.is_rejected(4, duplicate=True)
+    assert flight.is_rejected(5, duplicate=True)
+    flight.acked(5, events=3)
+    assert (flight.captured, flight.rejected, flight.accepted) == (2, 2, 1)
+
+
+def test_ids_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feed that goes on behind what the session held never sends any of it."""
+    monkeypatch.setattr("ergo_capture.client.in_flight._MORE_IDS", 3)
+    flight = InFlight()
+    flight.opened(2, "b")
+    for event_id in "cdefghb":
+        flight.add(event_id.encode(), event_id)
+    assert flight.is_rejected(7, duplicate=True)
+
+
 @given(st.data())
 def test_every_event_is_counted_once_and_the_rest_is_sent_again_in_order(data: st.DataObject) -> None:
     """P1 and P2 from the client's side: whatever the daemon accepts, and however often the connection breaks."""

@@ -10,6 +10,16 @@ Example::
 
 from ergo_capture.client.connection import ClientError
 from ergo_capture.client.session import CaptureClient, Published, Reject, session_of, stream
-from ergo_capture.protocol.capture import event_line
+from ergo_capture.protocol.capture import Acknowledged, Lost, event_line
 
-__all__ = ["CaptureClient", "ClientError", "Published", "Reject", "event_line", "session_of", "stream"]
+__all__ = [
+    "Acknowledged",
+    "CaptureClient",
+    "ClientError",
+    "Lost",
+    "Published",
+    "Reject",
+    "event_line",
+    "session_of",
+    "stream",
+]

@@ -10,16 +10,20 @@ import msgspec
 from anyio.abc import ByteStream
 
 from ergo_capture.backoff import Backoff
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.protocol.capture import (
+    ACKNOWLEDGED,
     PROTOCOL,
+    Acknowledged,
     Answer,
     Code,
     Error,
     Hello,
+    Lost,
     Open,
     Opened,
     Welcome,
+    describe_loss,
     encode,
     read_answers,
 )
@@ -45,11 +49,17 @@ _Answer = TypeVar("_Answer", bound=Answer)
 
 
 class ClientError(ErgoCaptureError):
-    """The daemon refused, or cannot be reached; ``code`` is the protocol's, ``unreachable`` or ``misuse``."""
+    """The daemon refused, or cannot be reached; ``code`` is the protocol's, ``unreachable`` or ``misuse``.
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
+    With ``acknowledged_lost``, ``lost`` says how many events were acknowledged and how many the daemon holds.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "", lost: Lost | None = None) -> None:
         super().__init__(message, op="talk to the daemon", hint=hint or None)
         self.code = code
+        self.lost = lost
+        if code == Code.ACKNOWLEDGED_LOST:
+            self.exit_code = ExitCode.DATA_LOSS
 
 
 class Connection:
@@ -59,17 +69,22 @@ class Connection:
         path: the daemon's socket.
         name: what the daemon's logs call this client.
         patience: seconds to keep trying to reach the daemon again; zero for no second attempt.
+        resume_after_loss: whether to go on where the daemon holds less than was acknowledged.
     """
 
-    def __init__(self, path: str, name: str, patience: float) -> None:
+    def __init__(self, path: str, name: str, patience: float, *, resume_after_loss: bool = False) -> None:
         self.path = path
         self.patience = patience
+        self.resume_after_loss = resume_after_loss
+        #: What the client was told is durable; said whenever the session is resumed.
+        self.told: Acknowledged | None = None
         #: The session's id, once it was opened.
         self.session: str | None = None
         #: Id of the last event that was durable when the session was opened or resumed.
         self.last_event_id: str | None = None
         #: What the daemon takes: bytes and counts, by name.
         self.limits: dict[str, int] = {}
+        self._features: tuple[str, ...] = ()
         self._hello = encode(Hello(PROTOCOL, name))
         self._request = Open()
         self._stream: ByteStream | None = None
@@ -170,7 +185,8 @@ class Connection:
     async def _connect(self) -> None:
         try:
             self._stream = await anyio.connect_unix(self.path)
-            self.limits = (await self._ask(self._hello, Welcome)).limits
+            welcome = await self._ask(self._hello, Welcome)
+            self.limits, self._features = welcome.limits, welcome.features
         except BaseException as error:
             await self.hang_up()
             if not isinstance(error, LOST):
@@ -179,11 +195,33 @@ class Connection:
             raise ClientError(UNREACHABLE, f"connect to the daemon at '{self.path}': {reason}", hint) from error
 
     async def _open(self) -> Opened:
-        opened = await self._ask(encode(self._request), Opened)
+        request = self._request
+        if request.session is not None and ACKNOWLEDGED in self._features:
+            request = msgspec.structs.replace(request, acknowledged=self.told, resume_after_loss=self.resume_after_loss)
+        opened = self._checked(await self._ask(encode(request), Opened))
         self.session = opened.session
         self.last_event_id = opened.last_event_id
         self._request = msgspec.structs.replace(self._request, session=opened.session)
         return opened
+
+    def _checked(self, opened: Opened) -> Opened:
+        """Return the answer; a daemon of 0.1.0 does not compare it with what was told.
+
+        Raises:
+            ClientError: ``acknowledged_lost``.
+        """
+        told = self.told
+        if told is None or ACKNOWLEDGED in self._features:
+            return opened
+        if opened.accepted > told.events or (
+            opened.accepted == told.events and told.last_event_id in (None, opened.last_event_id)
+        ):
+            return opened
+        lost = Lost(told.events, opened.accepted, opened.last_event_id)
+        if not self.resume_after_loss:
+            message = describe_loss(opened.session, lost, told.last_event_id)
+            raise ClientError(Code.ACKNOWLEDGED_LOST, message, "send the missing events again", lost)
+        return msgspec.structs.replace(opened, lost=lost)
 
     async def _ask(self, request: bytes, kind: type[_Answer]) -> _Answer:
         """Send a request and return the answer; the lines behind it are left to ``read``."""
@@ -208,7 +246,7 @@ class Connection:
 
 def error_of(error: Error) -> ClientError:
     """Return what an ``error`` frame says as an exception."""
-    return ClientError(error.code, error.message, error.hint)
+    return ClientError(error.code, error.message, error.hint, None if error.lost is msgspec.UNSET else error.lost)
 
 
 def invalid_frame(reason: str) -> ClientError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
 from ergo_capture.protocol.capture import Closed, Flushed, Pong
 
@@ -14,85 +15,138 @@ from ergo_capture.protocol.capture import Closed, Flushed, Pong
 RequestAnswer = Flushed | Closed | Pong
 
 
+#: Ids that are remembered above the number of events that a resumed session holds.
+_MORE_IDS: Final = 100_000
+
+
 @dataclass(slots=True)
 class _Sent:
     line: bytes
     event_id: str
+    #: What the caller calls it.
+    place: int = 0
     #: Sent on an earlier connection too: a duplicate then means that it had arrived.
     again: bool = False
+    #: The first event of its id that this client sends, as far as that matters: a duplicate then means that the session
+    #: had it before this client resumed it.
+    first: bool = False
+    #: Known to be durable, though not by an acknowledgement: it was rejected as a duplicate of itself.
+    arrived: bool = False
+    captured: bool = False
     rejected: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a rejection said what became of it."""
+        return self.rejected or self.captured or self.arrived
 
 
 class InFlight:
     """Counts and lines of the events that were sent.
 
-    The daemon numbers the events of a connection from 1; ``acked``, ``is_rejected`` and ``line_of`` take its numbers.
+    The daemon numbers the events of a connection from 1; ``acked``, ``is_rejected`` and ``sent`` take its numbers.
     """
 
     def __init__(self) -> None:
         #: Events acknowledged as durable, rejections not counted; and those that were rejected.
         self.accepted = 0
         self.rejected = 0
+        #: Events that the session held before this client resumed it.
+        self.captured = 0
+        #: Events of the session that the daemon has said are durable, and the id of the last, None where it is not known.
+        self.told_events = 0
+        self.told_last: str | None = None
         self._sent: deque[_Sent] = deque()
         #: How many of this connection the daemon has acknowledged.
         self._acked = 0
+        #: Events of the session before this client that have not come back as duplicates; and the ids sent by this
+        #: client, kept as long as there may be any.
+        self._may_be_captured = 0
+        self._ids: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._sent)
 
-    def add(self, line: bytes, event_id: str) -> None:
-        """Add an event that is about to be sent."""
-        self._sent.append(_Sent(line, event_id))
+    def opened(self, events: int, last: str | None) -> None:
+        """Begin a session that holds so many events, the last of that id."""
+        self.told_events, self.told_last = events, last
+        self._may_be_captured = events
 
-    def acked(self, count: int) -> None:
-        """Remove the first ``count`` events of this connection: each is durable or was rejected."""
+    def add(self, line: bytes, event_id: str, place: int = 0) -> None:
+        """Add an event that is about to be sent."""
+        sent = _Sent(line, event_id, place)
+        if self._may_be_captured:
+            sent.first = event_id not in self._ids
+            self._ids.add(event_id)
+            # These are new events, and not the ones that the session holds. Their number has no bound.
+            if len(self._ids) > self.captured + self._may_be_captured + _MORE_IDS:
+                self._forget_ids()
+        self._sent.append(sent)
+
+    def _forget_ids(self) -> None:
+        self._may_be_captured, self._ids = 0, set()
+
+    def acked(self, count: int, events: int | None = None) -> None:
+        """Remove the first ``count`` events of this connection: each is durable or was rejected.
+
+        Args:
+            count: events of this connection.
+            events: the durable events of the session, if the daemon says.
+        """
         for _ in range(min(count - self._acked, len(self._sent))):
             self._count(self._sent.popleft())
         self._acked = max(self._acked, count)
+        if events is not None:
+            self.told_events = events
 
     def is_rejected(self, index: int, *, duplicate: bool) -> bool:
-        """Mark an event as rejected; return False if the rejection only says that it had arrived before."""
-        sent = self._at(index)
-        if sent is not None:
-            if duplicate and sent.again:
-                return False
+        """Mark an event as rejected; return False if the rejection only says that it is there already."""
+        sent = self.sent(index)
+        if sent is None:
+            return True
+        if duplicate and sent.again:
+            sent.arrived = True
+        elif duplicate and sent.first and self._may_be_captured:
+            sent.captured = True
+            self._may_be_captured -= 1
+            if not self._may_be_captured:
+                self._forget_ids()
+        else:
             sent.rejected = True
-        return True
+        return sent.rejected
 
-    def line_of(self, index: int) -> bytes:
-        """Return the line of an event of this connection; empty if it is not in flight."""
-        sent = self._at(index)
-        return b"" if sent is None else sent.line
-
-    def _at(self, index: int) -> _Sent | None:
+    def sent(self, index: int) -> _Sent | None:
+        """Return an event of this connection; None if it is not in flight."""
         position = index - self._acked - 1
         return self._sent[position] if 0 <= position < len(self._sent) else None
 
-    def reconnected(self, count: int, last: str | None) -> list[bytes]:
+    def reconnected(self, events: int, last: str | None) -> list[bytes]:
         """Begin a new connection; return the lines to send on it.
 
         Args:
-            count: how many of the events sent here are durable, those acknowledged before included.
-            last: id of the session's last event.
+            events: the durable events of the session; fewer than were acknowledged where some are lost.
+            last: id of the last of them.
         """
         self._acked = 0
-        self._drop_durable(count - self.accepted, last)
+        self._drop_durable(events - self.told_events, last)
+        self.told_events, self.told_last = events, last
         # Do not send rejected events again: their sender was told, and may have sent them anew.
         for sent in self._sent:
-            if sent.rejected:
+            if sent.rejected or sent.captured:
                 self._count(sent)
-        self._sent = deque(sent for sent in self._sent if not sent.rejected)
+        self._sent = deque(sent for sent in self._sent if not (sent.rejected or sent.captured))
         for sent in self._sent:
             sent.again = True
+            sent.arrived = False
         return [sent.line for sent in self._sent]
 
     def _drop_durable(self, count: int, last: str | None) -> None:
-        """Remove the first ``count`` events that were not rejected, if ``last`` is the id of the last of them.
+        """Remove the first ``count`` events that no rejection was about, if ``last`` is the id of the last of them.
 
         If it is not, one of them was rejected and the rejection was lost with the connection. Then all are sent
         again, and those that are durable come back as duplicates.
         """
-        taken = [number for number, sent in enumerate(self._sent) if not sent.rejected][:count]
+        taken = [number for number, sent in enumerate(self._sent) if not sent.is_settled][: max(count, 0)]
         if count <= 0 or len(taken) < count or self._sent[taken[-1]].event_id != last:
             return
         for _ in range(taken[-1] + 1):
@@ -101,8 +155,13 @@ class InFlight:
     def _count(self, sent: _Sent) -> None:
         if sent.rejected:
             self.rejected += 1
+        elif sent.captured:
+            self.captured += 1
         else:
             self.accepted += 1
+            if not sent.arrived:
+                self.told_events += 1
+                self.told_last = sent.event_id or None
 
 
 class PendingRequest:

@@ -4,6 +4,9 @@ Events that are not acknowledged are kept. When the connection breaks, the clien
 resumes its session, learns which event was the last to become durable, and sends on from the one after it.
 An event that is sent twice because its acknowledgement was lost is rejected by the daemon as a duplicate, and the
 client then knows that it is durable. So each event is in the bundle exactly once, whichever side fails.
+
+The client also remembers how much of the session was durable, and says it when it resumes. A daemon whose state directory
+came back older then refuses, and every call raises ``acknowledged_lost``, unless the client was told to go on after a loss.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from ergo_capture.client.in_flight import InFlight, PendingRequest, RequestAnswe
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.notifier import Notifier
 from ergo_capture.protocol import capture as protocol
-from ergo_capture.protocol.capture import Code, event_line
+from ergo_capture.protocol.capture import Acknowledged, Code, Lost, event_line
 
 #: Bytes that are gathered for one write; a sender waits while there are more.
 _SEND_BYTES: Final = 128 * 1024
@@ -45,6 +48,9 @@ class Reject(msgspec.Struct, frozen=True):
     message: str
     #: The line as it was sent.
     line: bytes = b""
+    hint: str = ""
+    #: What the caller of ``send_line`` calls the event.
+    place: int = 0
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -88,6 +94,7 @@ class CaptureClient:
         name: what the daemon's logs call this client.
         window: events that may be unacknowledged at once.
         give_up_after: seconds to keep trying to reach the daemon again; zero for no second attempt.
+        resume_after_loss: whether to go on where the daemon has lost acknowledged events; ``lost`` then says how many.
         on_reject: called for each event that is not taken.
         on_decision: called with each decision record, if ``open`` asked for them.
         on_reconnect: called when the session was resumed, with how often that has happened.
@@ -100,6 +107,7 @@ class CaptureClient:
         name: str = "ergo-capture-client",
         window: int = 1024,
         give_up_after: float = 60.0,
+        resume_after_loss: bool = False,
         on_reject: Callable[[Reject], None] | None = None,
         on_decision: Callable[[dict[str, Any]], None] | None = None,
         on_reconnect: Callable[[int], None] | None = None,
@@ -107,8 +115,10 @@ class CaptureClient:
         self.reconnects = 0
         #: Events of the session that were durable before this client resumed it.
         self.resumed_after = 0
+        #: What the daemon has lost of the session; None where nothing is known to be lost.
+        self.lost: Lost | None = None
         self._state = _State.NEW
-        self._connection = Connection(fspath(path), name, give_up_after)
+        self._connection = Connection(fspath(path), name, give_up_after, resume_after_loss=resume_after_loss)
         self._window = window
         self._on_reject = on_reject or (lambda _reject: None)
         self._on_decision = on_decision or (lambda _decision: None)
@@ -157,6 +167,16 @@ class CaptureClient:
         """Return how many events the daemon did not take."""
         return self._in_flight.rejected
 
+    @property
+    def already_captured(self) -> int:
+        """Return how many events were not taken because the session held them before this client resumed it."""
+        return self._in_flight.captured
+
+    @property
+    def acknowledged(self) -> Acknowledged:
+        """Return what the daemon has said is durable in the session: to be given to ``open`` when it is resumed."""
+        return Acknowledged(self._in_flight.told_events, self._in_flight.told_last)
+
     # --- connecting ---
 
     async def __aenter__(self) -> Self:
@@ -185,6 +205,7 @@ class CaptureClient:
         session: str | None = None,
         labels: dict[str, str] | None = None,
         decisions: bool = False,
+        acknowledged: Acknowledged | None = None,
     ) -> str:
         """Open a session of ``graph``, or resume ``session``; return its id.
 
@@ -193,14 +214,16 @@ class CaptureClient:
             session: id of a session to resume; None for a new one.
             labels: free text by name, for the session's manifest.
             decisions: whether to report each decision to ``on_decision``.
+            acknowledged: what an earlier client was told is durable in the session that is resumed.
 
         Raises:
-            ClientError: refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
+            ClientError: ``acknowledged_lost`` where the daemon holds less than that; refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
                 open already.
         """
         if self._state is not _State.NEW:
             raise ClientError(MISUSE, "open a session: this client has one already", "use a client for each session")
         self._state = _State.OPENING
+        self._connection.told = acknowledged
         try:
             opened = await self._connection.open(protocol.Open(graph, session, labels or {}, decisions))
         except BaseException:
@@ -208,9 +231,15 @@ class CaptureClient:
             raise
         self._state = _State.OPEN
         self.resumed_after = opened.accepted
+        self._in_flight.opened(opened.accepted, opened.last_event_id)
+        self._note_loss(opened)
         self._tasks.start_soon(self._read_forever)
         self._tasks.start_soon(self._send_forever)
         return opened.session
+
+    def _note_loss(self, opened: protocol.Opened) -> None:
+        if opened.lost is not msgspec.UNSET:
+            self.lost = opened.lost
 
     # --- events ---
 
@@ -222,8 +251,13 @@ class CaptureClient:
         """
         await self.send_line(event_line(event), event.event_id)
 
-    async def send_line(self, line: bytes, event_id: str) -> None:
+    async def send_line(self, line: bytes, event_id: str, place: int = 0) -> None:
         """Queue one event line, newline included, to be sent as it is; wait while the window is full.
+
+        Args:
+            line: the line.
+            event_id: the id of its event.
+            place: a number by which a rejection names the event, such as that of a line in a file.
 
         Raises:
             ClientError: as ``send``.
@@ -232,7 +266,7 @@ class CaptureClient:
         while len(self._in_flight) >= self._window or self._outgoing_bytes >= _SEND_BYTES:
             await self._wait()
         self._check()
-        self._in_flight.add(line, event_id)
+        self._in_flight.add(line, event_id, place)
         self._put(line)
 
     def _put(self, line: bytes) -> None:
@@ -326,9 +360,11 @@ class CaptureClient:
         """Resume the session on a new connection, and queue what is not known to be durable."""
         self._state = _State.RECONNECTING
         self._request.disconnected()
+        self._connection.told = self.acknowledged
         opened = await self._connection.reopen()
         self.reconnects += 1
-        self._outgoing = self._in_flight.reconnected(opened.accepted - self.resumed_after, opened.last_event_id)
+        self._outgoing = self._in_flight.reconnected(opened.accepted, opened.last_event_id)
+        self._note_loss(opened)
         if (request := self._request.reconnected()) is not None:
             self._outgoing.append(request)
         self._outgoing_bytes = sum(map(len, self._outgoing))
@@ -340,11 +376,13 @@ class CaptureClient:
     def _take(self, answer: protocol.Answer) -> None:
         match answer:
             case protocol.Ack():
-                self._in_flight.acked(answer.accepted)
+                self._in_flight.acked(answer.accepted, answer.events)
                 self._changed.notify_all()
-            case protocol.Reject(index, event_id, code, message):
+            case protocol.Reject(index, event_id, code, message, hint):
                 if self._in_flight.is_rejected(index, duplicate=code == Code.DUPLICATE_EVENT_ID):
-                    self._on_reject(Reject(event_id, code, message, self._in_flight.line_of(index)))
+                    sent = self._in_flight.sent(index)
+                    line, place = (b"", 0) if sent is None else (sent.line, sent.place)
+                    self._on_reject(Reject(event_id, code, message, line, hint, place))
             case protocol.DecisionFrame():
                 self._on_decision(answer.decision)
             case protocol.Error():

@@ -40,6 +40,14 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Acknowledged events that are missing, at the least: others may have taken the place of some."""
         return max(1, self.acknowledged - self.held)
 
+    @property
+    def in_words(self) -> str:
+        """What is lost, for people."""
+        at_least = "" if self.acknowledged > self.held else "at least "
+        behind = "" if self.last_held is None or at_least else f", from behind {self.last_held!r} on"
+        of = "" if self.session is None else f" of session {self.session!r}"
+        return f"{at_least}{self.missing:,} of {self.acknowledged:,} acknowledged events{of}{behind}"
+
 
 def join_losses(known: Loss | None, new: Loss) -> Loss:
     """Return the greater of two losses of a session; whether a client goes on is as the later one, ``new``, says."""

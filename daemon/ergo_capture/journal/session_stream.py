@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import Frame, FrameKind, Position
@@ -163,7 +165,8 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
 
     def part(number: int, first: int, end: int | None, ended: str) -> PartStream:
         published = number in history.publications
-        return PartStream(directory, storage, frames, description, history.damage, number, first, end, ended, published)
+        about = msgspec.structs.replace(description, lost=history.lost_until(number))
+        return PartStream(directory, storage, frames, about, history.damage, number, first, end, ended, published)
 
     number, first = 1, 0
     for rotation, end, _ in history.rotations:

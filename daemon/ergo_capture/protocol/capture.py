@@ -57,6 +57,25 @@ class Lost(msgspec.Struct, frozen=True):
     last_event_id: str | None = None
 
 
+def describe_loss(session: str, lost: Lost, last_acknowledged: str | None = None) -> str:
+    """Return what is lost of a session, in a sentence: how many events, and from which on."""
+    missing = lost.acknowledged - lost.held
+    up_to = "" if last_acknowledged is None else f", up to {last_acknowledged!r}"
+    if lost.held and missing > 0:
+        behind = "" if lost.last_event_id is None else f", from behind {lost.last_event_id!r} on"
+        return (
+            f"{missing} acknowledged events of session {session!r} are lost{behind}: {lost.acknowledged} were "
+            f"acknowledged{up_to}, and the daemon holds {lost.held}"
+        )
+    if missing > 0:
+        return f"all {missing} acknowledged events of session {session!r} are lost{up_to}: the daemon holds none of it"
+    last = "" if lost.last_event_id is None else f", up to {lost.last_event_id!r}"
+    return (
+        f"acknowledged events of session {session!r} are lost: {lost.acknowledged} were acknowledged{up_to}, and the "
+        f"daemon holds {lost.held} of which that is none{last}"
+    )
+
+
 class ProtocolError(ErgoCaptureError):
     """A connection ends with this answer: a code, a message, a hint; ``lost`` with ``acknowledged_lost``."""
 
@@ -217,6 +236,8 @@ class Opened(_Answer, frozen=True, kw_only=True, tag="opened"):
     decided: int = 0
     #: Id of the last accepted event.
     last_event_id: str | None
+    #: What is known to be lost of the session; absent where nothing is.
+    lost: Lost | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ack(_Answer, frozen=True, tag="ack"):

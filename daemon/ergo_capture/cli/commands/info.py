@@ -16,6 +16,7 @@ from ergo_capture.cli.support.captures import Capture, captures_in
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
 from ergo_capture.cli.support.output import figures_table, printable, span
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.payloads import Loss
 from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import sequence_of
@@ -213,14 +214,18 @@ def _origin(part: PartStream | None, manifest: Manifest | None) -> Sequence[tupl
             ("session", f"{about.session}, part {part.part}, {part.ended}"),
             ("captured", f"from {about.opened_at}, engine {about.engine}"),
         ]
-        return rows + [(f"label {key}", value) for key, value in about.labels.items()]
+        return [*rows, *_lost(about.lost), *((f"label {key}", value) for key, value in about.labels.items())]
     if manifest is None:
         return []
     rows = [
         ("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}"),
         ("captured", f"{manifest.opened_at} to {manifest.ended_at}, engine {manifest.engine}"),
     ]
-    return rows + [(f"label {key}", value) for key, value in manifest.labels.items()]
+    return [*rows, *_lost(manifest.lost), *((f"label {key}", value) for key, value in manifest.labels.items())]
+
+
+def _lost(lost: Loss | None) -> list[tuple[str, str]]:
+    return [] if lost is None else [("lost", lost.in_words)]
 
 
 def _events(table: Table, statistics: RunStatistics) -> None:

@@ -42,6 +42,7 @@ from ergo_capture.units import counted
     metavar="SECONDS",
     help="How long to go on trying when the daemon is away.",
 )
+@flag("--resume-after-loss", help="Go on where the daemon has lost events that it had acknowledged.")
 @flag("--json", "as_json", help="Print one line of JSON at the end.")
 @flag("--quiet", "-q", help="Show no progress.")
 def send(
@@ -54,12 +55,14 @@ def send(
     config: Path | None,
     window: int,
     give_up_after: float,
+    resume_after_loss: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Stream events to the daemon, close the session, and print the path of the bundle; several if it was rotated.
 
-    Continues without loss when the daemon is restarted. Exit code 3 if events were rejected.
+    Continues without loss when the daemon is restarted. Exit code 3 if events were rejected, or acknowledged
+    events are lost; events that the resumed session held already are neither.
     """
     chosen = dict(_label(text) for text in labels)
     if not socket:
@@ -70,9 +73,17 @@ def send(
 
     started = time.monotonic()
     shown = not quiet and not as_json and sys.stderr.isatty()
-    sender = Sender(socket, file, window=window, give_up_after=give_up_after, progress=shown)
+    sender = Sender(
+        socket,
+        file,
+        window=window,
+        give_up_after=give_up_after,
+        resume_after_loss=resume_after_loss,
+        progress=shown,
+    )
     published = sender.run(graph, session or None, chosen)
     seconds, client = time.monotonic() - started, sender.client
+    lost = client.lost
     if as_json:
         _print_json(
             {
@@ -86,6 +97,8 @@ def send(
                 "accepted": client.accepted,
                 "rejected": client.rejected,
                 "rejections": sender.progress.codes,
+                "already_captured": client.already_captured,
+                "lost": None if lost is None else {"acknowledged": lost.acknowledged, "held": lost.held},
                 "reconnects": client.reconnects,
                 "seconds": round(seconds, 3),
             }
@@ -95,10 +108,16 @@ def send(
         click.echo(f"{counts} in {seconds:.2f} s")
         if client.rejected:
             click.echo(f"{counted(client.rejected, 'event')} rejected", err=True)
+        if client.already_captured:
+            click.echo(f"{counted(client.already_captured, 'event')} already captured", err=True)
+        if lost is not None:
+            from ergo_capture.protocol.capture import describe_loss  # noqa: PLC0415 - help needs none
+
+            click.echo(describe_loss(published.session, lost), err=True)
         if client.reconnects:
             click.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
         click.echo("\n".join(published.bundles or (published.bundle,)))
-    return int(ExitCode.DATA_LOSS if client.rejected else ExitCode.OK)
+    return int(ExitCode.DATA_LOSS if client.rejected or lost else ExitCode.OK)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -34,6 +34,8 @@ class EventLine(NamedTuple):
 
     line: bytes
     event_id: str
+    #: Number of the line in the input, from 1.
+    number: int
 
 
 class _Id(msgspec.Struct):
@@ -76,20 +78,21 @@ class EventLines:
         Raises:
             ErgoCaptureError: the input cannot be read any further.
         """
-        begun = bytearray()
+        begun, number = bytearray(), 1
         try:
             async for text in self._texts():
                 whole, newline, rest = text.rpartition(b"\n")
                 if newline:
-                    lines = bytes(begun) + whole
+                    lines = (bytes(begun) + whole).split(b"\n")
                     begun = bytearray(rest)
-                    if batch := [event for line in lines.split(b"\n") for event in _events_of(line)]:
+                    if batch := [event for n, line in enumerate(lines, number) for event in _events_of(line, n)]:
                         yield batch
+                    number += len(lines)
                 else:
                     begun += text
         except (OSError, EOFError, zlib.error) as error:
             raise self._unreadable(error, begun=True) from error
-        if last := list(_events_of(bytes(begun))):
+        if last := list(_events_of(bytes(begun), number)):
             yield last
 
     async def _texts(self) -> AsyncIterator[bytes]:
@@ -172,7 +175,7 @@ class _Gunzip:
             raise EOFError("the compressed file is cut off before its end")
 
 
-def _events_of(line: bytes) -> Iterator[EventLine]:
+def _events_of(line: bytes, number: int) -> Iterator[EventLine]:
     line = line.strip()
     if not line:
         return
@@ -180,17 +183,17 @@ def _events_of(line: bytes) -> Iterator[EventLine]:
         frame = _line.decode(line)
     except (ValueError, RecursionError):
         # Send it all the same: the daemon reports what is wrong with it.
-        yield EventLine(line + b"\n", "")
+        yield EventLine(line + b"\n", "", number)
         return
     if frame.type == EVENT:
-        yield EventLine(line + b"\n", _id_of(frame.event))
+        yield EventLine(line + b"\n", _id_of(frame.event), number)
     elif frame.type == EVENTS:
         for event in frame.events:
-            yield EventLine(wrap_event(event), _id_of(event))
+            yield EventLine(wrap_event(event), _id_of(event), number)
     # Frames around the events are left out: `send` writes its own.
     elif frame.type not in REQUEST_TYPES:
         # Also without an id: the daemon rejects and counts an unknown line, and none is dropped silently.
-        yield EventLine(wrap_event(line), frame.event_id)
+        yield EventLine(wrap_event(line), frame.event_id, number)
 
 
 def _id_of(event: msgspec.Raw) -> str:

@@ -28,10 +28,13 @@ class Sender:
         file: the input, or ``-`` for standard input.
         window: events that may be unacknowledged at once.
         give_up_after: seconds to go on trying to reach the daemon.
+        resume_after_loss: whether to go on where the daemon has lost acknowledged events.
         progress: whether to show a progress bar.
     """
 
-    def __init__(self, path: str, file: str, *, window: int, give_up_after: float, progress: bool) -> None:
+    def __init__(
+        self, path: str, file: str, *, window: int, give_up_after: float, resume_after_loss: bool, progress: bool
+    ) -> None:
         self._source = EventLines(file)
         self.progress = Progress(self._source, shown=progress)
         self.client = CaptureClient(
@@ -39,6 +42,7 @@ class Sender:
             name="ergo-capture send",
             window=window,
             give_up_after=give_up_after,
+            resume_after_loss=resume_after_loss,
             on_reject=self.progress.reject,
             on_reconnect=self.progress.reconnect,
         )
@@ -72,8 +76,8 @@ class Sender:
             with progress.notice(f"the daemon has not opened the session yet; {waits}"):
                 await client.open(graph, session=session, labels=labels)
             async for batch in self._source.batches():
-                for line, event_id in batch:
-                    await client.send_line(line, event_id)
+                for line, event_id, number in batch:
+                    await client.send_line(line, event_id, number)
                 progress.show(client)
             with progress.notice(f"the daemon has not published the bundle yet; {waits}"):
                 return await client.close()
@@ -111,7 +115,9 @@ class Progress:
         self.codes[reject.code] = self.codes.get(reject.code, 0) + 1
         count = sum(self.codes.values())
         if count <= self.MOST_SHOWN:
-            self._print(f"rejected {_name_of(reject)}: {reject.code}: {reject.message}")
+            place = f" in line {reject.place}" if reject.place else ""
+            hint = f"; {reject.hint}" if reject.hint else ""
+            self._print(f"rejected {_name_of(reject)}{place}: {reject.code}: {reject.message}{hint}")
         elif count == self.MOST_SHOWN + 1:
             self._print("more were rejected; see the count at the end")
 

@@ -243,6 +243,11 @@ def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:
         lines.append(Text(f"the journal has failed: {running.writer.failed}", style="red"))
     if running.writer.full:
         lines.append(Text("the disk is full: events are refused until there is room", style="red"))
+    lines += [
+        Text(f"lost of {session.session}: {session.lost.in_words}", style="red")
+        for session in running.sessions
+        if session.lost is not None
+    ]
     lines += [Text(f"quarantined {name}: {reason}", style="red") for name, reason in running.quarantined.items()]
     waits = running.shutdown_waits_for
     if waits:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Protocol
 
+import msgspec
+
 from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
@@ -33,6 +35,7 @@ from ergo_capture.server.failures import not_published, storage_failed
 from ergo_capture.server.net.outbox import Outbox
 from ergo_capture.server.session.admission_queue import EventBatch
 from ergo_capture.server.session.budget import Budget
+from ergo_capture.server.session.continuity import loss_told
 from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.session import Owner, Session
 from ergo_capture.version import PROGRAM
@@ -288,6 +291,7 @@ class Conversation:
             accepted=session.accepted,
             decided=session.decided,
             last_event_id=session.last_event_id,
+            lost=msgspec.UNSET if session.lost is None else loss_told(session.lost),
         )
         self.outbox.add_before_ack(protocol.encode(opened))
 

@@ -17,9 +17,8 @@ import msgspec
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import MANIFEST_SUFFIX, safe_name
 from ergo_capture.journal.payloads import Loss, Peer
-from ergo_capture.protocol.capture import Acknowledged, Code, Lost, ProtocolError
+from ergo_capture.protocol.capture import Acknowledged, Code, Lost, ProtocolError, describe_loss
 from ergo_capture.server.session.session import Session
-from ergo_capture.units import counted
 
 
 class Finished(NamedTuple):
@@ -78,17 +77,19 @@ def loss_behind(session_id: str, finished: Finished | None, told: Acknowledged |
 
 def lost_error(session_id: str, loss: Loss) -> ProtocolError:
     """Return the refusal to resume a session that lacks acknowledged events."""
-    held = f"{counted(loss.held, 'event')} of it" if loss.held else "nothing of it"
-    last = "" if loss.last_held is None else f", the last of them {loss.last_held!r}"
-    told = "" if loss.last_acknowledged is None else f", the last of them {loss.last_acknowledged!r}"
+    lost = loss_told(loss)
     return ProtocolError(
         Code.ACKNOWLEDGED_LOST,
-        f"session {session_id!r} has lost acknowledged events: {loss.acknowledged} were acknowledged{told}; "
-        f"the daemon holds {held}{last}",
-        "the state directory is older than what was acknowledged: restore a newer one, or send the events again that "
-        "are missing; resume with resume_after_loss to go on without them",
-        Lost(loss.acknowledged, loss.held, loss.last_held),
+        describe_loss(session_id, lost, loss.last_acknowledged),
+        "the state directory is older than what was acknowledged: restore a newer one, or send the missing events "
+        "again; resume with resume_after_loss (`send --resume-after-loss`) to go on without them",
+        lost,
     )
+
+
+def loss_told(loss: Loss) -> Lost:
+    """Return a loss as clients are told of it."""
+    return Lost(loss.acknowledged, loss.held, loss.last_held)
 
 
 def find_finished(bundles: Path, session_id: str) -> Finished | None:
