@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ergo_capture.bundle.semantic_kinds import SemanticKinds
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Loss, SessionDescription
 from ergo_capture.version import PROGRAM
@@ -68,6 +69,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: int | None = None
     #: The finished bundle that has the name this one would have had, and other events; see ``placement.py``.
     beside: str | None = None
+    #: Semantic kinds of the events, where they have any.
+    semantic_kinds: SemanticKinds | None = None
 
     @property
     def stored(self) -> tuple[int, str]:
@@ -108,6 +111,7 @@ def manifest_for(
     last_event_id: str | None = None,
     sequence: int | None = None,
     beside: str | None = None,
+    semantic_kinds: SemanticKinds | None = None,
 ) -> Manifest:
     """Return the manifest of a bundle that this program wrote.
 
@@ -128,6 +132,7 @@ def manifest_for(
         last_event_id: id of its last event.
         sequence: its place in the order of publication.
         beside: the finished bundle whose name it would have had.
+        semantic_kinds: semantic kinds of its events.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -159,6 +164,7 @@ def manifest_for(
         lost=description.lost,
         sequence=sequence,
         beside=beside,
+        semantic_kinds=semantic_kinds,
     )
 
 

@@ -171,6 +171,33 @@ def _payload_bytes(event: _ExactEvent) -> bytes:
     return b"" if payload == b"null" else payload
 
 
+class _KindEvent(msgspec.Struct, frozen=True, gc=False):
+    #: Any type: the daemon ignored it where the graph has no adapter.
+    semantic_kind: object = None
+
+
+class _KindLine(msgspec.Struct, frozen=True, gc=False):
+    event: _KindEvent
+
+
+_decode_kinds: Final = msgspec.json.Decoder(_KindLine).decode_lines
+
+
+def read_semantic_kinds(body: bytes, count: int) -> list[str | None]:
+    """Return the semantic kinds of an EVENTS body, which has that many events; None for an event without one.
+
+    Raises:
+        EventFormatError: the body cannot be decoded.
+    """
+    if b'"semantic_kind"' not in body:
+        return [None] * count
+    try:
+        found = [line.event.semantic_kind for line in _decode_kinds(body)]
+    except (ValueError, RecursionError) as error:
+        raise EventFormatError(str(error)) from error
+    return [kind if isinstance(kind, str) else None for kind in found]
+
+
 def read_body(body: bytes) -> Iterator[ExternalEvent]:
     """Yield the events of an EVENTS frame, with their payloads. They were checked when they were accepted.
 

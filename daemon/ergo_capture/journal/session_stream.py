@@ -17,7 +17,7 @@ import msgspec
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import Frame, FrameKind, Position
-from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.lines import read_body, read_semantic_kinds
 from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.journal.reader import read_frames, undecodable
 from ergo_capture.journal.scan import scan
@@ -95,6 +95,17 @@ class PartStream:
                 for index, event in events_of(frame):
                     if self._has(index):
                         yield ExternalEventRecord.from_event(event)
+
+    def semantic_kinds(self) -> Iterator[str | None]:
+        """Yield the events' semantic kinds, None for an event without one. Raises as ``events``."""
+        for frame in self._read(self.frames.events):
+            if self._overlaps(frame):
+                header = frame.header
+                try:
+                    kinds = read_semantic_kinds(frame.body, header.count)
+                except ValueError as error:
+                    raise undecodable(frame, error) from error
+                yield from (kind for index, kind in enumerate(kinds, header.first) if self._has(index))
 
     def decisions(self) -> Iterator[EpisodeInvocationRecord]:
         """Yield the decisions, from the first; there may be fewer than events. Raises as ``events``."""

@@ -24,6 +24,7 @@ from ergo_capture.bundle.manifest import (
 )
 from ergo_capture.bundle.names import manifest_path, other_form
 from ergo_capture.bundle.placement import NewBundle, Place, find_place
+from ergo_capture.bundle.semantic_kinds import KindColumn, SemanticKinds
 from ergo_capture.bundle.sequence import Sequence
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
 from ergo_capture.bundle.writer.sink import BundleWriter
@@ -80,6 +81,7 @@ class ComposedBundle(msgspec.Struct, frozen=True):
     #: The layout of the text.
     style: str
     last_event_id: str | None
+    semantic_kinds: SemanticKinds | None
 
     @property
     def text(self) -> NewBundle:
@@ -109,8 +111,9 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> ComposedB
     )
     style = _style(job)
     last_event_id: str | None = None
+    kinds = KindColumn()
     with BundleWriter(Path(job.destination), head, style=CaptureJsonStyle(style), compress=job.compress) as bundle:
-        for last, events, decisions in _read_part(job, storage):
+        for last, events, decisions in _read_part(job, storage, kinds):
             bundle.write(events, decisions)
             last_event_id = last
         bundle.finish()
@@ -118,7 +121,15 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> ComposedB
         sink.read_back()
         file = bundle.file.leave()
         return ComposedBundle(
-            job, str(file), sink.size, sink.digest, sink.file_size, sink.file_digest, style, last_event_id
+            job,
+            str(file),
+            sink.size,
+            sink.digest,
+            sink.file_size,
+            sink.file_digest,
+            style,
+            last_event_id,
+            kinds.finish(),
         )
 
 
@@ -189,6 +200,7 @@ def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence |
         last_event_id=composed.last_event_id,
         sequence=number,
         beside=None if place.beside is None else place.beside.name,
+        semantic_kinds=composed.semantic_kinds,
     )
     try:
         write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest), what="manifest")
@@ -206,23 +218,24 @@ def _positions(packed: bytes) -> list[Position]:
     return [Position.unpack(value) for value in array("Q", packed)]
 
 
-def _read_part(job: ComposeJob, storage: Storage) -> Iterator[tuple[str, bytes | bytearray, bytes]]:
+def _read_part(job: ComposeJob, storage: Storage, kinds: KindColumn) -> Iterator[tuple[str, bytes | bytearray, bytes]]:
     """Yield events and their decisions, a block at a time, with the last id; a comma precedes each element."""
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     decisions = DecisionTexts((frame.body for frame in frames), job.description.constraints.deadline)
-    for ids, events in _read_events(job, storage):
+    for ids, events in _read_events(job, storage, kinds):
         decided = decisions.take(ids)
         if decided is None:
             raise _missing(job, "decisions")
         yield ids[-1], events, decided
 
 
-def _read_events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str], bytes | bytearray]]:
+def _read_events(job: ComposeJob, storage: Storage, kinds: KindColumn) -> Iterator[tuple[list[str], bytes | bytearray]]:
     index, end = job.first, job.first + job.count
-    for first, body in _read_bodies(job, storage):
+    for first, body, count in _read_bodies(job, storage):
         if first > index:
             raise _missing(job, "events")
         ids, text = expand_events(body, index - first, end - first)
+        kinds.add(body, count, index - first, end - first)
         if ids:
             yield ids, text
         index += len(ids)
@@ -232,8 +245,8 @@ def _read_events(job: ComposeJob, storage: Storage) -> Iterator[tuple[list[str],
         raise _missing(job, "events")
 
 
-def _read_bodies(job: ComposeJob, storage: Storage) -> Iterator[tuple[int, bytes]]:
-    """Yield the bodies of consecutive frames, joined to blocks, each with the index of its first event.
+def _read_bodies(job: ComposeJob, storage: Storage) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the bodies of consecutive frames, joined to blocks, each with the index of its first event and its count.
 
     With a small window a frame holds one event, and the cost of a block would count for each.
     """
@@ -241,7 +254,7 @@ def _read_bodies(job: ComposeJob, storage: Storage) -> Iterator[tuple[int, bytes
     first = following = size = 0
     for frame in read_frames(Path(job.journal), _positions(job.event_frames), storage):
         if bodies and (size + len(frame.body) > _BLOCK_BYTES or frame.header.first != following):
-            yield first, b"".join(bodies)
+            yield first, b"".join(bodies), following - first
             bodies, size = [], 0
         if not bodies:
             first = frame.header.first
@@ -249,7 +262,7 @@ def _read_bodies(job: ComposeJob, storage: Storage) -> Iterator[tuple[int, bytes
         size += len(frame.body)
         following = frame.header.first + frame.header.count
     if bodies:
-        yield first, b"".join(bodies)
+        yield first, b"".join(bodies), following - first
 
 
 def _missing(job: ComposeJob, what: str) -> ErgoCaptureError:

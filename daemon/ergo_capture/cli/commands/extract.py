@@ -1,17 +1,20 @@
-"""``ergo-capture extract``: a range of a run's events as a scenario."""
+"""``ergo-capture extract``: a range of a run's events as a scenario, a driver's stream or a fixture."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
 
 from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.bundle.selection import Selection, select
-from ergo_capture.cli.support.captures import capture_named
+from ergo_capture.cli.support.captures import Capture, capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
+from ergo_capture.cli.support.driver_stream import note_without_kind, semantic_kinds
 from ergo_capture.cli.support.output import check_output, write_out, write_whole
 from ergo_capture.cli.support.selection import (
     event_id_option,
@@ -26,12 +29,31 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import to_builtins
 from ergo_capture.kernel.outcomes import Decision
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.time import ZERO
+from ergo_capture.protocol.driver import END_LINE, HELLO_LINE, driver_event_line
 from ergo_capture.units import counted
 
+_SCENARIO: Final = "scenario"
+_DRIVER: Final = "driver"
+_FIXTURE: Final = "fixture"
 
-@command(examples=("ergo-capture extract run.capture.json --from-id e7 --to-id e9 | ergo-capture simulate -",))
+
+@command(
+    examples=(
+        "ergo-capture extract run.capture.json --from-id e7 --to-id e9 | ergo-capture simulate -",
+        "ergo-capture extract run.capture.json --as fixture -o events.jsonl",
+    )
+)
 @argument("capture", "A bundle file, or a session's id.", type=NAME)
-@click.option("--output", "-o", type=PATH, metavar="FILE", help="Scenario file; - (the default) for standard output.")
+@click.option("--output", "-o", type=PATH, metavar="FILE", help="File; - (the default) for standard output.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice([_SCENARIO, _DRIVER, _FIXTURE]),
+    default=_SCENARIO,
+    show_default=True,
+    help="A scenario for `simulate`, an `ergo-driver.v0` stream or a fixture for `ergo run`.",
+)
 @kind_option
 @since_option
 @until_option
@@ -44,6 +66,7 @@ def extract(
     *,
     capture: str,
     output: Path | None,
+    form: str,
     kind: tuple[str, ...],
     since: str,
     until: str,
@@ -53,29 +76,66 @@ def extract(
     state_dir: str,
     config: Path | None,
 ) -> None:
-    """Write a range of a run's events as a scenario that `simulate` runs.
+    """Write a range of a run's events as a scenario that `simulate` runs, a driver's stream or a fixture.
 
-    Each episode ends in the scenario as it did in the run. Decisions depend on the events that are left.
+    Each episode ends in the scenario as it did in the run. Decisions depend on the events that are left. A stream and
+    a fixture hold semantic kinds, from the journal or the manifest beside the bundle; a fixture holds no times.
     """
     wanted = selection_from(kinds=kind, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id)
     run = capture_named(capture, state_dir, config)
     if output is not None and str(output) != "-":
-        check_output(output, "scenario", run.files)
+        check_output(output, form, run.files)
     with run.open() as stream:
-        scenario = _scenario_of(stream, wanted)
-    if not scenario["events"]:
+        count, text = _scenario(stream, wanted) if form == _SCENARIO else _lines(run, stream, wanted, form)
+    if not count:
         raise ErgoCaptureError(
             f"extract from '{capture}': no event is selected",
             op="extract",
             path=capture,
             hint="`ergo-capture info` shows the range of times, `ergo-capture cat` the ids",
         )
-    text = msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
     if output is None or str(output) == "-":
         write_out(text)
         return
-    write_whole(output, text, "scenario")
-    click.echo(counted(len(scenario["events"]), "event"), err=True)
+    write_whole(output, text, form)
+    click.echo(counted(count, "event"), err=True)
+
+
+def _scenario(stream: RecordStream, wanted: Selection) -> tuple[int, bytes]:
+    scenario = _scenario_of(stream, wanted)
+    return len(scenario["events"]), msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
+
+
+def _lines(run: Capture, stream: RecordStream, wanted: Selection, form: str) -> tuple[int, bytes]:
+    """Return the number of selected events, and their text as a driver's stream or a fixture."""
+    selected = list(_with_kinds(run, stream, wanted))
+    note_without_kind(sum(kind is None for _, kind in selected), len(selected))
+    if form == _DRIVER:
+        lines = [HELLO_LINE, *(driver_event_line(event, kind) for event, kind in selected), END_LINE]
+        return len(selected), b"".join(lines)
+    timed = sum(event.event_time != ZERO for event, _ in selected)
+    if timed:
+        click.echo(f"{counted(timed, 'event')} lost the time: in a fixture every event is at 0 s", err=True)
+    lines = [b'{"kind":"episode_start"}\n', *(_fixture_line(event, kind) for event, kind in selected)]
+    return len(selected), b"".join(lines)
+
+
+def _with_kinds(
+    run: Capture, stream: RecordStream, wanted: Selection
+) -> Iterator[tuple[ExternalEventRecord, str | None]]:
+    kinds, taken = semantic_kinds(run), 0
+    for index, event, _ in select(stream, wanted):
+        yield event, next(islice(kinds, index - taken, None), None)
+        taken = index + 1
+
+
+def _fixture_line(event: ExternalEventRecord, kind: str | None) -> bytes:
+    fields: dict[str, Any] = {"type": event.kind.value, "id": event.event_id}
+    if kind is not None:
+        fields["semantic_kind"] = kind
+    if event.payload:
+        fields["payload"] = msgspec.Raw(event.payload.replace(b"\n", b" "))
+    return msgspec.json.encode({"kind": "event", "event": fields}) + b"\n"
 
 
 def _scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:

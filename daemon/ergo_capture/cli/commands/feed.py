@@ -1,0 +1,68 @@
+"""``ergo-capture feed``: a capture as a driver's stream, from which ``ergo run`` can be run again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ergo_capture.cli.support.captures import Capture
+from ergo_capture.cli.support.command import NAME, argument, command, config_option, state_option
+from ergo_capture.cli.support.driver_stream import note_without_kind, parts_of_session, semantic_kinds
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.records import ExternalEventRecord
+from ergo_capture.protocol.driver import END_LINE, HELLO_LINE, driver_event_line
+
+
+@command(
+    examples=(
+        "ergo run graph.yaml --adapter adapter.yaml --driver-cmd ergo-capture --driver-arg feed --driver-arg SESSION",
+        "ergo-capture feed run.capture.json --from e7",
+    )
+)
+@argument("capture", "A bundle file, or a session's id.", type=NAME)
+@click.option("--from", "from_id", default="", metavar="ID", help="Begin with the event of that id.")
+@state_option
+@config_option
+def feed(capture: str, from_id: str, state_dir: str, config: Path | None) -> None:
+    """Print a capture as an `ergo-driver.v0` stream: hello, its events, end.
+
+    All parts of a session are printed, and the events that are accepted and not decided. After a crash of `ergo run`
+    it is run again from them. A bundle alone does not hold semantic kinds: they come from the journal, or from the
+    manifest beside the bundle.
+    """
+    # At once: the host waits five seconds for it, and finding a session may take as long.
+    _write(HELLO_LINE, flush=True)
+    found = parts_of_session(capture, state_dir, config)
+    total = unknown = 0
+    for event, kind in _events(found, from_id):
+        total += 1
+        unknown += kind is None
+        _write(driver_event_line(event, kind))
+    if from_id and not total:
+        raise ErgoCaptureError(
+            f"feed '{capture}': there is no event {from_id!r}",
+            op="feed",
+            path=capture,
+            hint="`ergo-capture cat` prints the ids there are",
+        )
+    note_without_kind(unknown, total)
+    _write(END_LINE, flush=True)
+
+
+def _write(line: bytes, *, flush: bool = False) -> None:
+    sys.stdout.buffer.write(line)
+    if flush:
+        sys.stdout.buffer.flush()
+
+
+def _events(found: list[Capture], from_id: str) -> Iterator[tuple[ExternalEventRecord, str | None]]:
+    begun = not from_id
+    for capture in found:
+        with capture.open() as stream:
+            for event, kind in zip(stream.events(), semantic_kinds(capture), strict=False):
+                begun = begun or event.event_id == from_id
+                if begun:
+                    yield event, kind
