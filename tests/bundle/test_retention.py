@@ -5,25 +5,43 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.bundles import DAY, NOW, store
+from tests.bundles import DAY, NOW, manifest_of, store
 
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
+from ergo_capture.bundle.manifest import Manifest
 from ergo_capture.bundle.names import manifest_path
-from ergo_capture.bundle.retention import Bounds, RetentionRules, select_expired
+from ergo_capture.bundle.retention import Bounds, RetentionRules, select_expired, suspect_times
 from ergo_capture.errors import ErgoCaptureError
 
 
-def stored(name: str, days: float, size: int = 100, graph: str = "g", problem: str | None = None) -> StoredBundle:
-    """Return a bundle that ended that many days ago."""
-    return StoredBundle(Path(graph) / name, graph, size, None, NOW - days * DAY, problem)
+def stored(
+    name: str,
+    days: float,
+    size: int = 100,
+    graph: str = "g",
+    problem: str | None = None,
+    sequence: int | None = None,
+    device: int = 0,
+) -> StoredBundle:
+    """Return a bundle that ended that many days ago, as its manifest says."""
+    manifest = None if sequence is None else numbered(sequence)
+    return StoredBundle(Path(graph) / name, graph, size, manifest, NOW - days * DAY, problem, device=device)
+
+
+def numbered(sequence: int) -> Manifest:
+    """Return a manifest with that number."""
+    manifest = manifest_of(Path(__file__), Path(__file__).read_bytes(), "g", NOW)
+    return msgspec.structs.replace(manifest, sequence=sequence)
 
 
 def selected(bundles: list[StoredBundle], rules: RetentionRules, free: int = 0) -> list[tuple[str, str]]:
     """Return the names of the selected bundles, each with the exceeded bound."""
-    return [(choice.bundle.path.name, choice.reason) for choice in select_expired(bundles, rules, NOW, free)]
+    return [(choice.bundle.path.name, choice.reason) for choice in select_expired(bundles, rules, NOW, {0: free})]
 
 
 THREE = [stored("new", 1), stored("old", 3), stored("middle", 2)]
@@ -36,12 +54,11 @@ def test_nothing_is_selected_without_a_bound() -> None:
 
 
 def test_bundles_above_the_age_are_selected() -> None:
-    """The age counts from the end of the part; the newest bundle is selected too, one of exactly that age is not."""
+    """The age counts from the end of the part; neither the newest bundle is selected nor one of exactly that age."""
     assert selected(THREE, RetentionRules(Bounds(max_age=2 * DAY))) == [("old", "max_age")]
     assert [name for name, _ in selected(THREE, RetentionRules(Bounds(max_age=timedelta(hours=1))))] == [
         "old",
         "middle",
-        "new",
     ]
 
 
@@ -85,7 +102,6 @@ def test_unfinished_bundles_are_neither_selected_nor_counted() -> None:
     assert selected(bundles, RetentionRules(Bounds(max_age=timedelta(microseconds=1)), keep_free_bytes=10**9)) == [
         ("old", "max_age"),
         ("middle", "max_age"),
-        ("new", "max_age"),
     ]
 
 
@@ -109,10 +125,10 @@ def test_after_pruning_the_bounds_hold_and_nothing_more_is_selected(
 ) -> None:
     """For any bundles and bounds."""
     rules = RetentionRules(bounds, keep_free_bytes=keep_free)
-    chosen = select_expired(bundles, rules, NOW, free)
+    chosen = select_expired(bundles, rules, NOW, {0: free})
     left = [bundle for bundle in bundles if bundle not in {choice.bundle for choice in chosen}]
     freed = sum(choice.bundle.size for choice in chosen)
-    assert select_expired(left, rules, NOW, free + freed) == []
+    assert select_expired(left, rules, NOW, {0: free + freed}) == []
     assert all(choice.bundle.problem is None for choice in chosen)
     for graph in "ab":
         kept = [bundle for bundle in left if bundle.graph == graph and bundle.problem is None]
@@ -120,8 +136,106 @@ def test_after_pruning_the_bounds_hold_and_nothing_more_is_selected(
             assert len(kept) <= bounds.max_bundles
         if bounds.max_bytes and len(kept) > 1:
             assert sum(bundle.size for bundle in kept) <= bounds.max_bytes
-        assert not bounds.max_age or all(NOW - (b.ended_at or NOW) <= bounds.max_age for b in kept)
+        ages = sorted(NOW - (b.ended_at or NOW) for b in kept)
+        assert not bounds.max_age or all(age <= bounds.max_age for age in ages[1:])
+        assert bool(kept) == any(b.graph == graph and b.problem is None for b in bundles)
     assert not [c for c in chosen if c.reason == "keep_free_bytes"] or free < keep_free
+
+
+# --- wrong clocks ---
+
+
+def test_bundles_go_in_the_order_of_their_numbers() -> None:
+    """Whatever their times say: the clock was years ahead for the first two. Those without a number are older."""
+    bundles = [
+        stored("ahead", -3000, sequence=1),
+        stored("ahead too", -2999, sequence=2),
+        stored("right", 1, sequence=3),
+        stored("newest", 0.5, sequence=4),
+        stored("of 0.1.0", -4000),
+    ]
+    assert selected(bundles, RetentionRules(Bounds(max_bundles=2))) == [
+        (name, "max_bundles") for name in ("of 0.1.0", "ahead", "ahead too")
+    ]
+    assert [name for name, _ in selected(bundles, RetentionRules(keep_free_bytes=250))] == [
+        "of 0.1.0", "ahead", "ahead too",
+    ]  # fmt: skip
+    assert [bundle.path.name for bundle in suspect_times(bundles, NOW)] == ["of 0.1.0", "ahead", "ahead too"]
+
+
+def test_a_time_in_the_future_is_no_age() -> None:
+    """Such a bundle goes by its age when one that was published after it does."""
+    rules = RetentionRules(Bounds(max_age=10 * DAY))
+    ahead = [stored("before", 30, sequence=1), stored("ahead", -3000, sequence=2)]
+    assert selected([*ahead, stored("after", 9, sequence=3)], rules) == [("before", "max_age")]
+    later = [stored("after", 11, sequence=3), stored("newest", 0, sequence=4)]
+    assert [name for name, _ in selected([*ahead, *later], rules)] == ["before", "ahead", "after"]
+    # One without a number is older than all that have one.
+    assert [name for name, _ in selected([*ahead, stored("of 0.1.0", -3000)], rules)] == ["of 0.1.0", "before"]
+
+
+def test_a_time_before_that_of_an_earlier_bundle_is_no_age() -> None:
+    """The clock was behind: 1970, or a month; the bundle is as young as the one before it."""
+    rules = RetentionRules(Bounds(max_age=10 * DAY))
+    bundles = [stored("before", 2, sequence=1), stored("behind", 32, sequence=2), stored("1970", 20_780, sequence=3)]
+    assert selected([*bundles, stored("newest", 0, sequence=4)], rules) == []
+    assert [bundle.path.name for bundle in suspect_times(bundles, NOW)] == ["1970"]
+    older = [stored("before", 12, sequence=1), stored("behind", 32, sequence=2), stored("newest", 0, sequence=4)]
+    assert [name for name, _ in selected(older, rules)] == ["before", "behind"]
+
+
+def test_the_first_bundles_of_a_clock_that_nobody_had_set_are_kept() -> None:
+    """Nothing before them says how young they are."""
+    bundles = [stored("1970", 20_780, sequence=1), stored("right", 1, sequence=2), stored("newest", 0, sequence=3)]
+    assert selected(bundles, RetentionRules(Bounds(max_age=10 * DAY))) == []
+
+
+def test_the_newest_bundle_of_each_graph_is_never_selected() -> None:
+    """By no bound: not by its age either."""
+    bundles = [stored(f"{graph}{n}", 100, graph=graph, sequence=n) for graph in ("a", "b") for n in (1, 2)]
+    bounds = Bounds(max_age=DAY, max_bundles=1, max_bytes=1)
+    assert selected(bundles, RetentionRules(bounds, keep_free_bytes=10**9)) == [("a1", "max_age"), ("b1", "max_age")]
+
+
+def test_only_bundles_on_a_disk_that_is_short_make_room() -> None:
+    """A graph's directory may be a link to another disk."""
+    bundles = [stored(f"{graph}{n}", 9 - n, graph=graph, device=at) for at, graph in enumerate("ab") for n in range(3)]
+    chosen = select_expired(bundles, RetentionRules(keep_free_bytes=150), NOW, {0: 1000, 1: 50})
+    assert [choice.bundle.path.name for choice in chosen] == ["b0"]
+
+
+# --- the catalogue ---
+
+
+def test_a_graphs_directory_that_is_a_link_is_followed(tmp_path: Path) -> None:
+    """To a larger disk; a second name for the same directory does not count its bundles twice."""
+    store(tmp_path / "disk", "x", graph="g")
+    (tmp_path / "bundles").mkdir()
+    for name in ("g", "again"):
+        (tmp_path / "bundles" / name).symlink_to(tmp_path / "disk" / "bundles" / "g")
+    (tmp_path / "bundles" / "nowhere").symlink_to(tmp_path / "absent")
+    (tmp_path / "bundles" / "loop").symlink_to(tmp_path / "bundles")
+    (found,) = Catalogue(tmp_path / "bundles").read()
+    assert (found.graph, found.problem, found.path.name) == ("g", None, "x.capture.json")
+    store(tmp_path, "y", graph="real")
+    (tmp_path / "bundles" / "alias").symlink_to("real")
+    assert {str(b.path.relative_to(tmp_path)) for b in Catalogue(tmp_path / "bundles").read() if b.graph == "real"} == {
+        "bundles/real/y.capture.json"
+    }
+
+
+def test_a_bundle_that_was_compressed_since_is_the_same(tmp_path: Path) -> None:
+    """Its text is the one that its manifest describes; another text is not."""
+    path = store(tmp_path, "a")
+    text = path.read_bytes()
+    path.unlink()
+    packed = path.with_name("a.capture.json.zst")
+    for content, difference in ((text, None), (text.replace(b"e0", b"e9", 1), "differs")):
+        packed.write_bytes(zstandard.compress(content))
+        (bundle,) = Catalogue(tmp_path / "bundles").read()
+        assert (bundle.path, bundle.problem) == (packed, None)
+        found = difference_from_manifest(bundle)
+        assert found is None if difference is None else found is not None
 
 
 def test_the_catalogue_lists_the_oldest_bundles_first(tmp_path: Path) -> None:
@@ -147,7 +261,7 @@ def test_the_catalogue_reports_why_a_bundle_is_not_finished(tmp_path: Path) -> N
     linked.symlink_to(tmp_path / "elsewhere")
     store(tmp_path, "e-timeless", ended_at="yesterday")
     manifest_path(store(tmp_path, "f-garbled")).write_bytes(b"{")
-    store(tmp_path, "g-astray", bundle="../../lock")
+    store(tmp_path, "g-renamed", bundle="../../lock")
     store(tmp_path, "h-newer", format="ergo-capture-manifest.v2")
     found = {b.path.name.partition(".")[0]: b.problem for b in Catalogue(tmp_path / "bundles").read()}
     size = (tmp_path / "bundles" / "g" / "c-longer.capture.json").stat().st_size
@@ -158,7 +272,7 @@ def test_the_catalogue_reports_why_a_bundle_is_not_finished(tmp_path: Path) -> N
         "d-linked": "not a plain file",
         "e-timeless": "manifest says no time of its end",
         "f-garbled": "manifest unreadable",
-        "g-astray": "manifest names another file",
+        "g-renamed": None,
         "h-newer": "manifest unreadable",
     }
 

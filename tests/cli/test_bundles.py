@@ -51,11 +51,11 @@ def test_list_shows_bundles_oldest_first(state: Path, capfd: pytest.CaptureFixtu
     head, *lines = out.splitlines()
     assert head.split() == ["ENDED", "(UTC)", "HOW", "GRAPH", "EVENTS", "SIZE", "BUNDLE"]
     assert [Path(line.split()[-1]).name.partition(".")[0] for line in lines] == [
-        "bare", "live", "a9", "b9", "a5", "b5", "a1", "b1",
+        "bare", "a9", "b9", "a5", "b5", "a1", "b1", "live",
     ]  # fmt: skip
     assert "no manifest" in lines[0]
-    assert "session goes on" in lines[1]
-    assert "complete" in lines[2]
+    assert "complete" in lines[1]
+    assert "session goes on" in lines[-1]
     assert len({line.index("/") for line in lines}) == 1
     assert err.startswith("8 bundles, ")
 
@@ -65,10 +65,10 @@ def test_list_of_one_graph_as_json(state: Path, capfd: pytest.CaptureFixture[str
     assert bundles(state, "list", "--graph", "a", "--json") == 0
     found = said(capfd)
     assert [(one["state"], one["manifest"]["session"]) for one in found] == [
-        ("session goes on", "live"),
         ("finished", "a9"),
         ("finished", "a5"),
         ("finished", "a1"),
+        ("session goes on", "live"),
     ]
     assert {one["graph"] for one in found} == {"a"}
 
@@ -106,7 +106,7 @@ def test_prune_obeys_the_configuration(state: Path) -> None:
     assert bundles(state, "prune") == 0
     assert left(state) == ["a1", "a5", "b1", "bare", "live"]
     assert bundles(state, "prune", "--max-age", "12h") == 0
-    assert left(state) == ["bare", "live"]
+    assert left(state) == ["a1", "b1", "bare", "live"]
 
 
 def test_a_dry_run_deletes_nothing(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +130,37 @@ def test_prune_keeps_a_bundle_that_differs_from_its_manifest(state: Path, capfd:
     assert [line.split()[0] for line in out.splitlines()] == ["kept", "pruned"]
     assert "ergo-capture verify" in err
     assert bad.exists()
+
+
+@pytest.mark.parametrize("age", ["7d", "365d"])
+def test_prune_names_a_bundle_of_another_size_than_its_manifest_says(
+    state: Path, capfd: pytest.CaptureFixture[str], age: str
+) -> None:
+    """Kept, with the reason, and exit code 3, whatever the bound."""
+    cut = state / "bundles" / "a" / "a9.capture.json"
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert bundles(state, "prune", "--max-age", age) == 3
+    out, err = capfd.readouterr()
+    (line,) = [line for line in out.splitlines() if line.startswith("kept ")]
+    assert str(cut) in line
+    assert "100 bytes, and " in line
+    assert "ergo-capture verify" in err
+    assert cut.exists()
+
+
+def test_list_shows_the_numbers_and_prune_doubts_a_time_in_the_future(
+    state: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The number decides what is newest."""
+    now = datetime.now(UTC)
+    store(state, "c-ahead", graph="c", age=-3000 * DAY, now=now, sequence=1)
+    store(state, "c-right", graph="c", age=DAY, now=now, sequence=2)
+    assert bundles(state, "list", "--graph", "c", "--json") == 0
+    assert [one["manifest"]["sequence"] for one in said(capfd)] == [1, 2]
+    assert bundles(state, "prune", "--graph", "c", "--max-age", "30d") == 0
+    assert "c-ahead" in capfd.readouterr().err
+    assert bundles(state, "prune", "--graph", "c", "--max-bundles", "1") == 0
+    assert [name for name in left(state) if name.startswith("c")] == ["c-right"]
 
 
 @pytest.mark.parametrize(

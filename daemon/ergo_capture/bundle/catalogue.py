@@ -38,8 +38,17 @@ class StoredBundle:
     ended_at: datetime | None = None
     #: The reason why it is not a finished bundle; None where it is one.
     problem: str | None = None
+    #: Whether that is that its file or its manifest is not what it should be.
+    is_unsound: bool = False
+    #: The file system that it is on.
+    device: int = 0
     #: Signature of its manifest and its bundle file when they were listed.
     seen: _Signature = field(default=(), compare=False)
+
+    @property
+    def sequence(self) -> int:
+        """Its place in the order of publication; 0 for bundles without a number, which are older."""
+        return 0 if self.manifest is None or self.manifest.sequence is None else self.manifest.sequence
 
     @property
     def is_still_there(self) -> bool:
@@ -61,7 +70,7 @@ class Catalogue:
         self._known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
 
     def read(self) -> list[StoredBundle]:
-        """Return the bundles, the oldest first.
+        """Return the bundles, the oldest first; those of sessions that go on are the last.
 
         Raises:
             ErgoCaptureError: a directory cannot be read.
@@ -69,8 +78,11 @@ class Catalogue:
         known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
         bare: list[StoredBundle] = []
         try:
-            for folder in os.scandir(self.directory):
-                if folder.is_dir(follow_symlinks=False):
+            met = set()
+            for folder in sorted(os.scandir(self.directory), key=lambda entry: entry.is_symlink()):
+                # A graph's directory may be a link to one on a larger disk, or to another graph's.
+                if folder.is_dir() and (identity := _identity(folder)) not in met:
+                    met.add(identity)
                     # Skip root's lost+found, where the bundles have a disk of their own.
                     with suppress(PermissionError):
                         self._read_folder(Path(folder.path), known, bare)
@@ -83,8 +95,7 @@ class Catalogue:
             ) from error
         self._known = known
         found = [bundle for _, bundle in known.values() if bundle is not None] + bare
-        # By path too, so that the order is always the same.
-        return sorted(found, key=lambda bundle: (bundle.ended_at or _UNKNOWN_TIME, str(bundle.path)))
+        return sorted(found, key=order_of)
 
     def _read_folder(
         self, folder: Path, known: dict[str, tuple[_Signature, StoredBundle | None]], bare: list[StoredBundle]
@@ -124,28 +135,64 @@ class Catalogue:
             raise
         except (ManifestError, OSError):
             bundle = path.with_name(forms[0])
-            return StoredBundle(bundle, path.parent.name, bundle.lstat().st_size, problem="manifest unreadable")
-        # A manifest must not refer to any file but the one beside it.
+            status = bundle.lstat()
+            return StoredBundle(
+                bundle,
+                path.parent.name,
+                status.st_size,
+                problem="manifest unreadable",
+                is_unsound=True,
+                device=status.st_dev,
+                seen=(marked, _signature(bundle)),
+            )
+        # A manifest must not refer to any file but the one beside it, which may have been renamed with it.
         bundle = path.with_name(manifest.bundle if manifest.bundle in forms else forms[0])
         status = bundle.lstat()
         ended_at = _time(manifest.ended_at)
         problem: str | None = None
-        if manifest.bundle not in forms:
-            problem = "manifest names another file"
-        elif not manifest.is_final:
+        if not manifest.is_final:
             problem = "session goes on"
         elif not stat.S_ISREG(status.st_mode):
             problem = "not a plain file"
-        elif status.st_size != manifest.stored[0]:
+        elif status.st_size != manifest.stored[0] and not _is_other_form(bundle, manifest):
             problem = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
         elif ended_at is None:
             problem = "manifest says no time of its end"
         return StoredBundle(
-            bundle, manifest.graph, status.st_size, manifest, ended_at, problem, (marked, _signature(bundle))
+            bundle,
+            manifest.graph,
+            status.st_size,
+            manifest,
+            ended_at,
+            problem,
+            is_unsound=problem is not None and manifest.is_final,
+            device=status.st_dev,
+            seen=(marked, _signature(bundle)),
         )
 
 
 _UNKNOWN_TIME: Final = datetime.min.replace(tzinfo=UTC)
+
+
+def order_of(bundle: StoredBundle) -> tuple[bool, int, datetime, str]:
+    """Return what bundles are ordered by: their numbers, and where they have none the time of their end.
+
+    A session that goes on is newer than all that have ended. The path comes last, so that the order is always the same.
+    """
+    goes_on = bundle.manifest is not None and not bundle.manifest.is_final
+    # Of numbered bundles the time says nothing: the clock may have been wrong.
+    ended_at = None if bundle.sequence else bundle.ended_at
+    return goes_on, bundle.sequence, ended_at or _UNKNOWN_TIME, str(bundle.path)
+
+
+def _identity(folder: os.DirEntry[str]) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_other_form(bundle: Path, manifest: Manifest) -> bool:
+    """Return whether a file was compressed or decompressed after its manifest was written."""
+    return bundle.name.endswith(COMPRESSED_SUFFIX) != (manifest.compression != "none")
 
 
 def _time(text: str) -> datetime | None:

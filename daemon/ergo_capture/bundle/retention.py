@@ -1,17 +1,24 @@
 """Select the finished bundles that are to be deleted, by age, number, size and free space.
 
-Only finished bundles are counted and deleted, the oldest first. A bundle that must not be deleted, because its session
-goes on or it differs from its manifest, does not count against the bounds.
+Only finished bundles are counted and deleted, the oldest first: in the order of their numbers (``sequence``), because
+the clock may have been wrong. A bundle that must not be deleted, because its session goes on or it differs from its
+manifest, does not count against the bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
-from ergo_capture.bundle.catalogue import StoredBundle
+from ergo_capture.bundle.catalogue import StoredBundle, order_of
+
+#: No bundle ended before: a clock that nobody has set shows 1970 or 1980.
+_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+#: How far ahead a clock may have been that was set right since, without a bundle's time being doubted.
+_TOLERANCE: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,16 @@ class RetentionRules:
     keep_free_bytes: int = 0
 
     @property
+    def have_ages(self) -> bool:
+        """Whether an age is bounded."""
+        return any(bounds.max_age for bounds in (self.default, *self.graphs.values()))
+
+    def without_ages(self) -> RetentionRules:
+        """Return these rules without the bounds on ages."""
+        graphs = {name: replace(bounds, max_age=timedelta(0)) for name, bounds in self.graphs.items()}
+        return replace(self, default=replace(self.default, max_age=timedelta(0)), graphs=graphs)
+
+    @property
     def are_set(self) -> bool:
         """Whether any bundle could ever be deleted."""
         return bool(self.keep_free_bytes or self.default.are_set or any(b.are_set for b in self.graphs.values()))
@@ -53,54 +70,95 @@ class Expired:
 
 
 def select_expired(
-    bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime, free_bytes: int
+    bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime, free_bytes: Mapping[int, int]
 ) -> list[Expired]:
     """Return the bundles to delete, the oldest first.
 
-    A graph's newest bundle exceeds no bound but the age: the client that closed its session was just told its path.
+    A graph's newest bundle is never one of them: the client that closed its session was just told its path.
 
     Args:
         bundles: all bundles; only finished ones are considered.
         rules: the bounds.
         now: the time at which ages are taken.
-        free_bytes: bytes free on the disk now.
+        free_bytes: bytes free now on each file system that bundles are on, by device.
     """
-    finished = sorted(
-        (bundle for bundle in bundles if bundle.problem is None and bundle.ended_at is not None), key=_by_age
-    )
+    finished = _finished(bundles)
     by_graph: dict[str, list[StoredBundle]] = {}
     for bundle in finished:
         by_graph.setdefault(bundle.graph, []).append(bundle)
+    ends = _ends(finished, now)
     reasons: dict[Path, str] = {}
     for graph, of_graph in by_graph.items():
-        reasons |= _exceeding(of_graph, rules.graphs.get(graph, rules.default), now)
+        reasons |= _exceeding(of_graph, rules.graphs.get(graph, rules.default), now, ends)
     if rules.keep_free_bytes:
         newest = {of_graph[-1].path for of_graph in by_graph.values()}
-        free = free_bytes + sum(bundle.size for bundle in finished if bundle.path in reasons)
+        free = dict(free_bytes)
         for bundle in finished:
-            if free >= rules.keep_free_bytes:
-                break
-            if bundle.path not in reasons and bundle.path not in newest:
+            if bundle.path in reasons and bundle.device in free:
+                free[bundle.device] += bundle.size
+        for bundle in finished:
+            # What is on another disk makes no room on this one.
+            room = free.get(bundle.device, rules.keep_free_bytes)
+            if room < rules.keep_free_bytes and bundle.path not in reasons and bundle.path not in newest:
                 reasons[bundle.path] = "keep_free_bytes"
-                free += bundle.size
+                free[bundle.device] += bundle.size
     return [Expired(bundle, reasons[bundle.path]) for bundle in finished if bundle.path in reasons]
 
 
-def _by_age(bundle: StoredBundle) -> tuple[datetime | None, str]:
-    return bundle.ended_at, str(bundle.path)
+def suspect_times(bundles: Iterable[StoredBundle], now: datetime) -> list[StoredBundle]:
+    """Return the finished bundles whose manifests cannot be right about the time of their end: the clock was wrong.
+
+    Retention does not take their age from it.
+    """
+    return [bundle for bundle in _finished(bundles) if not _is_plausible(bundle, now)]
 
 
-def _exceeding(bundles: list[StoredBundle], bounds: Bounds, now: datetime) -> dict[Path, str]:
+def _finished(bundles: Iterable[StoredBundle]) -> list[StoredBundle]:
+    return sorted((bundle for bundle in bundles if bundle.problem is None), key=order_of)
+
+
+def _is_plausible(bundle: StoredBundle, now: datetime) -> bool:
+    return bundle.ended_at is not None and _EARLIEST <= bundle.ended_at <= now + _TOLERANCE
+
+
+def _ends(bundles: list[StoredBundle], now: datetime) -> dict[Path, datetime]:
+    """Return times at which bundles had surely ended, by path; none for one of which that is not known.
+
+    Bundles with numbers ended in their order. So one whose time is earlier than that of one before it is as young as
+    that, and one whose time cannot be right is at least as old as the next one after it.
+    """
+    ends: dict[Path, datetime] = {}
+    latest = _EARLIEST
+    for bundle in bundles:
+        if bundle.ended_at is not None and _is_plausible(bundle, now):
+            latest = max(latest, bundle.ended_at) if bundle.sequence else latest
+            ends[bundle.path] = latest if bundle.sequence else bundle.ended_at
+    following: datetime | None = None
+    for bundle in reversed(bundles):
+        if bundle.path not in ends:
+            if following is not None:
+                ends[bundle.path] = following
+        elif bundle.sequence:
+            following = ends[bundle.path]
+    return ends
+
+
+def _exceeding(
+    bundles: list[StoredBundle], bounds: Bounds, now: datetime, ends: Mapping[Path, datetime]
+) -> dict[Path, str]:
     """Return the bundles of one graph that exceed a bound, with its name; ``bundles`` are sorted, the oldest first."""
     exceeding: dict[Path, str] = {}
     kept = size = 0
     for bundle in reversed(bundles):
-        assert bundle.ended_at is not None
-        if bounds.max_age and now - bundle.ended_at > bounds.max_age:
+        ended = ends.get(bundle.path)
+        if not kept:
+            # The newest.
+            kept, size = 1, bundle.size
+        elif bounds.max_age and ended is not None and now - ended > bounds.max_age:
             exceeding[bundle.path] = "max_age"
         elif bounds.max_bundles and kept >= bounds.max_bundles:
             exceeding[bundle.path] = "max_bundles"
-        elif bounds.max_bytes and kept and size + bundle.size > bounds.max_bytes:
+        elif bounds.max_bytes and size + bundle.size > bounds.max_bytes:
             exceeding[bundle.path] = "max_bytes"
             # Full from here on: a smaller, older bundle must not outlive this one.
             size = bounds.max_bytes + 1

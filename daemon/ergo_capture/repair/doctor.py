@@ -149,6 +149,8 @@ class _Examination:
                 count += 1
                 self._on_bundle(path)
                 self._examine_bundle_of_state(path)
+            elif path.is_symlink() and not path.exists():
+                self._add(Severity.WARNING, path, "a link that leads nowhere: is the disk there that it leads to?")
             else:
                 self._add(Severity.NOTE, path, "not a file of ergo-capture; left alone")
         self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ from tests.bundles import DAY, NOW, store
 from tests.daemons import PATIENCE, configured, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
 
-from ergo_capture.bundle.catalogue import StoredBundle, difference_from_manifest
+from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
 from ergo_capture.bundle.names import manifest_path
+from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
+from ergo_capture.repair.doctor import diagnose
+from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server.factories import retention_rules
 from ergo_capture.server.ops.reload import Reloader
-from ergo_capture.server.ops.retention import Pruner, Retention
+from ergo_capture.server.ops.retention import ClockWatch, Pruner, Retention
+from ergo_capture.server.session.parts import utc_now
 from ergo_capture.storage import RealStorage, StorageError, directory_lock
 
 OLD = RetentionRules(Bounds(max_age=DAY))
+ONE = RetentionRules(Bounds(max_bundles=1))
 WEEK = 7 * DAY
 
 
@@ -36,9 +42,15 @@ def prune(state: Path, rules: RetentionRules = OLD, **options: Any) -> list[tupl
     return [(step.choice.bundle.path.name.partition(".")[0], step.kept) for step in steps]
 
 
+def newest(state: Path, graph: str = "g", **options: Any) -> None:
+    """Store a young bundle: the newest of a graph is never deleted."""
+    store(state, "newest", graph=graph, age=timedelta(0), **options)
+
+
 def names(state: Path) -> list[str]:
-    """Return the names of all files below the bundles' directory."""
-    return sorted(path.name for path in (state / "bundles").rglob("*") if path.is_file() or path.is_symlink())
+    """Return the names of all files below the bundles' directory, but for those of ``newest``."""
+    files = [path.name for path in (state / "bundles").rglob("*") if path.is_file() or path.is_symlink()]
+    return sorted(name for name in files if not name.startswith("newest."))
 
 
 def test_a_bundle_and_its_manifest_are_deleted_together(tmp_path: Path) -> None:
@@ -52,7 +64,7 @@ def test_a_bundle_and_its_manifest_are_deleted_together(tmp_path: Path) -> None:
 
 
 def test_unfinished_and_changed_bundles_are_kept(tmp_path: Path) -> None:
-    """A snapshot, a bundle without a manifest, a changed, a cut and a linked one, whatever their age."""
+    """A snapshot, a bundle without a manifest, and, named with the reason, what is not as its manifest says."""
     store(tmp_path, "snapshot", age=WEEK, ended="open")
     manifest_path(store(tmp_path, "bare", age=WEEK)).unlink()
     changed = store(tmp_path, "changed", age=WEEK)
@@ -62,9 +74,17 @@ def test_unfinished_and_changed_bundles_are_kept(tmp_path: Path) -> None:
     linked = store(tmp_path, "linked", age=WEEK)
     linked.rename(tmp_path / "elsewhere")
     linked.symlink_to(tmp_path / "elsewhere")
-    store(tmp_path, "astray", age=WEEK, bundle="changed.capture.json")
+    manifest_path(store(tmp_path, "garbled", age=WEEK)).write_bytes(b"{")
+    store(tmp_path, "timeless", age=WEEK, ended_at="yesterday")
+    newest(tmp_path)
     before = names(tmp_path)
-    assert prune(tmp_path) == [("changed", "its SHA-256 differs from its manifest")]
+    assert sorted(prune(tmp_path)) == [
+        ("changed", "its SHA-256 differs from its manifest"),
+        ("cut", f"10 bytes, and {changed.stat().st_size} by its manifest"),
+        ("garbled", "manifest unreadable"),
+        ("linked", "not a plain file"),
+        ("timeless", "manifest says no time of its end"),
+    ]
     assert names(tmp_path) == before
     assert (tmp_path / "elsewhere").exists()
 
@@ -87,6 +107,7 @@ def test_a_dry_run_reports_the_same_and_deletes_nothing(tmp_path: Path) -> None:
     store(tmp_path, "old", age=WEEK)
     bad = store(tmp_path, "bad", age=WEEK)
     bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
+    newest(tmp_path)
     before = names(tmp_path)
     said = prune(tmp_path, dry_run=True)
     assert names(tmp_path) == before
@@ -96,8 +117,9 @@ def test_a_dry_run_reports_the_same_and_deletes_nothing(tmp_path: Path) -> None:
 
 def test_only_the_named_graph_is_pruned(tmp_path: Path) -> None:
     """No other graph is affected."""
-    store(tmp_path, "one", graph="a", age=WEEK)
-    store(tmp_path, "two", graph="b", age=WEEK)
+    for graph, name in (("a", "one"), ("b", "two")):
+        store(tmp_path, name, graph=graph, age=WEEK)
+        newest(tmp_path, graph)
     assert prune(tmp_path, graph="b") == [("two", None)]
 
 
@@ -109,6 +131,7 @@ CALLS = ["rename", "sync_dir", "remove", "remove"]
 def test_a_crash_between_any_two_steps_is_finished_by_the_next_round(tmp_path: Path, call: int, number: int) -> None:
     """A bundle without its manifest is never left."""
     bundle = store(tmp_path, "old", age=WEEK)
+    newest(tmp_path)
     before = [sum(other == CALLS[call] for other in CALLS[:call])]
     storage = FaultyStorage({CALLS[call]: [*([None] * before[0]), number]})
     with pytest.raises(StorageError):
@@ -138,6 +161,7 @@ def test_another_bundle_in_place_of_one_being_deleted_is_kept(tmp_path: Path) ->
     manifest = manifest_path(bundle)
     manifest.rename(manifest.with_name(manifest.name + ".pruning"))
     bundle.write_bytes(bundle.read_bytes().replace(b"e0", b"e9", 1))
+    newest(tmp_path)
     assert [kept is None for _, kept in prune(tmp_path)] == [False]
     assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
 
@@ -169,6 +193,7 @@ def test_two_pruners_at_once_do_not_interfere(tmp_path: Path) -> None:
     """The daemon and the command, one step of each in turn."""
     for number in range(6):
         store(tmp_path, f"b{number}", age=WEEK)
+    newest(tmp_path)
     one, other = (Pruner(tmp_path, RealStorage()).prune(OLD, now=NOW) for _ in range(2))
     for step in one:
         assert step.kept is None
@@ -201,6 +226,7 @@ def test_nothing_is_deleted_while_the_directory_is_locked(tmp_path: Path, monkey
     """Somebody else is publishing; the next round tries again."""
     monkeypatch.setattr("ergo_capture.storage.lock._PATIENCE", 0.05)
     store(tmp_path, "old", age=WEEK)
+    newest(tmp_path)
     with directory_lock(tmp_path / "bundles" / "g") as alone:
         assert alone
         assert prune(tmp_path) == []
@@ -212,6 +238,7 @@ def test_unreadable_files_do_not_keep_other_bundles(tmp_path: Path, monkeypatch:
     unreadable = [store(tmp_path, "a", age=WEEK), manifest_path(store(tmp_path, "b", age=WEEK))]
     (tmp_path / "bundles" / "lost+found").mkdir()
     store(tmp_path, "c", age=WEEK)
+    newest(tmp_path)
     real_open, real_scan = os.open, os.scandir
 
     def refuse(path: Any, *arguments: Any, **options: Any) -> int:
@@ -226,7 +253,11 @@ def test_unreadable_files_do_not_keep_other_bundles(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(os, "scandir", refuse_scan)
-    assert prune(tmp_path) == [("a", "it cannot be read: Input/output error"), ("c", None)]
+    assert sorted(prune(tmp_path)) == [
+        ("a", "it cannot be read: Input/output error"),
+        ("b", "manifest unreadable"),
+        ("c", None),
+    ]
 
 
 class Scarce(RealStorage):
@@ -300,26 +331,28 @@ async def test_the_daemon_prunes_after_each_publication(logged: list[Any]) -> No
         assert not list(daemon.state.rglob("*.pruning"))
 
 
-async def test_the_daemon_prunes_at_its_start_and_keeps_snapshots(tmp_path: Path) -> None:
-    """A bundle that expired while the daemon was stopped is deleted at once."""
-    old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
+async def test_the_daemon_prunes_by_age_some_time_after_its_start_and_keeps_snapshots(tmp_path: Path) -> None:
+    """A bundle that expired while the daemon was stopped is deleted once the clock is trusted."""
+    now = datetime.now(UTC)
+    old = store(tmp_path, "old", graph="default", age=WEEK, now=now)
+    store(tmp_path, "last", graph="default", age=WEEK, now=now, sequence=1)
     with structlog.testing.capture_logs() as logged:
-        async with running_daemon('[retention]\nmax_age = "1d"\n', state=tmp_path) as daemon:
-            await until(logged, "bundle.pruned")
-            assert not old.exists()
+        async with running_daemon('[retention]\nmax_age = "1d"\ninterval = "50ms"\n', state=tmp_path) as daemon:
+            (pruned,) = await until(logged, "bundle.pruned")
+            assert pruned["bundle"] == str(old)
             async with daemon.session() as wire:
                 await wire.say(event("a"), {"type": "flush"})
                 flushed = await wire.until("flushed")
                 assert json.loads(Path(flushed["manifest"]).read_bytes())["ended"] == "open"
                 rules = RetentionRules(Bounds(max_age=timedelta(microseconds=1)))
-                daemon.service.retention.apply(rules, 0)
+                daemon.service.retention.apply(rules, 0.001)
                 await daemon.service.retention.take_round()
                 assert Path(flushed["bundle"]).exists()
                 await wire.say({"type": "close"})
                 closed = await wire.until("closed")
                 assert closed["bundle"] == flushed["bundle"]
             await until(logged, "bundle.pruned", 2)
-            assert daemon.bundles() == []
+            assert list(map(str, daemon.bundles())) == [closed["bundle"]]
 
 
 async def test_a_start_finishes_an_interrupted_deletion_without_any_rules(tmp_path: Path) -> None:
@@ -335,13 +368,14 @@ async def test_a_start_finishes_an_interrupted_deletion_without_any_rules(tmp_pa
 async def test_a_reload_applies_other_bounds_at_once(tmp_path: Path) -> None:
     """Without waiting for a publication; bundles are compressed from then on."""
     old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
-    text = '[retention]\nmax_age = "1d"\ninterval = "0s"\n[bundle]\ncompress = "zstd"\n'
+    newest(tmp_path)
+    text = '[retention]\nmax_bundles = 1\ninterval = "0s"\n[bundle]\ncompress = "zstd"\n'
     with structlog.testing.capture_logs() as logged:
         async with running_daemon('[retention]\ninterval = "0s"\n', state=tmp_path) as daemon:
             config = configured(daemon.state, daemon.socket, text)
             daemon.service.reloader = Reloader(daemon.service.components, lambda: config)
             assert old.exists()
-            assert (await daemon.ask("reload"))["applied"] == ["bundle.compress", "retention.max_age"]
+            assert (await daemon.ask("reload"))["applied"] == ["bundle.compress", "retention.max_bundles"]
             await until(logged, "bundle.pruned")
             assert not old.exists()
             async with daemon.session() as wire:
@@ -354,8 +388,9 @@ async def test_retention_errors_are_logged_once_with_a_hint(tmp_path: Path, logg
     bad = store(tmp_path, "bad", age=WEEK)
     bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
     store(tmp_path, "old", age=WEEK)
+    newest(tmp_path)
     storage = FaultyStorage({"remove": [errno.EIO]})
-    rules = RetentionRules(Bounds(max_age=DAY), keep_free_bytes=1 << 62)
+    rules = RetentionRules(Bounds(max_bundles=1), keep_free_bytes=1 << 62)
     retention = Retention(Pruner(tmp_path, storage), rules, 0)
     for _ in range(3):
         await retention.take_round()
@@ -367,7 +402,8 @@ async def test_retention_errors_are_logged_once_with_a_hint(tmp_path: Path, logg
 
 async def test_rounds_follow_publications_and_the_interval(tmp_path: Path) -> None:
     """Without an interval only ``look`` starts one."""
-    retention = Retention(Pruner(tmp_path, RealStorage()), OLD, 0)
+    newest(tmp_path, now=datetime.now(UTC))
+    retention = Retention(Pruner(tmp_path, RealStorage()), ONE, 0)
     async with anyio.create_task_group() as tasks:
         store(tmp_path, "first", age=WEEK, now=datetime.now(UTC))
         tasks.start_soon(retention.run)
@@ -376,7 +412,7 @@ async def test_rounds_follow_publications_and_the_interval(tmp_path: Path) -> No
         retention.look()
         await _until_pruned(retention, 2)
         tasks.cancel_scope.cancel()
-    periodic = Retention(Pruner(tmp_path, RealStorage()), OLD, 0.001)
+    periodic = Retention(Pruner(tmp_path, RealStorage()), ONE, 0.001)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(periodic.run)
         store(tmp_path, "third", age=WEEK, now=datetime.now(UTC))
@@ -390,3 +426,165 @@ async def _until_pruned(retention: Retention, number: int) -> None:
     with anyio.fail_after(PATIENCE):
         while retention.pruned < number:
             await anyio.sleep(0.01)
+
+
+# --- wrong clocks ---
+
+
+class Clocks:
+    """Two clocks that a test sets; both in seconds."""
+
+    def __init__(self) -> None:
+        self.wall = 1_000_000.0
+        self.steady = 50.0
+
+    def watch(self) -> ClockWatch:
+        """Return what compares them."""
+        return ClockWatch(lambda: self.wall, lambda: self.steady)
+
+    def go_on(self, seconds: float, jump: float = 0.0) -> None:
+        """Let time pass; the wall clock is set forward or back meanwhile."""
+        self.wall += seconds + jump
+        self.steady += seconds
+
+
+@pytest.mark.parametrize("jump", [3 * 365 * 86_400.0, -3 * 365 * 86_400.0])
+def test_ages_are_not_judged_for_a_while_after_a_jump(jump: float) -> None:
+    """Nor after a start; slow corrections of the clock are no jump, and a second jump begins anew."""
+    clocks = Clocks()
+    watch = clocks.watch()
+    assert watch.seconds_to_wait(600) == 600
+    for _ in range(100):
+        clocks.go_on(6, jump=0.5)
+        assert not watch.has_jumped()
+    assert watch.seconds_to_wait(600) == 0
+    clocks.go_on(1, jump)
+    assert watch.has_jumped()
+    assert watch.jump == pytest.approx(jump)
+    clocks.go_on(400)
+    assert not watch.has_jumped()
+    assert watch.seconds_to_wait(600) == pytest.approx(200)
+    clocks.go_on(1, -jump)
+    assert watch.has_jumped()
+    assert watch.seconds_to_wait(600) == pytest.approx(600)
+
+
+async def test_a_jump_of_the_clock_deletes_nothing_by_age(tmp_path: Path, logged: list[Any]) -> None:
+    """One line in the log, and the status; other bounds hold meanwhile, and the age does after the interval."""
+    clocks = Clocks()
+    rules = RetentionRules(Bounds(max_age=DAY, max_bundles=3))
+    retention = Retention(Pruner(tmp_path, RealStorage()), rules, 600, clocks.watch())
+    now = datetime.now(UTC)
+    for number in range(5):
+        store(tmp_path, f"b{number}", age=WEEK, now=now, sequence=number + 1)
+    newest(tmp_path, now=now, sequence=9)
+    clocks.go_on(700, jump=3600)
+    await retention.take_round()
+    assert [line["event"] for line in logged] == ["retention.held", *["bundle.pruned"] * 3]
+    assert {line.get("reason") for line in logged[1:]} == {"max_bundles"}
+    assert logged[0]["jump_seconds"] == 3600
+    status = retention.status()
+    assert status is not None
+    assert status.ages_held_seconds == pytest.approx(600)
+    clocks.go_on(599)
+    await retention.take_round()
+    assert len(logged) == 4
+    clocks.go_on(1)
+    await retention.take_round()
+    assert [line["reason"] for line in logged[4:]] == ["max_age", "max_age"]
+    assert names(tmp_path) == []
+
+
+async def test_a_jump_during_a_round_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ages that it was begun with are wrong."""
+    clocks = Clocks()
+    retention = Retention(Pruner(tmp_path, RealStorage()), OLD, 600, clocks.watch())
+    now = datetime.now(UTC)
+    for number in range(5):
+        store(tmp_path, f"b{number}", age=WEEK, now=now, sequence=number + 1)
+    newest(tmp_path, now=now, sequence=9)
+    clocks.go_on(600)
+
+    def jump(bundle: StoredBundle) -> str | None:
+        clocks.go_on(1, jump=86_400)
+        return difference_from_manifest(bundle)
+
+    monkeypatch.setattr("ergo_capture.server.ops.retention.difference_from_manifest", jump)
+    await retention.take_round()
+    assert retention.pruned == 1
+
+
+async def test_bundles_of_a_clock_that_was_ahead_do_not_displace_those_after_them(
+    monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    """The client was just told where its bundle is; the log says once that times cannot be right."""
+    ahead = True
+    monkeypatch.setattr(publisher_module, "utc_now", lambda: "2091-01-01T00:00:00Z" if ahead else utc_now())
+    async with running_daemon('[retention]\nmax_bundles = 2\ninterval = "10ms"\n') as daemon:
+        closed = []
+        for number in range(6):
+            ahead = number < 3
+            async with daemon.session() as wire:
+                await wire.say(event("a"), {"type": "close"})
+                closed.append((await wire.until("closed"))["bundle"])
+            await until(logged, "bundle.pruned", max(0, number - 1))
+            assert Path(closed[-1]).exists()
+        assert sorted(map(str, daemon.bundles())) == sorted(closed[-2:])
+        assert [line["bundle"] for line in logged if line["event"] == "bundle.pruned"] == closed[:4]
+        assert await until(logged, "retention.suspect")
+
+
+async def test_a_status_says_that_ages_are_not_judged() -> None:
+    """After a start; nothing where no age is bounded."""
+    async with running_daemon('[retention]\nmax_age = "30d"\n') as daemon:
+        assert (await daemon.ask("status"))["status"]["retention"]["ages_held_seconds"] > 500
+    async with running_daemon() as daemon:
+        assert (await daemon.ask("status"))["status"]["retention"] is None
+
+
+# --- other disks ---
+
+
+async def test_a_graphs_directory_may_be_a_link_to_another_disk(tmp_path: Path, logged: list[Any]) -> None:
+    """It is published into, listed, swept, examined and pruned like any other; also what a crash left."""
+    elsewhere = tmp_path / "disk" / "g"
+    elsewhere.mkdir(parents=True)
+    state = tmp_path / "state"
+    (state / "bundles").mkdir(parents=True)
+    (state / "bundles" / "default").symlink_to(elsewhere)
+    (elsewhere / "x.capture.json.999999999.0.tmp").write_bytes(b"x")
+    manifest = manifest_path(store(state, "begun", graph="default", age=WEEK))
+    manifest.rename(manifest.with_name(manifest.name + ".pruning"))
+    async with running_daemon("[retention]\nmax_bundles = 1\n", state=state) as daemon:
+        assert await until(logged, "temporary.swept")
+        for _ in range(2):
+            async with daemon.session() as wire:
+                await wire.say(event("a"), {"type": "close"})
+                closed = await wire.until("closed")
+        await until(logged, "bundle.pruned")
+        assert sorted(path.name for path in elsewhere.iterdir()) == sorted(
+            Path(closed[name]).name for name in ("bundle", "manifest")
+        )
+    assert [bundle.problem for bundle in Pruner(state, RealStorage()).catalogue.read()] == [None]
+    (elsewhere / Path(closed["bundle"]).name).write_bytes(b"{}")
+    assert not diagnose(state).sound
+    assert list_files(state / "bundles") == sorted((state / "bundles" / "default").iterdir())
+
+
+def test_only_the_disk_that_is_short_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """keep_free_bytes holds for each file system that bundles are on."""
+    for graph in ("near", "far"):
+        for number in range(3):
+            store(tmp_path, f"{graph}{number}", graph=graph, age=(9 - number) * DAY)
+    real = Catalogue.read
+
+    def read(catalogue: Catalogue) -> list[StoredBundle]:
+        return [replace(b, device=7) if b.graph == "far" else b for b in real(catalogue)]
+
+    class TwoDisks(RealStorage):
+        def free_bytes(self, path: Path) -> int:
+            return 10 if path.name == "far" else 10**9
+
+    monkeypatch.setattr(Catalogue, "read", read)
+    steps = Pruner(tmp_path, TwoDisks()).prune(RetentionRules(keep_free_bytes=1000), now=NOW)
+    assert {step.choice.bundle.graph for step in steps} == {"far"}

@@ -42,7 +42,7 @@ class BundleFormatError(ErgoCaptureError, ValueError):
 
 
 def list_files(directory: Path) -> list[Path]:
-    """Return every file below a directory, sorted.
+    """Return every file below a directory, sorted; links to directories are followed, each directory once.
 
     Raises:
         OSError: one of the directories cannot be read; leaving it out would pass its bundles for verified.
@@ -51,7 +51,22 @@ def list_files(directory: Path) -> list[Path]:
     def fail(error: OSError) -> NoReturn:
         raise error
 
-    return sorted(Path(parent, name) for parent, _, names in os.walk(directory, onerror=fail) for name in names)
+    files, met = [], {_identity(directory)}
+    for parent, folders, names in os.walk(directory, onerror=fail, followlinks=True):
+        files += [Path(parent, name) for name in names]
+        # Links come last: what they lead to is listed under its own name where that is below the directory too.
+        inside = sorted((Path(parent, name) for name in folders), key=lambda path: (path.is_symlink(), path))
+        folders.clear()
+        for folder in inside:
+            if (identity := _identity(folder)) not in met:
+                met.add(identity)
+                folders.append(folder.name)
+    return sorted(files)
+
+
+def _identity(directory: Path) -> tuple[int, int]:
+    status = directory.stat()
+    return status.st_dev, status.st_ino
 
 
 def open_binary(path: Path) -> BinaryIO:

@@ -77,8 +77,9 @@ def prune(
 ) -> int:
     """Delete the finished bundles that are beyond the bounds, and their manifests.
 
-    The bounds are those of the configuration; an option replaces its setting. Before a bundle is deleted it is read
-    whole and compared with its manifest. One that differs is kept, and the exit code is 3.
+    The bounds are those of the configuration; an option replaces its setting. The newest bundle of each graph stays.
+    Before a bundle is deleted it is read whole and compared with its manifest. One that differs is kept and named, and
+    the exit code is 3.
     """
     from ergo_capture.server.factories import retention_rules  # noqa: PLC0415 - `list` needs no server
     from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
@@ -94,7 +95,8 @@ def prune(
             exit_code=ExitCode.USAGE,
         )
     count, freed, kept = 0, 0, 0
-    for step in Pruner(Path(loaded.state.directory), RealStorage()).prune(rules, graph=graph, dry_run=dry_run):
+    pruner = Pruner(Path(loaded.state.directory), RealStorage())
+    for step in pruner.prune(rules, graph=graph, dry_run=dry_run):
         bundle = step.choice.bundle
         if step.kept is None:
             count, freed = count + 1, freed + bundle.size
@@ -110,6 +112,12 @@ def prune(
         else:
             click.echo(f"kept {printable(bundle.path)}: {step.kept}")
     click.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, freed)}", err=True)
+    if pruner.suspects:
+        click.echo(
+            f"{counted(len(pruner.suspects), 'bundle')} cannot have ended when the manifest says, for example "
+            f"{printable(pruner.suspects[-1].path)}: kept from --max-age until one that was published later is as old",
+            err=True,
+        )
     if kept:
         click.echo("Try: `ergo-capture verify` on what was kept, then move it away", err=True)
     return int(ExitCode.DATA_LOSS if kept else ExitCode.OK)

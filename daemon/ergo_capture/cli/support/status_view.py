@@ -15,7 +15,7 @@ from rich.text import Text
 from ergo_capture.cli.support.output import milliseconds, size, span
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.commit.meter import HistogramSnapshot
-from ergo_capture.server.ops.status_model import DaemonStatus, EngineStatus, RunningStatus
+from ergo_capture.server.ops.status_model import DaemonStatus, EngineStatus, RetentionStatus, RunningStatus
 from ergo_capture.server.session.session import SessionSnapshot
 from ergo_capture.units import counted
 
@@ -119,9 +119,19 @@ def _head(status: DaemonStatus, rates: Rates | None) -> Table:
         if free is None
         else Text(f"{size(free)} free", style="red" if free < LOW_DISK_BYTES else ""),
     )
+    if status.retention is not None and (retained := _retention(status.retention)):
+        table.add_row("retention", Text(retained, style="yellow"))
     refused = {code: count for code, count in status.refusals.items() if count}
     table.add_row("refused", ", ".join(f"{code} {count:,}" for code, count in refused.items()) or "nothing")
     return table
+
+
+def _retention(retention: RetentionStatus) -> str:
+    held = (
+        f"no bundle goes by its age for {span(retention.ages_held_seconds)}: the daemon was started, or the clock set"
+    )
+    doubted = f"{counted(retention.suspects, 'bundle')} with a time that cannot be right"
+    return "; ".join(([held] if retention.ages_held_seconds else []) + ([doubted] if retention.suspects else []))
 
 
 def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,15 +25,20 @@ from ergo_capture import telemetry
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
 from ergo_capture.bundle.manifest import ManifestError, read_manifest
 from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path
-from ergo_capture.bundle.retention import Expired, RetentionRules, select_expired
+from ergo_capture.bundle.retention import Expired, RetentionRules, select_expired, suspect_times
+from ergo_capture.bundle.sequence import PRUNING_SUFFIX
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server.ops.status_model import RetentionStatus
 from ergo_capture.storage import Storage, StorageError, directory_lock
 
 log = structlog.get_logger()
 
-_PRUNING: Final = ".pruning"
 #: Seconds without a round for each second that one took.
 _PAUSE_RATIO: Final = 9.0
+#: Seconds by which the wall clock may move against the steady one between two looks.
+_JUMP_SECONDS: Final = 60.0
+#: Seconds without deletions by age after a jump of the clock, where no interval is set.
+_HOLD_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +63,15 @@ class Pruner:
         self._storage = storage
         #: Bundles that differ from their manifests; each is read once.
         self._unsound: set[StoredBundle] = set()
+        #: The bundles that were listed last.
+        self._found: list[StoredBundle] = []
+        #: Those of them whose manifests cannot be right about when they ended.
+        self.suspects: list[StoredBundle] = []
 
     def prune(
         self, rules: RetentionRules, *, now: datetime | None = None, graph: str | None = None, dry_run: bool = False
     ) -> Iterator[Pruned]:
-        """Delete the bundles that exceed a bound, one a step.
+        """Delete the bundles that exceed a bound, one a step; before that, name those that are not sound, which stay.
 
         Args:
             rules: the bounds.
@@ -77,6 +86,10 @@ class Pruner:
         if not dry_run:
             self.finish_begun()
         done: set[StoredBundle] = set()
+        for bundle in self._listed(graph):
+            if bundle.is_unsound and bundle not in self._unsound:
+                self._unsound.add(bundle)
+                yield Pruned(Expired(bundle, "unsound"), bundle.problem)
         while True:
             for choice in self._select(rules, now, graph):
                 if choice.bundle in done:
@@ -99,13 +112,13 @@ class Pruner:
         Raises:
             StorageError: a file cannot be read or removed.
         """
-        for doomed in sorted(self.catalogue.directory.glob(f"*/*{MANIFEST_SUFFIX}{_PRUNING}")):
+        for doomed in sorted(self.catalogue.directory.glob(f"*/*{MANIFEST_SUFFIX}{PRUNING_SUFFIX}")):
             try:
                 manifest = read_manifest(doomed)
             except (ManifestError, OSError):
                 # Not one of ours, or removed meanwhile.
                 continue
-            original = doomed.with_name(doomed.name.removesuffix(_PRUNING))
+            original = doomed.with_name(doomed.name.removesuffix(PRUNING_SUFFIX))
             bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
             with _missing_ok(), directory_lock(doomed.parent) as alone:
                 if not alone:
@@ -118,19 +131,30 @@ class Pruner:
                     self._storage.remove(bundle)
                 self._storage.remove(doomed)
 
-    def free_bytes(self) -> int:
-        """Return the bytes free on the disk.
+    def free_bytes(self) -> dict[int, int]:
+        """Return the bytes free on each file system that bundles are on, by device.
 
         Raises:
-            StorageError: the directory does not exist.
+            ErgoCaptureError: a directory cannot be read.
         """
-        return self._storage.free_bytes(self.catalogue.directory)
+        try:
+            places = {self.catalogue.directory.stat().st_dev: self.catalogue.directory}
+        except OSError as error:
+            raise StorageError("look at directory", self.catalogue.directory, error) from error
+        for bundle in self._found:
+            # A graph's directory may be a link to one on another disk.
+            places.setdefault(bundle.device, bundle.path.parent)
+        return {device: self._storage.free_bytes(place) for device, place in places.items()}
+
+    def _listed(self, graph: str | None) -> list[StoredBundle]:
+        self._found = self.catalogue.read()
+        self._unsound &= set(self._found)
+        return [bundle for bundle in self._found if graph is None or bundle.graph == graph]
 
     def _select(self, rules: RetentionRules, now: datetime, graph: str | None) -> list[Expired]:
-        found = self.catalogue.read()
-        self._unsound &= set(found)
-        candidates = [b for b in found if b not in self._unsound and (graph is None or b.graph == graph)]
-        return select_expired(candidates, rules, now, self.free_bytes() if rules.keep_free_bytes else 0)
+        candidates = [bundle for bundle in self._listed(graph) if bundle not in self._unsound]
+        self.suspects = suspect_times(candidates, now)
+        return select_expired(candidates, rules, now, self.free_bytes() if rules.keep_free_bytes else {})
 
     def _difference(self, bundle: StoredBundle) -> str | None:
         try:
@@ -145,7 +169,7 @@ class Pruner:
     def _delete(self, bundle: StoredBundle) -> bool:
         """Delete a bundle; return False where it is gone or was replaced since it was listed."""
         manifest = manifest_path(bundle.path)
-        doomed = manifest.with_name(manifest.name + _PRUNING)
+        doomed = manifest.with_name(manifest.name + PRUNING_SUFFIX)
         deleted = False
         # Reading a large bundle takes seconds, and its session may have been published again meanwhile.
         with _missing_ok(), directory_lock(manifest.parent) as alone:
@@ -170,6 +194,44 @@ def _missing_ok() -> Iterator[None]:
             raise
 
 
+class ClockWatch:
+    """Compares the wall clock with one that nobody sets.
+
+    After a jump, and after a start, when nothing is known yet, ages are not judged for a while: a clock that is years
+    ahead for a moment must not delete what is young.
+
+    Args:
+        wall: the wall clock, in seconds.
+        steady: a clock that is never set and goes on while the machine sleeps, in seconds.
+    """
+
+    def __init__(
+        self,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self._wall, self._steady = wall, steady
+        self._offset = wall() - steady()
+        #: When the clock was last known to jump, or the start, on the steady clock.
+        self._since = steady()
+        #: Seconds of the last jump; above 0 where it was forwards.
+        self.jump = 0.0
+
+    def has_jumped(self) -> bool:
+        """Return whether the wall clock was set since the last call, by more than slow corrections are."""
+        steady = self._steady()
+        offset = self._wall() - steady
+        jump, self._offset = offset - self._offset, offset
+        if abs(jump) <= _JUMP_SECONDS:
+            return False
+        self.jump, self._since = jump, steady
+        return True
+
+    def seconds_to_wait(self, hold: float) -> float:
+        """Return the seconds until ages may be judged, where they must not be for ``hold`` seconds; 0 for now."""
+        return max(0.0, self._since + hold - self._steady())
+
+
 class Retention:
     """Prunes after each publication and at an interval, in a worker thread.
 
@@ -177,18 +239,33 @@ class Retention:
         pruner: deletes the bundles.
         rules: the bounds.
         interval: seconds between rounds; 0 for rounds after publications only.
+        clock: says when ages may be judged.
     """
 
-    def __init__(self, pruner: Pruner, rules: RetentionRules, interval: float) -> None:
+    def __init__(self, pruner: Pruner, rules: RetentionRules, interval: float, clock: ClockWatch | None = None) -> None:
         self._rules = rules
         self._pruner = pruner
         self._interval = interval
+        self._clock = clock or ClockWatch()
         self._due = asyncio.Event()
         self._due.set()
         self._is_short = False
         #: Bundles deleted since the start, and the bytes of their files.
         self.pruned = 0
         self.pruned_bytes = 0
+        #: Bundles whose manifests cannot be right about when they ended.
+        self.suspects = 0
+
+    @property
+    def ages_held_seconds(self) -> float:
+        """Seconds until bundles are deleted by their age again; 0 where they are."""
+        return self._clock.seconds_to_wait(self._interval or _HOLD_SECONDS)
+
+    def status(self) -> RetentionStatus | None:
+        """Return what is not deleted; None where no age is bounded."""
+        if not self._rules.have_ages:
+            return None
+        return RetentionStatus(ages_held_seconds=self.ages_held_seconds, suspects=self.suspects)
 
     def look(self) -> None:
         """Start a round soon: a bundle was published."""
@@ -207,7 +284,8 @@ class Retention:
         except ErgoCaptureError as error:
             self._report_failure(error)
         while True:
-            with anyio.move_on_after(self._interval or None):
+            waits = (self._interval, self.ages_held_seconds if self._rules.have_ages else 0)
+            with anyio.move_on_after(min(filter(None, waits), default=None)):
                 await self._due.wait()
             self._due.clear()
             if self._rules.are_set:
@@ -218,17 +296,22 @@ class Retention:
 
     async def take_round(self) -> None:
         """Delete the bundles that exceed a bound now, and log each."""
-        rules = self._rules
-        steps = self._pruner.prune(rules)
+        self._look_at_the_clock()
+        rules, by_age = self._rules, not self.ages_held_seconds
+        steps = self._pruner.prune(rules if by_age else rules.without_ages())
         try:
             while (step := await to_thread.run_sync(next, steps, None)) is not None:
                 self._report(step)
-            short = bool(rules.keep_free_bytes) and (
-                await to_thread.run_sync(self._pruner.free_bytes) < rules.keep_free_bytes
-            )
+                if self._look_at_the_clock() and by_age:
+                    # The ages of this round are wrong.
+                    self._due.set()
+                    return
+            self._report_suspects()
+            free = await to_thread.run_sync(self._pruner.free_bytes) if rules.keep_free_bytes else {}
         except ErgoCaptureError as error:
             self._report_failure(error)
             return
+        short = any(room < rules.keep_free_bytes for room in free.values())
         if short and not self._is_short:
             log.warning(
                 telemetry.RETENTION_SHORT,
@@ -236,6 +319,31 @@ class Retention:
                 hint="no bundle is left that may go: free some space, or lower retention.keep_free_bytes",
             )
         self._is_short = short
+
+    def _look_at_the_clock(self) -> bool:
+        jumped = self._clock.has_jumped()
+        if jumped and self._rules.have_ages:
+            log.warning(
+                telemetry.RETENTION_HELD,
+                jump_seconds=round(self._clock.jump, 3),
+                seconds=round(self.ages_held_seconds, 3),
+                hint="the clock was set: no bundle is deleted by its age for that long; see that the time is right",
+            )
+        return jumped
+
+    def _report_suspects(self) -> None:
+        """Log that the times of bundles cannot be right, where there are more of them than before."""
+        suspects = self._pruner.suspects
+        if len(suspects) > self.suspects:
+            log.warning(
+                telemetry.RETENTION_SUSPECT,
+                bundles=len(suspects),
+                newest=str(suspects[-1].path),
+                ended_at=str(suspects[-1].ended_at),
+                hint="the clock was wrong when they ended: they go by their number, size and room, and by the age of "
+                "those published after them",
+            )
+        self.suspects = len(suspects)
 
     def _report_failure(self, error: ErgoCaptureError) -> None:
         """Log that a round failed; the next one tries again."""

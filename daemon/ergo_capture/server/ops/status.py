@@ -60,6 +60,7 @@ async def take_status(components: Components) -> DaemonStatus:
         ),
         running=None if running is None else _running_status(running, clients.held),
         started_at=components.start_time,
+        retention=retention.status(),
     )
 
 

@@ -66,6 +66,16 @@ class RunningStatus(msgspec.Struct, frozen=True):
     journal_holder: JournalHolder | None = None
 
 
+class RetentionStatus(msgspec.Struct, frozen=True):
+    """What retention does not delete."""
+
+    #: Seconds until bundles are deleted by their age again; 0 where they are. After a start and a jump of the clock
+    #: they are not for a while.
+    ages_held_seconds: float
+    #: Bundles whose manifests cannot be right about when they ended.
+    suspects: int
+
+
 class DaemonStatus(msgspec.Struct, frozen=True):
     """The daemon at one moment; times in seconds, sizes in bytes."""
 
@@ -89,3 +99,5 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     running: RunningStatus | None
     #: Unix time of the start, as the clock was then; 0 from a daemon that does not report it.
     started_at: float = 0.0
+    #: None where no age is bounded, and of a daemon of 0.1.0.
+    retention: RetentionStatus | None = None
