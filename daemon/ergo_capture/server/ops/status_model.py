@@ -39,13 +39,13 @@ class TotalsStatus(msgspec.Struct, frozen=True):
     sessions_opened: int
     sessions_resumed: int
     sessions_finished: int
-    #: Resumes by clients that were told of events which are missing.
-    acknowledged_lost: int
     bundles_published: int
     bundles_pruned: int
     bundles_pruned_bytes: int
     decisions_tapped: int
     decisions_skipped: int
+    #: Resumes by clients that were told of events which are missing.
+    acknowledged_lost: int = 0
 
 
 class RunningStatus(msgspec.Struct, frozen=True):
