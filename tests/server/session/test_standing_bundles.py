@@ -227,12 +227,12 @@ async def test_a_failed_publication_leaves_no_gap_and_no_number_twice(monkeypatc
     name = "ergo_capture.bundle.writer.compose.write_bytes_atomic"
     async with running_daemon() as daemon:
 
-        def fail_after(path: Path, data: bytes) -> None:
+        def fail_after(path: Path, data: bytes, **_options: Any) -> None:
             write_bytes_atomic(path, data)
             monkeypatch.setattr(name, write_bytes_atomic)
             raise CaptureWriteError.sync_directory(path, OSError(5, "Input/output error"))
 
-        def fail_before(path: Path, _data: bytes) -> None:
+        def fail_before(path: Path, _data: bytes, **_options: Any) -> None:
             monkeypatch.setattr(name, write_bytes_atomic)
             raise CaptureWriteError.create_output_directory(path, OSError(5, "Input/output error"))
 
