@@ -260,19 +260,26 @@ def _parts(journal: Path, *, published: bool = True) -> list[Capture]:
 def _in_state(state: Path) -> list[Capture]:
     """Return every part of every session once: from its bundle, or else from the journal.
 
-    The journal is read first: a part that is published meanwhile is then found twice, not missed. A bundle of a part
-    that is still open is a snapshot, older than what the journal has; a finished one is not.
+    The journal is read first, so that a part that is published meanwhile is not missed. A bundle of a part that is still
+    open is a snapshot, older than what the journal has. Beside a finished one the journal is the older: it was restored
+    from a backup, or the bundle was published meanwhile.
     """
     parts = _parts(state / "journal", published=False)
-    newer = {
-        bundle_name(capture.part.description.session, capture.part.part)
-        for capture in parts
-        if capture.part is not None and capture.part.damage is None
-    }
+    named = {_name_of(capture.part): capture for capture in parts if capture.part is not None}
     directory = state / "bundles"
-    bundles = bundles_below(directory) if directory.is_dir() else []
-    older = [path for path in bundles if path.name.removesuffix(COMPRESSED_SUFFIX) in newer and not _is_finished(path)]
-    return [*_of_files(path for path in bundles if path not in older), *parts]
+    bundles, older = [], []
+    for path in bundles_below(directory) if directory.is_dir() else ():
+        capture = named.get(path.name.removesuffix(COMPRESSED_SUFFIX))
+        if capture is None or capture.part is None or capture.part.damage is not None:
+            bundles.append(path)
+        elif _is_finished(path):
+            bundles.append(path)
+            older.append(capture)
+    return [*_of_files(bundles), *(capture for capture in parts if capture not in older)]
+
+
+def _name_of(part: PartStream) -> str:
+    return bundle_name(part.description.session, part.part)
 
 
 def _is_finished(bundle: Path) -> bool:
