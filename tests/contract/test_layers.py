@@ -16,7 +16,18 @@ ROOT = REPOSITORY / "daemon" / "ergo_capture"
 
 #: The packages and modules right below the root, from the bottom up. Each may import its own layer and those below it.
 LAYERS = (
-    {"errors", "units", "version", "telemetry", "log_output", "safe_path", "notifier", "backoff", "parent_death"},
+    {
+        "errors",
+        "units",
+        "version",
+        "telemetry",
+        "log_output",
+        "safe_path",
+        "pauses",
+        "notifier",
+        "backoff",
+        "parent_death",
+    },
     {"kernel"},
     {"adapter"},
     {"protocol"},
@@ -45,7 +56,7 @@ SERVER_LAYERS = (
 #: The package's own face, and the way in.
 FREE = {"__init__", "__main__", "library"}
 #: The only places where anything is asynchronous; the command line runs what they hold.
-ASYNC = {"engine", "server", "client", "cli"}
+ASYNC = {"engine", "server", "client", "cli", "pauses.py"}
 #: Most files in a folder, without ``__init__.py``.
 MAX_FILES = 16
 #: The folder with one file for each user-visible command.

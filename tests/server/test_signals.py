@@ -75,7 +75,7 @@ def test_too_few_open_files_are_refused_at_the_start() -> None:
         daemon.prefix = ["sh", "-c", 'ulimit -n 12; exec "$0" "$@"']
         assert daemon.spawn().wait(PATIENCE) == 78
         said = daemon.log.read_text()
-        assert "the process may open 12 files, and needs at least 64" in said
+        assert "the process may open 12 files, and needs at least 48" in said
         assert "LimitNOFILE" in said
         assert "Traceback" not in said
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -16,6 +17,7 @@ from ergo_capture.engine.port import INVALID_REPLY, TIMED_OUT, UNAVAILABLE
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.pauses import clock, within
 from ergo_capture.protocol.engine import EngineProtocolError, LineSplitter, Ready, encode_run, read_ran, read_ready
 
 #: The exceptions by which a broken connection shows.
@@ -55,7 +57,6 @@ class EngineConnection:
         counts: counts ``late`` and ``unknown`` answers, and invalid ones as ``nonsense``.
         on_closing: called once, when no more requests are sent, before any pending run ends because of it.
         on_invalid_reply: called with the event's id and the error when an answer is not a valid result.
-        refuses_unknown: whether an answer to a run that was never requested ends the connection.
     """
 
     def __init__(
@@ -67,7 +68,6 @@ class EngineConnection:
         *,
         on_closing: Callable[[], None],
         on_invalid_reply: Callable[[str, str], None],
-        refuses_unknown: bool = False,
     ) -> None:
         self._receive = receive
         self._send = send
@@ -75,7 +75,6 @@ class EngineConnection:
         self._counts = counts
         self._on_closing = on_closing
         self._on_invalid_reply = on_invalid_reply
-        self._refuses_unknown = refuses_unknown
         self._state = _State.OPEN
         self._next_number = 0
         self._pending: dict[int, _Pending] = {}
@@ -86,7 +85,7 @@ class EngineConnection:
         self._has_outgoing = asyncio.Event()
         #: Seconds that the engine owed an answer, up to ``_silent_since``.
         self._owed = 0.0
-        #: The loop's time at the last answer, or at the first request after a moment without any pending.
+        #: Time of ``pauses.clock`` at the last answer, or at the first request after a moment without any pending.
         self._silent_since = 0.0
 
     async def greet(self) -> Ready:
@@ -143,7 +142,7 @@ class EngineConnection:
         loop = asyncio.get_running_loop()
         number, self._next_number = self._next_number, self._next_number + 1
         if not self._pending:
-            self._silent_since = loop.time()
+            self._silent_since = clock.now()
         answer: asyncio.Future[RunResult] = loop.create_future()
         self._pending[number] = _Pending(event.event_id, answer)
         self._outgoing[number] = encode_run(number, graph_id, event, deadline)
@@ -151,8 +150,9 @@ class EngineConnection:
         try:
             if deadline is None:
                 return await answer
-            with anyio.move_on_after(deadline.total_nanos / 1e9):
-                return await answer
+            with suppress(TimeoutError):
+                await within(deadline.total_nanos / 1e9, lambda: asyncio.wait([answer]))
+                return answer.result()
             if number not in self._outgoing:
                 if len(self._late) >= _MAX_LATE:
                     self._late.clear()
@@ -162,7 +162,7 @@ class EngineConnection:
             # An engine that reads nothing must not make us keep requests that nobody waits for.
             self._outgoing.pop(number, None)
             if self._pending.pop(number, None) is not None and not self._pending:
-                self._owed += loop.time() - self._silent_since
+                self._owed += clock.now() - self._silent_since
 
     async def _receive_answers(self) -> None:
         while True:
@@ -175,11 +175,9 @@ class EngineConnection:
 
     def _accept(self, line: bytes) -> None:
         ran = read_ran(line)
-        self._owed, self._silent_since = 0.0, asyncio.get_running_loop().time()
+        self._owed, self._silent_since = 0.0, clock.now()
         run = self._pending.pop(ran.id, None)
         if run is None:
-            if self._refuses_unknown and not 0 <= ran.id < self._next_number:
-                raise EngineProtocolError(f"it answered run {ran.id}, which it was not asked for", op="talk to engine")
             self._counts["late" if ran.id in self._late else "unknown"] += 1
             self._late.discard(ran.id)
             return
@@ -227,7 +225,7 @@ class EngineConnection:
 
         Abandoned runs count: an engine that hangs is noticed though each run has a short deadline.
         """
-        return self._owed + (asyncio.get_running_loop().time() - self._silent_since if self._pending else 0.0)
+        return self._owed + (clock.now() - self._silent_since if self._pending else 0.0)
 
     @property
     def unsent_bytes(self) -> int:

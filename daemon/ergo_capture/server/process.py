@@ -21,7 +21,7 @@ from ergo_capture.server.service import Service
 #: ``mallopt``'s number for the count of arenas.
 _M_ARENA_MAX: Final = -8
 #: Fewest open files with which the daemon serves one client: 24 are open before the first comes.
-_MIN_DESCRIPTORS: Final = 64
+_MIN_DESCRIPTORS: Final = 48
 
 
 def run(config: Config, reread: Callable[[], Config] | None = None) -> int:

@@ -16,6 +16,7 @@ from anyio.abc import SocketAttribute, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
+from ergo_capture.pauses import clock
 from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.net.conversation import KEPT_DECISION_BYTES, Conversation, Host, Stage
@@ -54,7 +55,9 @@ class SocketReader:
         self._waiter: asyncio.Future[None] | None = None
         #: One timer for all waits: when it fires, it checks whether the current wait is over its deadline.
         self._timer: asyncio.TimerHandle | None = None
-        #: End of the current wait, in the loop's time; None for none.
+        #: When it fires.
+        self._timer_due = 0.0
+        #: End of the current wait; None for none. Both are times of ``pauses.clock``.
         self._deadline: float | None = None
 
     async def receive(self, size: int, max_wait: float | None = None) -> bytes:
@@ -90,8 +93,8 @@ class SocketReader:
             self._watched = True
             self._loop.add_reader(self._fd, self._on_readable)
         self._waiter = self._loop.create_future()
-        self._deadline = None if max_wait is None else self._loop.time() + max_wait
-        if self._deadline is not None and (self._timer is None or self._timer.when() > self._deadline):
+        self._deadline = None if max_wait is None else clock.now() + max_wait
+        if self._deadline is not None and (self._timer is None or self._timer_due > self._deadline):
             self._set_timer(self._deadline)
         try:
             await self._waiter
@@ -106,10 +109,11 @@ class SocketReader:
         elif not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _set_timer(self, when: float) -> None:
+    def _set_timer(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._on_timer)
+        self._timer_due = due
+        self._timer = self._loop.call_later(max(0.0, due - clock.now()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -117,10 +121,22 @@ class SocketReader:
         if waiter is None or waiter.done() or deadline is None:
             # The next wait with a deadline sets a timer of its own.
             return
-        if self._loop.time() < deadline:
+        if clock.now() < deadline:
             self._set_timer(deadline)
+        elif self._is_readable():
+            # The loop may call timers before it looks at sockets.
+            waiter.set_result(None)
         else:
             waiter.set_exception(TimeoutError())
+
+    def _is_readable(self) -> bool:
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def close(self) -> None:
         """Stop watching the socket; call it before the socket is closed."""
@@ -263,13 +279,13 @@ class Connection:
                 self._waited = 0.0
         # The time-out is for the whole hello or frame: a byte now and then must not hold the connection for ever. Only
         # the time spent waiting for the client counts, not the time in which nothing is read.
-        began = self._loop.time()
+        began = clock.now()
         try:
             data = await self._socket_reader.receive(size, max(0.0, timeout - self._waited) if timeout else None)
         except TimeoutError:
             hint = "send whole frames in time; what was acknowledged is safe, connect again to go on"
             raise ProtocolError(Code.LIMIT, f"{what} within {timeout:g} s", hint) from None
-        self._waited += self._loop.time() - began
+        self._waited += clock.now() - began
         return data
 
     def count_held(self) -> None:
@@ -311,12 +327,10 @@ class Connection:
         if self.conversation.stage is not Stage.ANSWERING:
             self._reading.cancel()
 
-    def shut_down(self, failure: ErgoCaptureError | None = None) -> None:
-        """Tell the client that the daemon stops, and whether its journal has failed, and end the connection."""
+    def shut_down(self) -> None:
+        """Tell the client that the daemon stops, and end the connection."""
         self._end(
-            storage_failed(failure)
-            if failure is not None
-            else ProtocolError(
+            ProtocolError(
                 Code.SHUTTING_DOWN,
                 "the daemon is stopping",
                 "what was acknowledged is safe; connect again and resume the session",

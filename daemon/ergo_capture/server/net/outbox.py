@@ -18,6 +18,7 @@ from typing import Final
 import anyio
 
 from ergo_capture.notifier import Notifier
+from ergo_capture.pauses import within
 from ergo_capture.protocol.capture import Code, ProtocolError
 
 #: Most bytes offered to the socket at once, so that a client that reads slowly is seen to read.
@@ -165,12 +166,13 @@ class Outbox:
         try:
             self._unsent = self._unsent[self._socket.send(self._unsent[:_SEND_BYTES], _SEND_FLAGS) :]
         except (BlockingIOError, InterruptedError):
-            with anyio.move_on_after(self._timeout) as scope:
-                await anyio.wait_writable(self._socket)
-            if scope.cancelled_caught and self.pending_bytes + self._due_bytes() > self._limit:
-                hint = "read what the daemon sends, or send less at a time"
-                self._on_stuck(ProtocolError(Code.LIMIT, "replies were not read in time", hint))
-                return False
+            try:
+                await within(self._timeout, lambda: anyio.wait_writable(self._socket))
+            except TimeoutError:
+                if self.pending_bytes + self._due_bytes() > self._limit:
+                    hint = "read what the daemon sends, or send less at a time"
+                    self._on_stuck(ProtocolError(Code.LIMIT, "replies were not read in time", hint))
+                    return False
         except OSError:
             self._unsent = memoryview(b"")
         return True

@@ -19,6 +19,7 @@ import anyio
 import structlog
 
 from ergo_capture import telemetry
+from ergo_capture.pauses import clock
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.ops.systemd import SystemdNotifier
 
@@ -79,6 +80,7 @@ class Watchdog:
         self._stalled_after = notifier.watchdog_seconds / 2 or _STALLED_SECONDS
         self._interval = min(_CHECK_SECONDS, self._stalled_after / 2)
         self._stalled = False
+        self._pauses = clock.pauses()
 
     async def run(self) -> None:
         """Check the writer at intervals until cancelled."""
@@ -88,13 +90,14 @@ class Watchdog:
 
     def check(self) -> None:
         """Check the writer once, and tell the service manager."""
-        busy = self._writer.busy_seconds
+        # After a pause of this process, the commit thread has not run either.
+        pauses, self._pauses = self._pauses, clock.pauses()
+        busy = self._writer.busy_seconds if self._pauses == pauses else 0.0
         if busy < self._stalled_after:
             if self._stalled:
                 log.warning(telemetry.WRITER_RESUMED)
             self._stalled = False
-            broken = self._writer.disk_error
-            self._notifier.status(f"not ready: {broken}" if broken is not None else self._describe())
+            self._notifier.status(self._describe())
             self._notifier.watchdog()
             return
         if not self._stalled:

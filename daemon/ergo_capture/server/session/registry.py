@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
@@ -17,6 +18,7 @@ from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.payloads import Loss, Peer
 from ergo_capture.journal.recovery import RecoveredSession, Recovery
 from ergo_capture.journal.wal import Journal
+from ergo_capture.pauses import clock
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.commit.segment_gc import SegmentCollector
 from ergo_capture.server.commit.writer import Writer, WriterClosed
@@ -31,6 +33,9 @@ from ergo_capture.server.session.session import Owner, Session, SessionState
 from ergo_capture.server.session.tap import Taps
 
 log = structlog.get_logger()
+
+#: Seconds by which the timers of the loop and ``pauses.clock`` may differ.
+_CLOCK_SECONDS: Final = 0.1
 
 
 class JournalHolder(msgspec.Struct, frozen=True):
@@ -381,11 +386,18 @@ class SessionRegistry:
         session_id = session.description.session
         if not self._stopping and session.state is SessionState.OPEN and session_id in self.sessions:
             loop = asyncio.get_running_loop()
-            self._lingering[session_id] = loop.call_later(self._linger, self._end_lingering, session, ended)
+            due = clock.now() + self._linger
+            self._lingering[session_id] = loop.call_later(self._linger, self._end_lingering, session, ended, due)
 
-    def _end_lingering(self, session: Session, ended: str) -> None:
-        self._lingering.pop(session.description.session, None)
-        if session.owner is None:
+    def _end_lingering(self, session: Session, ended: str, due: float = 0.0) -> None:
+        session_id = session.description.session
+        self._lingering.pop(session_id, None)
+        remaining = due - clock.now()
+        if remaining > _CLOCK_SECONDS:
+            # The process did not run for a while, and the client could not come back.
+            again = asyncio.get_running_loop().call_later(remaining, self._end_lingering, session, ended, due)
+            self._lingering[session_id] = again
+        elif session.owner is None:
             session.end(ended)
 
     def stop(self) -> None:

@@ -1,0 +1,97 @@
+"""Time in which this process did not run, for which no client and no engine is to blame.
+
+A process that was suspended (SIGSTOP, a suspended virtual machine, a host short of memory) finds every time-out passed
+when it goes on, while the bytes that it waited for lie in the socket. So a time-out that is to judge somebody counts on
+``clock``, which stands still meanwhile, or is waited for with ``within``, which looks once more after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+#: Seconds between two beats.
+_BEAT_SECONDS: Final = 0.5
+#: Seconds that a beat may be late before it counts as a pause.
+_LATE_SECONDS: Final = 1.0
+
+
+class RunningClock:
+    """A monotonic clock that stands still while the process does not run; it is exact to a beat.
+
+    Without ``beat`` it never stands still.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._seconds = 0.0
+        #: The last pause.
+        self._last_pause = 0.0
+        #: When the last beat came, on the clock of ``time.monotonic``; None without beats.
+        self._last_beat: float | None = None
+        self._beating = 0
+
+    def now(self) -> float:
+        """Return the time in seconds; only differences mean anything."""
+        self.pauses()
+        return time.monotonic() - self._seconds
+
+    def pauses(self) -> int:
+        """Return how many pauses there were, one that has just ended included."""
+        if self._last_beat is not None:
+            now = time.monotonic()
+            gap = now - self._last_beat
+            if gap > _BEAT_SECONDS + _LATE_SECONDS:
+                self._count += 1
+                self._seconds += gap
+                self._last_pause = gap
+                self._last_beat = now
+        return self._count
+
+    async def beat(self, on_pause: Callable[[float], None]) -> None:
+        """Notice pauses until cancelled.
+
+        Args:
+            on_pause: called with the seconds of each pause.
+        """
+        self._beating += 1
+        seen = self._count
+        try:
+            while True:
+                if self.pauses() != seen:
+                    seen = self._count
+                    on_pause(self._last_pause)
+                self._last_beat = time.monotonic()
+                await asyncio.sleep(_BEAT_SECONDS)
+        finally:
+            self._beating -= 1
+            if not self._beating:
+                self._last_beat = None
+
+
+#: The clock of this process.
+clock: Final = RunningClock()
+
+
+async def within(seconds: float | None, function: Callable[[], Awaitable[T]]) -> T:
+    """Return what ``function`` returns, awaited for so many seconds without a pause.
+
+    Args:
+        seconds: None for ever.
+        function: called again after a pause; where it was cancelled it must have lost nothing.
+
+    Raises:
+        TimeoutError: the time has passed.
+    """
+    while True:
+        pauses = clock.pauses()
+        with anyio.move_on_after(seconds):
+            return await function()
+        if clock.pauses() == pauses:
+            raise TimeoutError
