@@ -93,7 +93,7 @@ def test_tampering_is_an_error(name: str, capsys: pytest.CaptureFixture[str]) ->
 def test_a_bundle_that_differs_from_its_manifest_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is sound, but not what was published."""
+    """It is sound, but not what was published; where the manifest is none, that is the error."""
     path = tmp_path / "b.capture.json"
     path.write_bytes(TEXT)
     manifest = tmp_path / "b.manifest.json"
@@ -112,7 +112,8 @@ def test_a_bundle_that_differs_from_its_manifest_is_an_error(
     for text in ("{", "[" * 100_000, "[]", "{}", " " * (1 << 20) + "{}"):
         manifest.write_text(text)
         code, said = diagnosis(path, capsys)
-        assert (code, len(of("warning", said))) == (0, 1)
+        (error,) = of("error", said)
+        assert (code, error["path"]) == (1, str(manifest))
 
 
 # --- journals ---

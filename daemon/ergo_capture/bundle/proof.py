@@ -1,4 +1,4 @@
-"""Prove a bundle's file by the manifest beside it: one answer for ``verify``, ``doctor`` and retention."""
+"""Prove a bundle's file by the manifest beside it: one answer for ``verify``, ``replay``, ``doctor`` and retention."""
 
 from __future__ import annotations
 
@@ -6,13 +6,94 @@ import hashlib
 import io
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from ergo_capture.bundle.manifest import Manifest
+from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, manifest_path
 from ergo_capture.bundle.reader.opening import open_binary
 
 _READ_BYTES: Final = 1 << 20
+
+
+#: How often a bundle that is published again meanwhile is looked at.
+_LOOKS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a bundle and the manifest beside it say of each other."""
+
+    #: The manifest's path.
+    path: Path
+    #: The manifest; None where the file is not one.
+    manifest: Manifest | None
+    #: The reason why the two do not belong together; None where they do.
+    problem: str | None = None
+    #: Which of the two is not believed: ``bundle`` or ``manifest``; None where both are.
+    suspect: str | None = None
+
+    @property
+    def in_words(self) -> str:
+        """The problem as a sentence."""
+        if self.suspect == "bundle":
+            return f"it is not the file that its manifest was written for: {self.problem}"
+        return f"the manifest beside it, '{self.path}', is not believed: {self.problem}"
+
+
+def compare_with_manifest(bundle: Path) -> Comparison | None:
+    """Read a bundle's file and compare it with the manifest beside it; None where there is no manifest.
+
+    The manifest is not believed where it cannot be read, or names another bundle and does not have this one's hash;
+    otherwise, where the two differ, the bundle is not.
+
+    Raises:
+        OSError: the bundle cannot be read.
+    """
+    path = manifest_path(bundle)
+    # Not of a pipe, which can be read only once.
+    if path == bundle or not os.path.lexists(path) or not bundle.is_file():
+        return None
+    for _ in range(_LOOKS):
+        before = _signatures(path, bundle)
+        found = _compare(bundle, path)
+        # A snapshot may be published meanwhile: first the bundle, then the manifest.
+        if found.problem is None or _signatures(path, bundle) == before:
+            break
+    return found
+
+
+def _compare(bundle: Path, path: Path) -> Comparison:
+    try:
+        manifest = read_manifest(path)
+    except ManifestError as error:
+        reason = "it is empty" if not path.stat().st_size else error.message.partition(f"'{path}': ")[2]
+        return Comparison(path, None, reason, "manifest")
+    except OSError as error:
+        return Comparison(path, None, error.strerror or str(error), "manifest")
+    difference = difference_from(bundle, manifest)
+    if difference is None:
+        return Comparison(path, manifest)
+    if _plain(manifest.bundle) != _plain(bundle.name):
+        return Comparison(path, manifest, f"it is that of another bundle, '{manifest.bundle}'", "manifest")
+    return Comparison(path, manifest, difference, "bundle")
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(COMPRESSED_SUFFIX)
+
+
+def _signatures(*paths: Path) -> list[tuple[int, int, int] | None]:
+    found: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+    return found
 
 
 def difference_from(path: Path, manifest: Manifest, *, follow: bool = True) -> str | None:

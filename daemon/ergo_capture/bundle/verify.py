@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.reader.stream import BundleStream, RecordStream, open_bundle
+from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
 from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import EventLike, ExternalEventKind
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
@@ -68,7 +68,26 @@ def verify_bundle(path: Path, *, on_progress: Callable[[int], None] = lambda _ev
         ErgoCaptureError: the file cannot be read.
     """
     with open_bundle(path) as stream:
-        return _Verification(stream).run(on_progress)
+        return verify_stream(stream, on_progress=on_progress)
+
+
+def verify_stream(
+    stream: RecordStream,
+    *,
+    only_decided: bool = False,
+    on_progress: Callable[[int], None] = lambda _events: None,
+) -> Verdict:
+    """Check a run as ``verify_bundle`` does.
+
+    Args:
+        stream: the run.
+        only_decided: whether events behind the last decision are left out: those of a session that goes on.
+        on_progress: called every few thousand events with the number of events so far.
+
+    Raises:
+        ErgoCaptureError: it cannot be read.
+    """
+    return _Verification(stream).run(on_progress, only_decided=only_decided)
 
 
 class IntegrityChecker:
@@ -134,7 +153,7 @@ class _Offered(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Verification:
-    def __init__(self, stream: BundleStream) -> None:
+    def __init__(self, stream: RecordStream) -> None:
         self.stream = stream
         self.integrity = IntegrityChecker(stream)
         self.rederivation = Rederivation(stream.graph_id, stream.config)
@@ -143,9 +162,11 @@ class _Verification:
         self.notes: list[str] = []
         self.notes_beyond = 0
 
-    def run(self, on_progress: Callable[[int], None]) -> Verdict:
+    def run(self, on_progress: Callable[[int], None], *, only_decided: bool) -> Verdict:
         stream, events, decisions = self.stream, 0, 0
         for index, (event, captured) in enumerate(zip_longest(stream.events(), stream.decisions())):
+            if captured is None and only_decided:
+                break
             if event is not None:
                 events += 1
                 self.integrity.check(index, event)

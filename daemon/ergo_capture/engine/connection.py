@@ -57,6 +57,7 @@ class EngineConnection:
         counts: counts ``late`` and ``unknown`` answers, and invalid ones as ``nonsense``.
         on_closing: called once, when no more requests are sent, before any pending run ends because of it.
         on_invalid_reply: called with the event's id and the error when an answer is not a valid result.
+        refuses_unknown: whether an answer to a run that was never requested ends the connection.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class EngineConnection:
         *,
         on_closing: Callable[[], None],
         on_invalid_reply: Callable[[str, str], None],
+        refuses_unknown: bool = False,
     ) -> None:
         self._receive = receive
         self._send = send
@@ -75,6 +77,7 @@ class EngineConnection:
         self._counts = counts
         self._on_closing = on_closing
         self._on_invalid_reply = on_invalid_reply
+        self._refuses_unknown = refuses_unknown
         self._state = _State.OPEN
         self._next_number = 0
         self._pending: dict[int, _Pending] = {}
@@ -178,6 +181,8 @@ class EngineConnection:
         self._owed, self._silent_since = 0.0, clock.now()
         run = self._pending.pop(ran.id, None)
         if run is None:
+            if self._refuses_unknown and not 0 <= ran.id < self._next_number:
+                raise EngineProtocolError(f"it answered run {ran.id}, which it was not asked for", op="talk to engine")
             self._counts["late" if ran.id in self._late else "unknown"] += 1
             self._late.discard(ran.id)
             return

@@ -29,6 +29,20 @@ class EngineRefused(ErgoCaptureError):
     """The engine is not the one that the graph is configured for, or it cannot be reached."""
 
 
+class EngineFault(ErgoCaptureError):
+    """The engine did not answer a run, or not validly. Raised only by engines that are made to raise it.
+
+    Args:
+        reason: what the engine did, in words.
+        result: how a daemon ends such a run.
+    """
+
+    def __init__(self, reason: str, result: RunResult) -> None:
+        super().__init__(f"run episode: {reason}", op="run episode")
+        self.reason = reason
+        self.result = result
+
+
 class Engine(Protocol):
     """Runs episodes of one graph, for any number of sessions at once."""
 
@@ -47,7 +61,10 @@ class Engine(Protocol):
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
         """Run one attempt of an episode and return its result.
 
-        What the engine does wrong is a result too: this raises nothing for it.
+        What the engine does wrong is a result too: this raises nothing for it, unless the engine was made to.
+
+        Raises:
+            EngineFault: the engine did something wrong, and was made to raise.
         """
 
     async def provenance(self, configured: str) -> str:

@@ -27,7 +27,7 @@ import msgspec
 import structlog
 
 from ergo_capture import telemetry
-from ergo_capture.engine.port import ABORTED, INVALID_REPLY, TIMED_OUT, InProcessEngine
+from ergo_capture.engine.port import ABORTED, INVALID_REPLY, TIMED_OUT, EngineFault, InProcessEngine
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
@@ -48,6 +48,7 @@ class PythonEngine(InProcessEngine):
     Args:
         spec: ``module:callable``; the module is imported at once.
         pipeline: calls for one session that may be under way at once.
+        raises: whether ``run`` raises ``EngineFault`` for an exception or an invalid return value.
 
     Raises:
         ErgoCaptureError: there is no such callable.
@@ -55,8 +56,9 @@ class PythonEngine(InProcessEngine):
 
     name = "python"
 
-    def __init__(self, spec: str, pipeline: int = 1) -> None:
+    def __init__(self, spec: str, pipeline: int = 1, *, raises: bool = False) -> None:
         self.spec = spec
+        self._raises = raises
         self.pipeline = pipeline
         self._callable = _load(spec)
         self._is_async = any(map(inspect.iscoroutinefunction, (self._callable, type(self._callable).__call__)))
@@ -67,15 +69,23 @@ class PythonEngine(InProcessEngine):
         return None
 
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
-        """Call it; an exception or an invalid return value is Failed(RuntimeError), and logged."""
+        """Call it; an exception or an invalid return value is Failed(RuntimeError), and logged.
+
+        Raises:
+            EngineFault: it is to be raised instead.
+        """
         if deadline is not None and deadline.is_zero():
             return ABORTED
         call = partial(self._callable, graph_id, event_id, event.kind.value, event.at, event.payload, deadline)
         with anyio.move_on_after(None if deadline is None else deadline.total_nanos / 1e9):
+            says = "it raised {}: {}"
             try:
                 answer = await (_await_contained(call) if self._is_async else self._threads.call(call))
+                says = "its return value is invalid: {}: {}"
                 return _to_result(answer)
-            except Exception:
+            except Exception as error:
+                if self._raises:
+                    raise EngineFault(says.format(type(error).__name__, error), INVALID_REPLY) from error
                 log.exception(telemetry.ENGINE_FAILED, graph=graph_id, event_id=event_id, engine=f"python {self.spec}")
                 return INVALID_REPLY
         return TIMED_OUT

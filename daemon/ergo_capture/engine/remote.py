@@ -24,7 +24,15 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 from ergo_capture import telemetry
 from ergo_capture.backoff import Backoff
 from ergo_capture.engine.connection import LOST, EngineConnection
-from ergo_capture.engine.port import ABORTED, TIMED_OUT, UNAVAILABLE, UNSTATED_PROVENANCE, EngineRefused
+from ergo_capture.engine.port import (
+    ABORTED,
+    INVALID_REPLY,
+    TIMED_OUT,
+    UNAVAILABLE,
+    UNSTATED_PROVENANCE,
+    EngineFault,
+    EngineRefused,
+)
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
@@ -54,6 +62,8 @@ class RemoteSettings:
     pipeline: int = 1
     #: ``wait`` or ``fail``.
     when_away: str = "wait"
+    #: Whether ``run`` raises ``EngineFault`` where the engine did not answer, or not validly.
+    raises: bool = False
 
 
 class State(Enum):
@@ -92,6 +102,8 @@ class RemoteEngine(ABC):
         self._connection: EngineConnection | None = None
         #: The provenance that it stated first, or that recovered sessions were opened with.
         self._stated: str | None = None
+        #: The error in its last invalid answer; empty where there was none since the last request.
+        self._invalid = ""
         #: The scope of the engine's own task, once it was started.
         self._scope: anyio.CancelScope | None = None
 
@@ -152,7 +164,7 @@ class RemoteEngine(ABC):
                 hint="start the engine, or see the log for why it does not come up",
             )
         if self._stated is not None and configured not in (UNSTATED_PROVENANCE, self._stated):
-            raise self._mismatch(self._stated)
+            raise self._mismatch(configured, self._stated)
         return configured if configured != UNSTATED_PROVENANCE else self._stated or configured
 
     async def _wait_while(self, *states: State) -> None:
@@ -161,11 +173,17 @@ class RemoteEngine(ABC):
                 await self._state_changed.wait()
 
     async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
-        """Run one attempt and return its result; raises nothing for what the engine does wrong."""
+        """Run one attempt and return its result.
+
+        Raises:
+            EngineFault: the engine did something wrong, and the settings say that this is raised.
+        """
         del event_id  # the event has it
         if deadline is not None and deadline.is_zero():
             return ABORTED
         self.counts["asked"] += 1
+        if self._settings.raises:
+            return await self._run_or_raise(graph_id, event, deadline)
         if self._connection is None:
             if self._settings.when_away == "fail":
                 return UNAVAILABLE
@@ -175,6 +193,24 @@ class RemoteEngine(ABC):
             if self._connection is None:
                 return TIMED_OUT
         return await self._connection.ask(graph_id, event, deadline)
+
+    async def _run_or_raise(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+        if self._connection is None:
+            await self._wait_while(State.UNTRIED, State.AWAY)
+        if self._connection is None:
+            raise EngineFault(self.trouble, UNAVAILABLE)
+        self._invalid = ""
+        result = await self._connection.ask(graph_id, event, deadline)
+        # These very objects stand for what the engine did wrong; a result that it answered is another one.
+        if result is not UNAVAILABLE and result is not INVALID_REPLY:
+            return result
+        if self._invalid:
+            raise EngineFault(f"its answer is invalid: {self._invalid}", result)
+        with anyio.move_on_after(self._settings.start_timeout):
+            # How it ended is known a little later than that it is away.
+            while not self.trouble:
+                await self._state_changed.wait()
+        raise EngineFault(self.trouble, result)
 
     # --- the engine's own task ---
 
@@ -211,7 +247,8 @@ class RemoteEngine(ABC):
                 self._settings.max_line_bytes,
                 self.counts,
                 on_closing=self._on_closing,
-                on_invalid_reply=self._log_invalid_reply,
+                on_invalid_reply=self._on_invalid_reply,
+                refuses_unknown=self._settings.raises,
             )
             try:
                 ready = await within(self._settings.start_timeout or None, connection.greet)
@@ -242,7 +279,10 @@ class RemoteEngine(ABC):
         self.state = state
         self._state_changed.notify_all()
 
-    def _log_invalid_reply(self, event_id: str, error: str) -> None:
+    def _on_invalid_reply(self, event_id: str, error: str) -> None:
+        self._invalid = error
+        if self._settings.raises:
+            return
         log.error(
             telemetry.ENGINE_FAILED,
             **self.log_fields(),
@@ -259,16 +299,16 @@ class RemoteEngine(ABC):
         if self._configured not in (UNSTATED_PROVENANCE, stated):
             # Remember it, so that whoever opens a session is told what is wrong.
             self._stated = stated
-            raise self._mismatch(stated)
+            raise self._mismatch(self._configured, stated)
         if self._stated not in (None, stated):
             raise EngineRefused(
                 f"it says that it is {stated!r}, and sessions were opened with {self._stated!r}; start that one, or "
                 "restart the daemon once they are over"
             )
 
-    def _mismatch(self, stated: str) -> EngineRefused:
+    def _mismatch(self, configured: str, stated: str) -> EngineRefused:
         return EngineRefused(
-            f"graph {self.graph!r} is configured for the engine {self._configured!r}, and this one is {stated!r}",
+            f"graph {self.graph!r} is configured for the engine {configured!r}, and this one is {stated!r}",
             op="open session",
             hint="start the right engine, or correct runtime_provenance of the graph",
         )

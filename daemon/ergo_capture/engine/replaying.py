@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
+import anyio
 import msgspec
 
 from ergo_capture.bundle.reader.stream import RecordStream
-from ergo_capture.bundle.verify import IntegrityChecker
-from ergo_capture.engine.port import Engine
+from ergo_capture.bundle.verify import MAX_NOTES, IntegrityChecker
+from ergo_capture.engine.port import Engine, EngineFault
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
-from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, explain
-from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
-from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
+from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, describe_outcome, explain
+from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry, RunResult
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.kernel.replay import ReplayError, check_provenance, divergence_at, unsupported_version
 from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.units import counted
 
-#: Events between two calls of ``on_progress``.
+#: Decisions between two calls of ``on_progress``; an engine that is awaited calls it after each.
 _PROGRESS_EVENTS: Final = 1024
+#: Seconds without an answer after which ``on_wait`` is called.
+_NOTICE_SECONDS: Final = 5.0
+#: Divergences of one bundle that are kept; the rest is counted.
+MAX_DIVERGENCES: Final = 100
 
 
 class Strictness(msgspec.Struct, frozen=True):
@@ -31,40 +39,85 @@ class Strictness(msgspec.Struct, frozen=True):
     runtime_provenance: str | None
 
 
+class ReplayOptions(msgspec.Struct, frozen=True):
+    """How bundles are replayed."""
+
+    #: The provenances to check; None for a replay that is not strict.
+    strict: Strictness | None = None
+    #: Seconds that the engine may take for one attempt; None for no limit.
+    timeout: float | None = None
+    #: Whether to go on after the first decision that differs.
+    all_divergences: bool = False
+    #: Whether events behind the last decision are left out: those of a session that goes on.
+    only_decided: bool = False
+
+
 class Replayed(msgspec.Struct, frozen=True):
     """The result of a replay."""
 
     graph_id: str
-    #: Decisions that were replayed, up to the first that differs.
+    #: Decisions that were replayed, up to the first that differs, or all.
     decisions: int
-    #: The first difference; None if there is none.
-    explanation: Explanation | None
+    #: How many decisions differ: none or one, unless all were asked for.
+    diverged: int
+    #: The differences, the first one first; at most ``MAX_DIVERGENCES``.
+    explanations: tuple[Explanation, ...]
+    #: Remarks on decisions that are the same.
+    notes: tuple[str, ...]
+
+
+class EngineFailed(ErgoCaptureError):
+    """The engine did something wrong, so that nothing is known of a decision; says what and where."""
+
+    def __init__(self, index: int, event_id: str, reason: str, captured: EpisodeInvocationRecord | None) -> None:
+        there = "nothing" if captured is None else describe_outcome(captured)
+        super().__init__(
+            f"replay: at decision {index}, event {event_id!r}, the engine failed: {reason}; captured there: {there}",
+            op="replay",
+            hint="this says nothing about the graph: mend the engine, or run it by itself to see what it says",
+        )
+        self.index = index
+        self.event_id = event_id
+
+
+class Watcher:
+    """What a replay tells meanwhile; these methods do nothing."""
+
+    def on_progress(self, decisions: int) -> None:
+        """Take the number of decisions replayed so far."""
+
+    def on_wait(self, index: int, event_id: str, seconds: float) -> None:
+        """Note that the engine has not answered for so long."""
 
 
 async def replay_stream(
     stream: RecordStream,
     engine: Engine,
-    *,
-    strict: Strictness | None = None,
-    on_progress: Callable[[int], None] = lambda _events: None,
+    options: ReplayOptions = ReplayOptions(),  # noqa: B008 - it is frozen
+    watcher: Watcher | None = None,
 ) -> Replayed:
     """Feed a bundle's events to a new supervisor and the engine, and compare decision by decision.
 
     The reference validates all of a bundle first (``replay::replay_checked``). To report the same error, this checks
     the rest of the bundle when something is wrong; a bundle that replays is read once.
 
+    Where the capture says that an episode was in doubt and not run again, the engine is not asked: the decision is
+    taken as it was recorded, and noted. Likewise noted is an engine that fails where it failed at the capture.
+
     Args:
         stream: the bundle.
-        engine: the engine.
-        strict: the provenances to check; None for a replay that is not strict.
-        on_progress: called with the number of decisions that were replayed, now and then and at the end.
+        engine: the engine; one that raises ``EngineFault``, so that what it does wrong is not taken for a result.
+        options: how to replay.
+        watcher: is told how far the replay is.
 
     Raises:
         ReplayError: the bundle is invalid, or not what a strict replay requires.
+        EngineFailed: the engine ended, took too long, or answered something invalid, and did not at the capture.
         ErgoCaptureError: the bundle cannot be read, or the engine cannot be reached.
     """
     if stream.capture_version != CAPTURE_FORMAT_VERSION:
         raise unsupported_version(stream.capture_version)
+    strict = options.strict
     runtime = await engine.provenance(stream.runtime_provenance)
     if strict is not None:
         expected = runtime if strict.runtime_provenance is None else strict.runtime_provenance
@@ -76,77 +129,156 @@ async def replay_stream(
             raise
     unique = strict is not None
     try:
-        replayed = await _replay(stream, engine, unique=unique, on_progress=on_progress)
-    except ReplayError:
+        replayed = await _Replay(stream, engine, options, watcher or Watcher()).run()
+    except (ReplayError, EngineFailed):
         IntegrityChecker(stream, unique=unique).check_all()
         raise
-    if replayed.explanation is not None:
+    if replayed.explanations:
         # Read the decisions to their end: a file that cannot be read is not a bundle, and does not diverge.
         deque(stream.decisions(), maxlen=0)
         IntegrityChecker(stream, unique=unique).check_all()
     return replayed
 
 
-async def _replay(
-    stream: RecordStream, engine: Engine, *, unique: bool, on_progress: Callable[[int], None]
-) -> Replayed:
-    replaying = _decisions(stream, engine, unique=unique)
-    captured_decisions = iter(stream.decisions())
-    before: deque[EpisodeInvocationRecord] = deque(maxlen=CONTEXT)
-    index = 0
-    while True:
-        replayed = await anext(replaying, None)
-        captured = next(captured_decisions, None)
-        if replayed is None and captured is None:
-            on_progress(index)
-            return Replayed(stream.graph_id, index, None)
-        divergence = divergence_at(index, captured, replayed)
-        if divergence is not None:
-            captured_ahead = _ahead(captured, captured_decisions)
-            replayed_ahead = [] if replayed is None else [replayed]
-            while len(replayed_ahead) < AHEAD and (record := await anext(replaying, None)) is not None:
-                replayed_ahead.append(record)
-            return Replayed(stream.graph_id, index, explain(divergence, list(before), captured_ahead, replayed_ahead))
-        assert replayed is not None
-        before.append(replayed)
-        index += 1
-        if index % _PROGRESS_EVENTS == 0:
-            on_progress(index)
+class _Replay:
+    def __init__(self, stream: RecordStream, engine: Engine, options: ReplayOptions, watcher: Watcher) -> None:
+        self.stream = stream
+        self.engine = engine
+        self.invoker = engine.invoker()
+        self.options = options
+        self.watcher = watcher
+        self.supervisor = Supervisor(stream.graph_id, stream.config, _NullLog())
+        self.integrity = IntegrityChecker(stream, unique=options.strict is not None)
+        self.notes: list[str] = []
+        self.notes_beyond = 0
 
+    async def run(self) -> Replayed:
+        events, decisions = enumerate(self.stream.events()), iter(self.stream.decisions())
+        before: deque[EpisodeInvocationRecord] = deque(maxlen=CONTEXT)
+        explanations: list[Explanation] = []
+        index = diverged = 0
+        ahead: deque[EpisodeInvocationRecord] = deque()
+        while True:
+            captured = ahead.popleft() if ahead else next(decisions, None)
+            if captured is None and self.options.only_decided:
+                break
+            try:
+                replayed = await self._next(events, captured)
+            except EngineFailed as error:
+                if diverged:
+                    error.message += f"; before it, {counted(diverged, 'decision')} diverged"
+                raise
+            if replayed is None and captured is None:
+                break
+            divergence = divergence_at(index, captured, replayed)
+            if divergence is None:
+                assert replayed is not None
+                before.append(replayed)
+            else:
+                diverged += 1
+                if captured is not None:
+                    ahead.extend(islice(decisions, AHEAD - 1 - len(ahead)))
+                captured_ahead = _ahead(captured, ahead)
+                if not self.options.all_divergences:
+                    replayed_ahead = await self._look_ahead(replayed, events, ahead)
+                    explanations.append(explain(divergence, list(before), captured_ahead, replayed_ahead))
+                    break
+                if len(explanations) < MAX_DIVERGENCES:
+                    explanations.append(explain(divergence, list(before), captured_ahead, _ahead(replayed, ())))
+                before.clear()
+            index += 1
+            if index % _PROGRESS_EVENTS == 0 or self.invoker is None:
+                self.watcher.on_progress(index)
+        self.watcher.on_progress(index)
+        if self.notes_beyond:
+            self.notes.append(f"and {self.notes_beyond} more such decisions")
+        return Replayed(self.stream.graph_id, index, diverged, tuple(explanations), tuple(self.notes))
 
-def _ahead(
-    first: EpisodeInvocationRecord | None, rest: Iterator[EpisodeInvocationRecord]
-) -> list[EpisodeInvocationRecord]:
-    return [] if first is None else [first, *islice(rest, AHEAD - 1)]
+    async def _look_ahead(
+        self,
+        first: EpisodeInvocationRecord | None,
+        events: Iterator[tuple[int, ExternalEventRecord]],
+        captured: Iterable[EpisodeInvocationRecord],
+    ) -> list[EpisodeInvocationRecord]:
+        """Return the replayed decisions from the divergence on, as far as the engine goes."""
+        found = _ahead(first, ())
+        others = iter(captured)
+        try:
+            while len(found) < AHEAD and (record := await self._next(events, next(others, None))) is not None:
+                found.append(record)
+        except EngineFailed:
+            # The divergence before it is the result.
+            pass
+        return found
 
-
-async def _decisions(stream: RecordStream, engine: Engine, *, unique: bool) -> AsyncIterator[EpisodeInvocationRecord]:
-    """Yield the decisions that the events lead to now."""
-    constraints = stream.config
-    supervisor = Supervisor(stream.graph_id, constraints, _NullLog())
-    invoker, sound = engine.invoker(), IntegrityChecker(stream, unique=unique)
-    for index, record in enumerate(stream.events()):
-        event = sound.check(index, record)
-        if sound.complaint is not None:
-            raise sound.complaint
+    async def _next(
+        self, events: Iterator[tuple[int, ExternalEventRecord]], captured: EpisodeInvocationRecord | None
+    ) -> EpisodeInvocationRecord | None:
+        """Return the decision that the next event leads to now; None where there is no more event."""
+        place, record = next(events, (0, None))
+        if record is None:
+            return None
+        event = self.integrity.check(place, record)
+        if self.integrity.complaint is not None:
+            raise self.integrity.complaint
         assert event is not None
-        step = supervisor.offer(event)
+        step = self.supervisor.offer(event)
         if isinstance(step, DecisionLogEntry):
-            yield step.to_record()
-            continue
+            return step.to_record()
         assert isinstance(step, Run)
         origin, retries = step.origin, 0
         assert isinstance(origin, ExternalEvent)
+        if captured is not None and captured.event_id == record.event_id and _in_doubt(captured):
+            self._note(
+                f"decision {place}, event {record.event_id!r}, {captured.interruption}; it was not replayed either"
+            )
+            return self.supervisor.settle(step, IN_DOUBT.termination, 0, IN_DOUBT).to_record()
         while True:
-            if invoker is not None:
-                outcome = invoker.run(stream.graph_id, origin.event_id, origin, constraints.deadline)
-                result = outcome if isinstance(outcome, RunResult) else RunResult(outcome)
-            else:
-                result = await engine.run(stream.graph_id, origin.event_id, origin, constraints.deadline)
-            if not supervisor.wants_retry(result.termination, retries):
+            result = await self._attempt(place, record.event_id, origin, captured)
+            if not self.supervisor.wants_retry(result.termination, retries):
                 break
             retries += 1
-        yield supervisor.settle(step, result.termination, retries, result).to_record()
+        return self.supervisor.settle(step, result.termination, retries, result).to_record()
+
+    async def _attempt(
+        self, place: int, event_id: str, origin: ExternalEvent, captured: EpisodeInvocationRecord | None
+    ) -> RunResult:
+        graph_id, deadline = self.stream.graph_id, self.stream.config.deadline
+        if self.invoker is not None:
+            outcome = self.invoker.run(graph_id, origin.event_id, origin, deadline)
+            return outcome if isinstance(outcome, RunResult) else RunResult(outcome)
+        notice = asyncio.get_running_loop().call_later(
+            _NOTICE_SECONDS, self.watcher.on_wait, place, event_id, _NOTICE_SECONDS
+        )
+        try:
+            with anyio.move_on_after(self.options.timeout):
+                return await self.engine.run(graph_id, origin.event_id, origin, deadline)
+        except EngineFault as fault:
+            if captured is None or captured.termination != fault.result.termination:
+                raise EngineFailed(place, event_id, fault.reason, captured) from fault
+            self._note(f"decision {place}, event {event_id!r}: the engine failed as at the capture: {fault.reason}")
+            return fault.result
+        finally:
+            notice.cancel()
+        stray = self.engine.snapshot().get("unknown", 0)
+        answered = f", and answered {stray} times a run that it had answered before" if stray else ""
+        raise EngineFailed(place, event_id, f"it did not answer within {self.options.timeout:g} s{answered}", captured)
+
+    def _note(self, note: str) -> None:
+        if len(self.notes) < MAX_NOTES:
+            self.notes.append(note)
+        else:
+            self.notes_beyond += 1
+
+
+def _in_doubt(captured: EpisodeInvocationRecord) -> bool:
+    return captured.termination == IN_DOUBT.termination and captured.interruption == IN_DOUBT.interruption
+
+
+def _ahead(
+    first: EpisodeInvocationRecord | None, rest: Iterable[EpisodeInvocationRecord]
+) -> list[EpisodeInvocationRecord]:
+    return [] if first is None else [first, *rest]
 
 
 class _NullLog:

@@ -28,15 +28,16 @@ def engine_from(spec: str, graph: str) -> Engine:
         ErgoCaptureError: it is none of them (exit code 2), or the engine cannot be made.
     """
     kind, _, rest = spec.partition(":")
-    # A person waits for the result: an engine that is away is an error at once.
-    remote = RemoteSettings(when_away="fail")
+    # A person waits for the result: an engine that is away is an error at once. How long an answer may take is up to
+    # the caller.
+    remote = RemoteSettings(when_away="fail", hang_timeout=0, raises=True)
     try:
         if kind == "fixed":
             return FixedEngine(_termination(rest or "Completed"))
         if kind == "scripted" and rest:
             return ScriptedEngine(Path(rest))
         if kind == "python" and rest:
-            return PythonEngine(rest)
+            return PythonEngine(rest, raises=True)
         if kind == "process" and rest:
             return ProcessEngine(graph, UNSTATED_PROVENANCE, shlex.split(rest), remote)
         if kind == "socket" and rest:

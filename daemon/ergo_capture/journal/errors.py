@@ -17,5 +17,9 @@ class JournalFailed(JournalError):
     """A write or a sync failed; nothing more can be acknowledged until the daemon is restarted."""
 
 
+class JournalLost(JournalError):
+    """A file of the journal was removed or replaced under the daemon; what was acknowledged may be gone."""
+
+
 class JournalFull(JournalError):
     """There is no room for the batch; nothing of it was kept, and a later one may succeed."""

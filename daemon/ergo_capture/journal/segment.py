@@ -91,6 +91,19 @@ def install_segment(directory: Path, sequence: int, storage: Storage) -> Path:
     return path
 
 
+def new_directory(state: Path, prefix: str, storage: Storage) -> Path:
+    """Return the path of a directory of segments in a state directory that is not there yet: the prefix and a number.
+
+    Raises:
+        StorageError: the state directory cannot be read.
+    """
+    names = set(storage.list(state))
+    number = 1
+    while names & {f"{prefix}{number}", f"{prefix}{number}.new"}:
+        number += 1
+    return state / f"{prefix}{number}"
+
+
 class NextSegment:
     """Creates the next segment in a thread, before it is needed: 64 MiB of zeros take as long as hundreds of commits.
 

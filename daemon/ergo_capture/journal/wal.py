@@ -21,18 +21,21 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ergo_capture.journal.errors import JournalError, JournalFailed, JournalFull
+from ergo_capture.journal.errors import JournalError, JournalFailed, JournalFull, JournalLost
 from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame, Position
 from ergo_capture.journal.repair import remove_unfinished, repair
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import ScanReport, Verdict
-from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, segment_path
-from ergo_capture.storage import Storage, StorageError, StorageFile
+from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, new_directory, segment_path
+from ergo_capture.storage import Lock, Storage, StorageError, StorageFile
+from ergo_capture.storage.kept_files import KeptFiles
 
 #: Positions keep offsets in 32 bits; a segment may be larger than it was to be by one batch.
 _MAX_BYTES: Final = (1 << 32) - 1
 #: What a segment needs that holds nothing but a seal.
 _SEAL_BYTES: Final = 4096
+#: Begins the names of the directories that segments are saved to, beside the journal's directory.
+SAVED: Final = "journal.saved-"
 
 
 class _Failure(NamedTuple):
@@ -113,6 +116,9 @@ class Journal:
         self._capacity = 0
         self._failure: _Failure | None = None
         self._ahead = NextSegment(directory, storage)
+        #: The segments that are kept open, and the daemon's lock; None where nobody watches them.
+        self._kept: KeptFiles | None = None
+        self._daemon_lock: Lock | None = None
 
     @classmethod
     def open(
@@ -158,6 +164,60 @@ class Journal:
         sizes = {sequence: _size(paths[sequence], storage) for sequence in found.segments}
         return cls(directory, storage, found=found, sizes=sizes, segment_bytes=segment_bytes, program=program), found
 
+    # --- what may happen to its files ---
+
+    def watch(self, lock: Lock) -> None:
+        """Keep all segments open from now on, so that ``find_loss`` notices and ``save`` saves those that are removed.
+
+        A daemon that went on writing to a file without a name would acknowledge events that no start ever finds.
+
+        Args:
+            lock: the daemon's lock on the state directory.
+        """
+        self._daemon_lock, self._kept = lock, KeptFiles(self._storage)
+        for sequence in self.segments:
+            self._kept.open(sequence, segment_path(self.directory, sequence))
+
+    def is_lost(self) -> JournalLost | None:
+        """Return an error if the segment that is written, or the lock's file, was removed; None otherwise.
+
+        Must not be called while ``write`` runs. It asks no disk.
+        """
+        if self._daemon_lock is not None and not self._daemon_lock.is_linked():
+            return _lost(self.directory.parent / "lock")
+        if self._kept is not None and self._file is not None and not self._file.is_linked():
+            return _lost(self._file.path)
+        return None
+
+    def find_loss(self) -> JournalLost | None:
+        """Return an error if any segment, or the lock's file, is not under its name any more; None otherwise.
+
+        Any thread may call this.
+
+        Raises:
+            StorageError: a name cannot be looked at.
+        """
+        if self._daemon_lock is not None and not self._daemon_lock.is_named():
+            return _lost(self.directory.parent / "lock")
+        missing = None if self._kept is None else self._kept.find_missing()
+        return None if missing is None else _lost(missing)
+
+    def save(self) -> Path | None:
+        """Copy all segments to a new directory ``journal.saved-N`` beside the journal's, and return it.
+
+        None where they are not watched.
+
+        Raises:
+            StorageError: they cannot be copied.
+        """
+        if self._kept is None:
+            return None
+        state = self.directory.parent
+        self._storage.mkdir(state)
+        saved = new_directory(state, SAVED, self._storage)
+        self._kept.save(saved)
+        return saved
+
     # --- appending ---
 
     def commit(self, frames: Sequence[PendingFrame]) -> list[Position]:
@@ -200,6 +260,7 @@ class Journal:
         Raises:
             JournalFull: there was no room; nothing of the batch was kept.
             JournalFailed: this write or an earlier one failed.
+            JournalLost: a segment was removed or replaced.
         """
         if self._failure is not None:
             raise self._failure.error()
@@ -231,11 +292,12 @@ class Journal:
             if start:
                 # Frames of the lost batch must not lie behind those that are durable.
                 file.truncate(start)
-                file.close()
+                self._close(file)
                 with self._lock:
                     self._segments[self._sequence] = start
             else:
                 # Removed rather than cut: an empty segment with another one behind it is damage.
+                self._forget(self._sequence)
                 file.close()
                 self._storage.remove(file.path)
                 self._storage.sync_dir(self.directory)
@@ -265,11 +327,14 @@ class Journal:
         Raises:
             JournalFull: there is no room for one.
             JournalFailed: it cannot be made for another reason.
+            JournalLost: a segment was removed or replaced.
             ValueError: the batch is longer than a segment may be.
         """
         needed = size + HEADER_BYTES * 4 + len(self._program)
         if needed > _MAX_BYTES:
             raise ValueError(f"a batch of {size} bytes is longer than a segment may be")
+        if self._kept is not None and (loss := self.find_loss()) is not None:
+            raise loss
         file: StorageFile | None = None
         try:
             file = self._ahead.take(self._sequence + 1, max(segment_bytes, needed), needed)
@@ -277,7 +342,7 @@ class Journal:
             full, self._file = self._file, None
             if full is not None:
                 # Its zeros stay: another thread may be reading the file. The next start cuts them off.
-                full.close()
+                self._close(full)
             install_segment(self.directory, self._sequence + 1, self._storage)
         except StorageError as error:
             if file is not None:
@@ -289,7 +354,19 @@ class Journal:
         file.path = segment_path(self.directory, self._sequence)
         with self._lock:
             self._segments[self._sequence] = capacity
+        if self._kept is not None:
+            self._kept.add(self._sequence, file)
         return file
+
+    def _close(self, file: StorageFile) -> None:
+        """Close a segment that is written no more, unless it is watched."""
+        if self._kept is None:
+            file.close()
+
+    def _forget(self, sequence: int) -> None:
+        """Stop watching a segment that is about to be removed."""
+        if self._kept is not None:
+            self._kept.drop(sequence)
 
     def seal(self) -> None:
         """Record that the journal was closed in order; do nothing where it is sealed already.
@@ -305,7 +382,7 @@ class Journal:
         self._sealed = True
         if self._file is not None:
             try:
-                self._file.close()
+                self._close(self._file)
             except StorageError as error:
                 raise self._fail(error) from error
             # Nothing may lie behind a seal: a later batch goes to a new segment.
@@ -314,6 +391,8 @@ class Journal:
     def close(self) -> None:
         """Close the files, without a seal."""
         self._ahead.discard()
+        if self._kept is not None:
+            self._kept.close()
         if self._file is not None:
             with suppress(StorageError):
                 self._file.close()
@@ -353,6 +432,7 @@ class Journal:
         end = min(before, self._durable)
         gone = sorted(sequence for sequence in self.segments if sequence < end)
         for sequence in gone:
+            self._forget(sequence)
             self._storage.remove(segment_path(self.directory, sequence))
             with self._lock:
                 del self._segments[sequence]
@@ -379,3 +459,13 @@ def _size(path: Path, storage: Storage) -> int:
         return file.size()
     finally:
         file.close()
+
+
+def _lost(path: Path) -> JournalLost:
+    return JournalLost(
+        f"watch journal: '{path}' was removed or replaced while the daemon used it",
+        op="watch journal",
+        path=path,
+        hint="what was acknowledged and is in no bundle may be gone from the directory: the daemon copies what it has "
+        "open to journal.saved-N beside the journal, and stops; see `ergo-capture help damage`",
+    )

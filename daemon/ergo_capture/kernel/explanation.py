@@ -9,6 +9,7 @@ import msgspec
 
 from ergo_capture.kernel.effects import encode_effect
 from ergo_capture.kernel.events import TimeLike
+from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import Divergence
 
@@ -26,18 +27,27 @@ _ENGINE: Final = (
     "the engine is not the one that ran: compare the bundle's runtime_provenance with what it says of itself",
     "the engine depends on something besides the event: a clock, a network, chance, or what it kept from before",
 )
+_DEADLINE: Final = "a deadline passed on one machine and not on the other"
+_FAILED_THEN: Final = "the engine failed at the capture and not now, which says nothing about the graph"
 _CAUSES: Final = {
     "event_id": ("events or decisions were put in another order, or two captures were mixed", _EDITED),
     "decision": _LIMITS,
     "schedule_at": _LIMITS,
     "episode_id": (*_LIMITS, "a decision before it was removed or added"),
     "deadline": ("the deadline in the bundle's config is not the one that was in force", _EDITED),
-    "termination": (*_ENGINE, "a deadline passed on one machine and not on the other", _EDITED),
+    "termination": (*_ENGINE, _DEADLINE, _EDITED),
     "retry_count": ("what failed for a while at the capture did not fail now, or the reverse", *_ENGINE),
     "effects": (*_ENGINE, "the graph or its data changed between capture and replay", _EDITED),
     "effect_hash": ("an effect was edited after the capture: its hash is not that of its content",),
     "missing": ("events were removed from the bundle, and their decisions were not", _EDITED),
     "extra": ("the bundle is cut: decisions are gone from its end", _EDITED),
+}
+
+#: What a captured termination says of the engine, as a daemon records it.
+_ENGINE_THEN: Final = {
+    RunTermination.Failed(ErrKind.AdapterUnavailable): "it was away, or ended before it answered",
+    RunTermination.Failed(ErrKind.RuntimeError): "it raised an error, or answered something invalid",
+    RunTermination.TimedOut: "it took longer than the deadline",
 }
 
 
@@ -57,6 +67,8 @@ class Explanation(msgspec.Struct, frozen=True):
     before: list[str]
     causes: list[str]
     sentence: str
+    #: What the capture says of the engine; empty where it says nothing.
+    engine: str = ""
 
 
 def explain(
@@ -75,6 +87,7 @@ def explain(
     """
     kind = _kind(divergence, captured_ahead, replayed_ahead)
     captured, replayed = to_builtins(divergence.captured), to_builtins(divergence.replayed)
+    then = _engine_then(divergence, captured_ahead)
     first = divergence.index - len(before)
     shown = [f"{first + place}  {describe_decision(record)}" for place, record in enumerate(before)][-CONTEXT:]
     return Explanation(
@@ -85,9 +98,26 @@ def explain(
         captured=captured,
         replayed=replayed,
         before=shown,
-        causes=list(_CAUSES.get("event_id" if kind == "reordered" else divergence.field, (_EDITED,))),
+        causes=list(_causes(kind, divergence.field, then)),
         sentence=_sentence(kind, divergence, captured, replayed),
+        engine="" if then is None else _ENGINE_THEN[then],
     )
+
+
+def _engine_then(divergence: Divergence, captured: Sequence[EpisodeInvocationRecord]) -> RunTermination | None:
+    """Return how the captured episode ended, if that says something of the engine and the outcome differs."""
+    if divergence.field not in ("termination", "retry_count", "effects") or not captured:
+        return None
+    termination = captured[0].termination
+    return termination if termination in _ENGINE_THEN else None
+
+
+def _causes(kind: str, field: str, then: RunTermination | None) -> Sequence[str]:
+    if then is RunTermination.TimedOut:
+        return (_DEADLINE, *_ENGINE, _EDITED)
+    if then is not None:
+        return (_FAILED_THEN, _EDITED)
+    return _CAUSES.get("event_id" if kind == "reordered" else field, (_EDITED,))
 
 
 def _kind(
@@ -143,15 +173,31 @@ def describe_decision(record: EpisodeInvocationRecord) -> str:
     if record.schedule_at is not None:
         parts.append(f"until {format_time(record.schedule_at)}")
     if record.termination is not None:
-        err = record.termination.err
-        parts.append(record.termination.name if err is None else f"{record.termination.name} {err.value}")
+        parts.append(_termination_in_words(record.termination))
     if record.retry_count:
-        parts.append(f"{record.retry_count} {'retry' if record.retry_count == 1 else 'retries'}")
+        parts.append(_retries(record.retry_count))
     if record.effects:
         parts.append(f"{len(record.effects)} {'effect' if len(record.effects) == 1 else 'effects'}")
     if record.interruption is not None:
         parts.append(f"interrupted: {escaped(record.interruption)}")
     return "  ".join(parts)
+
+
+def describe_outcome(record: EpisodeInvocationRecord) -> str:
+    """Return how a decision's episode ended, for a person; of a decision without one, the decision."""
+    if record.termination is None:
+        return record.decision.value
+    retries = f" after {_retries(record.retry_count)}" if record.retry_count else ""
+    then = _ENGINE_THEN.get(record.termination)
+    return _termination_in_words(record.termination) + retries + ("" if then is None else f", the engine: {then}")
+
+
+def _termination_in_words(termination: RunTermination) -> str:
+    return termination.name if termination.err is None else f"{termination.name} {termination.err.value}"
+
+
+def _retries(count: int) -> str:
+    return f"{count} {'retry' if count == 1 else 'retries'}"
 
 
 def escaped(text: str) -> str:

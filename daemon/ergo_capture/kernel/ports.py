@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -21,6 +21,13 @@ class RunResult(msgspec.Struct, frozen=True):
     effects: tuple[ActionEffect, ...] = ()
     intent_acks: tuple[CapturedIntentAck, ...] = ()
     interruption: str | None = None
+
+
+#: The result of an episode that may have run before a crash and must not be repeated; replay does not run it either.
+IN_DOUBT: Final = RunResult(
+    RunTermination.Aborted,
+    interruption="in_doubt: the daemon stopped before the decision was durable; the episode was not run again",
+)
 
 
 class RuntimeInvoker(Protocol):

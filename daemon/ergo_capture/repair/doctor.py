@@ -13,9 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from ergo_capture.bundle.manifest import ManifestError, read_manifest
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
-from ergo_capture.bundle.proof import difference_from
+from ergo_capture.bundle.proof import compare_with_manifest
 from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
@@ -204,28 +203,23 @@ class _Examination:
         self.keeps.append(f"recover would leave you with: {saved.counts.in_words()}")
 
     def _compare_with_manifest(self, bundle: Path) -> None:
-        path = manifest_path(bundle)
-        if path == bundle or not path.is_file():
-            return
         try:
-            manifest = read_manifest(path)
-        except (OSError, ManifestError) as error:
-            self._add(Severity.WARNING, path, f"it cannot be read: {error}")
+            found = compare_with_manifest(bundle)
+        except OSError:
+            # The verification has reported that it cannot be read.
             return
-        if manifest.beside is not None:
+        if found is None:
+            return
+        manifest = found.manifest
+        if manifest is not None and manifest.beside is not None:
             self._add(
                 Severity.WARNING,
                 bundle,
                 f"it was published beside the finished bundle '{bundle.with_name(manifest.beside)}', which holds other "
                 "events of the same part: its journal was older than that bundle, for example restored from a backup",
             )
-        try:
-            difference = difference_from(bundle, manifest)
-        except OSError:
-            # The verification has reported that it cannot be read.
-            return
-        if difference is not None:
-            self._add(Severity.ERROR, bundle, f"it is not the file that its manifest was written for: {difference}")
+        if found.problem is not None:
+            self._add(Severity.ERROR, bundle if found.suspect == "bundle" else found.path, found.in_words)
 
     # --- a journal ---
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.errors import JournalError
+from ergo_capture.journal.errors import JournalError, JournalLost
 from ergo_capture.protocol.capture import Code, ProtocolError
 
 
 def storage_failed(error: ErgoCaptureError) -> ProtocolError:
     """Return the error that ends a connection whose journal or session has failed."""
     what = "journal" if isinstance(error, JournalError) else "session"
-    return ProtocolError(
-        Code.STORAGE_FAILED,
-        f"the {what} has failed: {error.message}",
-        "what was acknowledged is safe; connect again when the daemon has been restarted",
-    )
+    hint = "what was acknowledged is safe; connect again when the daemon has been restarted"
+    if isinstance(error, JournalLost):
+        hint = (
+            "what was acknowledged may be lost; connect again when the daemon has been restarted, and say what it was"
+        )
+    return ProtocolError(Code.STORAGE_FAILED, f"the {what} has failed: {error.message}", hint)
 
 
 def not_published(error: ErgoCaptureError) -> ProtocolError:

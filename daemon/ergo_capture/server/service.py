@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from ergo_capture import telemetry
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.journal.errors import JournalLost
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.journal.wal import Journal
@@ -33,6 +34,7 @@ from ergo_capture.server.components import Components, Phase, Running
 from ergo_capture.server.factories import access_list, graphs_of, retention_rules, rotation_rule
 from ergo_capture.server.net.clients import Clients
 from ergo_capture.server.net.listener import Listener, bound_socket
+from ergo_capture.server.ops.checks import Checks
 from ergo_capture.server.ops.control import ControlSocket
 from ergo_capture.server.ops.metrics import Textfile
 from ergo_capture.server.ops.reload import Reloaded, Reloader
@@ -121,7 +123,8 @@ class Service:
     async def _run(self, tasks: TaskGroup, stack: AsyncExitStack) -> None:
         components, state, config = self.components, self.components.state, self.components.config
         state.prepare()
-        stack.callback(state.lock().release)
+        lock = state.lock()
+        stack.callback(lock.release)
         inherited = components.notifier.take_sockets()
         private = inherited.get("control")
         if private is None:
@@ -136,6 +139,7 @@ class Service:
         state.sweep()
         journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
         stack.callback(journal.close)
+        journal.watch(lock)
         log.info(
             telemetry.JOURNAL_RECOVERED,
             sessions=len(recovery.sessions),
@@ -233,6 +237,7 @@ class Service:
         tasks.start_soon(listener.run)
         tasks.start_soon(registry.segment_collector.run)
         tasks.start_soon(Watchdog(notifier, running.writer, self._summary).run)
+        tasks.start_soon(Checks(components.state, running.journal, running.writer).run)
         tasks.start_soon(self._log_suppressed)
         tasks.start_soon(clock.beat, lambda seconds: log.warning(telemetry.DAEMON_PAUSED, seconds=round(seconds, 1)))
         tasks.start_soon(self.retention.run)
@@ -288,10 +293,35 @@ class Service:
         # Shielded: the writer is never cancelled; it ends when its queue is closed.
         with anyio.CancelScope(shield=True):
             await self.writer.run()
-        if self.writer.failure is not None:
             error = self.writer.failure
-            log.critical(telemetry.JOURNAL_FAILED, error=error.message, path=error.path, hint=error.hint)
+            if isinstance(error, JournalLost):
+                await self._save_journal(error)
+            elif error is not None:
+                log.critical(telemetry.JOURNAL_FAILED, error=error.message, path=error.path, hint=error.hint)
+        if error is not None:
             self.stop()
+
+    async def _save_journal(self, lost: JournalLost) -> None:
+        """Copy the segments of a journal that was removed or replaced; the daemon still has them open."""
+        journal = self.components.running
+        assert journal is not None
+        log.critical(telemetry.JOURNAL_LOST, error=lost.message, path=lost.path, hint=lost.hint)
+        try:
+            saved = await anyio.to_thread.run_sync(journal.journal.save)
+        except ErgoCaptureError as error:
+            log.critical(
+                telemetry.JOURNAL_UNSAVED,
+                error=error.message,
+                path=error.path,
+                hint="what was acknowledged and is in no bundle is lost, unless the files can be brought back",
+            )
+            return
+        log.critical(
+            telemetry.JOURNAL_SAVED,
+            saved=str(saved),
+            segments=len(journal.journal.segments),
+            hint="`ergo-capture recover` on that directory makes bundles of what is in it; see `ergo-capture help damage`",
+        )
 
     async def _log_suppressed(self) -> None:
         while True:

@@ -61,7 +61,7 @@ class Shutdown:
                             draining.start_soon(self._drain, session)
                     reporting.cancel_scope.cancel()
         for connection in list(connections):
-            connection.shut_down()
+            connection.shut_down(writer.failure)
         with anyio.move_on_after(_FAREWELL_SECONDS):
             await self.listener.idle.wait()
         writer.close()

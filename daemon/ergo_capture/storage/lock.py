@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from ergo_capture.storage.identity import is_linked, is_named
 from ergo_capture.storage.port import StorageError
 
 #: Seconds to wait for another process that changes names in the directory, and seconds between two attempts.
@@ -21,14 +22,30 @@ _LOOK: Final = 0.01
 class RealLock:
     """An flock on an open file; made by ``RealStorage.lock``."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
+        self._path = path
 
     def release(self) -> None:
         """Release the lock; the file stays. Releasing twice is releasing once."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def is_linked(self) -> bool:
+        """Return whether the file has any name left; a lock that was released is taken for one that has."""
+        return self._fd < 0 or is_linked(self._fd)
+
+    def is_named(self) -> bool:
+        """Return whether the file still has its name; a lock that was released is taken for one that has.
+
+        Raises:
+            StorageError: op ``look at``.
+        """
+        try:
+            return self._fd < 0 or is_named(self._fd, self._path)
+        except OSError as error:
+            raise StorageError("look at", self._path, error) from error
 
     def __enter__(self) -> Self:
         return self

@@ -80,6 +80,12 @@ class StorageFile(Protocol):
     def size(self) -> int:
         """Return the file's size in bytes."""
 
+    def is_linked(self) -> bool:
+        """Return whether the file has any name left; asks no disk."""
+
+    def is_named(self) -> bool:
+        """Return whether ``path`` is still the name of this file."""
+
     def close(self) -> None:
         """Close the file; closing twice is closing once."""
 
@@ -89,6 +95,12 @@ class Lock(Protocol):
 
     def release(self) -> None:
         """Release the lock."""
+
+    def is_linked(self) -> bool:
+        """Return whether the lock's file has any name left; asks no disk."""
+
+    def is_named(self) -> bool:
+        """Return whether the lock's file still has its name; another process could take the lock otherwise."""
 
 
 class Storage(Protocol):

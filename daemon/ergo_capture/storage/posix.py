@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ergo_capture.storage.directories import make_directories, sync_directory
+from ergo_capture.storage.identity import is_linked, is_named
 from ergo_capture.storage.lock import RealLock
 from ergo_capture.storage.port import Buffer, StorageError
 
@@ -149,7 +150,7 @@ class RealStorage:
         with suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        return RealLock(fd)
+        return RealLock(fd, path)
 
 
 class RealFile:
@@ -248,6 +249,24 @@ class RealFile:
         """
         with _reported("look at", self.path):
             return os.fstat(self._fd).st_size
+
+    def is_linked(self) -> bool:
+        """Return whether the file has any name left.
+
+        Raises:
+            StorageError: op ``look at``.
+        """
+        with _reported("look at", self.path):
+            return is_linked(self._fd)
+
+    def is_named(self) -> bool:
+        """Return whether ``path`` is still the file's name.
+
+        Raises:
+            StorageError: op ``look at``.
+        """
+        with _reported("look at", self.path):
+            return is_named(self._fd, self.path)
 
     def close(self) -> None:
         """Close the file.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -19,14 +21,25 @@ import click
 import msgspec
 
 from ergo_capture import safe_path, telemetry
-from ergo_capture.bundle.reader.stream import open_bundle
-from ergo_capture.cli.support.bundle_files import bundles_in, manifest_beside
-from ergo_capture.cli.support.command import NAME, argument, command, flag, json_flag
+from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.cli.support.bundle_files import manifest_beside
+from ergo_capture.cli.support.captures import Capture, files_and_sessions
+from ergo_capture.cli.support.command import (
+    NAME,
+    FiniteRange,
+    argument,
+    command,
+    config_option,
+    flag,
+    json_flag,
+    state_option,
+)
 from ergo_capture.cli.support.output import figures_table, printable
-from ergo_capture.cli.support.verification import check
-from ergo_capture.engine.replaying import Replayed, Strictness, replay_stream
+from ergo_capture.cli.support.verification import check_run, compare, no_manifest_flag, refusal
+from ergo_capture.engine.replaying import EngineFailed, Replayed, ReplayOptions, Strictness, Watcher, replay_stream
 from ergo_capture.engine.spec import FORMS, engine_from
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.parent_death import end_with_parent
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -35,6 +48,8 @@ if TYPE_CHECKING:
 _SAME: Final = "same"
 _DIVERGED: Final = "diverged"
 _FAILED: Final = "failed"
+#: Seconds between two updates of a bar.
+_UPDATE_SECONDS: Final = 0.1
 
 
 @command(
@@ -45,13 +60,22 @@ _FAILED: Final = "failed"
 )
 @argument(
     "bundles",
-    "Bundle files, directories of bundles, or patterns.",
+    "Bundle files, directories of bundles, patterns, or the ids of sessions.",
     type=NAME,
     nargs=-1,
     required=True,
     metavar="BUNDLE...",
 )
 @click.option("--engine", default="", metavar="SPEC", help=f"What runs the episodes: {FORMS}. Without it, as `verify`.")
+@click.option(
+    "--timeout",
+    type=FiniteRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the engine may take for one attempt.",
+)
+@flag("--all-divergences", help="Go on after the first decision that differs, and name all.")
 @flag("--strict", help="Expect unique ids and these provenances.")
 @click.option(
     "--adapter-provenance",
@@ -76,38 +100,52 @@ _FAILED: Final = "failed"
     metavar="N",
     help="Bundles to replay at once, each in its own process.",
 )
+@no_manifest_flag
+@state_option
+@config_option
 @json_flag("bundle")
 def replay(
     *,
     bundles: tuple[str, ...],
     engine: str,
+    timeout: float,
+    all_divergences: bool,
     strict: bool,
     adapter_provenance: str,
     runtime_provenance: str,
     keep_going: bool,
     jobs: int,
+    no_manifest: bool,
+    state_dir: str,
+    config: Path | None,
     as_json: bool,
 ) -> int:
     """Run the episodes of bundles again with an engine, and explain the first decision that differs.
+
+    An engine that ends, hangs or answers something invalid is an error, unless it did the same at the capture.
 
     Exit code 0 if all are the same, 4 if one diverges, 1 if one is unsound or cannot be replayed.
     """
     _check(engine or "fixed")
     _log_to_standard_error()
-    expected = Strictness(adapter_provenance, runtime_provenance or None) if strict else None
-    paths = bundles_in(bundles)
+    options = ReplayOptions(
+        strict=Strictness(adapter_provenance, runtime_provenance or None) if strict else None,
+        timeout=timeout,
+        all_divergences=all_divergences,
+    )
+    runs = files_and_sessions(bundles, state_dir, config)
     began = time.monotonic()
     results: list[dict[str, Any]] = []
-    with _progress(paths) as progress:
-        one = partial(replay_one, engine=engine, strict=expected)
-        for result in _results(paths, one, jobs, progress):
+    with _progress(runs) as progress:
+        one = partial(replay_one, engine=engine, options=options, with_manifest=not no_manifest)
+        for result in _results(runs, one, jobs, progress):
             results.append(result)
             progress.bundle_done()
             click.echo(msgspec.json.encode(result) if as_json else _in_words(result))
             if result["outcome"] != _SAME and not keep_going:
                 break
-    if not as_json and len(paths) > 1:
-        _summary(results, len(paths), time.monotonic() - began)
+    if not as_json and len(runs) > 1:
+        _summary(results, len(runs), time.monotonic() - began)
     outcomes = {result["outcome"] for result in results}
     return int(ExitCode.FAILED if _FAILED in outcomes else ExitCode.DIVERGED if _DIVERGED in outcomes else ExitCode.OK)
 
@@ -127,41 +165,52 @@ def _log_to_standard_error() -> None:
 
 
 def replay_one(
-    path: Path, engine: str, strict: Strictness | None, on_progress: Callable[[int], None] = lambda _decisions: None
+    run: Capture, engine: str, options: ReplayOptions, watcher: Watcher | None = None, *, with_manifest: bool = True
 ) -> dict[str, Any]:
-    """Replay one bundle and return the result as JSON types.
+    """Replay one run and return the result as JSON types.
 
     Args:
-        path: the bundle.
+        run: the run.
         engine: what runs the episodes; empty to verify only.
-        strict: what is expected of the bundle, if anything.
-        on_progress: called with the number of decisions replayed so far.
+        options: how to replay.
+        watcher: is told how far the replay is.
+        with_manifest: whether a bundle is compared with the manifest beside it first.
     """
-    result: dict[str, Any] = {"bundle": printable(str(path))}
-    if not engine and strict is None:
-        return result | _as_replayed(check(path))
+    result: dict[str, Any] = {"bundle": printable(run.name)}
+    if not engine and options.strict is None:
+        return result | _as_replayed(check_run(run, with_manifest=with_manifest))
     try:
-        replayed = asyncio.run(_replay(path, engine or "fixed", strict, on_progress))
+        compared = compare(run) if with_manifest else None
+        if compared is not None and compared.problem is not None:
+            return result | {"outcome": _FAILED} | refusal(compared)
+        options = msgspec.structs.replace(options, only_decided=run.is_open)
+        # Open the run before the loop runs: reading a pipe waits, and only outside of the loop does Ctrl-C end that.
+        with run.open_any() as stream:
+            replayed = asyncio.run(_replay(stream, engine or "fixed", options, watcher or _Notices(run)))
+    except EngineFailed as error:
+        place = {"index": error.index, "event_id": error.event_id}
+        return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint, "decision": place}
     except ErgoCaptureError as error:
         return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint}
-    result |= {"graph": replayed.graph_id, "decisions": replayed.decisions}
-    if replayed.explanation is None:
+    result |= {"graph": replayed.graph_id, "decisions": replayed.decisions, "notes": list(replayed.notes)}
+    if not replayed.explanations:
         return result | {"outcome": _SAME}
-    return result | {"outcome": _DIVERGED, "divergence": msgspec.to_builtins(replayed.explanation)}
+    first, *others = map(msgspec.to_builtins, replayed.explanations)
+    more = {"diverged": replayed.diverged, "other_divergences": others} if options.all_divergences else {}
+    return result | {"outcome": _DIVERGED, "divergence": first} | more
 
 
-async def _replay(path: Path, spec: str, strict: Strictness | None, on_progress: Callable[[int], None]) -> Replayed:
-    with open_bundle(path) as stream:
-        engine = engine_from(spec, stream.graph_id)
-        async with anyio.create_task_group() as tasks:
-            engine.start(tasks)
-            try:
-                return await replay_stream(stream, engine, strict=strict, on_progress=on_progress)
-            except ErgoCaptureError as error:
-                # Raise it outside: the task group would wrap it in an exception group.
-                failure = error
-            finally:
-                tasks.cancel_scope.cancel()
+async def _replay(stream: RecordStream, spec: str, options: ReplayOptions, watcher: Watcher) -> Replayed:
+    engine = engine_from(spec, stream.graph_id)
+    async with anyio.create_task_group() as tasks:
+        engine.start(tasks)
+        try:
+            return await replay_stream(stream, engine, options, watcher)
+        except ErgoCaptureError as error:
+            # Raise it outside: the task group would wrap it in an exception group.
+            failure = error
+        finally:
+            tasks.cancel_scope.cancel()
     raise failure
 
 
@@ -173,17 +222,17 @@ def _as_replayed(verified: dict[str, Any]) -> dict[str, Any]:
 
 
 def _results(
-    paths: list[Path], one: Callable[..., dict[str, Any]], jobs: int, progress: _Progress
+    runs: list[Capture], one: Callable[..., dict[str, Any]], jobs: int, progress: _Progress
 ) -> Iterator[dict[str, Any]]:
-    """Yield a result for each path, in order."""
-    if jobs == 1 or len(paths) == 1:
-        for path in paths:
-            yield one(path, on_progress=progress.decisions_done)
+    """Yield a result for each run, in order."""
+    if jobs == 1 or len(runs) == 1:
+        for run in runs:
+            yield one(run, watcher=progress.watcher(run))
         return
     safe_path.protect_children()
-    with ProcessPoolExecutor(jobs, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(jobs, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         try:
-            yield from pool.map(one, paths, chunksize=max(1, min(16, len(paths) // (4 * jobs))))
+            yield from pool.map(one, runs, chunksize=max(1, min(16, len(runs) // (4 * jobs))))
         except BrokenProcessPool as error:
             raise ErgoCaptureError(
                 "replay: a process that replayed a bundle was killed",
@@ -194,9 +243,30 @@ def _results(
             pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def _begin_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if multiprocessing.get_start_method() == "fork":
+        # With the worker ends its engine. Other methods start workers from a process between.
+        end_with_parent(parent)
     _log_to_standard_error()
+
+
+class _Notices(Watcher):
+    """Tells on standard error that the engine has not answered for a while."""
+
+    def __init__(self, run: Capture) -> None:
+        self._run = run
+
+    def on_wait(self, index: int, event_id: str, seconds: float) -> None:
+        """Print it."""
+        self.tell(
+            f"{printable(self._run.name)}: the engine has not answered decision {index}, event {event_id!r}, for "
+            f"{seconds:g} s; --timeout says how long it may take"
+        )
+
+    def tell(self, notice: str) -> None:
+        """Print a notice."""
+        click.echo(notice, err=True)
 
 
 class _Progress:
@@ -205,38 +275,51 @@ class _Progress:
     def bundle_done(self) -> None:
         """Count one more bundle."""
 
-    def decisions_done(self, decisions: int) -> None:
-        """Set the number of decisions replayed of the current bundle."""
+    def watcher(self, run: Capture) -> Watcher:
+        """Return what a replay of the run tells how far it is."""
+        return _Notices(run)
 
 
 class _Bars(_Progress):
     """Progress bars of the bundles, and of the decisions of the current bundle."""
 
-    def __init__(self, bars: Progress, paths: list[Path]) -> None:
-        self._bars = bars
-        self._paths = paths
-        self._done = 0
-        self._bundles = bars.add_task("bundles", total=len(paths), visible=len(paths) > 1)
-        self._decisions = bars.add_task("decisions", total=None, visible=False)
-        self._shown = False
+    def __init__(self, bars: Progress, runs: list[Capture]) -> None:
+        self.bars = bars
+        self._bundles = bars.add_task("bundles", total=len(runs), visible=len(runs) > 1)
+        self.decisions = bars.add_task("decisions", total=None, visible=False)
 
     def bundle_done(self) -> None:
-        self._done += 1
-        self._shown = False
-        self._bars.update(self._bundles, completed=self._done)
-        self._bars.update(self._decisions, completed=0, total=None, visible=False)
+        self.bars.advance(self._bundles)
+        self.bars.update(self.decisions, completed=0, total=None, visible=False)
 
-    def decisions_done(self, decisions: int) -> None:
-        if not self._shown:
-            manifest = manifest_beside(self._paths[self._done])
-            # Take the total from the manifest: a bundle has to be read whole to know it.
-            self._bars.update(self._decisions, total=None if manifest is None else manifest.decisions, visible=True)
-            self._shown = True
-        self._bars.update(self._decisions, completed=decisions)
+    def watcher(self, run: Capture) -> Watcher:
+        # Take the total from the manifest: a bundle has to be read whole to know it.
+        manifest = None if run.bundle is None else manifest_beside(run.bundle)
+        self.bars.update(self.decisions, total=None if manifest is None else manifest.decisions, visible=True)
+        return _Bar(run, self)
+
+
+class _Bar(_Notices):
+    """Shows the progress of one replay in a bar."""
+
+    def __init__(self, run: Capture, shown: _Bars) -> None:
+        super().__init__(run)
+        self._shown = shown
+        self._updated = 0.0
+
+    def on_progress(self, decisions: int) -> None:
+        """Bring the bar up to date, ten times a second at most."""
+        if (now := time.monotonic()) - self._updated >= _UPDATE_SECONDS:
+            self._updated = now
+            self._shown.bars.update(self._shown.decisions, completed=decisions)
+
+    def tell(self, notice: str) -> None:
+        """Print a notice above the bar."""
+        self._shown.bars.console.print(notice, markup=False, highlight=False)
 
 
 @contextmanager
-def _progress(paths: list[Path]) -> Iterator[_Progress]:
+def _progress(runs: list[Capture]) -> Iterator[_Progress]:
     """Show progress bars on a terminal."""
     if not sys.stderr.isatty():
         yield _Progress()
@@ -246,7 +329,7 @@ def _progress(paths: list[Path]) -> Iterator[_Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        yield _Bars(bars, paths)
+        yield _Bars(bars, runs)
 
 
 def _in_words(result: dict[str, Any]) -> str:
@@ -259,17 +342,29 @@ def _in_words(result: dict[str, Any]) -> str:
         return f"{name}: same, {counted(result['decisions'], 'decision')}{notes}"
     found = result["divergence"]
     captured, replayed = (msgspec.json.encode(found[side]).decode() for side in ("captured", "replayed"))
-    lines = [f"{name}: diverged"]
+    count = f" at {counted(result['diverged'], 'decision')} of {result['decisions']:,}" if "diverged" in result else ""
+    lines = [f"{name}: diverged{count}"]
     if "sentence" in found:
         lines.append(f"  {found['sentence']}")
     lines += [f"  field     {found['field']}", f"  captured  {captured}", f"  replayed  {replayed}"]
+    if found.get("engine"):
+        lines.append(f"  engine    at the capture {found['engine']}")
     if found.get("before"):
         lines.append("  before it, the same on both sides:")
         lines += [f"    {line}" for line in found["before"]]
     if found.get("causes"):
         lines.append("  likely causes:")
         lines += [f"    - {cause}" for cause in found["causes"]]
+    if others := result.get("other_divergences"):
+        lines.append("  further on:")
+        lines += [f"    {other['sentence']}" + _engine_then(other) for other in others]
+        if (left := result["diverged"] - 1 - len(others)) > 0:
+            lines.append(f"    and {left:,} more")
     return "\n".join(lines) + notes
+
+
+def _engine_then(found: dict[str, Any]) -> str:
+    return f" (the engine at the capture: {found['engine']})" if found.get("engine") else ""
 
 
 def _summary(results: list[dict[str, Any]], total: int, seconds: float) -> None:

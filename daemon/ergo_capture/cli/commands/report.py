@@ -8,10 +8,10 @@ from typing import Final
 import click
 
 from ergo_capture.bundle.names import safe_name
-from ergo_capture.cli.support.bundle_files import manifest_beside
 from ergo_capture.cli.support.captures import Capture, capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
 from ergo_capture.cli.support.output import check_output, printable, size, write_out, write_whole
+from ergo_capture.cli.support.verification import compare
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.report.page import report_page
 
@@ -52,8 +52,12 @@ def report(capture: str, output: Path | None, state_dir: str, config: Path | Non
     destination = output or _default_for(capture, run)
     if not to_pipe:
         check_output(destination, "report", run.files)
+    compared = compare(run)
+    if compared is not None and compared.problem is not None:
+        click.echo(f"note: '{printable(run.name)}': {printable(compared.in_words)}", err=True)
+    manifest = None if compared is None or compared.suspect == "manifest" else compared.manifest
     with run.open(only_to_show=True) as stream:
-        name, manifest = (run.name, None) if run.bundle is None else (run.bundle.name, manifest_beside(run.bundle))
+        name = run.name if run.bundle is None else run.bundle.name
         page = report_page(stream, name, manifest)
     if to_pipe:
         write_out(page)

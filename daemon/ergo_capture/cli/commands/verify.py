@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from ergo_capture.cli.support.bundle_files import bundles_in
-from ergo_capture.cli.support.command import NAME, argument, command, json_flag
-from ergo_capture.cli.support.verification import check
+from ergo_capture.cli.support.captures import files_and_sessions
+from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
+from ergo_capture.cli.support.verification import check_run, in_words, no_manifest_flag
 from ergo_capture.errors import ExitCode
-from ergo_capture.units import counted
 
 
 @command(
@@ -22,21 +22,27 @@ from ergo_capture.units import counted
 )
 @argument(
     "bundles",
-    "Bundle files, directories of bundles, or patterns.",
+    "Bundle files, directories of bundles, patterns, or the ids of sessions.",
     type=NAME,
     nargs=-1,
     required=True,
     metavar="BUNDLE...",
 )
+@no_manifest_flag
+@state_option
+@config_option
 @json_flag("bundle")
-def verify(bundles: tuple[str, ...], *, as_json: bool) -> int:
+def verify(bundles: tuple[str, ...], *, no_manifest: bool, state_dir: str, config: Path | None, as_json: bool) -> int:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
+
+    Where a manifest stands beside a bundle, its size and SHA-256 come first. Of a session that goes on, what is decided
+    is checked.
 
     Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if a bundle is unsound or cannot be read.
     """
     worst = ExitCode.OK
-    for path in bundles_in(bundles):
-        result = check(path)
+    for run in files_and_sessions(bundles, state_dir, config):
+        result = check_run(run, with_manifest=not no_manifest)
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome
@@ -45,18 +51,12 @@ def verify(bundles: tuple[str, ...], *, as_json: bool) -> int:
 
 
 def _in_words(result: dict[str, Any]) -> str:
-    notes = "".join(f"\n  note: {note}" for note in result.get("notes", ()))
-    name = result["bundle"]
-    if "error" in result:
-        hint = f"\n  try: {result['hint']}" if result["hint"] else ""
-        return f"{name}: unsound: {result['error']}{hint}"
-    if "divergence" in result:
+    lines = [f"{result['bundle']}: {in_words(result)}"]
+    if "by_itself" in result:
+        lines.append(f"  the bundle by itself: {result['by_itself']}")
+    elif "divergence" in result:
         found = result["divergence"]
-        captured, replayed = (msgspec.json.encode(found[side]).decode() for side in ("captured", "replayed"))
-        return (
-            f"{name}: diverged at decision {found['index']}, event {found['event_id']!r}, field {found['field']}\n"
-            f"  captured: {captured}\n"
-            f"  replayed: {replayed}{notes}"
-        )
-    counts = f"{counted(result['events'], 'event')}, {counted(result['decisions'], 'decision')}"
-    return f"{name}: ok, {counts} derived again{notes}"
+        lines += [f"  {side}: {msgspec.json.encode(found[side]).decode()}" for side in ("captured", "replayed")]
+    if result.get("hint"):
+        lines.append(f"  try: {result['hint']}")
+    return "\n".join([*lines, *(f"  note: {note}" for note in result.get("notes", ()))])

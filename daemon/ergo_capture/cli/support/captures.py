@@ -21,12 +21,14 @@ from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, man
 from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.segment import sequence_of
-from ergo_capture.journal.session_stream import PartStream, parts_in
+from ergo_capture.journal.session_stream import OPEN, PartStream, parts_in
 from ergo_capture.kernel.explanation import escaped
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION
 from ergo_capture.repair.doctor import kind_of_directory
 from ergo_capture.storage import RealStorage
 
+#: Names that end so are files, though they may not exist.
+_FILES: Final = (".json", COMPRESSED_SUFFIX)
 #: The description of an argument that ``captures_in`` reads.
 ANY_CAPTURE: Final = "Bundles, directories of bundles, patterns, a journal, a state directory, or a session's id."
 
@@ -55,6 +57,11 @@ class Capture:
         """The files that are read, for ``check_output``, which knows segments of journals itself."""
         return [] if self.bundle is None else [self.bundle]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the run goes on, so that events may be without decisions."""
+        return self.part is not None and self.part.ended == OPEN
+
     @contextmanager
     def open(self, *, only_to_show: bool = False) -> Iterator[RecordStream]:
         """Open the run's events and decisions.
@@ -65,37 +72,44 @@ class Capture:
         Raises:
             ErgoCaptureError: it cannot be read, or is of another format version.
         """
+        with self.open_any() as stream:
+            if self.bundle is not None and stream.capture_version != CAPTURE_FORMAT_VERSION:
+                if not only_to_show:
+                    raise _of_another_version(self.bundle, stream.capture_version)
+                _note_version(self.bundle, stream.capture_version)
+            yield stream
+
+    @contextmanager
+    def open_any(self) -> Iterator[RecordStream]:
+        """Open the run's events and decisions, of whatever format version.
+
+        Raises:
+            ErgoCaptureError: it cannot be read.
+        """
         if self.part is not None:
             yield self.part
             return
         assert self.bundle is not None
         with open_bundle(self.bundle) as stream:
-            if only_to_show:
-                note_version(self.bundle, stream.capture_version)
-            else:
-                _refuse_version(self.bundle, stream.capture_version)
             yield stream
 
 
-def note_version(bundle: Path, version: str) -> None:
-    """Print a note if a bundle is of another format version, for commands that only show it."""
-    if version != CAPTURE_FORMAT_VERSION:
-        click.echo(
-            f"note: '{printable(bundle)}' is of capture version '{escaped(version)}', and this release reads "
-            f"'{CAPTURE_FORMAT_VERSION}': its records may mean something else than is shown",
-            err=True,
-        )
+def _note_version(bundle: Path, version: str) -> None:
+    click.echo(
+        f"note: '{printable(bundle)}' is of capture version '{escaped(version)}', and this release reads "
+        f"'{CAPTURE_FORMAT_VERSION}': its records may mean something else than is shown",
+        err=True,
+    )
 
 
-def _refuse_version(bundle: Path, version: str) -> None:
-    if version != CAPTURE_FORMAT_VERSION:
-        raise ErgoCaptureError(
-            f"read capture bundle '{bundle}': it is of capture version '{escaped(version)}', and this release reads "
-            f"'{CAPTURE_FORMAT_VERSION}'",
-            op="read capture bundle",
-            path=bundle,
-            hint="use the release that wrote it; `ergo-capture info` and `ergo-capture cat` show what can be read of it",
-        )
+def _of_another_version(bundle: Path, version: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"read capture bundle '{bundle}': it is of capture version '{escaped(version)}', and this release reads "
+        f"'{CAPTURE_FORMAT_VERSION}'",
+        op="read capture bundle",
+        path=bundle,
+        hint="use the release that wrote it; `ergo-capture info` and `ergo-capture cat` show what can be read of it",
+    )
 
 
 def captures_in(names: Iterable[str], state_dir: str = "", config: Path | None = None) -> list[Capture]:
@@ -116,6 +130,23 @@ def captures_in(names: Iterable[str], state_dir: str = "", config: Path | None =
     found: dict[str, Capture] = {}
     for name in names:
         found |= {capture.name: capture for capture in _captures(name, state_dir, config)}
+    return list(found.values())
+
+
+def files_and_sessions(names: Iterable[str], state_dir: str = "", config: Path | None = None) -> list[Capture]:
+    """Return the runs that names stand for, each once, where directories stand for their bundle files alone.
+
+    The arguments are those of ``captures_in``.
+
+    Raises:
+        ErgoCaptureError: a name stands for nothing.
+        ConfigError: the configuration is wrong.
+    """
+    found: dict[str, Capture] = {}
+    for name in names:
+        is_session = name and not _is_pattern(name) and not name.endswith(_FILES) and not Path(name).exists()
+        captures = _captures(name, state_dir, config) if is_session else _of_files(bundles_in([name]))
+        found |= {capture.name: capture for capture in captures}
     return list(found.values())
 
 
@@ -182,13 +213,18 @@ def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
             path=name,
             hint=f"name the journal, '{path.parent}', or print the segment's frames with `ergo-capture journal cat`",
         )
-    if "/" in name or path.exists() or any(letter in name for letter in "*?["):
+    if path.exists() or _is_pattern(name):
         return _of_files(bundles_in([name]))
     state = _state(state_dir, config)
     found = _of_session(name, state)
     if not found:
         raise _nothing(name, state)
     return found
+
+
+def _is_pattern(name: str) -> bool:
+    """Return whether a name is a path or a pattern of paths, and not an id."""
+    return any(letter in name for letter in "/*?[")
 
 
 def _of_files(paths: Iterable[Path]) -> list[Capture]:

@@ -251,6 +251,8 @@ def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if running.writer.failed is not None:
         lines.append(Text(f"the journal has failed: {running.writer.failed}", style="red"))
+    if running.writer.disk_error is not None:
+        lines.append(Text(f"not ready, the disk cannot be written: {running.writer.disk_error}", style="red"))
     if running.writer.full:
         lines.append(Text("the disk is full: events are refused until there is room", style="red"))
     lines += [

@@ -37,6 +37,8 @@ class CommitBatch:
     bytes: int = 0
     events: int = 0
     decisions: int = 0
+    #: Whether it is empty, and stands for a look at whether the disk can be written.
+    is_probe: bool = False
 
     def add(self, submission: Submission) -> None:
         """Add the submission's frame, if it has one.

@@ -35,7 +35,7 @@ class CommitThread:
     def __init__(self, journal: Journal, on_outcome: Callable[[Outcome], None]) -> None:
         self._journal = journal
         self._on_outcome = on_outcome
-        self._batches: deque[PreparedBatch | Sequence[PendingFrame] | None] = deque()
+        self._batches: deque[PreparedBatch | Sequence[PendingFrame] | Callable[[], None] | None] = deque()
         self._outcomes: deque[Outcome] = deque()
         #: Seconds that the last write and sync took.
         self.last_seconds = 0.0
@@ -60,6 +60,11 @@ class CommitThread:
         self._batches.append(self._journal.prepare(frames) or frames)
         os.write(self._to_thread[1], b"\0")
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function in place of a commit; its outcome is no positions, or the error that it raised."""
+        self._batches.append(function)
+        os.write(self._to_thread[1], b"\0")
+
     def stop(self) -> None:
         """Stop the thread after the batch that is being written; its outcome is not delivered."""
         self._batches.append(None)
@@ -82,9 +87,14 @@ class CommitThread:
             outcome: Outcome
             began = time.monotonic()
             try:
-                outcome = self._journal.write(batch)
+                if callable(batch):
+                    batch()
+                    outcome = []
+                else:
+                    outcome = self._journal.write(batch)
             except BaseException as error:  # noqa: BLE001 - delivered to the loop, whatever it is
                 outcome = error
-            self.last_seconds = time.monotonic() - began
+            if not callable(batch):
+                self.last_seconds = time.monotonic() - began
             self._outcomes.append(outcome)
             os.write(self._to_loop[1], b"\0")

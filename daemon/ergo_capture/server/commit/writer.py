@@ -64,6 +64,8 @@ class WriterSnapshot(msgspec.Struct, frozen=True):
     #: Whether the last attempt found the disk full.
     full: bool
     failed: str | None
+    #: The reason that an idle daemon could not write to its state directory at its last try; None where it could.
+    disk_error: str | None = None
 
 
 class _State(Enum):
@@ -114,6 +116,7 @@ class Writer:
         self._batch: CommitBatch | None = None
         #: Ends the time in which decisions wait for an event.
         self._timer: asyncio.TimerHandle | None = None
+        self._journal = journal
         self._thread = CommitThread(journal, self._on_outcome)
         self._batches = self._frames = self._written = self._events = self._decisions = self._refused = 0
         #: Durations and sizes of commits, for the metrics.
@@ -123,6 +126,10 @@ class Writer:
         #: Whether the last attempt found the disk full.
         self.full = False
         self._full_since = 0.0
+        #: The reason that the last probe failed; None where it succeeded, or a commit has succeeded since.
+        self.disk_error: str | None = None
+        #: Commits at the last probe.
+        self._probed_at = 0
         #: Called when a commit was the first one in its segment.
         self.on_segment: Callable[[], None] = lambda: None
         self._segment = 0
@@ -276,10 +283,20 @@ class Writer:
 
     def _on_outcome(self, outcome: Outcome) -> None:
         batch, self._batch = self._batch, None
-        assert batch is not None
+        if batch is None:
+            # The writer has failed meanwhile, and the submissions were told so.
+            return
+        if batch.is_probe:
+            self._take_probe(outcome)
+            return
         if isinstance(outcome, BaseException):
             self._refuse(batch, outcome)
             return
+        # Before anything is acknowledged: no start would find what was written to a file that has no name.
+        if (loss := self._journal.is_lost()) is not None:
+            self._fail(batch.submissions, loss)
+            return
+        self.disk_error = None
         if self.full:
             self.full = False
             seconds = round(time.monotonic() - self._full_since, 3)
@@ -325,6 +342,12 @@ class Writer:
         self._paused = False
         self._start_batch_if_due()
 
+    def fail(self, error: ErgoCaptureError) -> None:
+        """Refuse everything that is under way or queued, and end: the journal cannot be relied on any more."""
+        if self._state is not _State.FAILED and not self._ended.is_set():
+            batch, self._batch = self._batch, None
+            self._fail(() if batch is None else batch.submissions, error)
+
     def _fail(self, under_way: Iterable[Submission], error: ErgoCaptureError) -> None:
         """Refuse everything that is under way or queued, and end."""
         self._state = _State.FAILED
@@ -335,6 +358,32 @@ class Writer:
         self._lazy.clear()
         self._room.set()
         self._ended.set()
+
+    # --- the disk ---
+
+    def probe(self, write: Callable[[], None]) -> None:
+        """Look whether the disk can be written, unless a commit has shown it since the last call.
+
+        Args:
+            write: writes and syncs something; called in the thread that commits, so that one that hangs counts as a
+                stalled commit.
+        """
+        commits, self._probed_at = self._probed_at, self._batches
+        if self._batch is None and self._state is _State.OPEN and not self._paused and commits == self._batches:
+            now = time.monotonic()
+            self._batch = CommitBatch(now, now, is_probe=True)
+            self._thread.call(write)
+
+    def _take_probe(self, outcome: Outcome) -> None:
+        error = None
+        if isinstance(outcome, BaseException):
+            error = outcome if isinstance(outcome, ErgoCaptureError) else internal_error("probe the disk", outcome)
+        if error is not None and self.disk_error is None:
+            log.error(telemetry.DISK_UNWRITABLE, error=error.message, path=error.path, hint=error.hint)
+        elif error is None and self.disk_error is not None:
+            log.warning(telemetry.DISK_WRITABLE)
+        self.disk_error = None if error is None else error.message
+        self._start_batch_if_due()
 
     # --- inspection ---
 
@@ -360,4 +409,5 @@ class Writer:
             oldest_undurable_seconds=0.0 if since is None else time.monotonic() - since,
             full=self.full,
             failed=None if self.failure is None else self.failure.message,
+            disk_error=self.disk_error,
         )

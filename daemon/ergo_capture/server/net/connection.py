@@ -327,10 +327,12 @@ class Connection:
         if self.conversation.stage is not Stage.ANSWERING:
             self._reading.cancel()
 
-    def shut_down(self) -> None:
-        """Tell the client that the daemon stops, and end the connection."""
+    def shut_down(self, failure: ErgoCaptureError | None = None) -> None:
+        """Tell the client that the daemon stops, and whether its journal has failed, and end the connection."""
         self._end(
-            ProtocolError(
+            storage_failed(failure)
+            if failure is not None
+            else ProtocolError(
                 Code.SHUTTING_DOWN,
                 "the daemon is stopping",
                 "what was acknowledged is safe; connect again and resume the session",

@@ -68,7 +68,9 @@ class StatusCollector(Collector):
     def _daemon(self) -> _Families:
         status, totals = self._status, self._status.totals
         yield InfoMetricFamily(PREFIX + "build", "What runs.", {"version": status.program.split()[-1]})
-        yield _gauge("ready", "Whether the daemon is serving: 0 while it starts or stops.", status.phase == "serving")
+        yield _gauge(
+            "ready", "Whether the daemon serves: 0 while it starts or stops, or its disk fails.", status.is_ready
+        )
         yield _gauge("start_time_seconds", "When the daemon started, in Unix time.", status.started_at)
         yield _gauge("clients", "Clients connected.", status.clients)
         yield _gauge("clients_limit", "Clients that may be connected.", status.max_clients)
@@ -118,6 +120,7 @@ def _commits(running: RunningStatus) -> _Families:
         "oldest_undurable_seconds", "Age of the oldest submission that is not durable.", writer.oldest_undurable_seconds
     )
     yield _gauge("disk_full", "Whether the last commit found the disk full.", writer.full)
+    yield _gauge("disk_unwritable", "Whether the last look found the disk unwritable.", writer.disk_error is not None)
     yield _gauge("journal_failed", "Whether the journal can take nothing more.", writer.failed is not None)
     yield _gauge("journal_bytes", "Size of the journal, space allocated ahead included.", journal.bytes)
     yield _gauge("journal_segments", "Segments of the journal.", journal.segments)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from ergo_capture import telemetry
-from ergo_capture.storage import Lock, Storage
+from ergo_capture.storage import Lock, Storage, StorageError, StorageFile
 from ergo_capture.storage.atomic import sweep_temporaries
 
 log = structlog.get_logger()
+
+#: Name of the file that is written to find out whether the disk can be.
+PROBE: Final = "probe"
 
 
 class StateDirectory:
@@ -46,6 +51,31 @@ class StateDirectory:
             StorageError: another daemon holds the lock.
         """
         return self.storage.lock(self.path / "lock")
+
+    def probe(self) -> None:
+        """Write and sync a small file, to find out whether the disk takes anything.
+
+        Raises:
+            StorageError: it does not. A full disk is no error: commits find that out, and wait for room.
+        """
+        path = self.path / PROBE
+        try:
+            file = self._open_probe(path)
+            try:
+                file.write_at([b"Written now and then, to notice a disk that fails.\n"], 0, sync=True)
+            finally:
+                file.close()
+        except StorageError as error:
+            if not error.is_full:
+                raise
+
+    def _open_probe(self, path: Path) -> StorageFile:
+        try:
+            return self.storage.open(path, write=True)
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return self.storage.open(path, create=True)
 
     def free_bytes(self) -> int:
         """Return the free space of the directory's file system, in bytes.

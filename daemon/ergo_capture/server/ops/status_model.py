@@ -97,6 +97,14 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     totals: TotalsStatus
     #: None while the daemon starts.
     running: RunningStatus | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether events are taken: the daemon serves, and its disk can be written."""
+        running = self.running
+        broken = running is not None and (running.writer.failed or running.writer.disk_error) is not None
+        return self.phase == "serving" and not broken
+
     #: Unix time of the start, as the clock was then; 0 from a daemon that does not report it.
     started_at: float = 0.0
     #: None where no age is bounded, and of a daemon of 0.1.0.

@@ -97,7 +97,8 @@ class Watchdog:
             if self._stalled:
                 log.warning(telemetry.WRITER_RESUMED)
             self._stalled = False
-            self._notifier.status(self._describe())
+            broken = self._writer.disk_error
+            self._notifier.status(f"not ready: {broken}" if broken is not None else self._describe())
             self._notifier.watchdog()
             return
         if not self._stalled:

@@ -26,8 +26,7 @@ from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
-from ergo_capture.kernel.outcomes import RunTermination
-from ergo_capture.kernel.ports import DecisionLog, DecisionLogEntry, RunResult
+from ergo_capture.kernel.ports import IN_DOUBT, DecisionLog, DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.server.session.admission_queue import EventBatch
 
@@ -35,9 +34,6 @@ from ergo_capture.server.session.admission_queue import EventBatch
 _MAX_WAITING: Final = 10_000
 #: Bytes that an engine may say of one run: half of what a frame of the journal holds.
 _MAX_RUN_BYTES: Final = 32 << 20
-#: The interruption of an event that is in doubt.
-IN_DOUBT: Final = "in_doubt: the daemon stopped before the decision was durable; the episode was not run again"
-_INTERRUPTED: Final = RunResult(RunTermination.Aborted, interruption=IN_DOUBT)
 
 
 def concurrency(engine: Engine, constraints: Constraints) -> int:
@@ -122,7 +118,7 @@ class Episodes:
                 self._in_doubt -= 1
                 step = self.supervisor.offer(event)
                 if isinstance(step, Run):
-                    self.supervisor.settle(step, RunTermination.Aborted, 0, _INTERRUPTED)
+                    self.supervisor.settle(step, IN_DOUBT.termination, 0, IN_DOUBT)
                 continue
             if self._invoker is not None:
                 self.supervisor.drive(event)

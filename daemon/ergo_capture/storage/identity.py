@@ -1,0 +1,24 @@
+"""Whether an open file still has its name: somebody may remove or replace files under a running daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def is_linked(fd: int) -> bool:
+    """Return whether the open file has any name left. Asks no disk, so that it may be called on an event loop."""
+    return os.fstat(fd).st_nlink > 0
+
+
+def is_named(fd: int, path: Path) -> bool:
+    """Return whether ``path`` is the name of the open file; a symbolic link is not followed.
+
+    Raises:
+        OSError: the path cannot be looked at, for another reason than that it is gone.
+    """
+    try:
+        there = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(os.fstat(fd), there)

@@ -1,0 +1,76 @@
+"""``verify``, ``replay`` and ``report`` of a session by its id, while it goes on and when it is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.daemons import DaemonProcess, plain, short_directory
+from tests.engine.engines import command_event
+
+from ergo_capture.cli import app
+from ergo_capture.client import CaptureClient
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def places() -> Iterator[dict[str, tuple[Path, str]]]:
+    """Return the state directories of a session that is closed, and of one that goes on, with the sessions' ids."""
+    with short_directory() as place:
+        found: dict[str, tuple[Path, str]] = {}
+        for how in ("closed", "open"):
+            (place / how).mkdir()
+            with DaemonProcess(place / how, place / how / "state") as daemon:
+                daemon.start()
+                session = asyncio.run(_stream(daemon.socket, close=how == "closed"))
+                daemon.kill()
+            found[how] = place / how / "state", session
+        yield found
+
+
+async def _stream(socket: Path, *, close: bool) -> str:
+    async with CaptureClient(socket) as client:
+        session = await client.open("default")
+        for number in range(50):
+            await client.send(command_event(f"e{number}", number))
+        await client.flush()
+        if close:
+            await client.close()
+    return session
+
+
+@pytest.mark.parametrize("how", ["closed", "open"])
+@pytest.mark.parametrize("arguments", [["verify"], ["replay", "--engine", "fixed"], ["replay"]], ids=" ".join)
+def test_a_session_is_proved_by_its_id(
+    arguments: list[str], how: str, places: dict[str, tuple[Path, str]], capsys: Capture
+) -> None:
+    """From its bundle, or as far as it is decided in the journal."""
+    state, session = places[how]
+    assert app.run([*arguments, session, "--state-dir", str(state), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert session in found["bundle"]
+    assert 0 < found["decisions"] <= 50
+
+
+@pytest.mark.parametrize("how", ["closed", "open"])
+def test_a_session_is_drawn_by_its_id(
+    how: str, places: dict[str, tuple[Path, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """In the current directory: the state directory belongs to the daemon."""
+    state, session = places[how]
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["report", session, "--state-dir", str(state)]) == 0
+    assert capsys.readouterr().out.startswith(f"{session}.html (")
+    assert (tmp_path / f"{session}.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("command", ["verify", "replay", "report"])
+def test_an_unknown_session_is_an_error(command: str, tmp_path: Path, capsys: Capture) -> None:
+    """The state directory is named."""
+    (tmp_path / "journal").mkdir()
+    assert app.run([command, "nobody", "--state-dir", str(tmp_path)]) == 1
+    assert f"nor, in '{tmp_path}', a session" in plain(capsys.readouterr().err)
