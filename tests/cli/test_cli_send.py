@@ -273,3 +273,19 @@ def test_what_a_resumed_session_holds_is_no_loss(tmp_path: Path) -> None:
         summary = json.loads(ran.stdout)
         assert (summary["already_captured"], summary["accepted"], summary["rejected"]) == (3, 2, 0)
         assert ids_in(summary) == [one["event_id"] for one in BARE]
+
+
+def test_a_field_that_nobody_reads_is_named_with_its_line(daemon: DaemonProcess) -> None:
+    """A misspelt payload would otherwise be lost without a word; the event is captured, so the exit code is 0."""
+    ran = sent(daemon, "-", given=lines(BARE[0], BARE[1] | {"paylod": {"x": 1}}))
+    assert ran.returncode == 0, ran.stderr
+    assert "note on line 2: nobody reads the field 'paylod'" in ran.stderr
+    assert "fields of an event are event_id, kind, at, payload" in ran.stderr
+
+
+def test_a_rejection_says_line_and_hint(daemon: DaemonProcess) -> None:
+    """Blank lines count, as an editor counts them."""
+    ran = sent(daemon, "-", given=lines(BARE[0]) + "\n\n" + lines(BARE[1] | {"at": {"secs": 1, "nano": 0}}))
+    assert ran.returncode == 3
+    assert "rejected 'e1' in line 4: bad_frame" in ran.stderr
+    assert "an event is {" in ran.stderr

@@ -117,7 +117,9 @@ async def test_the_daemons_frames_are_those_of_a_real_conversation() -> None:
     async with running_daemon() as daemon:
         async with daemon.wire() as wire:
             await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open", "decisions": True})
-            await wire.say(event("e1"), event("e1"), {"type": "flush"}, {"type": "ping"}, {"type": "close"})
+            await wire.say(
+                event("e1") | {"paylod": {}}, event("e1"), {"type": "flush"}, {"type": "ping"}, {"type": "close"}
+            )
             frames |= {frame["type"]: frame for frame in await wire.rest()}
         async with daemon.wire() as wire:
             await _refused(wire)

@@ -12,13 +12,15 @@ from ergo_capture.protocol import capture, control
 CAPTURE: list[capture.Answer] = [
     capture.Welcome("ergo-capture.v1", "ergo-capture 0", {"max_id_bytes": 1}),
     capture.Opened(session="s", resumed=True, accepted=3, decided=2, last_event_id="e"),
-    capture.Ack(3, 2),
+    capture.Ack(3, 2, 3),
     capture.Reject(1, None, capture.Code.TOO_LARGE, "m", "h"),
+    capture.Note(2, "e", "m", "h"),
     capture.DecisionFrame(index=1, decision={"event_id": "e"}),
     capture.Flushed("b", "m", "0"),
     capture.Closed(events=1, decisions=1, session="s", bundle="b", manifest="m", sha256="0"),
     capture.Pong(),
     capture.Error(capture.Code.LIMIT, "m", "h"),
+    capture.Error(capture.Code.ACKNOWLEDGED_LOST, "m", "h", capture.Lost(3, 2, "e")),
 ]
 CONTROL: list[control.Answer] = [
     control.Status(msgspec.Raw(b'{"a":1}')),

@@ -9,7 +9,7 @@ Example::
 """
 
 from ergo_capture.client.connection import ClientError
-from ergo_capture.client.session import CaptureClient, Published, Reject, session_of, stream
+from ergo_capture.client.session import CaptureClient, Note, Published, Reject, session_of, stream
 from ergo_capture.protocol.capture import Acknowledged, Lost, event_line
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "CaptureClient",
     "ClientError",
     "Lost",
+    "Note",
     "Published",
     "Reject",
     "event_line",

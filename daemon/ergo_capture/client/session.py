@@ -53,6 +53,16 @@ class Reject(msgspec.Struct, frozen=True):
     place: int = 0
 
 
+class Note(msgspec.Struct, frozen=True):
+    """An event that was taken, with something that is probably a mistake, such as a field that nobody reads."""
+
+    event_id: str | None
+    message: str
+    hint: str = ""
+    #: What the caller of ``send_line`` calls the event.
+    place: int = 0
+
+
 class Published(msgspec.Struct, frozen=True):
     """A bundle that the daemon published, in answer to a flush or a close."""
 
@@ -96,6 +106,7 @@ class CaptureClient:
         give_up_after: seconds to keep trying to reach the daemon again; zero for no second attempt.
         resume_after_loss: whether to go on where the daemon has lost acknowledged events; ``lost`` then says how many.
         on_reject: called for each event that is not taken.
+        on_note: called where an event is taken that has a mistake; at most once for each connection.
         on_decision: called with each decision record, if ``open`` asked for them.
         on_reconnect: called when the session was resumed, with how often that has happened.
     """
@@ -109,6 +120,7 @@ class CaptureClient:
         give_up_after: float = 60.0,
         resume_after_loss: bool = False,
         on_reject: Callable[[Reject], None] | None = None,
+        on_note: Callable[[Note], None] | None = None,
         on_decision: Callable[[dict[str, Any]], None] | None = None,
         on_reconnect: Callable[[int], None] | None = None,
     ) -> None:
@@ -121,6 +133,7 @@ class CaptureClient:
         self._connection = Connection(fspath(path), name, give_up_after, resume_after_loss=resume_after_loss)
         self._window = window
         self._on_reject = on_reject or (lambda _reject: None)
+        self._on_note = on_note or (lambda _note: None)
         self._on_decision = on_decision or (lambda _decision: None)
         self._on_reconnect = on_reconnect or (lambda _times: None)
         self._in_flight = InFlight()
@@ -383,6 +396,9 @@ class CaptureClient:
                     sent = self._in_flight.sent(index)
                     line, place = (b"", 0) if sent is None else (sent.line, sent.place)
                     self._on_reject(Reject(event_id, code, message, line, hint, place))
+            case protocol.Note(index, event_id, message, hint):
+                sent = self._in_flight.sent(index)
+                self._on_note(Note(event_id, message, hint, 0 if sent is None else sent.place))
             case protocol.DecisionFrame():
                 self._on_decision(answer.decision)
             case protocol.Error():

@@ -1,7 +1,8 @@
 """Event lines: the JSON Lines in which events arrive, are written to the journal as they are, and are read back.
 
 A line is ``{"type":"event","event":{"event_id":S,"kind":K,"at":{"secs":N,"nanos":N},"payload":OBJECT|null}}``.
-Unknown fields are ignored, among them ``semantic_kind`` of the reference's drivers.
+Unknown fields of the frame and of the event are ignored, as the reference ignores them; ``semantic_kind`` of its drivers
+is no unknown one. In ``at`` nothing else is allowed. What the journal holds is read more leniently: it was accepted.
 
 The decoder checks the shape of every line in C, but it does not check UTF-8 in values that it skips, nor refuse numbers
 beyond f64 or deep nesting; calling ``check_payload`` for each event costs more than everything else together. So
@@ -11,7 +12,8 @@ checked line by line. It may take a harmless chunk for a harmful one, never the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -42,20 +44,60 @@ class LineEvent(msgspec.Struct, frozen=True, gc=False):
 
     event_id: str
     kind: ExternalEventKind
-    at: LineTime | EventTime
+    at: LineTime | _SentTime | EventTime
     #: Says only that the payload was an object; ``read_body`` reads it from the line when an engine needs it.
     payload: object = None
+
+
+class _SentTime(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    secs: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    nanos: Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
 
 
 class _FastEvent(msgspec.Struct, frozen=True, gc=False):
     event_id: str
     kind: ExternalEventKind
-    at: LineTime
+    at: _SentTime
     payload: _AnyObject | None = None
+
+
+class _KnownEvent(_FastEvent, frozen=True, gc=False, forbid_unknown_fields=True):
+    semantic_kind: str | None = None
 
 
 class _FastLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EVENT):
     event: _FastEvent
+
+
+class _KnownLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EVENT, forbid_unknown_fields=True):
+    event: _KnownEvent
+
+
+_ANYTHING: Final = msgspec.Raw(b"null")
+
+
+class _TimeFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    secs: msgspec.Raw = _ANYTHING
+    nanos: msgspec.Raw = _ANYTHING
+
+
+class _EventTimeFields(msgspec.Struct, frozen=True):
+    at: _TimeFields
+
+
+class _EventFields(_EventTimeFields, frozen=True, forbid_unknown_fields=True):
+    event_id: msgspec.Raw = _ANYTHING
+    kind: msgspec.Raw = _ANYTHING
+    payload: msgspec.Raw = _ANYTHING
+    semantic_kind: msgspec.Raw = _ANYTHING
+
+
+class _LineTimeFields(msgspec.Struct, frozen=True, tag_field="type", tag=EVENT):
+    event: _EventTimeFields
+
+
+class _LineFields(msgspec.Struct, frozen=True, tag_field="type", tag=EVENT, forbid_unknown_fields=True):
+    event: _EventFields
 
 
 class _ExactEvent(msgspec.Struct, frozen=True, gc=False):
@@ -70,6 +112,11 @@ class _ExactLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EV
 
 
 _decode_fast: Final = msgspec.json.Decoder(_FastLine).decode_lines
+_decode_known: Final = msgspec.json.Decoder(_KnownLine).decode_lines
+#: Decoders by whether the event is bare: of all fields, and of those of the time.
+_decode_fields: Final = (msgspec.json.Decoder(_LineFields).decode, msgspec.json.Decoder(_EventFields).decode)
+_decode_time: Final = (msgspec.json.Decoder(_LineTimeFields).decode, msgspec.json.Decoder(_EventTimeFields).decode)
+_UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `\$[^`]*`)?\Z", re.DOTALL)
 _decode_exact: Final = msgspec.json.Decoder(_ExactLine).decode
 _decode_event: Final = msgspec.json.Decoder(_ExactEvent).decode
 
@@ -86,10 +133,14 @@ _DROP_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[\n"))
 _TOO_MANY_BRACKETS: Final = b"[" * (MAX_DEPTH + 1)
 
 
-def read_harmless(chunk: bytes) -> list[_FastEvent] | None:
+def read_harmless(chunk: bytes, *, known_only: bool = False) -> Sequence[_FastEvent] | None:
     """Return the events of a chunk of whole lines; None where not every line is certainly a valid event.
 
     After None, read the lines one by one with ``read_line``: they may be valid all the same.
+
+    Args:
+        chunk: the lines.
+        known_only: whether to return None also where a line has an unknown field.
     """
     if not (chunk.startswith(b"{") and chunk.endswith(b"}\n") and _is_utf8(chunk)):
         return None
@@ -104,7 +155,7 @@ def read_harmless(chunk: bytes) -> list[_FastEvent] | None:
     if not _one_value_a_line(chunk, count):
         return None
     try:
-        lines = _decode_fast(chunk)
+        lines: Sequence[_FastLine | _KnownLine] = _decode_known(chunk) if known_only else _decode_fast(chunk)
     except (ValueError, RecursionError):
         return None
     if len(lines) != count:
@@ -130,6 +181,29 @@ def _is_utf8(chunk: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def unknown_field(text: bytes | msgspec.Raw, *, bare: bool) -> str | None:
+    """Return the name of a field of an event, or of its frame, that nobody reads; None where there is none.
+
+    Args:
+        text: a valid event, in its frame or bare.
+        bare: whether it is bare.
+
+    Raises:
+        EventFormatError: the time has an unknown field.
+    """
+    try:
+        _decode_fields[bare](text)
+    except ValueError as error:
+        found = _UNKNOWN_FIELD.search(str(error))
+    else:
+        return None
+    try:
+        _decode_time[bare](text)
+    except ValueError as error:
+        raise EventFormatError(str(error)) from error
+    return None if found is None else found.group(1)
 
 
 def read_line(line: bytes) -> ExternalEvent:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -182,6 +182,14 @@ def unwrap_event(line: bytes) -> bytes:
 # --- what the daemon reads -----------------------------------------------------------------------------------------
 
 
+class UnknownField(NamedTuple):
+    """A field of an event that nobody reads."""
+
+    #: Position of the event in its chunk, from 0.
+    offset: int
+    name: str
+
+
 @dataclass(slots=True)
 class EventChunk:
     """Consecutive well-formed events of one client: what a session admits and the journal keeps verbatim."""
@@ -189,6 +197,8 @@ class EventChunk:
     #: The event lines, newlines included.
     body: bytes
     events: Sequence[EventLike]
+    #: The first unknown field of the connection.
+    unknown: UnknownField | None = None
     ids: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -261,6 +271,18 @@ class Reject(_Answer, frozen=True, tag="reject"):
     hint: str = ""
 
 
+class Note(_Answer, frozen=True, tag="note"):
+    """The event with this number on this connection is taken, and something about it is probably a mistake.
+
+    Said once on a connection.
+    """
+
+    index: int
+    event_id: str | None
+    message: str
+    hint: str = ""
+
+
 class DecisionFrame(_Answer, frozen=True, kw_only=True, tag="decision"):
     """A decision of the session: its number, from 1, and the record as the bundle holds it."""
 
@@ -306,7 +328,7 @@ class Error(_Answer, frozen=True, tag="error"):
     lost: Lost | msgspec.UnsetType = msgspec.UNSET
 
 
-Answer = Welcome | Opened | Ack | Reject | DecisionFrame | Flushed | Closed | Pong | Error
+Answer = Welcome | Opened | Ack | Reject | Note | DecisionFrame | Flushed | Closed | Pong | Error
 
 _encode: Final = msgspec.json.Encoder().encode
 

@@ -580,7 +580,7 @@ async def test_every_budget_is_back_at_zero_whatever_happened() -> None:
 async def test_the_daemon_survives_running_out_of_descriptors(tmp_path: Path) -> None:
     """Waiting clients are served when there are descriptors again; the log names the limit to raise."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state", config="[log]\nburst = 2\n") as daemon:
-        daemon.prefix = ["prlimit", "--nofile=48:48"]
+        daemon.prefix = ["prlimit", "--nofile=64:64"]
         await anyio.to_thread.run_sync(daemon.start)
         crowd = [await anyio.connect_unix(str(daemon.socket)) for _ in range(80)]
         said = await anyio.to_thread.run_sync(daemon.until_logged, "client.unaccepted")

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from ergo_capture.cli.support.event_input import EventLines
-from ergo_capture.client import CaptureClient, Published, Reject
+from ergo_capture.client import CaptureClient, Note, Published, Reject
 from ergo_capture.protocol.capture import unwrap_event
 from ergo_capture.units import counted
 
@@ -44,6 +44,7 @@ class Sender:
             give_up_after=give_up_after,
             resume_after_loss=resume_after_loss,
             on_reject=self.progress.reject,
+            on_note=self.progress.note,
             on_reconnect=self.progress.reconnect,
         )
 
@@ -120,6 +121,12 @@ class Progress:
             self._print(f"rejected {_name_of(reject)}{place}: {reject.code}: {reject.message}{hint}")
         elif count == self.MOST_SHOWN + 1:
             self._print("more were rejected; see the count at the end")
+
+    def note(self, note: Note) -> None:
+        """Print what is probably a mistake in an event that was taken."""
+        place = f"line {note.place}" if note.place else repr(note.event_id)
+        hint = f"; {note.hint}" if note.hint else ""
+        self._print(f"note on {place}: {note.message}{hint}")
 
     def reconnect(self, times: int) -> None:
         """Say that the session goes on after the daemon was away."""

@@ -42,6 +42,8 @@ from ergo_capture.version import PROGRAM
 
 #: About the length of a ``decision`` frame.
 _DECISION_BYTES: Final = 256
+#: Characters that are said of the name of an unknown field.
+_MAX_NAME: Final = 100
 #: Memory that a decision takes while it is kept for a client, with its event.
 KEPT_DECISION_BYTES: Final = 400
 
@@ -317,9 +319,21 @@ class Conversation:
         if refusals:
             refused = {refusal.offset for refusal in refusals}
             numbers = [start + offset for offset in range(count) if offset not in refused]
+        if chunk.unknown is not None:
+            self._note_unknown(start + chunk.unknown.offset, chunk.ids[chunk.unknown.offset], chunk.unknown.name)
         self.receipts.add(batch, numbers)
         if batch is None:
             self.outbox.wake()
+
+    def _note_unknown(self, index: int, event_id: str, name: str) -> None:
+        if not self.is_driver:
+            note = protocol.Note(
+                index,
+                None if self._is_long(event_id) else event_id,
+                f"nobody reads the field {name[:_MAX_NAME]!r}; it is kept in the journal and is in no bundle",
+                "fields of an event are event_id, kind, at, payload and semantic_kind; this is said once",
+            )
+            self.outbox.add_before_ack(protocol.encode(note))
 
     def _reject_line(self, line: BadLine) -> None:
         self.refused_last = True

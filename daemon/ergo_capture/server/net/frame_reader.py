@@ -12,9 +12,19 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.journal.lines import EventFormatError, LineEvent, read_event, read_harmless, read_line
+from ergo_capture.journal.lines import EventFormatError, LineEvent, read_event, read_harmless, read_line, unknown_field
 from ergo_capture.kernel.events import EventLike, ExternalEventPayloadError
-from ergo_capture.protocol.capture import EVENT, EVENTS, BadLine, Code, EventChunk, Item, Request, wrap_event
+from ergo_capture.protocol.capture import (
+    EVENT,
+    EVENTS,
+    BadLine,
+    Code,
+    EventChunk,
+    Item,
+    Request,
+    UnknownField,
+    wrap_event,
+)
 
 
 class _EventFrame(msgspec.Struct, frozen=True, tag_field="type", tag=EVENT):
@@ -51,6 +61,9 @@ class FrameReader:
     _held: bytearray = field(default_factory=bytearray, init=False)
     #: Whether the rest of the current line is dropped, because the line was refused for its length.
     _skipping: bool = field(default=False, init=False)
+
+    #: Whether no unknown field was met yet: the client is told of the first one.
+    _known_only: bool = field(default=True, init=False)
 
     @property
     def mid_frame(self) -> bool:
@@ -107,7 +120,7 @@ class FrameReader:
         if chunk.startswith((b'{"type":"event",', b'{"type": "event",')):
             fits = len(chunk) <= self.max_frame_bytes
             if fits or max(map(len, chunk.split(b"\n"))) <= self.max_frame_bytes:
-                events = read_harmless(chunk)
+                events = read_harmless(chunk, known_only=self._known_only)
                 if events is not None:
                     return [EventChunk(chunk, events)]
         return self._read_lines(chunk.split(b"\n"))
@@ -117,16 +130,22 @@ class FrameReader:
         items: list[Item] = []
         good: list[bytes] = []
         events: list[EventLike] = []
+        unknown: UnknownField | None = None
         bad = 0
 
         def add(item: Item) -> None:
             nonlocal bad
             bad += type(item) is BadLine and item.bad_frame
+            end_chunk()
+            items.append(item)
+
+        def end_chunk() -> None:
+            nonlocal unknown
             if good:
-                items.append(EventChunk(b"".join(good), tuple(events)))
+                items.append(EventChunk(b"".join(good), tuple(events), unknown))
                 good.clear()
                 events.clear()
-            items.append(item)
+                unknown = None
 
         for line in lines:
             # The connection ends with these; one read may hold a hundred thousand more.
@@ -158,14 +177,16 @@ class FrameReader:
             for text in texts:
                 if bad >= self.max_bad_frames:
                     break
-                event = _read_event(line if text is None else text, bare=text is not None)
+                event, name = _read_event(line if text is None else text, bare=text is not None)
                 if isinstance(event, BadLine):
                     add(event)
                     continue
+                if name is not None and self._known_only:
+                    self._known_only = False
+                    unknown = UnknownField(len(events), name)
                 good.append(line.strip() + b"\n" if text is None else wrap_event(text))
                 events.append(event)
-        if good:
-            items.append(EventChunk(b"".join(good), tuple(events)))
+        end_chunk()
         return items
 
     def _too_large(self) -> BadLine:
@@ -176,16 +197,18 @@ class FrameReader:
         )
 
 
-def _read_event(text: bytes | msgspec.Raw, *, bare: bool) -> EventLike | BadLine:
+def _read_event(text: bytes | msgspec.Raw, *, bare: bool) -> tuple[EventLike | BadLine, str | None]:
+    """Return the event, and the name of an unknown field that it has."""
     try:
         event = read_event(text) if bare else read_line(bytes(text))
+        name = unknown_field(text, bare=bare)
     except EventFormatError as error:
-        return BadLine(Code.BAD_FRAME, f"not an event: {error}", _EVENT_HINT, _id_of(text, bare=bare))
+        return BadLine(Code.BAD_FRAME, f"not an event: {error}", _EVENT_HINT, _id_of(text, bare=bare)), None
     except ExternalEventPayloadError as error:
         hint = error.hint or ""
-        return BadLine(Code.INVALID_PAYLOAD, str(error), hint, _id_of(text, bare=bare), bad_frame=False)
+        return BadLine(Code.INVALID_PAYLOAD, str(error), hint, _id_of(text, bare=bare), bad_frame=False), None
     # Without its payload: the line holds it, for as long as anybody needs it.
-    return LineEvent(event.event_id, event.kind, event.at)
+    return LineEvent(event.event_id, event.kind, event.at), name
 
 
 class _EventId(msgspec.Struct, frozen=True):
