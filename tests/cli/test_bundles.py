@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.bundles import DAY, store
+import zstandard
+from tests.bundles import DAY, small_bundle, store
 from tests.daemons import COMMAND, command_environment
 
+from ergo_capture import encode_bundle
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.cli.app import run
 
@@ -146,6 +148,32 @@ def test_prune_names_a_bundle_of_another_size_than_its_manifest_says(
     assert "100 bytes, and " in line
     assert "ergo-capture verify" in err
     assert cut.exists()
+
+
+def test_verify_doctor_and_prune_agree_on_a_bundle_and_its_manifest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A pair that was renamed or compressed together is proved; a bundle beside another's manifest is not."""
+    (tmp_path / "config.toml").write_text("")
+    for at, name in enumerate(("other", "renamed", "packed", "newest")):
+        text = encode_bundle(small_bundle(events=2 + at))
+        store(tmp_path, name, now=datetime.now(UTC), age=(9 - at) * DAY, text=text, events=2 + at, decisions=2 + at)
+    folder = tmp_path / "bundles" / "g"
+    for suffix in (".capture.json", ".manifest.json"):
+        (folder / f"renamed{suffix}").rename(folder / f"again{suffix}")
+    packed = folder / "packed.capture.json"
+    (folder / "packed.capture.json.zst").write_bytes(zstandard.compress(packed.read_bytes()))
+    packed.unlink()
+    (folder / "other.manifest.json").write_bytes((folder / "newest.manifest.json").read_bytes())
+    sound = ["again.capture.json", "newest.capture.json", "packed.capture.json.zst"]
+    for command in (["verify"], ["doctor"]):
+        assert [name for name in sound if run([*command, str(folder / name)])] == []
+        assert run([*command, str(folder / "other.capture.json")]) == 1
+    capfd.readouterr()
+    assert bundles(tmp_path, "prune", "--max-bundles", "1") == 3
+    said = [line.split(":")[0].split("/")[-1].split(" ")[0] for line in capfd.readouterr().out.splitlines()]
+    assert sorted(said) == ["again.capture.json", "other.capture.json", "packed.capture.json.zst"]
+    assert sorted(path.name for path in folder.glob("*.capture.json*")) == ["newest.capture.json", "other.capture.json"]
 
 
 def test_list_shows_the_numbers_and_prune_doubts_a_time_in_the_future(

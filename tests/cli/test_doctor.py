@@ -216,6 +216,25 @@ def test_a_state_directory_is_diagnosed_completely(tmp_path: Path, capsys: pytes
     assert any(words.startswith(str(graph / "bad.capture.json")) for words in said["keeps"])
 
 
+def test_linked_directories_of_bundles_are_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A graph's directory on a larger disk; one whose disk is gone is a warning."""
+    state, elsewhere = tmp_path / "state", tmp_path / "disk"
+    write_sessions(state / "journal")
+    (state / "bundles").mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "cut.capture.json").write_bytes(TEXT[:9000])
+    (state / "bundles" / "g").symlink_to(elsewhere)
+    (state / "bundles" / "gone").symlink_to(tmp_path / "unmounted")
+    code, said = diagnosis(state, capsys)
+    assert (code, {finding["path"] for finding in of("error", said)}) == (
+        1,
+        {str(state / "bundles" / "g" / "cut.capture.json")},
+    )
+    assert ("a link that leads nowhere: is the disk there that it leads to?", "gone") in [
+        (finding["message"], Path(finding["path"]).name) for finding in of("warning", said)
+    ]
+
+
 def test_other_entries_with_the_name_of_a_bundle_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

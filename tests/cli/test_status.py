@@ -291,6 +291,15 @@ def test_lag_refusals_engines_and_waits_are_shown() -> None:
     assert "a shutdown would wait for\n  session s: 6 events to be decided" in text
 
 
+def test_what_retention_holds_back_is_shown() -> None:
+    """After a start or a jump of the clock, and for times that cannot be right; otherwise nothing."""
+    text = seen(status(retention={"ages_held_seconds": 540.0, "suspects": 2}))
+    assert "no bundle goes by its age for 9m: " in text
+    assert "2 bundles with a time that cannot be right" in text
+    assert "retention" not in seen(status(retention={"ages_held_seconds": 0.0, "suspects": 0}))
+    assert "retention" not in seen(status())
+
+
 def test_a_starting_daemon_shows_its_progress() -> None:
     """There are no sessions yet; a disk that does not answer is reported."""
     text = seen(status(running=None, phase="starting", doing="recovering: 3 of 9 sessions", disk_free_bytes=None))

@@ -211,7 +211,7 @@ class _Examination:
         if found is None:
             return
         manifest = found.manifest
-        if manifest is not None and manifest.beside is not None:
+        if found.problem is None and manifest is not None and manifest.beside is not None:
             self._add(
                 Severity.WARNING,
                 bundle,
