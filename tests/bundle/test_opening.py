@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import tracemalloc
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,48 @@ def test_frames_of_every_kind_are_followed_to_the_end(tmp_path: Path, *, checksu
     path = tmp_path / "b.zst"
     path.write_bytes(compress(b"one") + skipped + compress(b"") + compress(b" " * 200_000) + streamed)
     assert read_text(path) == b"one" + b" " * 200_000 + b"streamed"
+
+
+def test_pzstd_and_other_skippable_frames_are_recognised(tmp_path: Path) -> None:
+    """Pzstd begins a file with one."""
+    path = packed(tmp_path / "b.zst")
+    path.write_bytes(b"\x5f\x2a\x4d\x18\x04\0\0\0note" + path.read_bytes())
+    assert read_text(path) == TEXT
+    if shutil.which("pzstd"):
+        path.write_bytes(TEXT)
+        subprocess.run(["pzstd", "-q", path, "-o", tmp_path / "p.zst"], check=True)
+        assert read_text(tmp_path / "p.zst") == TEXT
+
+
+@pytest.mark.parametrize("damage", ["trailing bytes", "checksum"])
+@pytest.mark.parametrize("block", [1, 1000, 1 << 20])
+def test_everything_before_the_damage_can_be_read(tmp_path: Path, damage: str, block: int) -> None:
+    """Then reading raises an error, however often it is tried."""
+    path = packed(tmp_path / "b.zst")
+    data = bytearray(path.read_bytes())
+    if damage == "checksum":
+        data[-1] ^= 1
+    else:
+        data += b"trailing"
+    path.write_bytes(data)
+    text = b""
+    with open_binary(path) as file:
+        with pytest.raises(OSError, match="not sound zstd"):  # noqa: PT012
+            while True:
+                text += file.read(block)
+        assert text == TEXT
+        with pytest.raises(OSError, match="not sound zstd"):
+            file.read(1)
+
+
+@pytest.mark.parametrize(
+    ("begin", "message"), [(BOM_UTF8, "byte order mark"), (b"\xff\xfe{\0", "UTF-16"), (b"\xfe\xff\0{", "UTF-16")]
+)
+def test_what_an_editor_did_to_a_bundle_is_named(tmp_path: Path, begin: bytes, message: str) -> None:
+    """The reference refuses such a bundle too."""
+    (tmp_path / "b.capture.json").write_bytes(begin + TEXT)
+    with pytest.raises(BundleFormatError, match=message):
+        open_bundle(tmp_path / "b.capture.json")
 
 
 def test_a_decompression_bomb_takes_constant_memory(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 from tests.bundle.test_stream import rich_bundle
+from tests.bundles import small_bundle
 from tests.journal.captures import Written, a_session, write_sessions
 from tests.journal.journals import flip, frames_of, journal_in, last_segment, shrink
 from tests.journal.test_damaged import append_frame
@@ -143,6 +144,36 @@ def test_a_compressed_bundle_is_recovered_up_to_its_damage(
     assert said["counts"]["kept"] + said["counts"]["aside"] > 100
     assert app.run(["doctor", str(source)]) == ExitCode.FAILED
     assert app.run(["recover", str(source), "-o", str(tmp_path / "x.zst")]) == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("damage", ["trailing bytes", "checksum"])
+def test_a_compressed_bundle_whose_text_is_whole_is_kept_whole(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes behind the end and a wrong checksum cost nothing, though the bundle is larger than what is read at a time."""
+    bundle = small_bundle(events=2000)
+    packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(encode_bundle(bundle)))
+    if damage == "checksum":
+        packed[-1] ^= 1
+    else:
+        packed += b"trailing"
+    source, output = tmp_path / "b.capture.json.zst", tmp_path / "saved.capture.json"
+    source.write_bytes(packed)
+    code, (said,) = recovered(source, output, capsys)
+    assert (code, said["whole"]) == (0, True)
+    assert output.read_bytes() == encode_bundle(bundle)
+    assert app.run(["verify", str(source)]) == ExitCode.FAILED
+
+
+@pytest.mark.parametrize("output", [".", "..", "/", ""])
+def test_a_directory_is_no_destination_for_a_bundle(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is an empty name, as of a variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.capture.json").write_bytes(encode_bundle(small_bundle()))
+    assert app.run(["recover", "b.capture.json", "-o", output]) == ExitCode.USAGE
+    assert ("is a directory" if output else "is empty") in capsys.readouterr().err
 
 
 def test_a_sound_bundle_is_kept_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Open bundle files, compressed or not, and say what a file is that is not a bundle.
 
-A file is compressed when it begins with zstd's magic number, whatever its name: no JSON text begins so. A compressed
-file that was cut can be read up to the last whole block of 128 KiB; then reading raises an error.
+A file is compressed when it begins with a frame of zstd, whatever its name: no JSON text begins so. pzstd begins with a
+skippable frame. A compressed file that is cut or damaged can be read up to the damage; then reading raises an error.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import os
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, cast
 
@@ -25,6 +26,10 @@ HEAD_BYTES: Final = 4096
 _MAX_WINDOW: Final = 128 << 20
 #: Bytes read at a time.
 _READ_BYTES: Final = 1 << 20
+#: More than zstandard's stream reader reads at a time, in bytes.
+_NEAR_BYTES: Final = 1 << 18
+#: Compressed bytes whose text is at most 32 MiB: a block has 4 bytes at the least, and 128 KiB of text at the most.
+_SMALL_BYTES: Final = 1 << 10
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _GZIP: Final = b"\x1f\x8b"
 #: Longest header of a frame, in bytes (RFC 8878, 3.1.1.1).
@@ -84,7 +89,7 @@ def open_binary(path: Path) -> BinaryIO:
     except BaseException:
         file.close()
         raise
-    return cast(BinaryIO, _ZstdText(file) if magic == _ZSTD else file)
+    return cast(BinaryIO, _ZstdText(file) if magic == _ZSTD or _is_skippable(magic) else file)
 
 
 def read_text(path: Path) -> bytes:
@@ -127,10 +132,12 @@ class _ZstdText(io.RawIOBase):
         super().__init__()
         self._file = file
         self._zstd_error = zstandard.ZstdError
-        self._reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
-            file, read_across_frames=True
-        )
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        self._reader = self._decompressor.stream_reader(file, read_across_frames=True)
         self._position = 0
+        #: What reading raises at the damage, once it was met, and the text before it.
+        self._damage: OSError | None = None
+        self._rest = io.BytesIO()
         #: Whether the file is known to end where a frame ends.
         self._checked = False
 
@@ -138,14 +145,48 @@ class _ZstdText(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # a Buffer has no name in 3.11
+        if self._damage is not None:
+            return self._read_rest(buffer, self._damage)
         try:
             count: int = self._reader.readinto(buffer)
         except self._zstd_error as error:
-            raise OSError(errno.EIO, f"not sound zstd: {str(error).removeprefix('zstd decompress error: ')}") from error
+            message = f"not sound zstd: {str(error).removeprefix('zstd decompress error: ')}"
+            self._damage = OSError(errno.EIO, message)
+            self._rest = io.BytesIO(self._decode_to_damage())
+            return self._read_rest(buffer, self._damage)
         self._position += count
         if not count and len(buffer):
             self._check_end()
         return count
+
+    def _read_rest(self, buffer: bytearray | memoryview, damage: OSError) -> int:
+        count = self._rest.readinto(buffer)
+        if not count and len(buffer):
+            raise damage
+        self._position += count
+        return count
+
+    def _decode_to_damage(self) -> bytes:
+        """Return the text from the current position to the damage; the reader dropped what it had when it raised."""
+        # The damage is in what was read last.
+        near = self._file.tell() - _NEAR_BYTES
+        self._file.seek(0)
+        frame = self._decompressor.decompressobj()
+        text, skip, offset = bytearray(), self._position, 0
+        # Byte by byte near the damage: a piece that reaches it gives no text at all.
+        while data := self._file.read(1 if offset >= near else _SMALL_BYTES):
+            offset += len(data)
+            try:
+                while data:
+                    if frame.eof:
+                        frame = self._decompressor.decompressobj()
+                    piece = frame.decompress(data)
+                    data = frame.unused_data if frame.eof else b""
+                    text += piece[skip:]
+                    skip = max(0, skip - len(piece))
+            except self._zstd_error:
+                break
+        return bytes(text)
 
     def _check_end(self) -> None:
         """Raise OSError where the file ends within a frame: the decoder does not report it."""
@@ -178,6 +219,10 @@ class _ZstdText(io.RawIOBase):
         super().close()
 
 
+def _is_skippable(head: bytes) -> bool:
+    return int.from_bytes(head[:4], "little") & 0xFFFFFFF0 == _SKIPPABLE
+
+
 def _end_of_frames(file: io.FileIO, size: int) -> int:
     """Return the offset behind a compressed file's last frame, which is above ``size`` where it is cut (RFC 8878, 3.1)."""
     import zstandard  # noqa: PLC0415 - only where a file is compressed
@@ -186,7 +231,7 @@ def _end_of_frames(file: io.FileIO, size: int) -> int:
     while offset < size:
         file.seek(offset)
         head = file.read(_MAX_HEADER)
-        if int.from_bytes(head[:4], "little") & 0xFFFFFFF0 == _SKIPPABLE:
+        if _is_skippable(head):
             offset += 8 + int.from_bytes(head[4:8], "little")
             continue
         try:
@@ -254,6 +299,10 @@ def identify_foreign(head: bytes) -> tuple[str, str] | None:
     if begin.startswith(b"["):
         # The reference reads a bundle from an array of its fields too.
         return None
+    if head.startswith(BOM_UTF8):
+        return "it begins with a byte order mark, as some editors write it", "remove it: `tail -c +4 FILE > NEW`"
+    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "it is UTF-16", "bundles are UTF-8: use the file as it was published, or convert it with iconv"
     if head.startswith(_GZIP):
         return "it is compressed with gzip", "bundles are read plain or as .zst: unpack it with gunzip first"
     if _is_text(head):

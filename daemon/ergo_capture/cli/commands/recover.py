@@ -117,6 +117,8 @@ def _check_file(source: Path, output: Path, *, force: bool) -> None:
             path=source,
             hint="name a bundle, a journal or a state directory",
         )
+    if output.is_dir():
+        raise _refusal(f"'{output}' is a directory", "name a file that is not there yet")
     for path in (output, rest_path(output)):
         if not os.path.lexists(path):
             continue
