@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 from pathlib import Path
 
 import msgspec
@@ -120,7 +121,7 @@ def test_a_file_behind_a_closed_directory_is_an_error(monkeypatch: pytest.Monkey
         load()
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"\xef\xbb\xbf[log]\n", b"[log", b"x = 1\nx = 2", b"\x00"])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[log", b"x = 1\nx = 2", b"\x00"])
 def test_a_file_that_is_not_toml_is_named(bare: Path, content: bytes) -> None:
     """Another encoding, or a syntax error."""
     file = bare / "c.toml"
@@ -128,6 +129,47 @@ def test_a_file_that_is_not_toml_is_named(bare: Path, content: bytes) -> None:
     with pytest.raises(ConfigError, match=r"c\.toml") as caught:
         load(file)
     assert caught.value.hint
+
+
+def test_a_byte_order_mark_is_ignored(bare: Path) -> None:
+    """Some editors write one."""
+    file = bare / "c.toml"
+    file.write_bytes(b'\xef\xbb\xbf[log]\nlevel = "error"\n')
+    assert load(file).log.level == "error"
+
+
+def test_without_a_home_directory_the_systems_paths_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id without an entry in the password database, and no HOME, as in many containers."""
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", dict[int, object]().__getitem__)
+    config = load()
+    assert config.state.directory == "/var/lib/ergo-capture"
+    assert config.socket.path.endswith("/ergo-capture/capture.sock")
+
+
+def test_a_state_directory_that_is_not_utf_8_is_refused() -> None:
+    """Manifests and replies, which are JSON, could not name what is in it."""
+    with pytest.raises(ConfigError, match="not UTF-8") as caught:
+        load(state=os.fsdecode(b"/srv/\xff"))
+    assert caught.value.exit_code == 78
+
+
+def test_a_variable_in_an_option_is_refused_as_in_the_file() -> None:
+    """A shell leaves `$HOME` in single quotes alone."""
+    with pytest.raises(ConfigError, match="is not expanded"):
+        load(state="$HOME/state")
+
+
+@pytest.mark.parametrize("key", ["socket", "control"])
+def test_sockets_may_be_urls(bare: Path, key: str) -> None:
+    """As other programs write them; abstract sockets are refused."""
+    file = bare / "c.toml"
+    file.write_text(f'[{key}]\npath = "unix:///run/x.sock"\n')
+    assert getattr(load(file), key).path == "/run/x.sock"
+    file.write_text(f'[{key}]\npath = "@x"\n')
+    with pytest.raises(ConfigError, match="abstract sockets are not supported"):
+        load(file)
 
 
 # --- reading ---

@@ -11,6 +11,7 @@ from anyio.abc import ByteStream
 
 from ergo_capture.backoff import Backoff
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.protocol.address import socket_path
 from ergo_capture.protocol.capture import (
     ACKNOWLEDGED,
     PROTOCOL,
@@ -73,7 +74,7 @@ class Connection:
     """
 
     def __init__(self, path: str, name: str, patience: float, *, resume_after_loss: bool = False) -> None:
-        self.path = path
+        self.path = socket_path(path)
         self.patience = patience
         self.resume_after_loss = resume_after_loss
         #: What the client was told is durable; said whenever the session is resumed.

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 SYSTEM_FILE: Final = Path("/etc/ergo-capture/config.toml")
+SYSTEM_STATE: Final = Path("/var/lib/ergo-capture")
+SYSTEM_RUNTIME: Final = Path("/run/ergo-capture")
 
 _VARIABLE: Final = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 
 
 def default_file() -> Path | None:
     """Return the configuration file that is read if none is named: the user's, else the system's, else None."""
-    import platformdirs  # noqa: PLC0415 - only the daemon needs it
-
-    candidates = [Path(platformdirs.user_config_path("ergo-capture")) / "config.toml", SYSTEM_FILE]
+    users = _user_directory("config")
+    candidates = [SYSTEM_FILE] if users is None else [users / "config.toml", SYSTEM_FILE]
     return next((candidate for candidate in candidates if _may_exist(candidate)), None)
 
 
@@ -30,30 +32,37 @@ def _may_exist(file: Path) -> bool:
 
 
 def default_state_directory() -> Path:
-    """Return systemd's state directory, else the system's for root, else the user's."""
-    import platformdirs  # noqa: PLC0415 - only the daemon needs it
-
+    """Return systemd's state directory, else the user's; the system's for root and for users without a home directory."""
     given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     if given:
         return Path(given)
-    if os.geteuid() == 0:
-        return Path("/var/lib/ergo-capture")
-    return Path(platformdirs.user_state_path("ergo-capture"))
+    users = None if os.geteuid() == 0 else _user_directory("state")
+    return users or SYSTEM_STATE
 
 
 def default_socket() -> Path:
     """Return the socket in systemd's runtime directory, else in the system's for root, else in the user's."""
-    import platformdirs  # noqa: PLC0415 - only the daemon needs it
-
     given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     if given:
         return Path(given) / "capture.sock"
-    if os.geteuid() == 0:
-        return Path("/run/ergo-capture/capture.sock")
+    users = None if os.geteuid() == 0 else _user_directory("runtime")
+    return (users or SYSTEM_RUNTIME) / "capture.sock"
+
+
+def _user_directory(kind: str) -> Path | None:
+    """Return the user's directory for files of a kind; None if the user has no home directory, as in many containers."""
+    import platformdirs  # noqa: PLC0415 - only where nothing else says where
+
+    place: Callable[[str], Path] = getattr(platformdirs, f"user_{kind}_path")
     with warnings.catch_warnings():
         # Without XDG_RUNTIME_DIR (su, cron) platformdirs warns on standard error; the path is reported where it matters.
         warnings.simplefilter("ignore")
-        return Path(platformdirs.user_runtime_path("ergo-capture")) / "capture.sock"
+        try:
+            path = place("ergo-capture")
+        except RuntimeError:
+            return None
+    # Older versions of platformdirs return `~/...` then.
+    return path if path.is_absolute() else None
 
 
 def control_socket_beside(socket: Path) -> Path:
@@ -68,9 +77,14 @@ def expand_path(path: str) -> str:
     """Return a configured path with ``~`` and ``~user`` at its beginning replaced by the home directory.
 
     Raises:
-        ValueError: there is no such home directory, or the path has an environment variable in it. Variables are not
-            expanded: the daemon's environment is rarely that of the person who writes the file.
+        ValueError: there is no such home directory, the path has an environment variable in it, or it is not UTF-8.
+            Variables are not expanded: the daemon's environment is rarely that of the person who writes the file.
+            Manifests, replies and the status are JSON, which could not name the path.
     """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"'{path}': it is not UTF-8; rename it, or name another path") from None
     variable = _VARIABLE.search(path)
     if variable:
         raise ValueError(f"'{path}': `{variable[0]}` is not expanded; write the path in full, or begin it with `~`")

@@ -12,6 +12,7 @@ from ergo_capture.config.messages import describe, hint_for
 from ergo_capture.config.paths import control_socket_beside, default_file, default_socket, default_state_directory
 from ergo_capture.config.settings import Config
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.protocol.address import AddressError, socket_path
 from ergo_capture.units import decode_unit
 
 
@@ -34,20 +35,25 @@ def load(path: Path | None = None, *, socket: str = "", state: str = "") -> Conf
     """
     file = path or default_file()
     config = Config() if file is None else _read(file)
-    socket_path = socket or config.socket.path or str(default_socket())
-    control_path = config.control.path or str(control_socket_beside(Path(socket_path)))
-    state_directory = state or config.state.directory or str(default_state_directory())
-    return msgspec.structs.replace(
-        config,
-        socket=msgspec.structs.replace(config.socket, path=socket_path),
-        control=msgspec.structs.replace(config.control, path=control_path),
-        state=msgspec.structs.replace(config.state, directory=state_directory),
-    )
+    try:
+        capture = socket_path(socket or config.socket.path or str(default_socket()))
+        control = socket_path(config.control.path or str(control_socket_beside(Path(capture))))
+        state_directory = state or config.state.directory or str(default_state_directory())
+        return msgspec.structs.replace(
+            config,
+            socket=msgspec.structs.replace(config.socket, path=capture),
+            control=msgspec.structs.replace(config.control, path=control),
+            state=msgspec.structs.replace(config.state, directory=state_directory),
+        )
+    except AddressError as error:
+        raise ConfigError(error.message, op=error.op, path=error.path, hint=error.hint) from error
+    except ValueError as error:
+        raise ConfigError(f"use {error}", op="read configuration", hint="name another path") from error
 
 
 def _read(file: Path) -> Config:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(

@@ -39,6 +39,7 @@ from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.notifier import Notifier
 from ergo_capture.pauses import within
+from ergo_capture.protocol.address import socket_path
 from ergo_capture.protocol.engine import EngineProtocolError, Ready
 
 log = structlog.get_logger()
@@ -358,7 +359,7 @@ class SocketEngine(RemoteEngine):
 
     def __init__(self, graph: str, configured: str, path: Path, settings: RemoteSettings) -> None:
         super().__init__(graph, configured, settings)
-        self.path = path
+        self.path = Path(socket_path(str(path)))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Channel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from pathlib import Path
 
 from ergo_capture.engine.port import InProcessEngine
@@ -44,7 +45,7 @@ class ScriptedEngine(InProcessEngine):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._script = path.read_bytes()
+            self._script = path.read_bytes().removeprefix(BOM_UTF8)
         except OSError as error:
             raise ErgoCaptureError(
                 f"read engine script '{path}': {error.strerror}",

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from ergo_capture.cli.support.command import COMPLETION_VARIABLE, PROGRAM_NAME
+from ergo_capture.errors import ErgoCaptureError
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
@@ -38,7 +39,14 @@ def install(root: click.Command, shell: str) -> None:
         OSError: a file cannot be written.
     """
     shell = _shell(shell)
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise ErgoCaptureError(
+            f"install completion: user {os.geteuid()} has no home directory",
+            op="install completion",
+            hint="set HOME, or print the script with --show-completion",
+        ) from error
     path = {
         "bash": home / ".bash_completions" / f"{PROGRAM_NAME}.sh",
         "zsh": home / ".zfunc" / f"_{PROGRAM_NAME}",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.protocol.address import socket_path
 from ergo_capture.protocol.control import Answer, Error, Request, encode, read_answer
 
 #: Seconds to wait for an answer. A daemon that is composing a bundle or recovering answers late.
@@ -35,7 +36,7 @@ def control_path(capture_socket: str, config: Path | None) -> Path:
     from ergo_capture.config import control_socket_beside, load  # noqa: PLC0415 - slow to import
 
     if capture_socket and config is None:
-        return control_socket_beside(Path(capture_socket))
+        return control_socket_beside(Path(socket_path(capture_socket)))
     return Path(load(config, socket=capture_socket).control.path)
 
 
