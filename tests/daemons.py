@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -256,6 +257,33 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
         check=False,
         **options,
     )
+
+
+class Terminal:
+    """A pseudo-terminal, whose ``end`` is given to a process."""
+
+    def __init__(self) -> None:
+        self._mine, self.end = os.openpty()
+        #: Everything that was written to it, without control sequences.
+        self.text = ""
+        self._held = b""
+
+    def until(self, text: str) -> str:
+        """Read until a text was written; return everything that was."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.text:
+            if not select.select([self._mine], [], [], max(0, deadline - time.monotonic()))[0]:
+                raise AssertionError(f"{text!r} was not written:\n{self.text}")
+            self._held += os.read(self._mine, 65536)
+            self.text = plain(self._held.decode(errors="replace"))
+        return self.text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.end)
+        os.close(self._mine)
 
 
 def plain(text: str) -> str:

@@ -8,13 +8,12 @@ import json
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.daemons import COMMAND, DaemonProcess, command, command_environment, event, plain, short_directory
+from tests.daemons import COMMAND, DaemonProcess, Terminal, command, command_environment, event, plain, short_directory
 from tests.shared import shared
 
 from ergo_capture import decode_bundle
@@ -209,22 +208,22 @@ def test_waiting_for_a_missing_daemon_is_announced_early(tmp_path: Path) -> None
 
 
 def test_ctrl_c_prints_the_session_to_resume(daemon: DaemonProcess) -> None:
-    """Exit code 130; what was acknowledged is durable."""
-    with subprocess.Popen(
-        [*COMMAND, "send", "-", "--socket", str(daemon.socket)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=command_environment(),
-    ) as sender:  # fmt: skip
+    """Exit code 130; what was acknowledged is durable. The bar counts it while the input says nothing."""
+    with (
+        Terminal() as terminal,
+        subprocess.Popen(
+            [*COMMAND, "send", "-", "--socket", str(daemon.socket)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=terminal.end, env=command_environment(),
+        ) as sender,
+    ):  # fmt: skip
         assert sender.stdin is not None
         sender.stdin.write(lines(*BARE).encode())
         sender.stdin.flush()
-        daemon.until_logged("session.opened")
-        time.sleep(0.5)
+        terminal.until("5 events durable")
         sender.send_signal(signal.SIGINT)
         # The pipe stays open: whoever feeds it may have nothing to say for hours.
         assert sender.wait(60) == 130
-        assert sender.stderr is not None
-        said = sender.stderr.read().decode()
-    assert said.startswith("interrupted: 5 events durable in session ")
+        terminal.until("interrupted: 5 events durable in session ")
 
 
 def test_send_survives_a_restart_of_the_daemon() -> None:

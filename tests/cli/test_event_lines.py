@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import shutil
+import tracemalloc
+from codecs import BOM_UTF8
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
+import zstandard
 
 from ergo_capture.cli.support.event_input import EventLine, EventLines
 from ergo_capture.errors import ErgoCaptureError
@@ -30,9 +36,17 @@ async def found_in(path: Path) -> list[EventLine]:
         gzip.compress(b"".join(LINES)),
         gzip.compress(b"".join(LINES[:4])) + gzip.compress(b"".join(LINES[4:])),
         gzip.compress(b"".join(LINES)[:100]) + bytes(7) + gzip.compress(b"".join(LINES)[100:]) + bytes(512),
+        zstandard.compress(b"".join(LINES)),
+        zstandard.compress(b"".join(LINES[:4])) + zstandard.compress(b"".join(LINES[4:])),
+        b"\x50\x2a\x4d\x18\x04\0\0\0size" + zstandard.compress(b"".join(LINES)),
+        BOM_UTF8 + b"".join(LINES),
+        gzip.compress(BOM_UTF8 + b"".join(LINES)),
     ],
-    ids=["one member", "two members", "zeros between and behind"],
-)
+    ids=[
+        "one member", "two members", "zeros between and behind", "a frame of zstd", "two frames", "pzstd",
+        "a byte order mark", "a compressed byte order mark",
+    ],
+)  # fmt: skip
 async def test_compressed_input_is_recognised(tmp_path: Path, data: bytes) -> None:
     """Whatever its name, and also if several gzip members were appended to one file."""
     (tmp_path / "feed").write_bytes(data)
@@ -46,9 +60,12 @@ async def test_input_without_events_gives_none(tmp_path: Path, data: bytes) -> N
     assert [line for line, _, _ in await found_in(tmp_path / "feed")] == ([b"\x1f\n"] if data == b"\x1f" else [])
 
 
-async def test_truncated_gzip_is_an_error_after_the_complete_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress])
+async def test_a_truncated_file_is_an_error_after_the_complete_lines(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
     """It is not taken for the end of the events."""
-    (tmp_path / "feed").write_bytes(gzip.compress(b"".join(LINES))[:-3])
+    (tmp_path / "feed").write_bytes(compress(b"".join(LINES))[:-3])
     found = []
     with pytest.raises(ErgoCaptureError, match="cut off") as raised:  # noqa: PT012
         async with EventLines(str(tmp_path / "feed")) as source:
@@ -86,3 +103,90 @@ async def test_waiting_for_a_pipe_can_be_cancelled(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiting
     os.close(pipe)
+
+
+@pytest.mark.skipif(shutil.which("pzstd") is None, reason="pzstd is not installed")
+async def test_output_of_pzstd_is_read(tmp_path: Path) -> None:
+    """It begins with a skippable frame."""
+    (tmp_path / "feed").write_bytes(b"".join(LINES))
+    await anyio.run_process(["pzstd", "-q", str(tmp_path / "feed"), "-o", str(tmp_path / "feed.zst")])
+    assert (tmp_path / "feed.zst").read_bytes()[:4] != zstandard.compress(b"")[:4]
+    assert await found_in(tmp_path / "feed.zst") == FOUND
+
+
+async def test_utf_16_is_an_error(tmp_path: Path) -> None:
+    """Otherwise every line would be rejected as malformed JSON."""
+    (tmp_path / "feed").write_bytes(b"".join(LINES).decode().encode("utf-16"))
+    with pytest.raises(ErgoCaptureError, match="it is UTF-16"):
+        await found_in(tmp_path / "feed")
+
+
+async def test_waiting_for_the_writer_of_a_pipe_can_be_cancelled(tmp_path: Path) -> None:
+    """Opening a named pipe does not wait for its writer; the lines come when there is one."""
+    os.mkfifo(tmp_path / "feed")
+    async with EventLines(str(tmp_path / "feed")) as source:
+        waiting = asyncio.ensure_future(anext(source.batches()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        batches = source.batches()
+        coming = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        (tmp_path / "feed").write_bytes(b"".join(LINES))
+        assert await coming == FOUND
+        with pytest.raises(StopAsyncIteration):
+            await anext(batches)
+
+
+@pytest.mark.parametrize("cut", [1, 70, 1000])
+async def test_a_line_beyond_the_limit_is_left_out_and_reported(tmp_path: Path, cut: int) -> None:
+    """Whether it comes in one piece or in many; the lines around it are found."""
+    long = b'{"event_id":"long","payload":"' + b"x" * 5000
+    data = b"".join(LINES[:2]) + long + b"\n" + b"".join(LINES[2:]) + long
+    os.mkfifo(tmp_path / "feed")
+    pipe = os.open(tmp_path / "feed", os.O_RDWR)
+    left_out: list[tuple[bytes, int]] = []
+    found: list[EventLine] = []
+    async with EventLines(str(tmp_path / "feed")) as source:
+        batches = source.batches(200, lambda line, number: left_out.append((line, number)))
+        for start in range(0, len(data), cut):
+            os.write(pipe, data[start : start + cut])
+            if len(found) < len(FOUND) and b"\n" in data[start : start + cut] and data[: start + cut].count(b"\n") != 3:
+                found += await anext(batches)
+        os.close(pipe)
+        found += [line async for batch in batches for line in batch]
+    assert [line.event_id for line in found] == [line.event_id for line in FOUND]
+    assert left_out == [(long[:200], 3), (long[:200], 11)]
+
+
+@pytest.mark.parametrize(
+    ("compress", "text"),
+    [
+        (gzip.compress, b"\n" * (32 << 20)),
+        (zstandard.compress, b"\n" * (32 << 20)),
+        (bytes, b"x" * (32 << 20)),
+        (gzip.compress, b"x" * (32 << 20)),
+    ],
+    ids=["newlines in gzip", "newlines in zstd", "one line", "one line in gzip"],
+)
+async def test_memory_is_bounded_whatever_the_input(
+    tmp_path: Path, compress: Callable[[bytes], bytes], text: bytes
+) -> None:
+    """32 MiB of newlines, which take 32 KiB compressed, or of one line."""
+    (tmp_path / "feed").write_bytes(compress(text))
+    del text
+    tracemalloc.start()
+    try:
+        assert await found_in(tmp_path / "feed") == []
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("event_id", ["5", "null", "[]"])
+async def test_an_event_whose_id_is_no_string_is_sent_as_an_event(tmp_path: Path, event_id: str) -> None:
+    """The daemon then says that the id should be a string; before, it said that the line lacks a type."""
+    (tmp_path / "feed").write_text(f'{{"event_id":{event_id},"kind":"Command"}}\n')
+    ((line, found, _),) = await found_in(tmp_path / "feed")
+    assert (line.startswith(b'{"type":"event","event":'), found) == (True, "")

@@ -15,6 +15,7 @@ import click
 
 from ergo_capture.cli.commands import COMMANDS, GROUPS, module_of
 from ergo_capture.cli.support.command import COMPLETION_VARIABLE, PROGRAM_NAME, Group
+from ergo_capture.cli.support.output import escape_what_cannot_be_printed, without_controls
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.version import PROGRAM
 
@@ -122,6 +123,7 @@ def run(arguments: list[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; by default that of this process.
     """
+    escape_what_cannot_be_printed()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["version"], ["-V"]):
         arguments = ["--version"]
@@ -164,6 +166,6 @@ def _invoke(arguments: list[str]) -> Any:
 
 
 def _print_error(message: str, hint: str | None) -> None:
-    click.echo(f"Error: {message}", err=True)
+    click.echo(without_controls(f"Error: {message}"), err=True)
     if hint:
-        click.echo(f"Try: {hint}", err=True)
+        click.echo(without_controls(f"Try: {hint}"), err=True)

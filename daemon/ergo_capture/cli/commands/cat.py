@@ -14,7 +14,7 @@ import msgspec
 from ergo_capture.bundle.selection import NoSuchEvent, Selection, select
 from ergo_capture.cli.support.captures import ANY_CAPTURE, capture_named, captures_in, journal_and_session
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
-from ergo_capture.cli.support.output import standard_output
+from ergo_capture.cli.support.output import standard_output, without_controls
 from ergo_capture.cli.support.selection import (
     decision_option,
     event_id_option,
@@ -175,7 +175,7 @@ def tail(
             _print_now(line_of, item, item.session if as_json or not session else None)
 
 
-def _print_now(line_of: Callable[..., str], item: Followed, session: str | None) -> None:
+def _print_now(line_of: Callable[..., str | bytes], item: Followed, session: str | None) -> None:
     """Print a followed event at once, even into a pipe."""
     click.echo(line_of(item.index, item.event, item.decision, session))
     sys.stdout.flush()
@@ -185,7 +185,7 @@ def _text_line(
     index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None
 ) -> str:
     """Return an event and its decision as a line for people; it begins with the session if one is given."""
-    payload = event.payload.decode()
+    payload = without_controls(event.payload.decode())
     shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
     decided = "not decided" if record is None else describe_decision(record).partition("  ")[2]
     line = f"{index}  {format_time(event.event_time)}  {event.kind.value}  {event.event_id!r}  {decided}  {shown}"
@@ -194,7 +194,7 @@ def _text_line(
 
 def _json_line(
     index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None
-) -> str:
+) -> bytes:
     """Return the same as a JSON object; it has the session as an item if one is given."""
     item: dict[str, Any] = {
         "index": index,
@@ -204,4 +204,4 @@ def _json_line(
         "payload": msgspec.Raw(event.payload or b"null"),
         "decision": None if record is None else to_builtins(record),
     }
-    return msgspec.json.encode(item if session is None else {"session": session} | item).decode()
+    return msgspec.json.encode(item if session is None else {"session": session} | item)

@@ -57,13 +57,13 @@ def check(file: Path | None, config: Path | None) -> None:
 @config_option
 def show(file: Path | None, config: Path | None) -> None:
     """Print the configuration in force, defaults included."""
-    click.echo(configuration.to_toml(configuration.load(_only_one(file, config))), nl=False)
+    click.echo(configuration.to_toml(configuration.load(_only_one(file, config))).encode(), nl=False)
 
 
 @config.command(cls=Command, examples=("ergo-capture config default > capture.toml",))
 def default() -> None:
     """Print a configuration file with every setting at its default."""
-    click.echo(configuration.to_toml(configuration.Config(), comments=True), nl=False)
+    click.echo(configuration.to_toml(configuration.Config(), comments=True).encode(), nl=False)
 
 
 def _only_one(file: Path | None, config: Path | None) -> Path | None:

@@ -80,4 +80,4 @@ def shutdown(socket: str, config: Path | None, *, wait: bool) -> None:
 def metrics(socket: str, config: Path | None) -> None:
     """Print the running daemon's metrics in Prometheus's text format."""
     with ControlConnection(control_path(socket, config)) as daemon:
-        click.echo(daemon.ask(MetricsRequest(), Metrics).text, nl=False)
+        click.echo(daemon.ask(MetricsRequest(), Metrics).text.encode(), nl=False)

@@ -19,8 +19,9 @@ from pathlib import Path
 import click
 
 from ergo_capture.bundle.format import read_capture_bundle
+from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.cli.support.command import PATH, command
-from ergo_capture.cli.support.output import figures_table
+from ergo_capture.cli.support.output import figures_table, size
 from ergo_capture.cli.support.temporary_daemon import temporary_daemon
 from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient, Published
@@ -28,6 +29,9 @@ from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.records import CaptureBundle
 
 _CONFIG = """\
+[journal]
+segment_bytes = "4MiB"
+
 [graphs.default]
 max_per_window = 20
 rate_window = "10m"
@@ -49,7 +53,7 @@ def demo(directory: Path | None) -> int:
     with temporary_daemon(place, _CONFIG) as socket:
         published = asyncio.run(_stream(socket))
     verdict = check(Path(published.bundle))
-    _show(read_capture_bundle(published.bundle), published, verdict["ok"], time.monotonic() - started)
+    _show(read_capture_bundle(published.bundle), published, verdict["ok"], time.monotonic() - started, place)
     return int(verdict["exit"] if verdict.get("exit") else ExitCode.OK)
 
 
@@ -63,7 +67,7 @@ async def _stream(socket: Path) -> Published:
         return await client.close()
 
 
-def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float) -> None:
+def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float, place: Path) -> None:
     from rich.console import Console  # noqa: PLC0415 - the help needs no rich
 
     kinds = Counter(record.kind.value for record in bundle.events)
@@ -88,6 +92,8 @@ def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float)
     program, bundle_file = _this_program(), shlex.quote(published.bundle)
     console.print(f"look      {program} report {bundle_file}", markup=False)
     console.print(f"try       {program} verify {bundle_file}", markup=False)
+    kept = sum(path.stat().st_size for path in list_files(place / "state"))
+    console.print(f"kept      {size(kept)} in {shlex.quote(str(place))}; nothing deletes it", markup=False)
 
 
 def _this_program() -> str:

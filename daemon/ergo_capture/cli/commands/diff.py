@@ -10,6 +10,7 @@ import msgspec
 from ergo_capture.bundle.diff import Difference, compare
 from ergo_capture.cli.support.captures import capture_named
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, state_option
+from ergo_capture.cli.support.output import without_controls
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.explanation import shortened
 from ergo_capture.units import counted
@@ -32,7 +33,7 @@ def diff(a: str, b: str, state_dir: str, config: Path | None, *, as_json: bool) 
     if as_json:
         click.echo(msgspec.json.encode({"same": found.none, **msgspec.to_builtins(found)}))
     else:
-        click.echo("\n".join(_lines(found)))
+        click.echo(without_controls("\n".join(_lines(found))))
     return int(ExitCode.OK if found.none else ExitCode.DIVERGED)
 
 

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from ergo_capture.cli.support.command import UNCHECKED_PATH, argument, command, json_flag
-from ergo_capture.cli.support.output import printable
+from ergo_capture.cli.support.output import printable, without_controls
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.repair.doctor import Diagnosis, Finding, Severity, diagnose
 
@@ -38,9 +38,9 @@ def doctor(paths: tuple[Path, ...], *, as_json: bool) -> int:
         if not diagnosis.sound:
             worst = ExitCode.FAILED
         if as_json:
-            click.echo(printable(msgspec.json.encode(_plain(diagnosis)).decode()))
+            click.echo(msgspec.json.encode(_plain(diagnosis)))
         else:
-            click.echo(printable(_in_words(diagnosis)))
+            click.echo(without_controls(printable(_in_words(diagnosis))))
     return int(worst)
 
 

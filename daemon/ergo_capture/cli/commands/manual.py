@@ -83,7 +83,7 @@ def _show(text: str) -> None:
         click.echo(rendered, nl=False)
         return
     try:
-        pager.communicate(rendered.encode())
+        pager.communicate(rendered.encode(sys.stdout.encoding, sys.stdout.errors or "strict"))
     except KeyboardInterrupt:
         # Ctrl-C reaches the pager too, which decides whether to end.
         pager.wait()

@@ -34,7 +34,7 @@ from ergo_capture.cli.support.command import (
     json_flag,
     state_option,
 )
-from ergo_capture.cli.support.output import figures_table, printable
+from ergo_capture.cli.support.output import figures_table, printable, without_controls
 from ergo_capture.cli.support.verification import check_run, compare, no_manifest_flag, refusal
 from ergo_capture.engine.replaying import EngineFailed, Replayed, ReplayOptions, Strictness, Watcher, replay_stream
 from ergo_capture.engine.spec import FORMS, engine_from
@@ -141,7 +141,7 @@ def replay(
         for result in _results(runs, one, jobs, progress):
             results.append(result)
             progress.bundle_done()
-            click.echo(msgspec.json.encode(result) if as_json else _in_words(result))
+            click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result)))
             if result["outcome"] != _SAME and not keep_going:
                 break
     if not as_json and len(runs) > 1:

@@ -20,11 +20,15 @@ from ergo_capture.units import counted
         "python3 live_feed.py | ergo-capture send - --graph flights --label run=17",
     )
 )
-@argument("file", "JSON Lines of events, may be gzipped; - (the default) for standard input.", type=NAME, default="-")
+@argument(
+    "file", "JSON Lines of events, plain, .gz or .zst; - (the default) for standard input.", type=NAME, default="-"
+)
 @click.option("--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of.")
 @click.option("--session", default="", metavar="SESSION", help="Session to resume, in place of a new one.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label for the manifest; may be repeated.")
-@click.option("--socket", default="", metavar="PATH", help="The daemon's socket; by default the configured one.")
+@click.option(
+    "--socket", type=NAME, default="", metavar="PATH", help="The daemon's socket; by default the configured one."
+)
 @click.option("--config", type=PATH, metavar="FILE", help="The daemon's configuration file; by default the usual one.")
 @click.option(
     "--window",
@@ -95,7 +99,7 @@ def send(
                 "events": published.events,
                 "decisions": published.decisions,
                 "accepted": client.accepted,
-                "rejected": client.rejected,
+                "rejected": sender.rejected,
                 "rejections": sender.progress.codes,
                 "already_captured": client.already_captured,
                 "lost": None if lost is None else {"acknowledged": lost.acknowledged, "held": lost.held},
@@ -106,8 +110,8 @@ def send(
     else:
         counts = f"{counted(published.events, 'event')}, {counted(published.decisions, 'decision')}"
         click.echo(f"{counts} in {seconds:.2f} s")
-        if client.rejected:
-            click.echo(f"{counted(client.rejected, 'event')} rejected", err=True)
+        if sender.rejected:
+            click.echo(f"{counted(sender.rejected, 'event')} rejected", err=True)
         if client.already_captured:
             click.echo(f"{counted(client.already_captured, 'event')} already captured", err=True)
         if lost is not None:
@@ -117,7 +121,7 @@ def send(
         if client.reconnects:
             click.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
         click.echo("\n".join(published.bundles or (published.bundle,)))
-    return int(ExitCode.DATA_LOSS if client.rejected or lost else ExitCode.OK)
+    return int(ExitCode.DATA_LOSS if sender.rejected or lost else ExitCode.OK)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ergo_capture.cli.support.command import command, config_option
+from ergo_capture.cli.support.command import NAME, command, config_option
 
 
 @command(
@@ -16,8 +16,12 @@ from ergo_capture.cli.support.command import command, config_option
     )
 )
 @config_option
-@click.option("--socket", default="", metavar="PATH", help="Path of the socket, in place of the configured one.")
-@click.option("--state-dir", default="", metavar="DIR", help="State directory, in place of the configured one.")
+@click.option(
+    "--socket", type=NAME, default="", metavar="PATH", help="Path of the socket, in place of the configured one."
+)
+@click.option(
+    "--state-dir", type=NAME, default="", metavar="DIR", help="State directory, in place of the configured one."
+)
 def serve(config: Path | None, socket: str, state_dir: str) -> int:
     """Run the daemon until SIGTERM or SIGINT; a signal more than a second later stops it at once."""
     from ergo_capture.server.init_process import fork_as_init  # noqa: PLC0415 - help must not load the daemon

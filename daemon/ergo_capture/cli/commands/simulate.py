@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +11,7 @@ import msgspec
 from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle, write_capture_bundle
 from ergo_capture.bundle.recorder import CapturingSession
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, flag
+from ergo_capture.cli.support.input_text import read_input
 from ergo_capture.cli.support.output import check_output, write_out
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.outcomes import Decision
@@ -139,14 +138,10 @@ def _counts(bundle: CaptureBundle) -> dict[str, int]:
 
 def _read(name: str) -> bytes:
     try:
-        if name == "-":
-            if sys.stdin is None:
-                raise OSError(errno.EBADF, "standard input is closed")
-            return sys.stdin.buffer.read()
-        return Path(name).read_bytes()
+        return read_input(name)
     except OSError as error:
         raise ErgoCaptureError(
-            f"read scenario '{name}': {error.strerror}",
+            f"read scenario '{name}': {error.strerror or error}",
             op="read scenario",
             path=name,
             hint="name a scenario file, or - for standard input",

@@ -41,7 +41,7 @@ def tap(of: str, socket: str, config: Path | None, rate: int, *, as_json: bool) 
         for text in daemon.lines(standard_output()):
             item = daemon.answer_in(text)
             if as_json:
-                sys.stdout.write(text.decode())
+                click.echo(text, nl=False)
             elif item is not None:
                 click.echo(_in_words(item))
             sys.stdout.flush()

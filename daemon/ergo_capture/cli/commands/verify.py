@@ -10,6 +10,7 @@ import msgspec
 
 from ergo_capture.cli.support.captures import files_and_sessions
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
+from ergo_capture.cli.support.output import without_controls
 from ergo_capture.cli.support.verification import check_run, in_words, no_manifest_flag
 from ergo_capture.errors import ExitCode
 
@@ -46,7 +47,7 @@ def verify(bundles: tuple[str, ...], *, no_manifest: bool, state_dir: str, confi
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome
-        click.echo(msgspec.json.encode(result) if as_json else _in_words(result))
+        click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result)))
     return int(worst)
 
 

@@ -18,7 +18,7 @@ import click
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
 from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
 from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, manifest_beside, refuse_empty
-from ergo_capture.cli.support.output import printable
+from ergo_capture.cli.support.output import is_unicode, printable
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.journal.session_stream import OPEN, PartStream, parts_in
@@ -196,7 +196,7 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
             hint="name a session, a state directory, or its journal",
         )
     state = _state(state_dir, config)
-    if not (state / "journal").is_dir():
+    if not is_unicode(name) or not (state / "journal").is_dir():
         raise _nothing(name, state)
     return state / "journal", name
 
@@ -216,7 +216,8 @@ def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
     if path.exists() or _is_pattern(name):
         return _of_files(bundles_in([name]))
     state = _state(state_dir, config)
-    found = _of_session(name, state)
+    # The name of a session is Unicode.
+    found = _of_session(name, state) if is_unicode(name) else []
     if not found:
         raise _nothing(name, state)
     return found

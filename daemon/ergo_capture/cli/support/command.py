@@ -12,15 +12,28 @@ from typing import Any, Final
 
 import click
 
+from ergo_capture.cli.support.output import is_unicode
+
 #: The name of the program, in usage lines and completion scripts.
 PROGRAM_NAME: Final = "ergo-capture"
 #: The environment variable in which a shell's completion function says what it asks for.
 COMPLETION_VARIABLE: Final = "_ERGO_CAPTURE_COMPLETE"
 
+
+class _NamedPath(click.Path):
+    """A path that is not empty: the file system takes an empty one for the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; fail where it is empty, as a variable of the shell is that is not set."""
+        if value == "":
+            self.fail("It is empty: is a variable of the shell not set? The current directory is '.'.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 #: A file or directory; click passes it to the command as a ``Path``.
-PATH: Final = click.Path(path_type=Path)
+PATH: Final = _NamedPath(path_type=Path)
 #: Like ``PATH`` for paths that the command itself reports as unreadable.
-UNCHECKED_PATH: Final = click.Path(path_type=Path, readable=False)
+UNCHECKED_PATH: Final = _NamedPath(path_type=Path, readable=False)
 #: A file, a pattern or an id: passed on as text. Shells complete it as a file name.
 NAME: Final = click.Path(readable=False)
 
@@ -58,6 +71,17 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
         self.examples = examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; fail where one that is no path is not UTF-8: protocol, journal and bundles are."""
+        rest = super().parse_args(ctx, args)
+        for parameter in self.get_params(ctx):
+            value = ctx.params.get(parameter.name or "")
+            if parameter.type is click.STRING and value and not ctx.resilient_parsing:
+                for text in (value,) if isinstance(value, str) else value:
+                    if not is_unicode(text):
+                        raise click.BadParameter(f"{text!r} is not UTF-8.", ctx, parameter)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections on arguments and options."""
@@ -147,10 +171,11 @@ config_option: Final = click.option(
     help="Configuration file; by default the user's or the system's, if there is one.",
 )
 state_option: Final = click.option(
-    "--state-dir", default="", metavar="DIR", help="State directory; by default the configured one."
+    "--state-dir", type=NAME, default="", metavar="DIR", help="State directory; by default the configured one."
 )
 socket_option: Final = click.option(
     "--socket",
+    type=NAME,
     default="",
     metavar="PATH",
     help="The daemon's capture socket; its control socket is found beside it.",

@@ -1,7 +1,7 @@
 """Event lines from a file or a pipe, for ``ergo-capture send``.
 
-The input is JSON Lines: bare events, ``event`` or ``events`` frames, or a whole ``ergo-driver.v0`` stream. Gzip is
-recognised by its first bytes. Lines are sent unchanged, and only as much is parsed as it takes to find the events and
+The input is JSON Lines: bare events, ``event`` or ``events`` frames, or a whole ``ergo-driver.v0`` stream, plain or
+compressed (``input_text.py``). Lines are sent unchanged, and only as much is parsed as it takes to find the events and
 their ids; the daemon reports what is wrong with an event.
 """
 
@@ -11,22 +11,21 @@ import errno
 import os
 import stat
 import sys
-import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final, NamedTuple, Self
 
 import aiofiles
 import anyio
 import msgspec
 
+from ergo_capture.cli.support.input_text import READ_BYTES, InputText
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.protocol.capture import EVENT, EVENTS, REQUEST_TYPES, wrap_event
 
-#: Bytes read at a time.
-_READ_BYTES: Final = 1 << 18
-_GZIP: Final = b"\x1f\x8b"
-#: zlib's ``wbits`` for a gzip member with its header and checksum.
-_MEMBER: Final = 31
+#: Bytes of the longest line where the daemon has not said how long one may be.
+MAX_LINE_BYTES: Final = 1 << 20
+#: Bytes that are kept of a line that is too long, to name it.
+_BEGINNING: Final = 200
 
 
 class EventLine(NamedTuple):
@@ -46,7 +45,8 @@ class _Line(msgspec.Struct):
     type: str = ""
     event: msgspec.Raw = msgspec.Raw(b"")
     events: list[msgspec.Raw] = []
-    event_id: str = ""
+    # Any type: the daemon reports which one it should be.
+    event_id: Any = ""
 
 
 _line = msgspec.json.Decoder(_Line)
@@ -72,47 +72,45 @@ class EventLines:
         self._file: Any = None
         self._may_wait = False
 
-    async def batches(self) -> AsyncIterator[list[EventLine]]:
+    async def batches(
+        self, limit: int = MAX_LINE_BYTES, on_too_long: Callable[[bytes, int], None] = lambda _beginning, _number: None
+    ) -> AsyncIterator[list[EventLine]]:
         """Yield event lines in batches, as they arrive.
+
+        Args:
+            limit: bytes of the longest line; longer ones are left out.
+            on_too_long: called with the beginning of each line that is left out, and its number, from 1.
 
         Raises:
             ErgoCaptureError: the input cannot be read any further.
         """
-        begun, number = bytearray(), 1
+        lines = _Lines(limit, on_too_long)
         try:
-            async for text in self._texts():
-                whole, newline, rest = text.rpartition(b"\n")
-                if newline:
-                    lines = (bytes(begun) + whole).split(b"\n")
-                    begun = bytearray(rest)
-                    if batch := [event for n, line in enumerate(lines, number) for event in _events_of(line, n)]:
-                        yield batch
-                    number += len(lines)
-                else:
-                    begun += text
-        except (OSError, EOFError, zlib.error) as error:
+            async for piece in self._pieces():
+                number = lines.ended + 1
+                numbered = enumerate(lines.feed(piece), number)
+                if batch := [event for n, line in numbered if line for event in _events_of(line, n)]:
+                    yield batch
+        except OSError as error:
             raise self._unreadable(error, begun=True) from error
-        if last := list(_events_of(bytes(begun), number)):
+        if last := list(_events_of(lines.finish(), lines.ended + 1)):
             yield last
 
-    async def _texts(self) -> AsyncIterator[bytes]:
-        """Yield the input in pieces, decompressed."""
-        data = b""
-        while len(data) < len(_GZIP) and (more := await self._read()):
-            data += more
-        zipped = _Gunzip() if data.startswith(_GZIP) else None
-        while data:
-            yield data if zipped is None else zipped.feed(data)
-            data = await self._read()
-        if zipped is not None:
-            zipped.finish()
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        """Yield the text of the input, decompressed."""
+        text = InputText()
+        while data := await self._read():
+            for piece in text.feed(data):
+                yield piece
+        for piece in text.finish():
+            yield piece
 
     async def _read(self) -> bytes:
         while True:
             if self._may_wait:
                 # Wait here and not in the reading thread: that cannot be cancelled, and Ctrl-C would wait for the next line.
                 await anyio.wait_readable(self._file.fileno())
-            data: bytes | None = await self._file.read(_READ_BYTES)
+            data: bytes | None = await self._file.read(READ_BYTES)
             if data is not None:
                 self.taken += len(data)
                 return data
@@ -135,7 +133,8 @@ class EventLines:
                     raise OSError(errno.EBADF, "it is closed")
                 self._file = await aiofiles.open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
             else:
-                self._file = await aiofiles.open(self.name, "rb", buffering=0)
+                # Without O_NONBLOCK, opening a named pipe waits for its writer, in a thread that cannot be interrupted.
+                self._file = await aiofiles.open(self.name, "rb", buffering=0, opener=_open_at_once)
             found = os.fstat(self._file.fileno())
         except OSError as error:
             raise self._unreadable(error) from error
@@ -149,30 +148,57 @@ class EventLines:
             await self._file.close()
 
 
-class _Gunzip:
-    """A decompressor for gzip members, one after the other."""
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
-    def __init__(self) -> None:
-        self._member = zlib.decompressobj(_MEMBER)
 
-    def feed(self, data: bytes) -> bytes:
-        """Return the text of the next bytes."""
-        text = b""
-        while data:
-            if self._member.eof:
-                # A member may be followed by zeros, and then by another member.
-                data = data.lstrip(b"\0")
-                if not data:
-                    break
-                self._member = zlib.decompressobj(_MEMBER)
-            text += self._member.decompress(data)
-            data = self._member.unused_data
-        return text
+class _Lines:
+    """Splits text into lines; those that are longer than a limit are never held whole, and count as empty lines.
 
-    def finish(self) -> None:
-        """Raise EOFError if the last member is cut off."""
-        if not self._member.eof:
-            raise EOFError("the compressed file is cut off before its end")
+    Args:
+        limit: bytes of the longest line.
+        on_too_long: called with the beginning of each line that is longer, and its number, from 1.
+    """
+
+    def __init__(self, limit: int, on_too_long: Callable[[bytes, int], None]) -> None:
+        #: How many lines have ended.
+        self.ended = 0
+        self._limit = limit
+        self._on_too_long = on_too_long
+        self._begun = bytearray()
+        #: Whether the rest of the current line is dropped.
+        self._skipping = False
+
+    def feed(self, text: bytes) -> list[bytes]:
+        """Return the lines that end in a piece of text."""
+        first, *others = text.split(b"\n")
+        self._hold(first)
+        if not others:
+            return []
+        rest = others.pop()
+        lines = [bytes(self._begun), *others]
+        if len(text) > self._limit:
+            for place, line in enumerate(others, 1):
+                if len(line) > self._limit:
+                    self._on_too_long(line[:_BEGINNING], self.ended + 1 + place)
+                    lines[place] = b""
+        self.ended += len(lines)
+        self._begun, self._skipping = bytearray(), False
+        self._hold(rest)
+        return lines
+
+    def finish(self) -> bytes:
+        """Return the last line, which has no newline; it may be empty."""
+        return bytes(self._begun)
+
+    def _hold(self, text: bytes) -> None:
+        """Add to the current line."""
+        if self._skipping:
+            return
+        self._begun += text
+        if len(self._begun) > self._limit:
+            self._on_too_long(bytes(self._begun[:_BEGINNING]), self.ended + 1)
+            self._begun, self._skipping = bytearray(), True
 
 
 def _events_of(line: bytes, number: int) -> Iterator[EventLine]:
@@ -193,7 +219,7 @@ def _events_of(line: bytes, number: int) -> Iterator[EventLine]:
     # Frames around the events are left out: `send` writes its own.
     elif frame.type not in REQUEST_TYPES:
         # Also without an id: the daemon rejects and counts an unknown line, and none is dropped silently.
-        yield EventLine(wrap_event(line), frame.event_id, number)
+        yield EventLine(wrap_event(line), frame.event_id if isinstance(frame.event_id, str) else "", number)
 
 
 def _id_of(event: msgspec.Raw) -> str:

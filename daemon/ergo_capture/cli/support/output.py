@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +47,42 @@ def span(seconds: float) -> str:
 def printable(text: str | Path) -> str:
     """Return a path as text that UTF-8 can hold; a file's name may be any bytes."""
     return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold a text; an argument of bytes that are not UTF-8 is none."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def without_controls(text: str) -> str:
+    """Return text with its control characters escaped, which a terminal would obey; lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    """Return a character as an escape sequence, and an undecodable byte of a name as that byte."""
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else ascii(char)[1:-1]
+
+
+def escape_what_cannot_be_printed() -> None:
+    """Let standard output and standard error escape what their encoding does not have, in place of an exception.
+
+    A terminal may be Latin-1 or ASCII, and a file's name may be any bytes. JSON is not affected: it is written as bytes.
+    """
+    codecs.register_error(_ESCAPE, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPE)
+
+
+_ESCAPE: Final = "ergo-capture.escape"
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_escape, error.object[error.start : error.end])), error.end
 
 
 def figures_table() -> Table:

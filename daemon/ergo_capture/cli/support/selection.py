@@ -11,6 +11,9 @@ import click
 from ergo_capture.bundle.selection import Selection
 from ergo_capture.kernel.time import EventTime
 
+#: Event times are below this number of seconds.
+_LATEST: Final = Decimal(1 << 64)
+
 kind_option: Final = click.option(
     "--kind", multiple=True, metavar="KIND", help="Pump, DataAvailable or Command; may be repeated."
 )
@@ -67,7 +70,10 @@ def _time(text: str, option: str) -> EventTime | None:
     if not text:
         return None
     try:
-        nanos = int(Decimal(text) * 1_000_000_000)
-        return EventTime.from_nanos(nanos) if nanos >= 0 else EventTime(0, 0)
+        seconds = Decimal(text)
+        # Compare first: a number with a large exponent has as many digits as an integer.
+        if not seconds < _LATEST:
+            raise ValueError(text)
+        return EventTime.from_nanos(int(seconds * 1_000_000_000)) if seconds > 0 else EventTime(0, 0)
     except (InvalidOperation, ValueError, OverflowError):
-        raise click.BadParameter(f"{option} is a number of seconds, not {text!r}") from None
+        raise click.BadParameter(f"{option} is a number of seconds below 2^64, not {text!r}") from None

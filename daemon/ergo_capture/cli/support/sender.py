@@ -6,11 +6,12 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ergo_capture.cli.support.event_input import EventLines
+from ergo_capture.cli.support.event_input import MAX_LINE_BYTES, EventLines
 from ergo_capture.client import CaptureClient, Note, Published, Reject
-from ergo_capture.protocol.capture import unwrap_event
+from ergo_capture.protocol.capture import Code, unwrap_event
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class Sender:
             on_reconnect=self.progress.reconnect,
         )
 
+    @property
+    def rejected(self) -> int:
+        """Return how many events the daemon did not take, or would not have."""
+        return self.client.rejected + self.progress.too_long_lines
+
     def run(self, graph: str, session: str | None, labels: dict[str, str]) -> Published:
         """Send all events, close the session, and return what the daemon published.
 
@@ -71,15 +77,17 @@ class Sender:
         client, progress = self.client, self.progress
         waits = "`ergo-capture status` says what it waits for"
         async with self._source, AsyncExitStack() as stack:
-            progress.begin()
+            progress.begin(client)
             with progress.notice(f"no daemon at '{client.path}' yet; one that is just starting is waited for", after=1):
                 await stack.enter_async_context(client)
             with progress.notice(f"the daemon has not opened the session yet; {waits}"):
                 await client.open(graph, session=session, labels=labels)
-            async for batch in self._source.batches():
+            limit = client.limits.get("max_frame_bytes", MAX_LINE_BYTES)
+            too_long = partial(progress.too_long, limit=limit)
+            async for batch in self._source.batches(limit, too_long):
                 for line, event_id, number in batch:
                     await client.send_line(line, event_id, number)
-                progress.show(client)
+                progress.show()
             with progress.notice(f"the daemon has not published the bundle yet; {waits}"):
                 return await client.close()
 
@@ -95,21 +103,23 @@ class Progress:
     def __init__(self, source: EventLines, *, shown: bool) -> None:
         #: Rejections by their code.
         self.codes: dict[str, int] = {}
+        #: Lines that were not sent because of their length.
+        self.too_long_lines = 0
         self._source = source
         self._shown = shown
         self._bar: Bar | None = None
 
-    def begin(self) -> None:
+    def begin(self, client: CaptureClient) -> None:
         """Start the bar; the input is open, and its size is known if it has one."""
         if self._shown:
             self._bar = _bar(known=self._source.size is not None)
-            self._task = self._bar.add_task("", total=self._source.size, durable=0)
+            self._task = self._bar.add_task("", total=self._source.size, durable=_Durable(client))
             self._bar.start()
 
-    def show(self, client: CaptureClient) -> None:
-        """Bring the bar up to date."""
+    def show(self) -> None:
+        """Bring the bar up to date with the input."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._source.taken, durable=client.accepted)
+            self._bar.update(self._task, completed=self._source.taken)
 
     def reject(self, reject: Reject) -> None:
         """Count a rejected event, and print it if it is one of the first."""
@@ -127,6 +137,11 @@ class Progress:
         place = f"line {note.place}" if note.place else repr(note.event_id)
         hint = f"; {note.hint}" if note.hint else ""
         self._print(f"note on {place}: {note.message}{hint}")
+
+    def too_long(self, line: bytes, number: int, *, limit: int) -> None:
+        """Count a line that is not sent because the daemon would take none of that length."""
+        self.too_long_lines += 1
+        self.reject(Reject(None, Code.TOO_LARGE, f"a line may have {limit:,} bytes", line, place=number))
 
     def reconnect(self, times: int) -> None:
         """Say that the session goes on after the daemon was away."""
@@ -160,6 +175,16 @@ class Progress:
             self._bar.console.print(text, markup=False, highlight=False)
 
 
+class _Durable:
+    """How many events are durable, whenever the bar is drawn: acknowledgements come while the input says nothing."""
+
+    def __init__(self, client: CaptureClient) -> None:
+        self._client = client
+
+    def __format__(self, spec: str) -> str:
+        return format(self._client.accepted, spec)
+
+
 def _name_of(reject: Reject) -> str:
     """Return the event's id, or the beginning of its line; escaped, because a terminal obeys control characters."""
     if reject.event_id is not None:
@@ -175,6 +200,8 @@ def _bar(*, known: bool) -> Bar:
 
     durable = TextColumn("{task.fields[durable]:,} events durable")
     columns = (
-        [BarColumn(), TaskProgressColumn(), durable, TimeRemainingColumn()] if known else [SpinnerColumn(), durable]
+        [BarColumn(), TaskProgressColumn(), durable, TimeRemainingColumn()]
+        if known
+        else [SpinnerColumn("line"), durable]
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -24,7 +24,7 @@ _BYTES_NEEDED: Final = 64 << 20
 
 @contextmanager
 def temporary_daemon(place: Path, config: str = "") -> Iterator[Path]:
-    """Run a daemon with its state, configuration and log in ``place``; yield the path of its socket.
+    """Run a daemon with its state and log in ``place``; yield the path of its socket.
 
     Raises:
         ErgoCaptureError: the disk is too full, or the daemon did not start or did not stop as it should.
@@ -38,10 +38,11 @@ def temporary_daemon(place: Path, config: str = "") -> Iterator[Path]:
             path=place,
             hint="name another place with --directory",
         )
-    (place / "config.toml").write_text(config)
-    # The path of a socket has to be short, so it cannot be in ``place``.
+    # The path of a socket has to be short, so it cannot be in ``place``. Nor is the configuration: the user may have
+    # named a directory in which there is a file of its name.
     with tempfile.TemporaryDirectory(prefix="ec-") as short:
         socket = Path(short) / "capture.sock"
+        socket.with_name("config.toml").write_text(config)
         daemon = _start(place, socket)
         try:
             _wait_until_listening(daemon, socket, place)
@@ -58,9 +59,10 @@ def temporary_daemon(place: Path, config: str = "") -> Iterator[Path]:
 
 
 def _start(place: Path, socket: Path) -> subprocess.Popen[bytes]:
+    config = socket.with_name("config.toml")
     command = [sys.executable, "-P", "-m", "ergo_capture", "serve"]
-    command += ["--config", str(place / "config.toml"), "--socket", str(socket), "--state-dir", str(place / "state")]
-    with (place / "daemon.log").open("wb") as log:
+    command += ["--config", str(config), "--socket", str(socket), "--state-dir", str(place / "state")]
+    with (place / "daemon.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own command
 
 
