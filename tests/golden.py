@@ -341,7 +341,7 @@ def found_in(directory: Path) -> dict[str, Any]:
         "torn": sorted(path.name for path in directory.glob("*.torn*")),
         "torn_bytes": recovery.torn_bytes,
         "damage": [str(damage) for damage in found.damage],
-        "quarantined": recovery.quarantined,
+        "quarantined": recovery.reasons,
         "next_session": recovery.next_session,
         "sessions": [_session(directory, session) for session in recovery.sessions],
     }

@@ -254,7 +254,7 @@ def test_p6_the_segments_with_the_damage_of_a_quarantined_session_are_kept(tmp_p
     for offset in (first.offset + 70, first.offset):
         flip(last_segment(tmp_path, 1), offset)
         recovery = recover(tmp_path, look(tmp_path), RealStorage())
-        assert (list(recovery.quarantined), recovery.quarantine_segment) == (["number 1"], 1)
+        assert [(s.session, s.first_segment) for s in recovery.quarantined.values()] == [("number 1", 1)]
 
 
 def test_missing_oldest_segments_are_accepted(tmp_path: Path) -> None:

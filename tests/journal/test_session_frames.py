@@ -72,7 +72,7 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_reported(frame: PendingF
     assert history.description == session.description
     assert "frame 0 of batch 2 holds what no daemon writes" in str(history.damage)
     recovery = recover(tmp_path, look(tmp_path), RealStorage())
-    assert (recovery.sessions, recovery.quarantined) == ([], {"s1": history.damage})
+    assert (recovery.sessions, recovery.reasons) == ([], {"s1": history.damage})
     (part,) = parts_in(tmp_path, RealStorage())
     assert part.damage == history.damage
 

@@ -72,6 +72,8 @@ class FrameKind(IntEnum):
     #: Events that a client was told are durable are missing: ``payloads.Loss``. Ignorable:
     #: ergo-capture 0.1.0 does not know it.
     LOSS = 10
+    #: The session is quarantined and not in this journal any more: ``repair/quarantine.py``. Ignorable, as LOSS.
+    ASIDE = 11
 
 
 class Position(NamedTuple):
@@ -121,7 +123,7 @@ class PendingFrame:
             index,
             frames,
             crc32c(body),
-            flags=IGNORABLE if self.kind is FrameKind.LOSS else 0,
+            flags=IGNORABLE if self.kind in (FrameKind.LOSS, FrameKind.ASIDE) else 0,
         )
         return header, body, _PADDING[-length % ALIGNMENT]
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.frame import Frame, Position
@@ -88,6 +90,8 @@ class RecoveredSession:
     lost: Loss | None = None
     #: What ended the part before the current one; None in the first part.
     rotation: Rotation | None = None
+    #: The newest segment with a frame of the session, at the start.
+    last_segment: int = 0
     #: The durable bundles that the journal still tells of, by part.
     publications: dict[int, Publication] = field(default_factory=dict)
 
@@ -111,15 +115,29 @@ class RecoveredSession:
         )
 
 
+class QuarantinedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A session that is neither served nor published nor deleted."""
+
+    number: int
+    #: Its id, or ``number N`` where that is lost.
+    session: str
+    reason: str
+    #: The segments that hold what is left of it.
+    first_segment: int
+    last_segment: int
+    #: Whether it is damaged; otherwise its graph is gone.
+    is_damaged: bool = True
+    #: Whether it is to be taken out of the journal.
+    is_due: bool = False
+
+
 @dataclass(slots=True)
 class Recovery:
     """What a start takes up again."""
 
     sessions: list[RecoveredSession] = field(default_factory=list)
-    #: Sessions that are damaged, or whose graph is gone: id (or ``number N`` where that is lost) and the reason.
-    quarantined: dict[str, str] = field(default_factory=dict)
-    #: The oldest segment that a quarantined session needs.
-    quarantine_segment: int | None = None
+    #: Sessions that are damaged, or whose graph is gone, by id.
+    quarantined: dict[str, QuarantinedSession] = field(default_factory=dict)
     #: Events that were replayed.
     events: int = 0
     torn_bytes: int = 0
@@ -128,11 +146,14 @@ class Recovery:
     #: The greatest ``sequence`` of a bundle in PUBLISHED frames; 0 where none has one.
     published_sequence: int = 0
 
-    def quarantine(self, session: str, reason: str, segment: int) -> None:
-        """Set a session aside and keep the journal from ``segment`` on."""
-        self.quarantined[session] = reason
-        known = self.quarantine_segment
-        self.quarantine_segment = segment if known is None else min(known, segment)
+    @property
+    def reasons(self) -> dict[str, str]:
+        """What is wrong with each quarantined session, by id."""
+        return {name: session.reason for name, session in self.quarantined.items()}
+
+    def quarantine(self, session: QuarantinedSession) -> None:
+        """Quarantine a session."""
+        self.quarantined[session.session] = session
 
 
 class _Unrecoverable(ErgoCaptureError):
@@ -188,9 +209,17 @@ def _quarantine(
     recovery: Recovery, scan: ScanReport, frames: SessionFrames, history: SessionHistory, reason: str
 ) -> None:
     name = f"number {frames.number}" if history.description is None else history.description.session
-    # The segments with the session's damage are kept too: what is left of its older frames is there.
+    # The segments with the session's damage are kept too: what is left of its frames may be there.
     damaged = [damage.segment for damage in scan.damage if frames.number in damage.sessions]
-    recovery.quarantine(name, reason, min((frames.first_segment, *damaged)))
+    recovery.quarantine(
+        QuarantinedSession(
+            number=frames.number,
+            session=name,
+            reason=reason,
+            first_segment=min((frames.first_segment or frames.last_segment, *damaged)),
+            last_segment=max((frames.last_segment, *damaged)),
+        )
+    )
 
 
 class _LastEntry:
@@ -259,6 +288,7 @@ class _Replay:
             attempts=[] if description.engine == "scripted" else None,
             lost=self._history.lost_until(part),
             rotation=rotation,
+            last_segment=self._frames.last_segment,
             publications=self._history.publications,
         )
 

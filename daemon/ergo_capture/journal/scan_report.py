@@ -85,8 +85,10 @@ class SessionFrames:
     close: Position | None = None
     published: list[Position] = field(default_factory=list)
     losses: list[Position] = field(default_factory=list)
-    #: Whether a PUBLISHED frame says that the session's last bundle is durable.
+    #: Whether a PUBLISHED frame says that the session's last bundle is durable, or an ASIDE frame that it is elsewhere.
     done: bool = False
+    #: Whether it was quarantined and is kept elsewhere.
+    aside: bool = False
     #: Index after the last event and the last decision; None before the first.
     next_event: int | None = None
     next_decision: int | None = None
@@ -134,6 +136,8 @@ class SessionFrames:
             self.done |= header.count > 0
         elif kind == FrameKind.LOSS:
             self.losses.append(position)
+        elif kind == FrameKind.ASIDE:
+            self.done = self.aside = True
 
     def _expect(self, what: str, expected: int | None, found: int) -> None:
         if expected is not None and found != expected:
@@ -152,6 +156,14 @@ class SessionFrames:
             candidates.append(self.open.segment)
         candidates += [position.segment for position in self.rotations[:1]]
         return min(candidates, default=0)
+
+    @property
+    def last_segment(self) -> int:
+        """The newest segment that holds a frame of the session; 0 where none does."""
+        candidates = [Position.unpack(frames[-1]).segment for frames in (self.events, self.decisions) if frames]
+        single = [self.open, self.close, *self.rotations[-1:], *self.published[-1:], *self.losses[-1:]]
+        candidates += [position.segment for position in single if position is not None]
+        return max(candidates, default=0)
 
 
 @dataclass(slots=True)

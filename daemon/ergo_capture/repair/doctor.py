@@ -23,6 +23,7 @@ from ergo_capture.journal.scan_report import ScanReport, Verdict
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
 from ergo_capture.repair.damaged_bundle import salvage_bundle
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
+from ergo_capture.repair.quarantine import SALVAGED, SETTLED, saved_journals
 from ergo_capture.storage import RealStorage
 from ergo_capture.units import counted
 
@@ -133,6 +134,7 @@ class _Examination:
             self.examine_journal(journal)
         else:
             self._add(Severity.WARNING, journal, "there is no journal")
+        self._examine_saved(state)
         count = 0
         for path in list_files(bundles) if bundles.is_dir() else ():
             if path.name.endswith(".tmp"):
@@ -153,6 +155,22 @@ class _Examination:
             else:
                 self._add(Severity.NOTE, path, "not a file of ergo-capture; left alone")
         self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")
+
+    def _examine_saved(self, state: Path) -> None:
+        """Report the segments that were set aside beside the journal, and those that are settled."""
+        hint = "`ergo-capture recover --settle` on the state directory salvages it"
+        for saved in saved_journals(state):
+            if saved.sessions is None:
+                self._add(
+                    Severity.ERROR, saved.directory, f"segments that were removed under a daemon, as saved; {hint}"
+                )
+            for session in saved.sessions or ():
+                reason = f"session {session.session} is quarantined and set aside: {session.reason}; {hint}"
+                self._add(Severity.ERROR, saved.directory, reason)
+        for path in sorted(state.glob(f"{SETTLED}*")):
+            self._add(
+                Severity.NOTE, path, f"settled, with what could be salvaged in {SALVAGED}/; delete it when you like"
+            )
 
     def _examine_bundle_of_state(self, bundle: Path) -> None:
         """Examine one of many bundles: keep its sentences, with its name, only where it has an error."""

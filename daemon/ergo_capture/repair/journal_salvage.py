@@ -16,8 +16,10 @@ import msgspec
 
 from ergo_capture.bundle.catalogue import find_published
 from ergo_capture.bundle.manifest import encode_manifest, manifest_for
-from ergo_capture.bundle.names import bundle_name, bundle_stem, manifest_path, safe_name
+from ergo_capture.bundle.names import bundle_name, bundle_path, bundle_stem, manifest_path, other_form, safe_name
 from ergo_capture.bundle.reader.opening import text_sha256
+from ergo_capture.bundle.verify import verify_bundle
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import read_decisions
 from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
@@ -66,6 +68,7 @@ def salvage_journal(
     storage: Storage,
     destination: Path | None,
     *,
+    only: set[int] | None = None,
     on_part: Callable[[SalvagedPart], None] = lambda _part: None,
 ) -> list[SalvagedPart]:
     """Write a bundle below ``destination`` for each part that is not published.
@@ -75,6 +78,7 @@ def salvage_journal(
         scan: what a scan of it found.
         storage: the filesystem.
         destination: a directory; None to count only.
+        only: numbers of the sessions to salvage; None for all that are in the journal.
         on_part: called with each part as it is done.
 
     Raises:
@@ -84,6 +88,8 @@ def salvage_journal(
     """
     parts = []
     for number in sorted(scan.sessions):
+        if (only is not None and number not in only) or scan.sessions[number].aside:
+            continue
         session = PartialSession(directory, scan, scan.sessions[number], storage)
         for part in _SessionSalvage(session).run(destination):
             parts.append(part)
@@ -103,6 +109,8 @@ class _SessionSalvage:
             publication = None if part.merged else self._session.publications.get(part.part)
             if publication is not None and self._is_published(part, publication):
                 yield self._published(part, publication)
+            elif (standing := self._standing(part)) is not None:
+                yield standing
             else:
                 yield self._salvage(part, destination)
 
@@ -115,6 +123,34 @@ class _SessionSalvage:
         if bundle is not None:
             return text_sha256(bundle) == publication.sha256
         return not salvage(self._session.head, self._events(part), self._decisions(part)).whole
+
+    def _standing(self, part: PartRange) -> SalvagedPart | None:
+        """Return the part as published if it is damaged and a bundle in ``bundles/`` has all of it; None otherwise.
+
+        A snapshot may have been published before the damage.
+        """
+        session = self._session
+        if session.frames.damage is None or not session.is_described or part.uncertain or part.merged:
+            return None
+        state, description = session.directory.parent, session.description
+        plain = bundle_path(state, description.graph, description.session, part.part)
+        for bundle in (plain, other_form(plain)):
+            if not bundle.is_file():
+                continue
+            try:
+                verdict = verify_bundle(bundle)
+            except ErgoCaptureError:
+                continue
+            if verdict.ok and verdict.events >= part.end - part.first:
+                return SalvagedPart(
+                    session=description.session,
+                    graph=description.graph,
+                    part=part.part,
+                    ended="published",
+                    bundle=str(bundle),
+                    counts=None,
+                )
+        return None
 
     def _find(self, publication: Publication) -> Path | None:
         return find_published(Path(publication.bundle), self._session.directory.parent / "bundles")

@@ -206,6 +206,7 @@ class Service:
             journal,
             publisher,
             tasks,
+            storage=state.storage,
             bundles=state.path / "bundles",
             rotation=rotation_rule(config),
             linger=config.session.linger.seconds,
@@ -224,7 +225,8 @@ class Service:
                 telemetry.SESSION_QUARANTINED,
                 session=session_id,
                 reason=reason,
-                hint="run `ergo-capture doctor` on the journal; `ergo-capture recover` salvages what is whole",
+                hint="`ergo-capture doctor` says what is wrong; `ergo-capture recover --settle` salvages what is whole, and "
+                "settles it",
             )
         await registry.segment_collector.collect()
         listener = Listener(
@@ -236,6 +238,7 @@ class Service:
         )
         tasks.start_soon(listener.run)
         tasks.start_soon(registry.segment_collector.run)
+        tasks.start_soon(registry.quarantine.run)
         tasks.start_soon(Watchdog(notifier, running.writer, self._summary).run)
         tasks.start_soon(Checks(components.state, running.journal, running.writer).run)
         tasks.start_soon(self._log_suppressed)

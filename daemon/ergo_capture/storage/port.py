@@ -112,6 +112,9 @@ class Storage(Protocol):
     def replace(self, source: Path, destination: Path) -> None:
         """Rename ``source`` over ``destination``."""
 
+    def link(self, source: Path, destination: Path) -> None:
+        """Give a file a second name, which must not exist yet."""
+
     def remove(self, path: Path) -> None:
         """Delete a file."""
 

@@ -61,6 +61,15 @@ class RealStorage:
         with _reported("rename", destination):
             source.replace(destination)
 
+    def link(self, source: Path, destination: Path) -> None:
+        """Make a hard link.
+
+        Raises:
+            StorageError: op ``link``.
+        """
+        with _reported("link", destination):
+            os.link(source, destination, follow_symlinks=False)
+
     def remove(self, path: Path) -> None:
         """Unlink a file.
 

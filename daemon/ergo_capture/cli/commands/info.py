@@ -137,7 +137,7 @@ def _journal_facts(directory: Path) -> dict[str, Any]:
         "bytes": sum(segment.stat().st_size for segment in segments),
         "sealed": recovery.sealed,
         "torn_bytes": recovery.torn_bytes,
-        "quarantined": recovery.quarantined,
+        "quarantined": recovery.reasons,
         "sessions": [
             {
                 "session": session.description.session,

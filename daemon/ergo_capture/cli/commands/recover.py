@@ -20,14 +20,18 @@ from ergo_capture.repair.damaged_bundle import SalvagedBundle, salvage_bundle
 from ergo_capture.repair.doctor import kind_of_directory
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
 from ergo_capture.repair.output import rest_path
+from ergo_capture.repair.quarantine import saved_journals, take_out
+from ergo_capture.repair.quarantine import settle as settle_sessions
 from ergo_capture.repair.report import SalvageReport
-from ergo_capture.storage import RealStorage
+from ergo_capture.storage import RealStorage, StorageError
+from ergo_capture.units import counted
 
 
 @command(
     examples=(
         "ergo-capture recover damaged.capture.json -o saved.capture.json",
         "ergo-capture recover /var/lib/ergo-capture -o /tmp/saved",
+        "ergo-capture recover /var/lib/ergo-capture --settle",
     )
 )
 @argument("source", "A damaged bundle, or a journal or state directory.", type=UNCHECKED_PATH)
@@ -35,9 +39,16 @@ from ergo_capture.storage import RealStorage
     "--output",
     "-o",
     type=PATH,
-    required=True,
     metavar="DST",
     help="Bundle file to write; for a journal, directory of bundles.",
+)
+@flag("--settle", help="Settle the quarantined sessions of a state directory: salvage them beside its journal.")
+@click.option(
+    "--session",
+    "given_up",
+    multiple=True,
+    metavar="SESSION",
+    help="With --settle: give up this open session too, such as one whose graph is gone; may be repeated.",
 )
 @flag("--force", help="Replace what is there.")
 @click.option(
@@ -49,15 +60,34 @@ from ergo_capture.storage import RealStorage
 @click.option("--runtime-provenance", default="", metavar="TEXT", help="As --adapter-provenance.")
 @json_flag("bundle")
 def recover(
-    *, source: Path, output: Path, force: bool, adapter_provenance: str, runtime_provenance: str, as_json: bool
+    *,
+    source: Path,
+    output: Path | None,
+    settle: bool,
+    given_up: tuple[str, ...],
+    force: bool,
+    adapter_provenance: str,
+    runtime_provenance: str,
+    as_json: bool,
 ) -> int:
     """Write what can be proved of a damaged capture to a new place, and count what was lost; the source is only read.
 
     It keeps the longest run of events from the beginning that lead to the decisions beside them. Other whole events
     are set aside in a scenario beside the bundle, for `simulate`. What is written is verified.
 
+    With --settle it writes what can be proved of quarantined sessions, and of segments that were saved when they were
+    removed under a daemon, into `journal.settled-N/salvaged` in the state directory; nobody is told of them any more.
+
     Exit code 0 if everything was kept, 3 if something was lost, 1 if nothing could be saved.
     """
+    if settle:
+        if output is not None:
+            raise _refusal("--settle writes into the state directory", "leave out -o")
+        return _settle(source, given_up, as_json=as_json)
+    if given_up:
+        raise _refusal("--session is for --settle", "add --settle, or leave it out")
+    if output is None:
+        raise _refusal("it has nowhere to write", "name a bundle, or a directory for a journal, with -o")
     if str(output) == "-":
         raise _refusal("it writes files, and nothing to standard output", "name the bundle to write with -o")
     if source.is_dir():
@@ -106,6 +136,43 @@ def _recover_journal(source: Path, output: Path, *, force: bool, as_json: bool) 
             f"{torn} bytes torn (never acknowledged)"
         )
     return int(outcome)
+
+
+def _settle(state: Path, given_up: tuple[str, ...], *, as_json: bool) -> int:
+    if kind_of_directory(state) != "state directory":
+        raise _refusal(f"'{state}' is not a state directory", "name the directory that the journal is in")
+    storage = RealStorage()
+    _take_out(state, given_up, storage)
+    outcome = ExitCode.OK
+
+    def tell(part: SalvagedPart) -> None:
+        nonlocal outcome
+        if part.lossy:
+            outcome = ExitCode.DATA_LOSS
+        click.echo(_part_as_json(part) if as_json else _part_in_words(part))
+
+    count = 0
+    for saved in saved_journals(state):
+        settled, parts = settle_sessions(state, saved, storage, tell)
+        count += 1
+        if not as_json:
+            click.echo(f"{saved.directory.name}: settled as '{settled}', {counted(len(parts), 'part')} of sessions")
+    if not count and not as_json:
+        click.echo(f"{state}: nothing is to be settled")
+    return int(outcome)
+
+
+def _take_out(state: Path, given_up: tuple[str, ...], storage: RealStorage) -> None:
+    """Take quarantined sessions, and those that are given up, out of the journal, where no daemon does it."""
+    try:
+        lock = storage.lock(state / "lock")
+    except StorageError:
+        if given_up:
+            raise
+        # The daemon that runs has set them aside.
+        return
+    with lock:
+        take_out(state, given_up, storage)
 
 
 def _check_file(source: Path, output: Path, *, force: bool) -> None:

@@ -16,7 +16,7 @@ from ergo_capture import telemetry
 from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.payloads import Loss, Peer
-from ergo_capture.journal.recovery import RecoveredSession, Recovery
+from ergo_capture.journal.recovery import QuarantinedSession, RecoveredSession, Recovery
 from ergo_capture.journal.wal import Journal
 from ergo_capture.pauses import clock
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
@@ -29,8 +29,10 @@ from ergo_capture.server.session.continuity import find_finished, loss_behind, l
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import Publisher, RotationRule
 from ergo_capture.server.session.pending_sessions import PendingSession, PendingSessions, RateLimiter
+from ergo_capture.server.session.quarantine import Quarantine
 from ergo_capture.server.session.session import Owner, Session, SessionState
 from ergo_capture.server.session.tap import Taps
+from ergo_capture.storage import Storage
 
 log = structlog.get_logger()
 
@@ -57,6 +59,7 @@ class SessionRegistry:
         journal: the journal that the sessions are in.
         publisher: composes bundles.
         tasks: runs the sessions' tasks.
+        storage: the file system.
         bundles: the directory of finished bundles.
         rotation: when a part of a session ends.
         linger: seconds that a session waits for its client to come back.
@@ -73,6 +76,7 @@ class SessionRegistry:
         publisher: Publisher,
         tasks: TaskGroup,
         *,
+        storage: Storage,
         bundles: Path,
         rotation: RotationRule,
         linger: float,
@@ -82,10 +86,6 @@ class SessionRegistry:
     ) -> None:
         self.graphs = graphs
         self.sessions: dict[str, Session] = {}
-        #: Sessions that are neither served nor deleted, by id, with what is wrong; see ``Recovery``.
-        self.quarantined: dict[str, str] = {}
-        #: The oldest segment that a quarantined session needs.
-        self.quarantine_segment: int | None = None
         self.finished = 0
         #: Resumes by clients that were told of events which are missing.
         self.losses = 0
@@ -114,6 +114,10 @@ class SessionRegistry:
         self.segment_collector = SegmentCollector(journal, self._oldest_needed)
         self._journal = journal
         writer.on_segment = self._bound_journal
+        #: Sessions that are neither served nor deleted.
+        self.quarantine = Quarantine(
+            journal.directory.parent, storage, writer, on_set_aside=self.segment_collector.request
+        )
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
         #: Engines that are running, in the order they were started.
@@ -226,7 +230,7 @@ class SessionRegistry:
                 raise ProtocolError(
                     Code.STORAGE_FAILED,
                     f"session {session_id!r} is quarantined: {self.quarantined[session_id]}",
-                    "its operator can salvage it with `ergo-capture recover`; open a new session",
+                    "its operator can salvage it with `ergo-capture recover --settle`; open a new session",
                 )
             return None
         if not is_owner(peer, session.description.peer):
@@ -302,11 +306,20 @@ class SessionRegistry:
             graph = self.graphs.get(description.graph)
             if graph is None:
                 reason = f"its graph {description.graph!r} is not configured any more; configure it and restart"
-                recovery.quarantine(description.session, reason, recovered.segment)
+                recovery.quarantine(
+                    QuarantinedSession(
+                        number=recovered.number,
+                        session=description.session,
+                        reason=reason,
+                        first_segment=recovered.segment,
+                        last_segment=recovered.last_segment,
+                        is_damaged=False,
+                    )
+                )
                 continue
             graph.engine.expect(description.runtime_provenance)
             self.linger(self._start(recovered, graph), ended="interrupted" if recovery.sealed else "recovered")
-        self.quarantined, self.quarantine_segment = recovery.quarantined, recovery.quarantine_segment
+        self.quarantine.restore(recovery)
 
     def _start_new(self, pending: PendingSession, segment: int) -> Session:
         return self._start(RecoveredSession.new(pending.number, pending.description, segment), pending.graph)
@@ -409,6 +422,11 @@ class SessionRegistry:
 
     # --- the journal's segments ---
 
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """What is wrong with each quarantined session, by id."""
+        return self.quarantine.reasons
+
     def _oldest_needed(self) -> int | None:
         needed = [segment for segment, _ in self._needed()]
         needed += [pending.segment for pending in self.pending]
@@ -418,8 +436,8 @@ class SessionRegistry:
         """Yield the oldest segment that each session needs, with the session's id."""
         for session_id, session in self.sessions.items():
             yield session.parts.segment, session_id
-        if self.quarantine_segment is not None:
-            yield self.quarantine_segment, next(iter(self.quarantined), "")
+        for session_id, segment in self.quarantine.segments.items():
+            yield segment, session_id
 
     def _bound_journal(self) -> None:
         """End or move the parts that keep more of the journal than they may; a new segment was begun."""
@@ -431,6 +449,7 @@ class SessionRegistry:
             limit, part = session.rotation.max_journal_bytes, session.parts.current
             if limit and not part.is_overdue and bytes_since.get(part.segment, 0) > limit:
                 session.end_part_soon()
+        self.quarantine.bound(bytes_since, self._rotation.max_journal_bytes)
         self.segment_collector.request()
 
     def journal_holder(self) -> JournalHolder | None:

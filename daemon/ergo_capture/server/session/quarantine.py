@@ -1,0 +1,91 @@
+"""The quarantined sessions of a running daemon: they are set aside, so that the journal does not grow because of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+from anyio import to_thread
+
+from ergo_capture import telemetry
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.recovery import QuarantinedSession, Recovery
+from ergo_capture.repair.quarantine import aside_frames, saved_journals, set_aside
+from ergo_capture.server.commit.writer import Writer
+from ergo_capture.storage import Storage
+
+log = structlog.get_logger()
+
+
+class Quarantine:
+    """Sessions that are neither served nor deleted.
+
+    A damaged one is set aside at once. One whose graph is gone may be taken up when its graph is back, and is set aside
+    only when it keeps too much of the journal.
+
+    Args:
+        state: the state directory.
+        storage: the file system.
+        writer: makes the frames durable that say that they were set aside.
+        on_set_aside: called when segments may have become unneeded.
+    """
+
+    def __init__(self, state: Path, storage: Storage, writer: Writer, *, on_set_aside: Callable[[], None]) -> None:
+        #: What is wrong with each session, by id; those that earlier starts set aside and nobody settled included.
+        self.reasons: dict[str, str] = {}
+        self._state = state
+        self._storage = storage
+        self._writer = writer
+        self._on_set_aside = on_set_aside
+        #: Those that are in the journal.
+        self._pinned: list[QuarantinedSession] = []
+        self._due = asyncio.Event()
+
+    def restore(self, recovery: Recovery) -> None:
+        """Take over the sessions that recovery quarantined."""
+        for saved in saved_journals(self._state):
+            for session in saved.sessions or ():
+                self.reasons[session.session] = f"{session.reason}; set aside in '{saved.directory}'"
+        self._pinned = list(recovery.quarantined.values())
+        self.reasons |= {session.session: session.reason for session in self._pinned}
+        for session in self._pinned:
+            session.is_due |= session.is_damaged
+        self._due.set()
+
+    @property
+    def segments(self) -> dict[str, int]:
+        """The oldest segment that each session in the journal needs."""
+        return {session.session: session.first_segment for session in self._pinned}
+
+    def bound(self, bytes_since: Mapping[int, int], limit: int) -> None:
+        """Set those aside that keep more than ``limit`` bytes of the journal.
+
+        Args:
+            bytes_since: bytes of the journal from each segment on.
+            limit: zero for no limit.
+        """
+        for session in self._pinned:
+            if limit and bytes_since.get(session.first_segment, 0) > limit:
+                session.is_due = True
+                self._due.set()
+
+    async def run(self) -> None:
+        """Set aside those that are due, until cancelled."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            due = [session for session in self._pinned if session.is_due]
+            if not due:
+                continue
+            try:
+                await to_thread.run_sync(set_aside, self._state, due, self._storage)
+                for frame in aside_frames(due):
+                    await self._writer.append(frame)
+            except ErgoCaptureError as error:
+                # They stay in the journal, and keep their segments, until the next start tries again.
+                log.error(telemetry.QUARANTINE_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
+                return
+            self._pinned = [session for session in self._pinned if not session.is_due]
+            self._on_set_aside()
