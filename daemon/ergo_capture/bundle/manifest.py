@@ -69,6 +69,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: int | None = None
     #: The finished bundle that has the name this one would have had, and other events; see ``placement.py``.
     beside: str | None = None
+    #: What made the decisions, where it was not the graph's engine: ``fixed, not the run``.
+    decided_by: str = ""
     #: Semantic kinds of the events, where they have any.
     semantic_kinds: SemanticKinds | None = None
 
@@ -162,6 +164,7 @@ def manifest_for(
         file_sha256=file_sha256,
         last_event_id=last_event_id,
         lost=description.lost,
+        decided_by=description.decided_by,
         sequence=sequence,
         beside=beside,
         semantic_kinds=semantic_kinds,

@@ -85,7 +85,7 @@ class Connection:
         self.last_event_id: str | None = None
         #: What the daemon takes: bytes and counts, by name.
         self.limits: dict[str, int] = {}
-        self._features: tuple[str, ...] = ()
+        self.features: tuple[str, ...] = ()
         self._hello = encode(Hello(PROTOCOL, name))
         self._request = Open()
         self._stream: ByteStream | None = None
@@ -187,7 +187,7 @@ class Connection:
         try:
             self._stream = await anyio.connect_unix(self.path)
             welcome = await self._ask(self._hello, Welcome)
-            self.limits, self._features = welcome.limits, welcome.features
+            self.limits, self.features = welcome.limits, welcome.features
         except BaseException as error:
             await self.hang_up()
             if not isinstance(error, LOST):
@@ -197,7 +197,7 @@ class Connection:
 
     async def _open(self) -> Opened:
         request = self._request
-        if request.session is not None and ACKNOWLEDGED in self._features:
+        if request.session is not None and ACKNOWLEDGED in self.features:
             request = msgspec.structs.replace(request, acknowledged=self.told, resume_after_loss=self.resume_after_loss)
         opened = self._checked(await self._ask(encode(request), Opened))
         self.session = opened.session
@@ -212,7 +212,7 @@ class Connection:
             ClientError: ``acknowledged_lost``.
         """
         told = self.told
-        if told is None or ACKNOWLEDGED in self._features:
+        if told is None or ACKNOWLEDGED in self.features:
             return opened
         if opened.accepted > told.events or (
             opened.accepted == told.events and told.last_event_id in (None, opened.last_event_id)

@@ -6,6 +6,7 @@ Synchronous and without a clock: every answer of the daemon goes in, counts and 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,9 +46,13 @@ class InFlight:
     """Counts and lines of the events that were sent.
 
     The daemon numbers the events of a connection from 1; ``acked``, ``is_rejected`` and ``sent`` take its numbers.
+
+    Args:
+        on_durable: called with the place of each event that is known to be durable, whoever sent it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_durable: Callable[[int], None] = lambda _place: None) -> None:
+        self._on_durable = on_durable
         #: Events acknowledged as durable, rejections not counted; and those that were rejected.
         self.accepted = 0
         self.rejected = 0
@@ -155,7 +160,9 @@ class InFlight:
     def _count(self, sent: _Sent) -> None:
         if sent.rejected:
             self.rejected += 1
-        elif sent.captured:
+            return
+        self._on_durable(sent.place)
+        if sent.captured:
             self.captured += 1
         else:
             self.accepted += 1

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
 from os import PathLike, fspath
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import anyio
 import msgspec
@@ -28,7 +28,7 @@ from ergo_capture.client.in_flight import InFlight, PendingRequest, RequestAnswe
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.notifier import Notifier
 from ergo_capture.protocol import capture as protocol
-from ergo_capture.protocol.capture import Acknowledged, Code, Lost, event_line
+from ergo_capture.protocol.capture import DECIDED_BY, Acknowledged, Code, Lost, event_line
 
 #: Bytes that are gathered for one write; a sender waits while there are more.
 _SEND_BYTES: Final = 128 * 1024
@@ -107,6 +107,7 @@ class CaptureClient:
         resume_after_loss: whether to go on where the daemon has lost acknowledged events; ``lost`` then says how many.
         on_reject: called for each event that is not taken.
         on_note: called where an event is taken that has a mistake; at most once for each connection.
+        on_durable: called for each event that is durable, with the ``place`` that ``send_line`` was given.
         on_decision: called with each decision record, if ``open`` asked for them.
         on_reconnect: called when the session was resumed, with how often that has happened.
     """
@@ -121,6 +122,7 @@ class CaptureClient:
         resume_after_loss: bool = False,
         on_reject: Callable[[Reject], None] | None = None,
         on_note: Callable[[Note], None] | None = None,
+        on_durable: Callable[[int], None] | None = None,
         on_decision: Callable[[dict[str, Any]], None] | None = None,
         on_reconnect: Callable[[int], None] | None = None,
     ) -> None:
@@ -136,7 +138,7 @@ class CaptureClient:
         self._on_note = on_note or (lambda _note: None)
         self._on_decision = on_decision or (lambda _decision: None)
         self._on_reconnect = on_reconnect or (lambda _times: None)
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(on_durable or (lambda _place: None))
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
         self._changed = Notifier()
@@ -145,6 +147,8 @@ class CaptureClient:
         self._requesting = asyncio.Lock()
         self._sending_due = asyncio.Event()
         self._tasks: TaskGroup
+        #: The request by which the session is closed.
+        self._closing = _CLOSE
         #: The answer to ``close``, once it has come.
         self._closed: Published | None = None
         #: What every call raises in the state FAILED.
@@ -219,6 +223,7 @@ class CaptureClient:
         labels: dict[str, str] | None = None,
         decisions: bool = False,
         acknowledged: Acknowledged | None = None,
+        decided_by: Literal["engine", "fixed"] = "engine",
     ) -> str:
         """Open a session of ``graph``, or resume ``session``; return its id.
 
@@ -228,6 +233,7 @@ class CaptureClient:
             labels: free text by name, for the session's manifest.
             decisions: whether to report each decision to ``on_decision``.
             acknowledged: what an earlier client was told is durable in the session that is resumed.
+            decided_by: ``fixed`` for a new session whose episodes run elsewhere.
 
         Raises:
             ClientError: ``acknowledged_lost`` where the daemon holds less than that; refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
@@ -235,10 +241,14 @@ class CaptureClient:
         """
         if self._state is not _State.NEW:
             raise ClientError(MISUSE, "open a session: this client has one already", "use a client for each session")
+        if decided_by != "engine" and DECIDED_BY not in self._connection.features:
+            message = f"the daemon at '{self.path}' knows no sessions without an engine"
+            raise ClientError(Code.UNSUPPORTED_PROTOCOL, message, "it is older than this program: update it")
+        request = protocol.Open(graph, session, labels or {}, decisions, decided_by=decided_by)
         self._state = _State.OPENING
         self._connection.told = acknowledged
         try:
-            opened = await self._connection.open(protocol.Open(graph, session, labels or {}, decisions))
+            opened = await self._connection.open(request)
         except BaseException:
             self._state = _State.NEW
             raise
@@ -307,8 +317,20 @@ class CaptureClient:
         answer = await self._ask(_FLUSH, protocol.Flushed)
         return Published(answer.bundle, answer.manifest, answer.sha256)
 
-    async def close(self) -> Published:
+    async def settled(self) -> None:
+        """Wait until an answer has come: a rejection, an acknowledgement, or what ``close`` and the like wait for.
+
+        Raises:
+            ClientError: as ``send``.
+        """
+        await self._wait()
+
+    async def close(self, *, interrupted: bool = False, keep_empty: bool = True) -> Published:
         """End the session, wait until its bundle is published, and return what was; the same if called again.
+
+        Args:
+            interrupted: whether the events ended early, which the manifest then says.
+            keep_empty: whether a session without events leaves a bundle. A daemon of 0.1.0 heeds neither of the two.
 
         Raises:
             ClientError: as ``send``; ``unknown_session`` if the session ended while no client was connected.
@@ -317,7 +339,9 @@ class CaptureClient:
         async with self._requesting:
             if self._closed is None:
                 self._check()
-                await self._ask_alone(_CLOSE)
+                if interrupted or not keep_empty:
+                    self._closing = protocol.encode(protocol.End(interrupted=interrupted, keep_empty=keep_empty))
+                await self._ask_alone(self._closing)
             assert self._closed is not None
             return self._closed
 
@@ -416,7 +440,7 @@ class CaptureClient:
                     answer.session,
                     tuple(answer.bundles),
                 )
-                self._request.take_closed(answer, _CLOSE)
+                self._request.take_closed(answer, self._closing)
                 self._changed.notify_all()
             case protocol.Flushed() | protocol.Pong():
                 self._request.take(answer)

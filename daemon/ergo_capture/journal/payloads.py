@@ -17,6 +17,10 @@ class Peer(msgspec.Struct, frozen=True):
     pid: int
 
 
+#: The value of ``decided_by`` for a session whose episodes ran elsewhere.
+FIXED_NOT_THE_RUN: Final = "fixed, not the run"
+
+
 class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Events that a client was told are durable and that the daemon does not hold: the body of a LOSS frame.
 
@@ -73,6 +77,8 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_default
     opened_at: str
     #: Program and version that wrote the journal.
     program: str
+    #: What made the decisions, where it was not the graph's engine.
+    decided_by: str = ""
     #: What was lost of the session until this was written; the part that begins then, and later ones, say it too.
     lost: Loss | None = None
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -121,6 +121,8 @@ class Open(_Request, frozen=True, tag="open", omit_defaults=True):
     acknowledged: Acknowledged | None = None
     #: Whether to go on if acknowledged events are missing; in a new session if the whole session is.
     resume_after_loss: bool = False
+    #: ``fixed`` for a session whose episodes run elsewhere: the graph's engine is not asked.
+    decided_by: Literal["engine", "fixed"] = "engine"
 
 
 class Flush(_Request, frozen=True, tag="flush"):
@@ -233,7 +235,7 @@ class Welcome(_Answer, frozen=True, tag="welcome"):
     protocol: str = PROTOCOL
     server: str = ""
     limits: dict[str, int] = {}
-    #: What else it understands: ``acknowledged`` and ``resume_after_loss`` in ``open``.
+    #: What else it understands: ``acknowledged`` (with ``resume_after_loss``) and ``decided_by`` in ``open``.
     features: tuple[str, ...] = ()
 
 
@@ -353,8 +355,9 @@ class _Type(msgspec.Struct, frozen=True):
     type: str
 
 
-#: The value of ``welcome.features`` for ``acknowledged`` and ``resume_after_loss`` in ``open``.
+#: The values of ``welcome.features``: for ``acknowledged`` and ``resume_after_loss`` in ``open``; for ``decided_by``.
 ACKNOWLEDGED: Final = "acknowledged"
+DECIDED_BY: Final = "decided_by"
 
 _answers: Final = msgspec.json.Decoder(Answer)
 _type: Final = msgspec.json.Decoder(_Type)

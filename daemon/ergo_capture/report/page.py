@@ -26,13 +26,14 @@ from ergo_capture.version import PROGRAM
 SCRIPTS: Final = ("words.js", "run.js", "charts.js", "table.js", "page.js")
 
 
-def report_page(stream: RecordStream, name: str, manifest: Manifest | None = None) -> bytes:
+def report_page(stream: RecordStream, name: str, manifest: Manifest | None = None, decided_by: str = "") -> bytes:
     """Return the page of a run; memory use grows with it.
 
     Args:
         stream: the run.
         name: the name of its file.
         manifest: its manifest, if there is one.
+        decided_by: what made the decisions, where it was not the graph's engine.
 
     Raises:
         BundleFormatError: an event or a decision is malformed.
@@ -42,7 +43,7 @@ def report_page(stream: RecordStream, name: str, manifest: Manifest | None = Non
         "graph": _shown(stream.graph_id),
         "file": _shown(name),
         "program": PROGRAM,
-        "about": _about(stream, manifest),
+        "about": _about(stream, manifest, decided_by),
         **columns_of(stream),
     }
     packed = base64.b64encode(zlib.compress(msgspec.json.encode(data), 9)).decode()
@@ -75,9 +76,9 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _about(stream: RecordStream, manifest: Manifest | None) -> list[tuple[str, str]]:
+def _about(stream: RecordStream, manifest: Manifest | None, decided_by: str) -> list[tuple[str, str]]:
     """Return properties of the bundle as a whole, by name."""
-    about: list[tuple[str, str]] = []
+    about: list[tuple[str, str]] = [("decided by", decided_by)] if decided_by else []
     if manifest is not None:
         about += [
             ("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}"),

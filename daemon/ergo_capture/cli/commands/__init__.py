@@ -11,6 +11,7 @@ GROUPS: Final = {
     "Capture": {
         "serve": "run the daemon; needs no configuration",
         "send": "stream events to the daemon; print the path of the bundle",
+        "ingress": "make a channel's events durable in front of `ergo run`",
         "simulate": "run a scenario file into a bundle, without a daemon",
         "demo": "capture a sample of real flights, with a temporary daemon",
     },

@@ -214,14 +214,28 @@ def _origin(part: PartStream | None, manifest: Manifest | None) -> Sequence[tupl
             ("session", f"{about.session}, part {part.part}, {part.ended}"),
             ("captured", f"from {about.opened_at}, engine {about.engine}"),
         ]
-        return [*rows, *_lost(about.lost), *((f"label {key}", value) for key, value in about.labels.items())]
+        return [
+            *rows,
+            *_decided_by(about.decided_by),
+            *_lost(about.lost),
+            *((f"label {key}", value) for key, value in about.labels.items()),
+        ]
     if manifest is None:
         return []
     rows = [
         ("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}"),
         ("captured", f"{manifest.opened_at} to {manifest.ended_at}, engine {manifest.engine}"),
     ]
-    return [*rows, *_lost(manifest.lost), *((f"label {key}", value) for key, value in manifest.labels.items())]
+    return [
+        *rows,
+        *_decided_by(manifest.decided_by),
+        *_lost(manifest.lost),
+        *((f"label {key}", value) for key, value in manifest.labels.items()),
+    ]
+
+
+def _decided_by(what: str) -> list[tuple[str, str]]:
+    return [("decided by", what)] if what else []
 
 
 def _lost(lost: Loss | None) -> list[tuple[str, str]]:

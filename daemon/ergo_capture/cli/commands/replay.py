@@ -177,6 +177,8 @@ def replay_one(
         with_manifest: whether a bundle is compared with the manifest beside it first.
     """
     result: dict[str, Any] = {"bundle": printable(run.name)}
+    if run.decided_by:
+        result["decided_by"] = run.decided_by
     if not engine and options.strict is None:
         return result | _as_replayed(check_run(run, with_manifest=with_manifest))
     try:
@@ -337,7 +339,10 @@ def _in_words(result: dict[str, Any]) -> str:
     if result["outcome"] == _FAILED:
         hint = f"\n  try: {result['hint']}" if result.get("hint") else ""
         return f"{name}: failed: {result['error']}{hint}"
-    notes = "".join(f"\n  note: {note}" for note in result.get("notes", ()))
+    said = list(result.get("notes", ()))
+    if "decided_by" in result:
+        said.append(f"decided by: {result['decided_by']}; the decisions of the run itself are in its own capture")
+    notes = "".join(f"\n  note: {note}" for note in said)
     if result["outcome"] == _SAME:
         return f"{name}: same, {counted(result['decisions'], 'decision')}{notes}"
     found = result["divergence"]

@@ -58,7 +58,7 @@ def report(capture: str, output: Path | None, state_dir: str, config: Path | Non
     manifest = None if compared is None or compared.suspect == "manifest" else compared.manifest
     with run.open(only_to_show=True) as stream:
         name = run.name if run.bundle is None else run.bundle.name
-        page = report_page(stream, name, manifest)
+        page = report_page(stream, name, manifest, run.decided_by)
     if to_pipe:
         write_out(page)
         return

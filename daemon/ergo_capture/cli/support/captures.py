@@ -53,6 +53,12 @@ class Capture:
         return os.fsencode(bundle_stem(self.bundle).partition("~")[0]).decode("utf-8", "replace")
 
     @property
+    def decided_by(self) -> str:
+        """What made the run's decisions, where it was not the graph's engine; empty otherwise."""
+        about = manifest_beside(self.bundle) if self.bundle is not None else self.part and self.part.description
+        return about.decided_by if about else ""
+
+    @property
     def files(self) -> list[Path]:
         """The files that are read, for ``check_output``, which knows segments of journals itself."""
         return [] if self.bundle is None else [self.bundle]

@@ -254,7 +254,9 @@ class Conversation:
                 "max_id_bytes": self._limits.max_id_bytes,
             }
             self.outbox.add_before_ack(
-                protocol.encode(protocol.Welcome(protocol.PROTOCOL, PROGRAM, limits, (protocol.ACKNOWLEDGED,)))
+                protocol.encode(
+                    protocol.Welcome(protocol.PROTOCOL, PROGRAM, limits, (protocol.ACKNOWLEDGED, protocol.DECIDED_BY))
+                )
             )
         else:
             raise ProtocolError(

@@ -90,7 +90,13 @@ class PendingSessions:
         self._by_number: dict[int, PendingSession] = {}
 
     async def open(
-        self, graph: Graph, provenance: str, labels: dict[str, str], peer: Peer, lost: Loss | None = None
+        self,
+        graph: Graph,
+        provenance: str,
+        labels: dict[str, str],
+        peer: Peer,
+        lost: Loss | None = None,
+        decided_by: str = "",
     ) -> Session:
         """Return a new session once its OPEN frame is durable; waits while the disk is full.
 
@@ -100,6 +106,7 @@ class PendingSessions:
             labels: the client's labels.
             peer: who opens the session.
             lost: what was lost of the client's session before.
+            decided_by: what makes the decisions, where it is not the graph's engine.
 
         Raises:
             ProtocolError: ``storage_failed``.
@@ -117,6 +124,7 @@ class PendingSessions:
             opened_at=utc_now(),
             program=PROGRAM,
             lost=lost,
+            decided_by=decided_by,
         )
         while True:
             opened: asyncio.Future[Session] = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from ergo_capture import telemetry
 from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.engine.port import Engine, EngineRefused
-from ergo_capture.journal.payloads import Loss, Peer
+from ergo_capture.journal.payloads import FIXED_NOT_THE_RUN, Loss, Peer
 from ergo_capture.journal.recovery import QuarantinedSession, RecoveredSession, Recovery
 from ergo_capture.journal.wal import Journal
 from ergo_capture.pauses import clock
@@ -174,20 +174,24 @@ class SessionRegistry:
                 await self._resume(session, request, peer, owner)
                 return session, True
             lost = await self._lost_session(request.session, request, peer)
+        is_decided_elsewhere = request.decided_by == "fixed"
         graph = self._graph(request.graph)
         await check_access(graph, peer)
-        provenance = await self._provenance(graph)
+        provenance = graph.runtime_provenance if is_decided_elsewhere else await self._provenance(graph)
         # Wait rather than refuse. A session that is opened and left costs two syncs and a bundle, and a client that
         # opens them as fast as it can would leave little of the daemon to the others.
         now = asyncio.get_running_loop().time()
         await asyncio.sleep(self._rate_limiter.reserve(peer.uid, now))
         # A reload may have replaced the graph's engine meanwhile.
-        while (current := self._graph(request.graph)).engine is not graph.engine:
+        while (current := self._graph(request.graph)).engine is not graph.engine and not is_decided_elsewhere:
             provenance = await self._provenance(current)
             graph = current
         self._check_open()
         self._check_limits(peer)
-        session = await self.pending.open(current, provenance, request.labels, peer, lost)
+        decided_by = ""
+        if is_decided_elsewhere:
+            current, decided_by = current.without_engine(), FIXED_NOT_THE_RUN
+        session = await self.pending.open(current, provenance, request.labels, peer, lost, decided_by)
         session.owner = owner
         return session, False
 
@@ -317,6 +321,8 @@ class SessionRegistry:
                     )
                 )
                 continue
+            if description.decided_by:
+                graph = graph.without_engine()
             graph.engine.expect(description.runtime_provenance)
             self.linger(self._start(recovered, graph), ended="interrupted" if recovery.sealed else "recovered")
         self.quarantine.restore(recovery)

@@ -1,0 +1,149 @@
+"""``ergo-capture ingress``: an ingress channel for ``ergo run`` that makes events durable before the host sees them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ergo_capture.cli.support.command import PATH, argument, command
+from ergo_capture.errors import ExitCode
+from ergo_capture.units import counted
+
+if TYPE_CHECKING:
+    from ergo_capture.client.ingress import Ingress
+
+#: The signals that are passed on to the channels.
+_PASSED_ON: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+#: The exit code where the host reads no more; the shell's for SIGPIPE.
+_HOST_GONE: Final = 141
+
+
+@command(
+    examples=(
+        "ergo-capture ingress -- python3 live_feed.py",
+        "ergo-capture ingress --feed 'python3 prices.py' --feed 'python3 orders.py'",
+        "ergo run graph.yaml --driver-cmd ergo-capture --driver-arg ingress --driver-arg -- --driver-arg ./live_feed",
+    )
+)
+@argument("channel", "The user's channel and its arguments, behind --.", nargs=-1, metavar="COMMAND...")
+@click.option("--feed", "feeds", multiple=True, metavar="COMMAND", help="One of several channels, which are merged.")
+@click.option("--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of.")
+@click.option("--session", default="", metavar="SESSION", help="Session to resume, in place of a new one.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label for the manifest; may be repeated.")
+@click.option("--socket", default="", metavar="PATH", help="The daemon's socket; by default the configured one.")
+@click.option("--config", type=PATH, metavar="FILE", help="The daemon's configuration file; by default the usual one.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Events that may be unacknowledged at once.",
+)
+def ingress(
+    *,
+    channel: tuple[str, ...],
+    feeds: tuple[str, ...],
+    graph: str,
+    session: str,
+    labels: tuple[str, ...],
+    socket: str,
+    config: Path | None,
+    window: int,
+) -> int:
+    """Start an ingress channel, make its events durable in the daemon, and only then hand their lines on, unchanged.
+
+    For `ergo run --driver-cmd ergo-capture --driver-arg ingress ...`. While the daemon is away, lines wait. An event
+    that the daemon rejects is not handed on, and the exit code is 3; otherwise it ends as the channel does.
+    """
+    commands = [shlex.split(feed) for feed in feeds] + ([list(channel)] if channel else [])
+    if not commands or not all(commands):
+        raise click.UsageError("name the channel behind --, or channels with --feed")
+    chosen = dict(_label(text) for text in labels)
+    if not socket:
+        from ergo_capture.config import load  # noqa: PLC0415 - slow to import
+
+        socket = load(config).socket.path
+    from ergo_capture.client.ingress import Channel, Ingress  # noqa: PLC0415 - help needs no asyncio
+
+    channels: list[Channel] = []
+    try:
+        for words in commands:
+            channels.append(Channel(words))  # noqa: PERF401 - those before one that cannot be started are ended
+        run = Ingress(socket, channels, graph=graph, session=session or None, labels=chosen, window=window, report=_say)
+        return _run(run)
+    finally:
+        for started in channels:
+            started.close()
+
+
+def _run(run: Ingress) -> int:
+    import asyncio  # noqa: PLC0415 - help needs no asyncio
+
+    aborted: list[int] = []
+
+    async def until_ended() -> list[int]:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def pass_on(number: int) -> None:
+            if not run.send_signal(number):
+                # The channels have ended, and their lines wait for the daemon or the host.
+                aborted.append(number)
+                task.cancel()
+
+        for number in _PASSED_ON:
+            loop.add_signal_handler(number, pass_on, number)
+        return await run.run()
+
+    try:
+        codes = asyncio.run(until_ended())
+    except asyncio.CancelledError:
+        codes = [-number for number in aborted]
+    _say_where(run)
+    if run.host_gone:
+        return _HOST_GONE
+    code = next((code for code in codes if code), 0)
+    if code < 0:
+        # The host looks at how a channel ended.
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code or int(ExitCode.DATA_LOSS if run.rejected else ExitCode.OK)
+
+
+def _say_where(run: Ingress) -> None:
+    if run.session is None:
+        return
+    lost = f", {counted(run.rejected, 'event')} rejected" if run.rejected else ""
+    where = "its bundle is not published yet" if run.published is None else run.published.bundle or "it has no bundle"
+    _say(f"session {run.session}: {counted(run.accepted, 'event')} durable{lost}; {where}")
+
+
+def _say(sentence: str) -> None:
+    try:
+        sys.stderr.write(f"ergo-capture ingress: {sentence}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        # Nobody reads it, or it is closed: the events are what counts.
+        return
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.BadParameter(f"--label {text!r} is not KEY=VALUE")
+    return key, value
