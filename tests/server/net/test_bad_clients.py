@@ -158,6 +158,17 @@ async def test_an_id_that_is_too_long_is_refused_alone() -> None:
         assert (await wire.until("closed"))["events"] == 3
 
 
+@pytest.mark.parametrize("payload", [None, 3], ids=["an event", "an invalid payload"])
+async def test_the_limit_of_an_id_counts_bytes(payload: Any) -> None:
+    """Five characters of two bytes are more than eight; an id that is too long is not repeated."""
+    async with running_daemon("[limits]\nmax_id_bytes = 8\n") as daemon, daemon.session() as wire:
+        await wire.say(event("é" * 4, payload=payload and {}), event("é" * 5, payload=payload))
+        frames = await wire.until_ack(2)
+        (reject,) = [frame for frame in frames if frame["type"] == "reject"]
+        assert (reject["index"], reject["event_id"]) == (2, None)
+        assert reject["code"] == ("limit" if payload is None else "invalid_payload")
+
+
 async def test_events_of_one_frame_are_accepted_or_rejected_one_by_one() -> None:
     """A bad event among them is rejected by its own number."""
     events = [event(f"e{i}")["event"] for i in range(4)]

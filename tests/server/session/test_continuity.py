@@ -314,3 +314,38 @@ async def test_the_log_and_the_metrics_tell_of_a_loss(capfd: pytest.CaptureFixtu
         assert re.search(r"^ergo_capture_acknowledged_lost_total(\{.*\})? 1\.0$", text, re.MULTILINE)
     logged = capfd.readouterr()
     assert "session.lost" in logged.err + logged.out
+
+
+async def test_a_session_that_came_back_open_is_not_lost_where_its_finished_bundle_is_there() -> None:
+    """The journal was restored and the bundles were not: the bundle covers all that was acknowledged."""
+    with short_directory() as place:
+        state, copy = place / "state", place / "copy"
+        async with running_daemon(STAY, state) as daemon, daemon.session() as wire:
+            await acknowledged(wire, 1, 6)
+            shutil.copytree(state / "journal", copy)
+            await acknowledged(wire, 7, 10, 6)
+            await wire.say({"type": "close"})
+            bundle = (await wire.until("closed"))["bundle"]
+            session = wire.opened["session"]
+        shutil.rmtree(state / "journal")
+        shutil.move(copy, state / "journal")
+        async with running_daemon(STAY, state) as daemon:
+            async with daemon.wire() as wire:
+                answer = await resume(wire, session, acknowledged=told(10))
+                assert answer["code"] == "unknown_session"
+                assert bundle in answer["hint"]
+            async with daemon.wire() as wire:
+                assert (await resume(wire, session, acknowledged=told(11)))["code"] == "acknowledged_lost"
+
+
+async def test_a_session_of_which_nothing_was_acknowledged_goes_on_in_a_new_one() -> None:
+    """A client that may go on after a loss need not end because an empty session is gone; nothing is lost."""
+    async with running_daemon() as daemon:
+        async with daemon.wire() as wire:
+            claim = {"events": 0}
+            assert (await resume(wire, "gone", acknowledged=claim, resume_after_loss=True))["type"] == "opened"
+            await wire.say({"type": "close"})
+            await wire.until("closed")
+        async with daemon.wire() as wire:
+            assert (await resume(wire, "gone", acknowledged=claim))["code"] == "unknown_session"
+        assert (await ended(daemon)).lost is None

@@ -13,7 +13,6 @@ import msgspec
 
 from ergo_capture import config as configuration
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
-from ergo_capture.bundle.manifest import Manifest
 from ergo_capture.bundle.retention import RetentionRules
 from ergo_capture.cli.support.command import Command, Group, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import printable, size
@@ -173,17 +172,17 @@ def _table(bundles: list[StoredBundle]) -> Iterator[str]:
         yield "  ".join([*left, *right, row[5]])
 
 
-def _how(manifest: Manifest | None) -> str:
-    if manifest is None:
-        return "-"
-    return manifest.ended if manifest.lost is None else f"{manifest.ended}, {manifest.lost.missing:,} lost"
+def _how(bundle: StoredBundle) -> str:
+    manifest = bundle.manifest
+    how = bundle.problem or (manifest.ended if manifest else "-")
+    return how if manifest is None or manifest.lost is None else f"{how}, {manifest.lost.missing:,} lost"
 
 
 def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:
     manifest = bundle.manifest
     return (
         "-" if bundle.ended_at is None else f"{bundle.ended_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
-        bundle.problem or _how(manifest),
+        _how(bundle),
         bundle.graph,
         "-" if manifest is None else f"{manifest.events:,}",
         size(bundle.size),

@@ -55,24 +55,18 @@ def loss_in(session: Session, told: Acknowledged | None) -> Loss | None:
     return Loss(acknowledged=told.events, held=held, last_acknowledged=told.last_event_id, last_held=last)
 
 
-def loss_behind(session_id: str, finished: Finished | None, told: Acknowledged | None) -> Loss | None:
-    """Return what the bundles of a session that is not open lack of what its client was told; None for nothing.
+def loss_of(told: Acknowledged, *, session: str) -> Loss:
+    """Return the loss of all that a client was told of a session that is gone."""
+    return Loss(acknowledged=told.events, held=0, last_acknowledged=told.last_event_id, session=session)
 
-    Args:
-        session_id: the session.
-        finished: its last bundle; None where there is none.
-        told: what the client was told.
-    """
-    if told is None or not told.events:
+
+def loss_behind(loss: Loss, finished: Finished) -> Loss | None:
+    """Return what the finished bundles of a session lack of what is lost in the journal; None for nothing."""
+    held, last = finished.events, finished.manifest.last_event_id
+    same = None in (last, loss.last_acknowledged) or last == loss.last_acknowledged
+    if loss.acknowledged < held or (loss.acknowledged == held and same):
         return None
-    held, last = (0, None) if finished is None else (finished.events, finished.manifest.last_event_id)
-    if told.events < held or (
-        told.events == held and (told.last_event_id is None or last in (None, told.last_event_id))
-    ):
-        return None
-    return Loss(
-        acknowledged=told.events, held=held, last_acknowledged=told.last_event_id, last_held=last, session=session_id
-    )
+    return msgspec.structs.replace(loss, held=held, last_held=last)
 
 
 def lost_error(session_id: str, loss: Loss) -> ProtocolError:

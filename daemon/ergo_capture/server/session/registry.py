@@ -25,7 +25,7 @@ from ergo_capture.server.commit.writer import Writer, WriterClosed
 from ergo_capture.server.session.access import who
 from ergo_capture.server.session.authorization import check_access, check_free, is_owner
 from ergo_capture.server.session.budget import Budget
-from ergo_capture.server.session.continuity import find_finished, loss_behind, loss_in, lost_error
+from ergo_capture.server.session.continuity import Finished, find_finished, loss_behind, loss_in, loss_of, lost_error
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import Publisher, RotationRule
 from ergo_capture.server.session.pending_sessions import PendingSession, PendingSessions, RateLimiter
@@ -250,6 +250,12 @@ class SessionRegistry:
         check_free(session)
         loss = loss_in(session, request.acknowledged)
         if loss is not None:
+            finished = await to_thread.run_sync(find_finished, self._bundles, session.description.session)
+            if finished is not None and loss_behind(loss, finished) is None:
+                # The journal is older than the bundle: the session had ended, with all that was acknowledged.
+                raise _has_ended(session.description.session, finished)
+            self._check_open()
+            check_free(session)
             loss = msgspec.structs.replace(loss, resumed=request.resume_after_loss)
             self._count_loss(session.description.session, session.description.graph, loss)
             await session.record_loss(loss)
@@ -264,8 +270,8 @@ class SessionRegistry:
             timer.cancel()
         session.owner = owner
 
-    async def _lost_session(self, session_id: str, request: Open, peer: Peer) -> Loss:
-        """Return what is lost of a session that is not open, if its client goes on in a new one.
+    async def _lost_session(self, session_id: str, request: Open, peer: Peer) -> Loss | None:
+        """Return what is lost of a session that is not open, if its client goes on in a new one; None for nothing.
 
         Raises:
             ProtocolError: ``unknown_session``: it is over, and its bundles hold all that the client was told;
@@ -274,11 +280,16 @@ class SessionRegistry:
         finished = await to_thread.run_sync(find_finished, self._bundles, session_id)
         if finished is not None and not is_owner(peer, finished.opened_by):
             raise _of_another_user(session_id)
-        loss = loss_behind(session_id, finished, request.acknowledged)
+        told = request.acknowledged
+        loss = None if told is None or not told.events else loss_of(told, session=session_id)
+        if loss is not None and finished is not None:
+            loss = loss_behind(loss, finished)
         if loss is None:
-            hint = "it may have ended: look for its bundle; open a new session without a session id"
             if finished is not None:
-                hint = f"it has ended, with {finished.events} events: see '{finished.bundle}'; open a new session"
+                raise _has_ended(session_id, finished)
+            if told is not None and request.resume_after_loss:
+                return None
+            hint = "it may have ended: look for its bundle; open a new session without a session id"
             raise ProtocolError(Code.UNKNOWN_SESSION, f"session {session_id!r} is not open", hint)
         loss = msgspec.structs.replace(loss, resumed=request.resume_after_loss)
         self._count_loss(session_id, request.graph, loss)
@@ -470,3 +481,8 @@ class SessionRegistry:
 
 def _of_another_user(session_id: str) -> ProtocolError:
     return ProtocolError(Code.FORBIDDEN, f"session {session_id!r} was opened by another user", "resume it as that user")
+
+
+def _has_ended(session_id: str, finished: Finished) -> ProtocolError:
+    hint = f"it has ended, with {finished.events} events: see '{finished.bundle}'; open a new session"
+    return ProtocolError(Code.UNKNOWN_SESSION, f"session {session_id!r} is not open", hint)
