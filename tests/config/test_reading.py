@@ -399,3 +399,24 @@ def test_a_variable_in_an_engines_program_is_refused() -> None:
     """There is no shell that would expand it."""
     error = refusal('[graphs.a.engine]\nkind = "process"\ncommand = ["$HOME/engine"]\n')
     assert "`graphs.a.engine`: `command` '$HOME/engine': `$HOME` is not expanded" in error.message
+
+
+def test_a_user_without_a_daemon_finds_that_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For clients only; one's own daemon comes first, and what is configured before both."""
+    system = tmp_path / "system"
+    monkeypatch.setattr(places, "SYSTEM_RUNTIME", system)
+    monkeypatch.setattr(places, "SYSTEM_STATE", system / "state")
+    monkeypatch.setattr("platformdirs.user_runtime_path", lambda _: tmp_path / "run")
+    own = configuration.load()
+    assert configuration.load(client=True) == own
+    (system / "state").mkdir(parents=True)
+    (system / "capture.sock").touch()
+    found = configuration.load(client=True)
+    assert (found.socket.path, found.state.directory) == (f"{system}/capture.sock", f"{system}/state")
+    assert found.control.path == f"{system}/control.sock"
+    assert configuration.load() == own
+    assert configuration.load(client=True, socket="/x.sock", state="/s").socket.path == "/x.sock"
+    for path in (Path(own.socket.path), Path(own.state.directory) / "x"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert configuration.load(client=True) == own

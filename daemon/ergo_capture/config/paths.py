@@ -65,6 +65,18 @@ def _user_directory(kind: str) -> Path | None:
     return path if path.is_absolute() else None
 
 
+def find_socket() -> Path:
+    """Return the default socket of the user's own daemon if there is one, else that of the system's service."""
+    own, systems = default_socket(), SYSTEM_RUNTIME / "capture.sock"
+    return systems if not os.path.lexists(own) and os.path.lexists(systems) else own
+
+
+def find_state_directory() -> Path:
+    """Return the default state directory of the user's own daemon if there is one, else that of the system's service."""
+    own = default_state_directory()
+    return SYSTEM_STATE if not os.path.lexists(own) and os.path.lexists(SYSTEM_STATE) else own
+
+
 def control_socket_beside(socket: Path) -> Path:
     """Return the default control socket of the daemon with that socket.
 

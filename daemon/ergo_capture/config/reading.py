@@ -9,7 +9,14 @@ from typing import Any
 import msgspec
 
 from ergo_capture.config.messages import describe, hint_for
-from ergo_capture.config.paths import control_socket_beside, default_file, default_socket, default_state_directory
+from ergo_capture.config.paths import (
+    control_socket_beside,
+    default_file,
+    default_socket,
+    default_state_directory,
+    find_socket,
+    find_state_directory,
+)
 from ergo_capture.config.settings import Config
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.protocol.address import AddressError, socket_path
@@ -22,13 +29,15 @@ class ConfigError(ErgoCaptureError):
     exit_code: int = ExitCode.CONFIG
 
 
-def load(path: Path | None = None, *, socket: str = "", state: str = "") -> Config:
+def load(path: Path | None = None, *, socket: str = "", state: str = "", client: bool = False) -> Config:
     """Return the configuration in force: the file, if there is one, with the command line's settings over it.
 
     Args:
         path: the file; None for the default one, which need not exist.
         socket: replaces ``socket.path`` unless empty.
         state: replaces ``state.directory`` unless empty.
+        client: look for a daemon rather than be one: where paths are not configured and the user has no daemon, those of
+            the system's service are in force.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or invalid.
@@ -36,9 +45,10 @@ def load(path: Path | None = None, *, socket: str = "", state: str = "") -> Conf
     file = path or default_file()
     config = Config() if file is None else _read(file)
     try:
-        capture = socket_path(socket or config.socket.path or str(default_socket()))
+        capture = socket_path(socket or config.socket.path or str(find_socket() if client else default_socket()))
         control = socket_path(config.control.path or str(control_socket_beside(Path(capture))))
-        state_directory = state or config.state.directory or str(default_state_directory())
+        found = find_state_directory if client else default_state_directory
+        state_directory = state or config.state.directory or str(found())
         return msgspec.structs.replace(
             config,
             socket=msgspec.structs.replace(config.socket, path=capture),

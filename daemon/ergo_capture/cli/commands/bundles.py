@@ -36,7 +36,7 @@ def bundles() -> None:
 @json_flag("bundle")
 def list_bundles(config: Path | None, state_dir: str, graph: str | None, *, as_json: bool) -> None:
     """List the finished bundles, oldest first, as their manifests describe them."""
-    state = Path(configuration.load(config, state=state_dir).state.directory)
+    state = Path(configuration.load(config, state=state_dir, client=True).state.directory)
     found = [bundle for bundle in Catalogue(state / "bundles").read() if graph in (None, bundle.graph)]
     if as_json:
         for bundle in found:
@@ -84,7 +84,7 @@ def prune(
     from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
     from ergo_capture.storage import RealStorage  # noqa: PLC0415
 
-    loaded = configuration.load(config, state=state_dir)
+    loaded = configuration.load(config, state=state_dir, client=True)
     rules = _with_options(retention_rules(loaded), max_age, max_bytes, max_bundles, keep_free)
     if not rules.are_set:
         raise ErgoCaptureError(

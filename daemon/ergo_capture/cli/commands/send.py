@@ -72,7 +72,7 @@ def send(
     if not socket:
         from ergo_capture.config import load  # noqa: PLC0415 - slow to import
 
-        socket = load(config).socket.path
+        socket = load(config, client=True).socket.path
     from ergo_capture.cli.support.sender import Sender  # noqa: PLC0415 - help needs no asyncio
 
     started = time.monotonic()

@@ -313,7 +313,7 @@ def _is_part_of(name: str, stem: str) -> bool:
 def _state(state_dir: str, config: Path | None) -> Path:
     from ergo_capture.config import load  # noqa: PLC0415 - only where a name is no path
 
-    return Path(load(config, state=state_dir).state.directory)
+    return Path(load(config, state=state_dir, client=True).state.directory)
 
 
 def _nothing(name: str, state: Path) -> ErgoCaptureError:
