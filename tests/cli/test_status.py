@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -391,3 +392,19 @@ def test_the_control_path_follows_the_configuration(tmp_path: Path) -> None:
     assert control_path("", file) == Path("/run/x/ask.sock")
     assert control_path("/tmp/a/capture.sock", file) == Path("/run/x/ask.sock")
     assert control_path("/tmp/a/capture.sock", None) == Path("/tmp/a/control.sock")
+
+
+def test_a_stopped_service_is_told_from_a_missing_daemon_and_is_not_started() -> None:
+    """As under systemd: something listens on the capture socket, nothing on the control socket; nobody connects."""
+    with short_directory() as place, socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(place / "capture.sock"))
+        held.listen()
+        held.setblocking(False)
+        for name in ("status", "metrics", "reload", "flush", "shutdown"):
+            done = command(name, "--socket", str(place / "capture.sock"))
+            assert done.returncode == 1
+            assert f"the daemon is stopped; systemd listens on '{place}/capture.sock'" in done.stderr
+            assert "Try: start it with `systemctl start ergo-capture`" in done.stderr
+        with pytest.raises(BlockingIOError):
+            held.accept()
+        assert "the daemon is stopped" not in command("status", "--socket", str(place / "other.sock")).stderr

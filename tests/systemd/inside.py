@@ -9,24 +9,27 @@ import asyncio
 import json
 import os
 import pwd
+import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, RunTermination, decode_bundle
+from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, RunTermination, decode_bundle, manual
 from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient
 
 pytestmark = pytest.mark.inside
 
-COMMAND = "/opt/ergo/bin/ergo-capture"
+COMMAND = "/usr/local/bin/ergo-capture"
 SOCKET = Path("/run/ergo-capture/capture.sock")
 CONFIG = Path("/etc/ergo-capture/config.toml")
 STATE = Path("/var/lib/ergo-capture")
@@ -60,24 +63,82 @@ def until(true: Callable[[], Any], what: str) -> None:
         time.sleep(0.05)
 
 
+def said(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command and return what it said, whether it failed or not."""
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+def documented(topic: str, word: str) -> list[str]:
+    """Return the commands of the block of a topic that has the word in it, as root runs them."""
+    blocks = re.findall(r"^```console\n(.*?)^```$", manual.read(topic), re.DOTALL | re.MULTILINE)
+    (block,) = (block for block in blocks if word in block)
+    return [line.removeprefix("$ sudo ") for line in block.splitlines()]
+
+
+def drop_in(topic: str, name: str) -> Path:
+    """Write the drop-in that a topic shows, and return its path."""
+    block = re.search(rf"^```ini {name}\n(.*?)^```$", manual.read(topic), re.DOTALL | re.MULTILINE)
+    assert block is not None
+    path = Path(f"/etc/systemd/system/{UNIT}.d") / name
+    assert str(path) in manual.read(topic)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block[1])
+    return path
+
+
+@contextmanager
+def configured(text: str) -> Iterator[None]:
+    """Have the service run with another configuration."""
+    kept = CONFIG.read_text()
+    CONFIG.write_text(text)
+    run("systemctl", "restart", UNIT)
+    try:
+        yield
+    finally:
+        CONFIG.write_text(kept)
+        run("systemctl", "restart", UNIT)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> Iterator[None]:
-    """Install the service as the manual says."""
-    said = run(COMMAND, "systemd", "install")
-    assert "systemctl enable --now" in said
-    run("systemd-sysusers")
-    run("systemctl", "daemon-reload")
+    """Install the service as the manual says; the program itself is there already."""
+    for line in documented("systemd", "systemd install"):
+        if "venv" not in line and "pip" not in line:
+            run("sh", "-c", line)
     yield
-    run("systemctl", "stop", UNIT, "ergo-capture.socket", "ergo-capture-control.socket", fails=True)
+    run("systemctl", "stop", UNIT, "ergo-capture.socket", fails=True)
+
+
+def test_the_documented_commands_start_the_service() -> None:
+    """And the installed unit is what `systemd install` says is next."""
+    assert shown("ActiveState") == "active"
+    assert "systemctl enable --now ergo-capture.service" in run(COMMAND, "systemd", "install")
+    assert "Warning" not in said(COMMAND, "config", "check").stderr
+
+
+def test_asking_a_stopped_service_does_not_start_it() -> None:
+    """Each command says that it is stopped, also after a daemon that was killed."""
+    run("systemctl", "stop", UNIT)
+    run("systemctl", "start", "ergo-capture.socket")
+    commands = [["status"], ["metrics"], ["flush"], ["reload"], ["shutdown"], ["tap", "default"]]
+    for words in commands:
+        done = said(COMMAND, *words)
+        assert (done.returncode, "the daemon is stopped; systemd listens on" in done.stderr) == (1, True), done.stderr
+        assert "systemctl start ergo-capture" in done.stderr
+    run("sh", "-c", f"rm -f {SOCKET.with_name('control.sock')}")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(SOCKET.with_name("control.sock")))
+    os.chown(SOCKET.with_name("control.sock"), pwd.getpwnam("ergo-capture").pw_uid, -1)
+    assert "the daemon is stopped" in said(COMMAND, "status", "--socket", str(SOCKET)).stderr
+    assert (shown("ActiveState"), shown("NRestarts")) == ("inactive", "0")
 
 
 def test_a_client_that_connects_first_starts_the_service() -> None:
-    """Only the sockets are started."""
-    run("systemctl", "start", "ergo-capture.socket", "ergo-capture-control.socket")
+    """Only the socket is started."""
     assert shown("ActiveState") == "inactive"
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(SOCKET))
-        client.settimeout(30)
+        client.settimeout(10)
         client.sendall(b'{"type":"hello","protocol":"ergo-capture.v1"}\n')
         assert b'"welcome"' in client.recv(4096), log()
     until(lambda: shown("ActiveState") == "active", "ready was never said")
@@ -103,7 +164,7 @@ def test_log_lines_have_their_priority_in_the_journal() -> None:
     assert json.loads(ready[-1]["MESSAGE"])["event"] == "daemon.ready"
 
 
-def test_the_operator_is_answered_through_the_socket_that_systemd_holds() -> None:
+def test_the_operator_is_answered_on_the_control_socket() -> None:
     """Status, metrics, and a reload by the unit, which waits for its end, and by the command."""
     assert "serving" in run(COMMAND, "status", "--config", str(CONFIG))
     assert 'ergo_capture_ready{state_directory="/var/lib/ergo-capture"} 1.0' in run(
@@ -191,24 +252,162 @@ def test_nothing_is_refused_or_lost_across_restart_and_kill_9() -> None:
 
 def test_a_daemon_that_hangs_is_restarted_by_the_watchdog() -> None:
     """After WatchdogSec a stopped process is killed, and the next one continues its sessions."""
-    drop_in = Path(f"/etc/systemd/system/{UNIT}.d")
-    drop_in.mkdir(parents=True, exist_ok=True)
-    (drop_in / "90-test.conf").write_text("[Service]\nWatchdogSec=2s\n")
+    impatient = Path(f"/etc/systemd/system/{UNIT}.d/90-test.conf")
+    impatient.parent.mkdir(parents=True, exist_ok=True)
+    impatient.write_text("[Service]\nWatchdogSec=2s\n")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", UNIT)
     asyncio.run(stream([lambda: kill_and_wait(signal.SIGSTOP)]))
-    (drop_in / "90-test.conf").unlink()
+    impatient.unlink()
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", UNIT)
+
+
+def test_the_documented_text_file_is_written_under_the_unit() -> None:
+    """Without the drop-in the check and the log name it; with it node_exporter's directory has the file."""
+    textfile = Path("/var/lib/prometheus/node-exporter/ergo-capture.prom")
+    textfile.parent.mkdir(parents=True, exist_ok=True)
+    with configured(f'[metrics]\ntextfile = "{textfile}"\n'):
+        until(lambda: "metrics.failed" in log(), "the failure was not logged")
+        failure = next(line for line in log().splitlines() if "metrics.failed" in line)
+        assert "write metrics textfile" in failure
+        assert "ReadWritePaths=" in failure
+        assert "space" not in failure
+        warned = said(COMMAND, "config", "check").stderr
+        assert f"may not write to '{textfile.parent}'" in warned
+        assert f"ReadWritePaths={textfile.parent}" in warned
+        # The unit's own check, before the start, tries to write.
+        assert any("Warning: write metrics textfile" in line for line in log().splitlines())
+        added = drop_in("metrics", "metrics.conf")
+        for line in documented("metrics", "chgrp"):
+            run("sh", "-c", line)
+        until(textfile.exists, "the text file was not written")
+        until(lambda: "_ready{" in textfile.read_text() and 'capture"} 1.0' in textfile.read_text(), "it is not ready")
+        assert "Warning" not in said(COMMAND, "config", "check").stderr
+    added.unlink()
+    run("systemctl", "daemon-reload")
+    assert not textfile.exists()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_an_engine_that_compiles_at_run_time_is_explained_and_runs_with_the_documented_drop_in() -> None:
+    """Node under MemoryDenyWriteExecute=."""
+    engine = Path("/opt/ergo-capture/engine.js")
+    engine.write_text(NODE_ENGINE)
+    with configured(
+        f'[graphs.default]\nengine = {{ kind = "process", command = ["{shutil.which("node")}", "{engine}"] }}\n'
+    ):
+        until(lambda: "engine.away" in log(), "the engine's death was not logged")
+        away = next(line for line in log().splitlines() if "engine.away" in line)
+        assert "compiles at run time" in away
+        assert "MemoryDenyWriteExecute=no" in away
+        warned = said(COMMAND, "config", "check").stderr
+        assert "'node' compiles at run time" in warned
+        assert "engine.conf" in warned
+        added = drop_in("systemd", "engine.conf")
+        run("systemctl", "daemon-reload")
+        run("systemctl", "restart", UNIT)
+        assert "Warning" not in said(COMMAND, "config", "check").stderr
+        events = '{"event_id":"a","kind":"Command","at":{"secs":0,"nanos":0}}'
+        sent = run("sh", "-c", f"echo '{events}' | {COMMAND} send -")
+        (decision,) = decode_bundle(Path(sent.splitlines()[-1]).read_bytes()).decisions
+        assert decision.termination is RunTermination.Completed
+    added.unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", UNIT)
+
+
+NODE_ENGINE = """
+const say = (message) => process.stdout.write(JSON.stringify(message) + "\\n");
+say({ type: "ready", protocol: "ergo-engine.v1", graphs: ["default"], runtime_provenance: "rpv1:node" });
+require("readline").createInterface({ input: process.stdin }).on("line", (line) => {
+  say({ type: "ran", id: JSON.parse(line).id, termination: "Completed", effects: [] });
+});
+"""
+
+
+def test_a_configuration_that_names_hidden_files_is_warned_of() -> None:
+    """Homes and temporary directories; the operator who checks it sees them."""
+    hidden = Path("/root/engine.py")
+    hidden.write_text("")
+    configuration = CONFIG.read_text()
+    CONFIG.write_text(
+        f'[graphs.a]\nengine = {{ kind = "process", command = ["/usr/bin/python3", "{hidden}"] }}\n'
+        '[graphs.b]\nengine = { kind = "socket", path = "/tmp/engine.sock" }\n'
+    )
+    warned = said(COMMAND, "config", "check").stderr
+    CONFIG.write_text(configuration)
+    assert f"graph 'a': the service {UNIT} cannot see '{hidden}'" in warned
+    assert f"graph 'b': the service {UNIT} cannot see '/tmp/engine.sock'" in warned
+
+
+def test_a_command_with_spaces_and_signs_in_its_path_is_run() -> None:
+    """What unit files take for specifiers, variables and ends of words."""
+    place = Path("/srv/100% of $HOME ; #1 ergo")
+    place.mkdir(parents=True)
+    wrapper = place / "ergo-capture"
+    wrapper.write_text('#!/bin/sh\nexec /opt/ergo-capture/bin/ergo-capture "$@"\n')
+    wrapper.chmod(0o755)
+    try:
+        run(COMMAND, "systemd", "install", "--command", str(wrapper))
+        run("systemctl", "daemon-reload")
+        run("systemctl", "restart", UNIT)
+        assert str(wrapper) in run("systemctl", "show", "-p", "ExecStart", UNIT)
+        assert "ready" in run(COMMAND, "status", "--json") or shown("ActiveState") == "active"
+        assert "Warning" not in said(COMMAND, "config", "check").stderr
+    finally:
+        run(COMMAND, "systemd", "install", "--command", "/opt/ergo-capture/bin/ergo-capture")
+        run("systemctl", "daemon-reload")
+        run("systemctl", "restart", UNIT)
+
+
+def test_an_upgrade_replaces_the_control_socket_that_systemd_held() -> None:
+    """The unit of 0.1.0 is removed, and stopped before the daemon binds the same path."""
+    former = Path("/usr/local/lib/systemd/system/ergo-capture-control.socket")
+    former.write_text(
+        f"[Socket]\nListenStream={SOCKET.with_name('control.sock')}\nFileDescriptorName=control\nService={UNIT}\n"
+        "SocketUser=ergo-capture\nSocketMode=0600\nRemoveOnStop=yes\n[Install]\nWantedBy=sockets.target\n"
+    )
+    run("systemctl", "stop", UNIT)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "enable", "--now", former.name)
+    said_by_install = run(COMMAND, "systemd", "install")
+    assert f"removed {former}" in said_by_install
+    assert f"removed /etc/systemd/system/sockets.target.wants/{former.name}" in said_by_install
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", UNIT)
+    assert "serving" in run(COMMAND, "status")
+    assert run("systemctl", "show", "--value", "-p", "ActiveState", former.name).strip() == "inactive"
+
+
+def test_a_member_of_the_group_sends_and_reads_without_naming_paths() -> None:
+    """Plain `send`, `bundles list` and `report` as somebody who is not root and has no daemon."""
+    run("useradd", "--create-home", "--groups", "ergo-capture", "member")
+    events = '{"event_id":"a","kind":"Command","at":{"secs":0,"nanos":0}}'
+
+    def as_member(command: str) -> subprocess.CompletedProcess[str]:
+        return said("runuser", "-u", "member", "--", "sh", "-c", f"cd; {command}")
+
+    sent = as_member(f"echo '{events}' | ergo-capture send -")
+    assert sent.returncode == 0, sent.stderr
+    bundle = Path(sent.stdout.splitlines()[-1])
+    assert bundle.is_relative_to(STATE)
+    assert bundle.name.removesuffix(".capture.json") in as_member("ergo-capture bundles list").stdout
+    refused = as_member(f"ergo-capture report {bundle}")
+    assert refused.returncode == 1
+    assert "Permission denied" in refused.stderr
+    assert "permissions" in refused.stderr
+    assert "space" not in refused.stderr
+    assert as_member(f"ergo-capture report {bundle} -o run.html").returncode == 0
 
 
 def test_a_process_engine_runs_under_the_same_rules() -> None:
     """The README's engine; the bundle has its provenance."""
-    engine = Path("/opt/ergo/engine.py")
+    engine = Path("/opt/ergo-capture/engine.py")
     engine.write_text(Path("tests/engine/example_engine.py").read_text())
     configuration = Path("/etc/ergo-capture/config.toml")
     kept = configuration.read_text()
-    command = '["/opt/ergo/bin/python3", "/opt/ergo/engine.py"]'
+    command = '["/opt/ergo-capture/bin/python3", "/opt/ergo-capture/engine.py"]'
     configuration.write_text(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n')
     run("systemctl", "restart", UNIT)
 
@@ -228,12 +427,12 @@ def test_a_process_engine_runs_under_the_same_rules() -> None:
 
 def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
     """P10: the signal is for the daemon only; a pending run completes."""
-    engine = Path("/opt/ergo/slow.py")
+    engine = Path("/opt/ergo-capture/slow.py")
     example = Path("tests/engine/example_engine.py").read_text()
     engine.write_text(example.replace("    run = ", "    __import__('time').sleep(2)\n    run = ", 1))
     configuration = Path("/etc/ergo-capture/config.toml")
     kept = configuration.read_text()
-    command = '["/opt/ergo/bin/python3", "/opt/ergo/slow.py"]'
+    command = '["/opt/ergo-capture/bin/python3", "/opt/ergo-capture/slow.py"]'
     configuration.write_text(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n')
     run("systemctl", "restart", UNIT)
 
@@ -250,7 +449,7 @@ def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
     (decision,) = decode_bundle(bundle.read_bytes()).decisions
     assert decision.termination is RunTermination.Completed
     configuration.write_text(kept)
-    run("systemctl", "start", "ergo-capture.socket", "ergo-capture-control.socket", UNIT)
+    run("systemctl", "start", UNIT)
 
 
 def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
@@ -263,7 +462,7 @@ def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
     assert "jurnal" in log()
     configuration.write_text(kept)
     run("systemctl", "reset-failed", UNIT)
-    run("systemctl", "start", "ergo-capture.socket", "ergo-capture-control.socket", UNIT)
+    run("systemctl", "start", UNIT)
 
 
 def test_stop_publishes_and_ends_with_zero_within_the_drain_time() -> None:

@@ -60,14 +60,16 @@ def run_inside(stage: Path, module: str) -> subprocess.CompletedProcess[str]:
     """Run a module of tests in a box, with the program installed below /opt."""
     script = f"""
         set -eu
-        {PYTHON} -m venv --without-pip /opt/ergo
-        cp -r {stage}/lib/. /opt/ergo/lib/python*/site-packages/
-        printf '%s\\n' '#!/opt/ergo/bin/python3' 'from ergo_capture.__main__ import main' 'main()' > /opt/ergo/bin/ergo-capture
-        chmod 755 /opt/ergo/bin/ergo-capture
+        {PYTHON} -m venv --without-pip /opt/ergo-capture
+        cp -r {stage}/lib/. /opt/ergo-capture/lib/python*/site-packages/
+        printf '%s\\n' '#!/opt/ergo-capture/bin/python3' 'from ergo_capture.__main__ import main' 'main()' > /opt/ergo-capture/bin/ergo-capture
+        chmod 755 /opt/ergo-capture/bin/ergo-capture
+        # The service may not write there: without it, each start would compile everything.
+        /opt/ergo-capture/bin/python3 -m compileall -q -j 0 /opt/ergo-capture/lib >/dev/null || true
         cd {stage}
-        exec /opt/ergo/bin/python3 -m pytest -q -p no:cacheprovider -m inside --override-ini=pythonpath=. {module}
+        exec /opt/ergo-capture/bin/python3 -m pytest -q -p no:cacheprovider -m inside --override-ini=pythonpath=. {module}
     """
-    environment = {**os.environ, "TMPDIR": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "TMPDIR": "/tmp"}
     environment.pop("PYTHONPATH", None)
     return subprocess.run(
         [str(BOX), "--", "sh", "-c", script], capture_output=True, text=True, env=environment, timeout=240, check=False

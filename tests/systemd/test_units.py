@@ -12,6 +12,7 @@ from tests.daemons import command
 from tests.shared import REPOSITORY
 from tests.systemd.stage import run_inside, staged, why_not
 
+from ergo_capture.cli.commands.systemd import interpreters, quoted
 from ergo_capture.config import Config
 
 UNITS = REPOSITORY / "systemd"
@@ -36,7 +37,7 @@ def test_the_service_is_hardened() -> None:
 @needs_analyze
 def test_systemd_accepts_every_line_of_the_units(tmp_path: Path) -> None:
     """``systemd-analyze verify`` prints nothing."""
-    for name in ("ergo-capture.service", "ergo-capture.socket", "ergo-capture-control.socket"):
+    for name in ("ergo-capture.service", "ergo-capture.socket"):
         (tmp_path / name).write_text((UNITS / name).read_text().replace("/usr/bin/ergo-capture", "/bin/true"))
     names = [str(path) for path in sorted(tmp_path.iterdir())]
     ran = subprocess.run(
@@ -85,6 +86,69 @@ def test_install_refuses_a_command_that_the_service_could_not_run(tmp_path: Path
     ran = command("systemd", "install", "--prefix", str(tmp_path), "--command", "/nowhere/ergo-capture")
     assert (ran.returncode, "there is no command" in ran.stderr) == (1, True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["it's", 'say "hi"', "back\\slash", "new\nline"])
+def test_install_refuses_a_path_that_systemd_refuses(tmp_path: Path, word: str) -> None:
+    """Quoted or not: it would call the whole unit bad."""
+    place = tmp_path / word
+    place.mkdir()
+    runs = place / "ergo-capture"
+    runs.touch()
+    ran = command("systemd", "install", "--prefix", str(tmp_path / "root"), "--command", str(runs))
+    assert (ran.returncode, "systemd runs no command with the path" in ran.stderr) == (1, True)
+    assert not (tmp_path / "root").exists()
+
+
+def test_install_refuses_a_command_in_a_directory_that_is_hidden_from_the_service(tmp_path: Path) -> None:
+    """Temporary directories are private; the hint says which Python to take."""
+    runs = tmp_path / "ergo-capture"
+    runs.touch()
+    ran = command("systemd", "install", "--prefix", str(tmp_path / "root"), "--command", str(runs))
+    assert ran.returncode == 1
+    assert "hidden from it" in ran.stderr
+    assert "/usr/bin/python3 -m venv /opt/ergo-capture" in " ".join(ran.stderr.split())
+
+
+SCRIPTS = ["#!{python}\n", "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_interpreters_of_a_command_are_found(tmp_path: Path, script: str) -> None:
+    """In its first line, in the shell script that pip writes, and in the settings of its environment."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "pyvenv.cfg").write_text("home = /root/python 3/bin\ninclude-system-site-packages = false\n")
+    python, runs = tmp_path / "bin" / "python3", tmp_path / "bin" / "ergo-capture"
+    runs.write_text(script.format(python=python))
+    assert interpreters(runs) == [python, Path("/root/python 3/bin")]
+    runs.write_bytes(b"\x7fELF")
+    assert interpreters(runs) == []
+
+
+@needs_analyze
+def test_a_path_with_spaces_and_signs_is_quoted(tmp_path: Path) -> None:
+    """As systemd reads it; a plain path stays as it is."""
+    assert quoted("/opt/ergo-capture/bin/ergo-capture") == "/opt/ergo-capture/bin/ergo-capture"
+    place = tmp_path / "100% of $HOME ; #1 ergo"
+    place.mkdir()
+    runs = place / "ergo-capture"
+    runs.write_text("#!/bin/sh\n")
+    runs.chmod(0o755)
+    unit = tmp_path / "one.service"
+    unit.write_text(f"[Service]\nExecStart={quoted(str(runs))} serve\nExecPaths=/usr {quoted(str(place))}\n")
+    ran = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=one", str(unit)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_units_point_to_documentation_that_exists() -> None:
+    """Manual pages of systemd; the manual is in the program."""
+    for path in UNITS.rglob("*.*"):
+        if path.is_file():
+            for line in re.findall(r"^Documentation=(.*)$", path.read_text(), re.MULTILINE):
+                assert re.fullmatch(r"man:systemd\.\w+\(\d\)", line)
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())

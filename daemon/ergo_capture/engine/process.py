@@ -20,6 +20,7 @@ import structlog
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
 from ergo_capture import telemetry
+from ergo_capture.engine.compilers import compiler_problem
 from ergo_capture.engine.connection import LOST
 from ergo_capture.engine.remote import Channel, RemoteEngine, RemoteSettings
 from ergo_capture.parent_death import end_with_parent
@@ -111,7 +112,7 @@ class ProcessEngine(RemoteEngine):
     def reason(self, error: BaseException | None, *, was_up: bool) -> str:
         """Return why the engine is away: how the child ended, or why it could not be started."""
         if self._ended and (error is None or isinstance(error, LOST)):
-            problem = "" if was_up else _shebang_problem(self.command[0])
+            problem = compiler_problem(self.command) or ("" if was_up else _shebang_problem(self.command[0]))
             return f"{self._ended}: {problem}" if problem else self._ended
         if isinstance(error, OSError) and not was_up:
             problem = _shebang_problem(self.command[0]) if error.errno in (errno.ENOENT, errno.ENOEXEC) else ""

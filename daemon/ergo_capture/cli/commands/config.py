@@ -30,8 +30,10 @@ def config() -> None:
 def check(file: Path | None, config: Path | None) -> None:
     """Say whether the daemon would start with this configuration.
 
-    Exit code 78 if it would not; warnings do not count.
+    Warns of what the installed systemd service would not see, or may not do. Exit code 78 if the daemon would not start;
+    warnings do not count.
     """
+    from ergo_capture.cli.support.service_view import service_view, service_warnings  # noqa: PLC0415
     from ergo_capture.config.permissions import loose_paths  # noqa: PLC0415
     from ergo_capture.server.factories import access_list, graphs_of  # noqa: PLC0415 - `show` needs no server
 
@@ -39,13 +41,15 @@ def check(file: Path | None, config: Path | None) -> None:
     loaded = configuration.load(path)
     graphs = graphs_of(loaded)
     access_list(loaded)
-    warnings = [
-        (str(loose), loose.hint)
-        for loose in loose_paths(Path(loaded.state.directory), path or configuration.default_file())
-    ]
+    file = path or configuration.default_file()
+    warnings = [(str(loose), loose.hint) for loose in loose_paths(Path(loaded.state.directory), file)]
     warnings += _rotation_warnings(loaded.rotation)
     for name, graph in loaded.graphs.items():
         warnings += _warnings(name, graph)
+    warnings += _textfile_warnings(loaded.metrics.textfile)
+    view = service_view(file)
+    if view is not None:
+        warnings += service_warnings(loaded, view)
     for sentence, hint in warnings:
         click.echo(f"Warning: {sentence}", err=True)
         click.echo(f"Try: {hint}", err=True)
@@ -96,8 +100,27 @@ def _warnings(name: str, graph: GraphConfig) -> Iterator[tuple[str, str]]:
     for one, other in (("max_per_window", "rate_window"), ("rate_window", "max_per_window")):
         if getattr(graph, one) is not None and getattr(graph, other) is None:
             yield f"graph '{name}': {one} alone limits nothing", f"set {other} too"
-    if isinstance(graph.engine, ProcessEngineConfig) and shutil.which(graph.engine.command[0]) is None:
-        yield (
-            f"graph '{name}': there is no program '{graph.engine.command[0]}' to run as its engine",
-            "check engine.command, and PATH as the daemon has it",
-        )
+    if isinstance(graph.engine, ProcessEngineConfig):
+        from ergo_capture.engine.compilers import compiler_problem  # noqa: PLC0415 - `show` needs none
+
+        if shutil.which(graph.engine.command[0]) is None:
+            yield (
+                f"graph '{name}': there is no program '{graph.engine.command[0]}' to run as its engine",
+                "check engine.command, and PATH as the daemon has it",
+            )
+        problem, _, hint = compiler_problem(graph.engine.command).partition("; ")
+        if problem:
+            yield f"graph '{name}': {problem}", hint
+
+
+def _textfile_warnings(path: str) -> Iterator[tuple[str, str]]:
+    """Yield why the metrics text file cannot be written: create a temporary file beside it, and remove it."""
+    if not path:
+        return
+    from ergo_capture.storage.atomic import AtomicFile  # noqa: PLC0415 - most configurations have none
+    from ergo_capture.storage.write_error import CaptureWriteError  # noqa: PLC0415
+
+    try:
+        AtomicFile(Path(path), what="metrics textfile").abort()
+    except CaptureWriteError as error:
+        yield error.message, f"{error.hint}; see `ergo-capture help metrics`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ergo_capture.cli.support.command import PATH, Command, Group, flag
 from ergo_capture.config import SYSTEM_FILE, Config, to_toml
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.storage.atomic import write_bytes_atomic
+from ergo_capture.storage.write_error import as_written
 
 _SHIPPED_COMMAND: Final = "/usr/bin/ergo-capture"
 #: Not /etc, which is for the administrator's drop-ins, and not /usr/lib, which is the distribution's.
@@ -24,8 +26,16 @@ _UNITS: Final = "usr/local/lib/systemd/system"
 _SYSUSERS: Final = "usr/local/lib/sysusers.d/ergo-capture.conf"
 #: The first version with Type=notify-reload; older ones take it for "simple".
 _NOTIFY_RELOAD: Final = 253
-#: The directories that ``ProtectHome=yes`` hides from a service.
-_HIDDEN: Final = ("/root", "/home", "/run/user")
+#: A unit of 0.1.0. Whoever asked for the status of a stopped service started it.
+_FORMER: Final = "ergo-capture-control.socket"
+#: What ``ProtectHome=yes`` and ``PrivateTmp=yes`` hide from the service.
+_HIDDEN: Final = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - nothing is written there
+#: What the shipped unit lets the service execute.
+_EXECUTABLE: Final = ("/usr", "/bin", "/lib", "/lib64", "/opt")
+#: What systemd refuses in the path of a command, quoted or not.
+_REFUSED: Final = re.compile(r"""["'\\\x00-\x1f\x7f]""")
+#: The first lines of a script; pip has a shell find an interpreter whose path has spaces.
+_SCRIPT: Final = re.compile(rb"#!\s*/bin/sh\s*\n'''exec' \"(?P<quoted>[^\"]+)\"|#!\s*(?P<plain>\S+)")
 
 
 @click.group(cls=Group)
@@ -67,6 +77,15 @@ def install(prefix: Path, command: Path | None, *, dry_run: bool) -> None:
         click.echo(f"{'would write' if dry_run else 'wrote'} {path}")
     if kept not in files:
         click.echo(f"kept {kept}")
+    former = [
+        path
+        for path in (prefix / _UNITS / _FORMER, prefix / "etc/systemd/system/sockets.target.wants" / _FORMER)
+        if path.exists() or path.is_symlink()
+    ]
+    for path in former:
+        if not dry_run:
+            path.unlink()
+        click.echo(f"{'would remove' if dry_run else 'removed'} {path}")
     if dry_run:
         return
     click.echo("now run")
@@ -75,6 +94,11 @@ def install(prefix: Path, command: Path | None, *, dry_run: bool) -> None:
 
 
 def _command(given: Path | None) -> Path:
+    """Return the command that the service runs.
+
+    Raises:
+        ErgoCaptureError: the service could not run it.
+    """
     path = given or Path(sys.executable).parent / "ergo-capture"
     # Do not resolve links: Python finds a virtual environment through the link to its interpreter.
     runs = Path.cwd() / path
@@ -85,26 +109,73 @@ def _command(given: Path | None) -> Path:
             path=runs,
             hint="name the installed ergo-capture with --command",
         )
-    for place in (runs, runs.resolve(), Path(sys.base_prefix) if given is None else runs):
-        if any(place.is_relative_to(hidden) for hidden in _HIDDEN):
-            raise ErgoCaptureError(
-                f"install units: the service could not run '{place}', because home directories are hidden from it",
-                op="install units",
-                path=place,
-                hint="make a virtual environment with /usr/bin/python3 below /opt, and install from there",
-            )
+    if as_written(runs) != str(runs) or _REFUSED.search(str(runs)):
+        raise ErgoCaptureError(
+            f"install units: systemd runs no command with the path '{as_written(runs)}'",
+            op="install units",
+            path=as_written(runs),
+            hint="install into a directory whose name is UTF-8, without quotes, backslashes and control characters",
+        )
+    for place in (runs, *interpreters(runs)):
+        for real in (place, place.resolve()):
+            if any(real.is_relative_to(hidden) for hidden in _HIDDEN):
+                raise ErgoCaptureError(
+                    f"install units: the service could not run '{real}', because home directories and temporary "
+                    "directories are hidden from it",
+                    op="install units",
+                    path=real,
+                    hint="a Python of pyenv, uv or conda is below a home directory: make a virtual environment with the "
+                    "system's, `/usr/bin/python3 -m venv /opt/ergo-capture`, and install from there",
+                )
     return runs
+
+
+def interpreters(runs: Path) -> list[Path]:
+    """Return the interpreter that a script names in its first lines, and where the one of its environment lies."""
+    found: list[Path] = []
+    with suppress(OSError), runs.open("rb") as file:
+        match = _SCRIPT.match(file.readline(4096) + file.readline(4096))
+        if match:
+            found.append(Path(os.fsdecode(match["quoted"] or match["plain"])))
+    for interpreter in list(found):
+        with suppress(OSError):
+            settings = (interpreter.parent.parent / "pyvenv.cfg").read_text("utf-8", "replace")
+            found += [Path(home) for home in re.findall(r"(?m)^home\s*=\s*(/.*\S)\s*$", settings)]
+    return found
+
+
+def _executable(runs: Path) -> list[str]:
+    """Return the directories that the service has to execute besides those of the shipped unit."""
+    places = {runs.parent}
+    for path in interpreters(runs):
+        for place in (path, path.resolve()):
+            directory = place if place.is_dir() else place.parent
+            # The directory above bin holds the libraries too.
+            places.add(directory.parent if directory.name == "bin" else directory)
+    kept = {place for place in places if not any(place.is_relative_to(known) for known in _EXECUTABLE)}
+    return sorted(str(place) for place in kept - {Path("/")})
+
+
+def quoted(word: str) -> str:
+    """Return a path as one word of a line in a unit: specifiers escaped, quoted where it has to be."""
+    word = word.replace("%", "%%")
+    if re.fullmatch(r"[\w/.+:@=%-]+", word):
+        return word
+    escaped = re.sub(r'[\\"]', r"\\\g<0>", word)
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda control: f"\\x{ord(control[0]):02x}", escaped) + '"'
 
 
 def _units(runs: Path) -> list[tuple[str, str]]:
     """Return the units as names below the directory of units and texts, adapted to the command."""
-    names = ["ergo-capture.socket", "ergo-capture-control.socket"]
+    names = ["ergo-capture.socket"]
     if _version() >= _NOTIFY_RELOAD:
         names.append("ergo-capture.service.d/10-notify-reload.conf")
     found = [(name, _shipped(name).read_text("utf-8")) for name in names]
-    service = _shipped("ergo-capture.service").read_text("utf-8").replace(_SHIPPED_COMMAND, str(runs))
-    # The service must be able to execute the interpreter of a virtual environment.
-    places = sorted({str(Path(sys.prefix)), str(Path(sys.base_prefix))} - {"/usr"})
+    service = _shipped("ergo-capture.service").read_text("utf-8")
+    # The prefix of a command is within the quotes.
+    shipped = rf"(?m)^(Exec\w+=)(-?){re.escape(_SHIPPED_COMMAND)}(?= )"
+    service = re.sub(shipped, lambda line: line[1] + quoted(f"{line[2]}{runs}"), service)
+    places = [quoted(place) for place in _executable(runs)]
     service = re.sub(r"(?m)^ExecPaths=.*$", lambda line: " ".join([line[0], *places]), service)
     return [*found, ("ergo-capture.service", service)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -14,6 +15,9 @@ from ergo_capture.protocol.control import Answer, Error, Request, encode, read_a
 
 #: Seconds to wait for an answer. A daemon that is composing a bundle or recovering answers late.
 TIMEOUT: Final = 10.0
+#: The kernel's table of Unix sockets, and the flag of those that listen (__SO_ACCEPTCON).
+_SOCKETS: Final = Path("/proc/net/unix")
+_LISTENING: Final = 1 << 16
 
 
 class DaemonAway(ErgoCaptureError):
@@ -37,7 +41,7 @@ def control_path(capture_socket: str, config: Path | None) -> Path:
 
     if capture_socket and config is None:
         return control_socket_beside(Path(socket_path(capture_socket)))
-    return Path(load(config, socket=capture_socket).control.path)
+    return Path(load(config, socket=capture_socket, client=True).control.path)
 
 
 class ControlConnection:
@@ -135,6 +139,11 @@ class ControlConnection:
 
     def _away(self, error: OSError | None) -> DaemonAway:
         reason, hint = why_away(error)
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            held = _held_socket(self.path)
+            if held is not None:
+                reason = f"the daemon is stopped; systemd listens on '{held}' and starts it for the next client"
+                hint = "start it with `systemctl start ergo-capture`; asking it does not"
         return DaemonAway(f"ask the daemon at '{self.path}': {reason}", op="ask the daemon", path=self.path, hint=hint)
 
     def close(self) -> None:
@@ -146,6 +155,24 @@ class ControlConnection:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _held_socket(control: Path) -> Path | None:
+    """Return the capture socket that belongs to a control socket, if a process listens on it; connect to neither.
+
+    A connection would start the daemon whose socket systemd holds.
+    """
+    from ergo_capture.config import control_socket_beside  # noqa: PLC0415 - slow to import
+
+    with suppress(OSError), _SOCKETS.open(encoding="utf-8", errors="surrogateescape") as table:
+        next(table)
+        for line in table:
+            fields = line.rstrip("\n").split(None, 7)
+            if len(fields) == 8 and int(fields[3], 16) & _LISTENING:
+                path = Path(fields[7])
+                if path.parent == control.absolute().parent and control_socket_beside(path).name == control.name:
+                    return path
+    return None
 
 
 def _unknown(reason: str) -> ErgoCaptureError:

@@ -1,0 +1,154 @@
+"""What the installed service may see and do, as systemd says, against what a configuration needs.
+
+``config check`` runs as an operator, who sees home directories and may write anywhere; the unit hides and forbids both.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.config import default_state_directory
+from ergo_capture.config.settings import (
+    Config,
+    EngineConfig,
+    ProcessEngineConfig,
+    ScriptedEngineConfig,
+    SocketEngineConfig,
+)
+from ergo_capture.engine.compilers import WAYS_OUT, compiler_of
+
+UNIT: Final = "ergo-capture.service"
+_PROPERTIES: Final = (
+    "LoadState", "ExecStart", "ProtectHome", "ProtectSystem", "PrivateTmp", "ReadWritePaths", "BindPaths",
+    "StateDirectory", "NoExecPaths", "ExecPaths", "MemoryDenyWriteExecute",
+)  # fmt: skip
+_HOMES: Final = ("/home", "/root", "/run/user")
+_TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108 - nothing is written there
+#: Hidden or not, these are not below ProtectSystem=strict.
+_NOT_FILES: Final = ("/dev", "/proc", "/sys")
+_MOVE: Final = "move it below /opt, /usr/local or /var/lib"
+
+
+@dataclass(frozen=True)
+class ServiceView:
+    """What a service may do with files and memory."""
+
+    #: Directories that it cannot see.
+    hidden: tuple[Path, ...]
+    #: Directories that it may write to; None where systemd restricts nothing.
+    writable: tuple[Path, ...] | None
+    #: Directories that it may execute programs from; None where systemd restricts nothing.
+    executable: tuple[Path, ...] | None
+    #: Whether its memory may be both writable and executable.
+    may_compile: bool
+
+    def hides(self, path: Path) -> bool:
+        """Return whether the service cannot see a path that exists."""
+        return any(_below(path, self.hidden))
+
+    def may_write(self, path: Path) -> bool:
+        """Return whether systemd lets the service write there; the permissions of files are another matter."""
+        return self.writable is None or any(_below(path, (*self.writable, *map(Path, _NOT_FILES))))
+
+    def may_execute(self, path: Path) -> bool:
+        """Return whether systemd lets the service execute the file."""
+        return self.executable is None or any(_below(path, self.executable))
+
+
+def _below(path: Path, directories: tuple[Path, ...]) -> Iterator[bool]:
+    """Yield for each directory whether the path, or what it is a link to, is below it."""
+    for directory in directories:
+        yield path.is_relative_to(directory) or path.resolve().is_relative_to(directory)
+
+
+def service_view(config: Path | None) -> ServiceView | None:
+    """Return what the installed service may do; None if there is none, or if it has another configuration file."""
+    if config is None:
+        return None
+    try:
+        ran = subprocess.run(  # noqa: S603 - a fixed command
+            ["systemctl", "show", *(f"--property={name}" for name in _PROPERTIES), UNIT],  # noqa: S607
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    shown = dict(line.split("=", 1) for line in ran.stdout.splitlines() if "=" in line)
+    if shown.get("LoadState") != "loaded" or f"--config {config}" not in shown.get("ExecStart", ""):
+        return None
+    return view_of(shown)
+
+
+def view_of(shown: dict[str, str]) -> ServiceView:
+    """Return the view of a unit from its properties, as ``systemctl show`` prints them."""
+    home = shown.get("ProtectHome", "no")
+    hidden = [*(_HOMES if home in ("yes", "tmpfs") else ()), *(_TEMPORARY if shown.get("PrivateTmp") == "yes" else ())]
+    bound = [path.split(":")[0] for path in _words(shown.get("BindPaths", ""))]
+    writable = None
+    if shown.get("ProtectSystem") == "strict":
+        state = [f"/var/lib/{name}" for name in _words(shown.get("StateDirectory", ""))]
+        writable = tuple(Path(path.lstrip("-+")) for path in (*_words(shown.get("ReadWritePaths", "")), *bound, *state))
+    executable = None
+    if "/" in _words(shown.get("NoExecPaths", "")):
+        executable = tuple(Path(path.lstrip("-+")) for path in _words(shown.get("ExecPaths", "")))
+    visible = [path for path in hidden if path not in bound]
+    return ServiceView(tuple(map(Path, visible)), writable, executable, shown.get("MemoryDenyWriteExecute") != "yes")
+
+
+def _words(text: str) -> list[str]:
+    with suppress(ValueError):
+        return shlex.split(text)
+    return text.split()
+
+
+def service_warnings(config: Config, view: ServiceView) -> Iterator[tuple[str, str]]:
+    """Yield what the service could not do, each with a hint."""
+    directories = {}
+    # The default is another one for an operator than for the service.
+    if config.state.directory not in ("", str(default_state_directory())):
+        directories["state.directory"] = Path(config.state.directory)
+    if config.metrics.textfile:
+        directories["metrics.textfile"] = Path(config.metrics.textfile).parent
+    for setting, directory in directories.items():
+        if view.hides(directory):
+            yield f"{setting}: the service {UNIT} cannot see '{directory}'", _MOVE
+        elif not view.may_write(directory):
+            drop_in = f"/etc/systemd/system/{UNIT}.d/paths.conf"
+            hint = f"write `ReadWritePaths={directory}` below `[Service]` in {drop_in}; see `ergo-capture help metrics`"
+            yield f"{setting}: the service {UNIT} may not write to '{directory}'", hint
+    for name, graph in config.graphs.items():
+        for sentence, hint in _engine_warnings(graph.engine, view):
+            yield f"graph '{name}': {sentence}", hint
+
+
+def _engine_warnings(engine: EngineConfig, view: ServiceView) -> Iterator[tuple[str, str]]:
+    paths: list[Path] = []
+    match engine:
+        case ScriptedEngineConfig():
+            paths = [Path(engine.file)]
+        case SocketEngineConfig() if not engine.path.startswith("@"):
+            paths = [Path(engine.path)]
+        case ProcessEngineConfig():
+            named = engine.command[0]
+            program = named if named.startswith("/") else shutil.which(named)
+            arguments = [Path(word) for word in engine.command[1:] if word.startswith("/") and os.path.lexists(word)]
+            paths = [*([] if program is None else [Path(program)]), *arguments]
+            if program is not None and not view.hides(Path(program)) and not view.may_execute(Path(program)):
+                yield (
+                    f"the service {UNIT} may not execute '{program}'",
+                    f"move it below /opt or /usr/local, or name it with ExecPaths= in /etc/systemd/system/{UNIT}.d",
+                )
+            compiler = compiler_of(engine.command)
+            if compiler and not view.may_compile:
+                forbidden = "memory that is both writable and executable (MemoryDenyWriteExecute=)"
+                yield f"'{compiler}' compiles at run time, and the service {UNIT} may have no {forbidden}", WAYS_OUT
+    for path in paths:
+        if view.hides(path):
+            yield f"the service {UNIT} cannot see '{path}'", _MOVE

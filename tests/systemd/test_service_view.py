@@ -1,0 +1,120 @@
+"""What the installed unit may see and do, against a configuration; and engines that compile at run time."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import pytest
+
+from ergo_capture import config as configuration
+from ergo_capture.cli.support.service_view import ServiceView, service_warnings, view_of
+from ergo_capture.engine import compilers
+from ergo_capture.engine.compilers import compiler_of, compiler_problem
+
+#: What ``systemctl show`` prints of the shipped unit.
+SHIPPED = {
+    "ProtectHome": "yes",
+    "ProtectSystem": "strict",
+    "PrivateTmp": "yes",
+    "ReadWritePaths": "/run/ergo-capture",
+    "StateDirectory": "ergo-capture",
+    "NoExecPaths": "/",
+    "ExecPaths": "/usr /bin /lib /lib64 /opt",
+    "MemoryDenyWriteExecute": "yes",
+}
+
+
+def warnings(text: str, **shown: str) -> list[str]:
+    """Return the sentences for a configuration under the shipped unit with a drop-in."""
+    loaded = configuration.parse(text, "test")
+    return [sentence for sentence, _ in service_warnings(loaded, view_of(SHIPPED | shown))]
+
+
+def process(*words: str) -> str:
+    """Return a configuration with a process engine."""
+    return f'[graphs.g]\nengine = {{ kind = "process", command = {list(words)!r} }}\n'
+
+
+def test_a_unit_that_restricts_nothing_is_no_reason_to_warn() -> None:
+    """A service of somebody's own."""
+    assert view_of({}) == ServiceView((), None, None, may_compile=True)
+    text = '[metrics]\ntextfile = "/srv/x.prom"\n' + process("/home/me/engine")
+    assert list(service_warnings(configuration.parse(text, "test"), view_of({}))) == []
+
+
+def test_a_directory_that_the_unit_may_not_write_to_is_warned_of() -> None:
+    """With the drop-in it is not."""
+    text = '[metrics]\ntextfile = "/srv/metrics/x.prom"\n[state]\ndirectory = "/srv/state"\n'
+    assert warnings(text) == [
+        "state.directory: the service ergo-capture.service may not write to '/srv/state'",
+        "metrics.textfile: the service ergo-capture.service may not write to '/srv/metrics'",
+    ]
+    assert warnings(text, ReadWritePaths="-/srv/metrics /srv/state") == []
+    assert warnings('[metrics]\ntextfile = "/var/lib/ergo-capture/x.prom"\n') == []
+
+
+def test_hidden_files_are_warned_of(tmp_path: Path) -> None:
+    """Programs, scripts, sockets; with ProtectHome=read-only and BindPaths= they are seen."""
+    hidden = "the service ergo-capture.service cannot see"
+    script = tmp_path / "engine.py"
+    script.touch()
+    assert warnings(process("/usr/bin/python3", str(script))) == [f"graph 'g': {hidden} '{script}'"]
+    assert warnings('[graphs.g]\nengine = { kind = "socket", path = "/root/e.sock" }\n') == [
+        f"graph 'g': {hidden} '/root/e.sock'"
+    ]
+    scripted = '[graphs.g]\nengine = { kind = "scripted", file = "/home/me/o.json" }\n'
+    assert warnings(scripted) == [f"graph 'g': {hidden} '/home/me/o.json'"]
+    assert warnings(scripted, ProtectHome="read-only") == []
+
+
+def test_a_program_that_the_unit_may_not_execute_is_warned_of() -> None:
+    """It is seen, and starting it is refused."""
+    (warned,) = warnings(process("/srv/engine"))
+    assert warned == "graph 'g': the service ergo-capture.service may not execute '/srv/engine'"
+    assert warnings(process("/srv/engine"), ExecPaths="/usr /srv") == []
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        (["/usr/bin/node", "engine.js"], "node"),
+        (["node18"], "node18"),
+        (["/usr/bin/env", "-S", "java", "-jar", "x.jar"], "java"),
+        (["{script}"], "node"),
+        (["{link}"], "luajit"),
+        (["node", "--jitless", "engine.js"], ""),
+        (["/usr/bin/python3", "node.py"], ""),
+        (["/bin/nodemon-like"], ""),
+    ],
+)
+def test_engines_that_compile_at_run_time_are_recognized(command: list[str], program: str, tmp_path: Path) -> None:
+    """By name, behind ``env``, as the interpreter of a script, behind a link."""
+    script, link = tmp_path / "engine", tmp_path / "runner"
+    script.write_text("#!/usr/bin/env node\n")
+    script.chmod(0o755)
+    target = tmp_path / "luajit"
+    target.write_text("")
+    target.chmod(0o755)
+    link.symlink_to(target)
+    assert compiler_of([word.format(script=script, link=link) for word in command]) == program
+
+
+def test_an_engine_that_compiles_is_warned_of() -> None:
+    """Under MemoryDenyWriteExecute= only."""
+    assert "compiles at run time" in warnings(process("node", "/opt/engine.js"))[0]
+    assert warnings(process("node", "/opt/engine.js"), MemoryDenyWriteExecute="no") == []
+
+
+def test_the_cause_is_said_where_memory_may_not_be_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only there, and only of such engines."""
+    assert compilers.may_compile()
+    assert compiler_problem(["node"]) == ""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert "MemoryDenyWriteExecute=no" in compiler_problem(["node"])
+    assert 'kind = "socket"' in compiler_problem(["node"])
+    assert compiler_problem(["/usr/bin/python3"]) == ""
