@@ -33,7 +33,7 @@ from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.components import Components, Phase, Running
 from ergo_capture.server.factories import access_list, graphs_of, retention_rules, rotation_rule
 from ergo_capture.server.net.clients import Clients
-from ergo_capture.server.net.listener import Listener, bound_socket
+from ergo_capture.server.net.listener import BoundSocket, Listener
 from ergo_capture.server.ops.checks import Checks
 from ergo_capture.server.ops.control import ControlSocket
 from ergo_capture.server.ops.metrics import Textfile
@@ -86,6 +86,8 @@ class Service:
         self.ready = asyncio.Event()
         self._graphs = graphs_of(config)
         self._stop = asyncio.Event()
+        #: The sockets that this process bound, each with what serves another one in its place.
+        self._bound: dict[BoundSocket, Callable[[socket.socket], None]] = {}
         #: When ``stop`` was called first, on the monotonic clock.
         self._stop_time: float | None = None
         self._shutdown: Shutdown | None = None
@@ -126,10 +128,13 @@ class Service:
         lock = state.lock()
         stack.callback(lock.release)
         inherited = components.notifier.take_sockets()
-        private = inherited.get("control")
+        private: socket.socket | BoundSocket | None = inherited.get("control")
         if private is None:
-            private = stack.enter_context(bound_socket(components.control_path, mode=0o600))
-        tasks.start_soon(ControlSocket(components, private, reload=self.reload, stop=self.stop).run)
+            private = stack.enter_context(BoundSocket(components.control_path, mode=0o600))
+        control = ControlSocket(components, _raw(private), reload=self.reload, stop=self.stop)
+        if isinstance(private, BoundSocket):
+            self._bound[private] = control.listen_on
+        tasks.start_soon(control.run)
         if config.metrics.textfile:
             # Before the recovery: what a killed daemon left says that it is ready.
             path, interval = Path(config.metrics.textfile), config.metrics.interval.seconds
@@ -148,12 +153,10 @@ class Service:
             sealed=recovery.sealed,
             quarantined=len(recovery.quarantined),
         )
-        listening = inherited.get("capture")
+        listening: socket.socket | BoundSocket | None = inherited.get("capture")
         if listening is None:
             options = config.socket
-            bound = bound_socket(
-                components.socket_path, mode=options.mode, group=options.group, backlog=options.backlog
-            )
+            bound = BoundSocket(components.socket_path, mode=options.mode, group=options.group, backlog=options.backlog)
             listening = stack.enter_context(bound)
         running = self._compose(journal, recovery, tasks)
         components.running = running
@@ -216,7 +219,9 @@ class Service:
         )
         return Running(journal, self.writer, publisher, self.registry)
 
-    async def _serve(self, tasks: TaskGroup, listening: socket.socket, running: Running, recovery: Recovery) -> None:
+    async def _serve(
+        self, tasks: TaskGroup, listening: socket.socket | BoundSocket, running: Running, recovery: Recovery
+    ) -> None:
         components, registry, notifier = self.components, running.registry, self.components.notifier
         registry.tend_engines()
         registry.restore(recovery)
@@ -230,17 +235,19 @@ class Service:
             )
         await registry.segment_collector.collect()
         listener = Listener(
-            listening,
+            _raw(listening),
             self.clients.serve,
             admission=self.clients.admission,
             on_refused=self.clients.log_refused,
             on_accept_failed=self.clients.log_accept_failed,
         )
+        if isinstance(listening, BoundSocket):
+            self._bound[listening] = listener.listen_on
         tasks.start_soon(listener.run)
         tasks.start_soon(registry.segment_collector.run)
         tasks.start_soon(registry.quarantine.run)
         tasks.start_soon(Watchdog(notifier, running.writer, self._summary).run)
-        tasks.start_soon(Checks(components.state, running.journal, running.writer).run)
+        tasks.start_soon(Checks(components.state, running.journal, running.writer, self._bound).run)
         tasks.start_soon(self._log_suppressed)
         tasks.start_soon(clock.beat, lambda seconds: log.warning(telemetry.DAEMON_PAUSED, seconds=round(seconds, 1)))
         tasks.start_soon(self.retention.run)
@@ -377,3 +384,7 @@ class Service:
             f"{len(self.clients.connections)} clients, {len(sessions)} sessions; "
             f"{accepting} events not yet durable, {deciding} not yet decided"
         )
+
+
+def _raw(listening: socket.socket | BoundSocket) -> socket.socket:
+    return listening.listening if isinstance(listening, BoundSocket) else listening

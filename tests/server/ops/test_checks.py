@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from tests.daemons import Daemon, event, running_daemon, short_directory
-from tests.server.looks import until
+from tests.daemons import Daemon, Wire, event, running_daemon, short_directory
+from tests.server.looks import is_served, until
 
 from ergo_capture.journal.scan import scan
 from ergo_capture.repair.doctor import diagnose
@@ -184,3 +185,62 @@ def _check_saved(state: Path, events: int) -> None:
     assert (session.next_event or 0) >= events
     assert session.damage is None
     assert diagnose(saved).sound
+
+
+@pytest.mark.parametrize("which", ["capture.sock", "control.sock", "both"])
+async def test_a_socket_whose_file_was_removed_is_bound_again(
+    which: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its mode; clients that were connected stay."""
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 0.01)
+    async with running_daemon() as daemon, daemon.session() as connected:
+        sockets = [daemon.socket, daemon.service.components.control_path]
+        lost = [path for path in sockets if path.name == which] or sockets
+        modes = [path.stat().st_mode for path in lost]
+        for path in lost:
+            path.unlink()
+        await until(lambda: all(path.exists() for path in lost))
+        await until(lambda: [path.stat().st_mode for path in lost] == modes)
+        await is_served(daemon)
+        assert (await daemon.ask("status"))["type"] == "status"
+        await connected.say(event("a"), {"type": "close"})
+        assert (await connected.until("closed"))["events"] == 1
+    assert not any(path.exists() for path in sockets)
+    assert capsys.readouterr().out.count("socket.rebound") == len(lost)
+
+
+async def test_a_client_that_waited_on_a_removed_socket_is_served() -> None:
+    """It connected before the file was gone."""
+    async with running_daemon() as daemon:
+        bound = next(bound for bound in daemon.service._bound if bound.path == daemon.socket)
+        waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        waiting.connect(str(daemon.socket))
+        daemon.socket.unlink()
+        # Without a turn of the loop in between.
+        daemon.service._bound[bound](bound.bind_again())
+        waiting.setblocking(False)
+        async with await anyio.abc.UNIXSocketStream.from_socket(waiting) as stream:
+            assert "session" in await Wire(stream).open()
+        await is_served(daemon)
+
+
+async def test_a_socket_that_another_daemon_took_is_left_to_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss is logged once; when the other one is gone, the socket is bound again."""
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 0.01)
+    said = ""
+    async with running_daemon() as daemon:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            other.bind(str(daemon.socket) + ".new")
+            other.listen()
+            Path(str(daemon.socket) + ".new").replace(daemon.socket)
+            while "socket.lost" not in said:
+                await asyncio.sleep(0.01)
+                said += capsys.readouterr().out
+            await asyncio.sleep(0.1)
+        while "socket.rebound" not in said:
+            await asyncio.sleep(0.01)
+            said += capsys.readouterr().out
+        await is_served(daemon)
+    assert said.count("socket.lost") == said.count("socket.rebound") == 1

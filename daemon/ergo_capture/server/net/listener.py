@@ -10,14 +10,15 @@ import socket
 import stat
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import anyio
 from anyio import to_thread
-from anyio.abc import SocketAttribute, UNIXSocketStream
+from anyio.abc import SocketAttribute, TaskGroup, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
@@ -121,19 +122,45 @@ def _is_listened_on(path: Path) -> bool:
         return True
 
 
-@contextmanager
-def bound_socket(path: Path, *, mode: int, group: str = "", backlog: int = 128) -> Iterator[socket.socket]:
-    """Bind a listening socket, and remove its file at the end; see ``bind``.
+class BoundSocket:
+    """A listening socket whose file this process made; a context manager that removes the file at the end. See ``bind``.
+
+    Args:
+        path: where to bind.
+        mode: permissions of the file.
+        group: owning group; empty for the process's.
+        backlog: connections that may wait to be accepted.
 
     Raises:
         ErgoCaptureError: as ``bind``.
     """
-    with bind(path, mode=mode, group=group, backlog=backlog) as listening:
-        bound = identity(path)
-        try:
-            yield listening
-        finally:
-            unlink_if_same(path, bound)
+
+    def __init__(self, path: Path, *, mode: int, group: str = "", backlog: int = 128) -> None:
+        self.path = path
+        self._bind = partial(bind, path, mode=mode, group=group, backlog=backlog)
+        self.listening = self._bind()
+        self._bound = identity(path)
+
+    def is_lost(self) -> bool:
+        """Return whether the file was removed or replaced, so that no client reaches the socket any more."""
+        return identity(self.path) != self._bound
+
+    def bind_again(self) -> socket.socket:
+        """Return a new listening socket at the path; the caller closes the one before.
+
+        Raises:
+            ErgoCaptureError: as ``bind``; another process may listen there by now.
+        """
+        self.listening = self._bind()
+        self._bound = identity(self.path)
+        return self.listening
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        unlink_if_same(self.path, self._bound)
+        self.listening.close()
 
 
 def identity(path: Path) -> tuple[int, int] | None:
@@ -243,6 +270,8 @@ class Listener:
         self._on_refused = on_refused
         self._on_accept_failed = on_accept_failed
         self._scope = anyio.CancelScope()
+        #: Ends accepting on the current socket.
+        self._accepting = anyio.CancelScope()
         #: Set once nothing is accepted any more and the last client is gone.
         self.idle = asyncio.Event()
 
@@ -250,25 +279,51 @@ class Listener:
         """Accept until ``stop``, then wait until the clients are gone."""
         async with anyio.create_task_group() as clients:
             with self._scope:
-                listener = await anyio.abc.SocketListener.from_socket(self._listening)
                 while True:
-                    try:
-                        stream = await listener.accept()
-                    except anyio.BrokenResourceError as broken:
-                        # The system is short of descriptors or memory, and that passes.
-                        self._on_accept_failed(broken.__cause__ or broken)
-                        await anyio.sleep(_RETRY_SECONDS)
-                        continue
-                    assert isinstance(stream, UNIXSocketStream)
-                    peer = _peer_of(stream)
-                    try:
-                        self._admission.enter(peer)
-                    except ProtocolError as error:
-                        # Refused without a task: a thousand clients too many must cost next to nothing.
-                        self._refuse(stream, peer, error)
-                    else:
-                        clients.start_soon(self._admit, stream, peer)
+                    listening = self._listening
+                    with anyio.CancelScope() as self._accepting:
+                        await self._accept(await anyio.abc.SocketListener.from_socket(listening), clients)
+                    await self._accept_waiting(listening, clients)
         self.idle.set()
+
+    async def _accept(self, listener: anyio.abc.SocketListener, clients: TaskGroup) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except anyio.BrokenResourceError as broken:
+                # The system is short of descriptors or memory, and that passes.
+                self._on_accept_failed(broken.__cause__ or broken)
+                await anyio.sleep(_RETRY_SECONDS)
+                continue
+            assert isinstance(stream, UNIXSocketStream)
+            self._take(stream, clients)
+
+    async def _accept_waiting(self, listening: socket.socket, clients: TaskGroup) -> None:
+        """Accept the clients that wait on a socket that is replaced, and close it."""
+        with listening:
+            while True:
+                try:
+                    accepted = listening.accept()[0]
+                except OSError:
+                    # None is left, or the system has no more connections; then they connect again.
+                    return
+                accepted.setblocking(False)
+                self._take(await UNIXSocketStream.from_socket(accepted), clients)
+
+    def _take(self, stream: UNIXSocketStream, clients: TaskGroup) -> None:
+        peer = _peer_of(stream)
+        try:
+            self._admission.enter(peer)
+        except ProtocolError as error:
+            # Refused without a task: a thousand clients too many must cost next to nothing.
+            self._refuse(stream, peer, error)
+        else:
+            clients.start_soon(self._admit, stream, peer)
+
+    def listen_on(self, listening: socket.socket) -> None:
+        """Accept on another socket from now on; the one before is closed."""
+        self._listening = listening
+        self._accepting.cancel()
 
     async def _admit(self, stream: UNIXSocketStream, peer: Peer) -> None:
         try:

@@ -1,14 +1,24 @@
-"""Periodic checks of what the daemon stands on: that its journal's files are still there, and that its disk takes data."""
+"""Periodic checks of what the daemon stands on: the journal's files, the disk, and the files of its sockets."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
 import anyio
+import structlog
 from anyio import to_thread
 
+from ergo_capture import telemetry
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.wal import Journal
 from ergo_capture.server.commit.writer import Writer
+from ergo_capture.server.net.listener import BoundSocket
 from ergo_capture.server.ops.state_directory import StateDirectory
 from ergo_capture.storage import StorageError
+
+log = structlog.get_logger()
 
 #: Seconds between two checks.
 CHECK_SECONDS = 5.0
@@ -21,12 +31,22 @@ class Checks:
         state: the state directory.
         journal: the journal; one that was removed or replaced fails the writer.
         writer: probes the disk while it has nothing to commit.
+        sockets: sockets whose files this process made, each with a function that serves another one from now on.
     """
 
-    def __init__(self, state: StateDirectory, journal: Journal, writer: Writer) -> None:
+    def __init__(
+        self,
+        state: StateDirectory,
+        journal: Journal,
+        writer: Writer,
+        sockets: Mapping[BoundSocket, Callable[[socket.socket], None]],
+    ) -> None:
         self._state = state
         self._journal = journal
         self._writer = writer
+        self._sockets = sockets
+        #: Sockets that could not be bound again.
+        self._unreachable: set[Path] = set()
 
     async def run(self) -> None:
         """Check until cancelled."""
@@ -36,6 +56,9 @@ class Checks:
 
     async def check(self) -> None:
         """Check once."""
+        for bound, serve in self._sockets.items():
+            if await to_thread.run_sync(bound.is_lost, abandon_on_cancel=True):
+                self._bind_again(bound, serve)
         self._writer.probe(self._state.probe)
         try:
             # In a thread that may be left behind: a disk that hangs must not hold up the stop.
@@ -45,3 +68,16 @@ class Checks:
             return
         if loss is not None:
             self._writer.fail(loss)
+
+    def _bind_again(self, bound: BoundSocket, serve: Callable[[socket.socket], None]) -> None:
+        """Bind a socket again whose file a cleaner has removed, or that another process has replaced and left."""
+        try:
+            serve(bound.bind_again())
+        except ErgoCaptureError as error:
+            # Logged once: until it succeeds, it is one fact.
+            if bound.path not in self._unreachable:
+                self._unreachable.add(bound.path)
+                log.error(telemetry.SOCKET_LOST, path=str(bound.path), error=error.message, hint=error.hint)  # noqa: TRY400
+            return
+        self._unreachable.discard(bound.path)
+        log.warning(telemetry.SOCKET_REBOUND, path=str(bound.path))

@@ -86,6 +86,10 @@ class ControlSocket:
             on_accept_failed=components.clients.log_accept_failed,
         )
 
+    def listen_on(self, listening: socket.socket) -> None:
+        """Serve on another socket from now on."""
+        self._listener.listen_on(listening)
+
     async def run(self) -> None:
         """Serve until cancelled."""
         await self._listener.run()
