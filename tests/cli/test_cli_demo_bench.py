@@ -19,8 +19,11 @@ from ergo_capture.errors import ErgoCaptureError
 
 def test_demo_captures_real_flights(tmp_path: Path) -> None:
     """The bundle has Invoke and Defer decisions and verifies, and its path is printed."""
+    (tmp_path / "config.toml").write_text("# the user's own\n")
     ran = command("demo", "--directory", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
+    assert f"MiB in {tmp_path}; nothing deletes it" in ran.stdout
+    assert (tmp_path / "config.toml").read_text() == "# the user's own\n"
     (bundle,) = tmp_path.rglob("*.capture.json")
     assert str(bundle) in ran.stdout
     assert check(bundle)["ok"]

@@ -129,6 +129,15 @@ def test_a_bad_event_in_an_events_frame_affects_no_other(daemon: DaemonProcess) 
     assert (summary["rejected"], ids_in(summary)) == (1, ["e0", "e1"])
 
 
+def test_a_line_that_is_too_long_is_rejected_without_being_sent(daemon: DaemonProcess) -> None:
+    """The daemon's welcome says how long one may be. The line is named, and the events around it are captured."""
+    ran = sent(daemon, "-", given=lines(BARE[0]) + "x" * (3 << 20) + "\n" + lines(BARE[1]))
+    assert ran.returncode == 3
+    assert "in line 2: too_large: a line may have 1,048,576 bytes" in ran.stderr
+    assert "1 event rejected" in ran.stderr
+    assert ran.stdout.startswith("2 events, 2 decisions")
+
+
 def test_closed_standard_input_is_an_error(daemon: DaemonProcess) -> None:
     """``send - <&-`` prints a message and no traceback."""
     ran = subprocess.run(
