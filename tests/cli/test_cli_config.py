@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,13 @@ def test_the_file_may_be_an_argument(command: str, file: Path, capsys: pytest.Ca
     assert "/x.sock" in capsys.readouterr().out
     assert app.run(["config", command, str(file), "--config", "other.toml"]) == ExitCode.USAGE
     assert "name the file once" in capsys.readouterr().err
+
+
+def test_the_command_in_a_hint_can_be_pasted_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the file is called."""
+    file = tmp_path / "it's $HOME.toml"
+    file.write_text("")
+    file.chmod(0o666)
+    assert app.run(["config", "check", str(file)]) == 0
+    (hint,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("Try: chmod 644 "))
+    assert shlex.split(hint.removeprefix("Try: ")) == ["chmod", "644", str(file)]

@@ -7,6 +7,7 @@ configuration holds no secret but says which programs the daemon runs: only its 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class LoosePath:
     @property
     def hint(self) -> str:
         """The command that corrects it."""
-        return f"chmod {self.allowed:o} '{self.path}'{' and the others' if self.others else ''}"
+        return f"chmod {self.allowed:o} {shlex.quote(str(self.path))}{' and the others' if self.others else ''}"
 
 
 def loose_paths(state: Path, config: Path | None) -> list[LoosePath]:
