@@ -23,7 +23,7 @@ from ergo_capture.journal.scan_report import ScanReport, Verdict
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
 from ergo_capture.repair.damaged_bundle import salvage_bundle
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
-from ergo_capture.repair.quarantine import SALVAGED, SETTLED, saved_journals
+from ergo_capture.repair.quarantine import NOTE, SALVAGED, SETTLED, saved_journals
 from ergo_capture.storage import RealStorage
 from ergo_capture.units import counted
 
@@ -281,6 +281,8 @@ class _Examination:
         if found.empty is not None:
             self._add(Severity.NOTE, segment_path(directory, found.empty), "preallocated, and never written to")
         for name in found.foreign:
+            if name in (NOTE, SALVAGED):
+                continue
             self._add(Severity.WARNING, directory / name, "not a file of ergo-capture; left alone")
         for path in sorted(directory.iterdir()):
             if is_unfinished(path.name):

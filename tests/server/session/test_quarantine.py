@@ -72,9 +72,14 @@ async def test_settling_salvages_a_quarantined_session_and_reports_it_no_more(
         session = await _damaged(state)
         async with running_daemon(SEGMENTS, state):
             await until((state / "journal.quarantine-1").is_dir)
+            await until(lambda: not (state / "journal" / "0000000000000001.journal").exists())
         (finding,) = [f for f in diagnose(state).findings if f.severity is Severity.ERROR]
         assert session in finding.message
         assert "--settle" in finding.message
+        assert app.run(["recover", str(state), "-o", str(place / "saved")]) == 3
+        assert verify_bundle(place / "saved" / "default" / f"{session}.capture.json").events == 5
+        assert diagnose(state / "journal.quarantine-1").findings[0].severity is Severity.ERROR
+        capsys.readouterr()
         assert app.run(["recover", str(state), "--settle"]) == 3
         assert session in capsys.readouterr().out
         bundle = state / "journal.settled-1" / "salvaged" / "default" / f"{session}.capture.json"

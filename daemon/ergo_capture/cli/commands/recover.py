@@ -129,6 +129,10 @@ def _recover_journal(source: Path, output: Path, *, force: bool, as_json: bool) 
         click.echo(_part_as_json(part) if as_json else _part_in_words(part))
 
     parts = salvage_journal(journal, found, storage, output, on_part=tell)
+    for saved in saved_journals(source) if journal != source else ():
+        aside = scan(saved.directory, storage)
+        numbers = None if saved.sessions is None else {session.number for session in saved.sessions}
+        parts += salvage_journal(saved.directory, aside, storage, output, only=numbers, on_part=tell)
     if not as_json:
         torn = 0 if found.torn is None else found.torn.length
         click.echo(
