@@ -14,6 +14,7 @@ import pytest
 import structlog
 from tests.daemons import DaemonProcess, Wire, event, running_daemon, short_directory
 from tests.doubles.faulty_storage import FaultyStorage
+from tests.doubles.gated_storage import GatedStorage
 
 from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
@@ -66,15 +67,39 @@ async def test_a_full_disk_refuses_events_and_service_resumes_by_itself() -> Non
         assert [record.event_id for record in bundle.events] == ["a", "b", "c"]
 
 
+async def frames_until_pong(wire: Wire) -> list[dict[str, Any]]:
+    """Return what the daemon has to say now."""
+    await wire.say({"type": "ping"})
+    frames = []
+    while (frame := await wire.read())["type"] != "pong":
+        frames.append(frame)
+    return frames
+
+
 async def test_ack_is_sent_only_after_the_sync() -> None:
-    """P1: when an ack arrives, the storage has already been synced."""
-    storage = FaultyStorage()
+    """P1: while the sync of an event's batch is held, no ack comes; once it is done, it does."""
+    storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
-        for number in range(1, 20):
-            before = len(storage.calls)
-            await wire.say(event(f"e{number}"))
-            await wire.until_ack(number)
-            assert any(call.startswith("sync") for call in storage.calls[before:])
+        for number in range(1, 4):
+            with storage.gate("sync", ".journal"):
+                await wire.say(event(f"e{number}"))
+                await storage.until_held()
+                assert await frames_until_pong(wire) == []
+            await wire.until_ack(number, number)
+
+
+async def test_a_decision_is_acknowledged_only_after_its_own_sync() -> None:
+    """P1: the event is acknowledged while the sync of its decision is held, and the decision is not."""
+    storage = GatedStorage()
+    async with running_daemon(storage=storage) as daemon, daemon.session(decisions=True) as wire:
+        for number in range(1, 4):
+            with storage.gate("sync", ".journal", after=1):
+                await wire.say(event(f"e{number}"))
+                await storage.until_held()
+                frames = [*await wire.until_ack(number), *await frames_until_pong(wire)]
+                assert [frame["decided"] for frame in frames if frame["type"] == "ack"] == [number - 1]
+                assert [frame for frame in frames if frame["type"] == "decision"] == []
+            await wire.until_ack(number, number)
 
 
 async def test_snapshots_are_published_at_the_interval() -> None:
