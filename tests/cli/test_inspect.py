@@ -12,7 +12,17 @@ import pytest
 from tests.cli.runs import bundle
 from tests.daemons import COMMAND, DaemonProcess, command, command_environment, plain, short_directory
 
-from ergo_capture import read_capture_bundle
+from ergo_capture import (
+    CapturingSession,
+    Constraints,
+    EventTime,
+    ExternalEvent,
+    ExternalEventKind,
+    FaultRuntime,
+    MemoryDecisionLog,
+    encode_bundle,
+    read_capture_bundle,
+)
 from ergo_capture.cli import app
 from ergo_capture.client.load import Load
 
@@ -39,6 +49,25 @@ def test_info_as_json_has_the_counts(run: Path, capsys: pytest.CaptureFixture[st
     assert (found["first"], found["last"]) == (0, 36_000_000_000)
     assert found["without_payload"] == 1
     assert found["manifest"] is None
+
+
+def test_deferred_episodes_are_counted_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``info`` counts as the report does: a Pump that finds nothing due, or puts an episode back, defers none."""
+    limits = Constraints(max_per_window=1, rate_window=EventTime(100, 0))
+    session = CapturingSession("g", limits, MemoryDecisionLog(), FaultRuntime(), "rpv1:none")
+    # One runs, two are deferred; a Pump comes too early; one takes the second; one puts the third back.
+    for at, kind in ((0, "Command"), (1, "Command"), (2, "Command"), (3, "Pump"), (100, "Pump"), (102, "Pump")):
+        session.on_event(ExternalEvent.mechanical_at(f"e{at}", ExternalEventKind[kind], EventTime(at, 0)))
+    path = tmp_path / "a.capture.json"
+    path.write_bytes(encode_bundle(session.into_bundle()))
+    found = json.loads(printed(["info", str(path), "--json"], capsys))
+    assert (found["outcomes"], found["deferred"], found["put_back"], found["idle_pumps"]) == (
+        {"Defer": 4, "Invoke": 2},
+        2,
+        1,
+        1,
+    )
+    assert "4: 2 episodes deferred, 1 put back, 1 idle Pump" in printed(["info", str(path)], capsys)
 
 
 def test_info_shows_jumps_of_the_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.daemons import DaemonProcess, plain, short_directory
+from tests.daemons import DaemonProcess, plain, running_daemon, short_directory
 from tests.engine.engines import command_event
 
 from ergo_capture.cli import app
@@ -74,3 +74,13 @@ def test_an_unknown_session_is_an_error(command: str, tmp_path: Path, capsys: Ca
     (tmp_path / "journal").mkdir()
     assert app.run([command, "nobody", "--state-dir", str(tmp_path)]) == 1
     assert f"nor, in '{tmp_path}', a session" in plain(capsys.readouterr().err)
+
+
+async def test_paths_of_bundles_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the daemon's state directory is relative: a client need not be where the daemon was started."""
+    monkeypatch.chdir(tmp_path)
+    async with running_daemon(state=Path("state")) as daemon, CaptureClient(daemon.socket) as client:
+        await client.open("default")
+        published = await client.close()
+    assert Path(published.bundle).parent == tmp_path / "state" / "bundles" / "default"
+    assert Path(published.manifest).is_absolute()

@@ -109,7 +109,7 @@ def test_tap_prints_decisions_until_the_session_ends(daemon: DaemonProcess) -> N
             assert tapping.wait(PATIENCE) == 0
             assert tapping.stdout is not None
             lines = tapping.stdout.read().splitlines()
-    assert lines[0].split("  ") == [session, "6", "9.5 s", "Pump", r"'late\x1b[31m'", "Defer"]
+    assert lines[0].split("  ") == [session, "5", "9.5 s", "Pump", r"'late\x1b[31m'", "Defer"]
     assert lines[1:] == ["the session has ended: complete"]
 
 
@@ -290,6 +290,23 @@ def test_lag_refusals_engines_and_waits_are_shown() -> None:
     row = next(line for line in text.splitlines() if line.lstrip().startswith("s "))
     assert row.split() == ["s", "g", "open", "yes", "10", "4", "6", "2", "2", "KiB", "1"]
     assert "a shutdown would wait for\n  session s: 6 events to be decided" in text
+
+
+def test_each_graphs_engine_has_a_line() -> None:
+    """Those that are away first; episodes that failed are counted; of many graphs the first twenty are shown."""
+    whole = json.loads(status())
+    whole["running"]["engines"] = [
+        {"graph": f"g{number}", "engine": "process", "up": number != 7, "figures": {}} for number in range(8)
+    ]
+    whole["running"]["episodes"] = {"g3": {"Completed": 9, "Failed(RuntimeError)": 4, "Failed(NetworkTimeout)": 1}}
+    said = seen(json.dumps(whole).encode()).splitlines()
+    first = next(place for place, line in enumerate(said) if line.startswith("engines"))
+    assert [line.removeprefix("engines").strip() for line in said[first : first + 8]] == [
+        "g7: process away",
+        *(f"g{number}: process" + (" 5 episodes failed" if number == 3 else "") for number in range(7)),
+    ]
+    whole["running"]["engines"] *= 4
+    assert "and 12 more graphs" in seen(json.dumps(whole).encode())
 
 
 def test_what_retention_holds_back_is_shown() -> None:

@@ -105,7 +105,7 @@ async def test_an_engine_that_never_says_ready_refuses_the_graph_and_is_logged_o
     async with running_daemon(text) as daemon, CaptureClient(daemon.socket) as client:
         with pytest.raises(ClientError) as caught:
             await client.open("default")
-        assert caught.value.code == "unknown_graph"
+        assert caught.value.code == "no_engine"
         assert "has no engine" in caught.value.message
         with anyio.fail_after(20):
             tried = engine_of(daemon.service)

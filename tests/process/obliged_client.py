@@ -16,7 +16,7 @@ import anyio
 from tests.daemons import Wire, event
 
 #: Answers to ``open``, and ends of a connection, after which the client tries again.
-_LATER = {"session_busy", "shutting_down", "limit", "storage_full", "storage_failed", "unknown_graph"}
+_LATER = {"session_busy", "shutting_down", "limit", "storage_full", "storage_failed", "unknown_graph", "no_engine"}
 #: Longest wait for an answer to ``open``, in seconds; a stopped daemon does not answer.
 _ANSWER_SECONDS = 5.0
 

@@ -26,8 +26,12 @@ class RunStatistics(msgspec.Struct):
     kinds: dict[str, int] = {}
     outcomes: dict[str, int] = {}
     terminations: dict[str, int] = {}
-    #: Deferred episodes that a Pump invoked.
+    #: Episodes that were deferred, and how many of them a Pump invoked.
+    deferred: int = 0
     pumped: int = 0
+    #: The other deferrals: Pumps that put their episode back, and Pumps that found nothing due.
+    put_back: int = 0
+    idle_pumps: int = 0
     retries: int = 0
     most_retries: int = 0
     effects: int = 0
@@ -113,9 +117,12 @@ def _count_decisions(found: RunStatistics, decisions: Iterator[EpisodeInvocation
         found.decisions += 1
         outcomes[record.decision.value] += 1
         found.pumped += record.decision is Decision.Invoke and index in pumps
+        if record.decision is Decision.Defer:
+            found.idle_pumps += record.schedule_at is None
+            found.put_back += record.schedule_at is not None and index in pumps
+            found.deferred += record.schedule_at is not None and index not in pumps
         if record.termination is not None:
-            err = record.termination.err
-            terminations[record.termination.name if err is None else f"Failed({err.value})"] += 1
+            terminations[record.termination.label] += 1
         found.retries += record.retry_count
         found.most_retries = max(found.most_retries, record.retry_count)
         found.effects += len(record.effects)

@@ -76,6 +76,9 @@ class Published(msgspec.Struct, frozen=True):
     session: str = ""
     #: The bundles of all parts of a session that was closed, in order, ``bundle`` last; empty from an older daemon.
     bundles: tuple[str, ...] = ()
+    #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, in answer to a close;
+    #: empty from an older daemon.
+    terminations: dict[str, int] = {}
 
 
 class _State(Enum):
@@ -236,7 +239,7 @@ class CaptureClient:
             decided_by: ``fixed`` for a new session whose episodes run elsewhere.
 
         Raises:
-            ClientError: ``acknowledged_lost`` where the daemon holds less than that; refused (``unknown_graph``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
+            ClientError: ``acknowledged_lost`` where the daemon holds less than that; refused (``unknown_graph``, ``no_engine``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
                 open already.
         """
         if self._state is not _State.NEW:
@@ -439,6 +442,7 @@ class CaptureClient:
                     answer.decisions,
                     answer.session,
                     tuple(answer.bundles),
+                    answer.terminations,
                 )
                 self._request.take_closed(answer, self._closing)
                 self._changed.notify_all()

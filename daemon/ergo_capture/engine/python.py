@@ -34,10 +34,10 @@ from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.engine import read_ran
 
-log = structlog.get_logger()
-
 #: Calls in threads at once, or ``pipeline`` if that is more.
 _MIN_THREADS: Final = 64
+
+log = structlog.get_logger()
 
 _Job = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
@@ -86,7 +86,13 @@ class PythonEngine(InProcessEngine):
             except Exception as error:
                 if self._raises:
                     raise EngineFault(says.format(type(error).__name__, error), INVALID_REPLY) from error
-                log.exception(telemetry.ENGINE_FAILED, graph=graph_id, event_id=event_id, engine=f"python {self.spec}")
+                log.exception(
+                    telemetry.ENGINE_FAILED,
+                    graph=graph_id,
+                    engine=f"python {self.spec}",
+                    event_id=event_id,
+                    error=says.format(type(error).__name__, error),
+                )
                 return INVALID_REPLY
         return TIMED_OUT
 
@@ -144,7 +150,7 @@ def _to_result(answer: Any) -> RunResult:
     body = answer if isinstance(answer, dict) and "termination" in answer else {"termination": answer}
     ran = read_ran(msgspec.json.encode({"id": 0, **body}))
     if ran.result is None:
-        raise ValueError(f"it returned {answer!r}: {ran.error}")
+        raise ValueError(ran.error)
     return ran.result
 
 

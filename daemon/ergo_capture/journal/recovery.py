@@ -16,7 +16,7 @@ Rules:
 from __future__ import annotations
 
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
 from ergo_capture.journal.session_frames import PartEnd, SessionHistory, greatest_published, read_history
 from ergo_capture.kernel.events import ExternalEvent
-from ergo_capture.kernel.outcomes import Decision
+from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.storage import Storage
@@ -92,6 +92,8 @@ class RecoveredSession:
     rotation: Rotation | None = None
     #: The newest segment with a frame of the session, at the start.
     last_segment: int = 0
+    #: How many episodes ended how, of the decisions that were read.
+    terminations: Counter[RunTermination] = field(default_factory=Counter)
     #: The durable bundles that the journal still tells of, by part.
     publications: dict[int, Publication] = field(default_factory=dict)
 
@@ -350,6 +352,7 @@ class _Replay:
                 outcome.termination, tuple(e.effect for e in outcome.effects), outcome.intent_acks, outcome.interruption
             )
             session.supervisor.settle(step, outcome.termination, outcome.retry_count, result)
+            session.terminations[outcome.termination] += 1
             if session.attempts is not None:
                 session.attempts.append((step.origin.event_id, outcome.retry_count + 1))
         entry = self._log.entry

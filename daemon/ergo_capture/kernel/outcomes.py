@@ -65,6 +65,16 @@ class RunTermination:
         """Return the termination of an episode that failed for this reason."""
         return cls._failed[err]
 
+    @property
+    def label(self) -> str:
+        """The value as one word: ``Completed``, ``Failed(NetworkTimeout)``."""
+        return self.name if self.err is None else f"{self.name}({self.err.value})"
+
+    @classmethod
+    def every(cls) -> list[RunTermination]:
+        """Return every termination there is."""
+        return [*_UNITS.values(), *cls._failed.values()]
+
     def to_builtins(self) -> str | dict[str, str]:
         """Return the value as JSON types: a string, or ``{"Failed": kind}``."""
         return self.name if self.err is None else {self.name: self.err.value}

@@ -35,6 +35,7 @@ class Code(StrEnum):
     TOO_LARGE = "too_large"
     UNSUPPORTED_PROTOCOL = "unsupported_protocol"
     UNKNOWN_GRAPH = "unknown_graph"
+    NO_ENGINE = "no_engine"
     UNKNOWN_SESSION = "unknown_session"
     SESSION_BUSY = "session_busy"
     DUPLICATE_EVENT_ID = "duplicate_event_id"
@@ -313,6 +314,9 @@ class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
     bundle: str
     manifest: str
     sha256: str
+    #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, those of parts left
+    #: out that were published before the daemon started.
+    terminations: dict[str, int] = {}
 
 
 class Pong(_Answer, frozen=True, tag="pong"):

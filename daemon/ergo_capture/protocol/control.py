@@ -130,7 +130,7 @@ class TappedDecision(_Answer, frozen=True, tag="decision"):
     """A decision, with its event's kind and time."""
 
     session: str
-    #: The decision's number in the session, from 1.
+    #: The decision's index in the session, from 0, as `cat` counts.
     index: int
     kind: ExternalEventKind
     at: Time

@@ -193,41 +193,45 @@ class _Examination:
         except ErgoCaptureError as error:
             if not path.is_file():
                 raise
-            self._add(Severity.ERROR, path, error.message)
+            problem: str | None = error.message
         else:
-            if verdict.complaint is not None:
-                self._add(Severity.ERROR, path, verdict.complaint.message)
+            problem = None if verdict.complaint is None else verdict.complaint.message
             if (found := verdict.divergence) is not None:
-                message = (
+                problem = (
                     f"decision {found.index}, about event {found.event_id!r}, does not follow: field {found.field}"
                 )
-                self._add(Severity.ERROR, path, message)
             for note in verdict.notes:
                 self._add(Severity.WARNING, path, note)
             if verdict.ok:
                 self.keeps.append(f"sound: {counted(verdict.events, 'event')} with their decisions")
-        self._compare_with_manifest(path)
-        if not any(finding.path == str(path) and finding.severity is Severity.ERROR for finding in self.findings):
+        suspect = self._compare_with_manifest(path)
+        if problem is None and not suspect:
             return
         try:
             saved = salvage_bundle(path, None)
         except ErgoCaptureError as error:
+            if problem is not None:
+                self._add(Severity.ERROR, path, problem)
             self.keeps.append(f"recover would keep nothing: {error.message}")
             return
-        for problem in saved.counts.problems:
-            self._add(Severity.ERROR, path, problem.reason, problem.offset)
+        if problem is not None and not saved.counts.problems:
+            self._add(Severity.ERROR, path, problem)
+        # Otherwise what is salvaged ends for the same reason, which is then told with its place.
+        for each in saved.counts.problems:
+            self._add(Severity.ERROR, path, each.reason, each.offset)
         for name in saved.lost:
             self._add(Severity.ERROR, path, f"its {name} is gone")
         self.keeps.append(f"recover would leave you with: {saved.counts.in_words()}")
 
-    def _compare_with_manifest(self, bundle: Path) -> None:
+    def _compare_with_manifest(self, bundle: Path) -> bool:
+        """Add what a bundle and its manifest say of each other; return whether the bundle is not believed."""
         try:
             found = compare_with_manifest(bundle)
         except OSError:
             # The verification has reported that it cannot be read.
-            return
+            return False
         if found is None:
-            return
+            return False
         manifest = found.manifest
         if found.problem is None and manifest is not None and manifest.beside is not None:
             self._add(
@@ -238,6 +242,7 @@ class _Examination:
             )
         if found.problem is not None:
             self._add(Severity.ERROR, bundle if found.suspect == "bundle" else found.path, found.in_words)
+        return found.suspect == "bundle"
 
     # --- a journal ---
 

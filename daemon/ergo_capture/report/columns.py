@@ -151,7 +151,4 @@ def _exact(number: int) -> int | str:
 
 
 def _ended(record: EpisodeInvocationRecord | None) -> str:
-    if record is None or record.termination is None:
-        return ""
-    err = record.termination.err
-    return record.termination.name if err is None else f"{record.termination.name}({err.value})"
+    return "" if record is None or record.termination is None else record.termination.label

@@ -75,7 +75,8 @@ class Service:
     def __init__(
         self, config: Config, storage: Storage | None = None, reread: Callable[[], Config] | None = None
     ) -> None:
-        state = StateDirectory(Path(config.state.directory), storage or RealStorage())
+        # Clients are told the paths of bundles, and need not have the daemon's working directory.
+        state = StateDirectory(Path(config.state.directory).absolute(), storage or RealStorage())
         self.clients = Clients(config.limits, access_list(config))
         self.retention = Retention(
             Pruner(state.path, state.storage), retention_rules(config), config.retention.interval.seconds

@@ -76,13 +76,18 @@ def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float,
         record.decision.value == "Invoke" and event.kind.value == "Pump"
         for record, event in zip(bundle.decisions, bundle.events, strict=True)
     )
+    # As `info` and `report` count: a Pump that finds nothing due, or puts an episode back, defers none.
+    deferred = sum(
+        record.decision.value == "Defer" and record.schedule_at is not None and event.kind.value != "Pump"
+        for record, event in zip(bundle.decisions, bundle.events, strict=True)
+    )
     span = bundle.events[-1].event_time.secs - bundle.events[0].event_time.secs
     table = figures_table()
     table.add_row("events", f"{len(bundle.events):,}", ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items())))
     table.add_row("event time", f"{span / 86400:.1f} days", "departures from New York, January 2013")
     table.add_row("limit", "20 / 10 min", "max_per_window = 20, rate_window = 10m")
     table.add_row("invoked", f"{decisions['Invoke']:,}", f"{ran_later} of them deferred first, then run by a Pump")
-    table.add_row("deferred", f"{decisions['Defer']:,}", "decisions to wait, and Pumps with nothing due")
+    table.add_row("deferred", f"{deferred:,}", "episodes that had to wait for their time")
     table.add_row("verified", "yes" if ok else "NO", "every decision derived again, every hash right")
     table.add_row("took", f"{seconds:.1f} s", "daemon start and stop included")
     console = Console(highlight=False, soft_wrap=True)

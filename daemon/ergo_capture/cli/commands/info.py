@@ -273,6 +273,13 @@ def _decisions(table: Table, statistics: RunStatistics) -> None:
     )
     for outcome, count in statistics.outcomes.items():
         more = f", {statistics.pumped:,} by a Pump" if outcome == "Invoke" and statistics.pumped else ""
+        if outcome == "Defer":
+            kinds = {
+                counted(statistics.deferred, "episode") + " deferred": statistics.deferred,
+                f"{statistics.put_back:,} put back": statistics.put_back,
+                counted(statistics.idle_pumps, "idle Pump"): statistics.idle_pumps,
+            }
+            more = ": " + ", ".join(words for words, number in kinds.items() if number)
         table.add_row(f"  {outcome}", f"{count:,}{more}")
     for termination, count in statistics.terminations.items():
         table.add_row(f"  {termination}", f"{count:,}")

@@ -101,6 +101,7 @@ def send(
                 "accepted": client.accepted,
                 "rejected": sender.rejected,
                 "rejections": sender.progress.codes,
+                "terminations": published.terminations,
                 "already_captured": client.already_captured,
                 "lost": None if lost is None else {"acknowledged": lost.acknowledged, "held": lost.held},
                 "reconnects": client.reconnects,
@@ -109,7 +110,7 @@ def send(
         )
     else:
         counts = f"{counted(published.events, 'event')}, {counted(published.decisions, 'decision')}"
-        click.echo(f"{counts} in {seconds:.2f} s")
+        click.echo(f"{counts}{_ended(published.terminations)} in {seconds:.2f} s")
         if sender.rejected:
             click.echo(f"{counted(sender.rejected, 'event')} rejected", err=True)
         if client.already_captured:
@@ -122,6 +123,16 @@ def send(
             click.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
         click.echo("\n".join(published.bundles or (published.bundle,)))
     return int(ExitCode.DATA_LOSS if sender.rejected or lost else ExitCode.OK)
+
+
+def _ended(terminations: dict[str, int]) -> str:
+    """Return how many episodes did not complete, as the end of a list; nothing where all did."""
+    kinds = {"Failed": "failed", "TimedOut": "timed out", "Aborted": "aborted"}
+    counts = {
+        words: sum(count for ended, count in terminations.items() if ended.partition("(")[0] == name)
+        for name, words in kinds.items()
+    }
+    return "".join(f", {count:,} {words}" for words, count in counts.items() if count)
 
 
 def _label(text: str) -> tuple[str, str]:

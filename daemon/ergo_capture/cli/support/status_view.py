@@ -23,6 +23,8 @@ from ergo_capture.units import counted
 LOW_DISK_BYTES: Final = 1 << 30
 #: How many reasons that a shutdown waits for are shown.
 _MOST_REASONS: Final = 5
+#: How many graphs' engines are shown.
+_MOST_ENGINES: Final = 20
 #: Columns that are left out on a narrow screen, in this order.
 _OPTIONAL_COLUMNS: Final = ("part", "queue", "client", "decided", "state", "deferred", "graph")
 #: Spaces between two columns.
@@ -153,7 +155,7 @@ def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> 
         table.add_row("", Text(f"{size(holder.bytes)} of it kept for {what} {holder.session}"))
     memory = (f"{kind} {size(held.used)} of {size(held.limit)}" for kind, held in running.memory.items())
     table.add_row("memory", ", ".join(memory))
-    table.add_row("engines", Text(", ").join(_engine(engine) for engine in running.engines))
+    table.add_row("engines", _engines(running))
 
 
 def _commits(seconds: HistogramSnapshot, last: float, rates: Rates | None) -> str:
@@ -172,10 +174,23 @@ def _commits(seconds: HistogramSnapshot, last: float, rates: Rates | None) -> st
     return ", ".join(parts)
 
 
-def _engine(engine: EngineStatus) -> Text:
+def _engines(running: RunningStatus) -> Text:
+    """Return a line for each graph, those first whose engine is away."""
+    engines = sorted(running.engines, key=lambda engine: engine.up is not False)
+    lines = [_engine(engine, running.episodes.get(engine.graph, {})) for engine in engines[:_MOST_ENGINES]]
+    if len(engines) > _MOST_ENGINES:
+        lines.append(Text(f"and {counted(len(engines) - _MOST_ENGINES, 'more graph')}", style="dim"))
+    return Text("\n").join(lines)
+
+
+def _engine(engine: EngineStatus, episodes: dict[str, int]) -> Text:
     figures = " ".join(f"{name}={value}" for name, value in engine.figures.items() if value not in (None, "", 0))
     text = Text(f"{engine.graph}: {engine.engine}" + (f" ({figures})" if figures else ""))
-    return text.append(" away", style="red") if engine.up is False else text
+    if engine.up is False:
+        text.append(" away", style="red")
+    if failed := sum(count for ended, count in episodes.items() if ended.startswith("Failed")):
+        text.append(f" {counted(failed, 'episode')} failed", style="red")
+    return text
 
 
 @dataclass(frozen=True)

@@ -383,6 +383,7 @@ class Conversation:
             bundle=published.bundle,
             manifest=published.manifest,
             sha256=published.sha256,
+            terminations={ended.label: count for ended, count in session.terminations.items()},
         )
         self.outbox.add_after_ack(protocol.encode(closed))
 

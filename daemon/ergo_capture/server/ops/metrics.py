@@ -97,6 +97,7 @@ class StatusCollector(Collector):
         if status.running is not None:
             yield from _commits(status.running)
             yield from _sessions(status.running)
+            yield from _episodes(status.running)
             yield from _engines(status.running)
 
 
@@ -149,6 +150,17 @@ def _sessions(running: RunningStatus) -> _Families:
     yield _labelled(used, {kind: memory.used for kind, memory in running.memory.items()})
     limit = GaugeMetricFamily(PREFIX + "memory_limit_bytes", "Memory that may be held, likewise.", labels=["kind"])
     yield _labelled(limit, {kind: memory.limit for kind, memory in running.memory.items()})
+
+
+def _episodes(running: RunningStatus) -> _Families:
+    # Every end of every graph, from the start: a series that comes with the first failure cannot be alerted on.
+    ended = CounterMetricFamily(
+        PREFIX + "episodes", "Episodes, by how their last attempt ended.", labels=["graph", "termination"]
+    )
+    for graph, counts in running.episodes.items():
+        for termination, count in counts.items():
+            ended.add_metric([graph, termination], float(count))
+    yield ended
 
 
 def _engines(running: RunningStatus) -> _Families:

@@ -17,17 +17,20 @@ from anyio import to_thread
 
 from ergo_capture.engine.port import Engine
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.protocol.capture import Code
 from ergo_capture.server.components import Components, Phase, Running
 from ergo_capture.server.ops.state_directory import StateDirectory
 from ergo_capture.server.ops.status_model import DaemonStatus, EngineStatus, MemoryStatus, RunningStatus, TotalsStatus
 from ergo_capture.server.session.budget import Budget
+from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.session import Session
 from ergo_capture.units import counted
 from ergo_capture.version import PROGRAM
 
 #: Seconds to wait for the free space of the file system.
 _DISK_SECONDS: Final = 1.0
+_TERMINATIONS: Final = RunTermination.every()
 
 
 async def take_status(components: Components) -> DaemonStatus:
@@ -76,8 +79,14 @@ def _running_status(running: Running, held: Budget) -> RunningStatus:
         engines=[_engine_status(graph.name, graph.engine) for graph in registry.graphs.values()],
         memory={name: MemoryStatus(used=b.used, peak=b.peak, limit=b.total) for name, b in budgets.items()},
         shutdown_waits_for=shutdown_waits_for(registry.sessions.values()),
+        episodes=_episodes(registry),
         journal_holder=registry.journal_holder(),
     )
+
+
+def _episodes(registry: SessionRegistry) -> dict[str, dict[str, int]]:
+    graphs = dict.fromkeys([*registry.graphs, *registry.episodes])
+    return {graph: {ended.label: registry.episodes[graph][ended] for ended in _TERMINATIONS} for graph in graphs}
 
 
 def _engine_status(graph: str, engine: Engine) -> EngineStatus:

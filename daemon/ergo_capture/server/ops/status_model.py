@@ -62,6 +62,8 @@ class RunningStatus(msgspec.Struct, frozen=True):
     memory: dict[str, MemoryStatus]
     #: What a shutdown waits for, or would wait for now: one sentence for each session.
     shutdown_waits_for: list[str]
+    #: Episodes since the start by how they ended, by graph; every graph and every end is present.
+    episodes: dict[str, dict[str, int]] = {}
     #: Who needs the oldest segment of the journal; None where nobody needs one before the current one.
     journal_holder: JournalHolder | None = None
 

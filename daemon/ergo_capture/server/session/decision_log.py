@@ -28,6 +28,7 @@ class JournalDecisionLog:
         initial: the session as recovery found it, or a new one.
         on_durable: called with a frame's position, its first index and its number of decisions.
         on_failed: called when decisions can never become durable.
+        count: called with a termination and the number of episodes that ended so.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class JournalDecisionLog:
         initial: RecoveredSession,
         on_durable: Callable[[Position, int, int], None],
         on_failed: Callable[[ErgoCaptureError], None],
+        count: Callable[[RunTermination, int], None] = lambda _termination, _count: None,
     ) -> None:
         self._session_number = initial.number
         self._graph = initial.description.graph
         self._deadline = initial.description.constraints.deadline
         self._on_durable = on_durable
         self._on_failed = on_failed
+        self._count = count
         #: Rows for the next frame; before them, rows that fill a frame each.
         self._rows = DecisionRows()
         self._full: deque[DecisionRows] = deque()
@@ -62,6 +65,8 @@ class JournalDecisionLog:
     def log(self, entry: DecisionLogEntry) -> None:
         """Keep a decision for the next commit."""
         self._rows.add(entry)
+        if entry.termination is not None:
+            self._count(entry.termination, 1)
         if self._rows.bytes >= _FULL_FRAME_BYTES:
             self._full.append(self._rows)
             self._rows = DecisionRows()
@@ -78,6 +83,7 @@ class JournalDecisionLog:
                 self.log(entry)
             return
         self._rows.add_plain(first_episode, len(events))
+        self._count(RunTermination.Completed, len(events))
         if self.listener is not None:
             self.listener(self.logged, len(events), partial(self._plain_entries, events, first_episode))
         self.logged += len(events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.payloads import FIXED_NOT_THE_RUN, Loss, Peer
 from ergo_capture.journal.recovery import QuarantinedSession, RecoveredSession, Recovery
 from ergo_capture.journal.wal import Journal
+from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.pauses import clock
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.commit.segment_gc import SegmentCollector
@@ -87,6 +89,8 @@ class SessionRegistry:
         self.graphs = graphs
         self.sessions: dict[str, Session] = {}
         self.finished = 0
+        #: Episodes since the start by how they ended, by graph.
+        self.episodes: defaultdict[str, Counter[RunTermination]] = defaultdict(Counter)
         #: Resumes by clients that were told of events which are missing.
         self.losses = 0
         self._writer = writer
@@ -203,7 +207,7 @@ class SessionRegistry:
         try:
             return await graph.engine.provenance(graph.runtime_provenance)
         except EngineRefused as error:
-            raise ProtocolError(Code.UNKNOWN_GRAPH, error.message, error.hint or "see the daemon's log") from error
+            raise ProtocolError(Code.NO_ENGINE, error.message, error.hint or "see the daemon's log") from error
 
     def _graph(self, name: str) -> Graph:
         graph = self.graphs.get(name)
@@ -352,6 +356,7 @@ class SessionRegistry:
             in_doubt=self._in_doubt,
             events_memory=self.queue.holding(peer),
             ids_memory=self.ids.holding(peer),
+            episodes=self.episodes[graph.name],
             on_part_over=self.segment_collector.request,
         )
         self.sessions[session.description.session] = session

@@ -7,7 +7,7 @@ now the supervisor sees it), decided in memory, *decided* (its decision is on st
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
@@ -19,6 +19,7 @@ from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.frame import Position
 from ergo_capture.journal.payloads import Loss, Publication, join_losses
 from ergo_capture.journal.recovery import RecoveredSession
+from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.notifier import Notifier
 from ergo_capture.protocol.capture import EventChunk, ProtocolError
 from ergo_capture.server.commit.writer import Writer
@@ -89,6 +90,7 @@ class Session:
         in_doubt: what becomes of an episode that may have run before a crash: ``reinvoke`` or ``interrupt``.
         events_memory: counts the memory of events that wait to be decided.
         ids_memory: counts the memory of event ids and deferred episodes.
+        episodes: counts the graph's episodes by how they ended.
         on_part_over: called when a part's bundle is durable and the session goes on.
     """
 
@@ -103,6 +105,7 @@ class Session:
         in_doubt: str,
         events_memory: Holding,
         ids_memory: Holding,
+        episodes: Counter[RunTermination],
         on_part_over: Callable[[], None],
     ) -> None:
         self.description = initial.description
@@ -127,7 +130,10 @@ class Session:
         #: Set when the task is over: the session has finished or failed.
         self.over = asyncio.Event()
         self.admission = AdmissionQueue(initial, events_memory, ids_memory, self._on_accepted, self._on_refused)
-        self.log = JournalDecisionLog(initial, self._on_decisions_durable, self.fail)
+        #: Episodes by how they ended, those in parts included that were recovered.
+        self.terminations = initial.terminations
+        self._graph_terminations = episodes
+        self.log = JournalDecisionLog(initial, self._on_decisions_durable, self.fail, self._count)
         self.parts = Parts(initial, writer, publisher)
         #: When a part ends.
         self.rotation = rotation
@@ -205,6 +211,10 @@ class Session:
             self.fail(error)
         self._wake.set()
         self._notify()
+
+    def _count(self, termination: RunTermination, count: int) -> None:
+        self.terminations[termination] += count
+        self._graph_terminations[termination] += count
 
     def _on_decisions_durable(self, position: Position, first: int, count: int) -> None:
         self.decided = first + count

@@ -109,7 +109,7 @@ class Tap:
             if left_out:
                 news.append(Skipped(left_out))
             self._kept.popleft()
-            news.append(TappedDecision.of(kept.session.description.session, kept.index + 1, kept.entry))
+            news.append(TappedDecision.of(kept.session.description.session, kept.index, kept.entry))
             self.shown += 1
             left_out = kept.skipped_after
         if left_out:
