@@ -15,7 +15,8 @@ import anyio
 import pytest
 import zstandard
 
-from ergo_capture.cli.support.event_input import EventLine, EventLines
+from ergo_capture.cli.support.event_input import EventLines
+from ergo_capture.cli.support.input_form import EventLine
 from ergo_capture.errors import ErgoCaptureError
 
 LINES = [

@@ -7,13 +7,16 @@ one (a frame or a time as an array, a time of more than a second of nanoseconds)
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 
 from ergo_capture.kernel.events import ExternalEventKind
 from ergo_capture.kernel.records import ExternalEventRecord
 from ergo_capture.protocol.capture import DRIVER_PROTOCOL, EVENT
+
+if TYPE_CHECKING:
+    from ergo_capture.adapter.events import HostedEvent
 
 HELLO_LINE: Final = b'{"type":"hello","protocol":"%b"}\n' % DRIVER_PROTOCOL.encode()
 END_LINE: Final = b'{"type":"end"}\n'
@@ -81,20 +84,27 @@ def read_driver_line(line: bytes) -> DriverLine:
 
 
 def _read_slowly(line: bytes) -> DriverLine:
-    from ergo_capture.adapter.canonical import write_json  # noqa: PLC0415 - few lines need it
-    from ergo_capture.adapter.events import HostedEvent, read_frame  # noqa: PLC0415
+    from ergo_capture.adapter.events import HostedEvent, read_frame  # noqa: PLC0415 - few lines need it
 
     try:
         tag, content = read_frame(line.decode().rstrip("\r\n"), "exact")
         if not isinstance(content, HostedEvent):
             return DriverLine(LineKind.HELLO, content) if tag == "hello" else DriverLine(LineKind.END)
-        payload = b"null" if content.payload is None else bytes(write_json(content.payload))
+        return DriverLine(LineKind.EVENT, content.event_id, hosted_event_line(content))
     except (ValueError, RecursionError) as error:
         return DriverLine(LineKind.UNREADABLE, str(error))
-    frame = _event_line(
-        content.event_id, content.kind, content.at.secs, content.at.nanos, content.semantic_kind, payload
-    )
-    return DriverLine(LineKind.EVENT, content.event_id, frame)
+
+
+def hosted_event_line(event: HostedEvent) -> bytes:
+    """Return an event as the reference reads it as a line, newline included, with its payload in canonical form.
+
+    Raises:
+        ValueError: a string of the payload holds a lone surrogate.
+    """
+    from ergo_capture.adapter.canonical import write_json  # noqa: PLC0415 - few lines need it
+
+    payload = b"null" if event.payload is None else bytes(write_json(event.payload))
+    return _event_line(event.event_id, event.kind, event.at.secs, event.at.nanos, event.semantic_kind, payload)
 
 
 def driver_event_line(event: ExternalEventRecord, semantic_kind: str | None) -> bytes:

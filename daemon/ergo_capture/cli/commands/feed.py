@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -14,6 +16,10 @@ from ergo_capture.cli.support.driver_stream import note_without_kind, parts_of_s
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import ExternalEventRecord
 from ergo_capture.protocol.driver import END_LINE, HELLO_LINE, driver_event_line
+
+#: How often, and after how many seconds, a session is looked for again that a daemon has just published.
+_ATTEMPTS: Final = 10
+_RETRY_SECONDS: Final = 0.1
 
 
 @command(
@@ -35,9 +41,12 @@ def feed(capture: str, from_id: str, state_dir: str, config: Path | None) -> Non
     """
     # At once: the host waits five seconds for it, and finding a session may take as long.
     _write(HELLO_LINE, flush=True)
-    found = parts_of_session(capture, state_dir, config)
     total = unknown = 0
-    for event, kind in _events(found, from_id):
+    begun = not from_id
+    for event, kind in _events(lambda: parts_of_session(capture, state_dir, config)):
+        begun = begun or event.event_id == from_id
+        if not begun:
+            continue
         total += 1
         unknown += kind is None
         _write(driver_event_line(event, kind))
@@ -58,11 +67,27 @@ def _write(line: bytes, *, flush: bool = False) -> None:
         sys.stdout.buffer.flush()
 
 
-def _events(found: list[Capture], from_id: str) -> Iterator[tuple[ExternalEventRecord, str | None]]:
-    begun = not from_id
-    for capture in found:
-        with capture.open() as stream:
-            for event, kind in zip(stream.events(), semantic_kinds(capture), strict=False):
-                begun = begun or event.event_id == from_id
-                if begun:
-                    yield event, kind
+def _events(find: Callable[[], list[Capture]]) -> Iterator[tuple[ExternalEventRecord, str | None]]:
+    """Yield the events of the runs that ``find`` returns, each with its semantic kind.
+
+    A running daemon publishes parts and deletes their segments: the runs are then found again, and those events left
+    out that were yielded.
+    """
+    given = attempts = 0
+    while True:
+        place = 0
+        try:
+            for capture in find():
+                with capture.open() as stream:
+                    for event, kind in zip(stream.events(), semantic_kinds(capture), strict=False):
+                        place += 1
+                        if place > given:
+                            given, attempts = place, 0
+                            yield event, kind
+        except ErgoCaptureError as error:
+            attempts += 1
+            if not isinstance(error.__cause__, FileNotFoundError) or attempts > _ATTEMPTS:
+                raise
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ergo_capture.cli.support.command import NAME, PATH, FiniteRange, argument, command, flag
 from ergo_capture.errors import ExitCode
 from ergo_capture.units import counted
+
+if TYPE_CHECKING:
+    from ergo_capture.client import Published
 
 
 @command(
@@ -65,6 +68,8 @@ def send(
 ) -> int:
     """Stream events to the daemon, close the session, and print the path of the bundle; several if it was rotated.
 
+    Takes events, frames, an `ergo-driver.v0` stream or a fixture of the reference. A stream without `end` leaves an
+    interrupted session; one of which no event is accepted leaves no bundle.
     Continues without loss when the daemon is restarted. Exit code 3 if events were rejected, or acknowledged
     events are lost; events that the resumed session held already are neither.
     """
@@ -92,10 +97,12 @@ def send(
         _print_json(
             {
                 "session": published.session,
-                "bundle": published.bundle,
-                "bundles": published.bundles or (published.bundle,),
-                "manifest": published.manifest,
-                "sha256": published.sha256,
+                "ended": "interrupted" if sender.interruption else "complete",
+                "reason": sender.interruption or None,
+                "bundle": published.bundle or None,
+                "bundles": _bundles(published),
+                "manifest": published.manifest or None,
+                "sha256": published.sha256 or None,
                 "events": published.events,
                 "decisions": published.decisions,
                 "accepted": client.accepted,
@@ -111,6 +118,8 @@ def send(
     else:
         counts = f"{counted(published.events, 'event')}, {counted(published.decisions, 'decision')}"
         click.echo(f"{counts}{_ended(published.terminations)} in {seconds:.2f} s")
+        if sender.interruption:
+            click.echo(f"interrupted: {sender.interruption}", err=True)
         if sender.rejected:
             click.echo(f"{counted(sender.rejected, 'event')} rejected", err=True)
         if client.already_captured:
@@ -121,7 +130,10 @@ def send(
             click.echo(describe_loss(published.session, lost), err=True)
         if client.reconnects:
             click.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
-        click.echo("\n".join(published.bundles or (published.bundle,)))
+        if bundles := _bundles(published):
+            click.echo("\n".join(bundles))
+        else:
+            click.echo("no bundle: no event was accepted", err=True)
     return int(ExitCode.DATA_LOSS if sender.rejected or lost else ExitCode.OK)
 
 
@@ -133,6 +145,11 @@ def _ended(terminations: dict[str, int]) -> str:
         for name, words in kinds.items()
     }
     return "".join(f", {count:,} {words}" for words, count in counts.items() if count)
+
+
+def _bundles(published: Published) -> tuple[str, ...]:
+    """Return the paths of the session's bundles; none where no event was accepted."""
+    return published.bundles or ((published.bundle,) if published.bundle else ())
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Event lines from a file or a pipe, for ``ergo-capture send``.
 
-The input is JSON Lines: bare events, ``event`` or ``events`` frames, or a whole ``ergo-driver.v0`` stream, plain or
-compressed (``input_text.py``). Lines are sent unchanged, and only as much is parsed as it takes to find the events and
-their ids; the daemon reports what is wrong with an event.
+The input is JSON Lines: bare events, ``event`` or ``events`` frames, a whole ``ergo-driver.v0`` stream or a fixture
+(``input_form.py``), plain or compressed (``input_text.py``). Lines are sent unchanged, and only as much is parsed as it
+takes to find the events and their ids; the daemon reports what is wrong with an event.
 """
 
 from __future__ import annotations
@@ -11,46 +11,20 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Final, NamedTuple, Self
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, Self
 
 import aiofiles
 import anyio
-import msgspec
 
+from ergo_capture.cli.support.input_form import EventLine, InputForm
 from ergo_capture.cli.support.input_text import READ_BYTES, InputText
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.protocol.capture import EVENT, EVENTS, REQUEST_TYPES, wrap_event
 
 #: Bytes of the longest line where the daemon has not said how long one may be.
 MAX_LINE_BYTES: Final = 1 << 20
 #: Bytes that are kept of a line that is too long, to name it.
 _BEGINNING: Final = 200
-
-
-class EventLine(NamedTuple):
-    """A line to send, and the id of its event; the id is empty where the line has none."""
-
-    line: bytes
-    event_id: str
-    #: Number of the line in the input, from 1.
-    number: int
-
-
-class _Id(msgspec.Struct):
-    event_id: str = ""
-
-
-class _Line(msgspec.Struct):
-    type: str = ""
-    event: msgspec.Raw = msgspec.Raw(b"")
-    events: list[msgspec.Raw] = []
-    # Any type: the daemon reports which one it should be.
-    event_id: Any = ""
-
-
-_line = msgspec.json.Decoder(_Line)
-_id = msgspec.json.Decoder(_Id)
 
 
 class EventLines:
@@ -65,6 +39,7 @@ class EventLines:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.form = InputForm("standard input" if name == "-" else name)
         #: Bytes of the file on the disk; None for an input without a known end.
         self.size: int | None = None
         #: Bytes that have been read.
@@ -83,18 +58,23 @@ class EventLines:
 
         Raises:
             ErgoCaptureError: the input cannot be read any further.
+            InputRefused: nothing of it can be sent.
         """
-        lines = _Lines(limit, on_too_long)
+        lines, form = _Lines(limit, on_too_long), self.form
         try:
             async for piece in self._pieces():
                 number = lines.ended + 1
                 numbered = enumerate(lines.feed(piece), number)
-                if batch := [event for n, line in numbered if line for event in _events_of(line, n)]:
+                if batch := [
+                    event for n, line in numbered if line or form.is_at_end for event in form.events_of(line, n)
+                ]:
                     yield batch
         except OSError as error:
             raise self._unreadable(error, begun=True) from error
-        if last := list(_events_of(lines.finish(), lines.ended + 1)):
-            yield last
+        last = lines.finish()
+        events = form.events_of(last, lines.ended + 1) if last else []
+        if events := events + form.finish():
+            yield events
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         """Yield the text of the input, decompressed."""
@@ -199,31 +179,3 @@ class _Lines:
         if len(self._begun) > self._limit:
             self._on_too_long(bytes(self._begun[:_BEGINNING]), self.ended + 1)
             self._begun, self._skipping = bytearray(), True
-
-
-def _events_of(line: bytes, number: int) -> Iterator[EventLine]:
-    line = line.strip()
-    if not line:
-        return
-    try:
-        frame = _line.decode(line)
-    except (ValueError, RecursionError):
-        # Send it all the same: the daemon reports what is wrong with it.
-        yield EventLine(line + b"\n", "", number)
-        return
-    if frame.type == EVENT:
-        yield EventLine(line + b"\n", _id_of(frame.event), number)
-    elif frame.type == EVENTS:
-        for event in frame.events:
-            yield EventLine(wrap_event(event), _id_of(event), number)
-    # Frames around the events are left out: `send` writes its own.
-    elif frame.type not in REQUEST_TYPES:
-        # Also without an id: the daemon rejects and counts an unknown line, and none is dropped silently.
-        yield EventLine(wrap_event(line), frame.event_id if isinstance(frame.event_id, str) else "", number)
-
-
-def _id_of(event: msgspec.Raw) -> str:
-    try:
-        return _id.decode(event).event_id
-    except (ValueError, RecursionError):
-        return ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ergo_capture.cli.support.event_input import MAX_LINE_BYTES, EventLines
-from ergo_capture.client import CaptureClient, Note, Published, Reject
+from ergo_capture.cli.support.input_form import InputRefused
+from ergo_capture.client import CaptureClient, ClientError, Note, Published, Reject
 from ergo_capture.protocol.capture import Code, unwrap_event
 from ergo_capture.units import counted
 
@@ -38,6 +39,7 @@ class Sender:
     ) -> None:
         self._source = EventLines(file)
         self.progress = Progress(self._source, shown=progress)
+        self._source.form.on_refused = self.progress.refuse
         self.client = CaptureClient(
             path,
             name="ergo-capture send",
@@ -52,7 +54,12 @@ class Sender:
     @property
     def rejected(self) -> int:
         """Return how many events the daemon did not take, or would not have."""
-        return self.client.rejected + self.progress.too_long_lines
+        return self.client.rejected + self.progress.unsent_lines
+
+    @property
+    def interruption(self) -> str:
+        """Return why the input ended early, in the reference's word; empty where it did not."""
+        return self._source.form.interruption
 
     def run(self, graph: str, session: str | None, labels: dict[str, str]) -> Published:
         """Send all events, close the session, and return what the daemon published.
@@ -84,12 +91,19 @@ class Sender:
                 await client.open(graph, session=session, labels=labels)
             limit = client.limits.get("max_frame_bytes", MAX_LINE_BYTES)
             too_long = partial(progress.too_long, limit=limit)
-            async for batch in self._source.batches(limit, too_long):
-                for line, event_id, number in batch:
-                    await client.send_line(line, event_id, number)
-                progress.show()
+            try:
+                async for batch in self._source.batches(limit, too_long):
+                    for line, event_id, number in batch:
+                        await client.send_line(line, event_id, number)
+                    progress.show()
+            except InputRefused:
+                if session is None:
+                    # The session is empty, and would linger for a client that does not come back.
+                    with suppress(ClientError):
+                        await client.close(interrupted=True, keep_empty=False)
+                raise
             with progress.notice(f"the daemon has not published the bundle yet; {waits}"):
-                return await client.close()
+                return await client.close(interrupted=bool(self.interruption), keep_empty=False)
 
 
 class Progress:
@@ -103,8 +117,8 @@ class Progress:
     def __init__(self, source: EventLines, *, shown: bool) -> None:
         #: Rejections by their code.
         self.codes: dict[str, int] = {}
-        #: Lines that were not sent because of their length.
-        self.too_long_lines = 0
+        #: Lines that were not sent, for their length or their place.
+        self.unsent_lines = 0
         self._source = source
         self._shown = shown
         self._bar: Bar | None = None
@@ -132,6 +146,11 @@ class Progress:
         elif count == self.MOST_SHOWN + 1:
             self._print("more were rejected; see the count at the end")
 
+    def refuse(self, line: bytes, number: int, why: str) -> None:
+        """Count a line that is not sent because a driver's stream was at its end."""
+        self.unsent_lines += 1
+        self.reject(Reject(None, Code.BAD_FRAME, why, line, place=number))
+
     def note(self, note: Note) -> None:
         """Print what is probably a mistake in an event that was taken."""
         place = f"line {note.place}" if note.place else repr(note.event_id)
@@ -140,7 +159,7 @@ class Progress:
 
     def too_long(self, line: bytes, number: int, *, limit: int) -> None:
         """Count a line that is not sent because the daemon would take none of that length."""
-        self.too_long_lines += 1
+        self.unsent_lines += 1
         self.reject(Reject(None, Code.TOO_LARGE, f"a line may have {limit:,} bytes", line, place=number))
 
     def reconnect(self, times: int) -> None:
