@@ -278,6 +278,14 @@ class Terminal:
             self.text = plain(self._held.decode(errors="replace"))
         return self.text
 
+    def read_until_end_of(self, process: subprocess.Popen[Any]) -> None:
+        """Read what a process writes until it ends: it would wait for a reader when the terminal's buffer is full."""
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None:
+            assert time.monotonic() < deadline, f"it goes on:\n{self.text}"
+            if select.select([self._mine], [], [], 0.05)[0]:
+                os.read(self._mine, 65536)
+
     def __enter__(self) -> Self:
         return self
 

@@ -146,3 +146,12 @@ def test_the_command_in_a_hint_can_be_pasted_into_a_shell(tmp_path: Path, capsys
     assert app.run(["config", "check", str(file)]) == 0
     (hint,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("Try: chmod 644 "))
     assert shlex.split(hint.removeprefix("Try: ")) == ["chmod", "644", str(file)]
+
+
+@pytest.mark.parametrize("path", ["@engine", "/\\u0000", "tcp://host:1"])
+def test_the_path_of_a_socket_engine_is_checked(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address that is no path of a Unix socket is a mistake in the configuration: exit code 78, with the graph."""
+    file = tmp_path / "capture.toml"
+    file.write_text(f'[graphs.a.engine]\nkind = "socket"\npath = "{path}"\n', encoding="utf-8")
+    assert app.run(["config", "check", str(file)]) == ExitCode.CONFIG
+    assert "configure graph 'a'" in capsys.readouterr().err

@@ -135,7 +135,7 @@ class RoughGround:
         """Do one thing."""
         actions = {
             "open": 60, "send": 400, "close": 25, "drop": 40, "resume": 250, "rest": 250, "crash": 12, "stop": 8,
-            "snapshot": 10, "restore": 8, "clock": 5, "stall": 6, "unlink_socket": 0, "unlink_segment": 5,
+            "snapshot": 10, "restore": 8, "clock": 5, "stall": 6, "unlink_socket": 5, "unlink_segment": 5,
             "suspend": 6, "fill": 10, "free": 20,
         }  # fmt: skip
         name = self.random.choices(list(actions), list(actions.values()))[0]

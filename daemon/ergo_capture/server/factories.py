@@ -22,6 +22,7 @@ from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.time import EventTime
+from ergo_capture.protocol.address import AddressError
 from ergo_capture.server.session.access import Access, access_of
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import RotationRule
@@ -62,7 +63,7 @@ def graph_of(name: str, graph: GraphConfig, engine: Engine | None = None) -> Gra
             graph.max_retries,
         )
         engine = engine or engine_of(name, graph)
-    except ValueError as error:
+    except (ValueError, AddressError) as error:
         raise ConfigError(
             f"configure graph {name!r}: {error}",
             op="configure graph",
