@@ -352,14 +352,17 @@ class SocketEngine(RemoteEngine):
     """A service that listens on a Unix socket.
 
     Args:
-        path: the socket.
+        address: the socket, as ``socket_path`` takes it.
+
+    Raises:
+        AddressError: it is no path of a Unix socket.
     """
 
     name = "socket"
 
-    def __init__(self, graph: str, configured: str, path: Path, settings: RemoteSettings) -> None:
+    def __init__(self, graph: str, configured: str, address: str, settings: RemoteSettings) -> None:
         super().__init__(graph, configured, settings)
-        self.path = Path(socket_path(str(path)))
+        self.path = Path(socket_path(address))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Channel]:

@@ -41,7 +41,7 @@ def engine_from(spec: str, graph: str) -> Engine:
         if kind == "process" and rest:
             return ProcessEngine(graph, UNSTATED_PROVENANCE, shlex.split(rest), remote)
         if kind == "socket" and rest:
-            return SocketEngine(graph, UNSTATED_PROVENANCE, Path(rest), remote)
+            return SocketEngine(graph, UNSTATED_PROVENANCE, rest, remote)
     except ValueError as error:
         raise _invalid(spec, str(error)) from error
     raise _invalid(spec, "it is none of the known forms")

@@ -97,7 +97,7 @@ def engine_of(name: str, graph: GraphConfig) -> Engine:
     if isinstance(engine, ProcessEngineConfig):
         return ProcessEngine(name, provenance, engine.command, _remote_settings(engine))
     if isinstance(engine, SocketEngineConfig):
-        return SocketEngine(name, provenance, Path(engine.path), _remote_settings(engine))
+        return SocketEngine(name, provenance, engine.path, _remote_settings(engine))
     return FixedEngine(RunTermination.from_builtins(engine.termination))
 
 
