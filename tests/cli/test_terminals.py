@@ -169,11 +169,16 @@ def test_a_user_without_a_home_directory_uses_the_systems_paths(arguments: str, 
     code = (
         # Import all of it as root: the other user may not be able to read this checkout.
         "import os, sys, grp, uvloop, ergo_capture.server.process, ergo_capture.client, platformdirs.unix\n"
+        "import anyio._backends._asyncio, ergo_capture.cli.support.sender, ergo_capture.repair.doctor\n"
+        "import ergo_capture.server.service, ergo_capture.bundle.catalogue\n"
         "from ergo_capture.cli import app; [app.load_command(name) for name in app.COMMANDS]\n"
         "os.setgroups([]); os.setuid(12345); sys.exit(app.run(sys.argv[1:]))"
     )
+    # Without measuring: the other user may not write the data of the coverage.
     environment = {
-        name: value for name, value in command_environment().items() if not name.startswith(("XDG_", "HOME"))
+        name: value
+        for name, value in command_environment().items()
+        if not name.startswith(("XDG_", "HOME", "COVERAGE"))
     }
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments.split()],
