@@ -168,10 +168,10 @@ def test_a_user_without_a_home_directory_uses_the_systems_paths(arguments: str, 
     """A container's user id has often neither HOME nor an entry in the password database."""
     code = (
         # Import all of it as root: the other user may not be able to read this checkout.
-        "import os, sys, grp, uvloop, ergo_capture.server.process, ergo_capture.client, platformdirs.unix\n"
-        "import anyio._backends._asyncio, ergo_capture.cli.support.sender, ergo_capture.repair.doctor\n"
-        "import ergo_capture.server.service, ergo_capture.bundle.catalogue\n"
-        "from ergo_capture.cli import app; [app.load_command(name) for name in app.COMMANDS]\n"
+        "import grp, importlib, os, pkgutil, sys, uvloop, anyio._backends._asyncio, platformdirs.unix, ergo_capture\n"
+        "for module in pkgutil.walk_packages(ergo_capture.__path__, 'ergo_capture.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "from ergo_capture.cli import app\n"
         "os.setgroups([]); os.setuid(12345); sys.exit(app.run(sys.argv[1:]))"
     )
     # Without measuring: the other user may not write the data of the coverage.
