@@ -192,7 +192,7 @@ def refusal_to_replace(destination: Path, reads: Iterable[Path | int]) -> str | 
     if not stat.S_ISREG(there.st_mode):
         # Renaming a file over a device or a pipe would replace it.
         return "it is no ordinary file"
-    # What a link leads to stays, but it is the name by which somebody knows the file.
+    # The target of a link would survive, but the link is the name by which a user knows the file.
     reasons = map(_protection, dict.fromkeys((destination, destination.resolve())))
     return next(filter(None, reasons), None)
 

@@ -97,7 +97,7 @@ def select_expired(
             if bundle.path in reasons and bundle.device in free:
                 free[bundle.device] += bundle.size
         for bundle in finished:
-            # What is on another disk makes no room on this one.
+            # Deleting a bundle on another disk makes no room on this one.
             room = free.get(bundle.device, rules.keep_free_bytes)
             if room < rules.keep_free_bytes and bundle.path not in reasons and bundle.path not in newest:
                 reasons[bundle.path] = "keep_free_bytes"

@@ -259,7 +259,7 @@ class Ingress:
     async def _merge(self, channel: Channel, text: bytes, line: DriverLine) -> None:
         """Take a line of one of several channels: the host sees one hello and one end."""
         if channel.has_ended:
-            # What the host would see of this channel alone.
+            # The lines that the host would see of this channel alone.
             await self._pass_on(END_LINE)
             await self._pass_on(text)
         elif not channel.has_greeted:
@@ -368,7 +368,7 @@ class Ingress:
 
     async def _close(self, client: CaptureClient) -> None:
         interrupted = self.host_gone or not self._is_complete
-        # Whatever becomes of it, the events are durable, and the host has seen them.
+        # The events are durable and the host has seen them, even if this fails.
         with anyio.move_on_after(_CLOSE_SECONDS), suppress(ClientError):
             self.published = await client.close(interrupted=interrupted, keep_empty=False)
 

@@ -120,7 +120,7 @@ _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `\$[^`]*`)?\Z
 _decode_exact: Final = msgspec.json.Decoder(_ExactLine).decode
 _decode_event: Final = msgspec.json.Decoder(_ExactEvent).decode
 
-# What is kept of a chunk: digits (all as 0), e and E (as e), quotes, commas, opening brackets
+# Bytes that are kept of a chunk: digits (all as 0), e and E (as e), quotes, commas, opening brackets
 # (all as [) and newlines. Quotes and commas keep neighbouring numbers apart; a plus sign is dropped.
 _KEPT: Final = b'0123456789eE",[{\n'
 _REDUCE: Final = bytes(

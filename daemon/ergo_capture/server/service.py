@@ -166,7 +166,7 @@ class Service:
         try:
             await self._serve(tasks, listening, running, recovery)
         finally:
-            # Whatever fails above: nothing else ends the writer.
+            # After any failure above: nothing else ends the writer.
             self.writer.close()
 
     def _open_journal(self) -> tuple[Journal, Recovery]:

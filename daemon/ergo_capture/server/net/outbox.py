@@ -157,7 +157,7 @@ class Outbox:
                 if not await self._send_part():
                     return
                 self._sent.notify_all()
-            # What was added meanwhile.
+            # Send what was added meanwhile.
             self._state = _State.SCHEDULED
             self._send()
 

@@ -279,7 +279,7 @@ class Retention:
     async def run(self) -> None:
         """Prune until cancelled; a deletion in progress is finished."""
         try:
-            # Whatever the rules: those that began it may be gone from the configuration.
+            # Under any rules: those that began it may be gone from the configuration.
             await to_thread.run_sync(self._pruner.finish_begun)
         except ErgoCaptureError as error:
             self._report_failure(error)
