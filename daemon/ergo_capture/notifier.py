@@ -3,7 +3,7 @@
 The rule for primitives: **asyncio's** for state that tasks of one event loop share and that synchronous code may set
 (``Event``, ``Future``, ``Lock``, ``Queue``): they cost least, and ``call_soon`` and ``call_soon_threadsafe`` work
 with them. **anyio's** for bounding, grouping and shielding tasks (task groups, cancel scopes, ``move_on_after``,
-``fail_after``), for threads, sockets and processes (a child engine is the exception, see ``engine.process``). So a
+``fail_after``), for threads, sockets and processes (a child of the daemon is the exception, see ``child_process``). So a
 bounded wait is ``with anyio.move_on_after(seconds): await event.wait()``; neither ``asyncio.wait_for`` nor
 ``anyio.Event`` is used.
 """

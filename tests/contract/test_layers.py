@@ -27,6 +27,7 @@ LAYERS = (
         "notifier",
         "backoff",
         "parent_death",
+        "child_process",
     },
     {"kernel"},
     {"adapter"},
@@ -56,7 +57,7 @@ SERVER_LAYERS = (
 #: The package's own face, and the way in.
 FREE = {"__init__", "__main__", "library"}
 #: The only places where anything is asynchronous; the command line runs what they hold.
-ASYNC = {"engine", "server", "client", "cli", "pauses.py"}
+ASYNC = {"engine", "egress", "server", "client", "cli", "pauses.py", "child_process.py"}
 #: Most files in a folder, without ``__init__.py``.
 MAX_FILES = 16
 #: The folder with one file for each user-visible command.

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import shutil
-import signal
-import subprocess
-import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
 import structlog
-from anyio.abc import ByteReceiveStream, ByteSendStream
 
 from ergo_capture import telemetry
+from ergo_capture.child_process import ChildProcess, report_lines, shebang_problem
 from ergo_capture.engine.compilers import compiler_problem
 from ergo_capture.engine.connection import LOST
 from ergo_capture.engine.remote import Channel, RemoteEngine, RemoteSettings
-from ergo_capture.parent_death import end_with_parent
-from ergo_capture.safe_path import inherited_environment
 
 log = structlog.get_logger()
 
-#: Longest logged line of the child's standard error, in bytes, and lines logged in a second; the rest is discarded.
-_MAX_LOGGED_BYTES: Final = 500
-_MAX_LOGGED_LINES: Final = 100
-#: Seconds from SIGTERM and the end of its standard input to SIGKILL.
-_TERM_SECONDS: Final = 2.0
 #: Seconds that a child which has closed a stream is given to exit, so that its exit status can be reported.
 _EXIT_SECONDS: Final = 0.2
 #: Seconds that the last lines of its standard error are waited for.
@@ -60,13 +46,13 @@ class ProcessEngine(RemoteEngine):
     async def connect(self) -> AsyncIterator[Channel]:
         """Start the child; end it and its process group afterwards."""
         self._ended = ""
-        child = _Child(self.command)
+        child = ChildProcess(self.command)
         self.pid = child.process.pid
         errors: asyncio.Task[None] | None = None
         try:
             stdin = await child.open_stdin()
             stdout = await child.open_reader(child.process.stdout)
-            errors = asyncio.create_task(self._log_errors(await child.open_reader(child.process.stderr)))
+            errors = asyncio.create_task(report_lines(await child.open_reader(child.process.stderr), self._log_error))
             try:
                 yield stdout, stdin, child.deaf
             except LOST:
@@ -84,21 +70,8 @@ class ProcessEngine(RemoteEngine):
                     errors.cancel()
             child.close()
 
-    async def _log_errors(self, stream: ByteReceiveStream) -> None:
-        """Log what the engine writes to its standard error, line by line."""
-        begun, left, window = b"", _MAX_LOGGED_LINES, 0.0
-        with suppress(*LOST):
-            while True:
-                data = begun + await stream.receive(1 << 16)
-                if (now := anyio.current_time()) >= window:
-                    left, window = _MAX_LOGGED_LINES, now + 1.0
-                # An engine that floods its standard error must not keep the loop from everybody else.
-                *lines, rest = data.split(b"\n", left)
-                left -= len(lines)
-                begun = rest[rest.rfind(b"\n") + 1 :][:_MAX_LOGGED_BYTES]
-                for line in lines:
-                    said = line[:_MAX_LOGGED_BYTES].decode("utf-8", "replace")
-                    log.info(telemetry.ENGINE_SAID, graph=self.graph, said=said)
+    def _log_error(self, said: str) -> None:
+        log.info(telemetry.ENGINE_SAID, graph=self.graph, said=said)
 
     @property
     def description(self) -> str:
@@ -112,174 +85,9 @@ class ProcessEngine(RemoteEngine):
     def reason(self, error: BaseException | None, *, was_up: bool) -> str:
         """Return why the engine is away: how the child ended, or why it could not be started."""
         if self._ended and (error is None or isinstance(error, LOST)):
-            problem = compiler_problem(self.command) or ("" if was_up else _shebang_problem(self.command[0]))
+            problem = compiler_problem(self.command) or ("" if was_up else shebang_problem(self.command[0]))
             return f"{self._ended}: {problem}" if problem else self._ended
         if isinstance(error, OSError) and not was_up:
-            problem = _shebang_problem(self.command[0]) if error.errno in (errno.ENOENT, errno.ENOEXEC) else ""
+            problem = shebang_problem(self.command[0]) if error.errno in (errno.ENOENT, errno.ENOEXEC) else ""
             return f"cannot start '{self.command[0]}': {problem or error.strerror or error}"
         return super().reason(error, was_up=was_up)
-
-
-class _Child:
-    """A child process with three pipes, in a session of its own.
-
-    ``subprocess.Popen`` starts it in place of the event loop's own ways: uvloop leaves every inheritable descriptor
-    open in the child, and neither loop sets the parent-death signal. It is started in the loop's thread, which lives as
-    long as the process (see ``end_with_parent``). In a session of its own it does not get the Ctrl-C at the daemon's
-    terminal, and can answer the last run.
-    """
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self.process = subprocess.Popen(  # noqa: S603 - the operator's configuration names it
-            command,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env=inherited_environment(),
-            preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - it takes no lock and imports nothing
-        )
-        #: Set when the child reads nothing more: it has closed its standard input, or has ended.
-        self.deaf = asyncio.Event()
-        self._exited = asyncio.Event()
-        self._status: os.waitid_result | None = None
-        self._stdin: asyncio.WriteTransport | None = None
-        self._outputs: list[asyncio.ReadTransport] = []
-        #: Pipes that no transport owns yet.
-        self._pipes = [self.process.stdin, self.process.stdout, self.process.stderr]
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._await_exit, args=[loop], name=f"wait-{self.process.pid}", daemon=True).start()
-
-    def _await_exit(self, loop: asyncio.AbstractEventLoop) -> None:
-        # WNOWAIT leaves the process to be reaped in ``end``: until then no other process can get its number, and the
-        # process group can be signalled safely.
-        with suppress(ChildProcessError):
-            self._status = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        # The loop may be closed by now.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._on_exit)
-
-    def _on_exit(self) -> None:
-        self._exited.set()
-        self.deaf.set()
-
-    async def open_stdin(self) -> ByteSendStream:
-        """Return the stream to the child's standard input."""
-        self._pipes.remove(self.process.stdin)
-        loop = asyncio.get_running_loop()
-        transport, protocol = await loop.connect_write_pipe(lambda: _StdinProtocol(self.deaf.set), self.process.stdin)
-        self._stdin = transport
-        return _PipeWriter(asyncio.StreamWriter(transport, protocol, None, loop))
-
-    async def open_reader(self, pipe: Any) -> ByteReceiveStream:
-        """Return the stream from one of the child's output pipes."""
-        self._pipes.remove(pipe)
-        reader = asyncio.StreamReader()
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-        self._outputs.append(transport)
-        return _PipeReader(reader)
-
-    async def wait(self, seconds: float) -> None:
-        """Wait for the child to exit, at most so long."""
-        with anyio.move_on_after(seconds):
-            await self._exited.wait()
-
-    async def end(self) -> None:
-        """End the child and all processes of its group, and reap it."""
-        # The whole group: what stands behind a shell or a wrapper would go on running beside its successor.
-        self._signal_group(signal.SIGTERM)
-        if self._stdin is not None and not self._stdin.is_closing():
-            self._stdin.abort()
-        await self.wait(_TERM_SECONDS)
-        self._signal_group(signal.SIGKILL)
-        await self.wait(_TERM_SECONDS)
-        self.process.poll()
-
-    def close(self) -> None:
-        """Close the pipes."""
-        for transport in self._outputs:
-            transport.close()
-        for pipe in self._pipes:
-            if pipe is not None:
-                pipe.close()
-
-    def _signal_group(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def how_ended(self) -> str:
-        """Return how the child ended by itself, in words; empty if it has not ended."""
-        if not self._exited.is_set():
-            return ""
-        if self._status is None:
-            return "it ended"
-        if self._status.si_code == os.CLD_EXITED:
-            return f"it exited with code {self._status.si_status}"
-        return f"it was killed by {signal.Signals(self._status.si_status).name}"
-
-
-class _StdinProtocol(asyncio.StreamReaderProtocol):
-    """Notices when the other end of the pipe is closed, which both event loops do without a write."""
-
-    def __init__(self, on_lost: Callable[[], None]) -> None:
-        super().__init__(asyncio.StreamReader())
-        self._on_lost = on_lost
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._on_lost()
-
-
-class _PipeReader(ByteReceiveStream):
-    """A pipe as anyio's interface has it."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        data = await self._reader.read(max_bytes)
-        if not data:
-            raise anyio.EndOfStream
-        return data
-
-    async def aclose(self) -> None:
-        """Do nothing: the child closes its pipes."""
-
-
-class _PipeWriter(ByteSendStream):
-    """A pipe as anyio's interface has it."""
-
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
-
-    async def send(self, item: bytes) -> None:
-        self._writer.write(item)
-        await self._writer.drain()
-
-    async def aclose(self) -> None:
-        """Do nothing: the child closes its pipes."""
-
-
-def _shebang_problem(program: str) -> str:
-    """Return why the first line of a script keeps it from running, or an empty string."""
-    path = shutil.which(program)
-    if path is None:
-        return ""
-    try:
-        with Path(path).open("rb") as file:
-            first = file.readline(256)
-    except OSError:
-        return ""
-    if not first.startswith(b"#!"):
-        return ""
-    if first.endswith(b"\r\n"):
-        return (
-            f"the first line of '{path}' ends in CR LF, and the CR becomes a part of the interpreter's name or argument; "
-            "save the file with LF line ends"
-        )
-    interpreter = first[2:].decode("utf-8", "replace").split()
-    if interpreter and not Path(interpreter[0]).exists():
-        return f"there is no '{interpreter[0]}', which the first line of '{path}' names as its interpreter"
-    return ""
