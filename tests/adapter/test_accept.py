@@ -76,11 +76,18 @@ def test_the_store_fills_what_the_schema_names_and_the_sender_left_out() -> None
     assert ADAPTER.accept(event({}, "plain"), store).payload == b"{}"
 
 
-def test_a_bound_event_names_the_keys_that_the_store_gave() -> None:
-    """Sorted; those that the sender sent are not among them."""
+def test_a_bound_event_names_the_keys_that_have_the_stores_value() -> None:
+    """Sorted; a key that was sent with another value is not among them."""
     store = ContextStore({"v": [1.0], "n": 3.0})
     assert ADAPTER.bind(read_hosted_event(event({})), store).taken == ("n", "v")
     assert ADAPTER.bind(read_hosted_event(event({"v": []})), store).taken == ("n",)
+
+
+def test_a_key_that_was_sent_with_the_stores_value_is_named_too() -> None:
+    """Payload and store alone tell which these are; 3 is another text than 3.0."""
+    store = ContextStore({"n": 3.0})
+    assert ADAPTER.bind(read_hosted_event(event({"n": 3.0})), store).taken == ("n",)
+    assert ADAPTER.bind(read_hosted_event(event({"n": 3})), store).taken == ()
 
 
 def test_numbers_are_read_as_the_adapter_was_told() -> None:

@@ -28,9 +28,11 @@ from ergo_capture.kernel.events import ExternalEvent
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """An event as the graph gets it, and which of its payload's keys came from the context store, sorted."""
+    """An event as the graph gets it."""
 
     event: ExternalEvent
+    #: The payload's keys that have the context store's value, sorted. One that was sent with this very value is among
+    #: them, so that payload and store alone tell which they are.
     taken: tuple[str, ...]
 
 
@@ -99,7 +101,7 @@ class Adapter:
             self._validate(event, kind, payload, ())
 
     def bind(self, event: HostedEvent, store: ContextStore) -> Bound:
-        """Return an event as the graph gets it, and the keys that came from the store.
+        """Return an event as the graph gets it, and the keys that have the store's value.
 
         Raises:
             AdapterError: SCHEMA_VIOLATION.
@@ -112,7 +114,7 @@ class Adapter:
             bound = ExternalEvent.with_payload(event.event_id, event.kind, event.at, write_json(merged))
         except ValueError as error:
             raise _violation(event, _mismatch(event, str(error)), (), "payload", taken) from error
-        return Bound(bound, taken)
+        return Bound(bound, store.held_by(merged) if len(store) else ())
 
     def _kind_and_payload(self, event: HostedEvent) -> tuple[_Kind, dict[str, Any]]:
         payload = event.payload

@@ -58,6 +58,12 @@ class ContextStore:
         """Return a key's value; None where it has none."""
         return self._values.get(key)
 
+    def held_by(self, payload: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of a decoded payload that have this store's value, as canonical JSON, sorted."""
+        values = self._values
+        shared = payload.keys() & values.keys()
+        return tuple(sorted(key for key in shared if _is_same(payload[key], values[key])))
+
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
@@ -101,6 +107,11 @@ class ContextStore:
 
     def __repr__(self) -> str:
         return f"<ContextStore {len(self._values)} keys, {self.size} bytes>"
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    # 1 and 1.0, or 0.0 and -0.0, are equal, and other texts.
+    return one is other or (one == other and write_json(one) == write_json(other))
 
 
 def _size(key: str, value: Any) -> int:

@@ -73,6 +73,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decided_by: str = ""
     #: Semantic kinds of the events, where they have any.
     semantic_kinds: SemanticKinds | None = None
+    #: Which events hold which values of the context store, as ``merged.py`` says; None without an adapter.
+    merged: str | None = None
+    #: The context store before the first event, by key; None where it is empty or there is no adapter.
+    store: dict[str, Any] | None = None
 
     @property
     def stored(self) -> tuple[int, str]:
@@ -114,6 +118,8 @@ def manifest_for(
     sequence: int | None = None,
     beside: str | None = None,
     semantic_kinds: SemanticKinds | None = None,
+    merged: str | None = None,
+    store: dict[str, Any] | None = None,
 ) -> Manifest:
     """Return the manifest of a bundle that this program wrote.
 
@@ -135,6 +141,8 @@ def manifest_for(
         sequence: its place in the order of publication.
         beside: the finished bundle whose name it would have had.
         semantic_kinds: semantic kinds of its events.
+        merged: the digest of what the context store gave to its events.
+        store: the context store before its first event.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -168,6 +176,8 @@ def manifest_for(
         sequence=sequence,
         beside=beside,
         semantic_kinds=semantic_kinds,
+        merged=merged,
+        store=store,
     )
 
 
