@@ -1,0 +1,115 @@
+"""How the events of a session become what the graph gets: bound to an adapter, or made canonical."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from ergo_capture.adapter.canonical import Numbers, read_json, write_json
+from ergo_capture.adapter.contract import Adapter, Bound, load_adapter
+from ergo_capture.adapter.errors import SCHEMA_VIOLATION, AdapterError
+from ergo_capture.adapter.events import HostedEvent
+from ergo_capture.adapter.store import ContextStore
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.time import EventTime
+
+#: What becomes of a payload where the graph has no adapter.
+PayloadForm = Literal["verbatim", "canonical"]
+
+
+class Binding:
+    """Binds the events of one graph: everything that a payload derives from, but the events and the effects.
+
+    Args:
+        adapter: the adapter's manifest, in YAML; None where the graph has none. Payloads are then made canonical.
+        numbers: how the numbers of payloads are read.
+        context_bytes: bytes of JSON that the context store may take; 0 for no limit.
+
+    Raises:
+        AdapterError: the manifest is refused, or the packages that adapters need are not installed.
+    """
+
+    def __init__(self, adapter: str | None, numbers: Numbers = "reference", context_bytes: int = 0) -> None:
+        self.adapter: Adapter | None = None if adapter is None else load_adapter(adapter, numbers=numbers)
+        self.numbers: Numbers = numbers
+        self._limit = context_bytes or None
+
+    def store(self, text: bytes | str = b"{}") -> ContextStore:
+        """Return the context store that ``ContextStore.to_json`` wrote, by default an empty one."""
+        return ContextStore.from_json(text, limit=self._limit)
+
+    def admit(self, event: HostedEvent) -> None:
+        """Check what no value of the context store could mend.
+
+        Raises:
+            AdapterError: SCHEMA_VIOLATION.
+        """
+        if self.adapter is not None:
+            self.adapter.admit(event)
+        else:
+            _canonical(event)
+
+    def bind(self, event: HostedEvent, store: ContextStore) -> Bound:
+        """Return an event as the graph gets it, and the keys that came from the store.
+
+        Raises:
+            AdapterError: SCHEMA_VIOLATION.
+        """
+        return Bound(_canonical(event), ()) if self.adapter is None else self.adapter.bind(event, store)
+
+
+def _canonical(event: HostedEvent) -> ExternalEvent:
+    if event.payload is None:
+        return ExternalEvent.mechanical_at(event.event_id, event.kind, event.at)
+    try:
+        return ExternalEvent.with_payload(event.event_id, event.kind, event.at, write_json(event.payload))
+    except ValueError as error:
+        raise AdapterError(
+            SCHEMA_VIOLATION, f"event build failed: {error}", where="$", fix="send numbers within f64"
+        ) from error
+
+
+class _Event(msgspec.Struct, frozen=True, gc=False):
+    event_id: str
+    kind: ExternalEventKind
+    at: EventTime
+    #: Any type: one that is no string counts as none.
+    semantic_kind: object = None
+    payload: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Line(msgspec.Struct, frozen=True, gc=False):
+    event: _Event
+
+
+_lines: Final = msgspec.json.Decoder(_Line)
+
+
+def read_hosted_line(line: bytes, numbers: Numbers) -> HostedEvent:
+    """Return the event of a line that was checked as one: ``{"type":"event","event":{...}}``.
+
+    Raises:
+        ValueError: it is none, or a number of its payload is beyond f64.
+    """
+    return _hosted(_lines.decode(line).event, numbers)
+
+
+def read_hosted_lines(body: bytes, numbers: Numbers) -> list[HostedEvent]:
+    """Return the events of an EVENTS body, or of any lines that were admitted.
+
+    Raises:
+        ValueError: a line is no event.
+    """
+    return [_hosted(line.event, numbers) for line in _lines.decode_lines(body)]
+
+
+def _hosted(event: _Event, numbers: Numbers) -> HostedEvent:
+    kind, payload = event.semantic_kind, bytes(event.payload)
+    return HostedEvent(
+        event.event_id,
+        event.kind,
+        event.at,
+        kind if isinstance(kind, str) else None,
+        None if payload == b"null" else read_json(payload, numbers),
+    )
