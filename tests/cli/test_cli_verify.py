@@ -204,12 +204,17 @@ def with_number(number: float) -> str:
 
 
 def test_a_number_that_the_reference_misreads_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """9.773333333333333 of a real capture is sound, with a note that the reference may refuse its own file."""
+    """9.773333333333333 of a real capture is sound, with a note that the reference refuses its own file, and the cure."""
     file = written(tmp_path, with_number(9.773333333333333))
     assert app.run(["verify", file]) == 0
     said = capsys.readouterr().out
     assert ": ok, " in said
-    assert "note: the reference may refuse this bundle: it reads 9.773333333333333" in said
+    assert "note: the reference refuses this bundle (effect_mismatch): it misreads 1 number in effects" in said
+    assert "`float_roundtrip`" in said
+    assert "9.773333333333333" not in said
+    assert app.run(["verify", "--verbose", file]) == 0
+    said = capsys.readouterr().out
+    assert "it reads 9.773333333333333 in an effect of decision" in said
     assert "as 9.773333333333332" in said
 
 

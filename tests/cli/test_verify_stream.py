@@ -94,15 +94,16 @@ def test_no_id_is_forgotten_while_the_table_grows() -> None:
     assert len(ids) == len(names)
 
 
-def test_notes_beyond_the_first_hundred_are_counted(tmp_path: Path) -> None:
+def test_misread_numbers_beyond_the_first_hundred_are_counted(tmp_path: Path) -> None:
     """The output is bounded for a bundle full of numbers that the reference misreads."""
     bundle = json.loads(encode_bundle(rich_bundle(1200, limited=False)).replace(b"-2.0", b"9.773333333333333"))
     for record in bundle["decisions"]:
         for effect in record["effects"]:
             effect["effect_hash"] = "0" * 64
     verdict = verify_bundle(written(tmp_path, bundle))
-    assert len(verdict.notes) == MAX_NOTES + 1
-    assert verdict.notes[-1].endswith("more decisions with such numbers")
+    assert len(verdict.notes) == 1
+    assert len(verdict.details) == MAX_NOTES + 1
+    assert verdict.details[-1].endswith("more such numbers")
 
 
 def test_progress_is_reported_to_the_caller(tmp_path: Path) -> None:

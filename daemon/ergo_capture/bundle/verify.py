@@ -30,8 +30,9 @@ from ergo_capture.kernel.serde.numbers import as_the_reference
 from ergo_capture.kernel.serde.tokens import outside_strings
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.kernel.uniqueness import SeenIds
+from ergo_capture.units import counted
 
-#: Notes that are kept; the rest is counted.
+#: Details that are kept; the rest is counted.
 MAX_NOTES: Final = 100
 #: Events between two calls of ``on_progress``.
 _PROGRESS_EVENTS: Final = 4096
@@ -49,6 +50,8 @@ class Verdict(msgspec.Struct, frozen=True):
     divergence: Divergence | None
     #: Remarks on a sound bundle.
     notes: tuple[str, ...]
+    #: What the remarks sum up, one by one; at most ``MAX_NOTES`` and a line that counts the others.
+    details: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -159,8 +162,9 @@ class _Verification:
         self.rederivation = Rederivation(stream.graph_id, stream.config)
         self.wrong_effect: Divergence | None = None
         self.divergence: Divergence | None = None
-        self.notes: list[str] = []
-        self.notes_beyond = 0
+        #: The effects' numbers that the reference misreads.
+        self.misread = 0
+        self.details: list[str] = []
 
     def run(self, on_progress: Callable[[int], None], *, only_decided: bool) -> Verdict:
         stream, events, decisions = self.stream, 0, 0
@@ -185,10 +189,18 @@ class _Verification:
         complaint = complaint or self.integrity.complaint
         if complaint is not None:
             return Verdict(stream.graph_id, events, decisions, complaint, None, ())
-        if self.notes_beyond:
-            self.notes.append(f"and {self.notes_beyond} more decisions with such numbers")
         divergence = self.wrong_effect or self.divergence
-        return Verdict(stream.graph_id, events, decisions, None, divergence, tuple(self.notes))
+        return Verdict(stream.graph_id, events, decisions, None, divergence, *self._notes())
+
+    def _notes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if not self.misread:
+            return (), ()
+        note = (
+            f"the reference refuses this bundle (effect_mismatch): it misreads {counted(self.misread, 'number')} in "
+            "effects; the cure is serde_json's feature `float_roundtrip` in your own build of it"
+        )
+        more = self.misread - len(self.details)
+        return (note,), (*self.details, *([f"and {counted(more, 'more such number')}"] if more else []))
 
     def _check_effects(self, index: int, record: EpisodeInvocationRecord) -> None:
         if self.wrong_effect is None:
@@ -197,13 +209,10 @@ class _Verification:
                 if actual != effect.effect_hash:
                     self.wrong_effect = Divergence(index, record.event_id, "effect_hash", effect.effect_hash, actual)
                     break
-        note = next(_misread_floats(index, record), None)
-        if note is None:
-            return
-        if len(self.notes) < MAX_NOTES:
-            self.notes.append(note)
-        else:
-            self.notes_beyond += 1
+        for note in _misread_floats(index, record):
+            self.misread += 1
+            if len(self.details) < MAX_NOTES:
+                self.details.append(note)
 
 
 def event_of(event: ExternalEventRecord) -> EventLike:
@@ -215,7 +224,7 @@ _NUMBERS: Final = outside_strings(rb"(-?[0-9][-+.0-9e]*)")
 
 
 def _misread_floats(index: int, record: EpisodeInvocationRecord) -> Iterator[str]:
-    """Yield a note for each number of an effect that the reference reads as another number and so refuses."""
+    """Yield a note for each number of an effect that the reference reads as another number, so that its hash differs."""
     for effect in record.effects:
         for token in _NUMBERS.finditer(encode_effect(effect.effect)):
             if token[1] is None:
@@ -223,7 +232,4 @@ def _misread_floats(index: int, record: EpisodeInvocationRecord) -> Iterator[str
             number = token[1].decode()
             read = as_the_reference(number)
             if read != float(number):
-                yield (
-                    f"the reference may refuse this bundle: it reads {number} in an effect of decision "
-                    f"{index} (event {record.event_id!r}) as {read!r}"
-                )
+                yield f"it reads {number} in an effect of decision {index}, event {record.event_id!r}, as {read!r}"

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from ergo_capture.cli.support.captures import files_and_sessions
-from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
+from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import without_controls
 from ergo_capture.cli.support.verification import check_run, in_words, no_manifest_flag
 from ergo_capture.errors import ExitCode
@@ -30,10 +30,19 @@ from ergo_capture.errors import ExitCode
     metavar="BUNDLE...",
 )
 @no_manifest_flag
+@flag("--verbose", "-v", help="Print what the notes sum up, too.")
 @state_option
 @config_option
 @json_flag("bundle")
-def verify(bundles: tuple[str, ...], *, no_manifest: bool, state_dir: str, config: Path | None, as_json: bool) -> int:
+def verify(
+    bundles: tuple[str, ...],
+    *,
+    no_manifest: bool,
+    verbose: bool,
+    state_dir: str,
+    config: Path | None,
+    as_json: bool,
+) -> int:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
 
     Where a manifest stands beside a bundle, its size and SHA-256 come first. Of a session that goes on, what is decided
@@ -47,11 +56,11 @@ def verify(bundles: tuple[str, ...], *, no_manifest: bool, state_dir: str, confi
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome
-        click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result)))
+        click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result, verbose=verbose)))
     return int(worst)
 
 
-def _in_words(result: dict[str, Any]) -> str:
+def _in_words(result: dict[str, Any], *, verbose: bool) -> str:
     lines = [f"{result['bundle']}: {in_words(result)}"]
     if "by_itself" in result:
         lines.append(f"  the bundle by itself: {result['by_itself']}")
@@ -60,4 +69,6 @@ def _in_words(result: dict[str, Any]) -> str:
         lines += [f"  {side}: {msgspec.json.encode(found[side]).decode()}" for side in ("captured", "replayed")]
     if result.get("hint"):
         lines.append(f"  try: {result['hint']}")
-    return "\n".join([*lines, *(f"  note: {note}" for note in result.get("notes", ()))])
+    lines += [f"  note: {note}" for note in result.get("notes", ())]
+    lines += [f"    {detail}" for detail in result.get("details", ()) if verbose]
+    return "\n".join(lines)

@@ -49,7 +49,7 @@ def check_run(run: Capture, *, with_manifest: bool = True) -> dict[str, Any]:
     except ErgoCaptureError as error:
         result |= {"error": printable(error.message), "hint": error.hint, "exit": ExitCode.FAILED}
     else:
-        result["notes"] = list(verdict.notes)
+        result |= {"notes": list(verdict.notes), "details": list(verdict.details)}
         if verdict.divergence is None:
             result |= {"ok": True, "exit": ExitCode.OK}
         else:
