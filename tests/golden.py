@@ -298,6 +298,12 @@ def newer(directory: Path) -> None:
     _append(directory, FrameKind.EVENTS, version=2)
 
 
+def newest(directory: Path) -> None:
+    """A frame of format version 3 follows what format version 2 knows."""
+    killed(directory)
+    _append(directory, FrameKind.EVENTS, version=3)
+
+
 def ignorable(directory: Path) -> None:
     """A frame of a kind that we do not know, which says that it may be passed over."""
     killed(directory)
@@ -318,7 +324,21 @@ def _append(directory: Path, kind: int, **fields: int) -> None:
 
 JOURNALS: Final[dict[str, Callable[[Path], None]]] = {
     maker.__name__.replace("_", "-"): maker
-    for maker in (sealed, killed, in_doubt, torn, damaged, rotated, parts, ended, full, missing, newer, ignorable)
+    for maker in (
+        sealed,
+        killed,
+        in_doubt,
+        torn,
+        damaged,
+        rotated,
+        parts,
+        ended,
+        full,
+        missing,
+        newer,
+        newest,
+        ignorable,
+    )
 }
 
 

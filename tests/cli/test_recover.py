@@ -684,7 +684,7 @@ def test_a_published_bundle_is_recovered_only_if_missing_or_changed(
 def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, and which program to use."""
     write_sessions(tmp_path / "journal", segment_bytes=1 << 20)
-    append_frame(segment_path(tmp_path / "journal", 1), FrameKind.EVENTS, 1, version=2)
+    append_frame(segment_path(tmp_path / "journal", 1), FrameKind.EVENTS, 1, version=3)
     assert app.run(["recover", str(tmp_path / "journal"), "-o", str(tmp_path / "out")]) == ExitCode.FAILED
     assert "start the newer ergo-capture that wrote it" in capsys.readouterr().err
 

@@ -411,8 +411,8 @@ def append_frame(segment: Path, kind: int, session: int, *, flags: int = 0, vers
 def test_a_newer_format_version_is_refused_with_its_number(tmp_path: Path) -> None:
     """The hint says which program to start."""
     write_batches(tmp_path, MIDDLE)
-    append_frame(last_segment(tmp_path, 1), FrameKind.EVENTS, 1, version=2)
-    with pytest.raises(JournalError, match="format version is 2, and this program reads up to 1") as caught:
+    append_frame(last_segment(tmp_path, 1), FrameKind.EVENTS, 1, version=3)
+    with pytest.raises(JournalError, match="format version is 3, and this program reads up to 2") as caught:
         journal_in(tmp_path)
     assert caught.value.hint == "start the newer ergo-capture that wrote it"
 

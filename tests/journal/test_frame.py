@@ -22,7 +22,7 @@ def test_a_header_has_the_layout_of_the_specification() -> None:
     """Byte for byte as in the docstring of the module."""
     frame = PendingFrame(FrameKind.EVENTS, 7, 1000, 2, b"two\nlines\n")
     header, body, padding = frame.encode(3, 41, 1, 5)
-    written = struct.pack("<4sBBHQQQQIIIII", b"ergJ", 1, 2, 0, 3, 41, 7, 1000, 2, 10, 1, 5, crc32c(b"two\nlines\n"))
+    written = struct.pack("<4sBBHQQQQIIIII", b"ergJ", 2, 2, 0, 3, 41, 7, 1000, 2, 10, 1, 5, crc32c(b"two\nlines\n"))
     assert header == written + struct.pack("<I", crc32c(written))
     assert (body, padding) == (b"two\nlines\n", bytes(6))
     assert frame.size == len(header) + len(body) + len(padding) == 80

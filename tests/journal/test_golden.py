@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.golden import GOLDEN, JOURNALS, found_in, make_bundles, said_of
+from tests.golden import GOLDEN, JOURNALS, Life, found_in, make_bundles, said_of
+from tests.journal.journals import frames_of
 
-from ergo_capture import encode_bundle, read_capture_bundle
+from ergo_capture import Constraints, encode_bundle, read_capture_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle
+from ergo_capture.journal import scan, verdict
+from ergo_capture.journal.wal import Journal
+from ergo_capture.storage import RealStorage
 
 NAMES = sorted(path.name for path in (GOLDEN / "journals").iterdir())
+#: The journals that a program of format version 1 has to refuse: for it their last frame is of a later version.
+FOR_VERSION_1 = {"newer"}
 
 
 def expected(name: str) -> dict[str, Any]:
@@ -30,9 +36,17 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def journal(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A copy of a golden journal."""
+def journal(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a golden journal; what was made for a program of format version 1 is read as that one reads it."""
+    if request.param in FOR_VERSION_1:
+        read_as_version_1(monkeypatch)
     return Path(shutil.copytree(GOLDEN / "journals" / request.param / "journal", tmp_path / "journal"))
+
+
+def read_as_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse from now on what ergo-capture 0.1.0 refuses because of its version."""
+    for module in (scan, verdict):
+        monkeypatch.setattr(module, "FORMAT_VERSION", 1)
 
 
 def test_there_are_at_least_ten_golden_journals_and_bundles() -> None:
@@ -61,11 +75,45 @@ def test_a_second_start_finds_the_same_and_changes_nothing(journal: Path, name: 
     assert second == first | ({} if "refused" in first else {"torn_bytes": 0})
 
 
-@pytest.mark.parametrize("name", sorted(JOURNALS))
+@pytest.mark.parametrize("name", sorted(set(JOURNALS) - FOR_VERSION_1))
 def test_the_script_still_writes_the_golden_journals(tmp_path: Path, name: str) -> None:
     """The same is found in what it writes."""
     JOURNALS[name](tmp_path)
     assert found_in(tmp_path) == expected(name)
+
+
+@pytest.mark.parametrize("name", ["killed", "in-doubt", "rotated", "parts", "ended", "sealed"])
+def test_the_journals_of_0_1_0_are_of_format_version_1(name: str) -> None:
+    """Open, rotated and closed sessions; what they lead to is tested above."""
+    paths = sorted((GOLDEN / "journals" / name / "journal").glob("*.journal"))
+    assert paths
+    assert {header.version for path in paths for header, _ in frames_of(path)} == {1}
+
+
+def test_a_journal_of_0_1_0_is_continued_in_a_segment_of_version_2(tmp_path: Path) -> None:
+    """What the old segments hold stays as it is."""
+    directory = Path(shutil.copytree(GOLDEN / "journals" / "killed" / "journal", tmp_path / "journal"))
+    before = files(directory)
+    with_one_more = Life(7, Constraints())
+    journal, _ = Journal.open(directory, RealStorage(), segment_bytes=4096)
+    journal.commit([with_one_more.opened()])
+    journal.close()
+    old, new = sorted(directory.glob("*.journal"))
+    assert old.read_bytes().rstrip(b"\0") == before[old.name].rstrip(b"\0")
+    assert [header.version for header, _ in frames_of(new)] == [2, 2]
+
+
+def test_0_1_0_refuses_format_version_2_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names the segment and both versions, and changes nothing."""
+    JOURNALS["killed"](tmp_path)
+    before = files(tmp_path)
+    read_as_version_1(monkeypatch)
+    assert found_in(tmp_path) == {
+        "refused": "read journal segment 'JOURNAL/0000000000000001.journal': its format version is 2, and this "
+        "program reads up to 1",
+        "hint": "start the newer ergo-capture that wrote it",
+    }
+    assert files(tmp_path) == before
 
 
 def test_golden_bundles_get_the_same_verdicts() -> None:

@@ -215,7 +215,7 @@ def test_a_frame_is_refused_where_only_a_newer_program_can_read_it() -> None:
     later = Header(FORMAT_VERSION + 1, *(getattr(known, name) for name in Header.__struct_fields__[1:]))
     ignorable = Header(FORMAT_VERSION, 99, 1, *(getattr(unknown, name) for name in Header.__struct_fields__[3:]))
     assert (needs_newer(known), needs_newer(ignorable)) == (None, None)
-    assert needs_newer(later) == "its format version is 2, and this program reads up to 1"
+    assert needs_newer(later) == "its format version is 3, and this program reads up to 2"
     assert needs_newer(unknown) == "a frame of the unknown kind 99 needs a newer ergo-capture"
     frame = WholeFrame(unknown, Position(1, 0), b"")
     with pytest.raises(JournalError, match="read journal segment 'x': a frame of the unknown kind 99"):

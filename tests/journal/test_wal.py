@@ -73,7 +73,7 @@ def test_every_segment_begins_with_a_segment_frame(tmp_path: Path) -> None:
     (frame,) = read_frames(tmp_path, [Position(3, 0)], RealStorage())
     before, _ = frames_of(last_segment(tmp_path, 2))[-1]
     assert frame.header.kind == FrameKind.SEGMENT
-    assert frame.body == b'{"format":1,"program":"test 1","sequence":3,"batch":%d,"frames":%d}' % (
+    assert frame.body == b'{"format":2,"program":"test 1","sequence":3,"batch":%d,"frames":%d}' % (
         before.batch,
         before.frames,
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ergo_capture import Constraints, EventTime, ExternalEvent, ExternalEventKind, FaultRuntime, RunTermination
-from ergo_capture.journal.decision_rows import DecisionRows, read_decisions
+from ergo_capture.journal.decision_rows import DecisionOutcome, DecisionRows, read_decisions
 from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.ports import MemoryDecisionLog
@@ -53,7 +53,8 @@ def test_drive_all_takes_the_decisions_of_drive(
     assert log.logged == len(stream)
     assert (at_once.now, at_once.deferred_count) == (one_by_one.now, one_by_one.deferred_count)
     frame = log.to_frame()
-    outcomes = list(read_decisions(frame.body)) if frame else []
+    found = read_decisions(frame.body) if frame else ()
+    outcomes = [outcome for outcome in found if isinstance(outcome, DecisionOutcome)]
     records = [o.to_record(e.event_id, constraints.deadline) for o, e in zip(outcomes, stream, strict=True)]
     assert records == memory.records()
 

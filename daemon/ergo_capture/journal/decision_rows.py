@@ -1,9 +1,13 @@
-"""Decisions in the journal: rows of a JSON array, in the order of their events, one decision for each event.
+"""Decisions in the journal: rows of a JSON array, in the order of their events, one decision or refusal for each event.
 
 * ``[0, episode, n]``: n invocations that completed at the first attempt, without effects, of episodes
   ``episode`` to ``episode + n - 1``: nearly every decision of nearly every run.
 * ``[1, episode, schedule_at]``: a deferral.
 * ``[2, episode, termination, retry_count, effects, intent_acks, interruption]``: any other invocation.
+* ``[3, code, message]``: a refusal. The event was never offered: it has no episode and advances no clock.
+* ``[4, interruption]``: the run was interrupted; no event is decided or refused after it. It stands for no event.
+
+Segments of format version 1 have no rows of the last two kinds.
 
 The event id is in the event's line and the deadline in the constraints; neither is repeated here.
 """
@@ -15,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ergo_capture.journal.payloads import Interruption
 from ergo_capture.kernel.effects import ActionEffect, encode_effect
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
@@ -43,7 +48,20 @@ class _Invocation(msgspec.Struct, array_like=True, tag=2):
     interruption: str | None
 
 
-_Row = PlainRun | _Deferral | _Invocation
+class Refusal(msgspec.Struct, array_like=True, tag=3, frozen=True):
+    """A refused event: its payload, once merged with the context store, breaks the adapter's schema."""
+
+    code: str
+    message: str
+
+
+class EndOfRun(msgspec.Struct, array_like=True, tag=4, frozen=True):
+    """The run was interrupted behind the events before."""
+
+    interruption: Interruption
+
+
+_Row = PlainRun | _Deferral | _Invocation | Refusal | EndOfRun
 
 _encode: Final = msgspec.json.Encoder().encode
 _rows: Final = msgspec.json.Decoder(list[_Row])
@@ -53,14 +71,16 @@ _effect: Final = msgspec.json.Decoder(ActionEffect)
 class DecisionRows:
     """Collects decisions for one DECISIONS frame."""
 
-    __slots__ = ("_rows", "_run", "bytes", "count")
+    __slots__ = ("_rows", "_run", "bytes", "count", "is_end")
 
     def __init__(self) -> None:
         self._rows: list[_Row] = []
         self._run: PlainRun | None = None
-        #: Decisions collected.
+        #: Decisions and refusals collected.
         self.count = 0
-        #: Bytes of their effects, acknowledgements and interruptions.
+        #: Whether the run ends behind them.
+        self.is_end = False
+        #: Bytes of their effects, acknowledgements, interruptions and messages.
         self.bytes = 0
 
     def add(self, entry: DecisionLogEntry) -> None:
@@ -108,6 +128,19 @@ class DecisionRows:
         self._run = run = PlainRun(episode, count)
         self._rows.append(run)
 
+    def add_refusal(self, refusal: Refusal) -> None:
+        """Append a refusal."""
+        self.count += 1
+        self.bytes += len(refusal.message)
+        self._run = None
+        self._rows.append(refusal)
+
+    def add_end(self, interruption: Interruption) -> None:
+        """Note that the run was interrupted here: no decision or refusal follows."""
+        self._run = None
+        self.is_end = True
+        self._rows.append(EndOfRun(interruption))
+
     def encode(self) -> bytes:
         """Return the body of the frame."""
         return _encode(self._rows)
@@ -151,8 +184,8 @@ class DecisionOutcome(msgspec.Struct, frozen=True):
         )
 
 
-def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome]:
-    """Yield the rows of a DECISIONS frame, in order: a PlainRun as it is, any other row as its decision.
+def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome | Refusal | EndOfRun]:
+    """Yield the rows of a DECISIONS frame, in order: deferrals and invocations as decisions, others as they are.
 
     Raises:
         ValueError: the body cannot be decoded.
@@ -162,8 +195,7 @@ def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome]:
             yield row
         elif type(row) is _Deferral:
             yield DecisionOutcome(Decision.Defer, row.schedule_at, row.episode, None, 0, (), (), None)
-        else:
-            assert isinstance(row, _Invocation)
+        elif type(row) is _Invocation:
             yield DecisionOutcome(
                 Decision.Invoke,
                 None,
@@ -174,17 +206,20 @@ def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome]:
                 row.intent_acks,
                 row.interruption,
             )
+        else:
+            assert isinstance(row, Refusal | EndOfRun)
+            yield row
 
 
-def read_decisions(body: bytes) -> Iterator[DecisionOutcome]:
-    """Yield the decisions of a DECISIONS frame, in order.
+def read_decisions(body: bytes) -> Iterator[DecisionOutcome | Refusal]:
+    """Yield the decisions and refusals of a DECISIONS frame, one for each event, in order.
 
     Raises:
         ValueError: the body cannot be decoded.
     """
     for row in read_rows(body):
-        if isinstance(row, DecisionOutcome):
+        if isinstance(row, PlainRun):
+            for episode in range(row.episode, row.episode + row.count):
+                yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
+        elif not isinstance(row, EndOfRun):
             yield row
-            continue
-        for episode in range(row.episode, row.episode + row.count):
-            yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)

@@ -6,7 +6,8 @@ and unsigned. A frame of a later format version, or of an unknown kind that may 
 
     offset  size  field
          0     4  magic, the bytes "ergJ"
-         4     1  format version, 1
+         4     1  format version: 2; 1 in segments that 0.1.0 wrote, which have no OUTCOME and ACK frames, and rows
+                  of decisions only
          5     1  kind (FrameKind)
          6     2  flags; bit 0: a reader that does not know the kind may skip the frame
          8     8  segment: number of the segment's file. Bytes of another file that turn up here are not frames.
@@ -34,7 +35,8 @@ import msgspec
 from crc32c import crc32c
 
 MAGIC: Final = b"ergJ"
-FORMAT_VERSION: Final = 1
+#: The version that is written; it and those before it are read.
+FORMAT_VERSION: Final = 2
 ALIGNMENT: Final = 8
 #: Longest body, in bytes; a header with a greater length is not valid.
 MAX_BODY: Final = 64 << 20
@@ -58,7 +60,8 @@ class FrameKind(IntEnum):
     DECISIONS = 3
     #: A part of a session ended: ``payloads.Rotation``; ``first`` is the index of the next part's first event.
     ROTATE = 4
-    #: A session ended: ``payloads.Closing``; ``first`` is its number of events and decisions.
+    #: A session ended: ``payloads.Closing``; ``first`` is the number of its events that are decided or refused,
+    #: ``count`` the number of those behind them, which are left over.
     CLOSE = 5
     #: A bundle is durable: ``payloads.Publication``; ``first`` is the part's number, ``count`` 1 for the last part.
     PUBLISHED = 6
@@ -74,6 +77,10 @@ class FrameKind(IntEnum):
     LOSS = 10
     #: The session is quarantined and not in this journal any more: ``repair/quarantine.py``. Ignorable, as LOSS.
     ASIDE = 11
+    #: An episode ran and its decision is not complete yet: ``payloads.Outcome``; ``first`` is its event's index.
+    OUTCOME = 12
+    #: An intent of that episode was acknowledged: ``payloads.Ack``; ``first`` is the event's index.
+    ACK = 13
 
 
 class Position(NamedTuple):

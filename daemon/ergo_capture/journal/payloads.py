@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.effects import ActionEffect, IntentRecord
+from ergo_capture.kernel.outcomes import RunTermination
+from ergo_capture.kernel.ports import RunResult
+from ergo_capture.kernel.records import CapturedIntentAck
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -60,6 +64,22 @@ def join_losses(known: Loss | None, new: Loss) -> Loss:
     return msgspec.structs.replace(known, resumed=new.resumed)
 
 
+class Contract(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the payloads that a graph gets are derived from those that were sent, without the configuration.
+
+    With an adapter they are merged with the context store, validated and canonical.
+    """
+
+    #: The text of the adapter's manifest; None without an adapter, and payloads are canonical then.
+    adapter: str | None = None
+    #: How numbers are read (``adapter.canonical``).
+    numbers: Literal["reference", "exact"] = "reference"
+    #: Bytes of JSON that the context store may take; None for no limit.
+    context_bytes: int | None = None
+    #: The kinds of effects that egress channels carry out; effects of other kinds write the context store.
+    routed: tuple[str, ...] = ()
+
+
 class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a session is: the body of its OPEN frame. Nothing of it changes but ``lost``."""
 
@@ -81,6 +101,32 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_default
     decided_by: str = ""
     #: What was lost of the session until this was written; the part that begins then, and later ones, say it too.
     lost: Loss | None = None
+    #: How payloads are derived; None where they are captured as they were sent.
+    contract: Contract | None = None
+    #: What the egress channels are; None where intents have none.
+    egress_provenance: str | None = None
+
+
+class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why the run of a session ended before its events did. Nothing behind it is decided."""
+
+    #: The reference's word: ``driver_terminated``, ``protocol_violation``, ``host_stop_requested``, ``driver_io``,
+    #: ``egress_ack_timeout``, ``egress_protocol_violation``, ``egress_io``; or ``context_full``, ``invalid_effect``.
+    reason: str
+    #: What happened, for people.
+    message: str = ""
+    #: The egress channel and the intent that it happened to.
+    channel: str | None = None
+    intent_id: str | None = None
+
+
+class LeftOver(msgspec.Struct, frozen=True):
+    """Events that were accepted behind an interruption of the run."""
+
+    #: Index in the session, and id, of the first.
+    from_index: int
+    event_id: str
+    count: int
 
 
 class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,9 +138,13 @@ class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
     closed_at: str
     #: Whether there is a bundle even if the session has no events.
     keep_empty: bool = True
+    #: What interrupted the run; None where nothing did.
+    interruption: Interruption | None = None
+    #: The events behind the interruption; None where there are none.
+    left_over: LeftOver | None = None
 
 
-class Rotation(msgspec.Struct, frozen=True):
+class Rotation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The end of a part of a session: the body of a ROTATE frame.
 
     The description of the session is repeated: once the part's bundle is durable, the segments before may be deleted,
@@ -110,6 +160,54 @@ class Rotation(msgspec.Struct, frozen=True):
     description: SessionDescription
     #: Id of the last event of the part.
     last_event_id: str | None
+    #: The context store at the end of the part; None without an adapter.
+    store: dict[str, Any] | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How an episode ended whose intents are about to be sent: the body of an OUTCOME frame.
+
+    From then on the episode is not run again: its decision is this outcome with the acknowledgements that follow.
+    """
+
+    #: Index in the session of the event that the decision is recorded for.
+    index: int
+    #: As ``RunTermination.to_builtins`` gives it.
+    termination: Any
+    retry_count: int
+    effects: tuple[ActionEffect, ...]
+
+    @classmethod
+    def of(cls, index: int, retry_count: int, result: RunResult) -> Outcome:
+        """Return the outcome of an episode's last attempt."""
+        return cls(
+            index=index,
+            termination=result.termination.to_builtins(),
+            retry_count=retry_count,
+            effects=result.effects,
+        )
+
+    @property
+    def intents(self) -> tuple[IntentRecord, ...]:
+        """The intents of its effects, in the order in which they are sent."""
+        return tuple(intent for effect in self.effects for intent in effect.intents)
+
+    def to_result(self, intent_acks: tuple[CapturedIntentAck, ...] = (), interruption: str | None = None) -> RunResult:
+        """Return the result of the last attempt, with what became of its intents.
+
+        Raises:
+            ValueError: the termination is none.
+        """
+        termination = RunTermination.from_builtins(self.termination)
+        return RunResult(termination, self.effects, intent_acks, interruption)
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """An intent that a channel has durably accepted: the body of an ACK frame."""
+
+    #: Index in the session of the event whose OUTCOME frame holds the intent.
+    index: int
+    ack: CapturedIntentAck
 
 
 class Publication(msgspec.Struct, frozen=True):
@@ -146,7 +244,10 @@ class SegmentHead(msgspec.Struct, frozen=True):
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def encode_body(body: SessionDescription | Closing | Rotation | Publication | SegmentHead | Loss) -> bytes:
+Body = SessionDescription | Closing | Rotation | Publication | SegmentHead | Loss | Outcome | Ack
+
+
+def encode_body(body: Body) -> bytes:
     """Encode the body of a small frame."""
     return _encode(body)
 

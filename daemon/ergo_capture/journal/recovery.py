@@ -20,17 +20,32 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
+from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
 from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription
+from ergo_capture.journal.payloads import (
+    Closing,
+    Interruption,
+    LeftOver,
+    Loss,
+    Publication,
+    Rotation,
+    SessionDescription,
+)
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
-from ergo_capture.journal.session_frames import PartEnd, SessionHistory, greatest_published, read_history
+from ergo_capture.journal.session_frames import (
+    PartEnd,
+    PendingOutcome,
+    SessionHistory,
+    greatest_published,
+    read_history,
+)
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunResult
@@ -51,6 +66,16 @@ class PendingPublication:
     decision_frames: array[int]
     segment: int
     lost: Loss | None = None
+
+
+class RefusedEvent(msgspec.Struct, frozen=True):
+    """An event that was refused when its turn came."""
+
+    #: Its index in the session.
+    index: int
+    event_id: str
+    code: str
+    message: str
 
 
 @dataclass(slots=True)
@@ -96,6 +121,18 @@ class RecoveredSession:
     terminations: Counter[RunTermination] = field(default_factory=Counter)
     #: The durable bundles that the journal still tells of, by part.
     publications: dict[int, Publication] = field(default_factory=dict)
+    #: The lines of ``undecided``, where the description has a contract: payloads are derived from them.
+    undecided_lines: bytes = b""
+    #: The context store behind the last decision; None without an adapter.
+    store: dict[str, Any] | None = None
+    #: The refused events that were read, in order.
+    refused: list[RefusedEvent] = field(default_factory=list)
+    #: The episode of the first undecided event, where it ran: its decision is this outcome, whatever ``in_doubt`` says.
+    outcome: PendingOutcome | None = None
+    #: What interrupted the run; nothing more is decided, and what is undecided is left over. None while it goes on.
+    interruption: Interruption | None = None
+    #: The events behind the interruption; None where there are none.
+    left_over: LeftOver | None = None
 
     @classmethod
     def new(cls, number: int, description: SessionDescription, segment: int) -> RecoveredSession:
@@ -316,6 +353,8 @@ class _Replay:
                 outcome = next(outcomes, None)
                 if outcome is None:
                     session.undecided.append(event)
+                elif isinstance(outcome, Refusal):
+                    self._refuse_again(event, outcome)
                 else:
                     self._decide_again(event, outcome)
             if session.accepted != first + count:
@@ -334,12 +373,17 @@ class _Replay:
     def _read(self, packed: array[int]) -> Iterator[Frame]:
         return read_frames(self._directory, map(Position.unpack, packed), self._storage)
 
-    def _outcomes(self, start: int) -> Iterator[DecisionOutcome]:
+    def _outcomes(self, start: int) -> Iterator[DecisionOutcome | Refusal]:
         for packed, frame in zip(self._frames.decisions, self._read(self._frames.decisions), strict=True):
             if frame.header.first + frame.header.count <= start:
                 continue
             self._session.decision_frames.append(packed)
             yield from read_decisions(frame.body)
+
+    def _refuse_again(self, event: ExternalEvent, refusal: Refusal) -> None:
+        session = self._session
+        session.refused.append(RefusedEvent(session.decided, event.event_id, refusal.code, refusal.message))
+        session.decided += 1
 
     def _decide_again(self, event: ExternalEvent, outcome: DecisionOutcome) -> None:
         session = self._session

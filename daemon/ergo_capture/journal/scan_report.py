@@ -85,6 +85,9 @@ class SessionFrames:
     close: Position | None = None
     published: list[Position] = field(default_factory=list)
     losses: list[Position] = field(default_factory=list)
+    #: The last OUTCOME frame and the ACK frames behind it, and the index of its event; empty once that is decided.
+    outcome: list[Position] = field(default_factory=list)
+    outcome_index: int = 0
     #: Whether a PUBLISHED frame says that the session's last bundle is durable, or an ASIDE frame that it is elsewhere.
     done: bool = False
     #: Whether it was quarantined and is kept elsewhere.
@@ -118,6 +121,12 @@ class SessionFrames:
             self.next_decision = header.first + header.count
             self.decisions_proved = unattributed
             self.decisions.append(position.pack())
+            if self.outcome and self.outcome_index < self.next_decision:
+                self.outcome.clear()
+        elif kind == FrameKind.OUTCOME:
+            self.outcome, self.outcome_index = [position], header.first
+        elif kind == FrameKind.ACK:
+            self.outcome.append(position)
         elif kind == FrameKind.OPEN:
             self.open = position
             self.next_event = self.next_decision = 0
@@ -129,7 +138,7 @@ class SessionFrames:
         elif kind == FrameKind.CLOSE:
             self.close = position
             self._expect("decision", self.next_decision, header.first)
-            self._expect("event", self.next_event, header.first)
+            self._expect("event", self.next_event, header.first + header.count)
             self.events_proved = self.decisions_proved = _ALL_PROVED
         elif kind == FrameKind.PUBLISHED:
             self.published.append(position)
@@ -161,7 +170,14 @@ class SessionFrames:
     def last_segment(self) -> int:
         """The newest segment that holds a frame of the session; 0 where none does."""
         candidates = [Position.unpack(frames[-1]).segment for frames in (self.events, self.decisions) if frames]
-        single = [self.open, self.close, *self.rotations[-1:], *self.published[-1:], *self.losses[-1:]]
+        single = [
+            self.open,
+            self.close,
+            *self.rotations[-1:],
+            *self.published[-1:],
+            *self.losses[-1:],
+            *self.outcome[-1:],
+        ]
         candidates += [position.segment for position in single if position is not None]
         return max(candidates, default=0)
 

@@ -1,4 +1,4 @@
-"""Reads the OPEN, ROTATE, CLOSE, PUBLISHED and LOSS frames of a session: what it is, its parts, how it ended.
+"""Reads a session's frames but those of events and decisions: what it is, its parts, how it ended.
 
 Recovery, session streams and salvage all read these frames here. A frame whose body cannot be decoded is left out and
 reported in ``SessionHistory.damage``; the caller decides whether that is an error.
@@ -18,9 +18,19 @@ from typing import Final, NamedTuple
 import msgspec
 
 from ergo_capture.journal.frame import Frame, FrameKind, Position
-from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription, join_losses
+from ergo_capture.journal.payloads import (
+    Ack,
+    Closing,
+    Loss,
+    Outcome,
+    Publication,
+    Rotation,
+    SessionDescription,
+    join_losses,
+)
 from ergo_capture.journal.reader import read_frames, undecodable
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames
+from ergo_capture.kernel.records import CapturedIntentAck
 from ergo_capture.storage import Storage
 
 
@@ -32,6 +42,15 @@ class PartEnd(NamedTuple):
     boundary: int
     #: Where the ROTATE frame is.
     position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class PendingOutcome:
+    """An episode that ran and whose decision is not complete: what is left to do is to send its intents."""
+
+    outcome: Outcome
+    #: The acknowledgements so far, in order; these intents are not sent again.
+    acks: tuple[CapturedIntentAck, ...] = ()
 
 
 @dataclass(slots=True)
@@ -48,10 +67,12 @@ class SessionHistory:
     publications: dict[int, Publication] = field(default_factory=dict)
     #: How the session was closed; None where it was not.
     closing: Closing | None = None
-    #: Number of events and decisions in the session, from its CLOSE frame; None where there is none.
+    #: Events of the session that are decided or refused, from its CLOSE frame; None where there is none.
     total: int | None = None
     #: What clients were told and the daemon did not hold, in order, with where that was recorded.
     losses: list[tuple[Position, Loss]] = field(default_factory=list)
+    #: The outcome of the first undecided event; None where there is none.
+    outcome: PendingOutcome | None = None
 
     def lost_until(self, part: int) -> Loss | None:
         """Return what was lost of the session until the part ended, or until now; None where nothing was."""
@@ -64,13 +85,15 @@ class SessionHistory:
         return lost
 
 
-_Body = SessionDescription | Rotation | Closing | Publication | Loss
+_Body = SessionDescription | Rotation | Closing | Publication | Loss | Outcome | Ack
 _DECODERS: Final[dict[int, msgspec.json.Decoder[_Body]]] = {
     FrameKind.OPEN: msgspec.json.Decoder(SessionDescription),
     FrameKind.ROTATE: msgspec.json.Decoder(Rotation),
     FrameKind.CLOSE: msgspec.json.Decoder(Closing),
     FrameKind.PUBLISHED: msgspec.json.Decoder(Publication),
     FrameKind.LOSS: msgspec.json.Decoder(Loss),
+    FrameKind.OUTCOME: msgspec.json.Decoder(Outcome),
+    FrameKind.ACK: msgspec.json.Decoder(Ack),
 }
 
 
@@ -88,6 +111,7 @@ def read_history(directory: Path, frames: SessionFrames, storage: Storage) -> Se
     """
     history = SessionHistory(frames.damage)
     positions = [*_known(frames.open), *frames.rotations, *_known(frames.close), *frames.published, *frames.losses]
+    positions += frames.outcome
     for position, frame in zip(positions, read_frames(directory, positions, storage), strict=True):
         _add(history, frame, position)
     return history
@@ -133,6 +157,14 @@ def _add(history: SessionHistory, frame: Frame, position: Position) -> None:
             history.closing = body
         case Loss():
             history.losses.append((position, body))
+        case Outcome():
+            history.outcome = PendingOutcome(body)
+        case Ack():
+            pending = history.outcome
+            if pending is None or pending.outcome.index != body.index:
+                history.damage = history.damage or f"an acknowledgement of event {body.index} has no outcome before it"
+            else:
+                history.outcome = PendingOutcome(pending.outcome, (*pending.acks, body.ack))
 
 
 def read_description(frame: Frame) -> SessionDescription:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
+from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import Frame, FrameKind, Position
 from ergo_capture.journal.lines import read_body, read_semantic_kinds
@@ -216,6 +216,8 @@ class Pairing:
                 # The event may be missing: its segment was deleted once the event was in a bundle.
                 if self._waiting and self._waiting[0][0] == index:
                     event = self._waiting.popleft()[1]
+                    if isinstance(outcome, Refusal):
+                        continue
                     record = outcome.to_record(event.event_id, self._deadline)
                     yield index, ExternalEventRecord.from_event(event), record
 
@@ -232,7 +234,7 @@ def events_of(frame: Frame) -> list[tuple[int, ExternalEvent]]:
         raise undecodable(frame, error) from error
 
 
-def _outcomes_of(frame: Frame) -> list[DecisionOutcome]:
+def _outcomes_of(frame: Frame) -> list[DecisionOutcome | Refusal]:
     try:
         return list(read_decisions(frame.body))
     except ValueError as error:

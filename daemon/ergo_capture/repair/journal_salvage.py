@@ -20,7 +20,7 @@ from ergo_capture.bundle.names import bundle_name, bundle_path, bundle_stem, man
 from ergo_capture.bundle.reader.opening import text_sha256
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.decision_rows import read_decisions
+from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Publication
@@ -223,7 +223,10 @@ class _SessionSalvage:
         """Yield the decisions; each is asked for right after its event was returned, for as long as all is proved."""
         deadline = self._session.description.constraints.deadline
         for outcome in self._items("decision", self._session.frames.decisions, part, read_decisions):
-            yield outcome if isinstance(outcome, Gap) else outcome.to_record(self._event_id, deadline)
+            if isinstance(outcome, DecisionOutcome):
+                yield outcome.to_record(self._event_id, deadline)
+            else:
+                yield outcome if isinstance(outcome, Gap) else Gap(1, f"an event was refused: {outcome.message}")
 
     def _items(
         self, what: str, packed: array[int], part: PartRange, decode: Callable[[bytes], Iterable[_Item]]

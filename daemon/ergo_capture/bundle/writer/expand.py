@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.journal.decision_rows import DecisionOutcome, read_rows
+from ergo_capture.journal.decision_rows import DecisionOutcome, PlainRun, read_rows
 from ergo_capture.journal.lines import LineTime, read_body
 from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time
 from ergo_capture.kernel.time import EventTime
@@ -111,6 +111,8 @@ class DecisionTexts:
                     texts.append("," + encode_decision(row.to_record(ids[taken], self._deadline)).decode())
                     taken += 1
                     continue
+                if not isinstance(row, PlainRun):
+                    raise ValueError("an event is refused in a session without an adapter")
                 self._episode, self._left = row.episode, row.count
             count = min(self._left, len(ids) - taken)
             texts += self._plain(ids[taken : taken + count])
