@@ -103,29 +103,35 @@ class ChildProcess:
     async def end(self) -> None:
         """End the child and all processes of its group, and reap it."""
         # The whole group: what stands behind a shell or a wrapper would go on running beside its successor.
-        self._signal_group(signal.SIGTERM)
-        if self._stdin is not None and not self._stdin.is_closing():
-            self._stdin.abort()
+        self.signal_group(signal.SIGTERM)
+        self._close_stdin()
         await self.wait(_TERM_SECONDS)
         await self.kill()
 
     async def kill(self) -> None:
         """Kill the child and all processes of its group, and reap it."""
-        self._signal_group(signal.SIGKILL)
+        self.signal_group(signal.SIGKILL)
         await self.wait(_TERM_SECONDS)
         self.process.poll()
 
     def close(self) -> None:
         """Close the pipes."""
+        self._close_stdin()
         for transport in self._outputs:
             transport.close()
         for pipe in self._pipes:
             if pipe is not None:
                 pipe.close()
 
-    def _signal_group(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+    def _close_stdin(self) -> None:
+        if self._stdin is not None and not self._stdin.is_closing():
+            self._stdin.abort()
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the child and all processes of its group; does nothing once the child is reaped."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
 
     def how_ended(self) -> str:
         """Return how the child ended by itself, in words; empty if it has not ended."""

@@ -1,0 +1,1 @@
+"""Egress channels: the processes that carry out intents."""
