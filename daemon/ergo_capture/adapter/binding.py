@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -14,9 +14,6 @@ from ergo_capture.adapter.store import ContextStore
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.time import EventTime
 
-#: What becomes of a payload where the graph has no adapter.
-PayloadForm = Literal["verbatim", "canonical"]
-
 
 class Binding:
     """Binds the events of one graph: everything that a payload derives from, but the events and the effects.
@@ -24,16 +21,24 @@ class Binding:
     Args:
         adapter: the adapter's manifest, in YAML; None where the graph has none. Payloads are then made canonical.
         numbers: how the numbers of payloads are read.
-        context_bytes: bytes of JSON that the context store may take; 0 for no limit.
+        context_bytes: bytes of JSON that the context store may take; None for no limit.
+        name: what messages call the manifest.
 
     Raises:
         AdapterError: the manifest is refused, or the packages that adapters need are not installed.
     """
 
-    def __init__(self, adapter: str | None, numbers: Numbers = "reference", context_bytes: int = 0) -> None:
-        self.adapter: Adapter | None = None if adapter is None else load_adapter(adapter, numbers=numbers)
+    def __init__(
+        self,
+        adapter: str | None,
+        numbers: Numbers = "reference",
+        context_bytes: int | None = None,
+        *,
+        name: str = "adapter.yaml",
+    ) -> None:
+        self.adapter: Adapter | None = None if adapter is None else load_adapter(adapter, numbers=numbers, name=name)
         self.numbers: Numbers = numbers
-        self._limit = context_bytes or None
+        self._limit = context_bytes
 
     def store(self, text: bytes | str = b"{}") -> ContextStore:
         """Return the context store that ``ContextStore.to_json`` wrote, by default an empty one."""

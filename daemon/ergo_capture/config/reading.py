@@ -72,7 +72,18 @@ def _read(file: Path) -> Config:
             path=file,
             hint="name a file that you may read with --config; `ergo-capture config default` prints one",
         ) from error
-    return parse(text, str(file))
+    return _beside(file, parse(text, str(file)))
+
+
+def _beside(file: Path, config: Config) -> Config:
+    """Return the configuration with relative paths of adapters taken from its file's directory."""
+    graphs = {
+        name: msgspec.structs.replace(graph, adapter=str(file.parent.absolute() / graph.adapter))
+        if graph.adapter
+        else graph
+        for name, graph in config.graphs.items()
+    }
+    return msgspec.structs.replace(config, graphs=graphs)
 
 
 def parse(text: str, name: str) -> Config:

@@ -200,6 +200,10 @@ class LimitsConfig(_Table, frozen=True):
         ),
     ] = Size(1 << 30)
     user_ids_bytes: Annotated[Size, _doc("The same for the sessions of one user.")] = Size(512 << 20)
+    context_bytes: Annotated[
+        Size,
+        _doc("Most bytes of JSON that one session's context store may take; beyond it the session is interrupted."),
+    ] = Size(1 << 20)
     reply_bytes: Annotated[
         Size, _doc("Most bytes of replies that wait for one client to read them; above it the client is not read.")
     ] = Size(256 << 10)
@@ -361,6 +365,8 @@ EngineConfig = FixedEngineConfig | ScriptedEngineConfig | PythonEngineConfig | P
 class GraphConfig(_Table, frozen=True):
     """A graph that clients may open sessions of; there may be several of these tables."""
 
+    PATHS = ("adapter",)
+
     max_in_flight: Annotated[
         int | None, _doc("Most episodes of one session at once; further ones wait. 0 defers every episode.", 1)
     ] = None
@@ -372,7 +378,26 @@ class GraphConfig(_Table, frozen=True):
     )
     deadline: Annotated[Duration | None, _doc("Longest time of an episode; 0s aborts every episode.", "30s")] = None
     max_retries: Annotated[int, _doc("Further attempts after a mechanical failure.", ge=0)] = 0
-    adapter_provenance: Annotated[str, _doc("What the adapter is; checked by strict replay.")] = "none"
+    adapter: Annotated[
+        str,
+        _doc(
+            "The graph's adapter, a manifest in YAML; a relative path begins at this file's directory. Empty for none."
+        ),
+    ] = ""
+    payload: Annotated[
+        Literal["verbatim", "canonical"],
+        _doc("Payloads in bundles without an adapter: as they were sent, or in the reference's canonical form."),
+    ] = "verbatim"
+    numbers: Annotated[
+        Literal["reference", "exact"],
+        _doc(
+            "How numbers of canonical payloads are read: as the reference reads them, now and then off by one unit in "
+            "the last place, or correctly rounded."
+        ),
+    ] = "reference"
+    adapter_provenance: Annotated[
+        str, _doc("What the adapter is; checked by strict replay. An adapter says it itself.")
+    ] = "none"
     runtime_provenance: Annotated[
         str, _doc("What the engine is; checked by strict replay. rpv1:none takes the engine's own.")
     ] = "rpv1:none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
@@ -21,12 +21,16 @@ from ergo_capture.engine.remote import RemoteSettings, SocketEngine
 from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
+from ergo_capture.kernel.records import NO_ADAPTER_PROVENANCE
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.address import AddressError
 from ergo_capture.server.session.access import Access, access_of
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import RotationRule
 from ergo_capture.units import Duration
+
+if TYPE_CHECKING:
+    from ergo_capture.adapter.binding import Binding
 
 #: Longer ages count as this one, in nanoseconds: 1,000 years.
 _MAX_AGE: Final = 1000 * 365 * 86_400 * 1_000_000_000
@@ -36,22 +40,23 @@ def graphs_of(config: Config) -> dict[str, Graph]:
     """Return the graphs by name, each with its engine.
 
     Raises:
-        ConfigError: a graph's limits or engine are invalid.
+        ConfigError: a graph's limits, adapter or engine are invalid.
         ErgoCaptureError: an engine cannot be made, for example because its script is missing.
     """
-    return {name: graph_of(name, graph) for name, graph in config.graphs.items()}
+    return {name: graph_of(name, graph, int(config.limits.context_bytes)) for name, graph in config.graphs.items()}
 
 
-def graph_of(name: str, graph: GraphConfig, engine: Engine | None = None) -> Graph:
+def graph_of(name: str, graph: GraphConfig, context_bytes: int, engine: Engine | None = None) -> Graph:
     """Return one graph.
 
     Args:
         name: its name.
         graph: its table in the configuration.
+        context_bytes: bytes of JSON that the context store of one of its sessions may take.
         engine: its engine, if it has one already; otherwise the configured one is made.
 
     Raises:
-        ConfigError: its limits or engine are invalid.
+        ConfigError: its limits, adapter or engine are invalid.
         ErgoCaptureError: its engine cannot be made.
     """
     try:
@@ -69,14 +74,62 @@ def graph_of(name: str, graph: GraphConfig, engine: Engine | None = None) -> Gra
             op="configure graph",
             hint=f"correct [graphs.{name}] in the configuration",
         ) from error
+    binding = binding_of(name, graph, context_bytes)
+    adapter = None if binding is None else binding.adapter
     return Graph(
         name=name,
         constraints=constraints,
-        adapter_provenance=graph.adapter_provenance,
+        adapter_provenance=graph.adapter_provenance if adapter is None else adapter.provenance,
         runtime_provenance=graph.runtime_provenance,
         engine=engine,
         access=access_of(graph.users, graph.groups, f"graphs.{name}"),
+        binding=binding,
     )
+
+
+def binding_of(name: str, graph: GraphConfig, context_bytes: int) -> Binding | None:
+    """Return how a graph's payloads become what it gets; None where they are captured as they were sent.
+
+    Raises:
+        ConfigError: the adapter cannot be read, is refused, or is not the one that ``adapter_provenance`` names.
+    """
+    if not graph.adapter and graph.payload == "verbatim":
+        return None
+    from ergo_capture.adapter.binding import Binding  # noqa: PLC0415 - slow to import, and most graphs have no adapter
+    from ergo_capture.adapter.errors import EXTRA_MISSING, AdapterError  # noqa: PLC0415
+
+    if not graph.adapter:
+        return Binding(None, graph.numbers, context_bytes)
+    where = f"configure graph {name!r}"
+    try:
+        text = Path(graph.adapter).read_text(encoding="utf-8")
+        binding = Binding(text, graph.numbers, context_bytes, name=graph.adapter)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(
+            f"{where}: read adapter '{graph.adapter}': {reason}",
+            op="configure graph",
+            path=graph.adapter,
+            hint=f"check [graphs.{name}] adapter: a relative path begins at the configuration's directory",
+        ) from error
+    except AdapterError as error:
+        place = "" if error.code == EXTRA_MISSING else f"; at {error.where} of '{graph.adapter}'"
+        raise ConfigError(
+            f"{where}: {error.code}: {error.message}{place}",
+            op="configure graph",
+            path=graph.adapter,
+            hint=error.fix,
+        ) from error
+    assert binding.adapter is not None
+    stated, provenance = graph.adapter_provenance, binding.adapter.provenance
+    if stated not in (NO_ADAPTER_PROVENANCE, provenance):
+        raise ConfigError(
+            f"{where}: adapter_provenance is {stated!r}, and the adapter '{graph.adapter}' is {provenance!r}",
+            op="configure graph",
+            path=graph.adapter,
+            hint="leave adapter_provenance out: the adapter says it",
+        )
+    return binding
 
 
 def _event_time(duration: Duration | None) -> EventTime | None:

@@ -46,10 +46,22 @@ def check(file: Path | None, config: Path | None) -> None:
     warnings += _rotation_warnings(loaded.rotation)
     for name, graph in loaded.graphs.items():
         warnings += _warnings(name, graph)
+        pipeline = getattr(graph.engine, "pipeline", 1)
+        if (writable := graphs[name].writable) and pipeline > 1:
+            sentence = (
+                f"graph '{name}': effects may write {', '.join(writable)}, so its episodes run one after the other"
+            )
+            warnings.append((f"{sentence}: pipeline = {pipeline} counts as 1", "leave engine.pipeline out"))
     warnings += _textfile_warnings(loaded.metrics.textfile)
     view = service_view(file)
     if view is not None:
         warnings += service_warnings(loaded, view)
+    for name, made in graphs.items():
+        if made.binding is not None and made.binding.adapter is not None:
+            writes = (
+                f"effects write {', '.join(made.writable)}: pipeline 1" if made.writable else "effects write nothing"
+            )
+            click.echo(f"graph '{name}': {made.adapter_provenance}; {writes}")
     for sentence, hint in warnings:
         click.echo(f"Warning: {sentence}", err=True)
         click.echo(f"Try: {hint}", err=True)

@@ -124,6 +124,8 @@ def service_warnings(config: Config, view: ServiceView) -> Iterator[tuple[str, s
             hint = f"write `ReadWritePaths={directory}` below `[Service]` in {drop_in}; see `ergo-capture help metrics`"
             yield f"{setting}: the service {UNIT} may not write to '{directory}'", hint
     for name, graph in config.graphs.items():
+        if graph.adapter and view.hides(Path(graph.adapter)):
+            yield f"graph '{name}': the service {UNIT} cannot see '{graph.adapter}'", _MOVE
         for sentence, hint in _engine_warnings(graph.engine, view):
             yield f"graph '{name}': {sentence}", hint
 

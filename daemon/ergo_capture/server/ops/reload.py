@@ -111,9 +111,18 @@ class Reloader:
         access = access_list(config)
         existing = running.registry.graphs
         graphs = {
-            name: graph_of(name, graph, existing[name].engine if name in existing else None)
+            name: graph_of(
+                name, graph, int(config.limits.context_bytes), existing[name].engine if name in existing else None
+            )
             for name, graph in config.graphs.items()
         }
+        applied += [
+            ("graphs", name, "adapter")
+            for name, graph in graphs.items()
+            if name in existing
+            and graph.adapter_provenance != existing[name].adapter_provenance
+            and ("graphs", name, "adapter") not in changed
+        ]
         raise_descriptor_limit(config.limits.max_clients)
 
         components.config = config

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ergo_capture.engine.port import Engine
 from ergo_capture.engine.scripted import FixedEngine
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.server.session.access import Access
+
+if TYPE_CHECKING:
+    from ergo_capture.adapter.binding import Binding
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,13 @@ class Graph:
     engine: Engine
     #: Who may open and resume its sessions.
     access: Access = field(default_factory=Access)
+    #: How payloads become what the graph gets; None where they are captured as they were sent.
+    binding: Binding | None = None
+
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """The context keys that effects of the graph may write; with any, episodes run one after the other."""
+        return () if self.binding is None or self.binding.adapter is None else self.binding.adapter.writable
 
     def without_engine(self) -> Graph:
         """Return the graph for a session whose episodes run elsewhere: each is taken as completed."""
