@@ -8,6 +8,7 @@ when it goes on, while the bytes that it waited for lie in the socket. So a time
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -33,26 +34,34 @@ class RunningClock:
         self._seconds = 0.0
         #: The last pause.
         self._last_pause = 0.0
-        #: When the last beat came, on the clock of ``time.monotonic``; None without beats.
-        self._last_beat: float | None = None
+        #: When the last beat came, and until when the process cannot have paused since; on the clock of
+        #: ``time.monotonic``. Without beats the latter is infinite.
+        self._last_beat = 0.0
+        self._beat_due = math.inf
         self._beating = 0
 
     def now(self) -> float:
         """Return the time in seconds; only differences mean anything."""
-        self.pauses()
-        return time.monotonic() - self._seconds
+        now = time.monotonic()
+        if now > self._beat_due:
+            self._count_pause(now)
+        return now - self._seconds
 
     def pauses(self) -> int:
         """Return how many pauses there were, one that has just ended included."""
-        if self._last_beat is not None:
-            now = time.monotonic()
-            gap = now - self._last_beat
-            if gap > _BEAT_SECONDS + _LATE_SECONDS:
-                self._count += 1
-                self._seconds += gap
-                self._last_pause = gap
-                self._last_beat = now
+        now = time.monotonic()
+        if now > self._beat_due:
+            self._count_pause(now)
         return self._count
+
+    def _count_pause(self, now: float) -> None:
+        self._count += 1
+        self._last_pause = now - self._last_beat
+        self._seconds += self._last_pause
+        self._begin_beat(now)
+
+    def _begin_beat(self, now: float) -> None:
+        self._last_beat, self._beat_due = now, now + _BEAT_SECONDS + _LATE_SECONDS
 
     async def beat(self, on_pause: Callable[[float], None]) -> None:
         """Notice pauses until cancelled.
@@ -67,12 +76,12 @@ class RunningClock:
                 if self.pauses() != seen:
                     seen = self._count
                     on_pause(self._last_pause)
-                self._last_beat = time.monotonic()
+                self._begin_beat(time.monotonic())
                 await asyncio.sleep(_BEAT_SECONDS)
         finally:
             self._beating -= 1
             if not self._beating:
-                self._last_beat = None
+                self._beat_due = math.inf
 
 
 #: The clock of this process.

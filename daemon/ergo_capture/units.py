@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Self
 
-_DURATION: Final = re.compile(r"(\d+)(ns|us|ms|s|m|h|d)")
+_DURATION: Final = re.compile(r"(\d{1,22})(ns|us|ms|s|m|h|d)")
 _NANOS: Final = {
     "ns": 1,
     "us": 1_000,
@@ -15,7 +15,7 @@ _NANOS: Final = {
     "h": 3_600_000_000_000,
     "d": 86_400_000_000_000,
 }
-_SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?")
+_SIZE: Final = re.compile(r"(\d{1,22})\s*(B|KiB|MiB|GiB|TiB)?")
 _BYTES: Final = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 

@@ -135,6 +135,24 @@ def test_an_invalid_filter_is_a_usage_error(options: list[str], run: Path) -> No
     assert command("cat", str(run), *options).returncode == 2
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["cat", "extract"])
+@pytest.mark.parametrize("option", ["--since", "--until"])
+@pytest.mark.parametrize("seconds", ["1e99999999", "18446744073709551616", "inf", "nan", "9" * 5000])
+def test_a_time_that_no_event_has_is_a_usage_error(
+    name: str, option: str, seconds: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once: as an integer, the first of them has a hundred million digits."""
+    assert app.run([name, str(run), option, seconds, *(["-o", str(tmp_path / "x")] if name != "cat" else [])]) == 2
+    assert "below 2^64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["-1e99999999", "1e-99999999", "-inf"])
+def test_a_time_before_all_events_selects_all(seconds: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A negative one, and one below a nanosecond."""
+    assert len(printed(["cat", str(run), "--since", seconds], capsys).splitlines()) == 10
+
+
 def test_cat_into_a_closed_pipe_exits_141(run: Path) -> None:
     """``cat | head -1``: no traceback, and the shell's exit code for it."""
     with subprocess.Popen(

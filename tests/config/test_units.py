@@ -33,13 +33,37 @@ def test_a_duration_is_exact(text: str, nanos: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "10", "s", "-1s", "1.5s", " 1s", "1s ", "1 s", "1w", "1S", 10, 1.5, True, None, []]
+    "value",
+    [
+        "",
+        "10",
+        "s",
+        "-1s",
+        "1.5s",
+        " 1s",
+        "1s ",
+        "1 s",
+        "1w",
+        "1S",
+        10,
+        1.5,
+        True,
+        None,
+        [],
+        "9" * 23 + "s",
+        "9" * 5000 + "s",
+    ],
 )
 def test_an_invalid_duration_is_refused_with_examples(value: object) -> None:
     """The message quotes the value and shows valid durations."""
     with pytest.raises(ValueError, match="is not a duration; write one such as 250ms") as caught:
         Duration.parse(value)
     assert repr(value) in str(caught.value)
+
+
+def test_the_longest_duration_has_seconds() -> None:
+    """It fits in a float."""
+    assert Duration.parse("9" * 22 + "d").seconds > 1e26
 
 
 @pytest.mark.parametrize(
@@ -61,7 +85,7 @@ def test_a_size_is_a_number_of_bytes(value: object, size: int) -> None:
     assert Size.parse(value) == size
 
 
-@pytest.mark.parametrize("value", ["", "KiB", "-1", -1, "1KB", "1kib", "1.5MiB", 1.5, True, None, "1PiB"])
+@pytest.mark.parametrize("value", ["", "KiB", "-1", -1, "1KB", "1kib", "1.5MiB", 1.5, True, None, "1PiB", "9" * 23])
 def test_an_invalid_size_is_refused_with_examples(value: object) -> None:
     """The message quotes the value; decimal units are not guessed."""
     with pytest.raises(ValueError, match="is not a size; write one such as 64KiB") as caught:

@@ -1,7 +1,9 @@
-"""The writer: a defect in one submission."""
+"""The writer: a defect in one submission, and what it looks at between commits."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import anyio
@@ -11,7 +13,7 @@ from tests.daemons import short_directory
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.wal import Journal
-from ergo_capture.server.commit.writer import Writer
+from ergo_capture.server.commit.writer import LOOK_SECONDS, Writer
 from ergo_capture.storage import RealStorage
 
 
@@ -58,3 +60,30 @@ async def test_p7_a_defect_in_one_submission_stops_the_writer_and_refuses_the_ot
     assert len(before.outcomes) == len(broken.outcomes) == 1
     with pytest.raises(ErgoCaptureError, match="a defect"):
         writer.submit(RecordingSubmission(4), 64)
+
+
+async def test_commits_that_follow_one_another_do_not_each_look_at_the_journals_files() -> None:
+    """Looking costs a client with one event in flight a fifth of its wait."""
+    looks = 0
+
+    class Watched(Journal):
+        def is_lost(self) -> None:
+            nonlocal looks
+            looks += 1
+
+    with short_directory() as place:
+        journal, _ = Watched.open(place, RealStorage())
+        writer = Writer(journal)
+        began = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(writer.run)
+            for number in range(200):
+                await writer.append(PendingFrame(FrameKind.CLOSE, number, 0, 0, b"{}"))
+            seconds = time.monotonic() - began
+            assert 1 <= looks <= 1 + seconds / LOOK_SECONDS
+            await asyncio.sleep(2 * LOOK_SECONDS)
+            looked = looks
+            await writer.append(PendingFrame(FrameKind.CLOSE, 200, 0, 0, b"{}"))
+            assert looks == looked + 1
+            writer.close()
+        journal.close()

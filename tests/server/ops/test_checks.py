@@ -16,6 +16,7 @@ from tests.server.looks import is_served, until
 
 from ergo_capture.journal.scan import scan
 from ergo_capture.repair.doctor import diagnose
+from ergo_capture.server.commit.writer import LOOK_SECONDS
 from ergo_capture.server.ops import checks
 from ergo_capture.storage import RealStorage
 
@@ -56,6 +57,8 @@ async def test_nothing_is_acknowledged_once_the_journal_is_lost(lose: Callable[[
             await wire.say(event("a"), event("b"))
             await wire.until_ack(2, 2)
             lose(daemon.state)
+            # Commits that follow one another do not look each time.
+            await asyncio.sleep(2 * LOOK_SECONDS)
             await wire.say(event("c"))
             frames = await wire.rest()
             assert [frame["event_id"] for frame in frames if frame["type"] == "reject"] == ["c"]

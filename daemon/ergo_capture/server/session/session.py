@@ -279,8 +279,13 @@ class Session:
     async def _decide(self, batch: EventBatch) -> None:
         await self._episodes.decide(batch)
         self.admission.release_decided(batch, size_of_deferred(self._episodes.supervisor))
-        self._writer.submit_lazily(self.log, urgent=self.log.is_followed or self.ended is not None)
-        self._notify()
+        followed = self.log.is_followed
+        self._writer.submit_lazily(self.log, urgent=followed or self.ended is not None)
+        if followed:
+            self._notify()
+        else:
+            # There is room again. The client has nothing to be told of before the decisions are durable.
+            self._moved.notify_all()
 
     async def _before_run(self, unlogged: int) -> None:
         """Wait until few enough effects wait for a commit, and until few enough runs would be in doubt.
