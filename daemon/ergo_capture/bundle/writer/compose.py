@@ -29,7 +29,7 @@ from ergo_capture.bundle.sequence import Sequence
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
 from ergo_capture.bundle.writer.sink import BundleWriter
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.frame import Position
+from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.storage import RealStorage, Storage, directory_lock
@@ -105,32 +105,48 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> ComposedB
         JournalError: the journal does not hold what it should.
     """
     storage = storage or RealStorage()
-    description = job.description
-    head = BundleHead(
-        description.graph, description.constraints, description.adapter_provenance, description.runtime_provenance
-    )
-    style = _style(job)
+    head = head_of(job.description)
+    style = style_of(job)
     last_event_id: str | None = None
     kinds = KindColumn()
     with BundleWriter(Path(job.destination), head, style=CaptureJsonStyle(style), compress=job.compress) as bundle:
         for last, events, decisions in _read_part(job, storage, kinds):
             bundle.write(events, decisions)
             last_event_id = last
-        bundle.finish()
-        sink = bundle.sink
-        sink.read_back()
-        file = bundle.file.leave()
-        return ComposedBundle(
-            job,
-            str(file),
-            sink.size,
-            sink.digest,
-            sink.file_size,
-            sink.file_digest,
-            style,
-            last_event_id,
-            kinds.finish(),
-        )
+        return finish_bundle(bundle, job, style, last_event_id, kinds)
+
+
+def head_of(description: SessionDescription) -> BundleHead:
+    """Return what the bundles of a session say besides their events and decisions."""
+    return BundleHead(
+        description.graph, description.constraints, description.adapter_provenance, description.runtime_provenance
+    )
+
+
+def finish_bundle(
+    bundle: BundleWriter, job: ComposeJob, style: str, last_event_id: str | None, kinds: KindColumn
+) -> ComposedBundle:
+    """End a bundle that holds all its events and decisions: it is durable and read back afterwards.
+
+    Raises:
+        CaptureWriteError: a file could not be written.
+        ErgoCaptureError: what was read back is not what was written.
+    """
+    bundle.finish()
+    sink = bundle.sink
+    sink.read_back()
+    file = bundle.file.leave()
+    return ComposedBundle(
+        job,
+        str(file),
+        sink.size,
+        sink.digest,
+        sink.file_size,
+        sink.file_digest,
+        style,
+        last_event_id,
+        kinds.finish(),
+    )
 
 
 def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -> PublishedBundle:
@@ -169,7 +185,7 @@ def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -
     return PublishedBundle(publication, place.beside)
 
 
-def _style(job: ComposeJob) -> str:
+def style_of(job: ComposeJob) -> str:
     """Return the layout to compose in: that of the bundle which is there already, so that the texts can be compared."""
     try:
         manifest = read_manifest(manifest_path(Path(job.destination)))
@@ -222,18 +238,31 @@ def _read_part(job: ComposeJob, storage: Storage, kinds: KindColumn) -> Iterator
     """Yield events and their decisions, a block at a time, with the last id; a comma precedes each element."""
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     decisions = DecisionTexts((frame.body for frame in frames), job.description.constraints.deadline)
-    for ids, events in _read_events(job, storage, kinds):
+    events_read = read_frames(Path(job.journal), _positions(job.event_frames), storage)
+    for ids, events in read_events(job, events_read, kinds):
         decided = decisions.take(ids)
         if decided is None:
-            raise _missing(job, "decisions")
+            raise missing(job, "decisions")
         yield ids[-1], events, decided
 
 
-def _read_events(job: ComposeJob, storage: Storage, kinds: KindColumn) -> Iterator[tuple[list[str], bytes | bytearray]]:
+def read_events(
+    job: ComposeJob, frames: Iterator[Frame], kinds: KindColumn
+) -> Iterator[tuple[list[str], bytes | bytearray]]:
+    """Yield the ids and elements of the job's events, a block at a time; a comma precedes each element.
+
+    Args:
+        job: says which events are wanted.
+        frames: EVENTS frames that hold them, in order.
+        kinds: takes their semantic kinds.
+
+    Raises:
+        ErgoCaptureError: there are fewer events.
+    """
     index, end = job.first, job.first + job.count
-    for first, body, count in _read_bodies(job, storage):
+    for first, body, count in _read_bodies(frames):
         if first > index:
-            raise _missing(job, "events")
+            raise missing(job, "events")
         ids, text = expand_events(body, index - first, end - first)
         kinds.add(body, count, index - first, end - first)
         if ids:
@@ -242,17 +271,17 @@ def _read_events(job: ComposeJob, storage: Storage, kinds: KindColumn) -> Iterat
         if index == end:
             return
     if index != end:
-        raise _missing(job, "events")
+        raise missing(job, "events")
 
 
-def _read_bodies(job: ComposeJob, storage: Storage) -> Iterator[tuple[int, bytes, int]]:
+def _read_bodies(frames: Iterator[Frame]) -> Iterator[tuple[int, bytes, int]]:
     """Yield the bodies of consecutive frames, joined to blocks, each with the index of its first event and its count.
 
     With a small window a frame holds one event, and the cost of a block would count for each.
     """
     bodies: list[bytes] = []
     first = following = size = 0
-    for frame in read_frames(Path(job.journal), _positions(job.event_frames), storage):
+    for frame in frames:
         if bodies and (size + len(frame.body) > _BLOCK_BYTES or frame.header.first != following):
             yield first, b"".join(bodies), following - first
             bodies, size = [], 0
@@ -265,7 +294,8 @@ def _read_bodies(job: ComposeJob, storage: Storage) -> Iterator[tuple[int, bytes
         yield first, b"".join(bodies), following - first
 
 
-def _missing(job: ComposeJob, what: str) -> ErgoCaptureError:
+def missing(job: ComposeJob, what: str) -> ErgoCaptureError:
+    """Return the error for a journal that holds less than was acknowledged."""
     return ErgoCaptureError(
         f"compose bundle '{job.destination}': the journal holds fewer {what} of session "
         f"{job.description.session} than were acknowledged",

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.journal.decision_rows import DecisionOutcome, PlainRun, read_rows
+from ergo_capture.journal.decision_rows import DecisionOutcome, EndOfRun, PlainRun, Refusal, read_rows
 from ergo_capture.journal.lines import LineTime, read_body
 from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time
 from ergo_capture.kernel.time import EventTime
@@ -81,16 +81,20 @@ def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple
     return [event.event_id for event in events], text
 
 
+_Row = PlainRun | DecisionOutcome | Refusal | EndOfRun
+
+
 class DecisionTexts:
     """The decisions of a session as elements of a bundle's ``decisions``, in the order of their events.
 
     Args:
-        bodies: the DECISIONS bodies, in order.
+        bodies: the DECISIONS bodies, in order; it is asked again after it had none.
         deadline: the configured deadline, which every record bears.
     """
 
     def __init__(self, bodies: Iterator[bytes], deadline: EventTime | None) -> None:
-        self._rows = (row for body in bodies for row in read_rows(body))
+        self._bodies = bodies
+        self._rows: Iterator[_Row] = iter(())
         self._deadline = deadline
         #: The next episode of the current run of plain decisions, and how many of the run are left.
         self._episode = self._left = 0
@@ -104,7 +108,7 @@ class DecisionTexts:
         taken = 0
         while taken < len(ids):
             if not self._left:
-                row = next(self._rows, None)
+                row = self._next_row()
                 if row is None:
                     return None
                 if isinstance(row, DecisionOutcome):
@@ -120,6 +124,14 @@ class DecisionTexts:
             self._left -= count
             taken += count
         return "".join(texts).encode()
+
+    def _next_row(self) -> _Row | None:
+        while (row := next(self._rows, None)) is None:
+            body = next(self._bodies, None)
+            if body is None:
+                return None
+            self._rows = read_rows(body)
+        return row
 
     def _plain(self, ids: list[str]) -> list[str]:
         """Return the decisions of episodes that ran at once and completed."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,7 +15,6 @@ import msgspec
 from crc32c import crc32c
 
 from ergo_capture.bundle.format import BundleHead, CaptureJsonStyle
-from ergo_capture.bundle.reader.opening import open_binary
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
 from ergo_capture.storage.atomic import AtomicFile, create_parents
@@ -53,6 +54,7 @@ class BundleWriter:
         compress: str = "none",
     ) -> None:
         create_parents(destination)
+        self._decisions_checksum = 0
         self._layout = _Layout(head, style)
         with ExitStack() as undo:
             self.file = undo.enter_context(AtomicFile(destination))
@@ -69,19 +71,31 @@ class BundleWriter:
             CaptureWriteError: they, or what was written before, could not be written.
         """
         self.sink.write(self._layout.block(events))
-        self._decisions.write(self._layout.block(decisions))
+        text = self._layout.block(decisions)
+        self._decisions.write(text)
+        self._decisions_checksum = crc32c(text, self._decisions_checksum)
         self._layout.is_empty = False
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the temporary files."""
+        return self.sink.file_size + self._decisions.bytes_written
 
     def finish(self) -> None:
         """Write the decisions behind the events, and the end of the text.
 
         Raises:
             CaptureWriteError: the text could not be written.
+            ErgoCaptureError: the decisions that were read back are not those that were written.
         """
         self.sink.write(self._layout.middle)
-        with self._decisions.path.open("rb") as file:
+        checksum = 0
+        with self._decisions.path.open("rb", buffering=0) as file:
             while block := file.read(_READ_BYTES):
+                checksum = crc32c(block, checksum)
                 self.sink.write(block)
+        if checksum != self._decisions_checksum:
+            raise not_as_written(self._decisions.path)
         self.sink.write(self._layout.tail)
         self.sink.finish()
         self._decisions.abort()
@@ -164,6 +178,9 @@ class BundleSink:
         self._compressor = _compressor() if compress == "zstd" else None
         self._thread = ThreadPoolExecutor(1, "compose")
         self._waiting: deque[Future[None]] = deque()
+        self._read_back = _ReadBack(file.path, is_compressed=self._compressor is not None)
+        #: Bytes of the file when ``read_back_along`` read last.
+        self._mark = 0
 
     @property
     def digest(self) -> str:
@@ -201,30 +218,29 @@ class BundleSink:
         while self._waiting:
             self._waiting.popleft().result()
 
+    def read_back_along(self) -> None:
+        """Read back what was written a while ago; ``read_back`` then has less to do.
+
+        Raises:
+            ErgoCaptureError: the file cannot be read.
+        """
+        written = self._file.bytes_written
+        if written - self._mark >= _WRITE_BACK_BYTES:
+            self._read_back.advance(self._mark)
+            self._mark = written
+
     def read_back(self) -> None:
         """Compare what the file holds with what was written.
 
         Raises:
             ErgoCaptureError: they differ, or the file cannot be read.
         """
-        checksum = size = 0
-        try:
-            with open_binary(self._file.path) as file:
-                while block := file.read(_READ_BYTES):
-                    checksum = crc32c(block, checksum)
-                    size += len(block)
-        except OSError as error:
-            raise self._unverified(error.strerror or str(error)) from error
-        if (checksum, size) != (self._checksum, self.size):
-            raise self._unverified("what was read back is not what was written")
+        self._read_back.finish(self._checksum, self.size)
 
-    def _unverified(self, reason: str) -> ErgoCaptureError:
-        return ErgoCaptureError(
-            f"verify bundle '{self._file.path}': {reason}",
-            op="verify bundle",
-            path=self._file.path,
-            hint="check the disk; the journal still holds the session",
-        )
+    def renew_thread(self) -> None:
+        """Write in a thread of the caller's priority from now on: a thread has the priority of the one that began it."""
+        self._thread.shutdown()
+        self._thread = ThreadPoolExecutor(1, "compose")
 
     def _put(self, block: bytes | bytearray) -> None:
         self._hash.update(block)
@@ -248,6 +264,81 @@ class BundleSink:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
+
+
+class _ReadBack:
+    """Reads a file back while it is written, up to where it may be read, and keeps the checksum of its text."""
+
+    def __init__(self, path: Path, *, is_compressed: bool) -> None:
+        self._path = path
+        self._offset = self._size = self._checksum = 0
+        self._decompressor = _decompressor() if is_compressed else None
+        #: The frame that is being decompressed.
+        self._frame: Any = self._decompressor and self._decompressor.decompressobj()
+
+    def advance(self, end: int) -> None:
+        """Read up to ``end``, from the disk rather than from the cache where the system does as it is advised.
+
+        Raises:
+            ErgoCaptureError: the file cannot be read.
+        """
+        self._read(end, uncached=True)
+
+    def finish(self, checksum: int, size: int) -> None:
+        """Read the rest, and compare the text with what was written.
+
+        Raises:
+            ErgoCaptureError: they differ, or the file cannot be read.
+        """
+        self._read(None, uncached=False)
+        if self._frame is not None and not self._frame.eof:
+            raise not_as_written(self._path, "not sound zstd: it is cut off")
+        if (checksum, size) != (self._checksum, self._size):
+            raise not_as_written(self._path)
+
+    def _read(self, end: int | None, *, uncached: bool) -> None:
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                if uncached and end is not None:
+                    with suppress(OSError):
+                        os.posix_fadvise(file.fileno(), self._offset, end - self._offset, os.POSIX_FADV_DONTNEED)
+                file.seek(self._offset)
+                while block := file.read(_READ_BYTES if end is None else min(_READ_BYTES, end - self._offset)):
+                    self._offset += len(block)
+                    for text in (block,) if self._decompressor is None else self._decompress(block):
+                        self._checksum = crc32c(text, self._checksum)
+                        self._size += len(text)
+        except OSError as error:
+            raise not_as_written(self._path, error.strerror or str(error)) from error
+
+    def _decompress(self, data: bytes) -> Iterator[bytes]:
+        import zstandard  # noqa: PLC0415 - only where it is wanted
+
+        assert self._decompressor is not None
+        try:
+            while data:
+                if self._frame.eof:
+                    self._frame = self._decompressor.decompressobj()
+                yield self._frame.decompress(data)
+                data = self._frame.unused_data if self._frame.eof else b""
+        except zstandard.ZstdError as error:
+            raise not_as_written(self._path, f"not sound zstd: {error}") from error
+
+
+def not_as_written(path: Path, reason: str = "what was read back is not what was written") -> ErgoCaptureError:
+    """Return the error for a temporary file that does not hold what was written to it."""
+    return ErgoCaptureError(
+        f"verify bundle '{path}': {reason}",
+        op="verify bundle",
+        path=path,
+        hint="check the disk; the journal still holds the session",
+    )
+
+
+def _decompressor() -> Any:
+    import zstandard  # noqa: PLC0415 - only where it is wanted
+
+    return zstandard.ZstdDecompressor()
 
 
 def _compressor() -> Any:

@@ -1,0 +1,166 @@
+"""Compose the bundle of a session that still runs, as far as its events are decided.
+
+The temporary files are worth nothing after a crash: the journal holds all that is in them, and the next start removes
+them. Other than by ``compose_bundle``, a file is read back while it is written: finishing takes as long as the last
+events and the copy of the decisions, not as long as the session.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from ergo_capture.bundle.format import CaptureJsonStyle
+from ergo_capture.bundle.semantic_kinds import KindColumn
+from ergo_capture.bundle.writer.compose import (
+    ComposedBundle,
+    ComposeJob,
+    finish_bundle,
+    head_of,
+    missing,
+    read_events,
+    style_of,
+)
+from ergo_capture.bundle.writer.expand import DecisionTexts
+from ergo_capture.bundle.writer.sink import BundleWriter
+from ergo_capture.journal.frame import Frame, Position
+from ergo_capture.journal.reader import read_frames
+from ergo_capture.storage import RealStorage, Storage
+
+
+class RunningBundle:
+    """A bundle that grows with its session; a context manager, which removes the files unless ``finish`` has returned.
+
+    Args:
+        job: the part, without frames; its count does not matter.
+        storage: the file system of the journal.
+
+    Raises:
+        CaptureWriteError: a directory or a temporary file could not be created.
+    """
+
+    def __init__(self, job: ComposeJob, storage: Storage | None = None) -> None:
+        self._job = job
+        self._storage = storage or RealStorage()
+        #: Events of the part that are written.
+        self.composed = 0
+        #: Packed positions of the EVENTS frames that are not written whole.
+        self._event_frames = array("Q")
+        #: Bytes of positions that were added.
+        self._events_added = self._decisions_added = 0
+        self._bodies = _Bodies(Path(job.journal), self._storage)
+        self._decisions = DecisionTexts(self._bodies, job.description.constraints.deadline)
+        self._kinds = KindColumn()
+        self._last_event_id: str | None = None
+        self._style = style_of(job)
+        self._bundle = BundleWriter(
+            Path(job.destination), head_of(job.description), style=CaptureJsonStyle(self._style), compress=job.compress
+        )
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the temporary files."""
+        return self._bundle.file_bytes
+
+    def add_frames(self, events: bytes, decisions: bytes) -> None:
+        """Add frames behind those that are known, packed as in ``ComposeJob``."""
+        self._event_frames.frombytes(events)
+        self._bodies.positions.frombytes(decisions)
+        self._events_added += len(events)
+        self._decisions_added += len(decisions)
+
+    def advance(self, decided: int, most_bytes: int | None = None) -> None:
+        """Write events and their decisions until ``decided`` of the part are written, or ``most_bytes`` of text.
+
+        Args:
+            decided: events of the part whose decisions are in the frames that were added.
+            most_bytes: bytes of text after which it ends early; None for no bound.
+
+        Raises:
+            CaptureWriteError: a file could not be written.
+            JournalError: the journal does not hold what it should.
+        """
+        if decided <= self.composed:
+            return
+        rest = msgspec.structs.replace(self._job, first=self._job.first + self.composed, count=decided - self.composed)
+        ends: list[int] = []
+        sink = self._bundle.sink
+        before = sink.size
+        for ids, events in read_events(rest, self._read_frames(ends), self._kinds):
+            decisions = self._decisions.take(ids)
+            if decisions is None:
+                raise missing(rest, "decisions")
+            self._bundle.write(events, decisions)
+            sink.read_back_along()
+            self.composed += len(ids)
+            self._last_event_id = ids[-1]
+            if most_bytes is not None and sink.size - before >= most_bytes:
+                break
+        del self._event_frames[: sum(end <= self._job.first + self.composed for end in ends)]
+
+    def _read_frames(self, ends: list[int]) -> Iterator[Frame]:
+        """Yield the frames that are not written whole; note in ``ends`` the index behind each."""
+        positions = map(Position.unpack, self._event_frames)
+        for frame in read_frames(Path(self._job.journal), positions, self._storage):
+            ends.append(frame.header.first + frame.header.count)
+            yield frame
+
+    def finish(self, job: ComposeJob) -> ComposedBundle | None:
+        """Write what is missing; the bundle is then durable and read back, as by ``compose_bundle``.
+
+        None where the bundle must be composed from its beginning: it is to have another layout or compression, or
+        fewer events than are written.
+
+        Args:
+            job: what is to be composed, with all its frames.
+
+        Raises:
+            CaptureWriteError: a file could not be written.
+            ErgoCaptureError: what was read back is not what was written.
+            JournalError: the journal does not hold what it should.
+        """
+        wanted = job.destination, job.compress, job.first, style_of(job)
+        if wanted != (self._job.destination, self._job.compress, self._job.first, self._style):
+            return None
+        if job.count < self.composed:
+            return None
+        self._bundle.sink.renew_thread()
+        self.add_frames(job.event_frames[self._events_added :], job.decision_frames[self._decisions_added :])
+        self.advance(job.count)
+        return finish_bundle(self._bundle, job, self._style, self._last_event_id, self._kinds)
+
+    def close(self) -> None:
+        """Remove the temporary files, but not one that ``finish`` has returned."""
+        self._bundle.__exit__()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Bodies(Iterator[bytes]):
+    """The bodies of the DECISIONS frames at positions; more may be added when there are none left."""
+
+    def __init__(self, journal: Path, storage: Storage) -> None:
+        #: Packed.
+        self.positions = array("Q")
+        self._journal = journal
+        self._storage = storage
+        self._frames: Iterator[Frame] = iter(())
+
+    def __next__(self) -> bytes:
+        while (frame := next(self._frames, None)) is None:
+            if not self.positions:
+                raise StopIteration
+            positions, self.positions = self.positions, array("Q")
+            self._frames = read_frames(self._journal, map(Position.unpack, positions), self._storage)
+        return frame.body
