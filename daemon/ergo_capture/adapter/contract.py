@@ -9,6 +9,7 @@ import msgspec
 
 from ergo_capture.adapter.canonical import Numbers, write_json
 from ergo_capture.adapter.errors import (
+    KEY_MISSING,
     MANIFEST_RULE,
     MANIFEST_SHAPE,
     MANIFEST_UNREADABLE,
@@ -113,8 +114,39 @@ class Adapter:
         try:
             bound = ExternalEvent.with_payload(event.event_id, event.kind, event.at, write_json(merged))
         except ValueError as error:
-            raise _violation(event, _mismatch(event, str(error)), (), "payload", taken) from error
+            raise _violation(event, _mismatch(event.semantic_kind, str(error)), (), "payload", taken) from error
         return Bound(bound, store.held_by(merged) if len(store) else ())
+
+    def check_captured(self, payload: dict[str, Any], store: ContextStore, semantic_kind: str | None = None) -> None:
+        """Check that a captured payload is one that ``bind`` may have made.
+
+        Args:
+            payload: the decoded payload.
+            store: the context store when the event was decided.
+            semantic_kind: the event's; None where it is not known: the payload then has to be right for any one kind.
+
+        Raises:
+            AdapterError: SCHEMA_VIOLATION, or KEY_MISSING where it lacks a key that the store holds.
+        """
+        names = self._kinds if semantic_kind is None else (semantic_kind,)
+        refusal: AdapterError | None = None
+        missing: AdapterError | None = None
+        for name in names:
+            kind = self._kinds.get(name)
+            if kind is None:
+                raise self._kind_violation(f"unknown semantic event kind '{name}'")
+            if not kind.schema.takes(payload):
+                refusal = refusal or _of_schema(name, kind.schema.violation(sorted_keys(payload)))
+            elif (key := next((key for key in kind.mergeable if key in store and key not in payload), None)) is None:
+                return
+            else:
+                missing = missing or AdapterError(
+                    KEY_MISSING,
+                    f"the payload has no '{key}', which the context store holds and the schema of '{name}' names",
+                    where=spell_path((key,)),
+                    fix="compare the capture with a backup or the journal: the host adds such a key",
+                )
+        raise missing or refusal or self._kind_violation("the adapter has no event kinds")
 
     def _kind_and_payload(self, event: HostedEvent) -> tuple[_Kind, dict[str, Any]]:
         payload = event.payload
@@ -143,16 +175,28 @@ class Adapter:
         if kind.schema.takes(payload):
             return
         violation: Violation = kind.schema.violation(sorted_keys(payload))
-        raise _violation(event, _mismatch(event, violation.message), violation.path, violation.keyword, taken)
+        raise _violation(
+            event, _mismatch(event.semantic_kind, violation.message), violation.path, violation.keyword, taken
+        )
 
     def __repr__(self) -> str:
         return f"<Adapter {self.manifest.id!r} {self.manifest.version}, {len(self._kinds)} event kinds>"
 
 
-def _mismatch(event: HostedEvent, detail: str) -> str:
+def _mismatch(semantic_kind: str | None, detail: str) -> str:
     return (
         "semantic event binding failed: payload does not match schema for semantic event kind "
-        f"'{event.semantic_kind}': {detail}"
+        f"'{semantic_kind}': {detail}"
+    )
+
+
+def _of_schema(semantic_kind: str, violation: Violation) -> AdapterError:
+    return AdapterError(
+        SCHEMA_VIOLATION,
+        _mismatch(semantic_kind, violation.message),
+        where=spell_path(violation.path),
+        fix="compare the capture with a backup or the journal, or the adapter with the one that it was made with",
+        rule=violation.keyword,
     )
 
 

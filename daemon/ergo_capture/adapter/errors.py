@@ -18,6 +18,8 @@ EXTRA_MISSING: Final = "extra_missing"
 INVALID_EVENT: Final = "invalid_event"
 #: What a schema, or the contract around it, refuses in an event.
 SCHEMA_VIOLATION: Final = "schema_violation"
+#: A captured payload lacks a key that the context store holds.
+KEY_MISSING: Final = "store_key_missing"
 #: A write of an effect is not allowed by the adapter.
 INVALID_EFFECT: Final = "invalid_effect"
 #: The context store would grow beyond its bound.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -57,6 +57,10 @@ class ContextStore:
     def get(self, key: str) -> Any:
         """Return a key's value; None where it has none."""
         return self._values.get(key)
+
+    def keys(self) -> KeysView[str]:
+        """Return the keys that have a value."""
+        return self._values.keys()
 
     def held_by(self, payload: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the keys of a decoded payload that have this store's value, as canonical JSON, sorted."""
