@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -128,15 +128,15 @@ class Adapter:
         Raises:
             AdapterError: SCHEMA_VIOLATION, or KEY_MISSING where it lacks a key that the store holds.
         """
-        names = self._kinds if semantic_kind is None else (semantic_kind,)
-        refusal: AdapterError | None = None
+        names = tuple(self._kinds) if semantic_kind is None else (semantic_kind,)
+        refusals: list[AdapterError] = []
         missing: AdapterError | None = None
         for name in names:
             kind = self._kinds.get(name)
             if kind is None:
                 raise self._kind_violation(f"unknown semantic event kind '{name}'")
             if not kind.schema.takes(payload):
-                refusal = refusal or _of_schema(name, kind.schema.violation(sorted_keys(payload)))
+                refusals.append(_of_schema(name, kind.schema.violation(sorted_keys(payload))))
             elif (key := next((key for key in kind.mergeable if key in store and key not in payload), None)) is None:
                 return
             else:
@@ -146,7 +146,12 @@ class Adapter:
                     where=spell_path((key,)),
                     fix="compare the capture with a backup or the journal: the host adds such a key",
                 )
-        raise missing or refusal or self._kind_violation("the adapter has no event kinds")
+        if missing is not None or len(names) == 1:
+            raise missing or refusals[0]
+        reasons = "; ".join(refusal.message.partition(": ")[2] for refusal in refusals) or "it has none"
+        raise AdapterError(
+            SCHEMA_VIOLATION, f"no event kind of the adapter takes the payload: {reasons}", where="$", fix=_CAPTURED
+        )
 
     def _kind_and_payload(self, event: HostedEvent) -> tuple[_Kind, dict[str, Any]]:
         payload = event.payload
@@ -190,12 +195,15 @@ def _mismatch(semantic_kind: str | None, detail: str) -> str:
     )
 
 
+_CAPTURED: Final = "compare the capture with a backup or the journal, or the adapter with the one that it was made with"
+
+
 def _of_schema(semantic_kind: str, violation: Violation) -> AdapterError:
     return AdapterError(
         SCHEMA_VIOLATION,
         _mismatch(semantic_kind, violation.message),
         where=spell_path(violation.path),
-        fix="compare the capture with a backup or the journal, or the adapter with the one that it was made with",
+        fix=_CAPTURED,
         rule=violation.keyword,
     )
 

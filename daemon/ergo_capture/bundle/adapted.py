@@ -59,6 +59,8 @@ class Problem(msgspec.Struct, frozen=True):
     where: str | None = None
     #: The payload, as captured.
     payload: str | None = None
+    #: The payload that the host would have made of it; None where it is not known.
+    expected: str | None = None
 
     @property
     def is_divergence(self) -> bool:
@@ -169,6 +171,7 @@ class _Check:
     def _check(
         self, index: int, event: ExternalEventRecord, kind: str | None, decision: EpisodeInvocationRecord | None
     ) -> Problem | None:
+        payload: dict[str, Any] = {}
         try:
             payload = self._decode(event.payload)
             if self.beginning.kinds is not None and kind is None:
@@ -180,14 +183,13 @@ class _Check:
             for captured in () if decision is None else decision.effects:
                 self._apply(captured.effect)
         except AdapterError as error:
+            captured_text = event.payload.decode(errors="replace")
+            expected = None
+            if error.code == KEY_MISSING:
+                key = error.where.removeprefix("$.")
+                expected = write_json(payload | {key: self.store.get(key)}).decode()
             return Problem(
-                error.code,
-                error.message,
-                error.fix,
-                index,
-                event.event_id,
-                error.where,
-                event.payload.decode(errors="replace"),
+                error.code, error.message, error.fix, index, event.event_id, error.where, captured_text, expected
             )
         return None
 

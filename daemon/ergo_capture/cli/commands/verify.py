@@ -11,7 +11,14 @@ import msgspec
 from ergo_capture.cli.support.captures import files_and_sessions
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import without_controls
-from ergo_capture.cli.support.verification import check_run, in_words, no_manifest_flag
+from ergo_capture.cli.support.verification import (
+    AdapterCheck,
+    adapter_in_words,
+    adapter_option,
+    check_run,
+    in_words,
+    no_manifest_flag,
+)
 from ergo_capture.errors import ExitCode
 
 
@@ -19,6 +26,7 @@ from ergo_capture.errors import ExitCode
     examples=(
         "ergo-capture verify run.capture.json",
         "ergo-capture verify /var/lib/ergo-capture/bundles --json",
+        "ergo-capture verify run.capture.json --adapter adapter.yaml",
     )
 )
 @argument(
@@ -29,6 +37,7 @@ from ergo_capture.errors import ExitCode
     required=True,
     metavar="BUNDLE...",
 )
+@adapter_option
 @no_manifest_flag
 @flag("--verbose", "-v", help="Print what the notes sum up, too.")
 @state_option
@@ -37,6 +46,7 @@ from ergo_capture.errors import ExitCode
 def verify(
     bundles: tuple[str, ...],
     *,
+    adapter: Path | None,
     no_manifest: bool,
     verbose: bool,
     state_dir: str,
@@ -48,11 +58,15 @@ def verify(
     Where a manifest stands beside a bundle, its size and SHA-256 come first. Of a session that goes on, what is decided
     is checked.
 
+    With the graph's adapter, the context store is built again from the effects, and each payload has to be what the host
+    makes of it. The manifest proves which values came from the store; without it, the output says what was checked.
+
     Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if a bundle is unsound or cannot be read.
     """
     worst = ExitCode.OK
+    adapter_check = None if adapter is None else AdapterCheck(adapter)
     for run in files_and_sessions(bundles, state_dir, config):
-        result = check_run(run, with_manifest=not no_manifest)
+        result = check_run(run, with_manifest=not no_manifest, adapter=adapter_check)
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome
@@ -67,6 +81,8 @@ def _in_words(result: dict[str, Any], *, verbose: bool) -> str:
     elif "divergence" in result:
         found = result["divergence"]
         lines += [f"  {side}: {msgspec.json.encode(found[side]).decode()}" for side in ("captured", "replayed")]
+    if (report := result.get("adapter")) is not None and report["problem"] is None:
+        lines.append(f"  {adapter_in_words(report)}")
     if result.get("hint"):
         lines.append(f"  try: {result['hint']}")
     lines += [f"  note: {note}" for note in result.get("notes", ())]

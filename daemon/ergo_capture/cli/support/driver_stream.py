@@ -34,7 +34,7 @@ def parts_of_session(name: str, state_dir: str = "", config: Path | None = None)
         return found
     parts: dict[int, Capture] = {}
     for capture in found:
-        number, is_beside = _part_of(capture)
+        number, is_beside = part_of(capture)
         # A bundle beside a finished one holds other events; a part may be found in the journal and as a bundle.
         if not is_beside:
             parts.setdefault(number, capture)
@@ -49,7 +49,7 @@ def parts_of_session(name: str, state_dir: str = "", config: Path | None = None)
     return [parts[number] for number in sorted(parts)]
 
 
-def _part_of(capture: Capture) -> tuple[int, bool]:
+def part_of(capture: Capture) -> tuple[int, bool]:
     """Return the number of a run's part, and whether it is a bundle beside a finished one of that part."""
     if capture.part is not None:
         return capture.part.part, False

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
 
 from ergo_capture.bundle.proof import Comparison, compare_with_manifest
 from ergo_capture.bundle.reader.opening import unreadable
+from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.bundle.verify import verify_stream
+from ergo_capture.cli.support.bundle_files import manifest_beside
 from ergo_capture.cli.support.captures import Capture
-from ergo_capture.cli.support.command import flag
+from ergo_capture.cli.support.command import PATH, flag
+from ergo_capture.cli.support.driver_stream import part_of
 from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import to_builtins
 from ergo_capture.kernel.replay import Divergence
 from ergo_capture.units import counted
 
+if TYPE_CHECKING:
+    from ergo_capture.adapter import Adapter
+    from ergo_capture.bundle.adapted import Adapted, Beginning
+
+adapter_option: Final = click.option(
+    "--adapter",
+    type=PATH,
+    metavar="FILE",
+    help="The graph's adapter: check payloads, effects and the values of the context store against it.",
+)
 no_manifest_flag: Final = flag("--no-manifest", help="Look at the bundle alone, and not at the manifest beside it.")
 
 _HINTS: Final = {
@@ -24,25 +42,94 @@ _HINTS: Final = {
 }
 
 
+class AdapterCheck:
+    """Checks runs against an adapter; a part's context store is handed over to the part that is checked next.
+
+    Args:
+        path: the adapter's manifest.
+
+    Raises:
+        ErgoCaptureError: it cannot be read.
+        AdapterError: it is refused, or the packages that adapters need are not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._name = printable(path)
+        try:
+            self._text = path.read_bytes()
+        except OSError as error:
+            raise ErgoCaptureError(
+                f"read adapter '{self._name}': {error.strerror or error}",
+                op="read adapter",
+                path=path,
+                hint="name the adapter's manifest, a YAML file",
+            ) from error
+        #: The store that each part left, by session and number.
+        self._left: dict[tuple[str, int], bytes] = {}
+        self.adapter  # noqa: B018 - a bad adapter is refused before a run is read
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter."""
+        return _load(self._text, self._name)
+
+    def check(self, run: Capture, stream: RecordStream, *, with_manifest: bool = True) -> Adapted:
+        """Check a run; raise as ``check_adapted`` does."""
+        from ergo_capture.bundle.adapted import check_adapted  # noqa: PLC0415 - needs what is not always installed
+
+        session, part, beginning = self._beginning(run, with_manifest=with_manifest)
+        adapted = check_adapted(stream, self.adapter, beginning, only_decided=run.is_open)
+        if adapted.store is not None:
+            self._left[session, part] = adapted.store
+        return adapted
+
+    def _beginning(self, run: Capture, *, with_manifest: bool) -> tuple[str, int, Beginning]:
+        from ergo_capture.bundle.adapted import Beginning  # noqa: PLC0415 - as above
+
+        session, (part, _) = run.session, part_of(run)
+        manifest = manifest_beside(run.bundle) if run.bundle is not None and with_manifest else None
+        kinds: Iterator[str | None] | None = None
+        merged, store = None, b"{}" if part == 1 else None
+        if run.part is not None:
+            kinds = run.part.semantic_kinds()
+        elif manifest is not None:
+            session, part, merged = manifest.session, manifest.part, manifest.merged
+            column = manifest.semantic_kinds
+            kinds = None if column is None else column.of(manifest.events)
+            if manifest.store is not None or merged is not None:
+                store = msgspec.json.encode(manifest.store or {})
+        return session, part, Beginning(store, self._left.get((session, part - 1)), kinds, merged)
+
+
+@lru_cache(1)
+def _load(text: bytes, name: str) -> Adapter:
+    from ergo_capture.adapter import load_adapter  # noqa: PLC0415 - needs what is not always installed
+
+    return load_adapter(text, name=name)
+
+
 def check(path: Path, *, with_manifest: bool = True) -> dict[str, Any]:
     """Verify a bundle as ``check_run`` does."""
     return check_run(Capture(str(path), path), with_manifest=with_manifest)
 
 
-def check_run(run: Capture, *, with_manifest: bool = True) -> dict[str, Any]:
+def check_run(run: Capture, *, with_manifest: bool = True, adapter: AdapterCheck | None = None) -> dict[str, Any]:
     """Verify a run and return its counts and the first problem; the item ``exit`` is the exit code.
 
     Args:
         run: a bundle, or a part of a session in a journal.
         with_manifest: whether a bundle is compared with the manifest beside it first.
+        adapter: checks it against its adapter, too; None where none is given.
     """
     result: dict[str, Any] = {"bundle": printable(run.name), "ok": False}
-    compared = None
+    compared = adapted = None
     try:
         compared = compare(run) if with_manifest else None
         result["manifest"] = None if compared is None else _manifest(compared)
         with run.open_any() as stream:
             verdict = verify_stream(stream, only_decided=run.is_open)
+            if adapter is not None and verdict.ok:
+                adapted = adapter.check(run, stream, with_manifest=with_manifest)
         result |= {"graph": verdict.graph_id, "events": verdict.events, "decisions": verdict.decisions}
         if verdict.complaint is not None:
             raise verdict.complaint
@@ -50,13 +137,62 @@ def check_run(run: Capture, *, with_manifest: bool = True) -> dict[str, Any]:
         result |= {"error": printable(error.message), "hint": error.hint, "exit": ExitCode.FAILED}
     else:
         result |= {"notes": list(verdict.notes), "details": list(verdict.details)}
-        if verdict.divergence is None:
-            result |= {"ok": True, "exit": ExitCode.OK}
-        else:
+        if verdict.divergence is not None:
             result |= {"divergence": _plain(verdict.divergence), "exit": ExitCode.DIVERGED}
+        else:
+            result |= {"ok": True, "exit": ExitCode.OK}
+        if adapted is not None:
+            result |= {"adapter": adapter_report(adapted)} | adapter_problem(adapted)
     if compared is not None and compared.problem is not None:
         result |= {"ok": False, "by_itself": in_words(result), "exit": ExitCode.FAILED} | refusal(compared)
     return result
+
+
+def adapter_report(adapted: Adapted) -> dict[str, Any]:
+    """Return what a check against an adapter looked at, as JSON types."""
+    return {
+        "provenance": adapted.provenance,
+        "events": adapted.events,
+        "merged_events": adapted.merged_events,
+        "kinds": "known" if adapted.by_kind else "unknown",
+        "store": "known" if adapted.store_known else "unknown",
+        "merged": "proved" if adapted.proved else "not proved",
+        "problem": None if adapted.problem is None else msgspec.to_builtins(adapted.problem),
+    }
+
+
+def adapter_problem(adapted: Adapted) -> dict[str, Any]:
+    """Return what of a result an adapter's problem replaces; nothing where there is none."""
+    problem = adapted.problem
+    if problem is None:
+        return {}
+    if problem.is_divergence:
+        found = {
+            "index": problem.index,
+            "event_id": problem.event_id,
+            "field": "payload",
+            "captured": problem.payload,
+            "replayed": problem.expected,
+        }
+        return {"ok": False, "divergence": found, "hint": problem.hint, "exit": ExitCode.DIVERGED}
+    place = "" if problem.index is None else f"event {problem.index}, {problem.event_id!r}"
+    place += f" at {problem.where}" if problem.where else ""
+    message = f"{place}: {problem.message}" if place else problem.message
+    return {"ok": False, "error": printable(message), "hint": problem.hint, "exit": ExitCode.FAILED}
+
+
+def adapter_in_words(report: Mapping[str, Any]) -> str:
+    """Return what a check against an adapter looked at, as a line for a person."""
+    schema = "the schema of their kind" if report["kinds"] == "known" else "a schema, of which kind is not known"
+    checked = (
+        f"adapter: {counted(report['events'], 'payload')} canonical, by {schema}, without a missing key of the store"
+    )
+    held = f"{report['merged_events']:,} with values of the store"
+    if report["merged"] == "proved":
+        return f"{checked}; {held}, proved by the manifest"
+    if report["store"] == "unknown":
+        return f"{checked}; what the store held at first is not known: name the parts before it, too, in order"
+    return f"{checked}; {held}, not proved: no manifest says `merged`"
 
 
 def compare(run: Capture) -> Comparison | None:
