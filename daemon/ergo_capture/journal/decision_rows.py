@@ -223,3 +223,16 @@ def read_decisions(body: bytes) -> Iterator[DecisionOutcome | Refusal]:
                 yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
         elif not isinstance(row, EndOfRun):
             yield row
+
+
+def end_of_run(body: bytes) -> Interruption | None:
+    """Return what interrupted the run behind the decisions of a DECISIONS frame; None where nothing did.
+
+    Raises:
+        ValueError: the body cannot be decoded.
+    """
+    # Most frames are not decoded again: few have a row that begins so, and it is the last one.
+    if b"[4," not in body:
+        return None
+    last = _rows.decode(body)[-1]
+    return last.interruption if isinstance(last, EndOfRun) else None

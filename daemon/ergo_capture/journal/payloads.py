@@ -162,6 +162,8 @@ class Rotation(msgspec.Struct, frozen=True, omit_defaults=True):
     last_event_id: str | None
     #: The context store at the end of the part; None without an adapter.
     store: dict[str, Any] | None = None
+    #: Events of the session that were refused until then.
+    refused: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

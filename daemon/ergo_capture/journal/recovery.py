@@ -8,9 +8,11 @@ Rules:
    and every decision must come out as it was recorded: a difference is damage.
 3. Events that were accepted and not decided are decided next. The first of them are *in doubt*: their episodes may
    have run. The setting ``session.in_doubt`` says what is done about them; ``server/session/episodes.py`` says how
-   many they are.
-4. A damaged session is quarantined with the reason: not served, not published, not deleted.
-5. Nothing is written, so recovering twice changes nothing.
+   many they are. Where an OUTCOME frame says how the first of them ended, that is its decision.
+4. Payloads are derived as the session's contract says (``derivation.py``): what was refused must be refused again.
+   Behind an interruption of the run nothing is decided: what was accepted there is left over.
+5. A damaged session is quarantined with the reason: not served, not published, not deleted.
+6. Nothing is written, so recovering twice changes nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
+from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, end_of_run, read_decisions
+from ergo_capture.journal.derivation import Derivation
 from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import (
@@ -52,6 +55,9 @@ from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunRe
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.storage import Storage
 
+#: Refusals that are kept, so that a client that resumes is told again.
+MOST_REFUSALS: Final = 1_000
+
 
 @dataclass(slots=True)
 class PendingPublication:
@@ -66,6 +72,8 @@ class PendingPublication:
     decision_frames: array[int]
     segment: int
     lost: Loss | None = None
+    #: The context store at its beginning; None without an adapter.
+    store: dict[str, Any] | None = None
 
 
 class RefusedEvent(msgspec.Struct, frozen=True):
@@ -107,7 +115,7 @@ class RecoveredSession:
     decision_frames: array[int] = field(default_factory=lambda: array("Q"))
     #: Bytes of event lines in the current part.
     event_bytes: int = 0
-    #: Accepted and not decided, in order.
+    #: Accepted and not decided, in order; empty once the run is interrupted.
     undecided: list[ExternalEvent] = field(default_factory=list)
     #: Parts before the current one whose bundles are still to be published.
     unpublished: list[PendingPublication] = field(default_factory=list)
@@ -125,8 +133,9 @@ class RecoveredSession:
     undecided_lines: bytes = b""
     #: The context store behind the last decision; None without an adapter.
     store: dict[str, Any] | None = None
-    #: The refused events that were read, in order.
-    refused: list[RefusedEvent] = field(default_factory=list)
+    #: Events that were refused, and the last of them that were read, in order.
+    refused: int = 0
+    refusals: deque[RefusedEvent] = field(default_factory=lambda: deque(maxlen=MOST_REFUSALS))
     #: The episode of the first undecided event, where it ran: its decision is this outcome, whatever ``in_doubt`` says.
     outcome: PendingOutcome | None = None
     #: What interrupted the run; nothing more is decided, and what is undecided is left over. None while it goes on.
@@ -296,7 +305,11 @@ class _Replay:
         self._frames = frames
         self._history = history
         self._log = _LastEntry()
-        self._session = self._initial(history.description)
+        self._session = session = self._initial(history.description)
+        contract = session.description.contract
+        self._derivation = None if contract is None else Derivation(contract, session.store)
+        #: The context store at the beginning of the part that is read.
+        self._store = session.store
 
     def _initial(self, description: SessionDescription) -> RecoveredSession:
         """Return the session at the beginning of the oldest part that is to be read.
@@ -327,6 +340,8 @@ class _Replay:
             attempts=[] if description.engine == "scripted" else None,
             lost=self._history.lost_until(part),
             rotation=rotation,
+            store=None if rotation is None else rotation.store,
+            refused=0 if rotation is None else rotation.refused,
             last_segment=self._frames.last_segment,
             publications=self._history.publications,
         )
@@ -346,17 +361,7 @@ class _Replay:
                 self._end_part(ends.popleft())
             session.event_frames.append(packed)
             session.event_bytes += len(frame.body)
-            for event in read_body(frame.body):
-                session.ids.add(event.event_id)
-                session.accepted += 1
-                session.last_event_id = event.event_id
-                outcome = next(outcomes, None)
-                if outcome is None:
-                    session.undecided.append(event)
-                elif isinstance(outcome, Refusal):
-                    self._refuse_again(event, outcome)
-                else:
-                    self._decide_again(event, outcome)
+            self._take_events(frame.body, outcomes)
             if session.accepted != first + count:
                 raise _Unrecoverable(f"the frame of events {first} to {first + count - 1} holds others")
         if next(outcomes, None) is not None:
@@ -368,22 +373,89 @@ class _Replay:
                 # The ROTATE frame is needed too: where the OPEN frame is gone, it says what the session is.
                 needed = [end.position, *map(Position.unpack, session.event_frames[:1])]
                 session.part_segment = min(position.segment for position in needed)
+        self._end()
         return session
+
+    def _take_events(self, body: bytes, outcomes: Iterator[DecisionOutcome | Refusal]) -> None:
+        session, derivation = self._session, self._derivation
+        if derivation is not None:
+            self._take_derived(body, outcomes, derivation)
+            return
+        for event in read_body(body):
+            session.ids.add(event.event_id)
+            session.accepted += 1
+            session.last_event_id = event.event_id
+            outcome = next(outcomes, None)
+            if outcome is None:
+                session.undecided.append(event)
+            elif isinstance(outcome, DecisionOutcome):
+                self._decide_again(event, outcome)
+            else:
+                raise _differs(event.event_id)
+
+    def _take_derived(self, body: bytes, outcomes: Iterator[DecisionOutcome | Refusal], derivation: Derivation) -> None:
+        """Take the events of a session with a contract."""
+        session = self._session
+        undecided = 0
+        sent = list(read_body(body))
+        for event, hosted in zip(sent, derivation.read(body), strict=True):
+            session.ids.add(event.event_id)
+            session.accepted += 1
+            session.last_event_id = event.event_id
+            outcome = next(outcomes, None)
+            if outcome is None:
+                session.undecided.append(event)
+                undecided += 1
+                continue
+            if session.interruption is not None:
+                raise _Unrecoverable(f"event {event.event_id!r} is decided behind the interruption of the run")
+            bound = derivation.bind(hosted)
+            if isinstance(outcome, Refusal):
+                if not isinstance(bound, Refusal):
+                    raise _differs(event.event_id)
+                session.refusals.append(RefusedEvent(session.decided, event.event_id, outcome.code, outcome.message))
+                session.refused += 1
+                session.decided += 1
+                continue
+            if isinstance(bound, Refusal):
+                raise _differs(event.event_id)
+            self._decide_again(bound.event, outcome)
+            session.interruption = derivation.settle(each.effect for each in outcome.effects)
+        if undecided:
+            session.undecided_lines += b"".join(body.splitlines(keepends=True)[len(sent) - undecided :])
 
     def _read(self, packed: array[int]) -> Iterator[Frame]:
         return read_frames(self._directory, map(Position.unpack, packed), self._storage)
 
     def _outcomes(self, start: int) -> Iterator[DecisionOutcome | Refusal]:
         for packed, frame in zip(self._frames.decisions, self._read(self._frames.decisions), strict=True):
-            if frame.header.first + frame.header.count <= start:
+            header = frame.header
+            # A frame without decisions says that the run was interrupted.
+            if header.first + max(header.count, 1) <= start:
                 continue
             self._session.decision_frames.append(packed)
             yield from read_decisions(frame.body)
+            self._session.interruption = self._session.interruption or end_of_run(frame.body)
 
-    def _refuse_again(self, event: ExternalEvent, refusal: Refusal) -> None:
-        session = self._session
-        session.refused.append(RefusedEvent(session.decided, event.event_id, refusal.code, refusal.message))
-        session.decided += 1
+    def _end(self) -> None:
+        """Take what the frames say that are neither of events nor of decisions."""
+        session, closing, outcome = self._session, self._history.closing, self._history.outcome
+        if self._derivation is not None:
+            session.store = self._derivation.snapshot()
+        if closing is not None:
+            session.interruption, session.left_over = closing.interruption, closing.left_over
+        elif session.interruption is not None and session.undecided:
+            first = session.undecided[0].event_id
+            session.left_over = LeftOver(session.decided, first, len(session.undecided))
+        if session.interruption is not None:
+            session.undecided, session.undecided_lines = [], b""
+        if outcome is not None and outcome.outcome.index != session.decided:
+            raise _Unrecoverable(
+                f"it has an outcome of event {outcome.outcome.index}, and decisions before it are missing"
+            )
+        if outcome is not None and not session.undecided:
+            raise _Unrecoverable(f"it has an outcome of event {outcome.outcome.index}, which is missing")
+        session.outcome = outcome
 
     def _decide_again(self, event: ExternalEvent, outcome: DecisionOutcome) -> None:
         session = self._session
@@ -391,7 +463,7 @@ class _Replay:
         recorded = outcome.to_record(event.event_id, session.description.constraints.deadline)
         if isinstance(step, Run):
             if outcome.termination is None or outcome.decision is not Decision.Invoke:
-                raise _differs(event)
+                raise _differs(event.event_id)
             result = RunResult(
                 outcome.termination, tuple(e.effect for e in outcome.effects), outcome.intent_acks, outcome.interruption
             )
@@ -402,7 +474,7 @@ class _Replay:
         entry = self._log.entry
         assert entry is not None
         if entry.to_record() != recorded:
-            raise _differs(event)
+            raise _differs(event.event_id)
         session.decided += 1
 
     def _end_part(self, end: PartEnd) -> None:
@@ -419,8 +491,12 @@ class _Replay:
                 session.decision_frames,
                 session.segment,
                 session.lost,
+                self._store,
             )
         )
+        if self._derivation is not None and self._derivation.snapshot() != rotation.store:
+            raise _Unrecoverable(f"the context store at the end of part {rotation.part} is not what its effects wrote")
+        self._store = rotation.store
         session.part, session.first, session.rotation = rotation.part + 1, end.boundary, rotation
         session.lost = self._history.lost_until(session.part)
         session.event_frames, session.decision_frames = array("Q"), array("Q")
@@ -428,5 +504,5 @@ class _Replay:
         session.supervisor = Supervisor(session.description.graph, session.description.constraints, self._log)
 
 
-def _differs(event: ExternalEvent) -> _Unrecoverable:
-    return _Unrecoverable(f"the decision recorded for event {event.event_id!r} is not the one it leads to")
+def _differs(event_id: str) -> _Unrecoverable:
+    return _Unrecoverable(f"the decision recorded for event {event_id!r} is not the one it leads to")

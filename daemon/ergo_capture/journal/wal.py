@@ -23,10 +23,17 @@ import msgspec
 
 from ergo_capture.journal.errors import JournalError, JournalFailed, JournalFull, JournalLost
 from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame, Position
-from ergo_capture.journal.repair import remove_unfinished, repair
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import ScanReport, Verdict
-from ergo_capture.journal.segment import NextSegment, head_frame, install_segment, new_directory, segment_path
+from ergo_capture.journal.segment import (
+    NextSegment,
+    head_frame,
+    install_segment,
+    new_directory,
+    remove_unfinished,
+    repair,
+    segment_path,
+)
 from ergo_capture.storage import Lock, Storage, StorageError, StorageFile
 from ergo_capture.storage.kept_files import KeptFiles
 

@@ -1,0 +1,88 @@
+"""Derives what the graph gets of each event from what was sent: the journal holds the line as it came, and no more.
+
+The session, recovery and composing do the same for each event in order: ``bind`` it, decide it, ``settle`` its
+decision. So what a recovery derives is what the daemon derived before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ergo_capture.journal.decision_rows import Refusal
+from ergo_capture.journal.payloads import Contract, Interruption
+
+if TYPE_CHECKING:
+    from ergo_capture.adapter.binding import Binding
+    from ergo_capture.adapter.contract import Bound
+    from ergo_capture.adapter.events import HostedEvent
+    from ergo_capture.adapter.store import ContextStore
+    from ergo_capture.kernel.effects import ActionEffect
+
+
+class Derivation:
+    """The payloads of one session, and its context store.
+
+    Args:
+        contract: how they are derived.
+        store: what the context store holds at first: that of a ROTATE frame, nothing in the first part.
+        binding: the contract's, where the caller has it.
+
+    Raises:
+        AdapterError: the adapter is refused, or the packages that adapters need are not installed.
+    """
+
+    def __init__(
+        self, contract: Contract, store: Mapping[str, Any] | None = None, *, binding: Binding | None = None
+    ) -> None:
+        self._contract = contract
+        self.binding = binding or _binding(contract.adapter, contract.numbers, contract.context_bytes)
+        self.store: ContextStore = self.binding.store(msgspec.json.encode(store or {}))
+
+    def read(self, body: bytes) -> list[HostedEvent]:
+        """Return the events of a body of event lines.
+
+        Raises:
+            ValueError: a line cannot have been accepted.
+        """
+        from ergo_capture.adapter.binding import read_hosted_lines  # noqa: PLC0415 - only where it is needed
+
+        return read_hosted_lines(body, self._contract.numbers)
+
+    def bind(self, event: HostedEvent) -> Bound | Refusal:
+        """Return an event as the graph gets it, or why it is refused."""
+        from ergo_capture.adapter.errors import AdapterError  # noqa: PLC0415 - as above
+
+        try:
+            return self.binding.bind(event, self.store)
+        except AdapterError as error:
+            return Refusal(error.code, error.message)
+
+    def settle(self, effects: Iterable[ActionEffect]) -> Interruption | None:
+        """Write to the store what the effects of a decision say; return what that ends the run with, if anything."""
+        adapter = self.binding.adapter
+        if adapter is None:
+            return None
+        from ergo_capture.adapter.errors import AdapterError  # noqa: PLC0415 - as above
+
+        try:
+            for effect in effects:
+                if effect.kind not in self._contract.routed:
+                    self.store.apply(effect, adapter)
+        except AdapterError as error:
+            return Interruption(reason=error.code, message=error.message)
+        return None
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Return what the store holds, for a ROTATE frame; None without an adapter."""
+        return None if self.binding.adapter is None else self.store.snapshot()
+
+
+@lru_cache(maxsize=8)
+def _binding(adapter: str | None, numbers: Literal["reference", "exact"], context_bytes: int | None) -> Binding:
+    from ergo_capture.adapter.binding import Binding  # noqa: PLC0415 - as above
+
+    return Binding(adapter, numbers, context_bytes or 0)
