@@ -127,7 +127,7 @@ PRETTY = encode_bundle(RICH, CaptureJsonStyle.Pretty)
 def test_our_own_bundles_are_read_block_by_block(text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No element of either style is read alone."""
     slow: list[Any] = []
-    monkeypatch.setattr(elements._Elements, "_read_one", lambda self, text: slow.append(text))
+    monkeypatch.setattr(elements.ElementCursor, "_read_one", lambda self, text: slow.append(text))
     assert streamed(tmp_path / "b", text) == RICH
     assert slow == []
 

@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, TypeVar, cast
 
 import msgspec
 
 from ergo_capture.bundle.format import BundleHead, decode_bundle
 from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
 from ergo_capture.bundle.names import manifest_path
-from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, Record, read_elements
+from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, read_elements
 from ergo_capture.bundle.reader.opening import BundleFormatError, open_binary
 from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Span
 from ergo_capture.bundle.reader.stream import BundleStream, open_bundle
@@ -29,6 +29,8 @@ from ergo_capture.kernel.serde.tokens import STRING
 from ergo_capture.repair.output import SalvageOutput
 from ergo_capture.repair.report import LOST, Gap, SalvageReport
 from ergo_capture.repair.salvage import salvage
+
+Record = TypeVar("Record")
 
 #: Bytes read at a time.
 _BLOCK: Final = 256 * 1024
@@ -68,7 +70,7 @@ class DamagedBundle(msgspec.Struct, frozen=True):
             return iter([Gap(None, "the file ends before its decisions", self.events_at.end)])
         return self._records(DECISIONS, self.decisions_at, closed=self.decisions_closed)
 
-    def _records(self, reader: ListReader[Record], span: Span, *, closed: bool) -> Iterator[Record | Gap]:
+    def _records(self, reader: ListReader[list[Record]], span: Span, *, closed: bool) -> Iterator[Record | Gap]:
         start: int | None = span.start
         what = reader.name.removesuffix("s")
         while start is not None:

@@ -7,43 +7,51 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, BinaryIO, Final, Generic, TypeVar
 
-from ergo_capture.bundle.reader.blocks import read_decisions, read_events
+from ergo_capture.bundle.reader.blocks import EventColumns, read_decisions, read_event_columns, read_events
 from ergo_capture.bundle.reader.outline import Span
 from ergo_capture.kernel.serde import bundle as serde
 from ergo_capture.kernel.serde.parsing import parse
 from ergo_capture.kernel.serde.tokens import STRUCTURE
 
-Record = TypeVar("Record")
+#: Several elements of a list, as a reader gives them.
+Block = TypeVar("Block", bound=Sized)
 
-#: Bytes read and decoded at a time.
-_BLOCK: Final = 128 * 1024
+#: Bytes read and decoded at a time. With 128 KiB the lists of a block's payloads leave the processor's cache, and
+#: decoding takes nearly twice as long.
+_BLOCK: Final = 32 * 1024
+#: Bytes in which the end of an element is searched for; longer ones are read alone.
+_LONGEST: Final = 64 << 20
 _SEEMS_END: Final = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*\Z")
 _BLANK: Final = b" \t\r\n"
 
 
-class ListReader(Generic[Record]):
+class ListReader(Generic[Block]):
     """How the elements of one list are read: many at once, or one by one."""
 
     def __init__(
         self,
         name: str,
-        read_block: Callable[[bytes], list[Record] | None],
-        read_one: Callable[[Any, str], Record],
+        read_block: Callable[[bytes], Block | None],
+        read_one: Callable[[Any, str], Block],
     ) -> None:
         self.name = name
         self.read_block = read_block
         self.read_one = read_one
 
 
-EVENTS: Final = ListReader("events", read_events, serde.read_event)
-DECISIONS: Final = ListReader("decisions", read_decisions, serde.read_decision)
+EVENTS: Final = ListReader("events", read_events, lambda value, path: [serde.read_event(value, path)])
+DECISIONS: Final = ListReader("decisions", read_decisions, lambda value, path: [serde.read_decision(value, path)])
+#: Events as columns, for those who look at many at once.
+EVENT_COLUMNS: Final = ListReader(
+    "events", read_event_columns, lambda value, path: EventColumns.of(serde.read_event(value, path))
+)
 
 
-def read_elements(file: BinaryIO, span: Span, reader: ListReader[Record]) -> Iterator[list[Record]]:
-    """Yield the records of a list, a block at a time.
+def read_elements(file: BinaryIO, span: Span, reader: ListReader[Block]) -> Iterator[Block]:
+    """Yield the elements of a list, a block at a time.
 
     Args:
         file: the bundle's text, at any position before the list.
@@ -55,7 +63,9 @@ def read_elements(file: BinaryIO, span: Span, reader: ListReader[Record]) -> Ite
         OSError: the file cannot be read.
     """
     file.seek(span.start)
-    return _Elements(file, span, reader).blocks()
+    cursor = ElementCursor(file, span, reader)
+    while (block := cursor.read()) is not None:
+        yield block
 
 
 class ElementError(ValueError):
@@ -75,8 +85,16 @@ class ElementError(ValueError):
         self.syntax = syntax
 
 
-class _Elements(Generic[Record]):
-    def __init__(self, file: BinaryIO, span: Span, reader: ListReader[Record]) -> None:
+class ElementCursor(Generic[Block]):
+    """A place between the elements of a list, from which they are read on.
+
+    Args:
+        file: the bundle's text, where the list begins.
+        span: the bytes between the list's brackets.
+        reader: how its elements are read.
+    """
+
+    def __init__(self, file: BinaryIO, span: Span, reader: ListReader[Block]) -> None:
         self.file = file
         self.reader = reader
         #: Bytes that were read, how many of them are consumed, and the offset of the first one in the file.
@@ -85,28 +103,57 @@ class _Elements(Generic[Record]):
         self.start = span.start
         #: Bytes of the list that are still to be read.
         self.left = span.end - span.start
-        #: Elements that were yielded.
+        #: Elements that were consumed.
         self.index = 0
+        #: Where reading by blocks is tried again: trying after each element that is read alone would be quadratic.
+        self._alone_until = 0
+        #: Whether there are more elements.
+        self.more = self._fill_to_element()
 
-    def blocks(self) -> Iterator[list[Record]]:
-        more = self._fill_to_element()
-        while more:
-            self._fill(_BLOCK)
-            cut = self._guess_end()
-            records = None if cut is None else self.reader.read_block(self.held[:cut])
-            if records and cut is not None:
-                self.index += len(records)
-                more = self._consume(cut)
-                yield records
-                continue
-            # Read as much as a block one by one: trying the rest as a block after each element would be quadratic.
-            until = self.start + (cut or _BLOCK)
-            while more and self.start + self.at < until:
-                end = self._end_of_element()
-                record = self._read_one(self.held[self.at : end])
-                self.index += 1
-                more = self._consume(end)
-                yield [record]
+    def read(self) -> Block | None:
+        """Return the next elements; None at the end of the list.
+
+        Raises:
+            ElementError: the next element is not a record.
+            OSError: the file cannot be read.
+        """
+        if not self.more:
+            return None
+        if self.start + self.at >= self._alone_until:
+            cut = self._fill_to_end()
+            block = None if cut is None else self.reader.read_block(self.held[:cut])
+            if block and cut is not None:
+                self.index += len(block)
+                self._consume(cut)
+                return block
+            self._alone_until = self.start + (cut or _BLOCK)
+        end = self._end_of_element()
+        block = self._read_one(self.held[self.at : end])
+        self.index += 1
+        self._consume(end)
+        return block
+
+    def take(self, text: bytes, count: int) -> bool:
+        """Consume the next elements if they are a given text.
+
+        Args:
+            text: whole elements with commas between them.
+            count: how many.
+        """
+        if not self.more:
+            return False
+        if len(self.held) - self.at <= len(text):
+            self._fill(len(text) + _BLOCK)
+        if not self.held.startswith(text, self.at):
+            return False
+        end = self.at + len(text)
+        if not self.held.startswith(b",", end):
+            if self.left or self.held[end:].strip(_BLANK):
+                return False
+            end = len(self.held)
+        self.index += count
+        self._consume(end)
+        return True
 
     def _fill_to_element(self) -> bool:
         self._fill(_BLOCK)
@@ -130,10 +177,20 @@ class _Elements(Generic[Record]):
             self.left -= len(part)
         self.held = b"".join(parts)
 
-    def _consume(self, end: int) -> bool:
-        """Consume up to and with the comma at ``end``; return False where the list ends there."""
+    def _consume(self, end: int) -> None:
+        """Consume up to and with the comma at ``end``, or to the end of the list."""
         self.at = min(end + 1, len(self.held))
-        return end < len(self.held)
+        self.more = end < len(self.held)
+
+    def _fill_to_end(self) -> int | None:
+        """Read at least a block; return where the last whole element that is held seems to end, None where none does."""
+        size = _BLOCK
+        self._fill(size)
+        # Elements that are longer than a block were once read alone, token by token, which took ten times as long.
+        while (cut := self._guess_end()) is None and self.left and size < _LONGEST:
+            size *= 2
+            self._fill(size)
+        return cut
 
     def _guess_end(self) -> int | None:
         """Return where the last whole element that is held seems to end; None where none seems to."""
@@ -166,7 +223,7 @@ class _Elements(Generic[Record]):
             elif token == b"," and depth == 0:
                 return match.start()
 
-    def _read_one(self, text: bytes) -> Record:
+    def _read_one(self, text: bytes) -> Block:
         start, index = self.start + self.at, self.index
         try:
             # In two brackets: an element stands that deep in a bundle, and depth is limited.

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final, Protocol, Self
 
 import msgspec
 
-from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, Record, read_elements
+from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, Block, ElementError, ListReader, read_elements
 from ergo_capture.bundle.reader.opening import HEAD_BYTES, BundleFormatError, malformed, open_binary, unreadable
 from ergo_capture.bundle.reader.outline import Outline, Span, read_outline
 from ergo_capture.errors import ErgoCaptureError
@@ -196,7 +196,7 @@ class BundleStream:
     def _open(self) -> BinaryIO:
         return open_binary(self._source) if self._text is None else io.BytesIO(self._text)
 
-    def _blocks(self, reader: ListReader[Record]) -> Iterator[list[Record]]:
+    def _blocks(self, reader: ListReader[Block]) -> Iterator[Block]:
         span = self._span(reader.name)
         try:
             file = self._open()

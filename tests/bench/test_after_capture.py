@@ -1,0 +1,173 @@
+"""Measure what is done with a bundle after the capture, against what reading it costs at the least (``yardstick.py``).
+
+    python -m pytest -m bench -s tests/bench/test_after_capture.py
+
+Both sides are processes, start-up included, measured in turns. The figures are user times but where it says wall:
+other work on the machine counts for those least.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from tests.bench import yardstick
+from tests.bench.ratios import in_turns, report
+
+from ergo_capture import (
+    CapturingSession,
+    Constraints,
+    EventTime,
+    ExternalEvent,
+    ExternalEventKind,
+    FaultRuntime,
+    MemoryDecisionLog,
+    write_capture_bundle,
+)
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
+
+EVENTS = int(os.environ.get("BENCH_EVENTS", "100000"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
+
+
+class Cost(NamedTuple):
+    """What a process took, in seconds, and its peak of memory in bytes."""
+
+    user: float
+    wall: float
+    peak: int
+
+
+def measured(*command: str) -> Cost:
+    """Run a command to its end and return what it took, with its children."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, command
+    return Cost(used.ru_utime, time.perf_counter() - began, used.ru_maxrss << 10)
+
+
+def user(*command: str) -> float:
+    """Return the user time of a command, in seconds."""
+    return measured(*command).user
+
+
+def ours(*arguments: str | Path) -> tuple[str, ...]:
+    """Return a command of this program."""
+    return (sys.executable, "-m", "ergo_capture", *map(str, arguments))
+
+
+def least(bundle: Path) -> tuple[str, ...]:
+    """Return the yardstick's command."""
+    return (sys.executable, yardstick.__file__, str(bundle))
+
+
+def capture(path: Path, count: int, payload: int) -> Path:
+    """Write a bundle of events with payloads of so many bytes, and return its path."""
+    session = CapturingSession("g", Constraints(), MemoryDecisionLog(), FaultRuntime(), "rpv1:none")
+    for number in range(count):
+        text = msgspec.json.encode({"carrier": "UA", "flight": number % 9000, "pad": ""})
+        pad = (b"%x" % (number * 829_331_431)) * (payload // 2)
+        text = text[:-2] + pad[: payload - len(text)] + text[-2:]
+        at = EventTime(number // 10, number % 10 * 100_000_000)
+        session.on_event(ExternalEvent.with_payload(f"ev-{number:08d}", ExternalEventKind.DataAvailable, at, text))
+    write_capture_bundle(path, session.into_bundle())
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of events of 256 bytes."""
+    return capture(tmp_path_factory.mktemp("bench") / "run.capture.json", EVENTS, 256)
+
+
+def compare(title: str, bundle: Path, command: tuple[str, ...], goal: str) -> float:
+    """Measure a command in turns with the yardstick; return the median ratio of user times."""
+    return report(title, "s user", in_turns(lambda: user(*command), lambda: user(*least(bundle)), ROUNDS), goal)
+
+
+def test_verify(bundle: Path) -> None:
+    """Row 1: one process."""
+    compare("verify --no-manifest", bundle, ours("verify", "--no-manifest", bundle), "1.7")
+
+
+def test_verify_in_two_processes(bundle: Path) -> None:
+    """Row 2: wall time."""
+    command = ours("verify", "--no-manifest", "--jobs", "2", bundle)
+    pairs = in_turns(lambda: measured(*command).wall, lambda: measured(*least(bundle)).wall, ROUNDS)
+    report("verify --no-manifest --jobs 2, wall", "s", pairs, "1.1")
+
+
+def test_verify_of_a_small_bundle(tmp_path: Path) -> None:
+    """Row 3: the marginal cost of a bundle of 154 KB; both sides are milliseconds."""
+    files = [capture(tmp_path / f"{number}.capture.json", 118, 256) for number in range(101)]
+
+    def marginal(command: Callable[..., tuple[str, ...]]) -> float:
+        return (user(*command(*files)) - user(*command(files[0]))) * 10
+
+    pairs = in_turns(
+        lambda: marginal(lambda *some: ours("verify", "--no-manifest", *some)),
+        lambda: sum(user(*least(file)) for file in files[:5]) * 200,
+        ROUNDS,
+    )
+    report(f"verify of {files[0].stat().st_size} bytes, marginal (the other is a whole process)", "ms", pairs, "12 ms")
+
+
+@pytest.mark.parametrize("size", [36_000, 1_000_000])
+def test_large_payloads(size: int, tmp_path: Path) -> None:
+    """Row 4: time a byte, against payloads of 30 KB."""
+    volume = 30_000_000
+    large = capture(tmp_path / "large.capture.json", volume // size, size)
+    usual = capture(tmp_path / "usual.capture.json", volume // 30_000, 30_000)
+
+    def verify(file: Path) -> float:
+        return user(*ours("verify", "--no-manifest", file))
+
+    report(
+        f"verify of {size:,} bytes against 30,000",
+        "s user",
+        in_turns(lambda: verify(large), lambda: verify(usual), ROUNDS),
+        "1.3",
+    )
+
+
+#: Commands, and how many times ``verify`` they may take.
+COMMANDS = {
+    "replay --engine fixed": (("replay", "--no-manifest", "--engine", "fixed"), 1.2),
+    "doctor": (("doctor",), 1.2),
+    "report": (("report", "-o", "-"), 1.4),
+    "cat": (("cat",), 1.4),
+    "recover": (("recover",), 2.0),
+}
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "diff"])
+def test_a_command_against_verify(name: str, bundle: Path, tmp_path: Path) -> None:
+    """Rows 5 and 6."""
+    if name == "diff":
+        command, goal = ours("diff", bundle, bundle), 1.5
+    else:
+        words, goal = COMMANDS[name]
+        command = ours(*words, bundle)
+    out = tmp_path / "out"
+
+    def once() -> float:
+        extra = ("-o", str(out)) if name == "recover" else ()
+        cost = measured(*command, *extra)
+        peaks.append(cost.peak)
+        out.unlink(missing_ok=True)
+        return cost.user
+
+    peaks: list[int] = []
+    verify = ours("verify", "--no-manifest", bundle)
+    report(f"{name} against verify", "s user", in_turns(once, lambda: user(*verify), ROUNDS), str(goal))
+    print(f"peak memory {max(peaks) >> 20} MiB")  # noqa: T201 - a report
