@@ -28,6 +28,7 @@ LAYERS = (
         "backoff",
         "parent_death",
         "child_process",
+        "signals",
     },
     {"kernel"},
     {"adapter"},

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from ergo_capture.cli.support.command import PATH, argument, command
 from ergo_capture.errors import ExitCode
+from ergo_capture.signals import PASSED_ON, end_as
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from ergo_capture.client.ingress import Ingress
-
-#: The signals that are passed on to the channels.
-_PASSED_ON: Final = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-#: The exit code where the host reads no more; the shell's for SIGPIPE.
-_HOST_GONE: Final = 141
 
 
 @command(
@@ -105,7 +92,7 @@ def _run(run: Ingress) -> int:
                 aborted.append(number)
                 task.cancel()
 
-        for number in _PASSED_ON:
+        for number in PASSED_ON:
             loop.add_signal_handler(number, pass_on, number)
         return await run.run()
 
@@ -114,14 +101,7 @@ def _run(run: Ingress) -> int:
     except asyncio.CancelledError:
         codes = [-number for number in aborted]
     _say_where(run)
-    if run.host_gone:
-        return _HOST_GONE
-    code = next((code for code in codes if code), 0)
-    if code < 0:
-        # The host looks at how a channel ended.
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
+    code = end_as(next((code for code in codes if code), 0), host_gone=run.host_gone)
     return code or int(ExitCode.DATA_LOSS if run.rejected else ExitCode.OK)
 
 
