@@ -420,3 +420,24 @@ def test_a_user_without_a_daemon_finds_that_of_the_system(tmp_path: Path, monkey
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert configuration.load(client=True) == own
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[ship.targets.archive]\nurl = "http://x"', "`ship.targets.archive`: `url` must begin with s3://"),
+        (
+            '[ship.targets.a]\nurl = "s3://b"\nverify = "no"',
+            "`ship.targets.a.verify`: Invalid enum value 'no', expected one of",
+        ),
+        ('[ship.targets.a]\nurl = "s3://b"\nverfy = "read"', "there is no setting `ship.targets.a.verfy`"),
+        ('[ship.targets.A]\nurl = "s3://b"', "`targets` names 'A': write up to 32 lower-case letters"),
+        ('[retention]\nshipped_to = ["a"]', "`retention.shipped_to` names 'a', and there is no table [ship.targets.a]"),
+        ('[ship]\ntextfile = "/x"', "`textfile` must end in .prom"),
+    ],
+)
+def test_a_target_that_cannot_be_used_is_named(text: str, sentence: str) -> None:
+    """Of several the wrong one."""
+    with pytest.raises(ConfigError) as caught:
+        parse('[ship.targets.right]\nurl = "s3://b"\n' + text, "t")
+    assert sentence in caught.value.message

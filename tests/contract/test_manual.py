@@ -27,7 +27,7 @@ from tests.daemons import COMMAND, Wire, event, running_daemon
 from ergo_capture import config as configuration
 from ergo_capture import manual, telemetry
 from ergo_capture.config import Config
-from ergo_capture.config.settings import EngineConfig, GraphConfig
+from ergo_capture.config.settings import EngineConfig, GraphConfig, TargetConfig
 from ergo_capture.kernel.effects import ActionEffect, Value
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import ErrKind, RunTermination
@@ -262,6 +262,18 @@ def test_every_setting_is_in_the_manual_with_its_default() -> None:
             found[f"{section}.{row[0].strip('`')}"] = row[1].strip("`")
             assert row[2], row
     assert found == settings
+
+
+def test_every_setting_of_a_target_is_in_the_manual_with_its_default() -> None:
+    """Its URL alone has none."""
+    rows = {
+        row[0].strip("`"): row[1].strip("`") for row in table_below(MANUAL / "configuration.md", "[ship.targets.NAME]")
+    }
+    assert list(rows) == list(TargetConfig.__struct_fields__)
+    lines = [f"{name} = {default}" for name, default in rows.items() if default]
+    text = "\n".join(["[ship.targets.a]", 'url = "s3://b"', *lines])
+    assert configuration.parse(text, "manual").ship.targets["a"] == TargetConfig(url="s3://b")
+    assert len(lines) == len(rows) - 1
 
 
 @pytest.mark.parametrize("kind", get_args(EngineConfig))

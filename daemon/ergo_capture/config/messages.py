@@ -10,7 +10,14 @@ from typing import Any, Final, get_args
 import msgspec
 
 from ergo_capture.config.printing import toml_key
-from ergo_capture.config.settings import Config, EngineConfig, GraphConfig, GraphRetentionConfig
+from ergo_capture.config.settings import (
+    Config,
+    EngineConfig,
+    GraphConfig,
+    GraphRetentionConfig,
+    ShipConfig,
+    TargetConfig,
+)
 from ergo_capture.units import decode_unit
 
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
@@ -27,7 +34,7 @@ def describe(message: str, data: Mapping[str, Any]) -> str:
     """
     match = _PATH.search(message)
     where, text = match[1] if match else "", _PATH.sub("", message)
-    key = where.replace("[...]", f".{toml_key(_invalid_graph(data))}", 1)
+    key = where.replace("[...]", f".{toml_key(_invalid_table(where, data))}", 1)
     unknown = _UNKNOWN.search(text)
     if unknown:
         return f"there is no setting `{key}.{unknown[1]}`" if key else f"there is no setting `{unknown[1]}`"
@@ -37,12 +44,15 @@ def describe(message: str, data: Mapping[str, Any]) -> str:
     return f"`{key}`: {text}" if key else text
 
 
-def _invalid_graph(data: Mapping[str, Any]) -> str:
-    """Return the name of the graph whose table is invalid; msgspec's paths say ``[...]`` for every graph."""
-    graphs = data.get("graphs")
-    for name, graph in graphs.items() if isinstance(graphs, dict) else ():
+def _invalid_table(where: str, data: Mapping[str, Any]) -> str:
+    """Return the name of the graph or target whose table is invalid; msgspec's paths say ``[...]`` for every one."""
+    kind: type[msgspec.Struct] = GraphConfig
+    tables = data.get("graphs")
+    if where.startswith("ship."):
+        kind, tables = TargetConfig, data["ship"].get("targets")
+    for name, table in tables.items() if isinstance(tables, dict) else ():
         try:
-            msgspec.convert(graph, type=GraphConfig, dec_hook=decode_unit)
+            msgspec.convert(table, type=kind, dec_hook=decode_unit)
         except msgspec.ValidationError:
             return str(name)
     return "NAME"
@@ -53,11 +63,19 @@ def _choices(where: str) -> list[str]:
     if where == "graphs[...].engine.kind":
         return [str(engine.__struct_config__.tag) for engine in _ENGINES]
     section, _, key = where.partition(".")
+    if where.startswith("ship.targets[...]."):
+        return _words(TargetConfig, where.rpartition(".")[2])
     for field in msgspec.structs.fields(Config):
         if field.name == section and key in getattr(field.type, "__struct_fields__", ()):
-            kind = next(setting.type for setting in msgspec.structs.fields(field.type) if setting.name == key)
-            return [word for choice in get_args(kind) for word in get_args(choice) or [choice] if isinstance(word, str)]
+            return _words(field.type, key)
     return []
+
+
+def _words(table: type[msgspec.Struct], key: str) -> list[str]:
+    """Return the words that a setting of a table may be; none where it may be anything else."""
+    kinds = (setting.type for setting in msgspec.structs.fields(table) if setting.name == key)
+    choices = [choice for kind in kinds for choice in get_args(kind)]
+    return [word for choice in choices for word in get_args(choice) or [choice] if isinstance(word, str)]
 
 
 def hint_for(message: str) -> str:
@@ -77,6 +95,10 @@ def known_keys() -> list[str]:
     """Return every setting as ``section.key``, in the order of the file; those of graphs as ``graphs.NAME.key``."""
     keys = []
     for field in msgspec.structs.fields(Config):
+        if field.name == "ship":
+            keys += [f"ship.{key}" for key in ShipConfig.__struct_fields__ if key != "targets"]
+            keys += [f"ship.targets.NAME.{key}" for key in TargetConfig.__struct_fields__]
+            continue
         if field.name != "graphs":
             keys += [f"{field.name}.{key}" for key in field.type.__struct_fields__]
             continue

@@ -9,11 +9,20 @@ from typing import Any, Final, get_args
 import msgspec
 from msgspec import Meta
 
-from ergo_capture.config.settings import Config, EngineConfig, GraphConfig, GraphRetentionConfig
+from ergo_capture.config.settings import (
+    Config,
+    EngineConfig,
+    GraphConfig,
+    GraphRetentionConfig,
+    ShipConfig,
+    TargetConfig,
+)
 from ergo_capture.units import Duration, Mode, Size
 
-#: Settings of a graph that are tables of their own.
-_SUBTABLES: Final = ("retention", "engine")
+#: Settings that are tables of their own.
+_SUBTABLES: Final[Mapping[type, tuple[str, ...]]] = {GraphConfig: ("retention", "engine"), ShipConfig: ("targets",)}
+#: The name of the target that a commented file shows.
+_EXAMPLE_TARGET: Final = "archive"
 
 
 def to_toml(config: Config, *, comments: bool = False) -> str:
@@ -31,6 +40,8 @@ def to_toml(config: Config, *, comments: bool = False) -> str:
                 lines += _graph(f"graphs.{toml_key(name)}", graph, comments=comments)
         else:
             lines += _table(field.name, type(value), value, comments=comments)
+        if field.name == "ship":
+            lines += _targets(value, comments=comments)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -41,6 +52,13 @@ def _graph(name: str, graph: GraphConfig, *, comments: bool) -> Iterator[str]:
     for kind in get_args(EngineConfig) if comments else ():
         if not isinstance(graph.engine, kind):
             yield from _table(f"{name}.engine", kind, None, comments=comments)
+
+
+def _targets(ship: ShipConfig, *, comments: bool) -> Iterator[str]:
+    for name, target in ship.targets.items():
+        yield from _table(f"ship.targets.{toml_key(name)}", TargetConfig, target, comments=comments)
+    if comments and not ship.targets:
+        yield from _table(f"ship.targets.{_EXAMPLE_TARGET}", TargetConfig, None, comments=True)
 
 
 def _table(name: str, kind: type[msgspec.Struct], table: msgspec.Struct | None, *, comments: bool) -> Iterator[str]:
@@ -56,7 +74,7 @@ def _table(name: str, kind: type[msgspec.Struct], table: msgspec.Struct | None, 
             yield f"# One of {', '.join(engine.__struct_config__.tag for engine in get_args(EngineConfig))}; see `ergo-capture help engines`."
         yield f"{off}{tag.tag_field} = {_toml(tag.tag)}"
     for field in msgspec.structs.fields(kind):
-        if kind is GraphConfig and field.name in _SUBTABLES:
+        if field.name in _SUBTABLES.get(kind, ()):
             continue
         default = None if field.required else field.default
         value = default if table is None else getattr(table, field.name)

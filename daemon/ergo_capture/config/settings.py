@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -244,6 +245,14 @@ class RetentionConfig(_Table, frozen=True):
     interval: Annotated[
         Duration, _doc("How often to check, besides after each bundle that is published; 0s for only then.")
     ] = Duration(600_000_000_000)
+    shipped_to: Annotated[
+        tuple[str, ...],
+        _doc("Targets of [ship] that must hold a bundle before it is deleted; see `ergo-capture help ship`."),
+    ] = ()
+    give_up_after: Annotated[
+        Duration,
+        _doc("Time from a bundle's end after which it may be deleted though it was not shipped; 0s for never."),
+    ] = Duration(0)
 
 
 class GraphRetentionConfig(_Table, frozen=True):
@@ -252,6 +261,76 @@ class GraphRetentionConfig(_Table, frozen=True):
     max_age: Annotated[Duration | None, _doc("Time from a bundle's end to its deletion.", "7d")] = None
     max_bytes: Annotated[Size | None, _doc("Most bytes of all bundles of the graph.", "10GiB")] = None
     max_bundles: Annotated[Annotated[int, Meta(ge=0)] | None, _doc("Most bundles of the graph.", 100)] = None
+
+
+class TargetConfig(_Table, frozen=True, kw_only=True):
+    """A store that finished bundles are shipped to; there may be several of these tables."""
+
+    # S3 takes no smaller part but the last.
+    MINIMUM = {"part_bytes": Size(5 << 20), "timeout": Duration(1_000_000_000)}
+    PATHS = ("ca_file",)
+
+    url: Annotated[
+        str,
+        _doc(
+            "The store: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR.",
+            "s3://bundles/prod",
+        ),
+    ]
+    endpoint: Annotated[str, _doc("URL of an S3 or Azure service other than the provider's own.")] = ""
+    region: Annotated[str, _doc("Region of an S3 bucket; empty for the environment's.")] = ""
+    ca_file: Annotated[str, _doc("PEM file of the authority that signed the endpoint's certificate.")] = ""
+    credentials: Annotated[
+        str,
+        _doc(
+            "Name of a file in $CREDENTIALS_DIRECTORY, or its path; empty for the environment, or the instance's role."
+        ),
+    ] = ""
+    verify: Annotated[
+        Literal["read", "head"],
+        _doc("How a stored object is verified: read back and hashed, or by its size and the store's own checksum."),
+    ] = "read"
+    part_bytes: Annotated[
+        Size, _doc("Size of a part of a larger bundle; grows so that there are at most 9,000 parts.")
+    ] = Size(8 << 20)
+    timeout: Annotated[Duration, _doc("Longest time of one request.")] = Duration(300_000_000_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _STORE_URL.match(self.url):
+            raise ValueError("`url` must begin with s3://BUCKET, gs://BUCKET, az://CONTAINER or file:///")
+
+
+#: What the URL of a store begins with.
+_STORE_URL: Final = re.compile(r"(?:s3|gs|az)://[^/?#]+|file:///")
+#: A target's name becomes part of file names.
+_TARGET_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+class ShipConfig(_Table, frozen=True):
+    """Shipping of finished bundles to object stores, by `ergo-capture ship run`; the daemon itself ships nothing."""
+
+    MINIMUM = {"interval": Duration(100_000_000), "back_off_limit": Duration(1_000_000_000)}
+    PATHS = ("textfile",)
+
+    host: Annotated[str, _doc("Name of this host in the store; empty for the machine's name.")] = ""
+    interval: Annotated[Duration, _doc("How often to look for new bundles.")] = Duration(10_000_000_000)
+    concurrency: Annotated[int, _doc("Bundles that are sent to one target at once.", ge=1, le=64)] = 4
+    back_off_limit: Annotated[Duration, _doc("Longest pause before a store that failed is tried again.")] = Duration(
+        300_000_000_000
+    )
+    textfile: Annotated[str, _doc("A file ending in .prom for the shipper's metrics; empty for none.")] = ""
+    targets: dict[str, TargetConfig] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.textfile and not self.textfile.endswith(".prom"):
+            raise ValueError("`textfile` must end in .prom; node_exporter reads nothing else")
+        for name in self.targets:
+            if not _TARGET_NAME.fullmatch(name):
+                raise ValueError(
+                    f"`targets` names '{name}': write up to 32 lower-case letters, digits, `-` and `_`, a letter or digit first"
+                )
 
 
 class ShutdownConfig(_Table, frozen=True):
@@ -421,6 +500,7 @@ class Config(_Table, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     bundle: BundleConfig = BundleConfig()
     retention: RetentionConfig = RetentionConfig()
+    ship: ShipConfig = ShipConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     log: LogConfig = LogConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -429,3 +509,6 @@ class Config(_Table, frozen=True):
     def __post_init__(self) -> None:
         if not self.graphs:
             raise ValueError("`graphs` names no graph; write a table such as [graphs.default], or leave it out")
+        for name in self.retention.shipped_to:
+            if name not in self.ship.targets:
+                raise ValueError(f"`retention.shipped_to` names '{name}', and there is no table [ship.targets.{name}]")
