@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 from hypothesis import settings
+from tests.seaweed import Seaweed, seaweed
 
 # No deadline: the time that one example takes depends on how busy the machine is.
 settings.register_profile("ergo-capture", deadline=None)
@@ -24,3 +25,10 @@ def restored_log() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Seaweed]:
+    """Return an S3 server that all tests of the session share; each takes a prefix of its own."""
+    with seaweed() as server:
+        yield server

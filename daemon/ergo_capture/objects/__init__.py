@@ -1,0 +1,1 @@
+"""Object stores: a port, and what is behind it; the keys under which bundles lie there."""

@@ -1,0 +1,122 @@
+"""The keys under which bundles and their manifests lie in a store.
+
+    objects/sha256/ab/<SHA-256 of the file>.capture.json[.zst]
+    manifests/date=YYYY-MM-DD/host=HOST/SESSION[~PART].<16 digits>.json
+
+A bundle's key is made of its *file's* hash: two compressed forms of one text must not overwrite each other. A manifest's
+object is ``{"host", "key", "manifest"}``. It is written after the bundle's, so that what has a manifest is whole. Its date
+is that of ``ended_at`` and its digits are the first ones of the manifest's own SHA-256, so that a second attempt has the
+same key.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from ergo_capture.bundle.manifest import Manifest
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, safe_name
+
+OBJECTS: Final = "objects/sha256"
+MANIFESTS: Final = "manifests"
+CATALOGUE: Final = "catalogue"
+RUNS: Final = "runs"
+#: The date of a manifest that says no time of its end.
+_NO_DATE: Final = "0001-01-01"
+_OBJECT: Final = re.compile(
+    rf"{OBJECTS}/(?P<two>[0-9a-f]{{2}})/(?P<sha256>(?P=two)[0-9a-f]{{62}}){re.escape(BUNDLE_SUFFIX)}"
+    rf"(?:{re.escape(COMPRESSED_SUFFIX)})?"
+)
+_MANIFEST: Final = re.compile(
+    rf"{MANIFESTS}/date=(?P<date>\d{{4}}-\d\d-\d\d)/host=(?P<host>[^/]+)/(?P<stem>[^/]+)\.(?P<digits>[0-9a-f]{{16}})\.json"
+)
+
+
+class ShippedManifest(msgspec.Struct, frozen=True):
+    """A manifest's object: the manifest, and where its bundle is."""
+
+    #: The host that shipped it.
+    host: str
+    #: The bundle's key.
+    key: str
+    #: The manifest's file, as it is.
+    manifest: Any
+
+
+class ManifestKey(NamedTuple):
+    """What a manifest's key says."""
+
+    #: YYYY-MM-DD, in UTC.
+    date: str
+    #: The host's name as a file name.
+    host: str
+    #: The name of the bundle's file without its suffixes.
+    stem: str
+    #: The first 16 digits of the manifest's SHA-256.
+    digits: str
+
+
+def object_key(file_sha256: str, *, compressed: bool) -> str:
+    """Return the key of a bundle, given the SHA-256 of its file in hex."""
+    suffix = BUNDLE_SUFFIX + (COMPRESSED_SUFFIX if compressed else "")
+    return f"{OBJECTS}/{file_sha256[:2]}/{file_sha256}{suffix}"
+
+
+def sha256_of(key: str) -> str | None:
+    """Return the SHA-256 of a bundle's file, in hex, from its key; None where it is no bundle's key."""
+    match = _OBJECT.fullmatch(key)
+    return None if match is None else match["sha256"]
+
+
+def manifest_key(manifest: Manifest, manifest_sha256: str, stem: str, host: str) -> str:
+    """Return the key of a bundle's manifest.
+
+    Args:
+        manifest: the manifest.
+        manifest_sha256: SHA-256 of its file, in hex.
+        stem: the name of the bundle's file without its suffixes (``bundle_stem``).
+        host: the name of the host.
+    """
+    return f"{MANIFESTS}/date={_date(manifest.ended_at)}/host={safe_name(host)}/{stem}.{manifest_sha256[:16]}.json"
+
+
+def parse_manifest_key(key: str) -> ManifestKey | None:
+    """Return what a manifest's key says; None where it is no manifest's key."""
+    match = _MANIFEST.fullmatch(key)
+    return None if match is None else ManifestKey(match["date"], match["host"], match["stem"], match["digits"])
+
+
+def encode_shipped_manifest(host: str, key: str, manifest: bytes) -> bytes:
+    """Return the content of a manifest's object.
+
+    Args:
+        host: the name of the host.
+        key: the bundle's key.
+        manifest: the content of the manifest's file.
+    """
+    return (
+        msgspec.json.encode(ShippedManifest(host, key, msgspec.Raw(msgspec.json.format(manifest, indent=-1)))) + b"\n"
+    )
+
+
+def decode_shipped_manifest(text: bytes) -> ShippedManifest:
+    """Return what a manifest's object says; the manifest as a dictionary of the fields of any version.
+
+    Raises:
+        ValueError: it is no manifest's object.
+    """
+    found = msgspec.json.decode(text, type=ShippedManifest)
+    if not isinstance(found.manifest, dict):
+        raise ValueError("its `manifest` is not an object")  # noqa: TRY004 - as for anything else that is wrong with it
+    return found
+
+
+def _date(text: str) -> str:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return _NO_DATE
+    return (found if found.tzinfo is None else found.astimezone(UTC)).date().isoformat()
