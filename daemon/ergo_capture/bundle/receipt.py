@@ -1,0 +1,150 @@
+"""The receipt beside a bundle, ``SESSION.shipped.TARGET.json``: a store holds the bundle and its manifest.
+
+A receipt is written last, and only after the store's copy was verified. It proves something only while all that it says
+is so: the bundle's file and manifest on disk, and the target as it is configured. Where it is deleted, or the target is
+another, the bundle is shipped again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from ergo_capture.bundle.catalogue import StoredBundle
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path
+
+RECEIPT_FORMAT: Final = "ergo-capture-receipt.v1"
+#: Largest receipt that is read, in bytes.
+_MAX_BYTES: Final = 64 << 10
+_NAME: Final = re.compile(r"(?P<stem>.+)\.shipped\.(?P<target>[a-z0-9][a-z0-9_-]*)\.json")
+
+
+class Place(NamedTuple):
+    """The store behind a target, by what makes it another one."""
+
+    url: str
+    endpoint: str = ""
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a receipt."""
+
+    format: str = RECEIPT_FORMAT
+    target: str
+    url: str
+    endpoint: str = ""
+    #: Key, size and SHA-256 of the bundle's file.
+    key: str
+    bytes: int
+    file_sha256: str
+    #: Key of the manifest's object, and SHA-256 of the manifest's file.
+    manifest_key: str
+    manifest_sha256: str
+    #: ``read``: read back and hashed; ``head``: by its size, and the checksum that the store took.
+    verified: str
+    #: RFC 3339 in UTC.
+    shipped_at: str
+
+    def proves(self, bundle: StoredBundle, manifest_sha256: str, place: Place) -> bool:
+        """Return whether the store of a target holds a bundle as it is on disk.
+
+        Args:
+            bundle: the bundle, as it was listed.
+            manifest_sha256: SHA-256 of its manifest's file, in hex.
+            place: the target's store, as configured.
+        """
+        if bundle.problem is not None or bundle.manifest is None:
+            return False
+        if (self.format, self.url, self.endpoint) != (RECEIPT_FORMAT, *place):
+            return False
+        if (self.bytes, self.manifest_sha256) != (bundle.size, manifest_sha256):
+            return False
+        if is_other_form(bundle):
+            # The manifest knows the file's text only. It was compared when the bundle was sent.
+            return True
+        return (self.bytes, self.file_sha256) == bundle.manifest.stored
+
+
+def is_other_form(bundle: StoredBundle) -> bool:
+    """Return whether a file was compressed or decompressed after its manifest was written."""
+    assert bundle.manifest is not None
+    return bundle.path.name.endswith(COMPRESSED_SUFFIX) != (bundle.manifest.compression != "none")
+
+
+def receipt_path(bundle: Path, target: str) -> Path:
+    """Return the path of a bundle's receipt from a target."""
+    return bundle.with_name(f"{bundle_stem(bundle)}.shipped.{target}.json")
+
+
+def receipts_beside(bundle: Path) -> list[Path]:
+    """Return the receipts of a bundle, from any target, whether they prove anything or not."""
+    stem = bundle_stem(bundle)
+    found = []
+    for path in bundle.parent.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match is not None and match["stem"] == stem:
+            found.append(path)
+    return sorted(found)
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """Return the file's content."""
+    return msgspec.json.format(msgspec.json.encode(receipt), indent=2) + b"\n"
+
+
+def read_receipt(path: Path) -> Receipt | None:
+    """Return a receipt; None where there is none, or none that can be read: the bundle is then shipped again."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            return msgspec.json.decode(file.read(_MAX_BYTES), type=Receipt)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+class Receipts:
+    """Which targets hold a bundle, by its receipts. What did not change since the last look is not read again.
+
+    Args:
+        places: the targets that count, by name.
+    """
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self.places = dict(places)
+        self._known: dict[tuple[Path, str], tuple[Any, bool]] = {}
+
+    def holders(self, bundle: StoredBundle, targets: Iterable[str] | None = None) -> frozenset[str]:
+        """Return the names of the targets that hold a bundle; of those given, or of all."""
+        return frozenset(name for name in (self.places if targets is None else targets) if self._holds(bundle, name))
+
+    def _holds(self, bundle: StoredBundle, target: str) -> bool:
+        path = receipt_path(bundle.path, target)
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return False
+        signature = (status.st_ino, status.st_mtime_ns, status.st_size, bundle.seen)
+        before = self._known.get((bundle.path, target))
+        if before is None or before[0] != signature:
+            before = self._known[bundle.path, target] = signature, self._proves(bundle, target, path)
+        return before[1]
+
+    def _proves(self, bundle: StoredBundle, target: str, path: Path) -> bool:
+        place, receipt = self.places.get(target), read_receipt(path)
+        if place is None or receipt is None or receipt.target != target:
+            return False
+        try:
+            manifest_sha256 = hashlib.sha256(manifest_path(bundle.path).read_bytes()).hexdigest()
+        except OSError:
+            return False
+        return receipt.proves(bundle, manifest_sha256, place)
+
+    def forget_gone(self, bundles: Iterable[StoredBundle]) -> None:
+        """Forget bundles that are not among those given."""
+        paths = {bundle.path for bundle in bundles}
+        self._known = {key: value for key, value in self._known.items() if key[0] in paths}
