@@ -37,7 +37,7 @@ def listed(state: Path) -> StoredBundle:
 def receipt_of(bundle: Path, **fields: Any) -> Receipt:
     """Return a receipt of a bundle as it is; ``fields`` replace its own."""
     text = bundle.read_bytes()
-    said = {
+    said: dict[str, Any] = {
         "target": "archive",
         "url": PLACE.url,
         "endpoint": PLACE.endpoint,

@@ -67,7 +67,8 @@ def settings() -> list[Any]:
             )
     for field in fields(TargetConfig):
         value = "gs://b" if field.name == "url" else other_value(field.type, field.default)
-        target = TargetConfig(**{"url": "s3://b/p", field.name: value})
+        values: dict[str, Any] = {"url": "s3://b/p", field.name: value}
+        target = TargetConfig(**values)
         shipping = {"ship": ShipConfig(targets={"a": target}), "retention": RetentionConfig(shipped_to=("a",))}
         found.append(pytest.param(msgspec.structs.replace(Config(), **shipping), id=f"ship.targets.{field.name}"))
     graphs = [
