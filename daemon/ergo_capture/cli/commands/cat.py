@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from ergo_capture.bundle.selection import NoSuchEvent, Selection, select
+from ergo_capture.bundle.reader.selection import NoSuchEvent, Selection, select
 from ergo_capture.cli.support.captures import ANY_CAPTURE, capture_named, captures_in, journal_and_session
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import standard_output, without_controls

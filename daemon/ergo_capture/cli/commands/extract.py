@@ -10,8 +10,8 @@ from typing import Any, Final
 import click
 import msgspec
 
+from ergo_capture.bundle.reader.selection import Selection, select
 from ergo_capture.bundle.reader.stream import RecordStream
-from ergo_capture.bundle.selection import Selection, select
 from ergo_capture.cli.support.captures import Capture, capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
 from ergo_capture.cli.support.driver_stream import note_without_kind, semantic_kinds

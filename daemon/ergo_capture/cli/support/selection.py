@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from ergo_capture.bundle.selection import Selection
+from ergo_capture.bundle.reader.selection import Selection
 from ergo_capture.kernel.time import EventTime
 
 #: Event times are below this number of seconds.
