@@ -228,6 +228,16 @@ class BundleConfig(_Table, frozen=True):
     compress: Annotated[Literal["none", "zstd"], _doc("Compression of the files; every command reads both kinds.")] = (
         "none"
     )
+    compose: Annotated[
+        Literal["at the end", "while running"],
+        _doc(
+            "When the bundle of a large session is composed: when the session ends, or while it runs, so that its end "
+            "takes a moment; the bytes are the same."
+        ),
+    ] = "at the end"
+    running_bytes: Annotated[
+        Size, _doc("Most bytes of the temporary files of bundles that are composed while their sessions run.")
+    ] = Size(4 << 30)
 
 
 class RetentionConfig(_Table, frozen=True):

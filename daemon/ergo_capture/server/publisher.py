@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import msgspec
 import structlog
 from anyio import BrokenWorkerProcess, to_process, to_thread
 
@@ -23,7 +24,10 @@ from ergo_capture.config.settings import BundleConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.parent_death import end_with_parent
-from ergo_capture.server.session.parts import Part, utc_now
+from ergo_capture.server.follower import FollowedPart, Follower
+from ergo_capture.server.session.parts import Part, is_full, utc_now
+from ergo_capture.server.session.session import Session
+from ergo_capture.storage.write_error import CaptureWriteError
 
 log = structlog.get_logger()
 
@@ -70,10 +74,13 @@ class BundlePublisher:
         self._process_lock, self._thread_lock = asyncio.Lock(), asyncio.Lock()
         #: Bundles composed since the start.
         self.published = 0
+        #: Composes the bundles of large sessions while they run.
+        self.follower = Follower(bundle, self._job_at_begin)
 
     def apply(self, bundle: BundleConfig) -> None:
         """Apply a reloaded configuration to the bundles that come next."""
         self._bundle = bundle
+        self.follower.apply(bundle)
 
     async def compose(
         self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
@@ -83,12 +90,57 @@ class BundlePublisher:
         Raises:
             ErgoCaptureError: composing failed; the journal still holds the session.
         """
+        # Before anything is waited for: what is decided from now on is not to be in the bundle.
+        followed = self.follower.take(description.session, part.number)
+        job = self._job(description, part, count, ended, forced=forced)
+        publication = None if followed is None else await self._finish(followed, job)
+        if publication is None:
+            publication = await self._compose_whole(job)
+        key = description.session, part.number
+        if ended == SNAPSHOT:
+            self._snapshots[key] = publication.sha256
+        else:
+            self._snapshots.pop(key, None)
+        self.published += 1
+        self._on_published(description, publication)
+        return publication
+
+    async def _finish(self, followed: FollowedPart, job: ComposeJob) -> Publication | None:
+        """Finish and publish a bundle that was composed while its session ran; None where it was of no use."""
+        publication: Publication | None = None
+        with anyio.CancelScope(shield=True), _errors_of(job):
+            composed = await self.follower.finish(followed, job)
+            if composed is not None:
+                publication = await self._publish(composed)
+        return publication
+
+    async def _compose_whole(self, job: ComposeJob) -> Publication:
+        # Shielded: a bundle that is half composed when its client goes would be composed again. The wait for the lock
+        # is not: a drain whose time is over must not stand in line.
+        async with self._process_lock if job.count > _MAX_EVENTS_IN_THREAD else self._thread_lock:
+            with anyio.CancelScope(shield=True), _errors_of(job):
+                try:
+                    publication = await self._publish(await _run(job))
+                except CaptureWriteError as error:
+                    if is_full(error):
+                        # The caller tries again; the files of sessions that go on are in its way.
+                        await self.follower.make_room()
+                    raise
+        return publication
+
+    def _job_at_begin(self, session: Session, part: Part) -> ComposeJob:
+        """Return the job of a part that goes on, without frames."""
+        job = self._job(session.description, part, 0, SNAPSHOT)
+        return msgspec.structs.replace(job, event_frames=b"", decision_frames=b"")
+
+    def _job(
+        self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
+    ) -> ComposeJob:
         compressed = self._bundle.compress != "none"
         destination = bundle_path(
             self._state, description.graph, description.session, part.number, compressed=compressed
         )
-        key = description.session, part.number
-        job = ComposeJob(
+        return ComposeJob(
             journal=str(self._journal),
             destination=str(destination),
             style=self._bundle.style,
@@ -102,20 +154,8 @@ class BundlePublisher:
             ended=ended,
             forced=forced,
             ended_at=utc_now(),
-            own=self._snapshots.get(key, ""),
+            own=self._snapshots.get((description.session, part.number), ""),
         )
-        # Shielded: a bundle that is half composed when its client goes would be composed again. The wait for the lock
-        # is not: a drain whose time is over must not stand in line.
-        async with self._process_lock if count > _MAX_EVENTS_IN_THREAD else self._thread_lock:
-            with anyio.CancelScope(shield=True), _errors_of(job):
-                publication = await self._publish(await _run(job))
-        if ended == SNAPSHOT:
-            self._snapshots[key] = publication.sha256
-        else:
-            self._snapshots.pop(key, None)
-        self.published += 1
-        self._on_published(description, publication)
-        return publication
 
     async def _publish(self, composed: ComposedBundle) -> Publication:
         """Give a composed bundle its name; its number, if it is finished, is the next one."""

@@ -218,6 +218,9 @@ class Service:
             limits=config.limits,
             next_number=recovery.next_session,
         )
+        self.writer.make_room = publisher.follower.room_to_make
+        self.retention.count_as_free(publisher.follower.spare_bytes)
+        tasks.start_soon(publisher.follower.run, self.registry.sessions)
         return Running(journal, self.writer, publisher, self.registry)
 
     async def _serve(

@@ -101,6 +101,7 @@ class RunningBundle:
             self._last_event_id = ids[-1]
             if most_bytes is not None and sink.size - before >= most_bytes:
                 break
+        sink.drain()
         del self._event_frames[: sum(end <= self._job.first + self.composed for end in ends)]
 
     def _read_frames(self, ends: list[int]) -> Iterator[Frame]:

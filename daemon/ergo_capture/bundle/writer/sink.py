@@ -215,6 +215,14 @@ class BundleSink:
         """
         if self._compressor is not None:
             self._waiting.append(self._thread.submit(self._end))
+        self.drain()
+
+    def drain(self) -> None:
+        """Wait until every block so far is written; a compressor may hold back some of their text.
+
+        Raises:
+            CaptureWriteError: a block could not be written.
+        """
         while self._waiting:
             self._waiting.popleft().result()
 

@@ -153,6 +153,14 @@ def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> 
     if (holder := running.journal_holder) is not None:
         what = "quarantined session" if holder.quarantined else "session"
         table.add_row("", Text(f"{size(holder.bytes)} of it kept for {what} {holder.session}"))
+    if (composing := running.composing) is not None and (composing.bundles or composing.suspended_seconds):
+        bundles = counted(composing.bundles, "bundle")
+        suspended = f"; none for {span(composing.suspended_seconds)}" if composing.suspended_seconds else ""
+        table.add_row(
+            "composing",
+            f"{bundles} of running sessions, {composing.events:,} events, {size(composing.bytes)} of "
+            f"{size(composing.limit)}{suspended}",
+        )
     memory = (f"{kind} {size(held.used)} of {size(held.limit)}" for kind, held in running.memory.items())
     table.add_row("memory", ", ".join(memory))
     table.add_row("engines", _engines(running))

@@ -39,6 +39,8 @@ class CommitBatch:
     decisions: int = 0
     #: Whether it is empty, and stands for a look at whether the disk can be written.
     is_probe: bool = False
+    #: Whether it is refused where the disk is full: room was made for it before.
+    is_last_attempt: bool = False
 
     def add(self, submission: Submission) -> None:
         """Add the submission's frame, if it has one.

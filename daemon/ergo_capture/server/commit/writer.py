@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum, auto
 from typing import Final
 
@@ -138,6 +138,10 @@ class Writer:
         self._look_due = 0.0
         #: Called when a commit was the first one in its segment.
         self.on_segment: Callable[[], None] = lambda: None
+        #: Called where the disk is full: gives up files of the daemon; returns None where there are none.
+        self.make_room: Callable[[], Awaitable[object] | None] = lambda: None
+        #: Holds the task that waits for it.
+        self._making_room: asyncio.Task[None] | None = None
         self._segment = 0
 
     # --- submitting ---
@@ -331,6 +335,12 @@ class Writer:
         self._start_batch_if_due()
 
     def _refuse(self, batch: CommitBatch, outcome: BaseException) -> None:
+        if isinstance(outcome, JournalFull) and not batch.is_last_attempt and (room := self.make_room()) is not None:
+            batch.is_last_attempt = True
+            # It counts as being written: nothing may come before it.
+            self._batch = batch
+            self._making_room = asyncio.get_running_loop().create_task(self._try_again(batch, room))
+            return
         self._refused += 1
         error = outcome if isinstance(outcome, ErgoCaptureError) else internal_error("append to journal", outcome)
         if not isinstance(error, JournalFull):
@@ -347,6 +357,12 @@ class Writer:
         for submission in batch.submissions[: batch.firm]:
             submission.on_refused(error)
         self._start_batch_if_due()
+
+    async def _try_again(self, batch: CommitBatch, room: Awaitable[object]) -> None:
+        """Write a batch again when room has been made."""
+        await room
+        if self._batch is batch:
+            self._thread.commit(batch.frames)
 
     def _resume(self) -> None:
         self._paused = False

@@ -127,6 +127,8 @@ def _commits(running: RunningStatus) -> _Families:
     yield _gauge("journal_segments", "Segments of the journal.", journal.segments)
     held = 0 if running.journal_holder is None else running.journal_holder.bytes
     yield _gauge("journal_held_bytes", "Segments kept for the session that needs the oldest one.", held)
+    composing = 0 if running.composing is None else running.composing.bytes
+    yield _gauge("composing_bytes", "Temporary files of bundles composed while their sessions run.", composing)
 
 
 def _sessions(running: RunningStatus) -> _Families:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,8 @@ class Pruner:
         self._found: list[StoredBundle] = []
         #: Those of them whose manifests cannot be right about when they ended.
         self.suspects: list[StoredBundle] = []
+        #: Returns bytes by directory that are given up where the disk is full, and count as free.
+        self.spare_bytes: Callable[[], Mapping[Path, int]] = dict
 
     def prune(
         self, rules: RetentionRules, *, now: datetime | None = None, graph: str | None = None, dry_run: bool = False
@@ -144,7 +146,14 @@ class Pruner:
         for bundle in self._found:
             # A graph's directory may be a link to one on another disk.
             places.setdefault(bundle.device, bundle.path.parent)
-        return {device: self._storage.free_bytes(place) for device, place in places.items()}
+        free = {device: self._storage.free_bytes(place) for device, place in places.items()}
+        for directory, size in self.spare_bytes().items():
+            with suppress(OSError):
+                device = directory.stat().st_dev
+                free[device] = (
+                    free.get(device, 0) + size if device in free else self._storage.free_bytes(directory) + size
+                )
+        return free
 
     def _listed(self, graph: str | None) -> list[StoredBundle]:
         self._found = self.catalogue.read()
@@ -255,6 +264,10 @@ class Retention:
         self.pruned_bytes = 0
         #: Bundles whose manifests cannot be right about when they ended.
         self.suspects = 0
+
+    def count_as_free(self, spare_bytes: Callable[[], Mapping[Path, int]]) -> None:
+        """Count as free what ``spare_bytes`` returns: bytes by directory that are given up where the disk is full."""
+        self._pruner.spare_bytes = spare_bytes
 
     @property
     def ages_held_seconds(self) -> float:

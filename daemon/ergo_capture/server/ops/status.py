@@ -81,6 +81,7 @@ def _running_status(running: Running, held: Budget) -> RunningStatus:
         shutdown_waits_for=shutdown_waits_for(registry.sessions.values()),
         episodes=_episodes(registry),
         journal_holder=registry.journal_holder(),
+        composing=running.publisher.follower.status(),
     )
 
 

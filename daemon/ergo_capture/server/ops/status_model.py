@@ -48,6 +48,19 @@ class TotalsStatus(msgspec.Struct, frozen=True):
     acknowledged_lost: int = 0
 
 
+class ComposingStatus(msgspec.Struct, frozen=True):
+    """Bundles that are composed while their sessions run."""
+
+    bundles: int
+    #: Events in them.
+    events: int
+    #: Bytes of their temporary files, and how many there may be.
+    bytes: int
+    limit: int
+    #: Seconds until sessions are followed again, after the disk was full or the worker ended; 0 where they are.
+    suspended_seconds: float = 0.0
+
+
 class RunningStatus(msgspec.Struct, frozen=True):
     """What exists once the journal is recovered."""
 
@@ -66,6 +79,8 @@ class RunningStatus(msgspec.Struct, frozen=True):
     episodes: dict[str, dict[str, int]] = {}
     #: Who needs the oldest segment of the journal; None where nobody needs one before the current one.
     journal_holder: JournalHolder | None = None
+    #: None where no bundle is composed before the end.
+    composing: ComposingStatus | None = None
 
 
 class RetentionStatus(msgspec.Struct, frozen=True):
