@@ -7,113 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from tests.adapter.cases import flight, rows
-from tests.bundles import NOW, manifest_of
+from tests.cli.adapted import ADAPTER, EVENTS, column, run, two_parts, with_effect, with_payload, write
 
-from ergo_capture import decode_bundle, encode_bundle
-from ergo_capture.adapter import ContextStore, HostedEvent, load_adapter
-from ergo_capture.adapter.host import Host
+from ergo_capture import decode_bundle
+from ergo_capture.adapter import load_adapter
 from ergo_capture.bundle.adapted import check_adapted
-from ergo_capture.bundle.manifest import encode_manifest
-from ergo_capture.bundle.merged import MergedDigest
-from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.reader.stream import BundleStream
-from ergo_capture.bundle.semantic_kinds import KindColumn, SemanticKinds
 from ergo_capture.cli import app
-from ergo_capture.kernel.constraints import NO_CONSTRAINTS
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
-from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
-from ergo_capture.kernel.outcomes import RunTermination
-from ergo_capture.kernel.ports import RunResult
-from ergo_capture.kernel.records import CaptureBundle, CapturedActionEffect, ExternalEventRecord, hash_payload
-from ergo_capture.kernel.time import EventTime
+from ergo_capture.kernel.records import CaptureBundle
 
 Told = Callable[..., dict[str, Any]]
-
-ADAPTER = """\
-kind: adapter
-id: counter
-version: 1.0.0
-runtime_compatibility: 0.1.0-alpha.1
-context_keys:
-  - { name: total, type: Number, required: false, writable: true }
-  - { name: label, type: String, required: false, writable: true }
-event_kinds:
-  - name: count
-    payload_schema:
-      type: object
-      properties: { by: { type: number }, total: { type: number }, label: { type: string } }
-      additionalProperties: false
-  - name: clock
-    payload_schema: { type: object, properties: { hour: { type: number } }, additionalProperties: false }
-accepts:
-  effects: [{ name: set_context, payload_schema: { type: object, additionalProperties: false } }]
-capture: { format_version: "1", fields: [] }
-"""
-
-
-class Counter:
-    """An engine that adds ``by`` to the ``total`` that it reads back."""
-
-    def run(self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None) -> RunResult:
-        """One attempt."""
-        del graph_id, event_id, deadline
-        assert isinstance(event, ExternalEvent)
-        payload = json.loads(event.payload)
-        if "by" not in payload:
-            return RunResult(RunTermination.Completed)
-        write = EffectWrite("total", Value(Number=payload.get("total", 0) + payload["by"]))
-        return RunResult(RunTermination.Completed, (ActionEffect("set_context", (write,)),))
-
-
-def run(
-    events: list[tuple[str, dict[str, Any]]], first: int = 0, store: ContextStore | None = None
-) -> tuple[Host, dict[str, Any]]:
-    """Drive events through the reference's host; return it and what a manifest says of the store."""
-    adapter = load_adapter(ADAPTER)
-    host = Host("counter", NO_CONSTRAINTS, Counter(), "rpv1:none", adapter=adapter, store=store)
-    began, digest = host.store.snapshot(), MergedDigest()
-    for index, (kind, payload) in enumerate(events):
-        event = HostedEvent(f"e{first + index}", ExternalEventKind.Command, EventTime(index, 0), kind, payload)
-        digest.add(index, adapter.bind(event, host.store).taken)
-        host.step(event)
-    numbers = [("count", "clock").index(kind) + 1 for kind, _ in events]
-    about = {"merged": digest.hexdigest(), "store": began or None, "semantic_kinds": column(numbers)}
-    return host, about
-
-
-def column(numbers: list[int]) -> SemanticKinds:
-    """Semantic kinds as a manifest holds them."""
-    column = KindColumn()
-    lines = [
-        b'{"type":"event","event":{"event_id":"e","kind":"Pump","at":{"secs":0,"nanos":0},"semantic_kind":"%b"}}\n'
-        % (b"count", b"clock")[number - 1]
-        for number in numbers
-    ]
-    column.add(b"".join(lines), len(lines), 0, len(lines))
-    found = column.finish()
-    assert found is not None
-    return found
-
-
-EVENTS: list[tuple[str, dict[str, Any]]] = [
-    ("count", {"by": 1}),
-    ("clock", {"hour": 4}),
-    ("count", {"by": 2.5}),
-    ("count", {"by": 3, "total": 9}),
-]
-
-
-def write(path: Path, bundle: CaptureBundle, **about: Any) -> Path:
-    """Write a bundle, and a manifest of it where something is said of it."""
-    text = encode_bundle(bundle)
-    path.write_bytes(text)
-    if about:
-        manifest = manifest_of(path, text, "counter", NOW, events=len(bundle.events), **about)
-        manifest_path(path).write_bytes(encode_manifest(manifest))
-    return path
 
 
 @pytest.fixture
@@ -160,21 +66,6 @@ def test_without_a_manifest_the_output_says_what_was_not_proved(
     assert (found["kinds"], found["merged"]) == ("unknown", "not proved")
     assert app.run(["verify", str(file), "--adapter", str(tmp_path / "adapter.yaml")]) == 0
     assert "not proved: no manifest says `merged`" in capsys.readouterr().out
-
-
-def with_payload(bundle: CaptureBundle, index: int, payload: bytes) -> None:
-    """Change a payload, and its hash with it."""
-    record = bundle.events[index]
-    bundle.events[index] = ExternalEventRecord(
-        record.event_id, record.event_time, record.kind, payload, hash_payload(payload)
-    )
-
-
-def with_effect(bundle: CaptureBundle, index: int, effect: ActionEffect) -> None:
-    """Change the effect of a decision, and its hash with it."""
-    bundle.decisions[index] = msgspec.structs.replace(
-        bundle.decisions[index], effects=(CapturedActionEffect.of(effect),)
-    )
 
 
 def change_a_value_of_the_store(bundle: CaptureBundle) -> None:
@@ -267,14 +158,6 @@ def test_an_effect_that_the_adapter_does_not_take_is_unsound(
     host, _ = run(EVENTS)
     with_effect(host.bundle(), 0, effect)
     assert message in told(1, write(tmp_path / "s.capture.json", host.bundle()))["error"]
-
-
-def two_parts(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
-    """The bundles of a session that was rotated, the second one without a manifest; and what it would say."""
-    first, about = run(EVENTS[:3])
-    one = write(folder / "s.capture.json", first.bundle(), session="s", part=1, **about)
-    second, about = run(EVENTS[:3], 3, first.store)
-    return one, write(folder / "s~2.capture.json", second.bundle()), about
 
 
 def test_the_store_of_a_part_is_handed_over_to_the_next(tmp_path: Path, told: Told) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -17,8 +16,8 @@ from ergo_capture.engine.port import Engine, EngineFault
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, describe_outcome, explain
-from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry, RunResult
-from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry, RunResult, RuntimeInvoker
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import ReplayError, check_provenance, divergence_at, unsupported_version
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.units import counted
@@ -50,6 +49,8 @@ class ReplayOptions(msgspec.Struct, frozen=True):
     all_divergences: bool = False
     #: Whether events behind the last decision are left out: those of a session that goes on.
     only_decided: bool = False
+    #: The most episodes that may be under way at once; an engine that answers at once runs one after the other.
+    pipeline: int = 1
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -140,6 +141,14 @@ async def replay_stream(
     return replayed
 
 
+class _UnderWay(msgspec.Struct, frozen=True):
+    """An event that was offered, and what comes of it."""
+
+    captured: EpisodeInvocationRecord | None
+    #: The decision, or the task that runs its episode; None behind the last event.
+    outcome: EpisodeInvocationRecord | asyncio.Task[EpisodeInvocationRecord] | None
+
+
 class _Replay:
     def __init__(self, stream: RecordStream, engine: Engine, options: ReplayOptions, watcher: Watcher) -> None:
         self.stream = stream
@@ -151,19 +160,34 @@ class _Replay:
         self.integrity = IntegrityChecker(stream, unique=options.strict is not None)
         self.notes: list[str] = []
         self.notes_beyond = 0
+        self.events = enumerate(stream.events())
+        self.decisions = iter(stream.decisions())
+        #: Events that were offered and whose decisions were not compared yet, in order.
+        self.under_way: deque[_UnderWay] = deque()
+        limit = stream.config.max_in_flight
+        self.most_under_way = (
+            1 if self.invoker is not None else max(1, min(options.pipeline, limit or options.pipeline))
+        )
+        #: Captured decisions that were read ahead, to explain a divergence.
+        self.ahead: deque[EpisodeInvocationRecord] = deque()
 
     async def run(self) -> Replayed:
-        events, decisions = enumerate(self.stream.events()), iter(self.stream.decisions())
+        """Replay the run; the arguments are those of the constructor."""
+        try:
+            return await self._run()
+        finally:
+            for begun in self.under_way:
+                if isinstance(begun.outcome, asyncio.Task):
+                    begun.outcome.add_done_callback(_ignore)
+                    begun.outcome.cancel()
+
+    async def _run(self) -> Replayed:
         before: deque[EpisodeInvocationRecord] = deque(maxlen=CONTEXT)
         explanations: list[Explanation] = []
         index = diverged = 0
-        ahead: deque[EpisodeInvocationRecord] = deque()
         while True:
-            captured = ahead.popleft() if ahead else next(decisions, None)
-            if captured is None and self.options.only_decided:
-                break
             try:
-                replayed = await self._next(events, captured)
+                captured, replayed = await self._next()
             except EngineFailed as error:
                 if diverged:
                     error.message += f"; before it, {counted(diverged, 'decision')} diverged"
@@ -176,15 +200,14 @@ class _Replay:
                 before.append(replayed)
             else:
                 diverged += 1
-                if captured is not None:
-                    ahead.extend(islice(decisions, AHEAD - 1 - len(ahead)))
-                captured_ahead = _ahead(captured, ahead)
+                captured_ahead = self._captured_ahead(captured)
                 if not self.options.all_divergences:
-                    replayed_ahead = await self._look_ahead(replayed, events, ahead)
+                    replayed_ahead = await self._replayed_ahead(replayed)
                     explanations.append(explain(divergence, list(before), captured_ahead, replayed_ahead))
                     break
                 if len(explanations) < MAX_DIVERGENCES:
-                    explanations.append(explain(divergence, list(before), captured_ahead, _ahead(replayed, ())))
+                    replayed_ahead = [] if replayed is None else [replayed]
+                    explanations.append(explain(divergence, list(before), captured_ahead, replayed_ahead))
                 before.clear()
             index += 1
             if index % _PROGRESS_EVENTS == 0 or self.invoker is None:
@@ -194,65 +217,92 @@ class _Replay:
             self.notes.append(f"and {self.notes_beyond} more such decisions")
         return Replayed(self.stream.graph_id, index, diverged, tuple(explanations), tuple(self.notes))
 
-    async def _look_ahead(
-        self,
-        first: EpisodeInvocationRecord | None,
-        events: Iterator[tuple[int, ExternalEventRecord]],
-        captured: Iterable[EpisodeInvocationRecord],
-    ) -> list[EpisodeInvocationRecord]:
-        """Return the replayed decisions from the divergence on, as far as the engine goes."""
-        found = _ahead(first, ())
-        others = iter(captured)
+    def _captured_ahead(self, first: EpisodeInvocationRecord | None) -> list[EpisodeInvocationRecord]:
+        """Return the captured decisions from a divergence on, as far as they are searched."""
+        if first is None:
+            return []
+        begun = [begun.captured for begun in self.under_way if begun.captured is not None]
+        self.ahead.extend(islice(self.decisions, max(0, AHEAD - 1 - len(begun) - len(self.ahead))))
+        return [first, *begun, *self.ahead][:AHEAD]
+
+    async def _replayed_ahead(self, first: EpisodeInvocationRecord | None) -> list[EpisodeInvocationRecord]:
+        """Return the replayed decisions from a divergence on, as far as the engine goes."""
+        found = [] if first is None else [first]
         try:
-            while len(found) < AHEAD and (record := await self._next(events, next(others, None))) is not None:
+            while len(found) < AHEAD and (record := (await self._next())[1]) is not None:
                 found.append(record)
         except EngineFailed:
             # The divergence before it is the result.
             pass
         return found
 
-    async def _next(
-        self, events: Iterator[tuple[int, ExternalEventRecord]], captured: EpisodeInvocationRecord | None
-    ) -> EpisodeInvocationRecord | None:
-        """Return the decision that the next event leads to now; None where there is no more event."""
-        place, record = next(events, (0, None))
-        if record is None:
+    async def _next(self) -> tuple[EpisodeInvocationRecord | None, EpisodeInvocationRecord | None]:
+        """Return the next captured decision, and the one that its event leads to now; None behind the end of either."""
+        while len(self.under_way) < self.most_under_way and (begun := self._begin()) is not None:
+            self.under_way.append(begun)
+        if not self.under_way:
+            return None, None
+        # Left among those under way until it is over, so that it is cancelled with them.
+        first = self.under_way[0]
+        outcome = first.outcome
+        replayed = await outcome if isinstance(outcome, asyncio.Task) else outcome
+        self.under_way.popleft()
+        return first.captured, replayed
+
+    def _begin(self) -> _UnderWay | None:
+        """Offer the next event; None where there is neither an event nor a captured decision."""
+        captured = self.ahead.popleft() if self.ahead else next(self.decisions, None)
+        if captured is None and self.options.only_decided:
             return None
+        place, record = next(self.events, (0, None))
+        if record is None:
+            return None if captured is None else _UnderWay(captured, None)
         event = self.integrity.check(place, record)
         if self.integrity.complaint is not None:
             raise self.integrity.complaint
         assert event is not None
         step = self.supervisor.offer(event)
         if isinstance(step, DecisionLogEntry):
-            return step.to_record()
+            return _UnderWay(captured, step.to_record())
         assert isinstance(step, Run)
-        origin, retries = step.origin, 0
-        assert isinstance(origin, ExternalEvent)
-        if captured is not None and captured.event_id == record.event_id and _in_doubt(captured):
-            self._note(
-                f"decision {place}, event {record.event_id!r}, {captured.interruption}; it was not replayed either"
-            )
-            return self.supervisor.settle(step, IN_DOUBT.termination, 0, IN_DOUBT).to_record()
-        while True:
-            result = await self._attempt(place, record.event_id, origin, captured)
-            if not self.supervisor.wants_retry(result.termination, retries):
-                break
-            retries += 1
-        return self.supervisor.settle(step, result.termination, retries, result).to_record()
-
-    async def _attempt(
-        self, place: int, event_id: str, origin: ExternalEvent, captured: EpisodeInvocationRecord | None
-    ) -> RunResult:
-        graph_id, deadline = self.stream.graph_id, self.stream.config.deadline
+        self.supervisor.detach()
+        if captured is not None and captured.event_id == record.event_id and captured.interruption is not None:
+            self._note_interruption(place, captured)
+            if _in_doubt(captured):
+                entry = self.supervisor.entry_of(step, IN_DOUBT.termination, 0, IN_DOUBT)
+                return _UnderWay(captured, entry.to_record())
         if self.invoker is not None:
-            outcome = self.invoker.run(graph_id, origin.event_id, origin, deadline)
-            return outcome if isinstance(outcome, RunResult) else RunResult(outcome)
+            return _UnderWay(captured, self._run_at_once(self.invoker, step))
+        return _UnderWay(captured, asyncio.create_task(self._run_episode(place, step, captured)))
+
+    def _run_at_once(self, invoker: RuntimeInvoker, run: Run) -> EpisodeInvocationRecord:
+        origin, retries = run.origin, 0
+        while True:
+            outcome = invoker.run(self.stream.graph_id, origin.event_id, origin, self.stream.config.deadline)
+            result = outcome if isinstance(outcome, RunResult) else RunResult(outcome)
+            if not self.supervisor.wants_retry(result.termination, retries):
+                return self.supervisor.entry_of(run, result.termination, retries, result).to_record()
+            retries += 1
+
+    async def _run_episode(
+        self, place: int, run: Run, captured: EpisodeInvocationRecord | None
+    ) -> EpisodeInvocationRecord:
+        retries = 0
+        while True:
+            result = await self._attempt(place, run, captured)
+            if not self.supervisor.wants_retry(result.termination, retries):
+                return self.supervisor.entry_of(run, result.termination, retries, result).to_record()
+            retries += 1
+
+    async def _attempt(self, place: int, run: Run, captured: EpisodeInvocationRecord | None) -> RunResult:
+        event_id, origin, deadline = run.trigger.event_id, run.origin, self.stream.config.deadline
+        assert isinstance(origin, ExternalEvent)
         notice = asyncio.get_running_loop().call_later(
             _NOTICE_SECONDS, self.watcher.on_wait, place, event_id, _NOTICE_SECONDS
         )
         try:
             with anyio.move_on_after(self.options.timeout):
-                return await self.engine.run(graph_id, origin.event_id, origin, deadline)
+                return await self.engine.run(self.stream.graph_id, origin.event_id, origin, deadline)
         except EngineFault as fault:
             if captured is None or captured.termination != fault.result.termination:
                 raise EngineFailed(place, event_id, fault.reason, captured) from fault
@@ -263,6 +313,13 @@ class _Replay:
         stray = self.engine.snapshot().get("unknown", 0)
         answered = f", and answered {stray} times a run that it had answered before" if stray else ""
         raise EngineFailed(place, event_id, f"it did not answer within {self.options.timeout:g} s{answered}", captured)
+
+    def _note_interruption(self, place: int, captured: EpisodeInvocationRecord) -> None:
+        where = f"decision {place}, event {captured.event_id!r}"
+        if _in_doubt(captured):
+            self._note(f"{where}, {captured.interruption}; it was not replayed either")
+        else:
+            self._note(f"{where}: the run was interrupted there: {captured.interruption}; a replay sends no intents")
 
     def _note(self, note: str) -> None:
         if len(self.notes) < MAX_NOTES:
@@ -275,10 +332,10 @@ def _in_doubt(captured: EpisodeInvocationRecord) -> bool:
     return captured.termination == IN_DOUBT.termination and captured.interruption == IN_DOUBT.interruption
 
 
-def _ahead(
-    first: EpisodeInvocationRecord | None, rest: Iterable[EpisodeInvocationRecord]
-) -> list[EpisodeInvocationRecord]:
-    return [] if first is None else [first, *rest]
+def _ignore(task: asyncio.Task[EpisodeInvocationRecord]) -> None:
+    """Take a task's exception, which asyncio would otherwise report."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _NullLog:

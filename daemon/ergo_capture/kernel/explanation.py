@@ -38,6 +38,7 @@ _CAUSES: Final = {
     "termination": (*_ENGINE, _DEADLINE, _EDITED),
     "retry_count": ("what failed for a while at the capture did not fail now, or the reverse", *_ENGINE),
     "effects": (*_ENGINE, "the graph or its data changed between capture and replay", _EDITED),
+    "payload": ("an effect before it, or the payload, was edited after the capture", "a part before it is missing"),
     "effect_hash": ("an effect was edited after the capture: its hash is not that of its content",),
     "missing": ("events were removed from the bundle, and their decisions were not", _EDITED),
     "extra": ("the bundle is cut: decisions are gone from its end", _EDITED),

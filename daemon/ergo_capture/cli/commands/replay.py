@@ -35,10 +35,24 @@ from ergo_capture.cli.support.command import (
     state_option,
 )
 from ergo_capture.cli.support.output import figures_table, printable, without_controls
-from ergo_capture.cli.support.verification import check_run, compare, no_manifest_flag, refusal
+from ergo_capture.cli.support.verification import (
+    AdapterCheck,
+    adapter_divergence,
+    adapter_in_words,
+    adapter_option,
+    adapter_problem,
+    adapter_report,
+    check_run,
+    compare,
+    no_manifest_flag,
+    refusal,
+)
 from ergo_capture.engine.replaying import EngineFailed, Replayed, ReplayOptions, Strictness, Watcher, replay_stream
 from ergo_capture.engine.spec import FORMS, engine_from
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.kernel.explanation import explain
+from ergo_capture.kernel.records import NO_ADAPTER_PROVENANCE
+from ergo_capture.kernel.replay import check_provenance
 from ergo_capture.parent_death import end_with_parent
 from ergo_capture.units import counted
 
@@ -56,6 +70,7 @@ _UPDATE_SECONDS: Final = 0.1
     examples=(
         'ergo-capture replay run.capture.json --engine "process:engine --flag"',
         "ergo-capture replay bundles/ --engine scripted:outcomes.json --jobs 4 -k",
+        'ergo-capture replay run.capture.json --engine "process:engine" --adapter adapter.yaml',
     )
 )
 @argument(
@@ -75,14 +90,22 @@ _UPDATE_SECONDS: Final = 0.1
     metavar="SECONDS",
     help="How long the engine may take for one attempt.",
 )
+@click.option(
+    "--pipeline",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Episodes that may be under way at once, where the adapter has no writable keys.",
+)
+@adapter_option
 @flag("--all-divergences", help="Go on after the first decision that differs, and name all.")
 @flag("--strict", help="Expect unique ids and these provenances.")
 @click.option(
     "--adapter-provenance",
-    default="none",
-    show_default=True,
+    default="",
     metavar="TEXT",
-    help="With --strict: the expected provenance of the adapter.",
+    help="With --strict: the expected provenance of the adapter; by default that of --adapter, or none.",
 )
 @click.option(
     "--runtime-provenance",
@@ -109,6 +132,8 @@ def replay(
     bundles: tuple[str, ...],
     engine: str,
     timeout: float,
+    pipeline: int,
+    adapter: Path | None,
     all_divergences: bool,
     strict: bool,
     adapter_provenance: str,
@@ -122,22 +147,27 @@ def replay(
 ) -> int:
     """Run the episodes of bundles again with an engine, and explain the first decision that differs.
 
-    An engine that ends, hangs or answers something invalid is an error, unless it did the same at the capture.
+    An engine that ends, hangs or answers something invalid is an error, unless it did the same at the capture. With the
+    graph's adapter, payloads, effects and the values of the context store are checked, too, as by `verify`.
 
     Exit code 0 if all are the same, 4 if one diverges, 1 if one is unsound or cannot be replayed.
     """
     _check(engine or "fixed")
     _log_to_standard_error()
+    adapter_check = None if adapter is None else AdapterCheck(adapter)
+    if not adapter_provenance:
+        adapter_provenance = NO_ADAPTER_PROVENANCE if adapter_check is None else adapter_check.adapter.provenance
     options = ReplayOptions(
         strict=Strictness(adapter_provenance, runtime_provenance or None) if strict else None,
         timeout=timeout,
         all_divergences=all_divergences,
+        pipeline=pipeline,
     )
     runs = files_and_sessions(bundles, state_dir, config)
     began = time.monotonic()
     results: list[dict[str, Any]] = []
     with _progress(runs) as progress:
-        one = partial(replay_one, engine=engine, options=options, with_manifest=not no_manifest)
+        one = partial(replay_one, engine=engine, options=options, with_manifest=not no_manifest, adapter=adapter_check)
         for result in _results(runs, one, jobs, progress):
             results.append(result)
             progress.bundle_done()
@@ -165,7 +195,13 @@ def _log_to_standard_error() -> None:
 
 
 def replay_one(
-    run: Capture, engine: str, options: ReplayOptions, watcher: Watcher | None = None, *, with_manifest: bool = True
+    run: Capture,
+    engine: str,
+    options: ReplayOptions,
+    watcher: Watcher | None = None,
+    *,
+    with_manifest: bool = True,
+    adapter: AdapterCheck | None = None,
 ) -> dict[str, Any]:
     """Replay one run and return the result as JSON types.
 
@@ -175,31 +211,60 @@ def replay_one(
         options: how to replay.
         watcher: is told how far the replay is.
         with_manifest: whether a bundle is compared with the manifest beside it first.
+        adapter: checks it against its adapter, too; None where none is given.
     """
     result: dict[str, Any] = {"bundle": printable(run.name)}
     if run.decided_by:
         result["decided_by"] = run.decided_by
     if not engine and options.strict is None:
-        return result | _as_replayed(check_run(run, with_manifest=with_manifest))
+        return result | _as_replayed(check_run(run, with_manifest=with_manifest, adapter=adapter))
+    adapted = None
     try:
         compared = compare(run) if with_manifest else None
         if compared is not None and compared.problem is not None:
             return result | {"outcome": _FAILED} | refusal(compared)
-        options = msgspec.structs.replace(options, only_decided=run.is_open)
         # Open the run before the loop runs: reading a pipe waits, and only outside of the loop does Ctrl-C end that.
         with run.open_any() as stream:
+            if adapter is not None and options.strict is None:
+                check_provenance(stream, adapter.adapter.provenance, stream.runtime_provenance)
+            pipeline, notes = _allowed_pipeline(options.pipeline, stream, adapter)
+            options = msgspec.structs.replace(options, only_decided=run.is_open, pipeline=pipeline)
             replayed = asyncio.run(_replay(stream, engine or "fixed", options, watcher or _Notices(run)))
+            if adapter is not None:
+                adapted = adapter.check(run, stream, with_manifest=with_manifest)
     except EngineFailed as error:
         place = {"index": error.index, "event_id": error.event_id}
         return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint, "decision": place}
     except ErgoCaptureError as error:
         return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint}
-    result |= {"graph": replayed.graph_id, "decisions": replayed.decisions, "notes": list(replayed.notes)}
-    if not replayed.explanations:
+    result |= {"graph": replayed.graph_id, "decisions": replayed.decisions, "notes": [*notes, *replayed.notes]}
+    explanations, diverged = list(replayed.explanations), replayed.diverged
+    if adapted is not None:
+        result["adapter"] = adapter_report(adapted)
+        if (found := adapter_divergence(adapted)) is None:
+            if problem := adapter_problem(adapted):
+                del problem["ok"], problem["exit"]
+                return result | {"outcome": _FAILED} | problem
+        elif not explanations or found.index <= explanations[0].index:
+            # The payload comes before the decision: what the engine made of it follows.
+            same = bool(explanations) and found.index == explanations[0].index
+            explanations, diverged = [explain(found, []), *explanations], diverged + (not same)
+    if not explanations:
         return result | {"outcome": _SAME}
-    first, *others = map(msgspec.to_builtins, replayed.explanations)
-    more = {"diverged": replayed.diverged, "other_divergences": others} if options.all_divergences else {}
+    first, *others = map(msgspec.to_builtins, explanations)
+    more = {"diverged": diverged, "other_divergences": others} if options.all_divergences else {}
     return result | {"outcome": _DIVERGED, "divergence": first} | more
+
+
+def _allowed_pipeline(asked: int, stream: RecordStream, adapter: AdapterCheck | None) -> tuple[int, list[str]]:
+    """Return how many episodes may be under way at once, and notes where that is fewer than were asked for."""
+    if asked == 1 or stream.adapter_provenance == NO_ADAPTER_PROVENANCE:
+        return asked, []
+    if adapter is None:
+        return 1, ["episodes ran one after the other: whether the graph reads what it wrote, only --adapter says"]
+    if writable := adapter.adapter.writable:
+        return 1, [f"episodes ran one after the other: effects write {', '.join(writable)}"]
+    return asked, []
 
 
 async def _replay(stream: RecordStream, spec: str, options: ReplayOptions, watcher: Watcher) -> Replayed:
@@ -343,6 +408,8 @@ def _in_words(result: dict[str, Any]) -> str:
     if "decided_by" in result:
         said.append(f"decided by: {result['decided_by']}; the decisions of the run itself are in its own capture")
     notes = "".join(f"\n  note: {note}" for note in said)
+    if (report := result.get("adapter")) is not None and report["problem"] is None:
+        notes = f"\n  {adapter_in_words(report)}{notes}"
     if result["outcome"] == _SAME:
         return f"{name}: same, {counted(result['decisions'], 'decision')}{notes}"
     found = result["divergence"]

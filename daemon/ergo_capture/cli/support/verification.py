@@ -161,20 +161,23 @@ def adapter_report(adapted: Adapted) -> dict[str, Any]:
     }
 
 
+def adapter_divergence(adapted: Adapted) -> Divergence | None:
+    """Return where a payload is not what events and effects lead to; None where that is not the problem."""
+    problem = adapted.problem
+    if problem is None or not problem.is_divergence:
+        return None
+    assert problem.index is not None
+    assert problem.event_id is not None
+    return Divergence(problem.index, problem.event_id, "payload", problem.payload, problem.expected)
+
+
 def adapter_problem(adapted: Adapted) -> dict[str, Any]:
     """Return what of a result an adapter's problem replaces; nothing where there is none."""
     problem = adapted.problem
     if problem is None:
         return {}
-    if problem.is_divergence:
-        found = {
-            "index": problem.index,
-            "event_id": problem.event_id,
-            "field": "payload",
-            "captured": problem.payload,
-            "replayed": problem.expected,
-        }
-        return {"ok": False, "divergence": found, "hint": problem.hint, "exit": ExitCode.DIVERGED}
+    if (divergence := adapter_divergence(adapted)) is not None:
+        return {"ok": False, "divergence": _plain(divergence), "hint": problem.hint, "exit": ExitCode.DIVERGED}
     place = "" if problem.index is None else f"event {problem.index}, {problem.event_id!r}"
     place += f" at {problem.where}" if problem.where else ""
     message = f"{place}: {problem.message}" if place else problem.message
