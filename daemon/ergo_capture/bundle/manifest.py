@@ -12,7 +12,7 @@ import msgspec
 
 from ergo_capture.bundle.semantic_kinds import SemanticKinds
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.payloads import Loss, SessionDescription
+from ergo_capture.journal.payloads import Interruption, LeftOver, Loss, RefusedEvent, SessionDescription
 from ergo_capture.version import PROGRAM
 
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
@@ -26,6 +26,14 @@ _MAX_BYTES: Final = 1 << 20
 
 class ManifestError(ErgoCaptureError):
     """A file is not a manifest that this version can read."""
+
+
+class RefusedEvents(msgspec.Struct, frozen=True):
+    """The events of a part that were refused."""
+
+    count: int
+    #: The first few of them.
+    first: list[RefusedEvent]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,6 +85,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     merged: str | None = None
     #: The context store before the first event, by key; None where it is empty or there is no adapter.
     store: dict[str, Any] | None = None
+    #: The events that were refused, between or behind those of the bundle; None where none were.
+    refused: RefusedEvents | None = None
+    #: What interrupted the run; None where nothing did.
+    interruption: Interruption | None = None
+    #: The events that were accepted behind that; they are in ``SESSION.rest.jsonl``. None where there are none.
+    left_over: LeftOver | None = None
 
     @property
     def stored(self) -> tuple[int, str]:
@@ -120,6 +134,9 @@ def manifest_for(
     semantic_kinds: SemanticKinds | None = None,
     merged: str | None = None,
     store: dict[str, Any] | None = None,
+    refused: RefusedEvents | None = None,
+    interruption: Interruption | None = None,
+    left_over: LeftOver | None = None,
 ) -> Manifest:
     """Return the manifest of a bundle that this program wrote.
 
@@ -143,6 +160,9 @@ def manifest_for(
         semantic_kinds: semantic kinds of its events.
         merged: the digest of what the context store gave to its events.
         store: the context store before its first event.
+        refused: the events of the part that were refused.
+        interruption: what interrupted the run.
+        left_over: the events behind that.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -177,7 +197,10 @@ def manifest_for(
         beside=beside,
         semantic_kinds=semantic_kinds,
         merged=merged,
-        store=store,
+        store=store or None,
+        refused=refused,
+        interruption=interruption,
+        left_over=left_over,
     )
 
 

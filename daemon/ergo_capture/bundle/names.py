@@ -1,4 +1,7 @@
-"""Names of bundle files: ``STATE/bundles/GRAPH/SESSION.capture.json[.zst]``, beside it ``SESSION.manifest.json``."""
+"""Names of bundle files: ``STATE/bundles/GRAPH/SESSION.capture.json[.zst]``, beside it ``SESSION.manifest.json``.
+
+Where events were left over, they are in ``SESSION.rest.jsonl``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from urllib.parse import quote
 
 BUNDLE_SUFFIX: Final = ".capture.json"
 MANIFEST_SUFFIX: Final = ".manifest.json"
+#: Ends the name of the file with the events that were left over.
+REST_SUFFIX: Final = ".rest.jsonl"
 #: Follows ``BUNDLE_SUFFIX`` in the name of a compressed bundle.
 COMPRESSED_SUFFIX: Final = ".zst"
 #: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
@@ -66,6 +71,11 @@ def bundle_stem(bundle: Path) -> str:
 def manifest_path(bundle: Path) -> Path:
     """Return the path of the manifest beside a bundle."""
     return bundle.with_name(bundle_stem(bundle) + MANIFEST_SUFFIX)
+
+
+def rest_path(bundle: Path) -> Path:
+    """Return the path of the file with the events that were left over, beside a bundle."""
+    return bundle.with_name(bundle_stem(bundle) + REST_SUFFIX)
 
 
 def other_form(bundle: Path) -> Path:

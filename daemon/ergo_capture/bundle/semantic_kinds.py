@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -81,7 +81,13 @@ class KindColumn:
         """
         if self._is_too_much:
             return
-        numbers = array("H", map(self._number_of, read_semantic_kinds(body, count)[start:stop]))
+        self.add_kinds(read_semantic_kinds(body, count)[start:stop])
+
+    def add_kinds(self, kinds: Iterable[str | None]) -> None:
+        """Add the kinds of the next events."""
+        if self._is_too_much:
+            return
+        numbers = array("H", map(self._number_of, kinds))
         if _BIG_ENDIAN:
             numbers.byteswap()
         self._compressed += self._compressor.compress(numbers.tobytes())

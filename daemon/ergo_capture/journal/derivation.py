@@ -85,4 +85,4 @@ class Derivation:
 def _binding(adapter: str | None, numbers: Literal["reference", "exact"], context_bytes: int | None) -> Binding:
     from ergo_capture.adapter.binding import Binding  # noqa: PLC0415 - as above
 
-    return Binding(adapter, numbers, context_bytes or 0)
+    return Binding(adapter, numbers, context_bytes)

@@ -245,6 +245,12 @@ def _payload_bytes(event: _ExactEvent) -> bytes:
     return b"" if payload == b"null" else payload
 
 
+def split_lines(body: bytes) -> list[bytes]:
+    """Return the lines of an EVENTS body, each with its newline."""
+    # Not splitlines(): a carriage return is white space within a line.
+    return [line + b"\n" for line in body.split(b"\n") if line]
+
+
 class _KindEvent(msgspec.Struct, frozen=True, gc=False):
     #: Any type: the daemon ignored it where the graph has no adapter.
     semantic_kind: object = None

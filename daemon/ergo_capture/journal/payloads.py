@@ -129,6 +129,16 @@ class LeftOver(msgspec.Struct, frozen=True):
     count: int
 
 
+class RefusedEvent(msgspec.Struct, frozen=True):
+    """An event that was refused when its turn came."""
+
+    #: Its index in the session.
+    index: int
+    event_id: str
+    code: str
+    message: str
+
+
 class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a session ended: the body of its CLOSE frame."""
 

@@ -30,13 +30,14 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, end_of_run, read_decisions
 from ergo_capture.journal.derivation import Derivation
 from ergo_capture.journal.frame import Frame, Position
-from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.lines import read_body, split_lines
 from ergo_capture.journal.payloads import (
     Closing,
     Interruption,
     LeftOver,
     Loss,
     Publication,
+    RefusedEvent,
     Rotation,
     SessionDescription,
 )
@@ -74,16 +75,6 @@ class PendingPublication:
     lost: Loss | None = None
     #: The context store at its beginning; None without an adapter.
     store: dict[str, Any] | None = None
-
-
-class RefusedEvent(msgspec.Struct, frozen=True):
-    """An event that was refused when its turn came."""
-
-    #: Its index in the session.
-    index: int
-    event_id: str
-    code: str
-    message: str
 
 
 @dataclass(slots=True)
@@ -422,7 +413,7 @@ class _Replay:
             self._decide_again(bound.event, outcome)
             session.interruption = derivation.settle(each.effect for each in outcome.effects)
         if undecided:
-            session.undecided_lines += b"".join(body.splitlines(keepends=True)[len(sent) - undecided :])
+            session.undecided_lines += b"".join(split_lines(body)[-undecided:])
 
     def _read(self, packed: array[int]) -> Iterator[Frame]:
         return read_frames(self._directory, map(Position.unpack, packed), self._storage)

@@ -153,6 +153,9 @@ class BundlePublisher:
             decision_frames=part.decision_frames.tobytes(),
             ended=ended,
             forced=forced,
+            store=part.store,
+            interruption=part.interruption,
+            left_over=part.left_over,
             ended_at=utc_now(),
             own=self._snapshots.get((description.session, part.number), ""),
         )

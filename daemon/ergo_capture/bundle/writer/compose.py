@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -27,10 +27,11 @@ from ergo_capture.bundle.placement import NewBundle, Place, find_place
 from ergo_capture.bundle.semantic_kinds import KindColumn, SemanticKinds
 from ergo_capture.bundle.sequence import Sequence
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
+from ergo_capture.bundle.writer.hosted import HostedCounts, HostedPart, outcomes_of, write_rest
 from ergo_capture.bundle.writer.sink import BundleWriter
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import Frame, Position
-from ergo_capture.journal.payloads import Publication, SessionDescription
+from ergo_capture.journal.payloads import Contract, Interruption, LeftOver, Publication, SessionDescription
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.storage import RealStorage, Storage, directory_lock
 from ergo_capture.storage.atomic import put_in_place, write_bytes_atomic
@@ -52,7 +53,7 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
     part: int
     #: Index of the part's first event in the session.
     first: int
-    #: Events, and decisions, of the part.
+    #: Events of the part that are decided or refused.
     count: int
     #: Packed positions of the frames, as the bytes of an ``array("Q")``.
     event_frames: bytes
@@ -63,6 +64,11 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
     own: str = ""
     #: Whether the part was cut while episodes were deferred.
     forced: bool
+    #: The context store at the beginning of the part; None where it is empty.
+    store: dict[str, Any] | None = None
+    #: What interrupted the run, and the events behind that: ``event_frames`` hold them too.
+    interruption: Interruption | None = None
+    left_over: LeftOver | None = None
     #: RFC 3339 in UTC; evidence only.
     ended_at: str
 
@@ -82,6 +88,8 @@ class ComposedBundle(msgspec.Struct, frozen=True):
     style: str
     last_event_id: str | None
     semantic_kinds: SemanticKinds | None
+    #: What is said of a session with a contract; None of any other.
+    hosted: HostedCounts | None = None
 
     @property
     def text(self) -> NewBundle:
@@ -109,17 +117,24 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> ComposedB
     style = style_of(job)
     last_event_id: str | None = None
     kinds = KindColumn()
+    hosted = None if job.description.contract is None else _hosted_part(job, job.description.contract, storage)
     with BundleWriter(Path(job.destination), head, style=CaptureJsonStyle(style), compress=job.compress) as bundle:
-        for last, events, decisions in _read_part(job, storage, kinds):
+        blocks = _read_part(job, storage, kinds) if hosted is None else _derive_part(job, storage, kinds, hosted)
+        for last, events, decisions in blocks:
             bundle.write(events, decisions)
             last_event_id = last
-        return finish_bundle(bundle, job, style, last_event_id, kinds)
+        composed = finish_bundle(bundle, job, style, last_event_id, kinds)
+    return composed if hosted is None else msgspec.structs.replace(composed, hosted=hosted.finish())
 
 
 def head_of(description: SessionDescription) -> BundleHead:
     """Return what the bundles of a session say besides their events and decisions."""
     return BundleHead(
-        description.graph, description.constraints, description.adapter_provenance, description.runtime_provenance
+        description.graph,
+        description.constraints,
+        description.adapter_provenance,
+        description.runtime_provenance,
+        description.egress_provenance,
     )
 
 
@@ -170,6 +185,8 @@ def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -
             place = find_place(wanted, job.part, composed.text, own=job.own)
             bundle, manifest = place.bundle, place.standing
             if manifest is None:
+                # Durable before the manifest, which counts them.
+                _write_rest(job, bundle)
                 put_in_place(temporary, bundle)
                 manifest = _write_manifest(composed, place, sequence)
     finally:
@@ -197,7 +214,7 @@ def style_of(job: ComposeJob) -> str:
 
 
 def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence | None) -> Manifest:
-    job = composed.job
+    job, hosted = composed.job, composed.hosted
     number = None if sequence is None or job.ended == SNAPSHOT else sequence.greatest + 1
     manifest = manifest_for(
         job.description,
@@ -206,7 +223,7 @@ def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence |
         ended=job.ended,
         forced=job.forced,
         first=job.first,
-        count=job.count,
+        count=job.count if hosted is None else hosted.events,
         size=composed.size,
         sha256=composed.sha256,
         ended_at=job.ended_at,
@@ -217,6 +234,11 @@ def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence |
         sequence=number,
         beside=None if place.beside is None else place.beside.name,
         semantic_kinds=composed.semantic_kinds,
+        merged=None if hosted is None else hosted.merged,
+        store=job.store,
+        refused=None if hosted is None else hosted.refused,
+        interruption=job.interruption,
+        left_over=job.left_over,
     )
     try:
         write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest), what="manifest")
@@ -244,6 +266,42 @@ def _read_part(job: ComposeJob, storage: Storage, kinds: KindColumn) -> Iterator
         if decided is None:
             raise missing(job, "decisions")
         yield ids[-1], events, decided
+
+
+def _hosted_part(job: ComposeJob, contract: Contract, storage: Storage) -> HostedPart:
+    frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
+    outcomes = outcomes_of(frame.body for frame in frames)
+    return HostedPart(contract, job.store, outcomes, job.description.constraints.deadline, job.first)
+
+
+def _derive_part(
+    job: ComposeJob, storage: Storage, kinds: KindColumn, part: HostedPart
+) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield what ``_read_part`` does, of a session with a contract."""
+    index, end = job.first, job.first + job.count
+    frames = read_frames(Path(job.journal), _positions(job.event_frames), storage)
+    for first, body, count in _read_bodies(frames):
+        if first > index:
+            break
+        found = part.take(body, index - first, min(count, end - first))
+        if found is None:
+            raise missing(job, "decisions")
+        kinds.add_kinds(found.semantic_kinds)
+        if found.ids:
+            yield found.ids[-1], found.events, found.decisions
+        index = min(first + count, end)
+        if index == end:
+            return
+    if index != end:
+        raise missing(job, "events")
+
+
+def _write_rest(job: ComposeJob, bundle: Path) -> None:
+    if job.left_over is None:
+        return
+    frames = read_frames(Path(job.journal), _positions(job.event_frames), RealStorage())
+    bodies = ((frame.header.first, frame.body) for frame in frames)
+    write_rest(bundle, bodies, job.left_over.from_index, job.left_over.count)
 
 
 def read_events(

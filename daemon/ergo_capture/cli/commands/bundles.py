@@ -175,7 +175,14 @@ def _table(bundles: list[StoredBundle]) -> Iterator[str]:
 def _how(bundle: StoredBundle) -> str:
     manifest = bundle.manifest
     how = bundle.problem or (manifest.ended if manifest else "-")
-    return how if manifest is None or manifest.lost is None else f"{how}, {manifest.lost.missing:,} lost"
+    if manifest is None:
+        return how
+    counts = {
+        "refused": 0 if manifest.refused is None else manifest.refused.count,
+        "left over": 0 if manifest.left_over is None else manifest.left_over.count,
+        "lost": 0 if manifest.lost is None else manifest.lost.missing,
+    }
+    return ", ".join([how, *(f"{count:,} {what}" for what, count in counts.items() if count)])
 
 
 def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -18,7 +18,16 @@ from ergo_capture import telemetry
 from ergo_capture.bundle.manifest import SNAPSHOT
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
-from ergo_capture.journal.payloads import Closing, Loss, Publication, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.payloads import (
+    Closing,
+    Interruption,
+    LeftOver,
+    Loss,
+    Publication,
+    Rotation,
+    SessionDescription,
+    encode_body,
+)
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import internal_error
@@ -57,6 +66,11 @@ class Part:
     lost: Loss | None = None
     #: Whether it is to end, or to be moved forward, because it keeps too much of the journal.
     is_overdue: bool = False
+    #: The context store at its beginning; None without an adapter, and in the first part.
+    store: dict[str, Any] | None = None
+    #: What interrupted the run in it, and the events behind that.
+    interruption: Interruption | None = None
+    left_over: LeftOver | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +171,7 @@ class Parts:
             initial.decision_frames,
             initial.event_bytes,
             lost=initial.lost,
+            store=None if initial.rotation is None else initial.rotation.store,
         )
         #: What ended the part before the current one, and its publication; None in the first part.
         self._rotation = initial.rotation
@@ -266,6 +281,7 @@ class Parts:
                 pending.event_frames,
                 pending.decision_frames,
                 lost=pending.lost,
+                store=pending.store,
             )
             await self._publish(part, pending.count, pending.ended, forced=pending.forced)
         self._unpublished = []

@@ -1,0 +1,172 @@
+"""What is different about the bundle of a session with a contract: payloads are derived, refused events are left out.
+
+Nothing here is used for other sessions: their events are expanded without being decoded (``expand.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ergo_capture.bundle.manifest import RefusedEvents
+from ergo_capture.bundle.merged import MergedDigest
+from ergo_capture.bundle.names import rest_path
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
+from ergo_capture.journal.derivation import Derivation
+from ergo_capture.journal.lines import split_lines
+from ergo_capture.journal.payloads import RefusedEvent
+from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event
+from ergo_capture.storage.atomic import AtomicFile
+
+if TYPE_CHECKING:
+    from ergo_capture.adapter.events import HostedEvent
+    from ergo_capture.journal.payloads import Contract
+    from ergo_capture.kernel.time import EventTime
+
+#: Refused events that a manifest names.
+_NAMED: Final = 10
+
+
+class HostedPart:
+    """The events of one part of a session, which are derived one after the other.
+
+    Args:
+        contract: the session's.
+        store: the context store at the beginning of the part.
+        outcomes: the decisions and refusals of its events, in order.
+        deadline: the configured deadline, which every decision bears.
+        first: index in the session of the part's first event.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        store: dict[str, object] | None,
+        outcomes: Iterator[DecisionOutcome | Refusal],
+        deadline: EventTime | None,
+        first: int,
+    ) -> None:
+        self._derivation = Derivation(contract, store)
+        self._outcomes = outcomes
+        self._deadline = deadline
+        #: Index in the session of the next event.
+        self._index = first
+        self._digest = MergedDigest()
+        #: Events of the bundle so far.
+        self.events = 0
+        self.refused = 0
+        self._named: list[RefusedEvent] = []
+
+    def take(self, body: bytes, start: int, stop: int) -> Expanded | None:
+        """Return the events of a body from ``start`` to before ``stop``; None where there are fewer decisions.
+
+        Raises:
+            ValueError: the events do not lead to what the journal says of them.
+        """
+        ids: list[str] = []
+        kinds: list[str | None] = []
+        events: list[bytes] = []
+        decisions: list[bytes] = []
+        for event in islice(self._derivation.read(body), start, stop):
+            outcome = next(self._outcomes, None)
+            if outcome is None:
+                return None
+            if isinstance(outcome, Refusal):
+                self._refuse(event, outcome)
+            else:
+                record = self._derive(event, outcome)
+                ids.append(event.event_id)
+                kinds.append(event.semantic_kind)
+                events.append(encode_event(record))
+                decisions.append(encode_decision(outcome.to_record(event.event_id, self._deadline)))
+            self._index += 1
+        return Expanded(ids, kinds, _behind_commas(events), _behind_commas(decisions))
+
+    def _refuse(self, event: HostedEvent, refusal: Refusal) -> None:
+        self.refused += 1
+        if len(self._named) < _NAMED:
+            self._named.append(RefusedEvent(self._index, event.event_id, refusal.code, refusal.message))
+
+    def _derive(self, event: HostedEvent, outcome: DecisionOutcome) -> ExternalEventRecord:
+        derivation = self._derivation
+        bound = derivation.bind(event)
+        if isinstance(bound, Refusal):
+            raise ValueError(f"event {event.event_id!r} was decided, and is refused now: {bound.message}")  # noqa: TRY004
+        payload = bound.event.payload
+        if len(derivation.store):
+            self._digest.add(self.events, derivation.store.held_by(msgspec.json.decode(payload)))
+        # What an effect ends the run with is in the journal.
+        derivation.settle(each.effect for each in outcome.effects)
+        self.events += 1
+        return ExternalEventRecord.from_event(bound.event)
+
+    def finish(self) -> HostedCounts:
+        """Return what the manifest says of the part."""
+        refused = RefusedEvents(self.refused, self._named) if self.refused else None
+        merged = None if self._derivation.binding.adapter is None else self._digest.hexdigest()
+        return HostedCounts(self.events, refused, merged)
+
+
+class Expanded(msgspec.Struct, frozen=True):
+    """Some events of a bundle, and their decisions."""
+
+    ids: list[str]
+    semantic_kinds: list[str | None]
+    #: Elements of the bundle's lists; a comma precedes each.
+    events: bytes
+    decisions: bytes
+
+
+class HostedCounts(msgspec.Struct, frozen=True):
+    """What a manifest says of a part whose payloads were derived; it can be sent from a worker process."""
+
+    events: int
+    refused: RefusedEvents | None
+    #: None without an adapter.
+    merged: str | None
+
+
+def _behind_commas(elements: list[bytes]) -> bytes:
+    return b"".join(b"," + element for element in elements)
+
+
+def outcomes_of(bodies: Iterable[bytes]) -> Iterator[DecisionOutcome | Refusal]:
+    """Yield the decisions and refusals of DECISIONS bodies, in order."""
+    for body in bodies:
+        yield from read_decisions(body)
+
+
+def write_rest(bundle: Path, bodies: Iterable[tuple[int, bytes]], first: int, count: int) -> Path:
+    """Write the events that were left over, as they were sent, durably to a file beside the bundle; return its path.
+
+    Args:
+        bundle: the bundle's path.
+        bodies: EVENTS bodies that hold the events, in order, each with the index of its first event.
+        first: index in the session of the first event that was left over.
+        count: how many there are.
+
+    Raises:
+        CaptureWriteError: the file could not be written.
+        ErgoCaptureError: there are fewer events.
+    """
+    path = rest_path(bundle)
+    written = 0
+    with AtomicFile(path, what="events that were left over") as file:
+        for index, body in bodies:
+            lines = split_lines(body)[max(0, first - index) :]
+            file.write(b"".join(lines))
+            written += len(lines)
+        if written != count:
+            raise ErgoCaptureError(
+                f"write '{path}': the journal holds {written} events behind the interruption, and had {count}",
+                op="write events that were left over",
+                path=path,
+                hint="keep the journal as it is and run `ergo-capture doctor` on it",
+            )
+        file.commit()
+    return path

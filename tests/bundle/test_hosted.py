@@ -1,0 +1,222 @@
+"""Bundles of sessions with an adapter, composed from the journal, against those of the reference's host."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from tests.journal.hosted import FAILED, WHEN, HostedLife, Sent, sends, sets, write
+from tests.journal.journals import look
+
+from ergo_capture import encode_bundle, read_capture_bundle
+from ergo_capture.bundle.format import CaptureJsonStyle
+from ergo_capture.bundle.manifest import Manifest, read_manifest
+from ergo_capture.bundle.merged import MergedDigest
+from ergo_capture.bundle.names import manifest_path, rest_path
+from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.frame import FrameKind, PendingFrame
+from ergo_capture.journal.payloads import Contract, Interruption, LeftOver
+from ergo_capture.journal.recovery import PendingPublication, RecoveredSession, recover
+from ergo_capture.storage import RealStorage
+
+STORED: Sent = ("e1", "Command", 1, "full", {"n": 1, "v": [1.5, 2]})
+DEFERRED: Sent = ("e2", "Command", 1, "full", {"note": "n comes from the store"})
+PLAIN: Sent = ("e3", "DataAvailable", 1, "plain", {"note": "ünï", "fixed": 1e-7})
+MORE: Sent = ("e4", "Command", 1, "full", {"n": 4})
+PUMP: Sent = ("p1", "Pump", 9, "full", {})
+LAST: Sent = ("e5", "Command", 20, "full", {})
+
+
+def parts_of(session: RecoveredSession) -> list[tuple[PendingPublication, bool]]:
+    """Every part of a recovered session, and whether it is the last."""
+    current = PendingPublication(
+        session.part,
+        session.first,
+        session.decided - session.first,
+        session.closing.ended if session.closing else "open",
+        False,
+        session.event_frames,
+        session.decision_frames,
+        session.segment,
+        session.lost,
+        None if session.rotation is None else session.rotation.store,
+    )
+    return [*((part, False) for part in session.unpublished), (current, True)]
+
+
+def publish_all(journal: Path, folder: Path, *, style: str = "compact") -> list[Path]:
+    """Compose and publish each part of the one session of a journal, as the daemon does after a start."""
+    recovery = recover(journal, look(journal), RealStorage())
+    assert recovery.reasons == {}
+    (session,) = recovery.sessions
+    bundles = []
+    for part, is_last in parts_of(session):
+        destination = folder / f"s{'' if part.part == 1 else f'~{part.part}'}.capture.json"
+        job = ComposeJob(
+            journal=str(journal),
+            destination=str(destination),
+            style=style,
+            description=session.description,
+            part=part.part,
+            first=part.first,
+            count=part.count,
+            event_frames=array("Q", part.event_frames).tobytes(),
+            decision_frames=array("Q", part.decision_frames).tobytes(),
+            ended=part.ended,
+            forced=part.forced,
+            store=part.store,
+            interruption=session.interruption if is_last else None,
+            left_over=session.left_over if is_last else None,
+            ended_at=WHEN,
+        )
+        publication = publish_bundle(compose_bundle(job)).publication
+        bundles.append(Path(publication.bundle))
+    return bundles
+
+
+def manifest_of(bundle: Path) -> Manifest:
+    """The manifest beside a bundle."""
+    return read_manifest(manifest_path(bundle))
+
+
+@pytest.mark.parametrize("style", CaptureJsonStyle)
+def test_a_bundle_is_the_reference_hosts_to_the_byte(tmp_path: Path, style: CaptureJsonStyle) -> None:
+    """With merged payloads, a deferral that keeps the context of its arrival, a refusal, a failure and intents."""
+    life = HostedLife(results={"e1": sets(n=3), "e3": sends("i1", "i2", n=7), "e4": FAILED, "e5": sends("i3")})
+    write(
+        tmp_path / "j",
+        [life.opened(), life.events(STORED, DEFERRED, PLAIN)],
+        [life.decisions(), life.events(MORE, PUMP, LAST)],
+        [life.decisions()],
+        [life.closed()],
+    )
+    (bundle,) = publish_all(tmp_path / "j", tmp_path, style=style.value)
+    assert bundle.read_bytes() == encode_bundle(life.host.bundle(), style)
+    assert b"egress_provenance" in bundle.read_bytes()
+    manifest = manifest_of(bundle)
+    assert (manifest.events, manifest.decisions, manifest.ended) == (6, 6, "complete")
+    assert (manifest.refused, manifest.left_over, manifest.store, manifest.interruption) == (None, None, None, None)
+    assert manifest.semantic_kinds is not None
+    assert list(manifest.semantic_kinds.of(6) or ()) == ["full", "full", "plain", "full", "full", "full"]
+    assert not rest_path(bundle).exists()
+
+
+def test_refused_events_are_left_out_and_named(tmp_path: Path) -> None:
+    """The host, which never saw them, writes the same bundle; their indices are those of the session."""
+    life = HostedLife(results={"e1": sets(n=11), "e4": sets(n=5)})
+    write(
+        tmp_path / "j",
+        [life.opened(), life.events(STORED, DEFERRED, PLAIN, MORE, PUMP)],
+        [life.decisions()],
+        [life.closed()],
+    )
+    (bundle,) = publish_all(tmp_path / "j", tmp_path)
+    assert bundle.read_bytes() == encode_bundle(life.host.bundle())
+    manifest = manifest_of(bundle)
+    assert manifest.refused is not None
+    assert [(each.index, each.event_id, each.code) for each in manifest.refused.first] == [
+        (1, "e2", "schema_violation")
+    ]
+    assert (manifest.events, manifest.refused.count) == (4, 1)
+    assert list((manifest.semantic_kinds and manifest.semantic_kinds.of(4)) or ()) == ["full", "plain", "full", "full"]
+
+
+def test_a_manifest_names_only_the_first_refusals(tmp_path: Path) -> None:
+    """All of them are counted."""
+    life = HostedLife(results={"e1": sets(n=11)})
+    many: list[Sent] = [(f"r{n}", "Command", 1, "full", {}) for n in range(25)]
+    write(tmp_path / "j", [life.opened(), life.events(STORED, *many)], [life.decisions()], [life.closed()])
+    (bundle,) = publish_all(tmp_path / "j", tmp_path)
+    refused = manifest_of(bundle).refused
+    assert refused is not None
+    assert (refused.count, len(refused.first)) == (25, 10)
+
+
+def test_an_interruption_stands_where_the_reference_has_it(tmp_path: Path) -> None:
+    """Events behind it are in a file beside the bundle, as they were sent."""
+    life = HostedLife(results={"e1": sets(n=3), "e3": sends("i1", "i2")}, unacknowledged=["i2"])
+    write(
+        tmp_path / "j",
+        [life.opened(), life.events(STORED, PLAIN)],
+        [life.events(MORE, LAST)],
+        [life.decisions()],
+        [life.closed("interrupted")],
+    )
+    (bundle,) = publish_all(tmp_path / "j", tmp_path)
+    assert bundle.read_bytes() == encode_bundle(life.host.bundle())
+    assert (
+        b"\"interruption\":\"egress dispatch failed: ack timeout on channel 'out' for intent 'i2'\""
+        in bundle.read_bytes()
+    )
+    manifest = manifest_of(bundle)
+    assert manifest.interruption == Interruption(
+        reason="egress_ack_timeout",
+        message="ack timeout on channel 'out' for intent 'i2'",
+        channel="out",
+        intent_id="i2",
+    )
+    assert (manifest.events, manifest.left_over) == (2, LeftOver(2, "e4", 2))
+    assert rest_path(bundle).name == "s.rest.jsonl"
+    assert rest_path(bundle).read_bytes() == b"".join(life.lines[2:])
+
+
+def test_the_rest_is_durable_before_the_manifest(tmp_path: Path) -> None:
+    """A manifest that counts events which are nowhere would be a loss."""
+    life = HostedLife(results={"e1": sends("i1")}, unacknowledged=["i1"])
+    write(tmp_path / "j", [life.opened(), life.events(STORED, LAST)], [life.decisions()], [life.closed("interrupted")])
+    (tmp_path / "s.rest.jsonl").mkdir()
+    with pytest.raises(ErgoCaptureError, match=r"rest\.jsonl"):
+        publish_all(tmp_path / "j", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["j", "s.rest.jsonl"]
+
+
+def test_parts_stand_on_their_own(tmp_path: Path) -> None:
+    """The manifest of each says what the store held at its beginning."""
+    life = HostedLife(results={"e1": sets(n=3), "e4": sets(n=8)})
+    write(
+        tmp_path / "j",
+        [life.opened(), life.events(STORED)],
+        [life.decisions(), life.events(DEFERRED)],
+        [life.rotated()],
+        [life.decisions(), life.events(MORE)],
+        [life.decisions()],
+        [life.rotated()],
+        [life.events(LAST)],
+        [life.decisions()],
+        [life.closed()],
+    )
+    bundles = publish_all(tmp_path / "j", tmp_path)
+    assert [bundle.read_bytes() for bundle in bundles] == [encode_bundle(host.bundle()) for host in life.hosts]
+    assert [manifest_of(bundle).store for bundle in bundles] == [None, {"n": 3.0}, {"n": 8.0}]
+
+
+def test_the_digest_of_merged_values_is_in_the_manifest(tmp_path: Path) -> None:
+    """A key counts by the value that the payload and the store have."""
+    life = HostedLife(results={"e1": sets(n=3)})
+    write(
+        tmp_path / "j",
+        [life.opened(), life.events(STORED, DEFERRED, MORE, LAST)],
+        [life.decisions()],
+        [life.closed()],
+    )
+    (bundle,) = publish_all(tmp_path / "j", tmp_path)
+    expected = MergedDigest()
+    expected.add(1, ["n"])
+    expected.add(3, ["n"])
+    assert manifest_of(bundle).merged == expected.hexdigest()
+
+
+def test_canonical_payloads_need_no_adapter(tmp_path: Path) -> None:
+    """The contract says so; there is no store, and no digest."""
+    life = HostedLife()
+    life.description = replace(life.description, contract=Contract(), egress_provenance=None)
+    frames = [life.opened(), life.events(STORED), PendingFrame(FrameKind.DECISIONS, 1, 0, 1, b"[[0,0,1]]")]
+    life.decided = 1
+    write(tmp_path / "j", frames, [life.closed()])
+    (bundle,) = publish_all(tmp_path / "j", tmp_path)
+    (event,) = read_capture_bundle(bundle).events
+    assert event.payload == b'{"n":1,"v":[1.5,2]}'
+    assert (manifest_of(bundle).merged, manifest_of(bundle).store) == (None, None)
