@@ -9,7 +9,14 @@ import msgspec
 import pytest
 
 from ergo_capture.config import Config, GraphConfig, GraphRetentionConfig, parse, to_toml
-from ergo_capture.config.settings import EngineConfig, RetentionConfig, ShipConfig, TargetConfig
+from ergo_capture.config.settings import (
+    EgressChannelConfig,
+    EgressRouteConfig,
+    EngineConfig,
+    RetentionConfig,
+    ShipConfig,
+    TargetConfig,
+)
 from ergo_capture.units import Duration, Mode, Size
 
 ENGINES = get_args(EngineConfig)
@@ -74,8 +81,10 @@ def settings() -> list[Any]:
     graphs = [
         (f"graphs.{field.name}", GraphConfig(**{field.name: other_value(field.type, field.default)}))
         for field in fields(GraphConfig)
-        if field.name not in ("retention", "engine")
+        if field.name not in ("retention", "egress", "engine")
     ]
+    channel = EgressChannelConfig(("a", "b c"), {"k": EgressRouteConfig(), "k 2": EgressRouteConfig(Duration(1))})
+    graphs.append(("graphs.egress", GraphConfig(egress={"one": channel, "t.wo": channel})))
     graphs += [
         (
             f"graphs.retention.{field.name}",

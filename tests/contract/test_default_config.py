@@ -54,6 +54,7 @@ def test_every_line_that_is_commented_out_is_valid_once_it_is_not(text: str) -> 
         (graph,) = configuration.parse(re.sub(r"^#(?! )", "", whole, flags=re.MULTILINE), "uncommented").graphs.values()
         assert graph.max_in_flight == 1
         assert graph.retention is not None
+        assert graph.egress["NAME"].routes
 
 
 def test_a_sentence_stands_above_every_setting_and_table(text: str) -> None:

@@ -27,7 +27,7 @@ from tests.daemons import COMMAND, Wire, event, running_daemon
 from ergo_capture import config as configuration
 from ergo_capture import manual, telemetry
 from ergo_capture.config import Config
-from ergo_capture.config.settings import EngineConfig, GraphConfig, TargetConfig
+from ergo_capture.config.settings import EgressChannelConfig, EngineConfig, GraphConfig, TargetConfig
 from ergo_capture.kernel.effects import ActionEffect, Value
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import ErrKind, RunTermination
@@ -274,6 +274,13 @@ def test_every_setting_of_a_target_is_in_the_manual_with_its_default() -> None:
     text = "\n".join(["[ship.targets.a]", 'url = "s3://b"', *lines])
     assert configuration.parse(text, "manual").ship.targets["a"] == TargetConfig(url="s3://b")
     assert len(lines) == len(rows) - 1
+
+
+def test_every_setting_of_an_egress_channel_is_in_the_manual() -> None:
+    """Each is required."""
+    rows = {row[0].strip("`"): row[1] for row in table_below(MANUAL / "configuration.md", "[graphs.NAME.egress.NAME]")}
+    assert rows == dict.fromkeys(EgressChannelConfig.__struct_fields__, "")
+    assert all(field.required for field in msgspec.structs.fields(EgressChannelConfig))
 
 
 @pytest.mark.parametrize("kind", get_args(EngineConfig))

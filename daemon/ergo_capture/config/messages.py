@@ -12,6 +12,7 @@ import msgspec
 from ergo_capture.config.printing import toml_key
 from ergo_capture.config.settings import (
     Config,
+    EgressChannelConfig,
     EngineConfig,
     GraphConfig,
     GraphRetentionConfig,
@@ -23,6 +24,8 @@ from ergo_capture.units import decode_unit
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
 _ENGINES: Final = get_args(EngineConfig)
+#: Settings of a graph that are tables.
+_TABLES: Final = ("retention", "egress", "engine")
 
 
 def describe(message: str, data: Mapping[str, Any]) -> str:
@@ -34,7 +37,7 @@ def describe(message: str, data: Mapping[str, Any]) -> str:
     """
     match = _PATH.search(message)
     where, text = match[1] if match else "", _PATH.sub("", message)
-    key = where.replace("[...]", f".{toml_key(_invalid_table(where, data))}", 1)
+    key = where.replace("[...]", f".{toml_key(_invalid_table(where, data))}", 1).replace("[...]", ".NAME")
     unknown = _UNKNOWN.search(text)
     if unknown:
         return f"there is no setting `{key}.{unknown[1]}`" if key else f"there is no setting `{unknown[1]}`"
@@ -83,7 +86,7 @@ def hint_for(message: str) -> str:
     unknown, match = _UNKNOWN.search(message), _PATH.search(message)
     if not unknown:
         return "`ergo-capture config default` prints every setting with its default"
-    where = match[1].replace("[...]", ".NAME", 1) if match else ""
+    where = match[1].replace("[...]", ".NAME") if match else ""
     known = [key.removeprefix(f"{where}.").partition(".")[0] for key in known_keys() if key.startswith(f"{where}.")]
     if where == "graphs.NAME.engine":
         known = ["kind", *(key for engine in _ENGINES for key in engine.__struct_fields__)]
@@ -102,8 +105,9 @@ def known_keys() -> list[str]:
         if field.name != "graphs":
             keys += [f"{field.name}.{key}" for key in field.type.__struct_fields__]
             continue
-        keys += [f"graphs.NAME.{key}" for key in GraphConfig.__struct_fields__ if key not in ("retention", "engine")]
+        keys += [f"graphs.NAME.{key}" for key in GraphConfig.__struct_fields__ if key not in _TABLES]
         keys += [f"graphs.NAME.retention.{key}" for key in GraphRetentionConfig.__struct_fields__]
+        keys += [f"graphs.NAME.egress.NAME.{key}" for key in EgressChannelConfig.__struct_fields__]
         for engine in _ENGINES:
             keys += [f"graphs.NAME.engine.{key}" for key in ("kind", *engine.__struct_fields__)]
     return keys

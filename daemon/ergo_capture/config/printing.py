@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from ergo_capture.config.settings import (
     Config,
+    EgressChannelConfig,
     EngineConfig,
     GraphConfig,
     GraphRetentionConfig,
@@ -20,7 +21,10 @@ from ergo_capture.config.settings import (
 from ergo_capture.units import Duration, Mode, Size
 
 #: Settings that are tables of their own.
-_SUBTABLES: Final[Mapping[type, tuple[str, ...]]] = {GraphConfig: ("retention", "engine"), ShipConfig: ("targets",)}
+_SUBTABLES: Final[Mapping[type, tuple[str, ...]]] = {
+    GraphConfig: ("retention", "egress", "engine"),
+    ShipConfig: ("targets",),
+}
 #: The name of the target that a commented file shows.
 _EXAMPLE_TARGET: Final = "archive"
 
@@ -48,6 +52,10 @@ def to_toml(config: Config, *, comments: bool = False) -> str:
 def _graph(name: str, graph: GraphConfig, *, comments: bool) -> Iterator[str]:
     yield from _table(name, GraphConfig, graph, comments=comments)
     yield from _table(f"{name}.retention", GraphRetentionConfig, graph.retention, comments=comments)
+    for channel, table in graph.egress.items():
+        yield from _table(f"{name}.egress.{toml_key(channel)}", EgressChannelConfig, table, comments=comments)
+    if comments and not graph.egress:
+        yield from _table(f"{name}.egress.NAME", EgressChannelConfig, None, comments=comments)
     yield from _table(f"{name}.engine", type(graph.engine), graph.engine, comments=comments)
     for kind in get_args(EngineConfig) if comments else ():
         if not isinstance(graph.engine, kind):
@@ -108,6 +116,10 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, msgspec.Struct):
+        value = {key: item for key, item in msgspec.structs.asdict(value).items() if item is not None}
     if isinstance(value, Mapping):
+        if not value:
+            return "{}"
         return "{ " + ", ".join(f"{toml_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
     return _quoted(value)

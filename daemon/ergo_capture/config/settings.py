@@ -24,6 +24,23 @@ def _doc(description: str, *examples: Any, **bounds: int) -> Meta:
     return Meta(description=description, examples=list(examples) or None, **bounds)  # type: ignore[call-overload, no-any-return]
 
 
+def _expand_command(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command with home directories at the beginning of its words.
+
+    Raises:
+        ValueError: one cannot be expanded, or the program's name is blank.
+    """
+    if not command[0].strip():
+        raise ValueError("`command` names no program")
+    try:
+        return (
+            expand_path(command[0]),
+            *(expand_home(word) if word.startswith("~/") else word for word in command[1:]),
+        )
+    except ValueError as error:
+        raise ValueError(f"`command` {error}") from None
+
+
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file."""
 
@@ -201,6 +218,9 @@ class LimitsConfig(_Table, frozen=True):
         ),
     ] = Size(1 << 30)
     user_ids_bytes: Annotated[Size, _doc("The same for the sessions of one user.")] = Size(512 << 20)
+    max_egress_sessions: Annotated[
+        int, _doc("Most sessions open at once that have egress channels, which are processes of each session.", ge=1)
+    ] = 64
     context_bytes: Annotated[
         Size,
         _doc("Most bytes of JSON that one session's context store may take; beyond it the session is interrupted."),
@@ -432,12 +452,7 @@ class ProcessEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", ta
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            program = expand_path(self.command[0])
-            arguments = [expand_home(word) if word.startswith("~/") else word for word in self.command[1:]]
-        except ValueError as error:
-            raise ValueError(f"`command` {error}") from None
-        msgspec.structs.force_setattr(self, "command", (program, *arguments))
+        msgspec.structs.force_setattr(self, "command", _expand_command(self.command))
 
 
 class SocketEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", tag="socket", kw_only=True):
@@ -449,6 +464,38 @@ class SocketEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", tag
 
 
 EngineConfig = FixedEngineConfig | ScriptedEngineConfig | PythonEngineConfig | ProcessEngineConfig | SocketEngineConfig
+
+
+class EgressRouteConfig(_Table, frozen=True):
+    """A kind of intents that goes to a channel."""
+
+    ack_timeout: Annotated[
+        Duration | None, _doc("Time that an ack may take; default_ack_timeout unless set.", "5s")
+    ] = None
+
+
+class EgressChannelConfig(_Table, frozen=True):
+    """A program that carries out the graph's intents and speaks ergo-egress.v1; any name, several of these tables."""
+
+    command: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            description="The program and its arguments; no shell, but `~/` at the beginning of each is expanded.",
+            examples=[["/usr/local/bin/place-orders"]],
+        ),
+    ]
+    routes: Annotated[
+        dict[str, EgressRouteConfig],
+        _doc(
+            "The kinds of intents that go to it, each with its ack_timeout if it has one of its own.",
+            {"place_order": {}, "cancel_order": {"ack_timeout": "5s"}},
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        msgspec.structs.force_setattr(self, "command", _expand_command(self.command))
 
 
 class GraphConfig(_Table, frozen=True):
@@ -492,7 +539,12 @@ class GraphConfig(_Table, frozen=True):
     ] = "rpv1:none"
     users: Annotated[tuple[Name, ...], _doc("Users who may open sessions, by name or number; as in [access].")] = ()
     groups: Annotated[tuple[Name, ...], _doc("Groups whose members may, by name or number.")] = ()
+    default_ack_timeout: Annotated[Duration, _doc("Time that an egress channel's ack of an intent may take.")] = (
+        Duration(10_000_000_000)
+    )
     retention: GraphRetentionConfig | None = None
+    #: The egress channels, by name.
+    egress: dict[str, EgressChannelConfig] = msgspec.field(default_factory=dict)
     engine: EngineConfig = FixedEngineConfig()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,8 @@ from ergo_capture.units import Duration
 
 if TYPE_CHECKING:
     from ergo_capture.adapter.binding import Binding
+    from ergo_capture.adapter.contract import Adapter
+    from ergo_capture.adapter.egress import EgressConfig
 
 #: Longer ages count as this one, in nanoseconds: 1,000 years.
 _MAX_AGE: Final = 1000 * 365 * 86_400 * 1_000_000_000
@@ -82,6 +85,7 @@ def graph_of(name: str, graph: GraphConfig, context_bytes: int, engine: Engine |
         adapter_provenance=graph.adapter_provenance if adapter is None else adapter.provenance,
         runtime_provenance=graph.runtime_provenance,
         engine=engine,
+        egress=egress_of(name, graph, adapter),
         access=access_of(graph.users, graph.groups, f"graphs.{name}"),
         binding=binding,
     )
@@ -152,6 +156,50 @@ def engine_of(name: str, graph: GraphConfig) -> Engine:
     if isinstance(engine, SocketEngineConfig):
         return SocketEngine(name, provenance, engine.path, _remote_settings(engine))
     return FixedEngine(RunTermination.from_builtins(engine.termination))
+
+
+def egress_of(name: str, graph: GraphConfig, adapter: Adapter | None) -> EgressConfig | None:
+    """Return the egress channels that a graph's tables configure; None where it has none.
+
+    Raises:
+        ConfigError: the graph has no adapter, or a kind of intents is not one that it accepts, or has two channels.
+    """
+    if not graph.egress:
+        return None
+    from ergo_capture.adapter.egress import EgressConfig, Route, check_owners  # noqa: PLC0415 - few graphs have any
+    from ergo_capture.adapter.errors import AdapterError  # noqa: PLC0415
+    from ergo_capture.adapter.store import SET_CONTEXT  # noqa: PLC0415
+
+    def refused(why: str, hint: str) -> ConfigError:
+        return ConfigError(f"configure graph {name!r}: {why}", op="configure graph", hint=hint)
+
+    if adapter is None:
+        raise refused("it has egress channels and no adapter", f"set [graphs.{name}] adapter: it names the intents")
+    routes: dict[str, Route] = {}
+    for channel, table in graph.egress.items():
+        for kind, route in table.routes.items():
+            if kind in routes:
+                both = f"'{routes[kind].channel}' and '{channel}'"
+                raise refused(f"intents of kind '{kind}' go to the egress channels {both}", "name each kind once")
+            routes[kind] = Route(channel, None if route.ack_timeout is None else _millis(route.ack_timeout, refused))
+    config = EgressConfig(
+        _millis(graph.default_ack_timeout, refused),
+        {channel: table.command for channel, table in sorted(graph.egress.items())},
+        dict(sorted(routes.items())),
+    )
+    try:
+        config.check(adapter.effects, ())
+        check_owners(adapter.effects, {SET_CONTEXT} & {*adapter.effects}, routes)
+    except AdapterError as error:
+        raise refused(f"{error.message}, in '{graph.adapter}'", error.fix) from error
+    return config
+
+
+def _millis(duration: Duration, refused: Callable[[str, str], ConfigError]) -> int:
+    millis, rest = divmod(duration, 1_000_000)
+    if rest or not millis:
+        raise refused(f"the ack time-out {duration} is not in whole milliseconds, at least 1", "write 500ms or 2s")
+    return millis
 
 
 def _remote_settings(engine: ProcessEngineConfig | SocketEngineConfig) -> RemoteSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -13,6 +13,9 @@ from ergo_capture import config as configuration
 from ergo_capture.cli.support.command import PATH, Command, Group, argument, config_option
 from ergo_capture.config.settings import GraphConfig, ProcessEngineConfig, RotationConfig
 from ergo_capture.units import counted
+
+if TYPE_CHECKING:
+    from ergo_capture.server.session.graph import Graph
 
 _file_argument: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = argument(
     "file", "The same as --config.", type=PATH, required=False
@@ -52,6 +55,7 @@ def check(file: Path | None, config: Path | None) -> None:
                 f"graph '{name}': effects may write {', '.join(writable)}, so its episodes run one after the other"
             )
             warnings.append((f"{sentence}: pipeline = {pipeline} counts as 1", "leave engine.pipeline out"))
+        warnings += _egress_warnings(name, graph, graphs[name])
     warnings += _textfile_warnings(loaded.metrics.textfile)
     view = service_view(file)
     if view is not None:
@@ -123,6 +127,31 @@ def _warnings(name: str, graph: GraphConfig) -> Iterator[tuple[str, str]]:
         problem, _, hint = compiler_problem(graph.engine.command).partition("; ")
         if problem:
             yield f"graph '{name}': {problem}", hint
+
+
+def _egress_warnings(name: str, graph: GraphConfig, made: Graph) -> Iterator[tuple[str, str]]:
+    """Yield what is missing for the graph's intents."""
+    for channel, table in graph.egress.items():
+        if shutil.which(table.command[0]) is None:
+            yield (
+                f"graph '{name}': there is no program '{table.command[0]}' to run as its egress channel '{channel}'",
+                f"check egress.{channel}.command, and PATH as the daemon has it",
+            )
+    adapter = None if made.binding is None else made.binding.adapter
+    if adapter is None:
+        return
+    from ergo_capture.adapter.store import SET_CONTEXT  # noqa: PLC0415 - most graphs have no adapter
+
+    routes = () if made.egress is None else made.egress.routes
+    missing = [kind for kind in adapter.effects if kind != SET_CONTEXT and kind not in routes]
+    if missing:
+        yield (
+            (
+                f"graph '{name}': no egress channel takes intents of kind {', '.join(missing)}, which its adapter accepts: a "
+                "run that emits one is interrupted"
+            ),
+            f"route each in [graphs.{name}.egress.NAME], unless the graph emits none",
+        )
 
 
 def _textfile_warnings(path: str) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from ergo_capture.server.session.access import Access
 
 if TYPE_CHECKING:
     from ergo_capture.adapter.binding import Binding
+    from ergo_capture.adapter.egress import EgressConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Graph:
     adapter_provenance: str
     runtime_provenance: str
     engine: Engine
+    #: The channels that intents go to; None where it has none.
+    egress: EgressConfig | None = None
     #: Who may open and resume its sessions.
     access: Access = field(default_factory=Access)
     #: How payloads become what the graph gets; None where they are captured as they were sent.
@@ -35,4 +38,4 @@ class Graph:
 
     def without_engine(self) -> Graph:
         """Return the graph for a session whose episodes run elsewhere: each is taken as completed."""
-        return replace(self, engine=FixedEngine())
+        return replace(self, engine=FixedEngine(), egress=None)
