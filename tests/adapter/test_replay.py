@@ -18,7 +18,8 @@ from ergo_capture.kernel.records import NO_ADAPTER_PROVENANCE, CaptureBundle
 
 ROWS = rows("replay")
 UNTOUCHED = {row["graph_yaml"]: decode_bundle(row["capture"].encode()) for row in ROWS if "as-captured" in row["name"]}
-#: The first runs another graph, the second the same one on another payload: what then comes out only its engine knows.
+#: The first runs another graph, the second the same one on another payload: what then comes out only its engine knows:
+#: tests/cli/test_replay_reference.py has one.
 NEEDS_THE_ENGINE = {"graph-other-parameter", "event-payload-changed-with-hash"}
 CODES = {
     "UnsupportedVersion": "replay.unsupported_capture_version",
