@@ -14,8 +14,10 @@ from tests.cli.adapted import ADAPTER, EVENTS, column, run, two_parts, with_effe
 from ergo_capture import decode_bundle
 from ergo_capture.adapter import load_adapter
 from ergo_capture.bundle.adapted import check_adapted
+from ergo_capture.bundle.manifest import RefusedEvents
 from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.cli import app
+from ergo_capture.journal.payloads import Interruption, LeftOver, RefusedEvent
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
 from ergo_capture.kernel.records import CaptureBundle
 
@@ -158,6 +160,31 @@ def test_an_effect_that_the_adapter_does_not_take_is_unsound(
     host, _ = run(EVENTS)
     with_effect(host.bundle(), 0, effect)
     assert message in told(1, write(tmp_path / "s.capture.json", host.bundle()))["error"]
+
+
+def test_an_effect_that_interrupted_the_run_is_as_captured(tmp_path: Path, told: Told) -> None:
+    """The daemon keeps the decision, and ends the session with it; elsewhere such an effect is unsound."""
+    host, about = run(EVENTS)
+    bad = ActionEffect("set_context", (EffectWrite("other", Value(Number=7)),))
+    about["interruption"] = Interruption(reason="invalid_effect", message="undeclared context key 'other'")
+    about["left_over"] = LeftOver(4, "e4", 2)
+    with_effect(host.bundle(), 3, bad)
+    found = told(0, write(tmp_path / "s.capture.json", host.bundle(), **about))
+    assert found["adapter"]["merged"] == "proved"
+    assert found["notes"] == [
+        "the run was interrupted at its end: invalid_effect: undeclared context key 'other'",
+        "2 events left over behind that, from 'e4' on, in 's.rest.jsonl'",
+    ]
+    with_effect(host.bundle(), 2, bad)
+    assert "undeclared" in told(1, write(tmp_path / "s.capture.json", host.bundle(), **about))["error"]
+
+
+def test_refused_events_are_noted(tmp_path: Path, told: Told) -> None:
+    """The bundle does not hold them."""
+    host, about = run(EVENTS)
+    about["refused"] = RefusedEvents(3, [RefusedEvent(1, "x", "schema_violation", "total is too large")])
+    found = told(0, write(tmp_path / "s.capture.json", host.bundle(), **about))
+    assert found["notes"] == ["3 events refused, the first 'x': total is too large"]
 
 
 def test_the_store_of_a_part_is_handed_over_to_the_next(tmp_path: Path, told: Told) -> None:

@@ -44,6 +44,7 @@ from ergo_capture.cli.support.verification import (
     adapter_report,
     check_run,
     compare,
+    fates,
     no_manifest_flag,
     refusal,
 )
@@ -237,7 +238,8 @@ def replay_one(
         return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint, "decision": place}
     except ErgoCaptureError as error:
         return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint}
-    result |= {"graph": replayed.graph_id, "decisions": replayed.decisions, "notes": [*notes, *replayed.notes]}
+    notes += [*replayed.notes, *(fates(run) if with_manifest else ())]
+    result |= {"graph": replayed.graph_id, "decisions": replayed.decisions, "notes": notes}
     explanations, diverged = list(replayed.explanations), replayed.diverged
     if adapted is not None:
         result["adapter"] = adapter_report(adapted)

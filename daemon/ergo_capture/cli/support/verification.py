@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from ergo_capture.bundle.names import rest_path
 from ergo_capture.bundle.proof import Comparison, compare_with_manifest
 from ergo_capture.bundle.reader.opening import unreadable
 from ergo_capture.bundle.reader.stream import RecordStream
@@ -89,7 +90,7 @@ class AdapterCheck:
         session, (part, _) = run.session, part_of(run)
         manifest = manifest_beside(run.bundle) if run.bundle is not None and with_manifest else None
         kinds: Iterator[str | None] | None = None
-        merged, store = None, b"{}" if part == 1 else None
+        merged, store, ended_by = None, b"{}" if part == 1 else None, None
         if run.part is not None:
             kinds = run.part.semantic_kinds()
         elif manifest is not None:
@@ -98,7 +99,8 @@ class AdapterCheck:
             kinds = None if column is None else column.of(manifest.events)
             if manifest.store is not None or merged is not None:
                 store = msgspec.json.encode(manifest.store or {})
-        return session, part, Beginning(store, self._left.get((session, part - 1)), kinds, merged)
+            ended_by = None if manifest.interruption is None else manifest.interruption.reason
+        return session, part, Beginning(store, self._left.get((session, part - 1)), kinds, merged, ended_by)
 
 
 @lru_cache(1)
@@ -136,7 +138,8 @@ def check_run(run: Capture, *, with_manifest: bool = True, adapter: AdapterCheck
     except ErgoCaptureError as error:
         result |= {"error": printable(error.message), "hint": error.hint, "exit": ExitCode.FAILED}
     else:
-        result |= {"notes": list(verdict.notes), "details": list(verdict.details)}
+        notes = [*verdict.notes, *(fates(run) if with_manifest else ())]
+        result |= {"notes": notes, "details": list(verdict.details)}
         if verdict.divergence is not None:
             result |= {"divergence": _plain(verdict.divergence), "exit": ExitCode.DIVERGED}
         else:
@@ -146,6 +149,24 @@ def check_run(run: Capture, *, with_manifest: bool = True, adapter: AdapterCheck
     if compared is not None and compared.problem is not None:
         result |= {"ok": False, "by_itself": in_words(result), "exit": ExitCode.FAILED} | refusal(compared)
     return result
+
+
+def fates(run: Capture) -> list[str]:
+    """Return notes on the events of a session that its bundle does not hold, and on what interrupted it."""
+    manifest = None if run.bundle is None else manifest_beside(run.bundle)
+    if run.bundle is None or manifest is None:
+        return []
+    notes = []
+    if (refused := manifest.refused) is not None:
+        first = f", the first {refused.first[0].event_id!r}: {refused.first[0].message}" if refused.first else ""
+        notes.append(f"{counted(refused.count, 'event')} refused{first}")
+    if (ended := manifest.interruption) is not None:
+        message = f": {ended.message}" if ended.message else ""
+        notes.append(f"the run was interrupted at its end: {ended.reason}{message}")
+    if (left := manifest.left_over) is not None:
+        rest = rest_path(run.bundle).name
+        notes.append(f"{counted(left.count, 'event')} left over behind that, from {left.event_id!r} on, in '{rest}'")
+    return notes
 
 
 def adapter_report(adapted: Adapted) -> dict[str, Any]:
