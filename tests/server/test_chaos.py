@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +18,7 @@ from random import Random
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from tests.daemons import PATIENCE, configured, short_directory
 from tests.doubles.faulty_storage import FaultyStorage
@@ -26,8 +29,10 @@ from ergo_capture.bundle.writer.compose import ComposedBundle, ComposeJob, compo
 from ergo_capture.cli.support.verification import check
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server import follower as follower_module
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server import shutdown as shutdown_module
+from ergo_capture.server.follower import FollowedPart, Follower
 from ergo_capture.server.service import Service
 from ergo_capture.server.session import parts as parts_module
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
@@ -39,6 +44,8 @@ max_events = {rotation}
 linger = "{linger}"
 [snapshot]
 interval = "30ms"
+[bundle]
+compose = "{compose}"
 [journal]
 segment_bytes = "16KiB"
 [shutdown]
@@ -83,13 +90,13 @@ class Disk(FaultyStorage):
 class Chaos:
     """A daemon, its disk and its clients, and the actions on them."""
 
-    def __init__(self, place: Path, seed: int) -> None:
+    def __init__(self, place: Path, seed: int, compose: str) -> None:
         self.random = Random(seed)
         self.place = place
         self.disk = Disk()
         self.clients: list[ChaosClient] = []
         self.done: Counter[str] = Counter()
-        self._settings = {"rotation": 0, "linger": "1h"}
+        self._settings = {"rotation": 0, "linger": "1h", "compose": compose}
         self._service: Service
         self._task: asyncio.Task[Any]
 
@@ -119,8 +126,21 @@ class Chaos:
         if self.disk.is_full and self.random.random() < 0.2:
             self.disk.is_full = False
         name = self.random.choices(
-            ["open", "send", "flush", "close", "drop", "resume", "turns", "disk", "reload", "ask_flush", "restart"],
-            [60, 400, 20, 30, 60, 250, 250, 15, 15, 20, 5],
+            [
+                "open",
+                "send",
+                "flush",
+                "close",
+                "drop",
+                "resume",
+                "turns",
+                "disk",
+                "reload",
+                "ask_flush",
+                "restart",
+                "worker",
+            ],
+            [60, 400, 20, 30, 60, 250, 250, 15, 15, 20, 5, 3],
         )[0]
         self.done[name] += 1
         await getattr(self, f"_{name}")()
@@ -188,6 +208,13 @@ class Chaos:
         await self.stop()
         await self.start()
 
+    async def _worker(self) -> None:
+        """Kill the process that composes bundles while their sessions run, if there is one."""
+        running = self._service.components.running
+        worker = None if running is None else running.publisher.follower._worker
+        if worker is not None and not worker._has_ended:
+            worker._child.signal_group(signal.SIGKILL)
+
     # --- the end ---
 
     async def settle(self) -> None:
@@ -243,15 +270,42 @@ class Chaos:
                 assert ids.keys() <= client.safe | client.unknown, client
 
 
-async def chaos(monkeypatch: pytest.MonkeyPatch, seeds: range, seconds: float) -> None:
+def follow_everything(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Follow every session from its first event, and compose each bundle a second time, at the end.
+
+    Returns:
+        The bundles that were composed both ways; they were equal.
+    """
+    equal: list[str] = []
+    finish = Follower.finish
+
+    async def finish_twice(self: Follower, followed: FollowedPart, job: ComposeJob) -> ComposedBundle | None:
+        composed = await finish(self, followed, job)
+        if composed is not None:
+            with tempfile.TemporaryDirectory() as place:
+                whole = compose_bundle(msgspec.structs.replace(job, destination=str(Path(place) / "b.capture.json")))
+                assert Path(whole.file).read_bytes() == Path(composed.file).read_bytes(), job
+            found, expected = (msgspec.structs.replace(one, job=job, file="") for one in (composed, whole))
+            assert found == expected
+            equal.append(job.destination)
+        return composed
+
+    monkeypatch.setattr(Follower, "finish", finish_twice)
+    for name, value in (("_FEWEST_EVENTS", 1), ("_LAG_EVENTS", 1), ("_PAUSE", 0.001), ("_SUSPENSION", 0.05)):
+        monkeypatch.setattr(follower_module, name, value)
+    return equal
+
+
+async def chaos(monkeypatch: pytest.MonkeyPatch, seeds: range, seconds: float, compose: str = "at the end") -> None:
     """Run one daemon after the other, each with its seed, until the time is over."""
+    equal = follow_everything(monkeypatch) if compose == "while running" else None
     monkeypatch.setattr(parts_module, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(shutdown_module, "_LAST_COMMIT_SECONDS", 1.0)
     began = time.monotonic()
     descriptors = None
     for seed in seeds:
         with short_directory() as place:
-            world = Chaos(place, seed)
+            world = Chaos(place, seed, compose)
             monkeypatch.setattr(publisher_module, "compose_bundle", world.disk.compose)
             await world.start()
             for _ in range(400):
@@ -267,16 +321,24 @@ async def chaos(monkeypatch: pytest.MonkeyPatch, seeds: range, seconds: float) -
         assert open_now <= descriptors, f"seed {seed}"
         if time.monotonic() - began > seconds:
             break
+    if equal is not None:
+        print(f"{len(equal)} bundles were composed both ways")  # noqa: T201
+        assert equal
 
 
+WAYS = pytest.mark.parametrize("compose", ["at the end", "while running"])
+
+
+@WAYS
 @pytest.mark.timeout(120)
-async def test_chaos_loses_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P1, P2, P8, P9, P10 together, in short."""
-    await chaos(monkeypatch, range(1000), 6)
+async def test_chaos_loses_no_event(monkeypatch: pytest.MonkeyPatch, compose: str) -> None:
+    """P1, P2, P8, P9, P10 together, in short; P11: both ways of composing give the same bytes."""
+    await chaos(monkeypatch, range(1000), 6, compose)
 
 
 @pytest.mark.soak
+@WAYS
 @pytest.mark.timeout(1200)
-async def test_ten_minutes_of_chaos_lose_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ten_minutes_of_chaos_lose_no_event(monkeypatch: pytest.MonkeyPatch, compose: str) -> None:
     """The long version, from other seeds."""
-    await chaos(monkeypatch, range(1000, 1_000_000), 600)
+    await chaos(monkeypatch, range(1000, 1_000_000), 600, compose)
