@@ -20,6 +20,8 @@ from tests.journal.journals import journal_in
 from ergo_capture import Constraints, EventTime
 from ergo_capture.bundle.manifest import read_manifest
 from ergo_capture.bundle.names import manifest_path
+from ergo_capture.bundle.reader.stream import open_bundle
+from ergo_capture.bundle.statistics import collect_statistics, summarized
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.bundle.writer.running import RunningBundle
 from ergo_capture.errors import ErgoCaptureError
@@ -146,6 +148,11 @@ def test_both_ways_give_the_same_bytes(
             assert composed is not None
             publish_bundle(composed)
         assert files_of(job) == found.published(found.job("end", total, style=style, compress=compress))
+        summary = summarized(read_manifest(manifest_path(Path(job.destination))))
+        with open_bundle(job.destination) as stream:
+            counted = collect_statistics(stream, Path(job.destination).stat().st_size)
+        # None where JSON of other programs cannot hold a number.
+        assert summary == counted or max(filter(None, (counted.last, counted.longest_gap))) >= 1 << 63
 
 
 def three_events(place_events: int = 3) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int]]]:

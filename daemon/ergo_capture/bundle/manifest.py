@@ -85,6 +85,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     merged: str | None = None
     #: The context store before the first event, by key; None where it is empty or there is no adapter.
     store: dict[str, Any] | None = None
+    #: What ``info`` says of the bundle: ``statistics.py``, which also says of which version. None where it was not counted.
+    summary: Any = None
     #: The events that were refused, between or behind those of the bundle; None where none were.
     refused: RefusedEvents | None = None
     #: What interrupted the run; None where nothing did.
@@ -137,6 +139,7 @@ def manifest_for(
     refused: RefusedEvents | None = None,
     interruption: Interruption | None = None,
     left_over: LeftOver | None = None,
+    summary: dict[str, Any] | None = None,
 ) -> Manifest:
     """Return the manifest of a bundle that this program wrote.
 
@@ -163,6 +166,7 @@ def manifest_for(
         refused: the events of the part that were refused.
         interruption: what interrupted the run.
         left_over: the events behind that.
+        summary: what ``info`` says of it.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -201,6 +205,7 @@ def manifest_for(
         refused=refused,
         interruption=interruption,
         left_over=left_over,
+        summary=summary,
     )
 
 

@@ -1,15 +1,27 @@
-"""Statistics of a run: counts, times and sizes, read as a stream."""
+"""Statistics of a run: counts, times and sizes, read as a stream or counted while its bundle is composed."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import islice, pairwise
+from typing import Any, Final, Protocol
 
 import msgspec
 
+from ergo_capture.bundle.manifest import Manifest
 from ergo_capture.bundle.reader.stream import RecordStream
-from ergo_capture.kernel.outcomes import Decision
-from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.constraints import Constraints
+from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION
+from ergo_capture.kernel.time import EventTime
+
+#: Version of the summary in a manifest; readers take no other one.
+_SUMMARY_VERSION: Final = 1
+#: Events that are counted at a time.
+_CHUNK: Final = 1_000
+#: Largest number of a summary: other readers of JSON may not hold a larger one.
+_MAX_NUMBER: Final = (1 << 63) - 1
 
 
 class RunStatistics(msgspec.Struct):
@@ -59,6 +71,137 @@ class RunStatistics(msgspec.Struct):
         return self.kinds.get(kind, 0) / (self.span / 1e9) if self.span else None
 
 
+class DecisionFacts(Protocol):
+    """What is counted of a decision."""
+
+    @property
+    def decision(self) -> Decision:
+        """Whether its episode was invoked."""
+
+    @property
+    def schedule_at(self) -> EventTime | None:
+        """When it is due, where it was deferred."""
+
+    @property
+    def termination(self) -> RunTermination | None:
+        """How it ended."""
+
+    @property
+    def retry_count(self) -> int:
+        """Its retries."""
+
+    @property
+    def effects(self) -> Sequence[object]:
+        """Its effects."""
+
+    @property
+    def interruption(self) -> str | None:
+        """What interrupted it."""
+
+
+class StatisticsCounter:
+    """Counts events and decisions as they come: an event before its decision."""
+
+    def __init__(self) -> None:
+        self._events = self._decisions = 0
+        self._kinds: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._terminations: Counter[str] = Counter()
+        self._first: int | None = None
+        self._last: int | None = None
+        #: Time of the event before.
+        self._before: int | None = None
+        self._longest_gap = self._backward = self._furthest_back = 0
+        self._longest_gap_before: str | None = None
+        self._payload_bytes = self._largest_payload = self._without_payload = 0
+        #: Indices of the Pumps whose decisions have not come.
+        self._pumps: set[int] = set()
+        self._pumped = self._deferred = self._put_back = self._idle_pumps = 0
+        self._retries = self._most_retries = self._effects = self._interrupted = 0
+
+    def add_events(self, ids: Sequence[str], kinds: list[str], nanos: list[int], sizes: list[int]) -> None:
+        """Count events.
+
+        Args:
+            ids: their ids.
+            kinds: their kinds, as a bundle has them.
+            nanos: their times, in nanoseconds.
+            sizes: bytes of their payloads.
+        """
+        if not kinds:
+            return
+        counts = Counter(kinds)
+        self._kinds.update(counts)
+        if "Pump" in counts:
+            self._pumps.update(index for index, kind in enumerate(kinds, self._events) if kind == "Pump")
+        self._events += len(kinds)
+        self._first = min(nanos) if self._first is None else min(self._first, *nanos)
+        self._last = max(nanos) if self._last is None else max(self._last, *nanos)
+        # An event without one before it has no gap.
+        times = nanos if self._before is None else [self._before, *nanos]
+        skipped = len(nanos) - len(times) + 1
+        self._before = nanos[-1]
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        if gaps:
+            self._count_gaps(gaps, ids, skipped)
+        self._payload_bytes += sum(sizes)
+        self._largest_payload = max(self._largest_payload, *sizes)
+        self._without_payload += sizes.count(0)
+
+    def _count_gaps(self, gaps: list[int], ids: Sequence[str], skipped: int) -> None:
+        longest = max(gaps)
+        if longest > self._longest_gap:
+            self._longest_gap, self._longest_gap_before = longest, ids[gaps.index(longest) + skipped]
+        shortest = min(gaps)
+        if shortest < 0:
+            self._backward += sum(gap < 0 for gap in gaps)
+            self._furthest_back = max(self._furthest_back, -shortest)
+
+    def add_plain(self, count: int) -> None:
+        """Count decisions to invoke episodes that completed at the first attempt, without effects."""
+        self._decisions += count
+        self._outcomes["Invoke"] += count
+        self._terminations["Completed"] += count
+        if self._pumps:
+            found = {index for index in self._pumps if index < self._decisions}
+            self._pumped += len(found)
+            self._pumps -= found
+
+    def add_decision(self, record: DecisionFacts) -> None:
+        """Count any decision."""
+        is_pump = self._decisions in self._pumps
+        self._pumps.discard(self._decisions)
+        self._decisions += 1
+        self._outcomes[record.decision.value] += 1
+        self._pumped += is_pump and record.decision is Decision.Invoke
+        if record.decision is Decision.Defer:
+            self._idle_pumps += record.schedule_at is None
+            self._put_back += record.schedule_at is not None and is_pump
+            self._deferred += record.schedule_at is not None and not is_pump
+        if record.termination is not None:
+            self._terminations[record.termination.label] += 1
+        self._retries += record.retry_count
+        self._most_retries = max(self._most_retries, record.retry_count)
+        self._effects += len(record.effects)
+        self._interrupted += record.interruption is not None
+
+    def counts(self) -> dict[str, Any]:
+        """Return the fields of ``RunStatistics`` that were counted."""
+        names = [name for name in RunStatistics.__struct_fields__ if hasattr(self, f"_{name}")]
+        counted = {name: getattr(self, f"_{name}") for name in names}
+        for name in ("kinds", "outcomes", "terminations"):
+            counted[name] = dict(sorted(counted[name].items()))
+        return counted
+
+    def summary(self, constraints: Constraints) -> dict[str, Any] | None:
+        """Return the summary of a bundle for its manifest; None where a number is too large for other readers."""
+        counted = self.counts()
+        if any(isinstance(value, int) and value > _MAX_NUMBER for value in counted.values()):
+            return None
+        about = {"capture_version": CAPTURE_FORMAT_VERSION, "constraints": msgspec.to_builtins(constraints)}
+        return {"version": _SUMMARY_VERSION, **about, **counted}
+
+
 def collect_statistics(stream: RecordStream, file_bytes: int) -> RunStatistics:
     """Read a run and collect its statistics.
 
@@ -69,63 +212,40 @@ def collect_statistics(stream: RecordStream, file_bytes: int) -> RunStatistics:
     Raises:
         ErgoCaptureError: the run cannot be read.
     """
-    found = RunStatistics(
+    counter = StatisticsCounter()
+    events = stream.events()
+    while chunk := list(islice(events, _CHUNK)):
+        counter.add_events(
+            [event.event_id for event in chunk],
+            [event.kind.value for event in chunk],
+            [event.event_time.total_nanos for event in chunk],
+            [len(event.payload) for event in chunk],
+        )
+    for record in stream.decisions():
+        counter.add_decision(record)
+    return RunStatistics(
         graph_id=stream.graph_id,
         capture_version=stream.capture_version,
         constraints=msgspec.to_builtins(stream.config),
         adapter_provenance=stream.adapter_provenance,
         runtime_provenance=stream.runtime_provenance,
         file_bytes=file_bytes,
+        **counter.counts(),
     )
-    pumps = _count_events(found, stream.events())
-    _count_decisions(found, stream.decisions(), pumps)
-    return found
 
 
-def _count_events(found: RunStatistics, events: Iterator[ExternalEventRecord]) -> set[int]:
-    kinds: Counter[str] = Counter()
-    pumps: set[int] = set()
-    before: int | None = None
-    for index, event in enumerate(events):
-        found.events += 1
-        kind = event.kind.value
-        kinds[kind] += 1
-        if kind == "Pump":
-            pumps.add(index)
-        now = event.event_time.total_nanos
-        found.first = now if found.first is None else min(found.first, now)
-        found.last = now if found.last is None else max(found.last, now)
-        if before is not None:
-            if now < before:
-                found.backward += 1
-                found.furthest_back = max(found.furthest_back, before - now)
-            elif now - before > found.longest_gap:
-                found.longest_gap, found.longest_gap_before = now - before, event.event_id
-        before = now
-        size = len(event.payload)
-        found.payload_bytes += size
-        found.largest_payload = max(found.largest_payload, size)
-        found.without_payload += not size
-    found.kinds = dict(sorted(kinds.items()))
-    return pumps
-
-
-def _count_decisions(found: RunStatistics, decisions: Iterator[EpisodeInvocationRecord], pumps: set[int]) -> None:
-    outcomes: Counter[str] = Counter()
-    terminations: Counter[str] = Counter()
-    for index, record in enumerate(decisions):
-        found.decisions += 1
-        outcomes[record.decision.value] += 1
-        found.pumped += record.decision is Decision.Invoke and index in pumps
-        if record.decision is Decision.Defer:
-            found.idle_pumps += record.schedule_at is None
-            found.put_back += record.schedule_at is not None and index in pumps
-            found.deferred += record.schedule_at is not None and index not in pumps
-        if record.termination is not None:
-            terminations[record.termination.label] += 1
-        found.retries += record.retry_count
-        found.most_retries = max(found.most_retries, record.retry_count)
-        found.effects += len(record.effects)
-        found.interrupted += record.interruption is not None
-    found.outcomes = dict(sorted(outcomes.items()))
-    found.terminations = dict(sorted(terminations.items()))
+def summarized(manifest: Manifest) -> RunStatistics | None:
+    """Return the statistics that a manifest's summary holds; None where it has none that this version can read."""
+    summary = manifest.summary
+    if not isinstance(summary, dict) or summary.get("version") != _SUMMARY_VERSION:
+        return None
+    about = {
+        "graph_id": manifest.graph,
+        "adapter_provenance": manifest.adapter_provenance,
+        "runtime_provenance": manifest.runtime_provenance,
+        "file_bytes": manifest.stored[0],
+    }
+    try:
+        return msgspec.convert(summary | about, RunStatistics)
+    except msgspec.ValidationError:
+        return None

@@ -26,6 +26,7 @@ from ergo_capture.bundle.names import manifest_path, other_form
 from ergo_capture.bundle.placement import NewBundle, Place, find_place
 from ergo_capture.bundle.semantic_kinds import KindColumn, SemanticKinds
 from ergo_capture.bundle.sequence import Sequence
+from ergo_capture.bundle.statistics import StatisticsCounter
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
 from ergo_capture.bundle.writer.hosted import HostedCounts, HostedPart, outcomes_of, write_rest
 from ergo_capture.bundle.writer.sink import BundleWriter
@@ -88,6 +89,7 @@ class ComposedBundle(msgspec.Struct, frozen=True):
     style: str
     last_event_id: str | None
     semantic_kinds: SemanticKinds | None
+    summary: dict[str, Any] | None = None
     #: What is said of a session with a contract; None of any other.
     hosted: HostedCounts | None = None
 
@@ -95,6 +97,15 @@ class ComposedBundle(msgspec.Struct, frozen=True):
     def text(self) -> NewBundle:
         """The bundle as ``find_place`` takes it."""
         return NewBundle(Path(self.file), self.size, self.sha256)
+
+
+class Facts:
+    """What the manifest says of a bundle and the bundle does not, noted while it is composed."""
+
+    def __init__(self) -> None:
+        self.last_event_id: str | None = None
+        self.kinds = KindColumn()
+        self.counter = StatisticsCounter()
 
 
 class PublishedBundle(NamedTuple):
@@ -115,15 +126,14 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> ComposedB
     storage = storage or RealStorage()
     head = head_of(job.description)
     style = style_of(job)
-    last_event_id: str | None = None
-    kinds = KindColumn()
-    hosted = None if job.description.contract is None else _hosted_part(job, job.description.contract, storage)
+    facts = Facts()
+    hosted = None if job.description.contract is None else _hosted_part(job, job.description.contract, storage, facts)
     with BundleWriter(Path(job.destination), head, style=CaptureJsonStyle(style), compress=job.compress) as bundle:
-        blocks = _read_part(job, storage, kinds) if hosted is None else _derive_part(job, storage, kinds, hosted)
+        blocks = _read_part(job, storage, facts) if hosted is None else _derive_part(job, storage, facts, hosted)
         for last, events, decisions in blocks:
             bundle.write(events, decisions)
-            last_event_id = last
-        composed = finish_bundle(bundle, job, style, last_event_id, kinds)
+            facts.last_event_id = last
+        composed = finish_bundle(bundle, job, style, facts)
     return composed if hosted is None else msgspec.structs.replace(composed, hosted=hosted.finish())
 
 
@@ -138,9 +148,7 @@ def head_of(description: SessionDescription) -> BundleHead:
     )
 
 
-def finish_bundle(
-    bundle: BundleWriter, job: ComposeJob, style: str, last_event_id: str | None, kinds: KindColumn
-) -> ComposedBundle:
+def finish_bundle(bundle: BundleWriter, job: ComposeJob, style: str, facts: Facts) -> ComposedBundle:
     """End a bundle that holds all its events and decisions: it is durable and read back afterwards.
 
     Raises:
@@ -159,8 +167,9 @@ def finish_bundle(
         sink.file_size,
         sink.file_digest,
         style,
-        last_event_id,
-        kinds.finish(),
+        facts.last_event_id,
+        facts.kinds.finish(),
+        facts.counter.summary(job.description.constraints),
     )
 
 
@@ -239,6 +248,7 @@ def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence |
         refused=None if hosted is None else hosted.refused,
         interruption=job.interruption,
         left_over=job.left_over,
+        summary=composed.summary,
     )
     try:
         write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest), what="manifest")
@@ -256,26 +266,27 @@ def _positions(packed: bytes) -> list[Position]:
     return [Position.unpack(value) for value in array("Q", packed)]
 
 
-def _read_part(job: ComposeJob, storage: Storage, kinds: KindColumn) -> Iterator[tuple[str, bytes | bytearray, bytes]]:
+def _read_part(job: ComposeJob, storage: Storage, facts: Facts) -> Iterator[tuple[str, bytes | bytearray, bytes]]:
     """Yield events and their decisions, a block at a time, with the last id; a comma precedes each element."""
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
-    decisions = DecisionTexts((frame.body for frame in frames), job.description.constraints.deadline)
+    bodies = (frame.body for frame in frames)
+    decisions = DecisionTexts(bodies, job.description.constraints.deadline, facts.counter)
     events_read = read_frames(Path(job.journal), _positions(job.event_frames), storage)
-    for ids, events in read_events(job, events_read, kinds):
+    for ids, events in read_events(job, events_read, facts):
         decided = decisions.take(ids)
         if decided is None:
             raise missing(job, "decisions")
         yield ids[-1], events, decided
 
 
-def _hosted_part(job: ComposeJob, contract: Contract, storage: Storage) -> HostedPart:
+def _hosted_part(job: ComposeJob, contract: Contract, storage: Storage, facts: Facts) -> HostedPart:
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     outcomes = outcomes_of(frame.body for frame in frames)
-    return HostedPart(contract, job.store, outcomes, job.description.constraints.deadline, job.first)
+    return HostedPart(contract, job.store, outcomes, job.description.constraints.deadline, job.first, facts.counter)
 
 
 def _derive_part(
-    job: ComposeJob, storage: Storage, kinds: KindColumn, part: HostedPart
+    job: ComposeJob, storage: Storage, facts: Facts, part: HostedPart
 ) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield what ``_read_part`` does, of a session with a contract."""
     index, end = job.first, job.first + job.count
@@ -286,7 +297,7 @@ def _derive_part(
         found = part.take(body, index - first, min(count, end - first))
         if found is None:
             raise missing(job, "decisions")
-        kinds.add_kinds(found.semantic_kinds)
+        facts.kinds.add_kinds(found.semantic_kinds)
         if found.ids:
             yield found.ids[-1], found.events, found.decisions
         index = min(first + count, end)
@@ -305,14 +316,14 @@ def _write_rest(job: ComposeJob, bundle: Path) -> None:
 
 
 def read_events(
-    job: ComposeJob, frames: Iterator[Frame], kinds: KindColumn
+    job: ComposeJob, frames: Iterator[Frame], facts: Facts
 ) -> Iterator[tuple[list[str], bytes | bytearray]]:
     """Yield the ids and elements of the job's events, a block at a time; a comma precedes each element.
 
     Args:
         job: says which events are wanted.
         frames: EVENTS frames that hold them, in order.
-        kinds: takes their semantic kinds.
+        facts: takes what the manifest says of them.
 
     Raises:
         ErgoCaptureError: there are fewer events.
@@ -321,8 +332,8 @@ def read_events(
     for first, body, count in _read_bodies(frames):
         if first > index:
             raise missing(job, "events")
-        ids, text = expand_events(body, index - first, end - first)
-        kinds.add(body, count, index - first, end - first)
+        ids, text = expand_events(body, index - first, end - first, facts.counter)
+        facts.kinds.add(body, count, index - first, end - first)
         if ids:
             yield ids, text
         index += len(ids)

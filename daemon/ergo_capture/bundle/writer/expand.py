@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from ergo_capture.bundle.statistics import StatisticsCounter
 from ergo_capture.journal.decision_rows import DecisionOutcome, EndOfRun, PlainRun, Refusal, read_rows
 from ergo_capture.journal.lines import LineTime, read_body
 from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time
@@ -44,14 +45,23 @@ class _Element(msgspec.Struct, frozen=True, gc=False):
 _decode: Final = msgspec.json.Decoder(_Line).decode_lines
 _encode: Final = msgspec.json.Encoder().encode
 _encode_into: Final = msgspec.json.Encoder().encode_into
+_NANOS: Final = 1_000_000_000
 _COMMA: Final = ord(",")
 #: Events whose payloads are lists of numbers at a time; they stay in the processor's cache.
 _CHUNK: Final = 64
 _KINDS: Final = {"Pump": "Pump", "Tick": "Pump", "DataAvailable": "DataAvailable", "Command": "Command"}
 
 
-def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple[list[str], bytes | bytearray]:
+def expand_events(
+    body: bytes, start: int = 0, stop: int | None = None, counter: StatisticsCounter | None = None
+) -> tuple[list[str], bytes | bytearray]:
     """Return the ids and elements of an EVENTS body's events from ``start`` to before ``stop``; a comma precedes each element.
+
+    Args:
+        body: the body.
+        start: the first event.
+        stop: behind the last event; None for all.
+        counter: counts them.
 
     Raises:
         EventFormatError: the body is not one that can have been accepted.
@@ -62,10 +72,22 @@ def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple
     except (ValueError, RecursionError, KeyError):
         # Rare: a time that only EventTime can hold, or a kind in another spelling. Damage raises here.
         records = [ExternalEventRecord.from_event(event) for event in read_body(body)][start:stop]
-        return [record.event_id for record in records], b"".join(b"," + encode_event(record) for record in records)
+        ids = [record.event_id for record in records]
+        if counter is not None:
+            counter.add_events(
+                ids,
+                [record.kind.value for record in records],
+                [record.event_time.total_nanos for record in records],
+                [len(record.payload) for record in records],
+            )
+        return ids, b"".join(b"," + encode_event(record) for record in records)
     payloads = [bytes(event.payload) for event in events]
     if b"null" in payloads:
         payloads = [b"" if payload == b"null" else payload for payload in payloads]
+    ids = [event.event_id for event in events]
+    if counter is not None:
+        times = [event.at for event in events]
+        counter.add_events(ids, kinds, [at.secs * _NANOS + at.nanos for at in times], list(map(len, payloads)))
     # In one buffer: joining would copy the text, and payload arrays are long.
     text = bytearray(b"]")
     for n in range(0, len(events), _CHUNK):
@@ -78,7 +100,7 @@ def expand_events(body: bytes, start: int = 0, stop: int | None = None) -> tuple
         _encode_into(elements, text, end)
         text[end] = _COMMA
     text.pop()
-    return [event.event_id for event in events], text
+    return ids, text
 
 
 _Row = PlainRun | DecisionOutcome | Refusal | EndOfRun
@@ -90,10 +112,14 @@ class DecisionTexts:
     Args:
         bodies: the DECISIONS bodies, in order; it is asked again after it had none.
         deadline: the configured deadline, which every record bears.
+        counter: counts them; it has counted their events before.
     """
 
-    def __init__(self, bodies: Iterator[bytes], deadline: EventTime | None) -> None:
+    def __init__(
+        self, bodies: Iterator[bytes], deadline: EventTime | None, counter: StatisticsCounter | None = None
+    ) -> None:
         self._bodies = bodies
+        self._counter = counter or StatisticsCounter()
         self._rows: Iterator[_Row] = iter(())
         self._deadline = deadline
         #: The next episode of the current run of plain decisions, and how many of the run are left.
@@ -113,6 +139,7 @@ class DecisionTexts:
                     return None
                 if isinstance(row, DecisionOutcome):
                     texts.append("," + encode_decision(row.to_record(ids[taken], self._deadline)).decode())
+                    self._counter.add_decision(row)
                     taken += 1
                     continue
                 if not isinstance(row, PlainRun):
@@ -122,6 +149,7 @@ class DecisionTexts:
             texts += self._plain(ids[taken : taken + count])
             self._episode += count
             self._left -= count
+            self._counter.add_plain(count)
             taken += count
         return "".join(texts).encode()
 

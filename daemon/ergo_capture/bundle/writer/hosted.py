@@ -15,6 +15,7 @@ import msgspec
 from ergo_capture.bundle.manifest import RefusedEvents
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import rest_path
+from ergo_capture.bundle.statistics import StatisticsCounter
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
 from ergo_capture.journal.derivation import Derivation
@@ -41,6 +42,7 @@ class HostedPart:
         outcomes: the decisions and refusals of its events, in order.
         deadline: the configured deadline, which every decision bears.
         first: index in the session of the part's first event.
+        counter: counts what the bundle holds.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class HostedPart:
         outcomes: Iterator[DecisionOutcome | Refusal],
         deadline: EventTime | None,
         first: int,
+        counter: StatisticsCounter,
     ) -> None:
         self._derivation = Derivation(contract, store)
         self._outcomes = outcomes
@@ -57,6 +60,7 @@ class HostedPart:
         #: Index in the session of the next event.
         self._index = first
         self._digest = MergedDigest()
+        self._counter = counter
         #: Events of the bundle so far.
         self.events = 0
         self.refused = 0
@@ -84,6 +88,10 @@ class HostedPart:
                 kinds.append(event.semantic_kind)
                 events.append(encode_event(record))
                 decisions.append(encode_decision(outcome.to_record(event.event_id, self._deadline)))
+                self._counter.add_events(
+                    [record.event_id], [record.kind.value], [record.event_time.total_nanos], [len(record.payload)]
+                )
+                self._counter.add_decision(outcome)
             self._index += 1
         return Expanded(ids, kinds, _behind_commas(events), _behind_commas(decisions))
 

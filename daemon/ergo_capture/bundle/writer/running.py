@@ -16,10 +16,10 @@ from typing import Self
 import msgspec
 
 from ergo_capture.bundle.format import CaptureJsonStyle
-from ergo_capture.bundle.semantic_kinds import KindColumn
 from ergo_capture.bundle.writer.compose import (
     ComposedBundle,
     ComposeJob,
+    Facts,
     finish_bundle,
     head_of,
     missing,
@@ -54,9 +54,8 @@ class RunningBundle:
         #: Bytes of positions that were added.
         self._events_added = self._decisions_added = 0
         self._bodies = _Bodies(Path(job.journal), self._storage)
-        self._decisions = DecisionTexts(self._bodies, job.description.constraints.deadline)
-        self._kinds = KindColumn()
-        self._last_event_id: str | None = None
+        self._facts = Facts()
+        self._decisions = DecisionTexts(self._bodies, job.description.constraints.deadline, self._facts.counter)
         self._style = style_of(job)
         self._bundle = BundleWriter(
             Path(job.destination), head_of(job.description), style=CaptureJsonStyle(self._style), compress=job.compress
@@ -91,14 +90,14 @@ class RunningBundle:
         ends: list[int] = []
         sink = self._bundle.sink
         before = sink.size
-        for ids, events in read_events(rest, self._read_frames(ends), self._kinds):
+        for ids, events in read_events(rest, self._read_frames(ends), self._facts):
             decisions = self._decisions.take(ids)
             if decisions is None:
                 raise missing(rest, "decisions")
             self._bundle.write(events, decisions)
             sink.read_back_along()
             self.composed += len(ids)
-            self._last_event_id = ids[-1]
+            self._facts.last_event_id = ids[-1]
             if most_bytes is not None and sink.size - before >= most_bytes:
                 break
         sink.drain()
@@ -133,7 +132,7 @@ class RunningBundle:
         self._bundle.sink.renew_thread()
         self.add_frames(job.event_frames[self._events_added :], job.decision_frames[self._decisions_added :])
         self.advance(job.count)
-        return finish_bundle(self._bundle, job, self._style, self._last_event_id, self._kinds)
+        return finish_bundle(self._bundle, job, self._style, self._facts)
 
     def close(self) -> None:
         """Remove the temporary files, but not one that ``finish`` has returned."""
