@@ -11,8 +11,9 @@ import pytest
 from tests.bundle.test_stream import rich_bundle
 
 from ergo_capture.bundle.format import CaptureJsonStyle, encode_bundle
+from ergo_capture.bundle.proving.effects import MAX_NOTES
 from ergo_capture.bundle.reader import elements, outline
-from ergo_capture.bundle.verify import MAX_NOTES, verify_bundle
+from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel import uniqueness

@@ -1,22 +1,24 @@
 """Verify a bundle file without an engine: it is sound, and its events lead to its decisions.
 
+A bundle that is sound and usual is proven block by block (``proving``). Anything else is judged here, event by event.
 Events and decisions are read side by side. Memory grows by 13 to 27 bytes an event for its id, and by what the
 supervisor keeps: the deferred episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
-from ergo_capture.kernel.effects import compute_effect_hash, encode_effect
+from ergo_capture.bundle.proving.effects import EffectChecker
+from ergo_capture.bundle.proving.prover import prove
+from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.kernel.events import EventLike, ExternalEventKind
-from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, ExternalEventRecord
 from ergo_capture.kernel.replay import (
     Divergence,
     Rederivation,
@@ -26,14 +28,9 @@ from ergo_capture.kernel.replay import (
     rehydrate,
     unsupported_version,
 )
-from ergo_capture.kernel.serde.numbers import as_the_reference
-from ergo_capture.kernel.serde.tokens import outside_strings
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.kernel.uniqueness import SeenIds
-from ergo_capture.units import counted
 
-#: Details that are kept; the rest is counted.
-MAX_NOTES: Final = 100
 #: Events between two calls of ``on_progress``.
 _PROGRESS_EVENTS: Final = 4096
 
@@ -70,7 +67,7 @@ def verify_bundle(path: Path, *, on_progress: Callable[[int], None] = lambda _ev
         BundleFormatError: the file is not a bundle.
         ErgoCaptureError: the file cannot be read.
     """
-    with open_bundle(path) as stream:
+    with BundleStream(path, guess=True) as stream:
         return verify_stream(stream, on_progress=on_progress)
 
 
@@ -90,6 +87,11 @@ def verify_stream(
     Raises:
         ErgoCaptureError: it cannot be read.
     """
+    if isinstance(stream, BundleStream):
+        proof = prove(stream, on_progress=on_progress)
+        if proof is not None:
+            return Verdict(stream.graph_id, proof.events, proof.events, None, None, *proof.notes)
+        stream.confirm()
     return _Verification(stream).run(on_progress, only_decided=only_decided)
 
 
@@ -160,11 +162,8 @@ class _Verification:
         self.stream = stream
         self.integrity = IntegrityChecker(stream)
         self.rederivation = Rederivation(stream.graph_id, stream.config)
-        self.wrong_effect: Divergence | None = None
+        self.effects = EffectChecker()
         self.divergence: Divergence | None = None
-        #: The effects' numbers that the reference misreads.
-        self.misread = 0
-        self.details: list[str] = []
 
     def run(self, on_progress: Callable[[int], None], *, only_decided: bool) -> Verdict:
         stream, events, decisions = self.stream, 0, 0
@@ -177,7 +176,7 @@ class _Verification:
             if captured is not None:
                 decisions += 1
                 if captured.effects:
-                    self._check_effects(index, captured)
+                    self.effects.check(index, captured)
             if self.divergence is None and self.integrity.complaint is None:
                 replayed = None if event is None else self.rederivation.decide(event_of(event), captured)
                 self.divergence = divergence_at(index, captured, replayed)
@@ -189,47 +188,10 @@ class _Verification:
         complaint = complaint or self.integrity.complaint
         if complaint is not None:
             return Verdict(stream.graph_id, events, decisions, complaint, None, ())
-        divergence = self.wrong_effect or self.divergence
-        return Verdict(stream.graph_id, events, decisions, None, divergence, *self._notes())
-
-    def _notes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        if not self.misread:
-            return (), ()
-        note = (
-            f"the reference refuses this bundle (effect_mismatch): it misreads {counted(self.misread, 'number')} in "
-            "effects; the cure is serde_json's feature `float_roundtrip` in your own build of it"
-        )
-        more = self.misread - len(self.details)
-        return (note,), (*self.details, *([f"and {counted(more, 'more such number')}"] if more else []))
-
-    def _check_effects(self, index: int, record: EpisodeInvocationRecord) -> None:
-        if self.wrong_effect is None:
-            for effect in record.effects:
-                actual = compute_effect_hash(effect.effect)
-                if actual != effect.effect_hash:
-                    self.wrong_effect = Divergence(index, record.event_id, "effect_hash", effect.effect_hash, actual)
-                    break
-        for note in _misread_floats(index, record):
-            self.misread += 1
-            if len(self.details) < MAX_NOTES:
-                self.details.append(note)
+        divergence = self.effects.wrong or self.divergence
+        return Verdict(stream.graph_id, events, decisions, None, divergence, *self.effects.notes())
 
 
 def event_of(event: ExternalEventRecord) -> EventLike:
     """Return a captured event as the supervisor takes it, without its payload."""
     return _Offered(event.event_id, event.kind, event.event_time)
-
-
-_NUMBERS: Final = outside_strings(rb"(-?[0-9][-+.0-9e]*)")
-
-
-def _misread_floats(index: int, record: EpisodeInvocationRecord) -> Iterator[str]:
-    """Yield a note for each number of an effect that the reference reads as another number, so that its hash differs."""
-    for effect in record.effects:
-        for token in _NUMBERS.finditer(encode_effect(effect.effect)):
-            if token[1] is None:
-                continue
-            number = token[1].decode()
-            read = as_the_reference(number)
-            if read != float(number):
-                yield f"it reads {number} in an effect of decision {index}, event {record.event_id!r}, as {read!r}"

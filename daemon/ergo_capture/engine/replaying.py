@@ -10,8 +10,9 @@ from typing import Final
 import anyio
 import msgspec
 
+from ergo_capture.bundle.proving.effects import MAX_NOTES
 from ergo_capture.bundle.reader.stream import RecordStream
-from ergo_capture.bundle.verify import MAX_NOTES, IntegrityChecker
+from ergo_capture.bundle.verify import IntegrityChecker
 from ergo_capture.engine.port import Engine, EngineFault
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -124,6 +125,17 @@ def encode_event(record: ExternalEventRecord) -> bytes:
         _encode(list(record.payload)),
         _encode(record.payload_hash),
     )
+
+
+def inside_quotes(texts: Sequence[str]) -> list[str]:
+    """Return each text as JSON writes it, without its quotes."""
+    if not texts:
+        return []
+    encoded = _encode(texts).decode()
+    if "\\" in encoded:
+        return [_encode(text)[1:-1].decode() for text in texts]
+    # Safe: a quote inside a text would have come with a backslash.
+    return encoded[2:-2].split('","')
 
 
 def encode_decision(record: EpisodeInvocationRecord) -> bytes:

@@ -127,6 +127,12 @@ class Supervisor:
             retry_count, tuple(map(CapturedActionEffect.of, result.effects)), result.intent_acks, result.interruption,
         )  # fmt: skip
 
+    def entry_of_deferral(self, trigger: EventLike, schedule_at: EventTime | None, episode: int) -> DecisionLogEntry:
+        """Return the log entry of a deferral."""
+        return DecisionLogEntry(
+            self.graph_id, trigger.event_id, trigger, _DEFER, schedule_at, episode, self._deadline, None, 0
+        )
+
     def wants_retry(self, termination: RunTermination, attempts: int) -> bool:
         """Return whether to try again after ``attempts`` retries (rule 4)."""
         return termination.retryable and attempts < self.constraints.max_retries
@@ -201,6 +207,14 @@ class Supervisor:
         self._runtime = runtime
 
     @property
+    def is_limited(self) -> bool:
+        """Return whether an episode may be deferred, where each is over before the next event is offered.
+
+        If not, each event but a Pump runs the next episode, and a Pump finds nothing due and takes an episode id.
+        """
+        return self._window is not None or self._max_in_flight == 0
+
+    @property
     def now(self) -> EventTime:
         """Return the greatest event time seen (rule 1)."""
         return EventTime(self._now.secs, self._now.nanos)
@@ -235,9 +249,7 @@ class Supervisor:
         return self._record_deferral(trigger, schedule_at, episode)
 
     def _record_deferral(self, trigger: EventLike, schedule_at: EventTime | None, episode: int) -> DecisionLogEntry:
-        entry = DecisionLogEntry(
-            self.graph_id, trigger.event_id, trigger, _DEFER, schedule_at, episode, self._deadline, None, 0
-        )
+        entry = self.entry_of_deferral(trigger, schedule_at, episode)
         self._log(entry)
         return entry
 

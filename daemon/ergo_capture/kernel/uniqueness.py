@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from typing import Final
 
 _LEAST: Final = 1 << 12
@@ -13,11 +14,15 @@ class SeenIds:
     """A hash table of 64-bit hashes: 13 to 27 bytes an id, and twice that for a moment while it grows.
 
     A set of the ids takes about a hundred bytes an id, and a bundle may hold millions.
+
+    Args:
+        expected: how many ids there will be, about; growing takes as long as adding.
     """
 
-    def __init__(self) -> None:
-        self._table = array("Q", bytes(8 * _LEAST))
-        self._mask = _LEAST - 1
+    def __init__(self, expected: int = 0) -> None:
+        size = max(_LEAST, 1 << (expected * 5 // 3).bit_length())
+        self._table = array("Q", bytes(8 * size))
+        self._mask = size - 1
         self._count = 0
 
     def add(self, event_id: str) -> bool:
@@ -37,6 +42,26 @@ class SeenIds:
         self._count += 1
         if self._count * 5 > mask * 3:
             self._grow()
+        return False
+
+    def add_all(self, event_ids: Iterable[str]) -> bool:
+        """Add ids; return whether one of them, or very rarely another one with its hash, was there.
+
+        In one loop, which takes a third of what a call for each does. Where it returns True, those behind the repeated
+        one are not added.
+        """
+        for number in map(hash, event_ids):
+            digest = number & _MASK or 1
+            table, mask = self._table, self._mask
+            at = digest & mask
+            while (found := table[at]) != 0:
+                if found == digest:
+                    return True
+                at = (at + 1) & mask
+            table[at] = digest
+            self._count += 1
+            if self._count * 5 > mask * 3:
+                self._grow()
         return False
 
     def _grow(self) -> None:

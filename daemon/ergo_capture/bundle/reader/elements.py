@@ -100,7 +100,7 @@ class ElementCursor(Generic[Block]):
         #: Bytes that were read, how many of them are consumed, and the offset of the first one in the file.
         self.held = b""
         self.at = 0
-        self.start = span.start
+        self.begin = self.start = span.start
         #: Bytes of the list that are still to be read.
         self.left = span.end - span.start
         #: Elements that were consumed.
@@ -132,6 +132,16 @@ class ElementCursor(Generic[Block]):
         self.index += 1
         self._consume(end)
         return block
+
+    @property
+    def expected(self) -> int:
+        """How many elements the list has if those to come are like those before."""
+        consumed = self.start + self.at - self.begin
+        return self.index * (consumed + len(self.held) - self.at + self.left) // max(consumed, 1)
+
+    def begins_with(self, text: bytes) -> bool:
+        """Return whether the next elements begin with a short text."""
+        return self.held.startswith(text, self.at)
 
     def take(self, text: bytes, count: int) -> bool:
         """Consume the next elements if they are a given text.

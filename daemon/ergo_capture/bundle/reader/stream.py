@@ -12,6 +12,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -20,9 +21,17 @@ from typing import BinaryIO, Final, Protocol, Self
 
 import msgspec
 
-from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, Block, ElementError, ListReader, read_elements
+from ergo_capture.bundle.reader.elements import (
+    DECISIONS,
+    EVENTS,
+    Block,
+    ElementCursor,
+    ElementError,
+    ListReader,
+    read_elements,
+)
 from ergo_capture.bundle.reader.opening import HEAD_BYTES, BundleFormatError, malformed, open_binary, unreadable
-from ergo_capture.bundle.reader.outline import Outline, Span, read_outline
+from ergo_capture.bundle.reader.outline import Outline, Span, guess_outline, read_outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import (
@@ -95,9 +104,11 @@ class BundleStream:
     Args:
         path: the bundle file; with ``text``, only its name in messages.
         text: the content of a bundle file; None to read ``path``.
+        guess: whether the ends of the lists may be guessed, where the file looks like one of ours. Who reads not both
+            lists to their ends, or finds anything wrong, has to ``confirm`` it.
     """
 
-    def __init__(self, path: Path | None = None, text: bytes | None = None) -> None:
+    def __init__(self, path: Path | None = None, text: bytes | None = None, *, guess: bool = False) -> None:
         self.path = path
         self._text = text
         self._copy: BinaryIO | None = None
@@ -107,7 +118,7 @@ class BundleStream:
         try:
             if path is not None and text is None:
                 self._source = self._spool(path)
-            self._outline = self._read_outline()
+            self._outline = (self._guess_outline() if guess else None) or self._read_outline()
             self._version = _stated_version(self._outline.outside)
             self._head = self._read_head()
         except OSError as error:
@@ -175,6 +186,14 @@ class BundleStream:
         """Yield the decisions, several at a time; raise as ``decisions`` does."""
         return self._blocks(DECISIONS)
 
+    @contextmanager
+    def cursor(self, reader: ListReader[Block]) -> Iterator[ElementCursor[Block]]:
+        """Open a cursor at the beginning of a list; it raises ``ElementError`` and ``OSError``."""
+        span = self._span(reader.name)
+        with self._open() as file:
+            file.seek(span.start)
+            yield ElementCursor(file, span, reader)
+
     def read(self) -> CaptureBundle:
         """Return the whole bundle; raise as ``events`` and ``decisions`` do."""
         return msgspec.structs.replace(self._head, events=list(self.events()), decisions=list(self.decisions()))
@@ -192,6 +211,15 @@ class BundleStream:
         if self._copy is not None:
             self._copy.close()
             self._copy = None
+
+    def confirm(self) -> None:
+        """Find the lists by reading the whole text, if their ends were guessed; raise as the constructor does."""
+        if self._outline.guessed:
+            try:
+                self._outline = self._read_outline()
+                self._head = self._read_head()
+            except OSError as error:
+                raise self._unreadable(error) from error
 
     def _open(self) -> BinaryIO:
         return open_binary(self._source) if self._text is None else io.BytesIO(self._text)
@@ -228,6 +256,14 @@ class BundleStream:
                 copy.write(block)
         copy.flush()
         return Path(copy.name)
+
+    def _guess_outline(self) -> Outline | None:
+        with self._open() as file:
+            outline = guess_outline(file) if file.seekable() else None
+        try:
+            return outline if outline is not None and serde.read_bundle(parse(outline.outside.decode())) else None
+        except (ValueError, RecursionError):
+            return None
 
     def _read_outline(self) -> Outline:
         try:

@@ -16,7 +16,7 @@ import msgspec
 from ergo_capture.bundle.statistics import StatisticsCounter
 from ergo_capture.journal.decision_rows import DecisionOutcome, EndOfRun, PlainRun, Refusal, read_rows
 from ergo_capture.journal.lines import LineTime, read_body
-from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time
+from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time, inside_quotes
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.capture import EVENT
 
@@ -167,14 +167,5 @@ class DecisionTexts:
         after = self._after
         return [
             f',{{"event_id":"{name}","decision":"Invoke","schedule_at":null,"episode_id":{episode}{after}'
-            for episode, name in enumerate(_inside_quotes(ids), self._episode)
+            for episode, name in enumerate(inside_quotes(ids), self._episode)
         ]
-
-
-def _inside_quotes(ids: list[str]) -> list[str]:
-    """Return each id as JSON writes it, without its quotes."""
-    text = _encode(ids).decode()
-    if "\\" in text:
-        return [_encode(event_id)[1:-1].decode() for event_id in ids]
-    # Safe: a quote inside an id would have come with a backslash.
-    return text[2:-2].split('","')

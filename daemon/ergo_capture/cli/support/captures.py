@@ -16,7 +16,7 @@ from typing import Final
 import click
 
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
-from ergo_capture.bundle.reader.stream import RecordStream, open_bundle
+from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, manifest_beside, refuse_empty
 from ergo_capture.cli.support.output import is_unicode, printable
 from ergo_capture.errors import ErgoCaptureError
@@ -86,8 +86,11 @@ class Capture:
             yield stream
 
     @contextmanager
-    def open_any(self) -> Iterator[RecordStream]:
+    def open_any(self, *, guess: bool = False) -> Iterator[RecordStream]:
         """Open the run's events and decisions, of whatever format version.
+
+        Args:
+            guess: whether the ends of a bundle's lists may be guessed (``BundleStream``).
 
         Raises:
             ErgoCaptureError: it cannot be read.
@@ -96,7 +99,7 @@ class Capture:
             yield self.part
             return
         assert self.bundle is not None
-        with open_bundle(self.bundle) as stream:
+        with BundleStream(self.bundle, guess=guess) as stream:
             yield stream
 
 

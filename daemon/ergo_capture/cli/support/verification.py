@@ -128,7 +128,7 @@ def check_run(run: Capture, *, with_manifest: bool = True, adapter: AdapterCheck
     try:
         compared = compare(run) if with_manifest else None
         result["manifest"] = None if compared is None else _manifest(compared)
-        with run.open_any() as stream:
+        with run.open_any(guess=adapter is None) as stream:
             verdict = verify_stream(stream, only_decided=run.is_open)
             if adapter is not None and verdict.ok:
                 adapted = adapter.check(run, stream, with_manifest=with_manifest)

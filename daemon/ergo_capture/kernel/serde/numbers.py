@@ -22,13 +22,17 @@ _U64_MAX: Final = (1 << 64) - 1
 #: Digits of an exponent that are read. A longer one is beyond what the digits of any text can make up for.
 _EXPONENT_DIGITS: Final = 10
 
-# A text is reduced for the search to digits (all as 0), e and E (as e), quotes and commas; the last two keep apart
-# numbers that only stand near each other.
-_REDUCE: Final = bytes(48 if 48 <= c <= 57 else ord("e") if c == ord("E") else c for c in range(256))
-_DROP: Final = bytes(set(range(256)) - set(b'0123456789eE",'))
+# A text is reduced for the search to digits (all as 0), e and E (as e), quotes, and what a number can follow (as commas);
+# the last two keep apart numbers that only stand near each other.
+_REDUCE: Final = bytes(
+    48 if 48 <= c <= 57 else ord("e") if c == ord("E") else ord(",") if c in b":[ \t\r\n" else c for c in range(256)
+)
+_DROP: Final = bytes(set(range(256)) - set(b'0123456789eE",:[ \t\r\n'))
 #: A number out of range, so reduced, has an exponent of three digits, or without one this many digits.
 LONG_EXPONENT: Final = b"0e000"
 MANY_DIGITS: Final = b"0" * 209
+#: So begins a number with such an exponent; the digits of hashes and of UUIDs, which follow a quote, have many like it.
+_LONG_EXPONENT: Final = re.compile(b",0+e000")
 _NUMBERS: Final = outside_strings(rb"(?<![^\s\[,:])-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![^\s,\]}])")
 
 
@@ -71,7 +75,9 @@ def as_the_reference(number: str) -> float:
 def may_leave_range(text: bytes) -> bool:
     """Return whether a JSON text may hold a number out of range; False is certain."""
     reduced = text.translate(_REDUCE, _DROP)
-    return LONG_EXPONENT in reduced or MANY_DIGITS in reduced
+    if MANY_DIGITS in reduced:
+        return True
+    return LONG_EXPONENT in reduced and _LONG_EXPONENT.search(b"," + reduced) is not None
 
 
 def without_numbers(text: bytes) -> bytes:

@@ -1,0 +1,217 @@
+"""Prove that a bundle is sound and that its decisions follow, a block at a time.
+
+A proof is all or nothing: where anything is not as it should be, or only unusual in a way that is not known here, there
+is none, and ``verify.py`` looks at every event by itself and says what is wrong.
+
+Events are looked at as columns. The text of the decisions to which they lead is composed and compared with the file's;
+only a block that differs is decoded, for how its episodes ended.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from ergo_capture.bundle.proving.effects import EffectChecker
+from ergo_capture.bundle.proving.texts import DecisionTexts
+from ergo_capture.bundle.reader.blocks import EventColumns
+from ergo_capture.bundle.reader.elements import DECISIONS, EVENT_COLUMNS, ElementCursor, ElementError
+from ergo_capture.bundle.reader.stream import BundleStream
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.events import ExternalEventKind, TimeLike, are_payloads
+from ergo_capture.kernel.outcomes import RunTermination
+from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
+from ergo_capture.kernel.replay import divergence_at, recorded_outcome
+from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.kernel.uniqueness import SeenIds
+
+_PUMP: Final = ExternalEventKind.Pump
+#: Most events for whose ids room is made in advance.
+_MOST_EXPECTED: Final = 1 << 24
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """A bundle is sound, and every decision follows."""
+
+    events: int
+    #: Remarks on effects, and what they sum up.
+    notes: tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class CheckedEvents(msgspec.Struct, frozen=True, array_like=True):
+    """Sound events without their payloads."""
+
+    ids: list[str]
+    times: Sequence[TimeLike]
+    kinds: list[ExternalEventKind]
+
+
+def prove(
+    stream: BundleStream,
+    *,
+    unique: bool = True,
+    completed: bool = False,
+    on_progress: Callable[[int], None] = lambda _events: None,
+) -> Proof | None:
+    """Return a proof; None where there is none, whatever the reason.
+
+    Args:
+        stream: the bundle.
+        unique: whether every id must be new.
+        completed: whether every episode has to complete, as with the fixed engine, however it ended at the capture.
+        on_progress: called after each block with the number of events so far.
+    """
+    if stream.capture_version != CAPTURE_FORMAT_VERSION:
+        return None
+    try:
+        with stream.cursor(EVENT_COLUMNS) as events, stream.cursor(DECISIONS) as decisions:
+            prover = _Prover(stream, decisions, unique=unique, completed=completed)
+            while (block := events.read()) is not None:
+                prover.expected = prover.expected or events.expected
+                prover.add(checked(block))
+                on_progress(prover.count)
+            return prover.finish()
+    except (_Unproven, ElementError, ErgoCaptureError, OSError):
+        return None
+
+
+def checked(events: EventColumns) -> CheckedEvents:
+    """Check hashes and payloads of events.
+
+    Raises:
+        _Unproven: they are not all sound.
+    """
+    if [sha256(payload).hexdigest() for payload in events.payloads] != events.hashes:
+        raise _Unproven
+    if not are_payloads(events.payloads):
+        raise _Unproven
+    return CheckedEvents(events.ids, events.times, events.kinds)
+
+
+class _Unproven(Exception):
+    """Something is not as it should be, or not known here."""
+
+
+class _Offered(msgspec.Struct, frozen=True, gc=False):
+    """An event as the supervisor takes it."""
+
+    event_id: str
+    kind: ExternalEventKind
+    at: TimeLike
+
+
+class _Prover:
+    def __init__(
+        self,
+        stream: BundleStream,
+        decisions: ElementCursor[list[EpisodeInvocationRecord]],
+        *,
+        unique: bool,
+        completed: bool,
+    ) -> None:
+        #: Events so far.
+        self.count = 0
+        self._decisions = decisions
+        self._completed = completed
+        self._unique = unique
+        #: About how many events there are; known after the first of them.
+        self.expected = 0
+        self._ids: SeenIds | None = None
+        self._supervisor = Supervisor(stream.graph_id, stream.config, _NullDecisionLog())
+        self._limited = self._supervisor.is_limited
+        self._max_retries = stream.config.max_retries
+        self._texts = DecisionTexts(stream.config.deadline, pretty=not decisions.begins_with(b"{"))
+        self._effects = EffectChecker()
+        #: Decisions that were decoded and not compared yet.
+        self._decoded: deque[EpisodeInvocationRecord] = deque()
+
+    def add(self, events: CheckedEvents) -> None:
+        """Prove the next events and their decisions.
+
+        Raises:
+            _Unproven: they are not all proven.
+        """
+        if self._unique:
+            if self._ids is None:
+                self._ids = SeenIds(min(self.expected, _MOST_EXPECTED))
+            if self._ids.add_all(events.ids):
+                raise _Unproven
+        steps = self._steps(events) if self._limited else None
+        at, count = 0, len(events.ids)
+        while at < count:
+            if self._decoded:
+                end = min(count, at + len(self._decoded))
+                self._compare(events, steps, at, end)
+                at = end
+                continue
+            ids = events.ids[at:] if at else events.ids
+            if steps is None:
+                text = self._texts.unlimited(ids, events.kinds[at:] if at else events.kinds, self.count + at)
+            else:
+                text = self._texts.of_steps(ids, steps[at:])
+            if self._decisions.take(text, len(ids)):
+                break
+            if (decoded := self._decisions.read()) is None:
+                raise _Unproven
+            self._decoded.extend(decoded)
+        self.count += count
+
+    def finish(self) -> Proof:
+        """Return the proof, after the last event.
+
+        Raises:
+            _Unproven: there are more decisions.
+        """
+        if self._decoded or self._decisions.more:
+            raise _Unproven
+        return Proof(self.count, self._effects.notes())
+
+    def _steps(self, events: CheckedEvents) -> list[Run | DecisionLogEntry]:
+        """Return what the supervisor decides; how an episode ends has no part in it."""
+        supervisor = self._supervisor
+        steps: list[Run | DecisionLogEntry] = []
+        for event in map(_Offered, events.ids, events.kinds, events.times):
+            step = supervisor.offer(event)
+            if type(step) is Run:
+                supervisor.detach()
+            steps.append(step)
+        return steps
+
+    def _compare(self, events: CheckedEvents, steps: list[Run | DecisionLogEntry] | None, start: int, end: int) -> None:
+        """Compare decoded decisions with those of the events from ``start`` to before ``end``."""
+        for place in range(start, end):
+            captured = self._decoded.popleft()
+            if captured.effects:
+                self._effects.check(self.count + place, captured)
+                if self._effects.wrong is not None:
+                    raise _Unproven
+            step = self._step_without_limits(events, place) if steps is None else steps[place]
+            if isinstance(step, Run):
+                step = self._entry(step, captured)
+            if divergence_at(0, captured, step.to_record()) is not None:
+                raise _Unproven
+
+    def _step_without_limits(self, events: CheckedEvents, place: int) -> Run | DecisionLogEntry:
+        episode = self.count + place
+        event = _Offered(events.ids[place], events.kinds[place], events.times[place])
+        if event.kind is _PUMP:
+            return self._supervisor.entry_of_deferral(event, None, episode)
+        return Run(event, event, episode)
+
+    def _entry(self, run: Run, captured: EpisodeInvocationRecord) -> DecisionLogEntry:
+        if not self._completed:
+            return self._supervisor.entry_of(run, *recorded_outcome(captured, self._max_retries))
+        if captured.interruption == IN_DOUBT.interruption:
+            # It is not run again, which the replay notes.
+            raise _Unproven
+        return self._supervisor.entry_of(run, RunTermination.Completed, 0)
+
+
+class _NullDecisionLog:
+    def log(self, entry: DecisionLogEntry) -> None:
+        pass
