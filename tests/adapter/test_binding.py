@@ -7,10 +7,10 @@ import json
 import pytest
 from tests.adapter.cases import flight, rows
 
-from ergo_capture.adapter.binding import Binding, read_hosted_line, read_hosted_lines
+from ergo_capture.adapter.binding import Binding, read_hosted_line, read_hosted_lines, refusal_text
 from ergo_capture.adapter.errors import AdapterError
 from ergo_capture.adapter.events import HostedEvent, read_frame
-from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
+from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentRecord, Value
 
 
 def line(payload: str = "null", **fields: object) -> bytes:
@@ -70,7 +70,7 @@ def test_the_store_of_a_binding_is_bounded() -> None:
     about, _, _ = flight("flights-acc-2000")
     binding = Binding(about["adapter_yaml"], context_bytes=40)
     assert binding.adapter is not None
-    store = binding.store(b'{"total":1.0}')
+    store = binding.store({"total": 1.0})
     assert store.get("total") == 1.0
     assert store.size < 40
     effect = ActionEffect("set_context", (EffectWrite("late_ratio", Value(Number=-1.234567890123456e-300)),))
@@ -84,3 +84,35 @@ def test_what_no_merge_can_mend_is_refused_at_admission() -> None:
     with pytest.raises(AdapterError, match="semantic_kind is required"):
         Binding(about["adapter_yaml"]).admit(HostedEvent("e", read_hosted_line(line(), "reference").kind, payload={}))
     Binding(None).admit(read_hosted_line(line('{"n":1}'), "reference"))
+
+
+def test_effects_are_checked_before_they_count() -> None:
+    """What the adapter does not declare, and intents of the host's own effect."""
+    binding = Binding(flight("flights-acc-2000")[0]["adapter_yaml"])
+    good = ActionEffect("set_context", (EffectWrite("total", Value(Number=1.0)),))
+    binding.check_effects([good])
+    store = binding.store()
+    binding.apply([good], store)
+    assert store.snapshot() == {"total": 1.0}
+    for bad in (
+        ActionEffect("set_context", (EffectWrite("distance", Value(Number=1.0)),)),
+        ActionEffect("set_context", (EffectWrite("total", Value(Bool=True)),)),
+        ActionEffect("set_context", (), (IntentRecord("set_context", "i", ()),)),
+        ActionEffect("send", ()),
+    ):
+        with pytest.raises(AdapterError) as caught:
+            binding.check_effects([good, bad])
+        assert caught.value.code == "invalid_effect"
+    binding.check_effects([ActionEffect("send", ())], routed=["send"])
+
+
+def test_a_refusal_says_where_and_is_bounded() -> None:
+    """A payload may be long."""
+    binding = Binding(flight("flights-acc-2000")[0]["adapter_yaml"])
+    ones = ",".join("1" * 5000)
+    event = read_hosted_line(line(f'{{"carrier":[{ones}]}}', semantic_kind="flight"), "reference")
+    with pytest.raises(AdapterError) as caught:
+        binding.bind(event, binding.store())
+    text = refusal_text(caught.value)
+    assert len(text) <= 500
+    assert text.endswith(" (at $.carrier, by 'type')")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from ergo_capture.adapter.canonical import Numbers, read_json, write_json
 from ergo_capture.adapter.contract import Adapter, Bound, load_adapter
-from ergo_capture.adapter.errors import SCHEMA_VIOLATION, AdapterError
+from ergo_capture.adapter.errors import INVALID_EFFECT, SCHEMA_VIOLATION, AdapterError
 from ergo_capture.adapter.events import HostedEvent
-from ergo_capture.adapter.store import ContextStore
+from ergo_capture.adapter.store import SET_CONTEXT, ContextStore
+from ergo_capture.kernel.effects import ActionEffect
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.time import EventTime
 
@@ -40,9 +42,9 @@ class Binding:
         self.numbers: Numbers = numbers
         self._limit = context_bytes
 
-    def store(self, text: bytes | str = b"{}") -> ContextStore:
-        """Return the context store that ``ContextStore.to_json`` wrote, by default an empty one."""
-        return ContextStore.from_json(text, limit=self._limit)
+    def store(self, values: Mapping[str, Any] | None = None) -> ContextStore:
+        """Return a context store that holds the values of a ``ContextStore.snapshot``, by default an empty one."""
+        return ContextStore(values, limit=self._limit)
 
     def admit(self, event: HostedEvent) -> None:
         """Check what no value of the context store could mend.
@@ -62,6 +64,57 @@ class Binding:
             AdapterError: SCHEMA_VIOLATION.
         """
         return Bound(_canonical(event), ()) if self.adapter is None else self.adapter.bind(event, store)
+
+    def check_effects(self, effects: Iterable[ActionEffect], routed: Iterable[str] = ()) -> None:
+        """Check that the effects of an episode may be applied.
+
+        Args:
+            effects: the effects.
+            routed: the kinds that egress channels carry out, which are not checked here.
+
+        Raises:
+            AdapterError: INVALID_EFFECT.
+        """
+        if self.adapter is None:
+            return
+        scratch = ContextStore()
+        for effect in effects:
+            if effect.kind in routed:
+                continue
+            if effect.kind == SET_CONTEXT and effect.intents:
+                raise AdapterError(
+                    INVALID_EFFECT,
+                    f"handler-owned effect '{effect.kind}' must not carry intents",
+                    where=f"effect '{effect.kind}'",
+                    fix="let the engine report what the graph's actions declare",
+                )
+            scratch.apply(effect, self.adapter)
+
+    def apply(self, effects: Iterable[ActionEffect], store: ContextStore, routed: Iterable[str] = ()) -> None:
+        """Write what the effects of a decided episode say into the store.
+
+        Raises:
+            AdapterError: CONTEXT_FULL where the store would grow beyond its limit, INVALID_EFFECT.
+        """
+        if self.adapter is not None:
+            for effect in effects:
+                if effect.kind not in routed:
+                    store.apply(effect, self.adapter)
+
+
+#: Characters that are kept of a refusal's message: it may quote a payload.
+_MAX_MESSAGE: Final = 500
+
+
+def refusal_text(error: AdapterError) -> str:
+    """Return why an event is refused: what, where in its payload, and by which rule."""
+    rule = "" if not error.rule else f", by '{error.rule}'"
+    where = f" (at {error.where}{rule})"
+    return (
+        f"{error.message[: _MAX_MESSAGE - len(where)]}{where}"
+        if len(where) < _MAX_MESSAGE
+        else error.message[:_MAX_MESSAGE]
+    )
 
 
 def _canonical(event: HostedEvent) -> ExternalEvent:
