@@ -22,7 +22,8 @@ from tests.contract.documents import (
     place,
     table_below,
 )
-from tests.daemons import COMMAND, Wire, event, running_daemon
+from tests.daemons import COMMAND, Wire, event, running_daemon, short_directory
+from tests.engine.counting import ADAPTER
 
 from ergo_capture import config as configuration
 from ergo_capture import manual, telemetry
@@ -34,7 +35,7 @@ from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol import capture, control
 from ergo_capture.protocol.capture import BadLine, Code
-from ergo_capture.protocol.engine import Ready, encode_run, read_ran, read_ready
+from ergo_capture.protocol.engine import Ready, encode_begin, encode_end, encode_run, read_ran, read_ready
 from ergo_capture.server.net.frame_reader import FrameReader
 
 PROTOCOL = MANUAL / "protocol.md"
@@ -124,6 +125,7 @@ async def test_the_daemons_frames_are_those_of_a_real_conversation() -> None:
         async with daemon.wire() as wire:
             await _refused(wire)
             frames |= {frame["type"]: frame for frame in await wire.rest() if frame["type"] == "error"}
+    frames |= await _frames_of_an_adapter()
     examples = {frame["type"]: frame for block in of_kind("json", "daemon") for frame in map(json.loads, block.values)}
     assert frames.keys() == examples.keys()
     for kind, frame in frames.items():
@@ -136,6 +138,26 @@ async def test_the_daemons_frames_are_those_of_a_real_conversation() -> None:
             assert TYPES[type(frame[name])] in said, (kind, name)
     assert set(frames["decision"]["decision"]) <= _record_fields()
     assert set(examples["welcome"]["limits"]) == set(frames["welcome"]["limits"])
+
+
+async def _frames_of_an_adapter() -> dict[str, dict[str, Any]]:
+    """Return what is said only where the graph has an adapter: a payload is refused, and the store grows too large."""
+    kept = ("refused", "left_over")
+    with short_directory() as place:
+        (place / "adapter.yaml").write_text(ADAPTER)
+        text = f'[limits]\ncontext_bytes = "1KiB"\n[graphs.default]\nadapter = "{place}/adapter.yaml"\n'
+        text += 'engine = { kind = "python", callable = "tests.engine.counting:add" }\n'
+        async with running_daemon(text) as daemon, daemon.session() as wire:
+            events = []
+            for name, payload in (
+                ("a", {"n": 101}),
+                ("b", {"n": 1}),
+                ("long.c", {"n": 1, "total": 1}),
+                ("d", {"n": 1}),
+            ):
+                events.append(event(name, payload=payload)["event"] | {"semantic_kind": "add"})
+            await wire.say({"type": "events", "events": events}, {"type": "close"})
+            return {frame["type"]: frame for frame in await wire.rest() if frame["type"] in kept}
 
 
 async def _refused(wire: Wire) -> None:
@@ -189,6 +211,27 @@ def test_the_requests_to_an_engine_are_what_the_daemon_writes() -> None:
             deadline = None if run["deadline"] is None else EventTime(**run["deadline"])
             assert encode_run(run["id"], run["graph_id"], happened, deadline).decode() == line + "\n"
             assert names_below(ENGINES, "run") | {"type"} == set(run)
+
+
+def test_an_engine_that_is_told_of_sessions_reads_what_the_daemon_writes() -> None:
+    """Byte for byte, and each field in the table."""
+    (block,) = of_kind("json", "session")
+    begin, run, end = map(json.loads, block.values)
+    of = (run["session"], run["part"])
+    payload = json.dumps(run["payload"], separators=(",", ":")).encode()
+    happened = ExternalEvent(run["event_id"], ExternalEventKind(run["kind"]), EventTime(7, 0), payload, "add")
+    lines = [
+        encode_begin(begin["graph_id"], *of),
+        encode_run(run["id"], run["graph_id"], happened, None, *of),
+        encode_end(*of),
+    ]
+    assert [line.decode() for line in lines] == [line + "\n" for line in block.values]
+    rows = {row[0].strip("`"): row[1].split(", ") for row in table_below(ENGINES, "Sessions")}
+    for name, message in (("begin", begin), ("end", end)):
+        assert {field for field, places in rows.items() if name in places} | {"type"} == set(message)
+    assert {field for field, places in rows.items() if "run" in places} == set(run) - names_below(ENGINES, "run") - {
+        "type"
+    }
 
 
 def test_the_fields_of_an_engines_messages_are_the_ones_that_are_read() -> None:

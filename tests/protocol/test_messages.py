@@ -15,6 +15,8 @@ CAPTURE: list[capture.Answer] = [
     capture.Ack(3, 2, 3),
     capture.Reject(1, None, capture.Code.TOO_LARGE, "m", "h"),
     capture.Note(2, "e", "m", "h"),
+    capture.Refused(2, "e", capture.Code.SCHEMA_VIOLATION, "m", 1),
+    capture.LeftOver(3, "e", 1, "context_full", "m"),
     capture.DecisionFrame(index=1, decision={"event_id": "e"}),
     capture.Flushed("b", "m", "0"),
     capture.Closed(events=1, decisions=1, session="s", bundle="b", manifest="m", sha256="0"),

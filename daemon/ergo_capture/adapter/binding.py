@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Binding:
     Args:
         adapter: the adapter's manifest, in YAML; None where the graph has none. Payloads are then made canonical.
         numbers: how the numbers of payloads are read.
-        context_bytes: bytes of JSON that the context store may take; None for no limit.
+        context_bytes: bytes of JSON that the context store may take; 0 or None for no limit.
         name: what messages call the manifest.
 
     Raises:
@@ -40,11 +40,11 @@ class Binding:
     ) -> None:
         self.adapter: Adapter | None = None if adapter is None else load_adapter(adapter, numbers=numbers, name=name)
         self.numbers: Numbers = numbers
-        self._limit = context_bytes
+        self._limit = context_bytes or None
 
-    def store(self, values: Mapping[str, Any] | None = None) -> ContextStore:
-        """Return a context store that holds the values of a ``ContextStore.snapshot``, by default an empty one."""
-        return ContextStore(values, limit=self._limit)
+    def store(self, text: bytes | str = b"{}") -> ContextStore:
+        """Return the context store that ``ContextStore.to_json`` wrote, by default an empty one."""
+        return ContextStore.from_json(text, limit=self._limit)
 
     def admit(self, event: HostedEvent) -> None:
         """Check what no value of the context store could mend.
@@ -63,7 +63,11 @@ class Binding:
         Raises:
             AdapterError: SCHEMA_VIOLATION.
         """
-        return Bound(_canonical(event), ()) if self.adapter is None else self.adapter.bind(event, store)
+        bound = Bound(_canonical(event), ()) if self.adapter is None else self.adapter.bind(event, store)
+        if event.semantic_kind is None:
+            return bound
+        # An engine is told what the event means.
+        return Bound(msgspec.structs.replace(bound.event, semantic_kind=event.semantic_kind), bound.taken)
 
     def check_effects(self, effects: Iterable[ActionEffect], routed: Iterable[str] = ()) -> None:
         """Check that the effects of an episode may be applied.
@@ -89,17 +93,6 @@ class Binding:
                     fix="let the engine report what the graph's actions declare",
                 )
             scratch.apply(effect, self.adapter)
-
-    def apply(self, effects: Iterable[ActionEffect], store: ContextStore, routed: Iterable[str] = ()) -> None:
-        """Write what the effects of a decided episode say into the store.
-
-        Raises:
-            AdapterError: CONTEXT_FULL where the store would grow beyond its limit, INVALID_EFFECT.
-        """
-        if self.adapter is not None:
-            for effect in effects:
-                if effect.kind not in routed:
-                    store.apply(effect, self.adapter)
 
 
 #: Characters that are kept of a refusal's message: it may quote a payload.

@@ -13,12 +13,22 @@ from typing import Final
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
-from ergo_capture.engine.port import INVALID_REPLY, TIMED_OUT, UNAVAILABLE
+from ergo_capture.engine.port import INVALID_REPLY, TIMED_OUT, UNAVAILABLE, SessionPart
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.pauses import clock, within
-from ergo_capture.protocol.engine import EngineProtocolError, LineSplitter, Ready, encode_run, read_ran, read_ready
+from ergo_capture.protocol.engine import (
+    SESSIONS,
+    EngineProtocolError,
+    LineSplitter,
+    Ready,
+    encode_begin,
+    encode_end,
+    encode_run,
+    read_ran,
+    read_ready,
+)
 
 #: The exceptions by which a broken connection shows.
 LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
@@ -83,7 +93,12 @@ class EngineConnection:
         self._pending: dict[int, _Pending] = {}
         #: Numbers of abandoned runs; an answer may still come.
         self._late: set[int] = set()
-        #: Requests that are not sent yet, by number; in order.
+        #: Whether the engine is told of sessions, and the part of each that it was told of last.
+        self._knows_sessions = False
+        self._begun: dict[str, int] = {}
+        #: The number of the last message that is not answered; they count downwards.
+        self._notice = 0
+        #: Messages that are not sent yet, by number; in order.
         self._outgoing: dict[int, bytes] = {}
         self._has_outgoing = asyncio.Event()
         #: Seconds that the engine owed an answer, up to ``_silent_since``.
@@ -102,6 +117,7 @@ class EngineConnection:
             lines = self._lines.feed(await self._receive.receive(_READ_BYTES))
             if lines:
                 ready = read_ready(lines[0])
+                self._knows_sessions = SESSIONS in ready.features
                 for line in lines[1:]:
                     self._accept(line)
                 return ready
@@ -137,7 +153,9 @@ class EngineConnection:
                 if not run.answer.done():
                     run.answer.set_result(outcome)
 
-    async def ask(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+    async def ask(
+        self, graph_id: str, event: ExternalEvent, deadline: EventTime | None, of: SessionPart | None = None
+    ) -> RunResult:
         """Have the engine run one attempt, and return its result.
 
         The request is queued before this first waits, so that requests keep the order of the calls.
@@ -148,7 +166,11 @@ class EngineConnection:
             self._silent_since = clock.now()
         answer: asyncio.Future[RunResult] = loop.create_future()
         self._pending[number] = _Pending(event.event_id, answer)
-        self._outgoing[number] = encode_run(number, graph_id, event, deadline)
+        if of is not None and self._knows_sessions:
+            self._begin_part(graph_id, of)
+            self._outgoing[number] = encode_run(number, graph_id, event, deadline, *of)
+        else:
+            self._outgoing[number] = encode_run(number, graph_id, event, deadline)
         self._has_outgoing.set()
         try:
             if deadline is None:
@@ -166,6 +188,23 @@ class EngineConnection:
             self._outgoing.pop(number, None)
             if self._pending.pop(number, None) is not None and not self._pending:
                 self._owed += clock.now() - self._silent_since
+
+    def _begin_part(self, graph_id: str, of: SessionPart) -> None:
+        """Tell the engine of a part before its first run on this connection."""
+        if self._begun.get(of.session) != of.part:
+            self._begun[of.session] = of.part
+            self._say(encode_begin(graph_id, *of))
+
+    def end_part(self, of: SessionPart) -> None:
+        """Tell the engine that a part has no further runs, where it was told of its beginning on this connection."""
+        if self._state is _State.OPEN and self._begun.get(of.session) == of.part:
+            del self._begun[of.session]
+            self._say(encode_end(*of))
+            self._has_outgoing.set()
+
+    def _say(self, message: bytes) -> None:
+        self._notice -= 1
+        self._outgoing[self._notice] = message
 
     async def _receive_answers(self) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from anyio.abc import TaskGroup
 
@@ -23,6 +23,14 @@ TIMED_OUT: Final = RunResult(RunTermination.TimedOut)
 UNAVAILABLE: Final = RunResult(RunTermination.Failed(ErrKind.AdapterUnavailable))
 #: The result of a run whose engine raised, or answered something that is not a valid result.
 INVALID_REPLY: Final = RunResult(RunTermination.Failed(ErrKind.RuntimeError))
+
+
+class SessionPart(NamedTuple):
+    """A part of a session, as engines that keep something for each are told of it."""
+
+    session: str
+    #: From 1.
+    part: int
 
 
 class EngineRefused(ErgoCaptureError):
@@ -58,14 +66,34 @@ class Engine(Protocol):
         is awaited with ``run``.
         """
 
-    async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+    async def run(
+        self,
+        graph_id: str,
+        event_id: str,
+        event: ExternalEvent,
+        deadline: EventTime | None,
+        of: SessionPart | None = None,
+    ) -> RunResult:
         """Run one attempt of an episode and return its result.
 
         What the engine does wrong is a result too: this raises nothing for it, unless the engine was made to.
 
+        Args:
+            graph_id: the graph.
+            event_id: the id of the event.
+            event: the event whose episode it is.
+            deadline: the longest time that it may take.
+            of: the part of a session that it belongs to; None for none.
+
         Raises:
             EngineFault: the engine did something wrong, and was made to raise.
         """
+
+    def end_part(self, of: SessionPart) -> None:
+        """Note that a part of a session has no further episodes."""
+
+    def require(self, adapter_provenance: str, egress_provenance: str | None) -> None:
+        """Accept only an engine that states no other adapter and no other egress than these of its graph."""
 
     async def provenance(self, configured: str) -> str:
         """Return the runtime_provenance for a session that is opened now.
@@ -74,7 +102,8 @@ class Engine(Protocol):
             configured: the graph's runtime_provenance in the configuration.
 
         Raises:
-            EngineRefused: the engine states another one, or is away and has not stated any yet.
+            EngineRefused: the engine states another one, or another adapter or egress than is required, or is away
+                and has not stated any yet.
         """
 
     def expect(self, provenance: str) -> None:
@@ -94,6 +123,12 @@ class InProcessEngine:
     """The common part of engines that live in the daemon itself: they have no task and are never away."""
 
     pipeline = 1
+
+    def end_part(self, of: SessionPart) -> None:
+        """Do nothing: nothing is kept for a session."""
+
+    def require(self, adapter_provenance: str, egress_provenance: str | None) -> None:
+        """Do nothing: it states nothing."""
 
     async def provenance(self, configured: str) -> str:
         """Return the configured one; the engine has none of its own."""

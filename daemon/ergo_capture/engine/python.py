@@ -27,7 +27,7 @@ import msgspec
 import structlog
 
 from ergo_capture import telemetry
-from ergo_capture.engine.port import ABORTED, INVALID_REPLY, TIMED_OUT, EngineFault, InProcessEngine
+from ergo_capture.engine.port import ABORTED, INVALID_REPLY, TIMED_OUT, EngineFault, InProcessEngine, SessionPart
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
@@ -68,7 +68,14 @@ class PythonEngine(InProcessEngine):
         """Return None: a call may take its time."""
         return None
 
-    async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+    async def run(
+        self,
+        graph_id: str,
+        event_id: str,
+        event: ExternalEvent,
+        deadline: EventTime | None,
+        of: SessionPart | None = None,  # noqa: ARG002 - the port's signature
+    ) -> RunResult:
         """Call it; an exception or an invalid return value is Failed(RuntimeError), and logged.
 
         Raises:

@@ -32,6 +32,7 @@ from ergo_capture.engine.port import (
     UNSTATED_PROVENANCE,
     EngineFault,
     EngineRefused,
+    SessionPart,
 )
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
@@ -103,6 +104,9 @@ class RemoteEngine(ABC):
         self._connection: EngineConnection | None = None
         #: The provenance that it stated first, or that recovered sessions were opened with.
         self._stated: str | None = None
+        #: What the graph has, by the names of fields of ``ready``, and the last ``ready``.
+        self._required: dict[str, str | None] = {}
+        self._ready: Ready | None = None
         #: The error in its last invalid answer; empty where there was none since the last request.
         self._invalid = ""
         #: The scope of the engine's own task, once it was started.
@@ -165,7 +169,8 @@ class RemoteEngine(ABC):
                 hint="start the engine, or see the log for why it does not come up",
             )
         if self._stated is not None and configured not in (UNSTATED_PROVENANCE, self._stated):
-            raise self._mismatch(configured, self._stated)
+            raise self._mismatch("engine", configured, self._stated)
+        self._check_required()
         return configured if configured != UNSTATED_PROVENANCE else self._stated or configured
 
     async def _wait_while(self, *states: State) -> None:
@@ -173,7 +178,23 @@ class RemoteEngine(ABC):
             while self.state in states:
                 await self._state_changed.wait()
 
-    async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+    def require(self, adapter_provenance: str, egress_provenance: str | None) -> None:
+        """Accept only an engine that states no other adapter and no other egress than these of its graph."""
+        self._required = {"adapter_provenance": adapter_provenance, "egress_provenance": egress_provenance}
+
+    def end_part(self, of: SessionPart) -> None:
+        """Tell the engine, if it knows of the part and wants to be told."""
+        if self._connection is not None:
+            self._connection.end_part(of)
+
+    async def run(
+        self,
+        graph_id: str,
+        event_id: str,
+        event: ExternalEvent,
+        deadline: EventTime | None,
+        of: SessionPart | None = None,
+    ) -> RunResult:
         """Run one attempt and return its result.
 
         Raises:
@@ -184,7 +205,7 @@ class RemoteEngine(ABC):
             return ABORTED
         self.counts["asked"] += 1
         if self._settings.raises:
-            return await self._run_or_raise(graph_id, event, deadline)
+            return await self._run_or_raise(graph_id, event, deadline, of)
         if self._connection is None:
             if self._settings.when_away == "fail":
                 return UNAVAILABLE
@@ -193,15 +214,17 @@ class RemoteEngine(ABC):
                     await self._state_changed.wait()
             if self._connection is None:
                 return TIMED_OUT
-        return await self._connection.ask(graph_id, event, deadline)
+        return await self._connection.ask(graph_id, event, deadline, of)
 
-    async def _run_or_raise(self, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+    async def _run_or_raise(
+        self, graph_id: str, event: ExternalEvent, deadline: EventTime | None, of: SessionPart | None
+    ) -> RunResult:
         if self._connection is None:
             await self._wait_while(State.UNTRIED, State.AWAY)
         if self._connection is None:
             raise EngineFault(self.trouble, UNAVAILABLE)
         self._invalid = ""
-        result = await self._connection.ask(graph_id, event, deadline)
+        result = await self._connection.ask(graph_id, event, deadline, of)
         # These very objects stand for what the engine did wrong; a result that it answered is another one.
         if result is not UNAVAILABLE and result is not INVALID_REPLY:
             return result
@@ -300,18 +323,29 @@ class RemoteEngine(ABC):
         if self._configured not in (UNSTATED_PROVENANCE, stated):
             # Remember it, so that whoever opens a session is told what is wrong.
             self._stated = stated
-            raise self._mismatch(self._configured, stated)
+            raise self._mismatch("engine", self._configured, stated)
         if self._stated not in (None, stated):
             raise EngineRefused(
                 f"it says that it is {stated!r}, and sessions were opened with {self._stated!r}; start that one, or "
                 "restart the daemon once they are over"
             )
+        self._ready = ready
+        self._check_required()
 
-    def _mismatch(self, configured: str, stated: str) -> EngineRefused:
+    def _check_required(self) -> None:
+        """Raise EngineRefused where the last ``ready`` states another adapter or egress than the graph has."""
+        for field, required in self._required.items():
+            stated = None if self._ready is None else getattr(self._ready, field)
+            if stated not in (None, required):
+                raise self._mismatch(field.partition("_")[0], required or "none", stated)
+
+    def _mismatch(self, what: str, configured: str, stated: str) -> EngineRefused:
+        setting = "runtime_provenance" if what == "engine" else what
+        named = "this one is" if what == "engine" else "its engine is for"
         return EngineRefused(
-            f"graph {self.graph!r} is configured for the engine {configured!r}, and this one is {stated!r}",
+            f"graph {self.graph!r} is configured for the {what} {configured!r}, and {named} {stated!r}",
             op="open session",
-            hint="start the right engine, or correct runtime_provenance of the graph",
+            hint=f"start the right engine, or correct {setting} of the graph",
         )
 
     async def _watch_silence(self, connection: EngineConnection) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from codecs import BOM_UTF8
 from pathlib import Path
 
-from ergo_capture.engine.port import InProcessEngine
+from ergo_capture.engine.port import InProcessEngine, SessionPart
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.fault_runtime import FaultRuntime
@@ -26,7 +26,14 @@ class FixedEngine(InProcessEngine):
         """Return a runtime without a schedule."""
         return FaultRuntime(self.termination)
 
-    async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+    async def run(
+        self,
+        graph_id: str,
+        event_id: str,
+        event: ExternalEvent,
+        deadline: EventTime | None,
+        of: SessionPart | None = None,  # noqa: ARG002 - the port's signature
+    ) -> RunResult:
         """Return the configured termination."""
         return RunResult(self.invoker().run(graph_id, event_id, event, deadline))
 
@@ -66,6 +73,13 @@ class ScriptedEngine(InProcessEngine):
         """Return a runtime at the beginning of the script."""
         return FaultRuntime.from_json(self._script)
 
-    async def run(self, graph_id: str, event_id: str, event: ExternalEvent, deadline: EventTime | None) -> RunResult:
+    async def run(
+        self,
+        graph_id: str,
+        event_id: str,
+        event: ExternalEvent,
+        deadline: EventTime | None,
+        of: SessionPart | None = None,  # noqa: ARG002 - the port's signature
+    ) -> RunResult:
         """Return the first outcome that the script has for the event."""
         return RunResult(self.invoker().run(graph_id, event_id, event, deadline))

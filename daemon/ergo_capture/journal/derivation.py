@@ -54,12 +54,13 @@ class Derivation:
 
     def bind(self, event: HostedEvent) -> Bound | Refusal:
         """Return an event as the graph gets it, or why it is refused."""
+        from ergo_capture.adapter.binding import refusal_text  # noqa: PLC0415 - only where it is needed
         from ergo_capture.adapter.errors import AdapterError  # noqa: PLC0415 - as above
 
         try:
             return self.binding.bind(event, self.store)
         except AdapterError as error:
-            return Refusal(error.code, error.message)
+            return Refusal(error.code, refusal_text(error))
 
     def settle(self, effects: Iterable[ActionEffect]) -> Interruption | None:
         """Write to the store what the effects of a decision say; return what that ends the run with, if anything."""

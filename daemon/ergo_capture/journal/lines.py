@@ -105,6 +105,8 @@ class _ExactEvent(msgspec.Struct, frozen=True, gc=False):
     kind: ExternalEventKind
     at: EventTime
     payload: msgspec.Raw = msgspec.Raw(b"null")
+    #: Any type: the daemon ignored it where the graph has no adapter.
+    semantic_kind: object = None
 
 
 class _ExactLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EVENT):
@@ -290,4 +292,6 @@ def read_body(body: bytes) -> Iterator[ExternalEvent]:
         raise EventFormatError(str(error)) from error
     for line in lines:
         event = line.event
-        yield ExternalEvent(event.event_id, event.kind, event.at, _payload_bytes(event))
+        kind = event.semantic_kind
+        kind = kind if isinstance(kind, str) else None
+        yield ExternalEvent(event.event_id, event.kind, event.at, _payload_bytes(event), kind)

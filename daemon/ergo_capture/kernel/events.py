@@ -73,6 +73,8 @@ class ExternalEvent(msgspec.Struct, frozen=True, gc=False):
     at: EventTime = ZERO
     #: Empty, or the exact bytes of one JSON object.
     payload: bytes = b""
+    #: What it means, by a name of the graph's adapter, where a sender says so; engines are told, bundles are not.
+    semantic_kind: str | None = None
 
     @classmethod
     def mechanical(cls, event_id: str, kind: ExternalEventKind) -> ExternalEvent:

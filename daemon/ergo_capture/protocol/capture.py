@@ -2,8 +2,8 @@
 
 Frames are JSON Lines on a Unix stream socket: one JSON object a line, whose ``type`` is the tag of a class below. A
 client sends ``hello``, ``open``, then any number of ``event`` and ``events``, with ``flush`` and ``ping`` in between,
-and ``close``. The daemon answers ``welcome``, ``opened``, then ``ack``, ``reject``, ``decision``, ``flushed`` and
-``pong``, and at last ``closed``; an ``error`` ends the connection.
+and ``close``. The daemon answers ``welcome``, ``opened``, then ``ack``, ``reject``, ``refused``, ``decision``,
+``flushed``, ``left_over`` and ``pong``, and at last ``closed``; an ``error`` ends the connection.
 
 ``ack.accepted`` and ``reject.index`` count the events of one connection from 1, in the order sent.
 
@@ -46,6 +46,8 @@ class Code(StrEnum):
     FORBIDDEN = "forbidden"
     LIMIT = "limit"
     ACKNOWLEDGED_LOST = "acknowledged_lost"
+    SCHEMA_VIOLATION = "schema_violation"
+    RUN_INTERRUPTED = "run_interrupted"
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -286,6 +288,34 @@ class Note(_Answer, frozen=True, tag="note"):
     hint: str = ""
 
 
+class Refused(_Answer, frozen=True, tag="refused"):
+    """An accepted event was refused when its turn came: merged with the context store, its payload breaks the schema.
+
+    Said when that is durable, and again after a resume. A session remembers the last 1,000; ``count`` shows a gap.
+    """
+
+    #: The event's number in the session, from 1.
+    index: int
+    event_id: str
+    #: A ``Code``, or a word that a newer daemon uses.
+    code: str
+    message: str
+    #: Refused events of the session up to this one.
+    count: int
+
+
+class LeftOver(_Answer, frozen=True, tag="left_over"):
+    """The run was interrupted; the accepted events from this one on are never decided. They lie beside the bundle."""
+
+    #: The number in the session, from 1, of the first of them, and its id.
+    from_index: int
+    event_id: str
+    count: int
+    #: The reference's word for the reason, and what happened.
+    reason: str
+    message: str = ""
+
+
 class DecisionFrame(_Answer, frozen=True, kw_only=True, tag="decision"):
     """A decision of the session: its number, from 1, and the record as the bundle holds it."""
 
@@ -317,6 +347,9 @@ class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
     #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, those of parts left
     #: out that were published before the daemon started.
     terminations: dict[str, int] = {}
+    #: Accepted events that were refused, and that were left over behind an interruption of the run.
+    refused: int = 0
+    left_over: int = 0
 
 
 class Pong(_Answer, frozen=True, tag="pong"):
@@ -334,7 +367,7 @@ class Error(_Answer, frozen=True, tag="error"):
     lost: Lost | msgspec.UnsetType = msgspec.UNSET
 
 
-Answer = Welcome | Opened | Ack | Reject | Note | DecisionFrame | Flushed | Closed | Pong | Error
+Answer = Welcome | Opened | Ack | Reject | Note | Refused | LeftOver | DecisionFrame | Flushed | Closed | Pong | Error
 
 _encode: Final = msgspec.json.Encoder().encode
 

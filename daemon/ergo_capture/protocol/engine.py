@@ -11,11 +11,19 @@ and the engine answers in any order:
      "at": {"secs": 5, "nanos": 0}, "payload": {"x": 1}, "deadline": {"secs": 1, "nanos": 0}}
     {"type": "ran", "id": 7, "termination": "Completed", "effects": []}
 
-``payload`` is the event's JSON object as the client sent it, or null; ``deadline`` is null if there is none. In
+``payload`` is the event's JSON object as the bundle captures it, or null; ``deadline`` is null if there is none. In
 ``ran``, ``type`` and ``effects`` may be left out, and ``intent_acks`` and ``interruption`` may be added. A termination
 is ``"Completed"``, ``"TimedOut"``, ``"Aborted"`` or ``{"Failed": KIND}``. Each run is answered once: answers that are
 late, repeated or to no run are counted and dropped. If the id of an answer can be read and the rest cannot, that run
 ends as ``Failed(RuntimeError)``; a line that is not a message ends the connection.
+
+An engine that lists ``sessions`` in ``features`` of ``ready`` is told which part of which session a run belongs to:
+
+    {"type": "begin", "graph_id": "default", "session": "20261123T134500Z-1-9c4ef0aa", "part": 1}
+    {"type": "end", "session": "20261123T134500Z-1-9c4ef0aa", "part": 1}
+
+``begin`` comes before the part's first run on a connection, ``end`` behind its last; neither is answered. ``run`` then
+has ``session``, ``part`` and ``semantic_kind`` at its end.
 """
 
 from __future__ import annotations
@@ -33,6 +41,8 @@ from ergo_capture.kernel.records import CapturedIntentAck, encode_time
 from ergo_capture.kernel.time import EventTime
 
 PROTOCOL: Final = "ergo-engine.v1"
+#: The value of ``features`` of an engine that is told of sessions.
+SESSIONS: Final = "sessions"
 
 
 class EngineProtocolError(ErgoCaptureError):
@@ -46,6 +56,11 @@ class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
     runtime_provenance: str
     #: The graphs it runs; None for any.
     graphs: tuple[str, ...] | None = None
+    #: What it is for; None where it does not say. Another adapter or egress than the graph's is refused.
+    adapter_provenance: str | None = None
+    egress_provenance: str | None = None
+    #: What else it understands: ``sessions``.
+    features: tuple[str, ...] = ()
 
 
 class Ran(msgspec.Struct, frozen=True):
@@ -77,9 +92,23 @@ _ran: Final = msgspec.json.Decoder(_RanMessage)
 _ran_head: Final = msgspec.json.Decoder(_RanHead)
 
 
-def encode_run(number: int, graph_id: str, event: ExternalEvent, deadline: EventTime | None) -> bytes:
-    """Return the ``run`` message of an attempt, newline included; ``number`` is its id."""
-    return b'{"type":"run","id":%d,"graph_id":%b,"event_id":%b,"kind":"%b","at":%b,"payload":%b,"deadline":%b}\n' % (
+def encode_run(
+    number: int, graph_id: str, event: ExternalEvent, deadline: EventTime | None, session: str = "", part: int = 0
+) -> bytes:
+    """Return the ``run`` message of an attempt, newline included.
+
+    Args:
+        number: its id.
+        graph_id: the graph.
+        event: the event whose episode it is.
+        deadline: the longest time that it may take.
+        session: the session, for an engine that is told of them; empty for any other.
+        part: the part of the session.
+    """
+    of = b""
+    if session:
+        of = b',"session":%b,"part":%d,"semantic_kind":%b' % (_encode(session), part, _encode(event.semantic_kind))
+    return b'{"type":"run","id":%d,"graph_id":%b,"event_id":%b,"kind":"%b","at":%b,"payload":%b,"deadline":%b%b}\n' % (
         number,
         _encode(graph_id),
         _encode(event.event_id),
@@ -88,7 +117,18 @@ def encode_run(number: int, graph_id: str, event: ExternalEvent, deadline: Event
         # An event made with the library may have newlines between the tokens of its payload.
         event.payload.replace(b"\n", b" ") or b"null",
         encode_time(deadline),
+        of,
     )
+
+
+def encode_begin(graph_id: str, session: str, part: int) -> bytes:
+    """Return the message that a part of a session begins, newline included."""
+    return b'{"type":"begin","graph_id":%b,"session":%b,"part":%d}\n' % (_encode(graph_id), _encode(session), part)
+
+
+def encode_end(session: str, part: int) -> bytes:
+    """Return the message that a part of a session has no further runs, newline included."""
+    return b'{"type":"end","session":%b,"part":%d}\n' % (_encode(session), part)
 
 
 def read_ready(line: bytes) -> Ready:

@@ -20,6 +20,7 @@ from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.engine.python import PythonEngine
 from ergo_capture.engine.remote import RemoteSettings, SocketEngine
 from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
+from ergo_capture.journal.payloads import Contract
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.records import NO_ADAPTER_PROVENANCE
@@ -77,8 +78,8 @@ def graph_of(name: str, graph: GraphConfig, context_bytes: int, engine: Engine |
             op="configure graph",
             hint=f"correct [graphs.{name}] in the configuration",
         ) from error
-    binding = binding_of(name, graph, context_bytes)
-    adapter = None if binding is None else binding.adapter
+    binding = _binding_of(name, graph, context_bytes)
+    adapter = None if binding is None else binding[1].adapter
     return Graph(
         name=name,
         constraints=constraints,
@@ -87,11 +88,12 @@ def graph_of(name: str, graph: GraphConfig, context_bytes: int, engine: Engine |
         engine=engine,
         egress=egress_of(name, graph, adapter),
         access=access_of(graph.users, graph.groups, f"graphs.{name}"),
-        binding=binding,
+        contract=None if binding is None else binding[0],
+        binding=None if binding is None else binding[1],
     )
 
 
-def binding_of(name: str, graph: GraphConfig, context_bytes: int) -> Binding | None:
+def _binding_of(name: str, graph: GraphConfig, context_bytes: int) -> tuple[Contract, Binding] | None:
     """Return how a graph's payloads become what it gets; None where they are captured as they were sent.
 
     Raises:
@@ -103,7 +105,7 @@ def binding_of(name: str, graph: GraphConfig, context_bytes: int) -> Binding | N
     from ergo_capture.adapter.errors import EXTRA_MISSING, AdapterError  # noqa: PLC0415
 
     if not graph.adapter:
-        return Binding(None, graph.numbers, context_bytes)
+        return Contract(numbers=graph.numbers), Binding(None, graph.numbers)
     where = f"configure graph {name!r}"
     try:
         text = Path(graph.adapter).read_text(encoding="utf-8")
@@ -133,7 +135,7 @@ def binding_of(name: str, graph: GraphConfig, context_bytes: int) -> Binding | N
             path=graph.adapter,
             hint="leave adapter_provenance out: the adapter says it",
         )
-    return binding
+    return Contract(adapter=text, numbers=graph.numbers, context_bytes=context_bytes), binding
 
 
 def _event_time(duration: Duration | None) -> EventTime | None:

@@ -14,7 +14,7 @@ import msgspec
 from ergo_capture.config.settings import LimitsConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
-from ergo_capture.journal.payloads import Peer
+from ergo_capture.journal.payloads import LeftOver, Peer
 from ergo_capture.kernel.records import encode_decision
 from ergo_capture.protocol import capture as protocol
 from ergo_capture.protocol.capture import (
@@ -42,6 +42,8 @@ from ergo_capture.version import PROGRAM
 
 #: About the length of a ``decision`` frame.
 _DECISION_BYTES: Final = 256
+#: The length of a ``refused`` frame at the most, as long as event ids are not.
+_REFUSAL_BYTES: Final = 700
 #: Characters that are said of the name of an unknown field.
 _MAX_NAME: Final = 100
 #: Memory that a decision takes while it is kept for a client, with its event.
@@ -189,6 +191,9 @@ class Conversation:
         #: Whether the client speaks ``ergo-driver.v0``, which knows no answers.
         self.is_driver = False
         self._decisions_sent = 0
+        #: Refused events of the session that the client was told of on this connection, and whether of left over ones.
+        self._refused_told = 0
+        self._left_over_told = False
         self._acked = (0, 0)
         self.outbox = Outbox(
             raw,
@@ -377,13 +382,15 @@ class Conversation:
         assert published is not None
         closed = protocol.Closed(
             events=session.accepted,
-            decisions=session.decided,
+            decisions=session.decided - session.log.refused,
             session=session.description.session,
             bundles=session.bundles,
             bundle=published.bundle,
             manifest=published.manifest,
             sha256=published.sha256,
             terminations={ended.label: count for ended, count in session.terminations.items()},
+            refused=session.log.refused,
+            left_over=0 if session.left_over is None else session.left_over.count,
         )
         self.outbox.add_after_ack(protocol.encode(closed))
 
@@ -404,16 +411,44 @@ class Conversation:
         if session is not None:
             for entry in session.log.take_followed():
                 self._decisions_sent += 1
-                record = encode_decision(entry.to_record())
-                due.append(protocol.encode_decision_frame(self._decisions_sent, record))
+                if entry is not None:
+                    record = encode_decision(entry.to_record())
+                    due.append(protocol.encode_decision_frame(self._decisions_sent, record))
+            if session.log.refused > self._refused_told:
+                due += self._refused_due(session)
         if (receipts.accepted, receipts.decided) != self._acked:
             self._acked = (receipts.accepted, receipts.decided)
             due.append(protocol.encode(protocol.Ack(*self._acked, receipts.events)))
+        if session is not None and session.left_over is not None and not self._left_over_told:
+            self._left_over_told = True
+            due.append(self._left_over(session, session.left_over))
         return due
+
+    def _refused_due(self, session: Session) -> list[bytes]:
+        """Return the refusals that are durable and not told yet, as far as the session remembers them."""
+        log = session.log
+        due: list[bytes] = []
+        for count, refused in enumerate(log.last_refused, log.refused - len(log.last_refused) + 1):
+            if refused.index >= session.decided:
+                break
+            if count > self._refused_told:
+                self._refused_told = count
+                index, said = refused.index + 1, (refused.event_id, refused.code, refused.message)
+                due.append(protocol.encode(protocol.Refused(index, *said, count)))
+        return due
+
+    def _left_over(self, session: Session, left: LeftOver) -> bytes:
+        interruption = session.interruption
+        assert interruption is not None
+        reason, message = interruption.reason, interruption.message
+        return protocol.encode(protocol.LeftOver(left.from_index + 1, left.event_id, left.count, reason, message))
 
     def _due_bytes(self) -> int:
         """Return about the size of the decisions that are due."""
-        return 0 if self.session is None or self.is_driver else _DECISION_BYTES * self.session.log.untaken
+        session = self.session
+        if session is None or self.is_driver:
+            return 0
+        return _DECISION_BYTES * session.log.untaken + _REFUSAL_BYTES * (session.log.refused - self._refused_told)
 
     def _reject_batch(self, numbers: Sequence[int], batch: EventBatch) -> None:
         error = batch.refused

@@ -39,6 +39,10 @@ class Refusal:
     hint: str
 
 
+#: Returns why an event line is refused, with the code and the hint; None where it is not.
+Check = Callable[[bytes], tuple[Code, str, str] | None]
+
+
 @dataclass(slots=True)
 class Generation:
     """Event ids that are forgotten together."""
@@ -126,12 +130,15 @@ class AdmissionQueue:
         self._waiting: deque[EventBatch] = deque()
         ids.hold(self._running.bytes + self._deferred_bytes)
 
-    def admit(self, chunk: EventChunk, max_id_bytes: int) -> tuple[EventBatch | None, list[Refusal]]:
+    def admit(
+        self, chunk: EventChunk, max_id_bytes: int, check: Check | None = None
+    ) -> tuple[EventBatch | None, list[Refusal]]:
         """Take the ids of a chunk's events.
 
         Args:
             chunk: events with their lines.
             max_id_bytes: longest event id, in bytes of UTF-8.
+            check: what else is checked of each event.
 
         Returns:
             The admitted events, None where there are none, and the refused ones in the order of the chunk.
@@ -152,7 +159,8 @@ class AdmissionQueue:
         running = self._running
         fresh = set(chunk.ids)
         if not (
-            len(fresh) == len(events)
+            check is None
+            and len(fresh) == len(events)
             and running.ids.isdisjoint(fresh)
             and self._earlier.ids.isdisjoint(fresh)
             # A character takes at most four bytes, so that most ids need no encoding.
@@ -161,7 +169,7 @@ class AdmissionQueue:
                 or max(len(event_id.encode()) for event_id in chunk.ids) <= max_id_bytes
             )
         ):
-            events, body, refusals = self._select(chunk, max_id_bytes)
+            events, body, refusals = self._select(chunk, max_id_bytes, check)
             if not events:
                 return None, refusals
             fresh = {event.event_id for event in events}
@@ -178,7 +186,9 @@ class AdmissionQueue:
         self.queued_bytes += len(body)
         return batch, refusals
 
-    def _select(self, chunk: EventChunk, max_id_bytes: int) -> tuple[list[EventLike], bytes, list[Refusal]]:
+    def _select(
+        self, chunk: EventChunk, max_id_bytes: int, check: Check | None
+    ) -> tuple[list[EventLike], bytes, list[Refusal]]:
         """Return the events that can be admitted, their lines, and the refusals of the others."""
         kept: list[EventLike] = []
         lines: list[bytes] = []
@@ -194,6 +204,8 @@ class AdmissionQueue:
                 message = f"event id {event_id!r} is already in session {self._session_id}"
                 hint = "an event that was accepted need not be sent again"
                 refusals.append(Refusal(offset, event_id, Code.DUPLICATE_EVENT_ID, message, hint))
+            elif check is not None and (refused := check(line)) is not None:
+                refusals.append(Refusal(offset, event_id, *refused))
             else:
                 seen.add(event_id)
                 kept.append(event)

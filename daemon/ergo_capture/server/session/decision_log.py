@@ -8,8 +8,9 @@ from functools import partial
 from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.decision_rows import DecisionRows
+from ergo_capture.journal.decision_rows import DecisionRows, Refusal
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
+from ergo_capture.journal.payloads import Interruption, RefusedEvent
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision, RunTermination
@@ -49,12 +50,15 @@ class JournalDecisionLog:
         self._full: deque[DecisionRows] = deque()
         #: A frame that is being written, or that a full disk refused and that is written first the next time.
         self._frame: PendingFrame | None = None
-        #: Decisions logged so far, durable or not.
+        #: Decisions and refusals logged so far, durable or not.
         self.logged = initial.decided
+        #: Events that were refused: how many, and the last of them, durable or not.
+        self.refused = initial.refused
+        self.last_refused = initial.refusals
         self._durable = initial.decided
         self._framed = initial.decided
-        #: Entries kept for a client that asked for decisions, until they are durable and taken.
-        self._followed: deque[DecisionLogEntry] | None = None
+        #: Entries kept for a client that asked for decisions, until they are durable and taken; None for a refusal.
+        self._followed: deque[DecisionLogEntry | None] | None = None
         #: Whether that client has gone.
         self._left = False
         #: Called when decisions are logged, where somebody watches.
@@ -67,14 +71,32 @@ class JournalDecisionLog:
         self._rows.add(entry)
         if entry.termination is not None:
             self._count(entry.termination, 1)
-        if self._rows.bytes >= _FULL_FRAME_BYTES:
-            self._full.append(self._rows)
-            self._rows = DecisionRows()
+        self._end_full_frame()
         if self.listener is not None:
             self.listener(self.logged, 1, lambda _count: (entry,))
         self.logged += 1
         if self._followed is not None:
             self._followed.append(entry)
+
+    def refuse(self, event_id: str, refusal: Refusal) -> None:
+        """Keep the refusal of an event."""
+        self._rows.add_refusal(refusal)
+        self._end_full_frame()
+        self.last_refused.append(RefusedEvent(self.logged, event_id, refusal.code, refusal.message))
+        self.refused += 1
+        self.logged += 1
+        if self._followed is not None:
+            self._followed.append(None)
+
+    def end_run(self, interruption: Interruption) -> None:
+        """Keep that the run was interrupted behind what was logged last: in the same frame, so that both are durable."""
+        rows = self._full[-1] if self._full and not self._rows.count else self._rows
+        rows.add_end(interruption)
+
+    def _end_full_frame(self) -> None:
+        if self._rows.bytes >= _FULL_FRAME_BYTES:
+            self._full.append(self._rows)
+            self._rows = DecisionRows()
 
     def log_plain(self, events: Sequence[EventLike], first_episode: int) -> None:
         """Keep a run of plain invocations (``ports.RunLengthDecisionLog``)."""
@@ -100,7 +122,7 @@ class JournalDecisionLog:
     @property
     def waiting(self) -> bool:
         """Whether any decision is not durable."""
-        return bool(self._frame is not None or self._full or self._rows.count)
+        return bool(self._frame is not None or self._full or self._rows.count or self._rows.is_end)
 
     @property
     def waiting_bytes(self) -> int:
@@ -110,7 +132,7 @@ class JournalDecisionLog:
 
     def to_frame(self) -> PendingFrame | None:
         """Return a frame of what was logged since the last one, or of as much as one frame holds."""
-        if self._frame is None and (self._full or self._rows.count):
+        if self._frame is None and (self._full or self._rows.count or self._rows.is_end):
             if self._full:
                 rows = self._full.popleft()
             else:
@@ -169,8 +191,8 @@ class JournalDecisionLog:
         """The number of kept decisions that are durable."""
         return len(self._followed) - (self.logged - self._durable) if self._followed else 0
 
-    def take_followed(self) -> list[DecisionLogEntry]:
-        """Remove and return the kept decisions that are durable."""
+    def take_followed(self) -> list[DecisionLogEntry | None]:
+        """Remove and return the kept decisions that are durable; None stands for a refused event."""
         followed = self._followed
         if not followed:
             return []

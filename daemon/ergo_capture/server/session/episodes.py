@@ -20,24 +20,41 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ergo_capture.engine.port import INVALID_REPLY, Engine
-from ergo_capture.journal.decision_rows import said_bytes
+import structlog
+
+from ergo_capture import telemetry
+from ergo_capture.engine.port import INVALID_REPLY, Engine, SessionPart
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.decision_rows import Refusal, said_bytes
+from ergo_capture.journal.derivation import Derivation
 from ergo_capture.journal.lines import read_body
+from ergo_capture.journal.payloads import Interruption
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
-from ergo_capture.kernel.ports import IN_DOUBT, DecisionLog, DecisionLogEntry, RunResult
+from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.server.session.admission_queue import EventBatch
+from ergo_capture.server.session.decision_log import JournalDecisionLog
+
+log = structlog.get_logger()
 
 #: Decisions that may wait for a run before them; each keeps its event in memory.
 _MAX_WAITING: Final = 10_000
 #: Bytes that an engine may say of one run: half of what a frame of the journal holds.
 _MAX_RUN_BYTES: Final = 32 << 20
+#: Events with a derived payload after which the others get a turn: each takes some 50 us.
+_TURN_EVENTS: Final = 64
 
 
-def concurrency(engine: Engine, constraints: Constraints) -> int:
-    """Return how many runs of one session may be under way at once: the engine's pipeline, within ``max_in_flight``."""
+def concurrency(engine: Engine, constraints: Constraints, derivation: Derivation | None) -> int:
+    """Return how many runs of one session may be under way at once: the engine's pipeline, within ``max_in_flight``.
+
+    Where effects may write what the next payload is merged with, it is one.
+    """
+    adapter = None if derivation is None else derivation.binding.adapter
+    if adapter is not None and adapter.writable:
+        return 1
     limit = constraints.max_in_flight
     # Zero defers every episode, so that nothing runs.
     return engine.pipeline if limit is None else max(1, min(engine.pipeline, limit))
@@ -60,26 +77,37 @@ class Episodes:
         before_run: awaited before a run begins, with the number of decisions before it that are not logged.
         on_logged: called after each decision that had to be waited for.
         on_failed: called when a run has raised an exception; nothing is logged after it.
+        derivation: how payloads are derived from what was sent; None where they are not.
+        on_interrupted: called when the run is interrupted; nothing is decided after it.
     """
 
     def __init__(
         self,
         engine: Engine,
         initial: RecoveredSession,
-        log: DecisionLog,
+        log: JournalDecisionLog,
         *,
         max_in_doubt: int,
         before_run: Callable[[int], Awaitable[None]],
         on_logged: Callable[[], None],
         on_failed: Callable[[BaseException], None],
+        derivation: Derivation | None = None,
+        on_interrupted: Callable[[Interruption], None] = lambda _interruption: None,
     ) -> None:
         self._engine = engine
         self._graph_id = initial.description.graph
+        self._of = SessionPart(initial.description.session, initial.part)
         self._constraints = initial.description.constraints
         self._log = log
         self._before_run = before_run
         self._on_logged = on_logged
         self._on_failed = on_failed
+        self._derivation = derivation
+        self._on_interrupted = on_interrupted
+        #: Kinds of effects that egress channels carry out.
+        self._routed = () if initial.description.contract is None else initial.description.contract.routed
+        #: What interrupted the run.
+        self.interruption = initial.interruption
         #: The engine, where it answers at once.
         self._invoker = engine.invoker()
         if self._invoker is not None:
@@ -93,7 +121,7 @@ class Episodes:
         #: Runs that are under way, and decisions that wait for one of them.
         self._waiting: deque[_RunUnderWay | DecisionLogEntry] = deque()
         self._under_way = 0
-        self._most_under_way = concurrency(engine, self._constraints)
+        self._most_under_way = concurrency(engine, self._constraints, derivation)
         self._settled = asyncio.Event()
         #: What a run raised.
         self._failure: BaseException | None = None
@@ -105,29 +133,66 @@ class Episodes:
     def start_part(self) -> None:
         """Continue with a new supervisor; no run may be under way."""
         assert not self._waiting, "a part ended with runs under way"
+        self._engine.end_part(self._of)
+        self._of = SessionPart(self._of.session, self._of.part + 1)
         self.supervisor = Supervisor(self._graph_id, self._constraints, self._supervisor_log, self._invoker)
 
     async def decide(self, batch: EventBatch) -> None:
-        """Decide a batch; on return each event was offered to the supervisor, and runs may still be under way."""
-        if self._invoker is not None and not self._in_doubt:
+        """Decide a batch; on return each event was offered to the supervisor, and runs may still be under way.
+
+        Where the run is interrupted, the events behind it are not decided.
+        """
+        if self._derivation is not None:
+            await self._derive(batch, self._derivation)
+        elif self._invoker is not None and not self._in_doubt:
             events = batch.events
             self.supervisor.drive_all(events if isinstance(events, list) else list(events))
-            return
-        for event in read_body(batch.body) if batch.body else batch.events:
-            if self._in_doubt:
-                self._in_doubt -= 1
-                step = self.supervisor.offer(event)
-                if isinstance(step, Run):
-                    self.supervisor.settle(step, IN_DOUBT.termination, 0, IN_DOUBT)
-                continue
-            if self._invoker is not None:
-                self.supervisor.drive(event)
-                continue
-            while len(self._waiting) >= _MAX_WAITING:
-                await self._some_settled()
+        else:
+            for event in read_body(batch.body) if batch.body else batch.events:
+                await self._decide(event)
+
+    async def _derive(self, batch: EventBatch, derivation: Derivation) -> None:
+        for number, hosted in enumerate(derivation.read(batch.body), 1):
+            if self.interruption is not None:
+                return
+            bound = derivation.bind(hosted)
+            if isinstance(bound, Refusal):
+                await self.settle_all()
+                self._in_doubt = max(0, self._in_doubt - 1)
+                self._log.refuse(hosted.event_id, bound)
+            else:
+                await self._decide(bound.event)
+            if number % _TURN_EVENTS == 0:
+                await asyncio.sleep(0)
+
+    async def _decide(self, event: EventLike) -> None:
+        if self._in_doubt:
+            self._in_doubt -= 1
             step = self.supervisor.offer(event)
             if isinstance(step, Run):
-                await self._begin(step)
+                self.supervisor.settle(step, IN_DOUBT.termination, 0, IN_DOUBT)
+            return
+        if self._invoker is not None:
+            self._apply(self.supervisor.drive(event))
+            return
+        while len(self._waiting) >= _MAX_WAITING:
+            await self._some_settled()
+        step = self.supervisor.offer(event)
+        if isinstance(step, Run):
+            await self._begin(step)
+
+    def _apply(self, entry: DecisionLogEntry) -> None:
+        """Write the effects of a decision into the context store."""
+        if entry.effects and self._derivation is not None:
+            interruption = self._derivation.settle(captured.effect for captured in entry.effects)
+            if interruption is not None:
+                self._interrupt(interruption)
+
+    def _interrupt(self, interruption: Interruption) -> None:
+        """End the run behind the decision that was logged last."""
+        self.interruption = interruption
+        self._log.end_run(interruption)
+        self._on_interrupted(interruption)
 
     async def settle_all(self) -> None:
         """Wait until every run that is under way has ended and is logged.
@@ -162,7 +227,9 @@ class Episodes:
         await self._before_run(len(self._waiting))
         if self._most_under_way == 1:
             result, retries = await self._attempt(run)
-            self._log.log(self.supervisor.entry_of(run, result.termination, retries, result))
+            entry = self.supervisor.entry_of(run, result.termination, retries, result)
+            self._log.log(entry)
+            self._apply(entry)
             self._on_logged()
             return
         # A task's first step sends the request, and tasks take their first steps in the order they are created. So
@@ -200,12 +267,32 @@ class Episodes:
         origin, retries = run.origin, 0
         assert isinstance(origin, ExternalEvent)
         while True:
-            result = await self._engine.run(self._graph_id, origin.event_id, origin, self._constraints.deadline)
-            if said_bytes(result) > _MAX_RUN_BYTES:
+            result = await self._engine.run(
+                self._graph_id, origin.event_id, origin, self._constraints.deadline, self._of
+            )
+            if said_bytes(result) > _MAX_RUN_BYTES or (result.effects and not self._may_apply(origin, result)):
                 result = INVALID_REPLY
             if not self.supervisor.wants_retry(result.termination, retries):
                 return result, retries
             retries += 1
+
+    def _may_apply(self, origin: ExternalEvent, result: RunResult) -> bool:
+        """Return whether the adapter takes the effects of a run; log why not."""
+        if self._derivation is None:
+            return True
+        try:
+            self._derivation.binding.check_effects(result.effects, self._routed)
+        except ErgoCaptureError as error:
+            log.error(  # noqa: TRY400 - the engine's fault
+                telemetry.ENGINE_FAILED,
+                graph=self._graph_id,
+                engine=self._engine.name,
+                event_id=origin.event_id,
+                error=f"the adapter refuses its effects, and the episode Failed(RuntimeError): {error.message}",
+                hint=error.hint,
+            )
+            return False
+        return True
 
     def log(self, entry: DecisionLogEntry) -> None:
         """Log a deferral (``ports.DecisionLog``), after the runs before it."""

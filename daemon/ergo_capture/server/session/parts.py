@@ -195,7 +195,14 @@ class Parts:
     # --- the end of a part ---
 
     async def rotate(
-        self, boundary: int, early: Collection[EventBatch], last_event_id: str | None, *, forced: bool
+        self,
+        boundary: int,
+        early: Collection[EventBatch],
+        last_event_id: str | None,
+        *,
+        forced: bool,
+        store: dict[str, Any] | None,
+        refused: int,
     ) -> None:
         """End the current part and publish it.
 
@@ -204,12 +211,14 @@ class Parts:
             early: the batches that are accepted and not decided; they belong to the next part.
             last_event_id: id of the last event of the part that ends.
             forced: whether episodes are deferred.
+            store: the context store; None without an adapter.
+            refused: events of the session that were refused.
 
         Raises:
             ErgoCaptureError: the part could not be published; the journal holds all of it.
         """
         old = self.current
-        new = Part(old.number + 1, boundary, old.segment, self._loop.time(), lost=old.lost)
+        new = Part(old.number + 1, boundary, old.segment, self._loop.time(), lost=old.lost, store=store)
         positions = [batch.position.pack() for batch in early if batch.position is not None]
         new.event_frames = array("Q", positions)
         new.bytes = sum(len(batch.body) for batch in early)
@@ -220,7 +229,9 @@ class Parts:
         self.current = new
         previous = self._previous = self._loop.create_future()
         try:
-            rotation = self._rotation = Rotation(old.number, forced, utc_now(), self._describe(old), last_event_id)
+            rotation = self._rotation = Rotation(
+                old.number, forced, utc_now(), self._describe(old), last_event_id, store, refused
+            )
             body = encode_body(rotation)
             position = await self._writer.append(PendingFrame(FrameKind.ROTATE, self._number, boundary, 0, body))
             previous.set_result(await self._publish(old, boundary - old.first, "rotated", forced=forced))
@@ -234,21 +245,33 @@ class Parts:
         first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]
         new.segment = min([position.segment, *first_frames])
 
-    async def finish(self, decided: int, ended: str, *, keep_empty: bool) -> Publication:
+    async def finish(
+        self,
+        decided: int,
+        ended: str,
+        *,
+        keep_empty: bool,
+        interruption: Interruption | None = None,
+        left_over: LeftOver | None = None,
+    ) -> Publication:
         """Close the session, which has that many decisions, and publish its last part.
 
         Args:
             decided: decisions of the session.
             ended: what the manifest says.
             keep_empty: whether a session without events leaves a bundle.
+            interruption: what interrupted the run.
+            left_over: the events behind that.
 
         Raises:
             ErgoCaptureError: the session could not be closed or the part not be published; the journal holds all of it.
         """
         if not self.is_closed:
-            body = encode_body(Closing(ended, utc_now(), keep_empty))
-            await self._writer.append(PendingFrame(FrameKind.CLOSE, self._number, decided, 0, body))
+            body = encode_body(Closing(ended, utc_now(), keep_empty, interruption, left_over))
+            behind = 0 if left_over is None else left_over.count
+            await self._writer.append(PendingFrame(FrameKind.CLOSE, self._number, decided, behind, body))
             self.is_closed = True
+        self.current.interruption, self.current.left_over = interruption, left_over
         if not decided and not keep_empty:
             nothing = Publication(self.current.number, bundle="", manifest="", sha256="", final=True)
             await self._writer.append(self._published_frame(nothing))

@@ -125,6 +125,8 @@ class PendingSessions:
             program=PROGRAM,
             lost=lost,
             decided_by=decided_by,
+            # An engine elsewhere sees what was sent.
+            contract=None if decided_by else graph.contract,
         )
         while True:
             opened: asyncio.Future[Session] = asyncio.get_running_loop().create_future()

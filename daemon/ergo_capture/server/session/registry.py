@@ -148,6 +148,8 @@ class SessionRegistry:
         """Start every graph's engine, and stop the engines that no graph and no session needs."""
         for graph in self.graphs.values():
             self._engines[graph.engine] = None
+            egress = None if graph.egress is None else graph.egress.provenance()
+            graph.engine.require(graph.adapter_provenance, egress)
             graph.engine.start(self._tasks)
         needed = [graph.engine for graph in self.graphs.values()]
         needed += [session.graph.engine for session in self.sessions.values()]
@@ -384,7 +386,7 @@ class SessionRegistry:
                 graph=session.description.graph,
                 ended=session.ended,
                 events=session.accepted,
-                decisions=session.decided,
+                decisions=session.decided - session.log.refused,
             )
             self.segment_collector.request()
         elif error is not self._writer.failure and not isinstance(error, WriterClosed):

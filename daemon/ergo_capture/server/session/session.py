@@ -17,11 +17,11 @@ import msgspec
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.frame import Position
-from ergo_capture.journal.payloads import Loss, Publication, join_losses
+from ergo_capture.journal.payloads import Interruption, LeftOver, Loss, Publication, join_losses
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.notifier import Notifier
-from ergo_capture.protocol.capture import EventChunk, ProtocolError
+from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import internal_error, storage_failed
 from ergo_capture.server.session import parts
@@ -29,7 +29,7 @@ from ergo_capture.server.session.admission_queue import AdmissionQueue, EventBat
 from ergo_capture.server.session.budget import Holding, size_of_deferred
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 from ergo_capture.server.session.episodes import Episodes, concurrency
-from ergo_capture.server.session.graph import Graph
+from ergo_capture.server.session.graph import Graph, check_of
 from ergo_capture.server.session.parts import Parts, Publisher, RotationRule, is_full
 from ergo_capture.storage.write_error import CaptureWriteError
 
@@ -116,9 +116,11 @@ class Session:
         self.accepted = initial.accepted
         #: Decisions on stable storage.
         self.decided = initial.decided
-        self.state = SessionState.OPEN if initial.closing is None else SessionState.ENDING
         #: How it is to end, or ended: ``complete``, ``interrupted``, ``recovered`` or ``lost``; None while it is open.
         self.ended = None if initial.closing is None else initial.closing.ended
+        if initial.interruption is not None and self.ended is None:
+            self.ended = "interrupted"
+        self.state = SessionState.OPEN if self.ended is None else SessionState.ENDING
         self._keep_empty = initial.closing is None or initial.closing.keep_empty
         #: Events that a client was told are durable and that are missing; None where none are.
         self.lost = initial.lost
@@ -127,6 +129,12 @@ class Session:
         #: The last part's publication, and the bundles of all parts, in state ``FINISHED``.
         self.publication: Publication | None = None
         self.bundles: list[str] = []
+        #: What interrupted the run; nothing is decided behind that. None while it goes on.
+        self.interruption = initial.interruption
+        #: The accepted events behind the interruption, in state ``FINISHED``; None where there are none.
+        self.left_over: LeftOver | None = None
+        #: The id of the first of them.
+        self._first_left_over = None if initial.left_over is None else initial.left_over.event_id
         #: Set when the task is over: the session has finished or failed.
         self.over = asyncio.Event()
         self.admission = AdmissionQueue(initial, events_memory, ids_memory, self._on_accepted, self._on_refused)
@@ -145,15 +153,25 @@ class Session:
         #: Accepted batches that are not decided.
         self._batches: deque[EventBatch] = deque()
         if initial.undecided:
-            self._batches.append(EventBatch(self.admission, b"", initial.undecided))
+            body = initial.undecided_lines
+            first, end = initial.decided, initial.accepted
+            self._batches.append(EventBatch(self.admission, body, initial.undecided, first=first, end=end))
+            self.admission.queued_bytes += len(body)
         #: Wakes the task.
         self._wake = asyncio.Event()
         #: Wakes whoever waits for a watermark or for room.
         self._moved = Notifier()
         #: Wakes the task when the part's age may end it.
         self._rotation_timer: asyncio.TimerHandle | None = None
+        contract = initial.description.contract
+        self._derivation = derivation = graph.derivation(contract, initial.store)
+        binding = graph.binding if derivation is None and initial.description.decided_by else None
+        if derivation is not None:
+            binding = derivation.binding
+        #: Checks event lines at admission; None where there is nothing to check.
+        self._check = None if binding is None else check_of(binding)
         #: Runs that may be under way at once, and so be in doubt after a crash.
-        self._most_in_doubt = concurrency(graph.engine, initial.description.constraints)
+        self._most_in_doubt = concurrency(graph.engine, initial.description.constraints, derivation)
         self._episodes = Episodes(
             graph.engine,
             initial,
@@ -162,6 +180,8 @@ class Session:
             before_run=self._before_run,
             on_logged=self._on_logged,
             on_failed=self._on_run_failed,
+            derivation=derivation,
+            on_interrupted=self._on_interrupted,
         )
 
     # --- admission: synchronous, called by the connection ---
@@ -183,7 +203,9 @@ class Session:
             self._writer.check()
         except ErgoCaptureError as error:
             raise storage_failed(error) from error
-        batch, refusals = self.admission.admit(chunk, max_id_bytes)
+        if self.interruption is not None:
+            return None, _refuse_all(chunk, max_id_bytes, self.interruption)
+        batch, refusals = self.admission.admit(chunk, max_id_bytes, self._check)
         if batch is not None:
             self._writer.submit(batch, len(batch.body))
         return batch, refusals
@@ -240,12 +262,17 @@ class Session:
         Raises:
             ErgoCaptureError: the session failed first.
         """
-        while self.decided < min(count, self.admission.admitted):
+        while self.decided < min(count, self._to_decide):
             if self.failure is not None:
                 raise self.failure
             if self.log.waiting:
                 self._writer.submit_lazily(self.log, urgent=True)
             await self._moved.wait()
+
+    @property
+    def _to_decide(self) -> int:
+        """The number of events of the session that are decided by now or will be."""
+        return self.admission.admitted if self.interruption is None else self.log.logged
 
     # --- the task ---
 
@@ -262,7 +289,7 @@ class Session:
                     await self._rotate_if_due()
                 if self.ended is not None:
                     await self._episodes.settle_all()
-                    if self.admission.admitted == self.log.logged:
+                    if self.admission.admitted == (self.log.logged if self.interruption is None else self.accepted):
                         await self._finish(self.ended)
                         return
                 await self._rotate_if_due()
@@ -277,7 +304,10 @@ class Session:
             self.over.set()
 
     async def _decide(self, batch: EventBatch) -> None:
-        await self._episodes.decide(batch)
+        if self.interruption is None:
+            await self._episodes.decide(batch)
+        if self.interruption is not None and self._first_left_over is None and batch.end > self.log.logged:
+            self._first_left_over = batch.events[self.log.logged - batch.first].event_id
         self.admission.release_decided(batch, size_of_deferred(self._episodes.supervisor))
         followed = self.log.is_followed
         self._writer.submit_lazily(self.log, urgent=followed or self.ended is not None)
@@ -310,7 +340,13 @@ class Session:
     def _on_run_failed(self, error: BaseException) -> None:
         self.fail(error if isinstance(error, ErgoCaptureError) else internal_error("run episode", error))
 
+    def _on_interrupted(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+        self.end("interrupted")
+
     async def _rotate_if_due(self) -> None:
+        if self.interruption is not None:
+            return
         part, rotation = self.parts.current, self.rotation
         now = self._loop.time()
         if part.is_overdue and self.log.logged == part.first:
@@ -327,7 +363,14 @@ class Session:
                 await self.until_decided(boundary)
                 self._episodes.start_part()
                 self.admission.end_part()
-                await self.parts.rotate(boundary, self._batches, self.last_event_id, forced=deferred > 0)
+                await self.parts.rotate(
+                    boundary,
+                    self._batches,
+                    self.last_event_id,
+                    forced=deferred > 0,
+                    store=None if self._derivation is None else self._derivation.snapshot(),
+                    refused=self.log.refused,
+                )
                 self._on_part_over()
                 return
         if (seconds := rotation.next_check(part, self.log.logged - part.first, self._loop.time())) is not None:
@@ -358,7 +401,7 @@ class Session:
         """
         while True:
             await self.until_decided(self.admission.admitted)
-            if self.state is not SessionState.OPEN:
+            if self.state is not SessionState.OPEN or self.interruption is not None:
                 # A snapshot after the last bundle would replace it, and its manifest would say that the session goes on.
                 await self.over.wait()
                 if self.publication is None:
@@ -411,9 +454,20 @@ class Session:
 
     async def _finish(self, ended: str) -> None:
         await self.until_decided(self.admission.admitted)
-        self.publication = await self.parts.finish(self.decided, ended, keep_empty=self._keep_empty)
+        left_over = None
+        if self._first_left_over is not None:
+            left_over = LeftOver(self.decided, self._first_left_over, self.accepted - self.decided)
+        self.publication = await self.parts.finish(
+            self.decided,
+            ended,
+            keep_empty=self._keep_empty,
+            interruption=self.interruption,
+            left_over=left_over,
+        )
         self.bundles = await self.parts.bundles()
+        self.left_over = left_over
         self.state = SessionState.FINISHED
+        self._notify()
 
     def fail(self, error: ErgoCaptureError) -> None:
         """Enter the state ``FAILED``; what was accepted is safe in the journal."""
@@ -456,3 +510,12 @@ class Session:
             part=self.parts.current.number,
             lost=self.lost,
         )
+
+
+def _refuse_all(chunk: EventChunk, max_id_bytes: int, interruption: Interruption) -> list[Refusal]:
+    message = f"the run was interrupted: {interruption.reason}: {interruption.message}"
+    hint = "open another session; this one's bundle holds what was decided"
+    return [
+        Refusal(offset, None if len(name.encode()) > max_id_bytes else name, Code.RUN_INTERRUPTED, message, hint)
+        for offset, name in enumerate(chunk.ids)
+    ]
