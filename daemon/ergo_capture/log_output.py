@@ -54,7 +54,9 @@ class LogOutput:
         #: Bytes in the two queues.
         self._bytes = 0
         self._numbers = 0
+        #: Lines that were dropped and are not reported yet, and all of them.
         self._dropped = Dropped(0, 0)
+        self.total_dropped = 0
         #: Whether the thread is writing a line.
         self._writing = False
         threading.Thread(target=self._work, name="ergo-capture-log", daemon=True).start()
@@ -86,6 +88,7 @@ class LogOutput:
 
     def _count(self, *, info: int = 0, errors: int = 0) -> None:
         self._dropped = Dropped(self._dropped.info + info, self._dropped.errors + errors)
+        self.total_dropped += info + errors
 
     def _work(self) -> None:
         while True:

@@ -258,6 +258,11 @@ def exit_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
+def dropped_lines() -> int:
+    """Return how many lines were dropped since the start because nobody read them."""
+    return 0 if _background is None else _background.total_dropped
+
+
 def _log_dropped(dropped: Dropped) -> None:
     structlog.get_logger().warning(LOG_DROPPED, info=dropped.info, errors=dropped.errors)
 

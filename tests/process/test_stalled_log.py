@@ -171,6 +171,7 @@ def test_errors_are_dropped_only_when_no_line_of_a_lower_level_is_left() -> None
         while not read.endswith(END):
             read += os.read(reading, 4096)
     assert dropped == [Dropped(info=4, errors=2)]
+    assert output.total_dropped == 6
     assert read.count(b"error") == 2
     assert read.count(b"info") == 0
     assert read.count(b"long") == 1000

@@ -77,6 +77,11 @@ class BundlePublisher:
         #: Composes the bundles of large sessions while they run.
         self.follower = Follower(bundle, self._job_at_begin)
 
+    @property
+    def diverted(self) -> int:
+        """The number of bundles that were published beside a finished one, since the start."""
+        return len(self._diverted)
+
     def apply(self, bundle: BundleConfig) -> None:
         """Apply a reloaded configuration to the bundles that come next."""
         self._bundle = bundle

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
+import os
 import re
 import shutil
 import socket
@@ -22,10 +24,13 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.daemons import PATIENCE, Daemon, configured, event, running_daemon, short_directory
+from tests.server.looks import until
 
 from ergo_capture import config as configuration
+from ergo_capture import telemetry
 from ergo_capture.config import ConfigError
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.log_output import LogOutput
 from ergo_capture.server.ops.metrics import Textfile
 from ergo_capture.server.service import Service
 
@@ -290,3 +295,25 @@ def test_the_global_registry_stays_unused() -> None:
 
     assert Path(module.__file__).name == "metrics.py"
     assert b"ergo_capture" not in generate_latest(REGISTRY)
+
+
+async def test_dropped_lines_of_the_log_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody reads them, which is when no line can say so."""
+    reading, writing = os.pipe()
+    try:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(writing, b"x" * 4096)
+        output = LogOutput(writing, lambda _dropped: None, max_bytes=100)
+        monkeypatch.setattr(telemetry, "_background", output)
+        async with running_daemon() as daemon:
+            assert values(await scrape(daemon), "ergo_capture_log_lines_dropped") == {(): 0}
+            output.write(b"a" * 100, is_error=False)
+            await until(lambda: output.waiting_bytes == 0)
+            for _ in range(3):
+                output.write(b"b" * 100, is_error=False)
+            assert values(await scrape(daemon), "ergo_capture_log_lines_dropped") == {(): 2}
+        os.read(reading, 4096)
+        output.drain(PATIENCE)
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ async def test_a_restored_journal_does_not_replace_a_finished_bundle() -> None:
                     await until(lambda: daemon.service.registry.finished)
                     assert [len(ids_of(bundle)) for bundle in daemon.bundles()] == [3, 1]
                     (beside,) = [bundle for bundle in daemon.bundles() if str(bundle) != closed["bundle"]]
+                    text = (await daemon.ask("metrics"))["text"]
+                    (sample,) = re.findall(r"^ergo_capture_bundles_diverted_total\{.*\} (.*)$", text, re.MULTILINE)
+                    assert float(sample) == 1
             (line,) = [entry for entry in logged if entry["event"] == "bundle.diverted"]
             assert (line["log_level"], line["bundle"], line["beside"]) == ("error", str(beside), closed["bundle"])
             assert beside.name == Path(closed["bundle"]).name.replace(".", "~1~2.", 1), start

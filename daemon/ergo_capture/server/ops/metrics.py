@@ -84,10 +84,16 @@ class StatusCollector(Collector):
             totals.acknowledged_lost,
         )
         yield _counter("bundles_published", "Bundles published, snapshots included.", totals.bundles_published)
+        yield _counter(
+            "bundles_diverted", "Bundles published beside a finished one of the same name.", totals.bundles_diverted
+        )
         yield _counter("bundles_pruned", "Bundles deleted by retention.", totals.bundles_pruned)
         yield _counter("bundles_pruned_bytes", "Bytes of those.", totals.bundles_pruned_bytes)
         yield _counter("tap_decisions_shown", "Decisions shown to taps.", totals.decisions_tapped)
         yield _counter("tap_decisions_skipped", "Decisions that taps did not show.", totals.decisions_skipped)
+        yield _counter(
+            "log_lines_dropped", "Lines of the log that were dropped: nobody read them.", totals.log_lines_dropped
+        )
         yield _labelled(
             CounterMetricFamily(PREFIX + "refusals", "Clients, frames and events refused, by code.", labels=["code"]),
             status.refusals,

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 from anyio import to_thread
 
+from ergo_capture import telemetry
 from ergo_capture.engine.port import Engine
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.outcomes import RunTermination
@@ -60,6 +61,8 @@ async def take_status(components: Components) -> DaemonStatus:
             bundles_pruned_bytes=retention.pruned_bytes,
             decisions_tapped=0 if running is None else running.registry.taps.shown,
             decisions_skipped=0 if running is None else running.registry.taps.skipped,
+            bundles_diverted=0 if running is None else running.publisher.diverted,
+            log_lines_dropped=telemetry.dropped_lines(),
         ),
         running=None if running is None else _running_status(running, clients.held),
         started_at=components.start_time,

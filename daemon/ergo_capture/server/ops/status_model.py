@@ -46,6 +46,10 @@ class TotalsStatus(msgspec.Struct, frozen=True):
     decisions_skipped: int
     #: Resumes by clients that were told of events which are missing.
     acknowledged_lost: int = 0
+    #: Bundles that were published beside a finished one of the same name.
+    bundles_diverted: int = 0
+    #: Lines of the log that were dropped because nobody read standard error.
+    log_lines_dropped: int = 0
 
 
 class ComposingStatus(msgspec.Struct, frozen=True):
