@@ -2,7 +2,7 @@
 
 A process that was suspended (SIGSTOP, a suspended virtual machine, a host short of memory) finds every time-out passed
 when it goes on, while the bytes that it waited for lie in the socket. So a time-out that is to judge somebody counts on
-``clock``, which stands still meanwhile, or is waited for with ``within``, which looks once more after a pause.
+``clock``, which stands still meanwhile, as do the limits of ``move_on_after`` and ``within``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import anyio
@@ -21,6 +22,8 @@ T = TypeVar("T")
 _BEAT_SECONDS: Final = 0.5
 #: Seconds that a beat may be late before it counts as a pause.
 _LATE_SECONDS: Final = 1.0
+#: Seconds that a limit leaves at least after a pause.
+_AFTER_SECONDS: Final = 1.0
 
 
 class RunningClock:
@@ -88,19 +91,48 @@ class RunningClock:
 clock: Final = RunningClock()
 
 
+@contextmanager
+def move_on_after(seconds: float | None) -> Iterator[anyio.CancelScope]:
+    """Cancel the block after so many seconds without a pause, as ``anyio.move_on_after`` does.
+
+    After a pause the block has at least a second: what it waits for may have come meanwhile.
+
+    Args:
+        seconds: None for no limit.
+    """
+    with anyio.CancelScope() as scope:
+        if seconds is None:
+            yield scope
+            return
+        loop, due, pauses = asyncio.get_running_loop(), clock.now() + seconds, clock.pauses()
+
+        def check() -> None:
+            nonlocal timer, due, pauses
+            now = clock.now()
+            if clock.pauses() != pauses:
+                pauses, due = clock.pauses(), max(due, now + _AFTER_SECONDS)
+            if now < due:
+                timer = loop.call_later(due - now, check)
+            else:
+                scope.cancel()
+
+        timer = loop.call_later(seconds, check)
+        try:
+            yield scope
+        finally:
+            timer.cancel()
+
+
 async def within(seconds: float | None, function: Callable[[], Awaitable[T]]) -> T:
     """Return what ``function`` returns, awaited for so many seconds without a pause.
 
     Args:
         seconds: None for ever.
-        function: called again after a pause; where it was cancelled it must have lost nothing.
+        function: what is awaited.
 
     Raises:
         TimeoutError: the time has passed.
     """
-    while True:
-        pauses = clock.pauses()
-        with anyio.move_on_after(seconds):
-            return await function()
-        if clock.pauses() == pauses:
-            raise TimeoutError
+    with move_on_after(seconds):
+        return await function()
+    raise TimeoutError

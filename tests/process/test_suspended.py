@@ -87,7 +87,7 @@ def daemon() -> Iterator[DaemonProcess]:
         (place / "engine.py").write_text(ENGINE)
         command = json.dumps([sys.executable, str(place / "engine.py"), str(place)])
         text = TIMEOUTS + '[graphs.default]\n[graphs.slow]\ndeadline = "1s"\n[graphs.slow.engine]\nkind = "process"\n'
-        text += f'hang_timeout = "1s"\ncommand = {command}\n'
+        text += f'hang_timeout = "1s"\ncommand = {command}\n[shutdown]\ndrain = "1s"\n'
         with DaemonProcess(place, place / "state", config=text) as process:
             yield process.start()
 
@@ -148,3 +148,20 @@ def test_a_client_that_is_silent_while_the_daemon_runs_is_still_ended(daemon: Da
         while data := client.socket.recv(4096):
             heard += data
         assert b"no hello and open within 1 s" in heard
+
+
+def test_p10_a_stop_in_which_the_daemon_was_suspended_has_its_time_again(daemon: DaemonProcess) -> None:
+    """What the drain waits for came meanwhile: nothing is left for the next start."""
+    place, process = daemon.config.parent, daemon.process
+    assert process is not None
+    with Client(daemon.socket) as client:
+        client.open(graph="slow")
+        client.say(event("a"))
+        wait_until((place / "asked").exists)
+        process.send_signal(signal.SIGTERM)
+        daemon.until_logged("daemon.stopping")
+        with suspended(daemon):
+            (place / "answer").touch()
+            wait_until((place / "answered").exists)
+        assert process.wait(PATIENCE) == 0
+    assert '"drain.unfinished"' not in daemon.log.read_text()

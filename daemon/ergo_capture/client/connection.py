@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -9,6 +10,7 @@ import anyio
 import msgspec
 from anyio.abc import ByteStream
 
+from ergo_capture import pauses
 from ergo_capture.backoff import Backoff
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.protocol.address import socket_path
@@ -137,18 +139,23 @@ class Connection:
         """
         await self.hang_up()
         backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY)
-        with anyio.move_on_after(self.patience):
-            while True:
-                await anyio.sleep(backoff.next_delay())
-                try:
-                    await self._connect()
-                    return await self._open()
-                except ClientError as error:
-                    if error.code not in _PASSING:
-                        raise
-                except LOST:
-                    pass
-                await self.hang_up()
+        # The clock is the process's, which may have no other beat.
+        beat = asyncio.create_task(pauses.clock.beat(lambda _seconds: None))
+        try:
+            with pauses.move_on_after(self.patience):
+                while True:
+                    await anyio.sleep(backoff.next_delay())
+                    try:
+                        await self._connect()
+                        return await self._open()
+                    except ClientError as error:
+                        if error.code not in _PASSING:
+                            raise
+                    except LOST:
+                        pass
+                    await self.hang_up()
+        finally:
+            beat.cancel()
         raise ClientError(
             UNREACHABLE,
             f"the daemon at '{self.path}' did not come back within {self.patience:g} s",

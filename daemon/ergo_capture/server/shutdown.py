@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 import structlog
 
-from ergo_capture import telemetry
+from ergo_capture import pauses, telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.components import Components, Running
 from ergo_capture.server.net.listener import Listener
@@ -48,7 +48,7 @@ class Shutdown:
         registry.stop()
         self.listener.stop()
         seconds = self.components.config.shutdown.drain.seconds
-        with anyio.move_on_after(seconds or None) as deadline:
+        with pauses.move_on_after(seconds or None) as deadline:
             if writer.failure is None:
                 async with anyio.create_task_group() as reporting:
                     reporting.start_soon(self._report)
@@ -62,14 +62,14 @@ class Shutdown:
                     reporting.cancel_scope.cancel()
         for connection in list(connections):
             connection.shut_down(writer.failure)
-        with anyio.move_on_after(_FAREWELL_SECONDS):
+        with pauses.move_on_after(_FAREWELL_SECONDS):
             await self.listener.idle.wait()
         writer.close()
         if deadline.cancelled_caught:
             self.unfinished = True
             log.error(telemetry.DRAIN_UNFINISHED, seconds=seconds, sessions=len(registry.sessions))
         if writer.failure is None:
-            with anyio.move_on_after(_LAST_COMMIT_SECONDS) as last_commit:
+            with pauses.move_on_after(_LAST_COMMIT_SECONDS) as last_commit:
                 await writer.until_ended()
             if last_commit.cancelled_caught:
                 # The disk is full and decisions wait for it: the next start makes them again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,29 @@ async def test_a_flush_during_a_rotation_with_a_defect_raises(monkeypatch: pytes
         with anyio.fail_after(20), pytest.raises(ErgoCaptureError, match="a defect"):
             await flushing
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("count", [3, 6])
+async def test_a_session_that_ends_where_a_part_is_full_has_no_empty_last_bundle(count: int) -> None:
+    """The full part is the last one, and says how the session ended; so does a close that comes with the last event."""
+    async with running_daemon("[rotation]\nmax_events = 3\n") as daemon:
+        for waits in (True, False):
+            async with daemon.session() as wire:
+                for number in range(count):
+                    await wire.say(event(f"e{number}"))
+                    if waits or number + 1 < count:
+                        await wire.until_ack(number + 1, number + 1)
+                await wire.say({"type": "close"})
+                closed = await wire.until("closed")
+            assert [len(decode_bundle(Path(b).read_bytes()).events) for b in closed["bundles"]] == [3] * (count // 3)
+            assert closed["bundles"][-1] == closed["bundle"]
+            assert json.loads(Path(closed["manifest"]).read_bytes())["ended"] == "complete"
+
+
+async def test_a_full_part_ends_though_no_further_event_comes() -> None:
+    """After a second: its bundle is there for whoever waits for it."""
+    async with running_daemon("[rotation]\nmax_events = 3\n") as daemon, daemon.session() as wire:
+        await wire.say(*(event(f"e{number}") for number in range(3)))
+        await until(lambda: [m["ended"] for m in manifests(daemon)] == ["rotated"])
+        await wire.say(event("next"), {"type": "close"})
+        assert len((await wire.until("closed"))["bundles"]) == 2

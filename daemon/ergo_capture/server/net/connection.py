@@ -16,7 +16,7 @@ from anyio.abc import SocketAttribute, UNIXSocketStream
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
-from ergo_capture.pauses import clock
+from ergo_capture.pauses import clock, move_on_after
 from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.net.conversation import KEPT_DECISION_BYTES, Conversation, Host, Stage
@@ -232,7 +232,7 @@ class Connection:
                 await self._ended.wait()
             # Bounded and not shielded: what is pending may never be read, and neither a client that is dropped nor a
             # daemon that stops waits for it.
-            with anyio.move_on_after(self._limits.write_timeout.seconds or None):
+            with move_on_after(self._limits.write_timeout.seconds or None):
                 await conversation.until_acknowledged()
                 if self.error is not None:
                     conversation.outbox.add_after_ack(encode_error(self.error))

@@ -19,7 +19,7 @@ import structlog
 from anyio.abc import SocketAttribute, UNIXSocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from ergo_capture import telemetry
+from ergo_capture import pauses, telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol import control as protocol
@@ -155,7 +155,7 @@ class _ControlConnection:
     async def _read(self) -> bytes | None:
         """Return the next line; None at the end, or after ``IDLE_SECONDS`` of silence."""
         while True:
-            with anyio.move_on_after(IDLE_SECONDS):
+            with pauses.move_on_after(IDLE_SECONDS):
                 try:
                     return await self._lines.receive_until(b"\n", protocol.MAX_REQUEST_BYTES)
                 except (anyio.EndOfStream, anyio.IncompleteRead):
@@ -177,8 +177,8 @@ class _ControlConnection:
         await self._send(protocol.Error(code, error.message, error.hint, int(error.exit_code)))
 
     async def _send(self, *answers: protocol.Answer) -> None:
-        with anyio.fail_after(WRITE_SECONDS):
-            await self._stream.send(b"".join(map(protocol.encode, answers)))
+        data = b"".join(map(protocol.encode, answers))
+        await pauses.within(WRITE_SECONDS, lambda: self._stream.send(data))
 
     async def _execute(self, request: Request) -> None:
         components = self._components

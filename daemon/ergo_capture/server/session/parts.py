@@ -39,6 +39,8 @@ log = structlog.get_logger()
 
 #: Seconds between attempts to write a bundle while the disk is full; each attempt composes it again.
 RETRY_SECONDS: Final = 1.0
+#: Seconds that a part that is full waits for the next event.
+FULL_SECONDS: Final = 1.0
 #: Publications that are remembered of one session.
 _MOST_PUBLICATIONS: Final = 1_000
 
@@ -78,7 +80,8 @@ class RotationRule:
     """When a part ends: after the first chunk that reaches a bound; zero turns a bound off.
 
     A part ends at a moment when nothing is deferred, so that its bundle replays on its own. After ``force_after``
-    seconds without such a moment it ends nevertheless, and its manifest says that it was forced.
+    seconds without such a moment it ends nevertheless, and its manifest says that it was forced. A part that is full by
+    its events or bytes waits a second for the next event: a session that ends there has no empty last bundle.
     """
 
     max_events: int = 0
@@ -107,6 +110,11 @@ class RotationRule:
             )
         )
 
+    def may_not_wait(self, part: Part, now: float) -> bool:
+        """Return whether a part that is due ends even though no further event has come."""
+        waited = part.due_since is not None and now - part.due_since >= FULL_SECONDS
+        return waited or part.is_overdue or bool(self.max_age and now - part.began >= self.max_age)
+
     def may_end(self, part: Part, deferred: int, now: float) -> bool:
         """Return whether a part that is due may end now, with that many episodes deferred."""
         return not deferred or (part.due_since is not None and now - part.due_since >= self.force_after)
@@ -114,7 +122,8 @@ class RotationRule:
     def next_check(self, part: Part, events: int, now: float) -> float | None:
         """Return the seconds until time alone can change the answer; None where it cannot."""
         if part.due_since is not None:
-            return max(0.0, part.due_since + self.force_after - now)
+            seconds = self.force_after if self.may_not_wait(part, now) else FULL_SECONDS
+            return max(0.0, part.due_since + seconds - now)
         return max(0.0, part.began + self.max_age - now) if self.max_age and events else None
 
 

@@ -285,8 +285,8 @@ class Session:
                 # Clear first: a wake-up that arrives while a bundle is composed must not be lost.
                 self._wake.clear()
                 while self._batches and self.failure is None:
-                    await self._decide(self._batches.popleft())
                     await self._rotate_if_due()
+                    await self._decide(self._batches.popleft())
                 if self.ended is not None:
                     await self._episodes.settle_all()
                     if self.admission.admitted == (self.log.logged if self.interruption is None else self.accepted):
@@ -355,7 +355,7 @@ class Session:
             part.is_overdue = True
         if part.due_since is None and rotation.is_due(part, self.log.logged - part.first, now):
             part.due_since = now
-        if part.due_since is not None:
+        if part.due_since is not None and (self._batches or rotation.may_not_wait(part, now)):
             await self._episodes.settle_all()
             deferred = self.deferred
             if rotation.may_end(part, deferred, self._loop.time()):
