@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Self, TypeVar
 
 import anyio
 
@@ -91,8 +91,7 @@ class RunningClock:
 clock: Final = RunningClock()
 
 
-@contextmanager
-def move_on_after(seconds: float | None) -> Iterator[anyio.CancelScope]:
+class move_on_after:  # noqa: N801 - stands for anyio's function
     """Cancel the block after so many seconds without a pause, as ``anyio.move_on_after`` does.
 
     After a pause the block has at least a second: what it waits for may have come meanwhile.
@@ -100,27 +99,42 @@ def move_on_after(seconds: float | None) -> Iterator[anyio.CancelScope]:
     Args:
         seconds: None for no limit.
     """
-    with anyio.CancelScope() as scope:
-        if seconds is None:
-            yield scope
-            return
-        loop, due, pauses = asyncio.get_running_loop(), clock.now() + seconds, clock.pauses()
 
-        def check() -> None:
-            nonlocal timer, due, pauses
-            now = clock.now()
-            if clock.pauses() != pauses:
-                pauses, due = clock.pauses(), max(due, now + _AFTER_SECONDS)
-            if now < due:
-                timer = loop.call_later(due - now, check)
-            else:
-                scope.cancel()
+    def __init__(self, seconds: float | None) -> None:
+        self._scope = anyio.CancelScope()
+        self._seconds = seconds
+        #: When the block is cancelled, on ``clock``, and the pauses up to the last look.
+        self._due = 0.0
+        self._pauses = 0
+        self._timer: asyncio.TimerHandle | None = None
 
-        timer = loop.call_later(seconds, check)
-        try:
-            yield scope
-        finally:
-            timer.cancel()
+    @property
+    def cancelled_caught(self) -> bool:
+        """Whether the block was cancelled and has ended."""
+        return self._scope.cancelled_caught
+
+    def __enter__(self) -> Self:
+        self._scope.__enter__()
+        if self._seconds is not None:
+            self._pauses, self._due = clock.pauses(), clock.now() + self._seconds
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+        return self
+
+    def _look(self) -> None:
+        pauses, now = clock.pauses(), clock.now()
+        if pauses != self._pauses:
+            self._pauses, self._due = pauses, max(self._due, now + _AFTER_SECONDS)
+        if now < self._due:
+            self._timer = asyncio.get_running_loop().call_later(self._due - now, self._look)
+        else:
+            self._scope.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self._timer is not None:
+            self._timer.cancel()
+        return bool(self._scope.__exit__(kind, error, trace))
 
 
 async def within(seconds: float | None, function: Callable[[], Awaitable[T]]) -> T:
