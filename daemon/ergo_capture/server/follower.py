@@ -273,7 +273,7 @@ class Follower:
     async def _call(self, what: Advance | Finish | Drop) -> Any:
         if self._worker is None:
             if not isinstance(what, Advance):
-                raise WorkerEnded
+                raise WorkerEnded("the worker has ended")
             try:
                 self._worker = _Worker()
             except OSError as error:
@@ -282,18 +282,16 @@ class Follower:
 
     async def _end_worker(self) -> None:
         worker, self._worker = self._worker, None
-        directories = set(self.spare_bytes())
         self._parts.clear()
         if worker is not None:
-            directories |= worker.directories
             await worker.end()
-            await to_thread.run_sync(_sweep, directories)
+            await to_thread.run_sync(_sweep, worker.directories, worker.pid)
 
 
-def _sweep(directories: Iterable[Path]) -> None:
+def _sweep(directories: Iterable[Path], process: int) -> None:
     for directory in directories:
         with suppress(OSError):
-            sweep_temporaries(directory)
+            sweep_temporaries(directory, process)
 
 
 class _Worker:
@@ -305,6 +303,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._child = ChildProcess(_COMMAND)
+        self.pid = self._child.process.pid
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._requests: asyncio.Queue[bytes] = asyncio.Queue()

@@ -215,11 +215,15 @@ def _temporary_for(destination: Path) -> Path:
     return destination.with_name(f"{destination.name}.{os.getpid()}.{next(_counter)}.tmp")
 
 
-def sweep_temporaries(directory: Path) -> list[Path]:
+def sweep_temporaries(directory: Path, process: int | None = None) -> list[Path]:
     """Remove the temporaries that a killed process left in a directory, and return their paths.
 
     Only files named as by ``AtomicFile`` whose process is gone are removed. The caller holds the daemon's lock, so its
     own process id in a name is that of an earlier process.
+
+    Args:
+        directory: the directory.
+        process: the id of a process that has ended, where only its files are to be removed.
 
     Raises:
         OSError: the directory cannot be read, or a file cannot be removed.
@@ -229,7 +233,8 @@ def sweep_temporaries(directory: Path) -> list[Path]:
         match = _TEMPORARY.fullmatch(path.name)
         if match is None or not path.is_file() or path.is_symlink():
             continue
-        if int(match[1]) != os.getpid() and _is_alive(int(match[1])):
+        pid = int(match[1])
+        if pid != process and (process is not None or (pid != os.getpid() and _is_alive(pid))):
             continue
         with suppress(FileNotFoundError):
             path.unlink()

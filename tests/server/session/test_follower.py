@@ -275,3 +275,17 @@ async def test_sessions_of_few_events_are_not_followed(monkeypatch: pytest.Monke
         await send(wire, 10, 1)
         await until_composed(daemon, 11)
         assert sessions_of(daemon)[0].decided == 11
+
+
+async def test_the_temporaries_of_the_daemon_itself_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that is composed in a thread meanwhile gets its name."""
+    async with followed() as (daemon, _):
+        own = daemon.state / "bundles" / "default" / f"s.capture.json.{os.getpid()}.99.tmp"
+        own.write_bytes(b"")
+        worker = follower_of(daemon)._worker
+        assert worker is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        await until(lambda: worker._has_ended)
+        await follower_of(daemon)._end_worker()
+        assert temporaries(daemon) == [own]
+        own.unlink()
