@@ -1,7 +1,4 @@
-"""An engine that answers what a capture recorded, by event id; run as ``recorded.py CAPTURE.json.gz [LOG]``.
-
-With a log, each run is written to it as the engine got it, one line of JSON each.
-"""
+"""An engine that answers what a capture recorded, by event id; run as ``recorded.py CAPTURE.json.gz``."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import sys
 from typing import Any
 
 
-def main(path: str, log: str = "") -> None:
+def main(path: str) -> None:
     """Answer until there are no more requests."""
     with gzip.open(path) as file:
         capture = json.load(file)
@@ -26,11 +23,7 @@ def main(path: str, log: str = "") -> None:
     say({"type": "ready", "protocol": "ergo-engine.v1", "runtime_provenance": capture["runtime_provenance"]})
     for line in sys.stdin:
         run = json.loads(line)
-        if log:
-            with open(log, "a", encoding="utf-8") as out:  # noqa: PTH123 - a program of its own
-                out.write(line)
-        if run["type"] == "run":
-            say({"type": "ran", "id": run["id"], **outcomes[run["event_id"]]})
+        say({"type": "ran", "id": run["id"], **outcomes[run["event_id"]]})
 
 
 def say(message: dict[str, Any]) -> None:

@@ -160,6 +160,7 @@ class RemoteEngine(ABC):
         fails_fast = self._settings.when_away == "fail"
         if self._stated is None:
             await self._wait_while(State.UNTRIED)
+        self._check_required()
         if self._stated is None and configured == UNSTATED_PROVENANCE and not fails_fast:
             await self._wait_while(State.UNTRIED, State.AWAY)
         if self._stated is None and (configured == UNSTATED_PROVENANCE or fails_fast):
@@ -170,7 +171,6 @@ class RemoteEngine(ABC):
             )
         if self._stated is not None and configured not in (UNSTATED_PROVENANCE, self._stated):
             raise self._mismatch("engine", configured, self._stated)
-        self._check_required()
         return configured if configured != UNSTATED_PROVENANCE else self._stated or configured
 
     async def _wait_while(self, *states: State) -> None:
