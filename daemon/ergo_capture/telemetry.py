@@ -67,6 +67,16 @@ RETENTION_HELD: Final = "retention.held"
 RETENTION_SUSPECT: Final = "retention.suspect"
 RETENTION_FAILED: Final = "retention.failed"
 RETENTION_SHORT: Final = "retention.short"
+RETENTION_GAVE_UP: Final = "retention.gave_up"
+SHIP_READY: Final = "ship.ready"
+SHIP_STOPPED: Final = "ship.stopped"
+SHIP_SENT: Final = "ship.sent"
+SHIP_AWAY: Final = "ship.away"
+SHIP_RESUMED: Final = "ship.resumed"
+SHIP_REFUSED: Final = "ship.refused"
+SHIP_DIFFERS: Final = "ship.differs"
+SHIP_UNSOUND: Final = "ship.unsound"
+SHIP_FAILED: Final = "ship.failed"
 SOCKET_REBOUND: Final = "socket.rebound"
 SOCKET_LOST: Final = "socket.lost"
 CLIENT_FAILED: Final = "client.failed"
@@ -92,7 +102,16 @@ LOG_DROPPED: Final = "log.dropped"
 #: Never rate-limited: each line is evidence of a different session or bundle, and a client cannot cause more of them than
 #: it can cause sessions or bundles.
 NEVER_SUPPRESSED: Final = frozenset(
-    {BUNDLE_PUBLISHED, BUNDLE_DIVERTED, SESSION_QUARANTINED, SESSION_FAILED, LOG_SUPPRESSED, LOG_DROPPED}
+    {
+        BUNDLE_PUBLISHED,
+        BUNDLE_DIVERTED,
+        RETENTION_GAVE_UP,
+        SHIP_SENT,
+        SESSION_QUARANTINED,
+        SESSION_FAILED,
+        LOG_SUPPRESSED,
+        LOG_DROPPED,
+    }
 )
 
 #: Priorities of syslog, as systemd's journal reads them.

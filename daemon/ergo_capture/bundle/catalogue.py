@@ -124,7 +124,8 @@ class Catalogue:
                     size = entry.stat(follow_symlinks=False).st_size
                     bare.append(StoredBundle(folder / name, folder.name, size, problem="no manifest"))
 
-    def _read_described(self, path: Path, forms: list[str]) -> StoredBundle | None:
+    @staticmethod
+    def _read_described(path: Path, forms: list[str]) -> StoredBundle | None:
         """Return the bundle of a manifest, given the names of its files that exist; None where there are none."""
         if not forms:
             return None
@@ -169,6 +170,20 @@ class Catalogue:
             device=status.st_dev,
             seen=(marked, _signature(bundle)),
         )
+
+
+def bundle_at(path: Path) -> StoredBundle:
+    """Return the bundle that a file is, as the manifest beside it describes it.
+
+    Raises:
+        OSError: the file or the manifest cannot be looked at.
+    """
+    size = path.lstat().st_size
+    if not os.path.lexists(manifest_path(path)):
+        return StoredBundle(path, path.parent.name, size, problem="no manifest")
+    found = Catalogue._read_described(manifest_path(path), [path.name])  # noqa: SLF001 - of this module
+    assert found is not None
+    return found
 
 
 _UNKNOWN_TIME: Final = datetime.min.replace(tzinfo=UTC)

@@ -18,6 +18,7 @@ import msgspec
 
 from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path
+from ergo_capture.config.settings import TargetConfig
 
 RECEIPT_FORMAT: Final = "ergo-capture-receipt.v1"
 #: Largest receipt that is read, in bytes.
@@ -148,3 +149,8 @@ class Receipts:
         """Forget bundles that are not among those given."""
         paths = {bundle.path for bundle in bundles}
         self._known = {key: value for key, value in self._known.items() if key[0] in paths}
+
+
+def place_of(target: TargetConfig) -> Place:
+    """Return the store behind a target's settings."""
+    return Place(target.url.rstrip("/"), target.endpoint)

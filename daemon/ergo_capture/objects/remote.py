@@ -29,6 +29,8 @@ _PARTS_AT_ONCE: Final = 2
 _RETRIES: Final = 3
 _CODE: Final = re.compile(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", re.DOTALL)
 _STATUS: Final = re.compile(r"status code: (\d{3}[^:\n]*)")
+#: What went wrong before there was a reply: ``Connect``, ``Timeout``, ``Request``, ``Decode``.
+_UNANSWERED: Final = re.compile(r"HttpError \{\s*kind: (\w+)")
 _NO_BUCKET: Final = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
 #: Replies that stay as they are until somebody changes something.
 _REFUSALS: Final = re.compile(r"status code: (?:400|401|403|405|501) |" + _NO_BUCKET.pattern)
@@ -221,6 +223,8 @@ class RemoteStore:
             reason = code[1] + (f": {code[2].rstrip('.')}" if code[2] else "")
         elif status := _STATUS.search(text):
             reason = status[1].strip()
+        elif unanswered := _UNANSWERED.search(text):
+            reason = f"no answer ({unanswered[1].lower()})"
         else:
             reason = _first_line(error)
         hint = (

@@ -35,7 +35,8 @@ GROUPS: Final = {
         "extract": "write a range of events as a scenario, a stream or a fixture",
         "feed": "print a capture as a driver's stream for `ergo run`",
         "report": "draw a run as one page of HTML",
-        "bundles": "list finished bundles, delete expired ones",
+        "bundles": "list finished bundles, delete expired ones, fetch shipped ones",
+        "ship": "ship finished bundles to object stores",
     },
     "Damage": {
         "doctor": "report damage, where it is, and what recover would keep",

@@ -1,0 +1,372 @@
+"""``ergo-capture ship``: ship finished bundles to object stores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from ergo_capture import config as configuration
+from ergo_capture.cli.support.command import (
+    NAME,
+    Command,
+    Group,
+    argument,
+    config_option,
+    flag,
+    json_flag,
+    state_option,
+)
+from ergo_capture.cli.support.output import printable, size, span
+from ergo_capture.config import Config, ConfigError
+from ergo_capture.config.settings import RetentionConfig, TargetConfig
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.units import counted
+
+if TYPE_CHECKING:
+    from ergo_capture.bundle.catalogue import StoredBundle
+    from ergo_capture.ship.audit import Finding
+    from ergo_capture.ship.plan import Plan
+    from ergo_capture.ship.shipper import Shipper
+
+_target_option: Final = click.option("--target", metavar="NAME", help="Only this target; by default all of them.")
+
+
+@click.group(cls=Group)
+def ship() -> None:
+    """Ship finished bundles to object stores."""
+
+
+@ship.command(cls=Command, examples=("ergo-capture ship run --config /etc/ergo-capture/config.toml",))
+@config_option
+@state_option
+def run(config: Path | None, state_dir: str) -> int:
+    """Ship until SIGTERM; SIGHUP reads the configuration again."""
+    import asyncio  # noqa: PLC0415 - only for the service
+
+    from ergo_capture import telemetry  # noqa: PLC0415
+    from ergo_capture.server.ops.systemd import SystemdNotifier  # noqa: PLC0415
+    from ergo_capture.ship.service import ShipService  # noqa: PLC0415
+
+    def reread() -> Config:
+        loaded = _loaded(config, state_dir)
+        _require_stores(loaded)
+        return loaded
+
+    loaded = reread()
+    log = loaded.log
+    telemetry.configure(log.level, log.format, burst=log.burst, window=log.window.seconds)
+    telemetry.write_in_background()
+    service = ShipService(loaded, reread, SystemdNotifier.from_environment())
+    with asyncio.Runner() as runner:
+        runner.run(service.run())
+        if service.left_behind:
+            # Python would wait for threads that a store holds.
+            telemetry.exit_at_once(int(ExitCode.OK))
+    return int(ExitCode.OK)
+
+
+@ship.command(cls=Command, examples=("ergo-capture ship once --target archive",))
+@config_option
+@state_option
+@_target_option
+def once(config: Path | None, state_dir: str, target: str | None) -> int:
+    """Ship what is due now, and say what is left.
+
+    Exit code 0 if everything is shipped, 1 if a store failed or something is left, 3 if a bundle is not sent because it is
+    not what its manifest says.
+    """
+    import anyio  # noqa: PLC0415 - only to ship
+
+    from ergo_capture import telemetry  # noqa: PLC0415
+    from ergo_capture.ship.service import shippers_of  # noqa: PLC0415
+
+    loaded = _only(_loaded(config, state_dir), target)
+    telemetry.configure("error")
+    with _progress() as on_bytes:
+        shippers = shippers_of(loaded, on_bytes=on_bytes.advance)
+
+        async def ship_all() -> None:
+            for shipper in shippers:
+                plan = await shipper.look()
+                on_bytes.expect(shipper.name, plan.due_bytes, twice=shipper.target.verify == "read")
+                await shipper.send_due()
+
+        anyio.run(ship_all)
+    for shipper in shippers:
+        _tell(shipper)
+    if any(shipper.failure is not None or shipper.plan.due for shipper in shippers):
+        return int(ExitCode.FAILED)
+    return int(ExitCode.DATA_LOSS if any(shipper.unsound for shipper in shippers) else ExitCode.OK)
+
+
+def _tell(shipper: Shipper) -> None:
+    left = f", {counted(len(shipper.plan.due), 'bundle')} left" if shipper.plan.due else ""
+    click.echo(
+        f"{shipper.name}: shipped {counted(shipper.counts.sent, 'bundle')}, {size(shipper.counts.sent_bytes)}{left}"
+    )
+    if shipper.failure is not None:
+        click.echo(f"Error: {printable(shipper.failure.message)}", err=True)
+        if shipper.failure.hint:
+            click.echo(f"Try: {shipper.failure.hint}", err=True)
+
+
+@ship.command(cls=Command, examples=("ergo-capture ship status --json",))
+@config_option
+@state_option
+@_target_option
+@json_flag("target")
+def status(config: Path | None, state_dir: str, target: str | None, *, as_json: bool) -> None:
+    """Say what is shipped and what is not, by the receipts beside the bundles; asks no store."""
+    loaded = _only(_loaded(config, state_dir), target)
+    for name, plan in _plans(loaded):
+        url, oldest = loaded.ship.targets[name].url, plan.oldest_seconds(datetime.now(UTC))
+        if as_json:
+            said = {
+                "target": name,
+                "url": url,
+                "shipped": len(plan.shipped),
+                "backlog_bundles": len(plan.due),
+                "backlog_bytes": plan.due_bytes,
+                "oldest_unshipped_seconds": round(oldest, 3),
+                "unsound": len(plan.unsound),
+            }
+            click.echo(msgspec.json.encode(said))
+            continue
+        click.echo(f"{name}: {url}")
+        click.echo(f"  shipped  {counted(len(plan.shipped), 'bundle')}")
+        waits = f", the oldest for {span(oldest)}" if plan.due else ""
+        click.echo(f"  to ship  {counted(len(plan.due), 'bundle')}, {size(plan.due_bytes)}{waits}")
+        if plan.unsound:
+            click.echo(
+                f"  unsound  {counted(len(plan.unsound), 'bundle')}, for example {printable(plan.unsound[0].path)}"
+            )
+
+
+@ship.command(cls=Command, examples=("ergo-capture ship check",))
+@config_option
+@_target_option
+def check(config: Path | None, target: str | None) -> int:
+    """Write, read and list a small object in each store, and say what is missing.
+
+    Exit code 1 if a target cannot be shipped to.
+    """
+    from ergo_capture.objects.opening import open_store  # noqa: PLC0415
+    from ergo_capture.ship.audit import probe  # noqa: PLC0415
+    from ergo_capture.ship.service import host_name  # noqa: PLC0415
+
+    loaded, worst = _only(_loaded(config, ""), target), ExitCode.OK
+    for name, settings in loaded.ship.targets.items():
+        click.echo(f"{name}: {settings.url}")
+        try:
+            for step in probe(open_store(settings), host_name(loaded)):
+                click.echo(f"  {step}")
+        except ErgoCaptureError as error:
+            worst = ExitCode.FAILED
+            click.echo(f"  failed: {printable(error.message)}")
+            click.echo(f"  try: {error.hint}")
+            continue
+        if not settings.url.startswith("file:"):
+            click.echo(
+                "  not visible from here: the bucket's lifecycle rule; have it end multipart uploads after a day"
+            )
+    return int(worst)
+
+
+@ship.command(cls=Command, examples=("ergo-capture ship audit --read",))
+@config_option
+@state_option
+@_target_option
+@flag("--read", help="Read every object and compare its SHA-256, and not only its size.")
+@flag("--store", "whole_store", help="Also look for every bundle of this host that a manifest in the store names.")
+@flag("--dry-run", help="Delete no receipt.")
+@json_flag("object")
+def audit(
+    config: Path | None,
+    state_dir: str,
+    target: str | None,
+    *,
+    read: bool,
+    whole_store: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Ask each store whether it still has what the receipts say.
+
+    The receipt of a bundle that is missing or differs is deleted, so that it is shipped again. Exit code 3 if there is
+    one.
+    """
+    from ergo_capture.objects.opening import open_store  # noqa: PLC0415
+    from ergo_capture.ship.audit import audit_receipts, audit_store  # noqa: PLC0415
+    from ergo_capture.ship.service import host_name  # noqa: PLC0415
+
+    loaded, lost = _only(_loaded(config, state_dir), target), 0
+    for name, plan in _plans(loaded):
+        store = open_store(loaded.ship.targets[name])
+        there = wrong = 0
+        findings: list[Iterator[Finding]] = [audit_receipts(store, name, plan.shipped, read=read, drop=not dry_run)]
+        if whole_store:
+            findings.append(audit_store(store, host_name(loaded), read=read))
+        for finding in (finding for each in findings for finding in each):
+            there, wrong = there + (finding.problem is None), wrong + (finding.problem is not None)
+            _print_finding(name, finding, as_json=as_json)
+        lost += wrong
+        click.echo(f"{name}: {counted(there, 'object')} there, {wrong} missing or wrong", err=True)
+    return int(ExitCode.DATA_LOSS if lost else ExitCode.OK)
+
+
+def _print_finding(target: str, finding: Finding, *, as_json: bool) -> None:
+    if as_json:
+        bundle = None if finding.bundle is None else printable(finding.bundle)
+        said = {"target": target, "bundle": bundle, "key": finding.key, "problem": finding.problem}
+        click.echo(msgspec.json.encode(said))
+    elif finding.problem is not None:
+        named = finding.key if finding.bundle is None else printable(finding.bundle)
+        click.echo(f"{target}: {named}: {finding.problem}")
+
+
+@ship.command(cls=Command, examples=("ergo-capture ship put salvaged/run.capture.json --target archive",))
+@argument(
+    "bundles",
+    "Bundle files with their manifests beside them, directories of bundles, or patterns.",
+    type=NAME,
+    nargs=-1,
+    required=True,
+    metavar="BUNDLE...",
+)
+@config_option
+@_target_option
+def put(bundles: tuple[str, ...], config: Path | None, target: str | None) -> int:
+    """Ship bundles that are in no state directory, such as recovered ones; a receipt is written beside each.
+
+    Exit code 1 if one was not shipped.
+    """
+    from ergo_capture.bundle.catalogue import bundle_at  # noqa: PLC0415
+    from ergo_capture.bundle.receipt import Receipts, place_of  # noqa: PLC0415
+    from ergo_capture.cli.support.bundle_files import bundles_in  # noqa: PLC0415
+    from ergo_capture.objects.opening import open_store  # noqa: PLC0415
+    from ergo_capture.ship.sending import Sender  # noqa: PLC0415
+    from ergo_capture.ship.service import host_name  # noqa: PLC0415
+
+    loaded, worst = _only(_loaded(config, ""), target), ExitCode.OK
+    found = [bundle_at(path) for path in bundles_in(bundles)]
+    with _progress() as progress:
+        for name, settings in loaded.ship.targets.items():
+            receipts = Receipts({name: place_of(settings)})
+            store, host = open_store(settings), host_name(loaded)
+            sender = Sender(store, name, place_of(settings), host, settings.verify, progress.advance)
+            due = [bundle for bundle in found if not receipts.holders(bundle)]
+            progress.expect(name, sum(bundle.size for bundle in due), twice=settings.verify == "read")
+            for bundle in found:
+                if bundle not in due:
+                    click.echo(f"{name}: {printable(bundle.path)}: shipped already")
+                    continue
+                try:
+                    if bundle.problem is not None:
+                        raise _not_finished(bundle)
+                    sent = sender.send(bundle, is_repeated=True)
+                except ErgoCaptureError as error:
+                    worst = ExitCode.FAILED
+                    click.echo(f"{name}: {printable(error.message)}", err=True)
+                    click.echo(f"  try: {error.hint}", err=True)
+                else:
+                    click.echo(f"{name}: {printable(bundle.path)}: {store.url}/{sent.receipt.key}")
+    return int(worst)
+
+
+def _not_finished(bundle: StoredBundle) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"send '{bundle.path}': {bundle.problem}",
+        op="send bundle",
+        path=bundle.path,
+        hint="only a finished bundle is shipped, with the manifest beside it",
+    )
+
+
+def _loaded(config: Path | None, state_dir: str) -> Config:
+    loaded = configuration.load(config, state=state_dir, client=True)
+    if not loaded.ship.targets:
+        raise ConfigError(
+            "ship: no target is configured",
+            op="ship",
+            hint='write a table such as [ship.targets.archive] with url = "s3://BUCKET/PREFIX"; see `ergo-capture help ship`',
+        )
+    return loaded
+
+
+def _only(config: Config, target: str | None) -> Config:
+    """Return the configuration with one target alone."""
+    if target is None:
+        return config
+    if target not in config.ship.targets:
+        raise ErgoCaptureError(
+            f"ship: there is no target '{target}'",
+            op="ship",
+            hint=f"name one of {', '.join(config.ship.targets)}",
+            exit_code=ExitCode.USAGE,
+        )
+    ship = msgspec.structs.replace(config.ship, targets={target: config.ship.targets[target]})
+    # Retention may name the others.
+    return msgspec.structs.replace(config, ship=ship, retention=RetentionConfig())
+
+
+def _require_stores(config: Config) -> None:
+    """Raise where a target needs the extra that is not installed: nothing could ever be shipped there."""
+    if any(not target.url.startswith("file:") for target in config.ship.targets.values()):
+        from ergo_capture.objects.remote import import_obstore  # noqa: PLC0415 - only for stores that are elsewhere
+
+        import_obstore()
+
+
+def _plans(config: Config) -> Iterator[tuple[str, Plan]]:
+    """Yield the plan of each target, by the receipts on disk."""
+    from ergo_capture.bundle.catalogue import Catalogue  # noqa: PLC0415
+
+    bundles = Catalogue(Path(config.state.directory) / "bundles").read()
+    for name, target in config.ship.targets.items():
+        yield name, _plan(bundles, name, target)
+
+
+def _plan(bundles: Sequence[StoredBundle], name: str, target: TargetConfig) -> Plan:
+    from ergo_capture.bundle.receipt import Receipts, place_of  # noqa: PLC0415
+    from ergo_capture.ship.plan import make_plan  # noqa: PLC0415
+
+    receipts = Receipts({name: place_of(target)})
+    return make_plan(bundles, lambda bundle: bool(receipts.holders(bundle)))
+
+
+class _Progress:
+    """Bars for bytes, one a target; on a terminal only."""
+
+    def __init__(self, bars: Any = None) -> None:
+        self._bars = bars
+        self._task: Any = None
+
+    def expect(self, name: str, count: int, *, twice: bool) -> None:
+        """Begin a bar; what is read back counts too."""
+        if self._bars is not None and count:
+            self._task = self._bars.add_task(name, total=count * (2 if twice else 1))
+
+    def advance(self, count: int) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._bars.advance(self._task, count)
+
+
+@contextmanager
+def _progress() -> Iterator[_Progress]:
+    if not sys.stderr.isatty():
+        yield _Progress()
+        return
+    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _Progress(bars)

@@ -1,0 +1,142 @@
+"""Ask a store whether it still has what receipts say, and whether a target can be shipped to at all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ergo_capture.bundle.catalogue import StoredBundle
+from ergo_capture.bundle.names import safe_name
+from ergo_capture.bundle.receipt import Receipt, read_receipt, receipt_path
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.objects.keys import MANIFESTS, parse_manifest_key, sha256_of
+from ergo_capture.objects.port import ObjectMissing, ObjectStore
+from ergo_capture.ship.fetching import read_shipped_manifest
+from ergo_capture.storage import directory_lock
+
+_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One object that was looked for."""
+
+    #: The bundle on this host; None for one that only the store has.
+    bundle: Path | None
+    key: str
+    #: What is wrong; None where the store has it.
+    problem: str | None
+
+
+def audit_receipts(
+    store: ObjectStore, target: str, bundles: Iterable[StoredBundle], *, read: bool = False, drop: bool = True
+) -> Iterator[Finding]:
+    """Yield what the store has of each bundle with a receipt.
+
+    Args:
+        store: the target's store.
+        target: its name.
+        bundles: bundles with valid receipts of the target.
+        read: whether to read every object and compare its hash, and not only its size.
+        drop: whether to delete the receipts of what the store lost, so that it is shipped again.
+
+    Raises:
+        StoreError: the store failed; what was not asked for keeps its receipt.
+    """
+
+    def look(bundle: StoredBundle) -> Finding | None:
+        path = receipt_path(bundle.path, target)
+        receipt = read_receipt(path)
+        if receipt is None:
+            return None
+        problem = _problem(store, receipt, read=read)
+        if problem is not None and drop:
+            with directory_lock(path.parent), suppress(FileNotFoundError):
+                path.unlink()
+        return Finding(bundle.path, receipt.key, problem)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from (finding for finding in pool.map(look, bundles) if finding is not None)
+
+
+def _problem(store: ObjectStore, receipt: Receipt, *, read: bool) -> str | None:
+    if store.head(receipt.manifest_key) is None:
+        return f"the store has no manifest '{receipt.manifest_key}'"
+    info = store.head(receipt.key)
+    if info is None:
+        return "the store has no such object"
+    if info.size != receipt.bytes:
+        return f"it has {info.size} bytes in the store, and {receipt.bytes} by the receipt"
+    return _difference(store, receipt.key) if read else None
+
+
+def audit_store(store: ObjectStore, host: str, *, read: bool = False) -> Iterator[Finding]:
+    """Yield every bundle of this host that a manifest in the store names, and whether the store has it.
+
+    Args:
+        store: the store.
+        host: the name of the host.
+        read: whether to read every object and compare its hash.
+
+    Raises:
+        StoreError: the store failed.
+    """
+    for date in store.folders(MANIFESTS):
+        for info in store.list(f"{MANIFESTS}/{date}/host={safe_name(host)}"):
+            if parse_manifest_key(info.key) is None:
+                continue
+            try:
+                about, _ = read_shipped_manifest(store, info.key)
+            except ObjectMissing:
+                continue
+            except ErgoCaptureError as error:
+                if type(error) is not ErgoCaptureError:
+                    raise
+                yield Finding(None, info.key, error.message)
+                continue
+            if store.head(about.key) is None:
+                yield Finding(None, about.key, f"the store has no such object, and the manifest '{info.key}'")
+            else:
+                yield Finding(None, about.key, _difference(store, about.key) if read else None)
+
+
+def _difference(store: ObjectStore, key: str) -> str | None:
+    digest = hashlib.sha256()
+    for block in store.get(key):
+        digest.update(block)
+    return None if digest.hexdigest() == sha256_of(key) else "its SHA-256 is not that of its key"
+
+
+def probe(store: ObjectStore, host: str) -> Iterator[str]:
+    """Write, read and list a small object; yield what was done, a step at a time.
+
+    Raises:
+        StoreError: a step failed.
+        ErgoCaptureError: the store does not give back what was written.
+    """
+    key = f"probe/host={safe_name(host)}.json"
+    content = f'{{"host":"{safe_name(host)}","at":"{datetime.now(UTC).isoformat()}"}}\n'.encode()
+    store.put(key, [content], len(content))
+    yield f"wrote {key}"
+    if b"".join(store.get(key)) != content:
+        raise ErgoCaptureError(
+            f"check '{store.url}': the object '{key}' differs from what was written",
+            op="check target",
+            path=store.url,
+            hint="the store, or the way there, is not to be trusted",
+        )
+    yield "read it back"
+    if key not in [info.key for info in store.list("probe")]:
+        raise ErgoCaptureError(
+            f"check '{store.url}': the object '{key}' is not listed",
+            op="check target",
+            path=store.url,
+            hint="the store's lists are late; `bundles fetch` and `ship audit --store` may miss what is new",
+        )
+    yield "listed it"

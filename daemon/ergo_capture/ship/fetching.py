@@ -1,0 +1,162 @@
+"""Bring bundles back from a store: find them by session or hash, download them, and prove them by their keys."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, safe_name
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.objects.keys import (
+    MANIFESTS,
+    OBJECTS,
+    ManifestKey,
+    ShippedManifest,
+    decode_shipped_manifest,
+    object_key,
+    parse_manifest_key,
+    sha256_of,
+)
+from ergo_capture.objects.port import ObjectStore
+from ergo_capture.storage.atomic import AtomicFile, create_parents, write_bytes_atomic
+
+#: Most bundles that one name may stand for: they are downloaded before the first is read.
+MAX_BUNDLES: Final = 1000
+
+
+def find_session(store: ObjectStore, session: str, *, host: str = "", date: str = "") -> list[str]:
+    """Return the keys of the manifests of a session's parts, by date and then by name.
+
+    Args:
+        store: the store.
+        session: the session's id.
+        host: the name of the host that shipped it; empty for any.
+        date: the date of its end, YYYY-MM-DD; empty for any. With it one date is listed, and not all of them.
+    """
+    stem, found = safe_name(session), []
+    dates = [f"date={date}"] if date else store.folders(MANIFESTS)
+    for folder in dates:
+        below = f"{MANIFESTS}/{folder}"
+        hosts = [f"host={safe_name(host)}"] if host else store.folders(below)
+        for name in hosts:
+            for info in store.list(f"{below}/{name}"):
+                key = parse_manifest_key(info.key)
+                if key is not None and key.stem.partition("~")[0] == stem.partition("~")[0] and _is_part(key, stem):
+                    found.append(info.key)
+    return found
+
+
+def _is_part(key: ManifestKey, stem: str) -> bool:
+    rest = key.stem.removeprefix(stem)
+    return key.stem.startswith(stem) and all(part.isdigit() for part in rest.split("~")[1:])
+
+
+def find_file(store: ObjectStore, sha256: str) -> str | None:
+    """Return the key of the bundle whose file has that SHA-256; None where there is none."""
+    for compressed in (True, False):
+        key = object_key(sha256, compressed=compressed)
+        if store.head(key) is not None:
+            return key
+    return None
+
+
+def bundles_at(store: ObjectStore, key: str) -> Iterator[str]:
+    """Yield the keys that a key or a prefix stands for: a bundle, a manifest, or all manifests, or bundles, below it.
+
+    Where both are below it, these are the manifests.
+    """
+    if sha256_of(key) is not None or parse_manifest_key(key) is not None:
+        yield key
+        return
+    prefix = key if key.startswith((MANIFESTS, OBJECTS)) else "/".join(filter(None, (key, MANIFESTS)))
+    for info in store.list(prefix):
+        if sha256_of(info.key) is not None or parse_manifest_key(info.key) is not None:
+            yield info.key
+
+
+def fetch(store: ObjectStore, key: str, directory: Path) -> Path:
+    """Download a bundle, with its manifest where the key is the manifest's; return the bundle's path.
+
+    The bundle's name is that in the manifest, or else its hash. A file that has it is replaced only by the same content.
+
+    Args:
+        store: the store.
+        key: a bundle's key, or a manifest's.
+        directory: where to; it is made.
+
+    Raises:
+        StoreError: the store failed, or there is no such object.
+        ErgoCaptureError: what came is not what the key says, another file has the name, or it cannot be written.
+    """
+    if parse_manifest_key(key) is None:
+        return _download(store, key, directory / key.rpartition("/")[2])
+    about, text = read_shipped_manifest(store, key)
+    name = Path(str(about.manifest.get("bundle", ""))).name
+    stem = name.removesuffix(COMPRESSED_SUFFIX).removesuffix(BUNDLE_SUFFIX)
+    if not stem or not name.removesuffix(COMPRESSED_SUFFIX).endswith(BUNDLE_SUFFIX):
+        raise _damaged(store, key, f"it names the bundle {name!r}")
+    suffix = COMPRESSED_SUFFIX if about.key.endswith(COMPRESSED_SUFFIX) else ""
+    path = _download(store, about.key, directory / (stem + BUNDLE_SUFFIX + suffix))
+    write_bytes_atomic(directory / (stem + MANIFEST_SUFFIX), text, what="manifest")
+    return path
+
+
+def read_shipped_manifest(store: ObjectStore, key: str) -> tuple[ShippedManifest, bytes]:
+    """Return a manifest's object, and the content of the manifest's file.
+
+    Raises:
+        StoreError: the store failed, or there is no such object.
+        ErgoCaptureError: it is not what its key says.
+    """
+    parsed = parse_manifest_key(key)
+    try:
+        about = decode_shipped_manifest(b"".join(store.get(key)))
+        text = msgspec.json.format(msgspec.json.encode(about.manifest), indent=2) + b"\n"
+    except (ValueError, RecursionError) as error:
+        raise _damaged(store, key, str(error)) from error
+    if parsed is not None and not hashlib.sha256(text).hexdigest().startswith(parsed.digits):
+        raise _damaged(store, key, "its SHA-256 is not that of its key")
+    return about, text
+
+
+def _download(store: ObjectStore, key: str, path: Path) -> Path:
+    expected = sha256_of(key)
+    if expected is None:
+        raise _damaged(store, key, "that is no bundle's key")
+    if path.exists():
+        if _sha256(path) == expected:
+            return path
+        raise ErgoCaptureError(
+            f"fetch '{store.url}/{key}': '{path}' exists and is another file",
+            op="fetch bundle",
+            path=path,
+            hint="move it away, or name another directory with -o",
+        )
+    create_parents(path)
+    digest = hashlib.sha256()
+    with AtomicFile(path, what="bundle") as file:
+        for block in store.get(key):
+            digest.update(block)
+            file.write(block)
+        if digest.hexdigest() != expected:
+            raise _damaged(store, key, "its SHA-256 is not that of its key")
+        file.commit()
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(store: ObjectStore, key: str, problem: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"fetch '{store.url}/{key}': {problem}",
+        op="fetch bundle",
+        path=f"{store.url}/{key}",
+        hint="`ergo-capture ship audit --read` on the host that shipped it says whether the store lost it",
+    )

@@ -1,0 +1,260 @@
+"""Send one bundle to one store.
+
+The order: stream the file, hashing, its last block held back until size and hash are the manifest's; verify what the store
+has; write the manifest's object, the mark that the bundle is whole; write the receipt, under the directory's lock. A kill
+at any point leaves no receipt, so everything is done again, with the same keys. Nothing is cleaned up after an ambiguous
+failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Literal
+
+from ergo_capture.bundle.catalogue import StoredBundle
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path
+from ergo_capture.bundle.proof import difference_from
+from ergo_capture.bundle.receipt import Place, Receipt, encode_receipt, is_other_form, receipt_path
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.objects.keys import encode_shipped_manifest, manifest_key, object_key
+from ergo_capture.objects.port import ObjectStore, StoreError
+from ergo_capture.storage import directory_lock
+from ergo_capture.storage.atomic import write_bytes_atomic
+
+_READ_BYTES: Final = 1 << 20
+#: Of a larger file the store is asked first whether it has it.
+_LARGE_BYTES: Final = 64 << 20
+#: An object that is older is written again: a bucket's rule counts the days of its life from then.
+_FRESH: Final = timedelta(days=1)
+
+
+class Unsound(ErgoCaptureError):
+    """A bundle's file is not what its manifest says; nothing was sent."""
+
+
+class Changed(ErgoCaptureError):
+    """A bundle was published again or removed while it was sent; what is there now is looked at anew."""
+
+
+class Differs(StoreError):
+    """The store does not give back what was written."""
+
+
+class Stopped(ErgoCaptureError):
+    """Sending was stopped, and the upload aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A bundle that a store holds."""
+
+    receipt: Receipt
+    #: Whether the store had the bundle already, from an attempt whose end was not known.
+    was_there: bool
+
+
+class Sender:
+    """Sends bundles to one target's store. Its methods block; any thread may call them.
+
+    Args:
+        store: the store.
+        target: the target's name.
+        place: the target's store, for receipts.
+        host: the name of this host, for the keys of manifests.
+        verify: ``read`` to read back and hash what was written, ``head`` to compare its size.
+        on_bytes: called with the number of bytes of each block that is handed over or read back.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        target: str,
+        place: Place,
+        host: str,
+        verify: Literal["read", "head"] = "read",
+        on_bytes: Callable[[int], object] = lambda _count: None,
+    ) -> None:
+        self.store = store
+        self.target = target
+        self._place = place
+        self._host = host
+        self._verify = verify
+        self._on_bytes = on_bytes
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Abort uploads at their next block; what is sent in one request is finished."""
+        self._stop.set()
+
+    def send(self, bundle: StoredBundle, *, is_repeated: bool = False) -> Sent:
+        """Send a bundle and its manifest, verify them, and write the receipt.
+
+        Args:
+            bundle: a finished bundle, as it was listed.
+            is_repeated: whether an earlier attempt failed: the store is then asked first whether it has the object.
+
+        Raises:
+            StoreError: the store failed, refused, or differs.
+            Unsound: the bundle is not what its manifest says.
+            Changed: it is another one by now, or gone.
+            Stopped: ``stop`` was called.
+            ErgoCaptureError: the bundle cannot be read, or the receipt not written.
+        """
+        assert bundle.manifest is not None
+        try:
+            manifest_text = manifest_path(bundle.path).read_bytes()
+            size, sha256 = self._measure(bundle)
+        except OSError as error:
+            raise _unreadable(bundle.path, error) from error
+        manifest_sha256 = hashlib.sha256(manifest_text).hexdigest()
+        if not bundle.is_still_there:
+            raise _changed(bundle.path)
+        key = object_key(sha256, compressed=bundle.path.name.endswith(COMPRESSED_SUFFIX))
+        was_there = (is_repeated or size > _LARGE_BYTES) and self._is_there(key, size)
+        if was_there:
+            was_there = self._difference(key, size, sha256) is None
+        if not was_there:
+            self._put(key, self._blocks(bundle.path, size, sha256), size)
+            self._require(key, size, sha256)
+        about = encode_shipped_manifest(self._host, key, manifest_text)
+        about_key = manifest_key(bundle.manifest, manifest_sha256, bundle_stem(bundle.path), self._host)
+        self._put(about_key, [about], len(about))
+        self._require(about_key, len(about), hashlib.sha256(about).hexdigest())
+        receipt = Receipt(
+            target=self.target,
+            url=self._place.url,
+            endpoint=self._place.endpoint,
+            key=key,
+            bytes=size,
+            file_sha256=sha256,
+            manifest_key=about_key,
+            manifest_sha256=manifest_sha256,
+            verified=self._verify,
+            shipped_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        with directory_lock(bundle.path.parent) as alone:
+            if not alone or not bundle.is_still_there:
+                # What the store holds is right, but no longer what is here.
+                raise _changed(bundle.path)
+            write_bytes_atomic(receipt_path(bundle.path, self.target), encode_receipt(receipt), what="receipt")
+        return Sent(receipt, was_there)
+
+    def _measure(self, bundle: StoredBundle) -> tuple[int, str]:
+        """Return size and SHA-256 of the file: the manifest's, or of a file compressed since, its own.
+
+        Raises:
+            Unsound: its text is not the manifest's.
+            OSError: it cannot be read.
+        """
+        assert bundle.manifest is not None
+        if not is_other_form(bundle):
+            return bundle.manifest.stored
+        problem = difference_from(bundle.path, bundle.manifest, follow=False)
+        if problem is not None:
+            raise _unsound(bundle.path, problem)
+        digest = hashlib.sha256()
+        size = 0
+        for block in _read(bundle.path):
+            size += len(block)
+            digest.update(block)
+        return size, digest.hexdigest()
+
+    def _blocks(self, path: Path, size: int, sha256: str) -> Iterator[bytes]:
+        """Yield a file's blocks, the last one only if size and hash are right: no object is made of anything else."""
+        digest, total, held = hashlib.sha256(), 0, b""
+        try:
+            for block in _read(path):
+                if self._stop.is_set():
+                    raise Stopped(f"send '{path}': stopped", op="send bundle", path=path)
+                digest.update(block)
+                total += len(block)
+                if held:
+                    self._on_bytes(len(held))
+                    yield held
+                held = block
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if total != size:
+            raise _unsound(path, f"it has {total} bytes, and {size} by its manifest")
+        if digest.hexdigest() != sha256:
+            raise _unsound(path, "its SHA-256 differs from its manifest")
+        self._on_bytes(len(held))
+        yield held
+
+    def _put(self, key: str, blocks: Iterable[bytes], size: int) -> None:
+        if self._stop.is_set():
+            raise Stopped(f"write object '{key}': stopped", op="send bundle", path=key)
+        self.store.put(key, blocks, size)
+
+    def _is_there(self, key: str, size: int) -> bool:
+        info = self.store.head(key)
+        return info is not None and info.size == size and datetime.now(UTC) - info.modified < _FRESH
+
+    def _require(self, key: str, size: int, sha256: str) -> None:
+        problem = self._difference(key, size, sha256)
+        if problem is not None:
+            raise Differs(
+                f"verify object '{self.store.url}/{key}': {problem}",
+                op="verify object",
+                path=f"{self.store.url}/{key}",
+                hint="it is sent again; if that repeats, the store or the way there is not to be trusted",
+            )
+
+    def _difference(self, key: str, size: int, sha256: str) -> str | None:
+        """Return what is wrong with an object in the store; None where nothing is."""
+        if self._verify == "head":
+            info = self.store.head(key)
+            found = None if info is None else info.size
+            return None if found == size else f"it has {found} bytes, and {size} were written"
+        digest, total = hashlib.sha256(), 0
+        for block in self.store.get(key):
+            if self._stop.is_set():
+                raise Stopped(f"verify object '{key}': stopped", op="verify object", path=key)
+            digest.update(block)
+            total += len(block)
+            self._on_bytes(len(block))
+        if total != size:
+            return f"it has {total} bytes, and {size} were written"
+        return None if digest.hexdigest() == sha256 else "its SHA-256 is not that of what was written"
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    # No link is followed, and a pipe of that name would block.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with io.FileIO(fd) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(0, "not a plain file")
+        while block := file.read(_READ_BYTES):
+            yield block
+
+
+def _unsound(path: Path, problem: str) -> Unsound:
+    return Unsound(
+        f"send '{path}': {problem}",
+        op="send bundle",
+        path=path,
+        hint="look at it with `ergo-capture verify`, then move it away; it is not sent",
+    )
+
+
+def _changed(path: Path) -> Changed:
+    return Changed(f"send '{path}': it was published again, or removed, meanwhile", op="send bundle", path=path)
+
+
+def _unreadable(path: Path, error: OSError) -> ErgoCaptureError:
+    if isinstance(error, FileNotFoundError):
+        return _changed(path)
+    return ErgoCaptureError(
+        f"send '{path}': read it: {error.strerror or error}",
+        op="send bundle",
+        path=path,
+        hint="check the owner and the permissions of the path, and the disk",
+    )

@@ -1,0 +1,191 @@
+"""The shipping service: a shipper for each target, signals, reload, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+import anyio
+import structlog
+from anyio import CancelScope, to_thread
+from anyio.abc import TaskStatus
+
+from ergo_capture import telemetry
+from ergo_capture.config import Config
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.ship.metrics import exposition, write_textfile
+from ergo_capture.ship.shipper import Counts, Shipper
+
+log = structlog.get_logger()
+
+#: Seconds that uploads have to end after SIGTERM; then their threads are left behind.
+_GRACE_SECONDS: Final = 3.0
+
+
+class ServiceManager(Protocol):
+    """Who is told that the service is ready, as ``SystemdNotifier`` does."""
+
+    def ready(self, status: str) -> None:
+        """Report that start-up or a reload is complete."""
+
+    def status(self, text: str) -> None:
+        """Set the line that ``systemctl status`` shows."""
+
+    def stopping(self) -> None:
+        """Report that the shutdown has begun."""
+
+    def reloading(self) -> None:
+        """Report that a reload has begun."""
+
+
+def host_name(config: Config) -> str:
+    """Return the name of this host in the store."""
+    return config.ship.host or socket.gethostname()
+
+
+def shippers_of(
+    config: Config, counts: dict[str, Counts] | None = None, on_bytes: Callable[[int], object] = lambda _count: None
+) -> list[Shipper]:
+    """Return a shipper for each configured target.
+
+    Args:
+        config: the configuration.
+        counts: what was counted before, by target.
+        on_bytes: as for ``Sender``.
+    """
+    bundles, host = Path(config.state.directory) / "bundles", host_name(config)
+    return [
+        Shipper(name, target, config.ship, bundles, host, (counts or {}).get(name), on_bytes)
+        for name, target in config.ship.targets.items()
+    ]
+
+
+class ShipService:
+    """Ships until SIGTERM or SIGINT. SIGHUP reads the configuration again, and tries every store at once.
+
+    Args:
+        config: the configuration.
+        reread: returns the configuration as the file says now.
+        manager: who is told that the service is ready.
+    """
+
+    def __init__(self, config: Config, reread: Callable[[], Config], manager: ServiceManager) -> None:
+        self.config = config
+        self.shippers = shippers_of(config)
+        #: Whether threads were left behind that hang on a store: the process ends without waiting for them.
+        self.left_behind = False
+        self._reread = reread
+        self._manager = manager
+        #: The configuration that a reload read; None while there is none to take over.
+        self._next: Config | None = None
+        #: Set when the shippers are to end, for a stop or a reload.
+        self._change = asyncio.Event()
+        self._stopping = False
+        self._metrics_failed = False
+
+    async def run(self) -> None:
+        """Ship until a signal comes."""
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._watch_signals)
+            tasks.start_soon(self._tell)
+            log.info(
+                telemetry.SHIP_READY,
+                targets=[shipper.name for shipper in self.shippers],
+                state=self.config.state.directory,
+            )
+            self._manager.ready(self._summary())
+            while not self._stopping:
+                await self._ship()
+                self._take_over()
+            tasks.cancel_scope.cancel()
+        self._remove_textfile()
+        telemetry.log_suppressed(final=True)
+        log.info(telemetry.SHIP_STOPPED)
+
+    async def _ship(self) -> None:
+        """Ship with the configuration in force, until a stop or a reload."""
+        with CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                for shipper in self.shippers:
+                    tasks.start_soon(shipper.run)
+                await self._change.wait()
+                for shipper in self.shippers:
+                    shipper.stop()
+                scope.deadline = anyio.current_time() + _GRACE_SECONDS
+        self.left_behind = self.left_behind or scope.cancelled_caught
+        self._change.clear()
+
+    def _take_over(self) -> None:
+        """Use the configuration that a reload read."""
+        config, self._next = self._next, None
+        if config is None:
+            return
+        self._remove_textfile()
+        self.config = config
+        self.shippers = shippers_of(config, {shipper.name: shipper.counts for shipper in self.shippers})
+        telemetry.set_level(config.log.level)
+        log.info(telemetry.CONFIG_RELOADED, targets=[shipper.name for shipper in self.shippers])
+        self._manager.ready(self._summary())
+
+    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    await self._reload()
+                else:
+                    self._stopping = True
+                    self._manager.stopping()
+                    self._change.set()
+
+    async def _reload(self) -> None:
+        self._manager.reloading()
+        try:
+            self._next = await to_thread.run_sync(self._reread)
+        except ErgoCaptureError as error:
+            log.error(telemetry.CONFIG_REFUSED, error=error.message, hint=error.hint)  # noqa: TRY400 - one sentence
+            self._manager.ready(self._summary())
+        else:
+            self._change.set()
+
+    # --- what is told ---
+
+    def _summary(self) -> str:
+        """Return one line on the targets, for ``systemctl status``."""
+        return "; ".join(
+            f"{shipper.name}: {len(shipper.plan.due)} to ship"
+            + ("" if shipper.failure is None else f", {shipper.failure.message}")
+            for shipper in self.shippers
+        )
+
+    async def _tell(self) -> None:
+        while True:
+            await anyio.sleep(min(self.config.metrics.interval.seconds, self.config.ship.interval.seconds))
+            telemetry.log_suppressed()
+            self._manager.status(self._summary())
+            if self.config.ship.textfile:
+                text = exposition(Path(self.config.state.directory), self.shippers)
+                try:
+                    await to_thread.run_sync(write_textfile, Path(self.config.ship.textfile), text)
+                except ErgoCaptureError as error:
+                    if not self._metrics_failed:
+                        log.error(  # noqa: TRY400 - one sentence
+                            telemetry.METRICS_FAILED,
+                            path=self.config.ship.textfile,
+                            error=error.message,
+                            hint=f"{error.hint}; see `ergo-capture help metrics`",
+                        )
+                    self._metrics_failed = True
+                else:
+                    self._metrics_failed = False
+
+    def _remove_textfile(self) -> None:
+        """Remove the file, which would claim for ever what was true last."""
+        if self.config.ship.textfile:
+            with suppress(OSError):
+                Path(self.config.ship.textfile).unlink()

@@ -1,0 +1,302 @@
+"""Ship to one target: look for what is due, send it, wait, and again; with a back-off while the store fails.
+
+obstore's own attempts are over within seconds. What lasts longer is tried again here, for ever, and nothing is dropped:
+what is not shipped has no receipt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+from anyio import CapacityLimiter, to_thread
+
+from ergo_capture import telemetry
+from ergo_capture.backoff import Backoff
+from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
+from ergo_capture.bundle.receipt import Receipts, place_of
+from ergo_capture.config.settings import ShipConfig, TargetConfig
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.objects.opening import open_store
+from ergo_capture.objects.port import StoreError, StoreRefused
+from ergo_capture.ship.plan import Plan, make_plan
+from ergo_capture.ship.sending import Changed, Differs, Sender, Sent, Stopped, Unsound
+from ergo_capture.storage.write_error import CaptureWriteError
+
+log = structlog.get_logger()
+
+#: Seconds before a store that failed is tried again, at first.
+_FIRST_BACK_OFF: Final = 1.0
+#: Seconds between two looks for each second that one takes.
+_PAUSE_RATIO: Final = 9.0
+
+
+#: A bundle's path, and the signatures of its files.
+_Version = tuple[Path, tuple[tuple[int, int, int], ...]]
+
+
+@dataclass
+class Counts:
+    """What was done for a target since the start."""
+
+    sent: int = 0
+    sent_bytes: int = 0
+    #: By reason: ``away``, ``refused``, ``differs``, ``unsound``, ``changed``, ``failed``.
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class Shipper:
+    """Ships to one target.
+
+    Args:
+        name: the target's name.
+        target: its settings.
+        ship: the settings of all targets.
+        bundles: the directory of bundles.
+        host: the name of this host in the store.
+        counts: what was counted before a reload.
+        on_bytes: as for ``Sender``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: TargetConfig,
+        ship: ShipConfig,
+        bundles: Path,
+        host: str,
+        counts: Counts | None = None,
+        on_bytes: Callable[[int], object] = lambda _count: None,
+    ) -> None:
+        self.name = name
+        self.target = target
+        self.counts = counts or Counts()
+        #: What was found at the last look.
+        self.plan = Plan()
+        #: The error for which the store was left alone; None while it works.
+        self.failure: StoreError | None = None
+        self._host = host
+        self._on_bytes = on_bytes
+        self._interval = ship.interval.seconds
+        self._concurrency = ship.concurrency
+        self._limit = ship.back_off_limit.seconds
+        self._back_off = Backoff(min(_FIRST_BACK_OFF, self._limit), self._limit)
+        self._failed_since = 0.0
+        #: Between rounds in which this host's own disk failed.
+        self._own_back_off = Backoff(min(_FIRST_BACK_OFF, self._limit), self._limit)
+        #: Whether a receipt could not be written in this round: no other could be either.
+        self._is_disk_short = False
+        self._catalogue = Catalogue(bundles)
+        self._receipts = Receipts({name: place_of(target)})
+        #: Bundles that are not sent until they change.
+        self._unsound: set[_Version] = set()
+        #: Failed attempts of bundles that are not sent yet.
+        self._attempts: Counter[_Version] = Counter()
+        #: Bundles of which a failure of this host's own was logged.
+        self._troubled: set[_Version] = set()
+        self._sender: Sender | None = None
+        self._stopped = asyncio.Event()
+        #: Its own: threads that hang on a store must not keep others from theirs.
+        self._threads = CapacityLimiter(ship.concurrency + 1)
+
+    @property
+    def unsound(self) -> int:
+        """Bundles that are not sent because they are not what their manifests say."""
+        return len(self._unsound)
+
+    async def run(self) -> None:
+        """Ship until ``stop``."""
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            await self.look()
+            # A directory of many thousands takes long to list.
+            pause = max(self._interval, _PAUSE_RATIO * (time.monotonic() - began))
+            await self.send_due()
+            with anyio.move_on_after(self._delay(pause)):
+                await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Begin nothing more, and abort uploads at their next block."""
+        self._stopped.set()
+        if self._sender is not None:
+            self._sender.stop()
+
+    async def look(self) -> Plan:
+        """Find out what is due. A directory that cannot be read counts as empty, and is logged."""
+        try:
+            self.plan = await to_thread.run_sync(self._look, limiter=self._threads, abandon_on_cancel=True)
+        except ErgoCaptureError as error:
+            self.plan = Plan()
+            self._log(telemetry.SHIP_FAILED, error)
+        return self.plan
+
+    def _look(self) -> Plan:
+        bundles = self._catalogue.read()
+        self._receipts.forget_gone(bundles)
+        there = set(map(_version, bundles))
+        self._unsound &= there
+        self._troubled &= there
+        for gone in self._attempts.keys() - there:
+            del self._attempts[gone]
+        plan = make_plan(bundles, lambda bundle: bool(self._receipts.holders(bundle)))
+        for bundle in plan.unsound:
+            if _version(bundle) not in self._unsound:
+                self._note_unsound(bundle, bundle.problem or "")
+        due = [bundle for bundle in plan.due if _version(bundle) not in self._unsound]
+        # One bundle that a store never takes must not keep the others waiting.
+        due.sort(key=lambda bundle: self._attempts[_version(bundle)])
+        return Plan(tuple(due), plan.shipped, plan.unsound)
+
+    async def send_due(self) -> None:
+        """Send what the last look found, until the store fails."""
+        self._is_disk_short = False
+        queue = deque(self.plan.due)
+        if not queue or self._stopped.is_set():
+            # A store that failed is asked again when there is something to send.
+            return
+        try:
+            # Anew for each round: credentials may have been replaced.
+            self._sender = await to_thread.run_sync(self._open, limiter=self._threads, abandon_on_cancel=True)
+        except ErgoCaptureError as error:
+            self._note_failure(error if isinstance(error, StoreError) else StoreRefused(error.message, hint=error.hint))
+            return
+        if self._stopped.is_set():
+            return
+        if self.failure is not None:
+            # One alone, to see whether the store works again.
+            await self._send(queue.popleft())
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(self._concurrency, len(queue))):
+                tasks.start_soon(self._work, queue)
+
+    def _open(self) -> Sender:
+        store = open_store(self.target)
+        return Sender(store, self.name, place_of(self.target), self._host, self.target.verify, self._on_bytes)
+
+    async def _work(self, queue: deque[StoredBundle]) -> None:
+        while queue and self.failure is None and not self._is_disk_short and not self._stopped.is_set():
+            await self._send(queue.popleft())
+
+    async def _send(self, bundle: StoredBundle) -> None:
+        assert self._sender is not None
+        sender, began = self._sender, time.monotonic()
+        try:
+            sent = await to_thread.run_sync(
+                lambda: sender.send(bundle, is_repeated=self._attempts[_version(bundle)] > 0),
+                limiter=self._threads,
+                # A store that hangs must not delay the end: without a receipt nothing is lost.
+                abandon_on_cancel=True,
+            )
+        except Stopped:
+            return
+        except Changed:
+            self.counts.failures["changed"] += 1
+        except Unsound as error:
+            self.counts.failures["unsound"] += 1
+            self._note_unsound(bundle, error.message)
+        except StoreError as error:
+            self._attempts[_version(bundle)] += 1
+            self._note_failure(error, bundle)
+        except ErgoCaptureError as error:
+            # The bundle cannot be read, or there is no room for the receipt.
+            self._attempts[_version(bundle)] += 1
+            self.counts.failures["failed"] += 1
+            self._is_disk_short = self._is_disk_short or isinstance(error, CaptureWriteError)
+            if _version(bundle) not in self._troubled:
+                self._troubled.add(_version(bundle))
+                self._log(telemetry.SHIP_FAILED, error, bundle=str(bundle.path))
+        else:
+            self._note_sent(bundle, sent, time.monotonic() - began)
+
+    def _note_sent(self, bundle: StoredBundle, sent: Sent, seconds: float) -> None:
+        self.counts.sent += 1
+        self.counts.sent_bytes += sent.receipt.bytes
+        self._attempts.pop(_version(bundle), None)
+        self.plan = Plan(
+            tuple(other for other in self.plan.due if other is not bundle),
+            (*self.plan.shipped, bundle),
+            self.plan.unsound,
+        )
+        log.info(
+            telemetry.SHIP_SENT,
+            target=self.name,
+            bundle=str(bundle.path),
+            key=sent.receipt.key,
+            bytes=sent.receipt.bytes,
+            seconds=round(seconds, 3),
+            verified=sent.receipt.verified,
+            was_there=sent.was_there,
+        )
+        self._note_answer()
+
+    def _note_answer(self) -> None:
+        """Note that the store works; log it where it did not before."""
+        if self.failure is not None:
+            log.warning(
+                telemetry.SHIP_RESUMED, target=self.name, seconds=round(time.monotonic() - self._failed_since, 3)
+            )
+        self.failure = None
+        self._back_off.reset()
+
+    def _note_failure(self, error: StoreError, bundle: StoredBundle | None = None) -> None:
+        kind, line = _kind_of(error)
+        self.counts.failures[kind] += 1
+        is_new = self.failure is None or _kind_of(self.failure)[0] != kind
+        if self.failure is None:
+            self._failed_since = time.monotonic()
+        self.failure = error
+        # Each object that differs is a fact of its own; a store that is away is one fact until it works again.
+        if is_new or isinstance(error, Differs):
+            self._log(line, error, **({} if bundle is None else {"bundle": str(bundle.path)}))
+
+    def _log(self, line: str, error: ErgoCaptureError, **more: str) -> None:
+        level = log.warning if line == telemetry.SHIP_AWAY else log.error
+        level(line, target=self.name, error=error.message, hint=error.hint, **more)
+
+    def _note_unsound(self, bundle: StoredBundle, reason: str) -> None:
+        self._unsound.add(_version(bundle))
+        log.error(
+            telemetry.SHIP_UNSOUND,
+            target=self.name,
+            bundle=str(bundle.path),
+            reason=reason,
+            hint="it is not sent: look at it with `ergo-capture verify`, then move it away",
+        )
+
+    def _delay(self, pause: float) -> float:
+        """Return the seconds until the next round, given those of a round in which nothing failed."""
+        if isinstance(self.failure, StoreRefused):
+            # It stays refused until somebody changes something.
+            return self._limit
+        if self.failure is not None:
+            return self._back_off.next_delay()
+        if self._is_disk_short:
+            # Without a receipt everything is verified again at each attempt.
+            return max(pause, self._own_back_off.next_delay())
+        self._own_back_off.reset()
+        return pause
+
+    def oldest_seconds(self) -> float:
+        """Return the age of the oldest bundle that is not shipped."""
+        return self.plan.oldest_seconds(datetime.now(UTC))
+
+
+def _version(bundle: StoredBundle) -> _Version:
+    """Return what tells a bundle from what had its name before."""
+    return bundle.path, bundle.seen
+
+
+def _kind_of(error: StoreError) -> tuple[str, str]:
+    if isinstance(error, StoreRefused):
+        return "refused", telemetry.SHIP_REFUSED
+    if isinstance(error, Differs):
+        return "differs", telemetry.SHIP_DIFFERS
+    return "away", telemetry.SHIP_AWAY
