@@ -43,6 +43,7 @@ FOR_A_HOST = (
     "ruff",
     "mypy",
     ".ci/run",
+    "pip install",
 )
 MARK = "--- end of command"
 _EXIT = re.compile(r"\s+# exit (\d+)$")

@@ -20,6 +20,7 @@ _TOPICS: Final = (
     "access",
     "limits",
     "retention",
+    "ship",
     "damage",
     "replaying",
     "events",
