@@ -97,7 +97,7 @@ def compare(title: str, bundle: Path, command: tuple[str, ...], goal: str) -> fl
 
 def test_verify(bundle: Path) -> None:
     """Row 1: one process."""
-    compare("verify --no-manifest", bundle, ours("verify", "--no-manifest", bundle), "1.7")
+    compare("verify --no-manifest --jobs 1", bundle, ours("verify", "--no-manifest", "--jobs", "1", bundle), "1.7")
 
 
 def test_verify_in_two_processes(bundle: Path) -> None:
@@ -115,7 +115,7 @@ def test_verify_of_a_small_bundle(tmp_path: Path) -> None:
         return (user(*command(*files)) - user(*command(files[0]))) * 10
 
     pairs = in_turns(
-        lambda: marginal(lambda *some: ours("verify", "--no-manifest", *some)),
+        lambda: marginal(lambda *some: ours("verify", "--no-manifest", "--jobs", "1", *some)),
         lambda: sum(user(*least(file)) for file in files[:5]) * 200,
         ROUNDS,
     )
@@ -130,7 +130,7 @@ def test_large_payloads(size: int, tmp_path: Path) -> None:
     usual = capture(tmp_path / "usual.capture.json", volume // 30_000, 30_000)
 
     def verify(file: Path) -> float:
-        return user(*ours("verify", "--no-manifest", file))
+        return user(*ours("verify", "--no-manifest", "--jobs", "1", file))
 
     report(
         f"verify of {size:,} bytes against 30,000",
@@ -168,6 +168,6 @@ def test_a_command_against_verify(name: str, bundle: Path, tmp_path: Path) -> No
         return cost.user
 
     peaks: list[int] = []
-    verify = ours("verify", "--no-manifest", bundle)
+    verify = ours("verify", "--no-manifest", "--jobs", "1", bundle)
     report(f"{name} against verify", "s user", in_turns(once, lambda: user(*verify), ROUNDS), str(goal))
     print(f"peak memory {max(peaks) >> 20} MiB")  # noqa: T201 - a report

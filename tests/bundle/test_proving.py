@@ -19,7 +19,7 @@ from ergo_capture import (
     encode_bundle,
 )
 from ergo_capture.bundle import verify
-from ergo_capture.bundle.proving import prover
+from ergo_capture.bundle.proving import checking, prover, workers
 from ergo_capture.bundle.reader import elements
 from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.bundle.verify import Verdict, verify_bundle
@@ -137,7 +137,7 @@ changes = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(bundles, st.sampled_from(CaptureJsonStyle), changes, st.sampled_from([40, 1 << 15]))
 def test_a_changed_bundle_gets_the_judges_verdict(
     place: Path, bundle: CaptureBundle, style: CaptureJsonStyle, changes: list[tuple[str, int, Any]], block: int
@@ -148,7 +148,7 @@ def test_a_changed_bundle_gets_the_judges_verdict(
         agree(place, changed(bundle, style, changes))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     bundles,
     st.sampled_from(CaptureJsonStyle),
@@ -165,6 +165,62 @@ def test_a_damaged_text_gets_the_judges_verdict(
         at = place_of % len(text)
         text[at : at + count] = bytes([byte])
     agree(place, bytes(text))
+
+
+def said_by_workers(path: Path, stretch: int) -> Any:
+    """Return the same as ``said``, from two processes, with stretches of so many bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "WORTH_A_PROCESS", 0)
+        patch.setattr(workers, "STRETCH", stretch)
+        patch.setattr(workers, "_SEARCHED", stretch)
+        try:
+            return comparable(verify_bundle(path, jobs=2))
+        except ErgoCaptureError as error:
+            return error.message, error.hint
+
+
+@settings(max_examples=25)
+@given(bundles, st.sampled_from(CaptureJsonStyle), changes, st.sampled_from([1, 100, 1000]))
+def test_workers_give_the_judges_verdict(
+    place: Path, bundle: CaptureBundle, style: CaptureJsonStyle, changes: list[tuple[str, int, Any]], stretch: int
+) -> None:
+    """Wherever the list is cut."""
+    place.write_bytes(changed(bundle, style, changes))
+    assert said_by_workers(place, stretch) == judged(place)
+
+
+def test_every_conformance_text_gets_one_verdict_from_any_number_of_processes(place: Path) -> None:
+    """With one, and with two."""
+    for text in TEXTS:
+        place.write_text(text)
+        assert said_by_workers(place, 300) == said(place)
+
+
+def test_workers_prove_a_sound_bundle(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With limits, effects, failures and pumps, in stretches, without the judge."""
+    monkeypatch.setattr(checking, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(workers, "STRETCH", 5000)
+    for limited in (False, True):
+        for style in CaptureJsonStyle:
+            place.write_bytes(encode_bundle(rich_bundle(500, limited=limited), style))
+            with BundleStream(place, guess=True) as stream:
+                proof = prover.prove(stream, jobs=2)
+            assert proof is not None
+            assert proof.events == 500
+
+
+def test_a_bundle_that_is_replaced_meanwhile_is_not_proven(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that opens another file of the same name gives no answer."""
+    monkeypatch.setattr(checking, "WORTH_A_PROCESS", 0)
+    place.write_bytes(encode_bundle(rich_bundle(50)))
+    with BundleStream(place) as stream:
+        other = place.with_suffix(".other")
+        plain = stream.plain_file()
+        assert plain is not None
+        other.write_bytes(place.read_bytes())
+        other.replace(place)
+        monkeypatch.setattr(stream, "plain_file", lambda: plain)
+        assert prover.prove(stream, jobs=2) is None
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.bundles import small_bundle
 from tests.shared import conformance, shared
 
+from ergo_capture import encode_bundle
+from ergo_capture.bundle.proving import checking
 from ergo_capture.cli import app
 from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ExitCode
@@ -237,3 +240,21 @@ def test_any_finite_number_can_be_verified(number: float) -> None:
         result = check(Path(written(Path(directory), with_number(number))))
     assert result["ok"]
     assert len(result["notes"]) <= 1
+
+
+def test_several_processes_say_what_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of the names, sound and unsound ones."""
+    monkeypatch.setattr(checking, "WORTH_A_PROCESS", 0)
+    texts = [encode_bundle(small_bundle(events=count)) for count in range(1, 9)]
+    texts[3] = texts[3].replace(b'"episode_id":1', b'"episode_id":7')
+    texts[5] = texts[5][:-40]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.capture.json").write_bytes(text)
+    said = []
+    for jobs in ("1", "2"):
+        code = app.run(["verify", "--json", "--jobs", jobs, str(tmp_path)])
+        said.append((code, capfd.readouterr().out))
+    assert said[0] == said[1]
+    assert [json.loads(line)["ok"] for line in said[1][1].splitlines()].count(False) == 2

@@ -56,11 +56,12 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.complaint is None and self.divergence is None
 
 
-def verify_bundle(path: Path, *, on_progress: Callable[[int], None] = lambda _events: None) -> Verdict:
+def verify_bundle(path: Path, *, jobs: int = 1, on_progress: Callable[[int], None] = lambda _events: None) -> Verdict:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
 
     Args:
         path: the bundle file.
+        jobs: how many processes may read a large bundle.
         on_progress: called every few thousand events with the number of events so far.
 
     Raises:
@@ -68,13 +69,14 @@ def verify_bundle(path: Path, *, on_progress: Callable[[int], None] = lambda _ev
         ErgoCaptureError: the file cannot be read.
     """
     with BundleStream(path, guess=True) as stream:
-        return verify_stream(stream, on_progress=on_progress)
+        return verify_stream(stream, jobs=jobs, on_progress=on_progress)
 
 
 def verify_stream(
     stream: RecordStream,
     *,
     only_decided: bool = False,
+    jobs: int = 1,
     on_progress: Callable[[int], None] = lambda _events: None,
 ) -> Verdict:
     """Check a run as ``verify_bundle`` does.
@@ -82,13 +84,14 @@ def verify_stream(
     Args:
         stream: the run.
         only_decided: whether events behind the last decision are left out: those of a session that goes on.
+        jobs: how many processes may read a large bundle.
         on_progress: called every few thousand events with the number of events so far.
 
     Raises:
         ErgoCaptureError: it cannot be read.
     """
     if isinstance(stream, BundleStream):
-        proof = prove(stream, on_progress=on_progress)
+        proof = prove(stream, jobs=jobs, on_progress=on_progress)
         if proof is not None:
             return Verdict(stream.graph_id, proof.events, proof.events, None, None, *proof.notes)
         stream.confirm()

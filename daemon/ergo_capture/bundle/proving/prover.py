@@ -10,29 +10,32 @@ only a block that differs is decoded, for how its episodes ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
 
+from ergo_capture.bundle.proving import checking
+from ergo_capture.bundle.proving.checking import CheckedEvents, Unproven, check_events
 from ergo_capture.bundle.proving.effects import EffectChecker
 from ergo_capture.bundle.proving.texts import DecisionTexts
-from ergo_capture.bundle.reader.blocks import EventColumns
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENT_COLUMNS, ElementCursor, ElementError
 from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.kernel.events import ExternalEventKind, TimeLike, are_payloads
+from ergo_capture.kernel.events import ExternalEventKind, TimeLike
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import divergence_at, recorded_outcome
 from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.kernel.time import ZERO
 from ergo_capture.kernel.uniqueness import SeenIds
 
 _PUMP: Final = ExternalEventKind.Pump
 #: Most events for whose ids room is made in advance.
 _MOST_EXPECTED: Final = 1 << 24
+#: Events of a stretch that are looked at together.
+_PART: Final = 128
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -43,19 +46,12 @@ class Proof(msgspec.Struct, frozen=True):
     notes: tuple[tuple[str, ...], tuple[str, ...]]
 
 
-class CheckedEvents(msgspec.Struct, frozen=True, array_like=True):
-    """Sound events without their payloads."""
-
-    ids: list[str]
-    times: Sequence[TimeLike]
-    kinds: list[ExternalEventKind]
-
-
 def prove(
     stream: BundleStream,
     *,
     unique: bool = True,
     completed: bool = False,
+    jobs: int = 1,
     on_progress: Callable[[int], None] = lambda _events: None,
 ) -> Proof | None:
     """Return a proof; None where there is none, whatever the reason.
@@ -64,37 +60,37 @@ def prove(
         stream: the bundle.
         unique: whether every id must be new.
         completed: whether every episode has to complete, as with the fixed engine, however it ended at the capture.
+        jobs: how many processes may check the events of a large bundle.
         on_progress: called after each block with the number of events so far.
     """
     if stream.capture_version != CAPTURE_FORMAT_VERSION:
         return None
     try:
-        with stream.cursor(EVENT_COLUMNS) as events, stream.cursor(DECISIONS) as decisions:
+        with stream.cursor(DECISIONS) as decisions:
             prover = _Prover(stream, decisions, unique=unique, completed=completed)
-            while (block := events.read()) is not None:
-                prover.expected = prover.expected or events.expected
-                prover.add(checked(block))
+            for events in _events(stream, prover, jobs):
+                prover.add(events)
                 on_progress(prover.count)
             return prover.finish()
-    except (_Unproven, ElementError, ErgoCaptureError, OSError):
+    except (Unproven, ElementError, ErgoCaptureError, OSError):
         return None
 
 
-def checked(events: EventColumns) -> CheckedEvents:
-    """Check hashes and payloads of events.
+def _events(stream: BundleStream, prover: _Prover, jobs: int) -> Iterator[CheckedEvents]:
+    span, _ = stream.spans
+    if jobs > 1 and span.end - span.start >= checking.WORTH_A_PROCESS and (plain := stream.plain_file()) is not None:
+        from ergo_capture.bundle.proving.workers import STRETCH, check_stretches  # noqa: PLC0415 - slow to import
 
-    Raises:
-        _Unproven: they are not all sound.
-    """
-    if [sha256(payload).hexdigest() for payload in events.payloads] != events.hashes:
-        raise _Unproven
-    if not are_payloads(events.payloads):
-        raise _Unproven
-    return CheckedEvents(events.ids, events.times, events.kinds)
-
-
-class _Unproven(Exception):
-    """Something is not as it should be, or not known here."""
+        for stretch in check_stretches(*plain, span, jobs, with_times=prover.limited):
+            prover.expected = prover.expected or len(stretch.ids) * (span.end - span.start) // STRETCH
+            # In parts: where a decision is not as composed, what follows it is composed again.
+            for start in range(0, len(stretch.ids), _PART):
+                yield stretch.part(start, start + _PART)
+        return
+    with stream.cursor(EVENT_COLUMNS) as cursor:
+        while (block := cursor.read()) is not None:
+            prover.expected = prover.expected or cursor.expected
+            yield check_events(block)
 
 
 class _Offered(msgspec.Struct, frozen=True, gc=False):
@@ -123,7 +119,8 @@ class _Prover:
         self.expected = 0
         self._ids: SeenIds | None = None
         self._supervisor = Supervisor(stream.graph_id, stream.config, _NullDecisionLog())
-        self._limited = self._supervisor.is_limited
+        #: Whether a decision may depend on time.
+        self.limited = self._supervisor.is_limited
         self._max_retries = stream.config.max_retries
         self._texts = DecisionTexts(stream.config.deadline, pretty=not decisions.begins_with(b"{"))
         self._effects = EffectChecker()
@@ -134,14 +131,14 @@ class _Prover:
         """Prove the next events and their decisions.
 
         Raises:
-            _Unproven: they are not all proven.
+            Unproven: they are not all proven.
         """
         if self._unique:
             if self._ids is None:
                 self._ids = SeenIds(min(self.expected, _MOST_EXPECTED))
             if self._ids.add_all(events.ids):
-                raise _Unproven
-        steps = self._steps(events) if self._limited else None
+                raise Unproven
+        steps = self._steps(events) if self.limited else None
         at, count = 0, len(events.ids)
         while at < count:
             if self._decoded:
@@ -157,7 +154,7 @@ class _Prover:
             if self._decisions.take(text, len(ids)):
                 break
             if (decoded := self._decisions.read()) is None:
-                raise _Unproven
+                raise Unproven
             self._decoded.extend(decoded)
         self.count += count
 
@@ -165,10 +162,10 @@ class _Prover:
         """Return the proof, after the last event.
 
         Raises:
-            _Unproven: there are more decisions.
+            Unproven: there are more decisions.
         """
         if self._decoded or self._decisions.more:
-            raise _Unproven
+            raise Unproven
         return Proof(self.count, self._effects.notes())
 
     def _steps(self, events: CheckedEvents) -> list[Run | DecisionLogEntry]:
@@ -189,16 +186,16 @@ class _Prover:
             if captured.effects:
                 self._effects.check(self.count + place, captured)
                 if self._effects.wrong is not None:
-                    raise _Unproven
+                    raise Unproven
             step = self._step_without_limits(events, place) if steps is None else steps[place]
             if isinstance(step, Run):
                 step = self._entry(step, captured)
             if divergence_at(0, captured, step.to_record()) is not None:
-                raise _Unproven
+                raise Unproven
 
     def _step_without_limits(self, events: CheckedEvents, place: int) -> Run | DecisionLogEntry:
         episode = self.count + place
-        event = _Offered(events.ids[place], events.kinds[place], events.times[place])
+        event = _Offered(events.ids[place], events.kinds[place], ZERO)
         if event.kind is _PUMP:
             return self._supervisor.entry_of_deferral(event, None, episode)
         return Run(event, event, episode)
@@ -208,7 +205,7 @@ class _Prover:
             return self._supervisor.entry_of(run, *recorded_outcome(captured, self._max_retries))
         if captured.interruption == IN_DOUBT.interruption:
             # It is not run again, which the replay notes.
-            raise _Unproven
+            raise Unproven
         return self._supervisor.entry_of(run, RunTermination.Completed, 0)
 
 

@@ -92,6 +92,12 @@ def open_binary(path: Path) -> BinaryIO:
     return cast(BinaryIO, _ZstdText(file) if magic == _ZSTD or _is_skippable(magic) else file)
 
 
+def identity_of(file: BinaryIO) -> tuple[int, int, int]:
+    """Return device, number and size of an open file, which tell it from another one that takes its name."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size
+
+
 def read_text(path: Path) -> bytes:
     """Return the whole text of a bundle file.
 

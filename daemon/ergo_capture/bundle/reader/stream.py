@@ -30,7 +30,14 @@ from ergo_capture.bundle.reader.elements import (
     ListReader,
     read_elements,
 )
-from ergo_capture.bundle.reader.opening import HEAD_BYTES, BundleFormatError, malformed, open_binary, unreadable
+from ergo_capture.bundle.reader.opening import (
+    HEAD_BYTES,
+    BundleFormatError,
+    identity_of,
+    malformed,
+    open_binary,
+    unreadable,
+)
 from ergo_capture.bundle.reader.outline import Outline, Span, guess_outline, read_outline
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
@@ -211,6 +218,13 @@ class BundleStream:
         if self._copy is not None:
             self._copy.close()
             self._copy = None
+
+    def plain_file(self) -> tuple[Path, tuple[int, int, int]] | None:
+        """Return the file that is read, and what tells it from another of its name; None where it is compressed."""
+        if self._text is not None:
+            return None
+        with self._open() as file:
+            return (self._source, identity_of(file)) if file.seekable() else None
 
     def confirm(self) -> None:
         """Find the lists by reading the whole text, if their ends were guessed; raise as the constructor does."""

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,8 +15,9 @@ import anyio
 import click
 import msgspec
 
-from ergo_capture import safe_path, telemetry
+from ergo_capture import telemetry
 from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.cli.processes import in_order
 from ergo_capture.cli.support.bundle_files import manifest_beside
 from ergo_capture.cli.support.captures import Capture, files_and_sessions
 from ergo_capture.cli.support.command import (
@@ -54,7 +50,6 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import explain
 from ergo_capture.kernel.records import NO_ADAPTER_PROVENANCE
 from ergo_capture.kernel.replay import check_provenance
-from ergo_capture.parent_death import end_with_parent
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -298,26 +293,7 @@ def _results(
         for run in runs:
             yield one(run, watcher=progress.watcher(run))
         return
-    safe_path.protect_children()
-    with ProcessPoolExecutor(jobs, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
-        try:
-            yield from pool.map(one, runs, chunksize=max(1, min(16, len(runs) // (4 * jobs))))
-        except BrokenProcessPool as error:
-            raise ErgoCaptureError(
-                "replay: a process that replayed a bundle was killed",
-                op="replay",
-                hint="look for what killed it (memory?), or use --jobs 1 to see which bundle it was",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if multiprocessing.get_start_method() == "fork":
-        # With the worker ends its engine. Other methods start workers from a process between.
-        end_with_parent(parent)
-    _log_to_standard_error()
+    yield from in_order(one, runs, jobs, op="replay", prepare=_log_to_standard_error)
 
 
 class _Notices(Watcher):

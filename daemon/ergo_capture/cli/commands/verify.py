@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from ergo_capture.cli.processes import are_worth_processes, in_order, jobs_option
 from ergo_capture.cli.support.captures import files_and_sessions
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import without_controls
@@ -38,6 +41,7 @@ from ergo_capture.errors import ExitCode
     metavar="BUNDLE...",
 )
 @adapter_option
+@jobs_option
 @no_manifest_flag
 @flag("--verbose", "-v", help="Print what the notes sum up, too.")
 @state_option
@@ -47,6 +51,7 @@ def verify(
     bundles: tuple[str, ...],
     *,
     adapter: Path | None,
+    jobs: int,
     no_manifest: bool,
     verbose: bool,
     state_dir: str,
@@ -65,8 +70,16 @@ def verify(
     """
     worst = ExitCode.OK
     adapter_check = None if adapter is None else AdapterCheck(adapter)
-    for run in files_and_sessions(bundles, state_dir, config):
-        result = check_run(run, with_manifest=not no_manifest, adapter=adapter_check)
+    runs = files_and_sessions(bundles, state_dir, config)
+    if adapter is None and are_worth_processes(runs, jobs):
+        results: Iterator[dict[str, Any]] = in_order(
+            partial(check_run, with_manifest=not no_manifest), runs, jobs, op="verify"
+        )
+    else:
+        # With an adapter one after the other: what a part leaves in the store is what the next one begins with.
+        one = partial(check_run, with_manifest=not no_manifest, adapter=adapter_check, jobs=jobs)
+        results = map(one, runs)
+    for result in results:
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome

@@ -115,13 +115,16 @@ def check(path: Path, *, with_manifest: bool = True) -> dict[str, Any]:
     return check_run(Capture(str(path), path), with_manifest=with_manifest)
 
 
-def check_run(run: Capture, *, with_manifest: bool = True, adapter: AdapterCheck | None = None) -> dict[str, Any]:
+def check_run(
+    run: Capture, *, with_manifest: bool = True, adapter: AdapterCheck | None = None, jobs: int = 1
+) -> dict[str, Any]:
     """Verify a run and return its counts and the first problem; the item ``exit`` is the exit code.
 
     Args:
         run: a bundle, or a part of a session in a journal.
         with_manifest: whether a bundle is compared with the manifest beside it first.
         adapter: checks it against its adapter, too; None where none is given.
+        jobs: how many processes may read a large bundle.
     """
     result: dict[str, Any] = {"bundle": printable(run.name), "ok": False}
     compared = adapted = None
@@ -129,7 +132,7 @@ def check_run(run: Capture, *, with_manifest: bool = True, adapter: AdapterCheck
         compared = compare(run) if with_manifest else None
         result["manifest"] = None if compared is None else _manifest(compared)
         with run.open_any(guess=adapter is None) as stream:
-            verdict = verify_stream(stream, only_decided=run.is_open)
+            verdict = verify_stream(stream, only_decided=run.is_open, jobs=jobs)
             if adapter is not None and verdict.ok:
                 adapted = adapter.check(run, stream, with_manifest=with_manifest)
         result |= {"graph": verdict.graph_id, "events": verdict.events, "decisions": verdict.decisions}

@@ -1,0 +1,98 @@
+"""Work on several captures at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+import click
+
+from ergo_capture import safe_path
+from ergo_capture.bundle.proving import checking
+from ergo_capture.cli.support.captures import Capture
+from ergo_capture.errors import ErgoCaptureError
+
+Result = TypeVar("Result")
+
+#: Captures that a process takes at a time, at most.
+_MOST_AT_A_TIME: Final = 16
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def jobs_default(_context: click.Context, _option: click.Parameter, value: int | None) -> int:
+    """Return the number of processes to use where none is given: one for each core."""
+    return cores() if value is None else value
+
+
+jobs_option: Final = click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    callback=jobs_default,
+    metavar="N",
+    help="Processes that read large bundles, or several; by default as many as there are cores.",
+)
+
+
+def are_worth_processes(runs: Sequence[Capture], jobs: int) -> bool:
+    """Return whether several bundles are read sooner by several processes."""
+    if jobs == 1 or len(runs) < 2 or any(run.bundle is None for run in runs):
+        return False
+    size = 0
+    for run in runs:
+        try:
+            size += 0 if run.bundle is None else run.bundle.stat().st_size
+        except OSError:
+            continue
+    return size >= checking.WORTH_A_PROCESS
+
+
+def in_order(
+    one: Callable[[Capture], Result],
+    runs: Sequence[Capture],
+    jobs: int,
+    *,
+    op: str,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[Result]:
+    """Yield a result for each run, in order, from processes of their own.
+
+    Args:
+        one: gives the result of a run; it can be sent to a process.
+        runs: the captures.
+        jobs: how many processes.
+        op: what is done, for the error message.
+        prepare: called first in each process.
+
+    Raises:
+        ErgoCaptureError: a process was killed.
+    """
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - slow to import
+    from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
+
+    safe_path.protect_children()
+    at_a_time = max(1, min(_MOST_AT_A_TIME, len(runs) // (4 * jobs)))
+    with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), prepare)) as pool:
+        try:
+            yield from pool.map(one, runs, chunksize=at_a_time)
+        except BrokenProcessPool as error:
+            raise ErgoCaptureError(
+                f"{op}: a process that read a bundle was killed",
+                op=op,
+                hint="look for what killed it (memory?), or use --jobs 1 to see which bundle it was",
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int, prepare: Callable[[], None] | None) -> None:
+    from ergo_capture.bundle.proving.workers import begin_worker  # noqa: PLC0415
+
+    begin_worker(parent)
+    if prepare is not None:
+        prepare()
