@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from array import array
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.journal.hosted import FAILED, WHEN, HostedLife, Sent, sends, sets, write
-from tests.journal.journals import look
+from tests.journal.hosted import FAILED, HostedLife, Sent, publish_all, sends, sets, write
 
 from ergo_capture import encode_bundle, read_capture_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle
 from ergo_capture.bundle.manifest import Manifest, read_manifest
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import manifest_path, rest_path
-from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Contract, Interruption, LeftOver
-from ergo_capture.journal.recovery import PendingPublication, RecoveredSession, recover
-from ergo_capture.storage import RealStorage
 
 STORED: Sent = ("e1", "Command", 1, "full", {"n": 1, "v": [1.5, 2]})
 DEFERRED: Sent = ("e2", "Command", 1, "full", {"note": "n comes from the store"})
@@ -28,53 +23,6 @@ PLAIN: Sent = ("e3", "DataAvailable", 1, "plain", {"note": "ünï", "fixed": 1e-
 MORE: Sent = ("e4", "Command", 1, "full", {"n": 4})
 PUMP: Sent = ("p1", "Pump", 9, "full", {})
 LAST: Sent = ("e5", "Command", 20, "full", {})
-
-
-def parts_of(session: RecoveredSession) -> list[tuple[PendingPublication, bool]]:
-    """Every part of a recovered session, and whether it is the last."""
-    current = PendingPublication(
-        session.part,
-        session.first,
-        session.decided - session.first,
-        session.closing.ended if session.closing else "open",
-        False,
-        session.event_frames,
-        session.decision_frames,
-        session.segment,
-        session.lost,
-        None if session.rotation is None else session.rotation.store,
-    )
-    return [*((part, False) for part in session.unpublished), (current, True)]
-
-
-def publish_all(journal: Path, folder: Path, *, style: str = "compact") -> list[Path]:
-    """Compose and publish each part of the one session of a journal, as the daemon does after a start."""
-    recovery = recover(journal, look(journal), RealStorage())
-    assert recovery.reasons == {}
-    (session,) = recovery.sessions
-    bundles = []
-    for part, is_last in parts_of(session):
-        destination = folder / f"s{'' if part.part == 1 else f'~{part.part}'}.capture.json"
-        job = ComposeJob(
-            journal=str(journal),
-            destination=str(destination),
-            style=style,
-            description=session.description,
-            part=part.part,
-            first=part.first,
-            count=part.count,
-            event_frames=array("Q", part.event_frames).tobytes(),
-            decision_frames=array("Q", part.decision_frames).tobytes(),
-            ended=part.ended,
-            forced=part.forced,
-            store=part.store,
-            interruption=session.interruption if is_last else None,
-            left_over=session.left_over if is_last else None,
-            ended_at=WHEN,
-        )
-        publication = publish_bundle(compose_bundle(job)).publication
-        bundles.append(Path(publication.bundle))
-    return bundles
 
 
 def manifest_of(bundle: Path) -> Manifest:

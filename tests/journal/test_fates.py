@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from msgspec.structs import replace
-from tests.journal.hosted import ADAPTER, CONTRACT, FAILED, WHEN, HostedLife, ack_of, sends, sets, write
-from tests.journal.journals import look
+from tests.journal.hosted import ADAPTER, CONTRACT, FAILED, WHEN, HostedLife, ack_of, publish_all, sends, sets, write
+from tests.journal.journals import flip, frames_of, look
+from tests.shared import HERE
 
+from ergo_capture import encode_bundle
+from ergo_capture.bundle.manifest import read_manifest
+from ergo_capture.bundle.names import manifest_path, rest_path
 from ergo_capture.journal.decision_rows import DecisionRows, Refusal
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Interruption, LeftOver, Rotation, encode_body
 from ergo_capture.journal.recovery import RecoveredSession, Recovery, recover
+from ergo_capture.journal.session_stream import parts_in
+from ergo_capture.journal.tail import follow
+from ergo_capture.manual import read as read_topic
+from ergo_capture.repair.doctor import diagnose
+from ergo_capture.repair.journal_salvage import salvage_journal
 from ergo_capture.storage import RealStorage
 
 STORED = ("e1", "Command", 1, "full", {"n": 1})
@@ -204,3 +213,130 @@ def test_the_adapter_is_found_in_the_journal_alone(tmp_path: Path) -> None:
     session = session_in(tmp_path)
     assert session.description.contract == life.contract
     assert session.description.adapter_provenance == ADAPTER.provenance
+
+
+# --- whoever else reads journals ---
+
+
+def mixed(tmp_path: Path) -> HostedLife:
+    """A journal of two parts with merged payloads, a refusal, an interruption and events behind it."""
+    life = HostedLife(results={"e1": sets(n=11), "e2": sends("i1", n=3), "e5": sends("i2")}, unacknowledged=["i2"])
+    write(
+        tmp_path / "journal",
+        [life.opened(), life.events(STORED, MERGED, LARGE)],
+        [life.decisions()],
+        [life.rotated()],
+        [life.events(FOURTH, FIFTH, LAST)],
+        [life.decisions()],
+        [life.closed("interrupted")],
+    )
+    assert [event_id for _, event_id in life.refused] == ["e3"]
+    assert life.left_over == LeftOver(5, "e6", 1)
+    return life
+
+
+FOURTH = ("e4", "Command", 14, "full", {"note": "n comes from the part before"})
+FIFTH = ("e5", "Command", 15, "full", {"n": 5})
+LAST = ("e6", "Command", 16, "full", {"n": 6})
+
+
+def test_the_parts_of_a_journal_are_read_as_their_bundles_are(tmp_path: Path) -> None:
+    """``cat``, ``info``, ``replay`` and ``report`` show the decided events as they were decided."""
+    life = mixed(tmp_path)
+    parts = parts_in(tmp_path / "journal", RealStorage())
+    bundles = [host.bundle() for host in life.hosts]
+    assert [list(part.events()) for part in parts] == [bundle.events for bundle in bundles]
+    assert [list(part.decisions()) for part in parts] == [bundle.decisions for bundle in bundles]
+    assert [list(part.semantic_kinds()) for part in parts] == [["full", "full"], ["full", "full"]]
+    assert [part.egress_provenance for part in parts] == [bundle.egress_provenance for bundle in bundles]
+    assert [part.store for part in parts] == [None, {"n": 3.0}]
+
+
+def test_undecided_events_of_a_journal_are_read_as_they_were_sent(tmp_path: Path) -> None:
+    """They may still be refused."""
+    life = HostedLife(results={"e1": sets(n=3)})
+    write(tmp_path / "journal", [life.opened(), life.events(STORED, MERGED)], [life.decisions(1)])
+    (part,) = parts_in(tmp_path / "journal", RealStorage())
+    assert [event.payload for event in part.events()] == [b'{"n":1}', b'{"note": "n comes from the store"}']
+
+
+def test_a_follower_sees_decided_events_as_they_were_decided(tmp_path: Path) -> None:
+    """From the oldest part that the journal holds on."""
+    life = mixed(tmp_path)
+    followed = list(follow(tmp_path / "journal", RealStorage(), lambda: None, of=life.description.session))
+    records = [record for host in life.hosts for record in host.bundle().events]
+    assert [item.event for item in followed] == records
+    assert [item.index for item in followed] == [0, 2, 3, 4]
+
+
+def test_what_is_salvaged_is_what_would_have_been_published(tmp_path: Path) -> None:
+    """Bundles, refusals and events that were left over; nothing of it is a loss."""
+    life = mixed(tmp_path)
+    published = publish_all(tmp_path / "journal", tmp_path)
+    parts = salvage_journal(tmp_path / "journal", look(tmp_path / "journal"), RealStorage(), tmp_path / "saved")
+    saved = [Path(part.bundle or "") for part in parts]
+    assert [path.read_bytes() for path in saved] == [path.read_bytes() for path in published]
+    assert [part.lossy for part in parts] == [False, False]
+    manifests = [read_manifest(manifest_path(path)) for path in saved]
+    assert [manifest.refused and manifest.refused.count for manifest in manifests] == [1, None]
+    assert [manifest.store for manifest in manifests] == [None, {"n": 3.0}]
+    assert manifests[1].left_over == life.left_over
+    assert rest_path(saved[1]).read_bytes() == life.lines[5]
+    words = [part.counts.in_words() for part in parts if part.counts is not None]
+    assert words == [
+        "2 events with their decisions kept, 1 event refused by the adapter",
+        "2 events with their decisions kept, 1 event left over",
+    ]
+
+
+def test_nothing_is_derived_behind_damage(tmp_path: Path) -> None:
+    """Which effects came before is not known any more: events are set aside as they were sent."""
+    life = mixed(tmp_path)
+    segment = tmp_path / "journal" / "0000000000000001.journal"
+    (offset,) = [at for header, at in frames_of(segment) if header.kind == FrameKind.DECISIONS and header.first == 0]
+    flip(segment, offset + 70)
+    first, second = salvage_journal(tmp_path / "journal", look(tmp_path / "journal"), RealStorage(), tmp_path / "saved")
+    assert first.counts is not None
+    assert (first.counts.kept, first.counts.aside, first.lossy) == (0, 3, True)
+    assert second.counts is not None
+    assert (second.counts.kept, second.lossy) == (2, False)
+    assert Path(second.bundle or "").read_bytes() == encode_bundle(life.hosts[1].bundle())
+
+
+def test_doctor_counts_every_fate(tmp_path: Path) -> None:
+    """And misses the file with the events that were left over."""
+    mixed(tmp_path)
+    folder = tmp_path / "bundles" / "hosted"
+    folder.mkdir(parents=True)
+    found = diagnose(tmp_path)
+    assert found.sound
+    assert any("1 event refused by the adapter" in words for words in found.keeps)
+    assert any("1 event left over" in words for words in found.keeps)
+    bundle = publish_all(tmp_path / "journal", folder)[1]
+    assert [finding.message for finding in diagnose(tmp_path).findings if finding.path == str(rest_path(bundle))] == []
+    rest_path(bundle).write_bytes(b"{}\n{}\n")
+    (finding,) = [each for each in diagnose(tmp_path).findings if each.path == str(rest_path(bundle))]
+    assert finding.message == "it holds 2 events left over, and its bundle's manifest says 1"
+    rest_path(bundle).unlink()
+    (finding,) = [each for each in diagnose(tmp_path).findings if each.path == str(rest_path(bundle))]
+    assert finding.message == "the file is missing; it holds 1 event left over"
+
+
+#: A test of each fate, for each row of the manual's page.
+FATES = {
+    "rejected": ("server/net/test_bad_clients.py", "test_a_payload_that_the_reference_refuses_is_rejected_alone"),
+    "accepted": ("journal/test_fates.py", "test_undecided_events_wait_with_their_lines_and_the_store"),
+    "decided": ("bundle/test_hosted.py", "test_a_bundle_is_the_reference_hosts_to_the_byte"),
+    "refused": ("bundle/test_hosted.py", "test_refused_events_are_left_out_and_named"),
+    "left over": ("bundle/test_hosted.py", "test_an_interruption_stands_where_the_reference_has_it"),
+    "lost": ("client/test_lost.py", "test_a_client_that_goes_on_after_a_loss_has_it_in_the_manifest"),
+}
+
+
+def test_every_fate_of_the_manual_has_a_test() -> None:
+    """Each table of the page has a row for each fate."""
+    text = read_topic("fates")
+    rows = [row.split(" | ")[0].removeprefix("| ") for row in text.splitlines() if row.startswith("| ")]
+    assert rows == 3 * ["fate", *FATES]
+    for path, name in FATES.values():
+        assert f"def {name}(" in (HERE / path).read_text(encoding="utf-8")

@@ -18,6 +18,8 @@ from ergo_capture.version import PROGRAM
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
 #: ``ended`` of a bundle whose session goes on.
 SNAPSHOT: Final = "open"
+#: Refused events that a manifest names.
+NAMED_REFUSALS: Final = 10
 #: ``ended`` of a bundle that holds less than was captured.
 SALVAGED: Final = "salvaged"
 #: Largest manifest that is read, in bytes; labels may take a few KB.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from ergo_capture.journal.decision_rows import Refusal
+from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal
 from ergo_capture.journal.payloads import Contract, Interruption
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ergo_capture.adapter.events import HostedEvent
     from ergo_capture.adapter.store import ContextStore
     from ergo_capture.kernel.effects import ActionEffect
+    from ergo_capture.kernel.events import ExternalEvent
 
 
 class Derivation:
@@ -76,6 +77,23 @@ class Derivation:
         except AdapterError as error:
             return Interruption(reason=error.code, message=error.message)
         return None
+
+    def follow(self, event: HostedEvent, outcome: DecisionOutcome | Refusal) -> ExternalEvent | Refusal:
+        """Return an event as it was decided, its effects settled; or the refusal.
+
+        Raises:
+            ValueError: it does not lead to what the journal says of it.
+        """
+        bound = self.bind(event)
+        if isinstance(outcome, Refusal):
+            if not isinstance(bound, Refusal):
+                raise ValueError(f"event {event.event_id!r} was refused, and is not refused now")  # noqa: TRY004
+            return outcome
+        if isinstance(bound, Refusal):
+            raise ValueError(f"event {event.event_id!r} was decided, and is refused now: {bound.message}")  # noqa: TRY004
+        # What an effect ends the run with is in the journal.
+        self.settle(each.effect for each in outcome.effects)
+        return bound.event
 
     def snapshot(self) -> dict[str, Any] | None:
         """Return what the store holds, for a ROTATE frame; None without an adapter."""

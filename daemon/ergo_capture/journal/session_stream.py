@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
+from ergo_capture.journal.derivation import Derivation
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import Frame, FrameKind, Position
 from ergo_capture.journal.lines import read_body, read_semantic_kinds
-from ergo_capture.journal.payloads import SessionDescription
+from ergo_capture.journal.payloads import Contract, SessionDescription
 from ergo_capture.journal.reader import read_frames, undecodable
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import SessionFrames
@@ -27,6 +29,9 @@ from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import Storage
+
+if TYPE_CHECKING:
+    from ergo_capture.adapter.events import HostedEvent
 
 #: The value of ``PartStream.ended`` while the session goes on.
 OPEN: Final = "open"
@@ -52,6 +57,8 @@ class PartStream:
     ended: str
     #: Whether the bundle is durable.
     published: bool
+    #: The context store at the beginning; None where it is empty.
+    store: dict[str, Any] | None = None
 
     @property
     def capture_version(self) -> str:
@@ -80,8 +87,8 @@ class PartStream:
 
     @property
     def egress_provenance(self) -> str | None:
-        """None: the daemon dispatches no intents."""
-        return None
+        """The egress channels' provenance; None without any."""
+        return self.description.egress_provenance
 
     def events(self) -> Iterator[ExternalEventRecord]:
         """Yield the events, from the first.
@@ -90,6 +97,9 @@ class PartStream:
             JournalDamaged: the session is damaged.
             StorageError: the journal cannot be read.
         """
+        if self.description.contract is not None:
+            yield from (each.event for each in self._derived())
+            return
         for frame in self._read(self.frames.events):
             if self._overlaps(frame):
                 for index, event in events_of(frame):
@@ -98,6 +108,9 @@ class PartStream:
 
     def semantic_kinds(self) -> Iterator[str | None]:
         """Yield the events' semantic kinds, None for an event without one. Raises as ``events``."""
+        if self.description.contract is not None:
+            yield from (each.semantic_kind for each in self._derived())
+            return
         for frame in self._read(self.frames.events):
             if self._overlaps(frame):
                 header = frame.header
@@ -113,12 +126,25 @@ class PartStream:
 
     def decided(self) -> Iterator[Decided]:
         """Yield the decided events, each with its index in the session and its decision. Raises as ``events``."""
-        pairing = Pairing(self.description)
+        pairing = Pairing(self.description, self.store, self.first)
         for frame in self._read(sorted([*self.frames.events, *self.frames.decisions])):
             if self._overlaps(frame):
                 for decided in pairing.take(frame):
                     if self._has(decided[0]):
                         yield decided
+
+    def _derived(self) -> Iterator[_Derived]:
+        """Yield the decided events of a session with a contract as they were decided, then the undecided as sent."""
+        assert self.description.contract is not None
+        pairing = DerivedPairing(self.description, self.description.contract, self.store, self.first)
+        for frame in self._read(sorted([*self.frames.events, *self.frames.decisions])):
+            if self._overlaps(frame):
+                for kind, (index, event, _) in pairing.take_with_kinds(frame):
+                    if self._has(index):
+                        yield _Derived(event, kind)
+        for index, sent, hosted in pairing.waiting:
+            if self._has(index):
+                yield _Derived(ExternalEventRecord.from_event(sent), hosted.semantic_kind)
 
     @property
     def is_whole(self) -> bool:
@@ -174,28 +200,48 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
     if description is None:
         return
 
-    def part(number: int, first: int, end: int | None, ended: str) -> PartStream:
+    def part(number: int, first: int, end: int | None, ended: str, store: dict[str, Any] | None) -> PartStream:
         published = number in history.publications
         about = msgspec.structs.replace(description, lost=history.lost_until(number))
-        return PartStream(directory, storage, frames, about, history.damage, number, first, end, ended, published)
+        return PartStream(
+            directory, storage, frames, about, history.damage, number, first, end, ended, published, store
+        )
 
-    number, first = 1, 0
+    number, first, store = 1, 0, None
     for rotation, end, _ in history.rotations:
         # Without the OPEN frame the beginning of the first part is not known.
         if first or frames.open is not None:
-            yield part(rotation.part, first, end, "rotated")
-        number, first = rotation.part + 1, end
-    yield part(number, first, None, OPEN if history.closing is None else history.closing.ended)
+            yield part(rotation.part, first, end, "rotated", store)
+        number, first, store = rotation.part + 1, end, rotation.store
+    # Events behind the end are left over.
+    yield part(number, first, history.total, OPEN if history.closing is None else history.closing.ended, store)
 
 
 #: The index of an event in its session, the event, and its decision.
 Decided = tuple[int, ExternalEventRecord, EpisodeInvocationRecord]
 
 
-class Pairing:
-    """Matches the events of one session with their decisions, as frames come in the journal's order."""
+class _Derived(NamedTuple):
+    """An event as it was decided, and its semantic kind."""
 
-    def __init__(self, description: SessionDescription) -> None:
+    event: ExternalEventRecord
+    semantic_kind: str | None
+
+
+class Pairing:
+    """Matches the events of one session with their decisions, as frames come in the journal's order.
+
+    Refused events are left out. Of a session with a contract, ``DerivedPairing`` derives the events.
+
+    Args:
+        description: the session.
+        store: the context store at the beginning; None where it is empty.
+        first: index of the first event that ``store`` is good for; earlier ones are left out where it is needed.
+    """
+
+    def __init__(self, description: SessionDescription, store: dict[str, Any] | None = None, first: int = 0) -> None:
+        contract = description.contract
+        self._derived = None if contract is None else DerivedPairing(description, contract, store, first)
         self._deadline = description.constraints.deadline
         self._waiting: deque[tuple[int, ExternalEvent]] = deque()
 
@@ -205,6 +251,9 @@ class Pairing:
         Raises:
             JournalDamaged: the frame's body cannot be decoded.
         """
+        if self._derived is not None:
+            yield from (decided for _, decided in self._derived.take_with_kinds(frame))
+            return
         header = frame.header
         if header.kind == FrameKind.EVENTS:
             self._waiting.extend(events_of(frame))
@@ -220,6 +269,41 @@ class Pairing:
                         continue
                     record = outcome.to_record(event.event_id, self._deadline)
                     yield index, ExternalEventRecord.from_event(event), record
+
+
+class DerivedPairing:
+    """The same for a session with a contract. Arguments as of ``Pairing``."""
+
+    def __init__(
+        self, description: SessionDescription, contract: Contract, store: dict[str, Any] | None, first: int
+    ) -> None:
+        self._derivation = Derivation(contract, store)
+        self._deadline = description.constraints.deadline
+        self._first = first
+        #: Events that are not decided, as they were sent.
+        self.waiting: deque[tuple[int, ExternalEvent, HostedEvent]] = deque()
+
+    def take_with_kinds(self, frame: Frame) -> Iterator[tuple[str | None, Decided]]:
+        """Yield the events that a frame decides, with their semantic kinds. Raises as ``Pairing.take``."""
+        header = frame.header
+        try:
+            if header.kind == FrameKind.EVENTS:
+                sent, hosted = read_body(frame.body), self._derivation.read(frame.body)
+                found = zip(count(header.first), sent, hosted, strict=False)
+                self.waiting.extend(each for each in found if each[0] >= self._first)
+            elif header.kind == FrameKind.DECISIONS:
+                for index, outcome in enumerate(read_decisions(frame.body), header.first):
+                    if self.waiting and self.waiting[0][0] == index:
+                        yield from self._decide(outcome)
+        except ValueError as error:
+            raise undecodable(frame, error) from error
+
+    def _decide(self, outcome: DecisionOutcome | Refusal) -> Iterator[tuple[str | None, Decided]]:
+        index, _, hosted = self.waiting.popleft()
+        event = self._derivation.follow(hosted, outcome)
+        if isinstance(event, ExternalEvent) and isinstance(outcome, DecisionOutcome):
+            record = outcome.to_record(event.event_id, self._deadline)
+            yield hosted.semantic_kind, (index, ExternalEventRecord.from_event(event), record)
 
 
 def events_of(frame: Frame) -> list[tuple[int, ExternalEvent]]:

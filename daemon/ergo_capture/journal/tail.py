@@ -102,7 +102,13 @@ class _Watched:
                     path=self.directory,
                     hint="`ergo-capture doctor` says what is damaged",
                 )
-            self._sessions[frames.number] = description.session, Pairing(description)
+            # Without the OPEN frame, the oldest ROTATE frame says what the context store held.
+            first, store = (
+                (history.rotations[0].boundary, history.rotations[0].rotation.store)
+                if frames.open is None and history.rotations
+                else (0, None)
+            )
+            self._sessions[frames.number] = description.session, Pairing(description, store, first)
             positions += [*frames.events, *frames.decisions]
             positions += [] if frames.close is None else [frames.close.pack()]
         if self.of and not self._sessions:

@@ -24,6 +24,7 @@ _TOPICS: Final = (
     "damage",
     "replaying",
     "events",
+    "fates",
     "contributing",
 )
 

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import msgspec
 
-from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, manifest_path
+from ergo_capture.bundle.manifest import ManifestError, read_manifest
+from ergo_capture.bundle.names import (
+    BUNDLE_SUFFIX,
+    COMPRESSED_SUFFIX,
+    MANIFEST_SUFFIX,
+    REST_SUFFIX,
+    manifest_path,
+    rest_path,
+)
 from ergo_capture.bundle.proof import compare_with_manifest
 from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.bundle.verify import verify_bundle
@@ -117,6 +125,15 @@ class _OneSegment(RealStorage):
         return [name for name in super().list(path) if name == self._name]
 
 
+def _left_over(bundle: Path) -> int:
+    """Return how many events were left over, as a bundle's manifest says."""
+    try:
+        manifest = read_manifest(manifest_path(bundle))
+    except (ManifestError, OSError):
+        return 0
+    return 0 if manifest.left_over is None else manifest.left_over.count
+
+
 class _Examination:
     def __init__(self, on_bundle: Callable[[Path], None]) -> None:
         self.findings: list[Finding] = []
@@ -143,6 +160,9 @@ class _Examination:
                 bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
                 if not bundle.exists() and not bundle.with_name(bundle.name + COMPRESSED_SUFFIX).exists():
                     self._add(Severity.WARNING, path, "its bundle is missing")
+            elif path.name.endswith(REST_SUFFIX):
+                # Beside its bundle, whose manifest counts what is in it.
+                self._examine_rest(path)
             elif path.exists() and not path.is_file():
                 # Not opened: a pipe would wait for a writer.
                 self._add(Severity.WARNING, path, "neither a file nor a directory; left alone")
@@ -155,6 +175,24 @@ class _Examination:
             else:
                 self._add(Severity.NOTE, path, "not a file of ergo-capture; left alone")
         self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")
+
+    def _examine_rest(self, rest: Path) -> None:
+        """Compare the events that were left over with the manifest that counts them."""
+        try:
+            manifest = read_manifest(rest.with_name(rest.name.removesuffix(REST_SUFFIX) + MANIFEST_SUFFIX))
+            counted_there = 0 if manifest.left_over is None else manifest.left_over.count
+            lines = rest.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            self._add(Severity.WARNING, rest, "events that were left over, and the bundle's manifest is missing")
+        except (ErgoCaptureError, OSError) as error:
+            self._add(Severity.WARNING, rest, f"its manifest cannot be read: {error}")
+        else:
+            if lines != counted_there:
+                self._add(
+                    Severity.ERROR,
+                    rest,
+                    f"it holds {counted(lines, 'event')} left over, and its bundle's manifest says {counted_there}",
+                )
 
     def _examine_saved(self, state: Path) -> None:
         """Report the segments that were set aside beside the journal, and those that are settled."""
@@ -182,6 +220,10 @@ class _Examination:
             self._add(Severity.ERROR, bundle, error.message)
         if not manifest_path(bundle).exists():
             self._add(Severity.WARNING, bundle, "it has no manifest beside it")
+        elif not rest_path(bundle).exists() and (left := _left_over(bundle)):
+            self._add(
+                Severity.ERROR, rest_path(bundle), f"the file is missing; it holds {counted(left, 'event')} left over"
+            )
         wrong = any(finding.severity is Severity.ERROR for finding in self.findings[before:])
         self.keeps = keeps + ([f"{bundle}: {words}" for words in self.keeps] if wrong else [])
 

@@ -7,32 +7,46 @@ bundle is durable and still has its published digest is left alone.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from ergo_capture.bundle.catalogue import find_published
-from ergo_capture.bundle.manifest import encode_manifest, manifest_for
-from ergo_capture.bundle.names import bundle_name, bundle_path, bundle_stem, manifest_path, other_form, safe_name
+from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents, encode_manifest, manifest_for
+from ergo_capture.bundle.names import (
+    bundle_name,
+    bundle_path,
+    bundle_stem,
+    manifest_path,
+    other_form,
+    rest_path,
+    safe_name,
+)
 from ergo_capture.bundle.reader.opening import text_sha256
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
+from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
+from ergo_capture.journal.derivation import Derivation
 from ergo_capture.journal.frame import Frame, Position
-from ergo_capture.journal.lines import read_body
-from ergo_capture.journal.payloads import Publication
+from ergo_capture.journal.lines import read_body, split_lines
+from ergo_capture.journal.payloads import Contract, Publication, RefusedEvent
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport
+from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.repair.output import SalvageOutput
 from ergo_capture.repair.partial_session import PartialSession, PartRange
-from ergo_capture.repair.report import Gap, SalvageReport
+from ergo_capture.repair.report import Gap, Problem, SalvageReport
 from ergo_capture.repair.salvage import salvage
 from ergo_capture.storage import Storage
 from ergo_capture.storage.atomic import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from ergo_capture.adapter.events import HostedEvent
 
 _Item = TypeVar("_Item")
 
@@ -99,14 +113,14 @@ def salvage_journal(
 
 class _SessionSalvage:
     def __init__(self, session: PartialSession) -> None:
-        self._session = session
+        self.session = session
         #: Id of the event that was returned last; the next decision is about it.
         self._event_id = ""
 
     def run(self, destination: Path | None) -> Iterator[SalvagedPart]:
         """Salvage each part."""
-        for part in self._session.parts():
-            publication = None if part.merged else self._session.publications.get(part.part)
+        for part in self.session.parts():
+            publication = None if part.merged else self.session.publications.get(part.part)
             if publication is not None and self._is_published(part, publication):
                 yield self._published(part, publication)
             elif (standing := self._standing(part)) is not None:
@@ -122,14 +136,14 @@ class _SessionSalvage:
         bundle = self._find(publication)
         if bundle is not None:
             return text_sha256(bundle) == publication.sha256
-        return not salvage(self._session.head, self._events(part), self._decisions(part)).whole
+        return not salvage(self.session.head, self._events(part), self._decisions(part)).whole
 
     def _standing(self, part: PartRange) -> SalvagedPart | None:
         """Return the part as published if it is damaged and a bundle in ``bundles/`` has all of it; None otherwise.
 
         A snapshot may have been published before the damage.
         """
-        session = self._session
+        session = self.session
         if session.frames.damage is None or not session.is_described or part.uncertain or part.merged:
             return None
         state, description = session.directory.parent, session.description
@@ -153,11 +167,11 @@ class _SessionSalvage:
         return None
 
     def _find(self, publication: Publication) -> Path | None:
-        return find_published(Path(publication.bundle), self._session.directory.parent / "bundles")
+        return find_published(Path(publication.bundle), self.session.directory.parent / "bundles")
 
     def _published(self, part: PartRange, publication: Publication) -> SalvagedPart:
         recorded = Path(publication.bundle)
-        session = self._session
+        session = self.session
         return SalvagedPart(
             # The frames that hold the description may have been deleted with their segment.
             session=session.description.session if session.is_described else bundle_stem(recorded).partition("~")[0],
@@ -169,16 +183,24 @@ class _SessionSalvage:
         )
 
     def _salvage(self, part: PartRange, destination: Path | None) -> SalvagedPart:
-        description, path = self._session.description, None
+        description, path = self.session.description, None
         if destination is not None:
             path = destination / safe_name(description.graph) / bundle_name(description.session, part.part)
-        head, events, decisions = self._session.head, self._events(part), self._decisions(part)
+        head, contract = self.session.head, description.contract
+        hosted = None if contract is None else _HostedRecords(self, part, contract)
+        events = self._events(part) if hosted is None else hosted.events()
+        decisions = self._decisions(part) if hosted is None else hosted.decisions()
         with nullcontext() if path is None else SalvageOutput(head, path, part.part) as output:
             report = salvage(head, events, decisions, output)
+        refused = [] if hosted is None else hosted.refused
+        report.refused_by_adapter = len(refused)
+        left_over = self._left_over(part)
+        if left_over is not None:
+            self._save_rest(left_over, None if output is None else output.destination, report)
         if output is not None:
             path = output.destination
             if not output.stood:
-                self._write_manifest(part, path, report, output.beside)
+                self._write_manifest(part, path, report, output.beside, refused)
         return SalvagedPart(
             session=description.session,
             graph=description.graph,
@@ -188,9 +210,31 @@ class _SessionSalvage:
             counts=report,
         )
 
-    def _write_manifest(self, part: PartRange, bundle: Path, report: SalvageReport, beside: Path | None) -> None:
+    def _left_over(self, part: PartRange) -> PartRange | None:
+        """Return the events behind the interruption that ended a part; None where there are none."""
+        closing = self.session.closing
+        if closing is None or closing.left_over is None or part.end != closing.left_over.from_index:
+            return None
+        return msgspec.structs.replace(part, first=part.end, end=part.end + closing.left_over.count)
+
+    def _save_rest(self, left_over: PartRange, bundle: Path | None, report: SalvageReport) -> None:
+        lines: list[bytes] = []
+        for line in self.items("event", self.session.frames.events, left_over, split_lines):
+            if isinstance(line, Gap):
+                report.lost += line.count or 0
+                report.problems.append(Problem(line.reason))
+            else:
+                lines.append(line)
+        report.left_over = len(lines)
+        if bundle is not None:
+            write_bytes_atomic(rest_path(bundle), b"".join(lines), what="events that were left over")
+
+    def _write_manifest(
+        self, part: PartRange, bundle: Path, report: SalvageReport, beside: Path | None, refused: list[RefusedEvent]
+    ) -> None:
+        closing = None if self._left_over(part) is None else self.session.closing
         manifest = manifest_for(
-            msgspec.structs.replace(self._session.description, lost=self._session.lost_until(part.part)),
+            msgspec.structs.replace(self.session.description, lost=self.session.lost_until(part.part)),
             bundle,
             part=part.part,
             ended=part.ended if report.whole else "salvaged",
@@ -201,34 +245,44 @@ class _SessionSalvage:
             sha256=text_sha256(bundle),
             ended_at=part.ended_at,
             beside=None if beside is None else beside.name,
+            store=self._store(part),
+            refused=RefusedEvents(len(refused), refused[:NAMED_REFUSALS]) if refused else None,
+            interruption=None if closing is None else closing.interruption,
+            left_over=None if closing is None else closing.left_over,
         )
         text = encode_manifest(manifest, salvage=msgspec.to_builtins(report))
         write_bytes_atomic(manifest_path(bundle), text, what="manifest")
 
+    def _store(self, part: PartRange) -> dict[str, Any] | None:
+        try:
+            return self.session.store_before(part)
+        except ValueError:
+            return None
+
     # --- records ---
 
     def _events(self, part: PartRange) -> Iterator[ExternalEventRecord | Gap]:
-        if not self._session.is_described:
+        if not self.session.is_described:
             yield Gap(0, "the frame that says what the session is, is missing")
-        for event in self._items("event", self._session.frames.events, part, read_body):
+        for event in self.items("event", self.session.frames.events, part, read_body):
             if isinstance(event, Gap):
                 yield event
             else:
                 self._event_id = event.event_id
                 yield ExternalEventRecord.from_event(event)
         if part.uncertain:
-            yield Gap(None, self._session.frames.damage or "its end is damaged")
+            yield Gap(None, self.session.frames.damage or "its end is damaged")
 
     def _decisions(self, part: PartRange) -> Iterator[EpisodeInvocationRecord | Gap]:
         """Yield the decisions; each is asked for right after its event was returned, for as long as all is proved."""
-        deadline = self._session.description.constraints.deadline
-        for outcome in self._items("decision", self._session.frames.decisions, part, read_decisions):
+        deadline = self.session.description.constraints.deadline
+        for outcome in self.items("decision", self.session.frames.decisions, part, read_decisions):
             if isinstance(outcome, DecisionOutcome):
                 yield outcome.to_record(self._event_id, deadline)
             else:
-                yield outcome if isinstance(outcome, Gap) else Gap(1, f"an event was refused: {outcome.message}")
+                yield outcome if isinstance(outcome, Gap) else Gap(1, "an event is refused, and there is no adapter")
 
-    def _items(
+    def items(
         self, what: str, packed: array[int], part: PartRange, decode: Callable[[bytes], Iterable[_Item]]
     ) -> Iterator[_Item | Gap]:
         """Yield the events or decisions of a part, and the gaps between them."""
@@ -253,10 +307,90 @@ class _SessionSalvage:
 
     def _frames(self, packed: array[int], part: PartRange) -> Iterator[Frame]:
         """Yield the frames that hold events or decisions of a part."""
-        session = self._session
+        session = self.session
         for frame in read_frames(session.directory, map(Position.unpack, packed), session.storage):
             if frame.header.first < part.end and frame.header.first + frame.header.count > part.first:
                 yield frame
+
+
+class _HostedRecords:
+    """The events and decisions of a part of a session with a contract.
+
+    Payloads can be derived only as long as nothing is missing. From then on events are yielded as they were sent, and
+    are set aside.
+    """
+
+    def __init__(self, salvage: _SessionSalvage, part: PartRange, contract: Contract) -> None:
+        session = salvage.session
+        self.refused: list[RefusedEvent] = []
+        self._deadline = session.description.constraints.deadline
+        self._index = part.first
+        #: What no payload can be derived for any more; None as long as all can.
+        self._problem: str | None = None
+        store: dict[str, Any] | None = None
+        try:
+            store = session.store_before(part)
+        except ValueError as error:
+            self._problem = str(error)
+        self._derivation = Derivation(contract, store)
+        self._events = salvage.items("event", session.frames.events, part, self._read)
+        self._outcomes = salvage.items("decision", session.frames.decisions, part, read_decisions)
+        self._uncertain = (session.frames.damage or "its end is damaged") if part.uncertain else None
+        #: Decisions about events that were yielded.
+        self._ready: deque[EpisodeInvocationRecord | Gap] = deque()
+        self._is_over = False
+
+    def _read(self, body: bytes) -> list[tuple[ExternalEvent, HostedEvent]]:
+        return list(zip(read_body(body), self._derivation.read(body), strict=True))
+
+    def events(self) -> Iterator[ExternalEventRecord | Gap]:
+        """Yield the events that were not refused."""
+        if self._problem is not None:
+            self._ready.append(Gap(0, self._problem))
+        for item in self._events:
+            if isinstance(item, Gap):
+                self._problem = item.reason
+                yield item
+                continue
+            event = self._event(*item)
+            self._index += 1
+            if event is not None:
+                yield ExternalEventRecord.from_event(event)
+        if self._uncertain is not None:
+            yield Gap(None, self._uncertain)
+        self._is_over = True
+
+    def _event(self, sent: ExternalEvent, hosted: HostedEvent) -> ExternalEvent | None:
+        outcome = None if self._problem is not None else next(self._outcomes, None)
+        if outcome is None or isinstance(outcome, Gap):
+            self._problem = self._problem or "it is not decided"
+            if outcome is not None:
+                self._ready.append(outcome)
+            return sent
+        try:
+            event = self._derivation.follow(hosted, outcome)
+        except ValueError as error:
+            self._problem = str(error)
+            self._ready.append(Gap(1, self._problem))
+            return sent
+        if isinstance(event, Refusal) or isinstance(outcome, Refusal):
+            assert isinstance(outcome, Refusal)
+            self.refused.append(RefusedEvent(self._index, sent.event_id, outcome.code, outcome.message))
+            return None
+        self._ready.append(outcome.to_record(event.event_id, self._deadline))
+        return event
+
+    def decisions(self) -> Iterator[EpisodeInvocationRecord | Gap]:
+        """Yield the decisions; each is asked for right after its event was yielded, the others after all events."""
+        while self._ready or not self._is_over:
+            if not self._ready:
+                return
+            yield self._ready.popleft()
+        for outcome in self._outcomes:
+            if isinstance(outcome, DecisionOutcome):
+                yield outcome.to_record("", self._deadline)
+            elif isinstance(outcome, Gap):
+                yield outcome
 
 
 def _missing(what: str, first: int, end: int) -> Gap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -67,7 +68,26 @@ class PartialSession:
     def head(self) -> BundleHead:
         """What its bundles say besides events and decisions."""
         known = self.description
-        return BundleHead(known.graph, known.constraints, known.adapter_provenance, known.runtime_provenance)
+        return BundleHead(
+            known.graph,
+            known.constraints,
+            known.adapter_provenance,
+            known.runtime_provenance,
+            known.egress_provenance,
+        )
+
+    def store_before(self, part: PartRange) -> dict[str, Any] | None:
+        """Return what the context store held at the beginning of a part, by key.
+
+        Raises:
+            ValueError: the frame that says it is lost.
+        """
+        if not part.first:
+            return None
+        for end in self.rotations:
+            if end.boundary == part.first:
+                return end.rotation.store
+        raise ValueError("the frame that says what the context store held at the beginning of the part is lost")
 
     # --- how many events it had ---
 

@@ -46,6 +46,10 @@ class SalvageReport(msgspec.Struct):
     aside: int = 0
     #: Events that are not as they were captured.
     refused: int = 0
+    #: Events that the adapter refused when their turn came, and events behind an interruption of the run. They are in
+    #: no bundle; the latter are in ``SESSION.rest.jsonl``.
+    refused_by_adapter: int = 0
+    left_over: int = 0
     #: Events that are missing; a lower bound where ``uncertain``.
     lost: int = 0
     #: Decisions that were found, but cannot be proved without what is missing before them.
@@ -77,6 +81,10 @@ class SalvageReport(msgspec.Struct):
         parts = [f"{counted(self.kept, 'event')} with {'its decision' if self.kept == 1 else 'their decisions'} kept"]
         parts += [f"{counted(self.aside, 'event')} set aside without a provable decision"] if self.aside else []
         parts += [f"{counted(self.refused, 'event')} refused"] if self.refused else []
+        parts += (
+            [f"{counted(self.refused_by_adapter, 'event')} refused by the adapter"] if self.refused_by_adapter else []
+        )
+        parts += [f"{counted(self.left_over, 'event')} left over"] if self.left_over else []
         parts += _lost(self.lost, "event", uncertain=self.uncertain)
         parts += [f"{counted(self.dropped, 'decision')} dropped"] if self.dropped else []
         parts += _lost(self.lost_decisions, "decision", uncertain=self.uncertain_decisions)

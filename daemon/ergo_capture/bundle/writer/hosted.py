@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from ergo_capture.bundle.manifest import RefusedEvents
+from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import rest_path
 from ergo_capture.bundle.statistics import StatisticsCounter
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from ergo_capture.adapter.events import HostedEvent
     from ergo_capture.journal.payloads import Contract
     from ergo_capture.kernel.time import EventTime
-
-#: Refused events that a manifest names.
-_NAMED: Final = 10
 
 
 class HostedPart:
@@ -97,7 +94,7 @@ class HostedPart:
 
     def _refuse(self, event: HostedEvent, refusal: Refusal) -> None:
         self.refused += 1
-        if len(self._named) < _NAMED:
+        if len(self._named) < NAMED_REFUSALS:
             self._named.append(RefusedEvent(self._index, event.event_id, refusal.code, refusal.message))
 
     def _derive(self, event: HostedEvent, outcome: DecisionOutcome) -> ExternalEventRecord:
