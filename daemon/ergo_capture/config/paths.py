@@ -49,6 +49,11 @@ def default_socket() -> Path:
     return (users or SYSTEM_RUNTIME) / "capture.sock"
 
 
+def cache_directory() -> Path:
+    """Return the user's directory for files that can be made again; the system's for users without a home directory."""
+    return _user_directory("cache") or Path("/var/cache/ergo-capture")
+
+
 def _user_directory(kind: str) -> Path | None:
     """Return the user's directory for files of a kind; None if the user has no home directory, as in many containers."""
     import platformdirs  # noqa: PLC0415 - only where nothing else says where

@@ -21,6 +21,7 @@ _TOPICS: Final = (
     "limits",
     "retention",
     "ship",
+    "fleet",
     "damage",
     "replaying",
     "events",

@@ -38,6 +38,9 @@ GROUPS: Final = {
         "bundles": "list finished bundles, delete expired ones, fetch shipped ones",
         "ship": "ship finished bundles to object stores",
     },
+    "Many hosts": {
+        "fleet": "index, find and export the bundles in an object store",
+    },
     "Damage": {
         "doctor": "report damage, where it is, and what recover would keep",
         "recover": "write what can be proved to a new place; count the rest",

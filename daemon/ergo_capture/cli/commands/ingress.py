@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ergo_capture.cli.support.command import PATH, argument, command
+from ergo_capture.cli.support.command import PATH, argument, command, label_option, labels_from
 from ergo_capture.errors import ExitCode
 from ergo_capture.signals import PASSED_ON, end_as
 from ergo_capture.units import counted
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--feed", "feeds", multiple=True, metavar="COMMAND", help="One of several channels, which are merged.")
 @click.option("--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of.")
 @click.option("--session", default="", metavar="SESSION", help="Session to resume, in place of a new one.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label for the manifest; may be repeated.")
+@label_option
 @click.option("--socket", default="", metavar="PATH", help="The daemon's socket; by default the configured one.")
 @click.option("--config", type=PATH, metavar="FILE", help="The daemon's configuration file; by default the usual one.")
 @click.option(
@@ -59,7 +59,7 @@ def ingress(
     commands = [shlex.split(feed) for feed in feeds] + ([list(channel)] if channel else [])
     if not commands or not all(commands):
         raise click.UsageError("name the channel behind --, or channels with --feed")
-    chosen = dict(_label(text) for text in labels)
+    chosen = labels_from(labels)
     if not socket:
         from ergo_capture.config import load  # noqa: PLC0415 - slow to import
 
@@ -120,10 +120,3 @@ def _say(sentence: str) -> None:
     except (OSError, ValueError, AttributeError):
         # Nobody reads it, or it is closed: the events are what counts.
         return
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise click.BadParameter(f"--label {text!r} is not KEY=VALUE")
-    return key, value

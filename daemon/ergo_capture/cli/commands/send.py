@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ergo_capture.cli.support.command import NAME, PATH, FiniteRange, argument, command, flag
+from ergo_capture.cli.support.command import NAME, PATH, FiniteRange, argument, command, flag, label_option, labels_from
 from ergo_capture.errors import ExitCode
 from ergo_capture.units import counted
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of.")
 @click.option("--session", default="", metavar="SESSION", help="Session to resume, in place of a new one.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label for the manifest; may be repeated.")
+@label_option
 @click.option(
     "--socket", type=NAME, default="", metavar="PATH", help="The daemon's socket; by default the configured one."
 )
@@ -73,7 +73,7 @@ def send(
     Continues without loss when the daemon is restarted. Exit code 3 if events were rejected, or acknowledged
     events are lost; events that the resumed session held already are neither.
     """
-    chosen = dict(_label(text) for text in labels)
+    chosen = labels_from(labels)
     if not socket:
         from ergo_capture.config import load  # noqa: PLC0415 - slow to import
 
@@ -150,13 +150,6 @@ def _ended(terminations: dict[str, int]) -> str:
 def _bundles(published: Published) -> tuple[str, ...]:
     """Return the paths of the session's bundles; none where no event was accepted."""
     return published.bundles or ((published.bundle,) if published.bundle else ())
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise click.BadParameter(f"--label {text!r} is not KEY=VALUE")
-    return key, value
 
 
 def _print_json(summary: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ An option is declared with ``click.option``; everything else with the functions 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -162,6 +162,26 @@ def flag(
 def json_flag(one_line_for: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare ``--json`` of a command that prints one object a line."""
     return flag("--json", "as_json", help=f"Print one JSON object per {one_line_for}, one per line.")
+
+
+label_option: Final = click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label for the manifest; may be repeated."
+)
+
+
+def labels_from(texts: Iterable[str]) -> dict[str, str]:
+    """Return labels from their text on the command line.
+
+    Raises:
+        click.BadParameter: one is not ``KEY=VALUE``.
+    """
+    labels = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"--label {text!r} is not KEY=VALUE")
+        labels[key] = value
+    return labels
 
 
 config_option: Final = click.option(

@@ -1,0 +1,317 @@
+"""``ergo-capture fleet``: the bundles of many hosts in one object store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from ergo_capture.bundle.names import safe_name
+from ergo_capture.cli.support.command import (
+    NAME,
+    PATH,
+    Command,
+    Group,
+    argument,
+    config_option,
+    flag,
+    json_flag,
+    labels_from,
+    state_option,
+)
+from ergo_capture.cli.support.output import check_output, printable, size
+from ergo_capture.cli.support.stores import cache_of, store_named, store_option
+from ergo_capture.errors import ExitCode
+from ergo_capture.units import Duration, counted
+
+if TYPE_CHECKING:
+    from ergo_capture.fleet.find import Query
+    from ergo_capture.objects.port import ObjectStore
+
+#: Dates that ``index`` looks at, counted back from today.
+_DAYS: Final = 7
+#: Rows that ``find`` prints.
+_LIMIT: Final = 1000
+
+
+@click.group(cls=Group)
+def fleet() -> None:
+    """Index, find and export the bundles that hosts have shipped to an object store."""
+
+
+@fleet.command(
+    cls=Command, examples=("ergo-capture fleet index", "ergo-capture fleet index --all --store s3://captures/prod")
+)
+@store_option
+@click.option(
+    "--days",
+    type=click.IntRange(min=1),
+    default=_DAYS,
+    show_default=True,
+    metavar="N",
+    help="Look at the last N dates, in UTC.",
+)
+@flag("--all", help="Look at all dates: bundles of a host that was away for longer arrive late.")
+@config_option
+@json_flag("date")
+def index(*, store: str, days: int, all: bool, config: Path | None, as_json: bool) -> int:  # noqa: A002 - the option's name
+    """Bring the catalogue up to date.
+
+    It has one row for each manifest in the store. Only manifests that it does not have are read. Any number of runs may go on at once, and each can be
+    stopped and run again. The exit code is 3 where manifests cannot be read.
+    """
+    from ergo_capture.fleet.index import dates_in  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.fleet.index import index as index_dates  # noqa: PLC0415
+
+    opened = store_named(store, config)
+    first = (datetime.now(UTC).date() - timedelta(days=days - 1)).isoformat()
+    dates = [date for date in dates_in(opened) if all or date >= first]
+    manifests = added = unreadable = 0
+    for indexed in index_dates(opened, dates):
+        manifests, added = manifests + indexed.manifests, added + indexed.added
+        unreadable += len(indexed.unreadable)
+        if as_json:
+            click.echo(msgspec.json.encode(indexed._asdict()))
+        elif indexed.added or indexed.removed:
+            gone = f", {indexed.removed:,} gone" if indexed.removed else ""
+            click.echo(f"{indexed.date}: {indexed.added:,} added{gone}, {indexed.manifests:,} in all")
+        for key, reason in indexed.unreadable:
+            click.echo(f"{opened.url}/{printable(key)}: {reason}", err=True)
+    click.echo(f"{counted(added, 'manifest')} added, {manifests:,} in {counted(len(dates), 'date')}", err=True)
+    return int(ExitCode.DATA_LOSS if unreadable else ExitCode.OK)
+
+
+def _query_options(function: Any) -> Any:
+    """Declare the options that select bundles."""
+    for option in reversed(
+        (
+            click.option("--since", default="", metavar="TIME", help="Ended since then: 7d, 2026-11-28, or RFC 3339."),
+            click.option("--until", default="", metavar="TIME", help="Ended before then."),
+            click.option("--graph", metavar="GRAPH", help="Of this graph."),
+            click.option("--host", metavar="HOST", help="Shipped by this host."),
+            click.option("--session", metavar="ID", help="Parts of this session."),
+            click.option("--ended", metavar="HOW", help="Ended so: complete, rotated, recovered, interrupted, ..."),
+            click.option(
+                "--label", "labels", multiple=True, metavar="KEY=VALUE", help="With this label; may be repeated."
+            ),
+            click.option("--where", default="", metavar="SQL", help="A condition over the catalogue's columns."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@fleet.command(
+    cls=Command,
+    examples=(
+        "ergo-capture fleet find --since 7d --graph flights --label team=ops",
+        "ergo-capture fleet find --where \"lost > 0 OR ended = 'recovered'\" --json",
+    ),
+)
+@store_option
+@_query_options
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=_LIMIT,
+    show_default=True,
+    metavar="N",
+    help="Print at most N bundles; 0 for all.",
+)
+@config_option
+@json_flag("bundle")
+def find(*, store: str, limit: int, config: Path | None, as_json: bool, **wanted: Any) -> None:
+    """Find bundles in the catalogue.
+
+    They are printed oldest first, if they fulfil every option.
+
+    `ergo-capture help fleet` describes the catalogue's columns.
+    """
+    query = _query(wanted, limit + 1 if limit else None)
+    rows = list(_found(store_named(store, config), query))
+    is_cut = limit and len(rows) > limit
+    if is_cut:
+        rows.pop()
+    if as_json:
+        for row in rows:
+            click.echo(msgspec.json.encode(row))
+    else:
+        for line in _table(rows):
+            click.echo(line)
+    more = ", and there are more: give --limit" if is_cut else ""
+    click.echo(f"{counted(len(rows), 'bundle')}, {size(sum(row['file_bytes'] or 0 for row in rows))}{more}", err=True)
+
+
+@fleet.command(
+    cls=Command,
+    examples=(
+        "ergo-capture fleet export run.capture.json -o run.parquet",
+        "ergo-capture fleet export --since 1d --graph flights -o parquet/",
+    ),
+)
+@argument(
+    "capture",
+    "Bundles, a state directory, or sessions' ids; none to export what the options select.",
+    nargs=-1,
+    type=NAME,
+    metavar="[CAPTURE]...",
+)
+@store_option
+@_query_options
+@click.option(
+    "--output",
+    "-o",
+    type=PATH,
+    required=True,
+    metavar="FILE|DIR",
+    help="A file for one bundle; a directory, for one file a bundle, in any other case.",
+)
+@state_option
+@config_option
+def export(
+    *, capture: tuple[str, ...], store: str, output: Path, state_dir: str, config: Path | None, **wanted: Any
+) -> None:
+    """Write events with decisions as Parquet.
+
+    A file has one row for each event, with its decision.
+
+    `ergo-capture help fleet` describes the columns.
+    """
+    query = _query(wanted)
+    if bool(capture) == (query != _query({})):
+        raise click.UsageError("Name captures, or select bundles of a store with options.")
+    exported = (
+        _export_captures(capture, output, state_dir, config) if capture else _export_found(store, query, output, config)
+    )
+    files = rows = 0
+    for path, count in exported:
+        click.echo(printable(path))
+        files, rows = files + 1, rows + count
+    click.echo(f"{counted(files, 'file')}, {counted(rows, 'event')}", err=True)
+
+
+def _export_captures(
+    names: tuple[str, ...], output: Path, state_dir: str, config: Path | None
+) -> Iterator[tuple[Path, int]]:
+    from ergo_capture.cli.support.bundle_files import manifest_beside  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.cli.support.captures import captures_in  # noqa: PLC0415
+    from ergo_capture.fleet.export import export as write  # noqa: PLC0415
+
+    found = captures_in(names, state_dir, config)
+    for run in found:
+        part, first = (1, 0) if run.part is None else (run.part.part, run.part.first)
+        manifest = run.bundle and manifest_beside(run.bundle)
+        if manifest:
+            part, first = manifest.part, manifest.first_event
+        destination = _destination(output, _name_of(run.session, part), is_alone=len(found) == 1)
+        check_output(destination, "Parquet file", run.files)
+        with run.open() as stream:
+            yield destination, write(stream, destination, session=run.session, part=part, first_event=first)
+
+
+def _export_found(store: str, query: Query, output: Path, config: Path | None) -> Iterator[tuple[Path, int]]:
+    from ergo_capture.bundle.reader.stream import open_bundle  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.fleet.export import export as write  # noqa: PLC0415
+
+    opened = store_named(store, config)
+    rows = list(_found(opened, query))
+    for row in rows:
+        name = _name_of(row["session"], row["part"])
+        destination = _destination(output, f"{safe_name(row['host'])}~{name}", is_alone=False)
+        check_output(destination, "Parquet file")
+        with _fetched(opened, row) as path, open_bundle(path) as stream:
+            count = write(
+                stream, destination, session=row["session"], part=row["part"], first_event=row["first_event"] or 0
+            )
+        yield destination, count
+
+
+@contextmanager
+def _fetched(store: ObjectStore, row: Mapping[str, Any]) -> Iterator[Path]:
+    """Copy a bundle out of the store for as long as the context lasts."""
+    from ergo_capture.objects.fetching import fetch_object  # noqa: PLC0415 - the help needs none of it
+
+    with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-") as folder:
+        path = Path(folder, row["object"].rpartition("/")[2])
+        fetch_object(store, row["object"], path)
+        yield path
+
+
+def _destination(output: Path, name: str, *, is_alone: bool) -> Path:
+    if is_alone and not output.is_dir() and not str(output).endswith("/"):
+        return output
+    return output / f"{name}.parquet"
+
+
+def _name_of(session: str, part: int) -> str:
+    return safe_name(session) + (f"~{part}" if part > 1 else "")
+
+
+def _query(wanted: Mapping[str, Any], limit: int | None = None) -> Query:
+    from ergo_capture.fleet.find import Query  # noqa: PLC0415 - the help needs none of it
+
+    return Query(
+        since=_moment(wanted.get("since", ""), "--since"),
+        until=_moment(wanted.get("until", ""), "--until"),
+        labels=labels_from(wanted.get("labels", ())),
+        where=wanted.get("where", ""),
+        limit=limit,
+        **{name: wanted.get(name) for name in ("graph", "host", "session", "ended")},
+    )
+
+
+def _moment(text: str, option: str) -> datetime | None:
+    """Return a time from its text: a span before now, a date, or a time of RFC 3339, in UTC unless it says a zone."""
+    if not text:
+        return None
+    try:
+        return datetime.now(UTC) - timedelta(seconds=Duration.parse(text).seconds)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{option} is a time such as 7d, 2026-11-28 or 2026-11-28T09:30:00Z, not {text!r}"
+        ) from None
+
+
+def _found(store: ObjectStore, query: Query) -> Iterator[dict[str, Any]]:
+    from ergo_capture.fleet.find import find as find_rows  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.fleet.find import parts_for  # noqa: PLC0415
+
+    parts = parts_for(store, query, cache_of(store))
+    if not parts:
+        click.echo("note: the catalogue has no file for these dates; `ergo-capture fleet index` makes it", err=True)
+    with closing(find_rows(parts, query)) as rows:
+        yield from rows
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    lines = [("ENDED (UTC)", "HOW", "GRAPH", "HOST", "EVENTS", "SIZE", "SESSION")]
+    lines += map(_row, rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    for line in lines if len(lines) > 1 else []:
+        left = [f"{line[column]:<{widths[column]}}" for column in range(4)]
+        right = [f"{line[column]:>{widths[column]}}" for column in (4, 5)]
+        yield "  ".join([*left, *right, line[6]])
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, str, str, str, str, str, str]:
+    lost = f", {row['lost']:,} lost" if row["lost"] else ""
+    return (
+        "-" if row["ended_at"] is None else f"{row['ended_at']:%Y-%m-%d %H:%M:%S}",
+        f"{row['ended'] or '-'}{lost}",
+        row["graph"] or "-",
+        row["host"] or "-",
+        "-" if row["events"] is None else f"{row['events']:,}",
+        "-" if row["file_bytes"] is None else size(row["file_bytes"]),
+        row["session"] or "-" if row["part"] in (None, 1) else f"{row['session']}~{row['part']}",
+    )
