@@ -12,9 +12,9 @@ import pytest
 from tests.fleet.stores import directory_store, manifest_fields, put_manifest
 from tests.shared import REPOSITORY
 
-from ergo_capture import read_capture_bundle
+from ergo_capture import manual, read_capture_bundle
 from ergo_capture.cli.app import run
-from ergo_capture.fleet import export
+from ergo_capture.fleet import catalogue, export
 from ergo_capture.objects.keys import object_key
 
 CAPTURE = REPOSITORY / "tests" / "data" / "real" / "ergo-cli" / "cap_ctx.json"
@@ -231,3 +231,10 @@ def test_a_missing_extra_is_named(
     else:
         assert run(["fleet", "export", str(CAPTURE), "-o", str(fleet / "x")]) == 1
     assert f"pip install 'ergo-capture[{extra}]'" in capfd.readouterr().err
+
+
+def test_the_manual_lists_the_columns_of_both_files() -> None:
+    """In their order, with their types."""
+    rows = [line.split("|")[1:3] for line in manual.read("fleet").splitlines() if line.startswith("| `")]
+    listed = [(name.strip(" `"), kind.strip()) for name, kind in rows]
+    assert listed == [*catalogue.COLUMNS.items(), *((name, kind) for name, (kind, _) in export.COLUMNS.items())]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
+from ergo_capture.config.paths import cache_directory
 from ergo_capture.config.settings import TargetConfig
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.objects.credentials import read_credentials
 from ergo_capture.objects.directory import DirectoryStore
 from ergo_capture.objects.port import ObjectStore
@@ -34,6 +39,40 @@ def open_store(target: TargetConfig) -> ObjectStore:
         part_bytes=target.part_bytes,
         timeout=target.timeout.seconds,
     )
+
+
+def store_named(name: str, targets: Mapping[str, TargetConfig]) -> ObjectStore:
+    """Return a store.
+
+    Args:
+        name: a target's name or a store's URL; empty for the only target.
+        targets: the configured targets.
+
+    Raises:
+        ErgoCaptureError: there is no such target, or none, or several and none was named.
+    """
+    if is_store_url(name):
+        target, _ = target_of(name, targets)
+        return open_store(msgspec.structs.replace(target, url=name))
+    if name in targets:
+        return open_store(targets[name])
+    if not name and len(targets) == 1:
+        return open_store(next(iter(targets.values())))
+    known = ", ".join(targets)
+    if name:
+        reason, hint = f"there is no table [ship.targets.{name}]", f"name {known} or a URL" if targets else "name a URL"
+    elif targets:
+        reason, hint = f"there are {len(targets)} targets", f"name one: {known}"
+    else:
+        reason, hint = "there is no table [ship.targets.NAME]", "name the store's URL, or write the table"
+    raise ErgoCaptureError(
+        f"open store '{name}': {reason} in the configuration", op="open store", hint=hint, exit_code=ExitCode.USAGE
+    )
+
+
+def cache_of(store: ObjectStore) -> Path:
+    """Return the directory for copies of a store's files."""
+    return cache_directory() / "stores" / hashlib.sha256(store.url.encode()).hexdigest()[:16]
 
 
 def is_store_url(name: str) -> bool:

@@ -24,9 +24,9 @@ from ergo_capture.cli.support.command import (
     json_flag,
     labels_from,
     state_option,
+    store_option,
 )
 from ergo_capture.cli.support.output import check_output, printable, size
-from ergo_capture.cli.support.stores import cache_of, store_named, store_option
 from ergo_capture.errors import ExitCode
 from ergo_capture.units import Duration, counted
 
@@ -69,7 +69,7 @@ def index(*, store: str, days: int, all: bool, config: Path | None, as_json: boo
     from ergo_capture.fleet.index import dates_in  # noqa: PLC0415 - the help needs none of it
     from ergo_capture.fleet.index import index as index_dates  # noqa: PLC0415
 
-    opened = store_named(store, config)
+    opened = _opened(store, config)
     first = (datetime.now(UTC).date() - timedelta(days=days - 1)).isoformat()
     dates = [date for date in dates_in(opened) if all or date >= first]
     manifests = added = unreadable = 0
@@ -85,6 +85,13 @@ def index(*, store: str, days: int, all: bool, config: Path | None, as_json: boo
             click.echo(f"{opened.url}/{printable(key)}: {reason}", err=True)
     click.echo(f"{counted(added, 'manifest')} added, {manifests:,} in {counted(len(dates), 'date')}", err=True)
     return int(ExitCode.DATA_LOSS if unreadable else ExitCode.OK)
+
+
+def _opened(store: str, config: Path | None) -> ObjectStore:
+    from ergo_capture import config as configuration  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.objects.opening import store_named  # noqa: PLC0415
+
+    return store_named(store, configuration.load(config, client=True).ship.targets)
 
 
 def _query_options(function: Any) -> Any:
@@ -111,7 +118,7 @@ def _query_options(function: Any) -> Any:
     cls=Command,
     examples=(
         "ergo-capture fleet find --since 7d --graph flights --label team=ops",
-        "ergo-capture fleet find --where \"lost > 0 OR ended = 'recovered'\" --json",
+        "ergo-capture fleet find --where \"ended IN ('lost', 'recovered')\" --json",
     ),
 )
 @store_option
@@ -134,7 +141,7 @@ def find(*, store: str, limit: int, config: Path | None, as_json: bool, **wanted
     `ergo-capture help fleet` describes the catalogue's columns.
     """
     query = _query(wanted, limit + 1 if limit else None)
-    rows = list(_found(store_named(store, config), query))
+    rows = list(_found(_opened(store, config), query))
     is_cut = limit and len(rows) > limit
     if is_cut:
         rows.pop()
@@ -219,7 +226,7 @@ def _export_found(store: str, query: Query, output: Path, config: Path | None) -
     from ergo_capture.bundle.reader.stream import open_bundle  # noqa: PLC0415 - the help needs none of it
     from ergo_capture.fleet.export import export as write  # noqa: PLC0415
 
-    opened = store_named(store, config)
+    opened = _opened(store, config)
     rows = list(_found(opened, query))
     for row in rows:
         name = _name_of(row["session"], row["part"])
@@ -286,6 +293,7 @@ def _moment(text: str, option: str) -> datetime | None:
 def _found(store: ObjectStore, query: Query) -> Iterator[dict[str, Any]]:
     from ergo_capture.fleet.find import find as find_rows  # noqa: PLC0415 - the help needs none of it
     from ergo_capture.fleet.find import parts_for  # noqa: PLC0415
+    from ergo_capture.objects.opening import cache_of  # noqa: PLC0415
 
     parts = parts_for(store, query, cache_of(store))
     if not parts:

@@ -190,6 +190,12 @@ config_option: Final = click.option(
     metavar="FILE",
     help="Configuration file; by default the user's or the system's, if there is one.",
 )
+store_option: Final = click.option(
+    "--store",
+    default="",
+    metavar="NAME|URL",
+    help="A target of [ship.targets], or the URL of a store; by default the only target.",
+)
 state_option: Final = click.option(
     "--state-dir", type=NAME, default="", metavar="DIR", help="State directory; by default the configured one."
 )
