@@ -179,6 +179,8 @@ class DaemonProcess:
         self.environment = {**command_environment(), **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.prefix: list[str] = []
+        #: The command that is run; tests may put another in its place.
+        self.command: list[str] = COMMAND
 
     def start(self) -> DaemonProcess:
         """Start it and wait until it is ready."""
@@ -188,7 +190,7 @@ class DaemonProcess:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start it without waiting."""
-        command = [*self.prefix, *COMMAND, "serve", "--config", str(self.config), "--socket", str(self.socket)]
+        command = [*self.prefix, *self.command, "serve", "--config", str(self.config), "--socket", str(self.socket)]
         command += ["--state-dir", str(self.state), *self.arguments]
         self.log.write_bytes(b"")
         with self.log.open("ab") as log:

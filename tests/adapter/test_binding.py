@@ -100,7 +100,15 @@ def test_effects_are_checked_before_they_count() -> None:
         with pytest.raises(AdapterError) as caught:
             binding.check_effects([good, bad])
         assert caught.value.code == "invalid_effect"
-    binding.check_effects([ActionEffect("send", ())], routed=["send"])
+    intent = IntentRecord("send", "i", ())
+    binding.check_effects([ActionEffect("send", (), (intent,))], routed=["send"])
+    for bad in (
+        ActionEffect("send", ()),
+        ActionEffect("send", good.writes, (intent,)),
+        ActionEffect("send", (), (intent, IntentRecord("other", "j", ()))),
+    ):
+        with pytest.raises(AdapterError, match="egress-owned effect 'send'"):
+            binding.check_effects([good, bad], routed=["send"])
 
 
 def test_a_refusal_says_where_and_is_bounded() -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from ergo_capture.adapter.canonical import Numbers, read_json, write_json
 from ergo_capture.adapter.contract import Adapter, Bound, load_adapter
+from ergo_capture.adapter.egress import check_intents
 from ergo_capture.adapter.errors import INVALID_EFFECT, SCHEMA_VIOLATION, AdapterError
 from ergo_capture.adapter.events import HostedEvent
 from ergo_capture.adapter.store import SET_CONTEXT, ContextStore
@@ -74,7 +75,7 @@ class Binding:
 
         Args:
             effects: the effects.
-            routed: the kinds that egress channels carry out, which are not checked here.
+            routed: the kinds that egress channels carry out.
 
         Raises:
             AdapterError: INVALID_EFFECT.
@@ -84,6 +85,7 @@ class Binding:
         scratch = ContextStore()
         for effect in effects:
             if effect.kind in routed:
+                check_intents(effect)
                 continue
             if effect.kind == SET_CONTEXT and effect.intents:
                 raise AdapterError(

@@ -11,11 +11,11 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.adapter.canonical import read_json, write_json
-from ergo_capture.adapter.errors import EGRESS_CONFIG, AdapterError
+from ergo_capture.adapter.errors import EGRESS_CONFIG, INVALID_EFFECT, AdapterError
 from ergo_capture.adapter.shapes import Reader, ShapeError, option, sequence, string, struct, tagged
 from ergo_capture.adapter.store import SET_CONTEXT
 from ergo_capture.errors import ExitCode
-from ergo_capture.kernel.effects import IntentField, IntentRecord
+from ergo_capture.kernel.effects import ActionEffect, IntentField, IntentRecord
 from ergo_capture.kernel.records import CapturedIntentAck
 from ergo_capture.kernel.serde.parsing import Pairs
 from ergo_capture.kernel.time import U64_MAX
@@ -225,6 +225,29 @@ def _misconfigured(message: str) -> AdapterError:
         where="egress configuration",
         fix='write default_ack_timeout, [channels.NAME] type = "process", command = [...], and [routes.KIND] channel',
         exit_code=ExitCode.CONFIG,
+    )
+
+
+def check_intents(effect: ActionEffect) -> None:
+    """Check that an effect of a kind that is routed to a channel holds intents of that kind, and nothing else.
+
+    Raises:
+        AdapterError: INVALID_EFFECT.
+    """
+    kind = effect.kind
+    if effect.writes:
+        detail = f"egress-owned effect '{kind}' must not carry writes"
+    elif not effect.intents:
+        detail = f"egress-owned effect '{kind}' must carry at least one intent"
+    elif any(intent.kind != kind for intent in effect.intents):
+        detail = f"egress-owned effect '{kind}' contains intent with mismatched kind"
+    else:
+        return
+    raise AdapterError(
+        INVALID_EFFECT,
+        f"host lifecycle violation: {detail}",
+        where=f"effect '{kind}'",
+        fix="let the engine report what the graph's actions declare",
     )
 
 

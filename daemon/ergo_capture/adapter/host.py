@@ -9,7 +9,7 @@ import msgspec
 
 from ergo_capture.adapter.canonical import write_json
 from ergo_capture.adapter.contract import Adapter
-from ergo_capture.adapter.egress import EgressConfig, EgressFailure
+from ergo_capture.adapter.egress import EgressConfig, EgressFailure, check_intents
 from ergo_capture.adapter.errors import INVALID_EFFECT, INVALID_EVENT, SCHEMA_VIOLATION, AdapterError
 from ergo_capture.adapter.events import HostedEvent
 from ergo_capture.adapter.store import SET_CONTEXT, ContextStore
@@ -242,12 +242,7 @@ class Host:
                 where=f"effect '{kind}'",
                 fix=f"route '{kind}' to an egress channel",
             )
-        if effect.writes:
-            raise _effect_error(f"egress-owned effect '{kind}' must not carry writes", kind)
-        if not effect.intents:
-            raise _effect_error(f"egress-owned effect '{kind}' must carry at least one intent", kind)
-        if any(intent.kind != kind for intent in effect.intents):
-            raise _effect_error(f"egress-owned effect '{kind}' contains intent with mismatched kind", kind)
+        check_intents(effect)
         for intent in effect.intents:
             acks.append(self._channels.dispatch(intent))  # noqa: PERF401 - those before a failure are kept
 

@@ -36,6 +36,7 @@ class Code(StrEnum):
     UNSUPPORTED_PROTOCOL = "unsupported_protocol"
     UNKNOWN_GRAPH = "unknown_graph"
     NO_ENGINE = "no_engine"
+    NO_EGRESS = "no_egress"
     UNKNOWN_SESSION = "unknown_session"
     SESSION_BUSY = "session_busy"
     DUPLICATE_EVENT_ID = "duplicate_event_id"

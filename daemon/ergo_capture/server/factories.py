@@ -7,6 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
 from ergo_capture.config.settings import (
@@ -80,15 +82,18 @@ def graph_of(name: str, graph: GraphConfig, context_bytes: int, engine: Engine |
         ) from error
     binding = _binding_of(name, graph, context_bytes)
     adapter = None if binding is None else binding[1].adapter
+    contract, egress = None if binding is None else binding[0], egress_of(name, graph, adapter)
+    if contract is not None and egress is not None:
+        contract = msgspec.structs.replace(contract, routed=tuple(egress.routes))
     return Graph(
         name=name,
         constraints=constraints,
         adapter_provenance=graph.adapter_provenance if adapter is None else adapter.provenance,
         runtime_provenance=graph.runtime_provenance,
         engine=engine,
-        egress=egress_of(name, graph, adapter),
+        egress=egress,
         access=access_of(graph.users, graph.groups, f"graphs.{name}"),
-        contract=None if binding is None else binding[0],
+        contract=contract,
         binding=None if binding is None else binding[1],
     )
 

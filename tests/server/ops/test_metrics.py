@@ -68,9 +68,8 @@ async def test_metric_names_follow_the_conventions() -> None:
             assert not re.search(r"_(ms|milliseconds|kib|mib|count|sum|bucket|info_info)$", family.name)
             for sample in family.samples:
                 assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
-                assert set(sample.labels) - {"graph", "code", "kind", "le", "version", "termination"} == {
-                    "state_directory"
-                }
+                known = {"graph", "code", "kind", "le", "version", "termination", "result"}
+                assert set(sample.labels) - known == {"state_directory"}
         assert {"ergo_capture_process_resident_memory_bytes", "ergo_capture_process_cpu_seconds"} <= found.keys()
         assert all(name.startswith("ergo_capture_") for name in found)
         (started,) = values(found, "ergo_capture_start_time_seconds").values()

@@ -104,6 +104,7 @@ class StatusCollector(Collector):
             yield from _commits(status.running)
             yield from _sessions(status.running)
             yield from _episodes(status.running)
+            yield from _intents(status.running)
             yield from _engines(status.running)
 
 
@@ -169,6 +170,16 @@ def _episodes(running: RunningStatus) -> _Families:
         for termination, count in counts.items():
             ended.add_metric([graph, termination], float(count))
     yield ended
+
+
+def _intents(running: RunningStatus) -> _Families:
+    sent = CounterMetricFamily(
+        PREFIX + "intents", "Intents, by what became of them at their egress channel.", labels=["graph", "result"]
+    )
+    for graph, counts in running.intents.items():
+        for result, count in counts.items():
+            sent.add_metric([graph, result], float(count))
+    yield sent
 
 
 def _engines(running: RunningStatus) -> _Families:

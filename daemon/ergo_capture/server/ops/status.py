@@ -24,6 +24,7 @@ from ergo_capture.server.components import Components, Phase, Running
 from ergo_capture.server.ops.state_directory import StateDirectory
 from ergo_capture.server.ops.status_model import DaemonStatus, EngineStatus, MemoryStatus, RunningStatus, TotalsStatus
 from ergo_capture.server.session.budget import Budget
+from ergo_capture.server.session.egress import INTENT_RESULTS
 from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.session import Session
 from ergo_capture.units import counted
@@ -83,9 +84,15 @@ def _running_status(running: Running, held: Budget) -> RunningStatus:
         memory={name: MemoryStatus(used=b.used, peak=b.peak, limit=b.total) for name, b in budgets.items()},
         shutdown_waits_for=shutdown_waits_for(registry.sessions.values()),
         episodes=_episodes(registry),
+        intents=_intents(registry),
         journal_holder=registry.journal_holder(),
         composing=running.publisher.follower.status(),
     )
+
+
+def _intents(registry: SessionRegistry) -> dict[str, dict[str, int]]:
+    graphs = dict.fromkeys([*registry.graphs, *registry.intents])
+    return {graph: {result: registry.intents[graph][result] for result in INTENT_RESULTS} for graph in graphs}
 
 
 def _episodes(registry: SessionRegistry) -> dict[str, dict[str, int]]:

@@ -81,6 +81,8 @@ class RunningStatus(msgspec.Struct, frozen=True):
     shutdown_waits_for: list[str]
     #: Episodes since the start by how they ended, by graph; every graph and every end is present.
     episodes: dict[str, dict[str, int]] = {}
+    #: Intents since the start that were ``acknowledged``, and those that ``failed``, by graph; every graph is present.
+    intents: dict[str, dict[str, int]] = {}
     #: Who needs the oldest segment of the journal; None where nobody needs one before the current one.
     journal_holder: JournalHolder | None = None
     #: None where no bundle is composed before the end.

@@ -125,6 +125,11 @@ class JournalDecisionLog:
         return bool(self._frame is not None or self._full or self._rows.count or self._rows.is_end)
 
     @property
+    def is_framed(self) -> bool:
+        """Whether all decisions are durable, or in the frame that is being written."""
+        return not self._full and not self._rows.count and not self._rows.is_end
+
+    @property
     def waiting_bytes(self) -> int:
         """Bytes of effects in decisions that are not durable."""
         full = sum(rows.bytes for rows in self._full)

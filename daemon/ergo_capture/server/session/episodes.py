@@ -30,12 +30,15 @@ from ergo_capture.journal.derivation import Derivation
 from ergo_capture.journal.lines import read_body
 from ergo_capture.journal.payloads import Interruption
 from ergo_capture.journal.recovery import RecoveredSession
+from ergo_capture.journal.session_frames import PendingOutcome
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import EventLike, ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry, RunResult
+from ergo_capture.kernel.records import CapturedIntentAck
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.server.session.admission_queue import EventBatch
 from ergo_capture.server.session.decision_log import JournalDecisionLog
+from ergo_capture.server.session.egress import SessionEgress
 
 log = structlog.get_logger()
 
@@ -47,11 +50,13 @@ _MAX_RUN_BYTES: Final = 32 << 20
 _TURN_EVENTS: Final = 64
 
 
-def concurrency(engine: Engine, constraints: Constraints, derivation: Derivation | None) -> int:
+def concurrency(engine: Engine, constraints: Constraints, derivation: Derivation | None, *, has_egress: bool) -> int:
     """Return how many runs of one session may be under way at once: the engine's pipeline, within ``max_in_flight``.
 
-    Where effects may write what the next payload is merged with, it is one.
+    Where effects may write what the next payload is merged with, or their intents are sent, it is one.
     """
+    if has_egress:
+        return 1
     adapter = None if derivation is None else derivation.binding.adapter
     if adapter is not None and adapter.writable:
         return 1
@@ -78,6 +83,7 @@ class Episodes:
         on_logged: called after each decision that had to be waited for.
         on_failed: called when a run has raised an exception; nothing is logged after it.
         derivation: how payloads are derived from what was sent; None where they are not.
+        egress: the session's egress channels; None where it has none.
         on_interrupted: called when the run is interrupted; nothing is decided after it.
     """
 
@@ -92,6 +98,7 @@ class Episodes:
         on_logged: Callable[[], None],
         on_failed: Callable[[BaseException], None],
         derivation: Derivation | None = None,
+        egress: SessionEgress | None = None,
         on_interrupted: Callable[[Interruption], None] = lambda _interruption: None,
     ) -> None:
         self._engine = engine
@@ -103,6 +110,9 @@ class Episodes:
         self._on_logged = on_logged
         self._on_failed = on_failed
         self._derivation = derivation
+        self._egress = egress
+        #: The outcome of the first undecided event, whose episode ran before the start; None where there is none.
+        self._outcome = initial.outcome
         self._on_interrupted = on_interrupted
         #: Kinds of effects that egress channels carry out.
         self._routed = () if initial.description.contract is None else initial.description.contract.routed
@@ -117,11 +127,11 @@ class Episodes:
                 for _ in range(count):
                     self._invoker.run(self._graph_id, event_id, event, self._constraints.deadline)
         #: The next so many events are recorded as interrupted.
-        self._in_doubt = min(max_in_doubt, len(initial.undecided))
+        self._in_doubt = 0 if initial.outcome is not None else min(max_in_doubt, len(initial.undecided))
         #: Runs that are under way, and decisions that wait for one of them.
         self._waiting: deque[_RunUnderWay | DecisionLogEntry] = deque()
         self._under_way = 0
-        self._most_under_way = concurrency(engine, self._constraints, derivation)
+        self._most_under_way = concurrency(engine, self._constraints, derivation, has_egress=egress is not None)
         self._settled = asyncio.Event()
         #: What a run raised.
         self._failure: BaseException | None = None
@@ -166,6 +176,9 @@ class Episodes:
                 await asyncio.sleep(0)
 
     async def _decide(self, event: EventLike) -> None:
+        if self._outcome is not None:
+            await self._go_on(event, self._outcome)
+            return
         if self._in_doubt:
             self._in_doubt -= 1
             step = self.supervisor.offer(event)
@@ -180,6 +193,29 @@ class Episodes:
         step = self.supervisor.offer(event)
         if isinstance(step, Run):
             await self._begin(step)
+
+    async def _go_on(self, event: EventLike, pending: PendingOutcome) -> None:
+        """Decide an event whose episode ran before the start: send the intents that have no ack yet."""
+        self._outcome = None
+        step = self.supervisor.offer(event)
+        assert isinstance(step, Run), "an event with an outcome was invoked"
+        self.supervisor.detach()
+        await self._conclude(step, pending.outcome.to_result(), pending.outcome.retry_count, pending.acks)
+
+    async def _conclude(
+        self, run: Run, result: RunResult, retries: int, acks: tuple[CapturedIntentAck, ...] | None = None
+    ) -> None:
+        """Send the intents of an episode that has ended, and log its decision; ``acks`` as the journal holds them."""
+        interruption = None
+        if self._egress is not None:
+            result, interruption = await self._egress.carry_out(self._log.logged, retries, result, acks)
+        entry = self.supervisor.entry_of(run, result.termination, retries, result)
+        self._log.log(entry)
+        if interruption is None:
+            self._apply(entry)
+        else:
+            self._interrupt(interruption)
+        self._on_logged()
 
     def _apply(self, entry: DecisionLogEntry) -> None:
         """Write the effects of a decision into the context store."""
@@ -227,10 +263,7 @@ class Episodes:
         await self._before_run(len(self._waiting))
         if self._most_under_way == 1:
             result, retries = await self._attempt(run)
-            entry = self.supervisor.entry_of(run, result.termination, retries, result)
-            self._log.log(entry)
-            self._apply(entry)
-            self._on_logged()
+            await self._conclude(run, result, retries)
             return
         # A task's first step sends the request, and tasks take their first steps in the order they are created. So
         # waiting here, before the task is created, keeps the requests in order.

@@ -39,6 +39,11 @@ class Graph:
     binding: Binding | None = None
 
     @property
+    def egress_provenance(self) -> str | None:
+        """What its egress channels are; None where it has none."""
+        return None if self.egress is None else self.egress.provenance()
+
+    @property
     def writable(self) -> tuple[str, ...]:
         """The context keys that effects of the graph may write; with any, episodes run one after the other."""
         return () if self.binding is None or self.binding.adapter is None else self.binding.adapter.writable

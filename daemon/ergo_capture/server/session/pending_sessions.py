@@ -127,6 +127,7 @@ class PendingSessions:
             decided_by=decided_by,
             # An engine elsewhere sees what was sent.
             contract=None if decided_by else graph.contract,
+            egress_provenance=graph.egress_provenance,
         )
         while True:
             opened: asyncio.Future[Session] = asyncio.get_running_loop().create_future()

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.config.settings import LimitsConfig
+from ergo_capture.egress.channel import EgressLifecycleError
 from ergo_capture.engine.port import Engine, EngineRefused
 from ergo_capture.journal.payloads import FIXED_NOT_THE_RUN, Loss, Peer
 from ergo_capture.journal.recovery import QuarantinedSession, RecoveredSession, Recovery
@@ -28,6 +29,7 @@ from ergo_capture.server.session.access import who
 from ergo_capture.server.session.authorization import check_access, check_free, is_owner
 from ergo_capture.server.session.budget import Budget
 from ergo_capture.server.session.continuity import Finished, find_finished, loss_behind, loss_in, loss_of, lost_error
+from ergo_capture.server.session.egress import SessionEgress
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.parts import Publisher, RotationRule
 from ergo_capture.server.session.pending_sessions import PendingSession, PendingSessions, RateLimiter
@@ -91,6 +93,8 @@ class SessionRegistry:
         self.finished = 0
         #: Episodes since the start by how they ended, by graph.
         self.episodes: defaultdict[str, Counter[RunTermination]] = defaultdict(Counter)
+        #: Intents since the start that were acknowledged, and dispatches that failed, by graph.
+        self.intents: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: Resumes by clients that were told of events which are missing.
         self.losses = 0
         self._writer = writer
@@ -193,13 +197,27 @@ class SessionRegistry:
             provenance = await self._provenance(current)
             graph = current
         self._check_open()
-        self._check_limits(peer)
         decided_by = ""
         if is_decided_elsewhere:
             current, decided_by = current.without_engine(), FIXED_NOT_THE_RUN
+        self._check_limits(peer, current)
         session = await self.pending.open(current, provenance, request.labels, peer, lost, decided_by)
+        if session.egress is not None:
+            await self._start_channels(session, session.egress)
         session.owner = owner
         return session, False
+
+    async def _start_channels(self, session: Session, egress: SessionEgress) -> None:
+        """Start a new session's egress channels; where one does not start, there is no session."""
+        try:
+            await egress.start()
+        except EgressLifecycleError as error:
+            session.end("interrupted", keep_empty=False)
+            raise ProtocolError(Code.NO_EGRESS, error.message, error.hint or "see the daemon's log") from error
+        except asyncio.CancelledError:
+            # The client has gone.
+            session.end("interrupted", keep_empty=False)
+            raise
 
     def _check_open(self) -> None:
         if self._stopping:
@@ -222,11 +240,17 @@ class SessionRegistry:
             )
         return graph
 
-    def _check_limits(self, peer: Peer) -> None:
+    def _check_limits(self, peer: Peer, graph: Graph) -> None:
         # Count pending sessions too: they wait for the disk, and any number of clients can wait at once.
         if len(self.sessions) + len(self.pending) >= self.limits.max_sessions:
             message = f"{self.limits.max_sessions} sessions are open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_sessions")
+        descriptions = [session.description for session in self.sessions.values()]
+        descriptions += [pending.description for pending in self.pending]
+        limit = self.limits.max_egress_sessions
+        if graph.egress is not None and sum(each.egress_provenance is not None for each in descriptions) >= limit:
+            message = f"{limit} sessions with egress channels are open"
+            raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_egress_sessions")
         openers = [session.description.peer for session in self.sessions.values()]
         openers += [pending.description.peer for pending in self.pending]
         if sum(opener is not None and opener.uid == peer.uid for opener in openers) >= self.limits.max_user_sessions:
@@ -359,6 +383,7 @@ class SessionRegistry:
             events_memory=self.queue.holding(peer),
             ids_memory=self.ids.holding(peer),
             episodes=self.episodes[graph.name],
+            intents=self.intents[graph.name],
             on_part_over=self.segment_collector.request,
         )
         self.sessions[session.description.session] = session

@@ -28,6 +28,7 @@ from ergo_capture.server.session import parts
 from ergo_capture.server.session.admission_queue import AdmissionQueue, EventBatch, Refusal
 from ergo_capture.server.session.budget import Holding, size_of_deferred
 from ergo_capture.server.session.decision_log import JournalDecisionLog
+from ergo_capture.server.session.egress import SessionEgress
 from ergo_capture.server.session.episodes import Episodes, concurrency
 from ergo_capture.server.session.graph import Graph, check_of
 from ergo_capture.server.session.parts import Parts, Publisher, RotationRule, is_full
@@ -91,6 +92,7 @@ class Session:
         events_memory: counts the memory of events that wait to be decided.
         ids_memory: counts the memory of event ids and deferred episodes.
         episodes: counts the graph's episodes by how they ended.
+        intents: counts the graph's intents (``SessionEgress``).
         on_part_over: called when a part's bundle is durable and the session goes on.
     """
 
@@ -106,6 +108,7 @@ class Session:
         events_memory: Holding,
         ids_memory: Holding,
         episodes: Counter[RunTermination],
+        intents: Counter[str],
         on_part_over: Callable[[], None],
     ) -> None:
         self.description = initial.description
@@ -171,7 +174,12 @@ class Session:
         #: Checks event lines at admission; None where there is nothing to check.
         self._check = None if binding is None else check_of(binding)
         #: Runs that may be under way at once, and so be in doubt after a crash.
-        self._most_in_doubt = concurrency(graph.engine, initial.description.constraints, derivation)
+        has_egress = initial.description.egress_provenance is not None
+        #: The egress channels; None where the session has none.
+        self.egress = SessionEgress(initial, graph.egress, writer, self.log, intents) if has_egress else None
+        self._most_in_doubt = concurrency(
+            graph.engine, initial.description.constraints, derivation, has_egress=has_egress
+        )
         self._episodes = Episodes(
             graph.engine,
             initial,
@@ -181,6 +189,7 @@ class Session:
             on_logged=self._on_logged,
             on_failed=self._on_run_failed,
             derivation=derivation,
+            egress=self.egress,
             on_interrupted=self._on_interrupted,
         )
 
@@ -300,6 +309,8 @@ class Session:
         except Exception as error:  # noqa: BLE001 - the registry logs it; the other sessions must not suffer
             self.fail(internal_error("run session", error))
         finally:
+            if self.egress is not None:
+                await self.egress.stop()
             self._release()
             self.over.set()
 
@@ -454,6 +465,8 @@ class Session:
 
     async def _finish(self, ended: str) -> None:
         await self.until_decided(self.admission.admitted)
+        if self.egress is not None:
+            await self.egress.finish(self.interruption)
         left_over = None
         if self._first_left_over is not None:
             left_over = LeftOver(self.decided, self._first_left_over, self.accepted - self.decided)

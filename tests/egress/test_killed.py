@@ -1,0 +1,139 @@
+"""The daemon is killed between each pair of steps of sending intents."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.adapter.cases import graph_id
+from tests.daemons import COMMAND, PATIENCE, DaemonProcess, short_directory
+from tests.egress.channels import heard
+from tests.egress.hosted import TWO, configuration, event_lines, good, intents_of
+
+from ergo_capture import decode_bundle
+from ergo_capture.client import CaptureClient, ClientError
+from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
+from ergo_capture.journal.frame import Position
+from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.scan import scan
+from ergo_capture.journal.session_frames import read_history
+from ergo_capture.storage import RealStorage
+
+DYING = Path(__file__).with_name("dying_daemon.py")
+GRAPH = graph_id(TWO)
+IDS = ["e1", "e2", "e3"]
+
+
+def in_journal(state: Path) -> tuple[int, set[str]]:
+    """Return how many episodes the journal knows the outcome of, and the intents whose acks it holds."""
+    journal, storage = state / "journal", RealStorage()
+    known, acked = 0, set()
+    for frames in scan(journal, storage).sessions.values():
+        for frame in read_frames(journal, map(Position.unpack, frames.decisions), storage):
+            for outcome in read_decisions(frame.body):
+                assert isinstance(outcome, DecisionOutcome)
+                known += 1
+                acked |= {ack.intent_id for ack in outcome.intent_acks}
+        pending = read_history(journal, frames, storage).outcome
+        if pending is not None:
+            known += 1
+            acked |= {ack.intent_id for ack in pending.acks}
+    return known, acked
+
+
+def sent(place: Path) -> Counter[str]:
+    """Return how often each intent was sent."""
+    lines = [*heard(place, "a"), *heard(place, "b")]
+    return Counter(line["intent_id"] for line in lines if line["type"] == "intent")
+
+
+def runs(place: Path) -> list[str]:
+    """Return the events that the engine was asked to run."""
+    calls = place / "calls"
+    return calls.read_text().split() if calls.exists() else []
+
+
+async def begin(daemon: DaemonProcess) -> tuple[str | None, bool]:
+    """Send the events; return the session, if one was opened, and whether the daemon has decided all of them."""
+    session = None
+    with suppress(ClientError):
+        async with CaptureClient(daemon.socket, give_up_after=0) as client:
+            session = await client.open(GRAPH)
+            for name, line in zip(IDS, event_lines(TWO), strict=True):
+                await client.send_line(line + b"\n", name)
+                await client.drain()
+            await client.flush()
+            return session, True
+    return session, False
+
+
+async def finish(daemon: DaemonProcess, session: str) -> list[Any]:
+    """Resume the session, send the events again, close; return the decisions of its bundle."""
+    async with CaptureClient(daemon.socket) as client:
+        await client.open(GRAPH, session=session)
+        for name, line in zip(IDS, event_lines(TWO), strict=True):
+            await client.send_line(line + b"\n", name)
+        await client.drain()
+        published = await client.close()
+    return list(decode_bundle(Path(published.bundle).read_bytes()).decisions)
+
+
+async def killed_at(step: int, place: Path, *, in_doubt: str = "reinvoke") -> bool:
+    """Kill a daemon at a step, start it again and compare; return whether it was killed at all."""
+    text = configuration(TWO, place, good()) + f'[session]\nin_doubt = "{in_doubt}"\n'
+    with DaemonProcess(place, place / "state", config=text) as daemon:
+        daemon.command = [sys.executable, str(DYING), str(step)]
+        await asyncio.to_thread(daemon.start)
+        session, is_decided = await begin(daemon)
+        assert session is not None
+        if is_decided:
+            return False
+        assert daemon.process is not None
+        await asyncio.to_thread(daemon.process.wait, PATIENCE)
+        known, acked = in_journal(daemon.state)
+        before, calls = sent(place), runs(place)
+        daemon.command = COMMAND
+        await asyncio.to_thread(daemon.start)
+        decisions = await finish(daemon, session)
+    expected = json.loads(TWO["capture"])["decisions"]
+    assert [[ack.intent_id for ack in record.intent_acks] for record in decisions] == [
+        [ack["intent_id"] for ack in record["intent_acks"]] for record in expected
+    ]
+    # No intent is lost, and none whose ack is in the journal is sent again.
+    assert set(sent(place)) == set(intents_of(TWO))
+    again = sent(place) - before
+    assert again.keys() & acked == set()
+    # An episode whose outcome is in the journal is not run again, and an intent is sent only behind it.
+    assert runs(place)[len(calls) :] == IDS[known:]
+    assert before.keys() <= set(intents_of(TWO)[: 2 * known])
+    return True
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 9])
+async def test_killed_at_any_step_no_intent_is_lost_and_none_acknowledged_is_sent_again(step: int) -> None:
+    """The decisions are those of a run without a kill."""
+    with short_directory() as place:
+        assert await killed_at(step, place)
+
+
+async def test_an_episode_whose_outcome_is_known_is_not_in_doubt() -> None:
+    """Its intents are sent, though episodes that may have run are not run again."""
+    with short_directory() as place:
+        assert await killed_at(3, place, in_doubt="interrupt")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("in_doubt", ["reinvoke", "interrupt"])
+async def test_killed_at_every_step_of_a_session(in_doubt: str) -> None:
+    """Through three episodes: before and after each commit, each intent and each ack."""
+    for step in range(60):
+        with short_directory() as place:
+            if not await killed_at(step, place, in_doubt=in_doubt):
+                return
+    pytest.fail("it never came to the end")
