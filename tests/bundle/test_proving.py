@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.bundle.test_properties import capture, limits, plans, streams
 from tests.bundle.test_stream import ODD, TEXTS, rich_bundle
+from tests.bundles import small_bundle
 
 from ergo_capture import (
     CaptureBundle,
@@ -23,6 +25,9 @@ from ergo_capture.bundle.proving import checking, prover, workers
 from ergo_capture.bundle.reader import elements
 from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.bundle.verify import Verdict, verify_bundle
+from ergo_capture.engine import replaying
+from ergo_capture.engine.replaying import ReplayOptions, Strictness, replay_stream
+from ergo_capture.engine.scripted import FixedEngine
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEventPayloadError, are_payloads, check_payload
 
@@ -275,3 +280,34 @@ def test_plain_payloads_are_accepted_together() -> None:
     assert are_payloads([])
     assert are_payloads([b"", b"{}", b'{"a":{"b":1}}'] * 100)
     assert are_payloads([b"", b"{}", b'{"a":{"b":[1]}}'] * 100)
+
+
+def replayed(path: Path, *, strict: bool) -> Any:
+    """Return what a replay with the fixed engine says of a bundle; or the error's message."""
+    provenances = Strictness("none", "rpv1:plan") if strict else None
+    try:
+        with BundleStream(path, guess=not strict) as stream:
+            return asyncio.run(replay_stream(stream, FixedEngine(), ReplayOptions(provenances)))
+    except ErgoCaptureError as error:
+        return error.message, error.hint
+
+
+@given(bundle=bundles, changes=changes, strict=st.booleans())
+def test_a_replay_with_the_fixed_engine_is_the_same_with_a_proof(
+    place: Path, bundle: CaptureBundle, changes: list[tuple[str, int, Any]], *, strict: bool
+) -> None:
+    """Strict or not, diverging or not."""
+    place.write_bytes(changed(bundle, CaptureJsonStyle.Compact, changes))
+    found = replayed(place, strict=strict)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replaying, "prove", lambda *_args, **_more: None)
+        assert found == replayed(place, strict=strict)
+
+
+def test_a_replay_of_a_completed_run_with_the_fixed_engine_is_proven(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event is looked at by itself."""
+    place.write_bytes(encode_bundle(small_bundle(events=50)))
+    monkeypatch.setattr(replaying, "_Replay", None)
+    assert replayed(place, strict=False).decisions == 50

@@ -11,16 +11,20 @@ import anyio
 import msgspec
 
 from ergo_capture.bundle.proving.effects import MAX_NOTES
-from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.bundle.proving.prover import prove
+from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.bundle.verify import IntegrityChecker
 from ergo_capture.engine.port import Engine, EngineFault
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, describe_outcome, explain
+from ergo_capture.kernel.fault_runtime import FaultRuntime
+from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry, RunResult, RuntimeInvoker
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import ReplayError, check_provenance, divergence_at, unsupported_version
 from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.kernel.time import EventTime
 from ergo_capture.units import counted
 
 #: Decisions between two calls of ``on_progress``; an engine that is awaited calls it after each.
@@ -130,8 +134,16 @@ async def replay_stream(
             IntegrityChecker(stream).check_all(payloads=False)
             raise
     unique = strict is not None
+    watcher = watcher or Watcher()
+    if isinstance(stream, BundleStream):
+        if not options.only_decided and _always_completes(engine, stream.config.deadline):
+            # At the cost of a verification: no episode has to be run to know how it ends.
+            proof = prove(stream, unique=unique, completed=True, on_progress=watcher.on_progress)
+            if proof is not None:
+                return Replayed(stream.graph_id, proof.events, 0, (), ())
+        stream.confirm()
     try:
-        replayed = await _Replay(stream, engine, options, watcher or Watcher()).run()
+        replayed = await _Replay(stream, engine, options, watcher).run()
     except (ReplayError, EngineFailed):
         IntegrityChecker(stream, unique=unique).check_all()
         raise
@@ -140,6 +152,13 @@ async def replay_stream(
         deque(stream.decisions(), maxlen=0)
         IntegrityChecker(stream, unique=unique).check_all()
     return replayed
+
+
+def _always_completes(engine: Engine, deadline: EventTime | None) -> bool:
+    """Return whether every episode ends as Completed, without effects."""
+    invoker = engine.invoker()
+    certain = isinstance(invoker, FaultRuntime) and invoker.constant is RunTermination.Completed
+    return certain and not (deadline is not None and deadline.is_zero())
 
 
 class _UnderWay(msgspec.Struct, frozen=True):

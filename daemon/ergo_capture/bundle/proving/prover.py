@@ -24,7 +24,7 @@ from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEventKind, TimeLike
 from ergo_capture.kernel.outcomes import RunTermination
-from ergo_capture.kernel.ports import IN_DOUBT, DecisionLogEntry
+from ergo_capture.kernel.ports import DecisionLogEntry
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import divergence_at, recorded_outcome
 from ergo_capture.kernel.supervisor import Run, Supervisor
@@ -203,8 +203,8 @@ class _Prover:
     def _entry(self, run: Run, captured: EpisodeInvocationRecord) -> DecisionLogEntry:
         if not self._completed:
             return self._supervisor.entry_of(run, *recorded_outcome(captured, self._max_retries))
-        if captured.interruption == IN_DOUBT.interruption:
-            # It is not run again, which the replay notes.
+        if captured.interruption is not None:
+            # The replay notes it, and may not run the episode again.
             raise Unproven
         return self._supervisor.entry_of(run, RunTermination.Completed, 0)
 

@@ -220,7 +220,8 @@ def replay_one(
         if compared is not None and compared.problem is not None:
             return result | {"outcome": _FAILED} | refusal(compared)
         # Open the run before the loop runs: reading a pipe waits, and only outside of the loop does Ctrl-C end that.
-        with run.open_any() as stream:
+        guess = engine in ("", "fixed") and adapter is None and options.strict is None
+        with run.open_any(guess=guess) as stream:
             if adapter is not None and options.strict is None:
                 check_provenance(stream, adapter.adapter.provenance, stream.runtime_provenance)
             pipeline, notes = _allowed_pipeline(options.pipeline, stream, adapter)
