@@ -1,0 +1,260 @@
+"""A real S3 server behind a proxy that does harm: everything arrives, no receipt is false, nothing is sent without need."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.bundles import small_bundle, store
+from tests.daemons import short_directory
+from tests.fault_proxy import Fault, FaultProxy, fault_proxy
+from tests.seaweed import Seaweed, seaweed
+from tests.ship.rig import (
+    ShipProcess,
+    assert_receipts_are_true,
+    assert_shipped,
+    fill,
+    held,
+    listed,
+    running,
+    ship_process,
+    shipper_to,
+    table_of,
+    until,
+)
+
+from ergo_capture import encode_bundle
+from ergo_capture.config.settings import TargetConfig
+from ergo_capture.objects.opening import open_store
+from ergo_capture.ship.shipper import Shipper
+
+
+@pytest.fixture
+def proxy(s3: Seaweed) -> Iterator[FaultProxy]:
+    """Return a proxy before the server."""
+    with fault_proxy(s3.ports["s3"]) as found:
+        yield found
+
+
+def behind(proxy: FaultProxy, server: Seaweed, timeout: str = "2s") -> TargetConfig:
+    """Return a target of its own that is reached through the proxy."""
+    return server.target(f"faults/{secrets.token_hex(4)}", endpoint=proxy.endpoint, timeout=timeout)
+
+
+def first(count: int, fault: Fault, method: str) -> object:
+    """Return a rule for a proxy: the first requests of a method suffer a fault."""
+    left = [count]
+    lock = threading.Lock()
+
+    def decide(asked: str, _path: str) -> Fault | None:
+        with lock:
+            if asked != method or not left[0]:
+                return None
+            left[0] -= 1
+            return fault
+
+    return decide
+
+
+async def ship_all(shipper: Shipper, count: int) -> None:
+    """Run a shipper until so many bundles are shipped."""
+    async with running(shipper):
+        await until(lambda: shipper.counts.sent >= count)
+
+
+#: Faults, the method they meet, how many requests suffer, and how many uploads of objects there may be beyond one for
+#: each bundle: the client itself repeats a PUT whose answer it does not get, and must. It tries four times.
+CASES = [
+    (Fault.UNAVAILABLE, "PUT", 10, 0),
+    (Fault.FORBIDDEN, "PUT", 3, 0),
+    (Fault.RESET, "PUT", 10, 0),
+    (Fault.LOST_ANSWER, "PUT", 10, 10),
+    (Fault.HANG, "PUT", 2, 0),
+    (Fault.FLIPPED_UP, "PUT", 3, 0),
+    (Fault.UNAVAILABLE, "GET", 10, 0),
+    (Fault.RESET, "GET", 10, 0),
+    (Fault.LOST_ANSWER, "GET", 10, 0),
+    (Fault.FLIPPED_DOWN, "GET", 3, 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "method", "count", "more"), CASES, ids=lambda value: getattr(value, "name", str(value))
+)
+async def test_everything_arrives_whatever_the_first_requests_suffer(
+    tmp_path: Path, s3: Seaweed, proxy: FaultProxy, fault: Fault, method: str, count: int, more: int
+) -> None:
+    """Ten requests are more than the client tries by itself. What the store took is not sent again."""
+    target = behind(proxy, s3)
+    proxy.fault = first(count, fault, method)  # type: ignore[assignment]
+    fill(tmp_path, 4)
+    shipper = shipper_to(target, tmp_path, concurrency=2)
+    await ship_all(shipper, 4)
+    assert_shipped(tmp_path, target, open_store(target))
+    uploads = proxy.count(lambda request: request.writes_an_object and request.fault in (None, Fault.LOST_ANSWER))
+    assert 4 <= uploads <= 4 + more
+
+
+@pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.RESET, Fault.LOST_ANSWER, Fault.FLIPPED_UP])
+async def test_a_bundle_in_parts_arrives_whole(tmp_path: Path, s3: Seaweed, proxy: FaultProxy, fault: Fault) -> None:
+    """Also where the answer to its last step is lost: the store is asked, and nothing is sent again."""
+    target = behind(proxy, s3, timeout="10s")
+    left = [5]
+
+    def decide(method: str, path: str) -> Fault | None:
+        is_last = method == "POST" and "uploadId=" in path
+        is_meant = is_last if fault is Fault.LOST_ANSWER else method == "PUT" and "partNumber=" in path
+        if not is_meant or not left[0]:
+            return None
+        left[0] -= 1
+        return fault
+
+    proxy.fault = decide
+    text = encode_bundle(small_bundle("g", 2))
+    store(tmp_path, "large", text=text[:-1] + b" " * (20 << 20) + b"\n")
+    shipper = shipper_to(target, tmp_path)
+    await ship_all(shipper, 1)
+    assert_shipped(tmp_path, target, open_store(target))
+    if fault is Fault.LOST_ANSWER:
+        # One upload whose end was not known: the parts were sent once.
+        assert proxy.count(lambda request: "partNumber=" in request.path) == 3
+
+
+async def test_expired_credentials_are_refused_until_the_file_is_replaced(tmp_path: Path, s3: Seaweed) -> None:
+    """They are read anew for each attempt; no restart is needed."""
+    path = tmp_path / "credentials"
+    target = s3.target(f"expired/{secrets.token_hex(4)}", ("writer", "expired"), credentials=path)
+    fill(tmp_path, 3)
+    async with running(shipper_to(target, tmp_path)) as shipper:
+        await until(lambda: shipper.counts.failures["refused"] >= 2)
+        assert held(tmp_path, target) == []
+        path.write_text("AWS_ACCESS_KEY_ID=writer\nAWS_SECRET_ACCESS_KEY=writer-secret\n")
+        await until(lambda: shipper.counts.sent == 3)
+    assert_shipped(tmp_path, target, open_store(target))
+
+
+def test_a_stop_ends_within_seconds_though_the_store_hangs(tmp_path: Path, s3: Seaweed, proxy: FaultProxy) -> None:
+    """Its threads are left behind; the next start ships what has no receipt."""
+    target = behind(proxy, s3, timeout="1m")
+    proxy.fault = lambda _method, _path: Fault.HANG
+    fill(tmp_path, 4)
+    with ship_process(tmp_path, tmp_path, table_of(target)) as service:
+        wait_until(lambda: len(proxy.requests) >= 4)
+        began = time.monotonic()
+        assert service.stop() == 0
+        # Three seconds of grace; the rest is for a busy machine.
+        assert time.monotonic() - began < 20
+        proxy.fault = lambda _method, _path: None
+        service.start().until_logged("ship.sent", 4)
+        assert service.stop() == 0
+    assert_shipped(tmp_path, target, open_store(target))
+
+
+def wait_until(condition: object) -> None:
+    """Wait until a condition holds."""
+    from tests.processes import wait_until as wait
+
+    wait(condition)  # type: ignore[arg-type]
+
+
+def chaos(place: Path, count: int, large: int, seconds: float, seed: int) -> tuple[int, int, int]:
+    """Ship while shipper and server are killed and requests suffer; return bundles, uploads of objects, and kills.
+
+    Args:
+        place: a directory.
+        count: bundles.
+        large: bytes of one more.
+        seconds: how long things are killed.
+        seed: of the random choices.
+    """
+    choose = random.Random(seed)
+    state = place / "state"
+    with seaweed() as server, fault_proxy(server.ports["s3"]) as proxy:
+        target = server.target("chaos", endpoint=proxy.endpoint, timeout="5s")
+        kinds = [
+            Fault.UNAVAILABLE,
+            Fault.FORBIDDEN,
+            Fault.RESET,
+            Fault.LOST_ANSWER,
+            Fault.FLIPPED_UP,
+            Fault.FLIPPED_DOWN,
+        ]
+        proxy.fault = lambda _method, _path: choose.choice(kinds) if choose.random() < 0.03 else None
+        fill(state, count // 2)
+        text = encode_bundle(small_bundle("large", 2))
+        store(state, "large", text=text[:-1] + b" " * large + b"\n", sequence=100_000)
+        kills = 0
+        with ship_process(place, state, table_of(target)) as service:
+            until_time = time.monotonic() + seconds
+            more = list(range(count // 2, count))
+            while time.monotonic() < until_time:
+                time.sleep(choose.uniform(0.2, 1.5))
+                if more:
+                    fill(state, 1, begin=more.pop())
+                if choose.random() < 0.3:
+                    server.kill()
+                    time.sleep(choose.uniform(0, 0.5))
+                    server.start()
+                service.kill()
+                kills += 1
+                service.start()
+                assert_receipts_are_true(state, open_store(server.target("chaos")))
+            for number in more:
+                fill(state, 1, begin=number)
+            proxy.fault = lambda _method, _path: None
+            finish(service, state, target)
+            assert service.stop() == 0
+        assert_shipped(state, target, open_store(server.target("chaos")))
+        uploads = proxy.count(lambda request: request.writes_an_object and request.fault in (None, Fault.LOST_ANSWER))
+        lost = proxy.count(lambda request: request.writes_an_object and request.fault is Fault.LOST_ANSWER)
+        bundles = len(listed(state))
+        # Needed again: what a killed shipper had in flight, answers that were lost, and objects that came back changed.
+        flipped = proxy.count(lambda request: request.method == "GET" and request.fault is Fault.FLIPPED_DOWN)
+        assert uploads <= bundles + 4 * kills + 4 * lost + flipped, (uploads, bundles, kills, lost, flipped)
+        return bundles, uploads, kills
+
+
+def finish(service: ShipProcess, state: Path, target: TargetConfig) -> None:
+    """Wait until everything is shipped."""
+    deadline = time.monotonic() + 120
+    while len(held(state, target)) < len(listed(state)):
+        assert time.monotonic() < deadline, service.log.read_text()[-2000:]
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(180)
+def test_nothing_is_lost_and_no_receipt_is_false_when_everything_is_killed() -> None:
+    """The short form: seconds of chaos, and a bundle in parts."""
+    with short_directory() as place:
+        chaos(place, 20, 12 << 20, 4.0, 14)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_nothing_is_lost_in_the_long_run() -> None:
+    """The long form: 500 bundles and one of 400 MB."""
+    with short_directory() as place:
+        chaos(place, 500, 400_000_000, 300.0, 7)
+
+
+def test_sighup_takes_over_another_target(tmp_path: Path, s3: Seaweed) -> None:
+    """A configuration with an error changes nothing; one without is in force at once."""
+    one, two = (s3.target(f"reload/{secrets.token_hex(4)}") for _ in range(2))
+    fill(tmp_path, 3)
+    with ship_process(tmp_path, tmp_path, table_of(one)) as service:
+        service.until_logged("ship.sent", 3)
+        service.configure("[ship.targets.X]\n")
+        service.signal(signal.SIGHUP)
+        service.until_logged("config.refused")
+        service.configure(table_of(one) + table_of(two, "second"))
+        service.signal(signal.SIGHUP)
+        assert service.until_logged("config.reloaded")["targets"] == ["archive", "second"]
+        assert service.until_logged("ship.sent", 6)["target"] == "second"
+        assert service.stop() == 0
+    assert_shipped(tmp_path, one, open_store(one))
