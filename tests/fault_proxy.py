@@ -35,7 +35,7 @@ class Fault(Enum):
     FLIPPED_DOWN = auto()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     """A request that came."""
 
@@ -44,13 +44,15 @@ class Request:
     path: str
     size: int
     fault: Fault | None
+    #: The server's status; None where it was not asked or did not answer.
+    status: int | None = None
 
     @property
-    def writes_an_object(self) -> bool:
-        """Whether it completes a bundle's object: a PUT of a whole one, or the end of one in parts."""
+    def wrote_an_object(self) -> bool:
+        """Whether the server completed a bundle's object by it: a PUT of a whole one, or the end of one in parts."""
         whole = self.method == "PUT" and "partNumber=" not in self.path
         end = self.method == "POST" and re.search(r"[?&]uploadId=", self.path) is not None
-        return "/objects/" in self.path and (whole or end)
+        return self.status == 200 and "/objects/" in self.path and (whole or end)
 
 
 @dataclass
@@ -117,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         proxy, size = self.owner, int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
         fault = proxy.fault(self.command, self.path)
-        proxy.requests.append(Request(self.command, self.path, size, fault))
+        request = Request(self.command, self.path, size, fault)
+        proxy.requests.append(request)
         if fault is Fault.HANG:
             proxy.closing.wait()
             return self.reset()
@@ -136,8 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
                 content = reply.read()
             finally:
                 upstream.close()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return self.reset()
+        request.status = reply.status
         if fault is Fault.LOST_ANSWER:
             return self.reset()
         if fault is Fault.FLIPPED_DOWN and content and reply.status < 300:

@@ -67,6 +67,9 @@ class Seaweed:
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             "-master.telemetry=false",
+            # After a kill the only master elects itself again.
+            "-master.electionTimeout=1s",
+            "-master.heartbeatInterval=100ms",
             f"-master.port={ports['master']}",
             f"-master.port.grpc={ports['master.grpc']}",
             "-master.volumeSizeLimitMB=64",
