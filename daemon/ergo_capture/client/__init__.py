@@ -10,15 +10,17 @@ Example::
 
 from ergo_capture.client.connection import ClientError
 from ergo_capture.client.session import CaptureClient, Note, Published, Reject, session_of, stream
-from ergo_capture.protocol.capture import Acknowledged, Lost, event_line
+from ergo_capture.protocol.capture import Acknowledged, LeftOver, Lost, Refused, event_line
 
 __all__ = [
     "Acknowledged",
     "CaptureClient",
     "ClientError",
+    "LeftOver",
     "Lost",
     "Note",
     "Published",
+    "Refused",
     "Reject",
     "event_line",
     "session_of",

@@ -28,7 +28,16 @@ from ergo_capture.client.in_flight import InFlight, PendingRequest, RequestAnswe
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.notifier import Notifier
 from ergo_capture.protocol import capture as protocol
-from ergo_capture.protocol.capture import DECIDED_BY, Acknowledged, Code, Lost, event_line
+from ergo_capture.protocol.capture import (
+    DECIDED_BY,
+    Acknowledged,
+    Code,
+    IngressReason,
+    LeftOver,
+    Lost,
+    Refused,
+    event_line,
+)
 
 #: Bytes that are gathered for one write; a sender waits while there are more.
 _SEND_BYTES: Final = 128 * 1024
@@ -79,6 +88,11 @@ class Published(msgspec.Struct, frozen=True):
     #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, in answer to a close;
     #: empty from an older daemon.
     terminations: dict[str, int] = {}
+    #: Durable events of the session that are not decided: refused, and left over behind an interruption of the run.
+    refused: int = 0
+    left_over: int = 0
+    #: What interrupted the session, in one word; empty where nothing did, or nobody said.
+    reason: str = ""
 
 
 class _State(Enum):
@@ -110,6 +124,7 @@ class CaptureClient:
         resume_after_loss: whether to go on where the daemon has lost acknowledged events; ``lost`` then says how many.
         on_reject: called for each event that is not taken.
         on_note: called where an event is taken that has a mistake; at most once for each connection.
+        on_refused: called for each event that was taken and is refused when its turn comes.
         on_durable: called for each event that is durable, with the ``place`` that ``send_line`` was given.
         on_decision: called with each decision record, if ``open`` asked for them.
         on_reconnect: called when the session was resumed, with how often that has happened.
@@ -125,6 +140,7 @@ class CaptureClient:
         resume_after_loss: bool = False,
         on_reject: Callable[[Reject], None] | None = None,
         on_note: Callable[[Note], None] | None = None,
+        on_refused: Callable[[Refused], None] | None = None,
         on_durable: Callable[[int], None] | None = None,
         on_decision: Callable[[dict[str, Any]], None] | None = None,
         on_reconnect: Callable[[int], None] | None = None,
@@ -134,11 +150,18 @@ class CaptureClient:
         self.resumed_after = 0
         #: What the daemon has lost of the session; None where nothing is known to be lost.
         self.lost: Lost | None = None
+        #: Events of the session that were refused when their turn came, as far as the daemon has said.
+        self.refused = 0
+        #: Events that the daemon never decides, because the run was interrupted; None where there are none.
+        self.left_over: LeftOver | None = None
+        #: Whether the run was interrupted: nothing more is taken.
+        self.is_interrupted = False
         self._state = _State.NEW
         self._connection = Connection(fspath(path), name, give_up_after, resume_after_loss=resume_after_loss)
         self._window = window
         self._on_reject = on_reject or (lambda _reject: None)
         self._on_note = on_note or (lambda _note: None)
+        self._on_refused = on_refused or (lambda _refused: None)
         self._on_decision = on_decision or (lambda _decision: None)
         self._on_reconnect = on_reconnect or (lambda _times: None)
         self._in_flight = InFlight(on_durable or (lambda _place: None))
@@ -328,12 +351,15 @@ class CaptureClient:
         """
         await self._wait()
 
-    async def close(self, *, interrupted: bool = False, keep_empty: bool = True) -> Published:
+    async def close(
+        self, *, interrupted: bool = False, keep_empty: bool = True, reason: IngressReason | None = None
+    ) -> Published:
         """End the session, wait until its bundle is published, and return what was; the same if called again.
 
         Args:
             interrupted: whether the events ended early, which the manifest then says.
             keep_empty: whether a session without events leaves a bundle. A daemon of 0.1.0 heeds neither of the two.
+            reason: how the events ended early, in the reference's word.
 
         Raises:
             ClientError: as ``send``; ``unknown_session`` if the session ended while no client was connected.
@@ -343,7 +369,8 @@ class CaptureClient:
             if self._closed is None:
                 self._check()
                 if interrupted or not keep_empty:
-                    self._closing = protocol.encode(protocol.End(interrupted=interrupted, keep_empty=keep_empty))
+                    end = protocol.End(interrupted=interrupted, reason=reason, keep_empty=keep_empty)
+                    self._closing = protocol.encode(end)
                 await self._ask_alone(self._closing)
             assert self._closed is not None
             return self._closed
@@ -419,6 +446,7 @@ class CaptureClient:
                 self._in_flight.acked(answer.accepted, answer.events)
                 self._changed.notify_all()
             case protocol.Reject(index, event_id, code, message, hint):
+                self.is_interrupted |= code == Code.RUN_INTERRUPTED
                 if self._in_flight.is_rejected(index, duplicate=code == Code.DUPLICATE_EVENT_ID):
                     sent = self._in_flight.sent(index)
                     line, place = (b"", 0) if sent is None else (sent.line, sent.place)
@@ -426,6 +454,13 @@ class CaptureClient:
             case protocol.Note(index, event_id, message, hint):
                 sent = self._in_flight.sent(index)
                 self._on_note(Note(event_id, message, hint, 0 if sent is None else sent.place))
+            case protocol.Refused():
+                # All that the session remembers are said again after a resume.
+                if answer.count > self.refused:
+                    self.refused = answer.count
+                    self._on_refused(answer)
+            case protocol.LeftOver():
+                self.left_over, self.is_interrupted = answer, True
             case protocol.DecisionFrame():
                 self._on_decision(answer.decision)
             case protocol.Error():
@@ -443,6 +478,9 @@ class CaptureClient:
                     answer.session,
                     tuple(answer.bundles),
                     answer.terminations,
+                    answer.refused,
+                    answer.left_over,
+                    answer.reason,
                 )
                 self._request.take_closed(answer, self._closing)
                 self._changed.notify_all()

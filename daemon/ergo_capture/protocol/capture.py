@@ -137,12 +137,18 @@ class Close(_Request, frozen=True, tag="close"):
     """End the session and publish its bundle."""
 
 
+#: How a source of events may end early, in the reference's words.
+IngressReason = Literal["driver_terminated", "protocol_violation", "host_stop_requested", "driver_io"]
+
+
 # Unknown fields are ignored: a daemon of 0.1.0 does as with ``close``.
 class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_defaults=True):
     """Do as ``close`` does, in ``ergo-driver.v0``; and for a client that says more of how its events ended."""
 
     #: Whether the events ended early: the session is then *interrupted*.
     interrupted: bool = False
+    #: The reference's word for how they did, for the manifest.
+    reason: IngressReason | None = None
     #: Whether a session that accepted no event leaves a bundle.
     keep_empty: bool = True
 
@@ -351,6 +357,8 @@ class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
     #: Accepted events that were refused, and that were left over behind an interruption of the run.
     refused: int = 0
     left_over: int = 0
+    #: What interrupted the session, in one word; empty where nothing did, or nobody said.
+    reason: str = ""
 
 
 class Pong(_Answer, frozen=True, tag="pong"):

@@ -70,8 +70,9 @@ def send(
 
     Takes events, frames, an `ergo-driver.v0` stream or a fixture of the reference. A stream without `end` leaves an
     interrupted session; one of which no event is accepted leaves no bundle.
-    Continues without loss when the daemon is restarted. Exit code 3 if events were rejected, or acknowledged
-    events are lost; events that the resumed session held already are neither.
+    Continues without loss when the daemon is restarted. Exit code 3 if events were rejected, refused when their turn
+    came, or left over behind an interruption of the run, or if acknowledged events are lost; events that the resumed
+    session held already are none of these.
     """
     chosen = labels_from(labels)
     if not socket:
@@ -97,8 +98,8 @@ def send(
         _print_json(
             {
                 "session": published.session,
-                "ended": "interrupted" if sender.interruption else "complete",
-                "reason": sender.interruption or None,
+                "ended": "interrupted" if sender.interruption or client.is_interrupted else "complete",
+                "reason": sender.interruption or published.reason or None,
                 "bundle": published.bundle or None,
                 "bundles": _bundles(published),
                 "manifest": published.manifest or None,
@@ -108,6 +109,8 @@ def send(
                 "accepted": client.accepted,
                 "rejected": sender.rejected,
                 "rejections": sender.progress.codes,
+                "refused": published.refused,
+                "left_over": published.left_over,
                 "terminations": published.terminations,
                 "already_captured": client.already_captured,
                 "lost": None if lost is None else {"acknowledged": lost.acknowledged, "held": lost.held},
@@ -118,8 +121,14 @@ def send(
     else:
         counts = f"{counted(published.events, 'event')}, {counted(published.decisions, 'decision')}"
         click.echo(f"{counts}{_ended(published.terminations)} in {seconds:.2f} s")
-        if sender.interruption:
-            click.echo(f"interrupted: {sender.interruption}", err=True)
+        if reason := sender.interruption or published.reason:
+            said = "" if client.left_over is None else f": {client.left_over.message}"
+            click.echo(f"interrupted: {reason}{said}", err=True)
+        if published.refused:
+            click.echo(f"{counted(published.refused, 'event')} refused", err=True)
+        if client.left_over is not None:
+            behind = f"from {client.left_over.event_id!r} on, in the .rest.jsonl beside the bundle"
+            click.echo(f"{counted(published.left_over, 'event')} left over, {behind}", err=True)
         if sender.rejected:
             click.echo(f"{counted(sender.rejected, 'event')} rejected", err=True)
         if client.already_captured:
@@ -134,7 +143,8 @@ def send(
             click.echo("\n".join(bundles))
         else:
             click.echo("no bundle: no event was accepted", err=True)
-    return int(ExitCode.DATA_LOSS if sender.rejected or lost else ExitCode.OK)
+    missing = sender.rejected or lost or published.refused or published.left_over
+    return int(ExitCode.DATA_LOSS if missing else ExitCode.OK)
 
 
 def _ended(terminations: dict[str, int]) -> str:

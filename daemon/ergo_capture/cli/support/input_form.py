@@ -13,7 +13,15 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.protocol.capture import DRIVER_PROTOCOL, EVENT, EVENTS, PROTOCOL, REQUEST_TYPES, wrap_event
+from ergo_capture.protocol.capture import (
+    DRIVER_PROTOCOL,
+    EVENT,
+    EVENTS,
+    PROTOCOL,
+    REQUEST_TYPES,
+    IngressReason,
+    wrap_event,
+)
 from ergo_capture.protocol.driver import LineKind, hosted_event_line, read_driver_line
 
 
@@ -76,8 +84,8 @@ class InputForm:
         self.is_at_end = False
         #: Called with each line behind the end of a stream, its number, and why it is refused.
         self.on_refused: Callable[[bytes, int, str], None] = lambda _line, _number, _why: None
-        #: The reason for which a stream was interrupted, in the reference's word; empty where it was not.
-        self.interruption = ""
+        #: The reason for which a stream was interrupted, in the reference's word; None where it was not.
+        self.interruption: IngressReason | None = None
         self._name = name
         self._form = _Form.UNKNOWN
         self._is_greeted = False

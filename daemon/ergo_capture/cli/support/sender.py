@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from ergo_capture.cli.support.event_input import MAX_LINE_BYTES, EventLines
 from ergo_capture.cli.support.input_form import InputRefused
-from ergo_capture.client import CaptureClient, ClientError, Note, Published, Reject
-from ergo_capture.protocol.capture import Code, unwrap_event
+from ergo_capture.client import CaptureClient, ClientError, Note, Published, Refused, Reject
+from ergo_capture.protocol.capture import Code, IngressReason, unwrap_event
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Sender:
             resume_after_loss=resume_after_loss,
             on_reject=self.progress.reject,
             on_note=self.progress.note,
+            on_refused=self.progress.refused,
             on_reconnect=self.progress.reconnect,
         )
 
@@ -57,8 +58,8 @@ class Sender:
         return self.client.rejected + self.progress.unsent_lines
 
     @property
-    def interruption(self) -> str:
-        """Return why the input ended early, in the reference's word; empty where it did not."""
+    def interruption(self) -> IngressReason | None:
+        """Return why the input ended early, in the reference's word; None where it did not."""
         return self._source.form.interruption
 
     def run(self, graph: str, session: str | None, labels: dict[str, str]) -> Published:
@@ -96,6 +97,9 @@ class Sender:
                     for line, event_id, number in batch:
                         await client.send_line(line, event_id, number)
                     progress.show()
+                    if client.is_interrupted:
+                        # Everything further would be rejected.
+                        break
             except InputRefused:
                 if session is None:
                     # The session is empty, and would linger for a client that does not come back.
@@ -103,13 +107,15 @@ class Sender:
                         await client.close(interrupted=True, keep_empty=False)
                 raise
             with progress.notice(f"the daemon has not published the bundle yet; {waits}"):
-                return await client.close(interrupted=bool(self.interruption), keep_empty=False)
+                return await client.close(
+                    interrupted=self.interruption is not None, keep_empty=False, reason=self.interruption
+                )
 
 
 class Progress:
     """The messages of a run on standard error, with a progress bar if ``shown``."""
 
-    #: Rejections that are printed one by one; more are only counted.
+    #: Rejections, and refusals, that are printed one by one; more are only counted.
     MOST_SHOWN = 10
     #: Seconds of waiting after which a notice is printed.
     SILENCE = 5.0
@@ -145,6 +151,13 @@ class Progress:
             self._print(f"rejected {_name_of(reject)}{place}: {reject.code}: {reject.message}{hint}")
         elif count == self.MOST_SHOWN + 1:
             self._print("more were rejected; see the count at the end")
+
+    def refused(self, refused: Refused) -> None:
+        """Print an event that was taken and refused when its turn came, if it is one of the first."""
+        if refused.count <= self.MOST_SHOWN:
+            self._print(f"refused {refused.event_id!r}: {refused.code}: {refused.message}")
+        elif refused.count == self.MOST_SHOWN + 1:
+            self._print("more were refused; see the count at the end")
 
     def refuse(self, line: bytes, number: int, why: str) -> None:
         """Count a line that is not sent because a driver's stream was at its end."""

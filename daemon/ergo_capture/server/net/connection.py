@@ -21,6 +21,7 @@ from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.net.conversation import KEPT_DECISION_BYTES, Conversation, Host, Stage
 from ergo_capture.server.net.frame_reader import FrameReader
+from ergo_capture.server.session.registry import DRIVER_TERMINATED
 
 #: Bytes of one read; a large chunk keeps the cost per event low.
 READ_BYTES: Final = 256 << 10
@@ -208,7 +209,12 @@ class Connection:
             if session is not None and session.owner is self:
                 session.owner = None
                 session.log.leave()
-                self._host.registry.leave(session, may_come_back=not self.conversation.is_driver)
+                violated = self.error is not None and self.error.code in (Code.BAD_FRAME, Code.TOO_LARGE)
+                self._host.registry.leave(
+                    session,
+                    may_come_back=not self.conversation.is_driver,
+                    reason="protocol_violation" if violated else DRIVER_TERMINATED,
+                )
             self._socket_reader.close()
             with anyio.CancelScope(shield=True):
                 await self._stream.aclose()

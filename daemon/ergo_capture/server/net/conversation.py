@@ -374,7 +374,7 @@ class Conversation:
 
     async def _close(self, session: Session, request: End) -> None:
         ended = "interrupted" if request.interrupted else "complete"
-        session.end(ended, keep_empty=request.keep_empty and not self.is_driver)
+        session.end(ended, keep_empty=request.keep_empty and not self.is_driver, reason=request.reason)
         await session.over.wait()
         if session.failure is not None:
             raise storage_failed(session.failure)
@@ -391,6 +391,7 @@ class Conversation:
             terminations={ended.label: count for ended, count in session.terminations.items()},
             refused=session.log.refused,
             left_over=0 if session.left_over is None else session.left_over.count,
+            reason=session.reason,
         )
         self.outbox.add_after_ack(protocol.encode(closed))
 

@@ -40,6 +40,8 @@ from ergo_capture.storage import Storage
 
 log = structlog.get_logger()
 
+#: The reference's word for a driver that ends without ``end``.
+DRIVER_TERMINATED: Final = "driver_terminated"
 #: Seconds by which the timers of the loop and ``pauses.clock`` may differ.
 _CLOCK_SECONDS: Final = 0.1
 
@@ -426,17 +428,18 @@ class SessionRegistry:
                 exc_info=error.cause,
             )
 
-    def leave(self, session: Session, *, may_come_back: bool) -> None:
+    def leave(self, session: Session, *, may_come_back: bool, reason: str = DRIVER_TERMINATED) -> None:
         """Release a session that has lost its connection.
 
         Args:
             session: the session.
             may_come_back: whether its client can resume it: a driver of ``ergo-driver.v0`` does not know its id.
+            reason: how a driver's stream ended, in the reference's word.
         """
         if may_come_back:
             self.linger(session)
         elif not self._stopping:
-            session.end("interrupted", keep_empty=False)
+            session.end("interrupted", keep_empty=False, reason=reason)
 
     def linger(self, session: Session, *, ended: str = "interrupted") -> None:
         """End a session that has lost its connection, unless a client resumes it in time.

@@ -134,6 +134,8 @@ class Session:
         self.bundles: list[str] = []
         #: What interrupted the run; nothing is decided behind that. None while it goes on.
         self.interruption = initial.interruption
+        #: How the events ended early, all of which are decided; None where nobody said.
+        self._ended_by: Interruption | None = None
         #: The accepted events behind the interruption, in state ``FINISHED``; None where there are none.
         self.left_over: LeftOver | None = None
         #: The id of the first of them.
@@ -437,16 +439,18 @@ class Session:
 
     # --- ends ---
 
-    def end(self, ended: str, *, keep_empty: bool = True) -> None:
+    def end(self, ended: str, *, keep_empty: bool = True, reason: str | None = None) -> None:
         """Ask the task to decide everything admitted and to publish the last bundle.
 
         Args:
             ended: what the manifest says: ``complete``, ``interrupted`` or ``recovered``. Where acknowledged events
                 are missing and no client chose to go on without them, it says ``lost`` instead.
             keep_empty: whether there is a bundle even if no event was accepted, and none is missing.
+            reason: how the events ended early, in the reference's word.
         """
         if self.state is SessionState.OPEN:
             self.state = SessionState.ENDING
+            self._ended_by = None if reason is None else Interruption(reason=reason)
             self._keep_empty = keep_empty or self.lost is not None
             self.ended = "lost" if self.lost is not None and not self.lost.resumed else ended
             self._writer.hurry()
@@ -474,7 +478,7 @@ class Session:
             self.decided,
             ended,
             keep_empty=self._keep_empty,
-            interruption=self.interruption,
+            interruption=self.interruption or self._ended_by,
             left_over=left_over,
         )
         self.bundles = await self.parts.bundles()
@@ -502,6 +506,12 @@ class Session:
             self._episodes.start_part()
 
     # --- inspection ---
+
+    @property
+    def reason(self) -> str:
+        """What interrupted the session, in one word; empty where nothing did, or nobody said."""
+        interruption = self.interruption or self._ended_by
+        return "" if interruption is None else interruption.reason
 
     @property
     def deferred(self) -> int:
