@@ -24,7 +24,7 @@ from ergo_capture.journal.payloads import Contract, SessionDescription
 from ergo_capture.journal.reader import read_frames, undecodable
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import SessionFrames
-from ergo_capture.journal.session_frames import read_history
+from ergo_capture.journal.session_frames import PendingOutcome, read_history
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, ExternalEventRecord
@@ -59,6 +59,8 @@ class PartStream:
     published: bool
     #: The context store at the beginning; None where it is empty.
     store: dict[str, Any] | None = None
+    #: What is known of the first undecided event: its episode ran, and its intents are being sent. None where nothing is.
+    outcome: PendingOutcome | None = None
 
     @property
     def capture_version(self) -> str:
@@ -200,11 +202,18 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
     if description is None:
         return
 
-    def part(number: int, first: int, end: int | None, ended: str, store: dict[str, Any] | None) -> PartStream:
+    def part(
+        number: int,
+        first: int,
+        end: int | None,
+        ended: str,
+        store: dict[str, Any] | None,
+        outcome: PendingOutcome | None = None,
+    ) -> PartStream:
         published = number in history.publications
         about = msgspec.structs.replace(description, lost=history.lost_until(number))
         return PartStream(
-            directory, storage, frames, about, history.damage, number, first, end, ended, published, store
+            directory, storage, frames, about, history.damage, number, first, end, ended, published, store, outcome
         )
 
     number, first, store = 1, 0, None
@@ -214,7 +223,8 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
             yield part(rotation.part, first, end, "rotated", store)
         number, first, store = rotation.part + 1, end, rotation.store
     # Events behind the end are left over.
-    yield part(number, first, history.total, OPEN if history.closing is None else history.closing.ended, store)
+    ended = OPEN if history.closing is None else history.closing.ended
+    yield part(number, first, history.total, ended, store, history.outcome)
 
 
 #: The index of an event in its session, the event, and its decision.

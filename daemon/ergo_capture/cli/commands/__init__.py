@@ -31,6 +31,7 @@ GROUPS: Final = {
         "info": "summarize runs: counts, times, decisions, gaps, labels",
         "cat": "print events with their decisions; can follow a session",
         "tail": "print the last events; can follow a session",
+        "intents": "list intents, and which of them are not acknowledged",
         "diff": "compare two runs event by event",
         "extract": "write a range of events as a scenario, a stream or a fixture",
         "feed": "print a capture as a driver's stream for `ergo run`",

@@ -1,0 +1,116 @@
+"""``ergo-capture intents``: what a run has asked the outside world to do, and what of it was acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ergo_capture.cli.support.captures import ANY_CAPTURE, Capture, captures_in
+from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
+from ergo_capture.errors import ExitCode
+from ergo_capture.kernel.effects import ActionEffect
+from ergo_capture.kernel.explanation import escaped
+from ergo_capture.kernel.records import CapturedIntentAck
+from ergo_capture.units import counted
+
+
+class ExpectedIntent(msgspec.Struct, frozen=True):
+    """An intent that an episode has emitted."""
+
+    #: The id of the event that its decision is recorded for.
+    event_id: str
+    kind: str
+    intent_id: str
+    acknowledged: bool
+    #: The channel that acknowledged it, and its own reference; None without an ack.
+    channel: str | None = None
+    egress_ref: str | None = None
+    #: The interruption of the run, where the missing ack is the cause.
+    interruption: str | None = None
+
+
+@command(
+    examples=(
+        "ergo-capture intents run.capture.json",
+        "ergo-capture intents 20261128T120000Z-1-5f0c9a2e --json",
+    )
+)
+@argument("captures", ANY_CAPTURE, nargs=-1, required=True, type=NAME)
+@json_flag("run")
+@state_option
+@config_option
+def intents(captures: tuple[str, ...], state_dir: str, config: Path | None, *, as_json: bool) -> int:
+    """List the intents of runs: those that are expected, acknowledged, unacknowledged.
+
+    Of a session in the journal, the intents that are being sent are among them. Exit code 3 if an intent is not
+    acknowledged: it was not sent, or nobody knows whether it was carried out.
+    """
+    hanging = 0
+    for capture in captures_in(captures, state_dir, config):
+        found = list(expected_intents(capture))
+        missing = sum(not intent.acknowledged for intent in found)
+        hanging += missing
+        if as_json:
+            click.echo(msgspec.json.encode(_as_json(capture, found, missing)))
+            continue
+        click.echo(f"{escaped(capture.name)}: {counted(len(found), 'intent')}, {missing} without an ack")
+        for intent in found:
+            click.echo(f"  {_in_words(intent)}")
+    return int(ExitCode.DATA_LOSS if hanging else ExitCode.OK)
+
+
+def expected_intents(capture: Capture) -> Iterator[ExpectedIntent]:
+    """Yield the intents of a run, in order.
+
+    Raises:
+        ErgoCaptureError: the run cannot be read.
+    """
+    with capture.open() as stream:
+        for record in stream.decisions():
+            effects = [captured.effect for captured in record.effects]
+            yield from _matched(record.event_id, effects, record.intent_acks, record.interruption)
+    pending = None if capture.part is None else capture.part.outcome
+    if capture.part is not None and pending is not None:
+        index = pending.outcome.index - capture.part.first
+        event_id = next(event.event_id for place, event in enumerate(capture.part.events()) if place == index)
+        yield from _matched(event_id, pending.outcome.effects, pending.acks, None)
+
+
+def _matched(
+    event_id: str,
+    effects: list[ActionEffect] | tuple[ActionEffect, ...],
+    acks: tuple[CapturedIntentAck, ...],
+    interruption: str | None,
+) -> Iterator[ExpectedIntent]:
+    known = {ack.intent_id: ack for ack in acks}
+    for effect in effects:
+        for intent in effect.intents:
+            ack = known.get(intent.intent_id)
+            if ack is None:
+                yield ExpectedIntent(event_id, intent.kind, intent.intent_id, False, interruption=interruption)
+            else:
+                yield ExpectedIntent(event_id, intent.kind, intent.intent_id, True, ack.channel, ack.egress_ref)
+
+
+def _as_json(capture: Capture, found: list[ExpectedIntent], missing: int) -> dict[str, Any]:
+    return {
+        "capture": capture.name,
+        "session": capture.session,
+        "expected": len(found),
+        "acknowledged": len(found) - missing,
+        "unacknowledged": missing,
+        "intents": found,
+    }
+
+
+def _in_words(intent: ExpectedIntent) -> str:
+    if intent.acknowledged:
+        reference = "" if intent.egress_ref is None else f" as {intent.egress_ref!r}"
+        state = f"acknowledged by {intent.channel}{reference}"
+    else:
+        state = "NOT acknowledged" + (f": {intent.interruption}" if intent.interruption else "")
+    return escaped(f"{intent.event_id}  {intent.kind}  {intent.intent_id}  {state}")
