@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.bundle.reader.elements import DECISIONS, EVENT_COLUMNS, ElementError, ListReader
+from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.kernel.explanation import CONTEXT, describe_decision, shortened, to_builtins
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord, encode_decision, encode_event
 
@@ -90,6 +91,9 @@ def compare(a: RecordStream, b: RecordStream) -> Difference:
         ErgoCaptureError: a capture cannot be read.
     """
     found = Difference(head=_heads(a, b))
+    if isinstance(a, BundleStream) and isinstance(b, BundleStream) and (count := _same_text(a, b)) is not None:
+        found.common = count
+        return found
     before: deque[_Pair] = deque(maxlen=CONTEXT)
     same = 0
     for one, other in zip_longest(_pairs(a), _pairs(b)):
@@ -100,6 +104,28 @@ def compare(a: RecordStream, b: RecordStream) -> Difference:
         same += 1
     found.common = same
     return found
+
+
+def _same_text(a: BundleStream, b: BundleStream) -> int | None:
+    """Return how many events two bundles have if the texts of their lists are the same; else None, or where one is malformed.
+
+    Each block is decoded once, and compared as text: records of both, compared one by one, took three times as long.
+    """
+    counts = []
+    readers: tuple[ListReader[Any], ...] = (EVENT_COLUMNS, DECISIONS)
+    try:
+        for reader in readers:
+            with a.cursor(reader) as one, b.cursor(reader) as other:
+                while (block := one.read()) is not None:
+                    if not other.take(one.text, len(block)):
+                        return None
+                if other.more:
+                    return None
+                counts.append(one.index)
+    except (ElementError, OSError):
+        # It is found again, and reported, where the records are compared.
+        return None
+    return max(counts)
 
 
 def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int, before: Sequence[_Pair]) -> None:

@@ -103,8 +103,9 @@ class ElementCursor(Generic[Block]):
         self.begin = self.start = span.start
         #: Bytes of the list that are still to be read.
         self.left = span.end - span.start
-        #: Elements that were consumed.
+        #: Elements that were consumed, and the text of those that were read last.
         self.index = 0
+        self.text = b""
         #: Where reading by blocks is tried again: trying after each element that is read alone would be quadratic.
         self._alone_until = 0
         #: Whether there are more elements.
@@ -121,14 +122,16 @@ class ElementCursor(Generic[Block]):
             return None
         if self.start + self.at >= self._alone_until:
             cut = self._fill_to_end()
-            block = None if cut is None else self.reader.read_block(self.held[:cut])
+            self.text = b"" if cut is None else self.held[:cut]
+            block = None if cut is None else self.reader.read_block(self.text)
             if block and cut is not None:
                 self.index += len(block)
                 self._consume(cut)
                 return block
             self._alone_until = self.start + (cut or _BLOCK)
         end = self._end_of_element()
-        block = self._read_one(self.held[self.at : end])
+        self.text = self.held[self.at : end]
+        block = self._read_one(self.text)
         self.index += 1
         self._consume(end)
         return block
