@@ -34,6 +34,7 @@ from ergo_capture import (
 from ergo_capture.kernel.effects import EffectWrite, Value
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
 from ergo_capture.kernel.ports import RunResult
+from ergo_capture.kernel.records import encode_decision, encode_decisions, encode_event, encode_events
 from ergo_capture.kernel.replay import rederive
 
 U64 = (1 << 64) - 1
@@ -143,6 +144,16 @@ def test_replaying_a_capture_reproduces_it(
     )
     assert compare_decisions(bundle.decisions, replayed)
     assert first_divergence(bundle.decisions, replayed) is None
+
+
+@given(streams(), limits, plans())
+def test_records_are_encoded_together_as_one_by_one(
+    stream: list[ExternalEvent], constraints: Constraints, outcomes: list[RunResult]
+) -> None:
+    """Byte for byte."""
+    bundle = capture(stream, constraints, outcomes)
+    assert encode_events(bundle.events) == b",".join(map(encode_event, bundle.events))
+    assert encode_decisions(bundle.decisions) == b",".join(map(encode_decision, bundle.decisions))
 
 
 @given(streams(), limits, plans())

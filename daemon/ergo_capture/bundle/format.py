@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from enum import Enum
+from itertools import chain
 from os import PathLike
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from ergo_capture.bundle.reader.opening import read_text, unreadable
 from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.kernel.constraints import Constraints
-from ergo_capture.kernel.records import MIDDLE, CaptureBundle, encode_decision, encode_event, encode_head, encode_tail
-from ergo_capture.storage.atomic import create_parents, write_bytes_atomic
+from ergo_capture.kernel.records import MIDDLE, CaptureBundle, encode_decisions, encode_events, encode_head, encode_tail
+from ergo_capture.storage.atomic import AtomicFile, create_parents
 from ergo_capture.storage.write_error import CaptureWriteError, as_written
+
+#: Events, and decisions, that are encoded together.
+_EVENTS: Final = 64
+_DECISIONS: Final = 1024
+#: Bytes after which the kernel is told to begin writing them, so that the sync at the end finds little to do.
+_WRITE_BACK_BYTES: Final = 4 << 20
 
 
 class CaptureJsonStyle(Enum):
@@ -40,18 +49,21 @@ def encode_bundle(bundle: CaptureBundle, style: CaptureJsonStyle = CaptureJsonSt
     Raises:
         ValueError: a string cannot be encoded as UTF-8.
     """
-    text = b"".join(
-        (
-            encode_head(bundle.graph_id, bundle.config, bundle.capture_version),
-            b",".join(map(encode_event, bundle.events)),
-            MIDDLE,
-            b",".join(map(encode_decision, bundle.decisions)),
-            encode_tail(bundle.adapter_provenance, bundle.runtime_provenance, bundle.egress_provenance),
-        )
-    )
+    text = b"".join(_pieces(bundle))
     if style is CaptureJsonStyle.Pretty:
         text = msgspec.json.format(text, indent=2)
     return text + b"\n"
+
+
+def _pieces(bundle: CaptureBundle) -> Iterator[bytes]:
+    """Yield the compact text, without the newline at its end, in pieces."""
+    yield encode_head(bundle.graph_id, bundle.config, bundle.capture_version)
+    for start in range(0, len(bundle.events), _EVENTS):
+        yield b"," * bool(start) + encode_events(bundle.events[start : start + _EVENTS])
+    yield MIDDLE
+    for start in range(0, len(bundle.decisions), _DECISIONS):
+        yield b"," * bool(start) + encode_decisions(bundle.decisions[start : start + _DECISIONS])
+    yield encode_tail(bundle.adapter_provenance, bundle.runtime_provenance, bundle.egress_provenance)
 
 
 def decode_bundle(text: bytes) -> CaptureBundle:
@@ -91,10 +103,14 @@ def write_capture_bundle(
     Raises:
         CaptureWriteError: with the stage that failed; the destination is untouched and no temporary is left.
     """
-    destination = Path(path)
+    destination, pretty = Path(path), style is CaptureJsonStyle.Pretty
     create_parents(destination)
-    try:
-        text = encode_bundle(bundle, style)
-    except (ValueError, TypeError) as error:
-        raise CaptureWriteError.serialize(destination, as_written(path), style.value, error) from error
-    write_bytes_atomic(destination, text, os.fspath(path))
+    with AtomicFile(destination, os.fspath(path)) as file:
+        try:
+            # Piece by piece: the disk writes while the rest is encoded, and memory does not hold the text.
+            for piece in (encode_bundle(bundle, style),) if pretty else chain(_pieces(bundle), (b"\n",)):
+                file.write(piece)
+                file.write_back(_WRITE_BACK_BYTES)
+        except (ValueError, TypeError) as error:
+            raise CaptureWriteError.serialize(destination, as_written(path), style.value, error) from error
+        file.commit()

@@ -127,6 +127,55 @@ def encode_event(record: ExternalEventRecord) -> bytes:
     )
 
 
+class _Element(msgspec.Struct, frozen=True, gc=False):
+    """An element of ``events``, its fields in the order in which a bundle has them."""
+
+    event_id: str
+    event_time: TimeLike
+    kind: ExternalEventKind
+    payload: list[int]
+    payload_hash: str
+
+
+def encode_events(records: Sequence[ExternalEventRecord]) -> bytes:
+    """Return elements of a bundle's ``events``, commas between them.
+
+    In one call of the encoder, which takes two thirds of what one for each does. Give it some dozens: their payloads
+    are lists of numbers meanwhile, and with more those leave the processor's cache.
+    """
+    return _encode(
+        [
+            _Element(record.event_id, record.event_time, record.kind, list(record.payload), record.payload_hash)
+            for record in records
+        ]
+    )[1:-1]
+
+
+def encode_decisions(records: Sequence[EpisodeInvocationRecord]) -> bytes:
+    """Return elements of a bundle's ``decisions``, commas between them."""
+    texts: list[str] = []
+    deadline: EventTime | None = None
+    until = "null"
+    names = inside_quotes([record.event_id for record in records])
+    for name, record in zip(names, records, strict=True):
+        if record.effects or record.intent_acks or record.interruption is not None:
+            texts.append(encode_decision(record).decode())
+            continue
+        if record.deadline is not deadline:
+            deadline, until = record.deadline, encode_time(record.deadline).decode()
+        at = "null" if record.schedule_at is None else encode_time(record.schedule_at).decode()
+        texts.append(
+            f'{{"event_id":"{name}","decision":"{_DECISIONS[record.decision]}","schedule_at":{at},"episode_id":'
+            f'{record.episode_id},"deadline":{until},"termination":{_TERMINATIONS[record.termination]},"retry_count":'
+            f'{record.retry_count},"effects":[]}}'
+        )
+    return ",".join(texts).encode()
+
+
+_DECISIONS: Final = {decision: decision.value for decision in Decision}
+_TERMINATIONS: Final = {None: "null"} | {each: each.json.decode() for each in RunTermination.every()}
+
+
 def inside_quotes(texts: Sequence[str]) -> list[str]:
     """Return each text as JSON writes it, without its quotes."""
     if not texts:
