@@ -72,7 +72,7 @@ def entries(draw: st.DrawFn) -> list[DecisionLogEntry]:
 def test_events_of_a_block_equal_the_events_encoded_alone(body: bytes) -> None:
     """P11: escapes, absent payloads, Tick, and times that carry."""
     records = [ExternalEventRecord.from_event(event) for event in read_body(body)]
-    names, text = expand_events(body)
+    names, (text, _, _) = expand_events(body)
     assert names == [record.event_id for record in records]
     assert text == b"".join(b"," + encode_event(record) for record in records)
 
@@ -98,7 +98,9 @@ def test_decisions_of_a_block_equal_the_decisions_encoded_alone(
     decisions, texts, left = DecisionTexts(iter(frames), deadline), list[bytes](), names
     while left:
         count = data.draw(st.integers(1, len(left)))
-        texts.append(decisions.take(left[:count]) or b"")
+        taken = decisions.take(left[:count])
+        assert taken is not None
+        texts.append(bytes(taken.text))
         left = left[count:]
     assert b"".join(texts) == b"".join(b"," + text for text in expected)
     assert decisions.take(["one more"]) is None
@@ -110,7 +112,7 @@ def test_a_slice_of_a_body_equals_its_events_encoded_alone(body: bytes, data: st
     records = [ExternalEventRecord.from_event(event) for event in read_body(body)]
     start = data.draw(st.integers(0, len(records)))
     stop = data.draw(st.integers(start, len(records) + 2))
-    names, text = expand_events(body, start, stop)
+    names, (text, _, _) = expand_events(body, start, stop)
     assert names == [record.event_id for record in records[start:stop]]
     assert text == b"".join(b"," + encode_event(record) for record in records[start:stop])
 

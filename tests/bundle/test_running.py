@@ -12,14 +12,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.bundle.test_expand import bodies, entries
 from tests.journal.journals import journal_in
 
 from ergo_capture import Constraints, EventTime
 from ergo_capture.bundle.manifest import read_manifest
-from ergo_capture.bundle.names import manifest_path
+from ergo_capture.bundle.names import index_path, manifest_path
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.bundle.statistics import collect_statistics, summarized
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
@@ -72,18 +72,25 @@ class Captured:
             ended_at="2026-01-01T00:00:01Z",
         )
 
-    def published(self, job: ComposeJob) -> tuple[bytes, bytes]:
-        """Compose and publish a bundle at the end; return it and its manifest."""
+    def published(self, job: ComposeJob) -> dict[str, bytes]:
+        """Compose and publish a bundle at the end; return what is in its files, by name."""
         publish_bundle(compose_bundle(job))
         return files_of(job)
 
 
-def files_of(job: ComposeJob) -> tuple[bytes, bytes]:
-    """Return a bundle's bytes and its manifest's; nothing else is in its directory."""
-    bundle = Path(job.destination)
-    names = {path.name for path in bundle.parent.iterdir() if not path.name.startswith(".")}
-    assert names == {bundle.name, manifest_path(bundle).name}
-    return bundle.read_bytes(), manifest_path(bundle).read_bytes()
+def files_of(job: ComposeJob) -> dict[str, bytes]:
+    """Return what is in the files of a bundle's directory, by name."""
+    return {path.name: path.read_bytes() for path in Path(job.destination).parent.iterdir() if path.name[0] != "."}
+
+
+@pytest.fixture(params=[False, True], ids=["", "many blocks"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write an index beside every bundle; with many blocks, for nearly every second event."""
+    monkeypatch.setattr("ergo_capture.bundle.writer.compose._INDEXED_BYTES", 0)
+    if request.param:
+        monkeypatch.setattr("ergo_capture.bundle.writer.elements._LEAST_BLOCK", 100)
+        monkeypatch.setattr("ergo_capture.bundle.writer.elements.MARK_EVERY", 2)
+        monkeypatch.setattr("ergo_capture.bundle.writer.elements.LARGE", 10)
 
 
 @contextmanager
@@ -121,7 +128,8 @@ def sessions(draw: st.DrawFn) -> tuple[list[tuple[bytes, int]], list[tuple[bytes
     return events, frames
 
 
-@settings(max_examples=60)
+@pytest.mark.usefixtures("blocks")
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sessions(), st.data(), st.sampled_from(["compact", "pretty"]), st.sampled_from(["none", "zstd"]))
 def test_both_ways_give_the_same_bytes(
     session: tuple[list[tuple[bytes, int]], list[tuple[bytes, int]]], data: st.DataObject, style: str, compress: str
@@ -148,6 +156,7 @@ def test_both_ways_give_the_same_bytes(
             assert composed is not None
             publish_bundle(composed)
         assert files_of(job) == found.published(found.job("end", total, style=style, compress=compress))
+        assert index_path(Path(job.destination)).exists()
         summary = summarized(read_manifest(manifest_path(Path(job.destination))))
         with open_bundle(job.destination) as stream:
             counted = collect_statistics(stream, Path(job.destination).stat().st_size)

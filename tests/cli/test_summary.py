@@ -21,9 +21,8 @@ def bundle(tmp_path: Path) -> Path:
     """Return a composed bundle of three events."""
     path = tmp_path / "s.capture.json"
     with captured(*three_events()) as found:
-        text, manifest = found.published(found.job("b", 3))
-    path.write_bytes(text)
-    manifest_path(path).write_bytes(manifest)
+        for name, text in found.published(found.job("b", 3)).items():
+            path.with_name(name).write_bytes(text)
     return path
 
 

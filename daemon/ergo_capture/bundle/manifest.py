@@ -89,6 +89,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     store: dict[str, Any] | None = None
     #: What ``info`` says of the bundle: ``statistics.py``, which also says of which version. None where it was not counted.
     summary: Any = None
+    #: Size and SHA-256 of the index beside it: ``reader/index.py``. None where there is none.
+    index: Any = None
     #: The events that were refused, between or behind those of the bundle; None where none were.
     refused: RefusedEvents | None = None
     #: What interrupted the run; None where nothing did.
@@ -142,6 +144,7 @@ def manifest_for(
     interruption: Interruption | None = None,
     left_over: LeftOver | None = None,
     summary: dict[str, Any] | None = None,
+    index: Any = None,
 ) -> Manifest:
     """Return the manifest of a bundle that this program wrote.
 
@@ -169,6 +172,7 @@ def manifest_for(
         interruption: what interrupted the run.
         left_over: the events behind that.
         summary: what ``info`` says of it.
+        index: what is said of its index.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -208,6 +212,7 @@ def manifest_for(
         interruption=interruption,
         left_over=left_over,
         summary=summary,
+        index=index,
     )
 
 

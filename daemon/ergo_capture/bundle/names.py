@@ -16,6 +16,8 @@ BUNDLE_SUFFIX: Final = ".capture.json"
 MANIFEST_SUFFIX: Final = ".manifest.json"
 #: Ends the name of the file with the events that were left over.
 REST_SUFFIX: Final = ".rest.jsonl"
+#: Ends the name of the file that says where blocks of events are: ``reader/index.py``.
+INDEX_SUFFIX: Final = ".index.json"
 #: Follows ``BUNDLE_SUFFIX`` in the name of a compressed bundle.
 COMPRESSED_SUFFIX: Final = ".zst"
 #: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
@@ -71,6 +73,16 @@ def bundle_stem(bundle: Path) -> str:
 def manifest_path(bundle: Path) -> Path:
     """Return the path of the manifest beside a bundle."""
     return bundle.with_name(bundle_stem(bundle) + MANIFEST_SUFFIX)
+
+
+def index_path(bundle: Path) -> Path:
+    """Return the path of the index beside a bundle."""
+    return bundle.with_name(bundle_stem(bundle) + INDEX_SUFFIX)
+
+
+def side_files(bundle: Path) -> list[Path]:
+    """Return the paths of the files that go where a bundle goes, besides its manifest; not all of them need exist."""
+    return [rest_path(bundle), index_path(bundle)]
 
 
 def rest_path(bundle: Path) -> Path:

@@ -30,6 +30,7 @@ from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import ScanReport, Verdict
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
 from ergo_capture.repair.damaged_bundle import salvage_bundle
+from ergo_capture.repair.directory import kind_of_directory
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
 from ergo_capture.repair.quarantine import NOTE, SALVAGED, SETTLED, saved_journals
 from ergo_capture.storage import RealStorage
@@ -94,25 +95,6 @@ def diagnose(path: Path, *, on_bundle: Callable[[Path], None] = lambda _path: No
         kind = "bundle"
         found.examine_bundle(path)
     return Diagnosis(str(path), kind, found.findings, found.keeps)
-
-
-def kind_of_directory(path: Path) -> str:
-    """Return ``journal`` or ``state directory``.
-
-    Raises:
-        ErgoCaptureError: the directory is neither.
-    """
-    names = RealStorage().list(path)
-    if path.resolve().name == "journal" or any(sequence_of(name) is not None or is_unfinished(name) for name in names):
-        return "journal"
-    if "journal" in names or "bundles" in names:
-        return "state directory"
-    raise ErgoCaptureError(
-        f"look at '{path}': that is neither a state directory nor a journal",
-        op="diagnose",
-        path=path,
-        hint="name a state directory, its journal directory, a segment, or a bundle",
-    )
 
 
 class _OneSegment(RealStorage):

@@ -11,6 +11,7 @@ from ergo_capture.bundle.format import BundleHead
 from ergo_capture.bundle.names import bundle_stem
 from ergo_capture.bundle.placement import NewBundle, find_place
 from ergo_capture.bundle.verify import verify_bundle
+from ergo_capture.bundle.writer.elements import Elements
 from ergo_capture.bundle.writer.sink import BundleWriter
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import (
@@ -116,7 +117,10 @@ class SalvageOutput:
 
     def _flush(self) -> None:
         if self._events:
-            self._bundle.write(b"".join(self._events), b"".join(self._decisions))
+            count = len(self._events) // 2
+            self._bundle.write(
+                Elements(b"".join(self._events), count, ()), Elements(b"".join(self._decisions), count, ())
+            )
             self._events.clear()
             self._decisions.clear()
             self._waiting = 0

@@ -10,7 +10,7 @@ import asyncio
 import pickle
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -105,6 +105,8 @@ class Follower:
         self._worker: _Worker | None = None
         #: Bundles that are being finished.
         self._finishing = 0
+        #: Files of finished bundles that have no name yet.
+        self._finished: set[Path] = set()
         self._suspended_until = 0.0
 
     def apply(self, config: BundleConfig) -> None:
@@ -231,14 +233,19 @@ class Follower:
         """Finish the bundle of a part that was taken; None where it has to be composed from its beginning."""
         try:
             async with followed.lock:
-                composed = await self._call(Finish(followed.number, job))
+                composed: ComposedBundle | None = await self._call(Finish(followed.number, job))
         except _FAILURES as error:
             log.warning(telemetry.COMPOSE_REPEATED, bundle=job.destination, error=getattr(error, "message", str(error)))
             return None
         finally:
             self._finishing -= 1
-        assert composed is None or isinstance(composed, ComposedBundle)
+        if composed is not None:
+            self._finished.add(Path(composed.file))
         return composed
+
+    def release(self, composed: ComposedBundle) -> None:
+        """Note that a finished bundle has its name, or is not wanted: its file is no temporary of the worker any more."""
+        self._finished.discard(Path(composed.file))
 
     def room_to_make(self) -> Awaitable[None] | None:
         """Return what removes all temporary files; None where there are none."""
@@ -285,13 +292,13 @@ class Follower:
         self._parts.clear()
         if worker is not None:
             await worker.end()
-            await to_thread.run_sync(_sweep, worker.directories, worker.pid)
+            await to_thread.run_sync(_sweep, worker.directories, worker.pid, self._finished)
 
 
-def _sweep(directories: Iterable[Path], process: int) -> None:
+def _sweep(directories: Iterable[Path], process: int, keep: Container[Path]) -> None:
     for directory in directories:
         with suppress(OSError):
-            sweep_temporaries(directory, process)
+            sweep_temporaries(directory, process, keep)
 
 
 class _Worker:

@@ -116,7 +116,10 @@ class BundlePublisher:
         with anyio.CancelScope(shield=True), _errors_of(job):
             composed = await self.follower.finish(followed, job)
             if composed is not None:
-                publication = await self._publish(composed)
+                try:
+                    publication = await self._publish(composed)
+                finally:
+                    self.follower.release(composed)
         return publication
 
     async def _compose_whole(self, job: ComposeJob) -> Publication:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -215,7 +216,7 @@ def _temporary_for(destination: Path) -> Path:
     return destination.with_name(f"{destination.name}.{os.getpid()}.{next(_counter)}.tmp")
 
 
-def sweep_temporaries(directory: Path, process: int | None = None) -> list[Path]:
+def sweep_temporaries(directory: Path, process: int | None = None, keep: Container[Path] = ()) -> list[Path]:
     """Remove the temporaries that a killed process left in a directory, and return their paths.
 
     Only files named as by ``AtomicFile`` whose process is gone are removed. The caller holds the daemon's lock, so its
@@ -224,6 +225,7 @@ def sweep_temporaries(directory: Path, process: int | None = None) -> list[Path]
     Args:
         directory: the directory.
         process: the id of a process that has ended, where only its files are to be removed.
+        keep: files that stay.
 
     Raises:
         OSError: the directory cannot be read, or a file cannot be removed.
@@ -231,7 +233,7 @@ def sweep_temporaries(directory: Path, process: int | None = None) -> list[Path]
     swept = []
     for path in sorted(directory.iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or not path.is_file() or path.is_symlink():
+        if match is None or path in keep or not path.is_file() or path.is_symlink():
             continue
         pid = int(match[1])
         if pid != process and (process is not None or (pid != os.getpid() and _is_alive(pid))):

@@ -19,7 +19,7 @@ from tests.daemons import PATIENCE, configured, event, running_daemon
 from tests.doubles.faulty_storage import FaultyStorage
 
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
-from ergo_capture.bundle.names import manifest_path, rest_path
+from ergo_capture.bundle.names import index_path, manifest_path, rest_path
 from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
@@ -66,7 +66,9 @@ def test_a_bundle_and_its_manifest_are_deleted_together(tmp_path: Path) -> None:
 def test_events_that_were_left_over_go_with_their_bundle(tmp_path: Path) -> None:
     """Of another bundle they stay."""
     rest_path(store(tmp_path, "old", age=WEEK)).write_bytes(b"{}\n")
-    rest_path(store(tmp_path, "packed", age=WEEK, compress=True)).write_bytes(b"{}\n")
+    packed = store(tmp_path, "packed", age=WEEK, compress=True)
+    rest_path(packed).write_bytes(b"{}\n")
+    index_path(packed).write_bytes(b"{}\n")
     rest_path(store(tmp_path, "new", age=DAY / 2)).write_bytes(b"{}\n")
     newest(tmp_path)
     prune(tmp_path)

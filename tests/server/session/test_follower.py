@@ -289,3 +289,22 @@ async def test_the_temporaries_of_the_daemon_itself_stay(monkeypatch: pytest.Mon
         await follower_of(daemon)._end_worker()
         assert temporaries(daemon) == [own]
         own.unlink()
+
+
+async def test_a_finished_bundle_gets_its_name_though_its_worker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is swept by nobody between the two."""
+    finish = Follower.finish
+
+    async def finish_and_kill(self: Follower, *arguments: Any) -> Any:
+        composed = await finish(self, *arguments)
+        await self._end_worker()
+        assert composed is not None
+        assert Path(composed.file).exists()
+        return composed
+
+    monkeypatch.setattr(Follower, "finish", finish_and_kill)
+    async with followed() as (daemon, wire):
+        await wire.say({"type": "close"})
+        assert check(Path((await wire.until("closed"))["bundle"]))["ok"]
+        assert temporaries(daemon) == []
+        assert not follower_of(daemon)._finished

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,11 +23,13 @@ from ergo_capture.bundle.manifest import (
     manifest_for,
     read_manifest,
 )
-from ergo_capture.bundle.names import manifest_path, other_form
+from ergo_capture.bundle.names import index_path, manifest_path, other_form
 from ergo_capture.bundle.placement import NewBundle, Place, find_place
+from ergo_capture.bundle.reader.index import IndexReference
 from ergo_capture.bundle.semantic_kinds import KindColumn, SemanticKinds
 from ergo_capture.bundle.sequence import Sequence
 from ergo_capture.bundle.statistics import StatisticsCounter
+from ergo_capture.bundle.writer.elements import Elements, IdColumn
 from ergo_capture.bundle.writer.expand import DecisionTexts, expand_events
 from ergo_capture.bundle.writer.hosted import HostedCounts, HostedPart, outcomes_of, write_rest
 from ergo_capture.bundle.writer.sink import BundleWriter
@@ -38,6 +41,8 @@ from ergo_capture.storage import RealStorage, Storage, directory_lock
 from ergo_capture.storage.atomic import put_in_place, write_bytes_atomic
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
+#: Bytes of a bundle's text from which on it has an index: a smaller one is read in a moment.
+_INDEXED_BYTES: Final = 4 << 20
 #: Bytes of event lines that are expanded at a time; the text is up to twelve times as long.
 _BLOCK_BYTES: Final = 128 * 1024
 
@@ -90,6 +95,8 @@ class ComposedBundle(msgspec.Struct, frozen=True):
     last_event_id: str | None
     semantic_kinds: SemanticKinds | None
     summary: dict[str, Any] | None = None
+    #: The content of its index.
+    index: bytes | None = None
     #: What is said of a session with a contract; None of any other.
     hosted: HostedCounts | None = None
 
@@ -106,6 +113,7 @@ class Facts:
         self.last_event_id: str | None = None
         self.kinds = KindColumn()
         self.counter = StatisticsCounter()
+        self.ids = IdColumn()
 
 
 class PublishedBundle(NamedTuple):
@@ -159,6 +167,7 @@ def finish_bundle(bundle: BundleWriter, job: ComposeJob, style: str, facts: Fact
     sink = bundle.sink
     sink.read_back()
     file = bundle.file.leave()
+    pieces = bundle.index(facts.ids.finish()) if sink.size >= _INDEXED_BYTES else None
     return ComposedBundle(
         job,
         str(file),
@@ -170,6 +179,7 @@ def finish_bundle(bundle: BundleWriter, job: ComposeJob, style: str, facts: Fact
         facts.last_event_id,
         facts.kinds.finish(),
         facts.counter.summary(job.description.constraints),
+        None if pieces is None else msgspec.json.encode(pieces) + b"\n",
     )
 
 
@@ -197,7 +207,8 @@ def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -
                 # Durable before the manifest, which counts them.
                 _write_rest(job, bundle)
                 put_in_place(temporary, bundle)
-                manifest = _write_manifest(composed, place, sequence)
+                reference = _write_index(composed, bundle)
+                manifest = _write_manifest(composed, place, sequence, reference)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -222,7 +233,20 @@ def style_of(job: ComposeJob) -> str:
     return manifest.style if is_own and manifest.sha256 != job.own and manifest.style in known else job.style
 
 
-def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence | None) -> Manifest:
+def _write_index(composed: ComposedBundle, bundle: Path) -> IndexReference | None:
+    """Write the index durably beside the bundle, or remove that of a snapshot."""
+    path = index_path(bundle)
+    if composed.index is None:
+        with suppress(OSError):
+            path.unlink()
+        return None
+    write_bytes_atomic(path, composed.index, what="index")
+    return IndexReference(len(composed.index), sha256(composed.index).hexdigest())
+
+
+def _write_manifest(
+    composed: ComposedBundle, place: Place, sequence: Sequence | None, index: IndexReference | None
+) -> Manifest:
     job, hosted = composed.job, composed.hosted
     number = None if sequence is None or job.ended == SNAPSHOT else sequence.greatest + 1
     manifest = manifest_for(
@@ -249,6 +273,7 @@ def _write_manifest(composed: ComposedBundle, place: Place, sequence: Sequence |
         interruption=job.interruption,
         left_over=job.left_over,
         summary=composed.summary,
+        index=index,
     )
     try:
         write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest), what="manifest")
@@ -266,8 +291,8 @@ def _positions(packed: bytes) -> list[Position]:
     return [Position.unpack(value) for value in array("Q", packed)]
 
 
-def _read_part(job: ComposeJob, storage: Storage, facts: Facts) -> Iterator[tuple[str, bytes | bytearray, bytes]]:
-    """Yield events and their decisions, a block at a time, with the last id; a comma precedes each element."""
+def _read_part(job: ComposeJob, storage: Storage, facts: Facts) -> Iterator[tuple[str, Elements, Elements]]:
+    """Yield events and their decisions, several at a time, with the last id."""
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     bodies = (frame.body for frame in frames)
     decisions = DecisionTexts(bodies, job.description.constraints.deadline, facts.counter)
@@ -287,7 +312,7 @@ def _hosted_part(job: ComposeJob, contract: Contract, storage: Storage, facts: F
 
 def _derive_part(
     job: ComposeJob, storage: Storage, facts: Facts, part: HostedPart
-) -> Iterator[tuple[str, bytes, bytes]]:
+) -> Iterator[tuple[str, Elements, Elements]]:
     """Yield what ``_read_part`` does, of a session with a contract."""
     index, end = job.first, job.first + job.count
     frames = read_frames(Path(job.journal), _positions(job.event_frames), storage)
@@ -298,6 +323,7 @@ def _derive_part(
         if found is None:
             raise missing(job, "decisions")
         facts.kinds.add_kinds(found.semantic_kinds)
+        facts.ids.add(found.ids)
         if found.ids:
             yield found.ids[-1], found.events, found.decisions
         index = min(first + count, end)
@@ -316,14 +342,15 @@ def _write_rest(job: ComposeJob, bundle: Path) -> None:
 
 
 def read_events(
-    job: ComposeJob, frames: Iterator[Frame], facts: Facts
-) -> Iterator[tuple[list[str], bytes | bytearray]]:
-    """Yield the ids and elements of the job's events, a block at a time; a comma precedes each element.
+    job: ComposeJob, frames: Iterator[Frame], facts: Facts, number: int = 0
+) -> Iterator[tuple[list[str], Elements]]:
+    """Yield the ids and elements of the job's events, several at a time.
 
     Args:
         job: says which events are wanted.
         frames: EVENTS frames that hold them, in order.
         facts: takes what the manifest says of them.
+        number: the place in the bundle of the first one.
 
     Raises:
         ErgoCaptureError: there are fewer events.
@@ -332,10 +359,11 @@ def read_events(
     for first, body, count in _read_bodies(frames):
         if first > index:
             raise missing(job, "events")
-        ids, text = expand_events(body, index - first, end - first, facts.counter)
+        ids, events = expand_events(body, index - first, end - first, facts.counter, number + index - job.first)
         facts.kinds.add(body, count, index - first, end - first)
+        facts.ids.add(ids)
         if ids:
-            yield ids, text
+            yield ids, events
         index += len(ids)
         if index == end:
             return

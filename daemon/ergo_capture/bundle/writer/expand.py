@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import pairwise
 from typing import Final
 
 import msgspec
 
 from ergo_capture.bundle.statistics import StatisticsCounter
+from ergo_capture.bundle.writer.elements import Elements, joined, marked
 from ergo_capture.journal.decision_rows import DecisionOutcome, EndOfRun, PlainRun, Refusal, read_rows
 from ergo_capture.journal.lines import LineTime, read_body
 from ergo_capture.kernel.records import ExternalEventRecord, encode_decision, encode_event, encode_time, inside_quotes
@@ -47,21 +49,20 @@ _encode: Final = msgspec.json.Encoder().encode
 _encode_into: Final = msgspec.json.Encoder().encode_into
 _NANOS: Final = 1_000_000_000
 _COMMA: Final = ord(",")
-#: Events whose payloads are lists of numbers at a time; they stay in the processor's cache.
-_CHUNK: Final = 64
 _KINDS: Final = {"Pump": "Pump", "Tick": "Pump", "DataAvailable": "DataAvailable", "Command": "Command"}
 
 
 def expand_events(
-    body: bytes, start: int = 0, stop: int | None = None, counter: StatisticsCounter | None = None
-) -> tuple[list[str], bytes | bytearray]:
-    """Return the ids and elements of an EVENTS body's events from ``start`` to before ``stop``; a comma precedes each element.
+    body: bytes, start: int = 0, stop: int | None = None, counter: StatisticsCounter | None = None, number: int = 0
+) -> tuple[list[str], Elements]:
+    """Return the ids and elements of an EVENTS body's events from ``start`` to before ``stop``.
 
     Args:
         body: the body.
         start: the first event.
         stop: behind the last event; None for all.
         counter: counts them.
+        number: the place of event ``start`` in the bundle.
 
     Raises:
         EventFormatError: the body is not one that can have been accepted.
@@ -80,18 +81,24 @@ def expand_events(
                 [record.event_time.total_nanos for record in records],
                 [len(record.payload) for record in records],
             )
-        return ids, b"".join(b"," + encode_event(record) for record in records)
+        sizes = [len(record.payload) for record in records]
+        return ids, joined([b"," + encode_event(record) for record in records], sizes, number)
     payloads = [bytes(event.payload) for event in events]
     if b"null" in payloads:
         payloads = [b"" if payload == b"null" else payload for payload in payloads]
     ids = [event.event_id for event in events]
+    sizes = list(map(len, payloads))
     if counter is not None:
         times = [event.at for event in events]
-        counter.add_events(ids, kinds, [at.secs * _NANOS + at.nanos for at in times], list(map(len, payloads)))
+        counter.add_events(ids, kinds, [at.secs * _NANOS + at.nanos for at in times], sizes)
     # In one buffer: joining would copy the text, and payload arrays are long.
     text = bytearray(b"]")
-    for n in range(0, len(events), _CHUNK):
-        some = slice(n, n + _CHUNK)
+    places = marked(sizes, number)
+    ends, marks = [*places, len(events)], []
+    for n, after in pairwise(ends if ends[0] == 0 else [0, *ends]):
+        if n or ends[0] == 0:
+            marks.append((len(text) - 1, n))
+        some = slice(n, after)
         elements = [
             _Element(event.event_id, event.at, kind, list(payload), sha256(payload).hexdigest())
             for event, kind, payload in zip(events[some], kinds[some], payloads[some], strict=True)
@@ -100,7 +107,7 @@ def expand_events(
         _encode_into(elements, text, end)
         text[end] = _COMMA
     text.pop()
-    return ids, text
+    return ids, Elements(text, len(events), marks)
 
 
 _Row = PlainRun | DecisionOutcome | Refusal | EndOfRun
@@ -121,6 +128,8 @@ class DecisionTexts:
         self._bodies = bodies
         self._counter = counter or StatisticsCounter()
         self._rows: Iterator[_Row] = iter(())
+        #: The place in the bundle of the next decision.
+        self._number = 0
         self._deadline = deadline
         #: The next episode of the current run of plain decisions, and how many of the run are left.
         self._episode = self._left = 0
@@ -128,8 +137,8 @@ class DecisionTexts:
             f',"deadline":{encode_time(deadline).decode()},"termination":"Completed","retry_count":0,"effects":[]}}'
         )
 
-    def take(self, ids: list[str]) -> bytes | None:
-        """Return the decisions of the next events, which have these ids, each behind a comma; None where there are fewer."""
+    def take(self, ids: list[str]) -> Elements | None:
+        """Return the decisions of the next events, which have these ids; None where there are fewer."""
         texts: list[str] = []
         taken = 0
         while taken < len(ids):
@@ -151,7 +160,16 @@ class DecisionTexts:
             self._left -= count
             self._counter.add_plain(count)
             taken += count
-        return "".join(texts).encode()
+        number, self._number = self._number, self._number + len(texts)
+        marks, parts, offset, at = [], [], 0, 0
+        for place in marked(list(map(len, texts)), number):
+            if place > at:
+                parts.append("".join(texts[at:place]).encode())
+                offset += len(parts[-1])
+                at = place
+            marks.append((offset, place))
+        parts.append("".join(texts[at:]).encode())
+        return Elements(b"".join(parts), len(texts), marks)
 
     def _next_row(self) -> _Row | None:
         while (row := next(self._rows, None)) is None:

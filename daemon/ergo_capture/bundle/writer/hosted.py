@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,7 @@ from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import rest_path
 from ergo_capture.bundle.statistics import StatisticsCounter
+from ergo_capture.bundle.writer.elements import Elements, joined
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
 from ergo_capture.journal.derivation import Derivation
@@ -71,6 +72,8 @@ class HostedPart:
         """
         ids: list[str] = []
         kinds: list[str | None] = []
+        sizes: list[int] = []
+        number = self.events
         events: list[bytes] = []
         decisions: list[bytes] = []
         for event in islice(self._derivation.read(body), start, stop):
@@ -83,14 +86,15 @@ class HostedPart:
                 record = self._derive(event, outcome)
                 ids.append(event.event_id)
                 kinds.append(event.semantic_kind)
-                events.append(encode_event(record))
-                decisions.append(encode_decision(outcome.to_record(event.event_id, self._deadline)))
+                sizes.append(len(record.payload))
+                events.append(b"," + encode_event(record))
+                decisions.append(b"," + encode_decision(outcome.to_record(event.event_id, self._deadline)))
                 self._counter.add_events(
                     [record.event_id], [record.kind.value], [record.event_time.total_nanos], [len(record.payload)]
                 )
                 self._counter.add_decision(outcome)
             self._index += 1
-        return Expanded(ids, kinds, _behind_commas(events), _behind_commas(decisions))
+        return Expanded(ids, kinds, joined(events, sizes, number), joined(decisions, list(map(len, decisions)), number))
 
     def _refuse(self, event: HostedEvent, refusal: Refusal) -> None:
         self.refused += 1
@@ -117,14 +121,13 @@ class HostedPart:
         return HostedCounts(self.events, refused, merged)
 
 
-class Expanded(msgspec.Struct, frozen=True):
+class Expanded(NamedTuple):
     """Some events of a bundle, and their decisions."""
 
     ids: list[str]
     semantic_kinds: list[str | None]
-    #: Elements of the bundle's lists; a comma precedes each.
-    events: bytes
-    decisions: bytes
+    events: Elements
+    decisions: Elements
 
 
 class HostedCounts(msgspec.Struct, frozen=True):
@@ -134,10 +137,6 @@ class HostedCounts(msgspec.Struct, frozen=True):
     refused: RefusedEvents | None
     #: None without an adapter.
     merged: str | None
-
-
-def _behind_commas(elements: list[bytes]) -> bytes:
-    return b"".join(b"," + element for element in elements)
 
 
 def outcomes_of(bodies: Iterable[bytes]) -> Iterator[DecisionOutcome | Refusal]:

@@ -90,7 +90,7 @@ class RunningBundle:
         ends: list[int] = []
         sink = self._bundle.sink
         before = sink.size
-        for ids, events in read_events(rest, self._read_frames(ends), self._facts):
+        for ids, events in read_events(rest, self._read_frames(ends), self._facts, self.composed):
             decisions = self._decisions.take(ids)
             if decisions is None:
                 raise missing(rest, "decisions")

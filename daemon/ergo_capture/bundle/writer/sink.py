@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -15,6 +16,8 @@ import msgspec
 from crc32c import crc32c
 
 from ergo_capture.bundle.format import BundleHead, CaptureJsonStyle
+from ergo_capture.bundle.reader.index import DIGEST_DIGITS, INDEX_FORMAT, BundleIndex, IndexBlock, Piece
+from ergo_capture.bundle.writer.elements import BlockRule, Elements
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
 from ergo_capture.storage.atomic import AtomicFile, create_parents
@@ -55,6 +58,9 @@ class BundleWriter:
     ) -> None:
         create_parents(destination)
         self._decisions_checksum = 0
+        #: Where blocks of the index begin: in the lists, and in the decisions' file.
+        self._event_blocks, self._decision_blocks = BlockRule(), BlockRule()
+        self._decision_starts: list[int] = []
         self._layout = _Layout(head, style)
         with ExitStack() as undo:
             self.file = undo.enter_context(AtomicFile(destination))
@@ -62,19 +68,29 @@ class BundleWriter:
             #: Writes the bundle's text.
             self.sink = undo.enter_context(BundleSink(self.file, compress))
             self._undo = undo.pop_all()
+        self.sink.begin_piece()
         self.sink.write(self._layout.head)
 
-    def write(self, events: bytes | bytearray, decisions: bytes) -> None:
-        """Append events and their decisions, as many of each; a comma precedes each element.
+    def write(self, events: Elements, decisions: Elements) -> None:
+        """Append events and their decisions, as many of each.
 
         Raises:
             CaptureWriteError: they, or what was written before, could not be written.
         """
-        self.sink.write(self._layout.block(events))
-        text = self._layout.block(decisions)
-        self._decisions.write(text)
-        self._decisions_checksum = crc32c(text, self._decisions_checksum)
-        self._layout.is_empty = False
+        is_first = self._layout.is_empty
+        for begins, elements in self._event_blocks.divide(events):
+            if begins:
+                self.sink.begin_piece()
+            self.sink.write(self._layout.block(elements))
+            self._layout.is_empty = False
+        self._layout.is_empty = is_first
+        for begins, elements in self._decision_blocks.divide(decisions):
+            if begins:
+                self._decision_starts.append(self._decisions.bytes_written)
+            text = self._layout.block(elements)
+            self._decisions.write(text)
+            self._decisions_checksum = crc32c(text, self._decisions_checksum)
+            self._layout.is_empty = False
 
     @property
     def file_bytes(self) -> int:
@@ -88,17 +104,40 @@ class BundleWriter:
             CaptureWriteError: the text could not be written.
             ErgoCaptureError: the decisions that were read back are not those that were written.
         """
+        self.sink.begin_piece()
         self.sink.write(self._layout.middle)
         checksum = 0
         with self._decisions.path.open("rb", buffering=0) as file:
-            while block := file.read(_READ_BYTES):
-                checksum = crc32c(block, checksum)
-                self.sink.write(block)
+            for start, end in pairwise([*(self._decision_starts or [0]), self._decisions.bytes_written]):
+                self.sink.begin_piece()
+                at = start
+                while at < end and (block := file.read(min(_READ_BYTES, end - at))):
+                    at += len(block)
+                    checksum = crc32c(block, checksum)
+                    self.sink.write(block)
         if checksum != self._decisions_checksum:
             raise not_as_written(self._decisions.path)
+        self.sink.begin_piece()
         self.sink.write(self._layout.tail)
         self.sink.finish()
         self._decisions.abort()
+
+    def index(self, ids: str | None) -> BundleIndex:
+        """Return the index of the bundle, which is finished; ``ids`` as in the index."""
+        pieces = iter(self.sink.pieces)
+
+        def blocks(rule: BlockRule) -> list[IndexBlock]:
+            return [IndexBlock(first, next(pieces)) for first in rule.firsts]
+
+        return BundleIndex(
+            format=INDEX_FORMAT,
+            head=next(pieces),
+            events=blocks(self._event_blocks),
+            middle=next(pieces),
+            decisions=blocks(self._decision_blocks),
+            tail=next(pieces),
+            ids=ids,
+        )
 
     def commit(self) -> None:
         """Make the bundle durable under its name.
@@ -178,6 +217,11 @@ class BundleSink:
         self._compressor = _compressor() if compress == "zstd" else None
         self._thread = ThreadPoolExecutor(1, "compose")
         self._waiting: deque[Future[None]] = deque()
+        #: The pieces of the text, the last one only after ``finish``.
+        self.pieces: list[Piece] = []
+        #: Where the current piece begins in the text and in the file, and its hash; None before the first one.
+        self._piece: tuple[int, int] | None = None
+        self._piece_hash = hashlib.sha256()
         self._read_back = _ReadBack(file.path, is_compressed=self._compressor is not None)
         #: Bytes of the file when ``read_back_along`` read last.
         self._mark = 0
@@ -207,14 +251,21 @@ class BundleSink:
         while len(self._waiting) > _WAITING_BLOCKS:
             self._waiting.popleft().result()
 
+    def begin_piece(self) -> None:
+        """Begin a piece of the index, and a frame where the file is compressed.
+
+        Raises:
+            CaptureWriteError: a block before it could not be written.
+        """
+        self._waiting.append(self._thread.submit(self._begin_piece))
+
     def finish(self) -> None:
         """Wait until every block is written.
 
         Raises:
             CaptureWriteError: a block could not be written.
         """
-        if self._compressor is not None:
-            self._waiting.append(self._thread.submit(self._end))
+        self._waiting.append(self._thread.submit(self._end))
         self.drain()
 
     def drain(self) -> None:
@@ -254,11 +305,25 @@ class BundleSink:
         self._hash.update(block)
         self._checksum = crc32c(block, self._checksum)
         self.size += len(block)
+        if self._piece is not None:
+            self._piece_hash.update(block)
         self._store(block if self._compressor is None else self._compressor.compress(block))
 
+    def _begin_piece(self) -> None:
+        if self._compressor is not None and self._piece is not None:
+            self._store(self._compressor.flush())
+            self._compressor = _compressor()
+        self._end_piece()
+        self._piece, self._piece_hash = (self.size, self._file.bytes_written), hashlib.sha256()
+
+    def _end_piece(self) -> None:
+        if self._piece is not None:
+            self.pieces.append(Piece(*self._piece, self._piece_hash.hexdigest()[:DIGEST_DIGITS]))
+
     def _end(self) -> None:
-        assert self._compressor is not None
-        self._store(self._compressor.flush())
+        if self._compressor is not None:
+            self._store(self._compressor.flush())
+        self._end_piece()
 
     def _store(self, data: bytes | bytearray) -> None:
         if data:

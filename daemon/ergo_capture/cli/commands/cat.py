@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from ergo_capture.bundle.reader.selection import NoSuchEvent, Selection, select
+from ergo_capture.bundle.reader.selection import NoSuchEvent, Selection, select, select_last
 from ergo_capture.cli.support.captures import ANY_CAPTURE, capture_named, captures_in, journal_and_session
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import standard_output, without_controls
@@ -96,7 +95,7 @@ def cat(
     for capture in found:
         # The ids of events are unique only within a run.
         name = capture.session if len(found) > 1 else None
-        with capture.open(only_to_show=True) as stream:
+        with capture.open(only_to_show=True, by_index=wanted.is_partial) as stream:
             try:
                 for index, event, record in select(stream, wanted):
                     click.echo(line_of(index, event, record, name))
@@ -161,8 +160,8 @@ def tail(
     wanted = selection_from(kinds=kind, decisions=decision, since=since, until=until, ids=event_id)
     line_of = _json_line if as_json else _text_line
     if not following:
-        with capture_named(capture, state_dir, config).open(only_to_show=True) as stream:
-            for index, event, record in deque(select(stream, wanted), min(lines, sys.maxsize)):
+        with capture_named(capture, state_dir, config).open(only_to_show=True, by_index=True) as stream:
+            for index, event, record in select_last(stream, wanted, lines):
                 click.echo(line_of(index, event, record, None))
         return
 

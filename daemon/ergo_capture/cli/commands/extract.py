@@ -85,7 +85,7 @@ def extract(
     run = capture_named(capture, state_dir, config)
     if output is not None and str(output) != "-":
         check_output(output, form, run.files)
-    with run.open() as stream:
+    with run.open(by_index=wanted.is_partial) as stream:
         count, text = _scenario(stream, wanted) if form == _SCENARIO else _lines(run, stream, wanted, form)
     if not count:
         raise ErgoCaptureError(

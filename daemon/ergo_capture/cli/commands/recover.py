@@ -17,7 +17,7 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import sequence_of
 from ergo_capture.repair.damaged_bundle import SalvagedBundle, salvage_bundle
-from ergo_capture.repair.doctor import kind_of_directory
+from ergo_capture.repair.directory import kind_of_directory
 from ergo_capture.repair.journal_salvage import SalvagedPart, salvage_journal
 from ergo_capture.repair.output import rest_path
 from ergo_capture.repair.quarantine import saved_journals, take_out

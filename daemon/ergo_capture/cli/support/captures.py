@@ -16,6 +16,7 @@ from typing import Final
 import click
 
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
+from ergo_capture.bundle.reader.index import open_indexed
 from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, manifest_beside, refuse_empty
 from ergo_capture.cli.support.output import is_unicode, printable
@@ -24,7 +25,7 @@ from ergo_capture.journal.segment import sequence_of
 from ergo_capture.journal.session_stream import OPEN, PartStream, parts_in
 from ergo_capture.kernel.explanation import escaped
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION
-from ergo_capture.repair.doctor import kind_of_directory
+from ergo_capture.repair.directory import kind_of_directory
 from ergo_capture.storage import RealStorage
 
 #: Names that end so are files, though they may not exist.
@@ -69,21 +70,38 @@ class Capture:
         return self.part is not None and self.part.ended == OPEN
 
     @contextmanager
-    def open(self, *, only_to_show: bool = False) -> Iterator[RecordStream]:
+    def open(self, *, only_to_show: bool = False, by_index: bool = False) -> Iterator[RecordStream]:
         """Open the run's events and decisions.
 
         Args:
             only_to_show: go on, with a note, where the bundle is of another format version.
+            by_index: whether only a part of a bundle is wanted, which the index beside it may tell where it is.
 
         Raises:
             ErgoCaptureError: it cannot be read, or is of another format version.
         """
-        with self.open_any() as stream:
+        with self._by_index() if by_index else self.open_any() as stream:
             if self.bundle is not None and stream.capture_version != CAPTURE_FORMAT_VERSION:
                 if not only_to_show:
                     raise _of_another_version(self.bundle, stream.capture_version)
                 _note_version(self.bundle, stream.capture_version)
             yield stream
+
+    @contextmanager
+    def _by_index(self) -> Iterator[RecordStream]:
+        """Open a bundle by the index beside it, if it can be, and say afterwards how much of it was read."""
+        indexed = None if self.bundle is None else open_indexed(self.bundle)
+        if indexed is None:
+            with self.open_any() as stream:
+                yield stream
+            return
+        with indexed:
+            yield indexed
+        click.echo(
+            f"note: {indexed.bytes_read:,} of {indexed.size:,} bytes of '{printable(self.name)}' were read, as its index "
+            "has them; the rest was not",
+            err=True,
+        )
 
     @contextmanager
     def open_any(self, *, guess: bool = False) -> Iterator[RecordStream]:

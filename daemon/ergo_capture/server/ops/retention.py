@@ -24,7 +24,7 @@ from anyio import to_thread
 from ergo_capture import telemetry
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
 from ergo_capture.bundle.manifest import ManifestError, read_manifest
-from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path, rest_path
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path, side_files
 from ergo_capture.bundle.retention import Expired, RetentionRules, select_expired, suspect_times
 from ergo_capture.bundle.sequence import PRUNING_SUFFIX
 from ergo_capture.errors import ErgoCaptureError
@@ -131,9 +131,9 @@ class Pruner:
                         self._storage.replace(doomed, original)
                         continue
                     self._storage.remove(bundle)
-                if not original.exists():
+                for path in () if original.exists() else side_files(bundle):
                     with _missing_ok():
-                        self._storage.remove(rest_path(bundle))
+                        self._storage.remove(path)
                 self._storage.remove(doomed)
 
     def free_bytes(self) -> dict[int, int]:
@@ -189,7 +189,7 @@ class Pruner:
                 self._storage.replace(manifest, doomed)
                 # Synced first: a bundle without its manifest would never be deleted.
                 self._storage.sync_dir(manifest.parent)
-                for path in (bundle.path, rest_path(bundle.path), doomed):
+                for path in (bundle.path, *side_files(bundle.path), doomed):
                     with _missing_ok():
                         self._storage.remove(path)
                 deleted = True

@@ -1,0 +1,123 @@
+"""Elements of a bundle's list as text, the places where a block of the index may begin, and where it does.
+
+Where a block begins depends on the elements before it, and not on how many were written at a time: a bundle that is
+composed while its session runs has the same blocks.
+"""
+
+from __future__ import annotations
+
+from array import array
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from sys import byteorder
+from typing import Final, NamedTuple
+from zlib import crc32
+
+#: A block may begin before each element whose number is a multiple of this, and before each large one. So many payloads
+#: as lists of numbers stay in the processor's cache while they are encoded.
+MARK_EVERY: Final = 64
+#: Bytes of an event's payload, or of a decision's text, from which on it is large.
+LARGE: Final = 8 << 10
+#: Bytes of a block, at the least; further back in a list it has a 512th of the text before it.
+_LEAST_BLOCK: Final = 256 << 10
+_SHARE: Final = 9
+#: Most blocks of one list.
+MAX_BLOCKS: Final = 4_096
+#: Most events whose ids are noted.
+_MAX_IDS: Final = 2 << 20
+
+
+class Elements(NamedTuple):
+    """Consecutive elements of a list."""
+
+    #: A comma precedes each.
+    text: bytes | bytearray
+    number: int
+    #: Where a block may begin: offsets in the text, each with the number of elements before it in the text.
+    marks: Sequence[tuple[int, int]]
+
+
+def marked(sizes: Sequence[int], number: int) -> list[int]:
+    """Return the places at which a block may begin, among elements of these sizes; ``number`` is that of the first."""
+    places = range(-number % MARK_EVERY, len(sizes), MARK_EVERY)
+    if max(sizes, default=0) < LARGE:
+        return list(places)
+    return sorted({*places, *(place for place, size in enumerate(sizes) if size >= LARGE)})
+
+
+def joined(texts: Sequence[bytes], sizes: Sequence[int], number: int) -> Elements:
+    """Return elements that are texts, each behind its comma.
+
+    Args:
+        texts: the elements.
+        sizes: what says which of them are large.
+        number: the number of the first.
+    """
+    marks, offset, at = [], 0, 0
+    for place in marked(sizes, number):
+        offset += sum(map(len, texts[at:place]))
+        at = place
+        marks.append((offset, place))
+    return Elements(b"".join(texts), len(texts), marks)
+
+
+class BlockRule:
+    """Says where the blocks of one list begin."""
+
+    def __init__(self) -> None:
+        #: The number of the first element of each block.
+        self.firsts: list[int] = []
+        self._elements = self._size = self._begun = 0
+
+    def divide(self, elements: Elements) -> Iterator[tuple[bool, bytes | bytearray]]:
+        """Yield the text of the next elements in pieces, each with whether a block begins with it."""
+        text = elements.text
+        start = at = number = 0
+        begins = False
+        for offset, place in elements.marks:
+            self._add(offset - at, place - number)
+            at, number = offset, place
+            if self._begins():
+                if offset > start:
+                    yield begins, text[start:offset]
+                start, begins = offset, True
+        self._add(len(text) - at, elements.number - number)
+        if start < len(text):
+            yield begins, text[start:] if start else text
+
+    def _add(self, size: int, count: int) -> None:
+        self._size += size
+        self._elements += count
+
+    def _begins(self) -> bool:
+        if self.firsts and (
+            len(self.firsts) == MAX_BLOCKS or self._size - self._begun < max(_LEAST_BLOCK, self._size >> _SHARE)
+        ):
+            return False
+        self.firsts.append(self._elements)
+        self._begun = self._size
+        return True
+
+
+class IdColumn:
+    """The ids of a bundle's events, two bytes of a checksum for each."""
+
+    def __init__(self) -> None:
+        self._checksums: array[int] | None = array("H")
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Add the ids of the next events."""
+        if self._checksums is None:
+            return
+        if len(self._checksums) + len(ids) > _MAX_IDS:
+            self._checksums = None
+            return
+        self._checksums.extend([crc32(name.encode()) & 0xFFFF for name in ids])
+
+    def finish(self) -> str | None:
+        """Return the column in base64, little-endian; None where there are too many events."""
+        if self._checksums is None:
+            return None
+        if byteorder == "big":
+            self._checksums.byteswap()
+        return b64encode(self._checksums.tobytes()).decode()
