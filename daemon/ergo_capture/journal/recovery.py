@@ -451,20 +451,31 @@ class _Replay:
     def _decide_again(self, event: ExternalEvent, outcome: DecisionOutcome) -> None:
         session = self._session
         step = session.supervisor.offer(event)
-        recorded = outcome.to_record(event.event_id, session.description.constraints.deadline)
         if isinstance(step, Run):
             if outcome.termination is None or outcome.decision is not Decision.Invoke:
                 raise _differs(event.event_id)
-            result = RunResult(
-                outcome.termination, tuple(e.effect for e in outcome.effects), outcome.intent_acks, outcome.interruption
-            )
+            # Most have none of these, and the result of a run without them says nothing.
+            result = None
+            if outcome.effects or outcome.intent_acks or outcome.interruption is not None:
+                effects = tuple(each.effect for each in outcome.effects)
+                result = RunResult(outcome.termination, effects, outcome.intent_acks, outcome.interruption)
             session.supervisor.settle(step, outcome.termination, outcome.retry_count, result)
             session.terminations[outcome.termination] += 1
             if session.attempts is not None:
                 session.attempts.append((step.origin.event_id, outcome.retry_count + 1))
         entry = self._log.entry
         assert entry is not None
-        if entry.to_record() != recorded:
+        # What is not compared comes from the event, the constraints or the outcome itself.
+        if (
+            entry.decision is not outcome.decision
+            or entry.episode_id != outcome.episode_id
+            or entry.schedule_at != outcome.schedule_at
+            or entry.termination != outcome.termination
+            or entry.retry_count != outcome.retry_count
+            or entry.effects != outcome.effects
+            or entry.intent_acks != outcome.intent_acks
+            or entry.interruption != outcome.interruption
+        ):
             raise _differs(event.event_id)
         session.decided += 1
 
