@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.bundle.names import bundle_stem
+from ergo_capture.fleet.check import Item
 from ergo_capture.objects.directory import DirectoryStore
 from ergo_capture.objects.keys import encode_shipped_manifest, object_key
 from ergo_capture.objects.port import ObjectStore
@@ -62,3 +63,19 @@ def directory_store(root: Path) -> DirectoryStore:
     """Return a store in a directory."""
     root.mkdir(exist_ok=True)
     return DirectoryStore(root)
+
+
+def put_bundle(store: ObjectStore, session: str, text: bytes, *, host: str = "alpha", **fields: Any) -> Item:
+    """Write a bundle and its manifest, and return it as an item of a run."""
+    sha256 = hashlib.sha256(text).hexdigest()
+    key = object_key(sha256, compressed=False)
+    store.put(key, [text], len(text))
+    bundle = msgspec.json.decode(text) if "events" not in fields else {"events": [], "decisions": []}
+    said = {
+        "sha256": sha256,
+        "bytes": len(text),
+        "events": len(bundle["events"]),
+        "decisions": len(bundle["decisions"]),
+    }
+    manifest = put_manifest(store, manifest_fields(session, **said | fields), host=host)
+    return Item(manifest, key, host, session, 1, "g", len(text))

@@ -1,4 +1,4 @@
-"""Make an engine from a command-line argument."""
+"""Make an engine from a command-line argument, and replay with it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import shlex
 from pathlib import Path
 from typing import Final
 
+import anyio
+
+from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.engine.port import UNSTATED_PROVENANCE, Engine
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.engine.python import PythonEngine
 from ergo_capture.engine.remote import RemoteSettings, SocketEngine
+from ergo_capture.engine.replaying import Replayed, ReplayOptions, Watcher, replay_stream
 from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.outcomes import RunTermination
@@ -45,6 +49,21 @@ def engine_from(spec: str, graph: str) -> Engine:
     except ValueError as error:
         raise _invalid(spec, str(error)) from error
     raise _invalid(spec, "it is none of the known forms")
+
+
+async def replay_with(spec: str, stream: RecordStream, options: ReplayOptions, watcher: Watcher) -> Replayed:
+    """Replay a run with the engine that an argument describes; raise as ``engine_from`` and ``replay_stream``."""
+    engine = engine_from(spec, stream.graph_id)
+    async with anyio.create_task_group() as tasks:
+        engine.start(tasks)
+        try:
+            return await replay_stream(stream, engine, options, watcher)
+        except ErgoCaptureError as error:
+            # Raise it outside: the task group would wrap it in an exception group.
+            failure = error
+        finally:
+            tasks.cancel_scope.cancel()
+    raise failure
 
 
 def _termination(text: str) -> RunTermination:

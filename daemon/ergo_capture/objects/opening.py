@@ -42,7 +42,12 @@ def open_store(target: TargetConfig) -> ObjectStore:
 
 
 def store_named(name: str, targets: Mapping[str, TargetConfig]) -> ObjectStore:
-    """Return a store.
+    """Return a store; the arguments are those of ``target_named``, which raises, too."""
+    return open_store(target_named(name, targets))
+
+
+def target_named(name: str, targets: Mapping[str, TargetConfig]) -> TargetConfig:
+    """Return the settings of a store.
 
     Args:
         name: a target's name or a store's URL; empty for the only target.
@@ -53,11 +58,11 @@ def store_named(name: str, targets: Mapping[str, TargetConfig]) -> ObjectStore:
     """
     if is_store_url(name):
         target, _ = target_of(name, targets)
-        return open_store(msgspec.structs.replace(target, url=name))
+        return msgspec.structs.replace(target, url=name)
     if name in targets:
-        return open_store(targets[name])
+        return targets[name]
     if not name and len(targets) == 1:
-        return open_store(next(iter(targets.values())))
+        return next(iter(targets.values()))
     known = ", ".join(targets)
     if name:
         reason, hint = f"there is no table [ship.targets.{name}]", f"name {known} or a URL" if targets else "name a URL"

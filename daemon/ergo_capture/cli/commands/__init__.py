@@ -40,7 +40,7 @@ GROUPS: Final = {
         "ship": "ship finished bundles to object stores",
     },
     "Many hosts": {
-        "fleet": "index, find and export the bundles in an object store",
+        "fleet": "find, export and prove the bundles in an object store",
     },
     "Damage": {
         "doctor": "report damage, where it is, and what recover would keep",

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import click
 import msgspec
 
 from ergo_capture.bundle.names import safe_name
+from ergo_capture.cli.processes import jobs_option
 from ergo_capture.cli.support.command import (
     NAME,
     PATH,
     Command,
+    FiniteRange,
     Group,
     argument,
     config_option,
@@ -26,23 +32,29 @@ from ergo_capture.cli.support.command import (
     state_option,
     store_option,
 )
-from ergo_capture.cli.support.output import check_output, printable, size
+from ergo_capture.cli.support.output import check_output, printable, size, without_controls, write_whole
+from ergo_capture.engine.spec import FORMS
 from ergo_capture.errors import ExitCode
+from ergo_capture.fleet.check import Job
 from ergo_capture.units import Duration, counted
 
 if TYPE_CHECKING:
     from ergo_capture.fleet.find import Query
+    from ergo_capture.fleet.summary import Summary
     from ergo_capture.objects.port import ObjectStore
 
 #: Dates that ``index`` looks at, counted back from today.
 _DAYS: Final = 7
 #: Rows that ``find`` prints.
 _LIMIT: Final = 1000
+#: Reports of bundles that are written beside the page of a run.
+_REPORTS: Final = 50
+_RUN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @click.group(cls=Group)
 def fleet() -> None:
-    """Index, find and export the bundles that hosts have shipped to an object store."""
+    """Find, export and prove the bundles that hosts have shipped to an object store."""
 
 
 @fleet.command(
@@ -203,6 +215,211 @@ def export(
     click.echo(f"{counted(files, 'file')}, {counted(rows, 'event')}", err=True)
 
 
+def _run_options(function: Any) -> Any:
+    """Declare the options of runs on many bundles."""
+    for option in reversed(
+        (
+            store_option,
+            _query_options,
+            click.option(
+                "--run",
+                "name",
+                default="",
+                metavar="NAME",
+                help="The run's name; one that exists goes on where it was. By default a new one, which is printed.",
+            ),
+            click.option(
+                "--scheduler",
+                default="",
+                metavar="URL",
+                help="A scheduler of Dask, tcp://HOST:PORT or tls://HOST:PORT; by default processes on this machine.",
+            ),
+            click.option(
+                "--ca", default="", type=NAME, metavar="FILE", help="For tls://: the authority's certificate."
+            ),
+            click.option("--cert", default="", type=NAME, metavar="FILE", help="For tls://: the client's certificate."),
+            click.option("--key", default="", type=NAME, metavar="FILE", help="For tls://: the client's key."),
+            jobs_option,
+            flag("--quiet", "-q", help="Show no progress."),
+            config_option,
+            json_flag("run"),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@fleet.command(
+    cls=Command,
+    examples=(
+        "ergo-capture fleet verify --since 7d",
+        "ergo-capture fleet verify --run nightly --scheduler tls://scheduler:8786 --ca ca.pem --cert me.pem --key me.key",
+    ),
+)
+@_run_options
+def verify(**options: Any) -> int:
+    """Verify bundles of the store on many processes.
+
+    Each bundle is copied out of the store, compared with its manifest, and verified. The same command with the same
+    --run goes on where an earlier one was stopped. Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if
+    a bundle is unsound or could not be looked at.
+    """
+    return _work(Job(), **options)
+
+
+@fleet.command(
+    cls=Command, examples=('ergo-capture fleet replay --graph flights --engine "process:/usr/local/bin/engine"',)
+)
+@click.option("--engine", required=True, metavar="SPEC", help=f"What runs the episodes, on the workers: {FORMS}.")
+@click.option(
+    "--timeout",
+    type=FiniteRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the engine may take for one attempt.",
+)
+@_run_options
+def replay(*, engine: str, timeout: float, **options: Any) -> int:
+    """Replay bundles of the store on many processes.
+
+    As `fleet verify`, and the episodes run again with an engine.
+    """
+    return _work(Job(engine, timeout), **options)
+
+
+@fleet.command(cls=Command, examples=("ergo-capture fleet summary nightly --html nightly/",))
+@argument("name", "The run.", metavar="RUN")
+@store_option
+@click.option(
+    "--html",
+    type=PATH,
+    metavar="DIR",
+    help="Write a page there, with the reports of the bundles that something is wrong with.",
+)
+@config_option
+@flag("--json", "as_json", help="Print a JSON object.")
+def summary(*, name: str, store: str, html: Path | None, config: Path | None, as_json: bool) -> int:
+    """Sum up a run: counts, then what is wrong.
+
+    The exit code is that of the run.
+    """
+    from ergo_capture.fleet.run import read_plan, read_results  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.fleet.summary import sum_up  # noqa: PLC0415
+
+    opened = _opened(store, config)
+    _check_name(name)
+    summed = sum_up(name, read_plan(opened, name), read_results(opened, name))
+    if html is not None:
+        click.echo(printable(_write_pages(opened, summed, html)))
+    return _show(summed, as_json=as_json)
+
+
+def _work(
+    job: Job,
+    *,
+    store: str,
+    name: str,
+    scheduler: str,
+    ca: str,
+    cert: str,
+    key: str,
+    jobs: int,
+    quiet: bool,
+    config: Path | None,
+    as_json: bool,
+    **wanted: Any,
+) -> int:
+    from ergo_capture import config as configuration  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.fleet.run import connected, item_of, progress_of, read_results, take_plan, work_on  # noqa: PLC0415
+    from ergo_capture.fleet.summary import sum_up  # noqa: PLC0415
+    from ergo_capture.objects.opening import open_store, target_named  # noqa: PLC0415
+
+    query = _query(wanted)
+    target = target_named(store, configuration.load(config, client=True).ship.targets)
+    opened = open_store(target)
+    if not name:
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+        click.echo(f"run {name}", err=True)
+    _check_name(name)
+    plan = take_plan(opened, name, job, lambda: map(item_of, _found(opened, query)))
+    progress = progress_of(plan, name, opened)
+    if progress.left:
+        with (
+            _bar(len(plan.items), quiet=quiet) as advance,
+            connected(scheduler, jobs, ca=ca, cert=cert, key=key) as client,
+        ):
+            advance(progress)
+            work_on(progress, job, name, target, client, on_progress=advance)
+    for reason in dict.fromkeys(progress.unfinished.values()):
+        click.echo(f"not done: {printable(reason)}", err=True)
+    if progress.unfinished:
+        click.echo(f"Try: the same command with --run {name}, which goes on with these", err=True)
+    return _show(sum_up(name, plan, read_results(opened, name)), as_json=as_json)
+
+
+def _check_name(name: str) -> None:
+    if not _RUN_NAME.fullmatch(name):
+        raise click.BadParameter(f"A run's name has letters, digits and ._- in it, and not {name!r}.")
+
+
+@contextmanager
+def _bar(bundles: int, *, quiet: bool) -> Iterator[Any]:
+    """Show the bundles that are done, on a terminal."""
+    if quiet or not sys.stderr.isatty() or not bundles:
+        yield lambda _progress: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only on a terminal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("bundles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("bundles", total=bundles)
+        yield lambda progress: bars.update(bar, completed=progress.done)
+
+
+def _show(summed: Summary, *, as_json: bool) -> int:
+    if as_json:
+        click.echo(msgspec.json.encode(summed))
+    else:
+        click.echo(f"{summed.in_words}; {counted(summed.events, 'event')}")
+        for result in summed.failures[:_LIMIT]:
+            item = result.item
+            part = f"~{item.part}" if item.part > 1 else ""
+            click.echo(
+                without_controls(f"{result.outcome}: {item.host} {item.session}{part}: {printable(result.problem)}")
+            )
+        if len(summed.failures) > _LIMIT:
+            click.echo(f"and {len(summed.failures) - _LIMIT:,} more; --json prints all", err=True)
+    if summed.unfinished or summed.outcomes.get("unsound") or summed.outcomes.get("failed"):
+        return int(ExitCode.FAILED)
+    return int(ExitCode.DIVERGED if summed.outcomes.get("diverged") else ExitCode.OK)
+
+
+def _write_pages(store: ObjectStore, summed: Summary, directory: Path) -> Path:
+    """Write the page of a run, and the reports of the bundles that it names; return the page's path."""
+    from ergo_capture.bundle.reader.stream import open_bundle  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.errors import ErgoCaptureError  # noqa: PLC0415
+    from ergo_capture.fleet.summary import summary_page  # noqa: PLC0415
+    from ergo_capture.report.page import report_page  # noqa: PLC0415
+
+    reports = {}
+    for result in summed.failures[:_REPORTS]:
+        item = result.item
+        try:
+            with _fetched(store, item.object) as path, open_bundle(path) as stream:
+                page = report_page(stream, _name_of(item.session, item.part), None, "")
+        except ErgoCaptureError:
+            # It cannot be read: what is wrong says so.
+            continue
+        name = f"reports/{safe_name(item.host)}~{_name_of(item.session, item.part)}.html"
+        write_whole(directory / name, page, "report")
+        reports[item.manifest] = quote(name)
+    index_page = directory / "index.html"
+    write_whole(index_page, summary_page(summed, reports), "page")
+    return index_page
+
+
 def _export_captures(
     names: tuple[str, ...], output: Path, state_dir: str, config: Path | None
 ) -> Iterator[tuple[Path, int]]:
@@ -232,7 +449,7 @@ def _export_found(store: str, query: Query, output: Path, config: Path | None) -
         name = _name_of(row["session"], row["part"])
         destination = _destination(output, f"{safe_name(row['host'])}~{name}", is_alone=False)
         check_output(destination, "Parquet file")
-        with _fetched(opened, row) as path, open_bundle(path) as stream:
+        with _fetched(opened, row["object"]) as path, open_bundle(path) as stream:
             count = write(
                 stream, destination, session=row["session"], part=row["part"], first_event=row["first_event"] or 0
             )
@@ -240,13 +457,13 @@ def _export_found(store: str, query: Query, output: Path, config: Path | None) -
 
 
 @contextmanager
-def _fetched(store: ObjectStore, row: Mapping[str, Any]) -> Iterator[Path]:
+def _fetched(store: ObjectStore, key: str) -> Iterator[Path]:
     """Copy a bundle out of the store for as long as the context lasts."""
     from ergo_capture.objects.fetching import fetch_object  # noqa: PLC0415 - the help needs none of it
 
     with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-") as folder:
-        path = Path(folder, row["object"].rpartition("/")[2])
-        fetch_object(store, row["object"], path)
+        path = Path(folder, key.rpartition("/")[2])
+        fetch_object(store, key, path)
         yield path
 
 

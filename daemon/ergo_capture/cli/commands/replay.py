@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import click
 import msgspec
 
@@ -44,8 +43,8 @@ from ergo_capture.cli.support.verification import (
     no_manifest_flag,
     refusal,
 )
-from ergo_capture.engine.replaying import EngineFailed, Replayed, ReplayOptions, Strictness, Watcher, replay_stream
-from ergo_capture.engine.spec import FORMS, engine_from
+from ergo_capture.engine.replaying import EngineFailed, ReplayOptions, Strictness, Watcher
+from ergo_capture.engine.spec import FORMS, engine_from, replay_with
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import explain
 from ergo_capture.kernel.records import NO_ADAPTER_PROVENANCE
@@ -226,7 +225,7 @@ def replay_one(
                 check_provenance(stream, adapter.adapter.provenance, stream.runtime_provenance)
             pipeline, notes = _allowed_pipeline(options.pipeline, stream, adapter)
             options = msgspec.structs.replace(options, only_decided=run.is_open, pipeline=pipeline)
-            replayed = asyncio.run(_replay(stream, engine or "fixed", options, watcher or _Notices(run)))
+            replayed = asyncio.run(replay_with(engine or "fixed", stream, options, watcher or _Notices(run)))
             if adapter is not None:
                 adapted = adapter.check(run, stream, with_manifest=with_manifest)
     except EngineFailed as error:
@@ -263,20 +262,6 @@ def _allowed_pipeline(asked: int, stream: RecordStream, adapter: AdapterCheck | 
     if writable := adapter.adapter.writable:
         return 1, [f"episodes ran one after the other: effects write {', '.join(writable)}"]
     return asked, []
-
-
-async def _replay(stream: RecordStream, spec: str, options: ReplayOptions, watcher: Watcher) -> Replayed:
-    engine = engine_from(spec, stream.graph_id)
-    async with anyio.create_task_group() as tasks:
-        engine.start(tasks)
-        try:
-            return await replay_stream(stream, engine, options, watcher)
-        except ErgoCaptureError as error:
-            # Raise it outside: the task group would wrap it in an exception group.
-            failure = error
-        finally:
-            tasks.cancel_scope.cancel()
-    raise failure
 
 
 def _as_replayed(verified: dict[str, Any]) -> dict[str, Any]:
