@@ -172,8 +172,8 @@ def test_an_effect_that_interrupted_the_run_is_as_captured(tmp_path: Path, told:
     found = told(0, write(tmp_path / "s.capture.json", host.bundle(), **about))
     assert found["adapter"]["merged"] == "proved"
     assert found["notes"] == [
-        "the run was interrupted at its end: invalid_effect: undeclared context key 'other'",
-        "2 events left over behind that, from 'e4' on, in 's.rest.jsonl'",
+        "interrupted: invalid_effect: undeclared context key 'other'",
+        "left over: 2 events, from 'e4' on, in the .rest.jsonl beside the bundle",
     ]
     with_effect(host.bundle(), 2, bad)
     assert "undeclared" in told(1, write(tmp_path / "s.capture.json", host.bundle(), **about))["error"]
@@ -184,7 +184,7 @@ def test_refused_events_are_noted(tmp_path: Path, told: Told) -> None:
     host, about = run(EVENTS)
     about["refused"] = RefusedEvents(3, [RefusedEvent(1, "x", "schema_violation", "total is too large")])
     found = told(0, write(tmp_path / "s.capture.json", host.bundle(), **about))
-    assert found["notes"] == ["3 events refused, the first 'x': total is too large"]
+    assert found["notes"] == ["refused: 3 events, the first 'x': total is too large"]
 
 
 def test_the_store_of_a_part_is_handed_over_to_the_next(tmp_path: Path, told: Told) -> None:

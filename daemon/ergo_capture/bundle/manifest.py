@@ -37,6 +37,12 @@ class RefusedEvents(msgspec.Struct, frozen=True):
     #: The first few of them.
     first: list[RefusedEvent]
 
+    @property
+    def in_words(self) -> str:
+        """How many, and the first of them, for people."""
+        events = "1 event" if self.count == 1 else f"{self.count:,} events"
+        return f"{events}, the first {self.first[0].event_id!r}: {self.first[0].message}" if self.first else events
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The content of a manifest."""
@@ -97,6 +103,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     interruption: Interruption | None = None
     #: The events that were accepted behind that; they are in ``SESSION.rest.jsonl``. None where there are none.
     left_over: LeftOver | None = None
+
+    @property
+    def fates(self) -> list[tuple[str, str]]:
+        """What became of the events that the bundle does not hold, and what interrupted the run: names and words."""
+        found = {"refused": self.refused, "interrupted": self.interruption, "left over": self.left_over}
+        return [(name, what.in_words) for name, what in found.items() if what is not None]
 
     @property
     def stored(self) -> tuple[int, str]:

@@ -119,6 +119,11 @@ class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     channel: str | None = None
     intent_id: str | None = None
 
+    @property
+    def in_words(self) -> str:
+        """The reason and what happened, for people."""
+        return f"{self.reason}: {self.message}" if self.message else self.reason
+
 
 class LeftOver(msgspec.Struct, frozen=True):
     """Events that were accepted behind an interruption of the run."""
@@ -127,6 +132,12 @@ class LeftOver(msgspec.Struct, frozen=True):
     from_index: int
     event_id: str
     count: int
+
+    @property
+    def in_words(self) -> str:
+        """How many, and from which on, for people."""
+        events = "1 event" if self.count == 1 else f"{self.count:,} events"
+        return f"{events}, from {self.event_id!r} on, in the .rest.jsonl beside the bundle"
 
 
 class RefusedEvent(msgspec.Struct, frozen=True):

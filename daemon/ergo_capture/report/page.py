@@ -84,6 +84,7 @@ def _about(stream: RecordStream, manifest: Manifest | None, decided_by: str) -> 
             ("session", f"{manifest.session}, part {manifest.part}, {manifest.ended}"),
             ("captured", f"{manifest.opened_at} to {manifest.ended_at}"),
             *([] if manifest.lost is None else [("lost", manifest.lost.in_words)]),
+            *manifest.fates,
             *((f"label {name}", value) for name, value in manifest.labels.items()),
         ]
     about += [

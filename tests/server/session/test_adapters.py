@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.daemons import Daemon, Wire, event, running_daemon, short_directory
 from tests.engine.counting import ADAPTER
 
 from ergo_capture import CaptureBundle, decode_bundle
+from ergo_capture.server.ops.reload import Reloader
 
 ENGINE = 'engine = { kind = "python", callable = "tests.engine.counting:add" }\n'
 
@@ -158,6 +160,38 @@ async def test_a_store_beyond_its_bound_interrupts_the_session_and_the_rest_is_l
         closed, bundle = await close(wire)
         assert (closed["events"], closed["decisions"], closed["left_over"]) == (4, 2, 2)
         assert [record.event_id for record in bundle.events] == ["a", "long.b"]
+
+
+async def test_a_session_that_is_interrupted_while_it_ends_says_so() -> None:
+    """Though its client had asked for its end before."""
+    async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
+        events = [add(name)["event"] for name in ("a", "long.b", "c")]
+        await wire.say({"type": "events", "events": events}, {"type": "close"})
+        closed = await wire.until("closed")
+        assert (closed["reason"], closed["left_over"]) == ("context_full", 1)
+        assert json.loads(Path(closed["manifest"]).read_bytes())["ended"] == "interrupted"
+
+
+async def test_a_session_keeps_the_adapter_that_it_was_opened_with() -> None:
+    """A reload counts for sessions opened next."""
+    async with daemon_with() as daemon:
+        async with daemon.session() as wire:
+            config = daemon.service.components.config
+            path = Path(config.graphs["default"].adapter)
+            path.write_text(ADAPTER.replace("maximum: 100", "maximum: 1").replace("minimum: 0", "minimum: 5"))
+            daemon.service.reloader = Reloader(daemon.service.components, lambda: config)
+            assert (await daemon.ask("reload"))["applied"] == ["graphs.default.adapter"]
+            await wire.say(add("a", 50), add("b", 1), add("c", 2, kind="plain"))
+            await wire.until_ack(3, 3)
+            _, bundle = await close(wire)
+            assert payloads(bundle) == [b'{"n":50}', b'{"n":1,"total":50.0}', b'{"n":2}']
+        async with daemon.session() as wire:
+            await wire.say(add("a", 50), add("b", 1), add("c", 2, kind="plain"))
+            frames = await wire.until_ack(3, 3)
+            assert [frame["type"] for frame in frames if frame["type"] in ("reject", "refused")] == [
+                "reject",
+                "refused",
+            ]
 
 
 async def test_a_flush_of_an_interrupted_session_is_answered() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ import msgspec
 from ergo_capture.bundle.reader.selection import NoSuchEvent, Selection, select, select_last
 from ergo_capture.cli.support.captures import ANY_CAPTURE, capture_named, captures_in, journal_and_session
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
-from ergo_capture.cli.support.output import standard_output, without_controls
+from ergo_capture.cli.support.driver_stream import semantic_kinds
+from ergo_capture.cli.support.output import printable, standard_output, without_controls
 from ergo_capture.cli.support.selection import (
     decision_option,
     event_id_option,
@@ -24,6 +26,7 @@ from ergo_capture.cli.support.selection import (
     to_id_option,
     until_option,
 )
+from ergo_capture.cli.support.verification import fates
 from ergo_capture.journal.tail import Followed, follow
 from ergo_capture.kernel.explanation import describe_decision, escaped, format_time, to_builtins
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
@@ -76,12 +79,11 @@ def cat(
     """Print events with their decisions, one per line.
 
     If there are several runs, each line begins with its session. With --follow an event is printed when it is decided,
-    until the session ends or Ctrl-C is pressed.
+    until the session ends or Ctrl-C is pressed. Events that were refused or left over are in no run: a note counts them.
     """
     wanted = selection_from(
         kinds=kind, decisions=decision, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id
     )
-    line_of = _json_line if as_json else _text_line
     if following:
         if len(captures) != 1:
             raise click.BadParameter("--follow wants one session, journal or state directory")
@@ -95,15 +97,24 @@ def cat(
     for capture in found:
         # The ids of events are unique only within a run.
         name = capture.session if len(found) > 1 else None
+        semantic = semantic_kinds(capture) if as_json else iter(())
+        following_index = 0
         with capture.open(only_to_show=True, by_index=wanted.is_partial) as stream:
             try:
                 for index, event, record in select(stream, wanted):
-                    click.echo(line_of(index, event, record, name))
+                    if as_json:
+                        meaning = next(islice(semantic, index - following_index, None), None)
+                        following_index = index + 1
+                        click.echo(_json_line(index, event, record, name, meaning))
+                    else:
+                        click.echo(_text_line(index, event, record, name))
             except NoSuchEvent:
                 # The event that --from-id or --to-id names may be in another capture.
                 without += 1
                 if without == len(found):
                     raise
+        for note in fates(capture):
+            click.echo(f"note: {printable(note)}", err=True)
 
 
 def _follow_from(journal: Path, session: str, wanted: Selection, *, only_new: bool, as_json: bool) -> None:
@@ -192,9 +203,13 @@ def _text_line(
 
 
 def _json_line(
-    index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None
+    index: int,
+    event: ExternalEventRecord,
+    record: EpisodeInvocationRecord | None,
+    session: str | None,
+    semantic_kind: str | None = None,
 ) -> bytes:
-    """Return the same as a JSON object; it has the session as an item if one is given."""
+    """Return the same as a JSON object; it has the session and the semantic kind as items if they are given."""
     item: dict[str, Any] = {
         "index": index,
         "event_id": event.event_id,
@@ -203,4 +218,6 @@ def _json_line(
         "payload": msgspec.Raw(event.payload or b"null"),
         "decision": None if record is None else to_builtins(record),
     }
+    if semantic_kind is not None:
+        item["semantic_kind"] = semantic_kind
     return msgspec.json.encode(item if session is None else {"session": session} | item)

@@ -253,6 +253,7 @@ def _origin(part: PartStream | None, manifest: Manifest | None) -> Sequence[tupl
         *rows,
         *_decided_by(manifest.decided_by),
         *_lost(manifest.lost),
+        *manifest.fates,
         *((f"label {key}", value) for key, value in manifest.labels.items()),
     ]
 

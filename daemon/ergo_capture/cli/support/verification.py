@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from ergo_capture.bundle.names import rest_path
 from ergo_capture.bundle.proof import Comparison, compare_with_manifest
 from ergo_capture.bundle.reader.opening import unreadable
 from ergo_capture.bundle.reader.stream import RecordStream
@@ -159,17 +158,7 @@ def fates(run: Capture) -> list[str]:
     manifest = None if run.bundle is None else manifest_beside(run.bundle)
     if run.bundle is None or manifest is None:
         return []
-    notes = []
-    if (refused := manifest.refused) is not None:
-        first = f", the first {refused.first[0].event_id!r}: {refused.first[0].message}" if refused.first else ""
-        notes.append(f"{counted(refused.count, 'event')} refused{first}")
-    if (ended := manifest.interruption) is not None:
-        message = f": {ended.message}" if ended.message else ""
-        notes.append(f"the run was interrupted at its end: {ended.reason}{message}")
-    if (left := manifest.left_over) is not None:
-        rest = rest_path(run.bundle).name
-        notes.append(f"{counted(left.count, 'event')} left over behind that, from {left.event_id!r} on, in '{rest}'")
-    return notes
+    return [f"{name}: {words}" for name, words in manifest.fates]
 
 
 def adapter_report(adapted: Adapted) -> dict[str, Any]:

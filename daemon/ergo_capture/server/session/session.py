@@ -355,6 +355,9 @@ class Session:
 
     def _on_interrupted(self, interruption: Interruption) -> None:
         self.interruption = interruption
+        if self.ended == "complete":
+            # Its client has asked it to end, and events were still to be decided.
+            self.ended = "interrupted"
         self.end("interrupted")
 
     async def _rotate_if_due(self) -> None:
