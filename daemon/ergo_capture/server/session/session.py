@@ -359,6 +359,9 @@ class Session:
             # Its client has asked it to end, and events were still to be decided.
             self.ended = "interrupted"
         self.end("interrupted")
+        if self.ended != "lost":
+            # Its end may have been asked for before.
+            self.ended = "interrupted"
 
     async def _rotate_if_due(self) -> None:
         if self.interruption is not None:

@@ -1,0 +1,182 @@
+"""What is durable before what is sent, and sessions whose channels are other ones after a start."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import structlog
+from tests.adapter.cases import graph_id
+from tests.daemons import running_daemon
+from tests.doubles.gated_storage import GatedStorage
+from tests.egress.channels import heard, puppet, ready
+from tests.egress.hosted import ROWS, TWO, configuration, event_lines, good, intents_of
+
+from ergo_capture import decode_bundle
+
+GRAPH = graph_id(TWO)
+LINES = event_lines(TWO)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    with anyio.fail_after(20):
+        while not condition():
+            await anyio.sleep(0.002)
+
+
+def counts(place: Path) -> tuple[int, int]:
+    """Return how many intents each channel has read."""
+    return len(heard(place, "a")), len(heard(place, "b"))
+
+
+async def test_an_intent_is_sent_only_after_its_outcome_is_synced(tmp_path: Path) -> None:
+    """And the second one only after the ack of the first."""
+    storage = GatedStorage()
+    async with (
+        running_daemon(configuration(TWO, tmp_path, good()), storage=storage) as daemon,
+        daemon.session(graph=GRAPH) as wire,
+    ):
+        await wire.say(LINES[0])
+        await wire.until_ack(1, 1)
+        # The first commit is of the event.
+        with storage.gate("sync", ".journal", after=1):
+            await wire.say(LINES[1])
+            await storage.until_held()
+            assert (tmp_path / "calls").read_text().split() == ["e1", "e2"]
+            assert counts(tmp_path) == (1, 1)
+        await wire.until_ack(2, 2)
+        with storage.gate("sync", ".journal", after=2):
+            await wire.say(LINES[2])
+            await storage.until_held()
+            assert counts(tmp_path) == (3, 2)
+        await wire.until_ack(3, 3)
+        assert counts(tmp_path) == (3, 3)
+
+
+async def test_a_full_disk_holds_intents_back(tmp_path: Path) -> None:
+    """Until the outcome could be written; then they are sent once."""
+    storage = GatedStorage()
+    async with (
+        running_daemon(configuration(TWO, tmp_path, good()), tmp_path / "state", storage) as daemon,
+        daemon.session(graph=GRAPH) as wire,
+    ):
+        with storage.gate("write", ".journal", after=1):
+            await wire.say(LINES[0])
+            await storage.until_held()
+            storage.fail_next("write", errno.ENOSPC, errno.ENOSPC)
+        await wire.until_ack(1, 1)
+        await wire.say({"type": "close"})
+        closed = await wire.until("closed")
+    assert [call for call in storage.calls if call.startswith("-write")]
+    assert counts(tmp_path) == (2, 2)
+    (record,) = decode_bundle(Path(closed["bundle"]).read_bytes()).decisions
+    assert [ack.intent_id for ack in record.intent_acks] == intents_of(TWO)[:2]
+
+
+async def hanging_session(place: Path, state: Path) -> str:
+    """Leave a session whose second intent was sent and not acknowledged; return its id."""
+    text = configuration(TWO, place, good(b=[[{"sleep_ms": 3_600_000}]])).replace("500ms", "1h")
+    async with (
+        running_daemon(text + '[shutdown]\ndrain = "100ms"\n', state) as daemon,
+        daemon.session(graph=GRAPH) as wire,
+    ):
+        await wire.say(LINES[0])
+        await until(lambda: counts(place) == (1, 1))
+        return str(wire.opened["session"])
+
+
+async def test_a_stop_while_an_intent_hangs_loses_nothing(tmp_path: Path) -> None:
+    """The next start sends it again, and only it; the episode is not run again."""
+    state = tmp_path / "state"
+    session = await hanging_session(tmp_path, state)
+    async with (
+        running_daemon(configuration(TWO, tmp_path, good()), state) as daemon,
+        daemon.session(graph=GRAPH, session=session) as wire,
+    ):
+        await wire.say({"type": "close"})
+        closed = await wire.until("closed")
+    (record,) = decode_bundle(Path(closed["bundle"]).read_bytes()).decisions
+    assert [ack.intent_id for ack in record.intent_acks] == intents_of(TWO)[:2]
+    assert [message.get("intent_id") for message in heard(tmp_path, "b")] == [intents_of(TWO)[1]] * 2 + [None]
+    assert (tmp_path / "calls").read_text().split() == ["e1"]
+
+
+async def test_channels_of_a_recovered_session_are_tried_until_they_start(tmp_path: Path) -> None:
+    """The session waits meanwhile, and the log says why; the channels are not those that it was opened with."""
+    state = tmp_path / "state"
+    session = await hanging_session(tmp_path, state)
+    text = configuration(TWO, tmp_path, good())
+    flag = tmp_path / "may start"
+    wait = f"import os, sys; os.path.exists({str(flag)!r}) or sys.exit(7); os.execv(sys.argv[1], sys.argv[1:])"
+    command = list(puppet(tmp_path, "b", {"start": [ready("beta")]}))
+    text = text.replace(json.dumps(command), json.dumps([sys.executable, "-c", wait, *command]))
+    with structlog.testing.capture_logs() as lines:
+        async with running_daemon(text, state) as daemon, daemon.session(graph=GRAPH, session=session) as wire:
+            await wire.say({"type": "close"})
+            await until(lambda: any(line["event"] == "egress.away" for line in lines))
+            flag.touch()
+            closed = await wire.until("closed")
+    (record,) = decode_bundle(Path(closed["bundle"]).read_bytes()).decisions
+    assert len(record.intent_acks) == 2
+    (away,) = (line for line in lines if line["event"] == "egress.away")
+    assert away["channel"] == "b"
+    assert "channel closed stdout before ready handshake" in away["error"]
+    assert [line["event"] for line in lines].count("egress.changed") == 1
+
+
+async def test_a_session_whose_graph_has_no_channels_any_more_goes_on_once_they_are_back(tmp_path: Path) -> None:
+    """It stops until then, and nothing is lost."""
+    state = tmp_path / "state"
+    session = await hanging_session(tmp_path, state)
+    text = configuration(TWO, tmp_path, good())
+    without = text[: text.index(f"[graphs.{GRAPH}.egress.")]
+    with structlog.testing.capture_logs() as lines:
+        async with running_daemon(without, state):
+            await until(lambda: any(line["event"] == "session.failed" for line in lines))
+    (failed,) = (line for line in lines if line["event"] == "session.failed")
+    assert "has no egress channel for them any more" in failed["error"]
+    async with running_daemon(text, state) as daemon, daemon.session(graph=GRAPH, session=session) as wire:
+        await wire.say({"type": "close"})
+        closed = await wire.until("closed")
+    assert len(decode_bundle(Path(closed["bundle"]).read_bytes()).decisions[0].intent_acks) == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ([{"sleep_ms": 400}, {"ack": {}}], "egress_ack_timeout"),
+        ([], "egress_ack_timeout"),
+        ([{"ack": {"intent_id": "other"}}], "egress_protocol_violation"),
+        ([{"send": "nonsense"}], "egress_protocol_violation"),
+        ([{"exit": 1}], "egress_io"),
+        ([{"close_stdout": None}, {"sleep_ms": 3_600_000}], "egress_io"),
+    ],
+)
+async def test_what_a_channel_does_wrong_interrupts_the_run(
+    steps: list[dict[str, Any]], reason: str, tmp_path: Path
+) -> None:
+    """The manifest says so, and the events behind it are left over."""
+    row = ROWS["ok-three-intents"]
+    script = {"a": {"start": [ready("send_one")], "intents": [[{"ack": {}}], steps]}}
+    text = configuration(row, tmp_path, script).replace("2000ms", "200ms")
+    async with (
+        running_daemon(text, tmp_path / "state") as daemon,
+        daemon.session(graph=graph_id(row)) as wire,
+    ):
+        lines = event_lines(row)
+        await wire.say(*lines, {"type": "close"})
+        closed = await wire.until("closed")
+    manifest = json.loads(Path(closed["manifest"]).read_bytes())
+    assert (manifest["ended"], manifest["interruption"]["reason"]) == ("interrupted", reason)
+    bundle = decode_bundle(Path(closed["bundle"]).read_bytes())
+    assert [len(record.intent_acks) for record in bundle.decisions] == [1, 0]
+    assert (bundle.decisions[1].interruption or "").startswith("egress dispatch failed: ")
+    rest = Path(closed["bundle"]).parent / f"{wire.opened['session']}.rest.jsonl"
+    assert rest.read_bytes().splitlines() == lines[2:]
