@@ -316,7 +316,7 @@ def test_doctor_counts_every_fate(tmp_path: Path) -> None:
     assert [finding.message for finding in diagnose(tmp_path).findings if finding.path == str(rest_path(bundle))] == []
     rest_path(bundle).write_bytes(b"{}\n{}\n")
     (finding,) = [each for each in diagnose(tmp_path).findings if each.path == str(rest_path(bundle))]
-    assert finding.message == "it holds 2 events left over, and its bundle's manifest says 1"
+    assert finding.message == "events that were left over: it is not the file that its bundle's manifest names"
     rest_path(bundle).unlink()
     (finding,) = [each for each in diagnose(tmp_path).findings if each.path == str(rest_path(bundle))]
     assert finding.message == "the file is missing; it holds 1 event left over"

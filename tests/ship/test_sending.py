@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,14 @@ import zstandard
 from tests.bundles import store
 from tests.ship.rig import assert_receipts_are_true, fill, listed, one, sender_to
 
-from ergo_capture.bundle.names import manifest_path
+from ergo_capture.bundle.manifest import RestFile
+from ergo_capture.bundle.names import manifest_path, rest_path
 from ergo_capture.bundle.receipt import read_receipt, receipt_path
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.payloads import LeftOver
 from ergo_capture.objects.directory import DirectoryStore
-from ergo_capture.objects.keys import parse_manifest_key, sha256_of
+from ergo_capture.objects.keys import parse_manifest_key, sha256_of, sha256_of_rest
+from ergo_capture.ship.fetching import fetch
 from ergo_capture.ship.sending import Changed, Differs, Stopped, Unsound
 from ergo_capture.storage.write_error import CaptureWriteError
 
@@ -240,3 +244,39 @@ def test_many_bundles_have_many_keys(tmp_path: Path) -> None:
     for bundle in listed(tmp_path):
         sender.send(bundle)
     assert len(keys(tmp_path / "store")) == 12
+
+
+def with_rest(state: Path) -> Path:
+    """Store a bundle behind whose events others were left over; return the file that holds them."""
+    text = b'{"type":"event"}\n'
+    found = RestFile(len(text), hashlib.sha256(text).hexdigest())
+    rest = rest_path(store(state, "S", left_over=LeftOver(2, "e2", 1), rest=found))
+    rest.write_bytes(text)
+    return rest
+
+
+def test_events_that_were_left_over_are_sent_before_the_manifest_and_fetched_with_it(tmp_path: Path) -> None:
+    """The receipt says that all is there, so that retention may delete it here."""
+    rest = with_rest(tmp_path)
+    sender = sender_to(tmp_path / "store", Recorded)
+    sent = sender.send(one(tmp_path))
+    assert isinstance(sender.store, Recorded)
+    _, second, third = sender.store.written
+    assert sha256_of_rest(second) == hashlib.sha256(rest.read_bytes()).hexdigest()
+    assert third == sent.receipt.manifest_key
+    bundle = fetch(sender.store, third, tmp_path / "fetched")
+    assert rest_path(bundle).read_bytes() == rest.read_bytes()
+    assert fetch(sender.store, third, tmp_path / "fetched") == bundle
+
+
+def test_events_that_were_left_over_are_sent_as_the_manifest_names_them(tmp_path: Path) -> None:
+    """A file that rotted, or is gone, leaves no manifest in the store and no receipt."""
+    with_rest(tmp_path).write_bytes(b'{"type":"tnevent"}\n')
+    sender = sender_to(tmp_path / "store")
+    with pytest.raises(Unsound):
+        sender.send(one(tmp_path))
+    with_rest(tmp_path).unlink()
+    with pytest.raises(ErgoCaptureError):
+        sender.send(one(tmp_path))
+    assert [key for key in keys(tmp_path / "store") if parse_manifest_key(key)] == []
+    assert receipts(tmp_path) == []

@@ -44,6 +44,14 @@ class RefusedEvents(msgspec.Struct, frozen=True):
         return f"{events}, the first {self.first[0].event_id!r}: {self.first[0].message}" if self.first else events
 
 
+class RestFile(msgspec.Struct, frozen=True):
+    """The file beside a bundle with the events that were left over, ``SESSION.rest.jsonl``."""
+
+    bytes: int
+    #: SHA-256 of the file, in hex.
+    sha256: str
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The content of a manifest."""
 
@@ -101,8 +109,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refused: RefusedEvents | None = None
     #: What interrupted the run; None where nothing did.
     interruption: Interruption | None = None
-    #: The events that were accepted behind that; they are in ``SESSION.rest.jsonl``. None where there are none.
+    #: The events that were accepted behind that, and the file that holds them. None where there are none.
     left_over: LeftOver | None = None
+    rest: RestFile | None = None
 
     @property
     def fates(self) -> list[tuple[str, str]]:
@@ -155,6 +164,7 @@ def manifest_for(
     refused: RefusedEvents | None = None,
     interruption: Interruption | None = None,
     left_over: LeftOver | None = None,
+    rest: RestFile | None = None,
     summary: dict[str, Any] | None = None,
     index: Any = None,
 ) -> Manifest:
@@ -183,6 +193,7 @@ def manifest_for(
         refused: the events of the part that were refused.
         interruption: what interrupted the run.
         left_over: the events behind that.
+        rest: the file that holds them.
         summary: what ``info`` says of it.
         index: what is said of its index.
     """
@@ -223,6 +234,7 @@ def manifest_for(
         refused=refused,
         interruption=interruption,
         left_over=left_over,
+        rest=rest,
         summary=summary,
         index=index,
     )

@@ -1,10 +1,11 @@
 """The keys under which bundles and their manifests lie in a store.
 
     objects/sha256/ab/<SHA-256 of the file>.capture.json[.zst]
+    objects/sha256/ab/<SHA-256 of the file>.rest.jsonl
     manifests/date=YYYY-MM-DD/host=HOST/SESSION[~PART].<16 digits>.json
 
 A bundle's key is made of its *file's* hash: two compressed forms of one text must not overwrite each other. A manifest's
-object is ``{"host", "key", "manifest"}``. It is written after the bundle's, so that what has a manifest is whole. Its date
+object is ``{"host", "key", "manifest"}``, with ``rest`` where events were left over: the key of the file that holds them. It is written after the bundle's, so that what has a manifest is whole. Its date
 is that of ``ended_at`` and its digits are the first ones of the manifest's own SHA-256, so that a second attempt has the
 same key.
 """
@@ -18,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ergo_capture.bundle.manifest import Manifest
-from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, safe_name
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, REST_SUFFIX, safe_name
 
 OBJECTS: Final = "objects/sha256"
 MANIFESTS: Final = "manifests"
@@ -30,12 +31,15 @@ _OBJECT: Final = re.compile(
     rf"{OBJECTS}/(?P<two>[0-9a-f]{{2}})/(?P<sha256>(?P=two)[0-9a-f]{{62}}){re.escape(BUNDLE_SUFFIX)}"
     rf"(?:{re.escape(COMPRESSED_SUFFIX)})?"
 )
+_REST: Final = re.compile(
+    rf"{OBJECTS}/(?P<two>[0-9a-f]{{2}})/(?P<sha256>(?P=two)[0-9a-f]{{62}}){re.escape(REST_SUFFIX)}"
+)
 _MANIFEST: Final = re.compile(
     rf"{MANIFESTS}/date=(?P<date>\d{{4}}-\d\d-\d\d)/host=(?P<host>[^/]+)/(?P<stem>[^/]+)\.(?P<digits>[0-9a-f]{{16}})\.json"
 )
 
 
-class ShippedManifest(msgspec.Struct, frozen=True):
+class ShippedManifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A manifest's object: the manifest, and where its bundle is."""
 
     #: The host that shipped it.
@@ -44,6 +48,8 @@ class ShippedManifest(msgspec.Struct, frozen=True):
     key: str
     #: The manifest's file, as it is.
     manifest: Any
+    #: The key of the events that were left over; None where there are none.
+    rest: str | None = None
 
 
 class ManifestKey(NamedTuple):
@@ -71,6 +77,17 @@ def sha256_of(key: str) -> str | None:
     return None if match is None else match["sha256"]
 
 
+def rest_key(file_sha256: str) -> str:
+    """Return the key of a file with events that were left over, given its SHA-256 in hex."""
+    return f"{OBJECTS}/{file_sha256[:2]}/{file_sha256}{REST_SUFFIX}"
+
+
+def sha256_of_rest(key: str) -> str | None:
+    """Return the SHA-256 of a file with events that were left over, in hex, from its key; None where it is none's."""
+    match = _REST.fullmatch(key)
+    return None if match is None else match["sha256"]
+
+
 def manifest_key(manifest: Manifest, manifest_sha256: str, stem: str, host: str) -> str:
     """Return the key of a bundle's manifest.
 
@@ -89,17 +106,17 @@ def parse_manifest_key(key: str) -> ManifestKey | None:
     return None if match is None else ManifestKey(match["date"], match["host"], match["stem"], match["digits"])
 
 
-def encode_shipped_manifest(host: str, key: str, manifest: bytes) -> bytes:
+def encode_shipped_manifest(host: str, key: str, manifest: bytes, rest: str | None = None) -> bytes:
     """Return the content of a manifest's object.
 
     Args:
         host: the name of the host.
         key: the bundle's key.
         manifest: the content of the manifest's file.
+        rest: the key of the events that were left over.
     """
-    return (
-        msgspec.json.encode(ShippedManifest(host, key, msgspec.Raw(msgspec.json.format(manifest, indent=-1)))) + b"\n"
-    )
+    compact = msgspec.Raw(msgspec.json.format(manifest, indent=-1))
+    return msgspec.json.encode(ShippedManifest(host, key, compact, rest)) + b"\n"
 
 
 def decode_shipped_manifest(text: bytes) -> ShippedManifest:

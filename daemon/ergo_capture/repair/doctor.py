@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
-from ergo_capture.bundle.manifest import ManifestError, read_manifest
+from ergo_capture.bundle.manifest import ManifestError, RestFile, read_manifest
 from ergo_capture.bundle.names import (
     BUNDLE_SUFFIX,
     COMPRESSED_SUFFIX,
@@ -162,18 +163,17 @@ class _Examination:
         """Compare the events that were left over with the manifest that counts them."""
         try:
             manifest = read_manifest(rest.with_name(rest.name.removesuffix(REST_SUFFIX) + MANIFEST_SUFFIX))
-            counted_there = 0 if manifest.left_over is None else manifest.left_over.count
-            lines = rest.read_bytes().count(b"\n")
+            found = rest.read_bytes()
         except FileNotFoundError:
             self._add(Severity.WARNING, rest, "events that were left over, and the bundle's manifest is missing")
         except (ErgoCaptureError, OSError) as error:
             self._add(Severity.WARNING, rest, f"its manifest cannot be read: {error}")
         else:
-            if lines != counted_there:
+            if manifest.rest != RestFile(len(found), sha256(found).hexdigest()):
                 self._add(
                     Severity.ERROR,
                     rest,
-                    f"it holds {counted(lines, 'event')} left over, and its bundle's manifest says {counted_there}",
+                    "events that were left over: it is not the file that its bundle's manifest names",
                 )
 
     def _examine_saved(self, state: Path) -> None:

@@ -10,13 +10,14 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from ergo_capture.bundle.catalogue import find_published
-from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents, encode_manifest, manifest_for
+from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents, RestFile, encode_manifest, manifest_for
 from ergo_capture.bundle.names import (
     bundle_name,
     bundle_path,
@@ -195,12 +196,13 @@ class _SessionSalvage:
         refused = [] if hosted is None else hosted.refused
         report.refused_by_adapter = len(refused)
         left_over = self._left_over(part)
+        rest = None
         if left_over is not None:
-            self._save_rest(left_over, None if output is None else output.destination, report)
+            rest = self._save_rest(left_over, None if output is None else output.destination, report)
         if output is not None:
             path = output.destination
             if not output.stood:
-                self._write_manifest(part, path, report, output.beside, refused)
+                self._write_manifest(part, path, report, output.beside, refused, rest)
         return SalvagedPart(
             session=description.session,
             graph=description.graph,
@@ -217,7 +219,7 @@ class _SessionSalvage:
             return None
         return msgspec.structs.replace(part, first=part.end, end=part.end + closing.left_over.count)
 
-    def _save_rest(self, left_over: PartRange, bundle: Path | None, report: SalvageReport) -> None:
+    def _save_rest(self, left_over: PartRange, bundle: Path | None, report: SalvageReport) -> RestFile:
         lines: list[bytes] = []
         for line in self.items("event", self.session.frames.events, left_over, split_lines):
             if isinstance(line, Gap):
@@ -226,11 +228,19 @@ class _SessionSalvage:
             else:
                 lines.append(line)
         report.left_over = len(lines)
+        text = b"".join(lines)
         if bundle is not None:
-            write_bytes_atomic(rest_path(bundle), b"".join(lines), what="events that were left over")
+            write_bytes_atomic(rest_path(bundle), text, what="events that were left over")
+        return RestFile(len(text), sha256(text).hexdigest())
 
     def _write_manifest(
-        self, part: PartRange, bundle: Path, report: SalvageReport, beside: Path | None, refused: list[RefusedEvent]
+        self,
+        part: PartRange,
+        bundle: Path,
+        report: SalvageReport,
+        beside: Path | None,
+        refused: list[RefusedEvent],
+        rest: RestFile | None,
     ) -> None:
         closing = None if self._left_over(part) is None else self.session.closing
         manifest = manifest_for(
@@ -249,6 +259,7 @@ class _SessionSalvage:
             refused=RefusedEvents(len(refused), refused[:NAMED_REFUSALS]) if refused else None,
             interruption=None if closing is None else closing.interruption,
             left_over=None if closing is None else closing.left_over,
+            rest=rest,
         )
         text = encode_manifest(manifest, salvage=msgspec.to_builtins(report))
         write_bytes_atomic(manifest_path(bundle), text, what="manifest")

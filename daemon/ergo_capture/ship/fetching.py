@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, safe_name
+from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, REST_SUFFIX, safe_name
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.objects.keys import (
     MANIFESTS,
@@ -20,6 +20,7 @@ from ergo_capture.objects.keys import (
     object_key,
     parse_manifest_key,
     sha256_of,
+    sha256_of_rest,
 )
 from ergo_capture.objects.port import ObjectStore
 from ergo_capture.storage.atomic import AtomicFile, create_parents, write_bytes_atomic
@@ -101,6 +102,8 @@ def fetch(store: ObjectStore, key: str, directory: Path) -> Path:
         raise _damaged(store, key, f"it names the bundle {name!r}")
     suffix = COMPRESSED_SUFFIX if about.key.endswith(COMPRESSED_SUFFIX) else ""
     path = _download(store, about.key, directory / (stem + BUNDLE_SUFFIX + suffix))
+    if about.rest is not None:
+        _download(store, about.rest, directory / (stem + REST_SUFFIX))
     write_bytes_atomic(directory / (stem + MANIFEST_SUFFIX), text, what="manifest")
     return path
 
@@ -124,7 +127,7 @@ def read_shipped_manifest(store: ObjectStore, key: str) -> tuple[ShippedManifest
 
 
 def _download(store: ObjectStore, key: str, path: Path) -> Path:
-    expected = sha256_of(key)
+    expected = sha256_of(key) or sha256_of_rest(key)
     if expected is None:
         raise _damaged(store, key, "that is no bundle's key")
     if path.exists():

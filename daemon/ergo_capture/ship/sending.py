@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ergo_capture.bundle.catalogue import StoredBundle
-from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path, rest_path
 from ergo_capture.bundle.proof import difference_from
 from ergo_capture.bundle.receipt import Place, Receipt, encode_receipt, is_other_form, receipt_path
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.objects.keys import encode_shipped_manifest, manifest_key, object_key
+from ergo_capture.objects.keys import encode_shipped_manifest, manifest_key, object_key, rest_key
 from ergo_capture.objects.port import ObjectStore, StoreError
 from ergo_capture.storage import directory_lock
 from ergo_capture.storage.atomic import write_bytes_atomic
@@ -124,7 +124,8 @@ class Sender:
         if not was_there:
             self._put(key, self._blocks(bundle.path, size, sha256), size)
             self._require(key, size, sha256)
-        about = encode_shipped_manifest(self._host, key, manifest_text)
+        rest = self._send_rest(bundle)
+        about = encode_shipped_manifest(self._host, key, manifest_text, rest)
         about_key = manifest_key(bundle.manifest, manifest_sha256, bundle_stem(bundle.path), self._host)
         self._put(about_key, [about], len(about))
         self._require(about_key, len(about), hashlib.sha256(about).hexdigest())
@@ -146,6 +147,17 @@ class Sender:
                 raise _changed(bundle.path)
             write_bytes_atomic(receipt_path(bundle.path, self.target), encode_receipt(receipt), what="receipt")
         return Sent(receipt, was_there)
+
+    def _send_rest(self, bundle: StoredBundle) -> str | None:
+        """Send the events that were left over, and verify them; return their key, None where there are none."""
+        assert bundle.manifest is not None
+        rest = bundle.manifest.rest
+        if rest is None:
+            return None
+        key = rest_key(rest.sha256)
+        self._put(key, self._blocks(rest_path(bundle.path), rest.bytes, rest.sha256), rest.bytes)
+        self._require(key, rest.bytes, rest.sha256)
+        return key
 
     def _measure(self, bundle: StoredBundle) -> tuple[int, str]:
         """Return size and SHA-256 of the file: the manifest's, or of a file compressed since, its own.

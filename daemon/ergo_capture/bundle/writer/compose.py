@@ -19,6 +19,7 @@ from ergo_capture.bundle.manifest import (
     SNAPSHOT,
     Manifest,
     ManifestError,
+    RestFile,
     encode_manifest,
     manifest_for,
     read_manifest,
@@ -205,10 +206,10 @@ def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -
             bundle, manifest = place.bundle, place.standing
             if manifest is None:
                 # Durable before the manifest, which counts them.
-                _write_rest(job, bundle)
+                rest = _write_rest(job, bundle)
                 put_in_place(temporary, bundle)
                 reference = _write_index(composed, bundle)
-                manifest = _write_manifest(composed, place, sequence, reference)
+                manifest = _write_manifest(composed, place, sequence, reference, rest)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -245,7 +246,11 @@ def _write_index(composed: ComposedBundle, bundle: Path) -> IndexReference | Non
 
 
 def _write_manifest(
-    composed: ComposedBundle, place: Place, sequence: Sequence | None, index: IndexReference | None
+    composed: ComposedBundle,
+    place: Place,
+    sequence: Sequence | None,
+    index: IndexReference | None,
+    rest: RestFile | None,
 ) -> Manifest:
     job, hosted = composed.job, composed.hosted
     number = None if sequence is None or job.ended == SNAPSHOT else sequence.greatest + 1
@@ -272,6 +277,7 @@ def _write_manifest(
         refused=None if hosted is None else hosted.refused,
         interruption=job.interruption,
         left_over=job.left_over,
+        rest=rest,
         summary=composed.summary,
         index=index,
     )
@@ -333,12 +339,12 @@ def _derive_part(
         raise missing(job, "events")
 
 
-def _write_rest(job: ComposeJob, bundle: Path) -> None:
+def _write_rest(job: ComposeJob, bundle: Path) -> RestFile | None:
     if job.left_over is None:
-        return
+        return None
     frames = read_frames(Path(job.journal), _positions(job.event_frames), RealStorage())
     bodies = ((frame.header.first, frame.body) for frame in frames)
-    write_rest(bundle, bodies, job.left_over.from_index, job.left_over.count)
+    return write_rest(bundle, bodies, job.left_over.from_index, job.left_over.count)
 
 
 def read_events(

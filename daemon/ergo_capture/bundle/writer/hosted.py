@@ -6,13 +6,14 @@ Nothing here is used for other sessions: their events are expanded without being
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents
+from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents, RestFile
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import rest_path
 from ergo_capture.bundle.statistics import StatisticsCounter
@@ -145,8 +146,8 @@ def outcomes_of(bodies: Iterable[bytes]) -> Iterator[DecisionOutcome | Refusal]:
         yield from read_decisions(body)
 
 
-def write_rest(bundle: Path, bodies: Iterable[tuple[int, bytes]], first: int, count: int) -> Path:
-    """Write the events that were left over, as they were sent, durably to a file beside the bundle; return its path.
+def write_rest(bundle: Path, bodies: Iterable[tuple[int, bytes]], first: int, count: int) -> RestFile:
+    """Write the events that were left over, as they were sent, durably to a file beside the bundle; describe it.
 
     Args:
         bundle: the bundle's path.
@@ -160,10 +161,13 @@ def write_rest(bundle: Path, bodies: Iterable[tuple[int, bytes]], first: int, co
     """
     path = rest_path(bundle)
     written = 0
+    digest = sha256()
     with AtomicFile(path, what="events that were left over") as file:
         for index, body in bodies:
             lines = split_lines(body)[max(0, first - index) :]
-            file.write(b"".join(lines))
+            text = b"".join(lines)
+            file.write(text)
+            digest.update(text)
             written += len(lines)
         if written != count:
             raise ErgoCaptureError(
@@ -173,4 +177,4 @@ def write_rest(bundle: Path, bodies: Iterable[tuple[int, bytes]], first: int, co
                 hint="keep the journal as it is and run `ergo-capture doctor` on it",
             )
         file.commit()
-    return path
+        return RestFile(file.bytes_written, digest.hexdigest())
