@@ -150,26 +150,6 @@ def test_composing_against_encoding_the_payloads() -> None:
         report("composing, against the payload's array", "us", in_turns(ours, theirs, 7), "none")
 
 
-def test_recovery_of_a_million_events() -> None:
-    """Goal: at most 10 s; beside it, reading the journal's bytes once."""
-    with short_directory() as place:
-        journal = journal_of(place, 1_000_000)
-
-        def ours() -> float:
-            began = time.perf_counter()
-            recovery = recovered(journal)
-            assert recovery.events == 1_000_000
-            return time.perf_counter() - began
-
-        def theirs() -> float:
-            began = time.perf_counter()
-            for segment in sorted(journal.glob("*.journal")):
-                segment.read_bytes()
-            return time.perf_counter() - began
-
-        report("recovery of 1,000,000 events, against reading them", "s", in_turns(ours, theirs, 3), "at most 10 s")
-
-
 def test_the_wait_of_a_client_while_a_bundle_is_composed() -> None:
     """Composing runs in a process of its own: on two cores it must not double what a client waits."""
     with (

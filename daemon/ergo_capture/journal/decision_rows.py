@@ -14,7 +14,7 @@ The event id is in the event's line and the deadline in the constraints; neither
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -211,6 +211,11 @@ def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome | Refusal | En
             yield row
 
 
+def join_rows(bodies: Sequence[bytes]) -> bytes:
+    """Return one body with the rows of all; each holds at least one."""
+    return bodies[0] if len(bodies) == 1 else b"[%b]" % b",".join([body[1:-1] for body in bodies])
+
+
 def read_decisions(body: bytes) -> Iterator[DecisionOutcome | Refusal]:
     """Yield the decisions and refusals of a DECISIONS frame, one for each event, in order.
 
@@ -219,10 +224,15 @@ def read_decisions(body: bytes) -> Iterator[DecisionOutcome | Refusal]:
     """
     for row in read_rows(body):
         if isinstance(row, PlainRun):
-            for episode in range(row.episode, row.episode + row.count):
-                yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
+            yield from expand_run(row)
         elif not isinstance(row, EndOfRun):
             yield row
+
+
+def expand_run(run: PlainRun) -> Iterator[DecisionOutcome]:
+    """Yield the decisions of a run, one by one."""
+    for episode in range(run.episode, run.episode + run.count):
+        yield DecisionOutcome(Decision.Invoke, None, episode, RunTermination.Completed, 0, (), (), None)
 
 
 def end_of_run(body: bytes) -> Interruption | None:

@@ -45,7 +45,9 @@ IGNORABLE: Final = 1
 _HEADER: Final = struct.Struct("<4sBBHQQQQIIIII")
 HEADER_BYTES: Final = _HEADER.size + 4
 _CRC: Final = struct.Struct("<I")
-_OFFSET_BITS: Final = 32
+#: The bytes of a header that its checksum covers.
+CHECKED_BYTES: Final = _HEADER.size
+OFFSET_BITS: Final = 32
 _PADDING: Final = tuple(bytes(size) for size in range(ALIGNMENT))
 
 
@@ -91,12 +93,12 @@ class Position(NamedTuple):
 
     def pack(self) -> int:
         """Return the position as one 64-bit number; packed positions sort like positions."""
-        return self.segment << _OFFSET_BITS | self.offset
+        return self.segment << OFFSET_BITS | self.offset
 
     @classmethod
     def unpack(cls, packed: int) -> Position:
         """Return the position that was packed."""
-        return cls(packed >> _OFFSET_BITS, packed & (1 << _OFFSET_BITS) - 1)
+        return cls(packed >> OFFSET_BITS, packed & (1 << OFFSET_BITS) - 1)
 
 
 class PendingFrame:
@@ -193,6 +195,11 @@ def encode_header(
         MAGIC, version, kind, flags, segment, batch, session, first, count, length, index, frames, body_crc
     )
     return head + _CRC.pack(crc32c(head))
+
+
+#: Unpacks the fields of a header, from the magic to its own checksum, and checks none of them. Where a million frames are
+#: read, ``decode_header`` is most of the work.
+unpack_header: Final = struct.Struct(_HEADER.format + "I").unpack_from
 
 
 def frame_bytes(length: int) -> int:

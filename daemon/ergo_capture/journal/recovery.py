@@ -18,19 +18,30 @@ Rules:
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, end_of_run, read_decisions
+from ergo_capture.journal.decision_rows import (
+    DecisionOutcome,
+    EndOfRun,
+    PlainRun,
+    Refusal,
+    end_of_run,
+    expand_run,
+    join_rows,
+    read_rows,
+)
 from ergo_capture.journal.derivation import Derivation
-from ergo_capture.journal.frame import Frame, Position
-from ergo_capture.journal.lines import read_body, split_lines
+from ergo_capture.journal.frame import Position
+from ergo_capture.journal.lines import read_body, read_outlines, split_lines
 from ergo_capture.journal.payloads import (
     Closing,
     Interruption,
@@ -41,7 +52,7 @@ from ergo_capture.journal.payloads import (
     Rotation,
     SessionDescription,
 )
-from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.reader import FrameRun, read_runs
 from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
 from ergo_capture.journal.session_frames import (
     PartEnd,
@@ -50,7 +61,7 @@ from ergo_capture.journal.session_frames import (
     greatest_published,
     read_history,
 )
-from ergo_capture.kernel.events import ExternalEvent
+from ergo_capture.kernel.events import EventLike, ExternalEvent
 from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
@@ -212,7 +223,7 @@ def recover(
         directory: the journal.
         scan: what a scan found in it.
         storage: the filesystem.
-        on_progress: called after each EVENTS frame with the frames replayed and the frames to replay.
+        on_progress: called after each run of EVENTS frames with the frames replayed and the frames to replay.
 
     Raises:
         StorageError: a segment cannot be read.
@@ -226,9 +237,9 @@ def recover(
     alive = [frames for frames in scan.sessions.values() if not frames.done]
     total, done = sum(len(frames.events) for frames in alive), 0
 
-    def step() -> None:
+    def step(frames: int) -> None:
         nonlocal done
-        done += 1
+        done += frames
         if on_progress is not None:
             on_progress(done, total)
 
@@ -284,7 +295,7 @@ class _Replay:
         frames: SessionFrames,
         history: SessionHistory,
         storage: Storage,
-        step: Callable[[], None],
+        step: Callable[[int], None],
     ) -> None:
         if history.damage is not None:
             raise _Unrecoverable(history.damage)
@@ -340,21 +351,25 @@ class _Replay:
     def run(self) -> RecoveredSession:
         """Replay all parts from the oldest that is to be read; return the session at its end."""
         session = self._session
-        outcomes = self._outcomes(session.first)
+        outcomes = _Outcomes(self._rows(session.first))
         ends = deque(end for end in self._history.rotations if end.boundary > session.first)
         start = session.first
-        for packed, frame in zip(self._frames.events, self._read(self._frames.events), strict=True):
-            self._step()
-            first, count = frame.header.first, frame.header.count
-            if first + count <= start:
-                continue
-            if ends and first >= ends[0].boundary:
-                self._end_part(ends.popleft())
-            session.event_frames.append(packed)
-            session.event_bytes += len(frame.body)
-            self._take_events(frame.body, outcomes)
-            if session.accepted != first + count:
-                raise _Unrecoverable(f"the frame of events {first} to {first + count - 1} holds others")
+        joins = may_join(session)
+        for run in read_runs(self._directory, self._frames.events, self._storage):
+            self._step(len(run.bodies))
+            for frames in _split(run, start, ends, joins=joins):
+                first = frames.firsts[0]
+                if ends and first >= ends[0].boundary:
+                    self._end_part(ends.popleft())
+                session.event_frames.extend(frames.positions)
+                session.event_bytes += sum(map(len, frames.bodies))
+                if joins:
+                    self._take_outlines(frames, outcomes)
+                else:
+                    self._take_events(frames.bodies[0], outcomes)
+                accepted = frames.firsts[-1] + frames.counts[-1]
+                if session.accepted != accepted:
+                    raise _Unrecoverable(f"the frame of events {first} to {accepted - 1} holds others")
         if next(outcomes, None) is not None:
             raise _Unrecoverable("it has decisions about events that are missing")
         if ends:
@@ -366,6 +381,38 @@ class _Replay:
                 session.part_segment = min(position.segment for position in needed)
         self._end()
         return session
+
+    def _take_outlines(self, frames: FrameRun, outcomes: _Outcomes) -> None:
+        """Take the events of frames of a session that defers nothing; its payloads matter only where it is undecided."""
+        session = self._session
+        body = b"".join(frames.bodies)
+        events = read_outlines(body)
+        session.ids.update([event.event_id for event in events])
+        session.accepted += len(events)
+        session.last_event_id = events[-1].event_id if events else session.last_event_id
+        done = 0
+        while done < len(events):
+            episode, count = outcomes.take_plain(len(events) - done)
+            if count:
+                taken = events[done : done + count]
+                done += count
+                if session.supervisor.begin_all(taken, episode):
+                    session.decided += count
+                    session.terminations[RunTermination.Completed] += count
+                    if session.attempts is not None:
+                        session.attempts += [(event.event_id, 1) for event in taken]
+                else:
+                    for event, plain in zip(taken, expand_run(PlainRun(episode, count)), strict=True):
+                        self._decide_again(event, plain)
+                continue
+            outcome = next(outcomes, None)
+            if outcome is None:
+                session.undecided += islice(read_body(body), done, None)
+                return
+            if not isinstance(outcome, DecisionOutcome):
+                raise _differs(events[done].event_id)
+            self._decide_again(events[done], outcome)
+            done += 1
 
     def _take_events(self, body: bytes, outcomes: Iterator[DecisionOutcome | Refusal]) -> None:
         session, derivation = self._session, self._derivation
@@ -415,18 +462,21 @@ class _Replay:
         if undecided:
             session.undecided_lines += b"".join(split_lines(body)[-undecided:])
 
-    def _read(self, packed: array[int]) -> Iterator[Frame]:
-        return read_frames(self._directory, map(Position.unpack, packed), self._storage)
-
-    def _outcomes(self, start: int) -> Iterator[DecisionOutcome | Refusal]:
-        for packed, frame in zip(self._frames.decisions, self._read(self._frames.decisions), strict=True):
-            header = frame.header
-            # A frame without decisions says that the run was interrupted.
-            if header.first + max(header.count, 1) <= start:
-                continue
-            self._session.decision_frames.append(packed)
-            yield from read_decisions(frame.body)
-            self._session.interruption = self._session.interruption or end_of_run(frame.body)
+    def _rows(self, start: int) -> Iterator[PlainRun | DecisionOutcome | Refusal]:
+        session = self._session
+        # Read no further than to the end of a part: its frames belong to it.
+        ends = deque(end for end in self._history.rotations if end.boundary > start)
+        for run in read_runs(self._directory, self._frames.decisions, self._storage):
+            # A frame without decisions says that the run was interrupted; it is not joined with others.
+            for frames in _split(run, start, ends, joins=all(run.counts)):
+                while ends and frames.firsts[0] >= ends[0].boundary:
+                    ends.popleft()
+                session.decision_frames.extend(frames.positions)
+                body = join_rows(frames.bodies)
+                for row in read_rows(body):
+                    if not isinstance(row, EndOfRun):
+                        yield row
+                session.interruption = session.interruption or end_of_run(body)
 
     def _end(self) -> None:
         """Take what the frames say that are neither of events nor of decisions."""
@@ -448,7 +498,7 @@ class _Replay:
             raise _Unrecoverable(f"it has an outcome of event {outcome.outcome.index}, which is missing")
         session.outcome = outcome
 
-    def _decide_again(self, event: ExternalEvent, outcome: DecisionOutcome) -> None:
+    def _decide_again(self, event: EventLike, outcome: DecisionOutcome) -> None:
         session = self._session
         step = session.supervisor.offer(event)
         if isinstance(step, Run):
@@ -504,6 +554,65 @@ class _Replay:
         session.event_frames, session.decision_frames = array("Q"), array("Q")
         session.event_bytes = 0
         session.supervisor = Supervisor(session.description.graph, session.description.constraints, self._log)
+
+
+class _Outcomes:
+    """The recorded decisions and refusals of a session, one for each event; runs of plain ones may be taken at once."""
+
+    def __init__(self, rows: Iterator[PlainRun | DecisionOutcome | Refusal]) -> None:
+        self._rows = rows
+        #: The next row; None behind the last one, once that was looked for.
+        self._row: PlainRun | DecisionOutcome | Refusal | None = None
+
+    def __iter__(self) -> _Outcomes:
+        return self
+
+    def __next__(self) -> DecisionOutcome | Refusal:
+        episode, count = self.take_plain(1)
+        if count:
+            return next(expand_run(PlainRun(episode, 1)))
+        row, self._row = self._row, None
+        if row is None:
+            raise StopIteration
+        assert not isinstance(row, PlainRun)
+        return row
+
+    def take_plain(self, most: int) -> tuple[int, int]:
+        """Take plain invocations, if they are next; return the first episode, and how many of at most ``most``."""
+        row = self._row
+        if row is None:
+            row = self._row = next(self._rows, None)
+        if not isinstance(row, PlainRun):
+            return 0, 0
+        episode, taken = row.episode, min(row.count, most)
+        if taken == row.count:
+            self._row = None
+        else:
+            row.episode += taken
+            row.count -= taken
+        return episode, taken
+
+
+def may_join(session: RecoveredSession) -> bool:
+    """Return whether the frames of a session can be read together: nothing but its undecided events needs a payload."""
+    return session.description.contract is None and not session.supervisor.is_limited
+
+
+def _split(run: FrameRun, start: int, ends: Sequence[PartEnd], *, joins: bool) -> Iterator[FrameRun]:
+    """Yield the frames of a run from the index ``start`` on, those of each part together, or one by one."""
+    positions, firsts, counts, bodies = run
+    boundaries = [end.boundary for end in ends]
+    begin, size = 0, len(bodies)
+    while begin < size:
+        if firsts[begin] + max(counts[begin], 1) <= start:
+            begin += 1
+            continue
+        stop = begin + 1
+        if joins:
+            at = bisect_right(boundaries, firsts[begin])
+            stop = size if at == len(boundaries) else bisect_left(firsts, boundaries[at], begin + 1)
+        yield FrameRun(positions[begin:stop], firsts[begin:stop], counts[begin:stop], bodies[begin:stop])
+        begin = stop
 
 
 def _differs(event_id: str) -> _Unrecoverable:

@@ -24,7 +24,15 @@ from ergo_capture.journal.frame import (
 from ergo_capture.journal.reader import Window
 from ergo_capture.journal.scan_report import Damage, ScanReport
 from ergo_capture.journal.segment import is_torn_copy, is_unfinished, segment_path, sequence_of
-from ergo_capture.journal.verdict import BadStretch, SegmentContents, WholeFrame, classify, needs_newer, newer_error
+from ergo_capture.journal.verdict import (
+    BadStretch,
+    Block,
+    SegmentContents,
+    WholeFrame,
+    classify,
+    needs_newer,
+    newer_error,
+)
 from ergo_capture.storage import Storage
 
 _BLOCK_BYTES: Final = 1 << 20
@@ -91,8 +99,8 @@ def _read_segments(
             file.close()
 
 
-def _split(window: Window, path: Path, sequence: int, file_bytes: int) -> Iterator[BadStretch | WholeFrame]:
-    """Yield every frame of a segment in order, and every stretch where there is none.
+def _split(window: Window, path: Path, sequence: int, file_bytes: int) -> Iterator[BadStretch | WholeFrame | Block]:
+    """Yield every frame of a segment in order, and every stretch where there is none; before each the bytes there.
 
     Args:
         window: the segment; it may end before the file does.
@@ -106,6 +114,11 @@ def _split(window: Window, path: Path, sequence: int, file_bytes: int) -> Iterat
     """
     offset, end = 0, None
     while offset < window.size:
+        block = Block(window.ahead(offset), offset)
+        yield block
+        if block.taken:
+            offset += block.taken
+            continue
         header = window.header(offset, sequence)
         if header is None:
             end = _end_of(window) if end is None else end

@@ -20,15 +20,34 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from crc32c import crc32c
+
 from ergo_capture.journal.errors import JournalError
-from ergo_capture.journal.frame import ALIGNMENT, FORMAT_VERSION, IGNORABLE, FrameKind, Header, Position
+from ergo_capture.journal.frame import (
+    ALIGNMENT,
+    CHECKED_BYTES,
+    FORMAT_VERSION,
+    HEADER_BYTES,
+    IGNORABLE,
+    MAGIC,
+    MAX_BODY,
+    OFFSET_BITS,
+    FrameKind,
+    Header,
+    Position,
+    unpack_header,
+)
 from ergo_capture.journal.payloads import decode_segment_head
 from ergo_capture.journal.scan_report import Damage, Proof, ScanReport, SessionFrames, TornEnd, Verdict
 
 _KINDS: Final = frozenset(FrameKind)
+#: As integers, which compare faster.
+_EVENTS: Final = int(FrameKind.EVENTS)
+_DECISIONS: Final = int(FrameKind.DECISIONS)
 
 
 class WholeFrame(NamedTuple):
@@ -48,6 +67,16 @@ class BadStretch(NamedTuple):
     damage: Damage
 
 
+@dataclass(slots=True)
+class Block:
+    """The bytes of a segment at a place where a frame begins, of which the classifier may take whole frames at once."""
+
+    view: memoryview
+    offset: int
+    #: Bytes of the frames that were taken.
+    taken: int = 0
+
+
 class SegmentContents(NamedTuple):
     """A segment as it is read, one frame or bad stretch at a time."""
 
@@ -57,7 +86,7 @@ class SegmentContents(NamedTuple):
     size: int
     #: Whether it is the last segment.
     last: bool
-    items: Iterable[WholeFrame | BadStretch]
+    items: Iterable[WholeFrame | BadStretch | Block]
 
 
 def classify(segments: Iterable[SegmentContents]) -> ScanReport:
@@ -124,7 +153,10 @@ class _Classifier:
             self._place_held()
             self._begin(segment)
             for item in segment.items:
-                self._take(item)
+                if isinstance(item, Block):
+                    self._take_block(item, segment.sequence)
+                else:
+                    self._take(item)
             if self.fresh and not self.held:
                 self._take_empty(segment)
         self._finish()
@@ -190,6 +222,71 @@ class _Classifier:
             held, self.held = self.held, []
             for each in held:
                 self._take(each)
+
+    def _take_block(self, block: Block, sequence: int) -> None:
+        """Take the frames of events and decisions that a block begins with, as long as ``_take`` would find no fault.
+
+        One by one, the frames of a client with one event in flight cost several times what their checksums do.
+        """
+        if self.held or self.fresh or self.sealed or self.expected is None:
+            return
+        view, base, report = block.view, block.offset, self.report
+        start, size = 0, len(view)
+        batch, index = self.expected
+        total = number = 0
+        session: SessionFrames | None = None
+        unattributed = len(report.unattributed)
+        while start + HEADER_BYTES <= size:
+            (
+                magic, version, kind, _, segment, its_batch, owner, first, count, length, its_index, total_here,
+                body_crc, own_crc,
+            ) = unpack_header(view, start)  # fmt: skip
+            body = start + HEADER_BYTES
+            stop = body + length
+            if (
+                (kind != _EVENTS and kind != _DECISIONS)
+                or its_batch != batch
+                or its_index != index
+                or its_index >= total_here
+                or stop > size
+                or length > MAX_BODY
+                or segment != sequence
+                or version > FORMAT_VERSION
+                or magic != MAGIC
+                or not owner
+                or crc32c(view[start : start + CHECKED_BYTES]) != own_crc
+                or crc32c(view[body:stop]) != body_crc
+            ):
+                break
+            if owner != number or session is None:
+                number, session = owner, self._session(owner)
+            if kind == _EVENTS:
+                if session.next_event is not None and session.next_event != first:
+                    break
+                session.next_event = first + count
+                session.events_proved = unattributed
+                session.events.append(sequence << OFFSET_BITS | base + start)
+            else:
+                if session.outcome or (session.next_decision is not None and session.next_decision != first):
+                    break
+                session.next_decision = first + count
+                session.decisions_proved = unattributed
+                session.decisions.append(sequence << OFFSET_BITS | base + start)
+            if not index:
+                report.batch_start = base + start
+            self.batch, self.index, total = batch, index + 1, total_here
+            if self.index == total:
+                batch, index = batch + 1, 0
+            else:
+                index += 1
+            report.frames += 1
+            start = stop + -length % ALIGNMENT
+        if total:
+            self.expected = batch, index
+            self.synced = max(self.synced, self.batch - 1)
+            report.end = base + start
+            report.last_batch, report.last_frames = self.batch, self.index
+            block.taken = start
 
     def _judge(self, bad: BadStretch) -> Verdict:
         """Return what a bad stretch at this place is, as far as the frames seen so far tell (rules 2, 4 and 5)."""

@@ -193,6 +193,25 @@ class Supervisor:
             plain(events[start:] if start else events, self._next_episode)
             self._next_episode += len(events) - start
 
+    def begin_all(self, events: Sequence[EventLike], first_episode: int) -> bool:
+        """Take events as if each had been offered, run and settled, where they begin the episodes from ``first_episode`` on.
+
+        Nothing is logged. Return False, having taken none of them, where one may be deferred or is a Pump.
+        """
+        if self.is_limited or first_episode != self._next_episode or first_episode + len(events) >= U64_MAX:
+            return False
+        now = self._now
+        secs, nanos = now.secs, now.nanos
+        for event in events:
+            if event.kind is _PUMP:
+                return False
+            at = event.at
+            if at.secs > secs or (at.secs == secs and at.nanos > nanos):
+                now, secs, nanos = at, at.secs, at.nanos
+        self._now = now
+        self._next_episode += len(events)
+        return True
+
     def on_event(self, event: EventLike) -> None:
         """Drive an event and return nothing (``Supervisor::on_event``)."""
         self.drive(event)
