@@ -254,7 +254,7 @@ class BundleConfig(_Table, frozen=True):
             "When the bundle of a large session is composed: when the session ends, or while it runs, so that its end "
             "takes a moment; the bytes are the same."
         ),
-    ] = "at the end"
+    ] = "while running"
     running_bytes: Annotated[
         Size, _doc("Most bytes of the temporary files of bundles that are composed while their sessions run.")
     ] = Size(4 << 30)

@@ -258,7 +258,7 @@ async def test_a_reload_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reloaded(daemon: Daemon) -> Config:
-    """Return the configuration with the default of ``compose``."""
+    """Return the configuration with bundles composed at the end."""
     import msgspec
 
     config = daemon.service.components.config
