@@ -11,7 +11,9 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.daemons import DaemonProcess, short_directory
+from tests.daemons import PATIENCE, DaemonProcess, short_directory
+from tests.daemons import event as event_frame
+from tests.engine.engines import command_event, puppet_command
 from tests.shared import shared
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
@@ -292,3 +294,38 @@ async def test_a_month_of_real_flights_is_captured_and_verified(limited: bool) -
         deferred = sum(record.schedule_at is not None for record in bundle.decisions)
         assert (deferred > 0) == limited
         assert await asyncio.to_thread(daemon.stop) == 0
+
+
+async def test_a_part_that_is_due_at_a_start_ends_behind_the_events_that_were_undecided() -> None:
+    """They share a frame of the journal with events that were decided, and a part ends between two frames."""
+    events = [event_frame(name, at)["event"] for at, name in enumerate(["a", "b", "c", "hang", "d"])]
+    with short_directory() as place:
+        command = json.dumps(puppet_command())
+        engine = f'[graphs.default.engine]\nkind = "process"\ncommand = {command}\n'
+        config = f'[session]\nin_doubt = "interrupt"\n[rotation]\nmax_events = 3\n{engine}'
+        with DaemonProcess(place, place / "state", config=config) as daemon:
+            daemon.start()
+            reader, writer = await asyncio.open_unix_connection(str(daemon.socket))
+            frames = [
+                {"type": "hello", "protocol": "ergo-capture.v1"},
+                {"type": "open", "graph": "default", "decisions": True},
+                {"type": "events", "events": events},
+            ]
+            writer.write(b"".join(json.dumps(frame).encode() + b"\n" for frame in frames))
+            said: list[dict[str, Any]] = []
+            async with asyncio.timeout(PATIENCE):
+                while sum(frame["type"] == "decision" for frame in said) < 3:
+                    said.append(json.loads(await reader.readline()))
+            session = next(frame["session"] for frame in said if frame["type"] == "opened")
+            await asyncio.to_thread(daemon.kill)
+            writer.close()
+            await asyncio.to_thread(daemon.start)
+            async with CaptureClient(daemon.socket) as client:
+                await client.open("default", session=session)
+                await client.send(command_event("e", 9))
+                published = await client.close()
+            parts = [decode_bundle(Path(path).read_bytes()) for path in published.bundles]
+            assert [[record.event_id for record in part.events] for part in parts] == [
+                ["a", "b", "c", "hang", "d"],
+                ["e"],
+            ]

@@ -92,6 +92,8 @@ class AdapterCheck:
         merged, store, ended_by = None, b"{}" if part == 1 else None, None
         if run.part is not None:
             kinds = run.part.semantic_kinds()
+            if run.part.description.contract is not None:
+                store = msgspec.json.encode(run.part.store or {})
         elif manifest is not None:
             session, part, merged = manifest.session, manifest.part, manifest.merged
             column = manifest.semantic_kinds

@@ -366,6 +366,9 @@ class Session:
     async def _rotate_if_due(self) -> None:
         if self.interruption is not None:
             return
+        if self._batches and self._batches[0].position is None:
+            # Events that the start found undecided may begin within a frame, and a part ends between two.
+            return
         part, rotation = self.parts.current, self.rotation
         now = self._loop.time()
         if part.is_overdue and self.log.logged == part.first:
