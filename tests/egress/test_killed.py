@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -101,16 +100,19 @@ async def killed_at(step: int, place: Path, *, in_doubt: str = "reinvoke") -> bo
         daemon.command = COMMAND
         await asyncio.to_thread(daemon.start)
         decisions = await finish(daemon, session)
-    expected = json.loads(TWO["capture"])["decisions"]
+    # An episode without an outcome may have run: it is in doubt where it must not run again, and none of its intents was sent.
+    lost = {index for index, record in enumerate(decisions) if (record.interruption or "").startswith("in_doubt")}
+    assert lost <= ({known} if in_doubt == "interrupt" else set())
+    expected = [intents_of(TWO)[2 * index : 2 * index + 2] for index in range(len(IDS))]
     assert [[ack.intent_id for ack in record.intent_acks] for record in decisions] == [
-        [ack["intent_id"] for ack in record["intent_acks"]] for record in expected
+        [] if index in lost else intents for index, intents in enumerate(expected)
     ]
     # No intent is lost, and none whose ack is in the journal is sent again.
-    assert set(sent(place)) == set(intents_of(TWO))
+    assert set(sent(place)) == {name for index, intents in enumerate(expected) if index not in lost for name in intents}
     again = sent(place) - before
     assert again.keys() & acked == set()
     # An episode whose outcome is in the journal is not run again, and an intent is sent only behind it.
-    assert runs(place)[len(calls) :] == IDS[known:]
+    assert runs(place)[len(calls) :] == IDS[known + len(lost) :]
     assert before.keys() <= set(intents_of(TWO)[: 2 * known])
     return True
 

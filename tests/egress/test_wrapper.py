@@ -175,6 +175,25 @@ def test_an_outbox_of_another_run_is_refused(tmp_path: Path) -> None:
     assert heard(tmp_path, "b") == []
 
 
+def test_the_intents_of_an_outbox_are_listed(tmp_path: Path) -> None:
+    """Also while it is in use; the exit code is 3 where one has no ack."""
+    script = {"start": [ready("send")], "intents": [[{"ack": {"egress_ref": "r1"}}], [{"sleep_ms": 3_600_000}]]}
+    host = Host(tmp_path, *puppet(tmp_path, "a", script))
+    assert host.hear() == READY
+    host.ask(intent("i1"))
+    listed = command("intents", str(tmp_path / "outbox"))
+    assert (listed.returncode, listed.stdout.splitlines()[1]) == (0, "  send  i1  acknowledged as 'r1'")
+    assert host.process.stdin is not None
+    host.process.stdin.write(intent("i2").encode() + b"\n")
+    host.process.stdin.flush()
+    wait_until(lambda: len(heard(tmp_path, "a")) == 2)
+    listed = command("intents", str(tmp_path / "outbox"), "--json")
+    found = json.loads(listed.stdout)
+    assert (listed.returncode, found["expected"], found["unacknowledged"]) == (3, 2, 1)
+    host.process.kill()
+    host.end(say=False)
+
+
 def test_a_full_outbox_takes_no_further_intent(tmp_path: Path) -> None:
     """It is not sent: its ack could not be kept."""
     host = Host(tmp_path, *puppet(tmp_path, "a", {"start": [ready("send")]}), options=("--max-bytes", "500B"))

@@ -75,6 +75,15 @@ def test_a_program_that_the_unit_may_not_execute_is_warned_of() -> None:
     assert warnings(process("/srv/engine"), ExecPaths="/usr /srv") == []
 
 
+def test_an_egress_channel_is_looked_at_as_an_engine_is() -> None:
+    """It is a child of the daemon too."""
+    channel = '[graphs.g.egress.a]\ncommand = ["{}"]\nroutes = {{}}\n'
+    assert warnings(channel.format("/srv/send")) == [
+        "graph 'g': the service ergo-capture.service may not execute '/srv/send'"
+    ]
+    assert "cannot see '/home/me/send'" in warnings(channel.format("/home/me/send"))[0]
+
+
 @pytest.mark.parametrize(
     ("command", "program"),
     [

@@ -165,6 +165,56 @@ class Outbox:
             self._intents[entry.ack].ack = entry
 
 
+class KnownIntent(msgspec.Struct, frozen=True):
+    """An intent in an outbox."""
+
+    intent_id: str
+    kind: str
+    is_acknowledged: bool
+    egress_ref: str | None = None
+
+
+class _Line(msgspec.Struct, frozen=True):
+    kind: str = ""
+    egress_ref: str | None = None
+
+
+def is_outbox(path: Path) -> bool:
+    """Return whether a file begins as an outbox does."""
+    try:
+        with path.open("rb") as file:
+            first = _decoded(file.readline(200).rstrip(b"\n"))
+    except OSError:
+        return False
+    return first is not None and first.format == FORMAT
+
+
+def read_outbox(path: Path) -> list[KnownIntent]:
+    """Return the intents of an outbox, in the order in which the host asked for them; it may be in use.
+
+    Raises:
+        OutboxError: the file is damaged.
+        StorageError: it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StorageError("read", path, error) from error
+    # What is behind the last newline is being written, or was torn.
+    entries = _read(path, data[: data.rfind(b"\n") + 1])
+    acks = {entry.ack: msgspec.json.decode(entry.line, type=_Line) for entry in entries if entry.ack is not None}
+    return [
+        KnownIntent(
+            entry.intent,
+            msgspec.json.decode(entry.line, type=_Line).kind,
+            entry.intent in acks,
+            acks[entry.intent].egress_ref if entry.intent in acks else None,
+        )
+        for entry in entries
+        if entry.intent is not None
+    ]
+
+
 def _locked(storage: RealStorage, path: Path) -> Any:
     try:
         return storage.lock(path.with_name(path.name + ".lock"))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
 from ergo_capture.cli.support.captures import ANY_CAPTURE, Capture, captures_in
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
+from ergo_capture.egress.outbox import is_outbox, read_outbox
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.effects import ActionEffect
 from ergo_capture.kernel.explanation import escaped
@@ -21,8 +21,8 @@ from ergo_capture.units import counted
 class ExpectedIntent(msgspec.Struct, frozen=True):
     """An intent that an episode has emitted."""
 
-    #: The id of the event that its decision is recorded for.
-    event_id: str
+    #: The id of the event that its decision is recorded for; None in an outbox.
+    event_id: str | None
     kind: str
     intent_id: str
     acknowledged: bool
@@ -46,21 +46,43 @@ class ExpectedIntent(msgspec.Struct, frozen=True):
 def intents(captures: tuple[str, ...], state_dir: str, config: Path | None, *, as_json: bool) -> int:
     """List the intents of runs: those that are expected, acknowledged, unacknowledged.
 
-    Of a session in the journal, the intents that are being sent are among them. Exit code 3 if an intent is not
+    Of a session in the journal, the intents that are being sent are among them. The outbox of `egress` may be named
+    too. Exit code 3 if an intent is not
     acknowledged: it was not sent, or nobody knows whether it was carried out.
     """
     hanging = 0
-    for capture in captures_in(captures, state_dir, config):
-        found = list(expected_intents(capture))
+    for name, session, found in _found(captures, state_dir, config):
         missing = sum(not intent.acknowledged for intent in found)
         hanging += missing
         if as_json:
-            click.echo(msgspec.json.encode(_as_json(capture, found, missing)))
+            counts = {"expected": len(found), "acknowledged": len(found) - missing, "unacknowledged": missing}
+            click.echo(msgspec.json.encode({"capture": name, "session": session, **counts, "intents": found}))
             continue
-        click.echo(f"{escaped(capture.name)}: {counted(len(found), 'intent')}, {missing} without an ack")
+        click.echo(f"{escaped(name)}: {counted(len(found), 'intent')}, {missing} without an ack")
         for intent in found:
             click.echo(f"  {_in_words(intent)}")
     return int(ExitCode.DATA_LOSS if hanging else ExitCode.OK)
+
+
+def _found(
+    names: Iterable[str], state_dir: str, config: Path | None
+) -> Iterator[tuple[str, str | None, list[ExpectedIntent]]]:
+    """Yield what each name stands for: its name for output, its session, its intents."""
+    runs = []
+    for name in names:
+        if not is_outbox(Path(name)):
+            runs.append(name)
+            continue
+        yield (
+            name,
+            None,
+            [
+                ExpectedIntent(None, known.kind, known.intent_id, known.is_acknowledged, egress_ref=known.egress_ref)
+                for known in read_outbox(Path(name))
+            ],
+        )
+    for capture in captures_in(runs, state_dir, config):
+        yield capture.name, capture.session, list(expected_intents(capture))
 
 
 def expected_intents(capture: Capture) -> Iterator[ExpectedIntent]:
@@ -96,21 +118,11 @@ def _matched(
                 yield ExpectedIntent(event_id, intent.kind, intent.intent_id, True, ack.channel, ack.egress_ref)
 
 
-def _as_json(capture: Capture, found: list[ExpectedIntent], missing: int) -> dict[str, Any]:
-    return {
-        "capture": capture.name,
-        "session": capture.session,
-        "expected": len(found),
-        "acknowledged": len(found) - missing,
-        "unacknowledged": missing,
-        "intents": found,
-    }
-
-
 def _in_words(intent: ExpectedIntent) -> str:
     if intent.acknowledged:
         reference = "" if intent.egress_ref is None else f" as {intent.egress_ref!r}"
-        state = f"acknowledged by {intent.channel}{reference}"
+        state = "acknowledged" + (f" by {intent.channel}" if intent.channel else "") + reference
     else:
         state = "NOT acknowledged" + (f": {intent.interruption}" if intent.interruption else "")
-    return escaped(f"{intent.event_id}  {intent.kind}  {intent.intent_id}  {state}")
+    of = "" if intent.event_id is None else f"{intent.event_id}  "
+    return escaped(f"{of}{intent.kind}  {intent.intent_id}  {state}")

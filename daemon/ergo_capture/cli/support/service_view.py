@@ -9,9 +9,10 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -126,31 +127,40 @@ def service_warnings(config: Config, view: ServiceView) -> Iterator[tuple[str, s
     for name, graph in config.graphs.items():
         if graph.adapter and view.hides(Path(graph.adapter)):
             yield f"graph '{name}': the service {UNIT} cannot see '{graph.adapter}'", _MOVE
-        for sentence, hint in _engine_warnings(graph.engine, view):
+        found = [_engine_warnings(graph.engine, view)]
+        found += [_command_warnings(channel.command, view) for channel in graph.egress.values()]
+        for sentence, hint in chain.from_iterable(found):
             yield f"graph '{name}': {sentence}", hint
 
 
 def _engine_warnings(engine: EngineConfig, view: ServiceView) -> Iterator[tuple[str, str]]:
-    paths: list[Path] = []
     match engine:
         case ScriptedEngineConfig():
-            paths = [Path(engine.file)]
+            yield from _hidden(Path(engine.file), view)
         case SocketEngineConfig() if not engine.path.startswith("@"):
-            paths = [Path(engine.path)]
+            yield from _hidden(Path(engine.path), view)
         case ProcessEngineConfig():
-            named = engine.command[0]
-            program = named if named.startswith("/") else shutil.which(named)
-            arguments = [Path(word) for word in engine.command[1:] if word.startswith("/") and os.path.lexists(word)]
-            paths = [*([] if program is None else [Path(program)]), *arguments]
-            if program is not None and not view.hides(Path(program)) and not view.may_execute(Path(program)):
-                yield (
-                    f"the service {UNIT} may not execute '{program}'",
-                    f"move it below /opt or /usr/local, or name it with ExecPaths= in /etc/systemd/system/{UNIT}.d",
-                )
-            compiler = compiler_of(engine.command)
-            if compiler and not view.may_compile:
-                forbidden = "memory that is both writable and executable (MemoryDenyWriteExecute=)"
-                yield f"'{compiler}' compiles at run time, and the service {UNIT} may have no {forbidden}", WAYS_OUT
-    for path in paths:
-        if view.hides(path):
-            yield f"the service {UNIT} cannot see '{path}'", _MOVE
+            yield from _command_warnings(engine.command, view)
+
+
+def _command_warnings(command: Sequence[str], view: ServiceView) -> Iterator[tuple[str, str]]:
+    program = command[0] if command[0].startswith("/") else shutil.which(command[0])
+    if program is not None and not view.hides(Path(program)) and not view.may_execute(Path(program)):
+        yield (
+            f"the service {UNIT} may not execute '{program}'",
+            f"move it below /opt or /usr/local, or name it with ExecPaths= in /etc/systemd/system/{UNIT}.d",
+        )
+    compiler = compiler_of(command)
+    if compiler and not view.may_compile:
+        forbidden = "memory that is both writable and executable (MemoryDenyWriteExecute=)"
+        yield f"'{compiler}' compiles at run time, and the service {UNIT} may have no {forbidden}", WAYS_OUT
+    if program is not None:
+        yield from _hidden(Path(program), view)
+    for word in command[1:]:
+        if word.startswith("/") and os.path.lexists(word):
+            yield from _hidden(Path(word), view)
+
+
+def _hidden(path: Path, view: ServiceView) -> Iterator[tuple[str, str]]:
+    if view.hides(path):
+        yield f"the service {UNIT} cannot see '{path}'", _MOVE
