@@ -12,6 +12,7 @@ from typing import IO, Final
 
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, manifest_path
+from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.opening import open_binary
 
 _READ_BYTES: Final = 1 << 20
@@ -112,6 +113,7 @@ def difference_from(path: Path, manifest: Manifest, *, follow: bool = True) -> s
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     with io.FileIO(os.open(path, flags)) as file:
+        meter.begin("hashing", os.fstat(file.fileno()).st_size)
         found = _size_and_digest(file)
     if found == manifest.stored:
         return None
@@ -130,5 +132,6 @@ def _size_and_digest(file: IO[bytes] | io.RawIOBase) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
     while block := file.read(_READ_BYTES):
         size += len(block)
+        meter.advance(len(block))
         digest.update(block)
     return size, digest.hexdigest()

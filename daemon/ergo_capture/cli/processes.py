@@ -43,13 +43,19 @@ def are_worth_processes(runs: Sequence[Capture], jobs: int) -> bool:
     """Return whether several bundles are read sooner by several processes."""
     if jobs == 1 or len(runs) < 2 or any(run.bundle is None for run in runs):
         return False
-    size = 0
+    return sum(sizes_of(runs)) >= checking.WORTH_A_PROCESS
+
+
+def sizes_of(runs: Sequence[Capture]) -> list[int]:
+    """Return the sizes of the runs' bundle files, in bytes; 0 where there is none."""
+    sizes = []
     for run in runs:
         try:
-            size += 0 if run.bundle is None else run.bundle.stat().st_size
+            sizes.append(0 if run.bundle is None else run.bundle.stat().st_size)
         except OSError:
-            continue
-    return size >= checking.WORTH_A_PROCESS
+            # Reading it reports the error.
+            sizes.append(0)
+    return sizes
 
 
 def in_order(

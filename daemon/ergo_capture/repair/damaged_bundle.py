@@ -19,6 +19,7 @@ import msgspec
 from ergo_capture.bundle.format import BundleHead, decode_bundle
 from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
 from ergo_capture.bundle.names import manifest_path
+from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENTS, ElementError, ListReader, read_elements
 from ergo_capture.bundle.reader.opening import BundleFormatError, open_binary
 from ergo_capture.bundle.reader.outline import MAX_OUTSIDE, Span
@@ -72,6 +73,7 @@ class DamagedBundle(msgspec.Struct, frozen=True):
 
     def _records(self, reader: ListReader[list[Record]], span: Span, *, closed: bool) -> Iterator[Record | Gap]:
         start: int | None = span.start
+        meter.begin("salvaging", span.end - span.start)
         what = reader.name.removesuffix("s")
         while start is not None:
             with _open(self.path) as file:

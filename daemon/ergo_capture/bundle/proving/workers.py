@@ -20,6 +20,7 @@ from typing import Final
 
 from ergo_capture import safe_path
 from ergo_capture.bundle.proving.checking import CheckedEvents, Unproven, check_events
+from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.elements import EVENT_COLUMNS, ElementCursor, ElementError
 from ergo_capture.bundle.reader.opening import identity_of, open_binary
 from ergo_capture.bundle.reader.outline import Span
@@ -60,15 +61,17 @@ def check_stretches(
         OSError: the file cannot be read.
     """
     safe_path.protect_children()
-    waiting: deque[Future[_Columns | None]] = deque()
+    waiting: deque[tuple[Span, Future[_Columns | None]]] = deque()
+    meter.begin("reading", span.end - span.start)
     with ProcessPoolExecutor(jobs, initializer=begin_worker, initargs=(os.getpid(),)) as pool:
         try:
             for stretch in _cut(path, span):
-                waiting.append(pool.submit(_check_stretch, path, identity, stretch, with_times=with_times))
+                future = pool.submit(_check_stretch, path, identity, stretch, with_times=with_times)
+                waiting.append((stretch, future))
                 if len(waiting) > _AHEAD * jobs:
-                    yield _restored(waiting.popleft().result())
+                    yield _taken(*waiting.popleft())
             while waiting:
-                yield _restored(waiting.popleft().result())
+                yield _taken(*waiting.popleft())
         except BrokenProcessPool as error:
             raise Unproven from error
         finally:
@@ -78,6 +81,7 @@ def check_stretches(
 def begin_worker(parent: int) -> None:
     """Prepare a worker process: Ctrl-C ends its parent, and with that the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    meter.silence()
     if multiprocessing.get_start_method() == "fork":
         # Other methods start workers from a process between.
         end_with_parent(parent)
@@ -128,7 +132,10 @@ def _check_stretch(path: Path, identity: _Identity, span: Span, *, with_times: b
     return ids, bytes(kinds), secs if with_times else None, nanos if with_times else None
 
 
-def _restored(columns: _Columns | None) -> CheckedEvents:
+def _taken(stretch: Span, future: Future[_Columns | None]) -> CheckedEvents:
+    """Wait for a stretch and return its events."""
+    columns = future.result()
+    meter.advance(stretch.end - stretch.start)
     if columns is None:
         raise Unproven
     ids, kinds, secs, nanos = columns

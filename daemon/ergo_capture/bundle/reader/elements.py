@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, BinaryIO, Final, Generic, TypeVar
 
+from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.blocks import EventColumns, read_decisions, read_event_columns, read_events
 from ergo_capture.bundle.reader.outline import Span
 from ergo_capture.kernel.serde import bundle as serde
@@ -189,6 +190,7 @@ class ElementCursor(Generic[Block]):
             missing -= len(part)
             self.left -= len(part)
         self.held = b"".join(parts)
+        meter.advance(len(self.held) - len(parts[0]))
 
     def _consume(self, end: int) -> None:
         """Consume up to and with the comma at ``end``, or to the end of the list."""

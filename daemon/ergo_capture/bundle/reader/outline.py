@@ -14,6 +14,7 @@ import json
 import re
 from typing import BinaryIO, Final, NamedTuple
 
+from ergo_capture.bundle.reader import meter
 from ergo_capture.kernel.serde.tokens import STRUCTURE
 
 #: Bytes read at a time.
@@ -235,6 +236,7 @@ class _Walker:
                 rest = self.held[at:]
                 self.start += at
                 more = self.file.read(_BLOCK)
+                meter.advance(len(more))
                 if not more:
                     self.start += len(rest)
                     self.held = b""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import stat
 import tempfile
@@ -21,6 +22,7 @@ from typing import BinaryIO, Final, Protocol, Self
 
 import msgspec
 
+from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.elements import (
     DECISIONS,
     EVENTS,
@@ -196,7 +198,7 @@ class BundleStream:
     @contextmanager
     def cursor(self, reader: ListReader[Block]) -> Iterator[ElementCursor[Block]]:
         """Open a cursor at the beginning of a list; it raises ``ElementError`` and ``OSError``."""
-        span = self._span(reader.name)
+        span = self._begin(reader)
         with self._open() as file:
             file.seek(span.start)
             yield ElementCursor(file, span, reader)
@@ -239,7 +241,7 @@ class BundleStream:
         return open_binary(self._source) if self._text is None else io.BytesIO(self._text)
 
     def _blocks(self, reader: ListReader[Block]) -> Iterator[Block]:
-        span = self._span(reader.name)
+        span = self._begin(reader)
         try:
             file = self._open()
             self._files.add(file)
@@ -253,6 +255,12 @@ class BundleStream:
             raise self._malformed(message) from error
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def _begin(self, reader: ListReader[Block]) -> Span:
+        """Return where a list is. Its reading begins; that of the decisions is part of it, wherever they are read."""
+        if reader.name == EVENTS.name:
+            meter.begin("reading", sum(span.end - span.start for _, span in self._outline.lists))
+        return self._span(reader.name)
 
     def _span(self, name: str) -> Span:
         span = self._outline.span(name)
@@ -282,6 +290,8 @@ class BundleStream:
     def _read_outline(self) -> Outline:
         try:
             with self._open() as file:
+                size = os.fstat(file.fileno()).st_size if self._text is None and file.seekable() else 0
+                meter.begin("finding the lists", size)
                 return read_outline(file)
         except ValueError as error:
             raise self._malformed(str(error)) from error

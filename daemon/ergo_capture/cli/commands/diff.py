@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from ergo_capture.bundle.diff import Difference, compare
+from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.captures import capture_named
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, state_option
 from ergo_capture.cli.support.output import without_controls
@@ -21,14 +22,16 @@ from ergo_capture.units import counted
 @argument("b", "Another one.", type=NAME)
 @state_option
 @config_option
+@quiet_flag
 @flag("--json", "as_json", help="Print one JSON object.")
-def diff(a: str, b: str, state_dir: str, config: Path | None, *, as_json: bool) -> int:
+def diff(a: str, b: str, state_dir: str, config: Path | None, *, quiet: bool, as_json: bool) -> int:
     """Compare two runs, aligned by the ids of their events.
 
     Exit code 0 if they hold the same, 4 if they differ.
     """
     first, second = (capture_named(name, state_dir, config) for name in (a, b))
-    with first.open(only_to_show=True) as one, second.open(only_to_show=True) as other:
+    bar = ReadingBar(quiet=quiet)
+    with bar.reading(), first.open(only_to_show=True) as one, second.open(only_to_show=True) as other:
         found = compare(one, other)
     if as_json:
         click.echo(msgspec.json.encode({"same": found.none, **msgspec.to_builtins(found)}))

@@ -8,6 +8,7 @@ from typing import Final
 import click
 import msgspec
 
+from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.command import UNCHECKED_PATH, argument, command, json_flag
 from ergo_capture.cli.support.output import printable, without_controls
 from ergo_capture.errors import ErgoCaptureError, ExitCode
@@ -26,15 +27,18 @@ _UNKNOWN: Final = "unknown"
     required=True,
     metavar="PATH...",
 )
+@quiet_flag
 @json_flag("path")
-def doctor(paths: tuple[Path, ...], *, as_json: bool) -> int:
+def doctor(paths: tuple[Path, ...], *, quiet: bool, as_json: bool) -> int:
     """Report what is damaged, where, and what `recover` would keep. Reads on past damage, and never writes.
 
     Exit code 0 if nothing is damaged (there may be warnings), 1 if something is, or cannot be read.
     """
     worst = ExitCode.OK
+    bar = ReadingBar(quiet=quiet)
     for path in paths:
-        diagnosis = _diagnosis(path)
+        with bar.reading():
+            diagnosis = _diagnosis(path)
         if not diagnosis.sound:
             worst = ExitCode.FAILED
         if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ import msgspec
 
 from ergo_capture.bundle.reader.selection import Selection, select
 from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.captures import Capture, capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
 from ergo_capture.cli.support.driver_stream import note_without_kind, semantic_kinds
@@ -62,6 +64,7 @@ _FIXTURE: Final = "fixture"
 @to_id_option
 @state_option
 @config_option
+@quiet_flag
 def extract(
     *,
     capture: str,
@@ -75,6 +78,7 @@ def extract(
     to_id: str,
     state_dir: str,
     config: Path | None,
+    quiet: bool,
 ) -> None:
     """Write a range of a run's events as a scenario that `simulate` runs, a driver's stream or a fixture.
 
@@ -85,8 +89,11 @@ def extract(
     run = capture_named(capture, state_dir, config)
     if output is not None and str(output) != "-":
         check_output(output, form, run.files)
-    with run.open(by_index=wanted.is_partial) as stream:
-        count, text = _scenario(stream, wanted) if form == _SCENARIO else _lines(run, stream, wanted, form)
+    bar = ReadingBar(quiet=quiet)
+    with ExitStack() as stack:
+        with bar.reading():
+            stream = stack.enter_context(run.open(by_index=wanted.is_partial))
+        count, text = _scenario(stream, wanted, bar) if form == _SCENARIO else _lines(run, stream, wanted, form, bar)
     if not count:
         raise ErgoCaptureError(
             f"extract from '{capture}': no event is selected",
@@ -101,14 +108,16 @@ def extract(
     click.echo(counted(count, "event"), err=True)
 
 
-def _scenario(stream: RecordStream, wanted: Selection) -> tuple[int, bytes]:
-    scenario = _scenario_of(stream, wanted)
+def _scenario(stream: RecordStream, wanted: Selection, bar: ReadingBar) -> tuple[int, bytes]:
+    with bar.reading():
+        scenario = _scenario_of(stream, wanted)
     return len(scenario["events"]), msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
 
 
-def _lines(run: Capture, stream: RecordStream, wanted: Selection, form: str) -> tuple[int, bytes]:
+def _lines(run: Capture, stream: RecordStream, wanted: Selection, form: str, bar: ReadingBar) -> tuple[int, bytes]:
     """Return the number of selected events, and their text as a driver's stream or a fixture."""
-    selected = list(_with_kinds(run, stream, wanted))
+    with bar.reading():
+        selected = list(_with_kinds(run, stream, wanted))
     note_without_kind(sum(kind is None for _, kind in selected), len(selected))
     if form == _DRIVER:
         lines = [HELLO_LINE, *(driver_event_line(event, kind) for event, kind in selected), END_LINE]

@@ -12,6 +12,7 @@ import msgspec
 from ergo_capture.bundle.manifest import Manifest
 from ergo_capture.bundle.proof import difference_from
 from ergo_capture.bundle.statistics import RunStatistics, collect_statistics, summarized
+from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.bundle_files import bundles_below, manifest_beside
 from ergo_capture.cli.support.captures import Capture, captures_in
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
@@ -48,9 +49,12 @@ _TABLE_WIDTH: Final = 120
 )
 @state_option
 @config_option
+@quiet_flag
 @json_flag("run")
 @flag("--fast", help="Believe the manifests' summaries, and do not read the bundles beside them.")
-def info(captures: tuple[str, ...], state_dir: str, config: Path | None, *, as_json: bool, fast: bool) -> None:
+def info(
+    captures: tuple[str, ...], state_dir: str, config: Path | None, *, quiet: bool, as_json: bool, fast: bool
+) -> None:
     """Summarize runs: counts, event time, decisions, retries, gaps, provenance, labels.
 
     For a journal or a state directory: the sessions that are open in it, and the bundles below it. For a session:
@@ -58,10 +62,12 @@ def info(captures: tuple[str, ...], state_dir: str, config: Path | None, *, as_j
     its SHA-256, and with --fast not at all.
     """
     runs, events, size = 0, 0, 0
+    bar = ReadingBar(quiet=quiet)
     for capture in _captures(captures, state_dir, config, as_json=as_json):
         manifest = None if capture.bundle is None else manifest_beside(capture.bundle)
-        believed = _summary(capture.bundle, manifest, fast=fast)
-        numbers = believed or _statistics(capture)
+        with bar.reading():
+            believed = _summary(capture.bundle, manifest, fast=fast)
+            numbers = believed or _statistics(capture)
         runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes
         if fast and believed is not None:
             # On standard error, whatever the format: the numbers are the manifest's word.

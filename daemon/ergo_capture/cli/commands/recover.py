@@ -11,6 +11,7 @@ import msgspec
 
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, manifest_path
 from ergo_capture.bundle.placement import refusal_to_replace
+from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.command import PATH, UNCHECKED_PATH, argument, command, flag, json_flag
 from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
@@ -58,6 +59,7 @@ from ergo_capture.units import counted
     help="In place of one that is lost; by default the manifest's, or `lost`.",
 )
 @click.option("--runtime-provenance", default="", metavar="TEXT", help="As --adapter-provenance.")
+@quiet_flag
 @json_flag("bundle")
 def recover(
     *,
@@ -68,6 +70,7 @@ def recover(
     force: bool,
     adapter_provenance: str,
     runtime_provenance: str,
+    quiet: bool,
     as_json: bool,
 ) -> int:
     """Write what can be proved of a damaged capture to a new place, and count what was lost; the source is only read.
@@ -105,9 +108,10 @@ def recover(
             f"'{output}' would not be compressed", f"leave out {COMPRESSED_SUFFIX}, and compress it afterwards"
         )
     _check_file(source, output, force=force)
-    saved = salvage_bundle(
-        source, output, adapter_provenance=adapter_provenance or None, runtime_provenance=runtime_provenance or None
-    )
+    with ReadingBar(quiet=quiet).reading():
+        saved = salvage_bundle(
+            source, output, adapter_provenance=adapter_provenance or None, runtime_provenance=runtime_provenance or None
+        )
     _remove_stale(output, saved.counts)
     click.echo(_bundle_as_json(source, output, saved) if as_json else _bundle_in_words(output, saved))
     return int(ExitCode.OK if saved.whole else ExitCode.DATA_LOSS)

@@ -8,6 +8,7 @@ from typing import Final
 import click
 
 from ergo_capture.bundle.names import safe_name
+from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.captures import Capture, capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
 from ergo_capture.cli.support.output import check_output, printable, size, write_out, write_whole
@@ -38,7 +39,8 @@ _DEVICES: Final = {"/dev", "/proc"}
 )
 @state_option
 @config_option
-def report(capture: str, output: Path | None, state_dir: str, config: Path | None) -> None:
+@quiet_flag
+def report(capture: str, output: Path | None, state_dir: str, config: Path | None, *, quiet: bool) -> None:
     """Draw a run as one page of HTML that needs no network: the run over event time, and its decisions."""
     if Path(capture).is_dir() and capture:
         raise ErgoCaptureError(
@@ -52,11 +54,13 @@ def report(capture: str, output: Path | None, state_dir: str, config: Path | Non
     destination = output or _default_for(capture, run)
     if not to_pipe:
         check_output(destination, "report", run.files)
-    compared = compare(run)
+    bar = ReadingBar(quiet=quiet)
+    with bar.reading():
+        compared = compare(run)
     if compared is not None and compared.problem is not None:
         click.echo(f"note: '{printable(run.name)}': {printable(compared.in_words)}", err=True)
     manifest = None if compared is None or compared.suspect == "manifest" else compared.manifest
-    with run.open(only_to_show=True) as stream:
+    with bar.reading(), run.open(only_to_show=True) as stream:
         name = run.name if run.bundle is None else run.bundle.name
         page = report_page(stream, name, manifest, run.decided_by)
     if to_pipe:

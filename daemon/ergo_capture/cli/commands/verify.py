@@ -10,7 +10,8 @@ from typing import Any
 import click
 import msgspec
 
-from ergo_capture.cli.processes import are_worth_processes, in_order, jobs_option
+from ergo_capture.cli.processes import are_worth_processes, in_order, jobs_option, sizes_of
+from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.captures import files_and_sessions
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import without_controls
@@ -43,6 +44,7 @@ from ergo_capture.errors import ExitCode
 @adapter_option
 @jobs_option
 @no_manifest_flag
+@quiet_flag
 @flag("--verbose", "-v", help="Print what the notes sum up, too.")
 @state_option
 @config_option
@@ -53,6 +55,7 @@ def verify(
     adapter: Path | None,
     jobs: int,
     no_manifest: bool,
+    quiet: bool,
     verbose: bool,
     state_dir: str,
     config: Path | None,
@@ -71,7 +74,9 @@ def verify(
     worst = ExitCode.OK
     adapter_check = None if adapter is None else AdapterCheck(adapter)
     runs = files_and_sessions(bundles, state_dir, config)
+    sizes: list[int] = []
     if adapter is None and are_worth_processes(runs, jobs):
+        sizes = sizes_of(runs)
         results: Iterator[dict[str, Any]] = in_order(
             partial(check_run, with_manifest=not no_manifest), runs, jobs, op="verify"
         )
@@ -79,7 +84,15 @@ def verify(
         # With an adapter one after the other: what a part leaves in the store is what the next one begins with.
         one = partial(check_run, with_manifest=not no_manifest, adapter=adapter_check, jobs=jobs)
         results = map(one, runs)
-    for result in results:
+    bar = ReadingBar(quiet=quiet)
+    for number in range(len(runs)):
+        bar.of = f"{number + 1} of {len(runs)}: " if len(runs) > 1 else ""
+        with bar.reading():
+            if sizes:
+                # What its processes read, only they know: count whole bundles.
+                bar.begin("verifying", sum(sizes))
+                bar.advance(sum(sizes[:number]))
+            result = next(results)
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome

@@ -106,6 +106,7 @@ class Sender:
                     with suppress(ClientError):
                         await client.close(interrupted=True, keep_empty=False)
                 raise
+            progress.composing()
             with progress.notice(f"the daemon has not published the bundle yet; {waits}"):
                 return await client.close(
                     interrupted=self.interruption is not None, keep_empty=False, reason=self.interruption
@@ -140,6 +141,11 @@ class Progress:
         """Bring the bar up to date with the input."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self._source.taken)
+
+    def composing(self) -> None:
+        """Show that everything is sent, and how long the bundle takes."""
+        if self._bar is not None:
+            self._bar.reset(self._task, total=None, description="composing the bundle;")
 
     def reject(self, reject: Reject) -> None:
         """Count a rejected event, and print it if it is one of the first."""
@@ -230,10 +236,10 @@ def _bar(*, known: bool) -> Bar:
     from rich.console import Console  # noqa: PLC0415 - only on a terminal
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    durable = TextColumn("{task.fields[durable]:,} events durable")
+    doing, durable = TextColumn("{task.description}"), TextColumn("{task.fields[durable]:,} events durable")
     columns = (
-        [BarColumn(), TaskProgressColumn(), durable, TimeRemainingColumn()]
+        [BarColumn(), TaskProgressColumn(), doing, durable, TimeRemainingColumn(elapsed_when_finished=True)]
         if known
-        else [SpinnerColumn("line"), durable]
+        else [SpinnerColumn("line"), doing, durable]
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)
