@@ -292,6 +292,16 @@ def test_lag_refusals_engines_and_waits_are_shown() -> None:
     assert "a shutdown would wait for\n  session s: 6 events to be decided" in text
 
 
+def test_what_will_never_be_decided_is_shown() -> None:
+    """Refused events, what interrupted a run, and what is left over behind that."""
+    whole = json.loads(status())
+    (session,) = whole["running"]["sessions"]
+    assert "refused by" not in seen(json.dumps(whole).encode())
+    session |= {"refused": 1, "interrupted_by": "context_full", "left_over": 6}
+    text = seen(json.dumps(whole).encode())
+    assert "s: 1 event refused by the adapter, interrupted (context_full), 6 events left over" in text
+
+
 def test_each_graphs_engine_has_a_line() -> None:
     """Those that are away first; episodes that failed are counted; of many graphs the first twenty are shown."""
     whole = json.loads(status())

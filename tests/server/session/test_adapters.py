@@ -110,6 +110,16 @@ async def test_a_payload_that_the_store_breaks_is_refused_and_the_session_goes_o
         assert [record.event_id for record in bundle.events] == ["a", "c", "d"]
 
 
+async def test_the_status_counts_refused_events_among_the_decided() -> None:
+    """Their turn has come; nothing is left over while the run goes on."""
+    async with daemon_with() as daemon, daemon.session() as wire:
+        await wire.say(add("a", 101), add("b", 1))
+        await wire.until_ack(2, 2)
+        (session,) = (await daemon.ask("status"))["status"]["running"]["sessions"]
+        assert (session["accepted"], session["decided"], session["refused"], session["left_over"]) == (2, 2, 1, 0)
+        assert session["interrupted_by"] == ""
+
+
 async def test_a_refusal_is_said_again_after_a_resume() -> None:
     """Its id stays taken."""
     async with daemon_with() as daemon:

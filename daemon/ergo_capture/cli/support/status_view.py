@@ -270,6 +270,13 @@ def _state(session: SessionSnapshot) -> Text:
     return Text(session.state, style="red" if session.state == "failed" else "")
 
 
+def _undecided_for_good(session: SessionSnapshot) -> str:
+    said = [f"{counted(session.refused, 'event')} refused by the adapter"] if session.refused else []
+    if session.interrupted_by:
+        said.append(f"interrupted ({session.interrupted_by}), {counted(session.left_over, 'event')} left over")
+    return ", ".join(said)
+
+
 def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if running.writer.failed is not None:
@@ -282,6 +289,11 @@ def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:
         Text(f"lost of {session.session}: {session.lost.in_words}", style="red")
         for session in running.sessions
         if session.lost is not None
+    ]
+    lines += [
+        Text(f"{session.session}: {_undecided_for_good(session)}", style="yellow")
+        for session in running.sessions
+        if session.refused or session.interrupted_by
     ]
     lines += [Text(f"quarantined {name}: {reason}", style="red") for name, reason in running.quarantined.items()]
     waits = running.shutdown_waits_for

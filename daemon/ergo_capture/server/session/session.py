@@ -76,6 +76,11 @@ class SessionSnapshot(msgspec.Struct, frozen=True):
     part: int
     #: Events that a client was told are durable and that are missing; None where none are.
     lost: Loss | None = None
+    #: Of the decided events, those that the adapter refused.
+    refused: int = 0
+    #: What interrupted the run; empty where nothing did. Events behind it are left over.
+    interrupted_by: str = ""
+    left_over: int = 0
 
 
 class Session:
@@ -541,6 +546,9 @@ class Session:
             queued_bytes=self.admission.queued_bytes,
             part=self.parts.current.number,
             lost=self.lost,
+            refused=self.log.refused,
+            interrupted_by=self.reason,
+            left_over=0 if self.interruption is None else self.accepted - self.log.logged,
         )
 
 
