@@ -31,6 +31,7 @@ from ergo_capture.cli.support.command import (
 )
 from ergo_capture.cli.support.output import figures_table, printable, without_controls
 from ergo_capture.cli.support.verification import (
+    NOT_MERGED,
     AdapterCheck,
     adapter_divergence,
     adapter_in_words,
@@ -234,6 +235,8 @@ def replay_one(
     except ErgoCaptureError as error:
         return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint}
     notes += [*replayed.notes, *(fates(run) if with_manifest else ())]
+    if adapter is not None and adapted is None:
+        notes.append(NOT_MERGED)
     result |= {"graph": replayed.graph_id, "decisions": replayed.decisions, "notes": notes}
     explanations, diverged = list(replayed.explanations), replayed.diverged
     if adapted is not None:

@@ -21,7 +21,7 @@ from ergo_capture.cli.support.driver_stream import part_of
 from ergo_capture.cli.support.output import printable
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import to_builtins
-from ergo_capture.kernel.replay import Divergence
+from ergo_capture.kernel.replay import Divergence, check_provenance
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ _HINTS: Final = {
     "bundle": "take the bundle from a backup; --no-manifest looks at the bundle alone",
     "manifest": "take the manifest from a backup, or move it away; --no-manifest looks at the bundle alone",
 }
+
+
+NOT_MERGED: Final = (
+    "payloads are as they were sent, before the run merged them; of the adapter only the provenance was compared"
+)
 
 
 class AdapterCheck:
@@ -73,10 +78,16 @@ class AdapterCheck:
         """The adapter."""
         return _load(self._text, self._name)
 
-    def check(self, run: Capture, stream: RecordStream, *, with_manifest: bool = True) -> Adapted:
-        """Check a run; raise as ``check_adapted`` does."""
+    def check(self, run: Capture, stream: RecordStream, *, with_manifest: bool = True) -> Adapted | None:
+        """Check a run; raise as ``check_adapted`` does.
+
+        Of one that was decided elsewhere only the provenance is checked: its payloads are as they were sent.
+        """
         from ergo_capture.bundle.adapted import check_adapted  # noqa: PLC0415 - needs what is not always installed
 
+        if run.decided_by:
+            check_provenance(stream, self.adapter.provenance, stream.runtime_provenance)
+            return None
         session, part, beginning = self._beginning(run, with_manifest=with_manifest)
         adapted = check_adapted(stream, self.adapter, beginning, only_decided=run.is_open)
         if adapted.store is not None:
@@ -150,6 +161,8 @@ def check_run(
             result |= {"ok": True, "exit": ExitCode.OK}
         if adapted is not None:
             result |= {"adapter": adapter_report(adapted)} | adapter_problem(adapted)
+        elif adapter is not None and verdict.ok:
+            result["notes"].append(NOT_MERGED)
     if compared is not None and compared.problem is not None:
         result |= {"ok": False, "by_itself": in_words(result), "exit": ExitCode.FAILED} | refusal(compared)
     return result
