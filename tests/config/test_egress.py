@@ -108,6 +108,15 @@ def test_check_warns_of_what_is_missing_for_intents(tmp_path: Path, capsys: pyte
     assert "no egress channel takes intents of kind send_one, which its adapter accepts" in err
 
 
+def test_check_says_that_episodes_run_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Intents are sent in the order of the decisions."""
+    adapter = ADAPTER.replace("writable: true", "writable: false")
+    engine = 'engine = { kind = "python", callable = "builtins:print", pipeline = 2 }\n'
+    load(tmp_path, GRAPH + engine + CHANNEL, adapter)
+    assert app.run(["config", "check", str(tmp_path / "config.toml")]) == 0
+    assert "intents are sent in order, so its episodes run one after the other: pipeline = 2" in capsys.readouterr().err
+
+
 def test_a_session_that_is_decided_elsewhere_has_no_channels(tmp_path: Path) -> None:
     """The run elsewhere sends its intents itself."""
     graph = graphs_of(load(tmp_path, GRAPH + CHANNEL))["g"]

@@ -67,7 +67,9 @@ async def test_an_open_session_whose_channel_does_not_answer(tmp_path: Path) -> 
             while not heard(tmp_path, "b"):
                 await anyio.sleep(0.005)
         session = wire.opened["session"]
+        waits = (await daemon.ask("status"))["status"]["running"]["shutdown_waits_for"]
         code, found = await anyio.to_thread.run_sync(told, session, "--state-dir", str(daemon.state))
+    assert waits == [f"session {session}: 1 event to be decided, egress channel 'b' to acknowledge an intent"]
     assert (code, found["acknowledged"], found["unacknowledged"]) == (3, 1, 1)
     assert [(intent["event_id"], intent["acknowledged"]) for intent in found["intents"]] == [
         ("e1", True),

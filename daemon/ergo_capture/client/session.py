@@ -262,7 +262,7 @@ class CaptureClient:
             decided_by: ``fixed`` for a new session whose episodes run elsewhere.
 
         Raises:
-            ClientError: ``acknowledged_lost`` where the daemon holds less than that; refused (``unknown_graph``, ``no_engine``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
+            ClientError: ``acknowledged_lost`` where the daemon holds less than that; refused (``unknown_graph``, ``no_engine``, ``no_egress``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
                 open already.
         """
         if self._state is not _State.NEW:

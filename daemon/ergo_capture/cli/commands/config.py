@@ -50,10 +50,10 @@ def check(file: Path | None, config: Path | None) -> None:
     for name, graph in loaded.graphs.items():
         warnings += _warnings(name, graph)
         pipeline = getattr(graph.engine, "pipeline", 1)
-        if (writable := graphs[name].writable) and pipeline > 1:
-            sentence = (
-                f"graph '{name}': effects may write {', '.join(writable)}, so its episodes run one after the other"
-            )
+        why = f"effects may write {', '.join(graphs[name].writable)}" if graphs[name].writable else ""
+        why = why or ("intents are sent in order" if graph.egress else "")
+        if why and pipeline > 1:
+            sentence = f"graph '{name}': {why}, so its episodes run one after the other"
             warnings.append((f"{sentence}: pipeline = {pipeline} counts as 1", "leave engine.pipeline out"))
         warnings += _egress_warnings(name, graph, graphs[name])
     warnings += _textfile_warnings(loaded.metrics.textfile)

@@ -116,7 +116,8 @@ def shutdown_waits_for(sessions: Iterable[Session]) -> list[str]:
 def _wait_of(session: Session) -> str:
     name, undecided = session.description.session, session.admission.admitted - session.decided
     if undecided:
-        return f"session {name}: {counted(undecided, 'event')} to be decided"
+        waits_for = "" if session.egress is None or not session.egress.waits_for else f", {session.egress.waits_for}"
+        return f"session {name}: {counted(undecided, 'event')} to be decided{waits_for}"
     events = counted(session.decided - session.parts.current.first, "event")
     return f"session {name}: its bundle of {events} to be published"
 

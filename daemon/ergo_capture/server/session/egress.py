@@ -68,6 +68,8 @@ class SessionEgress:
         self._writer = writer
         self._decisions = decisions
         self._counts = counts
+        #: What the session waits for, in words; empty where it does not wait for a channel.
+        self.waits_for = ""
         self.channels = None if config is None else ChannelSet(config, report=self._on_said)
 
     # --- channels ---
@@ -123,6 +125,7 @@ class SessionEgress:
             try:
                 await channels.start()
             except EgressLifecycleError as error:
+                self.waits_for = f"egress channel '{error.channel}' to start"
                 if error.message != reason:
                     reason = error.message
                     log.warning(
@@ -134,6 +137,7 @@ class SessionEgress:
                         hint=error.hint,
                     )
                 await anyio.sleep(backoff.next_delay())
+        self.waits_for = ""
         return channels
 
     # --- intents ---
@@ -164,6 +168,7 @@ class SessionEgress:
         acks = list(known or ())
         failure: EgressFailure | None = None
         for place, intent in enumerate(intents[len(acks) :], len(acks) + 1):
+            self.waits_for = f"egress channel '{channels.config.routes[intent.kind].channel}' to acknowledge an intent"
             try:
                 ack = await channels.dispatch(intent)
             except EgressFailure as error:
@@ -171,6 +176,8 @@ class SessionEgress:
                 self._counts["failed"] += 1
                 self._log_failure(error.channel, error, intent)
                 break
+            finally:
+                self.waits_for = ""
             self._counts["acknowledged"] += 1
             acks.append(ack)
             if place < len(intents):
