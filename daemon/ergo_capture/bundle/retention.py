@@ -3,17 +3,20 @@
 Only finished bundles are counted and deleted, the oldest first: in the order of their numbers (``sequence``), because
 the clock may have been wrong. A bundle that must not be deleted, because its session goes on or it differs from its
 manifest, does not count against the bounds.
+
+A bundle that has to be shipped first, and is not, counts and stays: what is older and shipped goes in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from ergo_capture.bundle.catalogue import StoredBundle, order_of
+from ergo_capture.bundle.receipt import Place
 
 #: No bundle ended before: a clock that nobody has set shows 1970 or 1980.
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -44,16 +47,22 @@ class RetentionRules:
     #: By graph; they replace the default.
     graphs: Mapping[str, Bounds] = field(default_factory=dict)
     keep_free_bytes: int = 0
+    #: The targets that must hold a bundle before it is deleted, and their stores.
+    shipped_to: Mapping[str, Place] = field(default_factory=dict)
+    #: Age from which a bundle may be deleted though it is not shipped; zero for never.
+    give_up_after: timedelta = timedelta(0)
 
     @property
     def have_ages(self) -> bool:
         """Whether an age is bounded."""
-        return any(bounds.max_age for bounds in (self.default, *self.graphs.values()))
+        gives_up = bool(self.shipped_to and self.give_up_after)
+        return gives_up or any(bounds.max_age for bounds in (self.default, *self.graphs.values()))
 
     def without_ages(self) -> RetentionRules:
-        """Return these rules without the bounds on ages."""
+        """Return these rules without the bounds on ages; nothing that is not shipped is given up."""
         graphs = {name: replace(bounds, max_age=timedelta(0)) for name, bounds in self.graphs.items()}
-        return replace(self, default=replace(self.default, max_age=timedelta(0)), graphs=graphs)
+        default = replace(self.default, max_age=timedelta(0))
+        return replace(self, default=default, graphs=graphs, give_up_after=timedelta(0))
 
     @property
     def are_set(self) -> bool:
@@ -67,10 +76,16 @@ class Expired:
 
     bundle: StoredBundle
     reason: str
+    #: Whether it is given up: it should have been shipped, and was not.
+    is_given_up: bool = False
 
 
 def select_expired(
-    bundles: Iterable[StoredBundle], rules: RetentionRules, now: datetime, free_bytes: Mapping[int, int]
+    bundles: Iterable[StoredBundle],
+    rules: RetentionRules,
+    now: datetime,
+    free_bytes: Mapping[int, int],
+    unshipped: Container[Path] = frozenset(),
 ) -> list[Expired]:
     """Return the bundles to delete, the oldest first.
 
@@ -81,6 +96,7 @@ def select_expired(
         rules: the bounds.
         now: the time at which ages are taken.
         free_bytes: bytes free now on each file system that bundles are on, by device.
+        unshipped: bundles that not every target of ``shipped_to`` holds.
     """
     finished = _finished(bundles)
     by_graph: dict[str, list[StoredBundle]] = {}
@@ -90,6 +106,13 @@ def select_expired(
     reasons: dict[Path, str] = {}
     for graph, of_graph in by_graph.items():
         reasons |= _exceeding(of_graph, rules.graphs.get(graph, rules.default), now, ends)
+
+    def may_go(bundle: StoredBundle) -> bool:
+        ended = ends.get(bundle.path)
+        gives_up = rules.give_up_after and ended is not None and now - ended > rules.give_up_after
+        return bundle.path not in unshipped or bool(gives_up)
+
+    reasons = {bundle.path: reasons[bundle.path] for bundle in finished if bundle.path in reasons and may_go(bundle)}
     if rules.keep_free_bytes:
         newest = {of_graph[-1].path for of_graph in by_graph.values()}
         free = dict(free_bytes)
@@ -99,10 +122,15 @@ def select_expired(
         for bundle in finished:
             # Deleting a bundle on another disk makes no room on this one.
             room = free.get(bundle.device, rules.keep_free_bytes)
-            if room < rules.keep_free_bytes and bundle.path not in reasons and bundle.path not in newest:
+            can_go = bundle.path not in reasons and bundle.path not in newest and may_go(bundle)
+            if room < rules.keep_free_bytes and can_go:
                 reasons[bundle.path] = "keep_free_bytes"
                 free[bundle.device] += bundle.size
-    return [Expired(bundle, reasons[bundle.path]) for bundle in finished if bundle.path in reasons]
+    return [
+        Expired(bundle, reasons[bundle.path], is_given_up=bundle.path in unshipped)
+        for bundle in finished
+        if bundle.path in reasons
+    ]
 
 
 def suspect_times(bundles: Iterable[StoredBundle], now: datetime) -> list[StoredBundle]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ergo_capture.objects.keys import sha256_of
+from ergo_capture.objects.keys import sha256_of, sha256_of_rest
 from ergo_capture.objects.port import ObjectStore, StoreError
 from ergo_capture.storage.atomic import AtomicFile, create_parents
 
@@ -18,7 +18,7 @@ def fetch_object(store: ObjectStore, key: str, destination: Path) -> int:
         StoreError: the store does not answer, or the object is a bundle's and has another hash than its key states.
         CaptureWriteError: the file cannot be written; nothing is left of it.
     """
-    expected = sha256_of(key)
+    expected = sha256_of(key) or sha256_of_rest(key)
     digest = hashlib.sha256()
     create_parents(destination)
     with AtomicFile(destination, what="bundle") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -13,13 +12,11 @@ import msgspec
 from ergo_capture.config.paths import cache_directory
 from ergo_capture.config.settings import TargetConfig
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.objects import SCHEMES
 from ergo_capture.objects.credentials import read_credentials
 from ergo_capture.objects.directory import DirectoryStore
 from ergo_capture.objects.port import ObjectStore
 from ergo_capture.objects.remote import RemoteStore
-
-#: The beginnings of URLs that name stores.
-SCHEMES: Final = ("s3://", "gs://", "az://", "file://")
 
 
 def open_store(target: TargetConfig) -> ObjectStore:

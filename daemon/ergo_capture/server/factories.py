@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ergo_capture.bundle.receipt import place_of
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
 from ergo_capture.config.settings import (
@@ -254,6 +255,8 @@ def retention_rules(config: Config) -> RetentionRules:
             if graph.retention is not None
         },
         int(general.keep_free_bytes),
+        {name: place_of(config.ship.targets[name]) for name in general.shipped_to},
+        age_of(general.give_up_after),
     )
 
 

@@ -15,8 +15,8 @@ from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.names import safe_name
 from ergo_capture.bundle.receipt import Receipt, read_receipt, receipt_path
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.objects.keys import MANIFESTS, parse_manifest_key, sha256_of
-from ergo_capture.objects.port import ObjectMissing, ObjectStore
+from ergo_capture.objects.keys import MANIFESTS, ShippedManifest, parse_manifest_key, sha256_of, sha256_of_rest
+from ergo_capture.objects.port import ObjectMissing, ObjectStore, StoreError
 from ergo_capture.ship.fetching import read_shipped_manifest
 from ergo_capture.storage import directory_lock
 
@@ -66,14 +66,30 @@ def audit_receipts(
 
 
 def _problem(store: ObjectStore, receipt: Receipt, *, read: bool) -> str | None:
-    if store.head(receipt.manifest_key) is None:
+    try:
+        about, _ = read_shipped_manifest(store, receipt.manifest_key)
+    except ObjectMissing:
         return f"the store has no manifest '{receipt.manifest_key}'"
+    except StoreError:
+        raise
+    except ErgoCaptureError as error:
+        return error.message
+    if about.key != receipt.key:
+        return f"its manifest in the store names '{about.key}'"
     info = store.head(receipt.key)
-    if info is None:
-        return "the store has no such object"
-    if info.size != receipt.bytes:
+    if info is not None and info.size != receipt.bytes:
         return f"it has {info.size} bytes in the store, and {receipt.bytes} by the receipt"
-    return _difference(store, receipt.key) if read else None
+    return _missing(store, about, read=read)
+
+
+def _missing(store: ObjectStore, about: ShippedManifest, *, read: bool) -> str | None:
+    """Return what a store lacks of the objects that a manifest's object names; None where it has all of them."""
+    for key in filter(None, (about.key, about.rest)):
+        if store.head(key) is None:
+            return f"the store has no such object, '{key}'"
+        if read and _sha256(store, key) not in (sha256_of(key), sha256_of_rest(key)):
+            return f"its SHA-256 is not that of its key, '{key}'"
+    return None
 
 
 def audit_store(store: ObjectStore, host: str, *, read: bool = False) -> Iterator[Finding]:
@@ -95,22 +111,19 @@ def audit_store(store: ObjectStore, host: str, *, read: bool = False) -> Iterato
                 about, _ = read_shipped_manifest(store, info.key)
             except ObjectMissing:
                 continue
+            except StoreError:
+                raise
             except ErgoCaptureError as error:
-                if type(error) is not ErgoCaptureError:
-                    raise
                 yield Finding(None, info.key, error.message)
                 continue
-            if store.head(about.key) is None:
-                yield Finding(None, about.key, f"the store has no such object, and the manifest '{info.key}'")
-            else:
-                yield Finding(None, about.key, _difference(store, about.key) if read else None)
+            yield Finding(None, about.key, _missing(store, about, read=read))
 
 
-def _difference(store: ObjectStore, key: str) -> str | None:
+def _sha256(store: ObjectStore, key: str) -> str:
     digest = hashlib.sha256()
     for block in store.get(key):
         digest.update(block)
-    return None if digest.hexdigest() == sha256_of(key) else "its SHA-256 is not that of its key"
+    return digest.hexdigest()
 
 
 def probe(store: ObjectStore, host: str) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -11,9 +13,9 @@ import msgspec
 
 from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, REST_SUFFIX, safe_name
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.objects.fetching import fetch_object
 from ergo_capture.objects.keys import (
     MANIFESTS,
-    OBJECTS,
     ManifestKey,
     ShippedManifest,
     decode_shipped_manifest,
@@ -23,7 +25,7 @@ from ergo_capture.objects.keys import (
     sha256_of_rest,
 )
 from ergo_capture.objects.port import ObjectStore
-from ergo_capture.storage.atomic import AtomicFile, create_parents, write_bytes_atomic
+from ergo_capture.storage.atomic import write_bytes_atomic
 
 #: Most bundles that one name may stand for: they are downloaded before the first is read.
 MAX_BUNDLES: Final = 1000
@@ -38,7 +40,8 @@ def find_session(store: ObjectStore, session: str, *, host: str = "", date: str 
         host: the name of the host that shipped it; empty for any.
         date: the date of its end, YYYY-MM-DD; empty for any. With it one date is listed, and not all of them.
     """
-    stem, found = safe_name(session), []
+    stem = safe_name(session)
+    found: list[str] = []
     dates = [f"date={date}"] if date else store.folders(MANIFESTS)
     for folder in dates:
         below = f"{MANIFESTS}/{folder}"
@@ -46,23 +49,20 @@ def find_session(store: ObjectStore, session: str, *, host: str = "", date: str 
         for name in hosts:
             for info in store.list(f"{below}/{name}"):
                 key = parse_manifest_key(info.key)
-                if key is not None and key.stem.partition("~")[0] == stem.partition("~")[0] and _is_part(key, stem):
+                if key is not None and _is_part(key, stem):
                     found.append(info.key)
     return found
 
 
 def _is_part(key: ManifestKey, stem: str) -> bool:
-    rest = key.stem.removeprefix(stem)
-    return key.stem.startswith(stem) and all(part.isdigit() for part in rest.split("~")[1:])
+    # A part's number, and behind it that of a bundle beside a finished one.
+    return key.stem.startswith(stem) and re.fullmatch(r"(~\d+){0,2}", key.stem.removeprefix(stem), re.ASCII) is not None
 
 
-def find_file(store: ObjectStore, sha256: str) -> str | None:
-    """Return the key of the bundle whose file has that SHA-256; None where there is none."""
-    for compressed in (True, False):
-        key = object_key(sha256, compressed=compressed)
-        if store.head(key) is not None:
-            return key
-    return None
+def find_file(store: ObjectStore, sha256: str) -> list[str]:
+    """Return the key of the bundle whose file has that SHA-256, if the store has it."""
+    keys = (object_key(sha256, compressed=compressed) for compressed in (True, False))
+    return [key for key in keys if store.head(key) is not None][:1]
 
 
 def bundles_at(store: ObjectStore, key: str) -> Iterator[str]:
@@ -73,7 +73,7 @@ def bundles_at(store: ObjectStore, key: str) -> Iterator[str]:
     if sha256_of(key) is not None or parse_manifest_key(key) is not None:
         yield key
         return
-    prefix = key if key.startswith((MANIFESTS, OBJECTS)) else "/".join(filter(None, (key, MANIFESTS)))
+    prefix = key if key.startswith((MANIFESTS, "objects")) else "/".join(filter(None, (key, MANIFESTS)))
     for info in store.list(prefix):
         if sha256_of(info.key) is not None or parse_manifest_key(info.key) is not None:
             yield info.key
@@ -130,8 +130,8 @@ def _download(store: ObjectStore, key: str, path: Path) -> Path:
     expected = sha256_of(key) or sha256_of_rest(key)
     if expected is None:
         raise _damaged(store, key, "that is no bundle's key")
-    if path.exists():
-        if _sha256(path) == expected:
+    if os.path.lexists(path):
+        if path.is_file() and _sha256(path) == expected:
             return path
         raise ErgoCaptureError(
             f"fetch '{store.url}/{key}': '{path}' exists and is another file",
@@ -139,15 +139,7 @@ def _download(store: ObjectStore, key: str, path: Path) -> Path:
             path=path,
             hint="move it away, or name another directory with -o",
         )
-    create_parents(path)
-    digest = hashlib.sha256()
-    with AtomicFile(path, what="bundle") as file:
-        for block in store.get(key):
-            digest.update(block)
-            file.write(block)
-        if digest.hexdigest() != expected:
-            raise _damaged(store, key, "its SHA-256 is not that of its key")
-        file.commit()
+    fetch_object(store, key, path)
     return path
 
 

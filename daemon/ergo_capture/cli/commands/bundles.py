@@ -1,7 +1,8 @@
-"""``ergo-capture bundles``: list finished bundles, and delete those that have expired."""
+"""``ergo-capture bundles``: list finished bundles, delete those that have expired, and fetch those that were shipped."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC
@@ -13,8 +14,19 @@ import msgspec
 
 from ergo_capture import config as configuration
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
+from ergo_capture.bundle.receipt import Receipts, place_of
 from ergo_capture.bundle.retention import RetentionRules
-from ergo_capture.cli.support.command import Command, Group, config_option, flag, json_flag, state_option
+from ergo_capture.cli.support.command import (
+    PATH,
+    Command,
+    Group,
+    argument,
+    config_option,
+    flag,
+    json_flag,
+    state_option,
+    store_option,
+)
 from ergo_capture.cli.support.output import printable, size
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.units import Duration, Size, counted
@@ -26,7 +38,7 @@ _graph_option: Final = click.option("--graph", metavar="GRAPH", help="Only the b
 
 @click.group(cls=Group)
 def bundles() -> None:
-    """List finished bundles, and delete those that have expired."""
+    """List finished bundles, delete those that have expired, and fetch those that were shipped."""
 
 
 @bundles.command("list", cls=Command, examples=("ergo-capture bundles list --graph flights",))
@@ -35,16 +47,21 @@ def bundles() -> None:
 @_graph_option
 @json_flag("bundle")
 def list_bundles(config: Path | None, state_dir: str, graph: str | None, *, as_json: bool) -> None:
-    """List the finished bundles, oldest first, as their manifests describe them."""
-    state = Path(configuration.load(config, state=state_dir, client=True).state.directory)
-    found = [bundle for bundle in Catalogue(state / "bundles").read() if graph in (None, bundle.graph)]
+    """List the finished bundles, oldest first, as their manifests describe them.
+
+    Where targets are configured, also which of them hold a bundle, by its receipts.
+    """
+    loaded = configuration.load(config, state=state_dir, client=True)
+    receipts = Receipts({name: place_of(target) for name, target in loaded.ship.targets.items()})
+    bundles = Catalogue(Path(loaded.state.directory) / "bundles").read()
+    found = [(bundle, sorted(receipts.holders(bundle))) for bundle in bundles if graph in (None, bundle.graph)]
     if as_json:
-        for bundle in found:
-            click.echo(msgspec.json.encode(_as_json(bundle)))
+        for bundle, holders in found:
+            click.echo(msgspec.json.encode(_as_json(bundle) | {"shipped": holders}))
         return
-    for line in _table(found):
+    for line in _table(found, with_holders=bool(receipts.places)):
         click.echo(line)
-    click.echo(_total(len(found), sum(bundle.size for bundle in found)), err=True)
+    click.echo(_total(len(found), sum(bundle.size for bundle, _ in found)), err=True)
 
 
 @bundles.command(cls=Command, examples=("ergo-capture bundles prune --max-age 30d --dry-run",))
@@ -76,7 +93,8 @@ def prune(
 ) -> int:
     """Delete the finished bundles that are beyond the bounds, and their manifests.
 
-    The bounds are those of the configuration; an option replaces its setting. The newest bundle of each graph stays.
+    The bounds are those of the configuration; an option replaces its setting. The newest bundle of each graph stays, and with
+    retention.shipped_to what is not shipped.
     Before a bundle is deleted it is read whole and compared with its manifest. One that differs is kept and named, and
     the exit code is 3.
     """
@@ -102,15 +120,24 @@ def prune(
         else:
             kept += 1
         if as_json:
-            outcome = {"pruned": step.kept is None and not dry_run, "reason": step.choice.reason, "kept": step.kept}
+            outcome = {
+                "pruned": step.kept is None and not dry_run,
+                "reason": step.choice.reason,
+                "kept": step.kept,
+                "given_up": step.choice.is_given_up,
+            }
             click.echo(msgspec.json.encode(_as_json(bundle) | outcome))
         elif step.kept is None:
-            click.echo(
-                f"{'would prune' if dry_run else 'pruned'} {printable(bundle.path)} ({size(bundle.size)}): {step.choice.reason}"
-            )
+            what = f"{'would prune' if dry_run else 'pruned'} {printable(bundle.path)} ({size(bundle.size)})"
+            click.echo(f"{what}: {step.choice.reason}{', not shipped' if step.choice.is_given_up else ''}")
         else:
             click.echo(f"kept {printable(bundle.path)}: {step.kept}")
     click.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, freed)}", err=True)
+    if pruner.unshipped:
+        click.echo(
+            f"{counted(len(pruner.unshipped), 'bundle')} must be shipped first: `ergo-capture ship status` says what waits",
+            err=True,
+        )
     if pruner.suspects:
         click.echo(
             f"{counted(len(pruner.suspects), 'bundle')} cannot have ended when the manifest says, for example "
@@ -120,6 +147,62 @@ def prune(
     if kept:
         click.echo("Try: `ergo-capture verify` on what was kept, then move it away", err=True)
     return int(ExitCode.DATA_LOSS if kept else ExitCode.OK)
+
+
+@bundles.command(
+    cls=Command,
+    examples=(
+        "ergo-capture bundles fetch 20261123T134500Z-1-9c4ef0aa",
+        "ergo-capture bundles fetch 20261123T134500Z-1-9c4ef0aa --any-host --date 2026-11-23 -o restored",
+    ),
+)
+@argument("name", "The id of a session, or the SHA-256 of a bundle's file.", metavar="SESSION|SHA256")
+@config_option
+@store_option
+@click.option("--host", metavar="NAME", help="The host that shipped it; by default this one.")
+@flag("--any-host", help="Whichever host shipped it.")
+@click.option(
+    "--date", metavar="YYYY-MM-DD", default="", help="The date of its end, in UTC; by default every date is asked."
+)
+@click.option(
+    "-o", "--output", type=PATH, default=".", metavar="DIR", help="Directory to write to; by default the current one."
+)
+def fetch(
+    name: str, config: Path | None, store: str, host: str | None, *, any_host: bool, date: str, output: Path
+) -> int:
+    """Bring a session's bundles back from a store, with their manifests, and verify them.
+
+    What comes is compared with the hashes in its keys. Then every decision is derived again, as `verify` does. Exit code 4
+    if a decision diverges, 1 if nothing is found or it is unsound.
+    """
+    from ergo_capture.cli.support.verification import check, in_words  # noqa: PLC0415 - `list` needs none of it
+    from ergo_capture.objects.opening import store_named  # noqa: PLC0415
+    from ergo_capture.ship.fetching import fetch as download  # noqa: PLC0415
+    from ergo_capture.ship.fetching import find_file, find_session  # noqa: PLC0415
+    from ergo_capture.ship.service import host_name  # noqa: PLC0415
+
+    loaded = configuration.load(config, client=True)
+    opened = store_named(store, loaded.ship.targets)
+    whose = "" if any_host else host or host_name(loaded)
+    is_hash = re.fullmatch(r"[0-9a-f]{64}", name) is not None
+    keys = find_file(opened, name) if is_hash else find_session(opened, name, host=whose, date=date)
+    if not keys:
+        raise ErgoCaptureError(
+            f"fetch '{name}': the store '{opened.url}' has no such "
+            + ("file" if is_hash else f"session from host '{whose}'" if whose else "session"),
+            op="fetch bundle",
+            path=name,
+            hint="a session's id or a file's SHA-256 is wanted; --any-host asks for sessions of other hosts too",
+        )
+    worst = ExitCode.OK
+    for key in keys:
+        path = download(opened, key, output)
+        result = check(path)
+        outcome: ExitCode = result["exit"]
+        if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
+            worst = outcome
+        click.echo(f"{printable(path)}: {in_words(result)}")
+    return int(worst)
 
 
 def _with_options(
@@ -135,10 +218,11 @@ def _with_options(
         given["max_bytes"] = int(_parsed(Size, "--max-bytes", max_bytes))
     if max_bundles is not None:
         given["max_bundles"] = max_bundles
-    return RetentionRules(
-        replace(rules.default, **given),
-        {name: replace(bounds, **given) for name, bounds in rules.graphs.items()},
-        rules.keep_free_bytes if keep_free is None else int(_parsed(Size, "--keep-free", keep_free)),
+    return replace(
+        rules,
+        default=replace(rules.default, **given),
+        graphs={name: replace(bounds, **given) for name, bounds in rules.graphs.items()},
+        keep_free_bytes=rules.keep_free_bytes if keep_free is None else int(_parsed(Size, "--keep-free", keep_free)),
     )
 
 
@@ -162,14 +246,15 @@ def _as_json(bundle: StoredBundle) -> dict[str, Any]:
     }
 
 
-def _table(bundles: list[StoredBundle]) -> Iterator[str]:
-    rows = [("ENDED (UTC)", "HOW", "GRAPH", "EVENTS", "SIZE", "BUNDLE")]
-    rows += [_row(bundle) for bundle in bundles]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+def _table(bundles: list[tuple[StoredBundle, list[str]]], *, with_holders: bool) -> Iterator[str]:
+    rows = [("ENDED (UTC)", "HOW", "GRAPH", "EVENTS", "SIZE", "SHIPPED", "BUNDLE")]
+    rows += [_row(bundle, holders) for bundle, holders in bundles]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     for row in rows if bundles else []:
         left = [f"{row[column]:<{widths[column]}}" for column in range(3)]
         right = [f"{row[column]:>{widths[column]}}" for column in (3, 4)]
-        yield "  ".join([*left, *right, row[5]])
+        shipped = [f"{row[5]:<{widths[5]}}"] if with_holders else []
+        yield "  ".join([*left, *right, *shipped, row[6]])
 
 
 def _how(bundle: StoredBundle) -> str:
@@ -185,7 +270,7 @@ def _how(bundle: StoredBundle) -> str:
     return ", ".join([how, *(f"{count:,} {what}" for what, count in counts.items() if count)])
 
 
-def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:
+def _row(bundle: StoredBundle, holders: list[str]) -> tuple[str, str, str, str, str, str, str]:
     manifest = bundle.manifest
     return (
         "-" if bundle.ended_at is None else f"{bundle.ended_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
@@ -193,6 +278,7 @@ def _row(bundle: StoredBundle) -> tuple[str, str, str, str, str, str]:
         bundle.graph,
         "-" if manifest is None else f"{manifest.events:,}",
         size(bundle.size),
+        ",".join(holders) or "-",
         printable(bundle.path),
     )
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +28,14 @@ from ergo_capture.journal.segment import sequence_of
 from ergo_capture.journal.session_stream import OPEN, PartStream, parts_in
 from ergo_capture.kernel.explanation import escaped
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION
+from ergo_capture.objects import SCHEMES
 from ergo_capture.repair.directory import kind_of_directory
 from ergo_capture.storage import RealStorage
 
 #: Names that end so are files, though they may not exist.
 _FILES: Final = (".json", COMPRESSED_SUFFIX)
 #: The description of an argument that ``captures_in`` reads.
-ANY_CAPTURE: Final = "Bundles, directories of bundles, patterns, a journal, a state directory, or a session's id."
+ANY_CAPTURE: Final = "Bundles, directories of bundles, patterns, a journal, a state directory, a session's id, or the URL of a shipped bundle."
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,9 @@ def files_and_sessions(names: Iterable[str], state_dir: str = "", config: Path |
     """
     found: dict[str, Capture] = {}
     for name in names:
+        if name.startswith(SCHEMES):
+            found |= {capture.name: capture for capture in _of_store(name, config)}
+            continue
         is_session = name and not _is_pattern(name) and not name.endswith(_FILES) and not Path(name).exists()
         captures = _captures(name, state_dir, config) if is_session else _of_files(bundles_in([name]))
         found |= {capture.name: capture for capture in captures}
@@ -230,6 +237,8 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
 
 def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
     refuse_empty(name)
+    if name.startswith(SCHEMES):
+        return _of_store(name, config)
     path = Path(name)
     if path.is_dir():
         return _in_directory(path)
@@ -248,6 +257,31 @@ def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
     if not found:
         raise _nothing(name, state)
     return found
+
+
+def _of_store(url: str, config: Path | None) -> list[Capture]:
+    """Return the bundles that a URL of an object store names, as copies that last until the command ends."""
+    from ergo_capture.config import load  # noqa: PLC0415 - only where a name is a URL
+    from ergo_capture.objects.opening import open_store, target_of  # noqa: PLC0415
+    from ergo_capture.ship.fetching import MAX_BUNDLES, bundles_at, fetch  # noqa: PLC0415
+
+    target, key = target_of(url, load(config, client=True).ship.targets)
+    store = open_store(target)
+    keys = list(islice(bundles_at(store, key), MAX_BUNDLES + 1))
+    if not keys or len(keys) > MAX_BUNDLES:
+        how_many = f"more than {MAX_BUNDLES}" if keys else "none"
+        raise ErgoCaptureError(
+            f"find bundles: there are {how_many} at '{url}'",
+            op="find bundles",
+            path=url,
+            hint="name a bundle's object, its manifest, or what they are below, such as URL/manifests/date=2026-11-28",
+        )
+    directory = Path(tempfile.mkdtemp(prefix="ergo-capture-"))
+    click.get_current_context().call_on_close(lambda: shutil.rmtree(directory, ignore_errors=True))
+    return [
+        Capture(f"{store.url.rstrip('/')}/{found}", fetch(store, found, directory / str(number)))
+        for number, found in enumerate(keys)
+    ]
 
 
 def _is_pattern(name: str) -> bool:

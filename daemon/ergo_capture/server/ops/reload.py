@@ -38,6 +38,8 @@ AT_ONCE: Final = frozenset(
         ("limits",),
         ("rotation",),
         ("retention",),
+        # Of it the daemon uses only what retention needs.
+        ("ship",),
         ("session", "linger"),
         ("bundle",),
         ("shutdown", "drain"),

@@ -1,8 +1,10 @@
 """Delete the finished bundles that the retention rules select.
 
 A bundle is read and compared with its manifest before it is deleted; one that differs is kept. The manifest is first
-renamed to ``SESSION.manifest.json.pruning``; then bundle and manifest are removed. A start, and every later round,
-finishes a deletion that was interrupted.
+renamed to ``SESSION.manifest.json.pruning``; then bundle, receipts and manifest are removed. A start, and every later
+round, finishes a deletion that was interrupted.
+
+With ``shipped_to`` a bundle is deleted only while its receipts prove that every target holds it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from ergo_capture import telemetry
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
 from ergo_capture.bundle.manifest import ManifestError, read_manifest
 from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path, side_files
+from ergo_capture.bundle.receipt import Receipts, receipts_beside
 from ergo_capture.bundle.retention import Expired, RetentionRules, select_expired, suspect_times
 from ergo_capture.bundle.sequence import PRUNING_SUFFIX
 from ergo_capture.errors import ErgoCaptureError
@@ -67,6 +70,9 @@ class Pruner:
         self._found: list[StoredBundle] = []
         #: Those of them whose manifests cannot be right about when they ended.
         self.suspects: list[StoredBundle] = []
+        #: Those of them that have to be shipped first, and are not.
+        self.unshipped: list[StoredBundle] = []
+        self._receipts = Receipts({})
         #: Returns bytes by directory that are given up where the disk is full, and count as free.
         self.spare_bytes: Callable[[], Mapping[Path, int]] = dict
 
@@ -98,7 +104,7 @@ class Pruner:
                     continue
                 kept = self._difference(choice.bundle)
                 done.add(choice.bundle)
-                if kept is None and not dry_run and not self._delete(choice.bundle):
+                if kept is None and not dry_run and not self._delete(choice):
                     continue
                 yield Pruned(choice, kept)
                 if kept is not None:
@@ -131,7 +137,7 @@ class Pruner:
                         self._storage.replace(doomed, original)
                         continue
                     self._storage.remove(bundle)
-                for path in () if original.exists() else side_files(bundle):
+                for path in () if original.exists() else (*side_files(bundle), *receipts_beside(bundle)):
                     with _missing_ok():
                         self._storage.remove(path)
                 self._storage.remove(doomed)
@@ -166,7 +172,16 @@ class Pruner:
     def _select(self, rules: RetentionRules, now: datetime, graph: str | None) -> list[Expired]:
         candidates = [bundle for bundle in self._listed(graph) if bundle not in self._unsound]
         self.suspects = suspect_times(candidates, now)
-        return select_expired(candidates, rules, now, self.free_bytes() if rules.keep_free_bytes else {})
+        if self._receipts.places != dict(rules.shipped_to):
+            self._receipts = Receipts(rules.shipped_to)
+        self._receipts.forget_gone(self._found)
+        self.unshipped = [bundle for bundle in candidates if bundle.problem is None and not self._is_shipped(bundle)]
+        free = self.free_bytes() if rules.keep_free_bytes else {}
+        return select_expired(candidates, rules, now, free, {bundle.path for bundle in self.unshipped})
+
+    def _is_shipped(self, bundle: StoredBundle) -> bool:
+        """Return whether every target that must hold a bundle does, by its receipts."""
+        return self._receipts.holders(bundle) == self._receipts.places.keys()
 
     def _difference(self, bundle: StoredBundle) -> str | None:
         try:
@@ -178,18 +193,19 @@ class Pruner:
             # One file that cannot be read must not keep all the others.
             return f"it cannot be read: {error.strerror or error}"
 
-    def _delete(self, bundle: StoredBundle) -> bool:
-        """Delete a bundle; return False where it is gone or was replaced since it was listed."""
+    def _delete(self, choice: Expired) -> bool:
+        """Delete a bundle; return False where it is gone, was replaced since it was listed, or lost a receipt."""
+        bundle = choice.bundle
         manifest = manifest_path(bundle.path)
         doomed = manifest.with_name(manifest.name + PRUNING_SUFFIX)
         deleted = False
         # Reading a large bundle takes seconds, and its session may have been published again meanwhile.
         with _missing_ok(), directory_lock(manifest.parent) as alone:
-            if alone and bundle.is_still_there:
+            if alone and bundle.is_still_there and (choice.is_given_up or self._is_shipped(bundle)):
                 self._storage.replace(manifest, doomed)
                 # Synced first: a bundle without its manifest would never be deleted.
                 self._storage.sync_dir(manifest.parent)
-                for path in (bundle.path, *side_files(bundle.path), doomed):
+                for path in (bundle.path, *side_files(bundle.path), *receipts_beside(bundle.path), doomed):
                     with _missing_ok():
                         self._storage.remove(path)
                 deleted = True
@@ -332,7 +348,9 @@ class Retention:
             log.warning(
                 telemetry.RETENTION_SHORT,
                 keep_free_bytes=rules.keep_free_bytes,
-                hint="no bundle is left that may go: free some space, or lower retention.keep_free_bytes",
+                unshipped=len(self._pruner.unshipped),
+                hint="no bundle is left that may go: free some space, or lower retention.keep_free_bytes; one that is not "
+                "shipped stays until retention.give_up_after",
             )
         self._is_short = short
 
@@ -378,6 +396,16 @@ class Retention:
             return
         self.pruned += 1
         self.pruned_bytes += bundle.size
+        if step.choice.is_given_up:
+            log.error(
+                telemetry.RETENTION_GAVE_UP,
+                bundle=str(bundle.path),
+                graph=bundle.graph,
+                bytes=bundle.size,
+                reason=step.choice.reason,
+                hint="it was deleted and no store has it: look at `ergo-capture ship status`, `ergo-capture ship check`",
+            )
+            return
         log.info(
             telemetry.BUNDLE_PRUNED,
             bundle=str(bundle.path),
