@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import zstandard
+from tests.journal.hosted import HostedLife, Sent, sends, sets
 from tests.journal.journals import flip, frames_of, journal_in
 from tests.shared import HERE
 
@@ -322,6 +324,37 @@ def _append(directory: Path, kind: int, **fields: int) -> None:
         file.write(frame)
 
 
+def hosted_interrupted(directory: Path) -> None:
+    """Format 2: two parts with an adapter, merged payloads, a refusal, an interruption and events behind it."""
+    life = HostedLife(results={"e1": sets(n=11), "e3": sends("i1", n=3), "e5": sends("i2")}, unacknowledged=["i2"])
+    journal = journal_in(directory)
+    journal.commit([life.opened(), life.events(*HOSTED[:3])])
+    journal.commit([life.decisions()])
+    journal.commit([life.rotated(), life.events(*HOSTED[3:])])
+    journal.commit([life.decisions()])
+    journal.commit([life.closed("interrupted")])
+    journal.close()
+
+
+def hosted_outcome(directory: Path) -> None:
+    """Format 2: an episode ran, one of its intents is acknowledged, its decision is not there yet."""
+    life = HostedLife(results={"e1": sets(n=2)})
+    journal = journal_in(directory)
+    journal.commit([life.opened(), life.events(*HOSTED[:3])])
+    journal.commit([life.decisions(2), life.outcome(sends("i1", "i2", n=4))])
+    journal.commit([life.ack("i1")])
+    journal.close()
+
+
+HOSTED: Final[tuple[Sent, ...]] = (
+    ("e1", "Command", 1, "full", {"n": 1, "v": [1.5, 2]}),
+    ("e2", "Command", 2, "full", {"note": "n comes from the store"}),
+    ("e3", "DataAvailable", 3, "plain", {"note": "ünï"}),
+    ("e4", "Command", 14, "full", {}),
+    ("e5", "Command", 15, "full", {"n": 5}),
+    ("e6", "Command", 16, "full", {"n": 6}),
+)
+
 JOURNALS: Final[dict[str, Callable[[Path], None]]] = {
     maker.__name__.replace("_", "-"): maker
     for maker in (
@@ -338,6 +371,8 @@ JOURNALS: Final[dict[str, Callable[[Path], None]]] = {
         newer,
         newest,
         ignorable,
+        hosted_interrupted,
+        hosted_outcome,
     )
 }
 
@@ -385,7 +420,24 @@ def _session(directory: Path, session: RecoveredSession) -> dict[str, Any]:
             str(part.part): [part.count, part.ended, part.forced, _sha256(directory, session, part)]
             for part in parts_of(session)
         },
+    } | _hosted(session)
+
+
+def _hosted(session: RecoveredSession) -> dict[str, Any]:
+    """Return what only sessions with an adapter have."""
+    if session.description.contract is None:
+        return {}
+    pending = session.outcome
+    found = {
+        "store": session.store,
+        "refused": [[event.index, event.event_id, event.code] for event in session.refusals],
+        "interruption": session.interruption,
+        "left_over": session.left_over,
+        "outcome": None if pending is None else pending.outcome,
+        "acks": [] if pending is None else pending.acks,
     }
+    plain: dict[str, Any] = json.loads(msgspec.json.encode(found))
+    return plain
 
 
 def parts_of(session: RecoveredSession) -> list[PendingPublication]:
@@ -399,6 +451,7 @@ def parts_of(session: RecoveredSession) -> list[PendingPublication]:
         session.event_frames,
         session.decision_frames,
         session.segment,
+        store=None if session.rotation is None else session.rotation.store,
     )
     return [*session.unpublished, current]
 
@@ -427,6 +480,7 @@ def compose(
             decision_frames=array("Q", part.decision_frames).tobytes(),
             ended=part.ended,
             forced=part.forced,
+            store=part.store,
             ended_at=WHEN,
         )
     )

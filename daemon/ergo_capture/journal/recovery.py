@@ -312,6 +312,7 @@ class _Replay:
         self._derivation = None if contract is None else Derivation(contract, session.store)
         #: The context store at the beginning of the part that is read.
         self._store = session.store
+        self._undecided_lines: list[bytes] = []
 
     def _initial(self, description: SessionDescription) -> RecoveredSession:
         """Return the session at the beginning of the oldest part that is to be read.
@@ -460,7 +461,7 @@ class _Replay:
             self._decide_again(bound.event, outcome)
             session.interruption = derivation.settle(each.effect for each in outcome.effects)
         if undecided:
-            session.undecided_lines += b"".join(split_lines(body)[-undecided:])
+            self._undecided_lines += split_lines(body)[-undecided:]
 
     def _rows(self, start: int) -> Iterator[PlainRun | DecisionOutcome | Refusal]:
         session = self._session
@@ -489,7 +490,9 @@ class _Replay:
             first = session.undecided[0].event_id
             session.left_over = LeftOver(session.decided, first, len(session.undecided))
         if session.interruption is not None:
-            session.undecided, session.undecided_lines = [], b""
+            session.undecided = []
+        elif self._undecided_lines:
+            session.undecided_lines = b"".join(self._undecided_lines)
         if outcome is not None and outcome.outcome.index != session.decided:
             raise _Unrecoverable(
                 f"it has an outcome of event {outcome.outcome.index}, and decisions before it are missing"
