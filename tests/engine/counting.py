@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from typing import Any
 
 ADAPTER = """
@@ -42,6 +44,10 @@ def add(graph_id: str, event_id: str, kind: str, at: Any, payload: bytes, deadli
     """Add what an event brings to the total, as far as the store knows it; do what its id says besides."""
     fields = json.loads(payload)
     what = event_id.partition(".")[0]
+    if what == "hang":
+        sys.stderr.write(f"{event_id} runs\n")
+        sys.stderr.flush()
+        time.sleep(3600)
     if what == "undeclared":
         return {"termination": "Completed", "effects": [effect("nothing", {"Number": 1})]}
     if what == "fail":

@@ -75,17 +75,29 @@ async def test_what_no_merge_can_mend_is_rejected_and_the_session_goes_on() -> N
 async def test_what_effects_wrote_is_merged_into_later_payloads() -> None:
     """As the graph gets it, the bundle holds it; what is sent comes before what is stored."""
     async with daemon_with() as daemon, daemon.session() as wire:
-        await wire.say(add("a", 1), add("b", 2), add("c", 3, total=0.5), add("d", 4), add("e", 0, kind="plain"))
-        await wire.until_ack(5, 5)
+        await wire.say(
+            add("a", 1), add("b", 2), add("c", 3), add("d", 4, total=0.5), add("e"), add("f", 0, kind="plain")
+        )
+        await wire.until_ack(6, 6)
         _, bundle = await close(wire)
         assert payloads(bundle) == [
             b'{"n":1}',
             b'{"n":2,"total":1.0}',
-            b'{"n":3,"total":0.5}',
-            b'{"n":4,"total":3.5}',
+            b'{"n":3,"total":3.0}',
+            b'{"n":4,"total":0.5}',
+            b'{"n":1,"total":4.5}',
             b'{"n":0}',
         ]
         assert bundle.adapter_provenance.startswith("adapter:counter@1.0.0;sha256:")
+
+
+async def test_episodes_run_one_after_the_other_whatever_the_pipeline() -> None:
+    """Each is merged with what the one before it wrote."""
+    engine = 'engine = { kind = "python", callable = "tests.engine.counting:add", pipeline = 8 }\n'
+    async with daemon_with(engine) as daemon, daemon.session() as wire:
+        await wire.say({"type": "events", "events": [add(f"e{number}")["event"] for number in range(20)]})
+        _, bundle = await close(wire)
+        assert payloads(bundle)[-1] == b'{"n":1,"total":19.0}'
 
 
 async def test_a_payload_that_the_store_breaks_is_refused_and_the_session_goes_on() -> None:
