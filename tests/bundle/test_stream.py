@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bundles import small_bundle
 from tests.shared import conformance, shared
 
 from ergo_capture import CaptureBundle
@@ -121,6 +122,8 @@ def test_a_stream_reads_every_conformance_text_like_the_whole_text(
 RICH = rich_bundle(40)
 COMPACT = encode_bundle(RICH)
 PRETTY = encode_bundle(RICH, CaptureJsonStyle.Pretty)
+#: Every decision of it is invoked, and completed at once.
+PLAIN = encode_bundle(small_bundle(events=40))
 
 
 @pytest.mark.parametrize("text", [COMPACT, PRETTY], ids=["compact", "pretty"])
@@ -270,7 +273,7 @@ def test_a_randomly_changed_text_is_read_like_the_whole_text(seed: int, tmp_path
     chance = random.Random(seed)
     accepted = 0
     for _ in range(60):
-        text = bytearray(chance.choice([COMPACT, PRETTY]))
+        text = bytearray(chance.choice([COMPACT, PRETTY, PLAIN, PLAIN]))
         for _ in range(chance.randint(1, 2)):
             at = chance.randrange(len(text))
             text[at : at + chance.choice([0, 1, 1, 1])] = bytes([chance.choice(b'"\\{}[],: 0-1etu\n\xc3')])

@@ -9,7 +9,7 @@ import msgspec
 
 from ergo_capture.kernel.effects import encode_effect
 from ergo_capture.kernel.events import TimeLike
-from ergo_capture.kernel.outcomes import ErrKind, RunTermination
+from ergo_capture.kernel.outcomes import Decision, ErrKind, RunTermination
 from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import Divergence
 
@@ -170,7 +170,12 @@ def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[Captur
 
 def describe_decision(record: EpisodeInvocationRecord) -> str:
     """Return a decision as one line for a person."""
-    parts = [repr(record.event_id), record.decision.value, f"episode {record.episode_id}"]
+    return f"{record.event_id!r}  {describe_without_id(record)}"
+
+
+def describe_without_id(record: EpisodeInvocationRecord) -> str:
+    """Return a decision as one line for a person, where its event is named beside."""
+    parts = [_DECISIONS[record.decision], f"episode {record.episode_id}"]
     if record.schedule_at is not None:
         parts.append(f"until {format_time(record.schedule_at)}")
     if record.termination is not None:
@@ -182,6 +187,9 @@ def describe_decision(record: EpisodeInvocationRecord) -> str:
     if record.interruption is not None:
         parts.append(f"interrupted: {escaped(record.interruption)}")
     return "  ".join(parts)
+
+
+_DECISIONS: Final = {decision: decision.value for decision in Decision}
 
 
 def describe_outcome(record: EpisodeInvocationRecord) -> str:
@@ -208,7 +216,9 @@ def escaped(text: str) -> str:
 
 def format_time(time: TimeLike) -> str:
     """Return a time in seconds, without trailing zeros."""
-    return f"{time.secs}.{time.nanos:09}".rstrip("0").rstrip(".") + " s"
+    if not time.nanos:
+        return f"{time.secs} s"
+    return f"{time.secs}.{time.nanos:09}".rstrip("0") + " s"
 
 
 def to_builtins(value: Any) -> Any:

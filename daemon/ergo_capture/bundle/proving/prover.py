@@ -18,7 +18,7 @@ import msgspec
 from ergo_capture.bundle.proving import checking
 from ergo_capture.bundle.proving.checking import CheckedEvents, Unproven, check_events
 from ergo_capture.bundle.proving.effects import EffectChecker
-from ergo_capture.bundle.proving.texts import DecisionTexts
+from ergo_capture.bundle.reader.decision_texts import DecisionTexts
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENT_COLUMNS, ElementCursor, ElementError
 from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.errors import ErgoCaptureError

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import click
 import msgspec
@@ -28,11 +28,15 @@ from ergo_capture.cli.support.selection import (
 )
 from ergo_capture.cli.support.verification import fates
 from ergo_capture.journal.tail import Followed, follow
-from ergo_capture.kernel.explanation import describe_decision, escaped, format_time, to_builtins
+from ergo_capture.kernel.events import ExternalEventKind
+from ergo_capture.kernel.explanation import describe_without_id, escaped, format_time, to_builtins
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage import RealStorage
 from ergo_capture.storage.watch import DirectoryWatch
 
+_KINDS: Final = {kind: kind.value for kind in ExternalEventKind}
+#: Lines that are printed together: one call for each took as long as reading its event.
+_TOGETHER: Final = 256
 #: Characters that are shown of a payload.
 _SHOWN: Final = 60
 
@@ -99,15 +103,15 @@ def cat(
         name = capture.session if len(found) > 1 else None
         semantic = semantic_kinds(capture) if as_json else iter(())
         following_index = 0
-        with capture.open(only_to_show=True, by_index=wanted.is_partial) as stream:
+        with capture.open(only_to_show=True, by_index=wanted.is_partial) as stream, _Together() as lines:
             try:
                 for index, event, record in select(stream, wanted):
                     if as_json:
                         meaning = next(islice(semantic, index - following_index, None), None)
                         following_index = index + 1
-                        click.echo(_json_line(index, event, record, name, meaning))
+                        lines.add(_json_line(index, event, record, name, meaning))
                     else:
-                        click.echo(_text_line(index, event, record, name))
+                        lines.add(_text_line(index, event, record, name))
             except NoSuchEvent:
                 # The event that --from-id or --to-id names may be in another capture.
                 without += 1
@@ -115,6 +119,33 @@ def cat(
                     raise
         for note in fates(capture):
             click.echo(f"note: {printable(note)}", err=True)
+
+
+class _Together:
+    """Prints lines, some hundreds at a time; what is left, at the end of the block, also where that is an error."""
+
+    def __init__(self) -> None:
+        self._lines: list[Any] = []
+
+    def add(self, line: str | bytes) -> None:
+        """Print a line soon; all of them are text, or all are bytes."""
+        self._lines.append(line)
+        if len(self._lines) >= _TOGETHER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._lines:
+            newline: Any = "\n" if isinstance(self._lines[0], str) else b"\n"
+            click.echo(newline.join(self._lines))
+            self._lines.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Nobody reads any more where printing itself failed.
+        if kind is None or not issubclass(kind, OSError):
+            self._flush()
 
 
 def _follow_from(journal: Path, session: str, wanted: Selection, *, only_new: bool, as_json: bool) -> None:
@@ -197,8 +228,8 @@ def _text_line(
     """Return an event and its decision as a line for people; it begins with the session if one is given."""
     payload = without_controls(event.payload.decode())
     shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
-    decided = "not decided" if record is None else describe_decision(record).partition("  ")[2]
-    line = f"{index}  {format_time(event.event_time)}  {event.kind.value}  {event.event_id!r}  {decided}  {shown}"
+    decided = "not decided" if record is None else describe_without_id(record)
+    line = f"{index}  {format_time(event.event_time)}  {_KINDS[event.kind]}  {event.event_id!r}  {decided}  {shown}"
     return (line if session is None else f"{escaped(session)}  {line}").rstrip()
 
 

@@ -46,17 +46,22 @@ class DecisionTexts:
 
     def unlimited(self, ids: Sequence[str], kinds: Sequence[ExternalEventKind], episode: int) -> bytes:
         """Return the decisions for events of a run without limits; the first of them takes that episode id."""
-        begin, middle, end = self._invoked
         if _PUMP not in kinds:
-            # Every text that does not change is outside of the loop.
-            names = [f"{name}{middle}{number}" for number, name in enumerate(inside_quotes(ids), episode)]
-            return f"{begin}{f'{end},{begin}'.join(names)}{end}".encode()
+            return self.invoked(ids, episode)
+        begin, middle, end = self._invoked
         idle, between, after = self._idle
         texts = [
             f"{idle}{name}{between}{number}{after}" if kind is _PUMP else f"{begin}{name}{middle}{number}{end}"
             for number, (name, kind) in enumerate(zip(inside_quotes(ids), kinds, strict=True), episode)
         ]
         return ",".join(texts).encode()
+
+    def invoked(self, ids: Sequence[str], episode: int) -> bytes:
+        """Return decisions that invoked consecutive episodes, of which the first has that id."""
+        begin, middle, end = self._invoked
+        # Every text that does not change is outside of the loop.
+        names = [f"{name}{middle}{number}" for number, name in enumerate(inside_quotes(ids), episode)]
+        return f"{begin}{f'{end},{begin}'.join(names)}{end}".encode()
 
     def of_steps(self, ids: Sequence[str], steps: Sequence[Run | DecisionLogEntry]) -> bytes:
         """Return the decisions that a supervisor's steps lead to where every episode completes."""
