@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -139,3 +141,72 @@ async def test_killed_at_every_step_of_a_session(in_doubt: str) -> None:
             if not await killed_at(step, place, in_doubt=in_doubt):
                 return
     pytest.fail("it never came to the end")
+
+
+def many(count: int) -> dict[str, Any]:
+    """Return a row with so many events, each with an intent for either channel."""
+    outcomes, feed = [], []
+    for number in range(count):
+        text = json.dumps(TWO["engine_outcomes"][0])
+        for intent in intents_of(TWO)[:2]:
+            text = text.replace(intent, f"{intent[:20]}-{number}")
+        outcomes.append(json.loads(text) | {"event_id": f"m{number}"})
+        feed.append(TWO["feed"][1].replace('"e1"', f'"m{number}"'))
+    return {**TWO, "engine_outcomes": outcomes, "feed": feed}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+async def test_killed_at_random_no_intent_is_lost_and_none_acknowledged_is_sent_again(seed: int) -> None:
+    """Ten times, while a client sends as fast as it can."""
+    random, row = Random(seed), many(400)
+    ids = [outcome["event_id"] for outcome in row["engine_outcomes"]]
+    with short_directory() as place:
+        text = configuration(row, place, good())
+        with DaemonProcess(place, place / "state", config=text) as daemon:
+            session: str | None = None
+            progress: set[int] = set()
+            await asyncio.to_thread(daemon.start)
+            for _ in range(10):
+                session = session or await opened(daemon)
+                sending = asyncio.create_task(send_all(daemon, session, ids, event_lines(row)))
+                await asyncio.sleep(random.uniform(0.05, 1.0))
+                await asyncio.to_thread(daemon.kill)
+                await sending
+                known, acked = in_journal(daemon.state)
+                progress.add(known)
+                before = sent(place)
+                assert before.keys() <= set(intents_of(row)[: 2 * known])
+                await asyncio.to_thread(daemon.start)
+                # The outcome that the journal holds is gone on with at once.
+                await asyncio.sleep(0.2)
+                assert (sent(place) - before).keys() & acked == set()
+            assert session is not None
+            # Some of the kills came while intents were sent.
+            assert len(progress - {0, len(ids)}) > 1
+            async with CaptureClient(daemon.socket) as client:
+                await client.open(GRAPH, session=session)
+                for name, line in zip(ids, event_lines(row), strict=True):
+                    await client.send_line(line + b"\n", name)
+                await client.drain()
+                published = await client.close()
+        decisions = decode_bundle(Path(published.bundle).read_bytes()).decisions
+        assert [ack.intent_id for record in decisions for ack in record.intent_acks] == intents_of(row)
+        assert set(sent(place)) == set(intents_of(row))
+
+
+async def opened(daemon: DaemonProcess) -> str:
+    """Open a session and leave it; return its id."""
+    async with CaptureClient(daemon.socket, give_up_after=0) as client:
+        return await client.open(GRAPH)
+
+
+async def send_all(daemon: DaemonProcess, session: str, ids: list[str], lines: list[bytes]) -> None:
+    """Send all events through a session, until the daemon is gone."""
+    with suppress(ClientError):
+        async with CaptureClient(daemon.socket, give_up_after=0) as client:
+            await client.open(GRAPH, session=session)
+            for name, line in zip(ids, lines, strict=True):
+                await client.send_line(line + b"\n", name)
+            await client.drain()
+            await client.flush()
