@@ -20,7 +20,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -352,10 +352,11 @@ class _Replay:
     def run(self) -> RecoveredSession:
         """Replay all parts from the oldest that is to be read; return the session at its end."""
         session = self._session
-        outcomes = _Outcomes(self._rows(session.first))
+        joins = may_join(session)
+        plain = _Outcomes(self._rows(session.first))
+        outcomes = plain if joins else _one_by_one(self._rows(session.first))
         ends = deque(end for end in self._history.rotations if end.boundary > session.first)
         start = session.first
-        joins = may_join(session)
         for run in read_runs(self._directory, self._frames.events, self._storage):
             self._step(len(run.bodies))
             for frames in _split(run, start, ends, joins=joins):
@@ -365,7 +366,7 @@ class _Replay:
                 session.event_frames.extend(frames.positions)
                 session.event_bytes += sum(map(len, frames.bodies))
                 if joins:
-                    self._take_outlines(frames, outcomes)
+                    self._take_outlines(frames, plain)
                 else:
                     self._take_events(frames.bodies[0], outcomes)
                 accepted = frames.firsts[-1] + frames.counts[-1]
@@ -557,6 +558,17 @@ class _Replay:
         session.event_frames, session.decision_frames = array("Q"), array("Q")
         session.event_bytes = 0
         session.supervisor = Supervisor(session.description.graph, session.description.constraints, self._log)
+
+
+def _one_by_one(
+    rows: Iterable[PlainRun | DecisionOutcome | Refusal],
+) -> Iterator[DecisionOutcome | Refusal]:
+    """Yield the recorded decisions and refusals, one for each event."""
+    for row in rows:
+        if isinstance(row, PlainRun):
+            yield from expand_run(row)
+        else:
+            yield row
 
 
 class _Outcomes:
