@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import Any, Final, Protocol
@@ -114,8 +114,8 @@ class StatisticsCounter:
         self._longest_gap = self._backward = self._furthest_back = 0
         self._longest_gap_before: str | None = None
         self._payload_bytes = self._largest_payload = self._without_payload = 0
-        #: Indices of the Pumps whose decisions have not come.
-        self._pumps: set[int] = set()
+        #: Indices of the Pumps whose decisions have not come, in order.
+        self._pumps: deque[int] = deque()
         self._pumped = self._deferred = self._put_back = self._idle_pumps = 0
         self._retries = self._most_retries = self._effects = self._interrupted = 0
 
@@ -133,7 +133,7 @@ class StatisticsCounter:
         counts = Counter(kinds)
         self._kinds.update(counts)
         if "Pump" in counts:
-            self._pumps.update(index for index, kind in enumerate(kinds, self._events) if kind == "Pump")
+            self._pumps.extend(index for index, kind in enumerate(kinds, self._events) if kind == "Pump")
         self._events += len(kinds)
         self._first = min(nanos) if self._first is None else min(self._first, *nanos)
         self._last = max(nanos) if self._last is None else max(self._last, *nanos)
@@ -162,15 +162,15 @@ class StatisticsCounter:
         self._decisions += count
         self._outcomes["Invoke"] += count
         self._terminations["Completed"] += count
-        if self._pumps:
-            found = {index for index in self._pumps if index < self._decisions}
-            self._pumped += len(found)
-            self._pumps -= found
+        while self._pumps and self._pumps[0] < self._decisions:
+            self._pumps.popleft()
+            self._pumped += 1
 
     def add_decision(self, record: DecisionFacts) -> None:
         """Count any decision."""
-        is_pump = self._decisions in self._pumps
-        self._pumps.discard(self._decisions)
+        is_pump = bool(self._pumps) and self._pumps[0] == self._decisions
+        if is_pump:
+            self._pumps.popleft()
         self._decisions += 1
         self._outcomes[record.decision.value] += 1
         self._pumped += is_pump and record.decision is Decision.Invoke
