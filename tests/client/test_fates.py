@@ -13,6 +13,7 @@ import pytest
 from tests.daemons import Daemon, command, running_daemon, short_directory
 from tests.engine.counting import ADAPTER
 
+from ergo_capture import EventTime, ExternalEvent, ExternalEventKind
 from ergo_capture.client import CaptureClient, Refused, Reject
 from ergo_capture.errors import ExitCode
 
@@ -76,6 +77,25 @@ async def test_a_client_hears_what_is_left_over() -> None:
     assert (client.left_over.from_index, client.left_over.event_id, client.left_over.count) == (2, "b", 2)
     assert [reject.code for reject in rejects] == ["run_interrupted"]
     assert (closed.left_over, closed.reason) == (2, "context_full")
+
+
+async def test_a_client_says_what_its_events_mean() -> None:
+    """As the adapter calls it."""
+    rejects: list[Reject] = []
+    async with counting() as daemon, CaptureClient(daemon.socket, on_reject=rejects.append) as client:
+        await client.open("default")
+        kind, at = ExternalEventKind.Command, EventTime(1, 2)
+        await client.send(ExternalEvent.with_payload("a", kind, at, b'{"n":1}', semantic_kind="add"))
+        await client.send(ExternalEvent.with_payload("b", kind, at, b'{"n":1}'))
+        await client.send(ExternalEvent.mechanical_at("c", kind, at, semantic_kind="add"))
+        closed = await client.close()
+    assert (closed.events, closed.decisions) == (1, 1)
+    assert [(reject.event_id, reject.code) for reject in rejects] == [
+        ("b", "schema_violation"),
+        ("c", "schema_violation"),
+    ]
+    with pytest.raises(ValueError, match="surrogates"):
+        ExternalEvent.mechanical_at("c", kind, at, semantic_kind="\ud800")
 
 
 @pytest.mark.parametrize("as_json", [False, True])

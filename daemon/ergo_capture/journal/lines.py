@@ -239,7 +239,11 @@ def read_event(text: bytes | msgspec.Raw) -> ExternalEvent:
 def _checked(event: _ExactEvent) -> ExternalEvent:
     payload = _payload_bytes(event)
     check_payload(payload)
-    return ExternalEvent(event.event_id, event.kind, event.at, payload)
+    return ExternalEvent(event.event_id, event.kind, event.at, payload, _semantic_kind(event))
+
+
+def _semantic_kind(event: _ExactEvent) -> str | None:
+    return event.semantic_kind if isinstance(event.semantic_kind, str) else None
 
 
 def _payload_bytes(event: _ExactEvent) -> bytes:
@@ -306,6 +310,4 @@ def read_body(body: bytes) -> Iterator[ExternalEvent]:
         raise EventFormatError(str(error)) from error
     for line in lines:
         event = line.event
-        kind = event.semantic_kind
-        kind = kind if isinstance(kind, str) else None
-        yield ExternalEvent(event.event_id, event.kind, event.at, _payload_bytes(event), kind)
+        yield ExternalEvent(event.event_id, event.kind, event.at, _payload_bytes(event), _semantic_kind(event))

@@ -82,26 +82,42 @@ class ExternalEvent(msgspec.Struct, frozen=True, gc=False):
         return cls.mechanical_at(event_id, kind, ZERO)
 
     @classmethod
-    def mechanical_at(cls, event_id: str, kind: ExternalEventKind, at: EventTime) -> ExternalEvent:
+    def mechanical_at(
+        cls, event_id: str, kind: ExternalEventKind, at: EventTime, *, semantic_kind: str | None = None
+    ) -> ExternalEvent:
         """Return an event without a payload.
 
         Raises:
-            ValueError: ``event_id`` holds a lone surrogate, which no UTF-8 text can.
+            ValueError: ``event_id`` or ``semantic_kind`` holds a lone surrogate, which no UTF-8 text can.
         """
-        event_id.encode()
-        return cls(event_id, kind, at, b"")
+        _check_texts(event_id, semantic_kind)
+        return cls(event_id, kind, at, b"", semantic_kind)
 
     @classmethod
-    def with_payload(cls, event_id: str, kind: ExternalEventKind, at: EventTime, payload: bytes) -> ExternalEvent:
+    def with_payload(
+        cls,
+        event_id: str,
+        kind: ExternalEventKind,
+        at: EventTime,
+        payload: bytes,
+        *,
+        semantic_kind: str | None = None,
+    ) -> ExternalEvent:
         """Return an event with a payload: empty, or one JSON object as UTF-8 bytes, kept exactly as given.
 
         Raises:
             ExternalEventPayloadError: the payload is refused (``check_payload``).
-            ValueError: ``event_id`` holds a lone surrogate, which no UTF-8 text can.
+            ValueError: ``event_id`` or ``semantic_kind`` holds a lone surrogate, which no UTF-8 text can.
         """
-        event_id.encode()
+        _check_texts(event_id, semantic_kind)
         check_payload(payload)
-        return cls(event_id, kind, at, payload)
+        return cls(event_id, kind, at, payload, semantic_kind)
+
+
+def _check_texts(event_id: str, semantic_kind: str | None) -> None:
+    event_id.encode()
+    if semantic_kind is not None:
+        semantic_kind.encode()
 
 
 def check_payload(payload: bytes) -> None:

@@ -166,7 +166,7 @@ EVENT: Final = "event"
 EVENTS: Final = "events"
 
 _EVENT_START: Final = b'{"type":"event","event":'
-_EVENT_LINE: Final = _EVENT_START + b'{"event_id":%b,"kind":"%b","at":{"secs":%d,"nanos":%d},"payload":%b}}\n'
+_EVENT_LINE: Final = _EVENT_START + b'{"event_id":%b,"kind":"%b","at":{"secs":%d,"nanos":%d}%b,"payload":%b}}\n'
 
 
 def event_line(event: ExternalEvent) -> bytes:
@@ -176,6 +176,7 @@ def event_line(event: ExternalEvent) -> bytes:
         event.kind.value.encode(),
         event.at.secs,
         event.at.nanos,
+        b"" if event.semantic_kind is None else b',"semantic_kind":' + _encode(event.semantic_kind),
         event.payload.replace(b"\n", b" ") if event.payload else b"null",
     )
 
