@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from ergo_capture import (
 )
 from ergo_capture.bundle.reader.opening import BundleFormatError
 from ergo_capture.bundle.reader.stream import open_bundle
-from ergo_capture.report.columns import columns_of
+from ergo_capture.report.columns import pack_columns
 
 
 def columns(path: Path) -> dict[str, Any]:
     """Return the columns of a bundle file."""
     with open_bundle(path) as stream:
-        return columns_of(stream)
+        found: dict[str, Any] = json.loads(zlib.decompress(pack_columns(stream, {})))
+        return found
 
 
 def deferred(path: Path, times: list[tuple[int, str]]) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def test_a_deferred_episode_is_a_span_from_its_event_to_its_run(tmp_path: Path) 
         tmp_path / "a.json",
         [(0, "Command"), (1, "Command"), (2, "Command"), (3, "Pump"), (61, "Pump"), (62, "Command")],
     )
-    assert found["spans"] == [(1, 4, 0), (2, None, 1), (5, None, 0)]
+    assert found["spans"] == [[1, 4, 0], [2, None, 1], [5, None, 0]]
 
 
 def test_spans_that_do_not_overlap_share_a_row(tmp_path: Path) -> None:

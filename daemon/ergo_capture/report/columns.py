@@ -6,15 +6,24 @@ JavaScript has no 64-bit integers: those from 2**53 are given as text, so that t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.kernel.events import ExternalEventKind
 from ergo_capture.kernel.explanation import to_builtins
-from ergo_capture.kernel.outcomes import Decision
+from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.kernel.time import EventTime
+from ergo_capture.kernel.time import NANOS_PER_SEC, EventTime
+from ergo_capture.report.packing import Piece, join
 
+Key = TypeVar("Key")
+
+#: Events that are added together.
+_TOGETHER: Final = 512
 #: Integers below this are exact in JavaScript.
 _EXACT: Final = 1 << 53
 #: Event times that are taken for dates: from 2000 to 2200, in seconds since 1970. Most of a run's are enough: an event
@@ -22,109 +31,165 @@ _EXACT: Final = 1 << 53
 _DATES: Final = (946_684_800, 7_258_118_400)
 
 
-def columns_of(stream: RecordStream) -> dict[str, Any]:
-    """Return the events and decisions of a run as columns, by name.
+def pack_columns(stream: RecordStream, about: Mapping[str, Any]) -> bytes:
+    """Return the packed JSON object of a run's events and decisions as columns, by name.
+
+    Args:
+        stream: the run.
+        about: other items of the object.
 
     Raises:
         BundleFormatError: an event or a decision is malformed.
         ErgoCaptureError: the file cannot be read.
     """
     columns = _Columns()
-    records = stream.decisions()
-    for event in stream.events():
-        columns.add(event, next(records, None))
-    return columns.finished()
+    events, records = stream.events(), stream.decisions()
+    while batch := list(islice(events, _TOGETHER)):
+        decided: list[EpisodeInvocationRecord | None] = list(islice(records, len(batch)))
+        columns.add(batch, decided + [None] * (len(batch) - len(decided)))
+    return columns.finished(about)
 
 
-class _Names:
+class _Names(Generic[Key]):
     """Numbers for words, from 0 in the order of their first use."""
 
     def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
+        self.numbers: dict[Key, int] = {}
 
-    def number(self, name: str) -> int:
-        return self.numbers.setdefault(name, len(self.numbers))
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.numbers)
+    def numbers_of(self, words: Sequence[Key]) -> list[int]:
+        numbers = self.numbers
+        try:
+            return [numbers[word] for word in words]
+        except KeyError:
+            return [numbers.setdefault(word, len(numbers)) for word in words]
 
 
 class _Columns:
-    """The columns while they are built."""
+    """The columns while they are built: packed, so that memory hardly grows with the run."""
 
     def __init__(self) -> None:
-        self.kinds, self.decisions, self.terminations = _Names(), _Names(), _Names()
+        self.kinds: _Names[ExternalEventKind] = _Names()
+        self.decisions: _Names[Decision | None] = _Names()
+        self.terminations: _Names[RunTermination | None] = _Names()
         names = ("secs", "nanos", "id", "kind", "payload", "decision", "episode", "termination", "retries")
-        self.rows: dict[str, list[Any]] = {name: [] for name in names}
+        self.columns = {name: _Column(f'"{name}":['.encode()) for name in names}
         #: What few decisions have, by place: when the episode is due, effects, acknowledgements, an interruption.
-        self.more: dict[str, dict[str, Any]] = {}
-        #: The supervisor's clock at each place, in nanoseconds.
-        self.clock: list[int] = []
-        #: Places at which deferred episodes began to wait, by episode.
-        self.waiting: dict[int, int] = {}
-        #: For each episode that waited: the places where it began to wait and where it ran.
-        self.spans: list[tuple[int, int | None]] = []
+        self.more = _Column(b'"more":{')
+        #: Events so far, how many of them have a time that is a date, and the supervisor's clock, in nanoseconds.
+        self.count = 0
+        self.dates = 0
+        self.clock = 0
+        #: Deferred episodes that wait: where each began to wait, and the clock there.
+        self.waiting: dict[int, tuple[int, int]] = {}
+        self.spans: list[_Span] = []
 
-    def add(self, event: ExternalEventRecord, record: EpisodeInvocationRecord | None) -> None:
-        """Add the next event, and its decision if there is one."""
-        rows, place = self.rows, len(self.clock)
-        now = event.event_time.total_nanos
-        self.clock.append(max(now, self.clock[-1]) if self.clock else now)
-        rows["secs"].append(_exact(event.event_time.secs))
-        rows["nanos"].append(event.event_time.nanos)
-        rows["id"].append(event.event_id)
-        rows["kind"].append(self.kinds.number(event.kind.value))
+    def add(self, events: Sequence[ExternalEventRecord], records: Sequence[EpisodeInvocationRecord | None]) -> None:
+        """Add the next events, with the decision of each if there is one."""
+        columns, first_date, last_date = self.columns, *_DATES
+        secs = [event.event_time.secs for event in events]
+        self.dates += sum([first_date <= second < last_date for second in secs])
+        columns["secs"].add([_exact(second) for second in secs])
+        columns["nanos"].add([event.event_time.nanos for event in events])
+        columns["id"].add([event.event_id for event in events])
+        columns["kind"].add(self.kinds.numbers_of([event.kind for event in events]))
         # A bundle may hold bytes that no daemon accepts, and the page shows them too.
-        rows["payload"].append(event.payload.decode(errors="backslashreplace"))
-        rows["decision"].append(self.decisions.number("" if record is None else record.decision.value))
-        rows["episode"].append(None if record is None else _exact(record.episode_id))
-        rows["termination"].append(self.terminations.number(_ended(record)))
-        rows["retries"].append(0 if record is None else _exact(record.retry_count))
-        if record is not None:
-            self._follow(place, event, record)
-            if more := _more(record):
-                self.more[str(place)] = more
+        columns["payload"].add([event.payload.decode(errors="backslashreplace") for event in events])
+        columns["decision"].add(
+            self.decisions.numbers_of([None if record is None else record.decision for record in records])
+        )
+        columns["episode"].add([None if record is None else _exact(record.episode_id) for record in records])
+        columns["termination"].add(
+            self.terminations.numbers_of([None if record is None else record.termination for record in records])
+        )
+        columns["retries"].add([0 if record is None else _exact(record.retry_count) for record in records])
+        for place, (event, record) in enumerate(zip(events, records, strict=True), self.count):
+            at = event.event_time
+            self.clock = max(self.clock, at.secs * NANOS_PER_SEC + at.nanos)
+            if record is None:
+                continue
+            if self.waiting or record.decision is Decision.Defer:
+                self._follow(place, event, record)
+            if (
+                record.schedule_at is not None
+                or record.effects
+                or record.intent_acks
+                or record.interruption is not None
+            ):
+                self.more.add_text(b'"%d":%b' % (place, msgspec.json.encode(_more(record))))
+        self.count += len(events)
 
     def _follow(self, place: int, event: ExternalEventRecord, record: EpisodeInvocationRecord) -> None:
         """Record where a deferred episode begins to wait, and where it runs."""
         if record.decision is Decision.Defer:
             # A Pump defers nothing new: it found nothing due, or put back an episode that waits already.
-            if record.schedule_at is not None and event.kind.value != "Pump":
-                self.waiting.setdefault(record.episode_id, place)
+            if record.schedule_at is not None and event.kind is not ExternalEventKind.Pump:
+                self.waiting.setdefault(record.episode_id, (place, self.clock))
         elif (began := self.waiting.pop(record.episode_id, None)) is not None:
-            self.spans.append((began, place))
+            self.spans.append(_Span(began[0], began[1], place, self.clock))
 
-    def finished(self) -> dict[str, Any]:
-        """Return all columns, after the last event was added."""
-        spans = sorted([*self.spans, *((began, None) for began in self.waiting.values())])
-        first, last = _DATES
-        seconds = [int(secs) for secs in self.rows["secs"]]
-        dates = sum(first <= secs < last for secs in seconds)
-        return {
-            **self.rows,
-            "kinds": self.kinds.names,
-            "decisions": self.decisions.names,
-            "terminations": self.terminations.names,
-            "more": self.more,
-            "dates": 2 * dates > len(seconds),
-            "spans": [(*span, row) for span, row in zip(spans, _rows(spans, self.clock), strict=True)],
+    def finished(self, about: Mapping[str, Any]) -> bytes:
+        """Return the packed object, after the last event was added."""
+        spans = sorted([*self.spans, *(_Span(*began, None, self.clock + 1) for began in self.waiting.values())])
+        rest = {
+            **about,
+            "kinds": [kind.value for kind in self.kinds.numbers],
+            "decisions": ["" if decision is None else decision.value for decision in self.decisions.numbers],
+            "terminations": ["" if ended is None else ended.label for ended in self.terminations.numbers],
+            "dates": 2 * self.dates > self.count,
+            "spans": [(span.began, span.ended, row) for span, row in zip(spans, _rows(spans), strict=True)],
         }
+        last = Piece()
+        for column in self.columns.values():
+            column.piece.write(b"],")
+        self.more.piece.write(b"},")
+        last.write(msgspec.json.encode(rest)[1:])
+        return join([_opening(), *(column.piece for column in self.columns.values()), self.more.piece, last])
 
 
-def _rows(spans: Sequence[tuple[int, int | None]], clock: Sequence[int]) -> list[int]:
+def _opening() -> Piece:
+    piece = Piece()
+    piece.write(b"{")
+    return piece
+
+
+class _Column:
+    """Values of JSON behind each other, packed."""
+
+    def __init__(self, begin: bytes) -> None:
+        self.piece = Piece()
+        self.piece.write(begin)
+        self._separator = b""
+
+    def add(self, values: list[Any]) -> None:
+        """Append values; at least one."""
+        self.add_text(msgspec.json.encode(values)[1:-1])
+
+    def add_text(self, text: bytes) -> None:
+        """Append the text of values, or of a member."""
+        self.piece.write(self._separator + text)
+        self._separator = b","
+
+
+class _Span(NamedTuple):
+    """A deferred episode: the places where it began to wait and where it ran, and the clock there."""
+
+    began: int
+    began_at: int
+    #: None where it never ran.
+    ended: int | None
+    ended_at: int
+
+
+def _rows(spans: Sequence[_Span]) -> list[int]:
     """Return a row for each span, the lowest that is free: there are as many rows as episodes that wait at once."""
     rows: list[int] = []
     free: list[int] = []
     taken: list[tuple[int, int]] = []
-    for began, ended in spans:
-        while taken and taken[0][0] <= clock[began]:
+    for span in spans:
+        while taken and taken[0][0] <= span.began_at:
             heapq.heappush(free, heapq.heappop(taken)[1])
         row = heapq.heappop(free) if free else len(taken)
-        if ended is None:
-            heapq.heappush(taken, (clock[-1] + 1, row))
-        else:
-            heapq.heappush(taken, (clock[ended], row))
+        heapq.heappush(taken, (span.ended_at, row))
         rows.append(row)
     return rows
 
@@ -148,7 +213,3 @@ def _time(time: EventTime) -> tuple[int | str, int]:
 
 def _exact(number: int) -> int | str:
     return number if number < _EXACT else str(number)
-
-
-def _ended(record: EpisodeInvocationRecord | None) -> str:
-    return "" if record is None or record.termination is None else record.termination.label

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import zlib
 from importlib import resources
 from typing import Any, Final
-
-import msgspec
 
 from ergo_capture.bundle.manifest import Manifest
 from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.explanation import format_time
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.report.columns import columns_of
+from ergo_capture.report.columns import pack_columns
 from ergo_capture.version import PROGRAM
 
 #: The files of the page's own script, in order.
@@ -27,7 +24,7 @@ SCRIPTS: Final = ("words.js", "run.js", "charts.js", "table.js", "page.js")
 
 
 def report_page(stream: RecordStream, name: str, manifest: Manifest | None = None, decided_by: str = "") -> bytes:
-    """Return the page of a run; memory use grows with it.
+    """Return the page of a run; memory use grows with the page.
 
     Args:
         stream: the run.
@@ -44,9 +41,8 @@ def report_page(stream: RecordStream, name: str, manifest: Manifest | None = Non
         "file": _shown(name),
         "program": PROGRAM,
         "about": _about(stream, manifest, decided_by),
-        **columns_of(stream),
     }
-    packed = base64.b64encode(zlib.compress(msgspec.json.encode(data), 9)).decode()
+    packed = base64.b64encode(pack_columns(stream, data))
     files = resources.files("ergo_capture") / "data" / "report"
 
     def part(name: str) -> str:
@@ -55,16 +51,16 @@ def report_page(stream: RecordStream, name: str, manifest: Manifest | None = Non
     style = part("uPlot.min.css") + part("page.css")
     library, script = part("uPlot.iife.min.js"), "".join(part(name) for name in SCRIPTS)
     page = part("page.html")
-    # Insert the data last: a mark inside it would be taken for one of the page's.
     for mark, text in (
         ("POLICY", _policy(style, library, script)),
         ("/*STYLE*/", style),
         ("/*LIBRARY*/", library),
         ("/*SCRIPT*/", script),
-        ("/*DATA*/", packed),
     ):
         page = page.replace(mark, text, 1)
-    return page.encode()
+    # The data at the end: a mark inside it would be taken for one of the page's.
+    before, _, after = page.partition("/*DATA*/")
+    return b"".join((before.encode(), packed, after.encode()))
 
 
 def _policy(style: str, *scripts: str) -> str:
