@@ -38,7 +38,7 @@ LAYERS = (
     {"journal"},
     {"bundle"},
     {"repair"},
-    {"report", "engine", "egress", "client", "manual"},
+    {"report", "engine", "egress", "client", "manual", "seal"},
     {"objects"},
     {"ship", "fleet"},
     {"server"},

@@ -18,6 +18,8 @@ MANIFEST_SUFFIX: Final = ".manifest.json"
 REST_SUFFIX: Final = ".rest.jsonl"
 #: Ends the name of the file that says where blocks of events are: ``reader/index.py``.
 INDEX_SUFFIX: Final = ".index.json"
+#: Ends the name of the file with the seal of a manifest: ``seal/chain.py``.
+SEAL_SUFFIX: Final = ".seal.json"
 #: Follows ``BUNDLE_SUFFIX`` in the name of a compressed bundle.
 COMPRESSED_SUFFIX: Final = ".zst"
 #: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
@@ -80,9 +82,14 @@ def index_path(bundle: Path) -> Path:
     return bundle.with_name(bundle_stem(bundle) + INDEX_SUFFIX)
 
 
+def seal_path(bundle: Path) -> Path:
+    """Return the path of the seal beside a bundle."""
+    return bundle.with_name(bundle_stem(bundle) + SEAL_SUFFIX)
+
+
 def side_files(bundle: Path) -> list[Path]:
     """Return the paths of the files that go where a bundle goes, besides its manifest; not all of them need exist."""
-    return [rest_path(bundle), index_path(bundle)]
+    return [rest_path(bundle), index_path(bundle), seal_path(bundle)]
 
 
 def rest_path(bundle: Path) -> Path:

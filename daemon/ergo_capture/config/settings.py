@@ -337,6 +337,18 @@ _STORE_URL: Final = re.compile(r"(?:s3|gs|az)://[^/?#]+|file:///")
 _TARGET_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
+class SealConfig(_Table, frozen=True):
+    """Signatures that make a chain of all finished bundles, in the order of publication."""
+
+    key: Annotated[
+        str,
+        _doc(
+            "The key that signs: a name in $CREDENTIALS_DIRECTORY, or a path; empty for no seals. See `ergo-capture help "
+            "seal`."
+        ),
+    ] = ""
+
+
 class ShipConfig(_Table, frozen=True):
     """Shipping of finished bundles to object stores, by `ergo-capture ship run`; the daemon itself ships nothing."""
 
@@ -562,6 +574,7 @@ class Config(_Table, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     bundle: BundleConfig = BundleConfig()
     retention: RetentionConfig = RetentionConfig()
+    seal: SealConfig = SealConfig()
     ship: ShipConfig = ShipConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     log: LogConfig = LogConfig()

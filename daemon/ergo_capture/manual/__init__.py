@@ -21,6 +21,7 @@ _TOPICS: Final = (
     "limits",
     "retention",
     "ship",
+    "seal",
     "fleet",
     "damage",
     "replaying",

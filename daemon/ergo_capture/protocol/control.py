@@ -8,6 +8,7 @@ answers as there are decisions to show:
     {"command": "reload"}                        {"type": "reloaded", "applied": [...], "restart": [...]}
     {"command": "flush", "session": "..."}       {"type": "flushed", "bundles": [...]}
     {"command": "shutdown"}                      {"type": "stopping", "waits_for": [...]}
+    {"command": "bury", "bundle", "reason"}      {"type": "buried"}
     {"command": "tap", "of": "...", "rate": 100} {"type": "tapping", ...}, then {"type": "decision", ...} and
                                                  {"type": "skipped", "count": 240}; {"type": "ended", "how": "..."}
     anything else                                {"type": "error", "code", "message", "hint", "exit_code"}
@@ -70,9 +71,17 @@ class TapRequest(_Request, frozen=True, tag="tap"):
     rate: Annotated[int, Meta(ge=1, le=MAX_RATE)] = 100
 
 
-Request = StatusRequest | MetricsRequest | ReloadRequest | FlushRequest | ShutdownRequest | TapRequest
+class BuryRequest(_Request, frozen=True, tag="bury"):
+    """Write the signed tombstone of a bundle that is about to be deleted."""
 
-COMMANDS: Final = ("status", "metrics", "reload", "flush", "shutdown", "tap")
+    #: Path of the bundle.
+    bundle: str
+    reason: str
+
+
+Request = StatusRequest | MetricsRequest | ReloadRequest | FlushRequest | ShutdownRequest | TapRequest | BuryRequest
+
+COMMANDS: Final = ("status", "metrics", "reload", "flush", "shutdown", "tap", "bury")
 
 # --- what the daemon sends ------------------------------------------------------------------------------------------
 
@@ -110,6 +119,10 @@ class Stopping(_Answer, frozen=True, tag="stopping"):
     """What the shutdown waits for, in sentences."""
 
     waits_for: list[str]
+
+
+class Buried(_Answer, frozen=True, tag="buried"):
+    """The tombstone is durable."""
 
 
 class Tapping(_Answer, frozen=True, tag="tapping"):
@@ -168,7 +181,7 @@ class Error(_Answer, frozen=True, tag="error"):
     exit_code: int = ExitCode.FAILED
 
 
-Answer = Status | Metrics | Reloaded | Flushed | Stopping | Tapping | TappedDecision | Skipped | Ended | Error
+Answer = Status | Metrics | Reloaded | Flushed | Stopping | Buried | Tapping | TappedDecision | Skipped | Ended | Error
 
 _KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in Answer.__args__)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ergo_capture.config import Config, control_socket_beside
 from ergo_capture.journal.wal import Journal
+from ergo_capture.seal.keeper import SealKeeper
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.net.clients import Clients
 from ergo_capture.server.ops.retention import Retention
@@ -46,6 +47,8 @@ class Components:
     clients: Clients
     retention: Retention
     notifier: SystemdNotifier
+    #: None where nothing is sealed.
+    seals: SealKeeper | None = None
     phase: Phase = Phase.STARTING
     #: One line on what the start-up is doing; shown while the daemon starts.
     progress: str = "reading the journal"

@@ -24,6 +24,7 @@ from ergo_capture.config.settings import BundleConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.parent_death import end_with_parent
+from ergo_capture.seal.keeper import SealKeeper
 from ergo_capture.server.follower import FollowedPart, Follower
 from ergo_capture.server.session.parts import Part, is_full, utc_now
 from ergo_capture.server.session.session import Session
@@ -44,6 +45,7 @@ class BundlePublisher:
         journal: the journal's directory.
         bundle: layout and compression of the bundles.
         published_sequence: the greatest number of a bundle in the journal's PUBLISHED frames.
+        seals: seals the finished bundles; None where none are sealed.
         on_published: called with each bundle after it is durable.
     """
 
@@ -54,12 +56,14 @@ class BundlePublisher:
         bundle: BundleConfig,
         *,
         published_sequence: int = 0,
+        seals: SealKeeper | None = None,
         on_published: Callable[[SessionDescription, Publication], None] = lambda _description, _publication: None,
     ) -> None:
         self._state = state
         self._journal = journal
         self._bundle = bundle
         self._published_sequence = published_sequence
+        self._seals = seals
         self._on_published = on_published
         #: The numbers of finished bundles; None until the first one is to be published.
         self._sequence: Sequence | None = None
@@ -175,6 +179,9 @@ class BundlePublisher:
                 found = await to_thread.run_sync(greatest_sequence, self._state / "bundles")
                 self._sequence = Sequence(max(found, self._published_sequence))
             publication, beside = await to_thread.run_sync(publish_bundle, composed, self._sequence)
+            if self._seals is not None and composed.job.ended != SNAPSHOT:
+                # Here, in the order of the numbers, and before the journal may forget the bundle.
+                await to_thread.run_sync(self._seals.seal, Path(publication.manifest))
         if beside is not None and publication.bundle not in self._diverted:
             self._diverted.add(publication.bundle)
             log.error(

@@ -29,6 +29,8 @@ from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.recovery import Recovery, recover
 from ergo_capture.journal.wal import Journal
 from ergo_capture.pauses import clock
+from ergo_capture.seal.keeper import SealKeeper
+from ergo_capture.seal.keys import read_key
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.components import Components, Phase, Running
 from ergo_capture.server.factories import access_list, graphs_of, retention_rules, rotation_rule
@@ -81,7 +83,12 @@ class Service:
         self.retention = Retention(
             Pruner(state.path, state.storage), retention_rules(config), config.retention.interval.seconds
         )
-        self.components = Components(config, state, self.clients, self.retention, SystemdNotifier.from_environment())
+        seals = SealKeeper(state.path / "bundles", read_key(config.seal.key)) if config.seal.key else None
+        if seals is not None:
+            self.retention.bury_with(seals.bury)
+        self.components = Components(
+            config, state, self.clients, self.retention, SystemdNotifier.from_environment(), seals
+        )
         self.reloader = Reloader(self.components, reread or (lambda: config))
         #: Set once the daemon serves.
         self.ready = asyncio.Event()
@@ -202,6 +209,7 @@ class Service:
             state.journal,
             config.bundle,
             published_sequence=recovery.published_sequence,
+            seals=self.components.seals,
             on_published=self._on_published,
         )
         self.registry = SessionRegistry(

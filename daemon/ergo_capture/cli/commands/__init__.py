@@ -36,6 +36,7 @@ GROUPS: Final = {
         "extract": "write a range of events as a scenario, a stream or a fixture",
         "feed": "print a capture as a driver's stream for `ergo run`",
         "report": "draw a run as one page of HTML",
+        "seal": "make keys for seals, which chain manifests together",
         "bundles": "list finished bundles, delete expired ones, fetch shipped ones",
         "ship": "ship finished bundles to object stores",
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
@@ -94,7 +94,7 @@ def prune(
     """Delete the finished bundles that are beyond the bounds, and their manifests.
 
     The bounds are those of the configuration; an option replaces its setting. The newest bundle of each graph stays, and with
-    retention.shipped_to what is not shipped.
+    retention.shipped_to what is not shipped. Where bundles are sealed, the running daemon signs the tombstone of each.
     Before a bundle is deleted it is read whole and compared with its manifest. One that differs is kept and named, and
     the exit code is 3.
     """
@@ -113,6 +113,8 @@ def prune(
         )
     count, freed, kept = 0, 0, 0
     pruner = Pruner(Path(loaded.state.directory), RealStorage())
+    if loaded.seal.key and not dry_run:
+        pruner.bury = _bury_with(Path(loaded.control.path))
     for step in pruner.prune(rules, graph=graph, dry_run=dry_run):
         bundle = step.choice.bundle
         if step.kept is None:
@@ -203,6 +205,26 @@ def fetch(
             worst = outcome
         click.echo(f"{printable(path)}: {in_words(result)}")
     return int(worst)
+
+
+def _bury_with(control: Path) -> Callable[[Path, str], None]:
+    """Return what has the running daemon sign a bundle's tombstone: the key is its own."""
+    from ergo_capture.cli.support.control_connection import ControlConnection, DaemonAway  # noqa: PLC0415
+    from ergo_capture.protocol.control import Buried, BuryRequest  # noqa: PLC0415
+
+    def bury(bundle: Path, reason: str) -> None:
+        try:
+            with ControlConnection(control) as connection:
+                connection.ask(BuryRequest(str(bundle.absolute()), reason), Buried)
+        except DaemonAway as error:
+            raise ErgoCaptureError(
+                f"prune bundle '{bundle}': its tombstone has to be signed, and no daemon answers on '{control}'",
+                op="prune bundle",
+                path=bundle,
+                hint="start the daemon, or let its own retention delete bundles",
+            ) from error
+
+    return bury
 
 
 def _with_options(

@@ -42,6 +42,12 @@ from ergo_capture.errors import ExitCode
     metavar="BUNDLE...",
 )
 @adapter_option
+@click.option(
+    "--seal",
+    default="",
+    metavar="PUBLIC",
+    help="A public key, or a file with it: check the seals of the bundles; of a directory of bundles, their chain, too.",
+)
 @jobs_option
 @no_manifest_flag
 @quiet_flag
@@ -53,6 +59,7 @@ def verify(
     bundles: tuple[str, ...],
     *,
     adapter: Path | None,
+    seal: str,
     jobs: int,
     no_manifest: bool,
     quiet: bool,
@@ -97,6 +104,11 @@ def verify(
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome
         click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result, verbose=verbose)))
+    if seal:
+        from ergo_capture.cli.seals import check_seals  # noqa: PLC0415 - needs what is not always installed
+
+        if not check_seals(bundles, runs, seal, as_json=as_json):
+            worst = ExitCode.FAILED
     return int(worst)
 
 

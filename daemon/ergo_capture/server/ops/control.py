@@ -11,11 +11,13 @@ import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import anyio
 import msgspec
 import structlog
+from anyio import to_thread
 from anyio.abc import SocketAttribute, UNIXSocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
@@ -25,6 +27,7 @@ from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol import control as protocol
 from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.protocol.control import (
+    BuryRequest,
     FlushRequest,
     MetricsRequest,
     ReloadRequest,
@@ -204,6 +207,8 @@ class _ControlConnection:
                 await self._send(protocol.Stopping(waits_for))
             case TapRequest():
                 await self._tap(request)
+            case BuryRequest():
+                await self._bury(request)
 
     async def _flush(self, request: FlushRequest) -> None:
         sessions = self._running().registry.sessions
@@ -252,6 +257,18 @@ class _ControlConnection:
             if poll.poll(0):
                 scope.cancel()
             await anyio.sleep(HANG_UP_SECONDS)
+
+    async def _bury(self, request: BuryRequest) -> None:
+        seals = self._components.seals
+        if seals is None:
+            raise ProtocolError(Code.FORBIDDEN, "the daemon seals nothing", "set [seal] key, or prune without it")
+        bundle = Path(request.bundle)
+        if bundle.parent.parent != self._components.state.path / "bundles":
+            raise ProtocolError(
+                Code.FORBIDDEN, f"'{bundle}' is no bundle of this daemon", "name one of its state directory"
+            )
+        await to_thread.run_sync(seals.bury, bundle, request.reason)
+        await self._send(protocol.Buried())
 
     async def _tap(self, request: TapRequest) -> None:
         taps = self._running().registry.taps

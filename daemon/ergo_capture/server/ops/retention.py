@@ -73,6 +73,8 @@ class Pruner:
         #: Those of them that have to be shipped first, and are not.
         self.unshipped: list[StoredBundle] = []
         self._receipts = Receipts({})
+        #: Called for each bundle that is about to be deleted, with the reason; what it raises keeps the bundle.
+        self.bury: Callable[[Path, str], None] = lambda _bundle, _reason: None
         #: Returns bytes by directory that are given up where the disk is full, and count as free.
         self.spare_bytes: Callable[[], Mapping[Path, int]] = dict
 
@@ -194,7 +196,7 @@ class Pruner:
             return f"it cannot be read: {error.strerror or error}"
 
     def _delete(self, choice: Expired) -> bool:
-        """Delete a bundle; return False where it is gone, was replaced since it was listed, or lost a receipt."""
+        """Delete a bundle, buried first; return False where it is gone, was replaced since it was listed, or lost a receipt."""
         bundle = choice.bundle
         manifest = manifest_path(bundle.path)
         doomed = manifest.with_name(manifest.name + PRUNING_SUFFIX)
@@ -202,6 +204,7 @@ class Pruner:
         # Reading a large bundle takes seconds, and its session may have been published again meanwhile.
         with _missing_ok(), directory_lock(manifest.parent) as alone:
             if alone and bundle.is_still_there and (choice.is_given_up or self._is_shipped(bundle)):
+                self.bury(bundle.path, choice.reason)
                 self._storage.replace(manifest, doomed)
                 # Synced first: a bundle without its manifest would never be deleted.
                 self._storage.sync_dir(manifest.parent)
@@ -287,6 +290,10 @@ class Retention:
     def count_as_free(self, spare_bytes: Callable[[], Mapping[Path, int]]) -> None:
         """Count as free what ``spare_bytes`` returns: bytes by directory that are given up where the disk is full."""
         self._pruner.spare_bytes = spare_bytes
+
+    def bury_with(self, bury: Callable[[Path, str], None]) -> None:
+        """Call ``bury`` for each bundle that is about to be deleted, with the reason."""
+        self._pruner.bury = bury
 
     @property
     def ages_held_seconds(self) -> float:

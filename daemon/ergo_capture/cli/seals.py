@@ -1,0 +1,107 @@
+"""Check seals on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+from ergo_capture.bundle.names import manifest_path, seal_path
+from ergo_capture.cli.support.captures import Capture
+from ergo_capture.cli.support.output import printable, without_controls
+from ergo_capture.seal.chain import ChainReport, Finding, TrustedKeys, check_chain
+from ergo_capture.seal.keeper import read_seal, read_tombstones, sealed_bundles
+from ergo_capture.seal.keys import read_public_key
+from ergo_capture.units import counted
+
+
+def check_seals(names: Iterable[str], runs: Iterable[Capture], key: str, *, as_json: bool) -> bool:
+    """Check the seals of bundles, and the chain of those below each directory; print what is found.
+
+    Args:
+        names: what the user named.
+        runs: the runs that these stand for.
+        key: the public key, or a file that holds it.
+        as_json: whether to print JSON.
+
+    Returns:
+        Whether nothing is wrong.
+
+    Raises:
+        ErgoCaptureError: it is no public key, or the extra is not installed.
+        OSError: the tombstones cannot be read.
+    """
+    public = read_public_key(key)
+    directories = [Path(name) for name in names if Path(name).is_dir()]
+    is_right = True
+    for directory in directories:
+        report = check_chain(sealed_bundles(directory), read_tombstones(directory), public)
+        is_right = is_right and not report.findings
+        _print(printable(directory), report, as_json=as_json)
+    single = [run.bundle for run in runs if run.bundle is not None and not _is_below(run.bundle, directories)]
+    for bundle in single:
+        finding = _check_one(bundle, public)
+        is_right = is_right and finding is None
+        if as_json:
+            click.echo(msgspec.json.encode({"seal": printable(bundle), "problem": finding}))
+        else:
+            click.echo(f"{printable(bundle)}: seal: {'ok' if finding is None else finding}")
+    return is_right
+
+
+def _is_below(bundle: Path, directories: Iterable[Path]) -> bool:
+    return any(directory in bundle.parents for directory in directories)
+
+
+def _check_one(bundle: Path, public: str) -> str | None:
+    """Return what is wrong with one bundle's seal; None where nothing is."""
+    seal = read_seal(seal_path(bundle))
+    if seal is None:
+        return "it has none that can be read"
+    why = TrustedKeys(public, [seal]).distrust(seal)
+    if why is not None:
+        return f"not believed: {why}"
+    try:
+        text = manifest_path(bundle).read_bytes()
+    except OSError as error:
+        return f"its manifest cannot be read: {error.strerror}"
+    return (
+        None
+        if hashlib.sha256(text).hexdigest() == seal.manifest_sha256
+        else "its manifest is not the one that was sealed"
+    )
+
+
+def _print(name: str, report: ChainReport, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            msgspec.json.encode(
+                {"seals": name, **report._asdict(), "findings": [each._asdict() for each in report.findings]}
+            )
+        )
+        return
+    for line in lines_of(report):
+        click.echo(without_controls(f"{name}: seals: {printable(line)}"))
+
+
+def lines_of(report: ChainReport) -> Iterator[str]:
+    """Yield what a chain proves, for a person."""
+    for finding in report.findings:
+        yield _in_words(finding)
+    if report.first is None:
+        yield "no bundle is sealed"
+        return
+    counts = f"{report.sealed:,} sealed, {report.pruned:,} pruned in order, number {report.first} to {report.last}"
+    if report.findings:
+        yield f"{counts}: {counted(len(report.findings), 'problem')}"
+        return
+    begin = "" if report.is_whole else "; what came before is not there"
+    yield f"ok, {counts}: nothing was changed, left out or put in{begin}. Behind the last one nothing is known"
+
+
+def _in_words(finding: Finding) -> str:
+    place = f"{finding.name}: " if finding.name else ""
+    return f"{finding.kind}: {place}{finding.message}"

@@ -1,0 +1,223 @@
+"""Seal bundles as they are published, and bury those that retention deletes.
+
+A bundle is sealed after its manifest is durable and before the journal forgets it. A crash between the two leaves a
+manifest without a seal: it is sealed before the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path, seal_path
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.seal.chain import (
+    Seal,
+    Sealed,
+    Tombstone,
+    decode_seal,
+    decode_tombstones,
+    encode_seal,
+    make_seal,
+    make_tombstone,
+)
+from ergo_capture.seal.keys import SealKey, is_signed
+from ergo_capture.storage.atomic import write_bytes_atomic
+
+#: The file of the tombstones, in the directory of the bundles.
+TOMBSTONES: Final = "tombstones.jsonl"
+
+
+class SealKeeper:
+    """Seals the bundles of one state directory. Its methods block, and may be called from several threads.
+
+    Args:
+        bundles: the directory of the bundles.
+        key: signs.
+    """
+
+    def __init__(self, bundles: Path, key: SealKey) -> None:
+        self._bundles = bundles
+        self._key = key
+        self._lock = threading.Lock()
+        #: The last seal; None before the first one.
+        self._head: Seal | None = None
+        self._is_read = False
+        #: Bundles sealed since the start.
+        self.sealed = 0
+
+    def seal(self, manifest: Path) -> None:
+        """Seal a bundle whose manifest is durable, and those before it that a crash kept from it.
+
+        Args:
+            manifest: the manifest's file.
+
+        Raises:
+            CaptureWriteError: a seal cannot be written.
+            ErgoCaptureError: a manifest cannot be read.
+        """
+        with self._lock:
+            if not self._is_read:
+                self._catch_up()
+            self._seal(manifest)
+
+    def bury(self, bundle: Path, reason: str) -> None:
+        """Write the tombstone of a bundle that is about to be deleted, durably; nothing where it has no seal.
+
+        Raises:
+            ErgoCaptureError: it cannot be written.
+        """
+        seal = read_seal(seal_path(bundle))
+        if seal is None:
+            return
+        stone = make_tombstone(self._key, seal, datetime.now(UTC).isoformat(timespec="milliseconds"), reason)
+        path = self._bundles / TOMBSTONES
+        with self._lock:
+            try:
+                _append(path, msgspec.json.encode(stone) + b"\n")
+            except OSError as error:
+                raise ErgoCaptureError(
+                    f"write tombstone of '{bundle}' to '{path}': {error.strerror}",
+                    op="write tombstone",
+                    path=path,
+                    hint="the bundle is kept until it can be written",
+                ) from error
+
+    def _catch_up(self) -> None:
+        """Find the last seal, and seal what was published after it."""
+        head = _greatest_seal(self._bundles)
+        self._head, self._is_read = head, True
+        if head is None:
+            return
+        try:
+            for _, manifest in sorted(_unsealed_after(self._bundles, head.number)):
+                self._seal(manifest)
+        except BaseException:
+            self._is_read = False
+            raise
+
+    def _seal(self, manifest: Path) -> None:
+        path = seal_path_of(manifest)
+        try:
+            text = manifest.read_bytes()
+            number = msgspec.json.decode(text, type=dict[str, Any]).get("sequence")
+        except (OSError, ValueError) as error:
+            raise ErgoCaptureError(
+                f"seal '{manifest}': {error}", op="seal bundle", path=manifest, hint="look at the disk"
+            ) from error
+        if number is None:
+            # A bundle that 0.1.0 published, which stands as it is.
+            return
+        sha256 = hashlib.sha256(text).hexdigest()
+        standing = read_seal(path)
+        if standing is not None and (standing.number, standing.manifest_sha256) == (number, sha256):
+            return
+        seal = make_seal(self._key, number, None if self._head is None else self._head.link, sha256)
+        write_bytes_atomic(path, encode_seal(seal), what="seal")
+        self._head = seal
+        self.sealed += 1
+
+
+def read_seal(path: Path) -> Seal | None:
+    """Return a seal; None where there is none, or none that can be read."""
+    try:
+        return decode_seal(path.read_bytes())
+    except OSError:
+        return None
+
+
+def read_tombstones(bundles: Path) -> list[Tombstone]:
+    """Return the tombstones of a directory of bundles.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        return list(decode_tombstones((bundles / TOMBSTONES).read_bytes()))
+    except FileNotFoundError:
+        return []
+
+
+def sealed_bundles(bundles: Path) -> Iterator[Sealed]:
+    """Yield the finished bundles below a directory with their seals; snapshots are not sealed."""
+    for manifest in _manifests(bundles):
+        try:
+            text = manifest.read_bytes()
+            fields = read_manifest_fields(manifest)
+        except (OSError, ManifestError):
+            yield Sealed(str(manifest), None, "", read_seal(seal_path_of(manifest)))
+            continue
+        number = fields.get("sequence")
+        yield Sealed(
+            str(manifest),
+            number if isinstance(number, int) else None,
+            hashlib.sha256(text).hexdigest(),
+            read_seal(seal_path_of(manifest)),
+        )
+
+
+def seal_path_of(manifest: Path) -> Path:
+    """Return the path of the seal beside a manifest."""
+    return seal_path(manifest.with_name(manifest.name.removesuffix(MANIFEST_SUFFIX)))
+
+
+def is_sealed(bundle: Path) -> bool:
+    """Return whether a bundle has a seal that is that of its manifest."""
+    seal = read_seal(seal_path(bundle))
+    with suppress(OSError):
+        text = manifest_path(bundle).read_bytes()
+        return seal is not None and seal.manifest_sha256 == hashlib.sha256(text).hexdigest()
+    return False
+
+
+def _manifests(bundles: Path) -> Iterator[Path]:
+    with suppress(OSError):
+        for folder in sorted(path for path in bundles.iterdir() if path.is_dir()):
+            with suppress(OSError):
+                yield from sorted(path for path in folder.iterdir() if path.name.endswith(MANIFEST_SUFFIX))
+
+
+def _greatest_seal(bundles: Path) -> Seal | None:
+    seals = [seal for manifest in _manifests(bundles) if (seal := read_seal(seal_path_of(manifest))) is not None]
+    seals += [stone.seal for stone in read_tombstones(bundles)]
+    # One that was damaged could have any number.
+    sound = (seal for seal in seals if is_signed(seal.key, seal.signature, seal.content))
+    return max(sound, key=lambda seal: seal.number, default=None)
+
+
+def _unsealed_after(bundles: Path, number: int) -> Iterator[tuple[int, Path]]:
+    for manifest in _manifests(bundles):
+        with suppress(OSError, ManifestError):
+            own = read_manifest_fields(manifest).get("sequence")
+            if isinstance(own, int) and own > number:
+                yield own, manifest
+
+
+def _append(path: Path, line: bytes) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o640)
+    try:
+        size = os.fstat(fd).st_size
+        # The line that a crash cut must not be joined with this one.
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        written = os.write(fd, line)
+        while written < len(line):
+            written += os.write(fd, line[written:])
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if not size:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

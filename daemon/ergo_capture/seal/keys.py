@@ -1,0 +1,167 @@
+"""Ed25519 keys of seals.
+
+A key's file is JSON: ``{"format", "private", "public", "endorsement"}``, in hex. A key that takes another one's place is
+endorsed by it: ``{"by", "signature"}``, a signature over the new public key. Every seal carries the endorsement of its
+key, so that whoever trusts the first public key can follow the chain through all later ones.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ergo_capture.errors import ErgoCaptureError, ExitCode
+
+KEY_FORMAT: Final = "ergo-capture-seal-key.v1"
+_ENDORSED: Final = b"ergo-capture-seal-key.v1 endorses "
+_MAX_BYTES: Final = 64 << 10
+
+
+class Endorsement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The signature of an earlier key over a later one."""
+
+    #: The earlier public key.
+    by: str
+    signature: str
+
+
+class SealKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A private key with its public key."""
+
+    format: str = KEY_FORMAT
+    private: str
+    public: str
+    endorsement: Endorsement | None = None
+
+    def sign(self, content: bytes) -> str:
+        """Return the signature of a text, in hex."""
+        signature: bytes = _ed25519().Ed25519PrivateKey.from_private_bytes(bytes.fromhex(self.private)).sign(content)
+        return signature.hex()
+
+
+def generate_key(replaced: SealKey | None = None) -> SealKey:
+    """Return a new key, endorsed by the one whose place it takes.
+
+    Raises:
+        ErgoCaptureError: the extra is not installed.
+    """
+    made = _ed25519().Ed25519PrivateKey.generate()
+    public = made.public_key().public_bytes_raw().hex()
+    endorsement = None
+    if replaced is not None:
+        endorsement = Endorsement(replaced.public, replaced.sign(_ENDORSED + public.encode()))
+    return SealKey(private=made.private_bytes_raw().hex(), public=public, endorsement=endorsement)
+
+
+def is_signed(public: str, signature: str, content: bytes) -> bool:
+    """Return whether a signature is that of a key over a text."""
+    ed25519 = _ed25519()
+    try:
+        key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+        key.verify(bytes.fromhex(signature), content)
+    except (ValueError, _invalid_signature()):
+        return False
+    return True
+
+
+def is_endorsed(public: str, endorsement: Endorsement) -> bool:
+    """Return whether an endorsement is that of the key that it names over another one."""
+    return is_signed(endorsement.by, endorsement.signature, _ENDORSED + public.encode())
+
+
+def encode_key(key: SealKey) -> bytes:
+    """Return a key's file."""
+    return msgspec.json.format(msgspec.json.encode(key), indent=2) + b"\n"
+
+
+def read_key(name: str) -> SealKey:
+    """Read a key's file.
+
+    Args:
+        name: a name in ``$CREDENTIALS_DIRECTORY``, or a path.
+
+    Raises:
+        ErgoCaptureError: it cannot be read, is no key, or others may read it; or the extra is not installed. The message
+            holds nothing of its content.
+    """
+    path = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(_MAX_BYTES)
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
+    if stat.S_ISREG(mode) and mode & 0o007:
+        raise _unusable(path, "every user may read it", hint=f"run `chmod 600 {path}`, and think about another key")
+    try:
+        key = msgspec.json.decode(text, type=SealKey)
+        fits = key.format == KEY_FORMAT and is_signed(key.public, key.sign(b""), b"")
+    except (ValueError, RecursionError):
+        fits = False
+    if not fits:
+        raise _unusable(path, "it is not the key of seals")
+    return key
+
+
+def read_public_key(text: str) -> str:
+    """Return a public key from what is on the command line: the key in hex, or the path of a file that holds it.
+
+    Raises:
+        ErgoCaptureError: it is neither.
+    """
+    if not _is_public(text):
+        try:
+            text = Path(text).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise _no_public_key(text, str(reason)) from error
+        if not _is_public(text):
+            raise _no_public_key(text[:80], "it is not 64 hexadecimal digits")
+    return text.lower()
+
+
+def _is_public(text: str) -> bool:
+    return len(text) == 64 and all(digit in "0123456789abcdefABCDEF" for digit in text)
+
+
+def _ed25519() -> Any:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415 - the extra `seal`
+    except ImportError as error:
+        raise ErgoCaptureError(
+            f"use seals: the package `cryptography` cannot be imported: {error}",
+            op="use seals",
+            hint="pip install 'ergo-capture[seal]'",
+            exit_code=ExitCode.FAILED,
+        ) from error
+    return ed25519
+
+
+def _invalid_signature() -> type[Exception]:
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - the extra `seal`
+
+    return InvalidSignature
+
+
+def _unusable(path: Path, reason: str, hint: str = "") -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"read seal key '{path}': {reason}",
+        op="read seal key",
+        path=path,
+        hint=hint or "make one with `ergo-capture seal keygen`; the unit hands it over with LoadCredential=",
+        exit_code=ExitCode.CONFIG,
+    )
+
+
+def _no_public_key(text: str, reason: str) -> ErgoCaptureError:
+    return ErgoCaptureError(
+        f"read public key '{text}': {reason}",
+        op="read public key",
+        path=text,
+        hint="give what `ergo-capture seal keygen` printed, or a file that holds it",
+        exit_code=ExitCode.USAGE,
+    )

@@ -1,0 +1,275 @@
+"""A daemon with a key seals what it publishes, and buries what it deletes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.daemons import COMMAND, PATIENCE, command_environment, event, running_daemon
+
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, SEAL_SUFFIX
+from ergo_capture.cli.app import run
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.seal.chain import ChainReport, check_chain
+from ergo_capture.seal.keeper import TOMBSTONES, read_tombstones, sealed_bundles
+from ergo_capture.seal.keys import SealKey, encode_key, generate_key, read_key, read_public_key
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> SealKey:
+    """Write a key and return it."""
+    made = generate_key()
+    write_key(tmp_path / "seal.key", made)
+    return made
+
+
+def write_key(path: Path, key: SealKey) -> None:
+    """Write a key's file."""
+    path.write_bytes(encode_key(key))
+    path.chmod(0o600)
+
+
+def sealing(tmp_path: Path, more: str = "") -> str:
+    """Return a configuration with the key."""
+    return f'seal.key = "{tmp_path / "seal.key"}"\n{more}'
+
+
+async def capture(place: Path, text: str, sessions: int, events: int = 2) -> None:
+    """Run a daemon, and close sessions one after the other."""
+    async with running_daemon(text, place / "state") as daemon:
+        for _ in range(sessions):
+            async with daemon.session(graph="default") as wire:
+                await wire.say(*(event(f"e{number}") for number in range(events)), {"type": "close"})
+                await wire.until("closed")
+
+
+def chain_of(place: Path, key: SealKey) -> ChainReport:
+    """Check the chain of a state directory."""
+    bundles = place / "state" / "bundles"
+    return check_chain(sealed_bundles(bundles), read_tombstones(bundles), key.public)
+
+
+def numbered(place: Path, suffix: str) -> dict[int, Path]:
+    """Return the files beside bundles of that suffix, by the number of the bundle."""
+    found = {}
+    for manifest in (place / "state" / "bundles").rglob(f"*{MANIFEST_SUFFIX}"):
+        path = manifest.with_name(manifest.name.removesuffix(MANIFEST_SUFFIX) + suffix)
+        if path.exists():
+            found[json.loads(manifest.read_text())["sequence"]] = path
+    return found
+
+
+async def test_every_finished_bundle_is_sealed_in_the_order_of_publication(tmp_path: Path, key: SealKey) -> None:
+    """Parts of a session and sessions of other daemons after it, all in one chain."""
+    async with running_daemon(sealing(tmp_path, "rotation.max_events = 2"), tmp_path / "state") as daemon:
+        for _ in range(2):
+            async with daemon.session(graph="default", decisions=True) as wire:
+                for number in range(5):
+                    await wire.say(event(f"e{number}"))
+                    await wire.until_ack(number + 1, number + 1)
+                await wire.say({"type": "close"})
+                await wire.until("closed")
+    await capture(tmp_path, sealing(tmp_path), sessions=1)
+    assert chain_of(tmp_path, key) == ChainReport((), 7, 0, 1, 7, is_whole=True)
+
+
+async def test_a_snapshot_is_not_sealed(tmp_path: Path, key: SealKey) -> None:
+    """Its manifest is replaced by the next one."""
+    async with running_daemon(sealing(tmp_path), tmp_path / "state") as daemon, daemon.session(graph="default") as wire:
+        await wire.say(event("e0"), {"type": "flush"})
+        await wire.until("flushed")
+        assert not list((tmp_path / "state").rglob(f"*{SEAL_SUFFIX}"))
+        await wire.say({"type": "close"})
+        await wire.until("closed")
+        assert chain_of(tmp_path, key).sealed == 1
+
+
+async def test_without_a_key_nothing_is_sealed(tmp_path: Path) -> None:
+    """It is off by default."""
+    await capture(tmp_path, "", sessions=1)
+    assert not list((tmp_path / "state").rglob(f"*{SEAL_SUFFIX}"))
+
+
+async def test_a_manifest_that_a_crash_left_without_a_seal_is_sealed_first(tmp_path: Path, key: SealKey) -> None:
+    """Before the next bundle, in its place of the chain."""
+    await capture(tmp_path, sealing(tmp_path), sessions=4)
+    seals = numbered(tmp_path, SEAL_SUFFIX)
+    for number in (3, 4):
+        seals[number].unlink()
+    await capture(tmp_path, sealing(tmp_path), sessions=1)
+    assert chain_of(tmp_path, key) == ChainReport((), 5, 0, 1, 5, is_whole=True)
+
+
+async def test_bundles_from_before_the_key_are_not_in_the_chain(tmp_path: Path, key: SealKey) -> None:
+    """It begins with the first one that is published with it."""
+    await capture(tmp_path, "", sessions=2)
+    await capture(tmp_path, sealing(tmp_path), sessions=2)
+    assert chain_of(tmp_path, key) == ChainReport((), 2, 0, 3, 4, is_whole=True)
+
+
+async def test_another_key_goes_on_with_the_chain(tmp_path: Path, key: SealKey) -> None:
+    """One that the first key endorsed is trusted with it."""
+    await capture(tmp_path, sealing(tmp_path), sessions=2)
+    write_key(tmp_path / "seal.key", generate_key(key))
+    await capture(tmp_path, sealing(tmp_path), sessions=2)
+    assert chain_of(tmp_path, key) == ChainReport((), 4, 0, 1, 4, is_whole=True)
+
+
+async def test_retention_leaves_a_signed_tombstone(tmp_path: Path, key: SealKey) -> None:
+    """What it deleted is not missed; what somebody else deleted is."""
+    await capture(tmp_path, sealing(tmp_path), sessions=5)
+    async with running_daemon(sealing(tmp_path, "retention.max_bundles = 3"), tmp_path / "state") as daemon:
+        with anyio.fail_after(PATIENCE):
+            while daemon.service.retention.pruned < 2:
+                await anyio.sleep(0.01)
+    assert chain_of(tmp_path, key) == ChainReport((), 3, 2, 1, 5, is_whole=True)
+    assert [stone.reason for stone in read_tombstones(tmp_path / "state" / "bundles")] == ["max_bundles"] * 2
+    for suffix in (MANIFEST_SUFFIX, SEAL_SUFFIX, ".capture.json"):
+        numbered(tmp_path, suffix).get(4, Path("/nonexistent")).unlink(missing_ok=True)
+    found = chain_of(tmp_path, key).findings
+    assert [finding.kind for finding in found] == ["missing"]
+
+
+async def test_a_tombstone_that_cannot_be_written_keeps_its_bundle(tmp_path: Path, key: SealKey) -> None:
+    """It would look as if it had been taken away."""
+    await capture(tmp_path, sealing(tmp_path), sessions=3)
+    (tmp_path / "state" / "bundles" / TOMBSTONES).mkdir()
+    async with running_daemon(sealing(tmp_path, "retention.max_bundles = 1"), tmp_path / "state") as daemon:
+        await daemon.service.retention.take_round()
+        assert daemon.service.retention.pruned == 0
+    assert len(numbered(tmp_path, ".capture.json")) == 3
+
+
+@contextmanager
+def configured(tmp_path: Path, daemon_socket: Path) -> Iterator[list[str]]:
+    """Write a configuration file and return the options that name it."""
+    path = tmp_path / "config.toml"
+    path.write_text(sealing(tmp_path, f'socket.path = "{daemon_socket}"\n'))
+    yield ["--config", str(path), "--state-dir", str(tmp_path / "state")]
+
+
+async def test_the_command_has_the_running_daemon_sign_or_refuses(tmp_path: Path, key: SealKey) -> None:
+    """The key is the daemon's."""
+    async with running_daemon(sealing(tmp_path), tmp_path / "state") as daemon:
+        for _ in range(3):
+            async with daemon.session(graph="default") as wire:
+                await wire.say(event("e0"), {"type": "close"})
+                await wire.until("closed")
+        with configured(tmp_path, daemon.socket) as options:
+            line = [*COMMAND, "bundles", "prune", "--max-bundles", "1", *options]
+            done = await anyio.run_process(line, env=command_environment(), check=False)
+        assert done.returncode == 0, done.stderr
+    assert chain_of(tmp_path, key) == ChainReport((), 1, 2, 1, 3, is_whole=True)
+    await capture(tmp_path, sealing(tmp_path), sessions=1)
+    with configured(tmp_path, daemon.socket) as options:
+        line = [*COMMAND, "bundles", "prune", "--max-bundles", "1", *options]
+        refused = await anyio.to_thread.run_sync(
+            lambda: subprocess.run(line, env=command_environment(), capture_output=True, text=True, check=False)
+        )
+    assert refused.returncode == 1
+    assert "its tombstone has to be signed, and no daemon answers" in refused.stderr
+    assert chain_of(tmp_path, key) == ChainReport((), 2, 2, 1, 4, is_whole=True)
+
+
+async def test_the_daemon_buries_bundles_of_its_own_only(tmp_path: Path, key: SealKey) -> None:
+    """Whoever may use its control socket cannot have it sign anything else."""
+    async with running_daemon(sealing(tmp_path), tmp_path / "state") as daemon:
+        answer = await daemon.ask("bury", bundle=str(tmp_path / "x" / "y.capture.json"), reason="")
+        assert (answer["type"], answer["code"]) == ("error", "forbidden")
+    async with running_daemon("", tmp_path / "state") as daemon:
+        answer = await daemon.ask("bury", bundle=str(tmp_path / "state/bundles/g/y.capture.json"), reason="")
+        assert "seals nothing" in answer["message"]
+
+
+# --- commands ---
+
+
+async def test_verify_checks_the_chain_of_a_directory(
+    tmp_path: Path, key: SealKey, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 where something is wrong with it, though every bundle is sound."""
+    await capture(tmp_path, sealing(tmp_path), sessions=3)
+    bundles = str(tmp_path / "state" / "bundles")
+
+    def verify(*names: str) -> tuple[int, str]:
+        code = run(["verify", *names, "--seal", key.public])
+        return code, capfd.readouterr().out
+
+    code, out = await anyio.to_thread.run_sync(verify, bundles)
+    assert code == 0
+    assert "seals: ok, 3 sealed, 0 pruned in order, number 1 to 3" in out
+    one = str(numbered(tmp_path, ".capture.json")[2])
+    code, out = await anyio.to_thread.run_sync(verify, one)
+    assert (code, "seal: ok" in out) == (0, True)
+    manifest = numbered(tmp_path, MANIFEST_SUFFIX)[2]
+    manifest.write_text(manifest.read_text().replace('"opened_at": "2', '"opened_at": "1'))
+    for names in (bundles, one):
+        code, out = await anyio.to_thread.run_sync(verify, names)
+        assert code == 1
+        assert "its manifest is not the one that was sealed" in out
+
+
+def test_keygen_writes_a_key_for_its_owner_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It prints the public key, and never writes over a file."""
+    path = tmp_path / "seal.key"
+    assert run(["seal", "keygen", "-o", str(path)]) == 0
+    public = capfd.readouterr().out.strip()
+    assert (read_key(str(path)).public, read_public_key(public)) == (public, public)
+    assert path.stat().st_mode & 0o777 == 0o600
+    before = path.read_bytes()
+    assert run(["seal", "keygen", "-o", str(path)]) == 1
+    assert path.read_bytes() == before
+    assert run(["seal", "keygen", "-o", str(tmp_path / "next.key"), "--replaces", str(path)]) == 0
+    endorsement = read_key(str(tmp_path / "next.key")).endorsement
+    assert endorsement is not None
+    assert endorsement.by == public
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "reason"),
+    [
+        (None, 0o600, "No such file"),
+        (b"{}", 0o600, "it is not the key of seals"),
+        (b"\xff", 0o600, "it is not the key of seals"),
+        (encode_key(SealKey(private="00" * 32, public="11" * 32)), 0o600, "it is not the key of seals"),
+        (encode_key(generate_key()), 0o644, "every user may read it"),
+    ],
+)
+def test_what_is_no_key_is_refused(tmp_path: Path, text: bytes | None, mode: int, reason: str) -> None:
+    """The message holds nothing of it."""
+    path = tmp_path / "seal.key"
+    if text is not None:
+        path.write_bytes(text)
+        path.chmod(mode)
+    with pytest.raises(ErgoCaptureError, match=reason) as caught:
+        read_key(str(path))
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("text", ["", "12", "g" * 64, "/nonexistent"])
+def test_what_is_no_public_key_is_refused(tmp_path: Path, text: str) -> None:
+    """On the command line, or in a file."""
+    with pytest.raises(ErgoCaptureError, match="read public key"):
+        read_public_key(text)
+    path = tmp_path / "public"
+    path.write_text(text)
+    with pytest.raises(ErgoCaptureError, match="read public key"):
+        read_public_key(str(path))
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the command that installs it."""
+    import sys
+
+    for name in [*sys.modules]:
+        if name.startswith("cryptography"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ErgoCaptureError, match="cryptography") as caught:
+        generate_key()
+    assert caught.value.hint == "pip install 'ergo-capture[seal]'"
