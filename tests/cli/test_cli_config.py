@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,40 @@ def test_check_says_what_a_session_without_bounds_costs(
     file.write_text(f"[rotation]\n{text}\n")
     assert app.run(["config", "check", str(file)]) == 0
     assert said in capsys.readouterr().err
+
+
+SHIPPING = '[ship.targets.archive]\nurl = "file:///backup"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", 'Warning: bundle.compress = "none", and bundles are shipped'),
+        ('[retention]\nmax_age = "1d"\n', "Warning: retention deletes bundles whether they are shipped or not"),
+        ("[graphs.a]\nretention = { max_bundles = 2 }\n", 'Try: set retention.shipped_to = ["archive"]'),
+    ],
+)
+def test_check_says_what_shipping_costs(file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten times the bytes, or bundles that no store has; without targets neither is worth a word."""
+    file.write_text(SHIPPING + text)
+    assert app.run(["config", "check", str(file)]) == 0
+    assert said in capsys.readouterr().err
+    file.write_text(SHIPPING + '[bundle]\ncompress = "zstd"\n[retention]\nshipped_to = ["archive"]\nmax_age = "1d"\n')
+    assert app.run(["config", "check", str(file)]) == 0
+    assert "ship" not in capsys.readouterr().err
+    file.write_text(text)
+    assert app.run(["config", "check", str(file)]) == 0
+    assert "ship" not in capsys.readouterr().err
+
+
+def test_check_names_the_extra_that_shipping_needs(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the service fails to start."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    file.write_text('[ship.targets.archive]\nurl = "s3://bundles"\n')
+    assert app.run(["config", "check", str(file)]) == 0
+    assert "Try: pip install 'ergo-capture[ship]'" in capsys.readouterr().err
 
 
 def test_check_does_not_warn_about_a_complete_limit(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,7 +173,7 @@ def test_a_missing_extra_is_named(place: Place, tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert ran.returncode == 1
+    assert ran.returncode == 78
     assert "Try: pip install 'ergo-capture[ship]'" in ran.stderr
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.seaweed import find_weed
 from tests.shared import REPOSITORY
 
 BOX = REPOSITORY.parent / "shared" / "tools" / "systemd-box"
@@ -53,6 +54,9 @@ def staged() -> Iterator[Path]:
         shutil.copytree(REPOSITORY / "systemd", stage / "lib" / "ergo_capture" / "data" / "systemd")
         shutil.copytree(REPOSITORY / "tests", stage / "tests", ignore=left_out)
         shutil.copy(REPOSITORY / "pyproject.toml", stage)
+        (stage / "bin").mkdir()
+        if server := find_weed():
+            shutil.copy(server, stage / "bin" / "weed")
         yield stage
 
 
@@ -64,6 +68,7 @@ def run_inside(stage: Path, module: str) -> subprocess.CompletedProcess[str]:
         cp -r {stage}/lib/. /opt/ergo-capture/lib/python*/site-packages/
         printf '%s\\n' '#!/opt/ergo-capture/bin/python3' 'from ergo_capture.__main__ import main' 'main()' > /opt/ergo-capture/bin/ergo-capture
         chmod 755 /opt/ergo-capture/bin/ergo-capture
+        cp -r {stage}/bin/. /opt/ergo-capture/bin/
         # The service may not write there: without it, each start would compile everything.
         /opt/ergo-capture/bin/python3 -m compileall -q -j 0 /opt/ergo-capture/lib >/dev/null || true
         cd {stage}

@@ -53,7 +53,7 @@ def import_obstore() -> Any:
             f"open an object store: the package `obstore` cannot be imported: {error}",
             op="open object store",
             hint="pip install 'ergo-capture[ship]'",
-            exit_code=ExitCode.FAILED,
+            exit_code=ExitCode.CONFIG,
         ) from error
     return obstore
 

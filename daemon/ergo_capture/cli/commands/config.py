@@ -11,7 +11,8 @@ import click
 
 from ergo_capture import config as configuration
 from ergo_capture.cli.support.command import PATH, Command, Group, argument, config_option
-from ergo_capture.config.settings import GraphConfig, ProcessEngineConfig, RotationConfig
+from ergo_capture.config.settings import Config, GraphConfig, ProcessEngineConfig, RotationConfig
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def check(file: Path | None, config: Path | None) -> None:
             warnings.append((f"{sentence}: pipeline = {pipeline} counts as 1", "leave engine.pipeline out"))
         warnings += _egress_warnings(name, graph, graphs[name])
     warnings += _textfile_warnings(loaded.metrics.textfile)
+    warnings += _shipping_warnings(loaded)
     view = service_view(file)
     if view is not None:
         warnings += service_warnings(loaded, view)
@@ -152,6 +154,32 @@ def _egress_warnings(name: str, graph: GraphConfig, made: Graph) -> Iterator[tup
             ),
             f"route each in [graphs.{name}.egress.NAME], unless the graph emits none",
         )
+
+
+def _shipping_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
+    """Yield what shipping with this configuration costs, each with a hint."""
+    if not loaded.ship.targets:
+        return
+    if loaded.bundle.compress == "none":
+        cost = "they take about ten times the bytes on the network and in the store"
+        yield f'bundle.compress = "none", and bundles are shipped: {cost}', 'set bundle.compress = "zstd"'
+    retention = loaded.retention
+    graphs = [graph.retention for graph in loaded.graphs.values() if graph.retention is not None]
+    deletes = [retention.max_age, retention.max_bytes, retention.max_bundles, retention.keep_free_bytes]
+    deletes += [bound for own in graphs for bound in (own.max_age, own.max_bytes, own.max_bundles) if bound]
+    if any(deletes) and not retention.shipped_to:
+        names = ", ".join(f'"{name}"' for name in loaded.ship.targets)
+        yield (
+            "retention deletes bundles whether they are shipped or not",
+            f"set retention.shipped_to = [{names}], or leave it so if the store need not have every bundle",
+        )
+    if any(not target.url.startswith("file:") for target in loaded.ship.targets.values()):
+        from ergo_capture.objects.remote import import_obstore  # noqa: PLC0415 - most configurations ship nothing
+
+        try:
+            import_obstore()
+        except ErgoCaptureError as error:
+            yield error.message, str(error.hint)
 
 
 def _textfile_warnings(path: str) -> Iterator[tuple[str, str]]:

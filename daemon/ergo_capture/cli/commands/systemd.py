@@ -28,6 +28,8 @@ _SYSUSERS: Final = "usr/local/lib/sysusers.d/ergo-capture.conf"
 _NOTIFY_RELOAD: Final = 253
 #: A unit of 0.1.0. Whoever asked for the status of a stopped service started it.
 _FORMER: Final = "ergo-capture-control.socket"
+#: The unit that ships bundles.
+_SHIP: Final = "ergo-capture-ship.service"
 #: What ``ProtectHome=yes`` and ``PrivateTmp=yes`` hide from the service.
 _HIDDEN: Final = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - nothing is written there
 #: What the shipped unit lets the service execute.
@@ -55,15 +57,18 @@ def systemd() -> None:
 @click.option(
     "--command", type=PATH, metavar="FILE", help="The ergo-capture command that the service runs; by default this one."
 )
+@flag("--ship", help="Also the unit that ships bundles to object stores, see `ergo-capture help ship`.")
 @flag("--dry-run", help="Print what would be written, and write nothing.")
-def install(prefix: Path, command: Path | None, *, dry_run: bool) -> None:
+def install(prefix: Path, command: Path | None, *, ship: bool, dry_run: bool) -> None:
     """Write the units, the definition of the service's user and a first configuration.
 
     Prints the commands to run next. An existing configuration is kept. Units are replaced, drop-ins in
     /etc/systemd/system are not.
     """
     runs = _command(command)
-    files = {prefix / _UNITS / name: text for name, text in _units(runs)}
+    # One that is there is replaced as the others are.
+    ship = ship or (prefix / _UNITS / _SHIP).exists()
+    files = {prefix / _UNITS / name: text for name, text in _units(runs, ship=ship)}
     files[prefix / _SYSUSERS] = _shipped("ergo-capture.sysusers.conf").read_text("utf-8")
     kept = prefix / SYSTEM_FILE.relative_to("/")
     if not kept.exists():
@@ -91,6 +96,8 @@ def install(prefix: Path, command: Path | None, *, dry_run: bool) -> None:
     click.echo("now run")
     click.echo("  systemd-sysusers && systemctl daemon-reload")
     click.echo("  systemctl enable --now ergo-capture.service")
+    if ship:
+        click.echo(f"  systemctl enable --now {_SHIP}")
 
 
 def _command(given: Path | None) -> Path:
@@ -165,19 +172,23 @@ def quoted(word: str) -> str:
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda control: f"\\x{ord(control[0]):02x}", escaped) + '"'
 
 
-def _units(runs: Path) -> list[tuple[str, str]]:
+def _units(runs: Path, *, ship: bool) -> list[tuple[str, str]]:
     """Return the units as names below the directory of units and texts, adapted to the command."""
     names = ["ergo-capture.socket"]
     if _version() >= _NOTIFY_RELOAD:
         names.append("ergo-capture.service.d/10-notify-reload.conf")
     found = [(name, _shipped(name).read_text("utf-8")) for name in names]
-    service = _shipped("ergo-capture.service").read_text("utf-8")
+    return found + [(name, _adapted(name, runs)) for name in ["ergo-capture.service", *([_SHIP] if ship else [])]]
+
+
+def _adapted(name: str, runs: Path) -> str:
+    """Return the text of a service that runs a command of another path, and may execute what that needs."""
+    service = _shipped(name).read_text("utf-8")
     # The prefix of a command is within the quotes.
     shipped = rf"(?m)^(Exec\w+=)(-?){re.escape(_SHIPPED_COMMAND)}(?= )"
     service = re.sub(shipped, lambda line: line[1] + quoted(f"{line[2]}{runs}"), service)
     places = [quoted(place) for place in _executable(runs)]
-    service = re.sub(r"(?m)^ExecPaths=.*$", lambda line: " ".join([line[0], *places]), service)
-    return [*found, ("ergo-capture.service", service)]
+    return re.sub(r"(?m)^ExecPaths=.*$", lambda line: " ".join([line[0], *places]), service)
 
 
 def _version() -> int:
