@@ -206,9 +206,15 @@ class Writer:
         self._urgent = True
         self._start_batch_if_due()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room in the queue; a writer that has failed takes nothing, and makes nobody wait."""
+        full = self._bytes >= self._max_bytes or len(self._queue) >= self._max_frames
+        return not full or self.failure is not None
+
     async def room(self) -> None:
         """Wait until there is room in the queue."""
-        while (self._bytes >= self._max_bytes or len(self._queue) >= self._max_frames) and self.failure is None:
+        while not self.has_room:
             self._room.clear()
             await self._room.wait()
 

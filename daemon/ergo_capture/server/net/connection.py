@@ -17,7 +17,7 @@ from anyio.abc import SocketAttribute, UNIXSocketStream
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.pauses import clock, move_on_after
-from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
+from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError, encode_error
 from ergo_capture.server.failures import storage_failed
 from ergo_capture.server.net.conversation import KEPT_DECISION_BYTES, Conversation, Host, Stage
 from ergo_capture.server.net.frame_reader import FrameReader
@@ -183,6 +183,7 @@ class Connection:
         self._hello_timeout = limits.hello_timeout.seconds
         self._frame_timeout = limits.frame_timeout.seconds
         self._idle_timeout = limits.idle_timeout.seconds
+        self._queue_bytes = int(limits.session_queue_bytes)
         #: Seconds spent waiting for the client since it connected, or since its frame began.
         self._waited = 0.0
         self._loop = asyncio.get_running_loop()
@@ -247,6 +248,7 @@ class Connection:
 
     async def _read(self) -> None:
         conversation, frames = self.conversation, self._frame_reader
+        outbox, writer = conversation.outbox, self._host.writer
         while True:
             data = await self._receive()
             session = conversation.session
@@ -257,7 +259,11 @@ class Connection:
                 is_last = number == len(items) and not frames.mid_frame
                 # Check the state: a cancellation reaches this task only where it next waits, and a task whose data has
                 # come already would take events that no shutdown waits for.
-                if self._state is not _State.READING or await conversation.handle(item, is_last=is_last):
+                if self._state is not _State.READING:
+                    return
+                if type(item) is EventChunk:
+                    conversation.admit(item)
+                elif await conversation.handle(item, is_last=is_last):
                     return
             if not data:
                 return
@@ -265,10 +271,14 @@ class Connection:
                 session = conversation.session
                 self._waited = 0.0
             self._check_held()
+            # Each is asked first whether there is room: a coroutine that returns at once costs as much as the question.
             if session is not None:
-                await session.room(self._limits.session_queue_bytes)
-                await self._host.writer.room()
-            await conversation.outbox.room()
+                if session.admission.is_full(self._queue_bytes):
+                    await session.room(self._queue_bytes)
+                if not writer.has_room:
+                    await writer.room()
+            if not outbox.has_room:
+                await outbox.room()
 
     async def _receive(self) -> bytes:
         session = self.conversation.session
@@ -285,13 +295,15 @@ class Connection:
                 self._waited = 0.0
         # The time-out is for the whole hello or frame: a byte now and then must not hold the connection for ever. Only
         # the time spent waiting for the client counts, not the time in which nothing is read.
-        began = clock.now()
+        judged = session is None or self._frame_reader.mid_frame
+        began = clock.now() if judged else 0.0
         try:
             data = await self._socket_reader.receive(size, max(0.0, timeout - self._waited) if timeout else None)
         except TimeoutError:
             hint = "send whole frames in time; what was acknowledged is safe, connect again to go on"
             raise ProtocolError(Code.LIMIT, f"{what} within {timeout:g} s", hint) from None
-        self._waited += clock.now() - began
+        if judged:
+            self._waited += clock.now() - began
         return data
 
     def count_held(self) -> None:

@@ -217,7 +217,7 @@ class Conversation:
             ErgoCaptureError: the connection has to end with this error.
         """
         if type(item) is EventChunk:
-            self._admit(item)
+            self.admit(item)
         elif type(item) is BadLine:
             self._reject_line(item)
         elif type(item) is Hello:
@@ -312,7 +312,12 @@ class Conversation:
             message = f"the name of the {what} is longer than {self._limits.max_name_bytes} bytes"
             raise ProtocolError(Code.LIMIT, message, "use a shorter name")
 
-    def _admit(self, chunk: EventChunk) -> None:
+    def admit(self, chunk: EventChunk) -> None:
+        """Admit a chunk of events; reject those that cannot be.
+
+        Raises:
+            ErgoCaptureError: the connection has to end with this error.
+        """
         session = self.session
         if session is None:
             raise _before_open("an event")

@@ -104,9 +104,14 @@ class Outbox:
 
     # --- waiting ---
 
+    @property
+    def has_room(self) -> bool:
+        """Whether at most ``limit`` bytes are pending."""
+        return self._queued + len(self._unsent) + self._due_bytes() <= self._limit
+
     async def room(self) -> None:
-        """Wait until at most ``limit`` bytes are pending."""
-        while self.pending_bytes + self._due_bytes() > self._limit:
+        """Wait until there is room."""
+        while not self.has_room:
             await self._sent.wait()
 
     async def until_progress(self) -> None:
@@ -169,7 +174,7 @@ class Outbox:
             try:
                 await within(self._timeout, lambda: anyio.wait_writable(self._socket))
             except TimeoutError:
-                if self.pending_bytes + self._due_bytes() > self._limit:
+                if not self.has_room:
                     hint = "read what the daemon sends, or send less at a time"
                     self._on_stuck(ProtocolError(Code.LIMIT, "replies were not read in time", hint))
                     return False

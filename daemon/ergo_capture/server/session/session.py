@@ -300,9 +300,13 @@ class Session:
             while self.failure is None:
                 # Clear first: a wake-up that arrives while a bundle is composed must not be lost.
                 self._wake.clear()
+                # Nothing has changed since the last look but that an event came.
+                may_end = self.parts.current.due_since is not None or self.parts.current.is_overdue
                 while self._batches and self.failure is None:
-                    await self._rotate_if_due()
+                    if may_end:
+                        await self._rotate_if_due()
                     await self._decide(self._batches.popleft())
+                    may_end = True
                 if self.ended is not None:
                     await self._episodes.settle_all()
                     if self.admission.admitted == (self.log.logged if self.interruption is None else self.accepted):
