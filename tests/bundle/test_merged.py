@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+from tests.bundles import NOW, manifest_of
+
+from ergo_capture.bundle.manifest import encode_manifest, read_manifest, read_manifest_fields
 from ergo_capture.bundle.merged import MergedDigest
+from ergo_capture.config.settings import LimitsConfig
 
 
 def test_the_digest_is_that_of_the_documented_bytes() -> None:
@@ -26,3 +31,14 @@ def test_events_without_a_key_add_nothing() -> None:
     for index in range(3):
         digest.add(index, ())
     assert digest.hexdigest() == hashlib.sha256().hexdigest()
+
+
+def test_a_manifest_holds_the_largest_store_that_may_be_configured(tmp_path: Path) -> None:
+    """A series of the shortest numbers, which take the most lines."""
+    store = {"v": [0.0] * (int(LimitsConfig.MAXIMUM["context_bytes"]) // len("0.0,") - 10)}
+    bundle, path = tmp_path / "s.capture.json", tmp_path / "s.manifest.json"
+    bundle.touch()
+    manifest = manifest_of(bundle, b"", "g", NOW, part=2, store=store)
+    path.write_bytes(encode_manifest(manifest, salvage={"lost": 1}))
+    assert read_manifest(path) == manifest
+    assert read_manifest_fields(path)["salvage"] == {"lost": 1}

@@ -66,7 +66,8 @@ def settings() -> list[Any]:
         for field in fields(table):
             if (section.name, field.name) in TESTED_BELOW:
                 continue
-            changed = table(**{field.name: other_value(field.type, field.default)})
+            value = table.MAXIMUM.get(field.name, other_value(field.type, field.default))
+            changed = table(**{field.name: value})
             found.append(
                 pytest.param(
                     msgspec.structs.replace(Config(), **{section.name: changed}), id=f"{section.name}.{field.name}"

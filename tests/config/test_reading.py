@@ -441,3 +441,8 @@ def test_a_target_that_cannot_be_used_is_named(text: str, sentence: str) -> None
     with pytest.raises(ConfigError) as caught:
         parse('[ship.targets.right]\nurl = "s3://b"\n' + text, "t")
     assert sentence in caught.value.message
+
+
+def test_a_context_store_that_no_manifest_holds_is_refused() -> None:
+    """The bound has one itself."""
+    assert "`limits`: `context_bytes` must be at most 16MiB" in refusal('[limits]\ncontext_bytes = "17MiB"').message

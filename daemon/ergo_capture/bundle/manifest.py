@@ -22,8 +22,9 @@ SNAPSHOT: Final = "open"
 NAMED_REFUSALS: Final = 10
 #: ``ended`` of a bundle that holds less than was captured.
 SALVAGED: Final = "salvaged"
-#: Largest manifest that is read, in bytes; labels may take a few KB.
-_MAX_BYTES: Final = 1 << 20
+#: Largest manifest that is read, in bytes: labels take a few KB, the context store at most ``limits.context_bytes``,
+#: which may be 16 MiB.
+_MAX_BYTES: Final = 20 << 20
 
 
 class ManifestError(ErgoCaptureError):
@@ -242,8 +243,13 @@ def manifest_for(
 
 def encode_manifest(manifest: Manifest, **more: object) -> bytes:
     """Return the manifest's file content, with further fields behind its own."""
-    text = msgspec.json.encode(msgspec.to_builtins(manifest) | more if more else manifest)
-    return msgspec.json.format(text, indent=2) + b"\n"
+    fields = msgspec.to_builtins(manifest) | more
+    # On one line: a line for each number of a series would be longer than what the store may take.
+    store = fields.pop("store", None)
+    text = msgspec.json.format(msgspec.json.encode(fields), indent=2)
+    if store is not None:
+        text = b'%b,\n  "store": %b\n}' % (text.removesuffix(b"\n}"), msgspec.json.encode(store))
+    return text + b"\n"
 
 
 def read_manifest(path: Path) -> Manifest:

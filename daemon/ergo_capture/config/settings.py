@@ -46,6 +46,8 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     #: The smallest values of settings whose type allows smaller ones.
     MINIMUM: ClassVar[Mapping[str, Size | Duration]] = {}
+    #: The largest values, likewise.
+    MAXIMUM: ClassVar[Mapping[str, Size | Duration]] = {}
     #: The settings that are paths.
     PATHS: ClassVar[tuple[str, ...]] = ()
 
@@ -53,6 +55,9 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for key, minimum in self.MINIMUM.items():
             if getattr(self, key) < minimum:
                 raise ValueError(f"`{key}` must be at least {minimum}")
+        for key, maximum in self.MAXIMUM.items():
+            if getattr(self, key) > maximum:
+                raise ValueError(f"`{key}` must be at most {maximum}")
         for key in self.PATHS:
             try:
                 msgspec.structs.force_setattr(self, key, expand_path(getattr(self, key)))
@@ -182,6 +187,8 @@ class LimitsConfig(_Table, frozen=True):
         "reply_bytes": Size(1 << 10),
         "held_bytes": Size(64 << 10),
     }
+    #: A frame of the journal and a manifest have to hold it.
+    MAXIMUM = {"context_bytes": Size(16 << 20)}
 
     max_clients: Annotated[int, _doc("Most clients connected at once.", ge=1)] = 256
     max_user_clients: Annotated[int, _doc("Most clients of one user connected at once.", ge=1)] = 128
