@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 from tests.journal.hosted import ADAPTER, CONTRACT, FAILED, WHEN, HostedLife, ack_of, publish_all, sends, sets, write
 from tests.journal.journals import flip, frames_of, look
@@ -12,7 +14,9 @@ from tests.shared import HERE
 from ergo_capture import encode_bundle
 from ergo_capture.bundle.manifest import read_manifest
 from ergo_capture.bundle.names import manifest_path, rest_path
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.decision_rows import DecisionRows, Refusal
+from ergo_capture.journal.derivation import _binding
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Interruption, LeftOver, Rotation, encode_body
 from ergo_capture.journal.recovery import RecoveredSession, Recovery, recover
@@ -73,9 +77,25 @@ def test_a_decision_where_the_event_is_refused_is_damage(tmp_path: Path) -> None
         [other.opened(), other.events(STORED)],
         [PendingFrame(FrameKind.DECISIONS, 1, 0, 1, rows.encode())],
     )
-    for name, event_id in (("a", "e3"), ("b", "e1")):
-        (reason,) = recovered(tmp_path / name).reasons.values()
-        assert reason == f"the decision recorded for event '{event_id}' is not the one it leads to"
+    (reason,) = recovered(tmp_path / "a").reasons.values()
+    assert reason.startswith(
+        "event 'e3' is recorded as decided, and its payload is refused: semantic event binding failed"
+    )
+    (reason,) = recovered(tmp_path / "b").reasons.values()
+    assert reason == "event 'e1' is recorded as refused, and its payload is not refused"
+
+
+def test_a_session_is_not_damaged_where_its_adapters_packages_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start ends with a hint; quarantine would take the session out of the journal."""
+    write(tmp_path, [HostedLife().opened()])
+    _binding.cache_clear()
+    monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    with pytest.raises(ErgoCaptureError) as caught:
+        recovered(tmp_path)
+    assert "pip install 'ergo-capture[adapter]'" in (caught.value.hint or "")
+    assert caught.value.exit_code == ExitCode.CONFIG
 
 
 def test_undecided_events_wait_with_their_lines_and_the_store(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ class ContextStore:
     def __init__(self, values: Mapping[str, Any] | None = None, *, limit: int | None = None) -> None:
         self._values: dict[str, Any] = dict(values or {})
         self.limit = limit
+        #: Bytes of JSON of each value.
+        self._sizes = {key: len(write_json(value)) for key, value in self._values.items()}
         #: Bytes of JSON that keys and values take.
-        self.size = sum(_size(key, value) for key, value in self._values.items())
+        self.size = sum(len(write_json(key)) + size for key, size in self._sizes.items())
 
     @classmethod
     def from_json(cls, text: bytes | str, *, limit: int | None = None) -> ContextStore:
@@ -96,9 +98,9 @@ class ContextStore:
             self._set(key, _json_of(write.value))
 
     def _set(self, key: str, value: Any) -> None:
-        size = self.size + _size(key, value)
-        if key in self._values:
-            size -= _size(key, self._values[key])
+        taken = len(write_json(value))
+        before = self._sizes[key] if key in self._sizes else -len(write_json(key))
+        size = self.size + taken - before
         if self.limit is not None and size > self.limit:
             raise AdapterError(
                 CONTEXT_FULL,
@@ -107,6 +109,7 @@ class ContextStore:
                 fix="raise limits.context_bytes, or let the graph write less",
             )
         self._values[key] = value
+        self._sizes[key] = taken
         self.size = size
 
     def __repr__(self) -> str:
@@ -116,10 +119,6 @@ class ContextStore:
 def _is_same(one: Any, other: Any) -> bool:
     # 1 and 1.0, or 0.0 and -0.0, are equal, and other texts.
     return one is other or (one == other and write_json(one) == write_json(other))
-
-
-def _size(key: str, value: Any) -> int:
-    return len(write_json(key)) + len(write_json(value))
 
 
 def _type_of(value: Value) -> str:

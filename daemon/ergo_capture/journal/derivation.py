@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal
 from ergo_capture.journal.payloads import Contract, Interruption
 
@@ -105,3 +106,10 @@ def _binding(adapter: str | None, numbers: Literal["reference", "exact"], contex
     from ergo_capture.adapter.binding import Binding  # noqa: PLC0415 - as above
 
     return Binding(adapter, numbers, context_bytes)
+
+
+def is_not_installed(error: ErgoCaptureError) -> bool:
+    """Return whether an error says that the packages that adapters need are not installed."""
+    from ergo_capture.adapter.errors import EXTRA_MISSING, AdapterError  # noqa: PLC0415 - as above
+
+    return isinstance(error, AdapterError) and error.code == EXTRA_MISSING

@@ -39,7 +39,7 @@ from ergo_capture.journal.decision_rows import (
     join_rows,
     read_rows,
 )
-from ergo_capture.journal.derivation import Derivation
+from ergo_capture.journal.derivation import Derivation, is_not_installed
 from ergo_capture.journal.frame import Position
 from ergo_capture.journal.lines import read_body, read_outlines, split_lines
 from ergo_capture.journal.payloads import (
@@ -227,6 +227,7 @@ def recover(
 
     Raises:
         StorageError: a segment cannot be read.
+        ErgoCaptureError: the packages that an adapter needs are not installed.
     """
     recovery = Recovery(
         torn_bytes=0 if scan.torn is None else scan.torn.length,
@@ -248,6 +249,9 @@ def recover(
         try:
             session = _Replay(directory, frames, history, storage, step).run()
         except (_Unrecoverable, ValueError) as error:
+            if isinstance(error, ErgoCaptureError) and is_not_installed(error):
+                # Nothing is wrong with the session.
+                raise
             _quarantine(recovery, scan, frames, history, str(error))
             continue
         recovery.events += session.accepted - session.first
@@ -436,33 +440,37 @@ class _Replay:
     def _take_derived(self, body: bytes, outcomes: Iterator[DecisionOutcome | Refusal], derivation: Derivation) -> None:
         """Take the events of a session with a contract."""
         session = self._session
-        undecided = 0
-        sent = list(read_body(body))
-        for event, hosted in zip(sent, derivation.read(body), strict=True):
-            session.ids.add(event.event_id)
-            session.accepted += 1
-            session.last_event_id = event.event_id
+        events = derivation.read(body)
+        decided = 0
+        for event in events:
             outcome = next(outcomes, None)
             if outcome is None:
-                session.undecided.append(event)
-                undecided += 1
-                continue
+                break
+            decided += 1
             if session.interruption is not None:
                 raise _Unrecoverable(f"event {event.event_id!r} is decided behind the interruption of the run")
-            bound = derivation.bind(hosted)
+            bound = derivation.bind(event)
             if isinstance(outcome, Refusal):
                 if not isinstance(bound, Refusal):
-                    raise _differs(event.event_id)
+                    raise _Unrecoverable(
+                        f"event {event.event_id!r} is recorded as refused, and its payload is not refused"
+                    )
                 session.refusals.append(RefusedEvent(session.decided, event.event_id, outcome.code, outcome.message))
                 session.refused += 1
                 session.decided += 1
                 continue
             if isinstance(bound, Refusal):
-                raise _differs(event.event_id)
+                raise _Unrecoverable(
+                    f"event {event.event_id!r} is recorded as decided, and its payload is refused: {bound.message}"
+                )
             self._decide_again(bound.event, outcome)
-            session.interruption = derivation.settle(each.effect for each in outcome.effects)
-        if undecided:
-            self._undecided_lines += split_lines(body)[-undecided:]
+            session.interruption = derivation.settle([each.effect for each in outcome.effects])
+        session.ids.update([event.event_id for event in events])
+        session.accepted += len(events)
+        session.last_event_id = events[-1].event_id if events else session.last_event_id
+        if decided < len(events):
+            session.undecided += islice(read_body(body), decided, None)
+            self._undecided_lines += split_lines(body)[decided - len(events) :]
 
     def _rows(self, start: int) -> Iterator[PlainRun | DecisionOutcome | Refusal]:
         session = self._session

@@ -72,6 +72,8 @@ class HostedPart:
             ValueError: the events do not lead to what the journal says of them.
         """
         ids: list[str] = []
+        records: list[ExternalEventRecord] = []
+        outcomes: list[DecisionOutcome] = []
         kinds: list[str | None] = []
         sizes: list[int] = []
         number = self.events
@@ -90,11 +92,17 @@ class HostedPart:
                 sizes.append(len(record.payload))
                 events.append(b"," + encode_event(record))
                 decisions.append(b"," + encode_decision(outcome.to_record(event.event_id, self._deadline)))
-                self._counter.add_events(
-                    [record.event_id], [record.kind.value], [record.event_time.total_nanos], [len(record.payload)]
-                )
-                self._counter.add_decision(outcome)
+                records.append(record)
+                outcomes.append(outcome)
             self._index += 1
+        self._counter.add_events(
+            ids,
+            [record.kind.value for record in records],
+            [record.event_time.total_nanos for record in records],
+            [len(record.payload) for record in records],
+        )
+        for outcome in outcomes:
+            self._counter.add_decision(outcome)
         return Expanded(ids, kinds, joined(events, sizes, number), joined(decisions, list(map(len, decisions)), number))
 
     def _refuse(self, event: HostedEvent, refusal: Refusal) -> None:
