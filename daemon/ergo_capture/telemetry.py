@@ -83,6 +83,8 @@ CLIENT_FAILED: Final = "client.failed"
 CLIENT_GONE: Final = "client.gone"
 CLIENT_REFUSED: Final = "client.refused"
 CLIENT_UNACCEPTED: Final = "client.unaccepted"
+EVENT_REFUSED: Final = "event.refused"
+SESSION_INTERRUPTED: Final = "session.interrupted"
 ENGINE_READY: Final = "engine.ready"
 ENGINE_AWAY: Final = "engine.away"
 ENGINE_SAID: Final = "engine.said"
@@ -113,6 +115,7 @@ NEVER_SUPPRESSED: Final = frozenset(
         SHIP_SENT,
         SESSION_QUARANTINED,
         SESSION_FAILED,
+        SESSION_INTERRUPTED,
         LOG_SUPPRESSED,
         LOG_DROPPED,
     }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.daemons import Daemon, Wire, event, running_daemon, short_directory
 from tests.engine.counting import ADAPTER
 
@@ -182,6 +184,22 @@ async def test_a_store_beyond_its_bound_interrupts_the_session_and_the_rest_is_l
         closed, bundle = await close(wire)
         assert (closed["events"], closed["decisions"], closed["left_over"]) == (4, 2, 2)
         assert [record.event_id for record in bundle.events] == ["a", "long.b"]
+
+
+async def test_what_is_not_decided_is_logged_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """By graph, from the start."""
+    async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon:
+        assert 'left_over_events_total{graph="default"' in (await daemon.ask("metrics"))["text"]
+        async with daemon.session() as wire:
+            events = [add("a", 101), add("b"), add("long.c", total=0), add("d"), add("e")]
+            await wire.say({"type": "events", "events": [each["event"] for each in events]}, {"type": "close"})
+            await wire.until("closed")
+        text = (await daemon.ask("metrics"))["text"]
+        for name, count in (("refused_events", 1), ("left_over_events", 2), ("interrupted_runs", 1)):
+            assert re.search(rf'^ergo_capture_{name}_total{{graph="default".*}} {count}\.0$', text, re.MULTILINE), name
+    logged = capsys.readouterr().out
+    assert re.search(r"event\.refused .*event_id=b ", logged)
+    assert re.search(r"session\.interrupted .*reason=context_full", logged)
 
 
 async def test_a_session_that_is_interrupted_while_it_ends_says_so() -> None:

@@ -104,6 +104,7 @@ class StatusCollector(Collector):
             yield from _commits(status.running)
             yield from _sessions(status.running)
             yield from _episodes(status.running)
+            yield from _fates(status.running)
             yield from _intents(status.running)
             yield from _engines(status.running)
 
@@ -180,6 +181,17 @@ def _intents(running: RunningStatus) -> _Families:
         for result, count in counts.items():
             sent.add_metric([graph, result], float(count))
     yield sent
+
+
+def _fates(running: RunningStatus) -> _Families:
+    texts = {
+        "refused": ("refused_events", "Events that were accepted and refused when their turn came."),
+        "left_over": ("left_over_events", "Events that were accepted behind an interruption of their run."),
+        "interrupted": ("interrupted_runs", "Runs of sessions that were interrupted before their events ended."),
+    }
+    for fate, (name, text) in texts.items():
+        counts = {graph: fates[fate] for graph, fates in running.fates.items()}
+        yield _labelled(CounterMetricFamily(PREFIX + name, text, labels=["graph"]), counts)
 
 
 def _engines(running: RunningStatus) -> _Families:

@@ -26,7 +26,7 @@ from ergo_capture.server.ops.status_model import DaemonStatus, EngineStatus, Mem
 from ergo_capture.server.session.budget import Budget
 from ergo_capture.server.session.egress import INTENT_RESULTS
 from ergo_capture.server.session.registry import SessionRegistry
-from ergo_capture.server.session.session import Session
+from ergo_capture.server.session.session import FATES, Session
 from ergo_capture.units import counted
 from ergo_capture.version import PROGRAM
 
@@ -85,9 +85,15 @@ def _running_status(running: Running, held: Budget) -> RunningStatus:
         shutdown_waits_for=shutdown_waits_for(registry.sessions.values()),
         episodes=_episodes(registry),
         intents=_intents(registry),
+        fates=_fates(registry),
         journal_holder=registry.journal_holder(),
         composing=running.publisher.follower.status(),
     )
+
+
+def _fates(registry: SessionRegistry) -> dict[str, dict[str, int]]:
+    graphs = dict.fromkeys([*registry.graphs, *registry.fates])
+    return {graph: {fate: registry.fates[graph][fate] for fate in FATES} for graph in graphs}
 
 
 def _intents(registry: SessionRegistry) -> dict[str, dict[str, int]]:

@@ -83,6 +83,8 @@ class RunningStatus(msgspec.Struct, frozen=True):
     episodes: dict[str, dict[str, int]] = {}
     #: Intents since the start that were ``acknowledged``, and those that ``failed``, by graph; every graph is present.
     intents: dict[str, dict[str, int]] = {}
+    #: By graph: events ``refused`` and ``left_over``, and runs ``interrupted``.
+    fates: dict[str, dict[str, int]] = {}
     #: Who needs the oldest segment of the journal; None where nobody needs one before the current one.
     journal_holder: JournalHolder | None = None
     #: None where no bundle is composed before the end.

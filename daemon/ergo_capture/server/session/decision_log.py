@@ -30,6 +30,7 @@ class JournalDecisionLog:
         on_durable: called with a frame's position, its first index and its number of decisions.
         on_failed: called when decisions can never become durable.
         count: called with a termination and the number of episodes that ended so.
+        on_refused: called with each event that is refused.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class JournalDecisionLog:
         on_durable: Callable[[Position, int, int], None],
         on_failed: Callable[[ErgoCaptureError], None],
         count: Callable[[RunTermination, int], None] = lambda _termination, _count: None,
+        on_refused: Callable[[RefusedEvent], None] = lambda _refused: None,
     ) -> None:
         self._session_number = initial.number
         self._graph = initial.description.graph
@@ -45,6 +47,7 @@ class JournalDecisionLog:
         self._on_durable = on_durable
         self._on_failed = on_failed
         self._count = count
+        self._on_refused = on_refused
         #: Rows for the next frame; before them, rows that fill a frame each.
         self._rows = DecisionRows()
         self._full: deque[DecisionRows] = deque()
@@ -82,7 +85,9 @@ class JournalDecisionLog:
         """Keep the refusal of an event."""
         self._rows.add_refusal(refusal)
         self._end_full_frame()
-        self.last_refused.append(RefusedEvent(self.logged, event_id, refusal.code, refusal.message))
+        refused = RefusedEvent(self.logged, event_id, refusal.code, refusal.message)
+        self.last_refused.append(refused)
+        self._on_refused(refused)
         self.refused += 1
         self.logged += 1
         if self._followed is not None:

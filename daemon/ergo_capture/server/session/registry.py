@@ -97,6 +97,8 @@ class SessionRegistry:
         self.episodes: defaultdict[str, Counter[RunTermination]] = defaultdict(Counter)
         #: Intents since the start that were acknowledged, and dispatches that failed, by graph.
         self.intents: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        #: Events since the start that are not decided, ``refused`` and ``left_over``, and runs ``interrupted``, by graph.
+        self.fates: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: Resumes by clients that were told of events which are missing.
         self.losses = 0
         self._writer = writer
@@ -386,6 +388,7 @@ class SessionRegistry:
             ids_memory=self.ids.holding(peer),
             episodes=self.episodes[graph.name],
             intents=self.intents[graph.name],
+            fates=self.fates[graph.name],
             on_part_over=self.segment_collector.request,
         )
         self.sessions[session.description.session] = session

@@ -13,11 +13,20 @@ from enum import Enum
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 
+from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.errors import JournalFull
 from ergo_capture.journal.frame import Position
-from ergo_capture.journal.payloads import Interruption, LeftOver, Loss, Publication, join_losses
+from ergo_capture.journal.payloads import (
+    Interruption,
+    LeftOver,
+    Loss,
+    Publication,
+    RefusedEvent,
+    join_losses,
+)
 from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.notifier import Notifier
@@ -36,6 +45,17 @@ from ergo_capture.storage.write_error import CaptureWriteError
 
 #: Bytes of effects that may wait for a commit before no further run begins; a full disk can make them wait for long.
 _MAX_UNCOMMITTED_BYTES: Final = 16 << 20
+
+
+#: What is counted besides decisions, by graph: events that are not decided, and runs.
+FATES: Final = ("refused", "left_over", "interrupted")
+#: What to do about an interruption of the run, by reason.
+_HINTS: Final = {
+    "context_full": "raise limits.context_bytes, or let the graph write less; send what is left over, the .rest.jsonl "
+    "beside the bundle, in another session"
+}
+
+log = structlog.get_logger()
 
 
 class SessionState(Enum):
@@ -98,6 +118,7 @@ class Session:
         ids_memory: counts the memory of event ids and deferred episodes.
         episodes: counts the graph's episodes by how they ended.
         intents: counts the graph's intents (``SessionEgress``).
+        fates: counts the graph's events that are ``refused`` and ``left_over``, and its runs that are ``interrupted``.
         on_part_over: called when a part's bundle is durable and the session goes on.
     """
 
@@ -114,6 +135,7 @@ class Session:
         ids_memory: Holding,
         episodes: Counter[RunTermination],
         intents: Counter[str],
+        fates: Counter[str],
         on_part_over: Callable[[], None],
     ) -> None:
         self.description = initial.description
@@ -151,7 +173,8 @@ class Session:
         #: Episodes by how they ended, those in parts included that were recovered.
         self.terminations = initial.terminations
         self._graph_terminations = episodes
-        self.log = JournalDecisionLog(initial, self._on_decisions_durable, self.fail, self._count)
+        self._fates = fates
+        self.log = JournalDecisionLog(initial, self._on_decisions_durable, self.fail, self._count, self._note_refused)
         self.parts = Parts(initial, writer, publisher)
         #: When a part ends.
         self.rotation = rotation
@@ -362,8 +385,27 @@ class Session:
     def _on_run_failed(self, error: BaseException) -> None:
         self.fail(error if isinstance(error, ErgoCaptureError) else internal_error("run episode", error))
 
+    def _note_refused(self, refused: RefusedEvent) -> None:
+        self._fates["refused"] += 1
+        log.warning(
+            telemetry.EVENT_REFUSED,
+            session=self.description.session,
+            graph=self.description.graph,
+            event_id=refused.event_id,
+            error=refused.message,
+        )
+
     def _on_interrupted(self, interruption: Interruption) -> None:
         self.interruption = interruption
+        self._fates["interrupted"] += 1
+        log.error(
+            telemetry.SESSION_INTERRUPTED,
+            session=self.description.session,
+            graph=self.description.graph,
+            reason=interruption.reason,
+            error=interruption.message,
+            hint=_HINTS.get(interruption.reason, "events behind it are in the .rest.jsonl beside the bundle"),
+        )
         if self.ended == "complete":
             # Its client has asked it to end, and events were still to be decided.
             self.ended = "interrupted"
@@ -501,6 +543,8 @@ class Session:
         )
         self.bundles = await self.parts.bundles()
         self.left_over = left_over
+        if left_over is not None:
+            self._fates["left_over"] += left_over.count
         self.state = SessionState.FINISHED
         self._notify()
 
