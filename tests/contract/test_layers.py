@@ -50,7 +50,7 @@ SERVER_LAYERS = (
     {"commit"},
     {"session"},
     {"net"},
-    {"ops", "factories", "publisher", "follower", "compose_worker", "components"},
+    {"ops", "factories", "publisher", "follower", "compose_worker", "shadow", "verify_worker", "components"},
     {"shutdown"},
     {"service"},
     {"process"},

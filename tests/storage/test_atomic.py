@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -415,3 +417,12 @@ def test_only_temporaries_whose_process_is_gone_are_swept(tmp_path: Path) -> Non
         f"link.{gone}.0.tmp",
         f"folder.{gone}.0.tmp",
     }
+
+
+def test_a_process_that_was_not_reaped_has_ended(tmp_path: Path) -> None:
+    """In a container, its id may stay for ever."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        left = tmp_path / f"b.capture.json.{child.pid}.0.tmp"
+        left.touch()
+        assert sweep_temporaries(tmp_path) == [left]

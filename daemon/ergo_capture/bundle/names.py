@@ -20,6 +20,8 @@ REST_SUFFIX: Final = ".rest.jsonl"
 INDEX_SUFFIX: Final = ".index.json"
 #: Ends the name of the file with the seal of a manifest: ``seal/chain.py``.
 SEAL_SUFFIX: Final = ".seal.json"
+#: Ends the name of the file that says what shadow verification found.
+VERIFIED_SUFFIX: Final = ".verified.json"
 #: Follows ``BUNDLE_SUFFIX`` in the name of a compressed bundle.
 COMPRESSED_SUFFIX: Final = ".zst"
 #: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.
@@ -87,9 +89,14 @@ def seal_path(bundle: Path) -> Path:
     return bundle.with_name(bundle_stem(bundle) + SEAL_SUFFIX)
 
 
+def verified_path(bundle: Path) -> Path:
+    """Return the path of what shadow verification found, beside a bundle."""
+    return bundle.with_name(bundle_stem(bundle) + VERIFIED_SUFFIX)
+
+
 def side_files(bundle: Path) -> list[Path]:
     """Return the paths of the files that go where a bundle goes, besides its manifest; not all of them need exist."""
-    return [rest_path(bundle), index_path(bundle), seal_path(bundle)]
+    return [rest_path(bundle), index_path(bundle), seal_path(bundle), verified_path(bundle)]
 
 
 def rest_path(bundle: Path) -> Path:

@@ -267,6 +267,18 @@ class BundleConfig(_Table, frozen=True):
     ] = Size(4 << 30)
 
 
+class VerifyConfig(_Table, frozen=True):
+    """Shadow verification: finished bundles are verified once more, in a process at low priority."""
+
+    after_publish: Annotated[
+        Literal["when idle", "always", "never"],
+        _doc("Whether a bundle is verified after it was published: only while a processor is idle, always, or never."),
+    ] = "when idle"
+    keep_bytes: Annotated[
+        Size, _doc("Most bytes of journal that are kept until the bundles composed from it have been verified.")
+    ] = Size(256 << 20)
+
+
 class RetentionConfig(_Table, frozen=True):
     """Which finished bundles are deleted, the oldest first; 0 turns a limit off."""
 
@@ -580,6 +592,7 @@ class Config(_Table, frozen=True):
     snapshot: SnapshotConfig = SnapshotConfig()
     limits: LimitsConfig = LimitsConfig()
     bundle: BundleConfig = BundleConfig()
+    verify: VerifyConfig = VerifyConfig()
     retention: RetentionConfig = RetentionConfig()
     seal: SealConfig = SealConfig()
     ship: ShipConfig = ShipConfig()

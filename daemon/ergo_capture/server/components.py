@@ -17,6 +17,7 @@ from ergo_capture.server.ops.state_directory import StateDirectory
 from ergo_capture.server.ops.systemd import SystemdNotifier
 from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.session.registry import SessionRegistry
+from ergo_capture.server.shadow import ShadowVerifier
 
 
 class Phase(StrEnum):
@@ -35,6 +36,7 @@ class Running:
     writer: Writer
     publisher: BundlePublisher
     registry: SessionRegistry
+    shadow: ShadowVerifier
 
 
 @dataclass(slots=True)

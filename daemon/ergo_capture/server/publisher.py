@@ -46,7 +46,7 @@ class BundlePublisher:
         bundle: layout and compression of the bundles.
         published_sequence: the greatest number of a bundle in the journal's PUBLISHED frames.
         seals: seals the finished bundles; None where none are sealed.
-        on_published: called with each bundle after it is durable.
+        on_published: called with each bundle after it is durable, and the oldest journal segment that it is from.
     """
 
     def __init__(
@@ -57,7 +57,9 @@ class BundlePublisher:
         *,
         published_sequence: int = 0,
         seals: SealKeeper | None = None,
-        on_published: Callable[[SessionDescription, Publication], None] = lambda _description, _publication: None,
+        on_published: Callable[
+            [SessionDescription, Publication, int], None
+        ] = lambda _session, _publication, _segment: None,
     ) -> None:
         self._state = state
         self._journal = journal
@@ -111,7 +113,7 @@ class BundlePublisher:
         else:
             self._snapshots.pop(key, None)
         self.published += 1
-        self._on_published(description, publication)
+        self._on_published(description, publication, part.segment)
         return publication
 
     async def _finish(self, followed: FollowedPart, job: ComposeJob) -> Publication | None:

@@ -48,6 +48,7 @@ from ergo_capture.server.ops.watchdog import RecoveryProgress, Watchdog
 from ergo_capture.server.publisher import BundlePublisher
 from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.snapshots import Snapshots
+from ergo_capture.server.shadow import ShadowVerifier
 from ergo_capture.server.shutdown import Shutdown
 from ergo_capture.storage import RealStorage, Storage
 from ergo_capture.version import PROGRAM
@@ -103,6 +104,7 @@ class Service:
         #: These exist once the journal is recovered.
         self.registry: SessionRegistry
         self.writer: Writer
+        self.shadow: ShadowVerifier
 
     # --- life ---
 
@@ -229,7 +231,13 @@ class Service:
         self.writer.make_room = publisher.follower.room_to_make
         self.retention.count_as_free(publisher.follower.spare_bytes)
         tasks.start_soon(publisher.follower.run, self.registry.sessions)
-        return Running(journal, self.writer, publisher, self.registry)
+        # An idle session keeps no more of the journal than that, and no bundle either.
+        bounds = filter(None, (config.verify.keep_bytes, config.rotation.max_journal_bytes))
+        request = self.registry.segment_collector.request
+        self.shadow = ShadowVerifier(config.verify, min(bounds, default=0), journal, request)
+        self.registry.kept_segments = self.shadow.needed
+        tasks.start_soon(self.shadow.run)
+        return Running(journal, self.writer, publisher, self.registry, self.shadow)
 
     async def _serve(
         self, tasks: TaskGroup, listening: socket.socket | BoundSocket, running: Running, recovery: Recovery
@@ -377,7 +385,7 @@ class Service:
             # It is logged; a signal has no sender to answer.
             await self.reload()
 
-    def _on_published(self, session: SessionDescription, publication: Publication) -> None:
+    def _on_published(self, session: SessionDescription, publication: Publication, segment: int) -> None:
         log.info(
             telemetry.BUNDLE_PUBLISHED,
             session=session.session,
@@ -386,6 +394,9 @@ class Service:
             sha256=publication.sha256,
         )
         self.retention.look()
+        if publication.sequence is not None:
+            # It is finished; a snapshot would be verified in vain.
+            self.shadow.add(session, publication, segment)
 
     def _summary(self) -> str:
         """Return one line on the clients and sessions, for ``systemctl status``."""

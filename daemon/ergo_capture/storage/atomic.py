@@ -251,4 +251,7 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    # One that has ended and was not reaped yet has its id still: in a container, nobody may reap it.
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     return True

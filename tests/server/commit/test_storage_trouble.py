@@ -147,7 +147,7 @@ async def test_a_part_does_not_end_while_episodes_are_deferred_until_force_after
 
 async def test_segments_are_deleted_when_their_sessions_are_published() -> None:
     """Only the current segment, and at most one more, is left."""
-    text = '[journal]\nsegment_bytes = "64KiB"\n'
+    text = '[verify]\nafter_publish = "never"\n[journal]\nsegment_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon:
         for _ in range(3):
             async with daemon.session() as wire:

@@ -159,7 +159,7 @@ async def test_an_error_in_a_worker_process_keeps_its_type(monkeypatch: pytest.M
 
 async def test_segments_of_published_parts_are_deleted_while_the_session_runs() -> None:
     """A session that never ends, with rotation, does not fill the disk."""
-    text = '[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'
+    text = '[verify]\nafter_publish = "never"\n[rotation]\nmax_events = 10\n[journal]\nsegment_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon, daemon.session() as wire:
         for start in range(0, 200, 10):
             await wire.say(*(event(f"e{n}", payload={"x": "y" * 2000}) for n in range(start, start + 10)))

@@ -161,6 +161,9 @@ def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> 
             f"{bundles} of running sessions, {composing.events:,} events, {size(composing.bytes)} of "
             f"{size(composing.limit)}{suspended}",
         )
+    if (shadow := running.shadow) is not None and shadow.failed:
+        failed = counted(shadow.failed, "bundle")
+        table.add_row("verified", Text(f"{failed} failed, the last one {shadow.last_failed}", style="red"))
     memory = (f"{kind} {size(held.used)} of {size(held.limit)}" for kind, held in running.memory.items())
     table.add_row("memory", ", ".join(memory))
     table.add_row("engines", _engines(running))

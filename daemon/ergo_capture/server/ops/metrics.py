@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.commit.meter import HistogramSnapshot
-from ergo_capture.server.ops.status_model import DaemonStatus, RunningStatus
+from ergo_capture.server.ops.status_model import DaemonStatus, RunningStatus, ShadowStatus
 from ergo_capture.storage.atomic import AtomicFile
 from ergo_capture.storage.write_error import as_written
 
@@ -136,6 +136,12 @@ def _commits(running: RunningStatus) -> _Families:
     held = 0 if running.journal_holder is None else running.journal_holder.bytes
     yield _gauge("journal_held_bytes", "Segments kept for the session that needs the oldest one.", held)
     composing = 0 if running.composing is None else running.composing.bytes
+    shadow = running.shadow or ShadowStatus(waiting=0, passed=0, failed=0, skipped=0)
+    verified = CounterMetricFamily(
+        PREFIX + "shadow_verifications", "Finished bundles verified again, by what was found.", labels=["result"]
+    )
+    yield _labelled(verified, {name: getattr(shadow, name) for name in ("passed", "failed", "skipped")})
+    yield _gauge("shadow_waiting", "Finished bundles that wait to be verified again.", shadow.waiting)
     yield _gauge("composing_bytes", "Temporary files of bundles composed while their sessions run.", composing)
 
 

@@ -88,6 +88,7 @@ def _running_status(running: Running, held: Budget) -> RunningStatus:
         fates=_fates(registry),
         journal_holder=registry.journal_holder(),
         composing=running.publisher.follower.status(),
+        shadow=running.shadow.status(),
     )
 
 

@@ -65,6 +65,18 @@ class ComposingStatus(msgspec.Struct, frozen=True):
     suspended_seconds: float = 0.0
 
 
+class ShadowStatus(msgspec.Struct, frozen=True):
+    """What the shadow verification found since the start."""
+
+    waiting: int
+    passed: int
+    failed: int
+    #: Bundles that were not verified: too many waited, or they were gone.
+    skipped: int
+    #: The bundle that failed last.
+    last_failed: str | None = None
+
+
 class RunningStatus(msgspec.Struct, frozen=True):
     """What exists once the journal is recovered."""
 
@@ -89,6 +101,8 @@ class RunningStatus(msgspec.Struct, frozen=True):
     journal_holder: JournalHolder | None = None
     #: None where no bundle is composed before the end.
     composing: ComposingStatus | None = None
+    #: None where finished bundles are not verified again.
+    shadow: ShadowStatus | None = None
 
 
 class RetentionStatus(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -130,6 +130,8 @@ class SessionRegistry:
         self.quarantine = Quarantine(
             journal.directory.parent, storage, writer, on_set_aside=self.segment_collector.request
         )
+        #: Returns the oldest segments that others need, each with a session's id.
+        self.kept_segments: Callable[[], Iterator[tuple[int, str]]] = lambda: iter(())
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
         #: Engines that are running, in the order they were started.
@@ -485,6 +487,7 @@ class SessionRegistry:
     def _oldest_needed(self) -> int | None:
         needed = [segment for segment, _ in self._needed()]
         needed += [pending.segment for pending in self.pending]
+        needed += [segment for segment, _ in self.kept_segments()]
         return min(needed, default=None)
 
     def _needed(self) -> Iterator[tuple[int, str]]:
