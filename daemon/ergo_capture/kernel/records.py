@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -143,12 +143,24 @@ def encode_events(records: Sequence[ExternalEventRecord]) -> bytes:
     In one call of the encoder, which takes two thirds of what one for each does. Give it some dozens: their payloads
     are lists of numbers meanwhile, and with more those leave the processor's cache.
     """
-    return _encode(
-        [
-            _Element(record.event_id, record.event_time, record.kind, list(record.payload), record.payload_hash)
-            for record in records
-        ]
-    )[1:-1]
+    return encode_event_columns(
+        [record.event_id for record in records],
+        [record.event_time for record in records],
+        [record.kind for record in records],
+        [record.payload for record in records],
+        [record.payload_hash for record in records],
+    )
+
+
+def encode_event_columns(
+    ids: Iterable[str],
+    times: Iterable[TimeLike],
+    kinds: Iterable[ExternalEventKind],
+    payloads: Iterable[bytes],
+    hashes: Iterable[str],
+) -> bytes:
+    """Return elements of a bundle's ``events`` as ``encode_events``, from one list for each field."""
+    return _encode(list(map(_Element, ids, times, kinds, map(list, payloads), hashes)))[1:-1]
 
 
 def encode_decisions(records: Sequence[EpisodeInvocationRecord]) -> bytes:

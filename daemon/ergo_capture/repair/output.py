@@ -10,6 +10,7 @@ import msgspec
 from ergo_capture.bundle.format import BundleHead
 from ergo_capture.bundle.names import bundle_stem
 from ergo_capture.bundle.placement import NewBundle, find_place
+from ergo_capture.bundle.reader.blocks import EventColumns
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.bundle.writer.elements import Elements
 from ergo_capture.bundle.writer.sink import BundleWriter
@@ -20,6 +21,7 @@ from ergo_capture.kernel.records import (
     encode_constraints,
     encode_decision,
     encode_event,
+    encode_event_columns,
     encode_time,
 )
 from ergo_capture.storage import directory_lock
@@ -76,6 +78,17 @@ class SalvageOutput:
         if self._waiting > _BLOCK_BYTES:
             self._flush()
 
+    def keep_block(self, events: EventColumns, decisions: bytes) -> None:
+        """Add events and the text of their decisions to the bundle.
+
+        Raises:
+            CaptureWriteError: the bundle could not be written.
+        """
+        count = len(events)
+        self._bundle.write(
+            Elements(b"," + encode_event_columns(*events), count, ()), Elements(b"," + decisions, count, ())
+        )
+
     def set_aside(self, event: ExternalEventRecord) -> None:
         """Add an event to the scenario.
 
@@ -86,8 +99,12 @@ class SalvageOutput:
             self._rest = _Scenario(rest_path(self.destination), self._head)
         self._rest.add(event)
 
-    def finish(self, kept: int) -> None:
+    def finish(self, kept: int, proven: str = "") -> None:
         """Verify the bundle, which holds that many events, and give the files their names.
+
+        Args:
+            kept: the events.
+            proven: SHA-256 of a text that was verified, in hex; a bundle with that text is only read back.
 
         Raises:
             CaptureWriteError: a file could not be written; the destination is as it was.
@@ -95,8 +112,9 @@ class SalvageOutput:
         """
         self._flush()
         self._bundle.finish()
-        verdict = verify_bundle(self._bundle.file.path)
-        if not verdict.ok or (verdict.events, verdict.decisions) != (kept, kept):
+        if self._bundle.sink.digest == proven:
+            self._bundle.sink.read_back()
+        elif not self._verifies(kept):
             raise ErgoCaptureError(
                 f"recover into '{self.destination}': what was written does not verify",
                 op="recover",
@@ -114,6 +132,10 @@ class SalvageOutput:
                 self._rest.commit(rest_path(self.destination))
             if not self.stood:
                 put_in_place(self._bundle.file.leave(), self.destination)
+
+    def _verifies(self, kept: int) -> bool:
+        verdict = verify_bundle(self._bundle.file.path)
+        return verdict.ok and (verdict.events, verdict.decisions) == (kept, kept)
 
     def _flush(self) -> None:
         if self._events:

@@ -18,6 +18,7 @@ import msgspec
 from ergo_capture.bundle.proving import checking
 from ergo_capture.bundle.proving.checking import CheckedEvents, Unproven, check_events
 from ergo_capture.bundle.proving.effects import EffectChecker
+from ergo_capture.bundle.reader.blocks import EventColumns
 from ergo_capture.bundle.reader.decision_texts import DecisionTexts
 from ergo_capture.bundle.reader.elements import DECISIONS, EVENT_COLUMNS, ElementCursor, ElementError
 from ergo_capture.bundle.reader.stream import BundleStream
@@ -25,7 +26,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEventKind, TimeLike
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry
-from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord
+from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION, EpisodeInvocationRecord, encode_decision
 from ergo_capture.kernel.replay import divergence_at, recorded_outcome
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.kernel.time import ZERO
@@ -53,6 +54,7 @@ def prove(
     completed: bool = False,
     jobs: int = 1,
     on_progress: Callable[[int], None] = lambda _events: None,
+    keep: Callable[[EventColumns, bytes], None] | None = None,
 ) -> Proof | None:
     """Return a proof; None where there is none, whatever the reason.
 
@@ -62,18 +64,32 @@ def prove(
         completed: whether every episode has to complete, as with the fixed engine, however it ended at the capture.
         jobs: how many processes may check the events of a large bundle.
         on_progress: called after each block with the number of events so far.
+        keep: takes each block of events, and the compact text of its decisions, as soon as it is proven; in one process.
     """
     if stream.capture_version != CAPTURE_FORMAT_VERSION:
         return None
     try:
         with stream.cursor(DECISIONS) as decisions:
             prover = _Prover(stream, decisions, unique=unique, completed=completed)
+            if keep is not None:
+                _prove_and_keep(stream, prover, keep)
+                return prover.finish()
             for events in _events(stream, prover, jobs):
                 prover.add(events)
                 on_progress(prover.count)
             return prover.finish()
     except (Unproven, ElementError, ErgoCaptureError, OSError):
         return None
+
+
+def _prove_and_keep(stream: BundleStream, prover: _Prover, keep: Callable[[EventColumns, bytes], None]) -> None:
+    prover.kept = []
+    with stream.cursor(EVENT_COLUMNS) as cursor:
+        while (block := cursor.read()) is not None:
+            prover.expected = prover.expected or cursor.expected
+            prover.add(check_events(block))
+            keep(block, b",".join(prover.kept))
+            prover.kept.clear()
 
 
 def _events(stream: BundleStream, prover: _Prover, jobs: int) -> Iterator[CheckedEvents]:
@@ -124,6 +140,9 @@ class _Prover:
         self._max_retries = stream.config.max_retries
         self._texts = DecisionTexts(stream.config.deadline, pretty=not decisions.begins_with(b"{"))
         self._effects = EffectChecker()
+        #: The text of the decisions that were proven last; None where it is not wanted.
+        self.kept: list[bytes] | None = None
+        self._pretty = not decisions.begins_with(b"{")
         #: Decisions that were decoded and not compared yet.
         self._decoded: deque[EpisodeInvocationRecord] = deque()
 
@@ -152,6 +171,8 @@ class _Prover:
             else:
                 text = self._texts.of_steps(ids, steps[at:])
             if self._decisions.take(text, len(ids)):
+                if self.kept is not None:
+                    self.kept.append(msgspec.json.format(b"[%b]" % text, indent=-1)[1:-1] if self._pretty else text)
                 break
             if (decoded := self._decisions.read()) is None:
                 raise Unproven
@@ -192,6 +213,8 @@ class _Prover:
                 step = self._entry(step, captured)
             if divergence_at(0, captured, step.to_record()) is not None:
                 raise Unproven
+            if self.kept is not None:
+                self.kept.append(encode_decision(captured))
 
     def _step_without_limits(self, events: CheckedEvents, place: int) -> Run | DecisionLogEntry:
         episode = self.count + place
