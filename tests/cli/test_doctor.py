@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.bundles import NOW, manifest_of
+from tests.bundles import NOW, manifest_of, store
 from tests.cli.test_recover import DAMAGES, TEXT, contents, damaged_body
 from tests.daemons import command
 from tests.journal.captures import write_sessions
@@ -17,6 +17,8 @@ from tests.journal.journals import last_segment
 from tests.shared import shared
 
 from ergo_capture.bundle.manifest import encode_manifest
+from ergo_capture.bundle.names import manifest_path
+from ergo_capture.bundle.receipt import receipt_path
 from ergo_capture.cli import app
 from ergo_capture.errors import ExitCode
 
@@ -299,3 +301,17 @@ def test_doctor_works_on_read_only_files(tmp_path: Path) -> None:
     finally:
         (tmp_path / "journal").chmod(0o700)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_receipts_are_known_and_one_without_its_bundle_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They lie beside bundles and are the shipper's."""
+    kept, gone = store(tmp_path, "kept", compress=True), store(tmp_path, "gone")
+    for bundle in (kept, gone):
+        receipt_path(bundle, "archive").write_bytes(b"{}")
+    gone.unlink()
+    manifest_path(gone).unlink()
+    _, said = diagnosis(tmp_path, capsys)
+    notes = [(Path(note["path"]).name, note["message"]) for note in of("note", said)]
+    assert notes == [("gone.shipped.archive.json", "a receipt, and its bundle is missing; it proves nothing")]

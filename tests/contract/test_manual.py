@@ -37,6 +37,8 @@ from ergo_capture.protocol import capture, control
 from ergo_capture.protocol.capture import BadLine, Code
 from ergo_capture.protocol.engine import Ready, encode_begin, encode_end, encode_run, read_ran, read_ready
 from ergo_capture.server.net.frame_reader import FrameReader
+from ergo_capture.ship.metrics import exposition as shipping_metrics
+from ergo_capture.ship.service import shippers_of
 
 PROTOCOL = MANUAL / "protocol.md"
 ENGINES = MANUAL / "engines.md"
@@ -368,6 +370,8 @@ async def test_every_alert_asks_for_a_metric_that_exists() -> None:
     """An alert on a name that is misspelt would never fire."""
     async with running_daemon() as daemon:
         text: str = (await daemon.ask("metrics"))["text"]
+        targets = configuration.parse('[ship.targets.a]\nurl = "s3://b"', "test")
+        text += shipping_metrics(daemon.state, shippers_of(targets)).decode()
     alerts = " ".join(row[0] + row[1] for row in table_below(MANUAL / "operating.md", "Alerts"))
     for name in re.findall(r"ergo_capture_\w+", alerts):
         assert re.search(rf"^{name}\b", text, re.MULTILINE), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import secrets
 import signal
@@ -19,6 +20,7 @@ from tests.ship.rig import (
     ShipProcess,
     assert_receipts_are_true,
     assert_shipped,
+    directory_target,
     fill,
     held,
     listed,
@@ -30,7 +32,9 @@ from tests.ship.rig import (
 )
 
 from ergo_capture import encode_bundle
+from ergo_capture.bundle.receipt import receipt_path
 from ergo_capture.config.settings import TargetConfig
+from ergo_capture.objects.keys import object_key
 from ergo_capture.objects.opening import open_store
 from ergo_capture.ship.shipper import Shipper
 
@@ -163,6 +167,24 @@ def wait_until(condition: object) -> None:
     wait(condition)  # type: ignore[arg-type]
 
 
+class _Receipts:
+    """The paths of receipts by the last name of the bundle's key."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._paths: dict[str, Path] = {}
+        self._known: set[Path] = set()
+
+    def get(self, name: str) -> Path | None:
+        """Return the path of the receipt of the bundle with that key; it need not exist."""
+        if name not in self._paths:
+            for bundle in set(self._state.glob("bundles/*/*.capture.json*")) - self._known:
+                key = object_key(hashlib.sha256(bundle.read_bytes()).hexdigest(), compressed=bundle.suffix == ".zst")
+                self._paths[key.rpartition("/")[2]] = receipt_path(bundle, "archive")
+                self._known.add(bundle)
+        return self._paths.get(name)
+
+
 def chaos(place: Path, count: int, large: int, kills: int, seed: int) -> tuple[int, int]:
     """Ship while shipper and server are killed and requests suffer; return bundles and uploads of objects.
 
@@ -185,7 +207,18 @@ def chaos(place: Path, count: int, large: int, kills: int, seed: int) -> tuple[i
             Fault.FLIPPED_UP,
             Fault.FLIPPED_DOWN,
         ]
-        proxy.fault = lambda _method, _path: choose.choice(kinds) if choose.random() < 0.03 else None
+        needless: list[str] = []
+
+        def decide(method: str, path: str) -> Fault | None:
+            name, is_write = path.partition("?")[0].rpartition("/")[2], method in ("PUT", "POST")
+            receipt = receipts.get(name) if is_write and "/objects/" in path else None
+            if receipt is not None and receipt.exists():
+                needless.append(path)
+            return choose.choice(kinds) if is_harmful.is_set() and choose.random() < 0.03 else None
+
+        is_harmful, receipts = threading.Event(), _Receipts(state)
+        is_harmful.set()
+        proxy.fault = decide
         fill(state, count // 2)
         text = encode_bundle(small_bundle("large", 2))
         store(state, "large", text=text[:-1] + b" " * large + b"\n", sequence=100_000)
@@ -201,9 +234,10 @@ def chaos(place: Path, count: int, large: int, kills: int, seed: int) -> tuple[i
                 service.kill()
                 service.start()
                 assert_receipts_are_true(state, open_store(server.target("chaos")))
-            proxy.fault = lambda _method, _path: None
+            is_harmful.clear()
             finish(service, state, target)
             assert service.stop() == 0
+        assert needless == []
         assert_shipped(state, target, open_store(server.target("chaos")))
         uploads = proxy.count(lambda request: request.wrote_an_object)
         lost = proxy.count(lambda request: request.wrote_an_object and request.fault is Fault.LOST_ANSWER)
@@ -235,6 +269,19 @@ def test_nothing_is_lost_in_the_long_run() -> None:
     """The long form: 500 bundles and one of 400 MB."""
     with short_directory() as place:
         chaos(place, 500, 400_000_000, 60, 7)
+
+
+def test_the_metrics_are_in_a_file_while_the_service_runs(tmp_path: Path) -> None:
+    """It is removed at the end: it would claim for ever what was true last."""
+    fill(tmp_path, 2)
+    text_file = tmp_path / "ship.prom"
+    table = f'textfile = "{text_file}"\n{table_of(directory_target(tmp_path / "store"))}[metrics]\ninterval = "1s"\n'
+    with ship_process(tmp_path, tmp_path, table) as service:
+        service.until_logged("ship.sent", 2)
+        wait_until(lambda: text_file.exists() and "ship_sent_total{" in text_file.read_text())
+        wait_until(lambda: 'target="archive"} 2.0' in text_file.read_text())
+        assert service.stop() == 0
+    assert not text_file.exists()
 
 
 def test_sighup_takes_over_another_target(tmp_path: Path, s3: Seaweed) -> None:

@@ -83,15 +83,16 @@ def receipt_path(bundle: Path, target: str) -> Path:
     return bundle.with_name(f"{bundle_stem(bundle)}.shipped.{target}.json")
 
 
+def stem_of_receipt(name: str) -> str | None:
+    """Return the name of a receipt's bundle without its suffixes; None for the name of another file."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else match["stem"]
+
+
 def receipts_beside(bundle: Path) -> list[Path]:
     """Return the receipts of a bundle, from any target, whether they prove anything or not."""
     stem = bundle_stem(bundle)
-    found = []
-    for path in bundle.parent.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match is not None and match["stem"] == stem:
-            found.append(path)
-    return sorted(found)
+    return sorted(path for path in bundle.parent.iterdir() if stem_of_receipt(path.name) == stem)
 
 
 def encode_receipt(receipt: Receipt) -> bytes:

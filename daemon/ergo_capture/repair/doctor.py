@@ -21,10 +21,12 @@ from ergo_capture.bundle.names import (
     MANIFEST_SUFFIX,
     REST_SUFFIX,
     manifest_path,
+    other_form,
     rest_path,
 )
 from ergo_capture.bundle.proof import compare_with_manifest
 from ergo_capture.bundle.reader.opening import list_files
+from ergo_capture.bundle.receipt import stem_of_receipt
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.scan import scan
@@ -146,6 +148,10 @@ class _Examination:
             elif path.name.endswith(REST_SUFFIX):
                 # Beside its bundle, whose manifest counts what is in it.
                 self._examine_rest(path)
+            elif (stem := stem_of_receipt(path.name)) is not None:
+                bundle = path.with_name(stem + BUNDLE_SUFFIX)
+                if not bundle.exists() and not other_form(bundle).exists():
+                    self._add(Severity.NOTE, path, "a receipt, and its bundle is missing; it proves nothing")
             elif path.exists() and not path.is_file():
                 # Not opened: a pipe would wait for a writer.
                 self._add(Severity.WARNING, path, "neither a file nor a directory; left alone")
