@@ -50,7 +50,7 @@ def manifest_fields(session: str, **fields: Any) -> dict[str, Any]:
 
 def put_manifest(store: ObjectStore, fields: dict[str, Any], *, host: str = "alpha") -> str:
     """Write a manifest's object and return its key."""
-    text = msgspec.json.encode(fields)
+    text = msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
     stem = bundle_stem(Path(fields["bundle"]))
     date = datetime.fromisoformat(fields["ended_at"]).astimezone(UTC).date()
     key = f"manifests/date={date}/host={host}/{stem}.{hashlib.sha256(text).hexdigest()[:16]}.json"

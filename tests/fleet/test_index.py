@@ -118,6 +118,7 @@ def test_a_row_takes_nothing_of_the_wrong_type() -> None:
     """Manifests come from other releases, and from anybody who may write to the store."""
     wrong = {name: {"count": "x"} for name in COLUMNS} | {"events": 1 << 70, "labels": {"a": 1, "b": "c"}}
     row = row_of(ShippedManifest("alpha", "k", wrong), "m")
+    assert len(row.pop("manifest_sha256")) == 64
     assert {name: value for name, value in row.items() if value not in (None, 0)} == {
         "host": "alpha",
         "object": "k",

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ergo_capture.bundle.catalogue import StoredBundle
-from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path
+from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path, seal_path
 from ergo_capture.config.settings import TargetConfig
 
 RECEIPT_FORMAT: Final = "ergo-capture-receipt.v1"
@@ -51,6 +51,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     verified: str
     #: RFC 3339 in UTC.
     shipped_at: str
+    #: SHA-256 of the seal's file, which is in the manifest's object; empty where the bundle had none.
+    seal_sha256: str = ""
 
     def proves(self, bundle: StoredBundle, manifest_sha256: str, place: Place) -> bool:
         """Return whether the store of a target holds a bundle as it is on disk.
@@ -70,6 +72,21 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
             # The manifest knows the file's text only. It was compared when the bundle was sent.
             return True
         return (self.bytes, self.file_sha256) == bundle.manifest.stored
+
+
+def read_seal_text(bundle: Path) -> bytes | None:
+    """Return the content of the file of a bundle's seal; None where there is none, or none that is JSON."""
+    try:
+        text = seal_path(bundle).read_bytes()
+        msgspec.json.decode(text)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return text
+
+
+def hash_seal(text: bytes | None) -> str:
+    """Return the SHA-256 of a seal's file, in hex; empty where there is none."""
+    return "" if text is None else hashlib.sha256(text).hexdigest()
 
 
 def is_other_form(bundle: StoredBundle) -> bool:
@@ -130,7 +147,7 @@ class Receipts:
             status = os.lstat(path)
         except OSError:
             return False
-        signature = (status.st_ino, status.st_mtime_ns, status.st_size, bundle.seen)
+        signature = (status.st_ino, status.st_mtime_ns, status.st_size, bundle.seen, _seen(seal_path(bundle.path)))
         before = self._known.get((bundle.path, target))
         if before is None or before[0] != signature:
             before = self._known[bundle.path, target] = signature, self._proves(bundle, target, path)
@@ -144,12 +161,23 @@ class Receipts:
             manifest_sha256 = hashlib.sha256(manifest_path(bundle.path).read_bytes()).hexdigest()
         except OSError:
             return False
-        return receipt.proves(bundle, manifest_sha256, place)
+        return receipt.proves(bundle, manifest_sha256, place) and receipt.seal_sha256 == hash_seal(
+            read_seal_text(bundle.path)
+        )
 
     def forget_gone(self, bundles: Iterable[StoredBundle]) -> None:
         """Forget bundles that are not among those given."""
         paths = {bundle.path for bundle in bundles}
         self._known = {key: value for key, value in self._known.items() if key[0] in paths}
+
+
+def _seen(path: Path) -> tuple[int, int] | None:
+    """Return what changes with a file's content; None where there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def place_of(target: TargetConfig) -> Place:

@@ -40,7 +40,7 @@ def check_seals(names: Iterable[str], runs: Iterable[Capture], key: str, *, as_j
     for directory in directories:
         report = check_chain(sealed_bundles(directory), read_tombstones(directory), public)
         is_right = is_right and not report.findings
-        _print(printable(directory), report, as_json=as_json)
+        print_chain(printable(directory), report, as_json=as_json)
     single = [run.bundle for run in runs if run.bundle is not None and not _is_below(run.bundle, directories)]
     for bundle in single:
         finding = _check_one(bundle, public)
@@ -75,7 +75,14 @@ def _check_one(bundle: Path, public: str) -> str | None:
     )
 
 
-def _print(name: str, report: ChainReport, *, as_json: bool) -> None:
+def print_chain(name: str, report: ChainReport, *, as_json: bool) -> None:
+    """Print what a chain proves.
+
+    Args:
+        name: what it is the chain of.
+        report: what it proves.
+        as_json: whether to print JSON.
+    """
     if as_json:
         click.echo(
             msgspec.json.encode(

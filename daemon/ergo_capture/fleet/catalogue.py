@@ -7,10 +7,13 @@ The date is that of the manifest's key. The catalogue holds nothing of its own: 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.objects.keys import CATALOGUE, ShippedManifest
@@ -47,6 +50,8 @@ COLUMNS: Final[Mapping[str, str]] = {
     "file_sha256": "VARCHAR",
     "object": "VARCHAR",
     "manifest": "VARCHAR",
+    "manifest_sha256": "VARCHAR",
+    "seal": "VARCHAR",
 }
 #: The range of BIGINT.
 _BIGINT: Final = range(-(1 << 63), 1 << 63)
@@ -107,7 +112,13 @@ def row_of(shipped: ShippedManifest, key: str) -> dict[str, Any]:
     for name, text in (("file_bytes", "bytes"), ("file_sha256", "sha256")):
         row[name] = row[text] if row[name] is None else row[name]
     row["compression"] = row["compression"] or "none"
-    return row | {"host": shipped.host, "object": shipped.key, "manifest": key}
+    return row | {
+        "host": shipped.host,
+        "object": shipped.key,
+        "manifest": key,
+        "manifest_sha256": hashlib.sha256(shipped.text).hexdigest(),
+        "seal": None if shipped.seal is None else msgspec.json.encode(shipped.seal).decode(),
+    }
 
 
 def _count(value: Any) -> int:

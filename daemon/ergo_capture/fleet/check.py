@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.proof import compare_with_manifest
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.bundle.verify import Verdict, verify_stream
@@ -18,9 +18,11 @@ from ergo_capture.engine.replaying import EngineFailed, ReplayOptions, Watcher
 from ergo_capture.engine.spec import replay_with
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import to_builtins
-from ergo_capture.objects.fetching import fetch_object
-from ergo_capture.objects.keys import decode_shipped_manifest
+from ergo_capture.objects.keys import ShippedManifest
 from ergo_capture.objects.port import ObjectStore, StoreAway, StoreRefused
+from ergo_capture.seal.chain import decode_seal
+from ergo_capture.seal.keys import is_signed
+from ergo_capture.ship.fetching import fetch, read_shipped_manifest
 
 #: Outcomes, the worst first.
 UNSOUND: Final = "unsound"
@@ -52,6 +54,8 @@ class Job(msgspec.Struct, frozen=True):
     engine: str = ""
     #: Seconds that the engine may take for one attempt.
     timeout: float = 300.0
+    #: Public keys of seals that are believed; none where seals are not looked at.
+    trusted: tuple[str, ...] = ()
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,7 +85,11 @@ def check_item(store: ObjectStore, item: Item, job: Job) -> Result:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-") as folder:
         try:
-            bundle = _fetch(store, item, Path(folder))
+            about, text = read_shipped_manifest(store, item.manifest)
+            if about.key != item.object:
+                raise ErgoCaptureError(f"'{item.manifest}' is that of '{about.key}', and not of '{item.object}'")
+            _check_seal(about, text, job)
+            bundle = fetch(store, item.manifest, Path(folder))
             compared = compare_with_manifest(bundle)
             assert compared is not None
             if compared.problem is not None:
@@ -99,21 +107,17 @@ def check_item(store: ObjectStore, item: Item, job: Job) -> Result:
     return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3))
 
 
-def _fetch(store: ObjectStore, item: Item, folder: Path) -> Path:
-    """Write the bundle under the name that its manifest states, with the manifest beside it."""
-    try:
-        shipped = decode_shipped_manifest(b"".join(store.get(item.manifest)))
-        name = shipped.manifest["bundle"]
-    except (ValueError, KeyError, RecursionError) as error:
-        raise ErgoCaptureError(f"'{item.manifest}' is not the manifest of a shipped bundle: {error}") from error
-    if not isinstance(name, str) or Path(name).name != name or not name:
-        raise ErgoCaptureError(f"'{item.manifest}' names a bundle {name!r}, which is not the name of a file")
-    if shipped.key != item.object:
-        raise ErgoCaptureError(f"'{item.manifest}' is that of '{shipped.key}', and '{item.object}' was asked for")
-    bundle = folder / name
-    fetch_object(store, item.object, bundle)
-    manifest_path(bundle).write_bytes(msgspec.json.encode(shipped.manifest))
-    return bundle
+def _check_seal(about: ShippedManifest, text: bytes, job: Job) -> None:
+    if not job.trusted:
+        return
+    seal = decode_seal(msgspec.json.encode(about.seal))
+    if seal is None:
+        # One from before there was a key; the check of the chain knows.
+        return
+    if seal.key not in job.trusted or not is_signed(seal.key, seal.signature, seal.content):
+        raise ErgoCaptureError("its seal is not believed: it was signed with another key, or changed")
+    if seal.manifest_sha256 != hashlib.sha256(text).hexdigest():
+        raise ErgoCaptureError("its manifest is not the one that was sealed")
 
 
 def _verify(bundle: Path, item: Item) -> Result:

@@ -114,7 +114,7 @@ def take_plan(store: ObjectStore, run: str, job: Job, items: Callable[[], Iterab
         text = msgspec.json.encode(plan)
         store.put(key, [text], len(text))
         return plan
-    if plan.job != job:
+    if msgspec.structs.replace(plan.job, trusted=()) != msgspec.structs.replace(job, trusted=()):
         raise _of_another(run, "does something else")
     if plan.program != PROGRAM:
         raise _of_another(run, f"was begun by {plan.program}")

@@ -50,6 +50,13 @@ class ShippedManifest(msgspec.Struct, frozen=True, omit_defaults=True):
     manifest: Any
     #: The key of the events that were left over; None where there are none.
     rest: str | None = None
+    #: The seal's file, as it is; None where the bundle is not sealed.
+    seal: Any = None
+
+    @property
+    def text(self) -> bytes:
+        """The content of the manifest's file."""
+        return msgspec.json.format(msgspec.json.encode(self.manifest), indent=2) + b"\n"
 
 
 class ManifestKey(NamedTuple):
@@ -106,7 +113,9 @@ def parse_manifest_key(key: str) -> ManifestKey | None:
     return None if match is None else ManifestKey(match["date"], match["host"], match["stem"], match["digits"])
 
 
-def encode_shipped_manifest(host: str, key: str, manifest: bytes, rest: str | None = None) -> bytes:
+def encode_shipped_manifest(
+    host: str, key: str, manifest: bytes, rest: str | None = None, seal: bytes | None = None
+) -> bytes:
     """Return the content of a manifest's object.
 
     Args:
@@ -114,9 +123,11 @@ def encode_shipped_manifest(host: str, key: str, manifest: bytes, rest: str | No
         key: the bundle's key.
         manifest: the content of the manifest's file.
         rest: the key of the events that were left over.
+        seal: the content of the seal's file.
     """
     compact = msgspec.Raw(msgspec.json.format(manifest, indent=-1))
-    return msgspec.json.encode(ShippedManifest(host, key, compact, rest)) + b"\n"
+    sealed = None if seal is None else msgspec.Raw(msgspec.json.format(seal, indent=-1))
+    return msgspec.json.encode(ShippedManifest(host, key, compact, rest, sealed)) + b"\n"
 
 
 def decode_shipped_manifest(text: bytes) -> ShippedManifest:

@@ -11,12 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.names import safe_name
 from ergo_capture.bundle.receipt import Receipt, read_receipt, receipt_path
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.objects.keys import MANIFESTS, ShippedManifest, parse_manifest_key, sha256_of, sha256_of_rest
+from ergo_capture.objects.keys import (
+    MANIFESTS,
+    ShippedManifest,
+    decode_shipped_manifest,
+    parse_manifest_key,
+    sha256_of,
+    sha256_of_rest,
+)
 from ergo_capture.objects.port import ObjectMissing, ObjectStore, StoreError
+from ergo_capture.seal.chain import Sealed, decode_seal
 from ergo_capture.ship.fetching import read_shipped_manifest
 from ergo_capture.storage import directory_lock
 
@@ -90,6 +100,32 @@ def _missing(store: ObjectStore, about: ShippedManifest, *, read: bool) -> str |
         if read and _sha256(store, key) not in (sha256_of(key), sha256_of_rest(key)):
             return f"its SHA-256 is not that of its key, '{key}'"
     return None
+
+
+def sealed_in(store: ObjectStore, host: str) -> Iterator[Sealed]:
+    """Yield the bundles of a host that manifests in the store name, with their seals.
+
+    Raises:
+        StoreError: the store failed.
+    """
+    for date in store.folders(MANIFESTS):
+        for info in store.list(f"{MANIFESTS}/{date}/host={safe_name(host)}"):
+            if parse_manifest_key(info.key) is None:
+                continue
+            try:
+                about = decode_shipped_manifest(b"".join(store.get(info.key)))
+            except ObjectMissing:
+                continue
+            except (ValueError, RecursionError):
+                yield Sealed(info.key, None, "", None)
+                continue
+            number = about.manifest.get("sequence")
+            yield Sealed(
+                info.key,
+                number if isinstance(number, int) else None,
+                hashlib.sha256(about.text).hexdigest(),
+                decode_seal(msgspec.json.encode(about.seal)),
+            )
 
 
 def audit_store(store: ObjectStore, host: str, *, read: bool = False) -> Iterator[Finding]:

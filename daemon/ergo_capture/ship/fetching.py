@@ -11,7 +11,14 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.bundle.names import BUNDLE_SUFFIX, COMPRESSED_SUFFIX, MANIFEST_SUFFIX, REST_SUFFIX, safe_name
+from ergo_capture.bundle.names import (
+    BUNDLE_SUFFIX,
+    COMPRESSED_SUFFIX,
+    MANIFEST_SUFFIX,
+    REST_SUFFIX,
+    SEAL_SUFFIX,
+    safe_name,
+)
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.objects.fetching import fetch_object
 from ergo_capture.objects.keys import (
@@ -105,6 +112,9 @@ def fetch(store: ObjectStore, key: str, directory: Path) -> Path:
     if about.rest is not None:
         _download(store, about.rest, directory / (stem + REST_SUFFIX))
     write_bytes_atomic(directory / (stem + MANIFEST_SUFFIX), text, what="manifest")
+    if about.seal is not None:
+        seal = msgspec.json.format(msgspec.json.encode(about.seal), indent=2) + b"\n"
+        write_bytes_atomic(directory / (stem + SEAL_SUFFIX), seal, what="seal")
     return path
 
 
@@ -118,7 +128,7 @@ def read_shipped_manifest(store: ObjectStore, key: str) -> tuple[ShippedManifest
     parsed = parse_manifest_key(key)
     try:
         about = decode_shipped_manifest(b"".join(store.get(key)))
-        text = msgspec.json.format(msgspec.json.encode(about.manifest), indent=2) + b"\n"
+        text = about.text
     except (ValueError, RecursionError) as error:
         raise _damaged(store, key, str(error)) from error
     if parsed is not None and not hashlib.sha256(text).hexdigest().startswith(parsed.digits):

@@ -22,7 +22,15 @@ from typing import Final, Literal
 from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path, rest_path
 from ergo_capture.bundle.proof import difference_from
-from ergo_capture.bundle.receipt import Place, Receipt, encode_receipt, is_other_form, receipt_path
+from ergo_capture.bundle.receipt import (
+    Place,
+    Receipt,
+    encode_receipt,
+    hash_seal,
+    is_other_form,
+    read_seal_text,
+    receipt_path,
+)
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.objects.keys import encode_shipped_manifest, manifest_key, object_key, rest_key
 from ergo_capture.objects.port import ObjectStore, StoreError
@@ -125,7 +133,8 @@ class Sender:
             self._put(key, self._blocks(bundle.path, size, sha256), size)
             self._require(key, size, sha256)
         rest = self._send_rest(bundle)
-        about = encode_shipped_manifest(self._host, key, manifest_text, rest)
+        seal = read_seal_text(bundle.path)
+        about = encode_shipped_manifest(self._host, key, manifest_text, rest, seal)
         about_key = manifest_key(bundle.manifest, manifest_sha256, bundle_stem(bundle.path), self._host)
         self._put(about_key, [about], len(about))
         self._require(about_key, len(about), hashlib.sha256(about).hexdigest())
@@ -140,6 +149,7 @@ class Sender:
             manifest_sha256=manifest_sha256,
             verified=self._verify,
             shipped_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            seal_sha256=hash_seal(seal),
         )
         with directory_lock(bundle.path.parent) as alone:
             if not alone or not bundle.is_still_there:

@@ -256,15 +256,26 @@ def _run_options(function: Any) -> Any:
         "ergo-capture fleet verify --run nightly --scheduler tls://scheduler:8786 --ca ca.pem --cert me.pem --key me.key",
     ),
 )
+@click.option(
+    "--seal",
+    default="",
+    metavar="PUBLIC",
+    help="A public key, or a file with it: check the seals, and each host's chain of them in the catalogue.",
+)
 @_run_options
-def verify(**options: Any) -> int:
+def verify(*, seal: str, **options: Any) -> int:
     """Verify bundles of the store on many processes.
 
     Each bundle is copied out of the store, compared with its manifest, and verified. The same command with the same
     --run goes on where an earlier one was stopped. Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if
     a bundle is unsound or could not be looked at.
     """
-    return _work(Job(), **options)
+    is_right = True
+    trusted: tuple[str, ...] = ()
+    if seal:
+        is_right, trusted = _check_chains(seal, options["store"], options["config"], as_json=options["as_json"])
+    code = _work(Job(trusted=trusted), **options)
+    return code if is_right else int(ExitCode.FAILED)
 
 
 @fleet.command(
@@ -313,6 +324,18 @@ def summary(*, name: str, store: str, html: Path | None, config: Path | None, as
     if html is not None:
         click.echo(printable(_write_pages(opened, summed, html)))
     return _show(summed, as_json=as_json)
+
+
+def _check_chains(key: str, store: str, config: Path | None, *, as_json: bool) -> tuple[bool, tuple[str, ...]]:
+    """Print what the chains of all hosts prove; return whether nothing is wrong, and the keys that are believed."""
+    from ergo_capture.cli.seals import print_chain  # noqa: PLC0415 - the help needs none of it
+    from ergo_capture.fleet.seals import check_hosts  # noqa: PLC0415
+    from ergo_capture.seal.keys import read_public_key  # noqa: PLC0415
+
+    chains = check_hosts(_found(_opened(store, config), _query({})), read_public_key(key))
+    for host, report in chains.reports.items():
+        print_chain(printable(host), report, as_json=as_json)
+    return not any(report.findings for report in chains.reports.values()), chains.trusted
 
 
 def _work(

@@ -185,6 +185,12 @@ def check(config: Path | None, target: str | None) -> int:
 @_target_option
 @flag("--read", help="Read every object and compare its SHA-256, and not only its size.")
 @flag("--store", "whole_store", help="Also look for every bundle of this host that a manifest in the store names.")
+@click.option(
+    "--seal",
+    default="",
+    metavar="PUBLIC",
+    help="A public key, or a file with it: check this host's chain of seals in the store.",
+)
 @flag("--dry-run", help="Delete no receipt.")
 @json_flag("object")
 def audit(
@@ -194,6 +200,7 @@ def audit(
     *,
     read: bool,
     whole_store: bool,
+    seal: str,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -202,8 +209,11 @@ def audit(
     The receipt of a bundle that is missing or differs is deleted, so that it is shipped again. Exit code 3 if there is
     one.
     """
+    from ergo_capture.cli.seals import print_chain  # noqa: PLC0415
     from ergo_capture.objects.opening import open_store  # noqa: PLC0415
-    from ergo_capture.ship.audit import audit_receipts, audit_store  # noqa: PLC0415
+    from ergo_capture.seal.chain import check_chain  # noqa: PLC0415
+    from ergo_capture.seal.keys import read_public_key  # noqa: PLC0415
+    from ergo_capture.ship.audit import audit_receipts, audit_store, sealed_in  # noqa: PLC0415
     from ergo_capture.ship.service import host_name  # noqa: PLC0415
 
     loaded, lost = _only(_loaded(config, state_dir), target), 0
@@ -216,6 +226,10 @@ def audit(
         for finding in (finding for each in findings for finding in each):
             there, wrong = there + (finding.problem is None), wrong + (finding.problem is not None)
             _print_finding(name, finding, as_json=as_json)
+        if seal:
+            report = check_chain(sealed_in(store, host_name(loaded)), (), read_public_key(seal))
+            wrong += len(report.findings)
+            print_chain(name, report, as_json=as_json)
         lost += wrong
         click.echo(f"{name}: {counted(there, 'object')} there, {wrong} missing or wrong", err=True)
     return int(ExitCode.DATA_LOSS if lost else ExitCode.OK)
