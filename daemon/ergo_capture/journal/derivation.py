@@ -79,13 +79,19 @@ class Derivation:
             return Interruption(reason=error.code, message=error.message)
         return None
 
-    def follow(self, event: HostedEvent, outcome: DecisionOutcome | Refusal) -> ExternalEvent | Refusal:
+    def follow(
+        self, event: HostedEvent, bound: Bound | Refusal, outcome: DecisionOutcome | Refusal
+    ) -> ExternalEvent | Refusal:
         """Return an event as it was decided, its effects settled; or the refusal.
+
+        Args:
+            event: the event.
+            bound: what ``bind`` returned.
+            outcome: what the journal says of it.
 
         Raises:
             ValueError: it does not lead to what the journal says of it.
         """
-        bound = self.bind(event)
         if isinstance(outcome, Refusal):
             if not isinstance(bound, Refusal):
                 raise ValueError(f"event {event.event_id!r} was refused, and is not refused now")  # noqa: TRY004

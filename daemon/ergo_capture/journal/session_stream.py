@@ -310,7 +310,7 @@ class DerivedPairing:
 
     def _decide(self, outcome: DecisionOutcome | Refusal) -> Iterator[tuple[str | None, Decided]]:
         index, _, hosted = self.waiting.popleft()
-        event = self._derivation.follow(hosted, outcome)
+        event = self._derivation.follow(hosted, self._derivation.bind(hosted), outcome)
         if isinstance(event, ExternalEvent) and isinstance(outcome, DecisionOutcome):
             record = outcome.to_record(event.event_id, self._deadline)
             yield hosted.semantic_kind, (index, ExternalEventRecord.from_event(event), record)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from ergo_capture.bundle.catalogue import find_published
-from ergo_capture.bundle.manifest import NAMED_REFUSALS, RefusedEvents, RestFile, encode_manifest, manifest_for
+from ergo_capture.bundle.manifest import RestFile, encode_manifest, manifest_for
 from ergo_capture.bundle.names import (
     bundle_name,
     bundle_path,
@@ -28,13 +28,14 @@ from ergo_capture.bundle.names import (
     safe_name,
 )
 from ergo_capture.bundle.reader.opening import text_sha256
+from ergo_capture.bundle.semantic_kinds import KindColumn
 from ergo_capture.bundle.verify import verify_bundle
+from ergo_capture.bundle.writer.hosted import HostedPart
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.decision_rows import DecisionOutcome, Refusal, read_decisions
-from ergo_capture.journal.derivation import Derivation
+from ergo_capture.journal.decision_rows import DecisionOutcome, read_decisions
 from ergo_capture.journal.frame import Frame, Position
 from ergo_capture.journal.lines import read_body, split_lines
-from ergo_capture.journal.payloads import Contract, Publication, RefusedEvent
+from ergo_capture.journal.payloads import Contract, Publication
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.kernel.events import ExternalEvent
@@ -193,8 +194,7 @@ class _SessionSalvage:
         decisions = self._decisions(part) if hosted is None else hosted.decisions()
         with nullcontext() if path is None else SalvageOutput(head, path, part.part) as output:
             report = salvage(head, events, decisions, output)
-        refused = [] if hosted is None else hosted.refused
-        report.refused_by_adapter = len(refused)
+        report.refused_by_adapter = 0 if hosted is None else hosted.part.refused
         left_over = self._left_over(part)
         rest = None
         if left_over is not None:
@@ -202,7 +202,7 @@ class _SessionSalvage:
         if output is not None:
             path = output.destination
             if not output.stood:
-                self._write_manifest(part, path, report, output.beside, refused, rest)
+                self._write_manifest(part, path, report, output.beside, hosted, rest)
         return SalvagedPart(
             session=description.session,
             graph=description.graph,
@@ -239,10 +239,13 @@ class _SessionSalvage:
         bundle: Path,
         report: SalvageReport,
         beside: Path | None,
-        refused: list[RefusedEvent],
+        hosted: _HostedRecords | None,
         rest: RestFile | None,
     ) -> None:
-        closing = None if self._left_over(part) is None else self.session.closing
+        closing = self.session.closing if part.end == self.session.total else None
+        counts = None if hosted is None else hosted.part.finish()
+        # Digest and column are of what was derived: that is more than is kept where a decision could not be proved.
+        is_all_kept = counts is not None and counts.events == report.kept
         manifest = manifest_for(
             msgspec.structs.replace(self.session.description, lost=self.session.lost_until(part.part)),
             bundle,
@@ -256,7 +259,9 @@ class _SessionSalvage:
             ended_at=part.ended_at,
             beside=None if beside is None else beside.name,
             store=self._store(part),
-            refused=RefusedEvents(len(refused), refused[:NAMED_REFUSALS]) if refused else None,
+            refused=None if counts is None else counts.refused,
+            merged=counts.merged if counts is not None and is_all_kept else None,
+            semantic_kinds=hosted.kinds.finish() if hosted is not None and is_all_kept else None,
             interruption=None if closing is None else closing.interruption,
             left_over=None if closing is None else closing.left_over,
             rest=rest,
@@ -333,9 +338,9 @@ class _HostedRecords:
 
     def __init__(self, salvage: _SessionSalvage, part: PartRange, contract: Contract) -> None:
         session = salvage.session
-        self.refused: list[RefusedEvent] = []
+        #: The semantic kinds of the events that were derived.
+        self.kinds = KindColumn()
         self._deadline = session.description.constraints.deadline
-        self._index = part.first
         #: What no payload can be derived for any more; None as long as all can.
         self._problem: str | None = None
         store: dict[str, Any] | None = None
@@ -343,7 +348,7 @@ class _HostedRecords:
             store = session.store_before(part)
         except ValueError as error:
             self._problem = str(error)
-        self._derivation = Derivation(contract, store)
+        self.part = HostedPart(contract, store, part.first)
         self._events = salvage.items("event", session.frames.events, part, self._read)
         self._outcomes = salvage.items("decision", session.frames.decisions, part, read_decisions)
         self._uncertain = (session.frames.damage or "its end is damaged") if part.uncertain else None
@@ -352,7 +357,7 @@ class _HostedRecords:
         self._is_over = False
 
     def _read(self, body: bytes) -> list[tuple[ExternalEvent, HostedEvent]]:
-        return list(zip(read_body(body), self._derivation.read(body), strict=True))
+        return list(zip(read_body(body), self.part.read(body), strict=True))
 
     def events(self) -> Iterator[ExternalEventRecord | Gap]:
         """Yield the events that were not refused."""
@@ -363,33 +368,30 @@ class _HostedRecords:
                 self._problem = item.reason
                 yield item
                 continue
-            event = self._event(*item)
-            self._index += 1
-            if event is not None:
-                yield ExternalEventRecord.from_event(event)
+            record = self._record(*item)
+            if record is not None:
+                yield record
         if self._uncertain is not None:
             yield Gap(None, self._uncertain)
         self._is_over = True
 
-    def _event(self, sent: ExternalEvent, hosted: HostedEvent) -> ExternalEvent | None:
+    def _record(self, sent: ExternalEvent, hosted: HostedEvent) -> ExternalEventRecord | None:
         outcome = None if self._problem is not None else next(self._outcomes, None)
         if outcome is None or isinstance(outcome, Gap):
             self._problem = self._problem or "it is not decided"
             if outcome is not None:
                 self._ready.append(outcome)
-            return sent
+            return ExternalEventRecord.from_event(sent)
         try:
-            event = self._derivation.follow(hosted, outcome)
+            record = self.part.derive(hosted, outcome)
         except ValueError as error:
             self._problem = str(error)
             self._ready.append(Gap(1, self._problem))
-            return sent
-        if isinstance(event, Refusal) or isinstance(outcome, Refusal):
-            assert isinstance(outcome, Refusal)
-            self.refused.append(RefusedEvent(self._index, sent.event_id, outcome.code, outcome.message))
-            return None
-        self._ready.append(outcome.to_record(event.event_id, self._deadline))
-        return event
+            return ExternalEventRecord.from_event(sent)
+        if record is not None and isinstance(outcome, DecisionOutcome):
+            self.kinds.add_kinds([hosted.semantic_kind])
+            self._ready.append(outcome.to_record(record.event_id, self._deadline))
+        return record
 
     def decisions(self) -> Iterator[EpisodeInvocationRecord | Gap]:
         """Yield the decisions; each is asked for right after its event was yielded, the others after all events."""

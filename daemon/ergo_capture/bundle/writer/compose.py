@@ -313,7 +313,7 @@ def _read_part(job: ComposeJob, storage: Storage, facts: Facts) -> Iterator[tupl
 def _hosted_part(job: ComposeJob, contract: Contract, storage: Storage, facts: Facts) -> HostedPart:
     frames = read_frames(Path(job.journal), _positions(job.decision_frames), storage)
     outcomes = outcomes_of(frame.body for frame in frames)
-    return HostedPart(contract, job.store, outcomes, job.description.constraints.deadline, job.first, facts.counter)
+    return HostedPart(contract, job.store, job.first, outcomes, job.description.constraints.deadline, facts.counter)
 
 
 def _derive_part(

@@ -5,7 +5,7 @@ Nothing here is used for other sessions: their events are expanded without being
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -38,28 +38,28 @@ class HostedPart:
     Args:
         contract: the session's.
         store: the context store at the beginning of the part.
-        outcomes: the decisions and refusals of its events, in order.
-        deadline: the configured deadline, which every decision bears.
         first: index in the session of the part's first event.
-        counter: counts what the bundle holds.
+        outcomes: the decisions and refusals of its events, in order, for ``take``.
+        deadline: the configured deadline, which every decision bears.
+        counter: counts what ``take`` returns.
     """
 
     def __init__(
         self,
         contract: Contract,
         store: dict[str, object] | None,
-        outcomes: Iterator[DecisionOutcome | Refusal],
-        deadline: EventTime | None,
         first: int,
-        counter: StatisticsCounter,
+        outcomes: Iterable[DecisionOutcome | Refusal] = (),
+        deadline: EventTime | None = None,
+        counter: StatisticsCounter | None = None,
     ) -> None:
         self._derivation = Derivation(contract, store)
-        self._outcomes = outcomes
+        self._outcomes = iter(outcomes)
         self._deadline = deadline
         #: Index in the session of the next event.
         self._index = first
         self._digest = MergedDigest()
-        self._counter = counter
+        self._counter = counter or StatisticsCounter()
         #: Events of the bundle so far.
         self.events = 0
         self.refused = 0
@@ -83,10 +83,8 @@ class HostedPart:
             outcome = next(self._outcomes, None)
             if outcome is None:
                 return None
-            if isinstance(outcome, Refusal):
-                self._refuse(event, outcome)
-            else:
-                record = self._derive(event, outcome)
+            record = self.derive(event, outcome)
+            if record is not None and isinstance(outcome, DecisionOutcome):
                 ids.append(event.event_id)
                 kinds.append(event.semantic_kind)
                 sizes.append(len(record.payload))
@@ -94,7 +92,6 @@ class HostedPart:
                 decisions.append(b"," + encode_decision(outcome.to_record(event.event_id, self._deadline)))
                 records.append(record)
                 outcomes.append(outcome)
-            self._index += 1
         self._counter.add_events(
             ids,
             [record.kind.value for record in records],
@@ -105,23 +102,35 @@ class HostedPart:
             self._counter.add_decision(outcome)
         return Expanded(ids, kinds, joined(events, sizes, number), joined(decisions, list(map(len, decisions)), number))
 
-    def _refuse(self, event: HostedEvent, refusal: Refusal) -> None:
-        self.refused += 1
-        if len(self._named) < NAMED_REFUSALS:
-            self._named.append(RefusedEvent(self._index, event.event_id, refusal.code, refusal.message))
+    def read(self, body: bytes) -> list[HostedEvent]:
+        """Return the events of an EVENTS body, as they were sent.
 
-    def _derive(self, event: HostedEvent, outcome: DecisionOutcome) -> ExternalEventRecord:
-        derivation = self._derivation
+        Raises:
+            ValueError: a line cannot have been accepted.
+        """
+        return self._derivation.read(body)
+
+    def derive(self, event: HostedEvent, outcome: DecisionOutcome | Refusal) -> ExternalEventRecord | None:
+        """Return the next event as it was decided; None where it was refused.
+
+        Raises:
+            ValueError: it does not lead to what the journal says of it.
+        """
+        derivation, index = self._derivation, self._index
+        held: Sequence[str] = ()
         bound = derivation.bind(event)
-        if isinstance(bound, Refusal):
-            raise ValueError(f"event {event.event_id!r} was decided, and is refused now: {bound.message}")  # noqa: TRY004
-        payload = bound.event.payload
-        if len(derivation.store):
-            self._digest.add(self.events, derivation.store.held_by(msgspec.json.decode(payload)))
-        # What an effect ends the run with is in the journal.
-        derivation.settle(each.effect for each in outcome.effects)
+        if len(derivation.store) and not isinstance(bound, Refusal):
+            held = derivation.store.held_by(msgspec.json.decode(bound.event.payload))
+        decided = derivation.follow(event, bound, outcome)
+        self._index += 1
+        if isinstance(decided, Refusal):
+            self.refused += 1
+            if len(self._named) < NAMED_REFUSALS:
+                self._named.append(RefusedEvent(index, event.event_id, decided.code, decided.message))
+            return None
+        self._digest.add(self.events, held)
         self.events += 1
-        return ExternalEventRecord.from_event(bound.event)
+        return ExternalEventRecord.from_event(decided)
 
     def finish(self) -> HostedCounts:
         """Return what the manifest says of the part."""
