@@ -151,10 +151,10 @@ class Wire:
                 return frames
 
     async def open(self, **options: Any) -> dict[str, Any]:
-        """Say hello and open a session; return ``opened``."""
+        """Say hello and open a session; return ``opened``. Notices are taken, unless the options say otherwise."""
         await self.say({"type": "hello", "protocol": "ergo-capture.v1", "client": "test"})
         await self.read()
-        await self.say({"type": "open", **options})
+        await self.say({"type": "open", "notices": True, **options})
         self.opened = await self.read()
         assert self.opened["type"] == "opened", self.opened
         return self.opened

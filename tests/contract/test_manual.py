@@ -119,7 +119,9 @@ async def test_the_daemons_frames_are_those_of_a_real_conversation() -> None:
     frames: dict[str, dict[str, Any]] = {}
     async with running_daemon() as daemon:
         async with daemon.wire() as wire:
-            await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open", "decisions": True})
+            await wire.say(
+                {"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open", "decisions": True, "notices": True}
+            )
             await wire.say(
                 event("e1") | {"paylod": {}}, event("e1"), {"type": "flush"}, {"type": "ping"}, {"type": "close"}
             )

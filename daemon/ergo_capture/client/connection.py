@@ -16,6 +16,7 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.protocol.address import socket_path
 from ergo_capture.protocol.capture import (
     ACKNOWLEDGED,
+    NOTICES,
     PROTOCOL,
     Acknowledged,
     Answer,
@@ -203,7 +204,7 @@ class Connection:
             raise ClientError(UNREACHABLE, f"connect to the daemon at '{self.path}': {reason}", hint) from error
 
     async def _open(self) -> Opened:
-        request = self._request
+        request = msgspec.structs.replace(self._request, notices=NOTICES in self.features)
         if request.session is not None and ACKNOWLEDGED in self.features:
             request = msgspec.structs.replace(request, acknowledged=self.told, resume_after_loss=self.resume_after_loss)
         opened = self._checked(await self._ask(encode(request), Opened))

@@ -112,7 +112,7 @@ class Acknowledged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last_event_id: str | None = None
 
 
-# Defaults are left out, so that a daemon of 0.1.0, which does not know the last two fields, is not told of them.
+# Defaults are left out, so that a daemon of 0.1.0, which does not know the last fields, is not told of them.
 class Open(_Request, frozen=True, tag="open", omit_defaults=True):
     """Open a session of a graph; with ``session``, resume that one."""
 
@@ -127,6 +127,8 @@ class Open(_Request, frozen=True, tag="open", omit_defaults=True):
     resume_after_loss: bool = False
     #: ``fixed`` for a session whose episodes run elsewhere: the graph's engine is not asked.
     decided_by: Literal["engine", "fixed"] = "engine"
+    #: Whether the client takes ``note``, ``refused`` and ``left_over``. One of 0.1.0 would take them for answers.
+    notices: bool = False
 
 
 class Flush(_Request, frozen=True, tag="flush"):
@@ -246,7 +248,7 @@ class Welcome(_Answer, frozen=True, tag="welcome"):
     protocol: str = PROTOCOL
     server: str = ""
     limits: dict[str, int] = {}
-    #: What else it understands: ``acknowledged`` (with ``resume_after_loss``) and ``decided_by`` in ``open``.
+    #: What else it understands in ``open``: ``acknowledged`` (with ``resume_after_loss``), ``decided_by``, ``notices``.
     features: tuple[str, ...] = ()
 
 
@@ -402,9 +404,11 @@ class _Type(msgspec.Struct, frozen=True):
     type: str
 
 
-#: The values of ``welcome.features``: for ``acknowledged`` and ``resume_after_loss`` in ``open``; for ``decided_by``.
+#: The values of ``welcome.features``: for ``acknowledged`` and ``resume_after_loss`` in ``open``; for ``decided_by``; for
+#: ``notices``.
 ACKNOWLEDGED: Final = "acknowledged"
 DECIDED_BY: Final = "decided_by"
+NOTICES: Final = "notices"
 
 _answers: Final = msgspec.json.Decoder(Answer)
 _type: Final = msgspec.json.Decoder(_Type)

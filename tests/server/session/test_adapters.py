@@ -163,6 +163,17 @@ async def test_effects_that_the_adapter_refuses_are_a_failed_run() -> None:
         assert payloads(bundle)[2] == b'{"n":1,"total":5.0}'
 
 
+async def test_a_client_that_takes_no_notices_gets_none() -> None:
+    """One of 0.1.0 takes what it does not know for the answer to its next request; what came of its events is counted."""
+    async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon:
+        async with daemon.session(notices=False) as wire:
+            events = [add("a", 101), add("b", 1), add("long.c", 1, total=1), add("d", 1)]
+            await wire.say({"type": "events", "events": [each["event"] | {"other": 1} for each in events]})
+            await wire.say({"type": "close"})
+            closed = [frame for frame in await wire.rest() if frame["type"] != "ack"]
+        assert [(frame["type"], frame["refused"], frame["left_over"]) for frame in closed] == [("closed", 1, 1)]
+
+
 async def test_a_failed_episode_writes_nothing() -> None:
     """As in the reference."""
     async with daemon_with() as daemon, daemon.session() as wire:

@@ -42,6 +42,7 @@ from ergo_capture.version import PROGRAM
 
 #: About the length of a ``decision`` frame.
 _DECISION_BYTES: Final = 256
+_FEATURES: Final = (protocol.ACKNOWLEDGED, protocol.DECIDED_BY, protocol.NOTICES)
 #: The length of a ``refused`` frame at the most, as long as event ids are not.
 _REFUSAL_BYTES: Final = 700
 #: Characters that are said of the name of an unknown field.
@@ -192,6 +193,8 @@ class Conversation:
         self.is_driver = False
         self._decisions_sent = 0
         #: Refused events of the session that the client was told of on this connection, and whether of left over ones.
+        #: Whether the client takes ``note``, ``refused`` and ``left_over``.
+        self._takes_notices = False
         self._refused_told = 0
         self._left_over_told = False
         self._acked = (0, 0)
@@ -258,11 +261,7 @@ class Conversation:
                 "max_events_per_frame": self._limits.max_events_per_frame,
                 "max_id_bytes": self._limits.max_id_bytes,
             }
-            self.outbox.add_before_ack(
-                protocol.encode(
-                    protocol.Welcome(protocol.PROTOCOL, PROGRAM, limits, (protocol.ACKNOWLEDGED, protocol.DECIDED_BY))
-                )
-            )
+            self.outbox.add_before_ack(protocol.encode(protocol.Welcome(protocol.PROTOCOL, PROGRAM, limits, _FEATURES)))
         else:
             raise ProtocolError(
                 Code.UNSUPPORTED_PROTOCOL,
@@ -294,6 +293,7 @@ class Conversation:
         if self.is_driver:
             return
         self._decisions_sent = session.log.follow(on=request.decisions)
+        self._takes_notices = request.notices
         opened = protocol.Opened(
             session=session.description.session,
             resumed=resumed,
@@ -338,7 +338,7 @@ class Conversation:
             self.outbox.wake()
 
     def _note_unknown(self, index: int, event_id: str, name: str) -> None:
-        if not self.is_driver:
+        if self._takes_notices:
             note = protocol.Note(
                 index,
                 None if self._is_long(event_id) else event_id,
@@ -420,12 +420,12 @@ class Conversation:
                 if entry is not None:
                     record = encode_decision(entry.to_record())
                     due.append(protocol.encode_decision_frame(self._decisions_sent, record))
-            if session.log.refused > self._refused_told:
+            if self._takes_notices and session.log.refused > self._refused_told:
                 due += self._refused_due(session)
         if (receipts.accepted, receipts.decided) != self._acked:
             self._acked = (receipts.accepted, receipts.decided)
             due.append(protocol.encode(protocol.Ack(*self._acked, receipts.events)))
-        if session is not None and session.left_over is not None and not self._left_over_told:
+        if self._takes_notices and session is not None and session.left_over is not None and not self._left_over_told:
             self._left_over_told = True
             due.append(self._left_over(session, session.left_over))
         return due
@@ -454,7 +454,8 @@ class Conversation:
         session = self.session
         if session is None or self.is_driver:
             return 0
-        return _DECISION_BYTES * session.log.untaken + _REFUSAL_BYTES * (session.log.refused - self._refused_told)
+        refused = session.log.refused - self._refused_told if self._takes_notices else 0
+        return _DECISION_BYTES * session.log.untaken + _REFUSAL_BYTES * refused
 
     def _reject_batch(self, numbers: Sequence[int], batch: EventBatch) -> None:
         error = batch.refused
