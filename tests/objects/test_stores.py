@@ -39,7 +39,7 @@ def read(store: ObjectStore, key: str) -> bytes:
     return b"".join(store.get(key))
 
 
-@pytest.mark.parametrize("sizes", [[5], [100_000] * 3, [6 << 20] * 4], ids=["small", "blocks", "parts"])
+@pytest.mark.parametrize("sizes", [[], [5], [100_000] * 3, [6 << 20] * 4], ids=["empty", "small", "blocks", "parts"])
 def test_what_was_put_is_read_back(store: ObjectStore, sizes: list[int]) -> None:
     """In one request or in parts."""
     blocks = [bytes([index]) * size for index, size in enumerate(sizes)]

@@ -201,6 +201,24 @@ async def test_one_bundle_that_a_store_never_takes_does_not_keep_the_others(
         assert len(shipper.plan.due) == refused
 
 
+async def test_a_defect_that_one_bundle_brings_out_does_not_keep_the_others(
+    tmp_path: Path, lines: list[Any], opened: list[type[DirectoryStore]]
+) -> None:
+    """It is logged once, with its traceback."""
+
+    class Broken(DirectoryStore):
+        def put(self, key: str, blocks: Iterable[bytes], size: int) -> None:
+            if "/S0." in key:
+                raise TypeError("a defect")
+            super().put(key, blocks, size)
+
+    opened[0] = Broken
+    fill(tmp_path, 4)
+    async with running(shipper_to(directory_target(tmp_path / "store"), tmp_path, concurrency=1)) as shipper:
+        await until(lambda: shipper.counts.sent == 3 and shipper.counts.failures["failed"] >= 2)
+    assert len(named(lines, "ship.failed")) == 1
+
+
 async def test_a_store_that_gives_back_something_else_is_told_each_time_and_tried_again(
     tmp_path: Path, lines: list[Any], opened: list[type[DirectoryStore]]
 ) -> None:

@@ -31,6 +31,7 @@ _CODE: Final = re.compile(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?",
 _STATUS: Final = re.compile(r"status code: (\d{3}[^:\n]*)")
 #: What went wrong before there was a reply: ``Connect``, ``Timeout``, ``Request``, ``Decode``.
 _UNANSWERED: Final = re.compile(r"HttpError \{\s*kind: (\w+)")
+_NO_RANGE: Final = re.compile(r"status code: 416 ")
 _NO_BUCKET: Final = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
 #: Replies that stay as they are until somebody changes something.
 _REFUSALS: Final = re.compile(r"status code: (?:400|401|403|405|501) |" + _NO_BUCKET.pattern)
@@ -159,7 +160,13 @@ class RemoteStore:
             asked = {"range": (start, start + _RANGE_BYTES), **options}
 
             def ask(asked: dict[str, Any] = asked) -> tuple[bytes, Mapping[str, Any]]:
-                found = self._obstore.get(self._store, key, options=asked)
+                try:
+                    found = self._obstore.get(self._store, key, options=asked)
+                except self._obstore.exceptions.BaseError as error:
+                    if _NO_RANGE.search(str(error)) and not asked["range"][0]:
+                        # It is empty: there is no range that could be read.
+                        return b"", {"size": 0}
+                    raise
                 return bytes(found.bytes()), found.meta
 
             block, meta = self._ask("read", key, ask)

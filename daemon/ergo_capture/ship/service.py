@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 #: Seconds that uploads have to end after SIGTERM; then their threads are left behind.
 _GRACE_SECONDS: Final = 3.0
+#: Seconds before the metrics are written for the first time.
+_FIRST_SECONDS: Final = 1.0
 
 
 class ServiceManager(Protocol):
@@ -164,8 +166,9 @@ class ShipService:
         )
 
     async def _tell(self) -> None:
+        # The first look takes a moment, and before it nothing is known.
+        await anyio.sleep(_FIRST_SECONDS)
         while True:
-            await anyio.sleep(min(self.config.metrics.interval.seconds, self.config.ship.interval.seconds))
             telemetry.log_suppressed()
             self._manager.status(self._summary())
             if self.config.ship.textfile:
@@ -183,6 +186,7 @@ class ShipService:
                     self._metrics_failed = True
                 else:
                     self._metrics_failed = False
+            await anyio.sleep(self.config.metrics.interval.seconds)
 
     def _remove_textfile(self) -> None:
         """Remove the file, which would claim for ever what was true last."""

@@ -213,6 +213,13 @@ class Shipper:
             if _version(bundle) not in self._troubled:
                 self._troubled.add(_version(bundle))
                 self._log(telemetry.SHIP_FAILED, error, bundle=str(bundle.path))
+        except Exception:
+            # A defect that one bundle brings out must not keep the others from the store.
+            self._attempts[_version(bundle)] += 1
+            self.counts.failures["failed"] += 1
+            if _version(bundle) not in self._troubled:
+                self._troubled.add(_version(bundle))
+                log.exception(telemetry.SHIP_FAILED, target=self.name, bundle=str(bundle.path))
         else:
             self._note_sent(bundle, sent, time.monotonic() - began)
 

@@ -58,6 +58,7 @@ def check(file: Path | None, config: Path | None) -> None:
             warnings.append((f"{sentence}: pipeline = {pipeline} counts as 1", "leave engine.pipeline out"))
         warnings += _egress_warnings(name, graph, graphs[name])
     warnings += _textfile_warnings(loaded.metrics.textfile)
+    warnings += _textfile_warnings(loaded.ship.textfile)
     warnings += _shipping_warnings(loaded)
     view = service_view(file)
     if view is not None:
