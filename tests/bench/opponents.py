@@ -53,9 +53,9 @@ class Redis:
 
 
 @contextmanager
-def redis(place: Path) -> Iterator[Redis]:
-    """Run a server whose data is in ``place``."""
-    path = place / "redis.sock"
+def redis(place: Path, path: Path | None = None) -> Iterator[Redis]:
+    """Run a server whose data is in ``place``, and whose socket is there too unless it has a path."""
+    path = path or place / "redis.sock"
     options = {"port": "0", "unixsocket": str(path), "dir": str(place), "save": ""}
     options |= {"appendonly": "yes", "appendfsync": "always", "daemonize": "no"}
     command = ["redis-server", *(word for key, value in options.items() for word in (f"--{key}", value))]
