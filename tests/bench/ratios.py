@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
@@ -32,3 +33,9 @@ def report(title: str, unit: str, pairs: list[tuple[float, float]], goal: str) -
         f"medians {ours:,.4g} and {theirs:,.4g} {unit}"
     )
     return median
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a process, in seconds."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

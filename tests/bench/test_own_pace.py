@@ -35,7 +35,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.bench.ratios import in_turns, report
+from tests.bench.ratios import in_turns, processor_seconds, report
 from tests.daemons import DaemonProcess, short_directory
 
 from ergo_capture import (
@@ -177,8 +177,8 @@ def test_the_wait_of_a_client_while_a_bundle_is_composed() -> None:
 
 def processor_seconds_of_children(pid: int) -> float:
     """Return the processor time of the processes that a process has started."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return sum(int(Path(f"/proc/{child}/schedstat").read_text().split()[0]) for child in children) / 1e9
+    children = " ".join(tasks.read_text() for tasks in Path(f"/proc/{pid}/task").glob("*/children"))
+    return sum(processor_seconds(int(child)) for child in children.split())
 
 
 def test_the_wait_of_a_client_beside_a_bundle_that_is_composed_while_its_session_runs() -> None:

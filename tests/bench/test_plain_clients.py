@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from tests.bench.opponents import AVAILABLE, Redis, redis
 from tests.bench.plain_client import lines_of, send_all
-from tests.bench.ratios import in_turns, report
+from tests.bench.ratios import in_turns, processor_seconds, report
 from tests.daemons import COMMAND, DaemonProcess, command_environment, short_directory
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind
@@ -34,12 +34,6 @@ pytestmark = [
 MEMORY = Path("/dev/shm")
 DISKS = [Path(tempfile.gettempdir()), *([MEMORY] if MEMORY.is_dir() else [])]
 ROUNDS = 5
-
-
-def processor_seconds(pid: int) -> float:
-    """Return the processor time of a process, in seconds."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @contextmanager
