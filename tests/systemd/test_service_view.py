@@ -55,7 +55,7 @@ def test_a_directory_that_the_unit_may_not_write_to_is_warned_of() -> None:
 
 
 def test_hidden_files_are_warned_of(tmp_path: Path) -> None:
-    """Programs, scripts, sockets; with ProtectHome=read-only and BindPaths= they are seen."""
+    """Programs, scripts, sockets, adapters; with ProtectHome=read-only and BindPaths= they are seen."""
     hidden = "the service ergo-capture.service cannot see"
     script = tmp_path / "engine.py"
     script.touch()
@@ -66,6 +66,8 @@ def test_hidden_files_are_warned_of(tmp_path: Path) -> None:
     scripted = '[graphs.g]\nengine = { kind = "scripted", file = "/home/me/o.json" }\n'
     assert warnings(scripted) == [f"graph 'g': {hidden} '/home/me/o.json'"]
     assert warnings(scripted, ProtectHome="read-only") == []
+    adapted = '[graphs.g]\nadapter = "/home/me/adapter.yaml"\n'
+    assert warnings(adapted) == [f"graph 'g': {hidden} '/home/me/adapter.yaml'"]
 
 
 def test_a_program_that_the_unit_may_not_execute_is_warned_of() -> None:
