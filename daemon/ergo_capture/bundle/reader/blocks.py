@@ -249,7 +249,8 @@ def _certain_events(block: bytes, ids: list[str], hashes: list[str]) -> bool:
         return _certain(block, _EVENT_KEYS * len(ids))
     if block.count(b'"') != _EVENT_QUOTES * len(ids):
         return False
-    return b"-" not in block or block.count(b"-") == "".join(ids).count("-") + "".join(hashes).count("-")
+    # Splitting counts few occurrences at the speed of memchr, counting at that of a loop over bytes.
+    return b"-" not in block or len(block.split(b"-")) - 1 == "".join(ids).count("-") + "".join(hashes).count("-")
 
 
 def _without_numbers(block: bytes) -> bytes:
