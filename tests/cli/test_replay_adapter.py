@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,35 @@ def test_another_adapter_is_an_error_before_an_episode_runs(tmp_path: Path, told
     assert "adapter provenance mismatch" in found["error"]
     (found,) = told(1, file, engine=MISCOUNT, text=ADAPTER.replace("1.0.0", "1.0.1", 1), options=("--strict",))
     assert "adapter provenance mismatch" in found["error"]
+
+
+KEEPS_SESSIONS = """\
+import json
+import sys
+
+print(json.dumps({"type": "ready", "protocol": "ergo-engine.v1", "runtime_provenance": "r", "features": ["sessions"]}))
+sys.stdout.flush()
+for line in sys.stdin:
+    with open(sys.argv[1], "a") as log:
+        log.write(line)
+    if (run := json.loads(line))["type"] == "run":
+        print(json.dumps({"type": "ran", "id": run["id"], "termination": "Completed"}), flush=True)
+"""
+
+
+def test_an_engine_is_told_of_the_session_and_of_semantic_kinds(tmp_path: Path, told: Told) -> None:
+    """As the daemon tells it, where it lists the feature."""
+    host, about = run([("clock", {"hour": 1}), ("clock", {"hour": 2})])
+    file = write(tmp_path / "s~2.capture.json", host.bundle(), session="s", part=2, **about)
+    (tmp_path / "engine.py").write_text(KEEPS_SESSIONS)
+    told(0, file, engine=f"process:{sys.executable} {tmp_path}/engine.py {tmp_path}/log")
+    said = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [(each["type"], each["session"], each["part"]) for each in said[:3]] == [
+        ("begin", "s", 2),
+        ("run", "s", 2),
+        ("run", "s", 2),
+    ]
+    assert [each["semantic_kind"] for each in said[1:3]] == ["clock", "clock"]
 
 
 def test_an_interruption_is_noted_and_no_divergence(tmp_path: Path, told: Told) -> None:

@@ -30,6 +30,7 @@ CONTROL: list[control.Answer] = [
     control.Reloaded(["a"], []),
     control.Flushed(["b"]),
     control.Stopping(["s"]),
+    control.Buried(),
     control.Tapping("g", 100),
     control.TappedDecision("s", 1, ExternalEventKind.Pump, control.Time(1, 2), msgspec.Raw(b"{}")),
     control.Skipped(2),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from itertools import islice
+from collections.abc import Iterable
+from itertools import islice, repeat
 from typing import Final
 
 import anyio
@@ -14,7 +15,7 @@ from ergo_capture.bundle.proving.effects import MAX_NOTES
 from ergo_capture.bundle.proving.prover import prove
 from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.bundle.verify import IntegrityChecker
-from ergo_capture.engine.port import Engine, EngineFault
+from ergo_capture.engine.port import Engine, EngineFault, SessionPart
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.explanation import AHEAD, CONTEXT, Explanation, describe_outcome, explain
@@ -56,6 +57,9 @@ class ReplayOptions(msgspec.Struct, frozen=True):
     only_decided: bool = False
     #: The most episodes that may be under way at once; an engine that answers at once runs one after the other.
     pipeline: int = 1
+    #: What engines that keep something for a session are told of, and the semantic kinds of the events; None for nothing.
+    of: SessionPart | None = None
+    kinds: Iterable[str | None] | None = None
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -181,6 +185,7 @@ class _Replay:
         self.notes: list[str] = []
         self.notes_beyond = 0
         self.events = enumerate(stream.events())
+        self.kinds = repeat(None) if options.kinds is None else iter(options.kinds)
         self.decisions = iter(stream.decisions())
         #: Events that were offered and whose decisions were not compared yet, in order.
         self.under_way: deque[_UnderWay] = deque()
@@ -194,7 +199,10 @@ class _Replay:
     async def run(self) -> Replayed:
         """Replay the run; the arguments are those of the constructor."""
         try:
-            return await self._run()
+            replayed = await self._run()
+            if self.options.of is not None:
+                self.engine.end_part(self.options.of)
+            return replayed
         finally:
             for begun in self.under_way:
                 if isinstance(begun.outcome, asyncio.Task):
@@ -277,11 +285,11 @@ class _Replay:
         place, record = next(self.events, (0, None))
         if record is None:
             return None if captured is None else _UnderWay(captured, None)
-        event = self.integrity.check(place, record)
+        event, kind = self.integrity.check(place, record), next(self.kinds, None)
         if self.integrity.complaint is not None:
             raise self.integrity.complaint
-        assert event is not None
-        step = self.supervisor.offer(event)
+        assert isinstance(event, ExternalEvent)
+        step = self.supervisor.offer(event if kind is None else msgspec.structs.replace(event, semantic_kind=kind))
         if isinstance(step, DecisionLogEntry):
             return _UnderWay(captured, step.to_record())
         assert isinstance(step, Run)
@@ -322,7 +330,8 @@ class _Replay:
         )
         try:
             with anyio.move_on_after(self.options.timeout):
-                return await self.engine.run(self.stream.graph_id, origin.event_id, origin, deadline)
+                graph_id, of = self.stream.graph_id, self.options.of
+                return await self.engine.run(graph_id, origin.event_id, origin, deadline, of)
         except EngineFault as fault:
             if captured is None or captured.termination != fault.result.termination:
                 raise EngineFailed(place, event_id, fault.reason, captured) from fault

@@ -29,6 +29,7 @@ from ergo_capture.cli.support.command import (
     json_flag,
     state_option,
 )
+from ergo_capture.cli.support.driver_stream import part_of, semantic_kinds
 from ergo_capture.cli.support.output import figures_table, printable, without_controls
 from ergo_capture.cli.support.verification import (
     NOT_MERGED,
@@ -44,6 +45,7 @@ from ergo_capture.cli.support.verification import (
     no_manifest_flag,
     refusal,
 )
+from ergo_capture.engine.port import SessionPart
 from ergo_capture.engine.replaying import EngineFailed, ReplayOptions, Strictness, Watcher
 from ergo_capture.engine.spec import FORMS, engine_from, replay_with
 from ergo_capture.errors import ErgoCaptureError, ExitCode
@@ -225,7 +227,13 @@ def replay_one(
             if adapter is not None and options.strict is None:
                 check_provenance(stream, adapter.adapter.provenance, stream.runtime_provenance)
             pipeline, notes = _allowed_pipeline(options.pipeline, stream, adapter)
-            options = msgspec.structs.replace(options, only_decided=run.is_open, pipeline=pipeline)
+            options = msgspec.structs.replace(
+                options,
+                only_decided=run.is_open,
+                pipeline=pipeline,
+                of=SessionPart(run.session, part_of(run)[0]),
+                kinds=semantic_kinds(run),
+            )
             replayed = asyncio.run(replay_with(engine or "fixed", stream, options, watcher or _Notices(run)))
             if adapter is not None:
                 adapted = adapter.check(run, stream, with_manifest=with_manifest)
