@@ -23,7 +23,10 @@ BOX = REPOSITORY.parent / "shared" / "tools" / "systemd-box"
 #: The interpreter of the host, which a service under ProtectHome can run.
 PYTHON = Path("/usr/bin/python3")
 #: Large, and not needed by the tests inside.
-_LEFT_OUT = ("mypy*", "ruff*", "numpy*", "pip*", "hatch*", "setuptools*", "__pycache__", "*.pth", "pandas*")
+_LEFT_OUT = (
+    "mypy*", "ruff*", "numpy*", "pip*", "hatch*", "setuptools*", "__pycache__", "*.pth", "pandas*",
+    "duckdb*", "_duckdb*", "pyarrow*", "dask*", "distributed*",
+)  # fmt: skip
 #: The program is taken from the checkout, even if the environment holds a built copy of it.
 _OURS = ("ergo_capture", "ergo_capture-*")
 
