@@ -10,6 +10,7 @@ import pytest
 
 from ergo_capture.config import Config, GraphConfig, GraphRetentionConfig, parse, to_toml
 from ergo_capture.config.settings import (
+    AnnounceConfig,
     EgressChannelConfig,
     EgressRouteConfig,
     EngineConfig,
@@ -21,7 +22,7 @@ from ergo_capture.units import Duration, Mode, Size
 
 ENGINES = get_args(EngineConfig)
 #: Settings whose values depend on others.
-TESTED_BELOW = {("ship", "targets"), ("retention", "shipped_to")}
+TESTED_BELOW = {("ship", "announce"), ("ship", "targets"), ("retention", "shipped_to")}
 
 
 def other_value(kind: Any, default: Any) -> Any:
@@ -73,6 +74,11 @@ def settings() -> list[Any]:
                     msgspec.structs.replace(Config(), **{section.name: changed}), id=f"{section.name}.{field.name}"
                 )
             )
+    special = {"servers": ("tls://a:4222", "nats://[::1]"), "subject": 'a."b".ü'}
+    for field in fields(AnnounceConfig):
+        value = special.get(field.name, other_value(field.type, field.default))
+        announce = ShipConfig(announce=AnnounceConfig(**{field.name: value}))
+        found.append(pytest.param(msgspec.structs.replace(Config(), ship=announce), id=f"ship.announce.{field.name}"))
     for field in fields(TargetConfig):
         value = "gs://b" if field.name == "url" else other_value(field.type, field.default)
         values: dict[str, Any] = {"url": "s3://b/p", field.name: value}

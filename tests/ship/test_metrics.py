@@ -8,6 +8,9 @@ from pathlib import Path
 from tests.contract.documents import MANUAL, names_below
 from tests.ship.rig import directory_target, fill, shipper_to
 
+from ergo_capture.bundle.catalogue import Catalogue
+from ergo_capture.config.settings import AnnounceConfig, ShipConfig
+from ergo_capture.ship.announcing import Announcer
 from ergo_capture.ship.metrics import exposition, write_textfile
 
 
@@ -20,7 +23,13 @@ async def sample(tmp_path: Path) -> str:
     await shipper.send_due()
     fill(tmp_path, 1, begin=4)
     await shipper.look()
-    return exposition(tmp_path, [shipper]).decode()
+    return exposition(tmp_path, [shipper], announcer_to("nats://127.0.0.1:1", tmp_path)).decode()
+
+
+def announcer_to(server: str, state: Path) -> Announcer:
+    """Return an announcer that has looked at nothing."""
+    ship = ShipConfig(announce=AnnounceConfig(servers=(server,)))
+    return Announcer(ship, Catalogue(state / "bundles").read, "h")
 
 
 async def test_the_figures_are_those_of_the_last_look(tmp_path: Path) -> None:
@@ -53,3 +62,14 @@ def test_everybody_may_read_the_text_file(tmp_path: Path) -> None:
     write_textfile(path, b"x 1\n")
     assert path.read_bytes() == b"x 1\n"
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+async def test_announcements_have_figures_of_their_own(tmp_path: Path) -> None:
+    """Without a target; and none where nobody announces."""
+    text = await sample(tmp_path)
+    labels = f'state_directory="{tmp_path}"'
+    for name, value in (("announce_up", 1), ("unannounced_bundles", 0), ("announced_total", 0)):
+        assert f"ergo_capture_ship_{name}{{{labels}}} {value}.0\n" in text
+    for reason in ("away", "refused", "failed"):
+        assert f'ergo_capture_ship_announce_failures_total{{reason="{reason}",{labels}}} 0.0\n' in text
+    assert b"announce" not in exposition(tmp_path, [])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -53,6 +54,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     shipped_at: str
     #: SHA-256 of the seal's file, which is in the manifest's object; empty where the bundle had none.
     seal_sha256: str = ""
+    #: What the subject of its announcement began with; empty where a stream did not acknowledge one yet.
+    announced: str = ""
 
     def proves(self, bundle: StoredBundle, manifest_sha256: str, place: Place) -> bool:
         """Return whether the store of a target holds a bundle as it is on disk.
@@ -126,6 +129,26 @@ def read_receipt(path: Path) -> Receipt | None:
         return None
 
 
+def valid_receipt(bundle: StoredBundle, target: str, place: Place) -> Receipt | None:
+    """Return a bundle's receipt from a target; None where there is none that proves anything.
+
+    Args:
+        bundle: the bundle, as it was listed.
+        target: the target's name.
+        place: the target's store, as configured.
+    """
+    receipt = read_receipt(receipt_path(bundle.path, target))
+    if receipt is None or receipt.target != target:
+        return None
+    try:
+        manifest_sha256 = hashlib.sha256(manifest_path(bundle.path).read_bytes()).hexdigest()
+    except OSError:
+        return None
+    if not receipt.proves(bundle, manifest_sha256, place):
+        return None
+    return receipt if receipt.seal_sha256 == hash_seal(read_seal_text(bundle.path)) else None
+
+
 class Receipts:
     """Which targets hold a bundle, by its receipts. What did not change since the last look is not read again.
 
@@ -135,35 +158,37 @@ class Receipts:
 
     def __init__(self, places: Mapping[str, Place]) -> None:
         self.places = dict(places)
-        self._known: dict[tuple[Path, str], tuple[Any, bool]] = {}
+        #: By bundle and target: what the files looked like, and ``announced`` of the receipt; None if it proves nothing.
+        self._known: dict[tuple[Path, str], tuple[Any, str | None]] = {}
 
     def holders(self, bundle: StoredBundle, targets: Iterable[str] | None = None) -> frozenset[str]:
         """Return the names of the targets that hold a bundle; of those given, or of all."""
-        return frozenset(name for name in (self.places if targets is None else targets) if self._holds(bundle, name))
+        names = self.places if targets is None else targets
+        return frozenset(name for name in names if self._announced(bundle, name) is not None)
 
-    def _holds(self, bundle: StoredBundle, target: str) -> bool:
+    def unannounced(self, bundle: StoredBundle, subject: str) -> frozenset[str]:
+        """Return the names of the targets that hold a bundle, and whose receipts lack the mark of an announcement.
+
+        Args:
+            bundle: the bundle.
+            subject: what the subject of announcements begins with, as configured.
+        """
+        return frozenset(name for name in self.places if self._announced(bundle, name) not in (None, subject))
+
+    def _announced(self, bundle: StoredBundle, target: str) -> str | None:
         path = receipt_path(bundle.path, target)
         try:
             status = os.lstat(path)
         except OSError:
-            return False
+            return None
         signature = (status.st_ino, status.st_mtime_ns, status.st_size, bundle.seen, _seen(seal_path(bundle.path)))
         before = self._known.get((bundle.path, target))
         if before is None or before[0] != signature:
-            before = self._known[bundle.path, target] = signature, self._proves(bundle, target, path)
+            place = self.places.get(target)
+            receipt = None if place is None else valid_receipt(bundle, target, place)
+            announced = None if receipt is None else sys.intern(receipt.announced)
+            before = self._known[bundle.path, target] = signature, announced
         return before[1]
-
-    def _proves(self, bundle: StoredBundle, target: str, path: Path) -> bool:
-        place, receipt = self.places.get(target), read_receipt(path)
-        if place is None or receipt is None or receipt.target != target:
-            return False
-        try:
-            manifest_sha256 = hashlib.sha256(manifest_path(bundle.path).read_bytes()).hexdigest()
-        except OSError:
-            return False
-        return receipt.proves(bundle, manifest_sha256, place) and receipt.seal_sha256 == hash_seal(
-            read_seal_text(bundle.path)
-        )
 
     def forget_gone(self, bundles: Iterable[StoredBundle]) -> None:
         """Forget bundles that are not among those given."""

@@ -51,6 +51,8 @@ class RetentionRules:
     shipped_to: Mapping[str, Place] = field(default_factory=dict)
     #: Age from which a bundle may be deleted though it is not shipped; zero for never.
     give_up_after: timedelta = timedelta(0)
+    #: What the subject of announcements begins with: a bundle that must be shipped must also be announced. Empty: not.
+    announced: str = ""
 
     @property
     def have_ages(self) -> bool:

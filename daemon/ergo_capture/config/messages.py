@@ -11,6 +11,7 @@ import msgspec
 
 from ergo_capture.config.printing import toml_key
 from ergo_capture.config.settings import (
+    AnnounceConfig,
     Config,
     EgressChannelConfig,
     EngineConfig,
@@ -99,7 +100,8 @@ def known_keys() -> list[str]:
     keys = []
     for field in msgspec.structs.fields(Config):
         if field.name == "ship":
-            keys += [f"ship.{key}" for key in ShipConfig.__struct_fields__ if key != "targets"]
+            keys += [f"ship.{key}" for key in ShipConfig.__struct_fields__ if key not in ("announce", "targets")]
+            keys += [f"ship.announce.{key}" for key in AnnounceConfig.__struct_fields__]
             keys += [f"ship.targets.NAME.{key}" for key in TargetConfig.__struct_fields__]
             continue
         if field.name != "graphs":

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from ergo_capture.config.settings import (
+    AnnounceConfig,
     Config,
     EgressChannelConfig,
     EngineConfig,
@@ -23,7 +24,7 @@ from ergo_capture.units import Duration, Mode, Size
 #: Settings that are tables of their own.
 _SUBTABLES: Final[Mapping[type, tuple[str, ...]]] = {
     GraphConfig: ("retention", "egress", "engine"),
-    ShipConfig: ("targets",),
+    ShipConfig: ("announce", "targets"),
 }
 #: The name of the target that a commented file shows.
 _EXAMPLE_TARGET: Final = "archive"
@@ -45,6 +46,7 @@ def to_toml(config: Config, *, comments: bool = False) -> str:
         else:
             lines += _table(field.name, type(value), value, comments=comments)
         if field.name == "ship":
+            lines += _table("ship.announce", AnnounceConfig, value.announce, comments=comments)
             lines += _targets(value, comments=comments)
     return "\n".join(lines).lstrip("\n") + "\n"
 

@@ -368,6 +368,46 @@ class SealConfig(_Table, frozen=True):
     ] = ""
 
 
+#: A server of the announcements. Passwords are in a file of their own, which no command prints.
+_NATS_URL: Final = re.compile(r"(?:nats|tls)://[^/?#@\s]+")
+#: What subjects begin with: tokens without wildcards. Those that begin with `$` are the server's own.
+_SUBJECT: Final = re.compile(r"(?!\$)[^\s.*>]+(?:\.[^\s.*>]+)*")
+
+
+class AnnounceConfig(_Table, frozen=True):
+    """Announcements of shipped bundles in a stream of NATS JetStream, by `ergo-capture ship run`."""
+
+    MINIMUM = {"timeout": Duration(100_000_000)}
+    PATHS = ("ca_file",)
+
+    servers: Annotated[
+        tuple[str, ...],
+        _doc("Servers, tried in this order: tls://HOST:PORT or nats://HOST:PORT; none for no announcements."),
+    ] = ()
+    subject: Annotated[
+        str, _doc("What the subject begins with; the name of the bundle's graph follows as a token.")
+    ] = "ergo.bundles"
+    credentials: Annotated[
+        str,
+        _doc("Name of a file in $CREDENTIALS_DIRECTORY, or its path; empty for none. See `ergo-capture help ship`."),
+    ] = ""
+    ca_file: Annotated[str, _doc("PEM file of the authority that signed the servers' certificates.")] = ""
+    timeout: Annotated[
+        Duration, _doc("Longest time that a connection, or the acknowledgement of an announcement, may take.")
+    ] = Duration(10_000_000_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for server in self.servers:
+            if not _NATS_URL.fullmatch(server):
+                raise ValueError(
+                    "`servers` must be tls://HOST:PORT or nats://HOST:PORT, without user and password: write these to "
+                    "the file that `credentials` names"
+                )
+        if not _SUBJECT.fullmatch(self.subject):
+            raise ValueError("`subject` must be tokens with `.` between, without blanks, `*` and `>`")
+
+
 class ShipConfig(_Table, frozen=True):
     """Shipping of finished bundles to object stores, by `ergo-capture ship run`; the daemon itself ships nothing."""
 
@@ -381,6 +421,7 @@ class ShipConfig(_Table, frozen=True):
         300_000_000_000
     )
     textfile: Annotated[str, _doc("A file ending in .prom for the shipper's metrics; empty for none.")] = ""
+    announce: AnnounceConfig = AnnounceConfig()
     targets: dict[str, TargetConfig] = {}
 
     def __post_init__(self) -> None:

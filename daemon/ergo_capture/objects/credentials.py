@@ -28,18 +28,36 @@ def read_credentials(name: str) -> dict[str, str]:
     Raises:
         StoreRefused: there is no such file, or it cannot be read. The message holds nothing of its content.
     """
+    text = credentials_text(name)
+    if text.lstrip().startswith("{"):
+        return {"google_service_account_key": text}
+    return key_values(name, text)
+
+
+def credentials_text(name: str) -> str:
+    """Return the content of a file of credentials; nothing for an empty name.
+
+    Raises:
+        StoreRefused: as for ``read_credentials``.
+    """
     if not name:
-        return {}
-    path = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)
+        return ""
+    path = _path_of(name)
     try:
         with path.open("rb") as file:
-            text = file.read(_MAX_BYTES).decode()
+            return file.read(_MAX_BYTES).decode()
     except OSError as error:
         raise _unusable(path, error.strerror or str(error)) from error
     except UnicodeDecodeError:
         raise _unusable(path, "it is not UTF-8") from None
-    if text.lstrip().startswith("{"):
-        return {"google_service_account_key": text}
+
+
+def key_values(name: str, text: str) -> dict[str, str]:
+    """Return what the lines of a file of credentials say, by keys in lower case.
+
+    Raises:
+        StoreRefused: a line is not KEY=VALUE.
+    """
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
@@ -47,9 +65,13 @@ def read_credentials(name: str) -> dict[str, str]:
             continue
         match = _LINE.fullmatch(stripped)
         if match is None:
-            raise _unusable(path, f"line {number} is not KEY=VALUE")
+            raise _unusable(_path_of(name), f"line {number} is not KEY=VALUE")
         found[match[1].lower()] = _unquoted(match[2])
     return found
+
+
+def _path_of(name: str) -> Path:
+    return Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)
 
 
 def _unquoted(value: str) -> str:

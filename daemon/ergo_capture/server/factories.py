@@ -257,6 +257,7 @@ def retention_rules(config: Config) -> RetentionRules:
         int(general.keep_free_bytes),
         {name: place_of(config.ship.targets[name]) for name in general.shipped_to},
         age_of(general.give_up_after),
+        config.ship.announce.subject if config.ship.announce.servers else "",
     )
 
 

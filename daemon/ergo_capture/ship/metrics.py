@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ergo_capture.ship.announcing import Announcer
 from ergo_capture.ship.shipper import Shipper
 from ergo_capture.storage.atomic import AtomicFile
 from ergo_capture.storage.write_error import as_written
@@ -20,17 +21,21 @@ from ergo_capture.storage.write_error import as_written
 _PREFIX: Final = "ergo_capture_ship_"
 #: Every reason from the start: a series that comes with the first failure cannot be alerted on.
 _REASONS: Final = ("away", "refused", "differs", "unsound", "changed", "failed")
+_ANNOUNCE_REASONS: Final = ("away", "refused", "failed")
 
 
-def exposition(state: Path, shippers: Iterable[Shipper]) -> bytes:
-    """Return the metrics of all targets.
+def exposition(state: Path, shippers: Iterable[Shipper], announcer: Announcer | None = None) -> bytes:
+    """Return the metrics of all targets, and of announcements where there are any.
 
     Args:
         state: the state directory.
         shippers: one for each target.
+        announcer: who announces; None where nobody does.
     """
     registry = CollectorRegistry()
     registry.register(_Targets(as_written(state.absolute()), list(shippers)))
+    if announcer is not None:
+        registry.register(_Announcements(as_written(state.absolute()), announcer))
     text: bytes = generate_latest(registry)
     return text
 
@@ -89,3 +94,38 @@ class _Targets(Collector):
             for reason in _REASONS:
                 failures.add_metric((*labels, reason), float(shipper.counts.failures[reason]))
         yield from (up, backlog, size, oldest, sent, sent_bytes, failures, differs, unsound)
+
+
+class _Announcements(Collector):
+    def __init__(self, state: str, announcer: Announcer) -> None:
+        self._state = state
+        self._announcer = announcer
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics of announcements."""
+        announcer, counts = self._announcer, self._announcer.counts
+        for name, text, value in (
+            ("announce_up", "Whether the last attempt to announce something succeeded.", announcer.failure is None),
+            ("unannounced_bundles", "Shipped bundles that are not announced.", len(announcer.waiting)),
+            (
+                "oldest_unannounced_seconds",
+                "Age of the oldest of those, from its end.",
+                announcer.oldest_seconds(),
+            ),
+        ):
+            yield self._with(GaugeMetricFamily(_PREFIX + name, text, labels=("state_directory",)), value)
+        for name, text, value in (
+            ("announced", "Announcements that the stream acknowledged.", counts.announced),
+            ("announced_again", "Of those, the ones that the stream had already.", counts.duplicates),
+        ):
+            yield self._with(CounterMetricFamily(_PREFIX + name, text, labels=("state_directory",)), value)
+        failures = CounterMetricFamily(
+            _PREFIX + "announce_failures", "Rounds that failed, by reason.", labels=("state_directory", "reason")
+        )
+        for reason in _ANNOUNCE_REASONS:
+            failures.add_metric((self._state, reason), float(counts.failures[reason]))
+        yield failures
+
+    def _with(self, metric: GaugeMetricFamily | CounterMetricFamily, value: float) -> Metric:
+        metric.add_metric((self._state,), float(value))
+        return metric

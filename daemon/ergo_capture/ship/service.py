@@ -1,4 +1,4 @@
-"""The shipping service: a shipper for each target, signals, reload, metrics."""
+"""The shipping service: a shipper for each target, an announcer, signals, reload, metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from anyio import CancelScope, to_thread
 from anyio.abc import TaskStatus
 
 from ergo_capture import telemetry
+from ergo_capture.bundle.catalogue import Catalogue
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.ship.announcing import AnnounceCounts, Announcer
 from ergo_capture.ship.metrics import exposition, write_textfile
 from ergo_capture.ship.shipper import Counts, Shipper
 
@@ -67,6 +69,19 @@ def shippers_of(
     ]
 
 
+def announcer_of(config: Config, counts: AnnounceCounts | None = None) -> Announcer | None:
+    """Return the announcer of a state directory; None where no server is configured.
+
+    Args:
+        config: the configuration.
+        counts: what was counted before.
+    """
+    if not config.ship.announce.servers:
+        return None
+    catalogue = Catalogue(Path(config.state.directory) / "bundles")
+    return Announcer(config.ship, catalogue.read, host_name(config), counts)
+
+
 class ShipService:
     """Ships until SIGTERM or SIGINT. SIGHUP reads the configuration again, and tries every store at once.
 
@@ -79,6 +94,7 @@ class ShipService:
     def __init__(self, config: Config, reread: Callable[[], Config], manager: ServiceManager) -> None:
         self.config = config
         self.shippers = shippers_of(config)
+        self.announcer = announcer_of(config)
         #: Whether threads were left behind that hang on a store: the process ends without waiting for them.
         self.left_behind = False
         self._reread = reread
@@ -115,9 +131,13 @@ class ShipService:
             async with anyio.create_task_group() as tasks:
                 for shipper in self.shippers:
                     tasks.start_soon(shipper.run)
+                if self.announcer is not None:
+                    tasks.start_soon(self.announcer.run)
                 await self._change.wait()
                 for shipper in self.shippers:
                     shipper.stop()
+                if self.announcer is not None:
+                    self.announcer.stop()
                 scope.deadline = anyio.current_time() + _GRACE_SECONDS
         self.left_behind = self.left_behind or scope.cancelled_caught
         self._change.clear()
@@ -130,6 +150,7 @@ class ShipService:
         self._remove_textfile()
         self.config = config
         self.shippers = shippers_of(config, {shipper.name: shipper.counts for shipper in self.shippers})
+        self.announcer = announcer_of(config, None if self.announcer is None else self.announcer.counts)
         telemetry.set_level(config.log.level)
         log.info(telemetry.CONFIG_RELOADED, targets=[shipper.name for shipper in self.shippers])
         self._manager.ready(self._summary())
@@ -159,10 +180,13 @@ class ShipService:
 
     def _summary(self) -> str:
         """Return one line on the targets, for ``systemctl status``."""
+        found: list[tuple[str, int, str, ErgoCaptureError | None]]
+        found = [(shipper.name, len(shipper.plan.due), "ship", shipper.failure) for shipper in self.shippers]
+        if self.announcer is not None:
+            found.append(("stream", len(self.announcer.waiting), "announce", self.announcer.failure))
         return "; ".join(
-            f"{shipper.name}: {len(shipper.plan.due)} to ship"
-            + ("" if shipper.failure is None else f", {shipper.failure.message}")
-            for shipper in self.shippers
+            f"{name}: {count} to {what}" + ("" if failure is None else f", {failure.message}")
+            for name, count, what, failure in found
         )
 
     async def _tell(self) -> None:
@@ -172,7 +196,7 @@ class ShipService:
             telemetry.log_suppressed()
             self._manager.status(self._summary())
             if self.config.ship.textfile:
-                text = exposition(Path(self.config.state.directory), self.shippers)
+                text = exposition(Path(self.config.state.directory), self.shippers, self.announcer)
                 try:
                     await to_thread.run_sync(write_textfile, Path(self.config.ship.textfile), text)
                 except ErgoCaptureError as error:

@@ -185,9 +185,9 @@ def test_the_daemon_imports_nothing_that_ships() -> None:
         "import sys\n"
         "from ergo_capture.config import parse\n"
         "import ergo_capture.server.process, ergo_capture.server.factories as factories\n"
-        "config = parse('[ship.targets.a]\\nurl = \"s3://b\"\\n[retention]\\nshipped_to = [\"a\"]\\n', 'test')\n"
+        'config = parse(\'[ship.announce]\\nservers = ["tls://n"]\\n[ship.targets.a]\\nurl = "s3://b"\\n[retention]\\nshipped_to = ["a"]\\n\', \'test\')\n'
         "factories.retention_rules(config)\n"
-        "wrong = [name for name in sys.modules if name.startswith(('obstore', 'ergo_capture.ship', 'ergo_capture.objects', 'ergo_capture.fleet', 'duckdb', 'pyarrow', 'nats'))]\n"
+        "wrong = [name for name in sys.modules if name.startswith(('obstore', 'ergo_capture.ship', 'ergo_capture.objects', 'ergo_capture.fleet', 'duckdb', 'pyarrow', 'nats', 'nkeys'))]\n"
         "assert not wrong, wrong\n"
     )
     subprocess.run([sys.executable, "-c", code], env=command_environment(), check=True)

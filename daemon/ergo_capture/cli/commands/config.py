@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from ergo_capture.server.session.graph import Graph
+
+#: A NATS server on this machine.
+_LOOPBACK: Final = re.compile(r"nats://(?:127\.|localhost\b|\[::1\])")
 
 _file_argument: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = argument(
     "file", "The same as --config.", type=PATH, required=False
@@ -60,6 +64,7 @@ def check(file: Path | None, config: Path | None) -> None:
     warnings += _textfile_warnings(loaded.metrics.textfile)
     warnings += _textfile_warnings(loaded.ship.textfile)
     warnings += _shipping_warnings(loaded)
+    warnings += _announce_warnings(loaded)
     view = service_view(file)
     if view is not None:
         warnings += service_warnings(loaded, view)
@@ -181,6 +186,24 @@ def _shipping_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
             import_obstore()
         except ErgoCaptureError as error:
             yield error.message, str(error.hint)
+
+
+def _announce_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
+    """Yield why shipped bundles could not be announced, or not safely, each with a hint."""
+    announce = loaded.ship.announce
+    if not announce.servers:
+        return
+    if not loaded.ship.targets:
+        yield "nothing is shipped, so nothing is announced", "write a table such as [ship.targets.archive]"
+    clear = [server for server in announce.servers if server.startswith("nats:") and not _LOOPBACK.match(server)]
+    if announce.credentials and clear:
+        yield f"credentials go to {clear[0]} in the clear", "write tls:// in its place"
+    from ergo_capture.ship.jetstream import import_nats  # noqa: PLC0415 - most configurations announce nothing
+
+    try:
+        import_nats()
+    except ErgoCaptureError as error:
+        yield error.message, str(error.hint)
 
 
 def _textfile_warnings(path: str) -> Iterator[tuple[str, str]]:

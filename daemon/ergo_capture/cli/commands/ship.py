@@ -31,6 +31,7 @@ from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from ergo_capture.bundle.catalogue import StoredBundle
+    from ergo_capture.ship.announcing import Announcer
     from ergo_capture.ship.audit import Finding
     from ergo_capture.ship.plan import Plan
     from ergo_capture.ship.shipper import Shipper
@@ -85,23 +86,31 @@ def once(config: Path | None, state_dir: str, target: str | None) -> int:
     import anyio  # noqa: PLC0415 - only to ship
 
     from ergo_capture import telemetry  # noqa: PLC0415
-    from ergo_capture.ship.service import shippers_of  # noqa: PLC0415
+    from ergo_capture.ship.service import announcer_of, shippers_of  # noqa: PLC0415
 
     loaded = _only(_loaded(config, state_dir), target)
     telemetry.configure("error")
     with _progress() as on_bytes:
         shippers = shippers_of(loaded, on_bytes=on_bytes.advance)
+        announcer = announcer_of(loaded)
 
         async def ship_all() -> None:
             for shipper in shippers:
                 plan = await shipper.look()
                 on_bytes.expect(shipper.name, plan.due_bytes, twice=shipper.target.verify == "read")
                 await shipper.send_due()
+            if announcer is not None:
+                await announcer.look()
+                await announcer.announce_due()
 
         anyio.run(ship_all)
     for shipper in shippers:
         _tell(shipper)
+    if announcer is not None:
+        _tell_announced(announcer)
     if any(shipper.failure is not None or shipper.plan.due for shipper in shippers):
+        return int(ExitCode.FAILED)
+    if announcer is not None and announcer.waiting:
         return int(ExitCode.FAILED)
     return int(ExitCode.DATA_LOSS if any(shipper.unsound for shipper in shippers) else ExitCode.OK)
 
@@ -117,15 +126,24 @@ def _tell(shipper: Shipper) -> None:
             click.echo(f"Try: {shipper.failure.hint}", err=True)
 
 
+def _tell_announced(announcer: Announcer) -> None:
+    left = f", {len(announcer.waiting)} left" if announcer.waiting else ""
+    click.echo(f"announced {counted(announcer.counts.announced, 'bundle')}{left}")
+    if announcer.failure is not None:
+        click.echo(f"Error: {printable(announcer.failure.message)}", err=True)
+        click.echo(f"Try: {announcer.failure.hint}", err=True)
+
+
 @ship.command(cls=Command, examples=("ergo-capture ship status --json",))
 @config_option
 @state_option
 @_target_option
 @json_flag("target")
 def status(config: Path | None, state_dir: str, target: str | None, *, as_json: bool) -> None:
-    """Say what is shipped and what is not, by the receipts beside the bundles; asks no store."""
+    """Say what is shipped and announced and what is not, by the receipts beside the bundles; asks no store."""
     loaded = _only(_loaded(config, state_dir), target)
     for name, plan in _plans(loaded):
+        silent = _unannounced(loaded, name, plan)
         url, oldest = loaded.ship.targets[name].url, plan.oldest_seconds(datetime.now(UTC))
         if as_json:
             said = {
@@ -136,6 +154,8 @@ def status(config: Path | None, state_dir: str, target: str | None, *, as_json: 
                 "backlog_bytes": plan.due_bytes,
                 "oldest_unshipped_seconds": round(oldest, 3),
                 "unsound": len(plan.unsound),
+                "unannounced": len(silent.due),
+                "oldest_unannounced_seconds": round(silent.oldest_seconds(datetime.now(UTC)), 3),
             }
             click.echo(msgspec.json.encode(said))
             continue
@@ -143,6 +163,9 @@ def status(config: Path | None, state_dir: str, target: str | None, *, as_json: 
         click.echo(f"  shipped  {counted(len(plan.shipped), 'bundle')}")
         waits = f", the oldest for {span(oldest)}" if plan.due else ""
         click.echo(f"  to ship  {counted(len(plan.due), 'bundle')}, {size(plan.due_bytes)}{waits}")
+        if loaded.ship.announce.servers:
+            waits = f", the oldest for {span(silent.oldest_seconds(datetime.now(UTC)))}" if silent.due else ""
+            click.echo(f"  to announce  {counted(len(silent.due), 'bundle')}{waits}")
         if plan.unsound:
             click.echo(
                 f"  unsound  {counted(len(plan.unsound), 'bundle')}, for example {printable(plan.unsound[0].path)}"
@@ -153,9 +176,9 @@ def status(config: Path | None, state_dir: str, target: str | None, *, as_json: 
 @config_option
 @_target_option
 def check(config: Path | None, target: str | None) -> int:
-    """Write, read and list a small object in each store, and say what is missing.
+    """Write, read and list a small object in each store, look at the stream of announcements, and say what is missing.
 
-    Exit code 1 if a target cannot be shipped to.
+    Exit code 1 if a target cannot be shipped to, or a graph's bundles cannot be announced.
     """
     from ergo_capture.objects.opening import open_store  # noqa: PLC0415
     from ergo_capture.ship.audit import probe  # noqa: PLC0415
@@ -176,7 +199,29 @@ def check(config: Path | None, target: str | None) -> int:
             click.echo(
                 "  not visible from here: the bucket's lifecycle rule; have it end multipart uploads after a day"
             )
+    if loaded.ship.announce.servers and not _check_stream(loaded):
+        worst = ExitCode.FAILED
     return int(worst)
+
+
+def _check_stream(config: Config) -> bool:
+    """Say what the stream of announcements is like; return whether it takes them."""
+    import anyio  # noqa: PLC0415
+
+    from ergo_capture.ship.probing import probe_stream  # noqa: PLC0415
+
+    click.echo(f"announcements: {config.ship.announce.subject}")
+
+    async def look() -> bool:
+        works = True
+        async for finding in probe_stream(config.ship.announce, list(config.graphs)):
+            works = works and not finding.is_failure
+            click.echo(f"  {'failed: ' if finding.is_failure else ''}{printable(finding.text)}")
+            if finding.hint:
+                click.echo(f"  try: {finding.hint}")
+        return works
+
+    return anyio.run(look)
 
 
 @ship.command(cls=Command, examples=("ergo-capture ship audit --read",))
@@ -269,7 +314,8 @@ def put(bundles: tuple[str, ...], config: Path | None, target: str | None) -> in
     from ergo_capture.ship.service import host_name  # noqa: PLC0415
 
     loaded, worst = _only(_loaded(config, ""), target), ExitCode.OK
-    found = [bundle_at(path) for path in bundles_in(bundles)]
+    paths = list(bundles_in(bundles))
+    found = [bundle_at(path) for path in paths]
     with _progress() as progress:
         for name, settings in loaded.ship.targets.items():
             receipts = Receipts({name: place_of(settings)})
@@ -291,7 +337,29 @@ def put(bundles: tuple[str, ...], config: Path | None, target: str | None) -> in
                     click.echo(f"  try: {error.hint}", err=True)
                 else:
                     click.echo(f"{name}: {printable(bundle.path)}: {store.url}/{sent.receipt.key}")
+    if loaded.ship.announce.servers and not _announce([bundle_at(path) for path in paths], loaded):
+        worst = ExitCode.FAILED
     return int(worst)
+
+
+def _announce(bundles: list[StoredBundle], config: Config) -> bool:
+    """Announce bundles that are shipped; return whether all of them are."""
+    import anyio  # noqa: PLC0415
+
+    from ergo_capture import telemetry  # noqa: PLC0415
+    from ergo_capture.ship.announcing import Announcer  # noqa: PLC0415
+    from ergo_capture.ship.service import host_name  # noqa: PLC0415
+
+    telemetry.configure("critical")
+    announcer = Announcer(config.ship, lambda: bundles, host_name(config))
+
+    async def announce_all() -> None:
+        await announcer.look()
+        await announcer.announce_due()
+
+    anyio.run(announce_all)
+    _tell_announced(announcer)
+    return not announcer.waiting
 
 
 def _not_finished(bundle: StoredBundle) -> ErgoCaptureError:
@@ -336,6 +404,10 @@ def _require_stores(config: Config) -> None:
         from ergo_capture.objects.remote import import_obstore  # noqa: PLC0415 - only for stores that are elsewhere
 
         import_obstore()
+    if config.ship.announce.servers:
+        from ergo_capture.ship.jetstream import import_nats  # noqa: PLC0415 - only where something is announced
+
+        import_nats()
 
 
 def _plans(config: Config) -> Iterator[tuple[str, Plan]]:
@@ -353,6 +425,18 @@ def _plan(bundles: Sequence[StoredBundle], name: str, target: TargetConfig) -> P
 
     receipts = Receipts({name: place_of(target)})
     return make_plan(bundles, lambda bundle: bool(receipts.holders(bundle)))
+
+
+def _unannounced(config: Config, name: str, plan: Plan) -> Plan:
+    """Return what a target holds and is not announced, as a plan; nothing where nobody announces."""
+    from ergo_capture.bundle.receipt import Receipts, place_of  # noqa: PLC0415
+    from ergo_capture.ship.plan import Plan  # noqa: PLC0415
+
+    if not config.ship.announce.servers:
+        return Plan()
+    receipts = Receipts({name: place_of(config.ship.targets[name])})
+    subject = config.ship.announce.subject
+    return Plan(tuple(bundle for bundle in plan.shipped if receipts.unannounced(bundle, subject)))
 
 
 class _Progress:

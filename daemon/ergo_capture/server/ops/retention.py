@@ -73,6 +73,8 @@ class Pruner:
         #: Those of them that have to be shipped first, and are not.
         self.unshipped: list[StoredBundle] = []
         self._receipts = Receipts({})
+        #: As in the rules.
+        self._announced = ""
         #: Called for each bundle that is about to be deleted, with the reason; what it raises keeps the bundle.
         self.bury: Callable[[Path, str], None] = lambda _bundle, _reason: None
         #: Returns bytes by directory that are given up where the disk is full, and count as free.
@@ -176,14 +178,17 @@ class Pruner:
         self.suspects = suspect_times(candidates, now)
         if self._receipts.places != dict(rules.shipped_to):
             self._receipts = Receipts(rules.shipped_to)
+        self._announced = rules.announced
         self._receipts.forget_gone(self._found)
         self.unshipped = [bundle for bundle in candidates if bundle.problem is None and not self._is_shipped(bundle)]
         free = self.free_bytes() if rules.keep_free_bytes else {}
         return select_expired(candidates, rules, now, free, {bundle.path for bundle in self.unshipped})
 
     def _is_shipped(self, bundle: StoredBundle) -> bool:
-        """Return whether every target that must hold a bundle does, by its receipts."""
-        return self._receipts.holders(bundle) == self._receipts.places.keys()
+        """Return whether every target that must hold a bundle does, by its receipts, and its announcement is made."""
+        if self._receipts.holders(bundle) != self._receipts.places.keys():
+            return False
+        return not self._announced or not self._receipts.unannounced(bundle, self._announced)
 
     def _difference(self, bundle: StoredBundle) -> str | None:
         try:

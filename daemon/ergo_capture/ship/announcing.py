@@ -1,0 +1,219 @@
+"""Announce what is shipped: look for receipts without a mark, publish, wait for the acknowledgement, mark the receipt.
+
+The receipts are the whole state. A kill between the acknowledgement and the mark has the announcement repeated, and the
+stream drops the repetition within its window of duplicates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+import anyio
+import msgspec
+import structlog
+from anyio import CapacityLimiter, to_thread
+
+from ergo_capture import telemetry
+from ergo_capture.backoff import Backoff
+from ergo_capture.bundle.catalogue import StoredBundle
+from ergo_capture.bundle.receipt import (
+    Receipt,
+    Receipts,
+    encode_receipt,
+    place_of,
+    read_receipt,
+    receipt_path,
+    valid_receipt,
+)
+from ergo_capture.config.settings import ShipConfig
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.ship.announcement import make_announcement
+from ergo_capture.ship.jetstream import AnnounceAway, AnnounceError, AnnounceRefused, Publisher, connected
+from ergo_capture.ship.plan import Plan
+from ergo_capture.storage import directory_lock
+from ergo_capture.storage.atomic import write_bytes_atomic
+
+log = structlog.get_logger()
+
+#: Seconds before a server that failed is tried again, at first.
+_FIRST_BACK_OFF: Final = 1.0
+#: Seconds between two looks for each second that one takes.
+_PAUSE_RATIO: Final = 9.0
+#: Announcements that wait for their acknowledgements at once.
+_AT_ONCE: Final = 8
+
+
+@dataclass
+class AnnounceCounts:
+    """What was done since the start."""
+
+    announced: int = 0
+    #: Of those, the ones that the stream had already.
+    duplicates: int = 0
+    #: By reason: ``away``, ``refused``, ``failed``.
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class Announcer:
+    """Announces the bundles of a state directory once they are shipped.
+
+    Args:
+        ship: the settings, with at least one server.
+        listed: returns the bundles, the oldest first.
+        host: the name of this host in the store.
+        counts: what was counted before a reload.
+    """
+
+    def __init__(
+        self,
+        ship: ShipConfig,
+        listed: Callable[[], list[StoredBundle]],
+        host: str,
+        counts: AnnounceCounts | None = None,
+    ) -> None:
+        self.counts = counts or AnnounceCounts()
+        #: Shipped bundles that are not announced, as the last look found them.
+        self.waiting: tuple[StoredBundle, ...] = ()
+        #: The error of the last round; None where there was none.
+        self.failure: ErgoCaptureError | None = None
+        self._settings = ship.announce
+        self._listed = listed
+        self._host = host
+        self._interval = ship.interval.seconds
+        self._back_off = Backoff(min(_FIRST_BACK_OFF, ship.back_off_limit.seconds), ship.back_off_limit.seconds)
+        self._failed_since = 0.0
+        self._receipts = Receipts({name: place_of(target) for name, target in ship.targets.items()})
+        self._stopped = asyncio.Event()
+        self._threads = CapacityLimiter(_AT_ONCE + 1)
+
+    async def run(self) -> None:
+        """Announce until ``stop``."""
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            await self.look()
+            pause = max(self._interval, _PAUSE_RATIO * (time.monotonic() - began))
+            await self.announce_due()
+            with anyio.move_on_after(pause if self.failure is None else self._back_off.next_delay()):
+                await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopped.set()
+
+    def oldest_seconds(self) -> float:
+        """Return the age of the oldest bundle that is shipped and not announced, from its end."""
+        return Plan(self.waiting).oldest_seconds(datetime.now(UTC))
+
+    async def look(self) -> None:
+        """Find out what waits. A directory that cannot be read counts as empty: whoever ships says so."""
+        try:
+            self.waiting = await to_thread.run_sync(self._look, limiter=self._threads, abandon_on_cancel=True)
+        except ErgoCaptureError:
+            self.waiting = ()
+
+    def _look(self) -> tuple[StoredBundle, ...]:
+        bundles = self._listed()
+        self._receipts.forget_gone(bundles)
+        return unannounced(bundles, self._receipts, self._settings.subject)
+
+    async def announce_due(self) -> None:
+        """Announce what the last look found, until a server fails."""
+        queue, trouble = deque(self.waiting), list[ErgoCaptureError]()
+        if not queue or self._stopped.is_set():
+            # A server that failed is asked again when there is something to say.
+            return
+        try:
+            async with connected(self._settings) as publisher, anyio.create_task_group() as tasks:
+                for _ in range(min(_AT_ONCE, len(queue))):
+                    tasks.start_soon(self._work, publisher, queue, trouble)
+        except ErgoCaptureError as error:
+            trouble.append(error)
+        if trouble:
+            self._note_failure(trouble[0])
+        elif not self._stopped.is_set():
+            self._note_success()
+
+    async def _work(self, publisher: Publisher, queue: deque[StoredBundle], trouble: list[ErgoCaptureError]) -> None:
+        while queue and not self._stopped.is_set() and all(isinstance(each, AnnounceRefused) for each in trouble):
+            bundle = queue.popleft()
+            try:
+                await self._announce(publisher, bundle)
+            except AnnounceRefused as error:
+                # The subject of another graph may be taken.
+                trouble.append(error)
+                for other in [other for other in queue if other.graph == bundle.graph]:
+                    queue.remove(other)
+            except ErgoCaptureError as error:
+                trouble.append(error)
+
+    async def _announce(self, publisher: Publisher, bundle: StoredBundle) -> None:
+        receipts = await to_thread.run_sync(self._read, bundle, limiter=self._threads, abandon_on_cancel=True)
+        unmarked = {name: each for name, each in receipts.items() if each.announced != self._settings.subject}
+        if not unmarked:
+            # It was published again, or is gone.
+            return
+        if len(unmarked) == len(receipts):
+            # Once for each bundle: another store that holds it is no news.
+            receipt = next(iter(unmarked.values()))
+            message = make_announcement(bundle, receipt, self._host, self._settings.subject)
+            was_there = await publisher.publish(message)
+            self.counts.announced += 1
+            self.counts.duplicates += was_there
+        await to_thread.run_sync(self._mark, bundle, unmarked, limiter=self._threads, abandon_on_cancel=True)
+        self.waiting = tuple(other for other in self.waiting if other is not bundle)
+
+    def _read(self, bundle: StoredBundle) -> dict[str, Receipt]:
+        """Return the receipts that prove a bundle, in the order of the targets."""
+        found = ((name, valid_receipt(bundle, name, place)) for name, place in self._receipts.places.items())
+        return {name: receipt for name, receipt in found if receipt is not None}
+
+    def _mark(self, bundle: StoredBundle, receipts: Mapping[str, Receipt]) -> None:
+        """Mark receipts, where they are still the ones that were announced.
+
+        Raises:
+            ErgoCaptureError: one could not be written; the announcement is repeated.
+        """
+        with directory_lock(bundle.path.parent) as alone:
+            if not alone or not bundle.is_still_there:
+                return
+            for name, receipt in receipts.items():
+                path = receipt_path(bundle.path, name)
+                if read_receipt(path) == receipt:
+                    marked = msgspec.structs.replace(receipt, announced=self._settings.subject)
+                    write_bytes_atomic(path, encode_receipt(marked), what="receipt")
+
+    def _note_success(self) -> None:
+        if self.failure is not None:
+            log.warning(telemetry.ANNOUNCE_RESUMED, seconds=round(time.monotonic() - self._failed_since, 3))
+        self.failure = None
+        self._back_off.reset()
+
+    def _note_failure(self, error: ErgoCaptureError) -> None:
+        kind, line = _kind_of(error)
+        self.counts.failures[kind] += 1
+        is_new = self.failure is None or _kind_of(self.failure)[0] != kind
+        if self.failure is None:
+            self._failed_since = time.monotonic()
+        self.failure = error
+        if is_new:
+            level = log.warning if line == telemetry.ANNOUNCE_AWAY else log.error
+            level(line, error=error.message, hint=error.hint, waiting=len(self.waiting))
+
+
+def unannounced(bundles: list[StoredBundle], receipts: Receipts, subject: str) -> tuple[StoredBundle, ...]:
+    """Return the finished bundles with a receipt that lacks the mark of an announcement."""
+    return tuple(bundle for bundle in bundles if bundle.problem is None and receipts.unannounced(bundle, subject))
+
+
+def _kind_of(error: ErgoCaptureError) -> tuple[str, str]:
+    if isinstance(error, AnnounceAway):
+        return "away", telemetry.ANNOUNCE_AWAY
+    if isinstance(error, AnnounceError):
+        return "refused", telemetry.ANNOUNCE_REFUSED
+    return "failed", telemetry.SHIP_FAILED

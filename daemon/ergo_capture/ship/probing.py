@@ -1,0 +1,72 @@
+"""Look at the stream of announcements: whether it is there, takes every graph's subject, and drops repetitions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Final, NamedTuple
+
+from ergo_capture.config.settings import AnnounceConfig
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.ship.announcement import subject_of
+from ergo_capture.ship.jetstream import AnnounceError, connected
+
+#: Seconds within which the stream should drop repetitions: an announcement is repeated after a pause of 5 minutes.
+_WINDOW_SECONDS: Final = 600.0
+
+
+class StreamFinding(NamedTuple):
+    """One thing that was found."""
+
+    text: str
+    hint: str | None = None
+    #: Whether nothing can be announced so.
+    is_failure: bool = False
+
+
+async def probe_stream(settings: AnnounceConfig, graphs: Iterable[str]) -> AsyncIterator[StreamFinding]:
+    """Yield what is so, and what is wrong. Nothing is published.
+
+    Args:
+        settings: the settings of announcements.
+        graphs: the names of the configured graphs.
+    """
+    met = set()
+    try:
+        async with connected(settings) as publisher:
+            yield StreamFinding(f"connected to {publisher.server}")
+            for graph in graphs:
+                subject = subject_of(settings.subject, graph)
+                try:
+                    name, stream = await publisher.describe_stream(subject)
+                except AnnounceError as error:
+                    yield StreamFinding(error.message, error.hint, is_failure=True)
+                    continue
+                yield StreamFinding(f"stream {name} takes {subject}")
+                if name not in met:
+                    met.add(name)
+                    for finding in _findings(name, stream):
+                        yield finding
+    except ErgoCaptureError as error:
+        yield StreamFinding(error.message, error.hint, is_failure=True)
+
+
+def _findings(name: str, stream: Any) -> Iterable[StreamFinding]:
+    if stream.no_ack:
+        yield StreamFinding(
+            f"stream {name} acknowledges nothing, and announcements wait for that",
+            "make it without --no-ack",
+            is_failure=True,
+        )
+    if stream.sealed:
+        yield StreamFinding(f"stream {name} is sealed and takes nothing", "make another one", is_failure=True)
+    window = stream.duplicate_window or 0.0
+    text = f"it drops repetitions within {window:g} s"
+    if window < _WINDOW_SECONDS:
+        yield StreamFinding(
+            f"{text}: after a longer pause the same announcement may be in it twice",
+            f"`nats stream edit {name} --dupe-window=1h`, or have readers look at manifest_sha256",
+        )
+    else:
+        yield StreamFinding(text)
+    if stream.storage == "memory":
+        yield StreamFinding("it is kept in memory: what it acknowledged is gone with its server", "use --storage=file")
