@@ -24,9 +24,9 @@ from ergo_capture.errors import ErgoCaptureError
 #: Bytes of the length before each message.
 LENGTH_BYTES: Final = 8
 #: What is added to the niceness of the thread that follows the sessions.
-_NICENESS: Final = 15
+_NICENESS: Final = 10
 #: Bytes of text that one request writes at most: whoever waits for the bundle waits for no more.
-_STEP_BYTES: Final = 2 << 20
+_STEP_BYTES: Final = 8 << 20
 
 
 class Advance(NamedTuple):

@@ -34,6 +34,7 @@ async def test_a_compressed_bundle_holds_the_same_text(tmp_path: Path, style: st
     assert path.name.endswith(".capture.json.zst")
     assert [file.name for file in path.parent.iterdir() if file != path] == [Path(closed["manifest"]).name]
     data = path.read_bytes()
+    # It is several frames, one behind the other.
     assert zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read() == text
     assert closed["sha256"] == plain["sha256"] == hashlib.sha256(text).hexdigest()
     manifest = json.loads(Path(closed["manifest"]).read_bytes())
