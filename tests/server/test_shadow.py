@@ -107,7 +107,7 @@ async def test_nothing_is_verified_while_no_processor_is_idle(monkeypatch: pytes
     monkeypatch.setattr(shadow_module, "_LOOK_SECONDS", 0.01)
     looks = itertools.count()
     monkeypatch.setattr(shadow_module, "_idle_ticks", lambda: 0 * next(looks))
-    async with published("") as (_, shadow):
+    async with published("[verify]\n") as (_, shadow):
         await until(lambda: next(looks) > 200)
         assert (shadow._passed, len(shadow._waiting)) == (0, 1)
         monkeypatch.setattr(shadow_module, "_idle_ticks", lambda: 1_000 * next(looks))

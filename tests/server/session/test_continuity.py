@@ -21,8 +21,6 @@ from ergo_capture.storage import RealStorage
 
 #: Sessions that nobody resumes stay open.
 STAY = '[session]\nlinger = "1h"\n'
-#: Else the segments of parts are kept until a processor is idle.
-NEVER = '[verify]\nafter_publish = "never"\n'
 LINGER = '[session]\nlinger = "10ms"\n'
 ROTATE = "[rotation]\nmax_events = 5\n"
 
@@ -170,7 +168,7 @@ async def test_parts_after_a_loss_say_it_too() -> None:
     """Also after a restart, when the segments of the parts before are gone."""
     with short_directory() as place:
         state = place / "state"
-        text = ROTATE + NEVER + "[journal]\nsegment_bytes = 4096\n" + STAY
+        text = ROTATE + "[journal]\nsegment_bytes = 4096\n" + STAY
         async with set_back(text, before=3) as (daemon, session):
             async with daemon.wire() as wire:
                 await resume(wire, session, acknowledged=told(10), resume_after_loss=True)
