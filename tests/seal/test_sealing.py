@@ -230,6 +230,52 @@ def test_keygen_writes_a_key_for_its_owner_alone(tmp_path: Path, capfd: pytest.C
     assert endorsement.by == public
 
 
+def test_keygen_without_its_directory_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The hint is about the directory, and not about a key that exists."""
+    assert run(["seal", "keygen", "-o", str(tmp_path / "nowhere" / "seal.key")]) == 1
+    err = capfd.readouterr().err
+    assert "No such file or directory" in err
+    assert "a directory that is there" in err
+
+
+def test_config_check_reads_the_key(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that the daemon would refuse is found before it starts; a credential of the unit is not seen, which it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    path, config = tmp_path / "seal.key", tmp_path / "capture.toml"
+    config.write_text(f'seal.key = "{path}"\n')
+    check = ["config", "check", str(config)]
+    assert run(check) == 78
+    assert "No such file" in capfd.readouterr().err
+    write_key(path, generate_key())
+    assert run(check) == 0
+    path.chmod(0o644)
+    assert run(check) == 78
+    assert "every user may read it" in capfd.readouterr().err
+    path.unlink()
+    config.write_text('seal.key = "seal.key"\n')
+    assert run(check) == 0
+    assert "LoadCredential=seal.key:PATH" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["verify", "run.capture.json"], ["ship", "audit"], ["fleet", "verify"]])
+def test_a_public_key_is_read_first(
+    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is empty, as a variable that is not set, is wrong usage; the content of a private key is not printed."""
+    monkeypatch.chdir(tmp_path)
+    private = generate_key()
+    write_key(tmp_path / "seal.key", private)
+    assert run([*command, "--seal", ""]) == 2
+    assert run([*command, "--seal", "seal.key"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("read public key") == 2
+    assert private.private[:8] not in err
+
+
 @pytest.mark.parametrize(
     ("text", "mode", "reason"),
     [

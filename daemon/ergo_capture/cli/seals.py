@@ -14,27 +14,25 @@ from ergo_capture.cli.support.captures import Capture
 from ergo_capture.cli.support.output import printable, without_controls
 from ergo_capture.seal.chain import ChainReport, Finding, TrustedKeys, check_chain
 from ergo_capture.seal.keeper import read_seal, read_tombstones, sealed_bundles
-from ergo_capture.seal.keys import read_public_key
 from ergo_capture.units import counted
 
 
-def check_seals(names: Iterable[str], runs: Iterable[Capture], key: str, *, as_json: bool) -> bool:
+def check_seals(names: Iterable[str], runs: Iterable[Capture], public: str, *, as_json: bool) -> bool:
     """Check the seals of bundles, and the chain of those below each directory; print what is found.
 
     Args:
         names: what the user named.
         runs: the runs that these stand for.
-        key: the public key, or a file that holds it.
+        public: the public key.
         as_json: whether to print JSON.
 
     Returns:
         Whether nothing is wrong.
 
     Raises:
-        ErgoCaptureError: it is no public key, or the extra is not installed.
+        ErgoCaptureError: the extra is not installed.
         OSError: the tombstones cannot be read.
     """
-    public = read_public_key(key)
     directories = [Path(name) for name in names if Path(name).is_dir()]
     is_right = True
     for directory in directories:

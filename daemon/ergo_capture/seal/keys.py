@@ -111,17 +111,18 @@ def read_public_key(text: str) -> str:
     """Return a public key from what is on the command line: the key in hex, or the path of a file that holds it.
 
     Raises:
-        ErgoCaptureError: it is neither.
+        ErgoCaptureError: it is neither. The message holds nothing of a file's content, which may be a private key.
     """
-    if not _is_public(text):
-        try:
-            text = Path(text).read_text(encoding="ascii").strip()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise _no_public_key(text, str(reason)) from error
-        if not _is_public(text):
-            raise _no_public_key(text[:80], "it is not 64 hexadecimal digits")
-    return text.lower()
+    if _is_public(text):
+        return text.lower()
+    try:
+        public = Path(text).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise _no_public_key(text, str(reason)) from error
+    if not _is_public(public):
+        raise _no_public_key(text, "the file does not hold 64 hexadecimal digits")
+    return public.lower()
 
 
 def _is_public(text: str) -> bool:

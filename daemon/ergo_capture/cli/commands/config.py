@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -49,8 +50,9 @@ def check(file: Path | None, config: Path | None) -> None:
     loaded = configuration.load(path)
     graphs = graphs_of(loaded)
     access_list(loaded)
+    warnings = list(_seal_warnings(loaded.seal.key))
     file = path or configuration.default_file()
-    warnings = [(str(loose), loose.hint) for loose in loose_paths(Path(loaded.state.directory), file)]
+    warnings += [(str(loose), loose.hint) for loose in loose_paths(Path(loaded.state.directory), file)]
     warnings += _rotation_warnings(loaded.rotation)
     for name, graph in loaded.graphs.items():
         warnings += _warnings(name, graph)
@@ -160,6 +162,25 @@ def _egress_warnings(name: str, graph: GraphConfig, made: Graph) -> Iterator[tup
             ),
             f"route each in [graphs.{name}.egress.NAME], unless the graph emits none",
         )
+
+
+def _seal_warnings(key: str) -> Iterator[tuple[str, str]]:
+    """Yield that a credential of systemd is not to be seen from here.
+
+    Raises:
+        ErgoCaptureError: the key is there, or has a path, and the daemon could not use it.
+    """
+    if not key:
+        return
+    if Path(key).name == key and "CREDENTIALS_DIRECTORY" not in os.environ and not Path(key).exists():
+        yield (
+            f"seal.key = '{key}' is a name in $CREDENTIALS_DIRECTORY, which only the service sees: the key was not read",
+            f"see to it that the unit has LoadCredential={key}:PATH",
+        )
+        return
+    from ergo_capture.seal.keys import read_key  # noqa: PLC0415 - most configurations seal nothing
+
+    read_key(key)
 
 
 def _shipping_warnings(loaded: Config) -> Iterator[tuple[str, str]]:

@@ -29,6 +29,7 @@ from ergo_capture.cli.support.command import (
     flag,
     json_flag,
     labels_from,
+    seal_option,
     state_option,
     store_option,
 )
@@ -256,14 +257,9 @@ def _run_options(function: Any) -> Any:
         "ergo-capture fleet verify --run nightly --scheduler tls://scheduler:8786 --ca ca.pem --cert me.pem --key me.key",
     ),
 )
-@click.option(
-    "--seal",
-    default="",
-    metavar="PUBLIC",
-    help="A public key, or a file with it: check the seals, and each host's chain of them in the catalogue.",
-)
+@seal_option("check the seals, and each host's chain of them in the catalogue.")
 @_run_options
-def verify(*, seal: str, **options: Any) -> int:
+def verify(*, seal: str | None, **options: Any) -> int:
     """Verify bundles of the store on many processes.
 
     Each bundle is copied out of the store, compared with its manifest, and verified. The same command with the same
@@ -272,7 +268,7 @@ def verify(*, seal: str, **options: Any) -> int:
     """
     is_right = True
     trusted: tuple[str, ...] = ()
-    if seal:
+    if seal is not None:
         is_right, trusted = _check_chains(seal, options["store"], options["config"], as_json=options["as_json"])
     code = _work(Job(trusted=trusted), **options)
     return code if is_right else int(ExitCode.FAILED)
@@ -330,9 +326,8 @@ def _check_chains(key: str, store: str, config: Path | None, *, as_json: bool) -
     """Print what the chains of all hosts prove; return whether nothing is wrong, and the keys that are believed."""
     from ergo_capture.cli.seals import print_chain  # noqa: PLC0415 - the help needs none of it
     from ergo_capture.fleet.seals import check_hosts  # noqa: PLC0415
-    from ergo_capture.seal.keys import read_public_key  # noqa: PLC0415
 
-    chains = check_hosts(_found(_opened(store, config), _query({})), read_public_key(key))
+    chains = check_hosts(_found(_opened(store, config), _query({})), key)
     for host, report in chains.reports.items():
         print_chain(printable(host), report, as_json=as_json)
     return not any(report.findings for report in chains.reports.values()), chains.trusted

@@ -46,7 +46,9 @@ def keygen(output: Path, replaces: Path | None) -> None:
             f"write seal key '{output}': {error.strerror}",
             op="write seal key",
             path=output,
-            hint="name a file that does not exist yet: a key that was used must not be lost",
+            hint="name a file that does not exist yet: a key that was used must not be lost"
+            if isinstance(error, FileExistsError)
+            else "name a file in a directory that is there and that you may write to",
             exit_code=ExitCode.FAILED,
         ) from error
     click.echo(key.public)

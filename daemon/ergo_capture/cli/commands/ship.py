@@ -21,6 +21,7 @@ from ergo_capture.cli.support.command import (
     config_option,
     flag,
     json_flag,
+    seal_option,
     state_option,
 )
 from ergo_capture.cli.support.output import printable, size, span
@@ -230,12 +231,7 @@ def _check_stream(config: Config) -> bool:
 @_target_option
 @flag("--read", help="Read every object and compare its SHA-256, and not only its size.")
 @flag("--store", "whole_store", help="Also look for every bundle of this host that a manifest in the store names.")
-@click.option(
-    "--seal",
-    default="",
-    metavar="PUBLIC",
-    help="A public key, or a file with it: check this host's chain of seals in the store.",
-)
+@seal_option("check this host's chain of seals in the store.")
 @flag("--dry-run", help="Delete no receipt.")
 @json_flag("object")
 def audit(
@@ -245,7 +241,7 @@ def audit(
     *,
     read: bool,
     whole_store: bool,
-    seal: str,
+    seal: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -257,7 +253,6 @@ def audit(
     from ergo_capture.cli.seals import print_chain  # noqa: PLC0415
     from ergo_capture.objects.opening import open_store  # noqa: PLC0415
     from ergo_capture.seal.chain import check_chain  # noqa: PLC0415
-    from ergo_capture.seal.keys import read_public_key  # noqa: PLC0415
     from ergo_capture.ship.audit import audit_receipts, audit_store, sealed_in  # noqa: PLC0415
     from ergo_capture.ship.service import host_name  # noqa: PLC0415
 
@@ -271,8 +266,8 @@ def audit(
         for finding in (finding for each in findings for finding in each):
             there, wrong = there + (finding.problem is None), wrong + (finding.problem is not None)
             _print_finding(name, finding, as_json=as_json)
-        if seal:
-            report = check_chain(sealed_in(store, host_name(loaded)), (), read_public_key(seal))
+        if seal is not None:
+            report = check_chain(sealed_in(store, host_name(loaded)), (), seal)
             wrong += len(report.findings)
             print_chain(name, report, as_json=as_json)
         lost += wrong

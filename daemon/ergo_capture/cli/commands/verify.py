@@ -13,7 +13,16 @@ import msgspec
 from ergo_capture.cli.processes import are_worth_processes, in_order, jobs_option, sizes_of
 from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.captures import files_and_sessions
-from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
+from ergo_capture.cli.support.command import (
+    NAME,
+    argument,
+    command,
+    config_option,
+    flag,
+    json_flag,
+    seal_option,
+    state_option,
+)
 from ergo_capture.cli.support.output import without_controls
 from ergo_capture.cli.support.verification import (
     AdapterCheck,
@@ -42,12 +51,7 @@ from ergo_capture.errors import ExitCode
     metavar="BUNDLE...",
 )
 @adapter_option
-@click.option(
-    "--seal",
-    default="",
-    metavar="PUBLIC",
-    help="A public key, or a file with it: check the seals of the bundles; of a directory of bundles, their chain, too.",
-)
+@seal_option("check the seals of the bundles; of a directory of bundles, their chain, too.")
 @jobs_option
 @no_manifest_flag
 @quiet_flag
@@ -59,7 +63,7 @@ def verify(
     bundles: tuple[str, ...],
     *,
     adapter: Path | None,
-    seal: str,
+    seal: str | None,
     jobs: int,
     no_manifest: bool,
     quiet: bool,
@@ -104,7 +108,7 @@ def verify(
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
             worst = outcome
         click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result, verbose=verbose)))
-    if seal:
+    if seal is not None:
         from ergo_capture.cli.seals import check_seals  # noqa: PLC0415 - needs what is not always installed
 
         if not check_seals(bundles, runs, seal, as_json=as_json):

@@ -184,6 +184,26 @@ def labels_from(texts: Iterable[str]) -> dict[str, str]:
     return labels
 
 
+def seal_option(does: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--seal``, which takes a public key or a file with it, and gives the key.
+
+    The key is read before the command does anything. An empty text, such as that of a variable that is not set, is no
+    key: a check that was asked for is not left out.
+
+    Args:
+        does: what the command does with the key, for the help.
+    """
+
+    def key_of(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+        if text is None:
+            return None
+        from ergo_capture.seal.keys import read_public_key  # noqa: PLC0415 - few commands are given a key
+
+        return read_public_key(text)
+
+    return click.option("--seal", metavar="PUBLIC", callback=key_of, help=f"A public key, or a file with it: {does}")
+
+
 config_option: Final = click.option(
     "--config",
     type=PATH,
