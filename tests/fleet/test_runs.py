@@ -6,11 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,42 @@ def test_a_selection_that_is_sound_exits_with_0(fleet: Path) -> None:
     done = call(fleet, "verify", "--session", "s07", "--jobs", "1")
     assert (done.returncode, done.stdout) == (0, "1 bundle: 1 ok; 12 events\n")
     assert re.search(r"^run \d{8}T\d{6}Z-[0-9a-f]{4}$", done.stderr, re.MULTILINE)
+
+
+def test_a_second_run_on_the_host_is_not_warned_of(fleet: Path) -> None:
+    """The port of another scheduler's HTTP server is not asked for."""
+    index(fleet)
+    with socket.socket() as other:
+        # Where somebody has it already, it is as it has to be.
+        with suppress(OSError):
+            other.bind(("127.0.0.1", 8787))
+            other.listen()
+        done = call(fleet, "verify", "--session", "s07", "--jobs", "1")
+    assert done.returncode == 0
+    assert "already in use" not in done.stderr
+
+
+def test_what_engines_log_is_not_among_the_results(fleet: Path) -> None:
+    """Standard output holds the summary alone."""
+    index(fleet)
+    script = "import json,sys; print(json.dumps({'type':'ready','protocol':'ergo-engine.v1','runtime_provenance':'p'}))"
+    (fleet.parent / "engine.py").write_text(
+        f"{script}\nsys.stdout.flush()\n"
+        "for line in sys.stdin:\n"
+        "    print(json.dumps({'type': 'ran', 'id': json.loads(line)['id'], 'termination': 'Completed'}), flush=True)\n"
+    )
+    engine = f"process:{sys.executable} {fleet.parent / 'engine.py'}"
+    done = call(fleet, "replay", "--session", "s07", "--jobs", "1", "--engine", engine, "--json")
+    assert "engine.ready" not in done.stdout + done.stderr
+    assert json.loads(done.stdout)["bundles"] == 1
+
+
+def test_a_run_that_there_is_not_is_named_with_a_hint(fleet: Path) -> None:
+    """And not as a missing object of the store."""
+    done = call(fleet, "summary", "weekly")
+    assert done.returncode == 1
+    assert "read run 'weekly': there is none" in done.stderr
+    assert "Try: name a run" in done.stderr
 
 
 def test_a_bundle_that_ends_its_worker_is_named(fleet: Path, cluster: Callable[[int], Cluster]) -> None:

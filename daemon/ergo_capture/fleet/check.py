@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ergo_capture import telemetry
 from ergo_capture.bundle.proof import compare_with_manifest
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.bundle.verify import Verdict, verify_stream
@@ -146,6 +147,8 @@ def _verify(bundle: Path, item: Item) -> Result:
 
 
 def _replay(bundle: Path, item: Item, job: Job) -> Result:
+    # What engines log goes to standard error; by default structlog prints it among the results.
+    telemetry.configure("warning", "console")
     with open_bundle(bundle) as stream:
         replayed = asyncio.run(replay_with(job.engine, stream, ReplayOptions(timeout=job.timeout), Watcher()))
     first = replayed.explanations[0] if replayed.explanations else None

@@ -129,7 +129,13 @@ def read_plan(store: ObjectStore, run: str) -> RunPlan:
         ErgoCaptureError: it cannot be read.
     """
     key = _plan_key(run)
-    text = b"".join(store.get(key))
+    try:
+        text = b"".join(store.get(key))
+    except ObjectMissing as error:
+        hint = "name a run as `fleet verify` and `fleet replay` print it or --run gave it, and the store that it is in"
+        raise ObjectMissing(
+            f"read run '{run}': there is none in '{store.url}'", op="read run", path=key, hint=hint
+        ) from error
     try:
         return msgspec.json.decode(text, type=RunPlan)
     except (ValueError, RecursionError) as error:
@@ -317,6 +323,8 @@ def connected(scheduler: str, workers: int, *, ca: str = "", cert: str = "", key
             threads_per_worker=1,
             host="tls://127.0.0.1",
             dashboard_address=None,
+            # Any free port: the default one may be that of another run, which would be warned of.
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             security=True,
             silence_logs=50,
         ) as cluster,

@@ -117,7 +117,7 @@ _STYLE = (
     ".figures b{display:block;font-size:1.6rem;font-variant-numeric:tabular-nums}.figures span{opacity:.7}"
     "table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.4rem .8rem .4rem 0;"
     "border-bottom:1px solid var(--line)}td{overflow-wrap:anywhere}code{font-size:.75rem;opacity:.6}"
-    "td:first-child{font-weight:600}.unsound td:first-child{color:#d33}.failed td:first-child{color:#c60}"
+    "td:first-child{font-weight:600;white-space:nowrap}.unsound td:first-child{color:#d33}.failed td:first-child{color:#c60}"
     ".diverged td:first-child{color:#96c}footer{margin:2rem 0;opacity:.6}"
     "@media(max-width:40rem){thead{display:none}tr,td{display:block;border:0}tr{border-bottom:1px solid var(--line);"
     "padding:.6rem 0}}"
