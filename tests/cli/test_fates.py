@@ -10,9 +10,11 @@ import zlib
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.client.test_fates import counting, line
 from tests.daemons import command
 
+from ergo_capture.cli.support.output import figures_table
 from ergo_capture.client import CaptureClient
 
 
@@ -40,6 +42,17 @@ def test_info_shows_what_is_not_in_the_bundle(bundle: Path) -> None:
     assert "refused 1 event, the first 'b': semantic event binding failed" in shown
     assert "interrupted context_full: the context store would take" in shown
     assert "left over 2 events, from 'd' on, in the .rest.jsonl beside the bundle" in shown
+
+
+def test_info_cuts_no_provenance_on_a_narrow_terminal() -> None:
+    """It is folded: whoever compares hashes needs the whole."""
+    provenance = f"adapter:prices@1.0.0;sha256:{'0123456789abcdef' * 4}"
+    table = figures_table()
+    table.add_row("provenance", provenance)
+    console = Console(width=60, color_system=None)
+    with console.capture() as shown:
+        console.print(table)
+    assert provenance in "".join(shown.get().replace("provenance", "", 1).split())
 
 
 def test_cat_notes_what_is_not_in_the_bundle_and_says_what_events_mean(bundle: Path) -> None:

@@ -297,8 +297,11 @@ def test_what_will_never_be_decided_is_shown() -> None:
     whole = json.loads(status())
     (session,) = whole["running"]["sessions"]
     assert "refused by" not in seen(json.dumps(whole).encode())
+    assert "4 decided since the start" in seen(json.dumps(whole).encode())
     session |= {"refused": 1, "interrupted_by": "context_full", "left_over": 6}
+    whole["running"]["fates"] = {"g": {"refused": 1, "left_over": 4}, "h": {"refused": 0, "left_over": 2}}
     text = seen(json.dumps(whole).encode())
+    assert "10 accepted, 4 decided (1 refused), 6 left over since the start" in text
     assert "s: 1 event refused by the adapter, interrupted (context_full), 6 events left over" in text
 
 

@@ -98,6 +98,14 @@ def test_a_bad_adapter_is_found_by_check(
     assert "Try: " in err
 
 
+def test_a_hint_on_an_empty_adapter_says_that_it_is_empty(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message of the reference, `invalid type: null`, does not."""
+    (file.parent / "adapter.yaml").write_text("# to be written\n")
+    code, _, err = check(file, capsys)
+    assert code == ExitCode.CONFIG
+    assert "Try: write the manifest: the file holds nothing" in err
+
+
 def test_an_adapter_that_is_not_there_is_found_by_check(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor may it be a directory, or no text."""
     path = file.parent / "adapter.yaml"

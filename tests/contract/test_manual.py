@@ -16,6 +16,7 @@ from tests.contract.documents import (
     MANUAL,
     Block,
     at_line,
+    blocks,
     environment,
     names_below,
     of_kind,
@@ -27,6 +28,7 @@ from tests.engine.counting import ADAPTER
 
 from ergo_capture import config as configuration
 from ergo_capture import manual, telemetry
+from ergo_capture.adapter import load_adapter
 from ergo_capture.config import Config
 from ergo_capture.config.settings import EgressChannelConfig, EngineConfig, GraphConfig, TargetConfig
 from ergo_capture.kernel.effects import ActionEffect, Value
@@ -464,6 +466,16 @@ def test_every_row_of_the_walk_names_a_function() -> None:
     assert steps
     for row in steps:
         assert re.search(r"`[\w/]+\.py: [\w.]+`", row), row
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for page in MANUAL.glob("*.md") for block in blocks(page) if block.name.endswith(".yaml")],
+    ids=at_line,
+)
+def test_every_adapter_is_one(block: Block) -> None:
+    """The whole manifest is accepted, as `config check` does."""
+    assert load_adapter(block.text).provenance.startswith("adapter:")
 
 
 def test_the_tower_of_the_manual_is_that_of_the_code() -> None:

@@ -256,7 +256,11 @@ def load_adapter(text: str | bytes, *, numbers: Numbers = "reference", name: str
         manifest = read_manifest(document.value)
         check_rules(manifest)
     except ShapeError as error:
-        fix = "give the field that the message names, with the type that it names"
+        fix = (
+            "give the field that the message names, with the type that it names"
+            if document.value is not None
+            else "write the manifest: the file holds nothing"
+        )
         text = f"decode adapter manifest '{name}': {error}"
         raise _refused(MANIFEST_SHAPE, text, document, error.path, fix) from error
     except BrokenRule as error:

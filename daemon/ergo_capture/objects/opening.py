@@ -66,9 +66,13 @@ def target_named(name: str, targets: Mapping[str, TargetConfig]) -> TargetConfig
     elif targets:
         reason, hint = f"there are {len(targets)} targets", f"name one: {known}"
     else:
-        reason, hint = "there is no table [ship.targets.NAME]", "name the store's URL, or write the table"
+        reason, hint = (
+            "there is no table [ship.targets.NAME]",
+            "name the store's URL, or the file that has the table with --config",
+        )
+    store = f"store '{name}'" if name else "a store"
     raise ErgoCaptureError(
-        f"open store '{name}': {reason} in the configuration", op="open store", hint=hint, exit_code=ExitCode.USAGE
+        f"open {store}: {reason} in the configuration", op="open store", hint=hint, exit_code=ExitCode.USAGE
     )
 
 

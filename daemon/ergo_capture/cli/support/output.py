@@ -90,7 +90,11 @@ def figures_table() -> Table:
     from rich import box  # noqa: PLC0415 - rich is slow to import, and JSON needs none of it
     from rich.table import Table  # noqa: PLC0415
 
-    return Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column()
+    # A hash that is cut is useless.
+    table.add_column(overflow="fold")
+    return table
 
 
 def write_out(text: bytes) -> None:

@@ -123,8 +123,8 @@ def _head(status: DaemonStatus, rates: Rates | None) -> Table:
     )
     if status.retention is not None and (retained := _retention(status.retention)):
         table.add_row("retention", Text(retained, style="yellow"))
-    refused = {code: count for code, count in status.refusals.items() if count}
-    table.add_row("refused", ", ".join(f"{code} {count:,}" for code, count in refused.items()) or "nothing")
+    rejected = {code: count for code, count in status.refusals.items() if count}
+    table.add_row("rejected", ", ".join(f"{code} {count:,}" for code, count in rejected.items()) or "nothing")
     return table
 
 
@@ -136,9 +136,17 @@ def _retention(retention: RetentionStatus) -> str:
     return "; ".join(([held] if retention.ages_held_seconds else []) + ([doubted] if retention.suspects else []))
 
 
+def _undecided(running: RunningStatus) -> str:
+    """Return how many events were refused when their turn came, and how many are left over; nothing where none are."""
+    refused, left_over = (
+        sum(fates.get(fate, 0) for fates in running.fates.values()) for fate in ("refused", "left_over")
+    )
+    return (f" ({refused:,} refused)" if refused else "") + (f", {left_over:,} left over" if left_over else "")
+
+
 def _running_rows(table: Table, running: RunningStatus, rates: Rates | None) -> None:
     writer, commits, journal = running.writer, running.commits, running.journal
-    events = f"{writer.events:,} accepted, {writer.decisions:,} decided since the start"
+    events = f"{writer.events:,} accepted, {writer.decisions:,} decided{_undecided(running)} since the start"
     if rates is not None:
         events += f"; {rates.events:,.0f}/s accepted, {rates.decisions:,.0f}/s decided"
     table.add_row("events", events)
