@@ -29,6 +29,7 @@ LAYERS = (
         "parent_death",
         "child_process",
         "signals",
+        "extras",
     },
     {"kernel"},
     {"adapter"},

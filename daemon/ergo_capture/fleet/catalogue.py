@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.extras import import_extra
 from ergo_capture.objects.keys import CATALOGUE, ShippedManifest
 
 #: The columns and their types, in the order of the file. ``date`` is in the file's path.
@@ -65,16 +65,7 @@ def import_duckdb() -> Any:
     Raises:
         ErgoCaptureError: the extra is not installed.
     """
-    try:
-        import duckdb  # noqa: PLC0415 - the extra `fleet`
-    except ImportError as error:
-        raise ErgoCaptureError(
-            f"open the catalogue: the package `duckdb` cannot be imported: {error}",
-            op="open catalogue",
-            hint="pip install 'ergo-capture[fleet]'",
-            exit_code=ExitCode.FAILED,
-        ) from error
-    return duckdb
+    return import_extra("fleet", "duckdb", purpose="open the catalogue")
 
 
 def part_key(date: str) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.extras import import_extra
 from ergo_capture.kernel.effects import encode_effect
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage.atomic import AtomicFile, create_parents
@@ -55,17 +56,7 @@ def import_pyarrow() -> Any:
     Raises:
         ErgoCaptureError: the extra is not installed.
     """
-    try:
-        import pyarrow  # noqa: ICN001, PLC0415 - the extra `arrow`
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise ErgoCaptureError(
-            f"write Parquet: the package `pyarrow` cannot be imported: {error}",
-            op="write Parquet",
-            hint="pip install 'ergo-capture[arrow]'",
-            exit_code=ExitCode.FAILED,
-        ) from error
-    return pyarrow
+    return import_extra("arrow", "pyarrow", "pyarrow.parquet", purpose="write Parquet")
 
 
 def export(stream: RecordStream, destination: Path, *, session: str, part: int = 1, first_event: int = 0) -> int:

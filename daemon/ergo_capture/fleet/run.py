@@ -21,6 +21,7 @@ import msgspec
 
 from ergo_capture.config.settings import TargetConfig
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.extras import import_extra
 from ergo_capture.fleet.check import FAILED, Item, Job, Result, check_item
 from ergo_capture.objects.keys import RUNS
 from ergo_capture.objects.opening import open_store
@@ -65,15 +66,7 @@ def import_distributed() -> Any:
     Raises:
         ErgoCaptureError: the extra is not installed.
     """
-    try:
-        import distributed  # noqa: PLC0415 - the extra `fleet`
-    except ImportError as error:
-        raise ErgoCaptureError(
-            f"work on many bundles: the package `distributed` cannot be imported: {error}",
-            op="work on bundles",
-            hint="pip install 'ergo-capture[fleet]'",
-            exit_code=ExitCode.FAILED,
-        ) from error
+    distributed = import_extra("fleet", "distributed", purpose="work on many bundles")
     # It logs with tracebacks what it also raises, and what it mends by itself.
     for name in [*logging.root.manager.loggerDict]:
         if name.split(".")[0] == "distributed":

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.extras import import_extra
 from ergo_capture.objects.port import ObjectInfo, ObjectMissing, StoreAway, StoreError, StoreRefused
 
 Result = TypeVar("Result")
@@ -45,18 +45,7 @@ def import_obstore() -> Any:
     Raises:
         ErgoCaptureError: the extra is not installed.
     """
-    try:
-        import obstore  # noqa: PLC0415 - the extra `ship`
-        import obstore.exceptions  # noqa: PLC0415
-        import obstore.store  # noqa: PLC0415
-    except ImportError as error:
-        raise ErgoCaptureError(
-            f"open an object store: the package `obstore` cannot be imported: {error}",
-            op="open object store",
-            hint="pip install 'ergo-capture[ship]'",
-            exit_code=ExitCode.CONFIG,
-        ) from error
-    return obstore
+    return import_extra("ship", "obstore", "obstore.exceptions", "obstore.store", purpose="open an object store")
 
 
 class RemoteStore:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.extras import import_extra
 
 KEY_FORMAT: Final = "ergo-capture-seal-key.v1"
 _ENDORSED: Final = b"ergo-capture-seal-key.v1 endorses "
@@ -130,22 +131,12 @@ def _is_public(text: str) -> bool:
 
 
 def _ed25519() -> Any:
-    try:
-        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415 - the extra `seal`
-    except ImportError as error:
-        raise ErgoCaptureError(
-            f"use seals: the package `cryptography` cannot be imported: {error}",
-            op="use seals",
-            hint="pip install 'ergo-capture[seal]'",
-            exit_code=ExitCode.FAILED,
-        ) from error
-    return ed25519
+    return import_extra("seal", "cryptography.hazmat.primitives.asymmetric.ed25519", purpose="use seals")
 
 
 def _invalid_signature() -> type[Exception]:
-    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - the extra `seal`
-
-    return InvalidSignature
+    found: type[Exception] = import_extra("seal", "cryptography.exceptions", purpose="use seals").InvalidSignature
+    return found
 
 
 def _unusable(path: Path, reason: str, hint: str = "") -> ErgoCaptureError:

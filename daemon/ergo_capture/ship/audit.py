@@ -108,24 +108,28 @@ def sealed_in(store: ObjectStore, host: str) -> Iterator[Sealed]:
     Raises:
         StoreError: the store failed.
     """
+    for key in _manifests_of(store, host):
+        try:
+            about = decode_shipped_manifest(b"".join(store.get(key)))
+        except ObjectMissing:
+            continue
+        except (ValueError, RecursionError):
+            yield Sealed(key, None, "", None)
+            continue
+        number = about.manifest.get("sequence")
+        yield Sealed(
+            key,
+            number if isinstance(number, int) else None,
+            hashlib.sha256(about.text).hexdigest(),
+            decode_seal(msgspec.json.encode(about.seal)),
+        )
+
+
+def _manifests_of(store: ObjectStore, host: str) -> Iterator[str]:
     for date in store.folders(MANIFESTS):
         for info in store.list(f"{MANIFESTS}/{date}/host={safe_name(host)}"):
-            if parse_manifest_key(info.key) is None:
-                continue
-            try:
-                about = decode_shipped_manifest(b"".join(store.get(info.key)))
-            except ObjectMissing:
-                continue
-            except (ValueError, RecursionError):
-                yield Sealed(info.key, None, "", None)
-                continue
-            number = about.manifest.get("sequence")
-            yield Sealed(
-                info.key,
-                number if isinstance(number, int) else None,
-                hashlib.sha256(about.text).hexdigest(),
-                decode_seal(msgspec.json.encode(about.seal)),
-            )
+            if parse_manifest_key(info.key) is not None:
+                yield info.key
 
 
 def audit_store(store: ObjectStore, host: str, *, read: bool = False) -> Iterator[Finding]:
@@ -139,20 +143,17 @@ def audit_store(store: ObjectStore, host: str, *, read: bool = False) -> Iterato
     Raises:
         StoreError: the store failed.
     """
-    for date in store.folders(MANIFESTS):
-        for info in store.list(f"{MANIFESTS}/{date}/host={safe_name(host)}"):
-            if parse_manifest_key(info.key) is None:
-                continue
-            try:
-                about, _ = read_shipped_manifest(store, info.key)
-            except ObjectMissing:
-                continue
-            except StoreError:
-                raise
-            except ErgoCaptureError as error:
-                yield Finding(None, info.key, error.message)
-                continue
-            yield Finding(None, about.key, _missing(store, about, read=read))
+    for key in _manifests_of(store, host):
+        try:
+            about, _ = read_shipped_manifest(store, key)
+        except ObjectMissing:
+            continue
+        except StoreError:
+            raise
+        except ErgoCaptureError as error:
+            yield Finding(None, key, error.message)
+            continue
+        yield Finding(None, about.key, _missing(store, about, read=read))
 
 
 def _sha256(store: ObjectStore, key: str) -> str:

@@ -15,7 +15,8 @@ import anyio
 from anyio import CancelScope
 
 from ergo_capture.config.settings import AnnounceConfig
-from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.extras import import_extra
 from ergo_capture.objects.credentials import credentials_text, key_values
 from ergo_capture.objects.port import StoreRefused
 from ergo_capture.ship.announcement import Announcement
@@ -48,19 +49,8 @@ def import_nats() -> Any:
     Raises:
         ErgoCaptureError: the extra is not installed.
     """
-    try:
-        import nats  # noqa: PLC0415 - the extra `nats`
-        import nats.errors  # noqa: PLC0415
-        import nats.js.errors  # noqa: PLC0415
-        import nkeys  # noqa: F401, PLC0415 - for files of credentials
-    except ImportError as error:
-        raise ErgoCaptureError(
-            f"announce bundles: a package of the extra `nats` cannot be imported: {error}",
-            op="announce bundles",
-            hint="pip install 'ergo-capture[nats]'",
-            exit_code=ExitCode.CONFIG,
-        ) from error
-    return nats
+    # nkeys reads files of credentials.
+    return import_extra("nats", "nats", "nats.errors", "nats.js.errors", "nkeys", purpose="announce bundles")
 
 
 class Publisher:
