@@ -200,6 +200,11 @@ async def test_verify_checks_the_chain_of_a_directory(
         code = run(["verify", *names, "--seal", key.public])
         return code, capfd.readouterr().out
 
+    code, out = await anyio.to_thread.run_sync(verify, str(tmp_path / "state"))
+    assert (code, "seals: ok, 3 sealed" in out) == (0, True)
+    # Of one graph's directory, or of a flat one, every bundle's seal.
+    code, out = await anyio.to_thread.run_sync(verify, str(tmp_path / "state" / "bundles" / "default"))
+    assert (code, out.count(".capture.json: seal: ok")) == (0, 3)
     code, out = await anyio.to_thread.run_sync(verify, bundles)
     assert code == 0
     assert "seals: ok, 3 sealed, 0 pruned in order, number 1 to 3" in out
@@ -212,6 +217,18 @@ async def test_verify_checks_the_chain_of_a_directory(
         code, out = await anyio.to_thread.run_sync(verify, names)
         assert code == 1
         assert "its manifest is not the one that was sealed" in out
+
+
+async def test_a_directory_whose_seals_were_all_taken_away_is_not_right(
+    tmp_path: Path, key: SealKey, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Seals were asked for."""
+    await capture(tmp_path, sealing(tmp_path), sessions=2)
+    for seal in numbered(tmp_path, SEAL_SUFFIX).values():
+        seal.unlink()
+    names = ["verify", str(tmp_path / "state" / "bundles"), "--seal", key.public]
+    assert await anyio.to_thread.run_sync(run, names) == 1
+    assert "seals: no bundle is sealed" in capfd.readouterr().out
 
 
 def test_keygen_writes_a_key_for_its_owner_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -13,7 +13,7 @@ from ergo_capture.bundle.names import manifest_path, seal_path
 from ergo_capture.cli.support.captures import Capture
 from ergo_capture.cli.support.output import printable, without_controls
 from ergo_capture.seal.chain import ChainReport, Finding, TrustedKeys, check_chain
-from ergo_capture.seal.keeper import read_seal, read_tombstones, sealed_bundles
+from ergo_capture.seal.keeper import TOMBSTONES, read_seal, read_tombstones, sealed_bundles
 from ergo_capture.units import counted
 
 
@@ -33,25 +33,45 @@ def check_seals(names: Iterable[str], runs: Iterable[Capture], public: str, *, a
         ErgoCaptureError: the extra is not installed.
         OSError: the tombstones cannot be read.
     """
-    directories = [Path(name) for name in names if Path(name).is_dir()]
     is_right = True
-    for directory in directories:
+    checked: set[Path] = set()
+    runs = list(runs)
+    parents = {run.bundle.parent.parent for run in runs if run.bundle is not None}
+    for name in names:
+        directory = _chain_directory(name, parents)
+        if directory is None:
+            continue
+        checked.add(directory)
         report = check_chain(sealed_bundles(directory), read_tombstones(directory), public)
-        is_right = is_right and not report.findings
+        # Seals were asked for: nothing proves that there never were any.
+        is_right = is_right and report.first is not None and not report.findings
         print_chain(printable(directory), report, as_json=as_json)
-    single = [run.bundle for run in runs if run.bundle is not None and not _is_below(run.bundle, directories)]
-    for bundle in single:
-        finding = _check_one(bundle, public)
+    for run in runs:
+        if run.bundle is None or run.bundle.parent.parent in checked:
+            continue
+        finding = _check_one(run.bundle, public)
         is_right = is_right and finding is None
         if as_json:
-            click.echo(msgspec.json.encode({"seal": printable(bundle), "problem": finding}))
+            click.echo(msgspec.json.encode({"seal": run.name, "problem": finding}))
         else:
-            click.echo(f"{printable(bundle)}: seal: {'ok' if finding is None else finding}")
+            click.echo(f"{without_controls(run.name)}: seal: {'ok' if finding is None else finding}")
     return is_right
 
 
-def _is_below(bundle: Path, directories: Iterable[Path]) -> bool:
-    return any(directory in bundle.parents for directory in directories)
+def _chain_directory(name: str, parents: Container[Path]) -> Path | None:
+    """Return the directory of all bundles that a name stands for: itself, or that of a state directory.
+
+    None for a file, and for a directory whose bundles are not in directories of graphs: these have no chain to check.
+
+    Args:
+        name: what the user named.
+        parents: the directories whose directories hold bundles.
+    """
+    named = Path(name)
+    return next(
+        (path for path in (named, named / "bundles") if path in parents or (path / TOMBSTONES).exists()),
+        None,
+    )
 
 
 def _check_one(bundle: Path, public: str) -> str | None:
