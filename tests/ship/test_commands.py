@@ -148,6 +148,7 @@ def test_put_ships_bundles_from_anywhere(place: Place, tmp_path: Path) -> None:
     manifest_path(path).unlink()
     receipt_path(path, "archive").unlink()
     assert "no manifest" in place.run("ship", "put", str(path), code=1)
+    assert "Try: name a path that exists" in place.run("ship", "put", str(path.with_name("nowhere")), code=1)
 
 
 def test_a_target_is_named_or_all_are_meant(place: Place) -> None:

@@ -142,7 +142,11 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         # Any command can meet a failing disk. The operator needs the path and the reason, not a traceback.
         where = f" '{error.filename}'" if error.filename else ""
-        hint = "check the owner and the permissions of the path" if isinstance(error, PermissionError) else None
+        hint = None
+        if isinstance(error, PermissionError):
+            hint = "check the owner and the permissions of the path"
+        elif isinstance(error, FileNotFoundError) and error.filename:
+            hint = "name a path that exists; a relative one begins at the working directory"
         _print_error(f"{arguments[0] if arguments else PROGRAM_NAME}{where}: {error.strerror or error}", hint)
         return int(ExitCode.FAILED)
     except (KeyboardInterrupt, click.Abort):
