@@ -9,7 +9,7 @@ import pytest
 from tests.fleet.stores import directory_store
 from tests.ship.rig import directory_target, fill, held, listed, sender_to
 
-from ergo_capture.bundle.names import manifest_path, seal_path
+from ergo_capture.bundle.names import SEAL_SUFFIX, manifest_path, seal_path
 from ergo_capture.cli.app import run
 from ergo_capture.objects.directory import DirectoryStore
 from ergo_capture.seal.keeper import SealKeeper
@@ -114,6 +114,18 @@ def test_the_chain_of_each_host_is_checked_in_the_store(
     out = capfd.readouterr().out
     assert "its manifest is not the one that was sealed" in out
     assert "1 unsound" in out
+
+
+def test_a_host_whose_seals_were_all_taken_away_fails(
+    state: Path, tmp_path: Path, key: SealKey, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing proves that it never had any."""
+    root = directory_store(tmp_path / "store").root
+    for seal in state.rglob(f"*{SEAL_SUFFIX}"):
+        seal.unlink()
+    ship(state, root)
+    assert fleet(root, "--seal", key.public) == 1
+    assert "no bundle is sealed" in capfd.readouterr().out
 
 
 def test_audit_checks_the_chain_in_the_store(

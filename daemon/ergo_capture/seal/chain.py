@@ -102,6 +102,11 @@ class ChainReport(NamedTuple):
     #: Whether the chain begins there: no seal is missing before the first.
     is_whole: bool
 
+    @property
+    def is_right(self) -> bool:
+        """Whether there is a chain and nothing is wrong with it: nothing proves that there never were any seals."""
+        return self.first is not None and not self.findings
+
 
 def make_seal(key: SealKey, number: int, previous: str | None, manifest_sha256: str) -> Seal:
     """Return a signed seal."""

@@ -330,7 +330,7 @@ def _check_chains(key: str, store: str, config: Path | None, *, as_json: bool) -
     chains = check_hosts(_found(_opened(store, config), _query({})), key)
     for host, report in chains.reports.items():
         print_chain(printable(host), report, as_json=as_json)
-    return not any(report.findings for report in chains.reports.values()), chains.trusted
+    return all(report.is_right for report in chains.reports.values()), chains.trusted
 
 
 def _work(

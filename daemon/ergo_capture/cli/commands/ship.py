@@ -268,7 +268,7 @@ def audit(
             _print_finding(name, finding, as_json=as_json)
         if seal is not None:
             report = check_chain(sealed_in(store, host_name(loaded)), (), seal)
-            wrong += len(report.findings)
+            wrong += len(report.findings) or not report.is_right
             print_chain(name, report, as_json=as_json)
         lost += wrong
         click.echo(f"{name}: {counted(there, 'object')} there, {wrong} missing or wrong", err=True)
