@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.daemons import DaemonProcess, short_directory
+from tests.daemons import DaemonProcess, command_environment, short_directory
 from tests.engine.counting import ADAPTER
+from tests.shared import REPOSITORY
 
 from ergo_capture.cli import app
 from ergo_capture.client import CaptureClient
@@ -64,7 +66,10 @@ def places() -> Iterator[Places]:
         adapter.write_text(ADAPTER)
         config = f'[rotation]\nmax_events = 8\n[graphs.default]\nadapter = "{adapter}"\n'
         config += 'engine = { kind = "python", callable = "tests.engine.counting:add" }\n'
-        with DaemonProcess(place, place / "state", config=config) as daemon:
+        # The engine is in the tests, and the command does not look into the current directory.
+        environment = command_environment()
+        environment["PYTHONPATH"] = os.pathsep.join((environment.get("PYTHONPATH", ""), str(REPOSITORY)))
+        with DaemonProcess(place, place / "state", config=config, environment=environment) as daemon:
             daemon.start()
             closed = asyncio.run(_stream(daemon, close=True, kills=2))
             going_on = asyncio.run(_stream(daemon, close=False))

@@ -39,6 +39,12 @@ def serve_command(place: Path) -> list[str]:
     return [*COMMAND, "serve", *options]
 
 
+def is_listening(path: Path) -> bool:
+    """Return whether a socket takes connections: its file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def serving(place: Path, descriptor: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a daemon whose standard error is that descriptor."""
@@ -46,7 +52,7 @@ def serving(place: Path, descriptor: int) -> Iterator[subprocess.Popen[bytes]]:
         serve_command(place), stdout=subprocess.DEVNULL, stderr=descriptor, env=command_environment()
     ) as daemon:
         try:
-            wait_until((place / "s").exists)
+            wait_until(lambda: is_listening(place / "s"))
             yield daemon
         finally:
             daemon.kill()
