@@ -330,7 +330,7 @@ def test_an_unknown_run_is_an_error(fleet: Path) -> None:
     """With its path."""
     done = call(fleet, "summary", "none")
     assert done.returncode == 1
-    assert "runs/none/run.json" in done.stderr
+    assert "read run 'none': there is none in 'file://" in done.stderr
     assert call(fleet, "summary", "../x").returncode == 2
 
 

@@ -4,8 +4,8 @@
     runs/RUN/<batch>.jsonl      the results of a batch, one line a bundle
 
 The *worker* writes the results of its batch, so a run that ends for any reason goes on where it was: what has results is
-not done again. A batch's name is made of its bundles. A batch whose worker ends again and again is split, which tells the
-bundle that ends it from the others.
+not done again. A batch's name is made of its bundles. A batch whose worker ends again and again is split, and what is
+left of it is tried alone, which tells the bundle that ends a worker from the others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -195,7 +196,11 @@ def work_on(
     distributed = import_distributed()
     store = open_store(target)
     workers = _require_workers(client)
+    room = _AHEAD * workers
+    queue = deque(progress.left)
     waiting: dict[Any, tuple[Item, ...]] = {}
+    #: Bundles whose worker ended. It may have ended because of another one that was there, so each is tried alone.
+    suspects: deque[tuple[Item, ...]] = deque()
     finished = distributed.as_completed(loop=client.loop, with_results=False, raise_errors=False)
 
     def submit(batch: tuple[Item, ...]) -> None:
@@ -205,30 +210,31 @@ def work_on(
         waiting[future] = batch
         finished.add(future)
 
-    ahead = _AHEAD * workers
-    for batch in progress.left[:ahead]:
-        submit(batch)
-    following = iter(progress.left[ahead:])
-    while waiting:
+    while queue or waiting or suspects:
+        is_alone = not queue and not waiting
+        if is_alone:
+            submit(suspects.popleft())
+        while queue and len(waiting) < room:
+            submit(queue.popleft())
         future = next(finished)
         batch = waiting.pop(future)
-        error = future.exception() if future.status == "error" else None
         if future.status in ("cancelled", "lost"):
             raise _cluster_gone(future.status)
-        for part in _retried(error, batch, distributed):
-            submit(part)
+        error = future.exception() if future.status == "error" else None
         if error is None:
             progress.done += len(batch)
-        elif isinstance(error, distributed.KilledWorker) and len(batch) == 1:
-            put_results(store, result_key(run, batch), [Result(batch[0], FAILED, problem=_killed(error))])
-            progress.done += 1
         elif isinstance(error, StoreAway):
             progress.unfinished |= {item.manifest: error.message for item in batch}
         elif not isinstance(error, distributed.KilledWorker):
             raise error
+        elif is_alone:
+            put_results(store, result_key(run, batch), [Result(batch[0], FAILED, problem=_killed(error))])
+            progress.done += 1
+        elif len(batch) > 1:
+            queue.extend((item,) for item in batch)
+        else:
+            suspects.append(batch)
         on_progress(progress)
-        if (batch_after := next(following, None)) is not None:
-            submit(batch_after)
 
 
 def work(target: TargetConfig, job: Job, batch: Sequence[Item], key: str, program: str) -> int:
@@ -324,12 +330,6 @@ def connected(scheduler: str, workers: int, *, ca: str = "", cert: str = "", key
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
-
-
-def _retried(error: BaseException | None, batch: tuple[Item, ...], distributed: Any) -> Iterator[tuple[Item, ...]]:
-    """Yield a batch's bundles one by one where a worker ended again and again while it had the batch."""
-    if isinstance(error, distributed.KilledWorker) and len(batch) > 1:
-        yield from ((item,) for item in batch)
 
 
 def _patiently(function: Callable[..., Any], *arguments: Any) -> Any:
