@@ -85,7 +85,7 @@ def _bars() -> Progress:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    # What goes to standard output must not be turned to the terminal.
+    # Standard output must not be redirected to the terminal.
     return Progress(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     )

@@ -200,7 +200,7 @@ def read_outbox(path: Path) -> list[KnownIntent]:
         data = path.read_bytes()
     except OSError as error:
         raise StorageError("read", path, error) from error
-    # What is behind the last newline is being written, or was torn.
+    # A line without its newline is being written, or was torn.
     entries = _read(path, data[: data.rfind(b"\n") + 1])
     acks = {entry.ack: msgspec.json.decode(entry.line, type=_Line) for entry in entries if entry.ack is not None}
     return [

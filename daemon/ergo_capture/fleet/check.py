@@ -147,7 +147,7 @@ def _verify(bundle: Path, item: Item) -> Result:
 
 
 def _replay(bundle: Path, item: Item, job: Job) -> Result:
-    # What engines log goes to standard error; by default structlog prints it among the results.
+    # Send the log lines of engines to standard error; by default structlog prints them among the results.
     telemetry.configure("warning", "console")
     with open_bundle(bundle) as stream:
         replayed = asyncio.run(replay_with(job.engine, stream, ReplayOptions(timeout=job.timeout), Watcher()))

@@ -98,7 +98,7 @@ class Derivation:
             return outcome
         if isinstance(bound, Refusal):
             raise ValueError(f"event {event.event_id!r} was decided, and is refused now: {bound.message}")  # noqa: TRY004
-        # What an effect ends the run with is in the journal.
+        # The journal holds the interruption that an effect caused.
         self.settle(each.effect for each in outcome.effects)
         return bound.event
 

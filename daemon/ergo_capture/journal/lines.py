@@ -293,7 +293,7 @@ def read_outlines(body: bytes) -> Sequence[EventLike]:
     try:
         lines: Sequence[_FastLine] = _decode_fast(body)
     except (ValueError, RecursionError):
-        # What was accepted may have a later time than that decoder takes.
+        # An accepted event may have a later time than that decoder takes.
         return [LineEvent(event.event_id, event.kind, event.at) for event in read_body(body)]
     return [line.event for line in lines]
 

@@ -527,7 +527,7 @@ class _Replay:
                 session.attempts.append((step.origin.event_id, outcome.retry_count + 1))
         entry = self._log.entry
         assert entry is not None
-        # What is not compared comes from the event, the constraints or the outcome itself.
+        # The other fields come from the event, the constraints or the outcome itself.
         if (
             entry.decision is not outcome.decision
             or entry.episode_id != outcome.episode_id

@@ -217,7 +217,7 @@ def check_chain(bundles: Iterable[Sealed], tombstones: Iterable[Tombstone], publ
         if why is None:
             links.setdefault(each.seal.number, []).append((each.seal, each.name))
     numbers = sorted(links)
-    # What was published before there was a key has a smaller number, and none at all in 0.1.0.
+    # Bundles from before there was a key have smaller numbers, and none at all in 0.1.0.
     findings += [
         Finding(each.name, "unsealed", f"it has number {each.number} and no seal")
         for each in unsealed

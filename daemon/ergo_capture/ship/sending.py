@@ -153,7 +153,7 @@ class Sender:
         )
         with directory_lock(bundle.path.parent) as alone:
             if not alone or not bundle.is_still_there:
-                # What the store holds is right, but no longer what is here.
+                # The store's copy is right, but the bundle here is another one by now.
                 raise _changed(bundle.path)
             write_bytes_atomic(receipt_path(bundle.path, self.target), encode_receipt(receipt), what="receipt")
         return Sent(receipt, was_there)

@@ -153,7 +153,7 @@ class _Walker:
         held = b""
         while end > begin:
             start = max(begin, end - _BLOCK)
-            # What was read before overlaps, so that nothing at the seam is missed.
+            # The block overlaps the one read before, so that nothing at the seam is missed.
             held = self._read(start, end) + held[: 2 * _SPACE]
             at = held.rfind(key)
             while at >= 0:

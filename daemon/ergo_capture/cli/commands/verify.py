@@ -100,7 +100,7 @@ def verify(
         bar.of = f"{number + 1} of {len(runs)}: " if len(runs) > 1 else ""
         with bar.reading():
             if sizes:
-                # What its processes read, only they know: count whole bundles.
+                # Only the worker processes know how much they have read: count whole bundles.
                 bar.begin("verifying", sum(sizes))
                 bar.advance(sum(sizes[:number]))
             result = next(results)
