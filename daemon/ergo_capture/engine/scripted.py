@@ -14,7 +14,26 @@ from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 
 
-class FixedEngine(InProcessEngine):
+class _ImmediateEngine(InProcessEngine):
+    """The common part of engines whose runtime has every outcome ready."""
+
+    def invoker(self) -> FaultRuntime:
+        """Return a runtime for a new session."""
+        raise NotImplementedError
+
+    async def run(
+        self,
+        graph_id: str,
+        event_id: str,
+        event: ExternalEvent,
+        deadline: EventTime | None,
+        of: SessionPart | None = None,  # noqa: ARG002 - the port's signature
+    ) -> RunResult:
+        """Return the outcome that a new runtime has for the event."""
+        return RunResult(self.invoker().run(graph_id, event_id, event, deadline))
+
+
+class FixedEngine(_ImmediateEngine):
     """Ends every episode with the same termination, or as Aborted if the deadline is zero."""
 
     name = "fixed"
@@ -26,19 +45,8 @@ class FixedEngine(InProcessEngine):
         """Return a runtime without a schedule."""
         return FaultRuntime(self.termination)
 
-    async def run(
-        self,
-        graph_id: str,
-        event_id: str,
-        event: ExternalEvent,
-        deadline: EventTime | None,
-        of: SessionPart | None = None,  # noqa: ARG002 - the port's signature
-    ) -> RunResult:
-        """Return the configured termination."""
-        return RunResult(self.invoker().run(graph_id, event_id, event, deadline))
 
-
-class ScriptedEngine(InProcessEngine):
+class ScriptedEngine(_ImmediateEngine):
     """Ends episodes as a file says, by event id: for rehearsals and tests. Each session has the whole script.
 
     Args:
@@ -72,14 +80,3 @@ class ScriptedEngine(InProcessEngine):
     def invoker(self) -> FaultRuntime:
         """Return a runtime at the beginning of the script."""
         return FaultRuntime.from_json(self._script)
-
-    async def run(
-        self,
-        graph_id: str,
-        event_id: str,
-        event: ExternalEvent,
-        deadline: EventTime | None,
-        of: SessionPart | None = None,  # noqa: ARG002 - the port's signature
-    ) -> RunResult:
-        """Return the first outcome that the script has for the event."""
-        return RunResult(self.invoker().run(graph_id, event_id, event, deadline))
