@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ergo_capture.cli.support.command import PATH, argument, command, label_option, labels_from
+from ergo_capture.cli.support.command import (
+    PATH,
+    argument,
+    command,
+    graph_option,
+    label_option,
+    labels_from,
+    session_option,
+    window_option,
+)
 from ergo_capture.errors import ExitCode
 from ergo_capture.signals import PASSED_ON, end_as
 from ergo_capture.units import counted
@@ -27,19 +36,12 @@ if TYPE_CHECKING:
 )
 @argument("channel", "The user's channel and its arguments, behind --.", nargs=-1, metavar="COMMAND...")
 @click.option("--feed", "feeds", multiple=True, metavar="COMMAND", help="One of several channels, which are merged.")
-@click.option("--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of.")
-@click.option("--session", default="", metavar="SESSION", help="Session to resume, in place of a new one.")
+@graph_option
+@session_option
 @label_option
 @click.option("--socket", default="", metavar="PATH", help="The daemon's socket; by default the configured one.")
 @click.option("--config", type=PATH, metavar="FILE", help="The daemon's configuration file; by default the usual one.")
-@click.option(
-    "--window",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    metavar="N",
-    help="Events that may be unacknowledged at once.",
-)
+@window_option
 def ingress(
     *,
     channel: tuple[str, ...],

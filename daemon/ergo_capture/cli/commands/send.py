@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ergo_capture.cli.support.command import NAME, PATH, FiniteRange, argument, command, flag, label_option, labels_from
+from ergo_capture.cli.support.command import (
+    NAME,
+    PATH,
+    FiniteRange,
+    argument,
+    command,
+    flag,
+    graph_option,
+    label_option,
+    labels_from,
+    session_option,
+    window_option,
+)
 from ergo_capture.errors import ExitCode
 from ergo_capture.units import counted
 
@@ -26,21 +38,14 @@ if TYPE_CHECKING:
 @argument(
     "file", "JSON Lines of events, plain, .gz or .zst; - (the default) for standard input.", type=NAME, default="-"
 )
-@click.option("--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of.")
-@click.option("--session", default="", metavar="SESSION", help="Session to resume, in place of a new one.")
+@graph_option
+@session_option
 @label_option
 @click.option(
     "--socket", type=NAME, default="", metavar="PATH", help="The daemon's socket; by default the configured one."
 )
 @click.option("--config", type=PATH, metavar="FILE", help="The daemon's configuration file; by default the usual one.")
-@click.option(
-    "--window",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    metavar="N",
-    help="Events that may be unacknowledged at once.",
-)
+@window_option
 @click.option(
     "--give-up-after",
     type=FiniteRange(min=0),

@@ -164,6 +164,20 @@ def json_flag(one_line_for: str) -> Callable[[Callable[..., Any]], Callable[...,
     return flag("--json", "as_json", help=f"Print one JSON object per {one_line_for}, one per line.")
 
 
+graph_option: Final = click.option(
+    "--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of."
+)
+session_option: Final = click.option(
+    "--session", default="", metavar="SESSION", help="Session to resume, in place of a new one."
+)
+window_option: Final = click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Events that may be unacknowledged at once.",
+)
 label_option: Final = click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label for the manifest; may be repeated."
 )
