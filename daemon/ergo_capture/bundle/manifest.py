@@ -259,7 +259,7 @@ def read_manifest(path: Path) -> Manifest:
         ManifestError: the file is not a manifest of this version.
         OSError: the file cannot be read.
     """
-    text = _read(path)
+    text = read_manifest_text(path)
     try:
         found = msgspec.json.decode(text, type=Manifest)
         if found.format != MANIFEST_FORMAT:
@@ -276,14 +276,20 @@ def read_manifest_fields(path: Path) -> dict[str, Any]:
         ManifestError: the file is not a JSON object.
         OSError: the file cannot be read.
     """
-    text = _read(path)
+    text = read_manifest_text(path)
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise _not_a_manifest(path, error) from error
 
 
-def _read(path: Path) -> bytes:
+def read_manifest_text(path: Path) -> bytes:
+    """Return the content of a manifest's file, whether it is a manifest or not.
+
+    Raises:
+        ManifestError: it is too long for one.
+        OSError: the file cannot be read.
+    """
     # Without blocking: opening a pipe of that name would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor

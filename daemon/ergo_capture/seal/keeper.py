@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
-from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path, seal_path
+from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields, read_manifest_text
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, seal_path
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.seal.chain import (
     Seal,
@@ -151,32 +151,18 @@ def sealed_bundles(bundles: Path) -> Iterator[Sealed]:
     """Yield the finished bundles below a directory with their seals; snapshots are not sealed."""
     for manifest in _manifests(bundles):
         try:
-            text = manifest.read_bytes()
-            fields = read_manifest_fields(manifest)
-        except (OSError, ManifestError):
-            yield Sealed(str(manifest), None, "", read_seal(seal_path_of(manifest)))
-            continue
-        number = fields.get("sequence")
-        yield Sealed(
-            str(manifest),
-            number if isinstance(number, int) else None,
-            hashlib.sha256(text).hexdigest(),
-            read_seal(seal_path_of(manifest)),
-        )
+            text = read_manifest_text(manifest)
+            number = msgspec.json.decode(text, type=dict[str, Any]).get("sequence")
+            sha256 = hashlib.sha256(text).hexdigest()
+        except (OSError, ManifestError, ValueError, RecursionError):
+            number, sha256 = None, ""
+        seal = read_seal(seal_path_of(manifest))
+        yield Sealed(str(manifest), number if isinstance(number, int) else None, sha256, seal)
 
 
 def seal_path_of(manifest: Path) -> Path:
     """Return the path of the seal beside a manifest."""
     return seal_path(manifest.with_name(manifest.name.removesuffix(MANIFEST_SUFFIX)))
-
-
-def is_sealed(bundle: Path) -> bool:
-    """Return whether a bundle has a seal that is that of its manifest."""
-    seal = read_seal(seal_path(bundle))
-    with suppress(OSError):
-        text = manifest_path(bundle).read_bytes()
-        return seal is not None and seal.manifest_sha256 == hashlib.sha256(text).hexdigest()
-    return False
 
 
 def _manifests(bundles: Path) -> Iterator[Path]:
