@@ -19,11 +19,11 @@ from ergo_capture.engine.replaying import EngineFailed, ReplayOptions, Watcher
 from ergo_capture.engine.spec import replay_with
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.explanation import to_builtins
-from ergo_capture.objects.keys import ShippedManifest
+from ergo_capture.objects.keys import ShippedManifest, parse_manifest_key
 from ergo_capture.objects.port import ObjectStore, StoreAway, StoreRefused
 from ergo_capture.seal.chain import decode_seal
 from ergo_capture.seal.keys import is_signed
-from ergo_capture.ship.fetching import fetch, read_shipped_manifest
+from ergo_capture.ship.fetching import fetch_described, read_shipped_manifest
 
 #: Outcomes, the worst first.
 UNSOUND: Final = "unsound"
@@ -86,11 +86,13 @@ def check_item(store: ObjectStore, item: Item, job: Job) -> Result:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-") as folder:
         try:
+            if parse_manifest_key(item.manifest) is None:
+                raise ErgoCaptureError(f"'{item.manifest}' is not the key of a manifest")
             about, text = read_shipped_manifest(store, item.manifest)
             if about.key != item.object:
                 raise ErgoCaptureError(f"'{item.manifest}' is that of '{about.key}', and not of '{item.object}'")
             _check_seal(about, text, job)
-            bundle = fetch(store, item.manifest, Path(folder))
+            bundle = fetch_described(store, item.manifest, about, text, Path(folder))
             compared = compare_with_manifest(bundle)
             assert compared is not None
             if compared.problem is not None:

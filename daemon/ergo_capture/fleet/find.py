@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -42,14 +42,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
 
 
-class CataloguePart(NamedTuple):
-    """A date's file, where DuckDB can read it."""
-
-    date: str
-    path: Path
-
-
-def parts_for(store: ObjectStore, query: Query, cache: Path) -> list[CataloguePart]:
+def parts_for(store: ObjectStore, query: Query, cache: Path) -> list[Path]:
     """Return the files of the dates that a query needs, copied to the cache where the store is remote.
 
     Args:
@@ -68,7 +61,7 @@ def parts_for(store: ObjectStore, query: Query, cache: Path) -> list[CataloguePa
     return [part for date in dates if first <= date <= last and (part := _part(store, date, cache)) is not None]
 
 
-def find(parts: Iterable[CataloguePart], query: Query) -> Generator[dict[str, Any]]:
+def find(parts: Iterable[Path], query: Query) -> Generator[dict[str, Any]]:
     """Yield the rows that a query asks for, the oldest first; times are in UTC.
 
     A condition in SQL can read nothing but the catalogue.
@@ -81,7 +74,7 @@ def find(parts: Iterable[CataloguePart], query: Query) -> Generator[dict[str, An
         ErgoCaptureError: the condition is wrong, a file of the catalogue is damaged, or the extra is not installed.
     """
     duckdb = import_duckdb()
-    files = [part.path for part in parts]
+    files = list(parts)
     if not files:
         return
     conditions, values = _conditions(query)
@@ -103,11 +96,11 @@ def find(parts: Iterable[CataloguePart], query: Query) -> Generator[dict[str, An
             raise _failed(error, query) from error
 
 
-def _part(store: ObjectStore, date: str, cache: Path) -> CataloguePart | None:
+def _part(store: ObjectStore, date: str, cache: Path) -> Path | None:
     key = part_key(date)
     if isinstance(store, DirectoryStore):
         path = store.root / key
-        return CataloguePart(date, path) if path.exists() else None
+        return path if path.exists() else None
     info = store.head(key)
     if info is None:
         return None
@@ -125,7 +118,7 @@ def _part(store: ObjectStore, date: str, cache: Path) -> CataloguePart | None:
                 file.write(block)
             file.commit()
         os.utime(path, (modified, modified))
-    return CataloguePart(date, path)
+    return path
 
 
 def _conditions(query: Query) -> tuple[str, dict[str, Any]]:

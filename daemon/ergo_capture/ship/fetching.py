@@ -103,6 +103,23 @@ def fetch(store: ObjectStore, key: str, directory: Path) -> Path:
     if parse_manifest_key(key) is None:
         return _download(store, key, directory / key.rpartition("/")[2])
     about, text = read_shipped_manifest(store, key)
+    return fetch_described(store, key, about, text, directory)
+
+
+def fetch_described(store: ObjectStore, key: str, about: ShippedManifest, text: bytes, directory: Path) -> Path:
+    """Download the bundle that a manifest's object describes, with its manifest; return the bundle's path.
+
+    Args:
+        store: the store.
+        key: the key of the manifest's object.
+        about: what that says.
+        text: the content of the manifest's file.
+        directory: where to; it is made.
+
+    Raises:
+        StoreError: as ``fetch``.
+        ErgoCaptureError: as ``fetch``.
+    """
     name = Path(str(about.manifest.get("bundle", ""))).name
     stem = name.removesuffix(COMPRESSED_SUFFIX).removesuffix(BUNDLE_SUFFIX)
     if not stem or not name.removesuffix(COMPRESSED_SUFFIX).endswith(BUNDLE_SUFFIX):
