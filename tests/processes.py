@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from tests.daemons import PATIENCE
+
+#: How long each soak lasts: ten minutes, or as many as ``SOAK_MINUTES`` says.
+SOAK_SECONDS: Final = 60 * float(os.environ.get("SOAK_MINUTES", "10"))
 
 
 def is_alive(pid: int | str) -> bool:

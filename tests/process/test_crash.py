@@ -110,9 +110,9 @@ async def test_what_was_acknowledged_survives_kill_9_under_a_rate_limit_and_rota
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", range(4))
-async def test_what_was_acknowledged_survives_a_hundred_kills(seed: int) -> None:
-    """P1: the long version."""
+@pytest.mark.parametrize("seed", range(20))
+async def test_what_was_acknowledged_survives_five_hundred_kills(seed: int) -> None:
+    """P1: the long version, 25 kills a seed."""
     await oracle(count=25, sessions=4, seed=100 + seed)
 
 

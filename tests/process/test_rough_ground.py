@@ -25,6 +25,7 @@ import anyio
 import pytest
 from tests.daemons import COMMAND, PATIENCE, command_environment, short_directory
 from tests.process.obliged_client import ObligedClient
+from tests.processes import SOAK_SECONDS
 
 from ergo_capture import decode_bundle
 from ergo_capture.cli.support.verification import check
@@ -326,7 +327,7 @@ async def test_p1_nothing_owed_is_missing_unless_its_client_was_told() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
-async def test_p1_nothing_owed_is_missing_in_ten_minutes() -> None:
+@pytest.mark.timeout(SOAK_SECONDS + 900)
+async def test_p1_nothing_owed_is_missing_in_a_soak() -> None:
     """The long version, from other seeds."""
-    await walk(iter(range(1000, 1_000_000)), 600)
+    await walk(iter(range(1000, 1_000_000)), SOAK_SECONDS)

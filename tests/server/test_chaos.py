@@ -22,6 +22,7 @@ import msgspec
 import pytest
 from tests.daemons import PATIENCE, configured, short_directory
 from tests.doubles.faulty_storage import FaultyStorage
+from tests.processes import SOAK_SECONDS
 from tests.server.chaos_client import ChaosClient
 
 from ergo_capture import decode_bundle
@@ -338,7 +339,7 @@ async def test_chaos_loses_no_event(monkeypatch: pytest.MonkeyPatch, compose: st
 
 @pytest.mark.soak
 @WAYS
-@pytest.mark.timeout(1200)
-async def test_ten_minutes_of_chaos_lose_no_event(monkeypatch: pytest.MonkeyPatch, compose: str) -> None:
+@pytest.mark.timeout(SOAK_SECONDS + 600)
+async def test_a_soak_of_chaos_loses_no_event(monkeypatch: pytest.MonkeyPatch, compose: str) -> None:
     """The long version, from other seeds."""
-    await chaos(monkeypatch, range(1000, 1_000_000), 600, compose)
+    await chaos(monkeypatch, range(1000, 1_000_000), SOAK_SECONDS, compose)
