@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-__version__: Final = "0.1.0"
+__version__: Final = "0.2.0"
 PROGRAM: Final = f"ergo-capture {__version__}"
