@@ -325,7 +325,7 @@ def _append(directory: Path, kind: int, **fields: int) -> None:
 
 
 def hosted_interrupted(directory: Path) -> None:
-    """Format 2: two parts with an adapter, merged payloads, a refusal, an interruption and events behind it."""
+    """Format 2: two parts with an adapter, merged payloads, a refusal, an interruption and events after it."""
     life = HostedLife(results={"e1": sets(n=11), "e3": sends("i1", n=3), "e5": sends("i2")}, unacknowledged=["i2"])
     journal = journal_in(directory)
     journal.commit([life.opened(), life.events(*HOSTED[:3])])

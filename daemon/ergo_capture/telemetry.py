@@ -169,7 +169,7 @@ def _coloured() -> bool:
 
 def set_level(level: str) -> None:
     """Log lines of this level and above from now on: ``debug``, ``info``, ``warning`` or ``error``."""
-    # Loggers are bound anew for each line, so none of them keeps the previous level.
+    # Loggers are bound again for each line, so none of them keeps the previous level.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())))
 
 

@@ -50,7 +50,7 @@ def test_what_precedes_a_refused_write_stays_written() -> None:
 
 
 def test_the_size_is_that_of_the_keys_and_values_as_json() -> None:
-    """A value that is written anew counts once."""
+    """A value that is written again counts once."""
     store = ContextStore()
     for number in (1, 22.5, 3):
         store.apply(writes(("n", Value(Number=number))), ADAPTER)

@@ -84,7 +84,7 @@ def test_a_manifest_names_only_the_first_refusals(tmp_path: Path) -> None:
 
 
 def test_an_interruption_stands_where_the_reference_has_it(tmp_path: Path) -> None:
-    """Events behind it are in a file beside the bundle, as they were sent."""
+    """Events after it are in a file beside the bundle, as they were sent."""
     life = HostedLife(results={"e1": sets(n=3), "e3": sends("i1", "i2")}, unacknowledged=["i2"])
     write(
         tmp_path / "j",

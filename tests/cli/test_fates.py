@@ -20,7 +20,7 @@ from ergo_capture.client import CaptureClient
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a bundle of two events, between and behind which one was refused and two are left over."""
+    """Return a bundle of two events, between and after which one was refused and two are left over."""
 
     async def capture() -> Path:
         async with counting('[limits]\ncontext_bytes = "1KiB"\n') as daemon, CaptureClient(daemon.socket) as client:

@@ -103,7 +103,7 @@ def test_all_parts_of_a_rotated_session_are_fed_in_order(tmp_path: Path, capsys:
 
 
 def test_a_feed_may_begin_at_an_event(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """That one and those behind it; an unknown one is an error, and no end is printed."""
+    """That one and those after it; an unknown one is an error, and no end is printed."""
     captured(tmp_path, [hosted(name) for name in "abc"])
     lines = fed(capsys, bundle_of(tmp_path), "--from", "b")
     assert [json.loads(line)["event"]["event_id"] for line in lines[1:-1]] == ["b", "c"]

@@ -150,7 +150,7 @@ def test_a_compressed_bundle_is_recovered_up_to_its_damage(
 def test_a_compressed_bundle_whose_text_is_whole_is_kept_whole(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bytes behind the end and a wrong checksum cost nothing, though the bundle is larger than what is read at a time."""
+    """Bytes after the end and a wrong checksum cost nothing, though the bundle is larger than what is read at a time."""
     bundle = small_bundle(events=2000)
     packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(encode_bundle(bundle)))
     if damage == "checksum":

@@ -293,7 +293,7 @@ def test_lag_refusals_engines_and_waits_are_shown() -> None:
 
 
 def test_what_will_never_be_decided_is_shown() -> None:
-    """Refused events, what interrupted a run, and what is left over behind that."""
+    """Refused events, what interrupted a run, and what is left over after that."""
     whole = json.loads(status())
     (session,) = whole["running"]["sessions"]
     assert "refused by" not in seen(json.dumps(whole).encode())

@@ -137,7 +137,7 @@ async def test_nothing_is_sent_between_hello_and_opened() -> None:
 
 
 async def test_a_rejected_event_is_not_sent_again_after_a_reconnect() -> None:
-    """Its sender was told, and may have sent it anew."""
+    """Its sender was told, and may have sent it again."""
     rejects: list[Reject] = []
     async with played_daemon() as daemon, opened(daemon, on_reject=rejects.append) as (client, first):
         await client.send(command_event("a"))

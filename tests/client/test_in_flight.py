@@ -47,7 +47,7 @@ def test_events_not_known_to_be_durable_are_sent_again() -> None:
 
 
 def test_a_rejected_event_is_not_sent_again() -> None:
-    """Its sender was told, and may have sent it anew."""
+    """Its sender was told, and may have sent it again."""
     flight = sent("a", "b", "c")
     flight.is_rejected(2, duplicate=False)
     assert flight.reconnected(0, None) == [b"a", b"c"]
@@ -135,7 +135,7 @@ def test_a_duplicate_of_what_the_session_held_is_no_rejection() -> None:
 
 
 def test_ids_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A feed that goes on behind what the session held never sends any of it."""
+    """A feed that goes on after what the session held never sends any of it."""
     monkeypatch.setattr("ergo_capture.client.in_flight._MORE_IDS", 3)
     flight = InFlight()
     flight.opened(2, "b")

@@ -23,7 +23,7 @@ def text() -> str:
 
 
 def test_the_file_is_what_config_default_prints(text: str) -> None:
-    """Byte for byte; after a change in settings.py write it anew with ``ergo-capture config default``."""
+    """Byte for byte; after a change in settings.py write it again with ``ergo-capture config default``."""
     assert text == configuration.to_toml(Config(), comments=True)
 
 

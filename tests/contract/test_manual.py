@@ -490,7 +490,7 @@ def test_the_tower_of_the_manual_is_that_of_the_code() -> None:
 
 
 def test_the_changelog_sends_nobody_to_a_module_that_is_not_there() -> None:
-    """Each new import path is a module or a package; names without a dot are those of modules in the path behind them."""
+    """Each new import path is a module or a package; names without a dot are those of modules in the path after them."""
     rows = table_below(MANUAL / "contributing.md", "Import paths of 0.1.0 and where they are now")
     named = {name for row in rows for name in re.findall(r"`(\w+(?:\.\w+)+)`", row[1]) if "NAME" not in name}
     assert named

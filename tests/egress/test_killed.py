@@ -113,7 +113,7 @@ async def killed_at(step: int, place: Path, *, in_doubt: str = "reinvoke") -> bo
     assert set(sent(place)) == {name for index, intents in enumerate(expected) if index not in lost for name in intents}
     again = sent(place) - before
     assert again.keys() & acked == set()
-    # An episode whose outcome is in the journal is not run again, and an intent is sent only behind it.
+    # An episode whose outcome is in the journal is not run again, and an intent is sent only after it.
     assert runs(place)[len(calls) :] == IDS[known + len(lost) :]
     assert before.keys() <= set(intents_of(TWO)[: 2 * known])
     return True

@@ -162,7 +162,7 @@ async def test_a_session_whose_graph_has_no_channels_any_more_goes_on_once_they_
 async def test_what_a_channel_does_wrong_interrupts_the_run(
     steps: list[dict[str, Any]], reason: str, tmp_path: Path
 ) -> None:
-    """The manifest says so, and the events behind it are left over."""
+    """The manifest says so, and the events after it are left over."""
     row = ROWS["ok-three-intents"]
     script = {"a": {"start": [ready("send_one")], "intents": [[{"ack": {}}], steps]}}
     text = configuration(row, tmp_path, script).replace("2000ms", "200ms")

@@ -85,7 +85,7 @@ async def test_a_part_that_is_due_ends_when_its_last_run_ends() -> None:
 
 
 async def test_decisions_that_wait_for_a_run_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P9: a run may take for ever, and deferrals behind it wait in memory; further events wait to be decided."""
+    """P9: a run may take for ever, and deferrals after it wait in memory; further events wait to be decided."""
     monkeypatch.setattr(episodes, "_MAX_WAITING", 50)
     limits = 'max_per_window = 1\nrate_window = "1h"'
     text = process_graph(graph=limits, engine="pipeline = 2")

@@ -46,7 +46,7 @@ async def notes(log: Path, count: int) -> list[dict[str, Any]]:
 
 
 async def test_an_engine_is_told_which_session_and_part_a_run_belongs_to() -> None:
-    """Of each part before its first run and behind its last, and of what the event means."""
+    """Of each part before its first run and after its last, and of what the event means."""
     async with noting(TOLD, text="[rotation]\nmax_events = 2\n") as (daemon, log):
         async with daemon.session() as one, daemon.session() as other:
             frame = event("a")

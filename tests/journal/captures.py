@@ -76,7 +76,7 @@ class Written:
         return PendingFrame(FrameKind.DECISIONS, self.number, first, end - first, self.rows.encode())
 
     def rotate(self, part: int) -> PendingFrame:
-        """The frame that ends a part behind what is decided."""
+        """The frame that ends a part after what is decided."""
         self.begin()
         last = self.events[self.decided - 1].event_id
         rotation = Rotation(part, False, "2026-01-01T00:00:00Z", self.description, last)

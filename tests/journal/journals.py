@@ -83,7 +83,7 @@ def three_segments(directory: Path) -> list[Position]:
 
 
 def shrink(path: Path) -> None:
-    """Cut off the preallocated zeros behind the last frame."""
+    """Cut off the preallocated zeros after the last frame."""
     data = path.read_bytes()
     path.write_bytes(data[: frames_of(path)[-1][1] + frames_of(path)[-1][0].size])
 

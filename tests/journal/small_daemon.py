@@ -1,6 +1,6 @@
 """A daemon of one session with an adapter and egress channels, as small as one can be: it yields the frames it commits.
 
-It can be stopped behind any frame, and taken up again from what a recovery finds.
+It can be stopped after any frame, and taken up again from what a recovery finds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A session with an adapter is stopped behind any frame and taken up again: the bundles are those of an uncut run."""
+"""A session with an adapter is stopped after any frame and taken up again: the bundles are those of an uncut run."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_cut_behind_any_frame_of_many_sessions_changes_nothing(script: Script)
 
 
 def check_all_cuts(script: Script) -> None:
-    """Run a script uncut, and cut behind each frame, and compare what is left."""
+    """Run a script uncut, and cut after each frame, and compare what is left."""
     with tempfile.TemporaryDirectory() as place:
         uncut = copy_of(script)
         frames = run(uncut, Path(place) / "uncut" / "journal")

@@ -72,7 +72,7 @@ def test_p6_every_changed_bit_of_a_durable_header_is_damage(tmp_path: Path) -> N
 
 
 def test_changed_padding_changes_nothing(tmp_path: Path) -> None:
-    """The zeros behind a body mean nothing."""
+    """The zeros after a body mean nothing."""
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     header, offset = next((h, o) for h, o in frames_of(segment) if h.length % 8)
@@ -197,7 +197,7 @@ def test_p6_a_missing_batch_is_damage(tmp_path: Path) -> None:
 
 
 def test_a_missing_segment_is_damage_for_sessions_that_span_it(tmp_path: Path) -> None:
-    """A session that begins behind it is not concerned."""
+    """A session that begins after it is not concerned."""
     three_segments(tmp_path)
     journal = journal_in(tmp_path)
     journal.commit([opening(3), events(3, 0)])
@@ -340,7 +340,7 @@ def test_p6_damage_before_a_torn_end_stays_damage_after_repair(torn: str, tmp_pa
 
 
 def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
-    """Nothing is acknowledged behind a seal; the bytes are reported and left alone."""
+    """Nothing is acknowledged after a seal; the bytes are reported and left alone."""
     write_batches(tmp_path, MIDDLE, seal=True)
     with last_segment(tmp_path, 1).open("ab") as file:
         file.write(b"rubbish")

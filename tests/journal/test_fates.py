@@ -171,7 +171,7 @@ def test_events_behind_an_interruption_are_left_over(tmp_path: Path) -> None:
 
 
 def test_a_closed_session_says_what_is_left_over(tmp_path: Path) -> None:
-    """The CLOSE frame counts the events behind the decided ones."""
+    """The CLOSE frame counts the events after the decided ones."""
     life = HostedLife(results={"e1": sends("i1")}, unacknowledged=["i1"])
     write(
         tmp_path,
@@ -239,7 +239,7 @@ def test_the_adapter_is_found_in_the_journal_alone(tmp_path: Path) -> None:
 
 
 def mixed(tmp_path: Path) -> HostedLife:
-    """A journal of two parts with merged payloads, a refusal, an interruption and events behind it."""
+    """A journal of two parts with merged payloads, a refusal, an interruption and events after it."""
     life = HostedLife(results={"e1": sets(n=11), "e2": sends("i1", n=3), "e5": sends("i2")}, unacknowledged=["i2"])
     write(
         tmp_path / "journal",

@@ -83,7 +83,7 @@ def test_p7_a_failed_sync_is_never_tried_again(number: int, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("number", [number for number in ERRORS if number not in FULL], ids=name)
 def test_p7_a_failed_write_fails_the_journal(number: int, tmp_path: Path) -> None:
-    """P7: what was written of the batch is unknown, so nothing is written behind it."""
+    """P7: what was written of the batch is unknown, so nothing is written after it."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("write", number)
     with pytest.raises(JournalFailed):
@@ -295,7 +295,7 @@ def test_p7_a_start_rewrites_and_syncs_the_last_batch(tmp_path: Path) -> None:
 
 
 def test_p7_a_start_rewrites_and_syncs_the_last_seal(tmp_path: Path) -> None:
-    """P6, P7: a seal that was lost later, with segments behind it that name its batch, would be taken for damage."""
+    """P6, P7: a seal that was lost later, with segments after it that name its batch, would be taken for damage."""
     journal, storage, _ = running(tmp_path)
     storage.fail_next("sync", errno.EIO)
     with pytest.raises(JournalFailed):

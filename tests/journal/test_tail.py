@@ -204,7 +204,7 @@ def test_following_goes_on_over_a_restart_of_the_daemon(journal: Journal, tmp_pa
 
 
 def test_a_batch_without_its_last_frame_is_not_yielded(journal: Journal, tmp_path: Path) -> None:
-    """It may be cut off again on a full disk and written anew."""
+    """It may be cut off again on a full disk and written again."""
     journal.commit([events(1, 1, 2)])
     journal.commit([decisions(1, 1), decisions(1, 2)])
     segment = newest(tmp_path)

@@ -52,7 +52,7 @@ def test_p5_the_whole_frames_of_a_journal_cut_anywhere_are_kept(tmp_path: Path) 
 
 
 def test_p4_a_journal_cut_near_its_end_is_opened_and_goes_on(tmp_path: Path) -> None:
-    """P4, P5: also where only zeros behind the last frame are gone, as in a copy that was cut off."""
+    """P4, P5: also where only zeros after the last frame are gone, as in a copy that was cut off."""
     three_segments(tmp_path)
     data = last_segment(tmp_path).read_bytes()
     for cut in range(len(data) - 400, len(data) + 1):
@@ -93,7 +93,7 @@ def test_a_frame_whose_body_is_zeros_is_torn(tmp_path: Path) -> None:
 
 
 def test_a_bad_frame_before_whole_ones_of_its_own_batch_is_torn(tmp_path: Path) -> None:
-    """Pages of a batch reach the disk in any order; whole frames behind a bad one prove nothing."""
+    """Pages of a batch reach the disk in any order; whole frames after a bad one prove nothing."""
     write_batches(tmp_path, [[opening(1), opening(2)], [events(1, 0), events(2, 0), events(1, 1)]])
     last = last_segment(tmp_path, 1)
     bad = frames_of(last)[-3][1]

@@ -184,7 +184,7 @@ def test_every_stretch_gets_its_verdict(
 def test_a_torn_end_reaches_from_the_first_bad_frame_to_the_last_byte(
     text: str, number: int, frames: int, reason: str
 ) -> None:
-    """Whole frames before it stay; those behind it are counted."""
+    """Whole frames before it stay; those after it are counted."""
     torn = verdict_on({1: f"{FIRST} {text}"}).torn
     assert torn is not None
     assert (torn.segment, torn.offset, torn.frames, torn.reason) == (1, number * STEP, frames, reason)

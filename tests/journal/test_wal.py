@@ -102,7 +102,7 @@ def test_a_batch_larger_than_a_segment_gets_a_larger_segment(tmp_path: Path) -> 
 
 
 def test_a_segment_is_allocated_in_full_and_closing_leaves_no_unfinished_one(tmp_path: Path) -> None:
-    """There are zeros behind what is written."""
+    """There are zeros after what is written."""
     journal = journal_in(tmp_path)
     (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, b"x" * 2048)])
     data = last_segment(tmp_path, 1).read_bytes()
@@ -147,7 +147,7 @@ def test_p6_the_last_durable_segment_is_never_deleted(tmp_path: Path) -> None:
 
 
 def test_a_sealed_journal_goes_on_in_a_new_segment(tmp_path: Path) -> None:
-    """The next start cuts off the zeros behind the seal."""
+    """The next start cuts off the zeros after the seal."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1), events(1, 0)])
     journal.seal()
@@ -177,7 +177,7 @@ def test_sealing_a_sealed_journal_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_batch_after_a_seal_goes_to_another_segment(tmp_path: Path) -> None:
-    """Nothing lies behind a seal."""
+    """Nothing lies after a seal."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1)])
     journal.seal()

@@ -16,7 +16,7 @@ from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
 from ergo_capture.kernel.serde.parsing import parse
 
 #: Numbers in many spellings, and whether the reference reads them. It takes the first nineteen digits or so and
-#: multiplies, so that zeros behind them make a difference, and some that round to infinity have a value.
+#: multiplies, so that zeros after them make a difference, and some that round to infinity have a value.
 NUMBERS = [
     ("1.7976931348623157e308", True),
     ("1.7976931348623157e+308", True),

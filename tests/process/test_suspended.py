@@ -140,7 +140,7 @@ def test_an_engine_that_answered_meanwhile_is_neither_late_nor_hanging(daemon: D
 
 
 def test_a_client_that_is_silent_while_the_daemon_runs_is_still_ended(daemon: DaemonProcess) -> None:
-    """After a pause its time begins anew, and ends."""
+    """After a pause its time begins again, and ends."""
     with Client(daemon.socket) as client:
         with suspended(daemon):
             pass

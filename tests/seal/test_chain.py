@@ -97,7 +97,7 @@ def test_every_byte_of_a_seal_counts(number: int) -> None:
 
 @pytest.mark.parametrize("number", range(2, LAST))
 def test_one_that_is_left_out_is_missed(number: int) -> None:
-    """By the one behind it."""
+    """By the one after it."""
     bundles = [each for each in chain() if each.number != number]
     assert kinds(check(bundles)) == [(f"s{number + 1}", "missing")]
 

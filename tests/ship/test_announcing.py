@@ -357,7 +357,7 @@ async def test_a_kill_between_acknowledgement_and_mark_repeats_the_announcement(
 
 
 async def test_a_receipt_that_changed_meanwhile_is_not_marked(tmp_path: Path, server: NatsServer) -> None:
-    """An audit deleted one, another was written anew: the mark says what was announced, and nothing else."""
+    """An audit deleted one, another was written again: the mark says what was announced, and nothing else."""
     await server.make_stream()
     target = await ship(tmp_path, 2)
     announcer = announcer_to(server.url, target, tmp_path)
@@ -424,7 +424,7 @@ def credentials(place: Path, **values: Any) -> str:
 
 
 async def test_wrong_credentials_are_refused_until_the_file_is_replaced(tmp_path: Path, lines: list[Any]) -> None:
-    """It is read anew for each attempt; nothing in the log tells the password."""
+    """It is read again for each attempt; nothing in the log tells the password."""
     with nats_server(USERS) as server:
         await server.make_stream(**ADMIN)
         target = await ship(tmp_path, 2)

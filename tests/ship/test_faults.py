@@ -131,7 +131,7 @@ async def test_a_bundle_in_parts_arrives_whole(tmp_path: Path, s3: Seaweed, prox
 
 
 async def test_expired_credentials_are_refused_until_the_file_is_replaced(tmp_path: Path, s3: Seaweed) -> None:
-    """They are read anew for each attempt; no restart is needed."""
+    """They are read again for each attempt; no restart is needed."""
     path = tmp_path / "credentials"
     target = s3.target(f"expired/{secrets.token_hex(4)}", ("writer", "expired"), credentials=path)
     fill(tmp_path, 3)

@@ -247,7 +247,7 @@ def test_many_bundles_have_many_keys(tmp_path: Path) -> None:
 
 
 def with_rest(state: Path) -> Path:
-    """Store a bundle behind whose events others were left over; return the file that holds them."""
+    """Store a bundle after whose events others were left over; return the file that holds them."""
     text = b'{"type":"event"}\n'
     found = RestFile(len(text), hashlib.sha256(text).hexdigest())
     rest = rest_path(store(state, "S", left_over=LeftOver(2, "e2", 1), rest=found))

@@ -184,7 +184,7 @@ async def test_a_store_that_is_away_is_asked_with_one_bundle_at_a_time(
 async def test_one_bundle_that_a_store_never_takes_does_not_keep_the_others(
     tmp_path: Path, opened: list[type[DirectoryStore]]
 ) -> None:
-    """It goes behind them."""
+    """It goes after them."""
     paths = fill(tmp_path, 6)
     poison = len(paths[0].read_bytes())
 

@@ -124,7 +124,7 @@ class _Reader:
                         return
                     self._aliases[count] = anchors[event.anchor]
                 elif (anchor := getattr(event, "anchor", None)) is not None:
-                    # The reference numbers anchors so: one that is defined anew may take another's place.
+                    # The reference numbers anchors so: one that is defined again may take another's place.
                     anchors[anchor] = len(anchors)
                     self._targets[anchors[anchor]] = count
                 yield event
@@ -133,7 +133,7 @@ class _Reader:
             self._error = _malformed(error, self._before)
 
     def finish(self) -> None:
-        """Raise YamlError where something is wrong behind the value, or another document follows."""
+        """Raise YamlError where something is wrong after the value, or another document follows."""
         if self._error is not None:
             raise self._error
         try:

@@ -102,7 +102,7 @@ def check_adapted(
         stream: the run; its hashes and decisions are not checked.
         adapter: the adapter.
         beginning: what is known of the run.
-        only_decided: whether events behind the last decision are left out: those of a session that goes on.
+        only_decided: whether events after the last decision are left out: those of a session that goes on.
 
     Raises:
         ReplayError: the run was made with another adapter, or with none.

@@ -106,11 +106,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     summary: Any = None
     #: Size and SHA-256 of the index beside it: ``reader/index.py``. None where there is none.
     index: Any = None
-    #: The events that were refused, between or behind those of the bundle; None where none were.
+    #: The events that were refused, between or after those of the bundle; None where none were.
     refused: RefusedEvents | None = None
     #: What interrupted the run; None where nothing did.
     interruption: Interruption | None = None
-    #: The events that were accepted behind that, and the file that holds them. None where there are none.
+    #: The events that were accepted after that, and the file that holds them. None where there are none.
     left_over: LeftOver | None = None
     rest: RestFile | None = None
 
@@ -193,7 +193,7 @@ def manifest_for(
         store: the context store before its first event.
         refused: the events of the part that were refused.
         interruption: what interrupted the run.
-        left_over: the events behind that.
+        left_over: the events after that.
         rest: the file that holds them.
         summary: what ``info`` says of it.
         index: what is said of its index.
@@ -242,7 +242,7 @@ def manifest_for(
 
 
 def encode_manifest(manifest: Manifest, **more: object) -> bytes:
-    """Return the manifest's file content, with further fields behind its own."""
+    """Return the manifest's file content, with further fields after its own."""
     fields = msgspec.to_builtins(manifest) | more
     # On one line: a line for each number of a series would be longer than what the store may take.
     store = fields.pop("store", None)

@@ -83,7 +83,7 @@ def verify_stream(
 
     Args:
         stream: the run.
-        only_decided: whether events behind the last decision are left out: those of a session that goes on.
+        only_decided: whether events after the last decision are left out: those of a session that goes on.
         jobs: how many processes may read a large bundle.
         on_progress: called every few thousand events with the number of events so far.
 

@@ -233,7 +233,7 @@ class Connection:
         return msgspec.structs.replace(opened, lost=lost)
 
     async def _ask(self, request: bytes, kind: type[_Answer]) -> _Answer:
-        """Send a request and return the answer; the lines behind it are left to ``read``."""
+        """Send a request and return the answer; the lines after it are left to ``read``."""
         stream = self._connected()
         await stream.send(request)
         while True:

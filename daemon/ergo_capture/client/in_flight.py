@@ -135,7 +135,7 @@ class InFlight:
         self._acked = 0
         self._drop_durable(events - self.told_events, last)
         self.told_events, self.told_last = events, last
-        # Do not send rejected events again: their sender was told, and may have sent them anew.
+        # Do not send rejected events again: their sender was told, and may have sent them again.
         for sent in self._sent:
             if sent.rejected or sent.captured:
                 self._count(sent)

@@ -88,7 +88,7 @@ class Published(msgspec.Struct, frozen=True):
     #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, in answer to a close;
     #: empty from an older daemon.
     terminations: dict[str, int] = {}
-    #: Durable events of the session that are not decided: refused, and left over behind an interruption of the run.
+    #: Durable events of the session that are not decided: refused, and left over after an interruption of the run.
     refused: int = 0
     left_over: int = 0
     #: What interrupted the session, in one word; empty where nothing did, or nobody said.

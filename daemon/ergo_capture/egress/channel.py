@@ -134,7 +134,7 @@ class EgressChannel:
         return read_ack(self.name, line, intent)
 
     async def check_silent(self, *, may_have_ended: bool) -> None:
-        """Check that it says nothing behind its last ack.
+        """Check that it says nothing after its last ack.
 
         Raises:
             EgressLifecycleError: it does, or it has closed its standard output and may not have.

@@ -53,7 +53,7 @@ class ReplayOptions(msgspec.Struct, frozen=True):
     timeout: float | None = None
     #: Whether to go on after the first decision that differs.
     all_divergences: bool = False
-    #: Whether events behind the last decision are left out: those of a session that goes on.
+    #: Whether events after the last decision are left out: those of a session that goes on.
     only_decided: bool = False
     #: The most episodes that may be under way at once; an engine that answers at once runs one after the other.
     pipeline: int = 1
@@ -169,7 +169,7 @@ class _UnderWay(msgspec.Struct, frozen=True):
     """An event that was offered, and what comes of it."""
 
     captured: EpisodeInvocationRecord | None
-    #: The decision, or the task that runs its episode; None behind the last event.
+    #: The decision, or the task that runs its episode; None after the last event.
     outcome: EpisodeInvocationRecord | asyncio.Task[EpisodeInvocationRecord] | None
 
 
@@ -265,7 +265,7 @@ class _Replay:
         return found
 
     async def _next(self) -> tuple[EpisodeInvocationRecord | None, EpisodeInvocationRecord | None]:
-        """Return the next captured decision, and the one that its event leads to now; None behind the end of either."""
+        """Return the next captured decision, and the one that its event leads to now; None after the end of either."""
         while len(self.under_way) < self.most_under_way and (begun := self._begin()) is not None:
             self.under_way.append(begun)
         if not self.under_way:

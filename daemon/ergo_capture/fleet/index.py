@@ -100,7 +100,7 @@ def _known(store: ObjectStore, date: str, duckdb: Any, database: Any, path: Path
     except ObjectMissing:
         return set()
     try:
-        # All columns are decoded, so that a damaged file is written anew.
+        # All columns are decoded, so that a damaged file is written again.
         rows = database.execute(f"SELECT manifest, hash({', '.join(COLUMNS)}) FROM {rows_in([path])}").fetchall()
     except (duckdb.IOException, duckdb.InvalidInputException):
         return set()

@@ -56,7 +56,7 @@ class Refusal(msgspec.Struct, array_like=True, tag=3, frozen=True):
 
 
 class EndOfRun(msgspec.Struct, array_like=True, tag=4, frozen=True):
-    """The run was interrupted behind the events before."""
+    """The run was interrupted after the events before."""
 
     interruption: Interruption
 
@@ -78,7 +78,7 @@ class DecisionRows:
         self._run: PlainRun | None = None
         #: Decisions and refusals collected.
         self.count = 0
-        #: Whether the run ends behind them.
+        #: Whether the run ends after them.
         self.is_end = False
         #: Bytes of their effects, acknowledgements, interruptions and messages.
         self.bytes = 0
@@ -236,7 +236,7 @@ def expand_run(run: PlainRun) -> Iterator[DecisionOutcome]:
 
 
 def end_of_run(body: bytes) -> Interruption | None:
-    """Return what interrupted the run behind the decisions of a DECISIONS frame; None where nothing did.
+    """Return what interrupted the run after the decisions of a DECISIONS frame; None where nothing did.
 
     Raises:
         ValueError: the body cannot be decoded.

@@ -63,7 +63,7 @@ class FrameKind(IntEnum):
     #: A part of a session ended: ``payloads.Rotation``; ``first`` is the index of the next part's first event.
     ROTATE = 4
     #: A session ended: ``payloads.Closing``; ``first`` is the number of its events that are decided or refused,
-    #: ``count`` the number of those behind them, which are left over.
+    #: ``count`` the number of those after them, which are left over.
     CLOSE = 5
     #: A bundle is durable: ``payloads.Publication``; ``first`` is the part's number, ``count`` 1 for the last part.
     PUBLISHED = 6
@@ -71,7 +71,7 @@ class FrameKind(IntEnum):
     SEAL = 7
     #: First frame of every segment: ``payloads.SegmentHead``.
     SEGMENT = 8
-    #: The batches before were synced. Written by a start that cut off a torn end behind damage, or removed a segment:
+    #: The batches before were synced. Written by a start that cut off a torn end after damage, or removed a segment:
     #: what it removed was all that told the damage from a torn end.
     PROOF = 9
     #: Events that a client was told are durable are missing: ``payloads.Loss``. Ignorable:

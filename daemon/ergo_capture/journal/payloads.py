@@ -108,7 +108,7 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
 
 class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why the run of a session ended before its events did. Nothing behind it is decided."""
+    """Why the run of a session ended before its events did. Nothing after it is decided."""
 
     #: The reference's word: ``driver_terminated``, ``protocol_violation``, ``host_stop_requested``, ``driver_io``,
     #: ``egress_ack_timeout``, ``egress_protocol_violation``, ``egress_io``; or ``context_full``, ``invalid_effect``.
@@ -126,7 +126,7 @@ class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class LeftOver(msgspec.Struct, frozen=True):
-    """Events that were accepted behind an interruption of the run."""
+    """Events that were accepted after an interruption of the run."""
 
     #: Index in the session, and id, of the first.
     from_index: int
@@ -161,7 +161,7 @@ class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
     keep_empty: bool = True
     #: What interrupted the run; None where nothing did.
     interruption: Interruption | None = None
-    #: The events behind the interruption; None where there are none.
+    #: The events after the interruption; None where there are none.
     left_over: LeftOver | None = None
 
 

@@ -1,7 +1,7 @@
 """Reads frames back by position, from any thread or process, while the journal is being written.
 
 No lock is needed. A position is handed out only when its frame is on stable storage, a durable frame is never changed,
-and each call of ``read_frames`` opens its own files. A segment is cut only behind its durable frames, and deleted only
+and each call of ``read_frames`` opens its own files. A segment is cut only after its durable frames, and deleted only
 when nobody needs it.
 """
 
@@ -48,7 +48,7 @@ class Window:
         self._ahead = _FIRST_BYTES
 
     def end_at(self, offset: int) -> None:
-        """End the window at ``offset``, and read everything before it anew.
+        """End the window at ``offset``, and read everything before it again.
 
         Where another process writes meanwhile, what was read earlier is older than what is read now.
         """
@@ -82,7 +82,7 @@ class Window:
 
     def _read(self, offset: int, wanted: int) -> bytes:
         while True:
-            # The size is asked for each time: a batch that does not fit the disk is cut off behind what is durable.
+            # The size is asked for each time: a batch that does not fit the disk is cut off after what is durable.
             self.size = min(self._file.size(), self._limit)
             wanted = min(wanted, self.size - offset)
             if wanted <= 0:

@@ -142,7 +142,7 @@ class RecoveredSession:
     outcome: PendingOutcome | None = None
     #: What interrupted the run; nothing more is decided, and what is undecided is left over. None while it goes on.
     interruption: Interruption | None = None
-    #: The events behind the interruption; None where there are none.
+    #: The events after the interruption; None where there are none.
     left_over: LeftOver | None = None
 
     @classmethod
@@ -584,7 +584,7 @@ class _Outcomes:
 
     def __init__(self, rows: Iterator[PlainRun | DecisionOutcome | Refusal]) -> None:
         self._rows = rows
-        #: The next row; None behind the last one, once that was looked for.
+        #: The next row; None after the last one, once that was looked for.
         self._row: PlainRun | DecisionOutcome | Refusal | None = None
 
     def __iter__(self) -> _Outcomes:

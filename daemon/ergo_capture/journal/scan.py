@@ -92,7 +92,7 @@ def _read_segments(
             size = window.size
             if last:
                 # A daemon may be writing it. Everything before this end was written before it was looked for, in
-                # order. Nothing behind it is read, so a batch that is seen proves nothing about bytes read earlier.
+                # order. Nothing after it is read, so a batch that is seen proves nothing about bytes read earlier.
                 window.end_at(-(-_end_of(window) // ALIGNMENT) * ALIGNMENT)
             yield SegmentContents(path, sequence, size, last, _split(window, path, sequence, size))
         finally:

@@ -24,7 +24,7 @@ class Verdict(Enum):
     TORN = "torn"
     #: A stretch that held acknowledged data.
     DAMAGED = "damaged"
-    #: A stretch behind a seal, where nothing is ever acknowledged.
+    #: A stretch after a seal, where nothing is ever acknowledged.
     STRAY = "stray"
 
 
@@ -62,7 +62,7 @@ class TornEnd:
 
 @dataclass(slots=True)
 class Proof:
-    """A PROOF frame that must be written before a torn end is cut off behind damage.
+    """A PROOF frame that must be written before a torn end is cut off after damage.
 
     Without it the next start would take the damage for a torn end.
     """
@@ -85,7 +85,7 @@ class SessionFrames:
     close: Position | None = None
     published: list[Position] = field(default_factory=list)
     losses: list[Position] = field(default_factory=list)
-    #: The last OUTCOME frame and the ACK frames behind it, and the index of its event; empty once that is decided.
+    #: The last OUTCOME frame and the ACK frames after it, and the index of its event; empty once that is decided.
     outcome: list[Position] = field(default_factory=list)
     outcome_index: int = 0
     #: Whether a PUBLISHED frame says that the session's last bundle is durable, or an ASIDE frame that it is elsewhere.

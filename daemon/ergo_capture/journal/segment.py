@@ -226,7 +226,7 @@ def _write_proof(directory: Path, storage: Storage, report: ScanReport, proof: P
 
 
 def _repair_last(directory: Path, storage: Storage, report: ScanReport) -> None:
-    # Stray bytes behind a seal are not the journal's to remove.
+    # Stray bytes after a seal are not the journal's to remove.
     stray = any(damage.verdict is Verdict.STRAY and damage.segment == report.segments[-1] for damage in report.damage)
     file = storage.open(segment_path(directory, report.segments[-1]), write=True)
     try:

@@ -222,7 +222,7 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
         if first or frames.open is not None:
             yield part(rotation.part, first, end, "rotated", store)
         number, first, store = rotation.part + 1, end, rotation.store
-    # Events behind the end are left over.
+    # Events after the end are left over.
     ended = OPEN if history.closing is None else history.closing.ended
     yield part(number, first, history.total, ended, store, history.outcome)
 

@@ -140,9 +140,9 @@ class _Watched:
 
 
 class JournalTail:
-    """The frames behind those that were there at a scan.
+    """The frames after those that were there at a scan.
 
-    Only whole batches are yielded: a batch that does not fit the disk is cut off again and written anew.
+    Only whole batches are yielded: a batch that does not fit the disk is cut off again and written again.
     """
 
     def __init__(self, directory: Path, storage: Storage, found: ScanReport) -> None:

@@ -9,7 +9,7 @@ Rules:
    The sessions concerned are quarantined, the others are not. A seal is a batch of its own.
 3. A bad frame with a good header concerns the session that the header names. Any other damage concerns every session,
    unless the session's later frames prove that none of its own is missing: its indices go on without a gap, for events
-   and for decisions. A session that begins behind the damage is not concerned; one that is only met there may be.
+   and for decisions. A session that begins after the damage is not concerned; one that is only met there may be.
 4. The batch of a bad frame is the one in its header. Without a header it is the batch of the frame before it, unless
    that frame was the last of its batch or of its segment; then it is the next one.
 5. Frames follow each other without a gap, by batch and by index in the batch. A segment that ends before the place that
@@ -218,7 +218,7 @@ class _Classifier:
         first = self.held[0]
         assert isinstance(first, BadStretch)
         if self._judge(first) is not Verdict.TORN:
-            # Take them again, one by one: there may be a torn end behind what was durable.
+            # Take them again, one by one: there may be a torn end after what was durable.
             held, self.held = self.held, []
             for each in held:
                 self._take(each)
@@ -304,7 +304,7 @@ class _Classifier:
             self._place(item)
 
     def _place(self, item: BadStretch | WholeFrame) -> None:
-        """Count a frame as there or a stretch as damage, and go on behind it."""
+        """Count a frame as there or a stretch as damage, and go on after it."""
         report, header = self.report, item.header
         if header is not None:
             self._check_order(header, item.position.offset if isinstance(item, WholeFrame) else item.damage.offset)
@@ -363,7 +363,7 @@ class _Classifier:
         if header is None and not stray:
             self._damage_anybody(damage)
         else:
-            # Stray bytes concern nobody: nothing was acknowledged behind the seal.
+            # Stray bytes concern nobody: nothing was acknowledged after the seal.
             report.damage.append(damage)
         if header is not None and header.session:
             session = self._session(header.session)
@@ -415,7 +415,7 @@ class _Classifier:
         return TornEnd(segment, offset, end - offset, frames, first.damage.reason)
 
     def _proof(self) -> Proof | None:
-        """Return the frame to write in place of what a start takes away behind damage: a torn end or a whole segment."""
+        """Return the frame to write in place of what a start takes away after damage: a torn end or a whole segment."""
         report, torn = self.report, self.report.torn
         removed = report.empty is not None or (torn is not None and torn.offset == 0)
         if torn is None and not removed:

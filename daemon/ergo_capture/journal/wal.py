@@ -4,7 +4,7 @@ Threads: one thread commits; another may prepare the next batch between two comm
 a snapshot at any time (a lock guards the table of segments). Any thread may read through ``reader.read_frames``.
 
 After an error in a write or a sync the journal has failed for good (P7): what the error left of the batch on disk is
-unknown, so nothing is written behind it, and the next start finds out by scanning. Only a lack of space is different
+unknown, so nothing is written after it, and the next start finds out by scanning. Only a lack of space is different
 (P8): what was written of the batch is cut off again, and the next commit may succeed. It goes to a new segment, because
 where write and sync are one call (RWF_DSYNC), a file system that allocates blocks only when it syncs reports a full disk
 from the sync, and nothing may depend on a later sync of the same pages. Segments are filled with zeros beforehand, so
@@ -303,7 +303,7 @@ class Journal:
                 with self._lock:
                     self._segments[self._sequence] = start
             else:
-                # Removed rather than cut: an empty segment with another one behind it is damage.
+                # Removed rather than cut: an empty segment with another one after it is damage.
                 self._forget(self._sequence)
                 file.close()
                 self._storage.remove(file.path)

@@ -347,7 +347,7 @@ def divergence_at(
 
     Args:
         index: the position, from 0.
-        captured: the captured decision; None behind the end of that stream.
+        captured: the captured decision; None after the end of that stream.
         replayed: the replayed decision; None likewise.
     """
     if captured == replayed:

@@ -47,7 +47,7 @@ class SeenIds:
     def add_all(self, event_ids: Iterable[str]) -> bool:
         """Add ids; return whether one of them, or very rarely another one with its hash, was there.
 
-        In one loop, which takes a third of what a call for each does. Where it returns True, those behind the repeated
+        In one loop, which takes a third of what a call for each does. Where it returns True, those after the repeated
         one are not added.
         """
         for number in map(hash, event_ids):

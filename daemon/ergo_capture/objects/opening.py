@@ -20,7 +20,7 @@ from ergo_capture.objects.remote import RemoteStore
 
 
 def open_store(target: TargetConfig) -> ObjectStore:
-    """Return the store of a target; credentials are read anew.
+    """Return the store of a target; credentials are read again.
 
     Raises:
         ErgoCaptureError: the extra is not installed, or the settings cannot be used.

@@ -241,5 +241,5 @@ def _info(meta: Mapping[str, Any]) -> ObjectInfo:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the part of obstore's message for people; behind it the structures of its errors follow."""
+    """Return the part of obstore's message for people; after it the structures of its errors follow."""
     return str(error).split("\n", 1)[0].strip()

@@ -357,7 +357,7 @@ class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
     #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, those of parts left
     #: out that were published before the daemon started.
     terminations: dict[str, int] = {}
-    #: Accepted events that were refused, and that were left over behind an interruption of the run.
+    #: Accepted events that were refused, and that were left over after an interruption of the run.
     refused: int = 0
     left_over: int = 0
     #: What interrupted the session, in one word; empty where nothing did, or nobody said.

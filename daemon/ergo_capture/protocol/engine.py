@@ -22,7 +22,7 @@ An engine that lists ``sessions`` in ``features`` of ``ready`` is told which par
     {"type": "begin", "graph_id": "default", "session": "20261123T134500Z-1-9c4ef0aa", "part": 1}
     {"type": "end", "session": "20261123T134500Z-1-9c4ef0aa", "part": 1}
 
-``begin`` comes before the part's first run on a connection, ``end`` behind its last; neither is answered. ``run`` then
+``begin`` comes before the part's first run on a connection, ``end`` after its last; neither is answered. ``run`` then
 has ``session``, ``part`` and ``semantic_kind`` at its end.
 """
 

@@ -144,7 +144,7 @@ def salvage_bundle(
 
 
 def _copy_sound(path: Path, destination: Path) -> SalvagedBundle | None:
-    """Write a sound bundle anew, a block at a time; None where it is not proven to be sound, and nothing is written.
+    """Write a sound bundle again, a block at a time; None where it is not proven to be sound, and nothing is written.
 
     A salvage looks at every event by itself, and takes three times as long.
     """

@@ -213,7 +213,7 @@ class _SessionSalvage:
         )
 
     def _left_over(self, part: PartRange) -> PartRange | None:
-        """Return the events behind the interruption that ended a part; None where there are none."""
+        """Return the events after the interruption that ended a part; None where there are none."""
         closing = self.session.closing
         if closing is None or closing.left_over is None or part.end != closing.left_over.from_index:
             return None

@@ -60,7 +60,7 @@ class SalvageOutput:
         self._head = head
         self._bundle = BundleWriter(destination, head)
         self._rest: _Scenario | None = None
-        #: Events and decisions that were not written yet, each behind a comma, and their bytes.
+        #: Events and decisions that were not written yet, each after a comma, and their bytes.
         self._events: list[bytes] = []
         self._decisions: list[bytes] = []
         self._waiting = 0

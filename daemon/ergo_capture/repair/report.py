@@ -46,7 +46,7 @@ class SalvageReport(msgspec.Struct):
     aside: int = 0
     #: Events that are not as they were captured.
     refused: int = 0
-    #: Events that the adapter refused when their turn came, and events behind an interruption of the run. They are in
+    #: Events that the adapter refused when their turn came, and events after an interruption of the run. They are in
     #: no bundle; the latter are in ``SESSION.rest.jsonl``.
     refused_by_adapter: int = 0
     left_over: int = 0

@@ -2,7 +2,7 @@
 
 Events and decisions are kept from the beginning for as long as every event is sound (its hash is right, its id new)
 and leads to the decision at its place: the longest prefix that can be proved. No decision is made anew, because only
-its record says how an episode ended. Every other sound event, whether not decided yet or behind something that is
+its record says how an episode ended. Every other sound event, whether not decided yet or after something that is
 missing, goes into a scenario in its order. ``ergo-capture simulate`` makes a bundle of a scenario, with outcomes that
 whoever runs it has to vouch for.
 """

@@ -1,6 +1,6 @@
 """The worker process that composes bundles while their sessions run.
 
-Requests come on standard input, answers go to standard output, each pickled, behind its length in eight bytes. One
+Requests come on standard input, answers go to standard output, each pickled, after its length in eight bytes. One
 thread follows the sessions, at low priority; another one finishes bundles, at the daemon's: a thread that has given its
 priority away cannot take it back. The process ends with its standard input, and removes its temporary files.
 """
@@ -36,7 +36,7 @@ class Advance(NamedTuple):
     bundle: int
     #: The part, without frames; the bundle is begun with it.
     job: ComposeJob
-    #: Frames behind those that were sent before, packed as in ``ComposeJob``.
+    #: Frames after those that were sent before, packed as in ``ComposeJob``.
     event_frames: bytes
     decision_frames: bytes
     #: Events of the part whose decisions are in the frames that were sent.

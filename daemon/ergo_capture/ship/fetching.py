@@ -62,7 +62,7 @@ def find_session(store: ObjectStore, session: str, *, host: str = "", date: str 
 
 
 def _is_part(key: ManifestKey, stem: str) -> bool:
-    # A part's number, and behind it that of a bundle beside a finished one.
+    # A part's number, and after it that of a bundle beside a finished one.
     return key.stem.startswith(stem) and re.fullmatch(r"(~\d+){0,2}", key.stem.removeprefix(stem), re.ASCII) is not None
 
 

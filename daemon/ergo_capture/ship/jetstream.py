@@ -109,7 +109,7 @@ class Publisher:
 
 @asynccontextmanager
 async def connected(settings: AnnounceConfig) -> AsyncIterator[Publisher]:
-    """Connect to the first server that answers, for as long as the block lasts. Credentials are read anew.
+    """Connect to the first server that answers, for as long as the block lasts. Credentials are read again.
 
     Raises:
         AnnounceAway: none of them answers.

@@ -49,7 +49,7 @@ class Unsound(ErgoCaptureError):
 
 
 class Changed(ErgoCaptureError):
-    """A bundle was published again or removed while it was sent; what is there now is looked at anew."""
+    """A bundle was published again or removed while it was sent; what is there now is looked at again."""
 
 
 class Differs(StoreError):

@@ -60,7 +60,7 @@ class RealLock:
 def directory_lock(directory: Path) -> Iterator[bool]:
     """Hold the lock on the names in a directory; yield whether it was obtained.
 
-    A process that deletes a bundle must not have the bundle published anew between its last look and the deletion.
+    A process that deletes a bundle must not have the bundle published again between its last look and the deletion.
     False means that another process kept the lock for five seconds. Where the file system has no such locks the block
     runs without one, and True is yielded.
 

@@ -462,7 +462,7 @@ class Clocks:
 
 @pytest.mark.parametrize("jump", [3 * 365 * 86_400.0, -3 * 365 * 86_400.0])
 def test_ages_are_not_judged_for_a_while_after_a_jump(jump: float) -> None:
-    """Nor after a start; slow corrections of the clock are no jump, and a second jump begins anew."""
+    """Nor after a start; slow corrections of the clock are no jump, and a second jump begins again."""
     clocks = Clocks()
     watch = clocks.watch()
     assert watch.seconds_to_wait(600) == 600

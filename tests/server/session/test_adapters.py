@@ -184,7 +184,7 @@ async def test_a_failed_episode_writes_nothing() -> None:
 
 
 async def test_a_store_beyond_its_bound_interrupts_the_session_and_the_rest_is_left_over() -> None:
-    """What was accepted behind it is told, later events are rejected, the bundle holds what was decided."""
+    """What was accepted after it is told, later events are rejected, the bundle holds what was decided."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
         await wire.say({"type": "events", "events": [add(name)["event"] for name in ("a", "long.b", "c", "d")]})
         left = await wire.until("left_over")

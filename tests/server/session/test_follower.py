@@ -102,7 +102,7 @@ async def test_a_close_writes_the_rest_behind_what_is_composed(layout: str, monk
 
 @pytest.mark.usefixtures("only_while_running")
 async def test_a_flush_hands_the_temporary_over_and_it_is_made_anew() -> None:
-    """A snapshot, and the last bundle behind it."""
+    """A snapshot, and the last bundle after it."""
     async with followed() as (daemon, wire):
         await wire.say({"type": "flush"})
         flushed = await wire.until("flushed")
@@ -213,7 +213,7 @@ async def test_a_full_disk_in_composing_ends_it_for_a_while(monkeypatch: pytest.
         assert worker is not None
         import resource
 
-        # The worker finds no room behind 100 bytes of a file.
+        # The worker finds no room after 100 bytes of a file.
         resource.prlimit(worker._child.process.pid, resource.RLIMIT_FSIZE, (100, 100))
         await send(wire, 10, 3)
         await until(lambda: follower_of(daemon).suspended_seconds > 0 and not temporaries(daemon))

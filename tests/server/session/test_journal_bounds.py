@@ -106,7 +106,7 @@ async def test_an_idle_session_whose_part_is_empty_moves_forward_without_a_bundl
 
 
 async def test_events_that_come_while_a_part_moves_forward_are_kept() -> None:
-    """The frame that begins the part is not written behind them."""
+    """The frame that begins the part is not written after them."""
     with short_directory() as place:
         state = place / "state"
         async with running_daemon(state=state) as daemon, daemon.session() as wire:

@@ -220,7 +220,7 @@ class ElementCursor(Generic[Block]):
         return None
 
     def _end_of_element(self) -> int:
-        """Return where the next element ends: at the comma behind it, or at the end of the list."""
+        """Return where the next element ends: at the comma after it, or at the end of the list."""
         at, depth = self.at, 0
         while True:
             match = STRUCTURE.search(self.held, at)

@@ -61,7 +61,7 @@ class BundleIndex(msgspec.Struct, frozen=True, kw_only=True):
     """The content of an index: the pieces of a bundle's text, in order."""
 
     format: str
-    #: The text before the events, between the lists, and behind the decisions.
+    #: The text before the events, between the lists, and after the decisions.
     head: Piece
     events: list[IndexBlock]
     middle: Piece

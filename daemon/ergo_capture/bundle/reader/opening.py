@@ -230,7 +230,7 @@ def _is_skippable(head: bytes) -> bool:
 
 
 def _end_of_frames(file: io.FileIO, size: int) -> int:
-    """Return the offset behind a compressed file's last frame, which is above ``size`` where it is cut (RFC 8878, 3.1)."""
+    """Return the offset after a compressed file's last frame, which is above ``size`` where it is cut (RFC 8878, 3.1)."""
     import zstandard  # noqa: PLC0415 - only where a file is compressed
 
     offset = 0

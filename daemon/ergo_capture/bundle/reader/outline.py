@@ -3,7 +3,7 @@
 A list ends where its bracket is closed, whatever is in it; its reader finds out whether that is JSON. So a text is a
 bundle if and only if the text without the lists' elements is one, and both lists can be read.
 
-The text behind a list does not mark its end: the reference ignores unknown fields of an event, and such a field may
+The text after a list does not mark its end: the reference ignores unknown fields of an event, and such a field may
 hold anything, even a second bundle.
 """
 

@@ -73,7 +73,7 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
     forced: bool
     #: The context store at the beginning of the part; None where it is empty.
     store: dict[str, Any] | None = None
-    #: What interrupted the run, and the events behind that: ``event_frames`` hold them too.
+    #: What interrupted the run, and the events after that: ``event_frames`` hold them too.
     interruption: Interruption | None = None
     left_over: LeftOver | None = None
     #: RFC 3339 in UTC; evidence only.

@@ -46,7 +46,7 @@ def marked(sizes: Sequence[int], number: int) -> list[int]:
 
 
 def joined(texts: Sequence[bytes], sizes: Sequence[int], number: int) -> Elements:
-    """Return elements that are texts, each behind its comma.
+    """Return elements that are texts, each after its comma.
 
     Args:
         texts: the elements.

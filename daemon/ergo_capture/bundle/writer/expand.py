@@ -60,7 +60,7 @@ def expand_events(
     Args:
         body: the body.
         start: the first event.
-        stop: behind the last event; None for all.
+        stop: after the last event; None for all.
         counter: counts them.
         number: the place of event ``start`` in the bundle.
 

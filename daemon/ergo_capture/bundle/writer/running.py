@@ -67,7 +67,7 @@ class RunningBundle:
         return self._bundle.file_bytes
 
     def add_frames(self, events: bytes, decisions: bytes) -> None:
-        """Add frames behind those that are known, packed as in ``ComposeJob``."""
+        """Add frames after those that are known, packed as in ``ComposeJob``."""
         self._event_frames.frombytes(events)
         self._bodies.positions.frombytes(decisions)
         self._events_added += len(events)
@@ -104,7 +104,7 @@ class RunningBundle:
         del self._event_frames[: sum(end <= self._job.first + self.composed for end in ends)]
 
     def _read_frames(self, ends: list[int]) -> Iterator[Frame]:
-        """Yield the frames that are not written whole; note in ``ends`` the index behind each."""
+        """Yield the frames that are not written whole; note in ``ends`` the index after each."""
         positions = map(Position.unpack, self._event_frames)
         for frame in read_frames(Path(self._job.journal), positions, self._storage):
             ends.append(frame.header.first + frame.header.count)

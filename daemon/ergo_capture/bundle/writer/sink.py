@@ -36,7 +36,7 @@ class BundleWriter:
     """Write a bundle whose events and decisions come side by side; a context manager.
 
     In a bundle, all events precede the decisions. So the events go to the bundle's temporary file and the decisions to
-    a second one, which ``finish`` copies behind them. Without ``commit``, both are removed.
+    a second one, which ``finish`` copies after them. Without ``commit``, both are removed.
 
     Args:
         destination: the bundle file; missing parent directories are created.
@@ -98,7 +98,7 @@ class BundleWriter:
         return self.sink.file_size + self._decisions.bytes_written
 
     def finish(self) -> None:
-        """Write the decisions behind the events, and the end of the text.
+        """Write the decisions after the events, and the end of the text.
 
         Raises:
             CaptureWriteError: the text could not be written.
@@ -189,7 +189,7 @@ class _Layout:
         return b"\n  " if self._pretty and not self.is_empty else b""
 
     def block(self, text: bytes | bytearray) -> bytes | bytearray:
-        """Return elements of one list, each behind a comma, as they stand in the bundle."""
+        """Return elements of one list, each after a comma, as they stand in the bundle."""
         if self._pretty:
             # Formatted inside an object: elements stand two levels deep in a bundle.
             within = msgspec.json.format(b'{"":[%b]}' % bytes(text[1:]), indent=2)

@@ -76,7 +76,7 @@ def send(
     Takes events, frames, an `ergo-driver.v0` stream or a fixture of the reference. A stream without `end` leaves an
     interrupted session; one of which no event is accepted leaves no bundle.
     Continues without loss when the daemon is restarted. Exit code 3 if events were rejected, refused when their turn
-    came, or left over behind an interruption of the run, or if acknowledged events are lost; events that the resumed
+    came, or left over after an interruption of the run, or if acknowledged events are lost; events that the resumed
     session held already are none of these.
     """
     chosen = labels_from(labels)

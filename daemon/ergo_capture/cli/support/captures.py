@@ -361,7 +361,7 @@ def _of_session(session: str, state: Path) -> list[Capture]:
 
 
 def _is_part_of(name: str, stem: str) -> bool:
-    # A part's number, and behind it that of a bundle beside a finished one.
+    # A part's number, and after it that of a bundle beside a finished one.
     return name.startswith(stem) and re.fullmatch(r"(~\d+){0,2}", name.removeprefix(stem), re.ASCII) is not None
 
 

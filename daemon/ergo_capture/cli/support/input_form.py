@@ -1,7 +1,7 @@
 """What the lines of an input are, for ``ergo-capture send``: events and frames, a driver's stream, or a fixture.
 
 The first line tells. A stream begins with a ``hello`` of ``ergo-driver.v0``, and is heard as the reference hears it: it
-is interrupted where it breaks off without ``end`` or goes on behind it. A fixture is read whole before its first event.
+is interrupted where it breaks off without ``end`` or goes on after it. A fixture is read whole before its first event.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class InputForm:
     """
 
     def __init__(self, name: str) -> None:
-        #: Whether a stream has ended, and nothing came behind it: an empty line then matters too.
+        #: Whether a stream has ended, and nothing came after it: an empty line then matters too.
         self.is_at_end = False
         #: Called with each line behind the end of a stream, its number, and why it is refused.
         self.on_refused: Callable[[bytes, int, str], None] = lambda _line, _number, _why: None

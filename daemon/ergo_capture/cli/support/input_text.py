@@ -99,7 +99,7 @@ class _Frames:
     Args:
         begin: returns a decompressor for the next one.
         slice_bytes: bytes that are decompressed at a time.
-        padding: what may be between two and behind the last.
+        padding: what may be between two and after the last.
         errors: what ``begin`` and its objects raise.
     """
 

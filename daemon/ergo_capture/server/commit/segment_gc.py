@@ -44,7 +44,7 @@ class SegmentCollector:
                 await self.collect()
             except StorageError as error:
                 # Stop here. Whether the deletion is durable is unknown, and after a power loss an older segment must
-                # not be there without those behind it. The next start examines the journal.
+                # not be there without those after it. The next start examines the journal.
                 log.error(telemetry.SEGMENT_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
                 return
 

@@ -94,7 +94,7 @@ class JournalDecisionLog:
             self._followed.append(None)
 
     def end_run(self, interruption: Interruption) -> None:
-        """Keep that the run was interrupted behind what was logged last: in the same frame, so that both are durable."""
+        """Keep that the run was interrupted after what was logged last: in the same frame, so that both are durable."""
         rows = self._full[-1] if self._full and not self._rows.count else self._rows
         rows.add_end(interruption)
 

@@ -150,7 +150,7 @@ class Episodes:
     async def decide(self, batch: EventBatch) -> None:
         """Decide a batch; on return each event was offered to the supervisor, and runs may still be under way.
 
-        Where the run is interrupted, the events behind it are not decided.
+        Where the run is interrupted, the events after it are not decided.
         """
         if self._derivation is not None:
             await self._derive(batch, self._derivation)
@@ -225,7 +225,7 @@ class Episodes:
                 self._interrupt(interruption)
 
     def _interrupt(self, interruption: Interruption) -> None:
-        """End the run behind the decision that was logged last."""
+        """End the run after the decision that was logged last."""
         self.interruption = interruption
         self._log.end_run(interruption)
         self._on_interrupted(interruption)

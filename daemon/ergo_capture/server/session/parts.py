@@ -70,7 +70,7 @@ class Part:
     is_overdue: bool = False
     #: The context store at its beginning; None without an adapter, and in the first part.
     store: dict[str, Any] | None = None
-    #: What interrupted the run in it, and the events behind that.
+    #: What interrupted the run in it, and the events after that.
     interruption: Interruption | None = None
     left_over: LeftOver | None = None
 
@@ -270,7 +270,7 @@ class Parts:
             ended: what the manifest says.
             keep_empty: whether a session without events leaves a bundle.
             interruption: what interrupted the run.
-            left_over: the events behind that.
+            left_over: the events after that.
 
         Raises:
             ErgoCaptureError: the session could not be closed or the part not be published; the journal holds all of it.

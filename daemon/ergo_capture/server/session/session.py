@@ -98,7 +98,7 @@ class SessionSnapshot(msgspec.Struct, frozen=True):
     lost: Loss | None = None
     #: Of the decided events, those that the adapter refused.
     refused: int = 0
-    #: What interrupted the run; empty where nothing did. Events behind it are left over.
+    #: What interrupted the run; empty where nothing did. Events after it are left over.
     interrupted_by: str = ""
     left_over: int = 0
 
@@ -159,11 +159,11 @@ class Session:
         #: The last part's publication, and the bundles of all parts, in state ``FINISHED``.
         self.publication: Publication | None = None
         self.bundles: list[str] = []
-        #: What interrupted the run; nothing is decided behind that. None while it goes on.
+        #: What interrupted the run; nothing is decided after that. None while it goes on.
         self.interruption = initial.interruption
         #: How the events ended early, all of which are decided; None where nobody said.
         self._ended_by: Interruption | None = None
-        #: The accepted events behind the interruption, in state ``FINISHED``; None where there are none.
+        #: The accepted events after the interruption, in state ``FINISHED``; None where there are none.
         self.left_over: LeftOver | None = None
         #: The id of the first of them.
         self._first_left_over = None if initial.left_over is None else initial.left_over.event_id
