@@ -100,7 +100,7 @@ def test_an_egress_channel_is_looked_at_as_an_engine_is() -> None:
     ],
 )
 def test_engines_that_compile_at_run_time_are_recognized(command: list[str], program: str, tmp_path: Path) -> None:
-    """By name, behind ``env``, as the interpreter of a script, after a link."""
+    """By name, behind ``env``, as the interpreter of a script, behind a link."""
     script, link = tmp_path / "engine", tmp_path / "runner"
     script.write_text("#!/usr/bin/env node\n")
     script.chmod(0o755)

@@ -1,11 +1,12 @@
 """Decisions in the journal: rows of a JSON array, in the order of their events, one decision or refusal for each event.
 
 * ``[0, episode, n]``: n invocations that completed at the first attempt, without effects, of episodes
-  ``episode`` to ``episode + n - 1``: nearly every decision of nearly every run.
+  ``episode`` to ``episode + n - 1``. In most sessions nearly all decisions are of this kind.
 * ``[1, episode, schedule_at]``: a deferral.
 * ``[2, episode, termination, retry_count, effects, intent_acks, interruption]``: any other invocation.
-* ``[3, code, message]``: a refusal. The event was never offered: it has no episode and advances no clock.
-* ``[4, interruption]``: the run was interrupted; no event is decided or refused after it. It stands for no event.
+* ``[3, code, message]``: a refusal. The event was not offered to the supervisor: it has no episode and does not advance
+  the session's clock.
+* ``[4, interruption]``: the run was interrupted; no event is decided or refused after it. The row belongs to no event.
 
 Segments of format version 1 have no rows of the last two kinds.
 
@@ -56,7 +57,7 @@ class Refusal(msgspec.Struct, array_like=True, tag=3, frozen=True):
 
 
 class EndOfRun(msgspec.Struct, array_like=True, tag=4, frozen=True):
-    """The run was interrupted after the events before."""
+    """The run was interrupted after the events of the rows before."""
 
     interruption: Interruption
 
@@ -147,7 +148,7 @@ class DecisionRows:
 
 
 def said_bytes(result: RunResult) -> int:
-    """Return the bytes that a run's effects, acknowledgements and interruption take in a frame."""
+    """Return how many bytes a run's effects, acknowledgements and interruption take in a frame."""
     effects = sum(len(encode_effect(effect)) for effect in result.effects)
     return effects + _bytes_beside(result.intent_acks, result.interruption)
 
@@ -157,7 +158,7 @@ def _bytes_beside(acks: tuple[CapturedIntentAck, ...], interruption: str | None)
 
 
 class DecisionOutcome(msgspec.Struct, frozen=True):
-    """One decision as its row has it, without the event id and the deadline."""
+    """A decision as in its row, without the event id and the deadline."""
 
     decision: Decision
     schedule_at: EventTime | None
@@ -169,7 +170,7 @@ class DecisionOutcome(msgspec.Struct, frozen=True):
     interruption: str | None
 
     def to_record(self, event_id: str, deadline: EventTime | None) -> EpisodeInvocationRecord:
-        """Return the decision as a bundle has it."""
+        """Return the decision as in a bundle."""
         return EpisodeInvocationRecord(
             event_id,
             self.decision,
@@ -185,7 +186,7 @@ class DecisionOutcome(msgspec.Struct, frozen=True):
 
 
 def read_rows(body: bytes) -> Iterator[PlainRun | DecisionOutcome | Refusal | EndOfRun]:
-    """Yield the rows of a DECISIONS frame, in order: deferrals and invocations as decisions, others as they are.
+    """Yield the rows of a DECISIONS frame, in order: deferrals and single invocations as ``DecisionOutcome``.
 
     Raises:
         ValueError: the body cannot be decoded.
@@ -236,12 +237,12 @@ def expand_run(run: PlainRun) -> Iterator[DecisionOutcome]:
 
 
 def end_of_run(body: bytes) -> Interruption | None:
-    """Return what interrupted the run after the decisions of a DECISIONS frame; None where nothing did.
+    """Return the interruption of the run after the decisions of a DECISIONS frame; None if there is none.
 
     Raises:
         ValueError: the body cannot be decoded.
     """
-    # Most frames are not decoded again: few have a row that begins so, and it is the last one.
+    # Search before decoding: few frames have such a row, and it is the last one.
     if b"[4," not in body:
         return None
     last = _rows.decode(body)[-1]

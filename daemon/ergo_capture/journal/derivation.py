@@ -1,7 +1,7 @@
-"""Derives what the graph gets of each event from what was sent: the journal holds the line as it came, and no more.
+"""Derive the payload that the graph gets of each event from the line that was sent; the journal holds only the line.
 
-The session, recovery and composing do the same for each event in order: ``bind`` it, decide it, ``settle`` its
-decision. So what a recovery derives is what the daemon derived before.
+A session, its recovery and the composing of its bundle do the same for each event, in order: ``bind`` it, decide it,
+``settle`` its decision. So recovery derives the same payloads as the daemon did before.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Derivation:
 
     Args:
         contract: how they are derived.
-        store: what the context store holds at first: that of a ROTATE frame, nothing in the first part.
-        binding: the contract's, where the caller has it.
+        store: the initial content of the context store, from a ROTATE frame; None in the first part.
+        binding: the contract's binding, if the caller has it already.
 
     Raises:
         AdapterError: the adapter is refused, or the packages that adapters need are not installed.
@@ -48,14 +48,14 @@ class Derivation:
         """Return the events of a body of event lines.
 
         Raises:
-            ValueError: a line cannot have been accepted.
+            ValueError: a line is not one that the daemon accepts.
         """
         from ergo_capture.adapter.binding import read_hosted_lines  # noqa: PLC0415 - only where it is needed
 
         return read_hosted_lines(body, self._contract.numbers)
 
     def bind(self, event: HostedEvent) -> Bound | Refusal:
-        """Return an event as the graph gets it, or why it is refused."""
+        """Return an event as the graph gets it, or its refusal."""
         from ergo_capture.adapter.binding import refusal_text  # noqa: PLC0415 - only where it is needed
         from ergo_capture.adapter.errors import AdapterError  # noqa: PLC0415 - as above
 
@@ -65,7 +65,7 @@ class Derivation:
             return Refusal(error.code, refusal_text(error))
 
     def settle(self, effects: Iterable[ActionEffect]) -> Interruption | None:
-        """Write to the store what the effects of a decision say; return what that ends the run with, if anything."""
+        """Write the effects of a decision to the store; return the interruption of the run that this causes, if any."""
         adapter = self.binding.adapter
         if adapter is None:
             return None
@@ -82,15 +82,15 @@ class Derivation:
     def follow(
         self, event: HostedEvent, bound: Bound | Refusal, outcome: DecisionOutcome | Refusal
     ) -> ExternalEvent | Refusal:
-        """Return an event as it was decided, its effects settled; or the refusal.
+        """Settle the recorded effects of an event, and return the event as it was decided, or its refusal.
 
         Args:
             event: the event.
-            bound: what ``bind`` returned.
-            outcome: what the journal says of it.
+            bound: the result of ``bind``.
+            outcome: the event's decision or refusal in the journal.
 
         Raises:
-            ValueError: it does not lead to what the journal says of it.
+            ValueError: the journal says that the event was refused and it was decided now, or the reverse.
         """
         if isinstance(outcome, Refusal):
             if not isinstance(bound, Refusal):
@@ -98,12 +98,12 @@ class Derivation:
             return outcome
         if isinstance(bound, Refusal):
             raise ValueError(f"event {event.event_id!r} was decided, and is refused now: {bound.message}")  # noqa: TRY004
-        # The journal holds the interruption that an effect caused.
+        # An interruption that an effect causes is in the journal too.
         self.settle(each.effect for each in outcome.effects)
         return bound.event
 
     def snapshot(self) -> dict[str, Any] | None:
-        """Return what the store holds, for a ROTATE frame; None without an adapter."""
+        """Return the content of the store, for a ROTATE frame; None without an adapter."""
         return None if self.binding.adapter is None else self.store.snapshot()
 
 

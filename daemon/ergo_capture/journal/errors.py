@@ -22,4 +22,4 @@ class JournalLost(JournalError):
 
 
 class JournalFull(JournalError):
-    """There is no room for the batch; nothing of it was kept, and a later one may succeed."""
+    """There is no space for the batch; nothing of it was kept, and a later one may succeed."""

@@ -22,7 +22,7 @@ and unsigned. A frame of a later format version, or of an unknown kind that may 
         52     4  frames: number of frames in the batch. With the index it tells whether a bad frame belongs to the
                   batch before it or to the next one.
         56     4  CRC-32C of the body
-        60     4  CRC-32C of the 60 bytes before. A length is believed only where this checksum is right.
+        60     4  CRC-32C of the 60 bytes before. A length is used only if this checksum is right.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PADDING: Final = tuple(bytes(size) for size in range(ALIGNMENT))
 
 
 class FrameKind(IntEnum):
-    """What the body of a frame is."""
+    """The kind of a frame, which says how its body is read."""
 
     #: A session begins: ``payloads.SessionDescription``.
     OPEN = 1
@@ -71,13 +71,12 @@ class FrameKind(IntEnum):
     SEAL = 7
     #: First frame of every segment: ``payloads.SegmentHead``.
     SEGMENT = 8
-    #: The batches before were synced. Written by a start that cut off a torn end after damage, or removed a segment:
-    #: what it removed was all that told the damage from a torn end.
+    #: The batches before were synced. Written by a start that cuts off a torn end after damage, or removes a segment:
+    #: without what it removes, the damage would look like a torn end.
     PROOF = 9
-    #: Events that a client was told are durable are missing: ``payloads.Loss``. Ignorable:
-    #: ergo-capture 0.1.0 does not know it.
+    #: Acknowledged events are missing: ``payloads.Loss``. It may be skipped: ergo-capture 0.1.0 does not know it.
     LOSS = 10
-    #: The session is quarantined and not in this journal any more: ``repair/quarantine.py``. Ignorable, as LOSS.
+    #: The session is quarantined and not in this journal any more: ``repair/quarantine.py``. May be skipped, as LOSS.
     ASIDE = 11
     #: An episode ran and its decision is not complete yet: ``payloads.Outcome``; ``first`` is its event's index.
     OUTCOME = 12
@@ -164,7 +163,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
         return self.index + 1 == self.frames
 
     def fits(self, body: bytes | memoryview) -> bool:
-        """Return whether the body is the one the header was written for."""
+        """Return whether the body has the length and checksum of the header."""
         return len(body) == self.length and crc32c(body) == self.body_crc
 
 
@@ -197,8 +196,8 @@ def encode_header(
     return head + _CRC.pack(crc32c(head))
 
 
-#: Unpacks the fields of a header, from the magic to its own checksum, and checks none of them. Where a million frames are
-#: read, ``decode_header`` is most of the work.
+#: Unpacks the fields of a header, from the magic to its own checksum, without checks: for a million frames,
+#: ``decode_header`` is most of the work.
 unpack_header: Final = struct.Struct(_HEADER.format + "I").unpack_from
 
 

@@ -1,13 +1,13 @@
-"""Event lines: the JSON Lines in which events arrive, are written to the journal as they are, and are read back.
+"""Event lines: the lines of JSON in which events arrive, and which the journal holds unchanged.
 
 A line is ``{"type":"event","event":{"event_id":S,"kind":K,"at":{"secs":N,"nanos":N},"payload":OBJECT|null}}``.
-Unknown fields of the frame and of the event are ignored, as the reference ignores them; ``semantic_kind`` of its drivers
-is no unknown one. In ``at`` nothing else is allowed. What the journal holds is read more leniently: it was accepted.
+Unknown fields of the frame and of the event are ignored, as by the reference; its drivers' ``semantic_kind`` is a known
+one. ``at`` allows no other fields. Lines in the journal were checked when they were accepted, and are read leniently.
 
-The decoder checks the shape of every line in C, but it does not check UTF-8 in values that it skips, nor refuse numbers
-beyond f64 or deep nesting; calling ``check_payload`` for each event costs more than everything else together. So
-``read_harmless`` reduces a chunk to the few characters that could do harm, and only a chunk that has any of them is
-checked line by line. It may take a harmless chunk for a harmful one, never the reverse.
+The decoder checks the shape of every line in C. It does not check UTF-8 in values that it skips, and accepts numbers
+beyond f64 and deep nesting; calling ``check_payload`` for each event costs more than everything else together. So
+``read_harmless`` reduces a chunk to the characters that could be harmful, and only a chunk that has some is checked
+line by line. It may take a harmless chunk for a harmful one, never the reverse.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LineTime(msgspec.Struct, frozen=True, gc=False):
 
 
 class _AnyObject(msgspec.Struct, frozen=True, gc=False):
-    """A JSON object of which nothing is kept."""
+    """A JSON object whose fields are ignored."""
 
 
 class LineEvent(msgspec.Struct, frozen=True, gc=False):
@@ -105,7 +105,7 @@ class _ExactEvent(msgspec.Struct, frozen=True, gc=False):
     kind: ExternalEventKind
     at: EventTime
     payload: msgspec.Raw = msgspec.Raw(b"null")
-    #: Any type: the daemon ignored it where the graph has no adapter.
+    #: Of any type, because without an adapter the daemon ignored it.
     semantic_kind: object = None
 
 
@@ -115,7 +115,7 @@ class _ExactLine(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=EV
 
 _decode_fast: Final = msgspec.json.Decoder(_FastLine).decode_lines
 _decode_known: Final = msgspec.json.Decoder(_KnownLine).decode_lines
-#: Decoders by whether the event is bare: of all fields, and of those of the time.
+#: Decoders that raise at an unknown field, by whether the event is bare.
 _decode_fields: Final = (msgspec.json.Decoder(_LineFields).decode, msgspec.json.Decoder(_EventFields).decode)
 _decode_time: Final = (msgspec.json.Decoder(_LineTimeFields).decode, msgspec.json.Decoder(_EventTimeFields).decode)
 _UNKNOWN_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `\$[^`]*`)?\Z", re.DOTALL)
@@ -136,13 +136,13 @@ _TOO_MANY_BRACKETS: Final = b"[" * (MAX_DEPTH + 1)
 
 
 def read_harmless(chunk: bytes, *, known_only: bool = False) -> Sequence[_FastEvent] | None:
-    """Return the events of a chunk of whole lines; None where not every line is certainly a valid event.
+    """Return the events of a chunk of whole lines; None unless every line is certainly a valid event.
 
-    After None, read the lines one by one with ``read_line``: they may be valid all the same.
+    After None, read the lines one by one with ``read_line``: they may still be valid.
 
     Args:
         chunk: the lines.
-        known_only: whether to return None also where a line has an unknown field.
+        known_only: whether to return None also if a line has an unknown field.
     """
     if not (chunk.startswith(b"{") and chunk.endswith(b"}\n") and _is_utf8(chunk)):
         return None
@@ -152,7 +152,7 @@ def read_harmless(chunk: bytes, *, known_only: bool = False) -> Sequence[_FastEv
     outline = reduced.translate(None, _DROP_BUT_BRACKETS)
     if _TOO_MANY_BRACKETS in outline:
         return None
-    # Counted in the outline: counting single bytes takes 0.8 ns for each byte, and few are left here.
+    # Count in the outline, which is short: counting takes 0.8 ns a byte.
     count = outline.count(b"\n")
     if not _one_value_a_line(chunk, count):
         return None
@@ -186,7 +186,7 @@ def _is_utf8(chunk: bytes) -> bool:
 
 
 def unknown_field(text: bytes | msgspec.Raw, *, bare: bool) -> str | None:
-    """Return the name of a field of an event, or of its frame, that nobody reads; None where there is none.
+    """Return the name of an unknown field of an event or of its frame; None if there is none.
 
     Args:
         text: a valid event, in its frame or bare.
@@ -258,7 +258,7 @@ def split_lines(body: bytes) -> list[bytes]:
 
 
 class _KindEvent(msgspec.Struct, frozen=True, gc=False):
-    #: Any type: the daemon ignored it where the graph has no adapter.
+    #: Of any type, because without an adapter the daemon ignored it.
     semantic_kind: object = None
 
 
@@ -285,7 +285,7 @@ def read_semantic_kinds(body: bytes, count: int) -> list[str | None]:
 
 
 def read_outlines(body: bytes) -> Sequence[EventLike]:
-    """Return the events of an EVENTS body without their payloads, which takes a third of the time of ``read_body``.
+    """Return the events of an EVENTS body without their payloads, in a third of the time of ``read_body``.
 
     Raises:
         EventFormatError: the body cannot be decoded.
@@ -293,7 +293,7 @@ def read_outlines(body: bytes) -> Sequence[EventLike]:
     try:
         lines: Sequence[_FastLine] = _decode_fast(body)
     except (ValueError, RecursionError):
-        # An accepted event may have a later time than that decoder takes.
+        # The time of an accepted event may be beyond what that decoder takes.
         return [LineEvent(event.event_id, event.kind, event.at) for event in read_body(body)]
     return [line.event for line in lines]
 

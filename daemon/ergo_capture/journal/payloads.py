@@ -1,4 +1,4 @@
-"""The bodies of the journal's small frames: JSON objects that say what a session is and what became of it."""
+"""The bodies of the journal's small frames: JSON objects that describe a session, its parts and its end."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ FIXED_NOT_THE_RUN: Final = "fixed, not the run"
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Events that a client was told are durable and that the daemon does not hold: the body of a LOSS frame.
+    """Acknowledged events that the daemon does not hold: the body of a LOSS frame.
 
-    It happens where the state directory is older than what was acknowledged: a restored backup, a lost write cache.
+    Events are lost if the state directory is older than what was acknowledged: a restored backup, a lost write cache.
     The counts are of events in the session.
     """
 
     acknowledged: int
-    #: Events that the daemon held when it was told.
+    #: Events that the daemon held when the client said what was acknowledged.
     held: int
     #: Ids of the last event acknowledged and of the last one held.
     last_acknowledged: str | None = None
     last_held: str | None = None
-    #: The session that the events were acknowledged in, where it is another: that one was gone.
+    #: The session in which the events were acknowledged, if it is another one, which is gone.
     session: str | None = None
     #: Whether a client has chosen to go on.
     resumed: bool = False
 
     @property
     def missing(self) -> int:
-        """Acknowledged events that are missing, at the least: others may have taken the place of some."""
+        """The least number of acknowledged events that are missing: others may have taken the place of some."""
         return max(1, self.acknowledged - self.held)
 
     @property
     def in_words(self) -> str:
-        """What is lost, for people."""
+        """The loss in words."""
         at_least = "" if self.acknowledged > self.held else "at least "
         behind = "" if self.last_held is None or at_least else f", from behind {self.last_held!r} on"
         of = "" if self.session is None else f" of session {self.session!r}"
@@ -58,19 +58,19 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def join_losses(known: Loss | None, new: Loss) -> Loss:
-    """Return the greater of two losses of a session; whether a client goes on is as the later one, ``new``, says."""
+    """Return the greater of two losses of a session, with ``resumed`` of the later one, ``new``."""
     if known is None or new.missing > known.missing:
         return new
     return msgspec.structs.replace(known, resumed=new.resumed)
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the payloads that a graph gets are derived from those that were sent, without the configuration.
+    """How the payloads that a graph gets are derived from those that were sent; it does not need the configuration.
 
-    With an adapter they are merged with the context store, validated and canonical.
+    With an adapter they are merged with the context store, validated and made canonical.
     """
 
-    #: The text of the adapter's manifest; None without an adapter, and payloads are canonical then.
+    #: The text of the adapter's manifest; None without an adapter: payloads are then only made canonical.
     adapter: str | None = None
     #: How numbers are read (``adapter.canonical``).
     numbers: Literal["reference", "exact"] = "reference"
@@ -81,7 +81,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a session is: the body of its OPEN frame. Nothing of it changes but ``lost``."""
+    """The description of a session: the body of its OPEN frame. Only ``lost`` may change."""
 
     session: str
     #: The graph's name in the configuration, which is the bundle's ``graph_id``.
@@ -97,31 +97,31 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_default
     opened_at: str
     #: Program and version that wrote the journal.
     program: str
-    #: What made the decisions, where it was not the graph's engine.
+    #: The maker of the decisions; empty for the graph's engine.
     decided_by: str = ""
-    #: What was lost of the session until this was written; the part that begins then, and later ones, say it too.
+    #: The loss of events up to when this was written; the part that begins then, and later ones, report it too.
     lost: Loss | None = None
     #: How payloads are derived; None where they are captured as they were sent.
     contract: Contract | None = None
-    #: What the egress channels are; None where intents have none.
+    #: The provenance of the egress channels; None without any.
     egress_provenance: str | None = None
 
 
 class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why the run of a session ended before its events did. Nothing after it is decided."""
+    """The reason why a session's run ended before its events did. Nothing after it is decided."""
 
     #: The reference's word: ``driver_terminated``, ``protocol_violation``, ``host_stop_requested``, ``driver_io``,
     #: ``egress_ack_timeout``, ``egress_protocol_violation``, ``egress_io``; or ``context_full``, ``invalid_effect``.
     reason: str
-    #: What happened, for people.
+    #: What happened, in words.
     message: str = ""
-    #: The egress channel and the intent that it happened to.
+    #: The egress channel and the intent concerned.
     channel: str | None = None
     intent_id: str | None = None
 
     @property
     def in_words(self) -> str:
-        """The reason and what happened, for people."""
+        """The reason and the message, in one sentence."""
         return f"{self.reason}: {self.message}" if self.message else self.reason
 
 
@@ -135,7 +135,7 @@ class LeftOver(msgspec.Struct, frozen=True):
 
     @property
     def in_words(self) -> str:
-        """How many, and from which on, for people."""
+        """The number of events, the first one and where they are, in words."""
         events = "1 event" if self.count == 1 else f"{self.count:,} events"
         return f"{events}, from {self.event_id!r} on, in the .rest.jsonl beside the bundle"
 
@@ -159,9 +159,9 @@ class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
     closed_at: str
     #: Whether there is a bundle even if the session has no events.
     keep_empty: bool = True
-    #: What interrupted the run; None where nothing did.
+    #: The interruption of the run; None for none.
     interruption: Interruption | None = None
-    #: The events after the interruption; None where there are none.
+    #: The events after the interruption; None for none.
     left_over: LeftOver | None = None
 
 
@@ -188,9 +188,9 @@ class Rotation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an episode ended whose intents are about to be sent: the body of an OUTCOME frame.
+    """The result of an episode with intents, written before they are sent: the body of an OUTCOME frame.
 
-    From then on the episode is not run again: its decision is this outcome with the acknowledgements that follow.
+    The episode is not run again: its decision is this outcome with the acknowledgements that follow.
     """
 
     #: Index in the session of the event that the decision is recorded for.
@@ -216,10 +216,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(intent for effect in self.effects for intent in effect.intents)
 
     def to_result(self, intent_acks: tuple[CapturedIntentAck, ...] = (), interruption: str | None = None) -> RunResult:
-        """Return the result of the last attempt, with what became of its intents.
+        """Return the result of the last attempt, with the acks of its intents.
 
         Raises:
-            ValueError: the termination is none.
+            ValueError: the termination is not a valid one.
         """
         termination = RunTermination.from_builtins(self.termination)
         return RunResult(termination, self.effects, intent_acks, interruption)
@@ -253,8 +253,8 @@ class Publication(msgspec.Struct, frozen=True):
 class SegmentHead(msgspec.Struct, frozen=True):
     """The start of a segment: the body of its first frame, of kind SEGMENT.
 
-    ``batch`` and ``frames`` are the last batch before this segment and how many of its frames are there. They tell a
-    segment that was cut short from one of which recovery kept a part.
+    ``batch`` and ``frames`` are the last batch before this segment and the number of its frames there. With them a
+    segment that was cut short is told from one that recovery has cut.
     """
 
     format: int

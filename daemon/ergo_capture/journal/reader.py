@@ -1,8 +1,8 @@
-"""Reads frames back by position, from any thread or process, while the journal is being written.
+"""Read frames by position, from any thread or process, while the journal is being written.
 
-No lock is needed. A position is handed out only when its frame is on stable storage, a durable frame is never changed,
-and each call of ``read_frames`` opens its own files. A segment is cut only after its durable frames, and deleted only
-when nobody needs it.
+No lock is needed. A position becomes known only when its frame is on stable storage, a durable frame never changes, and
+each call of ``read_frames`` opens its own files. A segment is cut only after its durable frames, and deleted only when
+no session needs it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WINDOW_BYTES: Final = 1 << 20
 
 
 class Window:
-    """A file as a byte string of which only a stretch is in memory."""
+    """A view of a file of which only a stretch is in memory."""
 
     def __init__(self, file: StorageFile) -> None:
         self.size = file.size()
@@ -50,7 +50,7 @@ class Window:
     def end_at(self, offset: int) -> None:
         """End the window at ``offset``, and read everything before it again.
 
-        Where another process writes meanwhile, what was read earlier is older than what is read now.
+        While another process writes, bytes that were read earlier may be older than the bytes after them.
         """
         self.size = self._limit = min(offset, self.size)
         self._start, self._held = 0, memoryview(b"")
@@ -72,7 +72,7 @@ class Window:
         return self._held[start : start + size]
 
     def ahead(self, offset: int) -> memoryview:
-        """Return what is in memory from ``offset`` on; at least a header, unless the file ends before.
+        """Return the bytes in memory from ``offset`` on; at least a header, unless the file ends before.
 
         Raises:
             StorageError: the file cannot be read.
@@ -82,7 +82,7 @@ class Window:
 
     def _read(self, offset: int, wanted: int) -> bytes:
         while True:
-            # The size is asked for each time: a batch that does not fit the disk is cut off after what is durable.
+            # Ask for the size each time: a batch that does not fit on the disk is cut off again.
             self.size = min(self._file.size(), self._limit)
             wanted = min(wanted, self.size - offset)
             if wanted <= 0:
@@ -90,7 +90,7 @@ class Window:
             try:
                 return self._file.read_at(offset, wanted)
             except StorageError:
-                # The file was cut between the two calls: try again with what is left of it.
+                # The file was cut between the two calls: try again with its new size.
                 if self._file.size() >= offset + wanted:
                     raise
 
@@ -99,7 +99,7 @@ class Window:
         return decode_header(self.view(offset, HEADER_BYTES), segment)
 
     def body(self, offset: int, header: Header) -> memoryview | None:
-        """Return the body of the frame at ``offset``; None where it is not the one the header was written for."""
+        """Return the body of the frame at ``offset``; None if its checksum is not the header's."""
         if header.length > self.size - offset - HEADER_BYTES:
             return None
         body = self.view(offset + HEADER_BYTES, header.length)
@@ -178,7 +178,7 @@ def read_runs(directory: Path, packed: array[int], storage: Storage) -> Iterator
 
 
 def _whole_frames(view: memoryview, base: int, packed: array[int], start: int, stop: int, segment: int) -> FrameRun:
-    """Return the frames that are whole in ``view``, which begins at the offset ``base``, up to the first that is not."""
+    """Return the frames up to the first that is not whole in ``view``, which begins at the offset ``base``."""
     firsts: list[int] = []
     counts: list[int] = []
     bodies: list[bytes] = []

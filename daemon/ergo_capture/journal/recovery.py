@@ -1,16 +1,16 @@
-"""Rebuilds sessions from a journal: recovery is replay.
+"""Rebuild sessions from a journal by replaying them.
 
 Rules:
 
 1. A session whose last bundle is durable is over. A session that was closed and not published is returned, to be
    published.
-2. Any other session goes on where it was. Its events are fed through the same Supervisor with the recorded outcomes,
-   and every decision must come out as it was recorded: a difference is damage.
-3. Events that were accepted and not decided are decided next. The first of them are *in doubt*: their episodes may
-   have run. The setting ``session.in_doubt`` says what is done about them; ``server/session/episodes.py`` says how
-   many they are. Where an OUTCOME frame says how the first of them ended, that is its decision.
-4. Payloads are derived as the session's contract says (``derivation.py``): what was refused must be refused again.
-   Behind an interruption of the run nothing is decided: what was accepted there is left over.
+2. Any other session continues where it was. Its events are fed through the same supervisor with the recorded outcomes,
+   and every decision must be the recorded one: a difference is damage.
+3. Events that were accepted and not decided are decided next. The first of them are *in doubt*: their episodes may have
+   run. The setting ``session.in_doubt`` says how they are handled, ``server/session/episodes.py`` how many there are.
+   If an OUTCOME frame holds the result of the first one, that is its decision.
+4. Payloads are derived by the session's contract (``derivation.py``). An event that was refused must be refused again.
+   After an interruption of the run nothing is decided: events accepted after it are left over.
 5. A damaged session is quarantined with the reason: not served, not published, not deleted.
 6. Nothing is written, so recovering twice changes nothing.
 """
@@ -67,13 +67,13 @@ from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunRe
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.storage import Storage
 
-#: Refusals that are kept, so that a client that resumes is told again.
+#: How many of the last refusals are kept, to tell a client that resumes.
 MOST_REFUSALS: Final = 1_000
 
 
 @dataclass(slots=True)
 class PendingPublication:
-    """A part that ended and whose bundle is not known to be durable."""
+    """A part that has ended and whose bundle is not known to be durable."""
 
     part: int
     first: int
@@ -90,7 +90,7 @@ class PendingPublication:
 
 @dataclass(slots=True)
 class RecoveredSession:
-    """A session as the journal has it: the initial state of a session that is served."""
+    """A session as the journal holds it: the initial state of the daemon's session."""
 
     number: int
     description: SessionDescription
@@ -131,23 +131,23 @@ class RecoveredSession:
     terminations: Counter[RunTermination] = field(default_factory=Counter)
     #: The durable bundles that the journal still tells of, by part.
     publications: dict[int, Publication] = field(default_factory=dict)
-    #: The lines of ``undecided``, where the description has a contract: payloads are derived from them.
+    #: The lines of ``undecided``, if the session has a contract: payloads are derived from them.
     undecided_lines: bytes = b""
-    #: The context store behind the last decision; None without an adapter.
+    #: The context store after the last decision; None without an adapter.
     store: dict[str, Any] | None = None
     #: Events that were refused, and the last of them that were read, in order.
     refused: int = 0
     refusals: deque[RefusedEvent] = field(default_factory=lambda: deque(maxlen=MOST_REFUSALS))
-    #: The episode of the first undecided event, where it ran: its decision is this outcome, whatever ``in_doubt`` says.
+    #: The outcome of the first undecided event, if its episode ran: it is the decision, whatever ``in_doubt`` says.
     outcome: PendingOutcome | None = None
-    #: What interrupted the run; nothing more is decided, and what is undecided is left over. None while it goes on.
+    #: The interruption of the run, after which nothing is decided; None while the run goes on.
     interruption: Interruption | None = None
     #: The events after the interruption; None where there are none.
     left_over: LeftOver | None = None
 
     @classmethod
     def new(cls, number: int, description: SessionDescription, segment: int) -> RecoveredSession:
-        """Return the state of a session whose journal holds its OPEN frame only, in that segment."""
+        """Return the state of a new session: the journal holds only its OPEN frame, in that segment."""
         return cls(
             number=number,
             description=description,
@@ -169,7 +169,7 @@ class QuarantinedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A session that is neither served nor published nor deleted."""
 
     number: int
-    #: Its id, or ``number N`` where that is lost.
+    #: Its id, or ``number N`` if the id is lost.
     session: str
     reason: str
     #: The segments that hold what is left of it.
@@ -183,7 +183,7 @@ class QuarantinedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 @dataclass(slots=True)
 class Recovery:
-    """What a start takes up again."""
+    """The sessions that recovery has found."""
 
     sessions: list[RecoveredSession] = field(default_factory=list)
     #: Sessions that are damaged, or whose graph is gone, by id.
@@ -198,7 +198,7 @@ class Recovery:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """What is wrong with each quarantined session, by id."""
+        """The reason for each session's quarantine, by id."""
         return {name: session.reason for name, session in self.quarantined.items()}
 
     def quarantine(self, session: QuarantinedSession) -> None:
@@ -207,7 +207,7 @@ class Recovery:
 
 
 class _Unrecoverable(ErgoCaptureError):
-    """The session's frames do not make a session."""
+    """A session cannot be rebuilt from its frames."""
 
 
 def recover(
@@ -250,7 +250,7 @@ def recover(
             session = _Replay(directory, frames, history, storage, step).run()
         except (_Unrecoverable, ValueError) as error:
             if isinstance(error, ErgoCaptureError) and is_not_installed(error):
-                # Nothing is wrong with the session.
+                # The error is not one of the session.
                 raise
             _quarantine(recovery, scan, frames, history, str(error))
             continue
@@ -263,7 +263,7 @@ def _quarantine(
     recovery: Recovery, scan: ScanReport, frames: SessionFrames, history: SessionHistory, reason: str
 ) -> None:
     name = f"number {frames.number}" if history.description is None else history.description.session
-    # The segments with the session's damage are kept too: what is left of its frames may be there.
+    # Keep the segments with the session's damage too: the rest of its frames may be there.
     damaged = [damage.segment for damage in scan.damage if frames.number in damage.sessions]
     recovery.quarantine(
         QuarantinedSession(
@@ -382,14 +382,14 @@ class _Replay:
             self._end_part(ends.popleft())
         for end in self._history.rotations:
             if end.rotation.part + 1 == session.part:
-                # The ROTATE frame is needed too: where the OPEN frame is gone, it says what the session is.
+                # The ROTATE frame is needed too: if the OPEN frame is gone, it describes the session.
                 needed = [end.position, *map(Position.unpack, session.event_frames[:1])]
                 session.part_segment = min(position.segment for position in needed)
         self._end()
         return session
 
     def _take_outlines(self, frames: FrameRun, outcomes: _Outcomes) -> None:
-        """Take the events of frames of a session that defers nothing; its payloads matter only where it is undecided."""
+        """Take the events of frames of a session that defers nothing: only undecided events need their payloads."""
         session = self._session
         body = b"".join(frames.bodies)
         events = read_outlines(body)
@@ -474,7 +474,7 @@ class _Replay:
 
     def _rows(self, start: int) -> Iterator[PlainRun | DecisionOutcome | Refusal]:
         session = self._session
-        # Read no further than to the end of a part: its frames belong to it.
+        # Read only up to the end of a part: frames are counted by part.
         ends = deque(end for end in self._history.rotations if end.boundary > start)
         for run in read_runs(self._directory, self._frames.decisions, self._storage):
             # A frame without decisions says that the run was interrupted; it is not joined with others.
@@ -489,7 +489,7 @@ class _Replay:
                 session.interruption = session.interruption or end_of_run(body)
 
     def _end(self) -> None:
-        """Take what the frames say that are neither of events nor of decisions."""
+        """Take the closing, outcome, interruption and losses of the session."""
         session, closing, outcome = self._session, self._history.closing, self._history.outcome
         if self._derivation is not None:
             session.store = self._derivation.snapshot()
@@ -516,7 +516,7 @@ class _Replay:
         if isinstance(step, Run):
             if outcome.termination is None or outcome.decision is not Decision.Invoke:
                 raise _differs(event.event_id)
-            # Most have none of these, and the result of a run without them says nothing.
+            # Most decisions have none of these; then the result of the run carries no information.
             result = None
             if outcome.effects or outcome.intent_acks or outcome.interruption is not None:
                 effects = tuple(each.effect for each in outcome.effects)
@@ -580,11 +580,11 @@ def _one_by_one(
 
 
 class _Outcomes:
-    """The recorded decisions and refusals of a session, one for each event; runs of plain ones may be taken at once."""
+    """The recorded decisions and refusals of a session, one for each event; plain invocations may be taken together."""
 
     def __init__(self, rows: Iterator[PlainRun | DecisionOutcome | Refusal]) -> None:
         self._rows = rows
-        #: The next row; None after the last one, once that was looked for.
+        #: The next row; None before the first look, and after the last row.
         self._row: PlainRun | DecisionOutcome | Refusal | None = None
 
     def __iter__(self) -> _Outcomes:
@@ -601,7 +601,7 @@ class _Outcomes:
         return row
 
     def take_plain(self, most: int) -> tuple[int, int]:
-        """Take plain invocations, if they are next; return the first episode, and how many of at most ``most``."""
+        """Take at most ``most`` plain invocations, if they are next; return the first episode and their number."""
         row = self._row
         if row is None:
             row = self._row = next(self._rows, None)
@@ -617,7 +617,7 @@ class _Outcomes:
 
 
 def may_join(session: RecoveredSession) -> bool:
-    """Return whether the frames of a session can be read together: nothing but its undecided events needs a payload."""
+    """Return whether the frames of a session can be read together, because only undecided events need a payload."""
     return session.description.contract is None and not session.supervisor.is_limited
 
 

@@ -1,7 +1,7 @@
-"""Reads the segments of a journal, in order: splits them into frames and has ``verdict`` say what they mean.
+"""Read the segments of a journal, in order, and split them into frames, which ``verdict`` classifies.
 
-A length is believed only from a header whose checksum is right, and nothing is allocated for one that is not. Where the
-checksum is right, the bytes up to the frame's end are its body, whatever they look like.
+A length is used only from a header whose checksum is right, and nothing is allocated for any other. If the checksum is
+right, the bytes up to the frame's end are its body, even if they look like headers.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def scan(directory: Path, storage: Storage, *, on_progress: Callable[[int, int],
     Args:
         directory: the journal.
         storage: the filesystem.
-        on_progress: called before each segment with the segments read and the segments there are.
+        on_progress: called before each segment with the number of segments read and of all segments.
 
     Raises:
-        JournalError: something that is not a segment has a segment's name, or a newer version wrote it.
+        JournalError: a file with a segment's name is not a plain file, or a newer version wrote a segment.
         StorageError: a file cannot be read.
     """
     sequences, foreign = _list_segments(directory, storage)
@@ -91,8 +91,8 @@ def _read_segments(
             window = Window(file)
             size = window.size
             if last:
-                # A daemon may be writing it. Everything before this end was written before it was looked for, in
-                # order. Nothing after it is read, so a batch that is seen proves nothing about bytes read earlier.
+                # A daemon may be writing it. Read up to the end as of now: everything before it was written before, in
+                # order. A batch written later would prove bytes durable that were read before they were written.
                 window.end_at(-(-_end_of(window) // ALIGNMENT) * ALIGNMENT)
             yield SegmentContents(path, sequence, size, last, _split(window, path, sequence, size))
         finally:
@@ -100,7 +100,7 @@ def _read_segments(
 
 
 def _split(window: Window, path: Path, sequence: int, file_bytes: int) -> Iterator[BadStretch | WholeFrame | Block]:
-    """Yield every frame of a segment in order, and every stretch where there is none; before each the bytes there.
+    """Yield every frame of a segment and every stretch without one, in order; before each, a ``Block`` of bytes.
 
     Args:
         window: the segment; it may end before the file does.
@@ -164,7 +164,7 @@ def _next_header(window: Window, offset: int, sequence: int) -> int | None:
         last = len(block) - HEADER_BYTES
         at = block.find(MAGIC)
         while 0 <= at <= last:
-            # The segment's number is compared before the checksum, so that text full of magics costs next to nothing.
+            # Compare the segment's number before the checksum: text full of magics then costs almost nothing.
             if (
                 at % ALIGNMENT == 0
                 and block[at + 8 : at + 16] == stamp

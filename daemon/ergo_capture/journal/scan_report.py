@@ -1,4 +1,4 @@
-"""What a scan of the journal reports: the frames of each session, what is torn and what is damaged."""
+"""The report of a scan of the journal: the frames of each session, the torn end and the damage."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _ALL_PROVED: Final = 1 << 62
 
 
 class Verdict(Enum):
-    """What a scan concludes about the end of a journal, or about a stretch that is not whole frames."""
+    """The verdict on the end of a journal, or on a stretch that is not whole frames."""
 
     #: The end: the journal was closed in order.
     SEALED = "sealed"
-    #: The end: a whole frame and no seal. The daemon was killed between two commits, or is running.
+    #: The end: a whole frame other than SEAL. The daemon was killed between two commits, or is running.
     UNSEALED = "unsealed"
     #: The end: a batch that was never synced, so nothing of it was acknowledged.
     TORN = "torn"
     #: A stretch that held acknowledged data.
     DAMAGED = "damaged"
-    #: A stretch after a seal, where nothing is ever acknowledged.
+    #: A stretch after a SEAL frame, where nothing is ever acknowledged.
     STRAY = "stray"
 
 
@@ -37,8 +37,8 @@ class Damage:
     #: Bytes up to the next frame, or to the end of the segment; 0 where bytes are missing altogether.
     length: int
     reason: str
-    #: Numbers of the sessions concerned: the session in the frame's header where that is good, else all sessions that
-    #: cannot prove that nothing of theirs is missing.
+    #: Numbers of the sessions concerned: the session in the frame's header if that is good, else every session for
+    #: which it is not proved that none of its frames is missing.
     sessions: list[int] = field(default_factory=list)
     verdict: Verdict = Verdict.DAMAGED
 
@@ -88,25 +88,25 @@ class SessionFrames:
     #: The last OUTCOME frame and the ACK frames after it, and the index of its event; empty once that is decided.
     outcome: list[Position] = field(default_factory=list)
     outcome_index: int = 0
-    #: Whether a PUBLISHED frame says that the session's last bundle is durable, or an ASIDE frame that it is elsewhere.
+    #: Whether a PUBLISHED frame says that the last bundle is durable, or an ASIDE frame that the session is set aside.
     done: bool = False
     #: Whether it was quarantined and is kept elsewhere.
     aside: bool = False
     #: Index after the last event and the last decision; None before the first.
     next_event: int | None = None
     next_decision: int | None = None
-    #: What is wrong with the session; None where nothing is.
+    #: The damage of the session, in words; None for none.
     damage: str | None = None
-    #: How many of ``ScanReport.unattributed`` lie before the frame that last proved that no event, and no decision, is
+    #: How many of ``ScanReport.unattributed`` lie before the last frame that proved that no event (no decision) is
     #: missing.
     events_proved: int = 0
     decisions_proved: int = 0
 
     def add(self, header: Header, position: Position, unattributed: int) -> None:
-        """Add the next frame of the session; an index that does not follow on is damage (rule 3 of ``verdict.py``).
+        """Add the next frame of the session; a gap before its index is damage (rule 3 of ``verdict.py``).
 
         Args:
-            header: the frame's.
+            header: the frame's header.
             position: where the frame is.
             unattributed: unattributed damages before the frame.
         """
@@ -184,7 +184,7 @@ class SessionFrames:
 
 @dataclass(slots=True)
 class ScanReport:
-    """What is in a journal."""
+    """The content of a journal."""
 
     #: How the journal ends: SEALED, UNSEALED or TORN.
     ending: Verdict = Verdict.UNSEALED
@@ -196,7 +196,7 @@ class ScanReport:
     #: The torn end, where ``ending`` is TORN.
     torn: TornEnd | None = None
     proof: Proof | None = None
-    #: Bytes of the last segment that are worth keeping, and where in it the last batch begins.
+    #: Bytes of the last segment that are kept, and the offset of the last batch in it.
     end: int = 0
     batch_start: int = 0
     last_batch: int = 0
@@ -205,12 +205,12 @@ class ScanReport:
     #: Whole frames, and bytes of all segments.
     frames: int = 0
     bytes: int = 0
-    #: The last segment, where it was made and never written to.
+    #: The last segment, if it was created and never written to.
     empty: int | None = None
     #: Names in the directory that are not the journal's; they are left alone.
     foreign: list[str] = field(default_factory=list)
 
     @property
     def next_session(self) -> int:
-        """A session number that was never used."""
+        """A session number that is not used yet."""
         return max(self.sessions, default=0) + 1

@@ -1,6 +1,6 @@
-"""A segment: one file of the journal. Its names, how it is created, and how a torn end is repaired.
+"""Segments, the files of the journal: their names, their creation, and the repair of a torn end.
 
-Repairing a journal twice, or again after a repair that was interrupted, changes nothing more (P5).
+Repair is idempotent, also after a repair that was interrupted (P5).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUFFIX: Final = ".journal"
 NEW_SUFFIX: Final = ".journal.new"
 #: A copy of what a start cut off, beside the segment.
 TORN_SUFFIX: Final = ".torn"
-#: The least size of a segment where there is no room for a whole one.
+#: The least size of a segment when the disk has no room for a whole one.
 _LEAST_BYTES: Final = 1 << 20
 _COPY_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"(\d{16})\.journal")
@@ -58,7 +58,7 @@ def head_frame(sequence: int, program: str, batch: int, frames: int) -> PendingF
 
 
 def prepare_segment(directory: Path, sequence: int, size: int, storage: Storage) -> StorageFile:
-    """Create a segment of ``size`` zero bytes under a temporary name; ``install_segment`` gives it its own.
+    """Create a segment of ``size`` zero bytes under a temporary name; ``install_segment`` renames it.
 
     Raises:
         StorageError: it cannot be created; nothing of it is left.
@@ -69,13 +69,13 @@ def prepare_segment(directory: Path, sequence: int, size: int, storage: Storage)
     except StorageError as error:
         if error.errno != errno.EEXIST:
             raise
-        # An attempt that failed on a full disk may not have been able to remove it.
+        # An earlier attempt on a full disk may have left it.
         storage.remove(path)
         file = storage.open(path, create=True)
     try:
         file.allocate(size)
     except BaseException:
-        # The first error says why; what is left of the file is removed at the next start.
+        # Raise the first error; the next start removes the rest of the file.
         with suppress(StorageError):
             file.close()
         with suppress(StorageError):
@@ -97,7 +97,7 @@ def install_segment(directory: Path, sequence: int, storage: Storage) -> Path:
 
 
 def new_directory(state: Path, prefix: str, storage: Storage) -> Path:
-    """Return the path of a directory of segments in a state directory that is not there yet: the prefix and a number.
+    """Return the path of a directory for segments that does not exist yet: in the state directory, prefix and number.
 
     Raises:
         StorageError: the state directory cannot be read.
@@ -112,8 +112,8 @@ def new_directory(state: Path, prefix: str, storage: Storage) -> Path:
 class NextSegment:
     """Creates the next segment in a thread, before it is needed: 64 MiB of zeros take as long as hundreds of commits.
 
-    All methods are called by the thread that commits, or after it has ended. The thread that creates the segment only
-    sets ``_file``, which is read after that thread was joined; so no lock is needed.
+    All methods are called by the commit thread, or after it has ended. No lock is needed: the creating thread only sets
+    ``_file``, which is read after the thread was joined.
     """
 
     def __init__(self, directory: Path, storage: Storage) -> None:
@@ -131,12 +131,12 @@ class NextSegment:
             self._thread.start()
 
     def _create(self, sequence: int, size: int) -> None:
-        # An error is not reported: the commit that needs the segment tries again and meets the error itself.
+        # Ignore an error: the commit that needs the segment tries again and raises it.
         with suppress(StorageError):
             self._file = prepare_segment(self._directory, sequence, size, self._storage)
 
     def take(self, sequence: int, size: int, least: int) -> StorageFile:
-        """Return segment ``sequence``: the one created ahead where it has ``least`` bytes, or one created now.
+        """Return segment ``sequence``: the one created ahead if it has ``least`` bytes, or one created now.
 
         Raises:
             StorageError: there is none and none can be created.
@@ -186,12 +186,12 @@ def remove_unfinished(directory: Path, storage: Storage) -> None:
 
 
 def repair(directory: Path, storage: Storage, report: ScanReport) -> None:
-    """Cut off a torn end, keep a copy of it, and sync all that stays. Damage is left as it is.
+    """Cut off a torn end, keep a copy of it, and sync the rest. Damage is left as it is.
 
     Args:
         directory: the journal; the caller holds the daemon's lock.
         storage: the filesystem.
-        report: what a scan found; brought up to date.
+        report: the report of a scan; updated to the repaired journal.
 
     Raises:
         StorageError: the torn end could not be copied or cut off.
@@ -213,7 +213,7 @@ def repair(directory: Path, storage: Storage, report: ScanReport) -> None:
 
 
 def _write_proof(directory: Path, storage: Storage, report: ScanReport, proof: Proof) -> None:
-    """Record that the batches before were synced; what said so is about to be removed (P6)."""
+    """Record that the batches before were synced, because the bytes that prove it are about to be removed (P6)."""
     frame = PendingFrame(FrameKind.PROOF, 0, 0, 0, b"{}")
     file = storage.open(segment_path(directory, proof.segment), write=True)
     try:
@@ -226,12 +226,12 @@ def _write_proof(directory: Path, storage: Storage, report: ScanReport, proof: P
 
 
 def _repair_last(directory: Path, storage: Storage, report: ScanReport) -> None:
-    # Stray bytes after a seal are not the journal's to remove.
+    # Leave stray bytes after a SEAL frame: the journal did not write them.
     stray = any(damage.verdict is Verdict.STRAY and damage.segment == report.segments[-1] for damage in report.damage)
     file = storage.open(segment_path(directory, report.segments[-1]), write=True)
     try:
-        # Also where nothing is torn: preallocated zeros are in the way of the next reader, and a copy that was cut off
-        # may lack the zeros that fill up the last frame.
+        # Do it even if nothing is torn: the next reader would have to skip preallocated zeros, and a copy that was cut
+        # short may lack the zeros that pad the last frame.
         if file.size() != report.end and not stray:
             file.truncate(report.end)
         _write_again(file, report.batch_start, report.end)
@@ -240,10 +240,10 @@ def _repair_last(directory: Path, storage: Storage, report: ScanReport) -> None:
 
 
 def _write_again(file: StorageFile, start: int, end: int) -> None:
-    """Rewrite and sync the last batch; nothing proves that it was durable, not even a seal.
+    """Rewrite and sync the last batch; nothing proves that it was durable, not even a SEAL frame.
 
-    Syncing alone is not enough. After a failed sync the system may hold pages that are not on disk and take them for
-    clean; a new sync would succeed and sync nothing (P7).
+    Syncing alone is not enough: after a failed sync the system may take pages for clean that are not on disk, and a new
+    sync would succeed without writing them (P7).
     """
     for offset in range(start, end, _COPY_BYTES):
         file.write_at([file.read_at(offset, min(_COPY_BYTES, end - offset))], offset)
@@ -251,7 +251,7 @@ def _write_again(file: StorageFile, start: int, end: int) -> None:
 
 
 def _keep_copy(directory: Path, torn: TornEnd, storage: Storage) -> None:
-    """Copy the torn end to a file beside its segment, unless an earlier repair did."""
+    """Copy the torn end to a file beside its segment, unless an earlier repair has done so."""
     path = segment_path(directory, torn.segment)
     file = storage.open(path)
     try:

@@ -1,10 +1,10 @@
-"""Reads a session's frames but those of events and decisions: what it is, its parts, how it ended.
+"""Read a session's frames other than events and decisions: its description, its parts and its end.
 
 Recovery, session streams and salvage all read these frames here. A frame whose body cannot be decoded is left out and
 reported in ``SessionHistory.damage``; the caller decides whether that is an error.
 
-OPEN, or ROTATE with its PUBLISHED, may be repeated while the part that it begins has no events: the segments that hold
-the earlier ones can then be deleted. Of several, the last one counts.
+OPEN, or ROTATE with its PUBLISHED, may be repeated while the part that it begins has no events, so that the segments
+with the earlier frames can be deleted. The last frame counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ergo_capture.storage import Storage
 
 
 class PartEnd(NamedTuple):
-    """The end of a part, as its ROTATE frame says."""
+    """The end of a part, from its ROTATE frame."""
 
     rotation: Rotation
     #: Index in the session of the first event of the next part.
@@ -46,7 +46,7 @@ class PartEnd(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PendingOutcome:
-    """An episode that ran and whose decision is not complete: what is left to do is to send its intents."""
+    """An episode that has run and whose decision is not complete: the intents without an ack are still to be sent."""
 
     outcome: Outcome
     #: The acknowledgements so far, in order; these intents are not sent again.
@@ -55,9 +55,9 @@ class PendingOutcome:
 
 @dataclass(slots=True)
 class SessionHistory:
-    """What the frames of one session say besides its events and decisions."""
+    """The content of a session's frames other than events and decisions."""
 
-    #: What is wrong with the session: what the scan found, or else a frame that cannot be decoded. None where nothing is.
+    #: The damage of the session: that of the scan, or else a frame that cannot be decoded. None for none.
     damage: str | None
     #: None where the frames that hold it were deleted with their segments, or cannot be decoded.
     description: SessionDescription | None = None
@@ -67,15 +67,15 @@ class SessionHistory:
     publications: dict[int, Publication] = field(default_factory=dict)
     #: How the session was closed; None where it was not.
     closing: Closing | None = None
-    #: Events of the session that are decided or refused, from its CLOSE frame; None where there is none.
+    #: Events of the session that are decided or refused, from its CLOSE frame; None without that frame.
     total: int | None = None
-    #: What clients were told and the daemon did not hold, in order, with where that was recorded.
+    #: The losses of acknowledged events, in order, each with the position of its frame.
     losses: list[tuple[Position, Loss]] = field(default_factory=list)
     #: The outcome of the first undecided event; None where there is none.
     outcome: PendingOutcome | None = None
 
     def lost_until(self, part: int) -> Loss | None:
-        """Return what was lost of the session until the part ended, or until now; None where nothing was."""
+        """Return the loss of events up to the end of the part, or up to now if it has not ended; None for none."""
         end = next((end.position for end in self.rotations if end.rotation.part == part), None)
         told = [(end.position, end.rotation.description.lost) for end in self.rotations]
         lost = None if self.description is None else self.description.lost
@@ -98,7 +98,7 @@ _DECODERS: Final[dict[int, msgspec.json.Decoder[_Body]]] = {
 
 
 def read_history(directory: Path, frames: SessionFrames, storage: Storage) -> SessionHistory:
-    """Read what a session is and what became of it.
+    """Read the history of a session.
 
     Args:
         directory: the journal.
@@ -106,7 +106,7 @@ def read_history(directory: Path, frames: SessionFrames, storage: Storage) -> Se
         storage: the filesystem.
 
     Raises:
-        JournalDamaged: one of the frames is no longer what the scan found.
+        JournalDamaged: one of the frames is not whole any more.
         StorageError: a segment cannot be read.
     """
     history = SessionHistory(frames.damage)
@@ -125,9 +125,9 @@ def greatest_published(directory: Path, scan: ScanReport, storage: Storage) -> i
     """
     positions = [position for frames in scan.sessions.values() for position in frames.published]
     greatest = 0
-    # In the order of the journal, which is read forward.
+    # Sort by position: the journal is read forward.
     for frame in read_frames(directory, sorted(positions, key=Position.pack), storage):
-        # A frame that cannot be decoded is damage of its session, and reported as that.
+        # Skip a frame that cannot be decoded: it is reported as damage of its session.
         with suppress(ValueError):
             greatest = max(greatest, msgspec.json.decode(frame.body, type=Publication).sequence or 0)
     return greatest
@@ -147,7 +147,7 @@ def _add(history: SessionHistory, frame: Frame, position: Position) -> None:
             history.description = body
         case Rotation():
             if history.rotations and history.rotations[-1].rotation.part == body.part:
-                # Repeated, so that the segments before it can be deleted.
+                # A repeated frame replaces the earlier one.
                 del history.rotations[-1]
             history.rotations.append(PartEnd(body, header.first, position))
             history.description = history.description or body.description

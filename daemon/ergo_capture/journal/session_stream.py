@@ -1,7 +1,7 @@
-"""Reads a session in a journal as a bundle is read; memory does not grow with the session.
+"""Read a session in a journal as a bundle is read, in memory that does not grow with the session.
 
-A part is what becomes one bundle: a whole session, unless it was rotated. A daemon may be writing the journal; what it
-held when it was scanned is read.
+A part is what becomes one bundle: a whole session, unless it was rotated. If a daemon is writing the journal, its
+content at the time of the scan is read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PartStream:
     storage: Storage
     frames: SessionFrames
     description: SessionDescription
-    #: What is wrong with the session; None where nothing is.
+    #: The damage of the session, in words; None for none.
     damage: str | None
     #: Number of the part, from 1.
     part: int
@@ -59,7 +59,7 @@ class PartStream:
     published: bool
     #: The context store at the beginning; None where it is empty.
     store: dict[str, Any] | None = None
-    #: What is known of the first undecided event: its episode ran, and its intents are being sent. None where nothing is.
+    #: The outcome of the first undecided event, if its episode has run and its intents are being sent.
     outcome: PendingOutcome | None = None
 
     @property
@@ -136,7 +136,7 @@ class PartStream:
                         yield decided
 
     def _derived(self) -> Iterator[_Derived]:
-        """Yield the decided events of a session with a contract as they were decided, then the undecided as sent."""
+        """Yield the events of a session with a contract: the decided ones as decided, then the undecided as sent."""
         assert self.description.contract is not None
         pairing = DerivedPairing(self.description, self.description.contract, self.store, self.first)
         for frame in self._read(sorted([*self.frames.events, *self.frames.decisions])):
@@ -218,7 +218,7 @@ def _parts_of(directory: Path, storage: Storage, frames: SessionFrames) -> Itera
 
     number, first, store = 1, 0, None
     for rotation, end, _ in history.rotations:
-        # Without the OPEN frame the beginning of the first part is not known.
+        # Without the OPEN frame it is unknown where the first part begins.
         if first or frames.open is not None:
             yield part(rotation.part, first, end, "rotated", store)
         number, first, store = rotation.part + 1, end, rotation.store
@@ -246,7 +246,7 @@ class Pairing:
     Args:
         description: the session.
         store: the context store at the beginning; None where it is empty.
-        first: index of the first event that ``store`` is good for; earlier ones are left out where it is needed.
+        first: index of the first event after ``store``; if the store is needed, earlier events are left out.
     """
 
     def __init__(self, description: SessionDescription, store: dict[str, Any] | None = None, first: int = 0) -> None:
@@ -272,7 +272,7 @@ class Pairing:
                 # Earlier events belong to another part, which is not read.
                 while self._waiting and self._waiting[0][0] < index:
                     self._waiting.popleft()
-                # The event may be missing: its segment was deleted once the event was in a bundle.
+                # The event may be missing: its segment may have been deleted once the event was in a bundle.
                 if self._waiting and self._waiting[0][0] == index:
                     event = self._waiting.popleft()[1]
                     if isinstance(outcome, Refusal):
@@ -282,7 +282,7 @@ class Pairing:
 
 
 class DerivedPairing:
-    """The same for a session with a contract. Arguments as of ``Pairing``."""
+    """Matches the events of a session with a contract with their decisions. Takes the arguments of ``Pairing``."""
 
     def __init__(
         self, description: SessionDescription, contract: Contract, store: dict[str, Any] | None, first: int

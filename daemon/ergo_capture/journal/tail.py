@@ -1,4 +1,4 @@
-"""Follows a journal that a daemon is writing: each event when it is decided, from any process that may read the files.
+"""Follow a journal that a daemon is writing, in any process that may read it: yield each event when it is decided.
 
 The daemon is not involved, so nothing is left out whatever the load, and the daemon may stop and start meanwhile. An
 event that is yielded is durable, because it is decided only then. Its decision is in a whole batch that may be one
@@ -44,7 +44,7 @@ def follow(
     wanted: Callable[[Followed], bool] = lambda _item: True,
     latest: int | None = None,
 ) -> Iterator[Followed]:
-    """Yield each event when it is decided; end with the session ``of``, and without one never.
+    """Yield each event when it is decided, until the session ``of`` is over; without ``of``, never end.
 
     Args:
         directory: the journal.
@@ -52,7 +52,7 @@ def follow(
         wait: returns when there may be something new.
         of: a session's id; empty for all sessions that go on, and all to come.
         wanted: returns whether to yield an item.
-        latest: yield at most so many, the last ones, of the items that are there already; None for all.
+        latest: how many of the items that are there already are yielded, at most: the last ones; None for all.
 
     Raises:
         JournalError: there is no such session, it is damaged, or segments were deleted before they were read.
@@ -84,7 +84,7 @@ class _Watched:
         self._sessions: dict[int, tuple[str, Pairing]] = {}
 
     def begin(self, found: ScanReport, storage: Storage) -> Iterator[Followed]:
-        """Yield what is there already."""
+        """Yield the decided events that are there already."""
         positions: list[int] = []
         names = []
         for frames in found.sessions.values():
@@ -122,7 +122,7 @@ class _Watched:
             yield from self.take(frame)
 
     def take(self, frame: Frame) -> Iterator[Followed]:
-        """Yield what a frame decides."""
+        """Yield the events that a frame decides."""
         header = frame.header
         if header.kind == FrameKind.OPEN and not self.of:
             description = read_description(frame)
@@ -140,9 +140,9 @@ class _Watched:
 
 
 class JournalTail:
-    """The frames after those that were there at a scan.
+    """Reads the frames that are written after a scan.
 
-    Only whole batches are yielded: a batch that does not fit the disk is cut off again and written again.
+    Only whole batches are yielded: a batch that does not fit on the disk is cut off and written again.
     """
 
     def __init__(self, directory: Path, storage: Storage, found: ScanReport) -> None:
@@ -159,7 +159,7 @@ class JournalTail:
     def frames(self) -> Iterator[Frame]:
         """Yield the frames that were written since the last call."""
         while True:
-            # Looked for before reading: all that the segment holds was written before the next one began.
+            # Look before reading: everything in a segment is written before the next one is begun.
             after = self._next_segment()
             if self._sequence:
                 yield from self._read(complete=after is not None)
@@ -184,7 +184,7 @@ class JournalTail:
         return min(later)
 
     def _read(self, *, complete: bool) -> Iterator[Frame]:
-        """Yield the frames of the segment; those of a batch without its end only where the segment is complete."""
+        """Yield the frames of the segment; those of an incomplete batch only if the segment is complete."""
         if self._file is None:
             self._file = self._storage.open(segment_path(self.directory, self._sequence))
         window, offset = Window(self._file), self._offset

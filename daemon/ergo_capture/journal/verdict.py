@@ -1,4 +1,4 @@
-"""Decides what the frames and the bad stretches of a journal mean: whole, torn or damaged. No I/O.
+"""Classify the frames and bad stretches of a journal as whole, torn or damaged. No I/O.
 
 Rules:
 
@@ -6,10 +6,11 @@ Rules:
    nothing of it was acknowledged. Everything from the first bad frame on is cut off (and kept as ``.torn``); whole
    frames before it stay.
 2. A bad frame after which the header of a later batch, or another segment, follows is *damage*: its batch was durable.
-   The sessions concerned are quarantined, the others are not. A seal is a batch of its own.
+   The sessions concerned are quarantined, the others are not. A SEAL frame is a batch of its own.
 3. A bad frame with a good header concerns the session that the header names. Any other damage concerns every session,
-   unless the session's later frames prove that none of its own is missing: its indices go on without a gap, for events
-   and for decisions. A session that begins after the damage is not concerned; one that is only met there may be.
+   unless the session's later frames prove that none of its own is missing: its indices continue without a gap, for
+   events and for decisions. A session that begins after the damage is not concerned; one whose first known frame is
+   there, but is not its OPEN frame, may be.
 4. The batch of a bad frame is the one in its header. Without a header it is the batch of the frame before it, unless
    that frame was the last of its batch or of its segment; then it is the next one.
 5. Frames follow each other without a gap, by batch and by index in the batch. A segment that ends before the place that
@@ -45,31 +46,31 @@ from ergo_capture.journal.payloads import decode_segment_head
 from ergo_capture.journal.scan_report import Damage, Proof, ScanReport, SessionFrames, TornEnd, Verdict
 
 _KINDS: Final = frozenset(FrameKind)
-#: As integers, which compare faster.
+#: Integers compare faster than members of an enum.
 _EVENTS: Final = int(FrameKind.EVENTS)
 _DECISIONS: Final = int(FrameKind.DECISIONS)
 
 
 class WholeFrame(NamedTuple):
-    """A frame whose header and body are as they were written."""
+    """A frame with a good header and a good body."""
 
     header: Header
     position: Position
-    #: Only of a SEGMENT frame; else empty.
+    #: The body of a SEGMENT frame; empty for any other frame.
     body: bytes
 
 
 class BadStretch(NamedTuple):
     """Bytes that are not a whole frame."""
 
-    #: The header, where it is good and only the body is bad.
+    #: The header, if only the body is bad; else None.
     header: Header | None
     damage: Damage
 
 
 @dataclass(slots=True)
 class Block:
-    """The bytes of a segment at a place where a frame begins, of which the classifier may take whole frames at once."""
+    """The bytes of a segment from the beginning of a frame; the classifier may take several whole frames at once."""
 
     view: memoryview
     offset: int
@@ -121,10 +122,10 @@ def newer_error(path: Path, reason: str) -> JournalError:
 
 
 class _Classifier:
-    """Takes frames and bad stretches in the journal's order.
+    """Classifies frames and bad stretches in the journal's order.
 
-    A bad stretch is held, with all that follows it, until a later frame proves its batch durable. What is held at the
-    end is torn.
+    A bad stretch is held, with everything after it, until a later frame proves its batch durable. A stretch that is
+    still held at the end is torn.
     """
 
     def __init__(self) -> None:
@@ -132,13 +133,13 @@ class _Classifier:
         #: The last frame: its batch, and how many frames of the batch there are up to it.
         self.batch = 0
         self.index = 0
-        #: Batch and index that the next frame must have; None where that is not known.
+        #: Batch and index that the next frame must have; None if unknown.
         self.expected: tuple[int, int] | None = None
         #: Whether nothing of the segment was taken yet.
         self.fresh = True
         #: Whether this is the oldest segment and older ones were deleted.
         self.after_deleted = False
-        #: Whether the last frame is a seal.
+        #: Whether the last frame is a SEAL frame.
         self.sealed = False
         #: The highest batch that is known to have been synced.
         self.synced = 0
@@ -187,7 +188,7 @@ class _Classifier:
             self._lose_track(Damage(segment.sequence, 0, segment.size, "the segment is empty"))
 
     def _check_head(self, frame: WholeFrame) -> None:
-        """Compare the end of the segment before with what the head of this one says of it (rule 5)."""
+        """Compare the end of the segment before with the head of this one (rule 5)."""
         sequence = frame.position.segment
         try:
             head = decode_segment_head(frame.body)
@@ -218,15 +219,15 @@ class _Classifier:
         first = self.held[0]
         assert isinstance(first, BadStretch)
         if self._judge(first) is not Verdict.TORN:
-            # Take them again, one by one: there may be a torn end after what was durable.
+            # Take them again, one by one: after the durable ones there may be a torn end.
             held, self.held = self.held, []
             for each in held:
                 self._take(each)
 
     def _take_block(self, block: Block, sequence: int) -> None:
-        """Take the frames of events and decisions that a block begins with, as long as ``_take`` would find no fault.
+        """Take the frames of events and decisions at the beginning of a block, up to one that needs ``_take``.
 
-        One by one, the frames of a client with one event in flight cost several times what their checksums do.
+        Taken one by one, the frames of a client with one event in flight would cost several times their checksums.
         """
         if self.held or self.fresh or self.sealed or self.expected is None:
             return
@@ -289,7 +290,7 @@ class _Classifier:
             block.taken = start
 
     def _judge(self, bad: BadStretch) -> Verdict:
-        """Return what a bad stretch at this place is, as far as the frames seen so far tell (rules 2, 4 and 5)."""
+        """Return the verdict on a bad stretch here, from the frames seen so far (rules 2, 4 and 5)."""
         if self.sealed and not self.fresh:
             return Verdict.STRAY
         if bad.header is not None:
@@ -304,7 +305,7 @@ class _Classifier:
             self._place(item)
 
     def _place(self, item: BadStretch | WholeFrame) -> None:
-        """Count a frame as there or a stretch as damage, and go on after it."""
+        """Count a frame, or record a stretch as damage, and continue after it."""
         report, header = self.report, item.header
         if header is not None:
             self._check_order(header, item.position.offset if isinstance(item, WholeFrame) else item.damage.offset)
@@ -363,12 +364,12 @@ class _Classifier:
         if header is None and not stray:
             self._damage_anybody(damage)
         else:
-            # Stray bytes concern nobody: nothing was acknowledged after the seal.
+            # Stray bytes concern no session: nothing was acknowledged after the SEAL frame.
             report.damage.append(damage)
         if header is not None and header.session:
             session = self._session(header.session)
             session.damage = session.damage or str(damage)
-            # The header is enough to know that the session's last bundle is durable.
+            # The header alone shows that the session's last bundle is durable.
             session.done |= header.kind == FrameKind.PUBLISHED and header.count > 0
         self.sealed = stray
         report.end = damage.offset + damage.length
@@ -400,8 +401,8 @@ class _Classifier:
                 damage.sessions.append(session.number)
                 session.damage = str(damage)
             elif session.open is None and report.segments[0] == 1:
-                # Otherwise a segment that was deleted may have held it; recovery tells whether it is needed.
-                session.damage = "the frame that says what it is, is missing"
+                # Otherwise a deleted segment may have held it; recovery decides whether it is needed.
+                session.damage = "its OPEN frame, which describes it, is missing"
 
     def _torn_end(self) -> TornEnd:
         first, last = self.held[0], self.held[-1]
@@ -415,7 +416,7 @@ class _Classifier:
         return TornEnd(segment, offset, end - offset, frames, first.damage.reason)
 
     def _proof(self) -> Proof | None:
-        """Return the frame to write in place of what a start takes away after damage: a torn end or a whole segment."""
+        """Return the frame to write in place of a torn end or segment that the start removes after damage."""
         report, torn = self.report, self.report.torn
         removed = report.empty is not None or (torn is not None and torn.offset == 0)
         if torn is None and not removed:
@@ -424,5 +425,5 @@ class _Classifier:
         segments = report.segments[:-1] if removed else report.segments
         if not segments or all(damage.segment != segments[-1] for damage in report.damage):
             return None
-        # One more where the last place is not known: the bad stretch there belongs to a later batch.
+        # Add one if the last place is unknown: the bad stretch there belongs to a later batch.
         return Proof(segments[-1], offset, max(self.synced, self.batch + (self.expected is None)) + 1)

@@ -1,14 +1,14 @@
-"""The write-ahead journal of a daemon: appends batches of frames, each synced before the next one is begun.
+"""The write-ahead journal of a daemon: it appends batches of frames, each synced before the next one is begun.
 
 Threads: one thread commits; another may prepare the next batch between two commits; another may delete segments or take
 a snapshot at any time (a lock guards the table of segments). Any thread may read through ``reader.read_frames``.
 
-After an error in a write or a sync the journal has failed for good (P7): what the error left of the batch on disk is
-unknown, so nothing is written after it, and the next start finds out by scanning. Only a lack of space is different
-(P8): what was written of the batch is cut off again, and the next commit may succeed. It goes to a new segment, because
-where write and sync are one call (RWF_DSYNC), a file system that allocates blocks only when it syncs reports a full disk
-from the sync, and nothing may depend on a later sync of the same pages. Segments are filled with zeros beforehand, so
-that this happens on copy-on-write file systems only.
+After an error in a write or a sync the journal has failed for good (P7). How much of the batch is on disk is unknown,
+so nothing is written after it, and the next start finds out by scanning. Only a lack of space is different (P8): the
+part of the batch that was written is cut off again, and the next commit may succeed. That commit goes to a new segment:
+write and sync are one call (RWF_DSYNC), so the full disk may have been reported by the sync, and after a failed sync a
+later sync of the same pages proves nothing. Segments are filled with zeros when they are created, so this happens only
+on copy-on-write file systems.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from ergo_capture.journal.segment import (
 from ergo_capture.storage import Lock, Storage, StorageError, StorageFile
 from ergo_capture.storage.kept_files import KeptFiles
 
-#: Positions keep offsets in 32 bits; a segment may be larger than it was to be by one batch.
+#: The largest segment: positions keep offsets in 32 bits. A segment may exceed its configured size by one batch.
 _MAX_BYTES: Final = (1 << 32) - 1
-#: What a segment needs that holds nothing but a seal.
+#: Size of a segment that holds only a SEAL frame.
 _SEAL_BYTES: Final = 4096
 #: Begins the names of the directories that segments are saved to, beside the journal's directory.
 SAVED: Final = "journal.saved-"
 
 
 class _Failure(NamedTuple):
-    """The reason that nothing more can be appended.
+    """The reason why nothing more can be appended.
 
-    The cause is kept rather than the error to raise: an error that is raised again keeps every stack it was raised in.
+    It holds the cause rather than the error to raise: an error that is raised again keeps all its earlier tracebacks.
     """
 
     path: str | Path | None
-    #: None where the journal was closed.
+    #: None if the journal was closed.
     cause: StorageError | None
 
     @property
@@ -62,7 +62,7 @@ class _Failure(NamedTuple):
 
     def error(self) -> JournalFailed:
         """Return the error for a caller that wants to append."""
-        hint = "nothing that was not acknowledged is safe; look at the disk, then restart the daemon"
+        hint = "acknowledged events are safe, others may be lost; check the disk, then restart the daemon"
         error = JournalFailed(self.message, op="append to journal", path=self.path, hint=hint)
         error.__cause__ = self.cause
         return error
@@ -110,12 +110,12 @@ class Journal:
         self._lock = threading.Lock()
         self._segment_bytes = segment_bytes
         self._program = program
-        #: The last batch and how many of its frames there are; the head of a new segment records both.
+        #: The last batch and the number of its frames; the head of a new segment records both.
         self._batch = found.last_batch
         self._frames = found.last_frames
         self._sequence = max(sizes, default=0)
-        #: The last segment with a durable frame, and whether it ends with a seal. Only the committing thread writes it;
-        #: a reader that sees an older value deletes fewer segments.
+        #: The last segment with a durable frame, and whether it ends with a SEAL frame. Only the commit thread writes
+        #: it; a reader that sees an older value deletes fewer segments.
         self._durable = self._sequence
         self._sealed = found.ending is Verdict.SEALED
         self._file: StorageFile | None = None
@@ -123,7 +123,7 @@ class Journal:
         self._capacity = 0
         self._failure: _Failure | None = None
         self._ahead = NextSegment(directory, storage)
-        #: The segments that are kept open, and the daemon's lock; None where nobody watches them.
+        #: The open segments and the daemon's lock; None if they are not watched.
         self._kept: KeptFiles | None = None
         self._daemon_lock: Lock | None = None
 
@@ -137,17 +137,17 @@ class Journal:
         program: str = "ergo-capture",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Journal, ScanReport]:
-        """Scan the journal, repair a torn end, and make ready to append; the caller holds the daemon's lock.
+        """Scan the journal, repair a torn end, and prepare to append; the caller holds the daemon's lock.
 
         The next batch goes to a new segment: its head records where the old one ended, and its batches prove that the
         old ones were durable.
 
         Args:
-            directory: where the segments are; created by the caller.
+            directory: the directory of the segments; created by the caller.
             storage: the file system.
             segment_bytes: size of a segment, 4 KiB to 2 GiB; a larger batch gets a larger one.
             program: name and version, for the heads of segments.
-            on_progress: called before each segment with the segments read and the segments there are.
+            on_progress: called before each segment with the number of segments read and of all segments.
 
         Raises:
             JournalError: a segment is not a plain file, belongs to another user, or needs a newer program.
@@ -171,12 +171,12 @@ class Journal:
         sizes = {sequence: _size(paths[sequence], storage) for sequence in found.segments}
         return cls(directory, storage, found=found, sizes=sizes, segment_bytes=segment_bytes, program=program), found
 
-    # --- what may happen to its files ---
+    # --- files that are removed or replaced ---
 
     def watch(self, lock: Lock) -> None:
-        """Keep all segments open from now on, so that ``find_loss`` notices and ``save`` saves those that are removed.
+        """Keep all segments open from now on, so that ``find_loss`` notices a removed one and ``save`` can copy it.
 
-        A daemon that went on writing to a file without a name would acknowledge events that no start ever finds.
+        A daemon that went on writing to a removed file would acknowledge events that no start ever finds.
 
         Args:
             lock: the daemon's lock on the state directory.
@@ -186,9 +186,9 @@ class Journal:
             self._kept.open(sequence, segment_path(self.directory, sequence))
 
     def is_lost(self) -> JournalLost | None:
-        """Return an error if the segment that is written, or the lock's file, was removed; None otherwise.
+        """Return an error if the current segment or the lock's file was removed; None otherwise.
 
-        Must not be called while ``write`` runs. It asks no disk.
+        Must not be called while ``write`` runs. It reads nothing from the disk.
         """
         if self._daemon_lock is not None and not self._daemon_lock.is_linked():
             return _lost(self.directory.parent / "lock")
@@ -202,7 +202,7 @@ class Journal:
         Any thread may call this.
 
         Raises:
-            StorageError: a name cannot be looked at.
+            StorageError: the state of a file cannot be read.
         """
         if self._daemon_lock is not None and not self._daemon_lock.is_named():
             return _lost(self.directory.parent / "lock")
@@ -212,7 +212,7 @@ class Journal:
     def save(self) -> Path | None:
         """Copy all segments to a new directory ``journal.saved-N`` beside the journal's, and return it.
 
-        None where they are not watched.
+        Return None if they are not watched.
 
         Raises:
             StorageError: they cannot be copied.
@@ -237,10 +237,10 @@ class Journal:
         return self.write(self.prepare(frames) or frames)
 
     def prepare(self, frames: Sequence[PendingFrame]) -> PreparedBatch | None:
-        """Encode a batch for its place in the open segment; return None where it does not fit there.
+        """Encode a batch for its place in the open segment; return None if it does not fit there.
 
-        Must not be called while ``write`` runs. Encoding is separate because the thread that writes waits for the
-        interpreter lock behind the loop each time that it needs it.
+        Must not be called while ``write`` runs. The event loop encodes rather than the commit thread, which would wait
+        for the interpreter lock.
         """
         if not frames or self._file is None or self._failure is not None:
             return None
@@ -292,18 +292,18 @@ class Journal:
         return batch.positions
 
     def _lose(self, error: StorageError, file: StorageFile, start: int) -> JournalError:
-        """Return the error for the batch at ``start``, having cut off what was written of it where the disk is full."""
+        """Return the error for the batch at ``start``; if the disk is full, first cut off what was written of it."""
         if not error.is_full or error.op == "sync":
             return self._fail(error)
         try:
             if start:
-                # Frames of the lost batch must not lie behind those that are durable.
+                # Frames of the lost batch must not follow those that are durable.
                 file.truncate(start)
                 self._close(file)
                 with self._lock:
                     self._segments[self._sequence] = start
             else:
-                # Removed rather than cut: an empty segment with another one after it is damage.
+                # Remove the segment rather than cut it: an empty segment followed by another one is damage.
                 self._forget(self._sequence)
                 file.close()
                 self._storage.remove(file.path)
@@ -321,7 +321,7 @@ class Journal:
             f"append to journal '{self.directory}': {error.message}",
             op="append to journal",
             path=error.path,
-            hint="free some space; the daemon goes on by itself",
+            hint="free some space; the daemon then continues by itself",
         )
 
     def _fail(self, error: StorageError) -> JournalFailed:
@@ -332,8 +332,8 @@ class Journal:
         """Begin a new segment with room for a batch of ``size`` bytes.
 
         Raises:
-            JournalFull: there is no room for one.
-            JournalFailed: it cannot be made for another reason.
+            JournalFull: there is no space for one.
+            JournalFailed: it cannot be created for another reason.
             JournalLost: a segment was removed or replaced.
             ValueError: the batch is longer than a segment may be.
         """
@@ -348,7 +348,7 @@ class Journal:
             capacity = file.size()
             full, self._file = self._file, None
             if full is not None:
-                # Its zeros stay: another thread may be reading the file. The next start cuts them off.
+                # Leave its zeros: another thread may be reading the file. The next start cuts them off.
                 self._close(full)
             install_segment(self.directory, self._sequence + 1, self._storage)
         except StorageError as error:
@@ -366,7 +366,7 @@ class Journal:
         return file
 
     def _close(self, file: StorageFile) -> None:
-        """Close a segment that is written no more, unless it is watched."""
+        """Close a segment after its last write, unless it is watched."""
         if self._kept is None:
             file.close()
 
@@ -376,10 +376,10 @@ class Journal:
             self._kept.drop(sequence)
 
     def seal(self) -> None:
-        """Record that the journal was closed in order; do nothing where it is sealed already.
+        """Write a SEAL frame, which records that the journal was closed in order; do nothing if it has one already.
 
         Raises:
-            JournalError: the seal could not be written. The next start takes that for a crash, and loses nothing.
+            JournalError: it could not be written. The next start takes that for a crash, and loses nothing.
         """
         if self._sealed:
             return
@@ -392,11 +392,11 @@ class Journal:
                 self._close(self._file)
             except StorageError as error:
                 raise self._fail(error) from error
-            # Nothing may lie behind a seal: a later batch goes to a new segment.
+            # Nothing may follow a SEAL frame: a later batch goes to a new segment.
             self._file, self._offset, self._capacity = None, 0, 0
 
     def close(self) -> None:
-        """Close the files, without a seal."""
+        """Close the files, without a SEAL frame."""
         self._ahead.discard()
         if self._kept is not None:
             self._kept.close()
@@ -411,7 +411,7 @@ class Journal:
 
     @property
     def current_segment(self) -> int:
-        """Number of the segment that is being written, or of the next one where none is."""
+        """Number of the segment that is being written, or of the next one if none is."""
         return self._sequence if self._file is not None else self._sequence + 1
 
     @property
@@ -434,7 +434,7 @@ class Journal:
         Raises:
             StorageError: a file could not be deleted; older ones are gone.
         """
-        # The oldest segment left must hold a durable frame: a bad beginning of it is then damage and cannot be a batch
+        # The oldest segment left must hold a durable frame, so that a bad beginning of it is damage rather than a batch
         # that was never synced.
         end = min(before, self._durable)
         gone = sorted(sequence for sequence in self.segments if sequence < end)
@@ -443,7 +443,7 @@ class Journal:
             self._storage.remove(segment_path(self.directory, sequence))
             with self._lock:
                 del self._segments[sequence]
-            # Sync after each: a power cut must not bring back an older segment without the ones between.
+            # Sync after each: a power cut must not bring back an older segment without those after it.
             self._storage.sync_dir(self.directory)
         return gone
 
@@ -473,6 +473,6 @@ def _lost(path: Path) -> JournalLost:
         f"watch journal: '{path}' was removed or replaced while the daemon used it",
         op="watch journal",
         path=path,
-        hint="what was acknowledged and is in no bundle may be gone from the directory: the daemon copies what it has "
-        "open to journal.saved-N beside the journal, and stops; see `ergo-capture help damage`",
+        hint="acknowledged events that are in no bundle yet may be gone from the directory: the daemon copies the "
+        "segments that it has open to journal.saved-N beside the journal, and stops; see `ergo-capture help damage`",
     )

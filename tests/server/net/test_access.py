@@ -43,16 +43,16 @@ async def as_nobody(daemon: Daemon, *frames: dict[str, Any], **who: int) -> list
 
 def test_an_empty_list_admits_everybody() -> None:
     """It admits everyone whom the socket's mode admits."""
-    assert Access().lets_in(Peer(uid=NOBODY, gid=NOBODY, pid=1))
+    assert Access().admits(Peer(uid=NOBODY, gid=NOBODY, pid=1))
 
 
 def test_a_list_admits_only_its_users_its_groups_and_root() -> None:
     """Users and groups are compared by number."""
     access = Access(frozenset({1000}), frozenset({50}))
-    assert access.lets_in(Peer(uid=1000, gid=1, pid=1))
-    assert access.lets_in(Peer(uid=4242, gid=50, pid=1))
-    assert access.lets_in(Peer(uid=0, gid=0, pid=1))
-    assert not access.lets_in(Peer(uid=4242, gid=1000, pid=1))
+    assert access.admits(Peer(uid=1000, gid=1, pid=1))
+    assert access.admits(Peer(uid=4242, gid=50, pid=1))
+    assert access.admits(Peer(uid=0, gid=0, pid=1))
+    assert not access.admits(Peer(uid=4242, gid=1000, pid=1))
 
 
 def member_of_another_group() -> tuple[pwd.struct_passwd, int] | None:
@@ -79,8 +79,8 @@ def test_a_member_of_a_listed_group_is_admitted_by_the_group_database(monkeypatc
         user, group = found
     peer = Peer(uid=user.pw_uid, gid=user.pw_gid, pid=1)
     assert group in groups_of(peer)
-    assert Access(groups=frozenset({group})).lets_in(peer)
-    assert not Access(groups=frozenset({group + 100_000})).lets_in(peer)
+    assert Access(groups=frozenset({group})).admits(peer)
+    assert not Access(groups=frozenset({group + 100_000})).admits(peer)
 
 
 def test_names_and_numbers_mean_the_same_users_and_groups() -> None:

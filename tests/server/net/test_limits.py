@@ -437,7 +437,7 @@ async def test_deferred_episodes_are_counted_with_the_ids() -> None:
 
 async def test_a_rotated_session_forgets_the_ids_of_earlier_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that never ends must not reach the limit of ids; those of the current part are known."""
-    monkeypatch.setattr(admission_queue, "LEAST_IDS", 20)
+    monkeypatch.setattr(admission_queue, "MIN_IDS", 20)
     async with running_daemon("[rotation]\nmax_events = 10\n") as daemon:
         async with daemon.session() as wire:
             for start in range(0, 1000, 5):

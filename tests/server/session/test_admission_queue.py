@@ -35,7 +35,7 @@ def test_ids_of_a_batch_that_is_refused_after_its_part_has_ended_are_counted_onc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They belong to the part that was begun after they were admitted."""
-    monkeypatch.setattr(admission_queue, "LEAST_IDS", 2)
+    monkeypatch.setattr(admission_queue, "MIN_IDS", 2)
     ids = Budget(1 << 20, 1 << 20)
     queue = new_queue(ids)
     first, _ = queue.admit(chunk("a", "b"), 1024)
@@ -56,7 +56,7 @@ def test_ids_of_a_batch_that_is_refused_after_its_part_has_ended_are_counted_onc
 
 def test_ids_of_a_part_that_has_not_ended_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are, however many events wait to be decided while short parts end before them."""
-    monkeypatch.setattr(admission_queue, "LEAST_IDS", 2)
+    monkeypatch.setattr(admission_queue, "MIN_IDS", 2)
     queue = new_queue(Budget(1 << 20, 1 << 20))
 
     def refused(*ids: str) -> list[str | None]:
@@ -78,7 +78,7 @@ def test_ids_of_earlier_parts_are_forgotten_before_events_are_refused_for_want_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A feed that is rotated never ends for want of ids, as long as its running part has room."""
-    monkeypatch.setattr(admission_queue, "LEAST_IDS", 10)
+    monkeypatch.setattr(admission_queue, "MIN_IDS", 10)
     ids = Budget(size_of_ids([f"{number:04}" for number in range(15)]), 1 << 20)
     queue = new_queue(ids)
     for part in range(20):
@@ -96,7 +96,7 @@ def test_an_end_of_a_part_forgets_its_ids_where_memory_is_short(monkeypatch: pyt
     queue.admit(chunk("h"), 1024)
     assert batch is not None
     queue.release_decided(batch, 0)
-    monkeypatch.setattr(admission_queue, "_LEAST_CROWDED", 5)
+    monkeypatch.setattr(admission_queue, "_MIN_CROWDED_IDS", 5)
     assert queue.is_crowded
     queue.end_part()
     assert ids.used == size_of_ids(["h"])

@@ -1,1 +1,1 @@
-"""The durable path: batches, the commit thread, segment garbage collection."""
+"""Group commit: the writer, its batches and thread, and segment garbage collection."""

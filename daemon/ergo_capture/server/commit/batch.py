@@ -11,10 +11,10 @@ from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 
 
 class Submission(Protocol):
-    """Something that is to become durable; the writer asks for its frame when it makes a batch."""
+    """Something that is to become durable; the writer asks for its frame when it builds a batch."""
 
     def to_frame(self) -> PendingFrame | None:
-        """Return the frame as of now, or None where there is nothing left to write."""
+        """Return the current frame, or None if there is nothing left to write."""
 
     def on_durable(self, position: Position) -> None:
         """Note that the frame is on stable storage."""
@@ -25,21 +25,21 @@ class Submission(Protocol):
 
 @dataclass(slots=True)
 class CommitBatch:
-    """What is written and synced at once; times on the clock of ``time.monotonic``."""
+    """The frames that are written and synced together. Times are those of ``time.monotonic``."""
 
     began: float
     #: When the oldest submission was queued.
     since: float
     submissions: list[Submission] = field(default_factory=list)
     frames: list[PendingFrame] = field(default_factory=list)
-    #: How many of the submissions, from the first, are refused where the disk is full; the others are tried again.
+    #: How many of the first submissions are refused if the disk is full; the others are tried again.
     firm: int = 0
     bytes: int = 0
     events: int = 0
     decisions: int = 0
-    #: Whether it is empty, and stands for a look at whether the disk can be written.
+    #: Whether it is an empty batch that only tests whether the disk can be written.
     is_probe: bool = False
-    #: Whether it is refused where the disk is full: room was made for it before.
+    #: Whether it is refused if the disk is full, because room was made for it before.
     is_last_attempt: bool = False
 
     def add(self, submission: Submission) -> None:

@@ -20,11 +20,11 @@ _FRESH: Final = 256
 
 
 class HistogramSnapshot(msgspec.Struct, frozen=True):
-    """How many observations were how large."""
+    """The number of observations in each bucket."""
 
-    #: Upper bounds, inclusive; the last count, which has no bound, holds what is larger.
+    #: Upper bounds of the buckets, inclusive.
     bounds: tuple[float, ...]
-    #: Observations by bucket, not cumulated; one more than there are bounds.
+    #: Observations by bucket, not cumulated; the last bucket has no bound.
     counts: tuple[int, ...]
     sum: float
 
@@ -34,7 +34,7 @@ class HistogramSnapshot(msgspec.Struct, frozen=True):
         return sum(self.counts)
 
     def quantile(self, share: float) -> float | None:
-        """Return a bound that this share of the observations does not exceed; None where there is none."""
+        """Return the bound of the bucket that holds this quantile, 0 to 1; None if there is none."""
         wanted, seen = share * self.total, 0
         for bound, count in zip(self.bounds, self.counts, strict=False):
             seen += count
@@ -75,7 +75,7 @@ class CommitMeterSnapshot(msgspec.Struct, frozen=True):
 
 
 class CommitMeter:
-    """Measures commits. A commit costs one append; the histograms are brought up to date now and then."""
+    """Measures commits. Noting one costs an append; the histograms are updated every few hundred commits."""
 
     def __init__(self) -> None:
         self._fresh: list[tuple[float, int, int]] = []
@@ -84,7 +84,7 @@ class CommitMeter:
         self._events = Histogram(EVENTS)
 
     def note(self, seconds: float, size: int, events: int) -> None:
-        """Note a commit: its duration in seconds, its size in bytes, and its events."""
+        """Note a commit: its duration in seconds, its size in bytes, and its number of events."""
         self._fresh.append((seconds, size, events))
         if len(self._fresh) >= _FRESH:
             self._sort_in()

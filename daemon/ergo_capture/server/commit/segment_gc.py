@@ -43,8 +43,8 @@ class SegmentCollector:
             try:
                 await self.collect()
             except StorageError as error:
-                # Stop here. Whether the deletion is durable is unknown, and after a power loss an older segment must
-                # not be there without those after it. The next start examines the journal.
+                # Stop: it is unknown whether the deletion is durable, and after a power loss an older segment must not
+                # be left without those after it. The next start examines the journal.
                 log.error(telemetry.SEGMENT_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
                 return
 

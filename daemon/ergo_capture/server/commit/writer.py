@@ -2,18 +2,18 @@
 
 Rules:
 
-1. Whatever was queued while one batch was synced is the next batch.
+1. Everything that is queued while one batch is synced becomes the next batch.
 2. One thread writes and syncs one batch at a time; the event loop never waits for a disk.
-3. Submissions are told that they are durable before anything else is woken.
+3. Submissions learn that they are durable before any other task is woken.
 4. The writer is never cancelled. It ends when it is closed and its queue is empty.
-5. Decisions are collected from their sessions when a batch is made, so that they share a sync with events. Alone they
-   wait up to ``decision_delay`` for an event, unless somebody waits for them.
-6. A sync that failed is never tried again (P7): the writer stops, and with it the daemon. A disk that is full before
-   the sync refuses what was submitted with ``submit``, and keeps what was submitted with ``submit_lazily`` (decisions)
-   for the next attempt (P8).
+5. Decisions are collected from their sessions when a batch is built, so that they share a sync with events. A batch of
+   decisions alone waits up to ``decision_delay`` for an event, unless a task waits for the decisions.
+6. A failed sync is never tried again (P7): the writer stops, and with it the daemon. If the disk is full before the
+   sync, what was submitted with ``submit`` is refused, and what was submitted with ``submit_lazily`` (decisions) is
+   kept for the next attempt (P8).
 
-The task only owns the life of the thread. Batches are started from callbacks: going through a task would cost two more
-turns of the event loop, which a client with one event in flight would wait for.
+The writer's task only starts and ends the thread. Batches are started from callbacks: a task would cost two more turns
+of the event loop, and a client with one event in flight would wait for them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ergo_capture.server.failures import internal_error
 
 log = structlog.get_logger()
 
-#: Seconds in which commits do not look again whether the journal's files are still there.
+#: Seconds between two checks that the journal's files are still there.
 LOOK_SECONDS: Final = 0.01
 
 
@@ -49,7 +49,7 @@ class WriterClosed(ErgoCaptureError):
 
 
 class WriterSnapshot(msgspec.Struct, frozen=True):
-    """What the writer is doing; sizes in bytes, times in seconds."""
+    """The state of the writer; sizes in bytes, times in seconds."""
 
     queued: int
     queued_bytes: int
@@ -59,7 +59,7 @@ class WriterSnapshot(msgspec.Struct, frozen=True):
     #: Events and decisions that became durable since the start.
     events: int
     decisions: int
-    #: How long the last write and sync took, in the thread.
+    #: Duration of the last write and sync, measured in the thread.
     last_commit_seconds: float
     refused_batches: int
     committing: bool
@@ -68,7 +68,7 @@ class WriterSnapshot(msgspec.Struct, frozen=True):
     #: Whether the last attempt found the disk full.
     full: bool
     failed: str | None
-    #: The reason that an idle daemon could not write to its state directory at its last try; None where it could.
+    #: Why the last probe of an idle daemon could not write to the state directory; None if it could.
     disk_error: str | None = None
 
 
@@ -112,13 +112,13 @@ class Writer:
         self._queue: deque[tuple[Submission, int, float]] = deque()
         self._bytes = 0
         self._lazy: dict[Submission, None] = {}
-        #: Whether somebody waits for a submission in ``_lazy``.
+        #: Whether a task waits for a submission in ``_lazy``.
         self._urgent = False
         self._room = asyncio.Event()
         self._ended = asyncio.Event()
         #: The batch that is being written.
         self._batch: CommitBatch | None = None
-        #: Ends the time in which decisions wait for an event.
+        #: Commits decisions that have waited long enough for an event.
         self._timer: asyncio.TimerHandle | None = None
         self._journal = journal
         self._thread = CommitThread(journal, self._on_outcome)
@@ -130,17 +130,17 @@ class Writer:
         #: Whether the last attempt found the disk full.
         self.full = False
         self._full_since = 0.0
-        #: The reason that the last probe failed; None where it succeeded, or a commit has succeeded since.
+        #: Why the last probe failed; None if it succeeded, or if a commit has succeeded since.
         self.disk_error: str | None = None
         #: Commits at the last probe.
         self._probed_at = 0
-        #: The next commit that begins at this time or later looks whether the journal's files are still there.
+        #: A commit that begins at this time or later checks that the journal's files are still there.
         self._look_due = 0.0
         #: Called when a commit was the first one in its segment.
         self.on_segment: Callable[[], None] = lambda: None
-        #: Called where the disk is full: gives up files of the daemon; returns None where there are none.
+        #: Called when the disk is full: deletes temporary files of the daemon; returns None if there are none.
         self.make_room: Callable[[], Awaitable[object] | None] = lambda: None
-        #: Holds the task that waits for it.
+        #: The task that waits for ``make_room``; None while there is none.
         self._making_room: asyncio.Task[None] | None = None
         self._segment = 0
 
@@ -179,7 +179,7 @@ class Writer:
 
         Args:
             submission: what is to become durable.
-            urgent: whether somebody waits for it, so that it does not wait for an event.
+            urgent: whether a task waits for it, so that it must not wait for an event.
         """
         if self.failure is None:
             self._lazy[submission] = None
@@ -208,7 +208,7 @@ class Writer:
 
     @property
     def has_room(self) -> bool:
-        """Whether there is room in the queue; a writer that has failed takes nothing, and makes nobody wait."""
+        """Whether there is room in the queue. True after a failure, so that no caller waits: ``submit`` raises."""
         full = self._bytes >= self._max_bytes or len(self._queue) >= self._max_frames
         return not full or self.failure is not None
 
@@ -236,7 +236,7 @@ class Writer:
         self._start_batch_if_due()
 
     def abandon(self) -> None:
-        """End after the batch that is being written, and drop the queue: nothing in it was acknowledged."""
+        """End after the batch that is being written, and drop the queue, of which nothing was acknowledged."""
         if self._state is not _State.FAILED:
             self._state = _State.ABANDONED
         self._start_batch_if_due()
@@ -300,7 +300,7 @@ class Writer:
     def _on_outcome(self, outcome: Outcome) -> None:
         batch, self._batch = self._batch, None
         if batch is None:
-            # The writer has failed meanwhile, and the submissions were told so.
+            # The writer has failed meanwhile, and has refused the submissions.
             return
         if batch.is_probe:
             self._take_probe(outcome)
@@ -308,9 +308,9 @@ class Writer:
         if isinstance(outcome, BaseException):
             self._refuse(batch, outcome)
             return
-        # Before anything is acknowledged: no start would find what was written to a file that has no name. Not for each
-        # commit: looking releases the interpreter lock, and taking it again from the commit thread costs two changes of
-        # thread, a fifth of what a client with one event in flight waits.
+        # Check before anything is acknowledged: no start would find data in a file without a name. Do not check at each
+        # commit: a system call releases the interpreter lock, and taking it back from the commit thread costs a client
+        # with one event in flight a fifth of its wait.
         if batch.began >= self._look_due:
             self._look_due = batch.began + LOOK_SECONDS
             if (loss := self._journal.is_lost()) is not None:
@@ -332,7 +332,7 @@ class Writer:
             for submission, position in durable:
                 submission.on_durable(position)
         except Exception as error:  # noqa: BLE001 - as above
-            # Stop: the remaining submissions are durable and cannot be told so. The next start finds them.
+            # Stop: the remaining submissions are durable but do not learn it. The next start finds them.
             self._fail([submission for submission, _ in durable], internal_error("append to journal", error))
             return
         if outcome[-1].segment != self._segment:
@@ -343,7 +343,7 @@ class Writer:
     def _refuse(self, batch: CommitBatch, outcome: BaseException) -> None:
         if isinstance(outcome, JournalFull) and not batch.is_last_attempt and (room := self.make_room()) is not None:
             batch.is_last_attempt = True
-            # It counts as being written: nothing may come before it.
+            # Count it as being written: no other batch may come before it.
             self._batch = batch
             self._making_room = asyncio.get_running_loop().create_task(self._try_again(batch, room))
             return
@@ -357,7 +357,7 @@ class Writer:
             self._full_since = time.monotonic()
             log.error(telemetry.JOURNAL_FULL, error=error.message, path=error.path, hint=error.hint)
         self._lazy = dict.fromkeys(batch.submissions[batch.firm :]) | self._lazy
-        # Pause: the disk is still full, and an attempt is not free.
+        # Pause: the disk is probably still full, and each attempt has a cost.
         self._paused = True
         asyncio.get_running_loop().call_later(self._retry_delay, self._resume)
         for submission in batch.submissions[: batch.firm]:
@@ -394,10 +394,10 @@ class Writer:
     # --- the disk ---
 
     def probe(self, write: Callable[[], None]) -> None:
-        """Look whether the disk can be written, unless a commit has shown it since the last call.
+        """Test whether the disk can be written, unless a commit has shown it since the last call.
 
         Args:
-            write: writes and syncs something; called in the thread that commits, so that one that hangs counts as a
+            write: writes and syncs something. It is called in the commit thread, so a write that hangs counts as a
                 stalled commit.
         """
         commits, self._probed_at = self._probed_at, self._batches
@@ -425,7 +425,7 @@ class Writer:
         return 0.0 if self._batch is None else time.monotonic() - self._batch.began
 
     def snapshot(self) -> WriterSnapshot:
-        """Return what the writer is doing now."""
+        """Return the writer's current state."""
         since = self._batch.since if self._batch is not None else self._queue[0][2] if self._queue else None
         return WriterSnapshot(
             queued=len(self._queue) + len(self._lazy),

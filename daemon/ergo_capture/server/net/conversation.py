@@ -35,7 +35,7 @@ from ergo_capture.server.failures import not_published, storage_failed
 from ergo_capture.server.net.outbox import Outbox
 from ergo_capture.server.session.admission_queue import EventBatch
 from ergo_capture.server.session.budget import Budget
-from ergo_capture.server.session.continuity import loss_told
+from ergo_capture.server.session.continuity import protocol_loss
 from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.session import Owner, Session
 from ergo_capture.version import PROGRAM
@@ -300,7 +300,7 @@ class Conversation:
             accepted=session.accepted,
             decided=session.decided,
             last_event_id=session.last_event_id,
-            lost=msgspec.UNSET if session.lost is None else loss_told(session.lost),
+            lost=msgspec.UNSET if session.lost is None else protocol_loss(session.lost),
         )
         self.outbox.add_before_ack(protocol.encode(opened))
 
@@ -323,13 +323,15 @@ class Conversation:
             raise _before_open("an event")
         count, start = len(chunk.events), self.receipts.received + 1
         self.receipts.received += count
-        batch, refusals = session.admit(chunk, self._limits.max_id_bytes)
-        for refusal in refusals:
-            self._reject(start + refusal.offset, refusal.event_id, refusal.code, refusal.message, refusal.hint)
-        self.refused_last = bool(refusals)
+        batch, rejections = session.admit(chunk, self._limits.max_id_bytes)
+        for rejection in rejections:
+            self._reject(
+                start + rejection.offset, rejection.event_id, rejection.code, rejection.message, rejection.hint
+            )
+        self.refused_last = bool(rejections)
         numbers: Sequence[int] = range(start, start + count)
-        if refusals:
-            refused = {refusal.offset for refusal in refusals}
+        if rejections:
+            refused = {rejection.offset for rejection in rejections}
             numbers = [start + offset for offset in range(count) if offset not in refused]
         if chunk.unknown is not None:
             self._note_unknown(start + chunk.unknown.offset, chunk.ids[chunk.unknown.offset], chunk.unknown.name)

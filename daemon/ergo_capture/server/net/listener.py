@@ -23,7 +23,7 @@ from anyio.abc import SocketAttribute, TaskGroup, UNIXSocketStream
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol.capture import Code, ProtocolError, encode_error
-from ergo_capture.server.session.access import Access, who
+from ergo_capture.server.session.access import Access, peer_name
 
 #: Longest path of a Unix socket, in bytes, without its terminating zero.
 MAX_SOCKET_PATH: Final = 107
@@ -217,7 +217,7 @@ class Admission:
             message = f"{self.max_clients} clients are connected"
             raise ProtocolError(Code.LIMIT, message, "connect again later, or raise limits.max_clients")
         if self._by_user[peer.uid] >= self.max_user_clients:
-            message = f"{who(peer)} has {self.max_user_clients} clients connected"
+            message = f"{peer_name(peer)} has {self.max_user_clients} clients connected"
             raise ProtocolError(Code.LIMIT, message, "end some of them, or raise limits.max_user_clients")
         self.clients += 1
         self._by_user[peer.uid] += 1
@@ -236,10 +236,10 @@ class Admission:
             ProtocolError: it does not.
         """
         # In a thread: the group database may be on another host.
-        if not self.access.is_open and not await to_thread.run_sync(self.access.lets_in, peer):
+        if not self.access.is_open and not await to_thread.run_sync(self.access.admits, peer):
             raise ProtocolError(
                 Code.FORBIDDEN,
-                f"{who(peer)} may not connect",
+                f"{peer_name(peer)} may not connect",
                 "ask the operator to add you to access.users or access.groups",
             )
 

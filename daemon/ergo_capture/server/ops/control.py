@@ -41,7 +41,7 @@ from ergo_capture.server.net.listener import Admission, Listener
 from ergo_capture.server.ops.metrics import exposition
 from ergo_capture.server.ops.reload import Reloaded
 from ergo_capture.server.ops.status import shutdown_waits_for, take_status
-from ergo_capture.server.session.access import Access, who
+from ergo_capture.server.session.access import Access, peer_name
 from ergo_capture.server.session.session import Session, SessionState
 from ergo_capture.server.session.tap import Tap
 
@@ -124,8 +124,8 @@ class _OperatorAdmission(Admission):
         super().enter(peer)
 
     async def check(self, peer: Peer) -> None:
-        if not self.access.lets_in(peer):
-            message = f"{who(peer)} may not use the control socket"
+        if not self.access.admits(peer):
+            message = f"{peer_name(peer)} may not use the control socket"
             raise ProtocolError(Code.FORBIDDEN, message, "ask as the daemon's user or as root")
 
 

@@ -1,4 +1,4 @@
-"""Allow-lists: who may connect, and who may open sessions of a graph.
+"""Allow-lists of the users and groups that may connect, and that may open sessions of a graph.
 
 An empty list admits everyone whom the socket's mode admits. Otherwise a peer is admitted as one of the users, or as a
 member of one of the groups, by its own group or by the group database. Root is always admitted: it could become any of
@@ -32,8 +32,8 @@ class Access:
         """Whether the list is empty, so that it admits everyone."""
         return not self.users and not self.groups
 
-    def lets_in(self, peer: Peer) -> bool:
-        """Return whether the list admits the peer; looks into the user and group databases, which may block."""
+    def admits(self, peer: Peer) -> bool:
+        """Return whether the list admits the peer; the look-up in the user and group databases may block."""
         if self.is_open:
             return True
         if peer.uid == _ROOT or peer.uid in self.users or peer.gid in self.groups:
@@ -41,8 +41,8 @@ class Access:
         return bool(self.groups) and not self.groups.isdisjoint(groups_of(peer))
 
 
-def who(peer: Peer) -> str:
-    """Return the peer as messages name it: by user name where it has one."""
+def peer_name(peer: Peer) -> str:
+    """Return the peer as messages name it: ``user 'NAME'``, or ``user UID`` if the user has no name."""
     try:
         return f"user {pwd.getpwuid(peer.uid).pw_name!r}"
     except KeyError:

@@ -1,8 +1,8 @@
 """The events that a session has admitted and not yet decided, and the event ids that are taken.
 
-Ids are kept in two generations. The running one holds those of the current part: none of them may come twice in its
-bundle. When a part ends, its ids become the earlier generation, which is forgotten once the next part has as many ids
-that recent ones are known without it, or when there is no memory for more ids.
+Ids are kept in two generations. The running one holds the ids of the current part, because a bundle must not hold an id
+twice. When a part ends, its ids become the earlier generation. That is forgotten once the running one holds ``MIN_IDS``
+ids, or when there is no memory for more.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ergo_capture.kernel.events import EventLike
 from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
 from ergo_capture.server.session.budget import EVENT_BYTES, Holding, size_of_deferred, size_of_ids, uncounted
 
-#: Ids that are remembered at the least, over the ends of parts, while there is memory for them.
-LEAST_IDS: Final = 100_000
-#: Ids of a part from which on it may be ended for want of memory; bounds the number of parts.
-_LEAST_CROWDED: Final = 1_000
+#: How many of the latest ids are remembered across the ends of parts, at least, while there is memory for them.
+MIN_IDS: Final = 100_000
+#: A part with fewer ids is not ended for lack of memory: this bounds the number of parts.
+_MIN_CROWDED_IDS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """One event of a chunk that was not admitted."""
+class Rejection:
+    """An event of a chunk that was not admitted."""
 
     #: Position in the chunk, from 0.
     offset: int
-    #: None where the id itself is refused.
+    #: None if the id itself is invalid.
     event_id: str | None
     code: Code
     message: str
     hint: str
 
 
-#: Returns why an event line is refused, with the code and the hint; None where it is not.
+#: Returns the code, message and hint with which an event line is rejected; None if it is valid.
 Check = Callable[[bytes], tuple[Code, str, str] | None]
 
 
@@ -48,7 +48,7 @@ class Generation:
     """Event ids that are forgotten together."""
 
     ids: set[str] = field(default_factory=set)
-    #: Memory that the ids are counted as.
+    #: Bytes that the ids are counted as.
     bytes: int = 0
 
 
@@ -69,7 +69,7 @@ class EventBatch:
     position: Position | None = None
     #: The error with which the journal refused the batch, if it did.
     refused: ErgoCaptureError | None = None
-    #: Where its ids are kept.
+    #: The generation that holds its ids.
     generation: Generation = field(default_factory=Generation)
 
     def to_frame(self) -> PendingFrame:
@@ -132,16 +132,16 @@ class AdmissionQueue:
 
     def admit(
         self, chunk: EventChunk, max_id_bytes: int, check: Check | None = None
-    ) -> tuple[EventBatch | None, list[Refusal]]:
+    ) -> tuple[EventBatch | None, list[Rejection]]:
         """Take the ids of a chunk's events.
 
         Args:
             chunk: events with their lines.
             max_id_bytes: longest event id, in bytes of UTF-8.
-            check: what else is checked of each event.
+            check: a further check of each event line; None for none.
 
         Returns:
-            The admitted events, None where there are none, and the refused ones in the order of the chunk.
+            The admitted events, None if there are none, and the rejections in the order of the chunk.
 
         Raises:
             ProtocolError: ``limit``: there is no memory for more ids.
@@ -155,7 +155,7 @@ class AdmissionQueue:
                 "close the session and open another, or raise limits.ids_bytes and limits.user_ids_bytes",
             )
         events, body = chunk.events, chunk.body
-        refusals: list[Refusal] = []
+        rejections: list[Rejection] = []
         running = self._running
         fresh = set(chunk.ids)
         if not (
@@ -169,55 +169,55 @@ class AdmissionQueue:
                 or max(len(event_id.encode()) for event_id in chunk.ids) <= max_id_bytes
             )
         ):
-            events, body, refusals = self._select(chunk, max_id_bytes, check)
+            events, body, rejections = self._select(chunk, max_id_bytes, check)
             if not events:
-                return None, refusals
+                return None, rejections
             fresh = {event.event_id for event in events}
         batch = EventBatch(self, body, events, len(body) + EVENT_BYTES * len(events), generation=running)
         size = size_of_ids(fresh)
         running.ids |= fresh
         running.bytes += size
-        if self._earlier.ids and len(running.ids) >= LEAST_IDS:
+        if self._earlier.ids and len(running.ids) >= MIN_IDS:
             self._forget_earlier()
         self._waiting.append(batch)
         self._ids_memory.hold(size)
         self._events_memory.hold(batch.memory)
         self.admitted += len(events)
         self.queued_bytes += len(body)
-        return batch, refusals
+        return batch, rejections
 
     def _select(
         self, chunk: EventChunk, max_id_bytes: int, check: Check | None
-    ) -> tuple[list[EventLike], bytes, list[Refusal]]:
-        """Return the events that can be admitted, their lines, and the refusals of the others."""
+    ) -> tuple[list[EventLike], bytes, list[Rejection]]:
+        """Return the events that can be admitted, their lines, and the rejections of the others."""
         kept: list[EventLike] = []
         lines: list[bytes] = []
-        refusals: list[Refusal] = []
+        rejections: list[Rejection] = []
         seen: set[str] = set()
         # Not splitlines(): it would also split at a lone carriage return inside white space.
         for offset, (event, line) in enumerate(zip(chunk.events, chunk.body.split(b"\n"), strict=False)):
             event_id = event.event_id
             if len(event_id.encode()) > max_id_bytes:
                 message = f"the event id is longer than {max_id_bytes} bytes"
-                refusals.append(Refusal(offset, None, Code.LIMIT, message, "use shorter event ids"))
+                rejections.append(Rejection(offset, None, Code.LIMIT, message, "use shorter event ids"))
             elif event_id in seen or event_id in self._running.ids or event_id in self._earlier.ids:
                 message = f"event id {event_id!r} is already in session {self._session_id}"
                 hint = "an event that was accepted need not be sent again"
-                refusals.append(Refusal(offset, event_id, Code.DUPLICATE_EVENT_ID, message, hint))
+                rejections.append(Rejection(offset, event_id, Code.DUPLICATE_EVENT_ID, message, hint))
             elif check is not None and (refused := check(line)) is not None:
-                refusals.append(Refusal(offset, event_id, *refused))
+                rejections.append(Rejection(offset, event_id, *refused))
             else:
                 seen.add(event_id)
                 kept.append(event)
                 lines.append(line + b"\n")
-        return kept, b"".join(lines), refusals
+        return kept, b"".join(lines), rejections
 
     def release_refused(self, batch: EventBatch) -> None:
         """Release the ids and the memory of a batch that the journal has refused."""
         if batch.first >= 0:
             self.next_index = min(self.next_index, batch.first)
         with suppress(ValueError):
-            # A session that is over has forgotten it.
+            # A session that is over has removed the batch already.
             self._waiting.remove(batch)
         ids = [event.event_id for event in batch.events]
         size = size_of_ids(ids)
@@ -246,12 +246,12 @@ class AdmissionQueue:
             self._deferred_bytes = deferred_bytes
 
     def end_part(self) -> None:
-        """Begin a new generation, because a part of the session has ended; what waits belongs to the next part.
+        """Begin a new generation of ids because a part has ended; waiting events belong to the next part.
 
-        A session that is rotated may never end, and would otherwise reach the limit of ids.
+        Without it a session that is rotated for ever would reach the limit of ids.
         """
         crowded = self._ids_memory.is_crowded
-        if len(self._running.ids) < LEAST_IDS and not crowded:
+        if len(self._running.ids) < MIN_IDS and not crowded:
             # The ids of several short parts are remembered together.
             return
         ended, running = self._running, Generation()
@@ -280,7 +280,7 @@ class AdmissionQueue:
         self._waiting.clear()
 
     def certainly_lacks(self, event_id: str, index: int) -> bool:
-        """Return whether the session has no event of that id, though it would be remembered if it had that index."""
+        """Return whether the event at ``index`` certainly has another id: the id of so late an event is remembered."""
         return (
             index >= self.admitted - self.id_count
             and event_id not in self._running.ids
@@ -294,8 +294,8 @@ class AdmissionQueue:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether memory for ids is short, and the end of the current part would release some of it."""
-        return len(self._running.ids) >= _LEAST_CROWDED and self._ids_memory.is_crowded
+        """Whether memory for ids is short and the end of the current part would release some."""
+        return len(self._running.ids) >= _MIN_CROWDED_IDS and self._ids_memory.is_crowded
 
     @property
     def has_room(self) -> bool:
@@ -305,6 +305,6 @@ class AdmissionQueue:
     def is_full(self, limit: int) -> bool:
         """Return whether more than ``limit`` bytes wait, or anything waits while the budget has no room.
 
-        Where nothing waits there is room for one read: a session does not wait for others.
+        A session without waiting events always has room for one read, so that no session waits for others.
         """
         return self.queued_bytes >= limit or bool(self.queued_bytes and not self._events_memory.has_room)

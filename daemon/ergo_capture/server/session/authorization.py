@@ -7,7 +7,7 @@ from anyio import to_thread
 from ergo_capture.journal.payloads import Peer
 from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.failures import storage_failed
-from ergo_capture.server.session.access import who
+from ergo_capture.server.session.access import peer_name
 from ergo_capture.server.session.graph import Graph
 from ergo_capture.server.session.session import Session, SessionState
 
@@ -20,7 +20,7 @@ def check_free(session: Session) -> None:
     """
     session_id, hint = session.description.session, "close the other connection first, or try again"
     if session.failure is not None:
-        # Nothing would decide its events: they would pile up, and the client would not learn why.
+        # Its task has ended: events would be queued and never decided.
         raise storage_failed(session.failure)
     if session.state is not SessionState.OPEN:
         raise ProtocolError(Code.SESSION_BUSY, f"session {session_id!r} is ending", hint)
@@ -40,9 +40,9 @@ async def check_access(graph: Graph, peer: Peer) -> None:
         ProtocolError: ``forbidden``.
     """
     # In a thread: the group database may be on another host.
-    if not graph.access.is_open and not await to_thread.run_sync(graph.access.lets_in, peer):
+    if not graph.access.is_open and not await to_thread.run_sync(graph.access.admits, peer):
         raise ProtocolError(
             Code.FORBIDDEN,
-            f"{who(peer)} may not use graph {graph.name!r}",
+            f"{peer_name(peer)} may not use graph {graph.name!r}",
             f"ask the operator to add you to graphs.{graph.name}.users or .groups",
         )

@@ -1,8 +1,8 @@
-"""Memory budgets: how much memory clients make the daemon hold, in all and by user.
+"""Memory budgets: how much memory clients make the daemon hold, in total and per user.
 
 There are three: events that wait to be decided; event ids and deferred episodes of open sessions; and what connections
-hold (lines that have begun, answers that were not read). The sizes are estimates from what is known without measuring:
-bytes, and a fixed number of bytes for each object.
+hold (incomplete lines, answers that were not read). Sizes are estimated, not measured: the bytes of the text, and a
+fixed number of bytes for each object.
 """
 
 from __future__ import annotations
@@ -90,15 +90,15 @@ class Holding:
 
 
 def uncounted() -> Holding:
-    """Return a holding that counts for nothing."""
+    """Return a holding without a bound, in a budget of its own."""
     return Budget(sys.maxsize, sys.maxsize).holding(None)
 
 
 def size_of_deferred(supervisor: Supervisor) -> int:
-    """Return about the memory that a supervisor's deferred episodes take, in bytes."""
+    """Return an estimate of the memory that a supervisor's deferred episodes take, in bytes."""
     return DEFERRED_BYTES * supervisor.deferred_count + supervisor.deferred_bytes
 
 
 def size_of_ids(ids: Collection[str]) -> int:
-    """Return about the memory that remembering these ids takes, in bytes."""
+    """Return an estimate of the memory that remembering these ids takes, in bytes."""
     return len("".join(ids)) + ID_BYTES * len(ids)

@@ -1,7 +1,7 @@
-"""Compares what a client was told is durable with what the daemon holds.
+"""Compare what a client was told is durable with what the daemon holds.
 
-The state directory may be older than what was acknowledged: a backup was restored, or a disk lost what it had promised.
-Only the client can know, so it repeats what it was told when it resumes its session.
+The state directory may be older than what was acknowledged: a backup was restored, or a disk lost data that it had
+reported as written. Only the client can know, so it repeats what it was told when it resumes its session.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Finished(NamedTuple):
 
 
 def loss_in(session: Session, told: Acknowledged | None) -> Loss | None:
-    """Return what an open session lacks of what its client was told; None where it lacks nothing."""
+    """Return the acknowledged events that an open session lacks; None if it lacks none."""
     if told is None:
         return None
     held, last = session.accepted, session.last_event_id
@@ -56,12 +56,12 @@ def loss_in(session: Session, told: Acknowledged | None) -> Loss | None:
 
 
 def loss_of(told: Acknowledged, *, session: str) -> Loss:
-    """Return the loss of all that a client was told of a session that is gone."""
+    """Return the loss of all acknowledged events of a session that is gone."""
     return Loss(acknowledged=told.events, held=0, last_acknowledged=told.last_event_id, session=session)
 
 
 def loss_behind(loss: Loss, finished: Finished) -> Loss | None:
-    """Return what the finished bundles of a session lack of what is lost in the journal; None for nothing."""
+    """Return the part of a journal's loss that the session's finished bundles do not hold either; None for none."""
     held, last = finished.events, finished.manifest.last_event_id
     same = None in (last, loss.last_acknowledged) or last == loss.last_acknowledged
     if loss.acknowledged < held or (loss.acknowledged == held and same):
@@ -71,7 +71,7 @@ def loss_behind(loss: Loss, finished: Finished) -> Loss | None:
 
 def lost_error(session_id: str, loss: Loss) -> ProtocolError:
     """Return the refusal to resume a session that lacks acknowledged events."""
-    lost = loss_told(loss)
+    lost = protocol_loss(loss)
     return ProtocolError(
         Code.ACKNOWLEDGED_LOST,
         describe_loss(session_id, lost, loss.last_acknowledged),
@@ -81,8 +81,8 @@ def lost_error(session_id: str, loss: Loss) -> ProtocolError:
     )
 
 
-def loss_told(loss: Loss) -> Lost:
-    """Return a loss as clients are told of it."""
+def protocol_loss(loss: Loss) -> Lost:
+    """Return a loss as the protocol's ``lost``."""
     return Lost(loss.acknowledged, loss.held, loss.last_held)
 
 

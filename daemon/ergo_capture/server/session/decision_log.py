@@ -1,4 +1,4 @@
-"""The decision log of a session in the daemon: decisions wait in it for the next commit."""
+"""The decision log of a session in the daemon: it holds decisions until the next commit."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class JournalDecisionLog:
     # --- logging ---
 
     def log(self, entry: DecisionLogEntry) -> None:
-        """Keep a decision for the next commit."""
+        """Add a decision to the next commit."""
         self._rows.add(entry)
         if entry.termination is not None:
             self._count(entry.termination, 1)
@@ -82,7 +82,7 @@ class JournalDecisionLog:
             self._followed.append(entry)
 
     def refuse(self, event_id: str, refusal: Refusal) -> None:
-        """Keep the refusal of an event."""
+        """Add the refusal of an event to the next commit."""
         self._rows.add_refusal(refusal)
         self._end_full_frame()
         refused = RefusedEvent(self.logged, event_id, refusal.code, refusal.message)
@@ -94,7 +94,7 @@ class JournalDecisionLog:
             self._followed.append(None)
 
     def end_run(self, interruption: Interruption) -> None:
-        """Keep that the run was interrupted after what was logged last: in the same frame, so that both are durable."""
+        """Record that the run was interrupted after the last logged decision, in one frame with it."""
         rows = self._full[-1] if self._full and not self._rows.count else self._rows
         rows.add_end(interruption)
 
@@ -104,7 +104,7 @@ class JournalDecisionLog:
             self._rows = DecisionRows()
 
     def log_plain(self, events: Sequence[EventLike], first_episode: int) -> None:
-        """Keep a run of plain invocations (``ports.RunLengthDecisionLog``)."""
+        """Add consecutive plain invocations (``ports.RunLengthDecisionLog``)."""
         if self._followed is not None:
             for entry in self._plain_entries(events, first_episode, len(events)):
                 self.log(entry)
@@ -182,7 +182,7 @@ class JournalDecisionLog:
         return self.logged - len(self._followed or ())
 
     def leave(self) -> None:
-        """Keep nothing for a client that has gone, except decisions that are not durable: it may resume before."""
+        """Keep only decisions that are not durable for a client that has gone: it may resume before they are."""
         self._left = True
         self.take_followed()
 

@@ -1,8 +1,13 @@
-"""Sends the intents of one session's episodes, so that none is lost and none is sent again once its ack is durable.
+"""Send the intents of one session's episodes, so that none is lost and none is sent again once its ack is durable.
 
-For each episode with intents: one commit with all decisions before it and its OUTCOME frame; each intent, one after the
-other, and the ACK frame of each but the last; the decision, which holds all acks. A recovery goes on from the OUTCOME
-frame: the episode is not run again, and the intents that it has no ack of are sent again, with the same ids.
+For each episode with intents, in this order:
+
+1. commit its OUTCOME frame, together with all decisions before it;
+2. send the intents one after the other, and commit the ACK frame of each but the last;
+3. log the decision, which holds all acks.
+
+Recovery continues after the OUTCOME frame: it does not run the episode again, and sends the intents without an ack
+again, with the same ids.
 """
 
 from __future__ import annotations
@@ -32,13 +37,13 @@ from ergo_capture.server.session.decision_log import JournalDecisionLog
 
 log = structlog.get_logger()
 
-#: What may become of an intent, as it is counted.
+#: The results of sending an intent, as they are counted.
 INTENT_RESULTS: Final = ("acknowledged", "failed")
-#: Seconds before channels of a recovered session that did not start are started again, at first and at most.
+#: Seconds until channels of a recovered session that failed to start are started again: at first, and at most.
 _BACK_OFF: Final = (0.1, 10.0)
 #: Seconds that channels have to exit when the daemon stops and the session stays open.
 _STOP_SECONDS: Final = 2.0
-#: Reasons for which the reference kills its channels, rather than to end them.
+#: Reasons of interruption for which the reference kills its channels instead of ending them.
 _KILLED: Final = frozenset({"invalid_effect", "context_full"})
 
 
@@ -84,7 +89,7 @@ class SessionEgress:
             await self.channels.start()
 
     async def finish(self, interruption: Interruption | None) -> None:
-        """End the channels: the run is over. What one does wrong now is logged."""
+        """End the channels after the run. Errors of channels are only logged."""
         if self.channels is None or not self.channels.is_up:
             return
         if interruption is not None and interruption.reason in _KILLED:
@@ -96,7 +101,7 @@ class SessionEgress:
             self._log_failure(error.channel, error)
 
     async def stop(self) -> None:
-        """End the channels of a session that is not over: the next start goes on with others."""
+        """End the channels of a session that is not over; the next start of the daemon starts new ones."""
         if self.channels is not None and self.channels.is_up:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STOP_SECONDS):
                 try:
@@ -108,7 +113,7 @@ class SessionEgress:
                 await self.channels.kill()
 
     async def _until_up(self, intents: Iterable[IntentRecord]) -> ChannelSet:
-        """Return the channels once they are up: after a recovery they are started when the first intent needs them."""
+        """Return the running channels. After a recovery, start them when the first intent needs them."""
         channels = self.channels
         if channels is None or any(intent.kind not in channels.config.routes for intent in intents):
             raise ErgoCaptureError(
@@ -154,7 +159,7 @@ class SessionEgress:
             known: the acks that the journal holds, of the first intents; None where it has no outcome yet.
 
         Returns:
-            The result with the acks, and what interrupts the run; None where every intent is acknowledged.
+            The result with the acks, and the interruption of the run; None if every intent is acknowledged.
 
         Raises:
             ErgoCaptureError: the journal has failed, or there are no channels for the intents.
@@ -189,7 +194,7 @@ class SessionEgress:
         return done, None if failure is None else _interruption_of(failure)
 
     async def _record_outcome(self, outcome: Outcome) -> None:
-        """Write the OUTCOME frame, in one commit with the decisions before it that are not durable."""
+        """Commit the OUTCOME frame, together with the decisions before it that are not durable."""
         body = encode_body(outcome)
         frame = PendingFrame(FrameKind.OUTCOME, self._number, outcome.index, 0, body)
         record = _Record(frame, self._decisions)
@@ -219,18 +224,18 @@ class SessionEgress:
 
 
 class _Record:
-    """A frame that must not come before the decisions that are not durable; a ``Submission`` to the writer."""
+    """A frame that is written only after, or with, all decisions logged so far; a ``Submission`` to the writer."""
 
     def __init__(self, frame: PendingFrame, decisions: JournalDecisionLog) -> None:
         self.position: Position | None = None
         self.error: ErgoCaptureError | None = None
-        #: Wakes whoever waits for it, also where its turn has not come.
+        #: Wakes the waiting task when the frame is durable or refused, and when it has to be submitted again.
         self.moved = Notifier()
         self._frame = frame
         self._decisions = decisions
 
     def to_frame(self) -> PendingFrame | None:
-        """Return the frame; None where decisions are left that are in no frame yet."""
+        """Return the frame; None while decisions are in no frame yet."""
         if self._decisions.is_framed:
             return self._frame
         self.moved.notify_all()

@@ -1,15 +1,14 @@
-"""Runs the episodes of one session, and logs its decisions in the order of its events.
+"""Run the episodes of one session, and log its decisions in the order of its events.
 
-An engine that answers at once decides whole chunks without waiting. Any other engine is asked episode by episode; with
-a pipeline, several runs are under way at once. That is sound because no decision depends on how a run ended: requests
-are sent in order, and decisions that are known early wait for those before them. It needs an engine that keeps nothing
-from one run to the next. The supervisor counts each run as over when the next event is offered, so that decisions stay
-those of one run after the other; that no more than ``max_in_flight`` runs are under way is held here, by waiting.
+With an engine that answers at once, whole chunks are decided without waiting. Any other engine is asked episode by
+episode; with a pipeline, several runs are under way at once. That is sound because no decision depends on how a run
+ended: requests are sent in order, and a decision that is known early waits for those before it. The engine must keep
+nothing from one run to the next. The supervisor counts each run as over when the next event is offered, so decisions
+are the same as without a pipeline; this module keeps the runs under way within ``max_in_flight``.
 
-After a crash an event that is not decided is *in doubt*: its episode may have run. Where episodes may be repeated,
-nothing more needs to be done. Where they must not be, ``before_run`` lets no run begin before the decisions that are a
-pipeline's length behind it are durable. So of the undecided events only the first, as many as may be under way, may
-have run; they are recorded as interrupted and not run again.
+After a crash an undecided event is *in doubt*: its episode may have run. If episodes may be repeated, it is run again.
+If not, ``before_run`` delays each run until the decision that is a pipeline's length before it is durable. So only the
+first undecided events, as many as may be under way at once, can have run; they are recorded as interrupted.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ from ergo_capture.server.session.egress import SessionEgress
 
 log = structlog.get_logger()
 
-#: Decisions that may wait for a run before them; each keeps its event in memory.
+#: How many decisions may wait for an earlier run; each keeps its event in memory.
 _MAX_WAITING: Final = 10_000
-#: Bytes that an engine may say of one run: half of what a frame of the journal holds.
+#: Largest answer of an engine to one run, in bytes: half of what a frame of the journal holds.
 _MAX_RUN_BYTES: Final = 32 << 20
-#: Events with a derived payload after which the others get a turn: each takes some 50 us.
+#: Events with a derived payload, of about 50 us each, after which other tasks get a turn.
 _TURN_EVENTS: Final = 64
 
 
 def concurrency(engine: Engine, constraints: Constraints, derivation: Derivation | None, *, has_egress: bool) -> int:
     """Return how many runs of one session may be under way at once: the engine's pipeline, within ``max_in_flight``.
 
-    Where effects may write what the next payload is merged with, or their intents are sent, it is one.
+    It is one if effects may write what the next payload is merged with, or if intents are sent.
     """
     if has_egress:
         return 1
@@ -78,7 +77,7 @@ class Episodes:
         engine: the graph's engine.
         initial: the session as recovery found it, or a new one.
         log: receives each decision, in order.
-        max_in_doubt: how many of the session's undecided events, from the first, are recorded as interrupted.
+        max_in_doubt: how many of the first undecided events are recorded as interrupted, at most.
         before_run: awaited before a run begins, with the number of decisions before it that are not logged.
         on_logged: called after each decision that had to be waited for.
         on_failed: called when a run has raised an exception; nothing is logged after it.
@@ -116,24 +115,24 @@ class Episodes:
         self._on_interrupted = on_interrupted
         #: Kinds of effects that egress channels carry out.
         self._routed = () if initial.description.contract is None else initial.description.contract.routed
-        #: What interrupted the run.
+        #: The interruption of the run; None while it goes on.
         self.interruption = initial.interruption
         #: The engine, where it answers at once.
         self._invoker = engine.invoker()
         if self._invoker is not None:
-            # A scripted engine continues where the script was.
+            # A scripted engine continues its script at the next attempt.
             for event_id, count in initial.attempts or ():
                 event = ExternalEvent.mechanical(event_id, ExternalEventKind.Command)
                 for _ in range(count):
                     self._invoker.run(self._graph_id, event_id, event, self._constraints.deadline)
-        #: The next so many events are recorded as interrupted.
+        #: How many of the next events are recorded as interrupted.
         self._in_doubt = 0 if initial.outcome is not None else min(max_in_doubt, len(initial.undecided))
         #: Runs that are under way, and decisions that wait for one of them.
         self._waiting: deque[_RunUnderWay | DecisionLogEntry] = deque()
         self._under_way = 0
         self._most_under_way = concurrency(engine, self._constraints, derivation, has_egress=egress is not None)
         self._settled = asyncio.Event()
-        #: What a run raised.
+        #: The exception that a run raised.
         self._failure: BaseException | None = None
         #: Where the supervisor logs: to ``self`` where decisions may have to wait for those before them.
         self._supervisor_log = self if self._invoker is None else log
@@ -148,9 +147,9 @@ class Episodes:
         self.supervisor = Supervisor(self._graph_id, self._constraints, self._supervisor_log, self._invoker)
 
     async def decide(self, batch: EventBatch) -> None:
-        """Decide a batch; on return each event was offered to the supervisor, and runs may still be under way.
+        """Decide a batch. On return each event was offered to the supervisor; runs may still be under way.
 
-        Where the run is interrupted, the events after it are not decided.
+        If the run is interrupted, the events after that are not decided.
         """
         if self._derivation is not None:
             await self._derive(batch, self._derivation)
@@ -218,14 +217,14 @@ class Episodes:
         self._on_logged()
 
     def _apply(self, entry: DecisionLogEntry) -> None:
-        """Write the effects of a decision into the context store."""
+        """Write the effects of a decision to the context store."""
         if entry.effects and self._derivation is not None:
             interruption = self._derivation.settle(captured.effect for captured in entry.effects)
             if interruption is not None:
                 self._interrupt(interruption)
 
     def _interrupt(self, interruption: Interruption) -> None:
-        """End the run after the decision that was logged last."""
+        """Interrupt the run after the decision that was logged last."""
         self.interruption = interruption
         self._log.end_run(interruption)
         self._on_interrupted(interruption)
@@ -234,7 +233,7 @@ class Episodes:
         """Wait until every run that is under way has ended and is logged.
 
         Raises:
-            Exception: what a run raised.
+            Exception: the exception that a run raised.
         """
         while self._waiting:
             await self._some_settled()
@@ -310,7 +309,7 @@ class Episodes:
             retries += 1
 
     def _may_apply(self, origin: ExternalEvent, result: RunResult) -> bool:
-        """Return whether the adapter takes the effects of a run; log why not."""
+        """Return whether the adapter accepts the effects of a run; log the reason if not."""
         if self._derivation is None:
             return True
         try:

@@ -33,27 +33,27 @@ class Graph:
     egress: EgressConfig | None = None
     #: Who may open and resume its sessions.
     access: Access = field(default_factory=Access)
-    #: How payloads become what the graph gets, as the journal keeps it; None where they are captured as they were sent.
+    #: How payloads are derived, as the journal keeps it; None if they are captured as they were sent.
     contract: Contract | None = None
     #: The contract, ready for use.
     binding: Binding | None = None
 
     @property
     def egress_provenance(self) -> str | None:
-        """What its egress channels are; None where it has none."""
+        """The provenance of its egress channels; None without channels."""
         return None if self.egress is None else self.egress.provenance()
 
     @property
     def writable(self) -> tuple[str, ...]:
-        """The context keys that effects of the graph may write; with any, episodes run one after the other."""
+        """The context keys that effects of the graph may write; if there are any, episodes run one after the other."""
         return () if self.binding is None or self.binding.adapter is None else self.binding.adapter.writable
 
     def derivation(self, contract: Contract | None, store: Mapping[str, Any] | None) -> Derivation | None:
         """Return how payloads are derived in a session that was opened with that contract; None where they are not.
 
         Args:
-            contract: the session's, which the configuration may have changed since.
-            store: what its context store holds.
+            contract: the session's contract; the configuration may name another one by now.
+            store: the content of its context store.
 
         Raises:
             ErgoCaptureError: the adapter cannot be used here.
@@ -68,7 +68,7 @@ class Graph:
 
 
 def check_of(binding: Binding) -> Check:
-    """Return the check of event lines at admission: what no value of the context store could mend is refused."""
+    """Return the check of event lines at admission: it rejects a line that is invalid for every value of the store."""
     from ergo_capture.adapter.binding import read_hosted_line, refusal_text  # noqa: PLC0415 - slow to import
     from ergo_capture.adapter.errors import AdapterError  # noqa: PLC0415 - likewise
 

@@ -1,4 +1,4 @@
-"""The parts of one session: what each holds, when it ends, and its publication as a bundle."""
+"""The parts of one session: the events of each, the rule of rotation, and the publication of bundles."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Part:
     bytes: int = 0
     #: Loop time at which a bound was reached; None before.
     due_since: float | None = None
-    #: What was lost of the session until its end.
+    #: The loss of acknowledged events up to its end; None for none.
     lost: Loss | None = None
-    #: Whether it is to end, or to be moved forward, because it keeps too much of the journal.
+    #: Whether it has to end, or to be moved forward, because it keeps too much of the journal.
     is_overdue: bool = False
     #: The context store at its beginning; None without an adapter, and in the first part.
     store: dict[str, Any] | None = None
-    #: What interrupted the run in it, and the events after that.
+    #: The interruption of the run in it, and the events that are left over.
     interruption: Interruption | None = None
     left_over: LeftOver | None = None
 
@@ -111,7 +111,7 @@ class RotationRule:
         )
 
     def may_not_wait(self, part: Part, now: float) -> bool:
-        """Return whether a part that is due ends even though no further event has come."""
+        """Return whether a part that is due ends before a further event comes."""
         waited = part.due_since is not None and now - part.due_since >= FULL_SECONDS
         return waited or part.is_overdue or bool(self.max_age and now - part.began >= self.max_age)
 
@@ -120,7 +120,7 @@ class RotationRule:
         return not deferred or (part.due_since is not None and now - part.due_since >= self.force_after)
 
     def next_check(self, part: Part, events: int, now: float) -> float | None:
-        """Return the seconds until time alone can change the answer; None where it cannot."""
+        """Return the seconds after which a part may be due without a further event; None for never."""
         if part.due_since is not None:
             seconds = self.force_after if self.may_not_wait(part, now) else FULL_SECONDS
             return max(0.0, part.due_since + seconds - now)
@@ -136,7 +136,7 @@ class Publisher(Protocol):
         """Compose the bundle of the part's first ``count`` events; it is durable under its name afterwards."""
 
     async def bundles(self, description: SessionDescription, parts: range, known: Mapping[int, str]) -> list[str]:
-        """Return the paths of the bundles of these parts that are there; ``known`` has some of them, by part."""
+        """Return the paths of the bundles of these parts that exist; ``known`` holds some of them, by part."""
 
 
 @dataclass(slots=True, eq=False)
@@ -148,7 +148,7 @@ class _Repeated:
     on_durable: Callable[[Position], None]
 
     def to_frame(self) -> PendingFrame | None:
-        """Return the frame as of now; None where the part has events by now: the frame must not come after them."""
+        """Return the frame; None if the part has events by now, because the frame must not come after them."""
         return self.frame() if self.is_empty() else None
 
     def on_refused(self, error: ErgoCaptureError) -> None:
@@ -182,7 +182,7 @@ class Parts:
             lost=initial.lost,
             store=None if initial.rotation is None else initial.rotation.store,
         )
-        #: What ended the part before the current one, and its publication; None in the first part.
+        #: The end of the part before the current one, and its publication; None in the first part.
         self._rotation = initial.rotation
         self._publications = dict(initial.publications)
         #: Parts that ended before the start and whose bundles are not known to be durable.
@@ -193,7 +193,7 @@ class Parts:
         self.is_closed = initial.closing is not None
         #: The bundle of the part before the current one; None where there is none, or it was published before the start.
         self._previous: asyncio.Future[Publication] | None = None
-        #: Held while a bundle is composed: a snapshot that came late would replace the bundle that was composed after it.
+        #: Held while a bundle is composed: a late snapshot would replace the bundle that was composed after it.
         self._compose_lock = asyncio.Lock()
 
     @property
@@ -269,11 +269,11 @@ class Parts:
             decided: decisions of the session.
             ended: what the manifest says.
             keep_empty: whether a session without events leaves a bundle.
-            interruption: what interrupted the run.
-            left_over: the events after that.
+            interruption: the interruption of the run; None for none.
+            left_over: the events after it; None for none.
 
         Raises:
-            ErgoCaptureError: the session could not be closed or the part not be published; the journal holds all of it.
+            ErgoCaptureError: the session could not be closed, or the part not published; the journal holds all of it.
         """
         if not self.is_closed:
             body = encode_body(Closing(ended, utc_now(), keep_empty, interruption, left_over))
@@ -288,7 +288,7 @@ class Parts:
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
 
     async def record_loss(self, loss: Loss) -> None:
-        """Say in the bundle of the current part, and durably in the journal, that events are missing.
+        """Record in the journal, and in the bundle of the current part, that acknowledged events are missing.
 
         Raises:
             ErgoCaptureError: the journal has failed, or the daemon stops.
@@ -322,7 +322,7 @@ class Parts:
     async def snapshot(self, decided: int) -> Publication:
         """Compose a bundle of the current part's decided events; the part goes on.
 
-        Where none of them is decided, return the bundle of the part before, which holds all that is decided.
+        If it has no decided events, return the bundle of the part before, which holds all that is decided.
 
         Args:
             decided: decisions of the session.
@@ -337,13 +337,13 @@ class Parts:
             return await self._publisher.compose(self._describe(part), part, decided - part.first, SNAPSHOT)
 
     def _describe(self, part: Part) -> SessionDescription:
-        """Return the session's description, with what was lost of it until the end of the part."""
+        """Return the session's description, with the loss of events up to the end of the part."""
         return msgspec.structs.replace(self._description, lost=part.lost)
 
     async def _publish(
         self, part: Part, count: int, ended: str, *, final: bool = False, forced: bool = False
     ) -> Publication:
-        """Compose the bundle of a part that ended, waiting while the disk is full, and write its PUBLISHED frame."""
+        """Compose the bundle of a part that has ended, and commit its PUBLISHED frame; wait while the disk is full."""
         reported = False
         while True:
             try:
@@ -351,7 +351,7 @@ class Parts:
                     publication = await self._publisher.compose(self._describe(part), part, count, ended, forced=forced)
                 break
             except CaptureWriteError as error:
-                # A session that fails goes on with the next start only, and a full disk is no reason for one.
+                # A failed session continues only after a restart; a full disk is no reason for one.
                 if not is_full(error):
                     raise
                 if not reported:
@@ -383,7 +383,7 @@ class Parts:
         """Repeat the frames that say where the current part begins, so that older segments can be deleted.
 
         Args:
-            is_empty: returns whether the part has no events and the session goes on; nothing is repeated otherwise.
+            is_empty: returns whether the part has no events and the session goes on; if not, nothing is repeated.
             on_moved: called when the frames are durable.
         """
         part = self.current
@@ -421,5 +421,5 @@ def is_full(error: CaptureWriteError) -> bool:
 
 
 def utc_now() -> str:
-    """Return the wall clock's time, RFC 3339 in UTC: evidence only, no decision depends on it."""
+    """Return the time of the wall clock, RFC 3339 in UTC. It is evidence only: no decision depends on it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""New sessions from their request until the OPEN frame is durable, and the rate at which a user may open them."""
+"""Sessions whose OPEN frame is not durable yet, and the limit on the rate at which a user may open sessions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ergo_capture.server.session.parts import utc_now
 from ergo_capture.server.session.session import Session
 from ergo_capture.version import PROGRAM
 
-#: Seconds' worth of sessions that may be opened at once after a pause.
+#: After a pause, as many sessions may be opened at once as the rate allows in this many seconds.
 _BURST_SECONDS: Final = 5.0
 
 
@@ -43,7 +43,7 @@ class PendingSession:
         return PendingFrame(FrameKind.OPEN, self.number, 0, 0, encode_body(self.description))
 
     def on_durable(self, position: Position) -> None:
-        """Start the session, whether its client still waits for it or not."""
+        """Start the session, even if its client has gone."""
         pending = self._pending
         pending.remove(self)
         if not self._opened.cancelled():
@@ -53,7 +53,7 @@ class PendingSession:
         # While the daemon stops there is no task group to start it in: the next start recovers it.
 
     def on_refused(self, error: ErgoCaptureError) -> None:
-        """Tell the connection; where the disk is full, it tries again."""
+        """Pass the error to the connection, which tries again if the disk is full."""
         alone = self._opened.cancelled()
         if alone or not isinstance(error, JournalFull):
             self._pending.remove(self)
@@ -62,7 +62,7 @@ class PendingSession:
 
 
 class PendingSessions:
-    """Every session that is being opened.
+    """The sessions that are being opened.
 
     Args:
         writer: makes the OPEN frames durable.
@@ -105,8 +105,8 @@ class PendingSessions:
             provenance: the engine's provenance.
             labels: the client's labels.
             peer: who opens the session.
-            lost: what was lost of the client's session before.
-            decided_by: what makes the decisions, where it is not the graph's engine.
+            lost: the loss of the client's earlier session; None for none.
+            decided_by: the maker of the decisions; empty for the graph's engine.
 
         Raises:
             ProtocolError: ``storage_failed``.

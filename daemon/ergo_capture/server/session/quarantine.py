@@ -1,4 +1,4 @@
-"""The quarantined sessions of a running daemon: they are set aside, so that the journal does not grow because of them."""
+"""Set quarantined sessions of a running daemon aside, so that they do not keep segments of the journal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Quarantine:
     """
 
     def __init__(self, state: Path, storage: Storage, writer: Writer, *, on_set_aside: Callable[[], None]) -> None:
-        #: What is wrong with each session, by id; those that earlier starts set aside and nobody settled included.
+        #: The reason for each session's quarantine, by id; sessions set aside earlier and not settled included.
         self.reasons: dict[str, str] = {}
         self._state = state
         self._storage = storage
@@ -44,7 +44,7 @@ class Quarantine:
         self._due = asyncio.Event()
 
     def restore(self, recovery: Recovery) -> None:
-        """Take over the sessions that recovery quarantined."""
+        """Add the sessions that recovery quarantined."""
         for saved in saved_journals(self._state):
             for session in saved.sessions or ():
                 self.reasons[session.session] = f"{session.reason}; set aside in '{saved.directory}'"
@@ -56,11 +56,11 @@ class Quarantine:
 
     @property
     def segments(self) -> dict[str, int]:
-        """The oldest segment that each session in the journal needs."""
+        """The oldest segment that each session still in the journal needs, by id."""
         return {session.session: session.first_segment for session in self._pinned}
 
     def bound(self, bytes_since: Mapping[int, int], limit: int) -> None:
-        """Set those aside that keep more than ``limit`` bytes of the journal.
+        """Mark the sessions that keep more than ``limit`` bytes of the journal, so that ``run`` sets them aside.
 
         Args:
             bytes_since: bytes of the journal from each segment on.
@@ -84,7 +84,7 @@ class Quarantine:
                 for frame in aside_frames(due):
                     await self._writer.append(frame)
             except ErgoCaptureError as error:
-                # They stay in the journal, and keep their segments, until the next start tries again.
+                # The sessions stay in the journal and keep their segments; the next start tries again.
                 log.error(telemetry.QUARANTINE_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
                 return
             self._pinned = [session for session in self._pinned if not session.is_due]

@@ -1,4 +1,4 @@
-"""The open sessions of the daemon, by id: opening, resuming, lingering, and the engines that they need."""
+"""The open sessions of the daemon: how they are opened and resumed, how they linger, and their engines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ergo_capture.pauses import clock
 from ergo_capture.protocol.capture import Code, Open, ProtocolError
 from ergo_capture.server.commit.segment_gc import SegmentCollector
 from ergo_capture.server.commit.writer import Writer, WriterClosed
-from ergo_capture.server.session.access import who
+from ergo_capture.server.session.access import peer_name
 from ergo_capture.server.session.authorization import check_access, check_free, is_owner
 from ergo_capture.server.session.budget import Budget
 from ergo_capture.server.session.continuity import Finished, find_finished, loss_behind, loss_in, loss_of, lost_error
@@ -40,14 +40,14 @@ from ergo_capture.storage import Storage
 
 log = structlog.get_logger()
 
-#: The reference's word for a driver that ends without ``end``.
+#: The reference's reason for a driver's stream that stops without ``end``.
 DRIVER_TERMINATED: Final = "driver_terminated"
 #: Seconds by which the timers of the loop and ``pauses.clock`` may differ.
 _CLOCK_SECONDS: Final = 0.1
 
 
 class JournalHolder(msgspec.Struct, frozen=True):
-    """The session that needs the oldest segment of the journal."""
+    """The session that keeps the oldest segment of the journal."""
 
     session: str
     quarantined: bool
@@ -69,8 +69,8 @@ class SessionRegistry:
         bundles: the directory of finished bundles.
         rotation: when a part of a session ends.
         linger: seconds that a session waits for its client to come back.
-        in_doubt: what becomes of episodes that may have run before a crash: ``reinvoke`` or ``interrupt``.
-        limits: bounds on sessions, and on the memory for what they hold.
+        in_doubt: how episodes in doubt are handled: ``reinvoke`` or ``interrupt``.
+        limits: bounds on sessions and on their memory.
         next_number: number of the next session in the journal.
     """
 
@@ -97,9 +97,9 @@ class SessionRegistry:
         self.episodes: defaultdict[str, Counter[RunTermination]] = defaultdict(Counter)
         #: Intents since the start that were acknowledged, and dispatches that failed, by graph.
         self.intents: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        #: Events since the start that are not decided, ``refused`` and ``left_over``, and runs ``interrupted``, by graph.
+        #: By graph, since the start: events that are ``refused`` and ``left_over``, and runs that are ``interrupted``.
         self.fates: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        #: Resumes by clients that were told of events which are missing.
+        #: Resumes by clients to which missing events were acknowledged.
         self.losses = 0
         self._writer = writer
         self._publisher = publisher
@@ -112,7 +112,7 @@ class SessionRegistry:
         self._linger = linger
         self._in_doubt = in_doubt
         self.limits = limits
-        #: When a user's next new session may be opened.
+        #: Limits how fast a user may open sessions.
         self._rate_limiter = RateLimiter(limits.user_opens_per_second)
         #: Memory for events that wait to be decided.
         self.queue = Budget(int(limits.queue_bytes), int(limits.user_queue_bytes))
@@ -138,10 +138,10 @@ class SessionRegistry:
         self._engines: dict[Engine, None] = {}
 
     def apply(self, limits: LimitsConfig, rotation: RotationRule, linger: float, graphs: dict[str, Graph]) -> None:
-        """Apply a reloaded configuration; sessions that exist stay, and count.
+        """Apply a reloaded configuration. Existing sessions stay, and count towards the limits.
 
         Args:
-            limits: bounds on sessions and on the memory for what they hold.
+            limits: bounds on sessions and on their memory.
             rotation: when a part ends, for sessions opened from now on.
             linger: seconds that a session waits for its client to come back.
             graphs: the graphs that sessions may be opened of.
@@ -194,8 +194,8 @@ class SessionRegistry:
         graph = self._graph(request.graph)
         await check_access(graph, peer)
         provenance = graph.runtime_provenance if is_decided_elsewhere else await self._provenance(graph)
-        # Wait rather than refuse. A session that is opened and left costs two syncs and a bundle, and a client that
-        # opens them as fast as it can would leave little of the daemon to the others.
+        # Wait rather than refuse. Each opened session costs two syncs and a bundle: a client that opens sessions in a
+        # loop would starve the others.
         now = asyncio.get_running_loop().time()
         await asyncio.sleep(self._rate_limiter.reserve(peer.uid, now))
         # A reload may have replaced the graph's engine meanwhile.
@@ -260,7 +260,7 @@ class SessionRegistry:
         openers = [session.description.peer for session in self.sessions.values()]
         openers += [pending.description.peer for pending in self.pending]
         if sum(opener is not None and opener.uid == peer.uid for opener in openers) >= self.limits.max_user_sessions:
-            message = f"{who(peer)} has {self.limits.max_user_sessions} sessions open"
+            message = f"{peer_name(peer)} has {self.limits.max_user_sessions} sessions open"
             raise ProtocolError(Code.LIMIT, message, "close some, or raise limits.max_user_sessions")
 
     def _find(self, session_id: str, peer: Peer) -> Session | None:
@@ -280,8 +280,8 @@ class SessionRegistry:
     async def _resume(self, session: Session, request: Open, peer: Peer, owner: Owner) -> None:
         await check_access(session.graph, peer)
         check_free(session)
-        # An event on its way to the journal is neither safe nor refused yet. Sent again, it would be refused as a
-        # duplicate, and its client would forget it.
+        # Wait for events on their way to the journal. If the client sent one again now, it would be rejected as a
+        # duplicate, and the client would take it for durable.
         await session.until_accepted()
         check_free(session)
         loss = loss_in(session, request.acknowledged)
@@ -296,7 +296,7 @@ class SessionRegistry:
             self._count_loss(session.description.session, session.description.graph, loss)
             await session.record_loss(loss)
             if not loss.resumed:
-                # The session lingers on: it is not quarantined, because anybody could then pin the journal by a claim.
+                # The session lingers on. Do not quarantine it: any client could then keep segments by a false claim.
                 raise lost_error(session.description.session, loss)
         elif request.resume_after_loss and session.lost is not None:
             await session.record_loss(msgspec.structs.replace(session.lost, resumed=True))
@@ -307,11 +307,11 @@ class SessionRegistry:
         session.owner = owner
 
     async def _lost_session(self, session_id: str, request: Open, peer: Peer) -> Loss | None:
-        """Return what is lost of a session that is not open, if its client goes on in a new one; None for nothing.
+        """Return the loss of a session that is not open, whose client continues in a new one; None for no loss.
 
         Raises:
-            ProtocolError: ``unknown_session``: it is over, and its bundles hold all that the client was told;
-                ``acknowledged_lost``: they do not, and the client does not go on.
+            ProtocolError: ``unknown_session``: it is over, and its bundles hold all acknowledged events;
+                ``acknowledged_lost``: they do not, and the client did not say ``resume_after_loss``.
         """
         finished = await to_thread.run_sync(find_finished, self._bundles, session_id)
         if finished is not None and not is_owner(peer, finished.opened_by):
@@ -399,8 +399,8 @@ class SessionRegistry:
         return session
 
     async def _start_tasks(self) -> None:
-        # A new session is made in the callback that finds it durable, and a task group starts tasks only from a task: if
-        # sniffio is installed, anyio refuses everywhere else.
+        # A new session is made in a callback of the writer, but a task group can start tasks only from a task: if
+        # sniffio is installed, anyio raises everywhere else.
         while True:
             self._tasks.start_soon(self._run, await self._starting.get())
 
@@ -422,8 +422,8 @@ class SessionRegistry:
             )
             self.segment_collector.request()
         elif error is not self._writer.failure and not isinstance(error, WriterClosed):
-            # A failure of the journal is logged once, by the writer's task. What the stop cut off is no failure: the
-            # next start goes on with it.
+            # The writer's task logs a failure of the journal, once. A session that the stop cut off has not failed: the
+            # next start continues it.
             log.error(
                 telemetry.SESSION_FAILED,
                 session=session.description.session,
@@ -439,7 +439,7 @@ class SessionRegistry:
         Args:
             session: the session.
             may_come_back: whether its client can resume it: a driver of ``ergo-driver.v0`` does not know its id.
-            reason: how a driver's stream ended, in the reference's word.
+            reason: the reference's word for how a driver's stream ended.
         """
         if may_come_back:
             self.linger(session)
@@ -451,7 +451,7 @@ class SessionRegistry:
 
         Args:
             session: the session.
-            ended: how it ends, as its manifest says.
+            ended: the manifest's ``ended``.
         """
         session_id = session.description.session
         if not self._stopping and session.state is SessionState.OPEN and session_id in self.sessions:
@@ -464,14 +464,14 @@ class SessionRegistry:
         self._lingering.pop(session_id, None)
         remaining = due - clock.now()
         if remaining > _CLOCK_SECONDS:
-            # The process did not run for a while, and the client could not come back.
+            # The process was suspended, so the client could not come back.
             again = asyncio.get_running_loop().call_later(remaining, self._end_lingering, session, ended, due)
             self._lingering[session_id] = again
         elif session.owner is None:
             session.end(ended)
 
     def stop(self) -> None:
-        """Open and resume nothing more; sessions stay as they are."""
+        """Open and resume no more sessions; those that are open stay as they are."""
         self._stopping = self.pending.is_stopping = True
         for timer in self._lingering.values():
             timer.cancel()
@@ -481,7 +481,7 @@ class SessionRegistry:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """What is wrong with each quarantined session, by id."""
+        """The reason for each session's quarantine, by id."""
         return self.quarantine.reasons
 
     def _oldest_needed(self) -> int | None:
@@ -498,7 +498,7 @@ class SessionRegistry:
             yield segment, session_id
 
     def _bound_journal(self) -> None:
-        """End or move the parts that keep more of the journal than they may; a new segment was begun."""
+        """End or move forward the parts that keep too much of the journal, because a new segment was begun."""
         kept, bytes_since = 0, {}
         for segment, size in sorted(self._journal.segments.items(), reverse=True):
             kept += size
@@ -511,7 +511,7 @@ class SessionRegistry:
         self.segment_collector.request()
 
     def journal_holder(self) -> JournalHolder | None:
-        """Return who needs the oldest segment of the journal; None where nobody needs one before the current one."""
+        """Return the session that keeps the oldest segment; None if no segment before the current one is needed."""
         segment, session_id = min(self._needed(), default=(0, ""))
         current = self._journal.current_segment
         if not session_id or segment >= current:

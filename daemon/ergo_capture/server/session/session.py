@@ -1,7 +1,7 @@
-"""One session: a state machine that makes events durable, decides them in its task, and ends in a published bundle.
+"""A session: it makes events durable, decides them in its task, and publishes its last bundle when it ends.
 
-The life of an event: *admitted* (its id is taken, its line is queued), *accepted* (its line is on stable storage; only
-now the supervisor sees it), decided in memory, *decided* (its decision is on stable storage).
+An event is *admitted* (its id is taken and its line is queued), then *accepted* (its line is on stable storage; only
+now the supervisor sees it), then decided in memory, then *decided* (its decision is on stable storage).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ergo_capture.protocol.capture import Code, EventChunk, ProtocolError
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.failures import internal_error, storage_failed
 from ergo_capture.server.session import parts
-from ergo_capture.server.session.admission_queue import AdmissionQueue, EventBatch, Refusal
+from ergo_capture.server.session.admission_queue import AdmissionQueue, EventBatch, Rejection
 from ergo_capture.server.session.budget import Holding, size_of_deferred
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 from ergo_capture.server.session.egress import SessionEgress
@@ -43,13 +43,13 @@ from ergo_capture.server.session.graph import Graph, check_of
 from ergo_capture.server.session.parts import Parts, Publisher, RotationRule, is_full
 from ergo_capture.storage.write_error import CaptureWriteError
 
-#: Bytes of effects that may wait for a commit before no further run begins; a full disk can make them wait for long.
+#: No run begins while more bytes of effects wait for a commit: on a full disk they wait for long.
 _MAX_UNCOMMITTED_BYTES: Final = 16 << 20
 
 
-#: What is counted besides decisions, by graph: events that are not decided, and runs.
+#: Counters by graph, besides those of decisions.
 FATES: Final = ("refused", "left_over", "interrupted")
-#: What to do about an interruption of the run, by reason.
+#: Hints for an interruption of the run, by reason.
 _HINTS: Final = {
     "context_full": "raise limits.context_bytes, or let the graph write less; send what is left over, the .rest.jsonl "
     "beside the bundle, in another session"
@@ -75,14 +75,14 @@ class Owner(Protocol):
     """The connection that owns a session."""
 
     def progress(self) -> None:
-        """Note that a watermark moved or a batch was refused, so that there may be something to tell the client."""
+        """Look for something to tell the client, because a watermark has moved or a batch was refused."""
 
     def session_failed(self, error: ProtocolError) -> None:
         """End the connection, because its session has failed."""
 
 
 class SessionSnapshot(msgspec.Struct, frozen=True):
-    """What a session is doing."""
+    """The state of a session."""
 
     session: str
     graph: str
@@ -96,9 +96,9 @@ class SessionSnapshot(msgspec.Struct, frozen=True):
     part: int
     #: Events that a client was told are durable and that are missing; None where none are.
     lost: Loss | None = None
-    #: Of the decided events, those that the adapter refused.
+    #: How many of the decided events the adapter refused.
     refused: int = 0
-    #: What interrupted the run; empty where nothing did. Events after it are left over.
+    #: The reason of the run's interruption; empty for none. Events after it are left over.
     interrupted_by: str = ""
     left_over: int = 0
 
@@ -113,7 +113,7 @@ class Session:
         writer: makes its frames durable.
         publisher: composes its bundles.
         rotation: when a part ends.
-        in_doubt: what becomes of an episode that may have run before a crash: ``reinvoke`` or ``interrupt``.
+        in_doubt: how episodes in doubt are handled: ``reinvoke`` or ``interrupt``.
         events_memory: counts the memory of events that wait to be decided.
         ids_memory: counts the memory of event ids and deferred episodes.
         episodes: counts the graph's episodes by how they ended.
@@ -146,7 +146,7 @@ class Session:
         self.accepted = initial.accepted
         #: Decisions on stable storage.
         self.decided = initial.decided
-        #: How it is to end, or ended: ``complete``, ``interrupted``, ``recovered`` or ``lost``; None while it is open.
+        #: The manifest's ``ended``: ``complete``, ``interrupted``, ``recovered`` or ``lost``; None while it is open.
         self.ended = None if initial.closing is None else initial.closing.ended
         if initial.interruption is not None and self.ended is None:
             self.ended = "interrupted"
@@ -159,18 +159,18 @@ class Session:
         #: The last part's publication, and the bundles of all parts, in state ``FINISHED``.
         self.publication: Publication | None = None
         self.bundles: list[str] = []
-        #: What interrupted the run; nothing is decided after that. None while it goes on.
+        #: The interruption of the run, after which nothing is decided; None while the run goes on.
         self.interruption = initial.interruption
-        #: How the events ended early, all of which are decided; None where nobody said.
+        #: Why the client's events ended early, if it said so; all of them are decided.
         self._ended_by: Interruption | None = None
         #: The accepted events after the interruption, in state ``FINISHED``; None where there are none.
         self.left_over: LeftOver | None = None
-        #: The id of the first of them.
+        #: The id of the first event that is left over.
         self._first_left_over = None if initial.left_over is None else initial.left_over.event_id
         #: Set when the task is over: the session has finished or failed.
         self.over = asyncio.Event()
         self.admission = AdmissionQueue(initial, events_memory, ids_memory, self._on_accepted, self._on_refused)
-        #: Episodes by how they ended, those in parts included that were recovered.
+        #: Episodes by how they ended, including those of recovered parts.
         self.terminations = initial.terminations
         self._graph_terminations = episodes
         self._fates = fates
@@ -192,20 +192,20 @@ class Session:
             self.admission.queued_bytes += len(body)
         #: Wakes the task.
         self._wake = asyncio.Event()
-        #: Wakes whoever waits for a watermark or for room.
+        #: Wakes the tasks that wait for a watermark or for room.
         self._moved = Notifier()
-        #: Wakes the task when the part's age may end it.
+        #: Wakes the task when the part may be due by its age.
         self._rotation_timer: asyncio.TimerHandle | None = None
         contract = initial.description.contract
         self._derivation = derivation = graph.derivation(contract, initial.store)
         binding = graph.binding if derivation is None and initial.description.decided_by else None
         if derivation is not None:
             binding = derivation.binding
-        #: Checks event lines at admission; None where there is nothing to check.
+        #: Checks event lines at admission; None without an adapter.
         self._check = None if binding is None else check_of(binding)
-        #: Runs that may be under way at once, and so be in doubt after a crash.
+        #: How many runs may be under way at once, and so be in doubt after a crash.
         has_egress = initial.description.egress_provenance is not None
-        #: The egress channels; None where the session has none.
+        #: The egress channels; None without any.
         self.egress = SessionEgress(initial, graph.egress, writer, self.log, intents) if has_egress else None
         self._most_in_doubt = concurrency(
             graph.engine, initial.description.constraints, derivation, has_egress=has_egress
@@ -225,7 +225,7 @@ class Session:
 
     # --- admission: synchronous, called by the connection ---
 
-    def admit(self, chunk: EventChunk, max_id_bytes: int) -> tuple[EventBatch | None, list[Refusal]]:
+    def admit(self, chunk: EventChunk, max_id_bytes: int) -> tuple[EventBatch | None, list[Rejection]]:
         """Admit a chunk's events, and queue them for the journal.
 
         Args:
@@ -233,7 +233,7 @@ class Session:
             max_id_bytes: longest event id, in bytes of UTF-8.
 
         Returns:
-            The admitted events, None where there are none, and the refused ones in the order of the chunk.
+            The admitted events, None if there are none, and the rejections in the order of the chunk.
 
         Raises:
             ProtocolError: ``limit``: there is no memory for more ids; ``storage_failed``: the journal has failed.
@@ -243,7 +243,7 @@ class Session:
         except ErgoCaptureError as error:
             raise storage_failed(error) from error
         if self.interruption is not None:
-            return None, _refuse_all(chunk, max_id_bytes, self.interruption)
+            return None, _reject_all(chunk, max_id_bytes, self.interruption)
         batch, refusals = self.admission.admit(chunk, max_id_bytes, self._check)
         if batch is not None:
             self._writer.submit(batch, len(batch.body))
@@ -254,7 +254,7 @@ class Session:
         while self.failure is None and self.admission.is_full(limit):
             await self._moved.wait()
 
-    # --- durability: called when the writer has committed or refused something ---
+    # --- durability: called when the writer has committed or refused a frame ---
 
     def _on_accepted(self, batch: EventBatch, position: Position) -> None:
         self.accepted = batch.end
@@ -263,7 +263,7 @@ class Session:
         part.event_frames.append(position.pack())
         part.bytes += len(batch.body)
         self._batches.append(batch)
-        # In this order: the client is told of the event before its episode begins.
+        # Notify first: the event is acknowledged before its episode begins.
         self._notify()
         self._wake.set()
 
@@ -281,7 +281,7 @@ class Session:
         self.decided = first + count
         self.parts.current.decision_frames.append(position.pack())
         if self.log.waiting:
-            # They were too much for one frame. Submit the rest later: the other submissions of the batch come first.
+            # They did not fit in one frame. Submit the rest later, after the other submissions of the batch.
             self._loop.call_soon(self._writer.submit_lazily, self.log)
         self._notify()
 
@@ -291,7 +291,7 @@ class Session:
             self.owner.progress()
 
     async def until_accepted(self) -> None:
-        """Wait until nothing that was admitted is on its way to the journal, or the session has failed."""
+        """Wait until every admitted event is accepted or refused, or the session has failed."""
         while self.failure is None and self.accepted < self.admission.admitted:
             await self._moved.wait()
 
@@ -310,20 +310,20 @@ class Session:
 
     @property
     def _to_decide(self) -> int:
-        """The number of events of the session that are decided by now or will be."""
+        """The number of events of the session that are or will be decided."""
         return self.admission.admitted if self.interruption is None else self.log.logged
 
     # --- the task ---
 
     async def run(self) -> None:
-        """Decide what is accepted, in order, until the session has finished or failed."""
+        """Decide the accepted events, in order, until the session has finished or failed."""
         try:
             await self.parts.publish_recovered()
             self._on_part_over()
             while self.failure is None:
                 # Clear first: a wake-up that arrives while a bundle is composed must not be lost.
                 self._wake.clear()
-                # Nothing has changed since the last look but that an event came.
+                # Since the last look, only an event may have come.
                 may_end = self.parts.current.due_since is not None or self.parts.current.is_overdue
                 while self._batches and self.failure is None:
                     if may_end:
@@ -359,13 +359,13 @@ class Session:
         if followed:
             self._notify()
         else:
-            # There is room again. The client has nothing to be told of before the decisions are durable.
+            # There is room again. The owner need not be told: there is nothing to answer before decisions are durable.
             self._moved.notify_all()
 
     async def _before_run(self, unlogged: int) -> None:
-        """Wait until few enough effects wait for a commit, and until few enough runs would be in doubt.
+        """Wait until few enough effects wait for a commit and, if runs must not be repeated, few enough are in doubt.
 
-        A run that must not be repeated has to be among those that are taken as in doubt after a crash.
+        Recovery takes only as many undecided events as in doubt as runs may be under way at once.
         """
         enough = self.log.logged + unlogged - self._most_in_doubt + 1 if self._at_most_once else 0
         while self.decided < enough or self.log.waiting_bytes >= _MAX_UNCOMMITTED_BYTES:
@@ -379,7 +379,7 @@ class Session:
         # Urgent where the next run waits for it.
         self._writer.submit_lazily(self.log, urgent=self._at_most_once)
         if self._episodes.is_settled:
-            # The part may be due by now, and no further event may come.
+            # Wake the task: the part may be due, and no further event may come.
             self._wake.set()
 
     def _on_run_failed(self, error: BaseException) -> None:
@@ -407,18 +407,18 @@ class Session:
             hint=_HINTS.get(interruption.reason, "events behind it are in the .rest.jsonl beside the bundle"),
         )
         if self.ended == "complete":
-            # Its client has asked it to end, and events were still to be decided.
+            # The client asked for the end while events were still undecided.
             self.ended = "interrupted"
         self.end("interrupted")
         if self.ended != "lost":
-            # Its end may have been asked for before.
+            # The client may have asked for the end earlier.
             self.ended = "interrupted"
 
     async def _rotate_if_due(self) -> None:
         if self.interruption is not None:
             return
         if self._batches and self._batches[0].position is None:
-            # Events that the start found undecided may begin within a frame, and a part ends between two.
+            # A part ends between two frames, and the events that recovery found undecided may begin within one.
             return
         part, rotation = self.parts.current, self.rotation
         now = self._loop.time()
@@ -457,14 +457,14 @@ class Session:
         return self.state is SessionState.OPEN and self.admission.next_index == self.log.logged == first
 
     def end_part_soon(self) -> None:
-        """End the current part as soon as it may end, because it keeps too much of the journal; an empty one moves."""
+        """End the current part as soon as it may end: it keeps too much of the journal. Move an empty one forward."""
         self.parts.current.is_overdue = True
         self._wake.set()
 
     # --- bundles of a running session ---
 
     async def flush(self, *, wait_for_room: bool = False) -> Publication:
-        """Publish everything that is admitted by now, and go on; an ending session publishes its last bundle instead.
+        """Publish a snapshot of all events admitted by now; an ending session publishes its last bundle instead.
 
         Args:
             wait_for_room: whether to wait while the disk is full (P8).
@@ -485,11 +485,11 @@ class Session:
             except CaptureWriteError as error:
                 if not (wait_for_room and is_full(error)):
                     raise
-            # Begin again: meanwhile the part may have ended, and its bundle must not become a snapshot.
+            # Begin again: the part may have ended meanwhile, and a snapshot must not replace its bundle.
             await asyncio.sleep(parts.RETRY_SECONDS)
 
     async def publish_decided(self) -> None:
-        """Publish the decided events of the current part without waiting for others; do nothing where there are none.
+        """Publish the decided events of the current part, if any, without waiting for undecided ones.
 
         Raises:
             ErgoCaptureError: the publication failed.
@@ -503,10 +503,10 @@ class Session:
         """Ask the task to decide everything admitted and to publish the last bundle.
 
         Args:
-            ended: what the manifest says: ``complete``, ``interrupted`` or ``recovered``. Where acknowledged events
-                are missing and no client chose to go on without them, it says ``lost`` instead.
-            keep_empty: whether there is a bundle even if no event was accepted, and none is missing.
-            reason: how the events ended early, in the reference's word.
+            ended: the manifest's ``ended``: ``complete``, ``interrupted`` or ``recovered``. If acknowledged events are
+                missing and no client resumed after the loss, the manifest says ``lost`` instead.
+            keep_empty: whether a session without events leaves a bundle.
+            reason: the reference's word for why the events ended early; None if they did not.
         """
         if self.state is SessionState.OPEN:
             self.state = SessionState.ENDING
@@ -517,7 +517,7 @@ class Session:
             self._wake.set()
 
     async def record_loss(self, loss: Loss) -> None:
-        """Remember durably that events are missing which a client was told are durable.
+        """Record in the journal that acknowledged events are missing.
 
         Raises:
             ErgoCaptureError: the journal has failed, or the daemon stops.
@@ -559,7 +559,7 @@ class Session:
                 self.owner.session_failed(storage_failed(error))
 
     def _release(self) -> None:
-        """Release memory at once: the session is in a reference cycle with its log, and may hold megabytes."""
+        """Release memory now: the session is in a reference cycle with its log, and may hold megabytes."""
         if self._rotation_timer is not None:
             self._rotation_timer.cancel()
         self._episodes.abandon()
@@ -571,7 +571,7 @@ class Session:
 
     @property
     def reason(self) -> str:
-        """What interrupted the session, in one word; empty where nothing did, or nobody said."""
+        """The reason for the session's interruption, in one word; empty for none, or if it is unknown."""
         interruption = self.interruption or self._ended_by
         return "" if interruption is None else interruption.reason
 
@@ -581,7 +581,7 @@ class Session:
         return self._episodes.supervisor.deferred_count
 
     def snapshot(self) -> SessionSnapshot:
-        """Return what the session is doing now."""
+        """Return the session's current state."""
         return SessionSnapshot(
             session=self.description.session,
             graph=self.description.graph,
@@ -600,10 +600,10 @@ class Session:
         )
 
 
-def _refuse_all(chunk: EventChunk, max_id_bytes: int, interruption: Interruption) -> list[Refusal]:
+def _reject_all(chunk: EventChunk, max_id_bytes: int, interruption: Interruption) -> list[Rejection]:
     message = f"the run was interrupted: {interruption.reason}: {interruption.message}"
     hint = "open another session; this one's bundle holds what was decided"
     return [
-        Refusal(offset, None if len(name.encode()) > max_id_bytes else name, Code.RUN_INTERRUPTED, message, hint)
+        Rejection(offset, None if len(name.encode()) > max_id_bytes else name, Code.RUN_INTERRUPTED, message, hint)
         for offset, name in enumerate(chunk.ids)
     ]

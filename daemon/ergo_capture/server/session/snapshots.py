@@ -1,7 +1,7 @@
 """Publish snapshots of running sessions at an interval.
 
-A snapshot is written whole, so its cost grows with its session. After each one, none is written for nine times as long
-as it took: snapshots take at most a tenth of the time.
+A snapshot is written whole, so its cost grows with its session. After each one there is a pause that is nine times as
+long, so snapshots take at most a tenth of the time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Snapshots:
                 continue
             began = time.monotonic()
             try:
-                # Without waiting for undecided events: an engine that is away would delay the other sessions.
+                # Do not wait for undecided events: an engine that is away would delay the other sessions.
                 await session.publish_decided()
             except ErgoCaptureError as error:
                 log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400

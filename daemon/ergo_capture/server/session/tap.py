@@ -1,8 +1,8 @@
-"""Taps: bounded views of decisions as they are made, which count what they leave out.
+"""Taps: rate-limited views of decisions as they become durable, which count the decisions that they skip.
 
-A tap shows at most a given number of decisions per second: in each tick the first of them, and then how many more there
-were. It shows only durable decisions. It keeps no more than it will show, so a watcher that does not read costs
-nothing, and a session that nobody watches pays one test of its listener per chunk.
+A tap shows at most a given number of decisions per second: in each tick the first ones, and then the number of those
+that were skipped. It keeps no more than it will show, so a watcher that does not read costs nothing. A session without
+a tap pays one test of its listener per chunk.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Tap:
         self._news.set()
 
     async def watch(self) -> AsyncIterator[Sequence[TappedDecision | Skipped]]:
-        """Yield what there is to show, tick by tick, until the one session that is watched is over."""
+        """Yield the decisions and counts to show, tick by tick; end when the one session that is watched is over."""
         while True:
             await self._news.wait()
             ended = self.ended is not None
@@ -101,7 +101,7 @@ class Tap:
             if kept.index >= kept.session.decided:
                 if kept.session.state is not SessionState.FAILED:
                     break
-                # It never becomes durable, so it counts as not made.
+                # The session has failed: the decision never becomes durable, and counts as not made.
                 left_out += 1 + kept.skipped_after
                 self.skipped += 1
                 self._kept.popleft()
