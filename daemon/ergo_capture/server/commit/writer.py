@@ -68,7 +68,7 @@ class WriterSnapshot(msgspec.Struct, frozen=True):
     #: Whether the last attempt found the disk full.
     full: bool
     failed: str | None
-    #: Why the last probe of an idle daemon could not write to the state directory; None if it could.
+    #: The reason why the last probe of an idle daemon could not write to the state directory; None if it could.
     disk_error: str | None = None
 
 
@@ -130,7 +130,7 @@ class Writer:
         #: Whether the last attempt found the disk full.
         self.full = False
         self._full_since = 0.0
-        #: Why the last probe failed; None if it succeeded, or if a commit has succeeded since.
+        #: The reason why the last probe failed; None if it succeeded, or if a commit has succeeded since.
         self.disk_error: str | None = None
         #: Commits at the last probe.
         self._probed_at = 0

@@ -161,7 +161,7 @@ class Session:
         self.bundles: list[str] = []
         #: The interruption of the run, after which nothing is decided; None while the run goes on.
         self.interruption = initial.interruption
-        #: Why the client's events ended early, if it said so; all of them are decided.
+        #: The reason why the client's events ended early, if it gave one; all of them are decided.
         self._ended_by: Interruption | None = None
         #: The accepted events after the interruption, in state ``FINISHED``; None where there are none.
         self.left_over: LeftOver | None = None
