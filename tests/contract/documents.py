@@ -40,6 +40,7 @@ FOR_A_HOST = (
     "ergo-capture tap",
     "ergo-capture systemd install",
     "python -m pytest",
+    "python -m tests.mutants",
     "ruff",
     "mypy",
     ".ci/run",
