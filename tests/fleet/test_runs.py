@@ -184,6 +184,22 @@ def test_a_bundle_that_ends_its_worker_is_named(fleet: Path, cluster: Callable[[
     assert call(fleet, "replay", "--engine", engine, "--run", "r").stdout == done.stdout
 
 
+def test_the_copies_of_a_worker_that_was_killed_are_swept(
+    fleet: Path, tmp_path: Path, cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker that takes its place does so; none is left in the directory for temporary files."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
+    put_bundle(directory_store(fleet), "s99", encode_bundle(small_bundle(events=5)).replace(b'"e3"', b'"poison"'))
+    index(fleet)
+    made = cluster(1)
+    engine = "python:tests.fleet.engines:deadly"
+    done = call(fleet, "replay", "--engine", engine, "--session", "s99", "--scheduler", made.address)
+    assert "the worker that had it ended, again and again" in done.stdout
+    wait_for(lambda: not list(tmp_path.rglob("ergo-capture-fleet-*")))
+
+
 def test_a_worker_that_is_killed_costs_nothing_but_time(fleet: Path, cluster: Callable[[int], Cluster]) -> None:
     """Another one does its batch."""
     index(fleet)

@@ -76,15 +76,21 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
 
 
-def check_item(store: ObjectStore, item: Item, job: Job) -> Result:
+def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result:
     """Copy a bundle and its manifest out of the store, compare the two, and verify or replay the bundle.
+
+    Args:
+        store: the store.
+        item: the bundle.
+        job: what to do with it.
+        scratch: the directory for the copy.
 
     Raises:
         StoreAway: the store does not answer; nothing is known of the bundle.
         StoreRefused: as ``StoreAway``.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-", dir=scratch) as folder:
         try:
             if parse_manifest_key(item.manifest) is None:
                 raise ErgoCaptureError(f"'{item.manifest}' is not the key of a manifest")

@@ -251,7 +251,9 @@ def work(target: TargetConfig, job: Job, batch: Sequence[Item], key: str, progra
             hint="install the same release on every worker",
         )
     store = open_store(target)
-    results = [_patiently(check_item, store, item, job) for item in batch]
+    # Copies of a worker that is killed go with its directory, which the next worker sweeps.
+    scratch = import_distributed().get_worker().local_directory
+    results = [_patiently(check_item, store, item, job, scratch) for item in batch]
     _patiently(put_results, store, key, results)
     return len(results)
 
