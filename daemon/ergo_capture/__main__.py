@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from ergo_capture import signals
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    try:
-        from ergo_capture.cli.app import run  # noqa: PLC0415 - importing this module must not import the command line
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(run())
+    with signals.ending_in_order():
+        try:
+            from ergo_capture.cli.app import run  # noqa: PLC0415 - importing this module must not import the command line
+        except KeyboardInterrupt:
+            sys.exit(130)
+        sys.exit(run())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""What a command that stands in front of a channel of ``ergo run`` does with signals, and how it ends."""
+"""What commands do with signals, and how they end."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Final
 
-#: The signals that are passed on to the channel.
+#: The signals that end a program unless it says otherwise, and that a program in order cleans up after.
+_TERMINATING: Final = (signal.SIGTERM, signal.SIGHUP)
+
+#: The signals that a command in front of a channel of ``ergo run`` passes on to it.
 PASSED_ON: Final = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -17,6 +23,39 @@ PASSED_ON: Final = (
 )
 #: The exit code where the host reads no more; the shell's for SIGPIPE.
 HOST_GONE: Final = 141
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Have the first SIGTERM or SIGHUP interrupt the program as SIGINT does, so that temporaries are removed.
+
+    The process then ends as the signal ends it by itself: whoever sent it looks at that. A second one ends it at once, and
+    one that the parent process ignores, as ``nohup`` has it, stays ignored.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        received.append(number)
+        # An event loop has a handler of its own. SIGINT is ignored in a job of a shell's background.
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    for number in _TERMINATING:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for each in received:
+            os.kill(os.getpid(), each)
+
+
+def end_at_once() -> None:
+    """Have SIGTERM and SIGHUP end this process: what a child inherits from ``ending_in_order`` is its parent's."""
+    for number in _TERMINATING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def end_as(code: int, *, host_gone: bool) -> int:

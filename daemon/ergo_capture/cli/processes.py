@@ -78,6 +78,7 @@ def in_order(
     Raises:
         ErgoCaptureError: a process was killed.
     """
+    import multiprocessing  # noqa: PLC0415 - slow to import
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - slow to import
     from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
 
@@ -86,6 +87,11 @@ def in_order(
     with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), prepare)) as pool:
         try:
             yield from pool.map(one, runs, chunksize=at_a_time)
+        except KeyboardInterrupt:
+            # The pool waits for its processes, and nobody for what they are at.
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
         except BrokenProcessPool as error:
             raise ErgoCaptureError(
                 f"{op}: a process that read a bundle was killed",

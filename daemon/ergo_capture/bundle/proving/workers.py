@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Final
 
-from ergo_capture import safe_path
+from ergo_capture import safe_path, signals
 from ergo_capture.bundle.proving.checking import CheckedEvents, Unproven, check_events
 from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.elements import EVENT_COLUMNS, ElementCursor, ElementError
@@ -81,6 +81,7 @@ def check_stretches(
 def begin_worker(parent: int) -> None:
     """Prepare a worker process: Ctrl-C ends its parent, and with that the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.end_at_once()
     meter.silence()
     if multiprocessing.get_start_method() == "fork":
         # Other methods start workers from a process between.
