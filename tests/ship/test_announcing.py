@@ -231,7 +231,7 @@ async def test_announcements_wait_while_the_server_is_down_and_shipping_goes_on(
         assert marks(tmp_path) == [""] * 5
         assert announcer.oldest_seconds() > 0
         server.start()
-        await until(lambda: announcer.failure is None)
+        await until(lambda: announcer.outage.error is None)
         await until(lambda: announcer.waiting == ())
     assert len(await server.messages()) == 5
     assert marks(tmp_path) == ["ergo.bundles"] * 5
@@ -300,7 +300,7 @@ async def test_a_server_killed_before_its_acknowledgement_arrives_has_each_messa
             assert marks(tmp_path) == [""] * 3
             relay.holds = False
             server.start()
-            await until(lambda: announcer.waiting == () and announcer.failure is None)
+            await until(lambda: announcer.waiting == () and announcer.outage.error is None)
     assert len(await server.messages()) == 3
     assert announcer.counts.duplicates == 3
     assert marks(tmp_path) == ["ergo.bundles"] * 3
@@ -316,7 +316,7 @@ async def test_a_server_that_hangs_is_given_up_after_the_timeout(
     async with running(announcer_to(server.url, target, tmp_path, timeout=Duration(300_000_000))) as announcer:
         await until(lambda: announcer.counts.failures["away"] >= 2)
         server.resume()
-        await until(lambda: announcer.waiting == () and announcer.failure is None)
+        await until(lambda: announcer.waiting == () and announcer.outage.error is None)
     assert len(await server.messages()) == 2
     assert named(lines, "announce.away", "announce.resumed") == ["announce.away", "announce.resumed"]
 
@@ -385,8 +385,8 @@ async def test_one_graph_without_a_stream_does_not_keep_the_others(
         assert [bundle.graph for bundle in announcer.waiting] == ["other"] * 2
         assert len(await server.messages()) == 3
         assert named(lines, "announce.refused", "announce.resumed") == ["announce.refused"]
-        assert isinstance(announcer.failure, jetstream.AnnounceRefused)
-        assert "no stream takes that subject" in announcer.failure.message
+        assert isinstance(announcer.outage.error, jetstream.AnnounceRefused)
+        assert "no stream takes that subject" in announcer.outage.error.message
 
 
 async def test_a_full_stream_refuses_and_the_announcements_wait(tmp_path: Path, server: NatsServer) -> None:
@@ -400,8 +400,8 @@ async def test_a_full_stream_refuses_and_the_announcements_wait(tmp_path: Path, 
     await client.close()
     target = await ship(tmp_path, 3)
     announcer = await once(announcer_to(server.url, target, tmp_path))
-    assert announcer.failure is not None
-    assert "maximum messages exceeded" in announcer.failure.message
+    assert announcer.outage.error is not None
+    assert "maximum messages exceeded" in announcer.outage.error.message
     assert sorted(marks(tmp_path)) == ["", "", "ergo.bundles"]
 
 
@@ -433,7 +433,7 @@ async def test_wrong_credentials_are_refused_until_the_file_is_replaced(tmp_path
             await until(lambda: announcer.counts.failures["refused"] >= 2)
             assert marks(tmp_path) == [""] * 2
             credentials(tmp_path, **ADMIN)
-            await until(lambda: announcer.waiting == () and announcer.failure is None)
+            await until(lambda: announcer.waiting == () and announcer.outage.error is None)
         assert len(await server.messages(**ADMIN)) == 2
     assert named(lines, "announce.refused", "announce.away", "announce.resumed") == [
         "announce.refused",
@@ -449,7 +449,7 @@ async def test_a_user_who_may_not_publish_is_refused_by_name_of_the_subject(tmp_
         target = await ship(tmp_path, 1)
         path = credentials(tmp_path, user="reader", password="right")
         announcer = announcer_to(server.url, target, tmp_path, credentials=path, timeout=Duration(1_000_000_000))
-        failure = (await once(announcer)).failure
+        failure = (await once(announcer)).outage.error
     assert isinstance(failure, jetstream.AnnounceRefused)
     assert 'permissions violation for publish to "ergo.bundles.g"' in failure.message
 
@@ -466,7 +466,7 @@ async def test_a_file_of_credentials_that_cannot_be_used_is_named(
     if text is not None:
         path.write_text(text)
     target = await ship(tmp_path, 1)
-    failure = (await once(announcer_to(server.url, target, tmp_path, credentials=str(path)))).failure
+    failure = (await once(announcer_to(server.url, target, tmp_path, credentials=str(path)))).outage.error
     assert isinstance(failure, jetstream.AnnounceRefused)
     assert part in failure.message
     assert "nats.credentials" in failure.message
@@ -537,9 +537,9 @@ async def test_a_creds_file_from_the_directory_of_credentials_is_used(
         await server.make_stream(**admin)
         target = await ship(tmp_path, 2)
         refused = await once(announcer_to(server.url, target, tmp_path))
-        assert isinstance(refused.failure, jetstream.AnnounceRefused)
+        assert isinstance(refused.outage.error, jetstream.AnnounceRefused)
         announcer = await once(announcer_to(server.url, target, tmp_path, credentials="announce.creds"))
-        assert announcer.failure is None
+        assert announcer.outage.error is None
         assert len(await server.messages(**admin)) == 2
 
 
@@ -567,10 +567,10 @@ async def test_over_tls_only_a_server_of_the_named_authority_is_told(tmp_path: P
         await server.make_stream(**admin)
         target = await ship(tmp_path, 1)
         stranger = await once(announcer_to(tls, target, tmp_path))
-        assert isinstance(stranger.failure, jetstream.AnnounceRefused)
-        assert "certificate" in stranger.failure.message
+        assert isinstance(stranger.outage.error, jetstream.AnnounceRefused)
+        assert "certificate" in stranger.outage.error.message
         known = await once(announcer_to(tls, target, tmp_path, ca_file=str(certificate)))
-        assert known.failure is None
+        assert known.outage.error is None
         assert len(await server.messages(**admin)) == 1
 
 
@@ -592,7 +592,7 @@ async def test_with_tls_nothing_is_sent_to_a_server_without(tmp_path: Path) -> N
     tls = f"tls://127.0.0.1:{plain.sockets[0].getsockname()[1]}"
     target = await ship(tmp_path, 1)
     for path in ("", credentials(tmp_path, **ADMIN), credentials(tmp_path, token="right")):
-        failure = (await once(announcer_to(tls, target, tmp_path, credentials=path))).failure
+        failure = (await once(announcer_to(tls, target, tmp_path, credentials=path))).outage.error
         assert isinstance(failure, jetstream.AnnounceRefused)
         assert "offers no TLS" in failure.message
     assert b"right" not in heard

@@ -271,7 +271,7 @@ async def test_a_full_disk_is_told_once_and_what_is_in_the_store_is_not_sent_aga
             file.write(bytes(4096))
     async with running(shipper_to(target, small_disk, concurrency=1)) as shipper:
         await until(lambda: shipper.counts.failures["failed"] >= 3)
-        assert shipper.failure is None
+        assert shipper.outage.error is None
         filler.unlink()
         await until(lambda: shipper.counts.sent == 3)
     assert_shipped(small_disk, target, open_store(target))
@@ -316,6 +316,6 @@ async def test_stopping_ends_the_pause(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     began = time.monotonic()
     async with running(shipper_to(target, tmp_path)) as shipper:
-        await until(lambda: shipper.failure is not None)
+        await until(lambda: shipper.outage.error is not None)
     assert time.monotonic() - began < 30
     assert len(listed(tmp_path)) == 1

@@ -7,7 +7,6 @@ stream drops the repetition within its window of duplicates.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import structlog
 from anyio import CapacityLimiter, to_thread
 
 from ergo_capture import telemetry
-from ergo_capture.backoff import Backoff
 from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.receipt import (
     Receipt,
@@ -36,15 +34,12 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.ship.announcement import make_announcement
 from ergo_capture.ship.jetstream import AnnounceAway, AnnounceError, AnnounceRefused, Publisher, connected
 from ergo_capture.ship.plan import Plan
+from ergo_capture.ship.rounds import Outage, run_rounds
 from ergo_capture.storage import directory_lock
 from ergo_capture.storage.atomic import write_bytes_atomic
 
 log = structlog.get_logger()
 
-#: Seconds before a server that failed is tried again, at first.
-_FIRST_BACK_OFF: Final = 1.0
-#: Seconds between two looks for each second that one takes.
-_PAUSE_RATIO: Final = 9.0
 #: Announcements that wait for their acknowledgements at once.
 _AT_ONCE: Final = 8
 
@@ -80,27 +75,22 @@ class Announcer:
         self.counts = counts or AnnounceCounts()
         #: Shipped bundles that are not announced, as the last look found them.
         self.waiting: tuple[StoredBundle, ...] = ()
-        #: The error of the last round; None where there was none.
-        self.failure: ErgoCaptureError | None = None
+        #: Of the servers, from the first round that failed.
+        self.outage = Outage(ship.back_off_limit.seconds)
         self._settings = ship.announce
         self._listed = listed
         self._host = host
         self._interval = ship.interval.seconds
-        self._back_off = Backoff(min(_FIRST_BACK_OFF, ship.back_off_limit.seconds), ship.back_off_limit.seconds)
-        self._failed_since = 0.0
         self._receipts = Receipts({name: place_of(target) for name, target in ship.targets.items()})
         self._stopped = asyncio.Event()
         self._threads = CapacityLimiter(_AT_ONCE + 1)
 
     async def run(self) -> None:
         """Announce until ``stop``."""
-        while not self._stopped.is_set():
-            began = time.monotonic()
-            await self.look()
-            pause = max(self._interval, _PAUSE_RATIO * (time.monotonic() - began))
-            await self.announce_due()
-            with anyio.move_on_after(pause if self.failure is None else self._back_off.next_delay()):
-                await self._stopped.wait()
+        await run_rounds(self.look, self.announce_due, self._delay, interval=self._interval, stopped=self._stopped)
+
+    def _delay(self, pause: float) -> float:
+        return pause if self.outage.error is None else self.outage.next_delay()
 
     def stop(self) -> None:
         """Begin nothing more."""
@@ -189,19 +179,14 @@ class Announcer:
                     write_bytes_atomic(path, encode_receipt(marked), what="receipt")
 
     def _note_success(self) -> None:
-        if self.failure is not None:
-            log.warning(telemetry.ANNOUNCE_RESUMED, seconds=round(time.monotonic() - self._failed_since, 3))
-        self.failure = None
-        self._back_off.reset()
+        seconds = self.outage.end()
+        if seconds is not None:
+            log.warning(telemetry.ANNOUNCE_RESUMED, seconds=seconds)
 
     def _note_failure(self, error: ErgoCaptureError) -> None:
         kind, line = _kind_of(error)
         self.counts.failures[kind] += 1
-        is_new = self.failure is None or _kind_of(self.failure)[0] != kind
-        if self.failure is None:
-            self._failed_since = time.monotonic()
-        self.failure = error
-        if is_new:
+        if self.outage.note(kind, error):
             level = log.warning if line == telemetry.ANNOUNCE_AWAY else log.error
             level(line, error=error.message, hint=error.hint, waiting=len(self.waiting))
 

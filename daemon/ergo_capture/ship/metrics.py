@@ -83,7 +83,7 @@ class _Targets(Collector):
         )
         for shipper in self._shippers:
             labels = (self._state, shipper.name)
-            up.add_metric(labels, float(shipper.failure is None))
+            up.add_metric(labels, float(shipper.outage.error is None))
             backlog.add_metric(labels, float(len(shipper.plan.due)))
             size.add_metric(labels, float(shipper.plan.due_bytes))
             oldest.add_metric(labels, shipper.oldest_seconds())
@@ -105,7 +105,11 @@ class _Announcements(Collector):
         """Return the metrics of announcements."""
         announcer, counts = self._announcer, self._announcer.counts
         for name, text, value in (
-            ("announce_up", "Whether the last attempt to announce something succeeded.", announcer.failure is None),
+            (
+                "announce_up",
+                "Whether the last attempt to announce something succeeded.",
+                announcer.outage.error is None,
+            ),
             ("unannounced_bundles", "Shipped bundles that are not announced.", len(announcer.waiting)),
             (
                 "oldest_unannounced_seconds",

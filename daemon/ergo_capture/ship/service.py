@@ -181,9 +181,9 @@ class ShipService:
     def _summary(self) -> str:
         """Return one line on the targets, for ``systemctl status``."""
         found: list[tuple[str, int, str, ErgoCaptureError | None]]
-        found = [(shipper.name, len(shipper.plan.due), "ship", shipper.failure) for shipper in self.shippers]
+        found = [(shipper.name, len(shipper.plan.due), "ship", shipper.outage.error) for shipper in self.shippers]
         if self.announcer is not None:
-            found.append(("stream", len(self.announcer.waiting), "announce", self.announcer.failure))
+            found.append(("stream", len(self.announcer.waiting), "announce", self.announcer.outage.error))
         return "; ".join(
             f"{name}: {count} to {what}" + ("" if failure is None else f", {failure.message}")
             for name, count, what, failure in found

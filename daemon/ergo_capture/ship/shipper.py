@@ -13,14 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import anyio
 import structlog
 from anyio import CapacityLimiter, to_thread
 
 from ergo_capture import telemetry
-from ergo_capture.backoff import Backoff
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
 from ergo_capture.bundle.receipt import Receipts, place_of
 from ergo_capture.config.settings import ShipConfig, TargetConfig
@@ -28,16 +26,11 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.objects.opening import open_store
 from ergo_capture.objects.port import StoreError, StoreRefused
 from ergo_capture.ship.plan import Plan, make_plan
+from ergo_capture.ship.rounds import Outage, first_back_off, run_rounds
 from ergo_capture.ship.sending import Changed, Differs, Sender, Sent, Stopped, Unsound
 from ergo_capture.storage.write_error import CaptureWriteError
 
 log = structlog.get_logger()
-
-#: Seconds before a store that failed is tried again, at first.
-_FIRST_BACK_OFF: Final = 1.0
-#: Seconds between two looks for each second that one takes.
-_PAUSE_RATIO: Final = 9.0
-
 
 #: A bundle's path, and the signatures of its files.
 _Version = tuple[Path, tuple[tuple[int, int, int], ...]]
@@ -81,17 +74,15 @@ class Shipper:
         self.counts = counts or Counts()
         #: What was found at the last look.
         self.plan = Plan()
-        #: The error for which the store was left alone; None while it works.
-        self.failure: StoreError | None = None
+        #: Of the store, which is left alone meanwhile.
+        self.outage = Outage(ship.back_off_limit.seconds)
         self._host = host
         self._on_bytes = on_bytes
         self._interval = ship.interval.seconds
         self._concurrency = ship.concurrency
         self._limit = ship.back_off_limit.seconds
-        self._back_off = Backoff(min(_FIRST_BACK_OFF, self._limit), self._limit)
-        self._failed_since = 0.0
         #: Between rounds in which this host's own disk failed.
-        self._own_back_off = Backoff(min(_FIRST_BACK_OFF, self._limit), self._limit)
+        self._own_back_off = first_back_off(self._limit)
         #: Whether a receipt could not be written in this round: no other could be either.
         self._is_disk_short = False
         self._catalogue = Catalogue(bundles)
@@ -114,14 +105,7 @@ class Shipper:
 
     async def run(self) -> None:
         """Ship until ``stop``."""
-        while not self._stopped.is_set():
-            began = time.monotonic()
-            await self.look()
-            # A directory of many thousands takes long to list.
-            pause = max(self._interval, _PAUSE_RATIO * (time.monotonic() - began))
-            await self.send_due()
-            with anyio.move_on_after(self._delay(pause)):
-                await self._stopped.wait()
+        await run_rounds(self.look, self.send_due, self._delay, interval=self._interval, stopped=self._stopped)
 
     def stop(self) -> None:
         """Begin nothing more, and abort uploads at their next block."""
@@ -170,7 +154,7 @@ class Shipper:
             return
         if self._stopped.is_set():
             return
-        if self.failure is not None:
+        if self.outage.error is not None:
             # One alone, to see whether the store works again.
             await self._send(queue.popleft())
         async with anyio.create_task_group() as tasks:
@@ -182,7 +166,7 @@ class Shipper:
         return Sender(store, self.name, place_of(self.target), self._host, self.target.verify, self._on_bytes)
 
     async def _work(self, queue: deque[StoredBundle]) -> None:
-        while queue and self.failure is None and not self._is_disk_short and not self._stopped.is_set():
+        while queue and self.outage.error is None and not self._is_disk_short and not self._stopped.is_set():
             await self._send(queue.popleft())
 
     async def _send(self, bundle: StoredBundle) -> None:
@@ -246,22 +230,15 @@ class Shipper:
 
     def _note_answer(self) -> None:
         """Note that the store works; log it where it did not before."""
-        if self.failure is not None:
-            log.warning(
-                telemetry.SHIP_RESUMED, target=self.name, seconds=round(time.monotonic() - self._failed_since, 3)
-            )
-        self.failure = None
-        self._back_off.reset()
+        seconds = self.outage.end()
+        if seconds is not None:
+            log.warning(telemetry.SHIP_RESUMED, target=self.name, seconds=seconds)
 
     def _note_failure(self, error: StoreError, bundle: StoredBundle | None = None) -> None:
         kind, line = _kind_of(error)
         self.counts.failures[kind] += 1
-        is_new = self.failure is None or _kind_of(self.failure)[0] != kind
-        if self.failure is None:
-            self._failed_since = time.monotonic()
-        self.failure = error
         # Each object that differs is a fact of its own; a store that is away is one fact until it works again.
-        if is_new or isinstance(error, Differs):
+        if self.outage.note(kind, error) or isinstance(error, Differs):
             self._log(line, error, **({} if bundle is None else {"bundle": str(bundle.path)}))
 
     def _log(self, line: str, error: ErgoCaptureError, **more: str) -> None:
@@ -280,11 +257,11 @@ class Shipper:
 
     def _delay(self, pause: float) -> float:
         """Return the seconds until the next round, given those of a round in which nothing failed."""
-        if isinstance(self.failure, StoreRefused):
+        if isinstance(self.outage.error, StoreRefused):
             # It stays refused until somebody changes something.
             return self._limit
-        if self.failure is not None:
-            return self._back_off.next_delay()
+        if self.outage.error is not None:
+            return self.outage.next_delay()
         if self._is_disk_short:
             # Without a receipt everything is verified again at each attempt.
             return max(pause, self._own_back_off.next_delay())

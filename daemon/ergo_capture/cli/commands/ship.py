@@ -109,7 +109,7 @@ def once(config: Path | None, state_dir: str, target: str | None) -> int:
         _tell(shipper)
     if announcer is not None:
         _tell_announced(announcer)
-    if any(shipper.failure is not None or shipper.plan.due for shipper in shippers):
+    if any(shipper.outage.error is not None or shipper.plan.due for shipper in shippers):
         return int(ExitCode.FAILED)
     if announcer is not None and announcer.waiting:
         return int(ExitCode.FAILED)
@@ -121,18 +121,20 @@ def _tell(shipper: Shipper) -> None:
     click.echo(
         f"{shipper.name}: shipped {counted(shipper.counts.sent, 'bundle')}, {size(shipper.counts.sent_bytes)}{left}"
     )
-    if shipper.failure is not None:
-        click.echo(f"Error: {printable(shipper.failure.message)}", err=True)
-        if shipper.failure.hint:
-            click.echo(f"Try: {shipper.failure.hint}", err=True)
+    _tell_trouble(shipper.outage.error)
 
 
 def _tell_announced(announcer: Announcer) -> None:
     left = f", {len(announcer.waiting)} left" if announcer.waiting else ""
     click.echo(f"announced {counted(announcer.counts.announced, 'bundle')}{left}")
-    if announcer.failure is not None:
-        click.echo(f"Error: {printable(announcer.failure.message)}", err=True)
-        click.echo(f"Try: {announcer.failure.hint}", err=True)
+    _tell_trouble(announcer.outage.error)
+
+
+def _tell_trouble(error: ErgoCaptureError | None) -> None:
+    if error is not None:
+        click.echo(f"Error: {printable(error.message)}", err=True)
+        if error.hint:
+            click.echo(f"Try: {error.hint}", err=True)
 
 
 @ship.command(cls=Command, examples=("ergo-capture ship status --json",))
