@@ -177,7 +177,7 @@ def test_a_command_does_not_write_over_what_is_finished(tmp_path: Path) -> None:
     assert refusal_to_replace(segment, []) == "it is a segment of a journal"
     assert refusal_to_replace(tmp_path / "0000000000000002.journal", []) is None
     os.mkfifo(tmp_path / "pipe")
-    assert refusal_to_replace(tmp_path / "pipe", []) == "it is no ordinary file"
+    assert refusal_to_replace(tmp_path / "pipe", []) == "it is not an ordinary file"
     assert refusal_to_replace(tmp_path, []) == "it is a directory"
     snapshot = msgspec.structs.replace(read_manifest(manifest_path(bundle)), ended="open")
     manifest_path(bundle).write_bytes(msgspec.json.encode(snapshot))

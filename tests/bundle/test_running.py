@@ -214,7 +214,7 @@ def test_a_temporary_that_has_rotted_gets_no_name(which: int) -> None:
         text = path.read_bytes()
         path.write_bytes(text.replace(b'"e1"', b'"e7"'))
         assert path.read_bytes() != text
-        with pytest.raises(ErgoCaptureError, match="what was read back is not what was written"):
+        with pytest.raises(ErgoCaptureError, match="the text that was read back is not the one that was written"):
             running.finish(found.job("running", 3))
 
 

@@ -185,7 +185,7 @@ def test_the_command_in_a_hint_can_be_pasted_into_a_shell(tmp_path: Path, capsys
 
 @pytest.mark.parametrize("path", ["@engine", "/\\u0000", "tcp://host:1"])
 def test_the_path_of_a_socket_engine_is_checked(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An address that is no path of a Unix socket is a mistake in the configuration: exit code 78, with the graph."""
+    """An address that is not a path of a Unix socket is a mistake in the configuration: exit code 78, with the graph."""
     file = tmp_path / "capture.toml"
     file.write_text(f'[graphs.a.engine]\nkind = "socket"\npath = "{path}"\n', encoding="utf-8")
     assert app.run(["config", "check", str(file)]) == ExitCode.CONFIG

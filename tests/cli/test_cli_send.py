@@ -152,7 +152,7 @@ def test_a_path_that_cannot_be_a_socket_is_an_error(tmp_path: Path) -> None:
     """The hint is not to start a daemon."""
     file = tmp_path / "file"
     file.touch()
-    for path, why in ((file, "it is no socket"), (tmp_path / ("x" * 120), "path too long")):
+    for path, why in ((file, "it is not a socket"), (tmp_path / ("x" * 120), "path too long")):
         ran = command("send", "-", "--socket", str(path), "--give-up-after", "0", input="")
         assert (ran.returncode, why in ran.stderr) == (1, True), ran.stderr
 

@@ -216,7 +216,7 @@ def test_a_merged_channel_without_a_hello_is_an_error(daemon: DaemonProcess) -> 
     """Its events could not be told from those of a channel that the host has greeted."""
     ran = ingress(daemon, options=("--feed", "echo x", "--feed", "sleep 60"))
     assert ran.returncode == 1
-    assert "its first line is no hello" in ran.stderr
+    assert "its first line is not a hello" in ran.stderr
 
 
 def test_hello_is_handed_on_while_the_daemon_is_away_and_events_wait() -> None:

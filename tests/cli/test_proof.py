@@ -55,7 +55,7 @@ def test_a_manifest_that_agrees_is_named(bundle: Path, capsys: Capture) -> None:
     ("what", "by_itself"), [("graph", SAYS_OK), ("time", SAYS_OK), ("termination", "unsound: read capture bundle")]
 )
 def test_one_changed_byte_of_a_bundle_is_found(what: str, by_itself: str, bundle: Path, capsys: Capture) -> None:
-    """Though the bundle may derive again: its manifest has another hash, and the bundle is not believed."""
+    """Though the bundle may derive again: its manifest has another hash, and the bundle is not trusted."""
     change(bundle, what)
     said = told(["verify", str(bundle)], capsys, 1)
     sentence = "it is not the file that its manifest was written for: its SHA-256 differs from its manifest"
@@ -88,10 +88,10 @@ def test_a_manifest_that_is_none_is_not_believed(text: str, reason: str, bundle:
     manifest = manifest_path(bundle)
     manifest.write_text(text)
     said = told(["verify", str(bundle)], capsys, 1)
-    assert said.startswith(f"{bundle}: unsound: the manifest beside it, '{manifest}', is not believed: {reason}")
+    assert said.startswith(f"{bundle}: unsound: the manifest beside it, '{manifest}', is not trusted: {reason}")
     assert f"\n  the bundle by itself: {SAYS_OK}\n" in said
-    assert "is not believed" in told(["replay", str(bundle)], capsys, 1)
-    assert f"'{manifest}', is not believed" in told(["doctor", str(bundle)], capsys, 1)
+    assert "is not trusted" in told(["replay", str(bundle)], capsys, 1)
+    assert f"'{manifest}', is not trusted" in told(["doctor", str(bundle)], capsys, 1)
 
 
 def test_another_bundles_manifest_is_not_believed(tmp_path: Path, bundle: Path, capsys: Capture) -> None:
@@ -99,7 +99,7 @@ def test_another_bundles_manifest_is_not_believed(tmp_path: Path, bundle: Path, 
     other = store(tmp_path, "other", text=bundle.read_bytes().replace(b'"e1"', b'"f1"'))
     manifest_path(bundle).write_bytes(manifest_path(other).read_bytes())
     said = told(["verify", str(bundle)], capsys, 1)
-    assert "is not believed: it is that of another bundle, 'other.capture.json'" in said
+    assert "is not trusted: it is that of another bundle, 'other.capture.json'" in said
 
 
 def test_another_bundle_in_its_place_is_not_believed(tmp_path: Path, bundle: Path, capsys: Capture) -> None:

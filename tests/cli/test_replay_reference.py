@@ -41,7 +41,7 @@ OTHERWISE: Final = {
     "adapter-does-not-compose": (1, "adapter provenance mismatch"),
     # As above: an engine is asked for the bundle's graph by its id, and says itself which graphs it has.
     "graph-other-id": (0, ""),
-    "capture-not-json": (1, "it is no JSON object"),
+    "capture-not-json": (1, "it is not a JSON object"),
     # What the host makes of an event is checked, too.
     "event-payload-against-schema": (1, "'zzz' was unexpected"),
     # The provenance is looked at before effects are.

@@ -103,7 +103,7 @@ def test_a_file_that_is_not_regular_is_not_replaced(tmp_path: Path, capsys: Capt
     assert app.run(["report", str(bundle(tmp_path / "a.json")), "-o", str(fifo)]) == 2
     assert app.run(["report", str(tmp_path / "a.json"), "-o", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert ("it is no ordinary file" in said, "it is a directory" in said) == (True, True)
+    assert ("it is not an ordinary file" in said, "it is a directory" in said) == (True, True)
     assert fifo.is_fifo()
 
 

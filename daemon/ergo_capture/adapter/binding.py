@@ -127,7 +127,7 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     event_id: str
     kind: ExternalEventKind
     at: EventTime
-    #: Any type: one that is no string counts as none.
+    #: Any type: a value that is not a string counts as none.
     semantic_kind: object = None
     payload: msgspec.Raw = msgspec.Raw(b"null")
 

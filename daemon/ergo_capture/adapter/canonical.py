@@ -38,7 +38,7 @@ def read_json(text: str | bytes, numbers: Numbers = "reference", *, pairs: bool 
 
     Args:
         text: the text; bytes are UTF-8.
-        numbers: how numbers that are no integers of 64 bits are read.
+        numbers: how numbers that are not integers of 64 bits are read.
         pairs: return objects as Pairs, repeated fields included; else as dicts, of whose fields the last counts.
 
     Raises:
@@ -110,7 +110,7 @@ def _finite(value: float) -> float:
 def _reader_of_integers(read_float: Callable[[str], float]) -> Callable[[str], int | float]:
     def read(digits: str) -> int | float:
         if len(digits) <= _SURELY_INTEGER:
-            # -0 is no integer to the reference.
+            # -0 is not an integer to the reference.
             return -0.0 if digits == "-0" else int(digits)
         if len(digits) <= len(str(U64_MAX)) and _I64_MIN <= (value := int(digits)) <= U64_MAX:
             return value

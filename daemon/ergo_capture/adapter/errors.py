@@ -6,7 +6,7 @@ from typing import Final
 
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
-#: The adapter is no YAML that the reference reads, or holds a value that JSON has not.
+#: The adapter is not YAML that the reference reads, or holds a value that JSON does not have.
 MANIFEST_UNREADABLE: Final = "manifest_unreadable"
 #: A field of the manifest is missing or of another type.
 MANIFEST_SHAPE: Final = "manifest_shape"

@@ -68,7 +68,7 @@ def read_hosted_event(text: str | bytes, numbers: Numbers = "reference") -> Host
     """Return the event of a JSON text.
 
     Raises:
-        AdapterError: the text is no JSON (INVALID_EVENT), or no event.
+        AdapterError: the text is not JSON (INVALID_EVENT), or not an event.
     """
     try:
         event: HostedEvent = _HOSTED_EVENT(read_json(text, numbers, pairs=True), ())

@@ -39,7 +39,7 @@ class PayloadSchema:
         schema: the schema, checked by ``compile_schema`` or not.
 
     Raises:
-        SchemaError: it is no schema that the reference takes.
+        SchemaError: it is not a schema that the reference takes.
         AdapterError: jsonschema-rs is not installed.
     """
 

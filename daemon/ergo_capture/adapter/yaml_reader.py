@@ -40,7 +40,7 @@ _BOM: Final = "\ufeff"
 
 
 class YamlError(ValueError):
-    """A text is no YAML that the reference reads; ``line`` and ``column`` from 1, where they are known."""
+    """A text is not YAML that the reference reads; ``line`` and ``column`` from 1, if they are known."""
 
     def __init__(self, message: str, mark: tuple[int, int] | None = None) -> None:
         super().__init__(f"{message}{_spell(mark)}")

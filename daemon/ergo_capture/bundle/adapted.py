@@ -1,8 +1,8 @@
-"""Check a run against the adapter that it was captured with: its payloads, its effects, and what the store gave.
+"""Check a run against the adapter that it was captured with: payloads, effects, and values of the context store.
 
-The context store is built again from the effects. Each payload has to be canonical, keep the adapter's schema, and have
-a value for every key that the store held and the schema names. Which keys have the store's value follows from payload
-and store; a manifest's ``merged`` proves that they are those of the capture.
+The context store is rebuilt from the effects. Each payload has to be canonical, match the adapter's schema, and have a
+value for every key that the store holds and the schema names. Payload and store show which keys have the store's value;
+the manifest's ``merged`` proves that the same keys had it at the capture.
 """
 
 from __future__ import annotations
@@ -25,60 +25,60 @@ from ergo_capture.kernel.replay import check_provenance
 
 #: A payload is not the canonical text of one JSON object.
 NOT_CANONICAL: Final = "payload_not_canonical"
-#: The values of the store that the payloads hold are not those that the manifest's ``merged`` stands for.
+#: The payloads hold other values of the store than the manifest's ``merged`` was computed from.
 MERGED_DIFFERS: Final = "merged_differs"
 #: The store at the beginning, by the manifest, is not the one that the part before it left.
 STORE_DIFFERS: Final = "store_differs"
-#: Places that are named where ``merged`` differs.
+#: How many places are named if ``merged`` differs.
 _PLACES: Final = 3
 
 
 class Beginning(msgspec.Struct, frozen=True):
-    """What is known of a run besides its events and decisions."""
+    """The state in which a run begins, and further facts from its manifest."""
 
-    #: The context store before the first event, as JSON; None where it is not known.
+    #: The context store before the first event, as JSON; None if unknown.
     store: bytes | None = b"{}"
-    #: The same as the part before it left it; None where that part was not looked at.
+    #: The context store at the end of the part before, as JSON; None if that part was not checked.
     handed_over: bytes | None = None
     #: The events' semantic kinds; None where they are not known.
     kinds: Iterable[str | None] | None = None
     #: The manifest's ``merged``.
     merged: str | None = None
-    #: The manifest's reason for the end of the run; one of an effect's errors is the last decision's.
+    #: The manifest's reason for the interruption of the run; if it is an effect's error, the last decision caused it.
     interruption: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """The first way in which a run is not what its adapter makes of its effects."""
+    """The first difference between a run and what the adapter derives from its events and effects."""
 
     code: str
     message: str
     hint: str
-    #: The event; None where it is the run as a whole.
+    #: The index of the event; None if the problem is one of the whole run.
     index: int | None = None
     event_id: str | None = None
     #: The place in the payload or among the effects.
     where: str | None = None
     #: The payload, as captured.
     payload: str | None = None
-    #: The payload that the host would have made of it; None where it is not known.
+    #: The payload that the host would have derived; None if unknown.
     expected: str | None = None
 
     @property
     def is_divergence(self) -> bool:
-        """Whether the payload is not what events and effects lead to, rather than unsound by itself."""
+        """Whether the payload differs from the derived one, rather than being unsound by itself."""
         return self.code == KEY_MISSING
 
 
 class Adapted(msgspec.Struct, frozen=True):
-    """What the check of a run against its adapter found."""
+    """The result of checking a run against its adapter."""
 
     provenance: str
     #: Events that were checked: all, or those before the problem.
     events: int
     #: Events that hold a value of the store.
     merged_events: int
-    #: Whether each event was checked with the schema of its own kind; otherwise, with any that takes it.
+    #: Whether each event was checked with the schema of its own kind; otherwise any schema may accept it.
     by_kind: bool
     #: Whether ``merged`` proves the values of the store.
     proved: bool
@@ -122,7 +122,7 @@ class _Check:
         self.store = ContextStore.from_json(known or b"{}")
         self.digest = MergedDigest()
         self.merged_events = 0
-        #: Where a payload has another value than the store: sent, or changed since.
+        #: The places at which a payload has another value than the store: it was sent, or changed since.
         self.others: list[str] = []
         self.others_beyond = 0
 
@@ -206,9 +206,9 @@ class _Check:
             text = write_json(value)
         except (ValueError, RecursionError) as error:
             reason = "there is none" if not payload else str(error)
-            raise _not_canonical(f"the payload is no JSON object: {reason}", "$") from error
+            raise _not_canonical(f"the payload is not a JSON object: {reason}", "$") from error
         if not isinstance(value, dict):
-            raise _not_canonical("the payload is no JSON object", "$")
+            raise _not_canonical("the payload is not a JSON object", "$")
         if text != payload:
             place = next(
                 (place for place, pair in enumerate(zip(text, payload, strict=False)) if pair[0] != pair[1]), 0
@@ -231,7 +231,7 @@ class _Check:
 
     def _apply(self, effect: ActionEffect) -> None:
         kind = effect.kind
-        # One that carries intents was routed to a channel.
+        # An effect with intents was routed to a channel.
         if kind == SET_CONTEXT and not effect.intents:
             self.store.apply(effect, self.adapter)
         elif kind not in self.adapter.effects:

@@ -26,7 +26,7 @@ def _signature(path: str | Path) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class StoredBundle:
-    """A bundle file, and what is known of it without reading it."""
+    """A bundle file, as its manifest and its directory entry describe it."""
 
     path: Path
     #: The graph's name; without a manifest, the directory's.
@@ -34,11 +34,11 @@ class StoredBundle:
     #: Bytes of the file.
     size: int
     manifest: Manifest | None = field(default=None, compare=False)
-    #: When its part of the session ended.
+    #: The time at which its part of the session ended.
     ended_at: datetime | None = None
-    #: The reason why it is not a finished bundle; None where it is one.
+    #: The reason why it is not a finished bundle; None if it is one.
     problem: str | None = None
-    #: Whether that is that its file or its manifest is not what it should be.
+    #: Whether the reason is that the file or the manifest is unsound.
     is_unsound: bool = False
     #: The file system that it is on.
     device: int = 0
@@ -52,7 +52,7 @@ class StoredBundle:
 
     @property
     def is_still_there(self) -> bool:
-        """Whether its files are the ones that were listed: it may have been published again, or be gone."""
+        """Whether its files are still those that were listed; it may have been published again or removed."""
         try:
             return bool(self.seen) and self.seen == tuple(map(_signature, (manifest_path(self.path), self.path)))
         except FileNotFoundError:
@@ -70,7 +70,7 @@ class Catalogue:
         self._known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
 
     def read(self) -> list[StoredBundle]:
-        """Return the bundles, the oldest first; those of sessions that go on are the last.
+        """Return the bundles, the oldest first; snapshots of running sessions come last.
 
         Raises:
             ErgoCaptureError: a directory cannot be read.
@@ -173,10 +173,10 @@ class Catalogue:
 
 
 def bundle_at(path: Path) -> StoredBundle:
-    """Return the bundle that a file is, as the manifest beside it describes it.
+    """Return a bundle file as the manifest beside it describes it.
 
     Raises:
-        OSError: the file or the manifest cannot be looked at.
+        OSError: the file or the manifest cannot be read.
     """
     size = path.lstat().st_size
     if not os.path.lexists(manifest_path(path)):
@@ -190,12 +190,12 @@ _UNKNOWN_TIME: Final = datetime.min.replace(tzinfo=UTC)
 
 
 def order_of(bundle: StoredBundle) -> tuple[bool, int, datetime, str]:
-    """Return what bundles are ordered by: their numbers, and where they have none the time of their end.
+    """Return the sort key of a bundle: its number, or without one the time of its end.
 
-    A session that goes on is newer than all that have ended. The path comes last, so that the order is always the same.
+    A snapshot of a running session is newer than every finished bundle. The path comes last, to make the order total.
     """
     goes_on = bundle.manifest is not None and not bundle.manifest.is_final
-    # Of numbered bundles the time says nothing: the clock may have been wrong.
+    # Ignore the time of numbered bundles: the clock may have been wrong.
     ended_at = None if bundle.sequence else bundle.ended_at
     return goes_on, bundle.sequence, ended_at or _UNKNOWN_TIME, str(bundle.path)
 
@@ -219,11 +219,11 @@ def _time(text: str) -> datetime | None:
 
 
 def find_published(recorded: Path, bundles: Path) -> Path | None:
-    """Return where a published bundle is now, compressed or not; None where it is not found.
+    """Return the current path of a published bundle, compressed or not; None if it is not found.
 
     Args:
-        recorded: where it was published.
-        bundles: the directory of bundles beside its journal, which may have been moved.
+        recorded: the path at which it was published.
+        bundles: the directory of bundles beside its journal; both may have been moved.
     """
     for path in (recorded, bundles / recorded.parent.name / recorded.name):
         for form in (path, other_form(path)):
@@ -240,5 +240,5 @@ def difference_from_manifest(bundle: StoredBundle) -> str | None:
     """
     if bundle.problem is not None or bundle.manifest is None:
         return bundle.problem or "no manifest"
-    # The file that is read is the one that would be deleted.
+    # Do not follow a link: the file that is read must be the one that would be deleted.
     return difference_from(bundle.path, bundle.manifest, follow=False)

@@ -1,6 +1,6 @@
 """Compare two captures, aligned by event id.
 
-Both are read side by side up to the first difference, in constant memory. From there on, a digest of each event of the
+Both are read side by side up to the first difference, in constant memory. After it, a digest of each event of the
 second capture is kept, about 200 bytes an event. Events with the same id are aligned in their order.
 """
 
@@ -20,7 +20,7 @@ from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.kernel.explanation import CONTEXT, describe_decision, shortened, to_builtins
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord, encode_decision, encode_event
 
-#: Differences of each kind that are kept; all are counted.
+#: How many differences of each kind are kept; all are counted.
 MOST_SHOWN: Final = 10
 
 _HEAD: Final = (
@@ -46,7 +46,7 @@ class Change(msgspec.Struct, frozen=True):
 class First(msgspec.Struct, frozen=True):
     """The first difference of two captures."""
 
-    #: Index of the event in the first capture and in the second, from 0; None where it is missing.
+    #: Index of the event in the first and in the second capture, from 0; None if it is missing there.
     a: int | None
     b: int | None
     event_id: str
@@ -107,9 +107,9 @@ def compare(a: RecordStream, b: RecordStream) -> Difference:
 
 
 def _same_text(a: BundleStream, b: BundleStream) -> int | None:
-    """Return how many events two bundles have if the texts of their lists are the same; else None, or where one is malformed.
+    """Return the number of events if the lists of two bundles have the same texts; else, or if one is malformed, None.
 
-    Each block is decoded once, and compared as text: records of both, compared one by one, took three times as long.
+    Each block is decoded once and compared as text, in a third of the time of comparing records.
     """
     counts = []
     readers: tuple[ListReader[Any], ...] = (EVENT_COLUMNS, DECISIONS)
@@ -123,13 +123,13 @@ def _same_text(a: BundleStream, b: BundleStream) -> int | None:
                     return None
                 counts.append(one.index)
     except (ElementError, OSError):
-        # It is found again, and reported, where the records are compared.
+        # Comparing the records finds the error again and reports it.
         return None
     return max(counts)
 
 
 def _compare_rest(found: Difference, a: RecordStream, b: RecordStream, same: int, before: Sequence[_Pair]) -> None:
-    """Compare what follows the first ``same`` events, which are equal."""
+    """Compare the captures after their first ``same`` events, which are equal."""
     others = {key: (place, _digest(*pair)) for place, key, pair in _placed(b, same)}
     only_in_b = others.copy()
     places: list[int] = []
@@ -211,7 +211,7 @@ def _longest_increasing(numbers: Sequence[int]) -> set[int]:
 
 
 def _set_first(found: Difference, here: First) -> None:
-    """Keep a difference as the first one, if it is before the known one."""
+    """Keep a difference as the first one if it comes before the known one."""
 
     def place(first: First) -> int:
         return min(place for place in (first.a, first.b) if place is not None)

@@ -27,14 +27,14 @@ _WRITE_BACK_BYTES: Final = 4 << 20
 
 
 class CaptureJsonStyle(Enum):
-    """How a bundle's JSON is laid out (``ergo_supervisor::CaptureJsonStyle``)."""
+    """The layout of a bundle's JSON (``ergo_supervisor::CaptureJsonStyle``)."""
 
     Compact = "compact"
     Pretty = "pretty"
 
 
 class BundleHead(msgspec.Struct, frozen=True):
-    """What a bundle says besides its events and decisions."""
+    """The fields of a bundle other than its events and decisions."""
 
     graph_id: str
     config: Constraints
@@ -67,10 +67,10 @@ def _pieces(bundle: CaptureBundle) -> Iterator[bytes]:
 
 
 def decode_bundle(text: bytes) -> CaptureBundle:
-    """Return the bundle that a file's content holds; accept and refuse what the reference does.
+    """Return the bundle in a file's content; accept the same texts as the reference.
 
     Raises:
-        BundleFormatError: the text is not JSON, not a bundle, or has a field that a bundle does not have.
+        BundleFormatError: the text is not JSON, not a bundle, or has an unknown field.
     """
     with BundleStream(text=text) as stream:
         return stream.read()
@@ -98,7 +98,7 @@ def write_capture_bundle(
     """Write a bundle atomically (``ergo_supervisor::write_capture_bundle``).
 
     Missing parent directories are created. The bytes go to a temporary file beside the destination, which is synced
-    and renamed over it; then the directory is synced, which the reference leaves out.
+    and renamed over it. Unlike the reference, this also syncs the directory.
 
     Raises:
         CaptureWriteError: with the stage that failed; the destination is untouched and no temporary is left.
@@ -107,7 +107,7 @@ def write_capture_bundle(
     create_parents(destination)
     with AtomicFile(destination, os.fspath(path)) as file:
         try:
-            # Piece by piece: the disk writes while the rest is encoded, and memory does not hold the text.
+            # Write piece by piece: the disk writes while the rest is encoded, and the text is never whole in memory.
             for piece in (encode_bundle(bundle, style),) if pretty else chain(_pieces(bundle), (b"\n",)):
                 file.write(piece)
                 file.write_back(_WRITE_BACK_BYTES)

@@ -1,4 +1,4 @@
-"""The manifest beside a bundle: what the bundle itself has no room for."""
+"""The manifest beside a bundle: facts for which the bundle's format has no fields."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ergo_capture.version import PROGRAM
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
 #: ``ended`` of a bundle whose session goes on.
 SNAPSHOT: Final = "open"
-#: Refused events that a manifest names.
+#: How many refused events a manifest names.
 NAMED_REFUSALS: Final = 10
 #: ``ended`` of a bundle that holds less than was captured.
 SALVAGED: Final = "salvaged"
@@ -40,7 +40,7 @@ class RefusedEvents(msgspec.Struct, frozen=True):
 
     @property
     def in_words(self) -> str:
-        """How many, and the first of them, for people."""
+        """The number of events and the first of them, in words."""
         events = "1 event" if self.count == 1 else f"{self.count:,} events"
         return f"{events}, the first {self.first[0].event_id!r}: {self.first[0].message}" if self.first else events
 
@@ -81,42 +81,42 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     opened_at: str
     ended_at: str
     program: str
-    #: ``none`` or ``zstd``; where it is not ``none``, size and SHA-256 of the file follow.
+    #: ``none`` or ``zstd``; unless it is ``none``, size and SHA-256 of the file follow.
     compression: str = "none"
     file_bytes: int | None = None
     file_sha256: str | None = None
-    #: Id of the last event; None where there is none, or the program did not write it.
+    #: Id of the last event; None without events, and in manifests of programs that did not write it.
     last_event_id: str | None = None
-    #: Events of the session that a client was told are durable and that no bundle holds.
+    #: The acknowledged events of the session that no bundle holds; None for none.
     lost: Loss | None = None
-    #: Place in the order in which the daemon published its finished bundles, from 1; no clock has a part in it. None
-    #: in snapshots, and in manifests that 0.1.0 wrote: those are older.
+    #: Place in the order in which the daemon published its finished bundles, from 1; it does not depend on a clock.
+    #: None in snapshots, and in manifests that 0.1.0 wrote, which are older.
     sequence: int | None = None
-    #: The finished bundle that has the name this one would have had, and other events; see ``placement.py``.
+    #: The finished bundle with other events that has the name of this one; see ``placement.py``.
     beside: str | None = None
-    #: What made the decisions, where it was not the graph's engine: ``fixed, not the run``.
+    #: The maker of the decisions, if it was not the graph's engine: ``fixed, not the run``.
     decided_by: str = ""
-    #: Semantic kinds of the events, where they have any.
+    #: Semantic kinds of the events; None if no event has one.
     semantic_kinds: SemanticKinds | None = None
-    #: Which events hold which values of the context store, as ``merged.py`` says; None without an adapter.
+    #: The digest of which events hold which values of the context store (``merged.py``); None without an adapter.
     merged: str | None = None
-    #: The context store before the first event, by key; None where it is empty or there is no adapter.
+    #: The context store before the first event, by key; None if it is empty, and without an adapter.
     store: dict[str, Any] | None = None
-    #: What ``info`` says of the bundle: ``statistics.py``, which also says of which version. None where it was not counted.
+    #: The statistics that ``info`` shows, with their version (``statistics.py``). None if they were not counted.
     summary: Any = None
-    #: Size and SHA-256 of the index beside it: ``reader/index.py``. None where there is none.
+    #: Size and SHA-256 of the index beside it (``reader/index.py``); None without an index.
     index: Any = None
-    #: The events that were refused, between or after those of the bundle; None where none were.
+    #: The events that were refused, between or after those of the bundle; None for none.
     refused: RefusedEvents | None = None
-    #: What interrupted the run; None where nothing did.
+    #: The interruption of the run; None for none.
     interruption: Interruption | None = None
-    #: The events that were accepted after that, and the file that holds them. None where there are none.
+    #: The events that were accepted after the interruption, and the file that holds them; None for none.
     left_over: LeftOver | None = None
     rest: RestFile | None = None
 
     @property
     def fates(self) -> list[tuple[str, str]]:
-        """What became of the events that the bundle does not hold, and what interrupted the run: names and words."""
+        """The events that the bundle does not hold and the interruption of the run, each as a label and a text."""
         found = {"refused": self.refused, "interrupted": self.interruption, "left over": self.left_over}
         return [(name, what.in_words) for name, what in found.items() if what is not None]
 
@@ -129,14 +129,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def is_final(self) -> bool:
-        """Whether the bundle is more than a snapshot of a session that goes on."""
+        """Whether the bundle is finished, rather than a snapshot of a running session."""
         return self.ended != SNAPSHOT
 
     @property
     def may_grow(self) -> bool:
         """Whether a later bundle of the same part may hold these events and more.
 
-        At a stop, 0.1.0 wrote ``interrupted`` for a session that went on after the next start.
+        When 0.1.0 stopped, it wrote ``interrupted`` for a session that the next start continued.
         """
         return self.ended in (SNAPSHOT, SALVAGED) or (self.ended == "interrupted" and self.sequence is None)
 
@@ -184,19 +184,19 @@ def manifest_for(
         ended_at: RFC 3339 in UTC.
         style: the layout of the text.
         compression: ``none`` or ``zstd``.
-        stored: size and SHA-256 of the file, where it is compressed.
+        stored: size and SHA-256 of the file, if it is compressed.
         last_event_id: id of its last event.
         sequence: its place in the order of publication.
-        beside: the finished bundle whose name it would have had.
+        beside: the finished bundle that has its name.
         semantic_kinds: semantic kinds of its events.
-        merged: the digest of what the context store gave to its events.
+        merged: the digest of the store's values in its events.
         store: the context store before its first event.
         refused: the events of the part that were refused.
-        interruption: what interrupted the run.
-        left_over: the events after that.
+        interruption: the interruption of the run.
+        left_over: the events after it.
         rest: the file that holds them.
-        summary: what ``info`` says of it.
-        index: what is said of its index.
+        summary: its statistics, for ``info``.
+        index: size and SHA-256 of its index.
     """
     file_bytes, file_sha256 = (None, None) if stored is None else stored
     return Manifest(
@@ -244,7 +244,7 @@ def manifest_for(
 def encode_manifest(manifest: Manifest, **more: object) -> bytes:
     """Return the manifest's file content, with further fields after its own."""
     fields = msgspec.to_builtins(manifest) | more
-    # On one line: a line for each number of a series would be longer than what the store may take.
+    # Write the store on one line: with a line for each number of a series it could exceed the limit of the store.
     store = fields.pop("store", None)
     text = msgspec.json.format(msgspec.json.encode(fields), indent=2)
     if store is not None:
@@ -284,13 +284,13 @@ def read_manifest_fields(path: Path) -> dict[str, Any]:
 
 
 def read_manifest_text(path: Path) -> bytes:
-    """Return the content of a manifest's file, whether it is a manifest or not.
+    """Return the content of a manifest's file, without checking it.
 
     Raises:
-        ManifestError: it is too long for one.
+        ManifestError: it is too long for a manifest.
         OSError: the file cannot be read.
     """
-    # Without blocking: opening a pipe of that name would wait for a writer.
+    # Do not block: opening a pipe of that name would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(fd).st_mode):

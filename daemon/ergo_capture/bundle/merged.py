@@ -1,4 +1,4 @@
-"""What the context store gave to the events of a bundle, as one digest for its manifest (``merged``).
+"""The digest of the context store's values in the events of a bundle, for its manifest (``merged``).
 
 ``merged`` is the SHA-256, in lower-case hex, of one record for each event that holds a value of the store, in order:
 
@@ -6,10 +6,9 @@
 * how many keys it holds: 4 bytes, big endian
 * each key, sorted by its bytes: its length in bytes (4 bytes, big endian), and its UTF-8
 
-A key counts where the event's captured payload and the store, at the moment when the event is decided, have the same
-canonical text for it. So a key that was sent with the very value that the store holds counts too, and the keys follow
-from the bundle and the store at its beginning alone. Events that hold no such key add nothing; a bundle without any has
-the digest of no bytes.
+A key counts if the event's captured payload and the store, when the event is decided, have the same canonical text for
+it. So a key that was sent with the store's value counts too, and the keys follow from the bundle and the store at its
+beginning alone. Events without such a key add nothing; a bundle without such events has the digest of no bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 
 
 class MergedDigest:
-    """The digest of a bundle whose events are given one after the other."""
+    """Computes the digest of a bundle from its events, in order."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()

@@ -1,7 +1,4 @@
-"""Names of bundle files: ``STATE/bundles/GRAPH/SESSION.capture.json[.zst]``, beside it ``SESSION.manifest.json``.
-
-Where events were left over, they are in ``SESSION.rest.jsonl``.
-"""
+"""Names of bundle files: ``STATE/bundles/GRAPH/SESSION.capture.json[.zst]``, and of the files beside it."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ BUNDLE_SUFFIX: Final = ".capture.json"
 MANIFEST_SUFFIX: Final = ".manifest.json"
 #: Ends the name of the file with the events that were left over.
 REST_SUFFIX: Final = ".rest.jsonl"
-#: Ends the name of the file that says where blocks of events are: ``reader/index.py``.
+#: Ends the name of the index (``reader/index.py``).
 INDEX_SUFFIX: Final = ".index.json"
-#: Ends the name of the file with the seal of a manifest: ``seal/chain.py``.
+#: Ends the name of the file with the seal of a manifest (``seal/chain.py``).
 SEAL_SUFFIX: Final = ".seal.json"
-#: Ends the name of the file that says what shadow verification found.
+#: Ends the name of the file with the result of shadow verification.
 VERIFIED_SUFFIX: Final = ".verified.json"
 #: Follows ``BUNDLE_SUFFIX`` in the name of a compressed bundle.
 COMPRESSED_SUFFIX: Final = ".zst"
@@ -70,7 +67,7 @@ def bundle_path(state: Path, graph: str, session: str, part: int, *, compressed:
 
 
 def bundle_stem(bundle: Path) -> str:
-    """Return the name of a bundle file without its suffixes, which its manifest's name begins with too."""
+    """Return the name of a bundle file without its suffixes; the names of its manifest and side files begin with it."""
     return bundle.name.removesuffix(COMPRESSED_SUFFIX).removesuffix(BUNDLE_SUFFIX)
 
 
@@ -90,12 +87,12 @@ def seal_path(bundle: Path) -> Path:
 
 
 def verified_path(bundle: Path) -> Path:
-    """Return the path of what shadow verification found, beside a bundle."""
+    """Return the path of the file beside a bundle with the result of shadow verification."""
     return bundle.with_name(bundle_stem(bundle) + VERIFIED_SUFFIX)
 
 
 def side_files(bundle: Path) -> list[Path]:
-    """Return the paths of the files that go where a bundle goes, besides its manifest; not all of them need exist."""
+    """Return the paths of the files that move with a bundle, besides its manifest; some may not exist."""
     return [rest_path(bundle), index_path(bundle), seal_path(bundle), verified_path(bundle)]
 
 

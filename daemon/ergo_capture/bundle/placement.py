@@ -1,12 +1,12 @@
-"""Decide whether a file may be written over: the one rule for the publisher, recovery and every command that writes.
+"""Decide whether a file may be overwritten: one rule for the publisher, recovery and every command that writes.
 
-1. No file is written over that is being read, whatever name it goes by.
+1. A file that is being read is not overwritten, under any of its names.
 2. A finished bundle, one whose manifest says any ``ended`` but ``open``, is never replaced by one with fewer or other
-   events. A bundle with the same text is there already: it and its manifest stay as they are.
-3. A bundle that may grow (``Manifest.may_grow``), or has no manifest, is replaced by one that begins with all its
-   events. A journal that was restored from a backup may hold fewer than the last snapshot.
+   events. If it has the same text as the new one, it and its manifest stay as they are.
+3. A bundle that may grow (``Manifest.may_grow``), or has no manifest, is replaced only by one that begins with all its
+   events: a journal that was restored from a backup may hold fewer than the last snapshot.
 
-A bundle that must not have its name is published beside the one that has it, as ``SESSION~PART~2``.
+A bundle whose name is taken by another one is published beside it, as ``SESSION~PART~2``.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from ergo_capture.bundle.reader.opening import open_binary
 from ergo_capture.journal.segment import is_torn_copy, sequence_of
 
 _READ_BYTES: Final = 256 * 1024
-#: What follows the last event in a bundle's text, in either layout. Nothing within an event reads like it: quotes inside
-#: strings are escaped.
+#: Matches the text after the last event of a bundle, in either layout. It cannot match within an event, because quotes
+#: inside strings are escaped.
 _END_OF_EVENTS: Final = re.compile(rb'\s*\]\s*,\s*"decisions"\s*:')
-#: Enough bytes for a match of it.
+#: Longest match, in bytes.
 _END_BYTES: Final = 64
 
 
 class _Standing(Enum):
-    """What the bundle that has a name is to a new one."""
+    """The relation of the bundle that has a name to a new one."""
 
-    #: Nothing has the name, or what has it may be replaced.
+    #: There is no such bundle, or it may be replaced.
     FREE = 0
-    #: It is finished and has the same text.
+    #: The bundle is finished and has the same text.
     SAME = 1
-    #: It holds what the new one does not.
+    #: The bundle holds events that the new one does not.
     OTHER = 2
 
 
@@ -60,17 +60,17 @@ class NewBundle:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a new bundle belongs."""
+    """The place of a new bundle."""
 
     bundle: Path
-    #: The manifest of the finished bundle with the same text that stands there; it and the bundle stay as they are.
+    #: The manifest of the finished bundle with the same text that is there already; both stay as they are.
     standing: Manifest | None = None
-    #: The bundle that has the name asked for, where that one must stay.
+    #: The bundle that has the wanted name and must stay; None for none.
     beside: Path | None = None
 
 
 def find_place(wanted: Path, part: int, new: NewBundle, *, own: str = "") -> Place:
-    """Return where a new bundle belongs; the caller holds the directory's lock.
+    """Return the place of a new bundle; the caller holds the directory's lock.
 
     Args:
         wanted: the path that it should have.
@@ -91,11 +91,11 @@ def find_place(wanted: Path, part: int, new: NewBundle, *, own: str = "") -> Pla
         if standing is _Standing.FREE:
             return Place(path, None, beside)
         beside = beside or next(iter(files), path)
-    raise AssertionError  # names do not end
+    raise AssertionError  # names_beside is endless
 
 
 def _bundle_at(path: Path) -> tuple[Manifest | None, list[Path]]:
-    """Return the manifest of the bundle that has a name, and its files, compressed or not; first the one it names."""
+    """Return the manifest of the bundle at a path, and its files, compressed or not; the file it names comes first."""
     manifest = None
     with suppress(ManifestError, OSError):
         manifest = read_manifest(manifest_path(path))
@@ -107,7 +107,7 @@ def _compare(manifest: Manifest | None, files: list[Path], new: NewBundle, own: 
     if manifest is not None and not manifest.may_grow:
         if (manifest.bytes, manifest.sha256) != (new.size, new.sha256):
             return _Standing.OTHER
-        # One that is gone or has rotted is written again.
+        # A bundle that is gone or has rotted is written again.
         return _Standing.SAME if files and _is_sound(files[0], manifest) else _Standing.FREE
     if files and manifest is not None and manifest.sha256 == own:
         files = files[1:]
@@ -134,7 +134,7 @@ def _begins_with(new: Path, old: Path) -> bool:
             with open_binary(old) as old_text:
                 return _has_all_events(new_text, old_text)
         except OSError:
-            # It cannot be read, so nothing shows that the new one has its events.
+            # The old one cannot be read: nothing shows that the new one has its events.
             return False
 
 
@@ -145,7 +145,7 @@ def _has_all_events(new: BinaryIO, old: BinaryIO) -> bool:
         if ours == theirs:
             # A match of the pattern may begin in the block before.
             end = end[-_END_BYTES:] + theirs
-            # Look for the word first, which is fast: the pattern would be tried at every bracket.
+            # Search for the word first, which is fast: the pattern would be tried at every bracket.
             if not theirs or (b'"decisions"' in end and _END_OF_EVENTS.search(end)):
                 return True
             continue
@@ -172,7 +172,7 @@ def _read(file: BinaryIO) -> bytes:
 
 
 def refusal_to_replace(destination: Path, reads: Iterable[Path | int]) -> str | None:
-    """Return the reason why a command must not write over a file; None where it may.
+    """Return the reason why a command must not overwrite a file; None if it may.
 
     Args:
         destination: the file, which need not exist.
@@ -181,7 +181,7 @@ def refusal_to_replace(destination: Path, reads: Iterable[Path | int]) -> str | 
     try:
         there = destination.stat()
     except OSError:
-        # Nothing is there, or a link that leads nowhere.
+        # There is no file, or a link to none.
         return None
     if stat.S_ISDIR(there.st_mode):
         return "it is a directory"
@@ -191,8 +191,8 @@ def refusal_to_replace(destination: Path, reads: Iterable[Path | int]) -> str | 
                 return "it is the file that is read"
     if not stat.S_ISREG(there.st_mode):
         # Renaming a file over a device or a pipe would replace it.
-        return "it is no ordinary file"
-    # The target of a link would survive, but the link is the name by which a user knows the file.
+        return "it is not an ordinary file"
+    # Protect a link as its target: the link is the name by which a user knows the file.
     reasons = map(_protection, dict.fromkeys((destination, destination.resolve())))
     return next(filter(None, reasons), None)
 

@@ -1,4 +1,4 @@
-"""Prove a bundle's file by the manifest beside it: one answer for ``verify``, ``replay``, ``doctor`` and retention."""
+"""Compare a bundle's file with the manifest beside it, for ``verify``, ``replay``, ``doctor`` and retention."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ergo_capture.bundle.reader.opening import open_binary
 _READ_BYTES: Final = 1 << 20
 
 
-#: How often a bundle that is published again meanwhile is looked at.
+#: How many times a bundle that is published again meanwhile is compared.
 _LOOKS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a bundle and the manifest beside it say of each other."""
+    """The result of comparing a bundle with the manifest beside it."""
 
     #: The manifest's path.
     path: Path
-    #: The manifest; None where the file is not one.
+    #: The manifest; None if the file is not one.
     manifest: Manifest | None
-    #: The reason why the two do not belong together; None where they do.
+    #: The reason why the two do not belong together; None if they do.
     problem: str | None = None
-    #: Which of the two is not believed: ``bundle`` or ``manifest``; None where both are.
+    #: The one that is not trusted: ``bundle`` or ``manifest``; None if both are.
     suspect: str | None = None
 
     @property
@@ -40,26 +40,26 @@ class Comparison:
         """The problem as a sentence."""
         if self.suspect == "bundle":
             return f"it is not the file that its manifest was written for: {self.problem}"
-        return f"the manifest beside it, '{self.path}', is not believed: {self.problem}"
+        return f"the manifest beside it, '{self.path}', is not trusted: {self.problem}"
 
 
 def compare_with_manifest(bundle: Path) -> Comparison | None:
-    """Read a bundle's file and compare it with the manifest beside it; None where there is no manifest.
+    """Read a bundle's file and compare it with the manifest beside it; return None if there is no manifest.
 
-    The manifest is not believed where it cannot be read, or names another bundle and does not have this one's hash;
-    otherwise, where the two differ, the bundle is not.
+    The manifest is not trusted if it cannot be read, or names another bundle and does not have this one's hash. If the
+    two differ otherwise, the bundle is not trusted.
 
     Raises:
         OSError: the bundle cannot be read.
     """
     path = manifest_path(bundle)
-    # Not of a pipe, which can be read only once.
+    # A pipe can be read only once.
     if path == bundle or not os.path.lexists(path) or not bundle.is_file():
         return None
     for _ in range(_LOOKS):
         before = _signatures(path, bundle)
         found = _compare(bundle, path)
-        # A snapshot may be published meanwhile: first the bundle, then the manifest.
+        # Compare again if a snapshot was published meanwhile: the bundle is replaced before the manifest.
         if found.problem is None or _signatures(path, bundle) == before:
             break
     return found
@@ -98,10 +98,10 @@ def _signatures(*paths: Path) -> list[tuple[int, int, int] | None]:
 
 
 def difference_from(path: Path, manifest: Manifest, *, follow: bool = True) -> str | None:
-    """Read a bundle's file; return what differs from its manifest, None where nothing does.
+    """Read a bundle's file; return the difference from its manifest, or None.
 
-    Size and SHA-256 of the file count. A file that was compressed or decompressed since is the same bundle if its text
-    is the one that the manifest describes.
+    Size and SHA-256 of the file are compared. A file that was compressed or decompressed since is the same bundle if
+    its text has the manifest's size and SHA-256.
 
     Args:
         path: the file.

@@ -1,8 +1,7 @@
-"""The receipt beside a bundle, ``SESSION.shipped.TARGET.json``: a store holds the bundle and its manifest.
+"""The receipt beside a bundle, ``SESSION.shipped.TARGET.json``: proof that a store holds the bundle and its manifest.
 
-A receipt is written last, and only after the store's copy was verified. It proves something only while all that it says
-is so: the bundle's file and manifest on disk, and the target as it is configured. Where it is deleted, or the target is
-another, the bundle is shipped again.
+A receipt is written last, after the store's copy was verified. It is valid only while it matches the bundle's file and
+manifest on disk, and the target as configured. Without a valid receipt the bundle is shipped again.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _NAME: Final = re.compile(r"(?P<stem>.+)\.shipped\.(?P<target>[a-z0-9][a-z0-9_-]
 
 
 class Place(NamedTuple):
-    """The store behind a target, by what makes it another one."""
+    """The identity of a target's store: two targets with equal places ship to the same store."""
 
     url: str
     endpoint: str = ""
@@ -48,17 +47,17 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     #: Key of the manifest's object, and SHA-256 of the manifest's file.
     manifest_key: str
     manifest_sha256: str
-    #: ``read``: read back and hashed; ``head``: by its size, and the checksum that the store took.
+    #: ``read``: it was read back and hashed; ``head``: its size and the store's checksum were compared.
     verified: str
     #: RFC 3339 in UTC.
     shipped_at: str
-    #: SHA-256 of the seal's file, which is in the manifest's object; empty where the bundle had none.
+    #: SHA-256 of the seal's file, which is in the manifest's object; empty if the bundle has no seal.
     seal_sha256: str = ""
-    #: What the subject of its announcement began with; empty where a stream did not acknowledge one yet.
+    #: The configured prefix of its announcement's subject; empty until a stream has acknowledged the announcement.
     announced: str = ""
 
     def proves(self, bundle: StoredBundle, manifest_sha256: str, place: Place) -> bool:
-        """Return whether the store of a target holds a bundle as it is on disk.
+        """Return whether the receipt proves that a target's store holds the bundle as it is on disk.
 
         Args:
             bundle: the bundle, as it was listed.
@@ -72,13 +71,13 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         if (self.bytes, self.manifest_sha256) != (bundle.size, manifest_sha256):
             return False
         if is_other_form(bundle):
-            # The manifest knows the file's text only. It was compared when the bundle was sent.
+            # The manifest has the hash of the text only; it was compared when the bundle was sent.
             return True
         return (self.bytes, self.file_sha256) == bundle.manifest.stored
 
 
 def read_seal_text(bundle: Path) -> bytes | None:
-    """Return the content of the file of a bundle's seal; None where there is none, or none that is JSON."""
+    """Return the content of the file of a bundle's seal; None if there is none, or if it is not JSON."""
     try:
         text = seal_path(bundle).read_bytes()
         msgspec.json.decode(text)
@@ -88,7 +87,7 @@ def read_seal_text(bundle: Path) -> bytes | None:
 
 
 def hash_seal(text: bytes | None) -> str:
-    """Return the SHA-256 of a seal's file, in hex; empty where there is none."""
+    """Return the SHA-256 of a seal's file, in hex; empty if there is none."""
     return "" if text is None else hashlib.sha256(text).hexdigest()
 
 
@@ -110,7 +109,7 @@ def stem_of_receipt(name: str) -> str | None:
 
 
 def receipts_beside(bundle: Path) -> list[Path]:
-    """Return the receipts of a bundle, from any target, whether they prove anything or not."""
+    """Return the paths of a bundle's receipts from all targets, valid or not."""
     stem = bundle_stem(bundle)
     return sorted(path for path in bundle.parent.iterdir() if stem_of_receipt(path.name) == stem)
 
@@ -121,7 +120,7 @@ def encode_receipt(receipt: Receipt) -> bytes:
 
 
 def read_receipt(path: Path) -> Receipt | None:
-    """Return a receipt; None where there is none, or none that can be read: the bundle is then shipped again."""
+    """Return a receipt; None if there is none, or if it cannot be read: the bundle is then shipped again."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             return msgspec.json.decode(file.read(_MAX_BYTES), type=Receipt)
@@ -130,7 +129,7 @@ def read_receipt(path: Path) -> Receipt | None:
 
 
 def valid_receipt(bundle: StoredBundle, target: str, place: Place) -> Receipt | None:
-    """Return a bundle's receipt from a target; None where there is none that proves anything.
+    """Return a bundle's valid receipt from a target; None if there is none.
 
     Args:
         bundle: the bundle, as it was listed.
@@ -150,15 +149,15 @@ def valid_receipt(bundle: StoredBundle, target: str, place: Place) -> Receipt | 
 
 
 class Receipts:
-    """Which targets hold a bundle, by its receipts. What did not change since the last look is not read again.
+    """Tells from receipts which targets hold a bundle. Files that have not changed are not read again.
 
     Args:
-        places: the targets that count, by name.
+        places: the stores of the targets that count, by name of the target.
     """
 
     def __init__(self, places: Mapping[str, Place]) -> None:
         self.places = dict(places)
-        #: By bundle and target: what the files looked like, and ``announced`` of the receipt; None if it proves nothing.
+        #: By bundle and target: the signatures of the files, and ``announced`` of the receipt; None if it is not valid.
         self._known: dict[tuple[Path, str], tuple[Any, str | None]] = {}
 
     def holders(self, bundle: StoredBundle, targets: Iterable[str] | None = None) -> frozenset[str]:
@@ -167,11 +166,11 @@ class Receipts:
         return frozenset(name for name in names if self._announced(bundle, name) is not None)
 
     def unannounced(self, bundle: StoredBundle, subject: str) -> frozenset[str]:
-        """Return the names of the targets that hold a bundle, and whose receipts lack the mark of an announcement.
+        """Return the names of the targets that hold a bundle and whose receipts do not say that it was announced.
 
         Args:
             bundle: the bundle.
-            subject: what the subject of announcements begins with, as configured.
+            subject: the configured prefix of the subjects of announcements.
         """
         return frozenset(name for name in self.places if self._announced(bundle, name) not in (None, subject))
 
@@ -197,7 +196,7 @@ class Receipts:
 
 
 def _seen(path: Path) -> tuple[int, int] | None:
-    """Return what changes with a file's content; None where there is none."""
+    """Return the time of change and the size of a file, which change with its content; None if there is none."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -206,5 +205,5 @@ def _seen(path: Path) -> tuple[int, int] | None:
 
 
 def place_of(target: TargetConfig) -> Place:
-    """Return the store behind a target's settings."""
+    """Return the place of a target, from its settings."""
     return Place(target.url.rstrip("/"), target.endpoint)

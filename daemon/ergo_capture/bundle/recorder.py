@@ -30,15 +30,15 @@ class CapturingDecisionLog:
 class CapturingSession:
     """A supervisor that keeps every event and every decision (``ergo_supervisor::CapturingSession``).
 
-    The whole capture is in memory until ``into_bundle``. For runs that must not be lost there is the daemon.
+    The whole capture is in memory until ``into_bundle``. Use the daemon for runs that must not be lost.
 
     Args:
         graph_id: the graph whose episodes run.
         constraints: the limits; written into the bundle.
         inner_log: gets each decision before it is recorded.
         runtime: the engine.
-        runtime_provenance: what the engine is, for strict replay.
-        adapter_provenance: what the adapter is; ``"none"`` without one.
+        runtime_provenance: the engine's provenance, for strict replay.
+        adapter_provenance: the adapter's provenance; ``"none"`` without one.
     """
 
     def __init__(

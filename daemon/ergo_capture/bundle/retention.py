@@ -4,7 +4,7 @@ Only finished bundles are counted and deleted, the oldest first: in the order of
 the clock may have been wrong. A bundle that must not be deleted, because its session goes on or it differs from its
 manifest, does not count against the bounds.
 
-A bundle that has to be shipped first, and is not, counts and stays: what is older and shipped goes in its place.
+A bundle that must be shipped first and is not shipped counts and stays; shipped bundles are deleted in its place.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Final
 from ergo_capture.bundle.catalogue import StoredBundle, order_of
 from ergo_capture.bundle.receipt import Place
 
-#: No bundle ended before: a clock that nobody has set shows 1970 or 1980.
+#: Earlier times are wrong: a clock that was not set shows 1970 or 1980.
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
-#: How far ahead a clock may have been that was set right since, without a bundle's time being doubted.
+#: A bundle's time may be this far in the future before it is taken for wrong.
 _TOLERANCE: Final = timedelta(minutes=1)
 
 
@@ -51,7 +51,8 @@ class RetentionRules:
     shipped_to: Mapping[str, Place] = field(default_factory=dict)
     #: Age from which a bundle may be deleted though it is not shipped; zero for never.
     give_up_after: timedelta = timedelta(0)
-    #: What the subject of announcements begins with: a bundle that must be shipped must also be announced. Empty: not.
+    #: The prefix of the subjects of announcements; a bundle that must be shipped must then also be announced. Empty for
+    #: no announcements.
     announced: str = ""
 
     @property
@@ -61,7 +62,7 @@ class RetentionRules:
         return gives_up or any(bounds.max_age for bounds in (self.default, *self.graphs.values()))
 
     def without_ages(self) -> RetentionRules:
-        """Return these rules without the bounds on ages; nothing that is not shipped is given up."""
+        """Return these rules without the bounds on ages; no unshipped bundle is given up then."""
         graphs = {name: replace(bounds, max_age=timedelta(0)) for name, bounds in self.graphs.items()}
         default = replace(self.default, max_age=timedelta(0))
         return replace(self, default=default, graphs=graphs, give_up_after=timedelta(0))
@@ -91,14 +92,14 @@ def select_expired(
 ) -> list[Expired]:
     """Return the bundles to delete, the oldest first.
 
-    A graph's newest bundle is never one of them: the client that closed its session was just told its path.
+    A graph's newest bundle is never one of them: the client that closed its session has just got its path.
 
     Args:
         bundles: all bundles; only finished ones are considered.
         rules: the bounds.
-        now: the time at which ages are taken.
-        free_bytes: bytes free now on each file system that bundles are on, by device.
-        unshipped: bundles that not every target of ``shipped_to`` holds.
+        now: the time relative to which ages are computed.
+        free_bytes: free bytes on each file system with bundles, by device.
+        unshipped: bundles that are not held by every target of ``shipped_to``.
     """
     finished = _finished(bundles)
     by_graph: dict[str, list[StoredBundle]] = {}
@@ -122,7 +123,7 @@ def select_expired(
             if bundle.path in reasons and bundle.device in free:
                 free[bundle.device] += bundle.size
         for bundle in finished:
-            # Deleting a bundle on another disk makes no room on this one.
+            # Count by disk: deleting a bundle on another disk makes no room on this one.
             room = free.get(bundle.device, rules.keep_free_bytes)
             can_go = bundle.path not in reasons and bundle.path not in newest and may_go(bundle)
             if room < rules.keep_free_bytes and can_go:
@@ -136,10 +137,7 @@ def select_expired(
 
 
 def suspect_times(bundles: Iterable[StoredBundle], now: datetime) -> list[StoredBundle]:
-    """Return the finished bundles whose manifests cannot be right about the time of their end: the clock was wrong.
-
-    Retention does not take their age from it.
-    """
+    """Return the finished bundles whose time of end is impossible; retention must not take their age from it."""
     return [bundle for bundle in _finished(bundles) if not _is_plausible(bundle, now)]
 
 
@@ -152,10 +150,10 @@ def _is_plausible(bundle: StoredBundle, now: datetime) -> bool:
 
 
 def _ends(bundles: list[StoredBundle], now: datetime) -> dict[Path, datetime]:
-    """Return times at which bundles had surely ended, by path; none for one of which that is not known.
+    """Return a time by which each bundle had ended, by path; bundles without a known time are left out.
 
-    Bundles with numbers ended in their order. So one whose time is earlier than that of one before it is as young as
-    that, and one whose time cannot be right is at least as old as the next one after it.
+    Bundles with numbers ended in their order. So a bundle with an earlier time than one before it gets the time of that
+    one, and a bundle with an impossible time gets the time of the next one after it.
     """
     ends: dict[Path, datetime] = {}
     latest = _EARLIEST

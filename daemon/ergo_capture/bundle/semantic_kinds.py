@@ -1,8 +1,8 @@
-"""The semantic kinds of a bundle's events, which the bundle has no room for: a column in its manifest.
+"""The semantic kinds of a bundle's events, for which the bundle has no field: a column in its manifest.
 
 The column is one 16-bit little-endian integer for each event, compressed with zstd and written in base64: 0 for an
-event without a semantic kind, otherwise the number of its name, from 1. Of a million events it takes a few KB where the
-kinds follow a pattern, and 160 KB where one of two follows at random.
+event without a semantic kind, otherwise the number of its name, from 1. For a million events it takes a few KB if the
+kinds follow a pattern, and 160 KB for two kinds in random order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zstandard
 
 from ergo_capture.journal.lines import read_semantic_kinds
 
-#: Most names, and most bytes of them and of the compressed column; a manifest may have a megabyte.
+#: The largest number of names, and of bytes of the names and of the compressed column: they have to fit in a manifest.
 _MAX_NAMES: Final = (1 << 16) - 1
 _MAX_BYTES: Final = 256 << 10
 #: Bytes that are decompressed at a time.
@@ -30,11 +30,11 @@ class SemanticKinds(msgspec.Struct, frozen=True):
     """A column as a manifest holds it."""
 
     names: list[str]
-    #: Base64 of the compressed numbers; None where there is more than a manifest can hold.
+    #: Base64 of the compressed numbers; None if they do not fit in a manifest.
     column: str | None
 
     def of(self, count: int) -> Iterator[str | None] | None:
-        """Return the kinds of a bundle's events; None where the column was left out, or is of another bundle.
+        """Return the kinds of a bundle's events; None if the column was left out, or is that of another bundle.
 
         Args:
             count: events of the bundle.
@@ -54,7 +54,7 @@ class SemanticKinds(msgspec.Struct, frozen=True):
 
 
 def _decompress(compressed: bytes, size: int) -> bytes:
-    """Return the text; no more of it than is needed to see that it is longer than ``size``."""
+    """Return the text, or a beginning of it that is longer than ``size``."""
     text = bytearray()
     with zstandard.ZstdDecompressor().stream_reader(compressed) as reader:
         while len(text) <= size and (piece := reader.read(_PIECE)):
@@ -70,14 +70,14 @@ class KindColumn:
         self._name_bytes = 0
         self._compressor = zstandard.ZstdCompressor().compressobj()
         self._compressed = bytearray()
-        #: Whether there is more than a manifest can hold.
+        #: Whether the column does not fit in a manifest.
         self._is_too_much = False
 
     def add(self, body: bytes, count: int, start: int, stop: int) -> None:
         """Add the kinds of a body of ``count`` events, from ``start`` to before ``stop``.
 
         Raises:
-            EventFormatError: the body is not one that can have been accepted.
+            EventFormatError: the body is not one that the daemon accepts.
         """
         if self._is_too_much:
             return

@@ -1,7 +1,7 @@
-"""The number that each finished bundle gets in its manifest: its place in the order of publication.
+"""The number of each finished bundle in its manifest: its place in the order of publication.
 
-A number is one above the greatest in the manifests, in those of bundles that were being deleted, and in the journal's
-PUBLISHED frames. No clock has a part in it.
+A number is one above the greatest in the manifests, in those of bundles that are being deleted, and in the journal's
+PUBLISHED frames. It does not depend on a clock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ergo_capture.bundle.names import MANIFEST_SUFFIX
 
 #: Follows a manifest's name while its bundle is being deleted.
 PRUNING_SUFFIX: Final = ".pruning"
-#: Numbers from here on are nobody's: a manifest that was changed by hand must not use them up.
+#: Greater numbers are ignored: a manifest that was edited must not use up the numbers.
 _MOST: Final = 1 << 53
 
 
@@ -32,7 +32,7 @@ class Sequence:
 def greatest_sequence(bundles: Path) -> int:
     """Return the greatest number in the manifests below a directory, 0 where there is none.
 
-    What cannot be read has no number.
+    A manifest that cannot be read has no number.
     """
     return max(_numbers(bundles), default=0)
 

@@ -1,4 +1,4 @@
-"""Statistics of a run: counts, times and sizes, read as a stream or counted while its bundle is composed."""
+"""Statistics of a run: counts, times and sizes, counted while a run is read or while its bundle is composed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ergo_capture.kernel.outcomes import Decision, RunTermination
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION
 from ergo_capture.kernel.time import EventTime
 
-#: Version of the summary in a manifest; readers take no other one.
+#: Version of the summary in a manifest; readers ignore any other version.
 _SUMMARY_VERSION: Final = 1
-#: Events that are counted at a time.
+#: How many events are counted at a time.
 _CHUNK: Final = 1_000
-#: Largest number of a summary: other readers of JSON may not hold a larger one.
+#: Largest number in a summary: some readers of JSON cannot hold a larger one.
 _MAX_NUMBER: Final = (1 << 63) - 1
 
 
@@ -38,7 +38,7 @@ class RunStatistics(msgspec.Struct):
     kinds: dict[str, int] = {}
     outcomes: dict[str, int] = {}
     terminations: dict[str, int] = {}
-    #: Episodes that were deferred, and how many of them a Pump invoked.
+    #: Deferred episodes, and how many of them a Pump invoked.
     deferred: int = 0
     pumped: int = 0
     #: The other deferrals: Pumps that put their episode back, and Pumps that found nothing due.
@@ -72,19 +72,19 @@ class RunStatistics(msgspec.Struct):
 
 
 class DecisionFacts(Protocol):
-    """What is counted of a decision."""
+    """The fields of a decision that are counted."""
 
     @property
     def decision(self) -> Decision:
-        """Whether its episode was invoked."""
+        """The decision: whether its episode was invoked."""
 
     @property
     def schedule_at(self) -> EventTime | None:
-        """When it is due, where it was deferred."""
+        """The event time at which a deferred episode is due; None for any other decision."""
 
     @property
     def termination(self) -> RunTermination | None:
-        """How it ended."""
+        """The termination of the episode; None if it was not invoked."""
 
     @property
     def retry_count(self) -> int:
@@ -96,7 +96,7 @@ class DecisionFacts(Protocol):
 
     @property
     def interruption(self) -> str | None:
-        """What interrupted it."""
+        """The reason of an interruption; None for none."""
 
 
 class StatisticsCounter:
@@ -114,7 +114,7 @@ class StatisticsCounter:
         self._longest_gap = self._backward = self._furthest_back = 0
         self._longest_gap_before: str | None = None
         self._payload_bytes = self._largest_payload = self._without_payload = 0
-        #: Indices of the Pumps whose decisions have not come, in order.
+        #: Indices of the Pumps whose decisions are still to come, in order.
         self._pumps: deque[int] = deque()
         self._pumped = self._deferred = self._put_back = self._idle_pumps = 0
         self._retries = self._most_retries = self._effects = self._interrupted = 0
@@ -137,7 +137,7 @@ class StatisticsCounter:
         self._events += len(kinds)
         self._first = min(nanos) if self._first is None else min(self._first, *nanos)
         self._last = max(nanos) if self._last is None else max(self._last, *nanos)
-        # An event without one before it has no gap.
+        # The first event has no gap.
         times = nanos if self._before is None else [self._before, *nanos]
         skipped = len(nanos) - len(times) + 1
         self._before = nanos[-1]
@@ -194,7 +194,7 @@ class StatisticsCounter:
         return counted
 
     def summary(self, constraints: Constraints) -> dict[str, Any] | None:
-        """Return the summary of a bundle for its manifest; None where a number is too large for other readers."""
+        """Return the summary of a bundle for its manifest; None if a number is too large for other readers."""
         counted = self.counts()
         if any(isinstance(value, int) and value > _MAX_NUMBER for value in counted.values()):
             return None
@@ -235,7 +235,7 @@ def collect_statistics(stream: RecordStream, file_bytes: int) -> RunStatistics:
 
 
 def summarized(manifest: Manifest) -> RunStatistics | None:
-    """Return the statistics that a manifest's summary holds; None where it has none that this version can read."""
+    """Return the statistics in a manifest's summary; None if there is none that this version can read."""
     summary = manifest.summary
     if not isinstance(summary, dict) or summary.get("version") != _SUMMARY_VERSION:
         return None

@@ -1,6 +1,6 @@
-"""Verify a bundle file without an engine: it is sound, and its events lead to its decisions.
+"""Verify a bundle file without an engine: check that it is sound and that its events lead to its decisions.
 
-A bundle that is sound and usual is proven block by block (``proving``). Anything else is judged here, event by event.
+A bundle that is sound and usual is proven block by block (``proving``). Any other is judged here, event by event.
 Events and decisions are read side by side. Memory grows by 13 to 27 bytes an event for its id, and by what the
 supervisor keeps: the deferred episodes.
 """
@@ -43,11 +43,11 @@ class Verdict(msgspec.Struct, frozen=True):
     decisions: int
     #: The error of an unsound bundle: its version, a hash, a repeated id or a payload; None for a sound one.
     complaint: ReplayError | None
-    #: The first decision that does not follow from the events; None where all do.
+    #: The first decision that does not follow from the events; None if all do.
     divergence: Divergence | None
     #: Remarks on a sound bundle.
     notes: tuple[str, ...]
-    #: What the remarks sum up, one by one; at most ``MAX_NOTES`` and a line that counts the others.
+    #: The facts that the remarks sum up, one by one; at most ``MAX_NOTES``, and a line that counts the others.
     details: tuple[str, ...] = ()
 
     @property
@@ -109,7 +109,7 @@ class IntegrityChecker:
     def __init__(self, stream: RecordStream, *, unique: bool = True) -> None:
         self._stream = stream
         self._ids = SeenIds() if unique else None
-        # One of each kind: the reference checks all hashes first, then all ids, then all payloads.
+        # Keep the first error of each kind: the reference checks all hashes first, then all ids, then all payloads.
         self._wrong_hash: ReplayError | None = None
         self._repeated: ReplayError | None = None
         self._bad_payload: ReplayError | None = None
@@ -120,7 +120,7 @@ class IntegrityChecker:
         return self._wrong_hash or self._repeated or self._bad_payload
 
     def check(self, index: int, record: ExternalEventRecord) -> EventLike | None:
-        """Check the next event; return it as the supervisor takes it, or None where it is not sound."""
+        """Check the next event; return it as the supervisor takes it, or None if it is not sound."""
         if self._wrong_hash is not None:
             return None
         event = None
@@ -153,7 +153,7 @@ class IntegrityChecker:
 
 
 class _Offered(msgspec.Struct, frozen=True, gc=False):
-    """An event without its payload: the supervisor keeps those that are deferred."""
+    """An event without its payload, because the supervisor keeps deferred events in memory."""
 
     event_id: str
     kind: ExternalEventKind

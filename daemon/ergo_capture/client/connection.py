@@ -260,7 +260,7 @@ def error_of(error: Error) -> ClientError:
 
 def invalid_frame(reason: str) -> ClientError:
     """Return the error for an answer that the protocol does not have there."""
-    message = f"the daemon said something that is no frame of {PROTOCOL}: {reason}"
+    message = f"the daemon said something that is not a frame of {PROTOCOL}: {reason}"
     return ClientError(Code.BAD_FRAME, message, "look whether it is ergo-capture that listens on this socket")
 
 
@@ -279,7 +279,7 @@ def _why_unreachable(path: str, error: BaseException) -> tuple[str, str]:
             return "this user may not", "connect as a user of the socket's group, or as root"
         case ConnectionRefusedError() if not Path(path).is_socket():
             # The kernel refuses a connection to any other file in the same way, and starting a daemon would not help.
-            return "it is no socket", "name the daemon's socket with --socket"
+            return "it is not a socket", "name the daemon's socket with --socket"
         case OSError():
             return error.strerror or str(error), start
     return "connection lost", start

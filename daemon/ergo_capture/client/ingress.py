@@ -265,7 +265,7 @@ class Ingress:
         elif not channel.has_greeted:
             if line.kind is not LineKind.HELLO or line.text != DRIVER_PROTOCOL:
                 raise ErgoCaptureError(
-                    f"read channel '{channel.name}': its first line is no hello of {DRIVER_PROTOCOL}",
+                    f"read channel '{channel.name}': its first line is not a hello of {DRIVER_PROTOCOL}",
                     op="read channel",
                     hint='print {"type":"hello","protocol":"ergo-driver.v0"} first',
                 )

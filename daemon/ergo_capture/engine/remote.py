@@ -389,7 +389,7 @@ class SocketEngine(RemoteEngine):
         address: the socket, as ``socket_path`` takes it.
 
     Raises:
-        AddressError: it is no path of a Unix socket.
+        AddressError: it is not a path of a Unix socket.
     """
 
     name = "socket"

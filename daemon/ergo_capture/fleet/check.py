@@ -124,7 +124,7 @@ def _check_seal(about: ShippedManifest, text: bytes, job: Job) -> None:
         # One from before there was a key; the check of the chain knows.
         return
     if seal.key not in job.trusted or not is_signed(seal.key, seal.signature, seal.content):
-        raise ErgoCaptureError("its seal is not believed: it was signed with another key, or changed")
+        raise ErgoCaptureError("its seal is not trusted: it was signed with another key, or changed")
     if seal.manifest_sha256 != hashlib.sha256(text).hexdigest():
         raise ErgoCaptureError("its manifest is not the one that was sealed")
 

@@ -448,7 +448,7 @@ class _Replay:
                 break
             decided += 1
             if session.interruption is not None:
-                raise _Unrecoverable(f"event {event.event_id!r} is decided behind the interruption of the run")
+                raise _Unrecoverable(f"event {event.event_id!r} is decided after the interruption of the run")
             bound = derivation.bind(event)
             if isinstance(outcome, Refusal):
                 if not isinstance(bound, Refusal):

@@ -111,7 +111,7 @@ class DirectoryStore:
     def _path(self, key: str) -> Path:
         names = key.strip("/").split("/")
         if "" in names or "." in names or ".." in names or "\0" in key:
-            raise ObjectMissing(f"find object '{key}': that is no key", op="find object", path=key)
+            raise ObjectMissing(f"find object '{key}': that is not a key", op="find object", path=key)
         return self.root.joinpath(*names)
 
     def _require_root(self, what: str, path: Path) -> None:

@@ -79,7 +79,7 @@ def object_key(file_sha256: str, *, compressed: bool) -> str:
 
 
 def sha256_of(key: str) -> str | None:
-    """Return the SHA-256 of a bundle's file, in hex, from its key; None where it is no bundle's key."""
+    """Return the SHA-256 of a bundle's file, in hex, from its key; None if it is not a bundle's key."""
     match = _OBJECT.fullmatch(key)
     return None if match is None else match["sha256"]
 
@@ -108,7 +108,7 @@ def manifest_key(manifest: Manifest, manifest_sha256: str, stem: str, host: str)
 
 
 def parse_manifest_key(key: str) -> ManifestKey | None:
-    """Return what a manifest's key says; None where it is no manifest's key."""
+    """Return what a manifest's key says; None if it is not a manifest's key."""
     match = _MANIFEST.fullmatch(key)
     return None if match is None else ManifestKey(match["date"], match["host"], match["stem"], match["digits"])
 
@@ -134,7 +134,7 @@ def decode_shipped_manifest(text: bytes) -> ShippedManifest:
     """Return what a manifest's object says; the manifest as a dictionary of the fields of any version.
 
     Raises:
-        ValueError: it is no manifest's object.
+        ValueError: it is not a manifest's object.
     """
     found = msgspec.json.decode(text, type=ShippedManifest)
     if not isinstance(found.manifest, dict):

@@ -34,7 +34,7 @@ def socket_path(address: str) -> str:
         # An abstract socket has neither owner nor mode: everybody on the host could connect.
         raise _refusal(address, "abstract sockets are not supported", "write a path; ./@NAME is a file of that name")
     if not path or "\0" in path:
-        raise _refusal(address, "it is no path", "write unix:///PATH, or only the path")
+        raise _refusal(address, "it is not a path", "write unix:///PATH, or only the path")
     return path
 
 

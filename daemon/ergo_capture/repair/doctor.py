@@ -254,7 +254,7 @@ class _Examination:
         self.keeps.append(f"recover would leave you with: {saved.counts.in_words()}")
 
     def _compare_with_manifest(self, bundle: Path) -> bool:
-        """Add what a bundle and its manifest say of each other; return whether the bundle is not believed."""
+        """Add what a bundle and its manifest say of each other; return whether the bundle is not trusted."""
         try:
             found = compare_with_manifest(bundle)
         except OSError:

@@ -173,7 +173,7 @@ class TrustedKeys:
                     waiting.append(key)
 
     def distrust(self, signed: Seal | Tombstone) -> str | None:
-        """Return why a seal or a tombstone is not believed; None where it is."""
+        """Return why a seal or a tombstone is not trusted; None where it is."""
         if signed.key not in self.keys:
             return f"it was signed with the key {signed.key}, which is neither the given one nor endorsed by it"
         if not is_signed(signed.key, signed.signature, signed.content):
@@ -199,7 +199,7 @@ def check_chain(bundles: Iterable[Sealed], tombstones: Iterable[Tombstone], publ
         why = trusted.distrust(stone) or trusted.distrust(stone.seal)
         if why is not None:
             findings.append(
-                Finding("", "untrusted", f"a tombstone of number {stone.seal.number} is not believed: {why}")
+                Finding("", "untrusted", f"a tombstone of number {stone.seal.number} is not trusted: {why}")
             )
             continue
         pruned += 1
@@ -211,7 +211,7 @@ def check_chain(bundles: Iterable[Sealed], tombstones: Iterable[Tombstone], publ
             continue
         why = trusted.distrust(each.seal)
         if why is not None:
-            findings.append(Finding(each.name, "untrusted", f"its seal is not believed: {why}"))
+            findings.append(Finding(each.name, "untrusted", f"its seal is not trusted: {why}"))
         elif each.seal.manifest_sha256 != each.manifest_sha256:
             findings.append(Finding(each.name, "changed", "its manifest is not the one that was sealed"))
         if why is None:

@@ -86,7 +86,7 @@ def read_key(name: str) -> SealKey:
         name: a name in ``$CREDENTIALS_DIRECTORY``, or a path.
 
     Raises:
-        ErgoCaptureError: it cannot be read, is no key, or others may read it; or the extra is not installed. The message
+        ErgoCaptureError: it cannot be read, is not a key, or others may read it; or the extra is not installed. The message
             holds nothing of its content.
     """
     path = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)

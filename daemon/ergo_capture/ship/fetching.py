@@ -156,7 +156,7 @@ def read_shipped_manifest(store: ObjectStore, key: str) -> tuple[ShippedManifest
 def _download(store: ObjectStore, key: str, path: Path) -> Path:
     expected = sha256_of(key) or sha256_of_rest(key)
     if expected is None:
-        raise _damaged(store, key, "that is no bundle's key")
+        raise _damaged(store, key, "that is not a bundle's key")
     if os.path.lexists(path):
         if path.is_file() and _sha256(path) == expected:
             return path

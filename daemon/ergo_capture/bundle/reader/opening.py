@@ -312,9 +312,9 @@ def identify_foreign(head: bytes) -> tuple[str, str] | None:
     if head.startswith(_GZIP):
         return "it is compressed with gzip", "bundles are read plain or as .zst: unpack it with gunzip first"
     if _is_text(head):
-        return "it is no JSON object", "name a *.capture.json file"
+        return "it is not a JSON object", "name a *.capture.json file"
     return (
-        "it is no text",
+        "it is not text",
         "name a *.capture.json file; for the segments of a journal there is `ergo-capture doctor DIRECTORY`",
     )
 

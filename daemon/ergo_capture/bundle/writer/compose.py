@@ -42,14 +42,14 @@ from ergo_capture.storage import RealStorage, Storage, directory_lock
 from ergo_capture.storage.atomic import put_in_place, write_bytes_atomic
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
-#: Bytes of a bundle's text from which on it has an index: a smaller one is read in a moment.
+#: The least size of a text that gets an index, in bytes: a smaller one is read quickly.
 _INDEXED_BYTES: Final = 4 << 20
-#: Bytes of event lines that are expanded at a time; the text is up to twelve times as long.
+#: How many bytes of event lines are expanded at a time; the text is up to twelve times as long.
 _BLOCK_BYTES: Final = 128 * 1024
 
 
 class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to compose; it can be sent to a worker process."""
+    """A part to be composed; it can be sent to a worker process."""
 
     journal: str
     destination: str
@@ -67,13 +67,13 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
     decision_frames: bytes
     #: ``complete``, ``recovered``, ``interrupted``, ``rotated``, or ``open`` for a snapshot.
     ended: str
-    #: SHA-256 of the text of the snapshot of this part that was published last by the same daemon; empty without one.
+    #: SHA-256 of the text of this part's last snapshot that the same daemon published; empty without one.
     own: str = ""
     #: Whether the part was cut while episodes were deferred.
     forced: bool
     #: The context store at the beginning of the part; None where it is empty.
     store: dict[str, Any] | None = None
-    #: What interrupted the run, and the events after that: ``event_frames`` hold them too.
+    #: The interruption of the run, and the events that are left over; ``event_frames`` hold them too.
     interruption: Interruption | None = None
     left_over: LeftOver | None = None
     #: RFC 3339 in UTC; evidence only.
@@ -81,7 +81,7 @@ class ComposeJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ComposedBundle(msgspec.Struct, frozen=True):
-    """A bundle that is written, synced and read back, and has no name yet; it can be sent from a worker process."""
+    """A bundle that is written, synced and read back, and has no final name yet; a worker process can return it."""
 
     job: ComposeJob
     #: The temporary file, in the destination's directory.
@@ -98,7 +98,7 @@ class ComposedBundle(msgspec.Struct, frozen=True):
     summary: dict[str, Any] | None = None
     #: The content of its index.
     index: bytes | None = None
-    #: What is said of a session with a contract; None of any other.
+    #: Further fields of the manifest for a session with a contract; None for any other.
     hosted: HostedCounts | None = None
 
     @property
@@ -108,7 +108,7 @@ class ComposedBundle(msgspec.Struct, frozen=True):
 
 
 class Facts:
-    """What the manifest says of a bundle and the bundle does not, noted while it is composed."""
+    """The fields of a manifest that are counted while its bundle is composed."""
 
     def __init__(self) -> None:
         self.last_event_id: str | None = None
@@ -121,7 +121,7 @@ class PublishedBundle(NamedTuple):
     """A bundle that is durable under its name."""
 
     publication: Publication
-    #: The finished bundle that has the name it should have; None where it has that name itself.
+    #: The finished bundle that has the wanted name; None if this one has it.
     beside: Path | None
 
 
@@ -147,7 +147,7 @@ def compose_bundle(job: ComposeJob, storage: Storage | None = None) -> ComposedB
 
 
 def head_of(description: SessionDescription) -> BundleHead:
-    """Return what the bundles of a session say besides their events and decisions."""
+    """Return the head of a session's bundles."""
     return BundleHead(
         description.graph,
         description.constraints,
@@ -158,11 +158,11 @@ def head_of(description: SessionDescription) -> BundleHead:
 
 
 def finish_bundle(bundle: BundleWriter, job: ComposeJob, style: str, facts: Facts) -> ComposedBundle:
-    """End a bundle that holds all its events and decisions: it is durable and read back afterwards.
+    """End a bundle that holds all its events and decisions: sync it, and read it back.
 
     Raises:
         CaptureWriteError: a file could not be written.
-        ErgoCaptureError: what was read back is not what was written.
+        ErgoCaptureError: the text that was read back is not the one that was written.
     """
     bundle.finish()
     sink = bundle.sink
@@ -187,12 +187,12 @@ def finish_bundle(bundle: BundleWriter, job: ComposeJob, style: str, facts: Fact
 def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -> PublishedBundle:
     """Give a composed bundle and its manifest their names, durably.
 
-    A finished bundle of that name is not replaced (``placement.py``): one with the same text stays as it is, manifest
-    included, and beside any other the new bundle gets a name of its own.
+    A finished bundle of that name is not replaced (``placement.py``). If it has the same text, it and its manifest stay
+    as they are; if not, the new bundle gets another name beside it.
 
     Args:
         composed: the bundle.
-        sequence: numbers the finished bundles; without it, they have no number. No other thread uses it meanwhile.
+        sequence: numbers the finished bundles; None for no number. No other thread may use it meanwhile.
 
     Raises:
         CaptureWriteError: a file could not be written; the temporary file is gone.
@@ -200,12 +200,12 @@ def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -
     job, temporary = composed.job, Path(composed.file)
     wanted = Path(job.destination)
     try:
-        # Published with the lock or without: another process may have been stopped while it held it.
+        # Publish even without the lock: another process may have been stopped while it held it.
         with directory_lock(wanted.parent):
             place = find_place(wanted, job.part, composed.text, own=job.own)
             bundle, manifest = place.bundle, place.standing
             if manifest is None:
-                # Durable before the manifest, which counts them.
+                # Write it before the manifest, which counts its events.
                 rest = _write_rest(job, bundle)
                 put_in_place(temporary, bundle)
                 reference = _write_index(composed, bundle)
@@ -214,7 +214,7 @@ def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -
         with suppress(OSError):
             temporary.unlink()
     if place.standing is None:
-        # A snapshot may be there in the other form, from before a change of the configuration.
+        # Remove a snapshot in the other form, from before a change of the configuration.
         with suppress(FileNotFoundError):
             other_form(bundle).unlink()
     publication = Publication(
@@ -224,7 +224,7 @@ def publish_bundle(composed: ComposedBundle, sequence: Sequence | None = None) -
 
 
 def style_of(job: ComposeJob) -> str:
-    """Return the layout to compose in: that of the bundle which is there already, so that the texts can be compared."""
+    """Return the layout: that of an existing bundle of this name, so that the texts can be compared; else the job's."""
     try:
         manifest = read_manifest(manifest_path(Path(job.destination)))
     except (ManifestError, OSError):
@@ -235,7 +235,7 @@ def style_of(job: ComposeJob) -> str:
 
 
 def _write_index(composed: ComposedBundle, bundle: Path) -> IndexReference | None:
-    """Write the index durably beside the bundle, or remove that of a snapshot."""
+    """Write the index durably beside the bundle; if there is none, remove that of an earlier snapshot."""
     path = index_path(bundle)
     if composed.index is None:
         with suppress(OSError):
@@ -284,7 +284,7 @@ def _write_manifest(
     try:
         write_bytes_atomic(manifest_path(place.bundle), encode_manifest(manifest), what="manifest")
     except CaptureWriteError as error:
-        # The manifest has its name then, and with it the number is taken.
+        # The manifest has its final name by then, so the number is used.
         if sequence is not None and number is not None and error.stage is WriteStage.SYNC_DIRECTORY:
             sequence.greatest = number
         raise
@@ -319,7 +319,7 @@ def _hosted_part(job: ComposeJob, contract: Contract, storage: Storage, facts: F
 def _derive_part(
     job: ComposeJob, storage: Storage, facts: Facts, part: HostedPart
 ) -> Iterator[tuple[str, Elements, Elements]]:
-    """Yield what ``_read_part`` does, of a session with a contract."""
+    """Yield the same as ``_read_part`` for a session with a contract."""
     index, end = job.first, job.first + job.count
     frames = read_frames(Path(job.journal), _positions(job.event_frames), storage)
     for first, body, count in _read_bodies(frames):
@@ -353,10 +353,10 @@ def read_events(
     """Yield the ids and elements of the job's events, several at a time.
 
     Args:
-        job: says which events are wanted.
-        frames: EVENTS frames that hold them, in order.
-        facts: takes what the manifest says of them.
-        number: the place in the bundle of the first one.
+        job: the part.
+        frames: EVENTS frames that hold its events, in order.
+        facts: counts the events for the manifest.
+        number: the place in the bundle of the first event.
 
     Raises:
         ErgoCaptureError: there are fewer events.
@@ -380,7 +380,7 @@ def read_events(
 def _read_bodies(frames: Iterator[Frame]) -> Iterator[tuple[int, bytes, int]]:
     """Yield the bodies of consecutive frames, joined to blocks, each with the index of its first event and its count.
 
-    With a small window a frame holds one event, and the cost of a block would count for each.
+    A client with a small window sends frames of one event each; joining them saves the cost of a block for each.
     """
     bodies: list[bytes] = []
     first = following = size = 0

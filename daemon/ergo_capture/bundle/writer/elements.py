@@ -1,7 +1,7 @@
-"""Elements of a bundle's list as text, the places where a block of the index may begin, and where it does.
+"""Elements of a bundle's list as text, and the rule for where a block of the index begins.
 
-Where a block begins depends on the elements before it, and not on how many were written at a time: a bundle that is
-composed while its session runs has the same blocks.
+The beginning of a block depends on the elements before it, and not on how many were written at a time. So a bundle that
+is composed while its session runs has the same blocks.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from sys import byteorder
 from typing import Final, NamedTuple
 from zlib import crc32
 
-#: A block may begin before each element whose number is a multiple of this, and before each large one. So many payloads
-#: as lists of numbers stay in the processor's cache while they are encoded.
+#: A block may begin before each element whose number is a multiple of this, and before each large one. The payloads of
+#: as many elements, as lists of numbers, stay in the processor's cache while they are encoded.
 MARK_EVERY: Final = 64
-#: Bytes of an event's payload, or of a decision's text, from which on it is large.
+#: The least size of a large payload of an event, or of a large text of a decision, in bytes.
 LARGE: Final = 8 << 10
-#: Bytes of a block, at the least; further back in a list it has a 512th of the text before it.
+#: The least size of a block, in bytes; further on in a list it is a 512th of the text before the block.
 _LEAST_BLOCK: Final = 256 << 10
 _SHARE: Final = 9
-#: Most blocks of one list.
+#: The largest number of blocks of one list.
 MAX_BLOCKS: Final = 4_096
-#: Most events whose ids are noted.
+#: The largest number of events whose ids are in the index.
 _MAX_IDS: Final = 2 << 20
 
 
@@ -33,7 +33,7 @@ class Elements(NamedTuple):
     #: A comma precedes each.
     text: bytes | bytearray
     number: int
-    #: Where a block may begin: offsets in the text, each with the number of elements before it in the text.
+    #: The places where a block may begin: offsets in the text, each with the number of elements before it in the text.
     marks: Sequence[tuple[int, int]]
 
 
@@ -46,12 +46,12 @@ def marked(sizes: Sequence[int], number: int) -> list[int]:
 
 
 def joined(texts: Sequence[bytes], sizes: Sequence[int], number: int) -> Elements:
-    """Return elements that are texts, each after its comma.
+    """Join the texts of elements, each after its comma.
 
     Args:
         texts: the elements.
-        sizes: what says which of them are large.
-        number: the number of the first.
+        sizes: their sizes in bytes, which show which of them are large.
+        number: the number of the first one.
     """
     marks, offset, at = [], 0, 0
     for place in marked(sizes, number):
@@ -62,7 +62,7 @@ def joined(texts: Sequence[bytes], sizes: Sequence[int], number: int) -> Element
 
 
 class BlockRule:
-    """Says where the blocks of one list begin."""
+    """Divides the elements of one list into blocks."""
 
     def __init__(self) -> None:
         #: The number of the first element of each block.
@@ -100,7 +100,7 @@ class BlockRule:
 
 
 class IdColumn:
-    """The ids of a bundle's events, two bytes of a checksum for each."""
+    """Collects the ids of a bundle's events, as two bytes of a checksum each."""
 
     def __init__(self) -> None:
         self._checksums: array[int] | None = array("H")
@@ -115,7 +115,7 @@ class IdColumn:
         self._checksums.extend([crc32(name.encode()) & 0xFFFF for name in ids])
 
     def finish(self) -> str | None:
-        """Return the column in base64, little-endian; None where there are too many events."""
+        """Return the column in base64, little-endian; None if there are too many events."""
         if self._checksums is None:
             return None
         if byteorder == "big":

@@ -1,8 +1,8 @@
 """Expand journal frames to the text of a bundle, many events at a time.
 
-The encoder writes many events at once into the block's text; a record object and several calls for each event took
-twice as long. Most of the time goes to the payload's array of byte values and its SHA-256. For the array, a table of
-pairs, three interleaved translations and numpy were all slower.
+The encoder writes many events at once; a record object and several calls for each event took twice as long. Most of the
+time is spent on the payload's array of byte values and its SHA-256. For the array, a table of pairs, three interleaved
+translations and numpy were all slower.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def expand_events(
         body: the body.
         start: the first event.
         stop: after the last event; None for all.
-        counter: counts them.
+        counter: counts the events.
         number: the place of event ``start`` in the bundle.
 
     Raises:
-        EventFormatError: the body is not one that can have been accepted.
+        EventFormatError: the body is not one that the daemon accepts.
     """
     try:
         events = [line.event for line in _decode(body)][start:stop]
         kinds = [_KINDS[event.kind] for event in events]
     except (ValueError, RecursionError, KeyError):
-        # Rare: a time that only EventTime can hold, or a kind in another spelling. Damage raises here.
+        # Rare: a time that only EventTime can hold, or a kind in another spelling. A damaged body raises here.
         records = [ExternalEventRecord.from_event(event) for event in read_body(body)][start:stop]
         ids = [record.event_id for record in records]
         if counter is not None:
@@ -91,7 +91,7 @@ def expand_events(
     if counter is not None:
         times = [event.at for event in events]
         counter.add_events(ids, kinds, [at.secs * _NANOS + at.nanos for at in times], sizes)
-    # In one buffer: joining would copy the text, and payload arrays are long.
+    # Use one buffer: joining would copy the text, and payload arrays are long.
     text = bytearray(b"]")
     places = marked(sizes, number)
     ends, marks = [*places, len(events)], []
@@ -117,9 +117,9 @@ class DecisionTexts:
     """The decisions of a session as elements of a bundle's ``decisions``, in the order of their events.
 
     Args:
-        bodies: the DECISIONS bodies, in order; it is asked again after it had none.
-        deadline: the configured deadline, which every record bears.
-        counter: counts them; it has counted their events before.
+        bodies: the DECISIONS bodies, in order; after its end, ``next`` is called again later.
+        deadline: the configured deadline, which is in every record.
+        counter: counts the decisions, after their events.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class DecisionTexts:
         )
 
     def take(self, ids: list[str]) -> Elements | None:
-        """Return the decisions of the next events, which have these ids; None where there are fewer."""
+        """Return the decisions of the next events, which have these ids; None if there are fewer."""
         texts: list[str] = []
         taken = 0
         while taken < len(ids):

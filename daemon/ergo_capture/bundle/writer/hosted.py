@@ -1,6 +1,6 @@
-"""What is different about the bundle of a session with a contract: payloads are derived, refused events are left out.
+"""Compose bundles of sessions with a contract: derive payloads, leave out refused events, keep left-over events.
 
-Nothing here is used for other sessions: their events are expanded without being decoded (``expand.py``).
+Other sessions do not use this module: their events are expanded without being decoded (``expand.py``).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class HostedPart:
     """The events of one part of a session, which are derived one after the other.
 
     Args:
-        contract: the session's.
+        contract: the session's contract.
         store: the context store at the beginning of the part.
         first: index in the session of the part's first event.
         outcomes: the decisions and refusals of its events, in order, for ``take``.
-        deadline: the configured deadline, which every decision bears.
-        counter: counts what ``take`` returns.
+        deadline: the configured deadline, which is in every decision.
+        counter: counts the events and decisions that ``take`` returns.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class HostedPart:
         self._named: list[RefusedEvent] = []
 
     def take(self, body: bytes, start: int, stop: int) -> Expanded | None:
-        """Return the events of a body from ``start`` to before ``stop``; None where there are fewer decisions.
+        """Return the events of a body from ``start`` to before ``stop``; None if there are fewer decisions.
 
         Raises:
-            ValueError: the events do not lead to what the journal says of them.
+            ValueError: an event was refused and is decided now, or the reverse.
         """
         ids: list[str] = []
         records: list[ExternalEventRecord] = []
@@ -106,15 +106,15 @@ class HostedPart:
         """Return the events of an EVENTS body, as they were sent.
 
         Raises:
-            ValueError: a line cannot have been accepted.
+            ValueError: a line is not one that the daemon accepts.
         """
         return self._derivation.read(body)
 
     def derive(self, event: HostedEvent, outcome: DecisionOutcome | Refusal) -> ExternalEventRecord | None:
-        """Return the next event as it was decided; None where it was refused.
+        """Return the next event as it was decided; None if it was refused.
 
         Raises:
-            ValueError: it does not lead to what the journal says of it.
+            ValueError: it was refused and is decided now, or the reverse.
         """
         derivation, index = self._derivation, self._index
         held: Sequence[str] = ()
@@ -133,7 +133,7 @@ class HostedPart:
         return ExternalEventRecord.from_event(decided)
 
     def finish(self) -> HostedCounts:
-        """Return what the manifest says of the part."""
+        """Return the fields of the part's manifest."""
         refused = RefusedEvents(self.refused, self._named) if self.refused else None
         merged = None if self._derivation.binding.adapter is None else self._digest.hexdigest()
         return HostedCounts(self.events, refused, merged)
@@ -149,7 +149,7 @@ class Expanded(NamedTuple):
 
 
 class HostedCounts(msgspec.Struct, frozen=True):
-    """What a manifest says of a part whose payloads were derived; it can be sent from a worker process."""
+    """Fields of the manifest of a part whose payloads were derived; a worker process can return it."""
 
     events: int
     refused: RefusedEvents | None
@@ -164,7 +164,7 @@ def outcomes_of(bodies: Iterable[bytes]) -> Iterator[DecisionOutcome | Refusal]:
 
 
 def write_rest(bundle: Path, bodies: Iterable[tuple[int, bytes]], first: int, count: int) -> RestFile:
-    """Write the events that were left over, as they were sent, durably to a file beside the bundle; describe it.
+    """Write the events that were left over, as they were sent, durably to a file beside the bundle.
 
     Args:
         bundle: the bundle's path.
@@ -188,7 +188,7 @@ def write_rest(bundle: Path, bodies: Iterable[tuple[int, bytes]], first: int, co
             written += len(lines)
         if written != count:
             raise ErgoCaptureError(
-                f"write '{path}': the journal holds {written} events behind the interruption, and had {count}",
+                f"write '{path}': the journal holds {written} events after the interruption, and had {count}",
                 op="write events that were left over",
                 path=path,
                 hint="keep the journal as it is and run `ergo-capture doctor` on it",

@@ -1,8 +1,8 @@
-"""Compose the bundle of a session that still runs, as far as its events are decided.
+"""Compose the bundle of a running session, as far as its events are decided.
 
-The temporary files are worth nothing after a crash: the journal holds all that is in them, and the next start removes
-them. Other than by ``compose_bundle``, a file is read back while it is written: finishing takes as long as the last
-events and the copy of the decisions, not as long as the session.
+The temporary files are not needed after a crash: the journal holds all of their content, and the next start removes
+them. Unlike in ``compose_bundle``, a file is read back while it is written: the time to finish grows with the last
+events and the copy of the decisions, not with the session.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RunningBundle:
     """A bundle that grows with its session; a context manager, which removes the files unless ``finish`` has returned.
 
     Args:
-        job: the part, without frames; its count does not matter.
+        job: the part, without frames; its ``count`` is ignored.
         storage: the file system of the journal.
 
     Raises:
@@ -67,7 +67,7 @@ class RunningBundle:
         return self._bundle.file_bytes
 
     def add_frames(self, events: bytes, decisions: bytes) -> None:
-        """Add frames after those that are known, packed as in ``ComposeJob``."""
+        """Add the next frames of the part, packed as in ``ComposeJob``."""
         self._event_frames.frombytes(events)
         self._bodies.positions.frombytes(decisions)
         self._events_added += len(events)
@@ -104,24 +104,24 @@ class RunningBundle:
         del self._event_frames[: sum(end <= self._job.first + self.composed for end in ends)]
 
     def _read_frames(self, ends: list[int]) -> Iterator[Frame]:
-        """Yield the frames that are not written whole; note in ``ends`` the index after each."""
+        """Yield the frames that are not completely written; add the index after each to ``ends``."""
         positions = map(Position.unpack, self._event_frames)
         for frame in read_frames(Path(self._job.journal), positions, self._storage):
             ends.append(frame.header.first + frame.header.count)
             yield frame
 
     def finish(self, job: ComposeJob) -> ComposedBundle | None:
-        """Write what is missing; the bundle is then durable and read back, as by ``compose_bundle``.
+        """Write the missing events, sync the bundle and read it back, as ``compose_bundle`` does.
 
-        None where the bundle must be composed from its beginning: it is to have another layout or compression, or
-        fewer events than are written.
+        Return None if the bundle must be composed from its beginning, because it has to have another layout or
+        compression, or fewer events than are written.
 
         Args:
-            job: what is to be composed, with all its frames.
+            job: the part, with all its frames.
 
         Raises:
             CaptureWriteError: a file could not be written.
-            ErgoCaptureError: what was read back is not what was written.
+            ErgoCaptureError: the text that was read back is not the one that was written.
             JournalError: the journal does not hold what it should.
         """
         wanted = job.destination, job.compress, job.first, style_of(job)
@@ -148,7 +148,7 @@ class RunningBundle:
 
 
 class _Bodies(Iterator[bytes]):
-    """The bodies of the DECISIONS frames at positions; more may be added when there are none left."""
+    """Yields the bodies of the DECISIONS frames at positions; more positions may be added after its end."""
 
     def __init__(self, journal: Path, storage: Storage) -> None:
         #: Packed.

@@ -1,4 +1,4 @@
-"""Write a bundle file: events and decisions that come side by side, as text, compressed if wanted."""
+"""Write a bundle file from the texts of events and their decisions, compressed if wanted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ergo_capture.storage.atomic import AtomicFile, create_parents
 
 #: Bytes read at a time.
 _READ_BYTES: Final = 256 * 1024
-#: Blocks that may wait to be written.
+#: How many blocks may wait to be written.
 _WAITING_BLOCKS: Final = 4
 #: Bytes after which the kernel is told to begin writing them, so that the sync at the end finds little to do.
 _WRITE_BACK_BYTES: Final = 4 << 20
@@ -33,14 +33,14 @@ _LEVEL: Final = 3
 
 
 class BundleWriter:
-    """Write a bundle whose events and decisions come side by side; a context manager.
+    """Writes a bundle from events and their decisions, given together; a context manager.
 
     In a bundle, all events precede the decisions. So the events go to the bundle's temporary file and the decisions to
-    a second one, which ``finish`` copies after them. Without ``commit``, both are removed.
+    a second one, which ``finish`` appends to the first. Without ``commit``, both are removed.
 
     Args:
         destination: the bundle file; missing parent directories are created.
-        head: what the bundle says besides its events and decisions.
+        head: the fields of the bundle other than events and decisions.
         style: the layout.
         compress: ``none`` or ``zstd``.
 
@@ -58,7 +58,7 @@ class BundleWriter:
     ) -> None:
         create_parents(destination)
         self._decisions_checksum = 0
-        #: Where blocks of the index begin: in the lists, and in the decisions' file.
+        #: The blocks of the index, in the lists and in the decisions' file.
         self._event_blocks, self._decision_blocks = BlockRule(), BlockRule()
         self._decision_starts: list[int] = []
         self._layout = _Layout(head, style)
@@ -72,10 +72,10 @@ class BundleWriter:
         self.sink.write(self._layout.head)
 
     def write(self, events: Elements, decisions: Elements) -> None:
-        """Append events and their decisions, as many of each.
+        """Append events and the same number of decisions.
 
         Raises:
-            CaptureWriteError: they, or what was written before, could not be written.
+            CaptureWriteError: they, or earlier ones, could not be written.
         """
         is_first = self._layout.is_empty
         for begins, elements in self._event_blocks.divide(events):
@@ -102,7 +102,7 @@ class BundleWriter:
 
         Raises:
             CaptureWriteError: the text could not be written.
-            ErgoCaptureError: the decisions that were read back are not those that were written.
+            ErgoCaptureError: the decisions that were read back are not the ones that were written.
         """
         self.sink.begin_piece()
         self.sink.write(self._layout.middle)
@@ -123,7 +123,7 @@ class BundleWriter:
         self._decisions.abort()
 
     def index(self, ids: str | None) -> BundleIndex:
-        """Return the index of the bundle, which is finished; ``ids`` as in the index."""
+        """Return the index of the finished bundle; ``ids`` is the index's field."""
         pieces = iter(self.sink.pieces)
 
         def blocks(rule: BlockRule) -> list[IndexBlock]:
@@ -167,7 +167,7 @@ class _Layout:
             self.head, self._middle, self._tail = before, MIDDLE, after
             return
         text = msgspec.json.format(before + MIDDLE + after, indent=2)
-        # Neither key can stand in a string: quotes inside strings are escaped.
+        # Neither key can occur in a string: quotes inside strings are escaped.
         before, rest = text.split(b'"events": []', 1)
         between, after = rest.split(b'"decisions": []', 1)
         self.head = before + b'"events": ['
@@ -176,12 +176,12 @@ class _Layout:
 
     @property
     def middle(self) -> bytes:
-        """What follows the events."""
+        """The text between the events and the decisions."""
         return self._closing + self._middle
 
     @property
     def tail(self) -> bytes:
-        """What follows the decisions."""
+        """The text after the decisions."""
         return self._closing + self._tail + b"\n"
 
     @property
@@ -189,7 +189,7 @@ class _Layout:
         return b"\n  " if self._pretty and not self.is_empty else b""
 
     def block(self, text: bytes | bytearray) -> bytes | bytearray:
-        """Return elements of one list, each after a comma, as they stand in the bundle."""
+        """Return elements of one list, each after a comma, in the bundle's layout."""
         if self._pretty:
             # Formatted inside an object: elements stand two levels deep in a bundle.
             within = msgspec.json.format(b'{"":[%b]}' % bytes(text[1:]), indent=2)
@@ -198,9 +198,9 @@ class _Layout:
 
 
 class BundleSink:
-    """Write blocks of a text, in order, in a thread of its own.
+    """Writes blocks of a text, in order, in a thread of its own.
 
-    Hashing, compressing and writing release the interpreter, which expands the next block meanwhile.
+    Hashing, compressing and writing release the interpreter lock, so that the next block is expanded meanwhile.
 
     Args:
         file: the file; the caller commits it.
@@ -223,7 +223,7 @@ class BundleSink:
         self._piece: tuple[int, int] | None = None
         self._piece_hash = hashlib.sha256()
         self._read_back = _ReadBack(file.path, is_compressed=self._compressor is not None)
-        #: Bytes of the file when ``read_back_along`` read last.
+        #: Bytes of the file at the last call of ``read_back_along``.
         self._mark = 0
 
     @property
@@ -252,7 +252,7 @@ class BundleSink:
             self._waiting.popleft().result()
 
     def begin_piece(self) -> None:
-        """Begin a piece of the index, and a frame where the file is compressed.
+        """Begin a piece of the index and, if the file is compressed, a frame of zstd.
 
         Raises:
             CaptureWriteError: a block before it could not be written.
@@ -278,7 +278,7 @@ class BundleSink:
             self._waiting.popleft().result()
 
     def read_back_along(self) -> None:
-        """Read back what was written a while ago; ``read_back`` then has less to do.
+        """Read back the blocks that were written a while ago, so that ``read_back`` has less to do.
 
         Raises:
             ErgoCaptureError: the file cannot be read.
@@ -289,7 +289,7 @@ class BundleSink:
             self._mark = written
 
     def read_back(self) -> None:
-        """Compare what the file holds with what was written.
+        """Compare the content of the file with the text that was written.
 
         Raises:
             ErgoCaptureError: they differ, or the file cannot be read.
@@ -297,7 +297,7 @@ class BundleSink:
         self._read_back.finish(self._checksum, self.size)
 
     def renew_thread(self) -> None:
-        """Write in a thread of the caller's priority from now on: a thread has the priority of the one that began it."""
+        """Start another thread, which has the caller's priority: a thread inherits it from the one that starts it."""
         self._thread.shutdown()
         self._thread = ThreadPoolExecutor(1, "compose")
 
@@ -340,7 +340,7 @@ class BundleSink:
 
 
 class _ReadBack:
-    """Reads a file back while it is written, up to where it may be read, and keeps the checksum of its text."""
+    """Reads a file back while it is written, up to a given end, and computes the checksum of its text."""
 
     def __init__(self, path: Path, *, is_compressed: bool) -> None:
         self._path = path
@@ -350,7 +350,7 @@ class _ReadBack:
         self._frame: Any = self._decompressor and self._decompressor.decompressobj()
 
     def advance(self, end: int) -> None:
-        """Read up to ``end``, from the disk rather than from the cache where the system does as it is advised.
+        """Read up to ``end``; advise the system to read from the disk rather than from its cache.
 
         Raises:
             ErgoCaptureError: the file cannot be read.
@@ -358,7 +358,7 @@ class _ReadBack:
         self._read(end, uncached=True)
 
     def finish(self, checksum: int, size: int) -> None:
-        """Read the rest, and compare the text with what was written.
+        """Read the rest, and compare the text's checksum and size with those that were written.
 
         Raises:
             ErgoCaptureError: they differ, or the file cannot be read.
@@ -398,7 +398,7 @@ class _ReadBack:
             raise not_as_written(self._path, f"not sound zstd: {error}") from error
 
 
-def not_as_written(path: Path, reason: str = "what was read back is not what was written") -> ErgoCaptureError:
+def not_as_written(path: Path, reason: str = "the text that was read back is not the one that was written") -> ErgoCaptureError:
     """Return the error for a temporary file that does not hold what was written to it."""
     return ErgoCaptureError(
         f"verify bundle '{path}': {reason}",
@@ -417,5 +417,5 @@ def _decompressor() -> Any:
 def _compressor() -> Any:
     import zstandard  # noqa: PLC0415 - only where it is wanted
 
-    # With a checksum every reader finds out that a file has rotted, the zstd tool included.
+    # With a checksum every reader, the zstd tool included, notices that a file has rotted.
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()

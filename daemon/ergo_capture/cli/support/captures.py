@@ -147,7 +147,7 @@ def captures_in(names: Iterable[str], state_dir: str = "", config: Path | None =
     """Return the runs that names stand for, each once.
 
     A journal stands for its sessions that are complete from their beginning; a state directory for its bundles and the
-    sessions that are in no bundle yet. A name that is no path is looked up as a session in the state directory.
+    sessions that are in no bundle yet. A name that is not a path is looked up as a session in the state directory.
 
     Args:
         names: as given on the command line.
@@ -244,7 +244,7 @@ def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
         return _in_directory(path)
     if sequence_of(path.name) is not None and path.is_file():
         raise ErgoCaptureError(
-            f"read '{name}': a segment of a journal is no whole session",
+            f"read '{name}': a segment of a journal is not a whole session",
             op="find capture",
             path=name,
             hint=f"name the journal, '{path.parent}', or print the segment's frames with `ergo-capture journal cat`",
@@ -366,7 +366,7 @@ def _is_part_of(name: str, stem: str) -> bool:
 
 
 def _state(state_dir: str, config: Path | None) -> Path:
-    from ergo_capture.config import load  # noqa: PLC0415 - only where a name is no path
+    from ergo_capture.config import load  # noqa: PLC0415 - only where a name is not a path
 
     return Path(load(config, state=state_dir, client=True).state.directory)
 

@@ -73,7 +73,7 @@ class Command(click.Command):
         self.examples = examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; fail where one that is no path is not UTF-8: protocol, journal and bundles are."""
+        """Parse the arguments; fail where one that is not a path is not UTF-8: protocol, journal and bundles are."""
         rest = super().parse_args(ctx, args)
         for parameter in self.get_params(ctx):
             value = ctx.params.get(parameter.name or "")

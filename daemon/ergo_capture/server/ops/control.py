@@ -265,7 +265,7 @@ class _ControlConnection:
         bundle = Path(request.bundle)
         if bundle.parent.parent != self._components.state.path / "bundles":
             raise ProtocolError(
-                Code.FORBIDDEN, f"'{bundle}' is no bundle of this daemon", "name one of its state directory"
+                Code.FORBIDDEN, f"'{bundle}' is not a bundle of this daemon", "name one of its state directory"
             )
         await to_thread.run_sync(seals.bury, bundle, request.reason)
         await self._send(protocol.Buried())

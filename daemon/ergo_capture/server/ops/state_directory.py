@@ -56,7 +56,7 @@ class StateDirectory:
         """Write and sync a small file, to find out whether the disk takes anything.
 
         Raises:
-            StorageError: it does not. A full disk is no error: commits find that out, and wait for room.
+            StorageError: it does not. A full disk is not an error: commits find that out, and wait for room.
         """
         path = self.path / PROBE
         try:

@@ -102,7 +102,7 @@ def _listening_socket(name: str, fd: int) -> socket.socket:
         raise _unusable(name, fd, error.strerror or str(error)) from error
     if (inherited.family, inherited.type, listens) != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
         inherited.detach()
-        raise _unusable(name, fd, "it is no Unix stream socket that listens")
+        raise _unusable(name, fd, "it is not a listening Unix stream socket")
     inherited.setblocking(False)
     return inherited
 

@@ -351,7 +351,7 @@ class Parts:
                     publication = await self._publisher.compose(self._describe(part), part, count, ended, forced=forced)
                 break
             except CaptureWriteError as error:
-                # A failed session continues only after a restart; a full disk is no reason for one.
+                # A failed session continues only after a restart; a full disk is not a reason to fail.
                 if not is_full(error):
                     raise
                 if not reported:
