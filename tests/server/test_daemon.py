@@ -134,7 +134,7 @@ async def test_a_socket_is_not_taken_from_a_daemon_with_another_state_directory(
     """P12 locks the state directory only: a second daemon with the same socket is refused, and the socket stays."""
     async with running_daemon() as daemon:
         for path in (daemon.socket, daemon.service.components.control_path):
-            with pytest.raises(ErgoCaptureError, match=f"bind socket '{path}': somebody listens there already"):
+            with pytest.raises(ErgoCaptureError, match=f"bind socket '{path}': another process listens there already"):
                 bind(path)
         async with daemon.session() as wire:
             await wire.say(event("a"), {"type": "close"})

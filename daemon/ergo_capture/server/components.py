@@ -1,4 +1,4 @@
-"""What a running daemon is made of, for those that look at the whole of it: status, control, reload, shutdown."""
+"""The components of a running daemon, for status, control, reload and shutdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ergo_capture.server.shadow import ShadowVerifier
 
 
 class Phase(StrEnum):
-    """What the daemon is doing, as the status shows it."""
+    """The phase of the daemon, as the status shows it."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -49,16 +49,16 @@ class Components:
     clients: Clients
     retention: Retention
     notifier: SystemdNotifier
-    #: None where nothing is sealed.
+    #: Seals finished bundles; None if no key is configured.
     seals: SealKeeper | None = None
     phase: Phase = Phase.STARTING
-    #: One line on what the start-up is doing; shown while the daemon starts.
+    #: The current step of the start-up, in one line; shown while the daemon starts.
     progress: str = "reading the journal"
     #: None until the journal is recovered.
     running: Running | None = None
     #: ``time.monotonic()`` of the start.
     started_at: float = field(default_factory=time.monotonic)
-    #: Unix time of the start, taken once: a clock that is set later must not move it.
+    #: Unix time of the start, taken once, so that setting the clock does not change it.
     start_time: float = field(default_factory=time.time)
 
     @property

@@ -1,8 +1,8 @@
 """The worker process that composes bundles while their sessions run.
 
 Requests come on standard input, answers go to standard output, each pickled, after its length in eight bytes. One
-thread follows the sessions, at low priority; another one finishes bundles, at the daemon's: a thread that has given its
-priority away cannot take it back. The process ends with its standard input, and removes its temporary files.
+thread follows the sessions, at low priority; another one finishes bundles, at the daemon's priority, because a thread
+cannot raise its priority again. At the end of its standard input the process removes its temporary files and exits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ergo_capture.errors import ErgoCaptureError
 
 #: Bytes of the length before each message.
 LENGTH_BYTES: Final = 8
-#: What is added to the niceness of the thread that follows the sessions.
+#: Increment of the niceness of the thread that follows the sessions.
 _NICENESS: Final = 10
-#: Bytes of text that one request writes at most: whoever waits for the bundle waits for no more.
+#: The most bytes of text that one request writes: a request to finish the bundle may have to wait for it.
 _STEP_BYTES: Final = 8 << 20
 
 
 class Advance(NamedTuple):
-    """Write further events of a bundle; the answer is ``Progress``."""
+    """The request to write further events of a bundle; the answer is ``Progress``."""
 
     #: Number of the bundle, chosen by the daemon.
     bundle: int
@@ -44,7 +44,7 @@ class Advance(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a bundle is."""
+    """The progress of a bundle."""
 
     #: Events written.
     composed: int
@@ -53,20 +53,20 @@ class Progress(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Finish a bundle; the answer is what ``RunningBundle.finish`` returns."""
+    """The request to finish a bundle; the answer is the result of ``RunningBundle.finish``."""
 
     bundle: int
     job: ComposeJob
 
 
 class Drop(NamedTuple):
-    """Remove the temporary files of bundles; the answer is None."""
+    """The request to remove the temporary files of bundles; the answer is None."""
 
     bundles: list[int]
 
 
 class Request(NamedTuple):
-    """A message to the worker; the answer bears the same number."""
+    """A message to the worker; the answer has the same number."""
 
     number: int
     what: Advance | Finish | Drop
@@ -106,7 +106,7 @@ class ComposeWorker:
             thread.start()
 
     def put(self, request: Request) -> None:
-        """Carry out a request, in this thread or in another one."""
+        """Carry out a request, in this thread or in a worker thread."""
         if isinstance(request.what, Drop):
             self._do(request)
         else:
@@ -141,7 +141,7 @@ class ComposeWorker:
         except ErgoCaptureError as error:
             self._answer(Answer(request.number, None, error))
         except Exception as error:  # noqa: BLE001 - the daemon decides what it means
-            # In words: not every exception can be pickled.
+            # Send the message: not every exception can be pickled.
             self._answer(Answer(request.number, None, RuntimeError(f"{type(error).__name__}: {error}")))
         else:
             self._answer(Answer(request.number, value))
@@ -177,13 +177,13 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # The end of standard input ends the process; until then the daemon may need it.
         signal.signal(number, signal.SIG_IGN)
-    # As in ``publisher``: the writing thread returns from each write to an interpreter that expands the next block.
+    # As in ``publisher``: after each write the writing thread waits for the interpreter, which expands the next block.
     sys.setswitchinterval(0.0005)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     lock = threading.Lock()
 
     def answer(message: Answer) -> None:
-        # A daemon that was killed reads no answers.
+        # If the daemon was killed, no process reads the answer.
         with lock, suppress(BrokenPipeError):
             answers.write(pack(message))
             answers.flush()
@@ -199,7 +199,7 @@ def _read(file: BinaryIO) -> Request | None:
     body = file.read(int.from_bytes(length, "little"))
     if len(length) < LENGTH_BYTES or not body:
         return None
-    # It comes from the daemon, over a pipe that nobody else has.
+    # The data is trusted: only the daemon has the other end of the pipe.
     request: Any = pickle.loads(body)  # noqa: S301
     assert isinstance(request, Request)
     return request

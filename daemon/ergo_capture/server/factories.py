@@ -1,4 +1,4 @@
-"""Makes objects from the configuration."""
+"""Create graphs, engines, egress channels, allow-lists and rules from the configuration."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def graph_of(name: str, graph: GraphConfig, context_bytes: int, engine: Engine |
 
 
 def _binding_of(name: str, graph: GraphConfig, context_bytes: int) -> tuple[Contract, Binding] | None:
-    """Return how a graph's payloads become what it gets; None where they are captured as they were sent.
+    """Return the contract of a graph and its binding; None if payloads are captured as they were sent.
 
     Raises:
         ConfigError: the adapter cannot be read, is refused, or is not the one that ``adapter_provenance`` names.
@@ -139,7 +139,7 @@ def _binding_of(name: str, graph: GraphConfig, context_bytes: int) -> tuple[Cont
             f"{where}: adapter_provenance is {stated!r}, and the adapter '{graph.adapter}' is {provenance!r}",
             op="configure graph",
             path=graph.adapter,
-            hint="leave adapter_provenance out: the adapter says it",
+            hint="leave adapter_provenance out: it is taken from the adapter",
         )
     return Contract(adapter=text, numbers=graph.numbers, context_bytes=context_bytes), binding
 
@@ -223,7 +223,7 @@ def _remote_settings(engine: ProcessEngineConfig | SocketEngineConfig) -> Remote
 
 
 def access_list(config: Config) -> Access:
-    """Return who may connect.
+    """Return the allow-list of users and groups that may connect.
 
     Raises:
         ConfigError: a listed user or group does not exist.
@@ -232,7 +232,7 @@ def access_list(config: Config) -> Access:
 
 
 def rotation_rule(config: Config) -> RotationRule:
-    """Return when a part of a session ends."""
+    """Return the rule of rotation."""
     rotation = config.rotation
     return RotationRule(
         max_events=rotation.max_events,
@@ -244,7 +244,7 @@ def rotation_rule(config: Config) -> RotationRule:
 
 
 def retention_rules(config: Config) -> RetentionRules:
-    """Return which finished bundles are deleted."""
+    """Return the rules by which finished bundles are deleted."""
     general = config.retention
     default = Bounds(age_of(general.max_age), int(general.max_bytes), general.max_bundles)
     return RetentionRules(

@@ -1,4 +1,4 @@
-"""Failures of sessions and of the journal, as the errors that clients are told."""
+"""The errors that clients get when a session or the journal has failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ergo_capture.protocol.capture import Code, ProtocolError
 def storage_failed(error: ErgoCaptureError) -> ProtocolError:
     """Return the error that ends a connection whose journal or session has failed."""
     what = "journal" if isinstance(error, JournalError) else "session"
-    hint = "what was acknowledged is safe; connect again when the daemon has been restarted"
+    hint = "acknowledged events are safe; connect again after the daemon was restarted"
     if isinstance(error, JournalLost):
         hint = (
             "what was acknowledged may be lost; connect again when the daemon has been restarted, and say what it was"

@@ -1,7 +1,7 @@
 """Follow large open sessions: compose their bundles while they run, in a worker process at low priority.
 
-Whatever goes wrong with it, the bundle is composed from the journal at the end, as if it had not been followed. The
-temporary files are the first to go where the disk is full.
+After any error the bundle is composed from the journal at the end, as if the session had not been followed. If the disk
+is full, the temporary files are the first to be deleted.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from ergo_capture.storage.atomic import sweep_temporaries
 log = structlog.get_logger()
 
 _COMMAND: Final = (sys.executable, "-P", "-c", "from ergo_capture.server.compose_worker import main; main()")
-#: Decided events, and bytes of event lines, from which on a part is followed: below, composing takes a moment.
+#: The least decided events, and bytes of event lines, of a part that is followed: smaller ones are composed quickly.
 _FEWEST_EVENTS: Final = 20_000
 _FEWEST_BYTES: Final = 16 << 20
-#: Events, and bytes of event lines, that a bundle may be behind.
+#: The events, and bytes of event lines, by which a bundle may be behind its session.
 _LAG_EVENTS: Final = 1_000
 _LAG_BYTES: Final = 1 << 20
-#: Seconds until the sessions are looked at again, where none is to be followed now.
+#: Seconds until the sessions are examined again if none is to be followed now.
 _PAUSE: Final = 0.1
 #: Seconds without following after the disk was full or the worker ended.
 _SUSPENSION: Final = 60.0
@@ -76,7 +76,7 @@ class FollowedPart:
     progress: Progress = _NOTHING
     #: Bytes of the part's event lines when all that was decided had been written.
     bytes: int = 0
-    #: Held while a request about it is under way.
+    #: Held while a request for it is under way.
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -84,7 +84,7 @@ class WorkerEnded(Exception):
     """The worker process has ended, or could not be started."""
 
 
-#: What a call to the worker may raise.
+#: The exceptions that a call to the worker may raise.
 _FAILURES: Final = (ErgoCaptureError, RuntimeError, WorkerEnded)
 
 
@@ -92,8 +92,8 @@ class Follower:
     """Has the bundles of large open sessions composed while they run.
 
     Args:
-        config: says whether it does.
-        job_of: returns the job of a part of a session, as if it had no events.
+        config: whether to follow sessions, and how large the temporary files may be.
+        job_of: returns the job of a part of a session, without its frames.
     """
 
     def __init__(self, config: BundleConfig, job_of: Callable[[Session, Part], ComposeJob]) -> None:
@@ -184,7 +184,7 @@ class Follower:
         part = session.parts.current
         decided = session.decided - part.first
         if session.state is not SessionState.OPEN or session.description.contract is not None:
-            # Payloads that are merged with a context store are merged at the end.
+            # Bundles of sessions with a contract are composed at the end.
             return 0
         followed = self._parts.get((session.description.session, part.number))
         if followed is None:
@@ -220,17 +220,17 @@ class Follower:
             if progress.composed >= decided:
                 followed.bytes = bytes_now
 
-    # --- what becomes of a bundle ---
+    # --- finishing a bundle ---
 
     def take(self, session: str, part: int) -> FollowedPart | None:
-        """Return the part, to be finished, if it is followed; it is followed no more."""
+        """Return the part if it is followed, and stop following it; the caller finishes its bundle."""
         followed = self._parts.pop((session, part), None)
         if followed is not None:
             self._finishing += 1
         return followed
 
     async def finish(self, followed: FollowedPart, job: ComposeJob) -> ComposedBundle | None:
-        """Finish the bundle of a part that was taken; None where it has to be composed from its beginning."""
+        """Finish the bundle of a part that was taken; return None if it has to be composed from its beginning."""
         try:
             async with followed.lock:
                 composed: ComposedBundle | None = await self._call(Finish(followed.number, job))
@@ -244,11 +244,11 @@ class Follower:
         return composed
 
     def release(self, composed: ComposedBundle) -> None:
-        """Note that a finished bundle has its name, or is not wanted: its file is no temporary of the worker any more."""
+        """Stop keeping the file of a finished bundle, which has its final name now or is not wanted."""
         self._finished.discard(Path(composed.file))
 
     def room_to_make(self) -> Awaitable[None] | None:
-        """Return what removes all temporary files; None where there are none."""
+        """Return an awaitable that removes all temporary files; None if there are none."""
         return self.make_room() if self._parts else None
 
     async def make_room(self) -> None:
@@ -256,7 +256,7 @@ class Follower:
         await self._suspend("the disk is full")
 
     async def drop(self) -> None:
-        """Remove all temporary files; the bundles will be composed at the end."""
+        """Remove all temporary files; the bundles are then composed at the end."""
         parts = list(self._parts.values())
         self._parts.clear()
         await self._drop(parts)
@@ -314,7 +314,7 @@ class _Worker:
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._requests: asyncio.Queue[bytes] = asyncio.Queue()
-        #: Where it has written files.
+        #: The directories in which it has written files.
         self.directories: set[Path] = set()
         self._has_ended = False
         self._task = asyncio.create_task(self._run())
@@ -324,8 +324,8 @@ class _Worker:
 
         Raises:
             WorkerEnded: it ends before it answers.
-            ErgoCaptureError: what it was asked for failed.
-            RuntimeError: likewise, by a defect.
+            ErgoCaptureError: the request failed.
+            RuntimeError: the request failed by a defect.
         """
         if self._has_ended:
             raise WorkerEnded(self._child.how_ended() or "the worker has ended")
@@ -371,7 +371,7 @@ class _Worker:
                     end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
                     if len(data) < end:
                         break
-                    # It comes from our own child, over a pipe that nobody else has.
+                    # The data is trusted: only our own child has the other end of the pipe.
                     answer: Answer = pickle.loads(data[LENGTH_BYTES:end])  # noqa: S301
                     del data[:end]
                     self._settle(answer)
@@ -386,7 +386,7 @@ class _Worker:
             future.set_exception(answer.error)
 
     async def end(self) -> None:
-        """End the process; its temporary files are removed, by itself if it answers."""
+        """End the process and remove its temporary files; if it still answers, it removes them itself."""
         await self._child.end()
         await asyncio.wait([self._task], timeout=_DROP_SECONDS)
         self._task.cancel()

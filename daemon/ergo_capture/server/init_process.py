@@ -1,8 +1,8 @@
 """Process 1 of a container: reap orphans, pass on signals, end with the daemon.
 
-The kernel makes process 1 the parent of every process whose own parent has ended, such as what an engine leaves behind
-that puts itself in the background. It stays a zombie until process 1 waits for it. The daemon itself cannot wait for
-whatever ends: it would take the exit status of its own children from those that wait for it. So process 1 forks: the
+The kernel makes process 1 the parent of every process whose own parent has ended, for example of one that an engine
+has put in the background. Such a process stays a zombie until process 1 waits for it. The daemon itself cannot wait for
+any child: it would take the exit status of its own children from the code that waits for them. So process 1 forks: the
 child is the daemon, the parent waits.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 
 #: Variables in which a service manager names the process that they are for.
 _PID_VARIABLES: Final = ("LISTEN_PID", "WATCHDOG_PID")
-#: What is added to the number of the signal that ended the daemon, as a shell does.
+#: Added to the number of the signal that ended the daemon, as in a shell.
 _KILLED: Final = 128
 
 
@@ -26,7 +26,7 @@ def fork_as_init() -> None:
     """
     if os.getpid() != 1:
         return
-    # Blocked before the fork: none is lost, and each is passed on.
+    # Block signals before the fork, so that none is lost and each is passed on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     daemon = os.fork()
     if daemon:

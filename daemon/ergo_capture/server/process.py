@@ -20,7 +20,7 @@ from ergo_capture.server.service import Service
 
 #: ``mallopt``'s number for the count of arenas.
 _M_ARENA_MAX: Final = -8
-#: Fewest open files with which the daemon serves one client: 24 are open before the first comes.
+#: The least limit of open files with which the daemon can serve a client: 24 are open before the first one comes.
 _MIN_DESCRIPTORS: Final = 48
 
 
@@ -39,14 +39,14 @@ def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
     """
     telemetry.write_in_background()
     safe_path.protect_children()
-    # The commit thread returns from each sync to an interpreter that the loop is using, and would wait for it for the
-    # default 5 ms: a commit under load took 10.8 ms with that, and takes 0.8 ms with this.
+    # After each sync the commit thread waits for the interpreter, which the loop is using, for up to the default 5 ms:
+    # a commit under load took 10.8 ms with the default, and takes 0.8 ms with this interval.
     sys.setswitchinterval(0.0005)
     raise_descriptor_limit(config.limits.max_clients)
     _check_descriptor_limit()
-    # One arena for all threads. Worker threads come and go, each takes the next of sixteen arenas and leaves it half
-    # empty: after minutes of load the process held 97 MiB for what takes 82 in one, and was still growing. The threads
-    # that allocate hold the interpreter's lock anyway, so none waits for another. Only glibc has arenas.
+    # Use one arena for all threads. Each worker thread takes the next of sixteen arenas and leaves it half empty: after
+    # minutes of load the process held 97 MiB, and 82 MiB with one arena, and was still growing. Threads that allocate
+    # hold the interpreter lock anyway, so they do not wait for each other. Only glibc has arenas.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     # Freeze start-up objects so that full collections stay cheap.
@@ -57,10 +57,10 @@ def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
 
 
 def _check_descriptor_limit() -> None:
-    """Raise where the limit of open files is too low to serve anybody.
+    """Check the limit of open files.
 
     Raises:
-        ErgoCaptureError: it is.
+        ErgoCaptureError: it is too low to serve a client.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and limit < _MIN_DESCRIPTORS:
@@ -82,7 +82,7 @@ def fill_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number is this one.
+            # It gets the lowest free number, which is this one.
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - it is a descriptor, and stays

@@ -32,8 +32,8 @@ from ergo_capture.storage.write_error import CaptureWriteError
 
 log = structlog.get_logger()
 
-#: Largest bundle, in events, that is composed in a thread. Composing is Python from end to end: it would hold the
-#: interpreter, and with it every client, for about 5 us an event.
+#: Largest bundle, in events, that is composed in a thread. Composing holds the interpreter lock, and so stops every
+#: client, for about 5 us an event.
 _MAX_EVENTS_IN_THREAD: Final = 2_000
 
 
@@ -45,8 +45,8 @@ class BundlePublisher:
         journal: the journal's directory.
         bundle: layout and compression of the bundles.
         published_sequence: the greatest number of a bundle in the journal's PUBLISHED frames.
-        seals: seals the finished bundles; None where none are sealed.
-        on_published: called with each bundle after it is durable, and the oldest journal segment that it is from.
+        seals: seals the finished bundles; None for no seals.
+        on_published: called with each bundle when it is durable, and with the oldest journal segment of its frames.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class BundlePublisher:
         self._snapshots: dict[tuple[str, int], str] = {}
         #: Bundles that were published beside a finished one; each is logged once.
         self._diverted: set[str] = set()
-        #: Bundles get their names one after the other, in the order of their numbers.
+        #: Held while a bundle gets its name, so that names are given in the order of the numbers.
         self._publish_lock = asyncio.Lock()
-        #: One bundle at a time in a worker process and one in a thread. A small session that is closed does not wait
-        #: for a large bundle, which takes seconds.
+        #: Held while a bundle is composed in a worker process, and in a thread. With two locks, a small session that is
+        #: closed does not wait for a large bundle, which takes seconds.
         self._process_lock, self._thread_lock = asyncio.Lock(), asyncio.Lock()
         #: Bundles composed since the start.
         self.published = 0
@@ -96,12 +96,12 @@ class BundlePublisher:
     async def compose(
         self, description: SessionDescription, part: Part, count: int, ended: str, *, forced: bool = False
     ) -> Publication:
-        """Compose the bundle of the part's first ``count`` events; it is durable under its name afterwards.
+        """Compose and publish the bundle of the part's first ``count`` events; it is durable on return.
 
         Raises:
             ErgoCaptureError: composing failed; the journal still holds the session.
         """
-        # Before anything is waited for: what is decided from now on is not to be in the bundle.
+        # Take it before the first await: events that are decided from now on must not be in the bundle.
         followed = self.follower.take(description.session, part.number)
         job = self._job(description, part, count, ended, forced=forced)
         publication = None if followed is None else await self._finish(followed, job)
@@ -117,7 +117,7 @@ class BundlePublisher:
         return publication
 
     async def _finish(self, followed: FollowedPart, job: ComposeJob) -> Publication | None:
-        """Finish and publish a bundle that was composed while its session ran; None where it was of no use."""
+        """Finish and publish a bundle that was composed while its session ran; return None if that is not possible."""
         publication: Publication | None = None
         with anyio.CancelScope(shield=True), _errors_of(job):
             composed = await self.follower.finish(followed, job)
@@ -129,15 +129,15 @@ class BundlePublisher:
         return publication
 
     async def _compose_whole(self, job: ComposeJob) -> Publication:
-        # Shielded: a bundle that is half composed when its client goes would be composed again. The wait for the lock
-        # is not: a drain whose time is over must not stand in line.
+        # Shield composing: if it were cancelled when the client goes, it would begin again. Do not shield the wait for
+        # the lock: a drain must end with its time.
         async with self._process_lock if job.count > _MAX_EVENTS_IN_THREAD else self._thread_lock:
             with anyio.CancelScope(shield=True), _errors_of(job):
                 try:
                     publication = await self._publish(await _run(job))
                 except CaptureWriteError as error:
                     if is_full(error):
-                        # The caller tries again; the files of sessions that go on are in its way.
+                        # The caller tries again: delete the temporary files of running sessions, to make room.
                         await self.follower.make_room()
                     raise
         return publication
@@ -175,14 +175,14 @@ class BundlePublisher:
         )
 
     async def _publish(self, composed: ComposedBundle) -> Publication:
-        """Give a composed bundle its name; its number, if it is finished, is the next one."""
+        """Give a composed bundle its name and, if it is finished, the next number."""
         async with self._publish_lock:
             if self._sequence is None and composed.job.ended != SNAPSHOT:
                 found = await to_thread.run_sync(greatest_sequence, self._state / "bundles")
                 self._sequence = Sequence(max(found, self._published_sequence))
             publication, beside = await to_thread.run_sync(publish_bundle, composed, self._sequence)
             if self._seals is not None and composed.job.ended != SNAPSHOT:
-                # Here, in the order of the numbers, and before the journal may forget the bundle.
+                # Seal under the lock, in the order of the numbers, and before segments of the bundle may be deleted.
                 await to_thread.run_sync(self._seals.seal, Path(publication.manifest))
         if beside is not None and publication.bundle not in self._diverted:
             self._diverted.add(publication.bundle)
@@ -198,12 +198,12 @@ class BundlePublisher:
         return publication
 
     async def bundles(self, description: SessionDescription, parts: range, known: Mapping[int, str]) -> list[str]:
-        """Return the paths of the bundles of these parts that are there, in order.
+        """Return the paths of the bundles of these parts that exist, in order.
 
         Args:
             description: the session.
             parts: numbers of parts.
-            known: paths by part, of parts that were published since the start; others are looked for under their names.
+            known: paths of parts that were published since the start, by part; others are searched under their names.
         """
         if all(part in known for part in parts):
             return [known[part] for part in parts]
@@ -223,7 +223,7 @@ async def _run(job: ComposeJob) -> ComposedBundle:
         try:
             return await to_process.run_sync(_compose_in_worker, os.getpid(), job)
         except (BrokenWorkerProcess, OSError) as error:
-            # A host may be out of processes; a thread is slower, and works.
+            # The host may be out of processes: compose in a thread, which is slower.
             log.warning(telemetry.WORKER_BROKEN, error=str(error), bundle=job.destination)
     return await to_thread.run_sync(compose_bundle, job)
 
@@ -231,18 +231,18 @@ async def _run(job: ComposeJob) -> ComposedBundle:
 def _compose_in_worker(daemon: int, job: ComposeJob) -> ComposedBundle:
     """Compose a bundle in a worker process, which ends with the daemon of that process id.
 
-    A worker that outlived a killed daemon could replace a bundle that the next daemon published of the same session.
+    A worker that outlived a killed daemon could replace a bundle of the same session that the next daemon published.
     """
     end_with_parent(daemon)
-    # The writing thread returns from each write to an interpreter that expands the next block. At the default interval
-    # it would wait for 5 ms, longer than a block takes.
+    # After each write the writing thread waits for the interpreter, which expands the next block. The default interval
+    # of 5 ms is longer than a block takes.
     sys.setswitchinterval(0.0005)
     return compose_bundle(job)
 
 
 @contextmanager
 def _errors_of(job: ComposeJob) -> Iterator[None]:
-    """Raise any error but ErgoCaptureError as one: a bundle that cannot be composed ends neither daemon nor stop."""
+    """Turn any error into an ErgoCaptureError: a failed bundle must end neither the daemon nor the shutdown."""
     try:
         yield
     except ErgoCaptureError:

@@ -1,9 +1,9 @@
-"""The composition root: what of the daemon starts in which order, and what stops in which.
+"""The composition root: it starts and stops the components of the daemon in order.
 
-Start-up: lock the state directory, sweep temporaries, scan the journal and recover its sessions, bind the socket, report
-ready. Shutdown: stop accepting and reading, decide and commit everything accepted, publish every open session as it is,
-seal the journal, unlock. A session that is open when the daemon stops stays open in the journal: its client may resume
-it after the next start, within ``session.linger``.
+Start-up: lock the state directory, delete temporary files, scan the journal and recover its sessions, bind the socket,
+report ready. Shutdown: stop accepting and reading, decide and commit everything accepted, publish every open session as
+it is, end the journal with a SEAL frame, unlock. A session that is open when the daemon stops stays open in the
+journal: its client may resume it after the next start, within ``session.linger``.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from ergo_capture.version import PROGRAM
 log = structlog.get_logger()
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-#: Ignored: by default they would end the process without a word.
+#: Signals that are ignored: by default they would end the process without a message.
 _UNUSED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
-#: Seconds after the stop began in which a signal counts as a repetition: ``timeout``, shells and service managers signal
-#: the process and its group, or pass on what the terminal has sent already.
+#: Seconds after the beginning of the stop in which a signal counts as a repetition: ``timeout``, shells and service
+#: managers signal the process and its group, or pass on a signal that the terminal has sent already.
 _REPEAT_SECONDS: Final = 1.0
 
 
@@ -78,7 +78,7 @@ class Service:
     def __init__(
         self, config: Config, storage: Storage | None = None, reread: Callable[[], Config] | None = None
     ) -> None:
-        # Clients are told the paths of bundles, and need not have the daemon's working directory.
+        # Make the path absolute: clients get the paths of bundles, and may have another working directory.
         state = StateDirectory(Path(config.state.directory).absolute(), storage or RealStorage())
         self.clients = Clients(config.limits, access_list(config))
         self.retention = Retention(
@@ -95,9 +95,9 @@ class Service:
         self.ready = asyncio.Event()
         self._graphs = graphs_of(config)
         self._stop = asyncio.Event()
-        #: The sockets that this process bound, each with what serves another one in its place.
+        #: The sockets that this process bound, each with the function that replaces it by another one.
         self._bound: dict[BoundSocket, Callable[[socket.socket], None]] = {}
-        #: When ``stop`` was called first, on the monotonic clock.
+        #: The time of the first call of ``stop``, on the monotonic clock, in seconds.
         self._stop_time: float | None = None
         self._shutdown: Shutdown | None = None
         self._textfile: Textfile | None = None
@@ -112,20 +112,20 @@ class Service:
         """Serve until ``stop``.
 
         Returns:
-            ``FAILED`` where something was left undone, otherwise ``OK``.
+            ``FAILED`` if the shutdown left something undone, otherwise ``OK``.
 
         Raises:
             ErgoCaptureError: start-up failed; nothing was bound.
         """
         failure: ErgoCaptureError | None = None
-        # The stack is outside: nothing is closed or unlocked while a task, or a thread for one, still uses it.
+        # The stack is the outer one: nothing is closed or unlocked while a task or its thread still uses it.
         async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
-            # Signals first: one that comes while the journal is read must not kill a repair.
+            # Watch signals first: one that comes while the journal is read must not kill a repair.
             await tasks.start(self._watch_signals, tasks)
             try:
                 await self._run(tasks, stack)
             except ErgoCaptureError as error:
-                # Raised below: through the task group it would arrive wrapped in an exception group.
+                # Raise it below: the task group would wrap it in an exception group.
                 failure = error
             tasks.cancel_scope.cancel()
         if failure is not None:
@@ -146,7 +146,7 @@ class Service:
             self._bound[private] = control.listen_on
         tasks.start_soon(control.run)
         if config.metrics.textfile:
-            # Before the recovery: what a killed daemon left says that it is ready.
+            # Write it before the recovery: the file of a killed daemon says that it is ready.
             path, interval = Path(config.metrics.textfile), config.metrics.interval.seconds
             self._textfile = Textfile(path, interval, lambda: take_status(components))
             tasks.start_soon(self._textfile.run)
@@ -175,7 +175,7 @@ class Service:
         try:
             await self._serve(tasks, listening, running, recovery)
         finally:
-            # After any failure above: nothing else ends the writer.
+            # Close the writer after any failure above: nothing else ends it.
             self.writer.close()
 
     def _open_journal(self) -> tuple[Journal, Recovery]:
@@ -198,7 +198,7 @@ class Service:
             raise
 
     def _compose(self, journal: Journal, recovery: Recovery, tasks: TaskGroup) -> Running:
-        """Make the components that need the journal."""
+        """Create the components that need the journal."""
         config, state = self.components.config, self.components.state
         self.writer = Writer(
             journal,
@@ -231,7 +231,7 @@ class Service:
         self.writer.make_room = publisher.follower.room_to_make
         self.retention.count_as_free(publisher.follower.spare_bytes)
         tasks.start_soon(publisher.follower.run, self.registry.sessions)
-        # An idle session keeps no more of the journal than that, and no bundle either.
+        # The bytes of journal that an idle session, or a bundle that is to be verified, may keep.
         bounds = filter(None, (config.verify.keep_bytes, config.rotation.max_journal_bytes))
         request = self.registry.segment_collector.request
         self.shadow = ShadowVerifier(config.verify, min(bounds, default=0), journal, request)
@@ -250,8 +250,8 @@ class Service:
                 telemetry.SESSION_QUARANTINED,
                 session=session_id,
                 reason=reason,
-                hint="`ergo-capture doctor` says what is wrong; `ergo-capture recover --settle` salvages what is whole, and "
-                "settles it",
+                hint="`ergo-capture doctor` reports the damage; `ergo-capture recover --settle` salvages what is whole, "
+                "and settles it",
             )
         await registry.segment_collector.collect()
         listener = Listener(
@@ -276,7 +276,7 @@ class Service:
             tasks.start_soon(snapshots.run)
         components.phase = Phase.SERVING
         if self._textfile is not None:
-            # At once, not with the next interval: the file says that the daemon is not ready.
+            # Write it now, not after the next interval: it still says that the daemon is not ready.
             tasks.start_soon(self._textfile.write)
         self.ready.set()
         notifier.ready(self._summary())
@@ -320,7 +320,7 @@ class Service:
     # --- tasks ---
 
     async def _write(self) -> None:
-        # Shielded: the writer is never cancelled; it ends when its queue is closed.
+        # Shield it: the writer is never cancelled; it ends when its queue is closed.
         with anyio.CancelScope(shield=True):
             await self.writer.run()
             error = self.writer.failure
@@ -343,14 +343,14 @@ class Service:
                 telemetry.JOURNAL_UNSAVED,
                 error=error.message,
                 path=error.path,
-                hint="what was acknowledged and is in no bundle is lost, unless the files can be brought back",
+                hint="acknowledged events that are in no bundle are lost, unless the files can be restored",
             )
             return
         log.critical(
             telemetry.JOURNAL_SAVED,
             saved=str(saved),
             segments=len(journal.journal.segments),
-            hint="`ergo-capture recover` on that directory makes bundles of what is in it; see `ergo-capture help damage`",
+            hint="`ergo-capture recover` on that directory makes bundles of it; see `ergo-capture help damage`",
         )
 
     async def _log_suppressed(self) -> None:
@@ -374,15 +374,15 @@ class Service:
                     self.stop()
                 elif time.monotonic() - self._stop_time > _REPEAT_SECONDS:
                     log.warning(telemetry.DAEMON_ABANDONED, signal=name)
-                    # Exit at once: the second signal is for a daemon that does not finish, and what was acknowledged
-                    # is safe.
+                    # Exit at once: a second signal is sent if the daemon does not finish, and acknowledged events are
+                    # safe.
                     telemetry.exit_at_once(int(ExitCode.FAILED))
 
     async def _reload_on_signal(self) -> None:
         """Reload on SIGHUP; one that comes during start-up waits until the daemon serves."""
         await self.ready.wait()
         with suppress(ErgoCaptureError):
-            # It is logged; a signal has no sender to answer.
+            # The error is logged: a signal has no sender to answer.
             await self.reload()
 
     def _on_published(self, session: SessionDescription, publication: Publication, segment: int) -> None:
@@ -395,7 +395,7 @@ class Service:
         )
         self.retention.look()
         if publication.sequence is not None:
-            # It is finished; a snapshot would be verified in vain.
+            # Verify finished bundles only: a snapshot is replaced later.
             self.shadow.add(session, publication, segment)
 
     def _summary(self) -> str:

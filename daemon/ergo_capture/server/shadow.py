@@ -1,7 +1,7 @@
 """Shadow verification: each finished bundle is verified once more after it was published, in a process at low priority.
 
-A bundle's journal segments are kept until it has passed, within a bound, so that a bad one can be composed again. What
-is found is written beside the bundle, as ``SESSION.verified.json``.
+A bundle's journal segments are kept until it has passed, within a bound, so that a bad one can be composed again. The
+result is written beside the bundle, as ``SESSION.verified.json``.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ log = structlog.get_logger()
 
 VERIFIED_FORMAT: Final = "ergo-capture-verified.v1"
 _COMMAND: Final = (sys.executable, "-P", "-c", "from ergo_capture.server.verify_worker import main; main()")
-#: Most bundles that wait; the oldest one is skipped then.
+#: The largest number of waiting bundles; if there are more, the oldest one is skipped.
 _MAX_WAITING: Final = 1_000
-#: Seconds in which it is looked whether a processor is idle.
+#: Seconds for which the idle time of the processors is measured.
 _LOOK_SECONDS: Final = 1.0
-#: The share of one processor's time that was idle in them, where one counts as idle.
+#: The least share of one processor's time in these seconds with which a processor counts as idle.
 _IDLE_SHARE: Final = 0.9
-#: Seconds until the worker is ended, where no bundle comes.
+#: Seconds without a bundle after which the worker is ended.
 _LINGER_SECONDS: Final = 30.0
 
 
@@ -65,7 +65,7 @@ class ShadowVerifier:
 
     Args:
         config: whether they are verified.
-        keep_bytes: most bytes of journal that are kept for it.
+        keep_bytes: the most bytes of journal that are kept for waiting and failed bundles.
         journal: the journal.
         on_released: called when segments of the journal may have become unneeded.
     """
@@ -78,7 +78,7 @@ class ShadowVerifier:
         self._journal = journal
         self._on_released = on_released
         self._waiting: deque[_Waiting] = deque()
-        #: Segments that are kept, by bundle: of those that wait, and of those that have failed.
+        #: The segments that are kept, by bundle, for bundles that wait or have failed.
         self._kept: dict[Path, tuple[int, str]] = {}
         self._added = asyncio.Event()
         self._worker: _Worker | None = None
@@ -86,7 +86,7 @@ class ShadowVerifier:
         self._last_failed: str | None = None
 
     def add(self, description: SessionDescription, publication: Publication, segment: int) -> None:
-        """Have a finished bundle verified; its segments are kept from now on."""
+        """Queue a finished bundle for verification; its segments are kept from now on."""
         if self._config.after_publish == "never":
             return
         if len(self._waiting) == _MAX_WAITING:
@@ -103,7 +103,7 @@ class ShadowVerifier:
         return iter(list(self._kept.values()))
 
     def status(self) -> ShadowStatus | None:
-        """Return what was found since the start; None where nothing is verified."""
+        """Return the results since the start; None if bundles are not verified."""
         if self._config.after_publish == "never":
             return None
         return ShadowStatus(
@@ -115,7 +115,7 @@ class ShadowVerifier:
         )
 
     async def run(self) -> None:
-        """Verify the bundles that come until cancelled; then the worker ends."""
+        """Verify the queued bundles until cancelled; then end the worker."""
         try:
             while True:
                 with anyio.move_on_after(_LINGER_SECONDS) as idle:
@@ -157,8 +157,8 @@ class ShadowVerifier:
                 telemetry.BUNDLE_REFUTED,
                 **about,
                 error=answer.problem,
-                hint="the journal's segments of it are kept, up to verify.keep_bytes: copy the journal before it is too late, "
-                "and run `ergo-capture recover` on the copy; look at the disk and the memory of this host",
+                hint="its segments of the journal are kept, up to verify.keep_bytes: copy the journal now, and run "
+                "`ergo-capture recover` on the copy; check the disk and the memory of this host",
             )
         await to_thread.run_sync(_write, waiting, answer)
 
@@ -171,11 +171,11 @@ class ShadowVerifier:
             self._on_released()
 
     def _bound(self) -> None:
-        """Keep no more of the journal than is allowed."""
+        """Skip bundles that keep more of the journal than is allowed."""
         size, kept = 0, set()
         for segment, bytes_of in sorted(self._journal.segments.items(), reverse=True):
             size += bytes_of
-            # The current segment is there whatever is kept.
+            # The current segment is there in any case.
             if segment >= self._journal.current_segment or size <= self._keep_bytes:
                 kept.add(segment)
         gone = [bundle for bundle, (segment, _) in self._kept.items() if segment not in kept]
@@ -189,7 +189,7 @@ class ShadowVerifier:
 
 
 def _write(waiting: _Waiting, answer: Answer) -> None:
-    """Write what was found beside the bundle, unless it is gone."""
+    """Write the result to a file beside the bundle, unless the bundle is gone."""
     found: dict[str, Any] = {
         "format": VERIFIED_FORMAT,
         "bundle": waiting.bundle.name,
@@ -209,14 +209,14 @@ def _write(waiting: _Waiting, answer: Answer) -> None:
 
 
 async def _is_idle() -> bool:
-    """Look for a second whether one of the processors is idle."""
+    """Return whether a processor was idle during the next second."""
     before = _idle_ticks()
     await anyio.sleep(_LOOK_SECONDS)
     return _idle_ticks() - before >= _IDLE_SHARE * _LOOK_SECONDS * os.sysconf("SC_CLK_TCK")
 
 
 def _idle_ticks() -> int:
-    """Return the time that the processors were idle together, in ticks of the kernel's clock."""
+    """Return the idle time of all processors together, in ticks of the kernel's clock."""
     with suppress(OSError, ValueError, IndexError), Path("/proc/stat").open() as file:
         return int(file.readline().split()[4])
     return 0
@@ -241,11 +241,11 @@ class _Worker:
         return cls(child, await child.open_stdin(), await child.open_reader(child.process.stdout), errors)
 
     async def ask(self, bundle: Path) -> Answer:
-        """Have a bundle verified.
+        """Verify a bundle in the worker, and return its answer.
 
         Raises:
-            OSError: the worker cannot be asked.
-            EOFError: it ends before it answers.
+            OSError: the request cannot be sent.
+            EOFError: the worker ends before it answers.
         """
         await self._stdin.send(msgspec.json.encode(os.fsdecode(bundle)) + b"\n")
         try:

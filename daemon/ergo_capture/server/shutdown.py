@@ -1,4 +1,4 @@
-"""The shutdown: decides, commits and publishes everything accepted, within a time limit."""
+"""Shut the daemon down: decide, commit and publish everything accepted, within a time limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAST_COMMIT_SECONDS: Final = 10.0
 _FAREWELL_SECONDS: Final = 1.0
 #: Seconds between two reports on what the shutdown waits for.
 REPORT_SECONDS = 5.0
-#: Most sessions named in one report.
+#: The largest number of sessions named in one report.
 _MAX_REPORTED: Final = 5
 
 
@@ -54,8 +54,7 @@ class Shutdown:
                     reporting.start_soon(self._report)
                     for connection in connections:
                         connection.stop_reading()
-                    # Concurrently: a session that waits for its engine until the deadline must not cost the others
-                    # theirs.
+                    # Drain concurrently: a session that waits for its engine until the deadline must not delay others.
                     async with anyio.create_task_group() as draining:
                         for session in registry.sessions.values():
                             draining.start_soon(self._drain, session)
@@ -72,7 +71,7 @@ class Shutdown:
             with pauses.move_on_after(_LAST_COMMIT_SECONDS) as last_commit:
                 await writer.until_ended()
             if last_commit.cancelled_caught:
-                # The disk is full and decisions wait for it: the next start makes them again.
+                # Decisions wait for the full disk: the next start makes them again.
                 writer.abandon()
                 self.unfinished = True
             else:
@@ -87,7 +86,7 @@ class Shutdown:
             try:
                 await session.flush()
             except ErgoCaptureError as error:
-                # Go on: the journal holds the session, and the others have to be drained.
+                # Continue: the journal holds the session, and the others have to be drained.
                 self.unfinished = True
                 name = session.description.session
                 log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400

@@ -1,7 +1,7 @@
-"""The worker process that verifies published bundles: ``python -c 'from ergo_capture.server.verify_worker import main; ...'``.
+"""The worker process that verifies published bundles; ``shadow`` starts it.
 
-It reads a request a line, a JSON string with the path of a bundle, and writes an answer a line (``Answer``). It runs at
-low priority, and ends with its standard input.
+It reads one request a line, a JSON string with the path of a bundle, and writes one answer a line (``Answer``). It runs
+at low priority, and exits at the end of its standard input.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NICENESS: Final = 15
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What was found of a bundle."""
+    """The result of verifying a bundle."""
 
-    #: None where it is gone.
+    #: Whether it is sound; None if it is gone.
     ok: bool | None
-    #: What is wrong with it; empty where nothing is.
+    #: The problem, in words; empty for none.
     problem: str = ""
     events: int = 0
 
@@ -38,7 +38,7 @@ def examine(bundle: Path) -> Answer:
     try:
         compared = compare_with_manifest(bundle)
         if compared is None:
-            # Retention was quicker.
+            # Retention has deleted it meanwhile.
             return Answer(None)
         if compared.problem is not None:
             return Answer(ok=False, problem=compared.in_words)

@@ -75,7 +75,7 @@ def test_an_inherited_socket_serves_what_its_name_says(names: list[str], purpose
 )
 def test_an_inherited_socket_without_a_purpose_is_an_error(names: list[str]) -> None:
     """P4: its clients would connect, and wait for ever."""
-    with handed(*names) as sockets, pytest.raises(ErgoCaptureError, match="nobody would serve it") as caught:
+    with handed(*names) as sockets, pytest.raises(ErgoCaptureError, match="or another socket has it") as caught:
         SystemdNotifier(sockets=sockets).take_sockets()
     assert "FileDescriptorName" in (caught.value.hint or "")
 

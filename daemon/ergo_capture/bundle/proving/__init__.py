@@ -1,1 +1,1 @@
-"""Prove at the speed of reading that a bundle is sound and that its decisions follow; the judge is ``verify.py``."""
+"""Prove that a bundle is sound and that its decisions follow, as fast as it is read; ``verify.py`` decides the rest."""

@@ -11,19 +11,19 @@ import msgspec
 from ergo_capture.bundle.reader.blocks import EventColumns
 from ergo_capture.kernel.events import ExternalEventKind, TimeLike, are_payloads
 
-#: Bytes that are worth a second process: starting one takes as long as reading 8 MiB.
+#: The least size for which a second process pays, in bytes: starting one takes as long as reading 8 MiB.
 WORTH_A_PROCESS: Final = 16 << 20
 
 
 class Unproven(Exception):
-    """Something is not as it should be, or only unusual in a way that is not known here."""
+    """The bundle is unsound, or sound in an unusual way that the proof does not cover."""
 
 
 class CheckedEvents(msgspec.Struct, frozen=True):
     """Sound events without their payloads."""
 
     ids: list[str]
-    #: Empty where the run has no limits, so that no decision depends on time.
+    #: Empty if the run has no limits, so that no decision depends on time.
     times: Sequence[TimeLike]
     kinds: list[ExternalEventKind]
 
@@ -33,7 +33,7 @@ class CheckedEvents(msgspec.Struct, frozen=True):
 
 
 def check_events(events: EventColumns) -> CheckedEvents:
-    """Return events without their payloads, after checking those.
+    """Check the hashes and payloads of events; return the events without their payloads.
 
     Raises:
         Unproven: they are not all sound.

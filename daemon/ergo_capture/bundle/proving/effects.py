@@ -1,4 +1,4 @@
-"""Check the effects of decisions: their hashes, and numbers that the reference reads as others."""
+"""Check the effects of decisions: their hashes, and numbers that the reference misreads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ergo_capture.kernel.serde.numbers import as_the_reference
 from ergo_capture.kernel.serde.tokens import outside_strings
 from ergo_capture.units import counted
 
-#: Details that are kept; the rest is counted.
+#: How many details are kept; the others are counted.
 MAX_NOTES: Final = 100
 _NUMBERS: Final = outside_strings(rb"(-?[0-9][-+.0-9e]*)")
 
@@ -21,14 +21,14 @@ class EffectChecker:
     """Checks decisions one after the other."""
 
     def __init__(self) -> None:
-        #: The first effect whose hash is another.
+        #: The first effect with a wrong hash.
         self.wrong: Divergence | None = None
-        #: Numbers that the reference misreads.
+        #: The count of numbers that the reference misreads.
         self._misread = 0
         self._details: list[str] = []
 
     def check(self, index: int, record: EpisodeInvocationRecord) -> None:
-        """Check the decision at that place, which has effects."""
+        """Check the decision with that index, which has effects."""
         if self.wrong is None:
             for effect in record.effects:
                 actual = compute_effect_hash(effect.effect)
@@ -41,7 +41,7 @@ class EffectChecker:
                 self._details.append(note)
 
     def notes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the remarks on a sound bundle, and what they sum up."""
+        """Return the remarks on a sound bundle, and the details that they sum up."""
         if not self._misread:
             return (), ()
         note = (

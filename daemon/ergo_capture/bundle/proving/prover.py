@@ -1,10 +1,10 @@
 """Prove that a bundle is sound and that its decisions follow, a block at a time.
 
-A proof is all or nothing: where anything is not as it should be, or only unusual in a way that is not known here, there
-is none, and ``verify.py`` looks at every event by itself and says what is wrong.
+A proof is all or nothing: if the bundle is unsound, or unusual in a way that is not covered here, there is none, and
+``verify.py`` checks every event by itself and reports the first error.
 
-Events are looked at as columns. The text of the decisions to which they lead is composed and compared with the file's;
-only a block that differs is decoded, for how its episodes ended.
+Events are checked as columns. The text of the decisions to which they lead is composed and compared with the file's;
+only a block that differs is decoded, to learn how its episodes ended.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from ergo_capture.kernel.time import ZERO
 from ergo_capture.kernel.uniqueness import SeenIds
 
 _PUMP: Final = ExternalEventKind.Pump
-#: Most events for whose ids room is made in advance.
+#: The largest number of events for whose ids memory is reserved in advance.
 _MOST_EXPECTED: Final = 1 << 24
-#: Events of a stretch that are looked at together.
+#: How many events of a stretch are checked together.
 _PART: Final = 128
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """A bundle is sound, and every decision follows."""
+    """The proof that a bundle is sound and that every decision follows."""
 
     events: int
-    #: Remarks on effects, and what they sum up.
+    #: Remarks on effects, and the details that they sum up.
     notes: tuple[tuple[str, ...], tuple[str, ...]]
 
 
@@ -56,12 +56,12 @@ def prove(
     on_progress: Callable[[int], None] = lambda _events: None,
     keep: Callable[[EventColumns, bytes], None] | None = None,
 ) -> Proof | None:
-    """Return a proof; None where there is none, whatever the reason.
+    """Return a proof; None if there is none, for any reason.
 
     Args:
         stream: the bundle.
         unique: whether every id must be new.
-        completed: whether every episode has to complete, as with the fixed engine, however it ended at the capture.
+        completed: whether every episode has to complete, as with the fixed engine, instead of ending as captured.
         jobs: how many processes may check the events of a large bundle.
         on_progress: called after each block with the number of events so far.
         keep: takes each block of events, and the compact text of its decisions, as soon as it is proven; in one process.
@@ -99,7 +99,7 @@ def _events(stream: BundleStream, prover: _Prover, jobs: int) -> Iterator[Checke
 
         for stretch in check_stretches(*plain, span, jobs, with_times=prover.limited):
             prover.expected = prover.expected or len(stretch.ids) * (span.end - span.start) // STRETCH
-            # In parts: where a decision is not as composed, what follows it is composed again.
+            # Divide it: after a decision that differs, the texts of the rest are composed again.
             for start in range(0, len(stretch.ids), _PART):
                 yield stretch.part(start, start + _PART)
         return
@@ -131,7 +131,7 @@ class _Prover:
         self._decisions = decisions
         self._completed = completed
         self._unique = unique
-        #: About how many events there are; known after the first of them.
+        #: An estimate of the number of events; made after the first of them.
         self.expected = 0
         self._ids: SeenIds | None = None
         self._supervisor = Supervisor(stream.graph_id, stream.config, _NullDecisionLog())
@@ -140,7 +140,7 @@ class _Prover:
         self._max_retries = stream.config.max_retries
         self._texts = DecisionTexts(stream.config.deadline, pretty=not decisions.begins_with(b"{"))
         self._effects = EffectChecker()
-        #: The text of the decisions that were proven last; None where it is not wanted.
+        #: The text of the decisions that were proven last; None if it is not wanted.
         self.kept: list[bytes] | None = None
         self._pretty = not decisions.begins_with(b"{")
         #: Decisions that were decoded and not compared yet.
@@ -190,7 +190,7 @@ class _Prover:
         return Proof(self.count, self._effects.notes())
 
     def _steps(self, events: CheckedEvents) -> list[Run | DecisionLogEntry]:
-        """Return what the supervisor decides; how an episode ends has no part in it."""
+        """Return the supervisor's steps for events; they do not depend on how episodes end."""
         supervisor = self._supervisor
         steps: list[Run | DecisionLogEntry] = []
         for event in map(_Offered, events.ids, events.kinds, events.times):

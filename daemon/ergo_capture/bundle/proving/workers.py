@@ -1,7 +1,7 @@
 """Check the events of a large bundle in several processes.
 
-The list is cut where elements seem to begin. Each stretch is read by itself: if every one of them is whole elements, so is
-the list, whatever the cuts were. Workers hand back columns and no payloads.
+The list is cut where elements seem to begin. Each stretch is read by itself: if every stretch is whole elements, so is
+the list, even if a cut was wrong. Workers return columns without payloads.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from ergo_capture.parent_death import end_with_parent
 STRETCH: Final = 4 << 20
 #: Bytes in which a cut is searched for; without one, a stretch is longer.
 _SEARCHED: Final = 256 << 10
-#: Stretches that each worker has ahead of those that were taken.
+#: How many stretches each worker reads ahead of those that were taken.
 _AHEAD: Final = 2
 _CUT: Final = re.compile(rb'(?<=\})[ \t\r\n]*(,)[ \t\r\n]*\{[ \t\r\n]*"event_id"')
 _KINDS: Final = tuple(ExternalEventKind)
 _NUMBERS: Final = {kind: number for number, kind in enumerate(_KINDS)}
 
-#: Of a file: ``identity_of``.
+#: A file's ``identity_of``.
 _Identity = tuple[int, int, int]
-#: The columns of a stretch: ids, numbers of kinds, and where they are wanted, seconds and nanoseconds.
+#: The columns of a stretch: ids, numbers of kinds, and, if wanted, seconds and nanoseconds.
 _Columns = tuple[list[str], bytes, "array[int] | None", "array[int] | None"]
 
 
@@ -84,7 +84,7 @@ def begin_worker(parent: int) -> None:
     signals.end_at_once()
     meter.silence()
     if multiprocessing.get_start_method() == "fork":
-        # Other methods start workers from a process between.
+        # Other start methods put a process between parent and worker.
         end_with_parent(parent)
 
 
@@ -111,7 +111,7 @@ def _cut(path: Path, span: Span) -> Iterator[Span]:
 
 
 def _check_stretch(path: Path, identity: _Identity, span: Span, *, with_times: bool) -> _Columns | None:
-    """Return the columns of a stretch's events; None where they are not all sound."""
+    """Return the columns of a stretch's events; None if they are not all sound."""
     ids: list[str] = []
     kinds = bytearray()
     secs, nanos = array("Q"), array("L")

@@ -1,11 +1,11 @@
-r"""Decode a block of whole elements at once, where the result is certain to be what serde reads.
+r"""Decode a block of whole elements at once, if the result is certain to be the same as serde's.
 
-If msgspec decodes the block with the brackets of a list around it, the block was whole elements: a JSON text can be
-read in one way only. The result is what serde reads, unless msgspec is more lenient. It may be more lenient where the
+If msgspec decodes the block with the brackets of a list around it, the block was whole elements, because a JSON text
+can be read in only one way. The result is the same as serde's, unless msgspec is more lenient. It may be so if the
 block has:
 
-* a repeated or unknown field, or lacks one that has a default. Then the block has more, or fewer, keys than its
-  records have at the least. Keys are counted as quotes before colons, less those inside strings.
+* a repeated or unknown field, or lacks one that has a default. Then the block has more, or fewer, keys than the least
+  number for its records. Keys are counted as quotes before colons, less those inside strings.
 * an escaped key (``\u0065vent_id``). Only ``\u`` can spell a letter in another way.
 * ``-0``, which is not an integer for serde, and a negative zero as a float.
 * a number next to the largest f64. Its text decides whether serde reads it.
@@ -67,7 +67,7 @@ class _Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Plain(msgspec.Struct, frozen=True, gc=False):
-    """What tells apart decisions that completed at once; their other fields are compared as text."""
+    """The fields in which decisions that completed at once differ; the others are compared as text."""
 
     event_id: str
     episode_id: int
@@ -84,7 +84,7 @@ _PLAIN_END: Final = b'"termination":"Completed","retry_count":0,"effects":[]}'
 _decode_events: Final = msgspec.json.Decoder(list[_Event]).decode
 _decode_decisions: Final = msgspec.json.Decoder(list[_Decision]).decode
 _EVENT_KEYS: Final = 7
-#: Two for each key, and for each value that is a string.
+#: The quotes of an event: two for each key, and for each value that is a string.
 _EVENT_QUOTES: Final = 2 * (_EVENT_KEYS + 3)
 _DECISION_KEYS: Final = 8
 _TIME_KEYS: Final = 2
@@ -116,7 +116,7 @@ def read_event_columns(block: bytes) -> EventColumns | None:
             [event.event_id for event in events],
             [event.event_time for event in events],
             [event.kind for event in events],
-            # Through a bytearray: bytes() takes more than twice as long for a list.
+            # Convert through a bytearray: bytes() of a list takes more than twice as long.
             [bytes(bytearray(event.payload)) for event in events],
             [event.payload_hash for event in events],
         )
@@ -164,9 +164,9 @@ def read_decisions(block: bytes) -> list[EpisodeInvocationRecord] | None:
 
 
 def _read_plain(block: bytes) -> list[EpisodeInvocationRecord] | None:
-    """Return decisions that are all invocations which completed at once, of consecutive episodes; None where others are there.
+    """Return the decisions if all invoke consecutive episodes, which completed at once; None if not.
 
-    Nearly all are, and their text, composed again and compared, proves it in a third of the time.
+    Nearly all blocks are such. Composing their text and comparing it takes a third of the time of decoding it.
     """
     try:
         decisions = _decode_plain(b"[%b]" % block)
@@ -214,7 +214,7 @@ def _keys_of_effect(captured: CapturedActionEffect) -> int:
 
 
 def _in_range(effect: ActionEffect) -> bool:
-    """Return whether the reference certainly takes all of the effect's numbers."""
+    """Return whether the reference certainly accepts all of the effect's numbers."""
     values = [write.value for write in effect.writes]
     values += [field.value for intent in effect.intents for field in intent.fields]
     return all(
@@ -225,7 +225,7 @@ def _in_range(effect: ActionEffect) -> bool:
 
 
 def _certain(block: bytes, keys: int) -> bool:
-    """Return whether serde reads a block alike that msgspec decoded to records with that many keys."""
+    """Return whether serde certainly reads a block as msgspec did, as records with that many keys."""
     block = _without_numbers(block)
     found = block.count(b'":')
     if b"\\" in block:
@@ -240,7 +240,7 @@ def _certain(block: bytes, keys: int) -> bool:
 
 
 def _certain_events(block: bytes, ids: list[str], hashes: list[str]) -> bool:
-    """Return whether serde reads a block alike that msgspec decoded to events with these ids and hashes.
+    """Return whether serde certainly reads a block as msgspec did, as events with these ids and hashes.
 
     Without a backslash, keys are half of the quotes less the strings that are values, and a minus outside of strings
     is one of -0. Counting one character takes a third of what counting keys does.
@@ -249,14 +249,14 @@ def _certain_events(block: bytes, ids: list[str], hashes: list[str]) -> bool:
         return _certain(block, _EVENT_KEYS * len(ids))
     if block.count(b'"') != _EVENT_QUOTES * len(ids):
         return False
-    # Splitting counts few occurrences at the speed of memchr, counting at that of a loop over bytes.
+    # Count by splitting: it runs at the speed of memchr, and ``count`` at that of a loop over bytes.
     return b"-" not in block or len(block.split(b"-")) - 1 == "".join(ids).count("-") + "".join(hashes).count("-")
 
 
 def _without_numbers(block: bytes) -> bytes:
     """Return the block without the content of its arrays of numbers, which is most of it.
 
-    What is left out has no quote, no backslash and no minus, so it changes no answer.
+    The omitted text has no quote, no backslash and no minus, so the counts stay the same.
     """
     first, *rest = block.split(b"[")
     parts = [first]

@@ -1,8 +1,8 @@
-"""The text of decisions as a bundle has it, in either style, without a record for each.
+"""Compose the text of decisions as in a bundle, in either style, without a record for each.
 
-Almost every decision of almost every run is one of three: invoked and completed, a Pump with nothing due, a deferral.
-Composing the text of a block of them and comparing it with the file's takes 0.15 us a decision; decoding the same to
-records, deriving others and comparing those took 8 us.
+Almost all decisions are of three kinds: invoked and completed, a Pump with nothing due, a deferral. Composing the text
+of a block of them and comparing it with the file's takes 0.15 us a decision; decoding the file's text to records,
+deriving others and comparing them took 8 us.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ergo_capture.kernel.supervisor import Run
 from ergo_capture.kernel.time import EventTime
 
 _PUMP: Final = ExternalEventKind.Pump
-#: What stands for the values of a decision while its text is split.
+#: Placeholder for the values of a decision while its text is split.
 _ID: Final = "\x7f"
 _EPISODE: Final = (1 << 64) - 1
 _AT: Final = EventTime((1 << 64) - 2, 999_999_999)
@@ -30,8 +30,8 @@ class DecisionTexts:
     """Composes decisions that completed at the first attempt without effects, and deferrals.
 
     Args:
-        deadline: the configured deadline, which every decision bears.
-        pretty: whether the bundle is laid out for people.
+        deadline: the configured deadline, which is in every decision.
+        pretty: whether the bundle's layout is the pretty one.
     """
 
     def __init__(self, deadline: EventTime | None, *, pretty: bool) -> None:
@@ -59,7 +59,7 @@ class DecisionTexts:
     def invoked(self, ids: Sequence[str], episode: int) -> bytes:
         """Return decisions that invoked consecutive episodes, of which the first has that id."""
         begin, middle, end = self._invoked
-        # Every text that does not change is outside of the loop.
+        # Build constant texts outside of the loop.
         names = [f"{name}{middle}{number}" for number, name in enumerate(inside_quotes(ids), episode)]
         return f"{begin}{f'{end},{begin}'.join(names)}{end}".encode()
 
@@ -83,10 +83,10 @@ class DecisionTexts:
 
 
 def _split(record: EpisodeInvocationRecord, *, pretty: bool) -> list[str]:
-    """Return the text of a decision in pieces: what is around its id, the time for which it is scheduled, its episode."""
+    """Return the text of a decision in pieces: those around its id, its scheduled time and its episode."""
     text = encode_decision(record)
     if pretty:
-        # Within an object: elements stand two levels deep in a bundle.
+        # Format it within an object: elements are two levels deep in a bundle.
         within = msgspec.json.format(b'{"":[%b]}' % text, indent=2)
         text = within.removeprefix(b'{\n  "": [').removesuffix(b"\n  ]\n}")
     pieces = []

@@ -17,7 +17,7 @@ from ergo_capture.kernel.serde import bundle as serde
 from ergo_capture.kernel.serde.parsing import parse
 from ergo_capture.kernel.serde.tokens import STRUCTURE
 
-#: Several elements of a list, as a reader gives them.
+#: Several elements of a list, as a reader returns them.
 Block = TypeVar("Block", bound=Sized)
 
 #: Bytes read and decoded at a time. With 128 KiB the lists of a block's payloads leave the processor's cache, and
@@ -30,7 +30,7 @@ _BLANK: Final = b" \t\r\n"
 
 
 class ListReader(Generic[Block]):
-    """How the elements of one list are read: many at once, or one by one."""
+    """The two functions that read elements of one list: many at once, and one by one."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ListReader(Generic[Block]):
 
 EVENTS: Final = ListReader("events", read_events, lambda value, path: [serde.read_event(value, path)])
 DECISIONS: Final = ListReader("decisions", read_decisions, lambda value, path: [serde.read_decision(value, path)])
-#: Events as columns, for those who look at many at once.
+#: Reads events as columns.
 EVENT_COLUMNS: Final = ListReader(
     "events", read_event_columns, lambda value, path: EventColumns.of(serde.read_event(value, path))
 )
@@ -75,8 +75,8 @@ class ElementError(ValueError):
     Args:
         message: what is wrong.
         index: its place in the list.
-        offset: where it begins in the text, in bytes; for a syntax error, where that is.
-        syntax: the JSON parser's message for a syntax error; None where the element is JSON.
+        offset: the offset of the element in the text, in bytes; for a syntax error, the offset of the error.
+        syntax: the JSON parser's message for a syntax error; None if the element is JSON.
     """
 
     def __init__(self, message: str, *, index: int, offset: int, syntax: str | None = None) -> None:
@@ -87,10 +87,10 @@ class ElementError(ValueError):
 
 
 class ElementCursor(Generic[Block]):
-    """A place between the elements of a list, from which they are read on.
+    """A place between two elements of a list, from which reading continues.
 
     Args:
-        file: the bundle's text, where the list begins.
+        file: the bundle's text, positioned at the beginning of the list.
         span: the bytes between the list's brackets.
         reader: how its elements are read.
     """
@@ -98,16 +98,16 @@ class ElementCursor(Generic[Block]):
     def __init__(self, file: BinaryIO, span: Span, reader: ListReader[Block]) -> None:
         self.file = file
         self.reader = reader
-        #: Bytes that were read, how many of them are consumed, and the offset of the first one in the file.
+        #: Bytes that were read, the number of them that are consumed, and the offset of the first one in the file.
         self.held = b""
         self.at = 0
         self.begin = self.start = span.start
         #: Bytes of the list that are still to be read.
         self.left = span.end - span.start
-        #: Elements that were consumed, and the text of those that were read last.
+        #: The number of elements that were consumed, and the text of those that were read last.
         self.index = 0
         self.text = b""
-        #: Where reading by blocks is tried again: trying after each element that is read alone would be quadratic.
+        #: The offset at which reading by blocks is tried again: trying after each single element would be quadratic.
         self._alone_until = 0
         #: Whether there are more elements.
         self.more = self._fill_to_element()
@@ -139,7 +139,7 @@ class ElementCursor(Generic[Block]):
 
     @property
     def expected(self) -> int:
-        """How many elements the list has if those to come are like those before."""
+        """An estimate of the list's length: as many elements as there are if the rest is as long as those before."""
         consumed = self.start + self.at - self.begin
         return self.index * (consumed + len(self.held) - self.at + self.left) // max(consumed, 1)
 
@@ -148,11 +148,11 @@ class ElementCursor(Generic[Block]):
         return self.held.startswith(text, self.at)
 
     def take(self, text: bytes, count: int) -> bool:
-        """Consume the next elements if they are a given text.
+        """Consume the next elements if their text is the given one; return whether it is.
 
         Args:
             text: whole elements with commas between them.
-            count: how many.
+            count: the number of elements.
         """
         if not self.more:
             return False
@@ -176,7 +176,7 @@ class ElementCursor(Generic[Block]):
         return bool(self.held.strip(_BLANK))
 
     def _fill(self, count: int) -> None:
-        """Read on until that many bytes are held that are not consumed, or to the end of the list."""
+        """Read until ``count`` unconsumed bytes are held, or to the end of the list."""
         parts = [self.held[self.at :]]
         self.start += self.at
         self.at = 0
@@ -193,22 +193,22 @@ class ElementCursor(Generic[Block]):
         meter.advance(len(self.held) - len(parts[0]))
 
     def _consume(self, end: int) -> None:
-        """Consume up to and with the comma at ``end``, or to the end of the list."""
+        """Consume up to and including the comma at ``end``, or to the end of the list."""
         self.at = min(end + 1, len(self.held))
         self.more = end < len(self.held)
 
     def _fill_to_end(self) -> int | None:
-        """Read at least a block; return where the last whole element that is held seems to end, None where none does."""
+        """Read at least a block; return where the last whole element in it seems to end, None if none seems to."""
         size = _BLOCK
         self._fill(size)
-        # Elements that are longer than a block were once read alone, token by token, which took ten times as long.
+        # Double the block for longer elements: reading them alone, token by token, takes ten times as long.
         while (cut := self._guess_end()) is None and self.left and size < _LONGEST:
             size *= 2
             self._fill(size)
         return cut
 
     def _guess_end(self) -> int | None:
-        """Return where the last whole element that is held seems to end; None where none seems to."""
+        """Return where the last whole element in memory seems to end; None if none seems to."""
         if not self.left:
             return len(self.held)
         at = self.held.rfind(b'"event_id"')
@@ -241,7 +241,7 @@ class ElementCursor(Generic[Block]):
     def _read_one(self, text: bytes) -> Block:
         start, index = self.start + self.at, self.index
         try:
-            # In two brackets: an element stands that deep in a bundle, and depth is limited.
+            # Add two brackets: an element is that deep in a bundle, and depth is limited.
             ((*values,),) = parse(f"[[{text.decode()}]]")
             if not values:
                 raise ElementError("Expecting value", index=index, offset=start + len(text), syntax="Expecting value")

@@ -1,7 +1,7 @@
-"""The index beside a bundle, ``SESSION.index.json``: where blocks of its elements are, each with a digest.
+"""The index beside a bundle, ``SESSION.index.json``: the places of blocks of its elements, each with a digest.
 
-Its hash is in the manifest. A block is believed where its digest fits; what is read of a bundle in this way says
-nothing of the rest of it. A bundle without an index, or whose index cannot be believed, is read from its beginning.
+Its hash is in the manifest. A block is used only if its digest matches; reading blocks proves nothing about the rest of
+the bundle. A bundle without an index, or with one that is not its manifest's, is read from its beginning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _READ_BYTES: Final = 256 << 10
 class Piece(msgspec.Struct, frozen=True, array_like=True):
     """A stretch of the bundle's text, which ends where the next one begins."""
 
-    #: Where it begins in the text, and in the file; in a compressed file, a frame begins there.
+    #: The offsets of its beginning in the text and in the file; in a compressed file, a frame of zstd begins there.
     text: int
     file: int
     #: The first digits of its SHA-256.
@@ -50,7 +50,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IndexBlock(msgspec.Struct, frozen=True, array_like=True):
-    """A piece that holds elements; a comma precedes each but the list's first."""
+    """A piece that holds elements; a comma precedes each one but the list's first."""
 
     #: Number of its first element in the list.
     first: int
@@ -67,25 +67,25 @@ class BundleIndex(msgspec.Struct, frozen=True, kw_only=True):
     middle: Piece
     decisions: list[IndexBlock]
     tail: Piece
-    #: For each event, the lower two bytes of the CRC-32 of its id, in base64, little-endian; None of very many events.
+    #: For each event, the lower two bytes of the CRC-32 of its id, in base64, little-endian; None if too many.
     ids: str | None = None
 
 
 class IndexReference(msgspec.Struct, frozen=True):
-    """What a manifest says of the index."""
+    """The size and hash of the index, as a manifest holds them."""
 
     bytes: int
     sha256: str
 
 
 def encode_index(index: BundleIndex) -> tuple[bytes, IndexReference]:
-    """Return the content of an index's file, and what the manifest says of it."""
+    """Return the content of an index's file, and its size and hash for the manifest."""
     text = msgspec.json.encode(index) + b"\n"
     return text, IndexReference(len(text), hashlib.sha256(text).hexdigest())
 
 
 def read_index(bundle: Path, manifest: Manifest) -> BundleIndex | None:
-    """Return the index of a bundle; None where there is none that its manifest vouches for, or the file has another size."""
+    """Return the index with the hash in the manifest; None if there is none, or if the bundle has another size."""
     try:
         reference = msgspec.convert(manifest.index, IndexReference)
         if bundle.name != manifest.bundle or bundle.stat().st_size != manifest.stored[0]:
@@ -101,7 +101,7 @@ def read_index(bundle: Path, manifest: Manifest) -> BundleIndex | None:
 
 
 def open_indexed(bundle: Path) -> IndexedBundle | None:
-    """Open a bundle by the index beside it; None where it has to be read from its beginning.
+    """Open a bundle by the index beside it; return None if it has to be read from its beginning.
 
     Raises:
         ErgoCaptureError: the file cannot be read, or the text around its lists is not that of the index.
@@ -115,7 +115,7 @@ def open_indexed(bundle: Path) -> IndexedBundle | None:
 
 
 class IndexedBundle:
-    """A bundle of which single blocks are read; a ``RecordStream`` whose lists can be read from any element on.
+    """A bundle that is read by blocks: a ``RecordStream`` whose lists can be read from any element on.
 
     Args:
         path: the bundle.
@@ -134,13 +134,13 @@ class IndexedBundle:
         blocks = [index.head, *(b.piece for b in index.events), index.middle, *(b.piece for b in index.decisions)]
         blocks.append(index.tail)
         ends = [*(piece.text for piece in blocks[1:]), manifest.bytes]
-        #: Bytes of each piece, by where it begins.
+        #: Bytes of each piece, by its offset in the text.
         self._sizes = {piece.text: end - piece.text for piece, end in zip(blocks, ends, strict=True)}
         #: Bytes of the bundle's text.
         self.size = manifest.bytes
-        #: Events, and decisions.
+        #: The number of events, which is that of decisions.
         self.count = manifest.events
-        #: Where the pieces begin that were read, and the text of the last one.
+        #: The offsets of the pieces that were read, and the text of the last one.
         self.read: set[int] = set()
         self._last: tuple[Piece | None, bytes] = None, b""
         self._file = path.open("rb", buffering=0)
@@ -186,7 +186,7 @@ class IndexedBundle:
 
     @property
     def knows_ids(self) -> bool:
-        """Whether the index says where ids may be."""
+        """Whether the index holds ids."""
         return self._index.ids is not None
 
     def candidates(self, event_id: str) -> Iterator[int]:
@@ -225,7 +225,7 @@ class IndexedBundle:
             ) from error
 
     def _text(self, piece: Piece) -> bytes:
-        """Return the text of a piece whose digest fits."""
+        """Return the text of a piece, after comparing its digest."""
         if self._last[0] != piece:
             self._last = piece, self._read_piece(piece)
             self.read.add(piece.text)
@@ -275,7 +275,7 @@ class IndexedBundle:
 
 
 def _read_exactly(file: Any, size: int) -> bytes:
-    """Return so many bytes, or fewer where the file ends."""
+    """Return ``size`` bytes, or fewer if the file ends before."""
     blocks = []
     while size and (block := file.read(min(size, _READ_BYTES))):
         blocks.append(block)

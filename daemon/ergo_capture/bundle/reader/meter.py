@@ -1,4 +1,4 @@
-"""Tell a listener how far the reading of bundles is. The command line listens and shows it; a daemon does not."""
+"""Report the progress of reading bundles to a listener. The command line sets one; a daemon does not."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """What is told how far something is."""
+    """An object that the progress is reported to."""
 
     def begin(self, what: str, total: int) -> None:
-        """Note that something begins to be read; ``total`` is in bytes, 0 where it is not known."""
+        """Note that reading ``what`` begins; ``total`` is its size in bytes, 0 if unknown."""
 
     def advance(self, count: int) -> None:
-        """Note that so many bytes were read."""
+        """Note that ``count`` further bytes were read."""
 
 
 _listener: Listener | None = None
 
 
 def begin(what: str, total: int) -> None:
-    """Say what is read from now on, and how many bytes it has; 0 where that is not known."""
+    """Report that reading ``what`` begins; ``total`` is its size in bytes, 0 if unknown."""
     if _listener is not None:
         _listener.begin(what, total)
 
 
 def advance(count: int) -> None:
-    """Say that so many bytes were read."""
+    """Report that ``count`` further bytes were read."""
     if _listener is not None:
         _listener.advance(count)
 
 
 @contextmanager
 def listening(listener: Listener | None) -> Iterator[None]:
-    """Tell a listener what is read within the block, and nobody with None."""
-    global _listener  # noqa: PLW0603 - who reads need not know who listens
+    """Report to a listener what is read within the block; with None, report nothing."""
+    global _listener  # noqa: PLW0603 - readers need not know the listener
     before, _listener = _listener, listener
     try:
         yield
@@ -44,6 +44,6 @@ def listening(listener: Listener | None) -> Iterator[None]:
 
 
 def silence() -> None:
-    """Tell nobody any more: in a worker process, whose parent has the terminal."""
+    """Stop reporting: call it in a worker process, because the terminal belongs to its parent."""
     global _listener  # noqa: PLW0603 - as above
     _listener = None

@@ -1,7 +1,8 @@
-"""Open bundle files, compressed or not, and say what a file is that is not a bundle.
+"""Open bundle files, compressed or not, and identify files that are not bundles.
 
-A file is compressed when it begins with a frame of zstd, whatever its name: no JSON text begins so. pzstd begins with a
-skippable frame. A compressed file that is cut or damaged can be read up to the damage; then reading raises an error.
+A file is compressed if it begins with a frame of zstd, whatever its name: no JSON text begins so. Files of pzstd begin
+with a skippable frame. A compressed file that is cut or damaged can be read up to the damage; then reading raises an
+error.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import BinaryIO, Final, NoReturn, cast
 
 from ergo_capture.errors import ErgoCaptureError
 
-#: Largest text of a compressed file that is held in memory, in bytes: 10 KB can stand for 10 GB, while a plain file
-#: is as large as what it costs.
+#: Largest text of a compressed file that is held in memory, in bytes: 10 KB can expand to 10 GB, while a plain file
+#: takes no more memory than disk.
 MAX_IN_MEMORY: Final = 1 << 30
-#: Bytes of a text that ``identify_foreign`` looks at.
+#: How many bytes of a text ``identify_foreign`` needs.
 HEAD_BYTES: Final = 4096
 #: Largest window of a compressed file, in bytes, and so the most memory that reading one takes. The zstd tool takes the
 #: same without ``--long``; our bundles are written with a window of 2 MiB.
@@ -28,7 +29,7 @@ _MAX_WINDOW: Final = 128 << 20
 _READ_BYTES: Final = 1 << 20
 #: More than zstandard's stream reader reads at a time, in bytes.
 _NEAR_BYTES: Final = 1 << 18
-#: Compressed bytes whose text is at most 32 MiB: a block has 4 bytes at the least, and 128 KiB of text at the most.
+#: The text of as many compressed bytes is at most 32 MiB: a block has at least 4 bytes, and at most 128 KiB of text.
 _SMALL_BYTES: Final = 1 << 10
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _GZIP: Final = b"\x1f\x8b"
@@ -50,7 +51,7 @@ def list_files(directory: Path) -> list[Path]:
     """Return every file below a directory, sorted; links to directories are followed, each directory once.
 
     Raises:
-        OSError: one of the directories cannot be read; leaving it out would pass its bundles for verified.
+        OSError: a directory cannot be read. It is not left out, because its bundles would then pass for verified.
     """
 
     def fail(error: OSError) -> NoReturn:
@@ -59,7 +60,7 @@ def list_files(directory: Path) -> list[Path]:
     files, met = [], {_identity(directory)}
     for parent, folders, names in os.walk(directory, onerror=fail, followlinks=True):
         files += [Path(parent, name) for name in names]
-        # Links come last: what they lead to is listed under its own name where that is below the directory too.
+        # Links come last, so that a directory that is also below this one is listed under its own name.
         inside = sorted((Path(parent, name) for name in folders), key=lambda path: (path.is_symlink(), path))
         folders.clear()
         for folder in inside:
@@ -77,10 +78,10 @@ def _identity(directory: Path) -> tuple[int, int]:
 def open_binary(path: Path) -> BinaryIO:
     """Open a bundle file; ``read`` returns its text, decompressed, and ``seek`` goes forward only.
 
-    Reading takes as much memory as is read at a time, and the window of a compressed file.
+    Reading takes as much memory as the bytes asked for, and the window of a compressed file.
 
     Raises:
-        OSError: the file cannot be opened. Reading raises it too, where the file is not sound zstd.
+        OSError: the file cannot be opened. Reading raises it too, if the file is not sound zstd.
     """
     file = path.open("rb", buffering=0)
     try:
@@ -93,7 +94,7 @@ def open_binary(path: Path) -> BinaryIO:
 
 
 def identity_of(file: BinaryIO) -> tuple[int, int, int]:
-    """Return device, number and size of an open file, which tell it from another one that takes its name."""
+    """Return device, inode and size of an open file, to tell it from another one that takes its name."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size
 
@@ -102,7 +103,7 @@ def read_text(path: Path) -> bytes:
     """Return the whole text of a bundle file.
 
     Raises:
-        OSError: as ``open_binary``; also where a compressed file's text is too large for memory.
+        OSError: as ``open_binary``; also if a compressed file's text is too large for memory.
     """
     with open_binary(path) as file:
         if not isinstance(file, _ZstdText):
@@ -141,7 +142,7 @@ class _ZstdText(io.RawIOBase):
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
         self._reader = self._decompressor.stream_reader(file, read_across_frames=True)
         self._position = 0
-        #: What reading raises at the damage, once it was met, and the text before it.
+        #: The error that reading raises at the damage, once it was reached, and the text before it.
         self._damage: OSError | None = None
         self._rest = io.BytesIO()
         #: Whether the file is known to end where a frame ends.
@@ -173,13 +174,13 @@ class _ZstdText(io.RawIOBase):
         return count
 
     def _decode_to_damage(self) -> bytes:
-        """Return the text from the current position to the damage; the reader dropped what it had when it raised."""
-        # The damage is in what was read last.
+        """Return the text from the current position to the damage; the reader dropped that text when it raised."""
+        # The damage is in the bytes that were read last.
         near = self._file.tell() - _NEAR_BYTES
         self._file.seek(0)
         frame = self._decompressor.decompressobj()
         text, skip, offset = bytearray(), self._position, 0
-        # Byte by byte near the damage: a piece that reaches it gives no text at all.
+        # Read byte by byte near the damage: a piece that reaches it gives no text at all.
         while data := self._file.read(1 if offset >= near else _SMALL_BYTES):
             offset += len(data)
             try:
@@ -195,18 +196,18 @@ class _ZstdText(io.RawIOBase):
         return bytes(text)
 
     def _check_end(self) -> None:
-        """Raise OSError where the file ends within a frame: the decoder does not report it."""
+        """Raise OSError if the file ends within a frame: the decoder does not report it."""
         if not self._checked:
             size = self._file.seek(0, io.SEEK_END)
             end = _end_of_frames(self._file, size)
-            # The decoder may read on from here.
+            # Restore the position, at which the decoder may continue.
             self._file.seek(size)
             if end != size:
                 raise OSError(errno.EIO, "not sound zstd: it is cut off")
             self._checked = True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Skip forward to a position of the text, or to its end where it is shorter."""
+        """Skip forward to a position of the text, or to its end if it is shorter."""
         target = offset + self._position if whence == io.SEEK_CUR else offset
         if whence == io.SEEK_END or target < self._position:
             raise io.UnsupportedOperation("a compressed file can be read forward only")
@@ -283,7 +284,7 @@ def malformed(path: Path | None, head: bytes, message: str) -> BundleFormatError
     Args:
         path: the text's file; None for a text in memory.
         head: the text's first ``HEAD_BYTES`` bytes.
-        message: what is wrong; not used where ``head`` shows that the text is something else.
+        message: what is wrong; replaced if ``head`` shows that the text is of another kind.
     """
     message, hint = identify_foreign(head) or (message, _HINT)
     name = "" if path is None else f" '{path}'"
@@ -291,7 +292,7 @@ def malformed(path: Path | None, head: bytes, message: str) -> BundleFormatError
 
 
 def identify_foreign(head: bytes) -> tuple[str, str] | None:
-    """Return what a text is that begins so, and a hint; None where it may be a bundle, sound or damaged."""
+    """Return the kind of a text that begins with ``head``, and a hint; None if it may be a bundle, sound or damaged."""
     begin = head.lstrip(_BLANK)
     if not begin:
         return "it is empty", "a bundle is never published empty: look for what wrote or copied this file"
@@ -303,7 +304,7 @@ def identify_foreign(head: bytes) -> tuple[str, str] | None:
             return "it is a bundle's manifest", "name the *.capture.json file beside it"
         return None
     if begin.startswith(b"["):
-        # The reference reads a bundle from an array of its fields too.
+        # It may be a bundle: the reference also reads one from an array of its fields.
         return None
     if head.startswith(BOM_UTF8):
         return "it begins with a byte order mark, as some editors write it", "remove it: `tail -c +4 FILE > NEW`"

@@ -1,6 +1,6 @@
 """Find the two long lists of a bundle without decoding their elements.
 
-A list ends where its bracket is closed, whatever is in it; its reader finds out whether that is JSON. So a text is a
+A list ends where its bracket is closed, whether or not its content is JSON, which its reader checks. So a text is a
 bundle if and only if the text without the lists' elements is one, and both lists can be read.
 
 The text after a list does not mark its end: the reference ignores unknown fields of an event, and such a field may
@@ -31,10 +31,10 @@ _CLOSING: Final = b"]}"
 #: Bytes in which the end of a list is searched for token by token. In 256 KiB that search took three quarters of the
 #: verification of a small bundle.
 _FINE: Final = 4 * 1024
-#: What is before a key that follows a list, and between the name of a list and its elements.
+#: The text before a key that follows a list, and between the name of a list and its elements.
 _BEHIND_LIST: Final = re.compile(rb"\][ \t\r\n]*,[ \t\r\n]*\Z")
 _BEFORE_LIST: Final = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[")
-#: Most bytes of white space at such a place in a bundle that is guessed.
+#: Longest white space at such a place for which an outline is guessed, in bytes.
 _SPACE: Final = 64
 
 
@@ -48,13 +48,13 @@ class Span(NamedTuple):
 class Outline(NamedTuple):
     """A bundle's text without the elements of its lists."""
 
-    #: The text with both lists emptied; where the file ends inside a list, up to that list's opening bracket.
+    #: The text with both lists emptied; if the file ends inside a list, up to that list's opening bracket.
     outside: bytes
     #: The names of the lists, and the bytes between their brackets, in the file's order.
     lists: list[tuple[str, Span]]
     #: Bytes of the text.
     size: int
-    #: The list inside which the file ends; None where there is none.
+    #: The list inside which the file ends; None for none.
     cut: str | None
     #: Whether the ends of the lists are guessed.
     guessed: bool = False
@@ -87,10 +87,10 @@ def read_outline(file: BinaryIO) -> Outline:
 
 
 def guess_outline(file: BinaryIO) -> Outline | None:
-    """Return the outline that a file has if it is a bundle as ours are written; None where it does not look so.
+    """Guess the outline of a file that is written like our bundles; return None if it does not look like one.
 
-    Only the beginning of the events is certain. The rest is, once both lists have been read to their ends and every
-    block of them was elements: a JSON text can be read in one way only.
+    Only the beginning of the events is certain. The rest is certain once both lists have been read to their ends and
+    every block of them was elements, because a JSON text can be read in only one way.
 
     Args:
         file: a file that can be sought, at its beginning.
@@ -104,7 +104,7 @@ def guess_outline(file: BinaryIO) -> Outline | None:
 class _Walker:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        #: Bytes that were read and are not consumed, and their offset in the file.
+        #: Unconsumed bytes, and their offset in the file.
         self.held = b""
         self.start = 0
         self.outside: list[bytes] = []
@@ -119,7 +119,7 @@ class _Walker:
     def run(self) -> Outline:
         self._more(0)
         if self.held.strip(_BLANK)[:1] not in (b"{", b"[", b""):
-            # A large file of another kind is refused without being read to its end.
+            # Refuse a large file of another kind without reading it to its end.
             self._keep(len(self.held))
             return self._outline(None)
         while (name := self._next_list()) is not None:
@@ -153,7 +153,7 @@ class _Walker:
         held = b""
         while end > begin:
             start = max(begin, end - _BLOCK)
-            # The block overlaps the one read before, so that nothing at the seam is missed.
+            # Overlap the block read before, so that a match at the seam is found.
             held = self._read(start, end) + held[: 2 * _SPACE]
             at = held.rfind(key)
             while at >= 0:
@@ -169,12 +169,12 @@ class _Walker:
         return self.file.read(end - start)
 
     def _next_list(self) -> str | None:
-        """Keep the text up to and with the bracket that opens the next list, and return its name; None at the end."""
+        """Keep the text up to and including the next list's opening bracket; return the list's name, None at the end."""
         at = 0
         while True:
             match = STRUCTURE.search(self.held, at)
             if match is None or match[1] == b"":
-                # A string that is not closed yet, or no token: keep what is certain, and read on.
+                # There is an unclosed string or no token: keep the bytes before it, and read on.
                 at = len(self.held) if match is None else match.start()
                 if not self._more(at):
                     self._keep(len(self.held))
@@ -210,7 +210,7 @@ class _Walker:
     def _more(self, passed: int) -> bool:
         """Keep the first bytes as text outside of the lists, and read on; return False at the end of the file."""
         self._keep(passed)
-        # As much as is held: a string that is not closed is searched again from its beginning.
+        # Double the text in memory: an unclosed string is searched again from its beginning.
         block = self.file.read(max(_BLOCK, len(self.held)))
         self.held += block
         return bool(block)
@@ -225,7 +225,7 @@ class _Walker:
             raise _TooLarge(f"it has more than {MAX_OUTSIDE} bytes outside of its events and decisions")
 
     def _skip(self) -> bool:
-        """Skip the elements of a list, up to its closing bracket; return False where the file ends before it."""
+        """Skip the elements of a list, up to its closing bracket; return False if the file ends before it."""
         depth, inside, at, step = 1, False, 0, max(_BLOCK, 2)
         while True:
             block = self.held[at : at + step] if at or step < len(self.held) else self.held

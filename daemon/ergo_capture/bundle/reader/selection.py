@@ -18,7 +18,7 @@ from ergo_capture.kernel.time import EventTime
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """What an event must match; None and empty sets match anything."""
+    """The conditions on events; None and empty sets match any event."""
 
     kinds: frozenset[str] = frozenset()
     decisions: frozenset[str] = frozenset()
@@ -32,7 +32,7 @@ class Selection(msgspec.Struct, frozen=True):
 
     @property
     def is_partial(self) -> bool:
-        """Whether the events are at places that an index may know."""
+        """Whether an index may tell the places of the events."""
         return bool(self.ids) or self.from_id is not None or self.to_id is not None
 
     def matches(self, event: ExternalEventRecord, decision: EpisodeInvocationRecord | None) -> bool:
@@ -77,7 +77,7 @@ def select(stream: RecordStream, wanted: Selection) -> Iterator[Selected]:
 
 
 def select_last(stream: RecordStream, wanted: Selection, most: int) -> list[Selected]:
-    """Return the last events that match, at most so many; of a bundle with an index, only its end is read."""
+    """Return at most ``most`` of the last events that match; of a bundle with an index, only the end is read."""
     if not isinstance(stream, IndexedBundle) or wanted.from_id is not None or wanted.to_id is not None:
         return list(deque(select(stream, wanted), min(most, sys.maxsize)))
     found: list[Selected] = []

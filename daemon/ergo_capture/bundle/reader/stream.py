@@ -1,7 +1,7 @@
 """Read a bundle of any size, in memory that does not grow with it.
 
-What is wrong with an event or a decision is reported when it is reached; anything else when the bundle is opened. The
-messages are those of a JSON parser that reads the whole text.
+Errors in an event or a decision are raised when it is reached, all others when the bundle is opened. The messages are
+those of a JSON parser that reads the whole text.
 """
 
 from __future__ import annotations
@@ -113,15 +113,15 @@ class BundleStream:
     Args:
         path: the bundle file; with ``text``, only its name in messages.
         text: the content of a bundle file; None to read ``path``.
-        guess: whether the ends of the lists may be guessed, where the file looks like one of ours. Who reads not both
-            lists to their ends, or finds anything wrong, has to ``confirm`` it.
+        guess: whether the ends of the lists may be guessed if the file looks like one of ours. A caller that does not
+            read both lists to their ends, or that finds an error, has to call ``confirm``.
     """
 
     def __init__(self, path: Path | None = None, text: bytes | None = None, *, guess: bool = False) -> None:
         self.path = path
         self._text = text
         self._copy: BinaryIO | None = None
-        #: The version that the text states, though it may be malformed otherwise; None where it states none.
+        #: The version in the text, even if the text is malformed otherwise; None for none.
         self._version: str | None = None
         self._files: set[BinaryIO] = set()
         try:
@@ -222,7 +222,7 @@ class BundleStream:
             self._copy = None
 
     def plain_file(self) -> tuple[Path, tuple[int, int, int]] | None:
-        """Return the file that is read, and what tells it from another of its name; None where it is compressed."""
+        """Return the path of the file and its ``identity_of``; None if it is compressed."""
         if self._text is not None:
             return None
         with self._open() as file:
@@ -257,7 +257,7 @@ class BundleStream:
             raise self._unreadable(error) from error
 
     def _begin(self, reader: ListReader[Block]) -> Span:
-        """Return where a list is. Its reading begins; that of the decisions is part of it, wherever they are read."""
+        """Return the span of a list whose reading begins; report the progress of both lists as one."""
         if reader.name == EVENTS.name:
             meter.begin("reading", sum(span.end - span.start for _, span in self._outline.lists))
         return self._span(reader.name)
@@ -268,7 +268,7 @@ class BundleStream:
         return span
 
     def _spool(self, path: Path) -> Path:
-        """Return the file to read: a copy, where the path is a pipe, which can be read only once."""
+        """Return the file to read: a copy if the path is a pipe, which can be read only once."""
         if stat.S_ISREG(path.stat().st_mode) or path.is_dir():
             return path
         copy = tempfile.NamedTemporaryFile(prefix="ergo-capture-", suffix=path.suffix)  # noqa: SIM115 - ``close``

@@ -398,7 +398,9 @@ class _ReadBack:
             raise not_as_written(self._path, f"not sound zstd: {error}") from error
 
 
-def not_as_written(path: Path, reason: str = "the text that was read back is not the one that was written") -> ErgoCaptureError:
+def not_as_written(
+    path: Path, reason: str = "the text that was read back is not the one that was written"
+) -> ErgoCaptureError:
     """Return the error for a temporary file that does not hold what was written to it."""
     return ErgoCaptureError(
         f"verify bundle '{path}': {reason}",

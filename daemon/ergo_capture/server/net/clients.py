@@ -1,4 +1,4 @@
-"""The clients that are connected: serves and counts them, and bounds the memory that they hold together."""
+"""The connected clients: serve and count them, and bound the memory that they hold together."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Clients:
         self.totals: Counter[str] = Counter()
         #: Refusals by code.
         self.refusals: Counter[str] = Counter()
-        #: Memory for begun lines and unread answers.
+        #: Memory for incomplete lines and unread answers.
         self.held = Budget(int(limits.held_bytes), int(limits.held_bytes))
 
     def begin(self, registry: SessionRegistry, writer: Writer) -> None:
-        """Set what exists once the journal is recovered."""
+        """Set the components that exist once the journal is recovered."""
         self.registry, self.writer = registry, writer
 
     def apply(self, limits: LimitsConfig, access: Access) -> None:
-        """Apply a reloaded configuration; clients that are connected stay, and count."""
+        """Apply a reloaded configuration. Connected clients stay, and count towards the limits."""
         self.limits = limits
         self.admission.access = access
         self.admission.max_clients = limits.max_clients
@@ -64,7 +64,7 @@ class Clients:
         try:
             await connection.serve()
         except Exception:
-            # A defect that one client brings out must not harm the others.
+            # A defect in serving one client must not harm the others.
             log.exception(telemetry.CLIENT_FAILED, client=connection.conversation.client)
         finally:
             del self.connections[connection]
@@ -94,7 +94,7 @@ class Clients:
         )
 
     def log_accept_failed(self, error: BaseException) -> None:
-        """Log why the system gives a listener no connection."""
+        """Log the reason why the system cannot accept a connection."""
         log.error(
             telemetry.CLIENT_UNACCEPTED,
             error=str(error),
@@ -120,7 +120,7 @@ class Clients:
 
     def relieve(self) -> None:
         """Drop the connection that holds most memory, if all together hold more than they may."""
-        # Count again: clients may have read since what was pending when it was counted.
+        # Count again: clients may have read some of their answers meanwhile.
         for connection in self.connections:
             connection.count_held()
         if self.held.exceeded:
@@ -128,7 +128,7 @@ class Clients:
             largest.drop(
                 ProtocolError(
                     Code.LIMIT,
-                    f"{largest.holding.bytes} bytes of a begun line and of unread answers are held for one client",
+                    f"{largest.holding.bytes} bytes of an incomplete line and of unread answers are held for one client",
                     "end lines, read what the daemon sends, or raise limits.held_bytes",
                 )
             )

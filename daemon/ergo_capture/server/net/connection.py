@@ -1,6 +1,6 @@
-"""One client's connection: reads what it sends, and ends when the client or the daemon wants it to.
+"""One client's connection: it reads what the client sends, and ends when the client or the daemon ends it.
 
-Two tasks: one reads, and never waits for the client to read; the other one sends (``outbox.py``). Where more than
+Two tasks: one reads, and never waits for the client to read; the other one sends (``outbox.py``). While more than
 ``limits.reply_bytes`` are pending, reading stops: a client that does not read harms only itself.
 """
 
@@ -25,19 +25,19 @@ from ergo_capture.server.session.registry import DRIVER_TERMINATED
 
 #: Bytes of one read; a large chunk keeps the cost per event low.
 READ_BYTES: Final = 256 << 10
-#: The same before there is a session, while there is little memory for events, and after a refusal: a refusal costs ten
-#: times what an event does, and the other clients wait for all that was read at once.
+#: Bytes of one read before there is a session, while there is little memory for events, and after a rejection: a
+#: rejection costs ten times as much as an event, and the other clients wait until the whole read is handled.
 SMALL_READ_BYTES: Final = 16 << 10
-#: Reads land here before they are copied, for all connections: nothing is awaited in between. A new object of this size
-#: would be new memory from the system for each read, even of a line of 200 bytes.
+#: The buffer of all reads of all connections; its content is copied before the next await. A new object of this size
+#: would take new memory from the system for each read, even of a line of 200 bytes.
 _buffer: Final = memoryview(bytearray(READ_BYTES))
 
 
 class SocketReader:
     """Reads from one socket; used by one task at a time.
 
-    A stream's ``receive`` gives the loop a turn before it reads, asks the loop to watch the socket for each wait and to
-    stop afterwards, and needs a scope and a timer for each time-out. For a client with one event in flight that was a
+    It replaces the stream's ``receive``, which yields to the loop before it reads, registers and unregisters the socket
+    for each wait, and needs a scope and a timer for each time-out. For a client with one event in flight that was a
     quarter of the round trip.
 
     Args:
@@ -51,7 +51,7 @@ class SocketReader:
         self._watched = False
         #: Whether the last read found nothing.
         self._empty = True
-        #: Whether the last read took as many bytes as it might.
+        #: Whether the last read filled its buffer.
         self._filled = False
         self._waiter: asyncio.Future[None] | None = None
         #: One timer for all waits: when it fires, it checks whether the current wait is over its deadline.
@@ -62,7 +62,7 @@ class SocketReader:
         self._deadline: float | None = None
 
     async def receive(self, size: int, max_wait: float | None = None) -> bytes:
-        """Return the next bytes; none at the end of the stream.
+        """Return the next bytes; empty at the end of the stream.
 
         Args:
             size: most bytes to return, at most ``READ_BYTES``.
@@ -73,8 +73,8 @@ class SocketReader:
             OSError: the connection is broken.
         """
         while True:
-            # Read before waiting, even if the last read was not filled: where data and a reset come together, uvloop
-            # reports both at once and then watches no more. A read that finds nothing costs 2 us, and finds the reset.
+            # Read before waiting, even if the last read was not filled: if data and a reset come together, uvloop
+            # reports them once and stops watching. A read that finds nothing costs 2 us, and finds the reset.
             if self._empty:
                 await self._until_readable(max_wait)
             elif self._filled:
@@ -104,7 +104,7 @@ class SocketReader:
 
     def _on_readable(self) -> None:
         if self._waiter is None:
-            # Nobody reads now: the daemon is behind with this client. The next wait watches again.
+            # No task waits: the daemon is behind with this client. The next wait watches again.
             self._watched = False
             self._loop.remove_reader(self._fd)
         elif not self._waiter.done():
@@ -152,9 +152,9 @@ class SocketReader:
 class _State(Enum):
     #: Frames are read and handled.
     READING = auto()
-    #: The daemon stops: nothing more is read, and what was read is still answered.
+    #: The daemon stops: nothing more is read, and frames that were read are still answered.
     STOPPED = auto()
-    #: Nothing more is read; what is pending is sent, and the error that ends the connection.
+    #: Nothing more is read; pending answers are sent, and the error that ends the connection.
     ENDING = auto()
     #: The connection is closed without sending what is pending.
     DROPPED = auto()
@@ -187,7 +187,7 @@ class Connection:
         #: Seconds spent waiting for the client since it connected, or since its frame began.
         self._waited = 0.0
         self._loop = asyncio.get_running_loop()
-        #: Memory for begun lines and unread answers.
+        #: Memory for incomplete lines and unread answers.
         self.holding = host.held.holding(peer)
         #: The error that ends the connection.
         self.error: ProtocolError | None = None
@@ -237,8 +237,8 @@ class Connection:
                         self._end(ProtocolError(Code.BAD_FRAME, message, "connect again and resume"))
             if self._state is _State.STOPPED and conversation.stage is not Stage.CLOSED:
                 await self._ended.wait()
-            # Bounded and not shielded: what is pending may never be read, and neither a client that is dropped nor a
-            # daemon that stops waits for it.
+            # Bound the time and do not shield: pending answers may never be read, and neither a dropped client nor a
+            # daemon that stops may wait for that.
             with move_on_after(self._limits.write_timeout.seconds or None):
                 await conversation.until_acknowledged()
                 if self.error is not None:
@@ -257,8 +257,8 @@ class Connection:
             items = frames.feed(data) if data else frames.finish()
             for number, item in enumerate(items, 1):
                 is_last = number == len(items) and not frames.mid_frame
-                # Check the state: a cancellation reaches this task only where it next waits, and a task whose data has
-                # come already would take events that no shutdown waits for.
+                # Check the state: a cancellation reaches this task only at its next wait, and if data has come already
+                # the task would take events that the shutdown does not wait for.
                 if self._state is not _State.READING:
                     return
                 if type(item) is EventChunk:
@@ -271,7 +271,7 @@ class Connection:
                 session = conversation.session
                 self._waited = 0.0
             self._check_held()
-            # Each is asked first whether there is room: a coroutine that returns at once costs as much as the question.
+            # Test for room before awaiting: awaiting a coroutine that returns at once costs as much as the test.
             if session is not None:
                 if session.admission.is_full(self._queue_bytes):
                     await session.room(self._queue_bytes)
@@ -293,14 +293,14 @@ class Connection:
             else:
                 timeout, what = self._idle_timeout, "nothing was sent"
                 self._waited = 0.0
-        # The time-out is for the whole hello or frame: a byte now and then must not hold the connection for ever. Only
-        # the time spent waiting for the client counts, not the time in which nothing is read.
+        # The time-out is for the whole hello or frame, so that single bytes cannot hold the connection for ever. Only
+        # time spent waiting for the client counts, not time in which nothing is read.
         judged = session is None or self._frame_reader.mid_frame
         began = clock.now() if judged else 0.0
         try:
             data = await self._socket_reader.receive(size, max(0.0, timeout - self._waited) if timeout else None)
         except TimeoutError:
-            hint = "send whole frames in time; what was acknowledged is safe, connect again to go on"
+            hint = "send whole frames in time; acknowledged events are safe, connect again to continue"
             raise ProtocolError(Code.LIMIT, f"{what} within {timeout:g} s", hint) from None
         if judged:
             self._waited += clock.now() - began
@@ -325,11 +325,11 @@ class Connection:
     # --- what the session and the daemon call; synchronous ---
 
     def progress(self) -> None:
-        """Send what became due; called when events or decisions became durable, or a batch was refused."""
+        """Send the answers that are due, because events or decisions became durable or a batch was refused."""
         self.conversation.outbox.wake()
         session = self.conversation.session
         if session is not None and session.log.is_followed:
-            # Decisions are made long after their events were read, while nothing more is read.
+            # Decisions may be made long after their events were read, while nothing is read.
             self._check_held()
 
     def session_failed(self, error: ProtocolError) -> None:
@@ -337,11 +337,11 @@ class Connection:
         self._end(error)
 
     def stop_reading(self) -> None:
-        """Read nothing more; what was read is still answered."""
+        """Read nothing more; frames that were read are still answered."""
         if self._state is _State.READING:
             self._state = _State.STOPPED
-        # A flush or close that is under way goes on: it reads nothing meanwhile, and the state is checked before the
-        # next item. A client that is not told of its session's last bundle cannot ask for it: the session is over.
+        # Let a flush or close that is under way finish: it reads nothing, and the state is checked before the next
+        # item. A client that does not get the answer to its close cannot ask again: the session is over.
         if self.conversation.stage is not Stage.ANSWERING:
             self._reading.cancel()
 
@@ -353,7 +353,7 @@ class Connection:
             else ProtocolError(
                 Code.SHUTTING_DOWN,
                 "the daemon is stopping",
-                "what was acknowledged is safe; connect again and resume the session",
+                "acknowledged events are safe; connect again and resume the session",
             )
         )
 
@@ -369,8 +369,8 @@ class Connection:
     def _release(self, last: bytes = b"") -> None:
         """Release the memory that is held for the client.
 
-        Not left to the collector: a connection is in reference cycles with its parts, and a begun line may be long. And
-        not left to the end of the task: whoever holds most may be asked for again before that.
+        It is not left to the garbage collector, because a connection is in reference cycles and an incomplete line may
+        be long; nor to the end of the task, because ``relieve`` may look for the largest holder before that.
         """
         self._frame_reader.release()
         self.conversation.outbox.release(last)
@@ -378,7 +378,7 @@ class Connection:
 
     def _end(self, error: ProtocolError) -> None:
         if self.error is None:
-            # A copy: the traceback would keep everything alive that was read.
+            # Keep a copy: the traceback would keep the read buffers alive.
             self.error = ProtocolError(error.code, error.message, error.hint or "", error.lost)
             self._host.refusals[error.code] += 1
             if self._state is not _State.DROPPED:

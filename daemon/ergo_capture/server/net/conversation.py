@@ -1,4 +1,4 @@
-"""What one client and the daemon say to each other: hello, open, events, flush, close, in this order."""
+"""The conversation of one client with the daemon: hello, open, events, flush, close, in this order."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from ergo_capture.version import PROGRAM
 #: About the length of a ``decision`` frame.
 _DECISION_BYTES: Final = 256
 _FEATURES: Final = (protocol.ACKNOWLEDGED, protocol.DECIDED_BY, protocol.NOTICES)
-#: The length of a ``refused`` frame at the most, as long as event ids are not.
+#: Largest length of a ``refused`` frame with a short event id, in bytes.
 _REFUSAL_BYTES: Final = 700
-#: Characters that are said of the name of an unknown field.
+#: How many characters of the name of an unknown field are repeated.
 _MAX_NAME: Final = 100
 #: Memory that a decision takes while it is kept for a client, with its event.
 KEPT_DECISION_BYTES: Final = 400
@@ -57,7 +57,7 @@ class Host(Protocol):
     limits: LimitsConfig
     registry: SessionRegistry
     writer: Writer
-    #: Memory for begun lines and unread answers.
+    #: Memory for incomplete lines and unread answers.
     held: Budget
     #: Refusals by code.
     refusals: Counter[str]
@@ -75,7 +75,7 @@ class _Receipt:
 
     #: Number of the last of them on the connection, from 1.
     end: int
-    #: None where all of them were rejected before a session saw them.
+    #: None if all of them were rejected before a session saw them.
     batch: EventBatch | None
     #: Numbers of the batch's events; the others were rejected before.
     numbers: Sequence[int]
@@ -84,11 +84,11 @@ class _Receipt:
 class Receipts:
     """Counts the accepted and decided events of one connection.
 
-    A client counts what it sent on its connection; a session counts what it admitted, from all its connections. A receipt
-    ties a range of the one to a batch of the other.
+    A client counts the events that it sent on its connection; a session counts those that it admitted, from all its
+    connections. A receipt maps a range of the former to a batch of the latter.
 
     Args:
-        reject: called with the numbers of a batch's events, and the batch, where the batch was refused.
+        reject: called with the numbers of a batch's events, and the batch, if the journal refused the batch.
     """
 
     def __init__(self, reject: Callable[[Sequence[int], EventBatch], None]) -> None:
@@ -109,15 +109,15 @@ class Receipts:
         return bool(self._unaccepted)
 
     def add(self, batch: EventBatch | None, numbers: Sequence[int] = ()) -> None:
-        """Record what became of the events received since the last call.
+        """Record the result of admitting the events received since the last call.
 
         Args:
-            batch: the batch of those that were admitted; None where all were rejected.
+            batch: the batch of those that were admitted; None if all were rejected.
             numbers: the numbers of the batch's events.
         """
         waiting = self._unaccepted
         if batch is None and waiting and waiting[-1].batch is None:
-            # One receipt for any number of rejected events: they take no room in any queue.
+            # Use one receipt for any number of rejected events: no queue bounds their number.
             waiting[-1].end = self.received
         else:
             waiting.append(_Receipt(self.received, batch, numbers))
@@ -143,15 +143,15 @@ class Receipts:
         self.decided = undecided[0][1] if undecided else self.accepted
 
     def release(self) -> None:
-        """Release the batches: nobody is told any more what becomes of their events."""
+        """Release the batches: the client is not told any more about their events."""
         self._unaccepted.clear()
         self._undecided.clear()
 
 
 class Stage(Enum):
-    """How far a conversation is."""
+    """The stage of a conversation."""
 
-    #: Nothing was said yet.
+    #: No frame has come yet.
     NEW = auto()
     #: The client said hello.
     GREETED = auto()
@@ -171,7 +171,7 @@ class Conversation:
         peer: the client's process.
         host: the daemon.
         owner: the connection; it will own the session that is opened.
-        on_stuck: called with the error where the client does not read.
+        on_stuck: called with the error if the client does not read.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Conversation:
         self.client = ""
         self.bad_frames = 0
         self.receipts = Receipts(self._reject_batch)
-        #: Whether anything was refused of the last item.
+        #: Whether any event of the last item was rejected.
         self.refused_last = False
         self._peer = peer
         self._host = host
@@ -192,7 +192,7 @@ class Conversation:
         #: Whether the client speaks ``ergo-driver.v0``, which knows no answers.
         self.is_driver = False
         self._decisions_sent = 0
-        #: Refused events of the session that the client was told of on this connection, and whether of left over ones.
+        #: How many refused events the client was told of on this connection, and whether of left-over ones.
         #: Whether the client takes ``note``, ``refused`` and ``left_over``.
         self._takes_notices = False
         self._refused_told = 0
@@ -214,7 +214,7 @@ class Conversation:
 
         Args:
             item: the item.
-            is_last: whether nothing of what was read comes behind it.
+            is_last: whether it is the last item of what was read.
 
         Raises:
             ErgoCaptureError: the connection has to end with this error.
@@ -366,7 +366,7 @@ class Conversation:
                 raise ProtocolError(
                     line.code,
                     f"{self.bad_frames} bad frames on one connection",
-                    "correct the client; what was acknowledged is safe, connect again and resume",
+                    "correct the client; acknowledged events are safe, connect again and resume",
                 )
 
     async def _flush(self, session: Session) -> None:
@@ -452,7 +452,7 @@ class Conversation:
         return protocol.encode(protocol.LeftOver(left.from_index + 1, left.event_id, left.count, reason, message))
 
     def _due_bytes(self) -> int:
-        """Return about the size of the decisions that are due."""
+        """Return an estimate of the size of the decisions that are due, in bytes."""
         session = self.session
         if session is None or self.is_driver:
             return 0
@@ -470,7 +470,7 @@ class Conversation:
 
     def _reject(self, index: int, event_id: str | None, code: Code, message: str, hint: str) -> None:
         self._host.refusals[code] += 1
-        # A client that need not read must not be given up for unread rejections.
+        # A driver need not read: do not drop it for unread rejections.
         if not self.is_driver:
             self.outbox.add_before_ack(protocol.encode(protocol.Reject(index, event_id, code, message, hint)))
 

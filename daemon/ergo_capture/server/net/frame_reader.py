@@ -1,7 +1,7 @@
-"""Turns the bytes of one client into items: requests, chunks of events, bad lines; sans-I/O.
+"""Parse the bytes of one client into items: requests, chunks of events, bad lines; sans-I/O.
 
-A line that cannot be read counts as one event, because it may have been one: otherwise the client's count and the
-daemon's would differ from then on.
+A line that cannot be read counts as one event, because it may have been one: otherwise the counts of client and daemon
+would differ from then on.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ _FRAME_HINT: Final = 'send one JSON object a line, such as {"type":"event","even
 
 @dataclass(slots=True)
 class FrameReader:
-    """Splits received bytes into lines and reads them as items; holds at most one begun line.
+    """Splits received bytes into lines and parses them; holds at most one incomplete line.
 
     Args:
         max_frame_bytes: longest line, in bytes without its newline.
         max_events_per_frame: most events in one ``events`` frame.
-        max_bad_frames: bad frames after which a connection ends; what follows them in one read is not looked at.
+        max_bad_frames: bad frames after which a connection ends; the rest of the read is not parsed.
     """
 
     max_frame_bytes: int
     max_events_per_frame: int
     max_bad_frames: int
-    #: The begun line. Not bytes: a client that sends byte by byte would have the line copied for each of them.
+    #: The incomplete line. It is not ``bytes``: each byte of a client that sends single bytes would copy the line.
     _held: bytearray = field(default_factory=bytearray, init=False)
     #: Whether the rest of the current line is dropped, because the line was refused for its length.
     _skipping: bool = field(default=False, init=False)
 
-    #: Whether no unknown field was met yet: the client is told of the first one.
+    #: Whether no unknown field has come yet: the client is told of the first one.
     _known_only: bool = field(default=True, init=False)
 
     @property
@@ -100,7 +100,7 @@ class FrameReader:
         return self._read_lines([held]) if held.strip() else []
 
     def release(self) -> None:
-        """Release the begun line; nothing more will be read."""
+        """Release the incomplete line; nothing more will be read."""
         self._held = bytearray()
         self._skipping = True
 
@@ -116,7 +116,7 @@ class FrameReader:
         return [self._too_large()]
 
     def _read_chunk(self, chunk: bytes) -> list[Item]:
-        """Read whole lines; plain ``event`` lines, which are nearly all there are, in one go."""
+        """Read whole lines; decode plain ``event`` lines, which nearly all are, together."""
         if chunk.startswith((b'{"type":"event",', b'{"type": "event",')):
             fits = len(chunk) <= self.max_frame_bytes
             if fits or max(map(len, chunk.split(b"\n"))) <= self.max_frame_bytes:
@@ -148,7 +148,7 @@ class FrameReader:
                 unknown = None
 
         for line in lines:
-            # The connection ends with these; one read may hold a hundred thousand more.
+            # Stop here: the connection ends, and one read may hold a hundred thousand more bad lines.
             if bad >= self.max_bad_frames:
                 break
             if not line.strip():
@@ -207,7 +207,7 @@ def _read_event(text: bytes | msgspec.Raw, *, bare: bool) -> tuple[EventLike | B
     except ExternalEventPayloadError as error:
         hint = error.hint or ""
         return BadLine(Code.INVALID_PAYLOAD, str(error), hint, _id_of(text, bare=bare), bad_frame=False), None
-    # Without its payload: the line holds it, for as long as anybody needs it.
+    # Leave the payload out: the line holds it as long as it is needed.
     return LineEvent(event.event_id, event.kind, event.at), name
 
 

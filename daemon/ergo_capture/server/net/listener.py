@@ -27,7 +27,7 @@ from ergo_capture.server.session.access import Access, peer_name
 
 #: Longest path of a Unix socket, in bytes, without its terminating zero.
 MAX_SOCKET_PATH: Final = 107
-#: Seconds to wait before accepting again where the system could not.
+#: Seconds to wait before accepting again after the system could not.
 _RETRY_SECONDS: Final = 0.1
 #: Descriptors for everything but clients: the journal, bundles, engines, the loop.
 _OWN_DESCRIPTORS: Final = 128
@@ -51,18 +51,17 @@ def raise_descriptor_limit(max_clients: int) -> None:
 def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) -> socket.socket:
     """Return a listening socket at ``path``.
 
-    A socket file that nobody listens on was left by a kill, and is replaced. Anything else at the path stays: the lock
-    of the state directory does not cover the socket, and binding would take it from the clients of a daemon with
-    another state directory.
+    A socket file without a listener was left by a killed process, and is replaced. Any other file at the path stays: it
+    may be the socket of a daemon with another state directory, which the lock of this one does not cover.
 
     Args:
-        path: where to bind.
+        path: the path of the socket file.
         mode: permissions of the file.
         group: owning group; empty for the process's.
-        backlog: connections that may wait to be accepted.
+        backlog: how many connections may wait to be accepted.
 
     Raises:
-        ErgoCaptureError: the path is too long or taken, or the socket cannot be made.
+        ErgoCaptureError: the path is too long or taken, or the socket cannot be created.
     """
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise ErgoCaptureError(
@@ -73,17 +72,17 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
         )
     if path.is_socket() and _is_listened_on(path):
         raise ErgoCaptureError(
-            f"bind socket '{path}': somebody listens there already",
+            f"bind socket '{path}': another process listens there already",
             op="bind socket",
             path=path,
             hint="stop that daemon (`ergo-capture status --socket` says which it is), or choose another --socket",
         )
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     with suppress(OSError):
-        # 0755 and not 0750: clients of other groups pass through the directory. If it fails, so does binding, and says
-        # why.
+        # Use 0755, not 0750: clients of other groups pass through the directory. If this fails, so does binding, which
+        # reports the reason.
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # Bind under the narrowest mask and widen afterwards: at no time may more users connect than configured.
+    # Bind with the narrowest mask and widen it afterwards: no other users may connect at any time.
     mask = os.umask(0o177)
     try:
         if path.is_socket():
@@ -117,19 +116,19 @@ def _is_listened_on(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
-            # A full backlog has a listener behind it. In doubt, nothing is taken away.
+            # A full backlog means that there is a listener. In doubt, keep the file.
             return True
         return True
 
 
 class BoundSocket:
-    """A listening socket whose file this process made; a context manager that removes the file at the end. See ``bind``.
+    """A listening socket (``bind``) that removes its file at the end; a context manager.
 
     Args:
-        path: where to bind.
+        path: the path of the socket file.
         mode: permissions of the file.
         group: owning group; empty for the process's.
-        backlog: connections that may wait to be accepted.
+        backlog: how many connections may wait to be accepted.
 
     Raises:
         ErgoCaptureError: as ``bind``.
@@ -142,11 +141,11 @@ class BoundSocket:
         self._bound = identity(path)
 
     def is_lost(self) -> bool:
-        """Return whether the file was removed or replaced, so that no client reaches the socket any more."""
+        """Return whether the file was removed or replaced, so that clients cannot reach the socket."""
         return identity(self.path) != self._bound
 
     def bind_again(self) -> socket.socket:
-        """Return a new listening socket at the path; the caller closes the one before.
+        """Return a new listening socket at the path; the caller closes the old one.
 
         Raises:
             ErgoCaptureError: as ``bind``; another process may listen there by now.
@@ -183,7 +182,7 @@ def unlink_if_same(path: Path, bound: tuple[int, int] | None) -> None:
 
 
 def _peer_of(stream: UNIXSocketStream) -> Peer:
-    """Return the process at the other end, as the kernel vouches for it."""
+    """Return the process at the other end, as the kernel reports it."""
     raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
     pid, uid, gid = _PEERCRED.unpack(raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
     return Peer(uid=uid, gid=gid, pid=pid)
@@ -211,7 +210,7 @@ class Admission:
         """Count a client in; ``leave`` counts it out.
 
         Raises:
-            ProtocolError: there are as many clients as there may be.
+            ProtocolError: the largest number of clients is reached.
         """
         if self.clients >= self.max_clients:
             message = f"{self.max_clients} clients are connected"
@@ -235,7 +234,7 @@ class Admission:
         Raises:
             ProtocolError: it does not.
         """
-        # In a thread: the group database may be on another host.
+        # Look up in a thread: the group database may be on another host.
         if not self.access.is_open and not await to_thread.run_sync(self.access.admits, peer):
             raise ProtocolError(
                 Code.FORBIDDEN,
@@ -250,9 +249,9 @@ class Listener:
     Args:
         listening: bound, listening, non-blocking.
         serve: serves one client to the end, and closes the stream.
-        admission: who is admitted.
-        on_refused: called with each peer that was refused, and the error it was sent.
-        on_accept_failed: called with the reason where the system gives no connection; accepting is tried again.
+        admission: decides who is admitted.
+        on_refused: called with each peer that was refused, and the error that it was sent.
+        on_accept_failed: called with the reason if the system cannot accept; accepting is tried again.
     """
 
     def __init__(
@@ -291,7 +290,7 @@ class Listener:
             try:
                 stream = await listener.accept()
             except anyio.BrokenResourceError as broken:
-                # The system is short of descriptors or memory, and that passes.
+                # The system is short of descriptors or memory: try again later.
                 self._on_accept_failed(broken.__cause__ or broken)
                 await anyio.sleep(_RETRY_SECONDS)
                 continue
@@ -299,13 +298,13 @@ class Listener:
             self._take(stream, clients)
 
     async def _accept_waiting(self, listening: socket.socket, clients: TaskGroup) -> None:
-        """Accept the clients that wait on a socket that is replaced, and close it."""
+        """Accept the clients that wait on a socket that was replaced, and close it."""
         with listening:
             while True:
                 try:
                     accepted = listening.accept()[0]
                 except OSError:
-                    # None is left, or the system has no more connections; then they connect again.
+                    # None is left, or the system cannot accept more; the others connect again.
                     return
                 accepted.setblocking(False)
                 self._take(await UNIXSocketStream.from_socket(accepted), clients)
@@ -315,13 +314,13 @@ class Listener:
         try:
             self._admission.enter(peer)
         except ProtocolError as error:
-            # Refused without a task: a thousand clients too many must cost next to nothing.
+            # Refuse without a task: a thousand clients too many must cost almost nothing.
             self._refuse(stream, peer, error)
         else:
             clients.start_soon(self._admit, stream, peer)
 
     def listen_on(self, listening: socket.socket) -> None:
-        """Accept on another socket from now on; the one before is closed."""
+        """Accept on another socket from now on; the old one is closed."""
         self._listening = listening
         self._accepting.cancel()
 

@@ -1,9 +1,8 @@
-"""Sends answers to one client, and bounds what waits to be sent.
+"""Send answers to one client, and bound the bytes that wait to be sent.
 
-Everything that is to be sent by the end of a turn of the loop goes out in one write, so acknowledgements coalesce by
-themselves. A client that does not read is not read: ``room`` waits while too much is pending. If the client then takes
-no byte for the time-out, it is given up. A client that leaves only acknowledgements unread is not: there is never more
-than one of them pending.
+All answers of a turn of the loop are sent in one write, so acknowledgements coalesce. The frames of a client that does
+not read are not read either: ``room`` waits while too much is pending. If the client then takes no byte for the
+time-out, it is dropped. A client that leaves only acknowledgements unread is not dropped: at most one is pending.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from ergo_capture.notifier import Notifier
 from ergo_capture.pauses import within
 from ergo_capture.protocol.capture import Code, ProtocolError
 
-#: Most bytes offered to the socket at once, so that a client that reads slowly is seen to read.
+#: The most bytes offered to the socket at once: with fewer bytes, the progress of a slow client is noticed.
 _SEND_BYTES: Final = 64 << 10
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class _State(Enum):
-    #: Nothing is to be sent.
+    #: There is nothing to send.
     IDLE = auto()
-    #: ``_send`` is called in this turn of the loop.
+    #: ``_send`` will be called in this turn of the loop.
     SCHEDULED = auto()
     #: The socket took only a part; ``run`` sends the rest, and what is added meanwhile.
     BLOCKED = auto()
@@ -43,8 +42,8 @@ class Outbox:
     Args:
         raw: the connection's socket, non-blocking.
         compose_due: returns the frames that are due now: decisions, and one acknowledgement. May add rejections.
-        due_bytes: returns about the size of what ``compose_due`` would return.
-        on_stuck: called with the error where the client did not read in time.
+        due_bytes: returns an estimate of the size of the frames that ``compose_due`` would return.
+        on_stuck: called with the error if the client did not read in time.
         limit: pending bytes above which ``room`` waits.
         timeout: seconds that more than ``limit`` may be pending without the client taking any; zero for no limit.
     """
@@ -92,7 +91,7 @@ class Outbox:
         self.wake()
 
     def wake(self) -> None:
-        """Send what is due, at the end of this turn of the loop."""
+        """Send the frames that are due, at the end of this turn of the loop."""
         if self._state is _State.IDLE:
             self._state = _State.SCHEDULED
             self._loop.call_soon(self._send)
@@ -126,9 +125,9 @@ class Outbox:
     # --- sending ---
 
     def _send(self) -> None:
-        """Send what there is, as far as the socket takes it at once; ``run`` sends the rest.
+        """Send the queued frames, as far as the socket takes them at once; ``run`` sends the rest.
 
-        Sent from here because an acknowledgement that goes through the task leaves two turns of the loop later.
+        Sending an acknowledgement from the task instead would take two more turns of the loop.
         """
         if self._state is not _State.SCHEDULED:
             return
@@ -143,7 +142,7 @@ class Outbox:
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:
-                # A client that closed its reading side may still be sending; reading notices when it is gone.
+                # A client that closed its reading side may still send; reading notices when it is gone.
                 sent = len(data)
         self._unsent = memoryview(data)[sent:]
         if self._unsent:
@@ -154,7 +153,7 @@ class Outbox:
             self._sent.notify_all()
 
     async def run(self) -> None:
-        """Send what the socket does not take at once, until cancelled or the client is given up."""
+        """Send the bytes that the socket does not take at once, until cancelled or the client is dropped."""
         while True:
             await self._blocked.wait()
             self._blocked.clear()
@@ -167,7 +166,7 @@ class Outbox:
             self._send()
 
     async def _send_part(self) -> bool:
-        """Send a part of what is unsent; return False where the client is given up."""
+        """Send a part of the unsent bytes; return False if the client is dropped."""
         try:
             self._unsent = self._unsent[self._socket.send(self._unsent[:_SEND_BYTES], _SEND_FLAGS) :]
         except (BlockingIOError, InterruptedError):
@@ -183,10 +182,10 @@ class Outbox:
         return True
 
     def release(self, last: bytes = b"") -> None:
-        """Drop what is pending and send nothing more.
+        """Drop the pending frames and send nothing more.
 
         Args:
-            last: a last frame, sent if no other is half sent and the socket takes it at once.
+            last: a last frame, sent if no other is partly sent and the socket takes it at once.
         """
         if last and not self._unsent:
             with suppress(OSError):

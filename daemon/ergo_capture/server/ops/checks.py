@@ -1,4 +1,4 @@
-"""Periodic checks of what the daemon stands on: the journal's files, the disk, and the files of its sockets."""
+"""Periodic checks of the journal's files, the disk, and the files of the sockets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Checks:
         state: the state directory.
         journal: the journal; one that was removed or replaced fails the writer.
         writer: probes the disk while it has nothing to commit.
-        sockets: sockets whose files this process made, each with a function that serves another one from now on.
+        sockets: sockets whose files this process made, each with the function that replaces it by another one.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class Checks:
                 self._bind_again(bound, serve)
         self._writer.probe(self._state.probe)
         try:
-            # In a thread that may be left behind: a disk that hangs must not hold up the stop.
+            # Use a thread that may be abandoned: a disk that hangs must not delay the stop.
             loss = await to_thread.run_sync(self._journal.find_loss, abandon_on_cancel=True)
         except StorageError:
-            # A disk that cannot be looked at fails the probe too, which reports it.
+            # The probe fails on such a disk too, and reports it.
             return
         if loss is not None:
             self._writer.fail(loss)
 
     def _bind_again(self, bound: BoundSocket, serve: Callable[[socket.socket], None]) -> None:
-        """Bind a socket again whose file a cleaner has removed, or that another process has replaced and left."""
+        """Bind a socket again if its file was removed, or was replaced by a process that is gone."""
         try:
             serve(bound.bind_again())
         except ErgoCaptureError as error:
-            # Logged once: until it succeeds, it is one fact.
+            # Log it once until it succeeds.
             if bound.path not in self._unreachable:
                 self._unreachable.add(bound.path)
                 log.error(telemetry.SOCKET_LOST, path=str(bound.path), error=error.message, hint=error.hint)  # noqa: TRY400

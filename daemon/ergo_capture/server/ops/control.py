@@ -1,7 +1,7 @@
 """The control socket: answers operators.
 
-It exists from the moment the state directory is locked until the very end, so that a daemon that recovers or drains for
-a long time can be asked what it is doing.
+It exists from the lock on the state directory until the end of the process, so that a daemon that recovers or drains
+for a long time can be asked for its status.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ergo_capture.server.session.tap import Tap
 
 log = structlog.get_logger()
 
-#: Most connections at once.
+#: The largest number of connections at once.
 MAX_CONNECTIONS: Final = 16
 #: Bad requests after which a connection ends.
 MAX_BAD_REQUESTS: Final = 5
@@ -99,7 +99,7 @@ class ControlSocket:
 
     async def _serve(self, stream: UNIXSocketStream, peer: Peer) -> None:
         async with stream:
-            # An operator who hangs up or does not read is harmed alone.
+            # An operator who hangs up or does not read harms no other connection.
             with suppress(*_DISCONNECTED):
                 try:
                     await _ControlConnection(self, stream, peer).run()
@@ -167,7 +167,7 @@ class _ControlConnection:
                     message = f"a request is longer than {protocol.MAX_REQUEST_BYTES} bytes"
                     await self._refuse(ProtocolError(Code.TOO_LARGE, message, "send one JSON object a line"))
                     return None
-            # While the daemon stops, an operator who asked for it waits for the end: that is when the socket closes.
+            # While the daemon stops, the operator of ``shutdown`` waits for its end, at which the socket closes.
             if self._components.phase is not Phase.STOPPING:
                 return None
 
@@ -186,7 +186,7 @@ class _ControlConnection:
     async def _execute(self, request: Request) -> None:
         components = self._components
         if not isinstance(request, StatusRequest | MetricsRequest):
-            # Those two change nothing, and come every second.
+            # Do not log these two: they change nothing, and may come every second.
             command = type(request).__struct_config__.tag
             log.info(telemetry.CONTROL_ASKED, command=command, uid=self._peer.uid)
         match request:
@@ -237,7 +237,7 @@ class _ControlConnection:
 
         async with anyio.create_task_group() as watching:
             watching.start_soon(self._cancel_on_hang_up, watching.cancel_scope)
-            # Concurrently: a session that waits for its engine must not keep the others from their bundles.
+            # Flush concurrently: a session that waits for its engine must not delay the others.
             async with anyio.create_task_group() as flushing:
                 for session in chosen:
                     flushing.start_soon(flush, session)
@@ -247,7 +247,7 @@ class _ControlConnection:
         await self._send(protocol.Flushed([bundles[session] for session in chosen if session in bundles]))
 
     async def _cancel_on_hang_up(self, scope: anyio.CancelScope) -> None:
-        """Cancel a flush whose operator has hung up: it may wait for ever, and connections are few.
+        """Cancel a flush when its operator has hung up: it may wait for ever, and connections are few.
 
         The socket is polled, not read: an operator who closed the sending side still waits for the answer.
         """
@@ -278,7 +278,7 @@ class _ControlConnection:
             await self._send(protocol.Tapping(request.of, request.rate))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._cancel_on_request, tasks.cancel_scope)
-                # Suppressed inside the group: outside it would arrive wrapped in an exception group.
+                # Suppress it inside the group, which would wrap it in an exception group.
                 with suppress(*_DISCONNECTED):
                     await self._send_decisions(tap)
                 tasks.cancel_scope.cancel()

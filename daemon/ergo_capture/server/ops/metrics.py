@@ -80,7 +80,7 @@ class StatusCollector(Collector):
         yield _counter("sessions_finished", "Sessions that ended with a bundle.", totals.sessions_finished)
         yield _counter(
             "acknowledged_lost",
-            "Resumes by clients that were told of events which are missing.",
+            "Resumes by clients to which missing events were acknowledged.",
             totals.acknowledged_lost,
         )
         yield _counter("bundles_published", "Bundles published, snapshots included.", totals.bundles_published)
@@ -92,7 +92,7 @@ class StatusCollector(Collector):
         yield _counter("tap_decisions_shown", "Decisions shown to taps.", totals.decisions_tapped)
         yield _counter("tap_decisions_skipped", "Decisions that taps did not show.", totals.decisions_skipped)
         yield _counter(
-            "log_lines_dropped", "Lines of the log that were dropped: nobody read them.", totals.log_lines_dropped
+            "log_lines_dropped", "Lines of the log that were dropped: no process read them.", totals.log_lines_dropped
         )
         yield _labelled(
             CounterMetricFamily(PREFIX + "refusals", "Clients, frames and events refused, by code.", labels=["code"]),
@@ -112,7 +112,7 @@ class StatusCollector(Collector):
 def _process() -> _Families:
     """Return the process's own figures under our prefix: node_exporter has its own ``process_*``."""
     process = ProcessCollector(namespace=PREFIX.rstrip("_"), registry=None)
-    # Under a private /proc the start time would be in 1970, and the daemon's own is known.
+    # Leave out the start time: under a private /proc it would be in 1970, and ``start_time_seconds`` has it.
     return (family for family in process.collect() if not family.name.endswith("_start_time_seconds"))
 
 
@@ -147,7 +147,7 @@ def _commits(running: RunningStatus) -> _Families:
 
 def _sessions(running: RunningStatus) -> _Families:
     sessions = running.sessions
-    # Every graph, not only those with sessions: a series that comes and goes cannot be alerted on.
+    # Report every graph, not only those with sessions: a series that comes and goes cannot be alerted on.
     graphs = {engine.graph for engine in running.engines} | {session.graph for session in sessions}
     counts, undecided, deferred, queued = (Counter(dict.fromkeys(sorted(graphs), 0)) for _ in range(4))
     for session in sessions:
@@ -169,7 +169,7 @@ def _sessions(running: RunningStatus) -> _Families:
 
 
 def _episodes(running: RunningStatus) -> _Families:
-    # Every end of every graph, from the start: a series that comes with the first failure cannot be alerted on.
+    # Report every termination of every graph: a series that comes with the first failure cannot be alerted on.
     ended = CounterMetricFamily(
         PREFIX + "episodes", "Episodes, by how their last attempt ended.", labels=["graph", "termination"]
     )
@@ -192,7 +192,7 @@ def _intents(running: RunningStatus) -> _Families:
 def _fates(running: RunningStatus) -> _Families:
     texts = {
         "refused": ("refused_events", "Events that were accepted and refused when their turn came."),
-        "left_over": ("left_over_events", "Events that were accepted behind an interruption of their run."),
+        "left_over": ("left_over_events", "Events that were accepted after an interruption of their run."),
         "interrupted": ("interrupted_runs", "Runs of sessions that were interrupted before their events ended."),
     }
     for fate, (name, text) in texts.items():
@@ -246,11 +246,11 @@ class Textfile:
         self._interval = interval
         self._take = take
         self._failed = False
-        #: How often it was written.
+        #: The number of times it was written.
         self.written = 0
 
     async def run(self) -> None:
-        """Write until cancelled; then remove the file, which would claim for ever what was true last."""
+        """Write until cancelled; then remove the file, because its values would be out of date."""
         try:
             while True:
                 await self.write()
@@ -265,7 +265,7 @@ class Textfile:
         try:
             await to_thread.run_sync(_replace, self._path, text)
         except (ErgoCaptureError, OSError) as error:
-            # Logged once: until writing succeeds again, it is one fact.
+            # Log it once until writing succeeds again.
             if not self._failed:
                 hint = f"{getattr(error, 'hint', None) or 'look at its directory'}; see `ergo-capture help metrics`"
                 log.error(telemetry.METRICS_FAILED, path=str(self._path), error=str(error), hint=hint)  # noqa: TRY400

@@ -1,10 +1,10 @@
-"""Reloads the configuration while the daemon runs: validates it first, then applies all of it or nothing.
+"""Reload the configuration while the daemon runs: validate it first, then apply all of it or nothing.
 
-These take effect at once: limits, access, graphs (but for the engines of graphs that exist, and what these engines have
-to be), rotation, retention, linger, the style and compression of bundles, the drain time and the log level. Limits and
+These take effect at once: limits, access, graphs (except engines, and their expected provenance, of existing graphs),
+rotation, retention, linger, the style and compression of bundles, the drain time and the log level. Limits and
 allow-lists apply to the clients that come next, and a graph's constraints to the sessions opened next: a session keeps
-the constraints it was opened with, as its bundle does. A graph that was removed takes no new sessions; its open sessions
-go on. Everything else needs a restart, and each reload names it until then.
+the constraints it was opened with, as its bundle does. A graph that was removed takes no new sessions; its open
+sessions go on. Everything else needs a restart, and each reload names it until then.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AT_ONCE: Final = frozenset(
         ("limits",),
         ("rotation",),
         ("retention",),
-        # Of it the daemon uses only what retention needs.
+        # The daemon uses of it only the targets of ``retention.shipped_to``.
         ("ship",),
         ("session", "linger"),
         ("bundle",),
@@ -64,7 +64,7 @@ class Reloader:
 
     Args:
         components: the daemon's components.
-        reread: returns the configuration as the file says now.
+        reread: reads the configuration file again and returns its content.
     """
 
     def __init__(self, components: Components, reread: Callable[[], Config]) -> None:
@@ -73,15 +73,15 @@ class Reloader:
         self._lock = asyncio.Lock()
 
     async def reload(self) -> Reloaded:
-        """Read the file and apply what can be applied.
+        """Read the file and apply the settings that can be applied.
 
         Returns:
-            What took effect, and what needs a restart.
+            The settings that took effect, and those that need a restart.
 
         Raises:
             ErgoCaptureError: the file cannot be used and nothing has changed, or the daemon is not serving.
         """
-        # One at a time: reading takes a moment, and the configuration that was read first must not be applied last.
+        # Reload one at a time: a configuration that was read earlier must not be applied later.
         async with self._lock:
             try:
                 phase = self._components.phase
@@ -96,7 +96,7 @@ class Reloader:
                 log.error(telemetry.CONFIG_REFUSED, error=error.message, hint=error.hint)  # noqa: TRY400 - one sentence
                 raise
             except Exception as error:
-                # A defect in a reload must not end the daemon, whoever asked for it.
+                # A defect in a reload must not end the daemon.
                 internal = internal_error("reload", error)
                 log.exception(telemetry.CONFIG_REFUSED, error=internal.message, hint=internal.hint)
                 raise internal from error
@@ -109,7 +109,7 @@ class Reloader:
         changed = differences(components.config, wanted)
         applied = [setting for setting in changed if takes_effect(setting)]
         config = merged(components.config, wanted, applied)
-        # First what can fail, then what cannot.
+        # Do what can fail first.
         access = access_list(config)
         existing = running.registry.graphs
         graphs = {

@@ -38,9 +38,9 @@ log = structlog.get_logger()
 
 #: Seconds without a round for each second that one took.
 _PAUSE_RATIO: Final = 9.0
-#: Seconds by which the wall clock may move against the steady one between two looks.
+#: Seconds by which the wall clock may differ from the steady one between two checks without counting as a jump.
 _JUMP_SECONDS: Final = 60.0
-#: Seconds without deletions by age after a jump of the clock, where no interval is set.
+#: Seconds without deletions by age after a jump of the clock, if no interval is set.
 _HOLD_SECONDS: Final = 600.0
 
 
@@ -49,7 +49,7 @@ class Pruned:
     """What became of a bundle that was selected."""
 
     choice: Expired
-    #: The reason why it is kept; None where it was deleted.
+    #: The reason why it is kept; None if it was deleted.
     kept: str | None = None
 
 
@@ -66,24 +66,24 @@ class Pruner:
         self._storage = storage
         #: Bundles that differ from their manifests; each is read once.
         self._unsound: set[StoredBundle] = set()
-        #: The bundles that were listed last.
+        #: The bundles of the last listing.
         self._found: list[StoredBundle] = []
-        #: Those of them whose manifests cannot be right about when they ended.
+        #: Those of them with an impossible time of end.
         self.suspects: list[StoredBundle] = []
-        #: Those of them that have to be shipped first, and are not.
+        #: Those of them that must be shipped first and are not shipped.
         self.unshipped: list[StoredBundle] = []
         self._receipts = Receipts({})
-        #: As in the rules.
+        #: The rules' ``announced``.
         self._announced = ""
-        #: Called for each bundle that is about to be deleted, with the reason; what it raises keeps the bundle.
+        #: Called for each bundle that is about to be deleted, with the reason; if it raises, the bundle is kept.
         self.bury: Callable[[Path, str], None] = lambda _bundle, _reason: None
-        #: Returns bytes by directory that are given up where the disk is full, and count as free.
+        #: Returns the bytes, by directory, that are freed when the disk is full, and so count as free.
         self.spare_bytes: Callable[[], Mapping[Path, int]] = dict
 
     def prune(
         self, rules: RetentionRules, *, now: datetime | None = None, graph: str | None = None, dry_run: bool = False
     ) -> Iterator[Pruned]:
-        """Delete the bundles that exceed a bound, one a step; before that, name those that are not sound, which stay.
+        """Delete the bundles that exceed a bound, one a step; first yield the unsound ones, which are kept.
 
         Args:
             rules: the bounds.
@@ -92,7 +92,7 @@ class Pruner:
             dry_run: whether to return what would be deleted, and delete nothing.
 
         Raises:
-            ErgoCaptureError: a directory could not be read, or a bundle not be removed.
+            ErgoCaptureError: a directory could not be read, or a bundle could not be removed.
         """
         now = now or datetime.now(UTC)
         if not dry_run:
@@ -112,7 +112,7 @@ class Pruner:
                     continue
                 yield Pruned(choice, kept)
                 if kept is not None:
-                    # Another may have to be deleted in its place.
+                    # Select again: another bundle may have to be deleted in its place.
                     self._unsound.add(choice.bundle)
                     break
             else:
@@ -128,14 +128,14 @@ class Pruner:
             try:
                 manifest = read_manifest(doomed)
             except (ManifestError, OSError):
-                # Not one of ours, or removed meanwhile.
+                # It is not one of ours, or was removed meanwhile.
                 continue
             original = doomed.with_name(doomed.name.removesuffix(PRUNING_SUFFIX))
             bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
             with _missing_ok(), directory_lock(doomed.parent) as alone:
                 if not alone:
                     continue
-                # Recovery may have published the bundle again, or somebody put another one there.
+                # Recovery may have published the bundle again, or a user may have put another one there.
                 if bundle.exists() and manifest_path(bundle) == original and not original.exists():
                     if self._difference(StoredBundle(bundle, manifest.graph, manifest.stored[0], manifest)):
                         self._storage.replace(doomed, original)
@@ -147,7 +147,7 @@ class Pruner:
                 self._storage.remove(doomed)
 
     def free_bytes(self) -> dict[int, int]:
-        """Return the bytes free on each file system that bundles are on, by device.
+        """Return the free bytes of each file system with bundles, by device.
 
         Raises:
             ErgoCaptureError: a directory cannot be read.
@@ -194,14 +194,14 @@ class Pruner:
         try:
             return difference_from_manifest(bundle)
         except FileNotFoundError:
-            # It was removed meanwhile; deleting it will do nothing.
+            # It was removed meanwhile: deleting it does nothing.
             return None
         except OSError as error:
-            # One file that cannot be read must not keep all the others.
+            # A file that cannot be read must not stop the deletion of others.
             return f"it cannot be read: {error.strerror or error}"
 
     def _delete(self, choice: Expired) -> bool:
-        """Delete a bundle, buried first; return False where it is gone, was replaced since it was listed, or lost a receipt."""
+        """Bury and delete a bundle; return False if it is gone, was replaced since the listing, or lost a receipt."""
         bundle = choice.bundle
         manifest = manifest_path(bundle.path)
         doomed = manifest.with_name(manifest.name + PRUNING_SUFFIX)
@@ -211,7 +211,7 @@ class Pruner:
             if alone and bundle.is_still_there and (choice.is_given_up or self._is_shipped(bundle)):
                 self.bury(bundle.path, choice.reason)
                 self._storage.replace(manifest, doomed)
-                # Synced first: a bundle without its manifest would never be deleted.
+                # Sync first: a bundle without its manifest would never be deleted.
                 self._storage.sync_dir(manifest.parent)
                 for path in (bundle.path, *side_files(bundle.path), *receipts_beside(bundle.path), doomed):
                     with _missing_ok():
@@ -231,14 +231,14 @@ def _missing_ok() -> Iterator[None]:
 
 
 class ClockWatch:
-    """Compares the wall clock with one that nobody sets.
+    """Compares the wall clock with one that is never set.
 
-    After a jump, and after a start, when nothing is known yet, ages are not judged for a while: a clock that is years
-    ahead for a moment must not delete what is young.
+    After a jump, and after a start, bundles are not deleted by age for a while: a clock that is years ahead for a
+    moment must not delete young bundles.
 
     Args:
         wall: the wall clock, in seconds.
-        steady: a clock that is never set and goes on while the machine sleeps, in seconds.
+        steady: a clock that is never set and runs while the machine sleeps, in seconds.
     """
 
     def __init__(
@@ -248,13 +248,13 @@ class ClockWatch:
     ) -> None:
         self._wall, self._steady = wall, steady
         self._offset = wall() - steady()
-        #: When the clock was last known to jump, or the start, on the steady clock.
+        #: The time of the last jump, or of the start, on the steady clock.
         self._since = steady()
-        #: Seconds of the last jump; above 0 where it was forwards.
+        #: Seconds of the last jump; positive if it was forwards.
         self.jump = 0.0
 
     def has_jumped(self) -> bool:
-        """Return whether the wall clock was set since the last call, by more than slow corrections are."""
+        """Return whether the wall clock was set since the last call, rather than corrected slowly."""
         steady = self._steady()
         offset = self._wall() - steady
         jump, self._offset = offset - self._offset, offset
@@ -264,7 +264,7 @@ class ClockWatch:
         return True
 
     def seconds_to_wait(self, hold: float) -> float:
-        """Return the seconds until ages may be judged, where they must not be for ``hold`` seconds; 0 for now."""
+        """Return the seconds until ages may be judged, ``hold`` seconds after the last jump; 0 for now."""
         return max(0.0, self._since + hold - self._steady())
 
 
@@ -289,11 +289,11 @@ class Retention:
         #: Bundles deleted since the start, and the bytes of their files.
         self.pruned = 0
         self.pruned_bytes = 0
-        #: Bundles whose manifests cannot be right about when they ended.
+        #: The number of bundles with an impossible time of end.
         self.suspects = 0
 
     def count_as_free(self, spare_bytes: Callable[[], Mapping[Path, int]]) -> None:
-        """Count as free what ``spare_bytes`` returns: bytes by directory that are given up where the disk is full."""
+        """Count as free the bytes that ``spare_bytes`` returns by directory: they are freed when the disk is full."""
         self._pruner.spare_bytes = spare_bytes
 
     def bury_with(self, bury: Callable[[Path, str], None]) -> None:
@@ -306,7 +306,7 @@ class Retention:
         return self._clock.seconds_to_wait(self._interval or _HOLD_SECONDS)
 
     def status(self) -> RetentionStatus | None:
-        """Return what is not deleted; None where no age is bounded."""
+        """Return the status of retention; None if no age is bounded."""
         if not self._rules.have_ages:
             return None
         return RetentionStatus(ages_held_seconds=self.ages_held_seconds, suspects=self.suspects)
@@ -323,7 +323,7 @@ class Retention:
     async def run(self) -> None:
         """Prune until cancelled; a deletion in progress is finished."""
         try:
-            # Under any rules: those that began it may be gone from the configuration.
+            # Do it under any rules: those that began it may be gone from the configuration.
             await to_thread.run_sync(self._pruner.finish_begun)
         except ErgoCaptureError as error:
             self._report_failure(error)
@@ -335,7 +335,7 @@ class Retention:
             if self._rules.are_set:
                 began = time.monotonic()
                 await self.take_round()
-                # With many bundles a round takes long, and every publication asks for one.
+                # Pause: with many bundles a round takes long, and every publication asks for one.
                 await anyio.sleep(_PAUSE_RATIO * (time.monotonic() - began))
 
     async def take_round(self) -> None:
@@ -361,8 +361,8 @@ class Retention:
                 telemetry.RETENTION_SHORT,
                 keep_free_bytes=rules.keep_free_bytes,
                 unshipped=len(self._pruner.unshipped),
-                hint="no bundle is left that may go: free some space, or lower retention.keep_free_bytes; one that is not "
-                "shipped stays until retention.give_up_after",
+                hint="no further bundle may be deleted: free some space, or lower retention.keep_free_bytes; a bundle "
+                "that is not shipped stays until retention.give_up_after",
             )
         self._is_short = short
 
@@ -373,12 +373,12 @@ class Retention:
                 telemetry.RETENTION_HELD,
                 jump_seconds=round(self._clock.jump, 3),
                 seconds=round(self.ages_held_seconds, 3),
-                hint="the clock was set: no bundle is deleted by its age for that long; see that the time is right",
+                hint="the clock was set: no bundle is deleted by its age for that long; check that the time is right",
             )
         return jumped
 
     def _report_suspects(self) -> None:
-        """Log that the times of bundles cannot be right, where there are more of them than before."""
+        """Log that times of bundles are impossible, if there are more such bundles than before."""
         suspects = self._pruner.suspects
         if len(suspects) > self.suspects:
             log.warning(
@@ -386,8 +386,8 @@ class Retention:
                 bundles=len(suspects),
                 newest=str(suspects[-1].path),
                 ended_at=str(suspects[-1].ended_at),
-                hint="the clock was wrong when they ended: they go by their number, size and room, and by the age of "
-                "those published after them",
+                hint="the clock was wrong when they ended: they are deleted by number, size and free space, and by the "
+                "age of bundles published after them",
             )
         self.suspects = len(suspects)
 
@@ -403,7 +403,7 @@ class Retention:
                 bundle=str(bundle.path),
                 graph=bundle.graph,
                 reason=step.kept,
-                hint="it is kept whatever its age: look at it with `ergo-capture verify`, then move it away",
+                hint="it is kept at any age: check it with `ergo-capture verify`, then move it away",
             )
             return
         self.pruned += 1
@@ -415,7 +415,7 @@ class Retention:
                 graph=bundle.graph,
                 bytes=bundle.size,
                 reason=step.choice.reason,
-                hint="it was deleted and no store has it: look at `ergo-capture ship status`, `ergo-capture ship check`",
+                hint="it was deleted and no store has it: see `ergo-capture ship status` and `ergo-capture ship check`",
             )
             return
         log.info(

@@ -1,4 +1,4 @@
-"""The state directory: preparing it, locking it, removing what a kill left."""
+"""The state directory: prepare it, lock it, and remove temporary files that a killed daemon left."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ergo_capture.storage.atomic import sweep_temporaries
 
 log = structlog.get_logger()
 
-#: Name of the file that is written to find out whether the disk can be.
+#: Name of the file that is written to test the disk.
 PROBE: Final = "probe"
 
 
 class StateDirectory:
-    """The directory that one daemon has to itself.
+    """The directory that one daemon uses alone.
 
     Args:
-        path: where it is.
+        path: its path.
         storage: the filesystem.
     """
 
@@ -40,7 +40,7 @@ class StateDirectory:
         """
         for directory in (self.path, self.journal, self.bundles):
             self.storage.mkdir(directory)
-        # Sync existing directories too: whoever created their entries may have been killed before its own sync.
+        # Sync existing directories too: the process that created them may have been killed before its own sync.
         for directory in (self.path, self.bundles):
             self.storage.sync_dir(directory)
 
@@ -53,10 +53,10 @@ class StateDirectory:
         return self.storage.lock(self.path / "lock")
 
     def probe(self) -> None:
-        """Write and sync a small file, to find out whether the disk takes anything.
+        """Write and sync a small file, to test the disk.
 
         Raises:
-            StorageError: it does not. A full disk is not an error: commits find that out, and wait for room.
+            StorageError: the file cannot be written. A full disk is not an error: commits notice it, and wait for room.
         """
         path = self.path / PROBE
         try:
@@ -81,17 +81,17 @@ class StateDirectory:
         """Return the free space of the directory's file system, in bytes.
 
         Raises:
-            StorageError: the file system does not say.
+            StorageError: the file system does not report it.
         """
         return self.storage.free_bytes(self.path)
 
     def sweep(self) -> None:
-        """Remove the temporaries that a kill left; the caller holds the lock."""
+        """Remove the temporary files that a killed daemon left; the caller holds the lock."""
         for directory in (self.bundles, *self.bundles.iterdir()):
             try:
                 for path in sweep_temporaries(directory) if directory.is_dir() else ():
                     log.info(telemetry.TEMPORARY_SWEPT, path=str(path))
             except OSError as error:
-                # Go on: a leftover is in nobody's way, and it may belong to somebody else.
-                hint = "look at its owner and permissions; a bundle that belongs there cannot be written either"
+                # Continue: the file does no harm, and may belong to another user.
+                hint = "check its owner and permissions; a bundle in that directory cannot be written either"
                 log.warning(telemetry.TEMPORARIES_KEPT, path=str(directory), error=str(error), hint=hint)

@@ -1,7 +1,7 @@
-"""Takes the status of a daemon without disturbing it.
+"""Take the status of a daemon without disturbing it.
 
-Everything but the disk is read on the loop in one go, without waiting, so that the figures belong together. The disk is
-asked in a thread, for one second at most: a status must come even when the disk hangs.
+Everything except the free space is read on the loop without waiting, so that the figures are of the same moment. The
+free space is read in a thread, for one second at most, so that a status comes even if the disk hangs.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _episodes(registry: SessionRegistry) -> dict[str, dict[str, int]]:
 
 
 def _engine_status(graph: str, engine: Engine) -> EngineStatus:
-    """Return an engine's health; an engine inside this process has none, it cannot be away."""
+    """Return an engine's health; an engine inside this process has none, because it cannot be away."""
     snapshot = getattr(engine, "snapshot", None)
     figures: dict[str, Any] = {} if snapshot is None else msgspec.to_builtins(snapshot())
     up = figures.pop("up", None)
@@ -116,7 +116,7 @@ def _engine_status(graph: str, engine: Engine) -> EngineStatus:
 
 
 def shutdown_waits_for(sessions: Iterable[Session]) -> list[str]:
-    """Return what a shutdown would wait for: one sentence for each session that is not drained."""
+    """Return the reasons that a shutdown would wait for: one sentence for each session that is not drained."""
     return [_wait_of(session) for session in sessions if session.failure is None and session.admission.admitted]
 
 
@@ -134,6 +134,6 @@ async def _free_bytes(state: StateDirectory) -> int | None:
         try:
             return await to_thread.run_sync(state.free_bytes, abandon_on_cancel=True)
         except ErgoCaptureError:
-            # The rest of the status is worth having.
+            # Report the rest of the status.
             return None
     return None

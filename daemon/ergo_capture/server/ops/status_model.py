@@ -26,7 +26,7 @@ class EngineStatus(msgspec.Struct, frozen=True):
 
     graph: str
     engine: str
-    #: Whether it can run episodes now; None where it cannot be away.
+    #: Whether it can run episodes now; None if it cannot be away.
     up: bool | None
     #: The engine's own figures.
     figures: dict[str, Any]
@@ -44,11 +44,11 @@ class TotalsStatus(msgspec.Struct, frozen=True):
     bundles_pruned_bytes: int
     decisions_tapped: int
     decisions_skipped: int
-    #: Resumes by clients that were told of events which are missing.
+    #: Resumes by clients to which missing events were acknowledged.
     acknowledged_lost: int = 0
     #: Bundles that were published beside a finished one of the same name.
     bundles_diverted: int = 0
-    #: Lines of the log that were dropped because nobody read standard error.
+    #: Lines of the log that were dropped because no process read standard error.
     log_lines_dropped: int = 0
 
 
@@ -58,27 +58,27 @@ class ComposingStatus(msgspec.Struct, frozen=True):
     bundles: int
     #: Events in them.
     events: int
-    #: Bytes of their temporary files, and how many there may be.
+    #: Bytes of their temporary files, and the bound on them.
     bytes: int
     limit: int
-    #: Seconds until sessions are followed again, after the disk was full or the worker ended; 0 where they are.
+    #: Seconds until sessions are followed again, after the disk was full or the worker ended; 0 if they are followed.
     suspended_seconds: float = 0.0
 
 
 class ShadowStatus(msgspec.Struct, frozen=True):
-    """What the shadow verification found since the start."""
+    """The results of shadow verification since the start."""
 
     waiting: int
     passed: int
     failed: int
     #: Bundles that were not verified: too many waited, or they were gone.
     skipped: int
-    #: The bundle that failed last.
+    #: The last bundle that failed.
     last_failed: str | None = None
 
 
 class RunningStatus(msgspec.Struct, frozen=True):
-    """What exists once the journal is recovered."""
+    """The status of the components that exist once the journal is recovered."""
 
     sessions: list[SessionSnapshot]
     #: The reason of each quarantined session, by session id.
@@ -89,7 +89,7 @@ class RunningStatus(msgspec.Struct, frozen=True):
     engines: list[EngineStatus]
     #: By purpose: ``queue``, ``ids``, ``held``.
     memory: dict[str, MemoryStatus]
-    #: What a shutdown waits for, or would wait for now: one sentence for each session.
+    #: The reasons that a shutdown waits for, or would wait for now: one sentence for each session.
     shutdown_waits_for: list[str]
     #: Episodes since the start by how they ended, by graph; every graph and every end is present.
     episodes: dict[str, dict[str, int]] = {}
@@ -97,21 +97,21 @@ class RunningStatus(msgspec.Struct, frozen=True):
     intents: dict[str, dict[str, int]] = {}
     #: By graph: events ``refused`` and ``left_over``, and runs ``interrupted``.
     fates: dict[str, dict[str, int]] = {}
-    #: Who needs the oldest segment of the journal; None where nobody needs one before the current one.
+    #: The session that keeps the oldest segment; None if no segment before the current one is needed.
     journal_holder: JournalHolder | None = None
-    #: None where no bundle is composed before the end.
+    #: None if no bundles are composed while their sessions run.
     composing: ComposingStatus | None = None
-    #: None where finished bundles are not verified again.
+    #: None if finished bundles are not verified again.
     shadow: ShadowStatus | None = None
 
 
 class RetentionStatus(msgspec.Struct, frozen=True):
-    """What retention does not delete."""
+    """The bundles that retention does not delete."""
 
-    #: Seconds until bundles are deleted by their age again; 0 where they are. After a start and a jump of the clock
-    #: they are not for a while.
+    #: Seconds until bundles are deleted by age again; 0 if they are. After a start or a jump of the clock they are not
+    #: for a while.
     ages_held_seconds: float
-    #: Bundles whose manifests cannot be right about when they ended.
+    #: Bundles with an impossible time of end.
     suspects: int
 
 
@@ -122,14 +122,14 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     pid: int
     #: ``starting``, ``serving`` or ``stopping``.
     phase: str
-    #: What the start-up is doing; empty in the other phases.
+    #: The current step of the start-up; empty in the other phases.
     doing: str
     uptime_seconds: float
     socket: str
     state: str
     clients: int
     max_clients: int
-    #: None where the file system does not answer within a second.
+    #: None if the file system does not answer within a second.
     disk_free_bytes: int | None
     #: By code; every code is present.
     refusals: dict[str, int]
@@ -139,12 +139,12 @@ class DaemonStatus(msgspec.Struct, frozen=True):
 
     @property
     def is_ready(self) -> bool:
-        """Whether events are taken: the daemon serves, and its disk can be written."""
+        """Whether the daemon accepts events: it serves, and its disk can be written."""
         running = self.running
         broken = running is not None and (running.writer.failed or running.writer.disk_error) is not None
         return self.phase == "serving" and not broken
 
     #: Unix time of the start, as the clock was then; 0 from a daemon that does not report it.
     started_at: float = 0.0
-    #: None where no age is bounded, and of a daemon of 0.1.0.
+    #: None if no age is bounded, and from a daemon of 0.1.0.
     retention: RetentionStatus | None = None

@@ -11,12 +11,12 @@ from typing import Final
 from ergo_capture.errors import ErgoCaptureError
 
 _FIRST_FD: Final = 3
-#: How many seconds longer the service manager is asked to wait for the next step.
+#: Seconds by which the service manager is asked to extend its time-out.
 _EXTEND_SECONDS: Final = 30
 
 
 class SystemdNotifier:
-    """Notifies the service manager, and takes its sockets; does nothing where there is no service manager.
+    """Notifies the service manager, and takes its sockets; does nothing if there is no service manager.
 
     Args:
         address: value of NOTIFY_SOCKET; empty for none.
@@ -53,7 +53,7 @@ class SystemdNotifier:
             purpose = "capture" if len(others) == 1 and name != "control" else name
             if purpose not in ("capture", "control") or purpose in found:
                 # An ignored socket would accept clients that wait for ever.
-                raise _unusable(name, fd, "nobody would serve it")
+                raise _unusable(name, fd, "its name is not capture or control, or another socket has it")
             found[purpose] = (name, fd)
         return {purpose: _listening_socket(name, fd) for purpose, (name, fd) in found.items()}
 
@@ -89,7 +89,7 @@ class SystemdNotifier:
                 notify.connect(self._address)
                 notify.send(message.encode(), socket.MSG_DONTWAIT)
             except OSError:
-                # A service manager that is gone, or does not read now, must not end the daemon or delay its clients.
+                # A service manager that is gone or does not read must not end the daemon or delay its clients.
                 return
 
 

@@ -1,12 +1,12 @@
-"""Tells the service manager that the daemon makes progress: in recovery, and while it serves.
+"""Tell the service manager that the daemon makes progress: in recovery, and while it serves.
 
-While the daemon serves, progress is what the writer does, not a clock alone. An idle writer is well, and so is one whose
-commit is younger than half of the watchdog's time. A writer that waits longer is *stalled*: that is logged and shown in
-the status, and WATCHDOG=1 is held back, so that the service manager restarts the daemon when its time is up.
+While the daemon serves, progress is that of the writer. A writer is healthy if it is idle or if its commit is younger
+than half of the watchdog's time. A writer that waits longer is *stalled*: that is logged and shown in the status, and
+WATCHDOG=1 is not sent, so that the service manager restarts the daemon.
 
-Restarting is right even if the disk is at fault: a daemon whose commits do not return serves nobody, and what it
-acknowledged is safe. A failed unit is visible, and the socket keeps its clients until the daemon is back. A loop that
-hangs sends nothing and ends the same way.
+Restarting is right even if the disk is at fault: a daemon whose commits do not return serves no client, and
+acknowledged events are safe. A failed unit is visible, and the socket keeps its clients until the daemon is back. If
+the event loop hangs, nothing is sent either.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 #: Seconds between two checks, at most.
 _CHECK_SECONDS: Final = 5.0
-#: Seconds after which a commit counts as stalled where there is no watchdog.
+#: Seconds after which a commit counts as stalled without a watchdog.
 _STALLED_SECONDS: Final = 15.0
 #: Seconds between two log lines on a recovery; a shorter recovery logs none.
 _RECOVERY_LOG_SECONDS: Final = 5.0
@@ -36,11 +36,11 @@ _RECOVERY_NOTIFY_SECONDS: Final = 1.0
 
 
 class RecoveryProgress:
-    """Reports how far recovery has come; called from the thread that recovers.
+    """Reports the progress of recovery; called from the thread that recovers.
 
     Args:
-        notifier: told of each step. A recovery that makes no step gets no more time.
-        on_progress: given one line for the status.
+        notifier: extends the time-out at each step; a recovery without progress gets no more time.
+        on_progress: called with one line for the status.
     """
 
     def __init__(self, notifier: SystemdNotifier, on_progress: Callable[[str], None]) -> None:
@@ -68,7 +68,7 @@ class Watchdog:
     """Watches the writer while the daemon serves.
 
     Args:
-        notifier: told of each check.
+        notifier: notified at each check.
         writer: the writer.
         describe: returns one line on the daemon for ``systemctl status``.
     """
@@ -90,7 +90,7 @@ class Watchdog:
 
     def check(self) -> None:
         """Check the writer once, and tell the service manager."""
-        # After a pause of this process, the commit thread has not run either.
+        # If this process was suspended, the commit thread has not run either.
         pauses, self._pauses = self._pauses, clock.pauses()
         busy = self._writer.busy_seconds if self._pauses == pauses else 0.0
         if busy < self._stalled_after:
@@ -106,6 +106,6 @@ class Watchdog:
             log.error(
                 telemetry.WRITER_STALLED,
                 seconds=round(busy, 1),
-                hint="the disk does not answer; what was acknowledged is safe, clients wait",
+                hint="the disk does not answer; acknowledged events are safe, clients wait",
             )
         self._notifier.status(f"the disk has not answered for {busy:.0f} s; {self._describe()}")
