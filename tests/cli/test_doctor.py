@@ -17,8 +17,8 @@ from tests.journal.journals import last_segment
 from tests.shared import shared
 
 from ergo_capture.bundle.manifest import encode_manifest
-from ergo_capture.bundle.names import manifest_path
-from ergo_capture.bundle.receipt import receipt_path
+from ergo_capture.bundle.names import TOMBSTONES, index_path, manifest_path, seal_path, verified_path
+from ergo_capture.bundle.receipt import Receipt, encode_receipt, receipt_path
 from ergo_capture.cli import app
 from ergo_capture.errors import ExitCode
 
@@ -209,10 +209,12 @@ def test_a_state_directory_is_diagnosed_completely(tmp_path: Path, capsys: pytes
     (graph / "good.capture.json.7.0.tmp").write_text("x")
     code, said = diagnosis(state, capsys)
     assert code == 1
-    assert {Path(finding["path"]).name for finding in of("error", said)} == {"bad.capture.json"}
-    assert {Path(finding["path"]).name for finding in of("warning", said)} == {
+    assert {Path(finding["path"]).name for finding in of("error", said)} == {
         "bad.capture.json",
         "lonely.manifest.json",
+    }
+    assert {Path(finding["path"]).name for finding in of("warning", said)} == {
+        "bad.capture.json",
         "good.capture.json.7.0.tmp",
     }
     assert any(words.startswith(str(graph / "bad.capture.json")) for words in said["keeps"])
@@ -315,3 +317,67 @@ def test_receipts_are_known_and_one_without_its_bundle_is_named(
     _, said = diagnosis(tmp_path, capsys)
     notes = [(Path(note["path"]).name, note["message"]) for note in of("note", said)]
     assert notes == [("gone.shipped.archive.json", "a receipt, and its bundle is missing; it proves nothing")]
+
+
+def test_every_file_of_ergo_capture_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An index, a seal, a verification, the tombstones; without its bundle, a side file is named."""
+    kept, gone = store(tmp_path, "kept"), store(tmp_path, "gone")
+    for path in (index_path(kept), seal_path(kept), verified_path(kept), tmp_path / "bundles" / TOMBSTONES):
+        path.write_bytes(b"{}")
+    seal_path(gone).write_bytes(b"{}")
+    gone.unlink()
+    manifest_path(gone).rename(manifest_path(gone).with_name("gone.manifest.json.pruning"))
+    code, said = diagnosis(tmp_path, capsys)
+    assert (code, [(Path(note["path"]).name, note["message"]) for note in of("note", said)]) == (
+        0,
+        [
+            ("gone.manifest.json.pruning", "its bundle is being deleted; the next look of retention finishes it"),
+            ("gone.seal.json", "a side file, and its bundle is missing; it proves nothing"),
+        ],
+    )
+
+
+def test_a_finished_bundle_that_is_missing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A snapshot is not, as its journal has it; one that a store holds can be fetched."""
+    for name, ended in (("lost", "complete"), ("growing", "open"), ("shipped", "complete")):
+        store(tmp_path, name, ended=ended).unlink()
+    shipped = tmp_path / "bundles" / "g" / "shipped.capture.json"
+    receipt = Receipt(
+        target="archive", url="file:///a", key="k", bytes=1, file_sha256="", manifest_key="m", manifest_sha256="",
+        verified="read", shipped_at="2026-11-23T12:00:00Z",
+    )  # fmt: skip
+    receipt_path(shipped, "archive").write_bytes(encode_receipt(receipt))
+    code, said = diagnosis(tmp_path, capsys)
+    found = [
+        (Path(each["path"]).name, each["severity"]) for each in said["findings"] if "its bundle" in each["message"]
+    ]
+    assert (code, found) == (
+        ExitCode.FAILED,
+        [
+            ("growing.manifest.json", "warning"),
+            ("lost.manifest.json", "error"),
+            ("shipped.manifest.json", "warning"),
+        ],
+    )
+    assert "in archive: `ergo-capture bundles fetch shipped` brings it back" in said["findings"][-1]["message"]
+
+
+def test_a_directory_of_bundles_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as one that bundles were moved to."""
+    bundle = store(tmp_path, "moved")
+    bundle.write_bytes(bundle.read_bytes()[:-200])
+    code, said = diagnosis(bundle.parent, capsys)
+    assert (code, said["kind"]) == (ExitCode.FAILED, "bundles")
+    assert {finding["path"] for finding in of("error", said)} == {str(bundle)}
+
+
+def test_a_journal_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a newer version, or where permissions are missing."""
+    write_sessions(tmp_path / "journal")
+    (tmp_path / "journal" / "0000000000000009.journal").mkdir()
+    assert app.run(["doctor", str(tmp_path)]) == ExitCode.FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path}: state directory, cannot be read, 1 error"
+    assert "(try: " in lines[1]

@@ -12,11 +12,11 @@ import anyio
 import pytest
 from tests.daemons import COMMAND, PATIENCE, command_environment, event, running_daemon
 
-from ergo_capture.bundle.names import MANIFEST_SUFFIX, SEAL_SUFFIX
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, SEAL_SUFFIX, TOMBSTONES
 from ergo_capture.cli.app import run
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.seal.chain import ChainReport, check_chain
-from ergo_capture.seal.keeper import TOMBSTONES, read_tombstones, sealed_bundles
+from ergo_capture.seal.keeper import read_tombstones, sealed_bundles
 from ergo_capture.seal.keys import SealKey, encode_key, generate_key, read_key, read_public_key
 
 

@@ -19,6 +19,8 @@ INDEX_SUFFIX: Final = ".index.json"
 SEAL_SUFFIX: Final = ".seal.json"
 #: Ends the name of the file with the result of shadow verification.
 VERIFIED_SUFFIX: Final = ".verified.json"
+#: The file of the tombstones, in the directory of the bundles: ``seal/keeper.py``.
+TOMBSTONES: Final = "tombstones.jsonl"
 #: Follows ``BUNDLE_SUFFIX`` in the name of a compressed bundle.
 COMPRESSED_SUFFIX: Final = ".zst"
 #: Longest name made of an id, in bytes; leaves room for ``.manifest.json.4194304.123456.tmp``.

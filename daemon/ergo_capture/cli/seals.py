@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from ergo_capture.bundle.names import manifest_path, seal_path
+from ergo_capture.bundle.names import TOMBSTONES, manifest_path, seal_path
 from ergo_capture.cli.support.captures import Capture
 from ergo_capture.cli.support.output import printable, without_controls
 from ergo_capture.seal.chain import ChainReport, Finding, TrustedKeys, check_chain
-from ergo_capture.seal.keeper import TOMBSTONES, read_seal, read_tombstones, sealed_bundles
+from ergo_capture.seal.keeper import read_seal, read_tombstones, sealed_bundles
 from ergo_capture.units import counted
 
 

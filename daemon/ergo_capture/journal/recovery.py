@@ -53,7 +53,7 @@ from ergo_capture.journal.payloads import (
     SessionDescription,
 )
 from ergo_capture.journal.reader import FrameRun, read_runs
-from ergo_capture.journal.scan_report import ScanReport, SessionFrames, Verdict
+from ergo_capture.journal.scan_report import Damage, ScanReport, SessionFrames, Verdict
 from ergo_capture.journal.session_frames import (
     PartEnd,
     PendingOutcome,
@@ -195,6 +195,8 @@ class Recovery:
     next_session: int = 1
     #: The greatest ``sequence`` of a bundle in PUBLISHED frames; 0 where none has one.
     published_sequence: int = 0
+    #: Damage for which no session is quarantined: what was there concerns no session that is known and not over.
+    damage: list[Damage] = field(default_factory=list)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -256,6 +258,9 @@ def recover(
             continue
         recovery.events += session.accepted - session.first
         recovery.sessions.append(session)
+    reported = {session.number for session in recovery.quarantined.values()}
+    reported |= {frames.number for frames in scan.sessions.values() if frames.aside}
+    recovery.damage = [damage for damage in scan.damage if reported.isdisjoint(damage.sessions)]
     return recovery
 
 

@@ -18,15 +18,21 @@ from ergo_capture.bundle.manifest import ManifestError, RestFile, read_manifest
 from ergo_capture.bundle.names import (
     BUNDLE_SUFFIX,
     COMPRESSED_SUFFIX,
+    INDEX_SUFFIX,
     MANIFEST_SUFFIX,
     REST_SUFFIX,
+    SEAL_SUFFIX,
+    TOMBSTONES,
+    VERIFIED_SUFFIX,
+    bundle_stem,
     manifest_path,
     other_form,
     rest_path,
 )
 from ergo_capture.bundle.proof import compare_with_manifest
 from ergo_capture.bundle.reader.opening import list_files
-from ergo_capture.bundle.receipt import stem_of_receipt
+from ergo_capture.bundle.receipt import read_receipt, receipts_beside, stem_of_receipt
+from ergo_capture.bundle.sequence import PRUNING_SUFFIX
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.scan import scan
@@ -62,11 +68,13 @@ class Diagnosis(msgspec.Struct):
     """What was found at one path."""
 
     path: str
-    #: ``bundle``, ``segment``, ``journal`` or ``state directory``.
+    #: ``bundle``, ``segment``, ``journal``, ``state directory``, or ``bundles`` for another directory that holds some.
     kind: str
     findings: list[Finding]
     #: Sentences on what is there, and what ``recover`` would keep of it.
     keeps: list[str]
+    #: How many of the errors say only that something could not be read.
+    unread: int = 0
 
     @property
     def sound(self) -> bool:
@@ -75,20 +83,27 @@ class Diagnosis(msgspec.Struct):
 
 
 def diagnose(path: Path, *, on_bundle: Callable[[Path], None] = lambda _path: None) -> Diagnosis:
-    """Examine a bundle, a segment, a journal or a state directory.
+    """Examine a bundle, a segment, a journal, a state directory or a directory of bundles.
 
     Args:
         path: the file or directory.
-        on_bundle: called with each bundle of a state directory before it is examined.
+        on_bundle: called with each bundle of a directory before it is examined.
 
     Raises:
         ErgoCaptureError: the path does not exist, cannot be read, or is a directory of another kind.
     """
     found = _Examination(on_bundle)
     if path.is_dir():
-        kind = kind_of_directory(path)
+        try:
+            kind = kind_of_directory(path)
+        except ErgoCaptureError:
+            if not any(map(_is_bundle, list_files(path))):
+                raise
+            kind = "bundles"
         if kind == "journal":
             found.examine_journal(path)
+        elif kind == "bundles":
+            found.examine_bundles(path)
         else:
             found.examine_state(path)
     elif sequence_of(path.name) is not None:
@@ -97,7 +112,7 @@ def diagnose(path: Path, *, on_bundle: Callable[[Path], None] = lambda _path: No
     else:
         kind = "bundle"
         found.examine_bundle(path)
-    return Diagnosis(str(path), kind, found.findings, found.keeps)
+    return Diagnosis(str(path), kind, found.findings, found.keeps, found.unread)
 
 
 class _OneSegment(RealStorage):
@@ -119,10 +134,37 @@ def _left_over(bundle: Path) -> int:
     return 0 if manifest.left_over is None else manifest.left_over.count
 
 
+def _is_bundle(path: Path) -> bool:
+    """Return whether a file has a bundle's name."""
+    return path.name.removesuffix(COMPRESSED_SUFFIX).endswith(BUNDLE_SUFFIX)
+
+
+def _is_there(bundle: Path) -> bool:
+    """Return whether a bundle is there, compressed or not."""
+    return bundle.exists() or other_form(bundle).exists()
+
+
+def _may_grow(manifest: Path) -> bool:
+    """Return whether a manifest is that of a snapshot."""
+    try:
+        return read_manifest(manifest).may_grow
+    except (ManifestError, OSError):
+        return False
+
+
+def _stem_of_side_file(path: Path) -> str | None:
+    """Return the name of the bundle of an index, a seal, a verification or a receipt; None for another file."""
+    for suffix in (INDEX_SUFFIX, SEAL_SUFFIX, VERIFIED_SUFFIX):
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return stem_of_receipt(path.name)
+
+
 class _Examination:
     def __init__(self, on_bundle: Callable[[Path], None]) -> None:
         self.findings: list[Finding] = []
         self.keeps: list[str] = []
+        self.unread = 0
         self._on_bundle = on_bundle
 
     def _add(self, severity: Severity, path: Path, message: str, offset: int | None = None) -> None:
@@ -137,25 +179,32 @@ class _Examination:
         else:
             self._add(Severity.WARNING, journal, "there is no journal")
         self._examine_saved(state)
+        self.examine_bundles(bundles)
+
+    def examine_bundles(self, bundles: Path) -> None:
         count = 0
         for path in list_files(bundles) if bundles.is_dir() else ():
             if path.name.endswith(".tmp"):
                 self._add(Severity.WARNING, path, "a temporary that was never finished; a start removes it")
             elif path.name.endswith(MANIFEST_SUFFIX):
-                bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
-                if not bundle.exists() and not bundle.with_name(bundle.name + COMPRESSED_SUFFIX).exists():
-                    self._add(Severity.WARNING, path, "its bundle is missing")
+                self._examine_manifest(path)
+            elif path.name.endswith(MANIFEST_SUFFIX + PRUNING_SUFFIX):
+                self._add(Severity.NOTE, path, "its bundle is being deleted; the next look of retention finishes it")
             elif path.name.endswith(REST_SUFFIX):
                 # Beside its bundle, whose manifest counts what is in it.
                 self._examine_rest(path)
-            elif (stem := stem_of_receipt(path.name)) is not None:
+            elif (stem := _stem_of_side_file(path)) is not None:
+                # Where its bundle's manifest is there, the missing bundle is reported with that.
                 bundle = path.with_name(stem + BUNDLE_SUFFIX)
-                if not bundle.exists() and not other_form(bundle).exists():
-                    self._add(Severity.NOTE, path, "a receipt, and its bundle is missing; it proves nothing")
+                if not (_is_there(bundle) or manifest_path(bundle).exists()):
+                    what = "a receipt" if stem_of_receipt(path.name) else "a side file"
+                    self._add(Severity.NOTE, path, f"{what}, and its bundle is missing; it proves nothing")
+            elif path == bundles / TOMBSTONES:
+                continue
             elif path.exists() and not path.is_file():
                 # Not opened: a pipe would wait for a writer.
                 self._add(Severity.WARNING, path, "neither a file nor a directory; left alone")
-            elif path.name.removesuffix(COMPRESSED_SUFFIX).endswith(BUNDLE_SUFFIX):
+            elif _is_bundle(path):
                 count += 1
                 self._on_bundle(path)
                 self._examine_bundle_of_state(path)
@@ -164,6 +213,24 @@ class _Examination:
             else:
                 self._add(Severity.NOTE, path, "not a file of ergo-capture; left alone")
         self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")
+
+    def _examine_manifest(self, path: Path) -> None:
+        """Report a manifest whose bundle is missing, and which stores have the bundle by their receipts."""
+        bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
+        if _is_there(bundle):
+            return
+        stores = [receipt.target for file in receipts_beside(bundle) if (receipt := read_receipt(file)) is not None]
+        if stores:
+            command = f"`ergo-capture bundles fetch {bundle_stem(bundle).partition('~')[0]}`"
+            self._add(
+                Severity.WARNING,
+                path,
+                f"its bundle is missing; by its receipt it is in {', '.join(stores)}: {command} brings it back",
+            )
+        else:
+            # A snapshot is composed again from the journal.
+            severity = Severity.WARNING if _may_grow(path) else Severity.ERROR
+            self._add(severity, path, "its bundle is missing: put it back, or move its manifest to where it is")
 
     def _examine_rest(self, rest: Path) -> None:
         """Compare the events that were left over with the manifest that counts them."""
@@ -281,7 +348,8 @@ class _Examination:
         try:
             found = scan(directory, storage)
         except ErgoCaptureError as error:
-            self._add(Severity.ERROR, directory, error.message)
+            self.unread += 1
+            self._add(Severity.ERROR, directory, error.message + (f" (try: {error.hint})" if error.hint else ""))
             self.keeps.append("recover would keep nothing: the journal cannot be read")
             return
         self._add_scan(directory, found)
@@ -296,11 +364,14 @@ class _Examination:
 
     def _add_scan(self, directory: Path, found: ScanReport) -> None:
         for damage in found.damage:
-            whose = f"; concerns session numbers {', '.join(map(str, damage.sessions))}" if damage.sessions else ""
+            numbers = ", ".join(map(str, damage.sessions))
+            whose = f"concerns session numbers {numbers}" if numbers else "concerns no session that is known"
+            # What is set aside is reported with its quarantine until it is settled.
+            aside = bool(numbers) and all(found.sessions[number].aside for number in damage.sessions)
             self._add(
-                Severity.ERROR,
+                Severity.NOTE if aside else Severity.ERROR,
                 segment_path(directory, damage.segment),
-                f"{damage.reason} ({counted(damage.length, 'byte')}){whose}",
+                f"{damage.reason} ({counted(damage.length, 'byte')}); {whose}{', which is set aside' if aside else ''}",
                 damage.offset,
             )
         if found.torn is not None:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields, read_manifest_text
-from ergo_capture.bundle.names import MANIFEST_SUFFIX, seal_path
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, TOMBSTONES, seal_path
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.seal.chain import (
     Seal,
@@ -32,9 +32,6 @@ from ergo_capture.seal.chain import (
 )
 from ergo_capture.seal.keys import SealKey, is_signed
 from ergo_capture.storage.atomic import write_bytes_atomic
-
-#: The file of the tombstones, in the directory of the bundles.
-TOMBSTONES: Final = "tombstones.jsonl"
 
 
 class SealKeeper:

@@ -27,6 +27,7 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.errors import JournalLost
 from ergo_capture.journal.payloads import Publication, SessionDescription
 from ergo_capture.journal.recovery import Recovery, recover
+from ergo_capture.journal.segment import segment_path
 from ergo_capture.journal.wal import Journal
 from ergo_capture.pauses import clock
 from ergo_capture.seal.keeper import SealKeeper
@@ -252,6 +253,16 @@ class Service:
                 reason=reason,
                 hint="`ergo-capture doctor` reports the damage; `ergo-capture recover --settle` salvages what is whole, "
                 "and settles it",
+            )
+        for damage in recovery.damage:
+            log.error(
+                telemetry.JOURNAL_DAMAGED,
+                path=str(segment_path(components.state.journal, damage.segment)),
+                offset=damage.offset,
+                bytes=damage.length,
+                reason=damage.reason,
+                hint="no session that is open is concerned; look at the disk, and copy the segment if you want to examine "
+                "it: it is deleted when no session needs it",
             )
         await registry.segment_collector.collect()
         listener = Listener(

@@ -173,6 +173,22 @@ def test_evidence_is_never_suppressed() -> None:
         assert [line(storms, name) for _ in range(3)] == [{}, {}, {}]
 
 
+async def test_damage_that_concerns_no_session_is_logged(log: Log) -> None:
+    """P6: such as in the head of a segment: nothing is quarantined, and nothing is passed over in silence."""
+    with short_directory() as place:
+        state = place / "state"
+        async with running_daemon(state=state) as daemon, daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+        segment = state / "journal" / "0000000000000001.journal"
+        with segment.open("r+b") as file:
+            file.seek(3)
+            file.write(b"X")
+        async with running_daemon(state=state) as daemon, daemon.session(session=wire.opened["session"]):
+            (line,) = log.records("journal.damaged")
+            assert (line["path"], line["offset"], line["reason"]) == (str(segment), 0, "there is no frame")
+
+
 async def test_a_session_whose_graph_is_gone_is_logged_as_quarantined(log: Log) -> None:
     """P6: the line has the reason and what to do."""
     with short_directory() as place:

@@ -14,6 +14,7 @@ from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.cli import app
 from ergo_capture.journal.scan import scan
 from ergo_capture.repair.doctor import Severity, diagnose
+from ergo_capture.server.session import quarantine
 from ergo_capture.storage import RealStorage, StorageError
 
 SEGMENTS = '[journal]\nsegment_bytes = "64KiB"\n'
@@ -89,6 +90,22 @@ async def test_settling_salvages_a_quarantined_session_and_reports_it_no_more(
         async with running_daemon(SEGMENTS, state) as daemon:
             assert daemon.service.registry.quarantined == {}
             await is_served(daemon)
+
+
+async def test_a_running_daemon_notices_that_a_session_was_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`status` and the metrics name it until then; the alert on it ends without a restart."""
+    monkeypatch.setattr(quarantine, "_LOOK_SECONDS", 0.05)
+    with short_directory() as place:
+        state = place / "state"
+        session = await _damaged(state)
+        async with running_daemon(SEGMENTS, state) as daemon:
+            await until((state / "journal.quarantine-1").is_dir)
+            await until(lambda: daemon.service.registry.quarantine.segments == {})
+            status = (await daemon.ask("status"))["status"]["running"]
+            assert list(status["quarantined"]) == [session]
+            assert app.run(["recover", str(state), "--settle"]) == 3
+            await until(lambda: daemon.service.registry.quarantined == {})
+            assert (await daemon.ask("status"))["status"]["running"]["quarantined"] == {}
 
 
 async def test_a_journal_is_settled_that_no_daemon_has_started_on() -> None:

@@ -82,7 +82,8 @@ def _in_words(diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         count[finding.severity] += 1
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
-    verdict = "sound" if diagnosis.sound else f"damaged, {errors} {'error' if errors == 1 else 'errors'}"
+    wrong = "damaged" if errors > diagnosis.unread else "cannot be read"
+    verdict = "sound" if diagnosis.sound else f"{wrong}, {errors} {'error' if errors == 1 else 'errors'}"
     if diagnosis.kind == _UNKNOWN:
         return f"{diagnosis.path}: {diagnosis.findings[0].message}"
     if warnings:

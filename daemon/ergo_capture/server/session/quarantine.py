@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import structlog
-from anyio import to_thread
+from anyio import move_on_after, to_thread
 
 from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
@@ -17,6 +18,9 @@ from ergo_capture.server.commit.writer import Writer
 from ergo_capture.storage import Storage
 
 log = structlog.get_logger()
+
+#: Seconds between two looks for sessions that were settled meanwhile.
+_LOOK_SECONDS: Final = 5.0
 
 
 class Quarantine:
@@ -45,14 +49,20 @@ class Quarantine:
 
     def restore(self, recovery: Recovery) -> None:
         """Add the sessions that recovery quarantined."""
-        for saved in saved_journals(self._state):
-            for session in saved.sessions or ():
-                self.reasons[session.session] = f"{session.reason}; set aside in '{saved.directory}'"
         self._pinned = list(recovery.quarantined.values())
-        self.reasons |= {session.session: session.reason for session in self._pinned}
+        self.reasons = self._reasons()
         for session in self._pinned:
             session.is_due |= session.is_damaged
         self._due.set()
+
+    def _reasons(self) -> dict[str, str]:
+        """Return the reasons of the sessions that are set aside and not settled, and of those in the journal."""
+        aside = {
+            session.session: f"{session.reason}; set aside in '{saved.directory}'"
+            for saved in saved_journals(self._state)
+            for session in saved.sessions or ()
+        }
+        return aside | {session.session: session.reason for session in self._pinned}
 
     @property
     def segments(self) -> dict[str, int]:
@@ -72,20 +82,25 @@ class Quarantine:
                 self._due.set()
 
     async def run(self) -> None:
-        """Set aside those that are due, until cancelled."""
+        """Set aside those that are due, and drop the reasons of those that were settled, until cancelled."""
+        has_failed = False
         while True:
-            await self._due.wait()
+            with move_on_after(_LOOK_SECONDS if self.reasons else None):
+                await self._due.wait()
             self._due.clear()
-            due = [session for session in self._pinned if session.is_due]
-            if not due:
-                continue
-            try:
-                await to_thread.run_sync(set_aside, self._state, due, self._storage)
-                for frame in aside_frames(due):
-                    await self._writer.append(frame)
-            except ErgoCaptureError as error:
-                # The sessions stay in the journal and keep their segments; the next start tries again.
-                log.error(telemetry.QUARANTINE_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
-                return
-            self._pinned = [session for session in self._pinned if not session.is_due]
-            self._on_set_aside()
+            due = [session for session in self._pinned if session.is_due and not has_failed]
+            if due:
+                try:
+                    await to_thread.run_sync(set_aside, self._state, due, self._storage)
+                    for frame in aside_frames(due):
+                        await self._writer.append(frame)
+                except ErgoCaptureError as error:
+                    # The sessions stay in the journal and keep their segments; the next start tries again.
+                    log.error(telemetry.QUARANTINE_KEPT, error=error.message, path=error.path, hint=error.hint)  # noqa: TRY400
+                    has_failed = True
+                else:
+                    self._pinned = [session for session in self._pinned if not session.is_due]
+                    self._on_set_aside()
+            if self.reasons:
+                # `recover --settle` renames the directory that they are kept in.
+                self.reasons = await to_thread.run_sync(self._reasons, abandon_on_cancel=True)
