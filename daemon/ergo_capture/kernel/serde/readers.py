@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -24,7 +25,10 @@ def refuse(value: Any, expected: str, path: str) -> NoReturn:
     if isinstance(value, str):
         # A lone surrogate cannot stand in the message.
         string(value, path)
-    shown = "an object" if isinstance(value, Pairs) else "an array" if isinstance(value, list) else f"`{value}`"
+    if isinstance(value, list):
+        shown = "an object" if isinstance(value, Pairs) else "an array"
+    else:
+        shown = f"`{value if isinstance(value, str) else json.dumps(value)}`"
     raise ValueError(at(f"invalid type: {shown}, expected {expected}", path))
 
 
