@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def main() -> int:
     )
     parser.add_argument("--sample", type=int, metavar="N", help="only N mutants at random, the same ones every time")
     parser.add_argument("--again", action="store_true", help="run the survivors once more, and no others")
+    parser.add_argument("--fresh", action="store_true", help="as --again, each in a new process; see the manual")
     parser.add_argument("--show", action="store_true", help="run nothing, and print the survivors as diffs")
     arguments = parser.parse_args()
     files = changed(arguments.since) if arguments.since else None
@@ -67,10 +69,17 @@ def main() -> int:
     )
     failed = 0
     for package in packages:
-        with contextlib.chdir(prepared(package, arguments.tests)):
-            names = selected(generated(), arguments.only, files, arguments.sample)
+        directory = ROOT / "build/mutants" / package.replace("/", "-").removesuffix(".py")
+        if not arguments.show:
+            prepare(directory, package, arguments.tests)
+        with contextlib.chdir(directory):
+            # To show is safe while another process runs mutants: nothing is written.
+            names = sorted(results()) if arguments.show else generated()
+            names = selected(names, arguments.only, files, arguments.sample)
             if arguments.show:
                 show(names)
+            elif arguments.fresh:
+                run_fresh([name for name in names if meaning(results()[name]) in {"survived", "no test"}])
             else:
                 result = "survived" if arguments.again else NOT_RUN
                 failed |= run([name for name in names if meaning(results()[name]) == result])
@@ -78,8 +87,8 @@ def main() -> int:
     return failed
 
 
-def prepared(package: str, tests: Sequence[str] | None) -> Path:
-    """Return the directory in which mutmut runs for a package, made ready.
+def prepare(directory: Path, package: str, tests: Sequence[str] | None) -> None:
+    """Make the directory ready in which mutmut runs for a package.
 
     Raises:
         SystemExit: There is no such package.
@@ -87,13 +96,14 @@ def prepared(package: str, tests: Sequence[str] | None) -> Path:
     path = ROOT / SOURCE / package
     if not path.exists():
         raise SystemExit(f"{SOURCE}/{package} does not exist")
-    directory = ROOT / "build/mutants" / package.replace("/", "-").removesuffix(".py")
     directory.mkdir(parents=True, exist_ok=True)
-    # Tests that were renamed or removed must not stay.
-    shutil.rmtree(directory / "mutants/tests", ignore_errors=True)
     for name, target in {"ergo_capture": SOURCE, "tests": "tests", "config": "config", "systemd": "systemd"}.items():
         if not (directory / name).is_symlink():
             (directory / name).symlink_to(ROOT / target)
+    # Tests that were renamed or removed must not stay.
+    for copy in (directory / "mutants/tests").rglob("*.py"):
+        if not (directory / copy.relative_to(directory / "mutants")).exists():
+            copy.unlink()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     settings = project["tool"]["mutmut"]
     of_packages = settings.pop("tests")
@@ -105,7 +115,6 @@ def prepared(package: str, tests: Sequence[str] | None) -> Path:
     }
     pytest = project["tool"]["pytest"]["ini_options"] | {"pythonpath": ["."]}
     (directory / "pyproject.toml").write_text(toml("tool.mutmut", settings) + toml("tool.pytest.ini_options", pytest))
-    return directory
 
 
 def toml(table: str, settings: Mapping[str, Any]) -> str:
@@ -154,6 +163,26 @@ def run(names: Sequence[str]) -> int:
     if done.returncode and done.stdout:
         print(done.stdout.replace("\r", "\n")[-10_000:])
     return done.returncode
+
+
+def run_fresh(names: Sequence[str]) -> None:
+    """Run each mutant in a process of its own, in which it is there while modules are imported."""
+    settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
+    arguments = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
+
+    def run_one(name: str) -> int:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(Path("mutants").resolve()), "MUTANT_UNDER_TEST": name}
+        return subprocess.run(command, check=False, cwd="mutants", env=environment, capture_output=True).returncode
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, code in zip(names, pool.map(run_one, names), strict=True):
+            for meta in Path("mutants").rglob("*.meta"):
+                known = json.loads(meta.read_text())
+                if name in known["exit_code_by_key"]:
+                    # Tests that cannot be collected are killed by it: pytest ends with 2 or 4.
+                    known["exit_code_by_key"][name] = code and 1
+                    meta.write_text(json.dumps(known))
 
 
 def meaning(code: int | None) -> str:

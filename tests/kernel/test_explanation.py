@@ -58,6 +58,7 @@ def explained(captured: list[EpisodeInvocationRecord], replayed: list[EpisodeInv
         ({"retry_count": 1}, "'e'  Invoke  episode 0  Completed  1 retry"),
         ({"retry_count": 2, "effects": (EFFECT,)}, "'e'  Invoke  episode 0  Completed  2 retries  1 effect"),
         ({"effects": (EFFECT, EFFECT)}, "'e'  Invoke  episode 0  Completed  2 effects"),
+        ({"interruption": "cut"}, "'e'  Invoke  episode 0  Completed  interrupted: cut"),
         ({"interruption": "a\x1bb"}, "'e'  Invoke  episode 0  Completed  interrupted: 'a\\x1bb'"),
     ],
 )
@@ -220,6 +221,12 @@ def test_effects_differ_in_number_content_or_hash(
             "the engine failed at the capture and not now, which says nothing about the graph",
         ),
         (
+            record(termination=ERROR, effects=(EFFECT,)),
+            record(termination=ERROR),
+            "it raised an error, or answered something invalid",
+            "the engine failed at the capture and not now, which says nothing about the graph",
+        ),
+        (
             record(),
             record(termination=ERROR),
             "",
@@ -239,3 +246,11 @@ def test_a_captured_failure_of_the_engine_is_the_likely_cause(
     """Where the outcome differs, and not the decision."""
     found = explained([captured], [replayed])
     assert (found.engine, found.causes[0]) == (engine, first)
+
+
+def test_two_decisions_in_another_order_were_put_so() -> None:
+    """Or two captures were mixed."""
+    assert explained([a, b], [b, a]).causes == [
+        "events or decisions were put in another order, or two captures were mixed",
+        "the bundle was edited after the capture",
+    ]

@@ -13,6 +13,7 @@ from tests.kernel.texts import bent, read
 
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value, compute_effect_hash, encode_effect
 from ergo_capture.kernel.events import ExternalEventPayloadError, check_payload
+from ergo_capture.kernel.serde.numbers import as_the_reference
 from ergo_capture.kernel.serde.parsing import parse
 
 #: Numbers in many spellings, and whether the reference reads them. It takes the first nineteen digits or so and
@@ -59,6 +60,33 @@ def test_a_payload_may_hold_the_numbers_that_the_reference_reads(number: str, re
     assert taken(f'{{"a":{number}}}') is read_there
     assert taken(f'{{"a":[-{number} ,"x"],"b":1}}') is read_there
     assert taken(f'{{"{number}":"\\"{number}"}}')
+
+
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [
+        ("18446744073709551615", 18446744073709551615.0),
+        ("18446744073709551615e-299", 1.8446744073709551e-280),
+        ("18446744073709551616e-299", 1.8446744073709554e-280),
+        ("1e308", 1e308),
+        ("1e309", math.inf),
+        ("1e-320", 1e-320),
+        ("-123456789e-330", -1.24e-322),
+        ("0.5e-400", 0.0),
+        ("0e999", 0.0),
+    ],
+)
+def test_a_number_is_read_with_as_many_digits_as_a_u64_holds(number: str, value: float) -> None:
+    """The largest u64 among them; then one power of ten is applied, or two where it is too small for one."""
+    assert as_the_reference(number) == value
+
+
+def test_many_containers_side_by_side_are_not_deep() -> None:
+    """127 of them within each other are read, one more is not."""
+    assert taken('{"a":[' + "[]," * 200 + "{}]}")
+    assert taken('{"a":' + "[" * 126 + "]" * 126 + "}")
+    assert not taken('{"a":' + "[" * 127 + "]" * 127 + "}")
+    assert not taken('{"a":' + '[{"b":' * 64 + "1" + "}]" * 64 + "}")
 
 
 @numbers

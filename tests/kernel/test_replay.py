@@ -241,6 +241,13 @@ class WithEffect:
         return RunResult(COMPLETED, (ONE.effect,), (CapturedIntentAck("i", "c", "s", "a"),), "cut")
 
 
+def test_a_decision_holds_all_that_the_engine_reported() -> None:
+    """Effects with their hashes, acks, and why it was interrupted."""
+    assert bundle(WithEffect()).decisions[1] == EpisodeInvocationRecord(
+        "e1", Decision.Invoke, None, 1, None, COMPLETED, 0, (ONE,), (CapturedIntentAck("i", "c", "s", "a"),), "cut"
+    )
+
+
 @pytest.mark.parametrize("runtime", [None, WithEffect(), FaultRuntime(TIMED_OUT), FaultRuntime(ABORTED)])
 def test_decisions_are_derived_again_from_their_outcomes(runtime: Any) -> None:
     """Effects, acks and interruptions are taken over."""

@@ -5,6 +5,7 @@ Each text is read whole and as a stream, with the same result; each result was c
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.kernel.texts import OPEN_STRUCTS, TEXT, TIME, bent, read, records
 
 from ergo_capture import decode_bundle
 from ergo_capture.bundle.reader.opening import BundleFormatError
+from ergo_capture.kernel.serde.parsing import parse
 
 
 def test_the_unchanged_text_is_a_bundle(tmp_path: Path) -> None:
@@ -95,6 +97,18 @@ def test_an_ignored_field_must_be_json(tmp_path: Path, value: str) -> None:
         decode_bundle(text.encode())
     with pytest.raises(BundleFormatError):
         records(path)
+
+
+def test_a_fault_after_a_deep_value_is_told_at_its_place() -> None:
+    """Levels that are not read keep their length."""
+    deep = '{"a":' + "[" * 3000 + "]" * 3000 + "}"
+    with pytest.raises(json.JSONDecodeError) as raised:
+        parse(f"[{deep},x]")
+    assert (raised.value.msg, raised.value.pos) == ("Expecting value", len(deep) + 2)
+    with pytest.raises(json.JSONDecodeError) as raised:
+        parse(deep[:-100])
+    assert (raised.value.msg, raised.value.pos) == ("Expecting value", len(deep) - 100)
+    assert parse(f"[{deep},1]")[1] == 1
 
 
 @pytest.mark.parametrize("old", ['"g"', TIME, '"Command"', '"Invoke"', '"SemanticError"', "[]", '{"Number":1.0}'])

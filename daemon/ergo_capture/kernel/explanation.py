@@ -99,7 +99,7 @@ def explain(
         captured=captured,
         replayed=replayed,
         before=shown,
-        causes=list(_causes(kind, divergence.field, then)),
+        causes=list(_causes(divergence.field, then)),
         sentence=_sentence(kind, divergence, captured, replayed),
         engine="" if then is None else _ENGINE_THEN[then],
     )
@@ -113,12 +113,12 @@ def _engine_then(divergence: Divergence, captured: Sequence[EpisodeInvocationRec
     return termination if termination in _ENGINE_THEN else None
 
 
-def _causes(kind: str, field: str, then: RunTermination | None) -> Sequence[str]:
+def _causes(field: str, then: RunTermination | None) -> Sequence[str]:
     if then is RunTermination.TimedOut:
         return (_DEADLINE, *_ENGINE, _EDITED)
     if then is not None:
         return (_FAILED_THEN, _EDITED)
-    return _CAUSES.get("event_id" if kind == "reordered" else field, (_EDITED,))
+    return _CAUSES.get(field, (_EDITED,))
 
 
 def _kind(

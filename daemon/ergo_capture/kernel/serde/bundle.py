@@ -96,8 +96,7 @@ def _value(value: Any, path: str) -> Value:
     read = _VALUES.get(name)
     if read is None or isinstance(value, str):
         raise ValueError(at(unknown_variant(name, _VALUES), path))
-    content = read(content, f"{path}.{name}")
-    fields: dict[str, Any] = {name: tuple(content) if name == "Series" else content}
+    fields: dict[str, Any] = {name: read(content, f"{path}.{name}")}
     return Value(**fields)
 
 
@@ -140,7 +139,7 @@ _EVENT: Final = struct(
 
 _VALUES: Final[dict[str, Reader]] = {
     "Number": number,
-    "Series": sequence(number),
+    "Series": frozen(sequence(number)),
     "Bool": boolean,
     "String": string,
 }

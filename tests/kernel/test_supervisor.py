@@ -1,0 +1,142 @@
+"""What a supervisor keeps between events: its time, its episodes, and what it deferred."""
+
+from __future__ import annotations
+
+import pytest
+
+from ergo_capture import Constraints, EventTime, ExternalEvent, ExternalEventKind, FaultRuntime
+from ergo_capture.kernel.events import EventLike
+from ergo_capture.kernel.outcomes import Decision
+from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog
+from ergo_capture.kernel.supervisor import Run, Supervisor
+from ergo_capture.kernel.time import U64_MAX
+
+COMMAND, PUMP = ExternalEventKind.Command, ExternalEventKind.Pump
+
+
+def event(secs: int, nanos: int = 0, payload: bytes = b"", kind: ExternalEventKind = COMMAND) -> ExternalEvent:
+    """Return an event at a time."""
+    return ExternalEvent(f"e{secs}.{nanos}", kind, EventTime(secs, nanos), payload)
+
+
+class PlainLog(MemoryDecisionLog):
+    """A log that takes runs of plain decisions, and notes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain: list[tuple[list[str], int]] = []
+
+    def log_plain(self, events: list[EventLike], first_episode: int) -> None:
+        """Keep the ids and the first episode."""
+        self.plain.append(([each.event_id for each in events], first_episode))
+
+
+def test_plain_decisions_are_logged_in_runs_around_a_pump() -> None:
+    """Time never goes back, and episodes are counted on, also over several calls."""
+    log = PlainLog()
+    supervisor = Supervisor("g", Constraints(), log, FaultRuntime())
+    supervisor.drive_all([event(5, 1), event(3, 9), event(5, 0)])
+    assert (supervisor.now, log.plain) == (EventTime(5, 1), [(["e5.1", "e3.9", "e5.0"], 0)])
+    supervisor.drive_all([event(5, 2), event(6, 0, kind=PUMP), event(5, 3), event(6, 1)])
+    assert (supervisor.now, log.plain[1:]) == (EventTime(6, 1), [(["e5.2"], 3), (["e5.3", "e6.1"], 5)])
+    assert [(entry.event_id, entry.episode_id, entry.decision) for entry in log.entries] == [
+        ("e6.0", 4, Decision.Defer)
+    ]
+    supervisor.drive_all([event(1)])
+    assert (supervisor.now, log.plain[3:]) == (EventTime(6, 1), [(["e1.0"], 7)])
+
+
+def test_a_pump_at_the_start_or_end_leaves_no_empty_run() -> None:
+    """Only the events beside it are logged."""
+    log = PlainLog()
+    Supervisor("g", Constraints(), log, FaultRuntime()).drive_all([event(1, kind=PUMP), event(2), event(3, kind=PUMP)])
+    assert log.plain == [(["e2.0"], 1)]
+    assert [entry.episode_id for entry in log.entries] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Constraints(max_in_flight=1),
+        Constraints(max_per_window=9, rate_window=EventTime(1, 0)),
+        Constraints(deadline=EventTime(0, 0)),
+    ],
+)
+def test_decisions_that_may_differ_are_logged_one_by_one(limits: Constraints) -> None:
+    """Where something is limited, or the deadline has passed before the start."""
+    log = PlainLog()
+    Supervisor("g", limits, log, FaultRuntime()).drive_all([event(1), event(2)])
+    assert (len(log.entries), log.plain) == (2, [])
+
+
+def test_a_deadline_that_is_left_changes_nothing() -> None:
+    """Nor does a window without a count."""
+    log = PlainLog()
+    limits = Constraints(deadline=EventTime(0, 1), rate_window=EventTime(1, 0))
+    Supervisor("g", limits, log, FaultRuntime()).drive_all([event(1), event(2)])
+    assert (log.entries, log.plain) == ([], [(["e1.0", "e2.0"], 0)])
+
+
+def test_events_are_taken_as_if_they_had_been_driven() -> None:
+    """The time and the next episode are those after them; nothing is logged."""
+    log, taken = MemoryDecisionLog(), [event(5, 1), event(3, 9), event(5, 0)]
+    supervisor = Supervisor("g", Constraints(), log, FaultRuntime())
+    assert not supervisor.begin_all(taken, 1)
+    assert supervisor.begin_all(taken, 0)
+    assert not supervisor.begin_all([*taken, event(9, kind=PUMP)], 3)
+    assert (supervisor.now, log.entries) == (EventTime(5, 1), [])
+    assert supervisor.begin_all([event(5, 3)], 3)
+    assert supervisor.drive(event(5, 2)).episode_id == 4
+    assert supervisor.now == EventTime(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "limited"),
+    [
+        (Constraints(), False),
+        (Constraints(max_in_flight=1), False),
+        (Constraints(max_in_flight=0), True),
+        (Constraints(max_per_window=1), False),
+        (Constraints(max_per_window=1, rate_window=EventTime(1, 0)), True),
+    ],
+)
+def test_events_are_taken_only_where_none_may_be_deferred(limits: Constraints, limited: bool) -> None:
+    """One in flight is no limit where each is over before the next."""
+    assert Supervisor("g", limits, MemoryDecisionLog()).begin_all([event(1)], 0) is not limited
+
+
+def test_episodes_end_at_the_largest_number() -> None:
+    """It is given to every one after it."""
+    supervisor = Supervisor("g", Constraints(), MemoryDecisionLog(), FaultRuntime())
+    supervisor._next_episode = U64_MAX - 1
+    assert not supervisor.begin_all([event(1)], U64_MAX - 1)
+    assert [supervisor.drive(event(at)).episode_id for at in (1, 2, 3)] == [U64_MAX - 1, U64_MAX, U64_MAX]
+
+
+def test_the_bytes_of_deferred_payloads_are_counted() -> None:
+    """Until a pump starts their episode."""
+    supervisor = Supervisor("g", Constraints(max_in_flight=1), MemoryDecisionLog())
+    running = supervisor.offer(event(1))
+    assert isinstance(running, Run)
+    supervisor.offer(event(2, payload=b'{"n":1}'))
+    supervisor.offer(event(3, payload=b"{}"))
+    assert (supervisor.deferred_count, supervisor.deferred_bytes) == (2, 9)
+    deferred = supervisor.offer(event(4, kind=PUMP))
+    assert isinstance(deferred, DecisionLogEntry)
+    assert (supervisor.deferred_count, supervisor.deferred_bytes) == (2, 9)
+    supervisor.detach()
+    assert isinstance(supervisor.offer(event(5, kind=PUMP)), Run)
+    assert (supervisor.deferred_count, supervisor.deferred_bytes) == (1, 7)
+
+
+def test_a_supervisor_goes_on_with_another_log_and_engine() -> None:
+    """After a recovery through the first ones."""
+    first, second = MemoryDecisionLog(), PlainLog()
+    supervisor = Supervisor("g", Constraints(), first, None)
+    supervisor.begin_all([event(1)], 0)
+    supervisor.rebind(second, FaultRuntime())
+    supervisor.on_event(event(2))
+    supervisor.drive_all([event(3)])
+    assert first.entries == []
+    assert [entry.event_id for entry in second.entries] == ["e2.0"]
+    assert second.plain == [(["e3.0"], 2)]
