@@ -10,16 +10,16 @@ import hashlib
 import json
 import shutil
 import tempfile
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import zstandard
 from tests.journal.hosted import HostedLife, Sent, sends, sets
-from tests.journal.journals import flip, frames_of, journal_in
+from tests.journal.journals import compose, flip, frames_of, journal_in, parts_of
 from tests.shared import HERE
 
 from ergo_capture import (
@@ -33,7 +33,6 @@ from ergo_capture import (
 )
 from ergo_capture.bundle.catalogue import Catalogue
 from ergo_capture.bundle.format import CaptureJsonStyle
-from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.cli.support.verification import check
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionRows
@@ -440,57 +439,10 @@ def _hosted(session: RecoveredSession) -> dict[str, Any]:
     return plain
 
 
-def parts_of(session: RecoveredSession) -> list[PendingPublication]:
-    """Every part of a session that a bundle can be made of."""
-    current = PendingPublication(
-        session.part,
-        session.first,
-        session.decided - session.first,
-        session.closing.ended if session.closing else "open",
-        False,
-        session.event_frames,
-        session.decision_frames,
-        session.segment,
-        store=None if session.rotation is None else session.rotation.store,
-    )
-    return [*session.unpublished, current]
-
-
-def compose(
-    directory: Path,
-    session: RecoveredSession,
-    part: PendingPublication,
-    destination: Path,
-    *,
-    style: str = "compact",
-    compress: str = "none",
-) -> None:
-    """Write the bundle of a part and its manifest."""
-    composed = compose_bundle(
-        ComposeJob(
-            journal=str(directory),
-            destination=str(destination),
-            style=style,
-            compress=compress,
-            description=session.description,
-            part=part.part,
-            first=part.first,
-            count=part.count,
-            event_frames=array("Q", part.event_frames).tobytes(),
-            decision_frames=array("Q", part.decision_frames).tobytes(),
-            ended=part.ended,
-            forced=part.forced,
-            store=part.store,
-            ended_at=WHEN,
-        )
-    )
-    publish_bundle(composed)
-
-
 def _sha256(directory: Path, session: RecoveredSession, part: PendingPublication) -> str:
     with tempfile.TemporaryDirectory() as place:
         destination = Path(place) / "b.capture.json"
-        compose(directory, session, part, destination)
+        compose(directory, session, part, destination, ended_at=WHEN)
         assert check(destination)["ok"]
         return hashlib.sha256(destination.read_bytes()).hexdigest()
 
@@ -511,10 +463,11 @@ def make_bundles(folder: Path) -> None:
                 for part in parts_of(session):
                     label = "snapshot" if part.ended == "open" else part.ended + "-forced" * part.forced
                     label += f"-part-{part.part}" if name in ("rotated", "parts") else ""
-                    compose(directory, session, part, folder / f"{label}.capture.json")
+                    made = partial(compose, directory, session, part, ended_at=WHEN)
+                    made(folder / f"{label}.capture.json")
                     if label == "complete":
-                        compose(directory, session, part, folder / "pretty.capture.json", style="pretty")
-                        compose(directory, session, part, folder / "packed.capture.json.zst", compress="zstd")
+                        made(folder / "pretty.capture.json", style="pretty")
+                        made(folder / "packed.capture.json.zst", compress="zstd")
     complete = read_capture_bundle(folder / "complete.capture.json")
     text = encode_bundle(complete)
     (folder / "cut.capture.json").write_bytes(text[: len(text) // 2])

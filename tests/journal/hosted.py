@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from tests.adapter.test_accept import MANIFEST as WITHOUT_EGRESS
-from tests.journal.journals import journal_in, look
+from tests.journal.journals import compose, journal_in, look, parts_of
 
 from ergo_capture.adapter import AdapterError, load_adapter
 from ergo_capture.adapter.binding import read_hosted_lines
 from ergo_capture.adapter.egress import EgressConfig, EgressFailure, Route
 from ergo_capture.adapter.host import Host
-from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.journal.decision_rows import DecisionRows, Refusal
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import (
@@ -31,7 +29,7 @@ from ergo_capture.journal.payloads import (
     SessionDescription,
     encode_body,
 )
-from ergo_capture.journal.recovery import PendingPublication, RecoveredSession, recover
+from ergo_capture.journal.recovery import recover
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentField, IntentRecord, Value
 from ergo_capture.kernel.events import EventLike
@@ -70,6 +68,24 @@ def sends(*intent_ids: str, **values: float) -> RunResult:
 FAILED = RunResult(RunTermination.Failed(ErrKind.SemanticError))
 
 
+def description_of(number: int, constraints: Constraints, contract: Contract) -> SessionDescription:
+    """A session with the adapter."""
+    return SessionDescription(
+        session=f"20261128T120000Z-{number}-0000000{number}",
+        graph="hosted",
+        constraints=constraints,
+        adapter_provenance=ADAPTER.provenance,
+        runtime_provenance="rpv1:hosted",
+        engine="fixed",
+        labels={},
+        peer=None,
+        opened_at=WHEN,
+        program="ergo-capture 0.2.0",
+        contract=contract,
+        egress_provenance=EGRESS.provenance(),
+    )
+
+
 class HostedLife:
     """A session whose frames are those that the daemon writes, and whose decisions the host takes.
 
@@ -94,20 +110,7 @@ class HostedLife:
         self.results = results or {}
         self.unacknowledged = set(unacknowledged)
         self.contract = contract
-        self.description = SessionDescription(
-            session=f"20261128T120000Z-{number}-0000000{number}",
-            graph="hosted",
-            constraints=constraints,
-            adapter_provenance=ADAPTER.provenance,
-            runtime_provenance="rpv1:hosted",
-            engine="fixed",
-            labels={},
-            peer=None,
-            opened_at=WHEN,
-            program="ergo-capture 0.2.0",
-            contract=contract,
-            egress_provenance=EGRESS.provenance(),
-        )
+        self.description = description_of(number, constraints, contract)
         #: Lines accepted, and how many of them are decided or refused.
         self.lines: list[bytes] = []
         self.decided = 0
@@ -269,48 +272,19 @@ def write(directory: Path, *batches: list[PendingFrame]) -> None:
         (directory / "0000000000000002.journal.new").unlink()
 
 
-def parts_of(session: RecoveredSession) -> list[tuple[PendingPublication, bool]]:
-    """Every part of a recovered session, and whether it is the last."""
-    current = PendingPublication(
-        session.part,
-        session.first,
-        session.decided - session.first,
-        session.closing.ended if session.closing else "open",
-        False,
-        session.event_frames,
-        session.decision_frames,
-        session.segment,
-        session.lost,
-        None if session.rotation is None else session.rotation.store,
-    )
-    return [*((part, False) for part in session.unpublished), (current, True)]
-
-
 def publish_all(journal: Path, folder: Path, *, style: str = "compact") -> list[Path]:
     """Compose and publish each part of the one session of a journal, as the daemon does after a start."""
     recovery = recover(journal, look(journal), RealStorage())
     assert recovery.reasons == {}
     (session,) = recovery.sessions
-    bundles = []
-    for part, is_last in parts_of(session):
-        destination = folder / f"s{'' if part.part == 1 else f'~{part.part}'}.capture.json"
-        job = ComposeJob(
-            journal=str(journal),
-            destination=str(destination),
+    return [
+        compose(
+            journal,
+            session,
+            part,
+            folder / f"s{'' if part.part == 1 else f'~{part.part}'}.capture.json",
             style=style,
-            description=session.description,
-            part=part.part,
-            first=part.first,
-            count=part.count,
-            event_frames=array("Q", part.event_frames).tobytes(),
-            decision_frames=array("Q", part.decision_frames).tobytes(),
-            ended=part.ended,
-            forced=part.forced,
-            store=part.store,
-            interruption=session.interruption if is_last else None,
-            left_over=session.left_over if is_last else None,
             ended_at=WHEN,
         )
-        publication = publish_bundle(compose_bundle(job)).publication
-        bundles.append(Path(publication.bundle))
-    return bundles
+        for part in parts_of(session)
+    ]

@@ -1,12 +1,15 @@
-"""Journals for tests that damage them: writing them, and reporting what is in them."""
+"""Journals of tests: writing and damaging them, reporting what is in them, and composing their bundles."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.journal.frame import FrameKind, Header, PendingFrame, Position, decode_header
 from ergo_capture.journal.reader import read_frames
+from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.segment import segment_path
@@ -133,3 +136,53 @@ def damaged(found: ScanReport) -> list[int]:
 def last_segment(directory: Path, sequence: int = 3) -> Path:
     """The file of a segment."""
     return segment_path(directory, sequence)
+
+
+def parts_of(session: RecoveredSession) -> list[PendingPublication]:
+    """Every part of a recovered session that a bundle can be made of."""
+    current = PendingPublication(
+        session.part,
+        session.first,
+        session.decided - session.first,
+        session.closing.ended if session.closing else "open",
+        False,
+        session.event_frames,
+        session.decision_frames,
+        session.segment,
+        session.lost,
+        None if session.rotation is None else session.rotation.store,
+    )
+    return [*session.unpublished, current]
+
+
+def compose(
+    journal: Path,
+    session: RecoveredSession,
+    part: PendingPublication,
+    destination: Path,
+    *,
+    ended_at: str,
+    style: str = "compact",
+    compress: str = "none",
+) -> Path:
+    """Write the bundle of a part and its manifest, as the daemon does after a start; return its path."""
+    is_last = part.part == session.part
+    job = ComposeJob(
+        journal=str(journal),
+        destination=str(destination),
+        style=style,
+        compress=compress,
+        description=session.description,
+        part=part.part,
+        first=part.first,
+        count=part.count,
+        event_frames=array("Q", part.event_frames).tobytes(),
+        decision_frames=array("Q", part.decision_frames).tobytes(),
+        ended=part.ended,
+        forced=part.forced,
+        store=part.store,
+        interruption=session.interruption if is_last else None,
+        left_over=session.left_over if is_last else None,
+        ended_at=ended_at,
+    )
+    return Path(publish_bundle(compose_bundle(job)).publication.bundle)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from tests.journal.hosted import ADAPTER, CONTRACT, EGRESS, LIMITS, WHEN, Sent, ack_of
+from tests.journal.hosted import CONTRACT, LIMITS, WHEN, Sent, ack_of, description_of
 
 from ergo_capture.adapter.binding import read_hosted_lines
 from ergo_capture.adapter.egress import EgressFailure
@@ -61,20 +61,7 @@ class Script:
     @property
     def description(self) -> SessionDescription:
         """The session."""
-        return SessionDescription(
-            session="20261128T120000Z-1-00000001",
-            graph="hosted",
-            constraints=LIMITS,
-            adapter_provenance=ADAPTER.provenance,
-            runtime_provenance="rpv1:hosted",
-            engine="fixed",
-            labels={},
-            peer=None,
-            opened_at=WHEN,
-            program="ergo-capture 0.2.0",
-            contract=self.contract,
-            egress_provenance=EGRESS.provenance(),
-        )
+        return description_of(1, LIMITS, self.contract)
 
     def lines(self) -> list[list[bytes]]:
         """The events as they are sent."""
