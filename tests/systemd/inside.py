@@ -17,11 +17,10 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.systemd.unit import CONFIG, STATE, Unit, documented, said
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, RunTermination, decode_bundle, manual
 from ergo_capture.cli.support.verification import check
@@ -31,48 +30,9 @@ pytestmark = pytest.mark.inside
 
 COMMAND = "/usr/local/bin/ergo-capture"
 SOCKET = Path("/run/ergo-capture/capture.sock")
-CONFIG = Path("/etc/ergo-capture/config.toml")
-STATE = Path("/var/lib/ergo-capture")
 UNIT = "ergo-capture.service"
-
-
-def run(*words: str, fails: bool = False) -> str:
-    """Run a command and return its output; fail if it fails."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert fails or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}{log()}"
-    return done.stdout
-
-
-def log() -> str:
-    """Return what the service has logged lately."""
-    return subprocess.run(
-        ["journalctl", "--no-pager", "-n", "40", "-o", "cat", "-u", UNIT], capture_output=True, text=True, check=False
-    ).stdout
-
-
-def shown(name: str) -> str:
-    """Return a property of the unit."""
-    return run("systemctl", "show", "--value", "-p", name, UNIT).strip()
-
-
-def until(true: Callable[[], Any], what: str) -> None:
-    """Wait until a condition holds; fail if it does not in time."""
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, f"{what}\n{run('systemctl', 'status', UNIT, fails=True)}\n{log()}"
-        time.sleep(0.05)
-
-
-def said(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command and return what it said, whether it failed or not."""
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-
-
-def documented(topic: str, word: str) -> list[str]:
-    """Return the commands of the block of a topic that has the word in it, as root runs them."""
-    blocks = re.findall(r"^```console\n(.*?)^```$", manual.read(topic), re.DOTALL | re.MULTILINE)
-    (block,) = (block for block in blocks if word in block)
-    return [line.removeprefix("$ sudo ") for line in block.splitlines()]
+_unit = Unit(UNIT)
+run, log, shown, until, configured = _unit.run, _unit.log, _unit.shown, _unit.until, _unit.configured
 
 
 def drop_in(topic: str, name: str) -> Path:
@@ -84,19 +44,6 @@ def drop_in(topic: str, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(block[1])
     return path
-
-
-@contextmanager
-def configured(text: str) -> Iterator[None]:
-    """Have the service run with another configuration."""
-    kept = CONFIG.read_text()
-    CONFIG.write_text(text)
-    run("systemctl", "restart", UNIT)
-    try:
-        yield
-    finally:
-        CONFIG.write_text(kept)
-        run("systemctl", "restart", UNIT)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -405,11 +352,7 @@ def test_a_process_engine_runs_under_the_same_rules() -> None:
     """The README's engine; the bundle has its provenance."""
     engine = Path("/opt/ergo-capture/engine.py")
     engine.write_text(Path("tests/engine/example_engine.py").read_text())
-    configuration = Path("/etc/ergo-capture/config.toml")
-    kept = configuration.read_text()
     command = '["/opt/ergo-capture/bin/python3", "/opt/ergo-capture/engine.py"]'
-    configuration.write_text(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n')
-    run("systemctl", "restart", UNIT)
 
     async def one() -> str:
         async with CaptureClient(SOCKET, give_up_after=30) as client:
@@ -418,11 +361,10 @@ def test_a_process_engine_runs_under_the_same_rules() -> None:
             await client.send(ExternalEvent.with_payload("a", ExternalEventKind.Command, EventTime(0, 0), payload))
             return (await client.close()).bundle
 
-    bundle = decode_bundle(Path(asyncio.run(one())).read_bytes())
+    with configured(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n'):
+        bundle = decode_bundle(Path(asyncio.run(one())).read_bytes())
     assert bundle.runtime_provenance == "rpv1:example-1"
     assert len(bundle.decisions[0].effects) == 1
-    configuration.write_text(kept)
-    run("systemctl", "restart", UNIT)
 
 
 def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
@@ -430,11 +372,7 @@ def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
     engine = Path("/opt/ergo-capture/slow.py")
     example = Path("tests/engine/example_engine.py").read_text()
     engine.write_text(example.replace("    run = ", "    __import__('time').sleep(2)\n    run = ", 1))
-    configuration = Path("/etc/ergo-capture/config.toml")
-    kept = configuration.read_text()
     command = '["/opt/ergo-capture/bin/python3", "/opt/ergo-capture/slow.py"]'
-    configuration.write_text(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n')
-    run("systemctl", "restart", UNIT)
 
     async def hold() -> None:
         async with CaptureClient(SOCKET, give_up_after=30) as client:
@@ -444,23 +382,21 @@ def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
             await asyncio.to_thread(run, "systemctl", "stop", UNIT)
 
     before = set((STATE / "bundles").rglob("*.capture.json"))
-    asyncio.run(hold())
+    with configured(f'[graphs.default]\nengine = {{ kind = "process", command = {command} }}\n'):
+        asyncio.run(hold())
     (bundle,) = set((STATE / "bundles").rglob("*.capture.json")) - before
     (decision,) = decode_bundle(bundle.read_bytes()).decisions
     assert decision.termination is RunTermination.Completed
-    configuration.write_text(kept)
-    run("systemctl", "start", UNIT)
 
 
 def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
     """Exit code 78: it is not restarted, and the reason is in the journal."""
-    configuration = Path("/etc/ergo-capture/config.toml")
-    kept = configuration.read_text()
-    configuration.write_text("[jurnal]\n")
+    kept = CONFIG.read_text()
+    CONFIG.write_text("[jurnal]\n")
     run("systemctl", "restart", UNIT, fails=True)
     assert shown("ActiveState") == "failed"
     assert "jurnal" in log()
-    configuration.write_text(kept)
+    CONFIG.write_text(kept)
     run("systemctl", "reset-failed", UNIT)
     run("systemctl", "start", UNIT)
 

@@ -8,56 +8,24 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import re
 import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.seaweed import Seaweed, seaweed
-
-from ergo_capture import manual
+from tests.systemd.unit import CONFIG, STATE, Unit, documented
 
 pytestmark = pytest.mark.inside
 
 COMMAND = "/opt/ergo-capture/bin/ergo-capture"
-CONFIG = Path("/etc/ergo-capture/config.toml")
 CREDENTIALS = Path("/etc/credstore/ergo-capture-ship")
-STATE = Path("/var/lib/ergo-capture")
 UNIT = "ergo-capture-ship.service"
-
-
-def run(*words: str, fails: bool = False) -> str:
-    """Run a command and return its output; fail if it fails."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert fails or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}{log()}"
-    return done.stdout + done.stderr
-
-
-def log() -> str:
-    """Return what the service has logged lately."""
-    subprocess.run(["journalctl", "--sync"], check=False)
-    ran = subprocess.run(
-        ["journalctl", "--no-pager", "-n", "60", "-o", "cat", "-u", UNIT], capture_output=True, text=True, check=False
-    )
-    return ran.stdout
-
-
-def shown(name: str) -> str:
-    """Return a property of the unit."""
-    return run("systemctl", "show", "--value", "-p", name, UNIT).strip()
-
-
-def until(true: Callable[[], Any], what: str) -> None:
-    """Wait until a condition holds; fail if it does not in time."""
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, f"{what}\n{run('systemctl', 'status', UNIT, fails=True)}\n{log()}"
-        time.sleep(0.05)
+_unit = Unit(UNIT)
+run, log, shown, until = _unit.run, _unit.log, _unit.shown, _unit.until
 
 
 def capture() -> Path:
@@ -104,14 +72,12 @@ def installed(server: Seaweed) -> Iterator[None]:
     run(COMMAND, "systemd", "install")
     run("systemd-sysusers")
     configure(server)
-    blocks = re.findall(r"^```console\n(.*?)^```$", manual.read("ship"), re.DOTALL | re.MULTILINE)
-    (block,) = (block for block in blocks if "systemd install --ship" in block)
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "ergo-capture.service")
-    for line in block.splitlines():
+    for line in documented("ship", "systemd install --ship"):
         # Without the credentials at first: a unit that names them starts all the same.
         if "pip" not in line and "credstore" not in line:
-            run("sh", "-c", line.removeprefix("$ sudo "))
+            run("sh", "-c", line)
     yield
     run("systemctl", "stop", UNIT, "ergo-capture.service", "ergo-capture.socket", fails=True)
 
