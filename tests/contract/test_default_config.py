@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 from tests.shared import REPOSITORY
 
 from ergo_capture import config as configuration
 from ergo_capture.config import Config
+from ergo_capture.config.settings import EngineConfig
 
 #: A setting, also one that is commented out.
 SETTING = re.compile(r"#?([a-z_]+) =")
@@ -48,7 +50,7 @@ def test_the_file_has_every_setting_of_every_kind_of_engine(text: str) -> None:
 def test_every_line_that_is_commented_out_is_valid_once_it_is_not(text: str) -> None:
     """Optional settings have an example, and every kind of engine a table with its defaults."""
     before, *kinds = re.split(r"^#?\[graphs\.default\.engine\]$", text, flags=re.MULTILINE)
-    assert len(kinds) == 5
+    assert len(kinds) == len(get_args(EngineConfig))
     for kind in kinds:
         whole = f"{before}\n[graphs.default.engine]{kind}"
         (graph,) = configuration.parse(re.sub(r"^#(?! )", "", whole, flags=re.MULTILINE), "uncommented").graphs.values()

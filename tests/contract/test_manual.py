@@ -31,6 +31,7 @@ from ergo_capture import manual, telemetry
 from ergo_capture.adapter import load_adapter
 from ergo_capture.config import Config
 from ergo_capture.config.settings import EgressChannelConfig, EngineConfig, GraphConfig, TargetConfig
+from ergo_capture.engine.spec import FORMS
 from ergo_capture.kernel.effects import ActionEffect, Value
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import ErrKind, RunTermination
@@ -196,6 +197,17 @@ def test_the_operators_requests_are_read_by_the_daemon() -> None:
 # --- the protocol of engines ---
 
 
+def test_every_kind_of_engine_is_there() -> None:
+    """In the table of engines, in what ``replay --engine`` takes, and in the page on replaying."""
+    kinds = {str(kind.__struct_config__.tag) for kind in get_args(EngineConfig)}
+    rows = table_below(ENGINES, "Engines, and the protocol ergo-engine.v1")
+    assert {re.findall(r'"(\w+)"', row[0])[0] for row in rows} == kinds
+    forms = FORMS.split(", ")
+    assert {form.partition(":")[0] for form in forms} == kinds
+    text = (MANUAL / "replaying.md").read_text(encoding="utf-8")
+    assert [form for form in forms if f"`{form}`" not in text] == []
+
+
 def test_the_engines_messages_are_read_by_the_daemon() -> None:
     """Each example is `ready`, or `ran` with a result."""
     for block in of_kind("json", "engine"):
@@ -349,8 +361,14 @@ def test_every_setting_of_an_engine_is_in_the_manual(kind: type[msgspec.Struct])
 
 
 def _required(kind: type[msgspec.Struct]) -> list[str]:
-    values = {"command": '["x"]', "path": '"x"', "file": '"x"', "callable": '"x:y"'}
-    return [f"{field.name} = {values[field.name]}" for field in msgspec.structs.fields(kind) if field.required]
+    """Return the settings of an engine that have no default, each with the example of its description."""
+    return [
+        f"{field.name} = {json.dumps(meta.examples[0])}"
+        for field in msgspec.structs.fields(kind)
+        if field.required
+        for meta in field.type.__metadata__
+        if isinstance(meta, msgspec.Meta) and meta.examples
+    ]
 
 
 # --- what the daemon says ---

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import anyio
 import pytest
@@ -14,6 +15,7 @@ from tests.daemons import Daemon, running_daemon, short_directory
 from tests.engine.engines import captured, listening_puppet, process_graph, socket_graph, terminations
 
 from ergo_capture import EventTime, RunTermination, compute_effect_hash
+from ergo_capture.config.settings import EngineConfig
 
 KINDS = ("fixed", "scripted", "python", "python async", "process", "socket")
 #: Those that do what the ids of events say.
@@ -38,6 +40,19 @@ async def served(kind: str, graph: str = "") -> AsyncIterator[Daemon]:
             stack.enter_context(listening_puppet(place / "engine.sock"))
             text = socket_graph(place / "engine.sock", graph=graph)
         yield await stack.enter_async_context(running_daemon(text))
+
+
+def test_every_kind_of_the_configuration_is_tested_here() -> None:
+    """A kind that is not in ``KINDS`` could do otherwise than all others."""
+    assert {kind.partition(" ")[0] for kind in KINDS} == {kind.__struct_config__.tag for kind in get_args(EngineConfig)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_engine_has_the_name_of_its_kind(kind: str) -> None:
+    """``status`` says which kind runs: another one than is configured would be seen."""
+    async with served(kind) as daemon:
+        (engine,) = (await daemon.ask("status"))["status"]["running"]["engines"]
+    assert engine["engine"] == kind.partition(" ")[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -54,7 +54,7 @@ class EngineFault(ErgoCaptureError):
 class Engine(Protocol):
     """Runs episodes of one graph, for any number of sessions at once."""
 
-    #: The engine's kind: ``fixed``, ``scripted``, ``python``, ``process`` or ``socket``.
+    #: The engine's kind, as in ``[graphs.NAME.engine] kind``; journals and manifests keep it.
     name: str
     #: The most episodes of one session that may be under way at once, at least 1.
     pipeline: int

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ergo_capture.engine.port import InProcessEngine, SessionPart
 from ergo_capture.errors import ErgoCaptureError, ExitCode
+from ergo_capture.journal.payloads import SCRIPTED
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.fault_runtime import FaultRuntime
 from ergo_capture.kernel.outcomes import RunTermination
@@ -56,7 +57,7 @@ class ScriptedEngine(_ImmediateEngine):
         ErgoCaptureError: the file cannot be read, or is not a script.
     """
 
-    name = "scripted"
+    name = SCRIPTED
 
     def __init__(self, path: Path) -> None:
         try:

@@ -21,6 +21,8 @@ class Peer(msgspec.Struct, frozen=True):
     pid: int
 
 
+#: The kind of engine whose outcomes depend on the attempts before: recovery counts them.
+SCRIPTED: Final = "scripted"
 #: The value of ``decided_by`` for a session whose episodes ran elsewhere.
 FIXED_NOT_THE_RUN: Final = "fixed, not the run"
 
@@ -89,7 +91,7 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True, omit_default
     constraints: Constraints
     adapter_provenance: str
     runtime_provenance: str
-    #: Name of the engine, for people; the configuration decides which engine runs.
+    #: The kind of engine that it was opened with; the configuration decides which engine runs.
     engine: str
     labels: dict[str, str]
     peer: Peer | None

@@ -43,6 +43,7 @@ from ergo_capture.journal.derivation import Derivation, is_not_installed
 from ergo_capture.journal.frame import Position
 from ergo_capture.journal.lines import read_body, read_outlines, split_lines
 from ergo_capture.journal.payloads import (
+    SCRIPTED,
     Closing,
     Interruption,
     LeftOver,
@@ -225,7 +226,7 @@ def recover(
         directory: the journal.
         scan: what a scan found in it.
         storage: the filesystem.
-        on_progress: called after each run of EVENTS frames with the frames replayed and the frames to replay.
+        on_progress: called before each run of EVENTS frames is replayed, with the number of frames up to its end, and of all.
 
     Raises:
         StorageError: a segment cannot be read.
@@ -349,7 +350,7 @@ class _Replay:
             accepted=first,
             decided=first,
             supervisor=Supervisor(description.graph, description.constraints, self._log),
-            attempts=[] if description.engine == "scripted" else None,
+            attempts=[] if description.engine == SCRIPTED else None,
             lost=self._history.lost_until(part),
             rotation=rotation,
             store=None if rotation is None else rotation.store,

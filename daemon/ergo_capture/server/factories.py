@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
 
@@ -13,6 +13,7 @@ from ergo_capture.bundle.receipt import place_of
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
 from ergo_capture.config.settings import (
+    FixedEngineConfig,
     ProcessEngineConfig,
     PythonEngineConfig,
     ScriptedEngineConfig,
@@ -155,6 +156,8 @@ def engine_of(name: str, graph: GraphConfig) -> Engine:
         ErgoCaptureError: it cannot be made.
     """
     engine, provenance = graph.engine, graph.runtime_provenance
+    if isinstance(engine, FixedEngineConfig):
+        return FixedEngine(RunTermination.from_builtins(engine.termination))
     if isinstance(engine, ScriptedEngineConfig):
         return ScriptedEngine(Path(engine.file))
     if isinstance(engine, PythonEngineConfig):
@@ -163,7 +166,7 @@ def engine_of(name: str, graph: GraphConfig) -> Engine:
         return ProcessEngine(name, provenance, engine.command, _remote_settings(engine))
     if isinstance(engine, SocketEngineConfig):
         return SocketEngine(name, provenance, engine.path, _remote_settings(engine))
-    return FixedEngine(RunTermination.from_builtins(engine.termination))
+    assert_never(engine)
 
 
 def egress_of(name: str, graph: GraphConfig, adapter: Adapter | None) -> EgressConfig | None:
