@@ -10,6 +10,7 @@ import msgspec
 
 from ergo_capture.cli.support.captures import ANY_CAPTURE, Capture, captures_in
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, json_flag, state_option
+from ergo_capture.cli.support.output import printable
 from ergo_capture.egress.outbox import is_outbox, read_outbox
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.effects import ActionEffect
@@ -56,7 +57,9 @@ def intents(captures: tuple[str, ...], state_dir: str, config: Path | None, *, a
         hanging += missing
         if as_json:
             counts = {"expected": len(found), "acknowledged": len(found) - missing, "unacknowledged": missing}
-            click.echo(msgspec.json.encode({"capture": name, "session": session, **counts, "intents": found}))
+            click.echo(
+                msgspec.json.encode({"capture": printable(name), "session": session, **counts, "intents": found})
+            )
             continue
         click.echo(f"{escaped(name)}: {counted(len(found), 'intent')}, {missing} without an ack")
         for intent in found:
