@@ -12,11 +12,14 @@ from pathlib import Path
 
 import click
 import pytest
+from tests.cli.readers import READERS
+from tests.cli.test_progress import COMMANDS as BARS
+from tests.contract.documents import assert_same
 from tests.daemons import COMMAND, command, command_environment, plain
 
 from ergo_capture.cli import app, commands
 from ergo_capture.cli.commands import COMMANDS, GROUPS
-from ergo_capture.cli.support.command import Command
+from ergo_capture.cli.support.command import Argument, Command
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.version import PROGRAM
 
@@ -35,6 +38,11 @@ def every_command() -> Iterator[tuple[str, Command]]:
 
 
 EVERY = dict(every_command())
+
+
+def has_argument(one: Command) -> bool:
+    """Return whether a command takes a positional argument."""
+    return any(isinstance(parameter, Argument) for parameter in one.params)
 
 
 def python(code: str, **environment: str) -> None:
@@ -73,7 +81,20 @@ def test_help_fits_eighty_columns(
 def test_every_module_with_a_command_is_in_the_table() -> None:
     """A file in ``commands/`` that no entry of the table leads to could not be called."""
     modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
-    assert {commands.module_of(name).rpartition(".")[2] for name in COMMANDS} == modules
+    listed = {commands.module_of(name).rpartition(".")[2] for name in COMMANDS}
+    assert_same(listed, modules, "GROUPS in cli/commands/__init__.py")
+
+
+def test_every_command_that_reads_runs_keeps_the_rules_of_those() -> None:
+    """The rules are tested with ``READERS``: a command that is not there would keep none of them unnoticed."""
+    reading = {
+        path
+        for path, one in EVERY.items()
+        if " " not in path and {"state_dir"} < {parameter.name for parameter in one.params} and has_argument(one)
+    }
+    assert reading == set(READERS), "tests/cli/readers.py lists the commands with an argument and --state-dir"
+    quiet = {path for path in reading if "quiet" in {parameter.name for parameter in EVERY[path].params}}
+    assert quiet <= {call[0] for call in BARS.values()}, "tests/cli/test_progress.py lists the commands with --quiet"
 
 
 @pytest.mark.parametrize("path", EVERY)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli import runs
+from tests.cli.readers import READERS
 from tests.daemons import command_environment
 
 from ergo_capture.cli import app
@@ -21,13 +22,13 @@ def bundle(tmp_path: Path) -> Path:
     return runs.bundle(tmp_path / "a.capture.json")
 
 
-@pytest.mark.parametrize("name", ["verify", "replay", "info", "cat", "tail", "extract", "report"])
+@pytest.mark.parametrize("name", READERS)
 def test_an_empty_name_is_an_error(
     name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``verify "$UNSET"`` must not check the current directory and succeed."""
     monkeypatch.chdir(bundle.parent)
-    assert app.run([name, ""]) == 2
+    assert app.run([name, "", *READERS[name]]) == 2
     assert "a name is empty" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.cli.readers import OTHER, READERS
 from tests.cli.runs import bundle
 from tests.daemons import COMMAND, PATIENCE, DaemonProcess, Terminal, command_environment, short_directory
 
@@ -58,30 +59,21 @@ def ran(*arguments: str, **environment: str) -> subprocess.CompletedProcess[byte
     return ended
 
 
+def prints_json(name: str) -> bool:
+    """Return whether a command has ``--json``."""
+    return any("--json" in parameter.opts for parameter in app.load_command(name).params)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "info",
-        "cat",
-        "tail",
-        "verify",
-        "doctor",
-        "report -o page.html",
-        "replay --engine fixed",
-        "diff other",
-        "simulate",
-    ],
-)
+# What `feed` prints is for a program.
+@pytest.mark.parametrize("name", [*(name for name in READERS if name != "feed"), "doctor", "simulate"])
 def test_every_text_can_be_printed_on_every_terminal(
-    arguments: str, encoding: str, strange: Path, tmp_path: Path
+    name: str, encoding: str, strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the encoding does not have is escaped, and so is what a terminal would obey."""
-    other = str(bundle(tmp_path / "other.capture.json"))
-    name, *options = (str(tmp_path / word) if word == "page.html" else word for word in arguments.split())
-    ended = ran(
-        name, str(strange), *(other if word == "other" else word for word in options), PYTHONIOENCODING=encoding
-    )
+    monkeypatch.chdir(tmp_path)
+    bundle(Path(OTHER))
+    ended = ran(name, str(strange), *READERS.get(name, ()), PYTHONIOENCODING=encoding)
     assert ended.returncode in (ExitCode.OK, ExitCode.FAILED, ExitCode.DIVERGED)
     assert "\x9b" not in (ended.stdout + ended.stderr).decode("utf-8" if encoding == "ascii" else encoding, "replace")
     if name == "cat":
@@ -89,11 +81,14 @@ def test_every_text_can_be_printed_on_every_terminal(
         assert shown in ended.stdout.decode("utf-8" if encoding == "ascii" else encoding) or encoding == "ascii"
 
 
-@pytest.mark.parametrize("arguments", ["info", "cat", "tail", "verify", "doctor", "replay --engine fixed"])
-def test_json_is_utf_8_on_every_terminal(arguments: str, strange: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in (*READERS, "doctor") if prints_json(name)])
+def test_json_is_utf_8_on_every_terminal(
+    name: str, strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program reads it; an escape for a terminal would not be JSON."""
-    name, *options = arguments.split()
-    ended = ran(name, "--json", *options, str(strange), PYTHONIOENCODING="latin-1")
+    monkeypatch.chdir(tmp_path)
+    bundle(Path(OTHER))
+    ended = ran(name, "--json", str(strange), *READERS.get(name, ()), PYTHONIOENCODING="latin-1")
     assert ended.stdout
     for line in ended.stdout.splitlines():
         json.loads(line.decode("utf-8"))
@@ -255,26 +250,17 @@ def test_a_terminal_that_is_latin_1_shows_tables_and_topics(strange: Path) -> No
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        "verify",
-        "info",
-        "cat",
-        "replay --engine fixed",
-        "replay",
-        "report -o page.html",
-        "diff other",
-        "simulate",
-        "send",
-    ],
+    [*([name, *words] for name, words in READERS.items()), ["replay"], ["simulate"], ["send"]],
+    ids=" ".join,
 )
 def test_waiting_for_a_named_pipe_ends_with_ctrl_c(
-    arguments: str, tmp_path: Path, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], tmp_path: Path, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 130 of every command that reads a file."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
-    bundle(Path("other"))
-    name, *options = arguments.split()
+    bundle(Path(OTHER))
+    name, *options = arguments
     words = ["--socket", str(daemon.socket)] if name == "send" else options
     with subprocess.Popen(
         [*COMMAND, name, "pipe", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=command_environment()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import pytest
 from tests.cli import runs
+from tests.cli.readers import OTHER, READERS, SHOWING
 
 from ergo_capture.cli import app
 
@@ -30,22 +32,26 @@ def unreadable(newer: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["info"], ["cat"], ["tail"], ["diff", "a.capture.json"], ["report"], ["report", "-o", "-"]],
-    ids=" ".join,
+    "arguments", [*([name, *READERS[name]] for name in SHOWING), ["report"], ["report", "-o", "-"]], ids=" ".join
 )
 def test_a_bundle_of_another_version_is_shown_with_a_note(
     arguments: list[str], newer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The note goes to standard error: standard output is for programs."""
     monkeypatch.chdir(newer.parent)
+    copy(newer, OTHER)
     assert app.run([arguments[0], newer.name, *arguments[1:]]) == 0
     assert "note: 'a.capture.json' is of capture version 'v4', and this release reads 'v3'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["extract"], ["verify"], ["replay", "--engine", "fixed"], ["recover", "-o", "saved.json"], ["doctor"]],
+    [
+        *([name, *words] for name, words in READERS.items() if name not in SHOWING),
+        ["extract"],
+        ["recover", "-o", "saved.json"],
+        ["doctor"],
+    ],
     ids=" ".join,
 )
 def test_a_bundle_of_another_version_is_refused_where_it_would_be_used(
@@ -59,25 +65,14 @@ def test_a_bundle_of_another_version_is_refused_where_it_would_be_used(
     assert [*newer.parent.iterdir()] == [newer]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["info"],
-        ["cat"],
-        ["diff", "a.capture.json"],
-        ["report"],
-        ["extract"],
-        ["verify"],
-        ["replay", "--engine", "fixed"],
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("name", READERS)
 def test_a_record_that_cannot_be_read_is_reported_with_the_version(
-    arguments: list[str], unreadable: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, unreadable: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The version is the likely reason for it."""
     monkeypatch.chdir(unreadable.parent)
-    assert app.run([arguments[0], unreadable.name, *arguments[1:]]) == 1
+    copy(unreadable, OTHER)
+    assert app.run([name, unreadable.name, *READERS[name]]) == 1
     captured = capsys.readouterr()
     assert "version 'v4'" in captured.out + captured.err
 

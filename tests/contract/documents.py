@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,18 @@ def table_below(document: Path, heading: str) -> list[list[str]]:
 def names_below(document: Path, heading: str) -> set[str]:
     """Return what stands in backticks in the first column of the first table below a heading."""
     return {name for row in table_below(document, heading) for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+def assert_same(found: Iterable[str], wanted: Iterable[str], where: str) -> None:
+    """Fail with what ``where`` lacks, and with what it has and should not: a comparison of sets does not say which is which."""
+    found, wanted = set(found), set(wanted)
+    assert wanted <= found, f"{where} lacks: {', '.join(sorted(wanted - found))}"
+    assert found <= wanted, f"{where} has what is not there any more: {', '.join(sorted(found - wanted))}"
+
+
+def assert_rows(document: Path, heading: str, wanted: Iterable[str]) -> None:
+    """Fail unless the table below a heading has a row for each of these names, and for no other."""
+    assert_same(names_below(document, heading), wanted, f"the table below '{heading}' in {document.name}")
 
 
 @contextmanager

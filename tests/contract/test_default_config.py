@@ -25,8 +25,9 @@ def text() -> str:
 
 
 def test_the_file_is_what_config_default_prints(text: str) -> None:
-    """Byte for byte; after a change in settings.py write it again with ``ergo-capture config default``."""
-    assert text == configuration.to_toml(Config(), comments=True)
+    """Byte for byte."""
+    again = "after a change of settings.py: `ergo-capture config default > config/ergo-capture.toml`"
+    assert text == configuration.to_toml(Config(), comments=True), again
 
 
 def test_a_daemon_with_the_file_runs_as_one_without(text: str) -> None:

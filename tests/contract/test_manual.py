@@ -15,6 +15,8 @@ import pytest
 from tests.contract.documents import (
     MANUAL,
     Block,
+    assert_rows,
+    assert_same,
     at_line,
     blocks,
     environment,
@@ -182,7 +184,7 @@ def _record_fields() -> set[str]:
 
 def test_every_code_is_explained() -> None:
     """And no other."""
-    assert names_below(PROTOCOL, "Codes") == {code.value for code in Code}
+    assert_rows(PROTOCOL, "Codes", (code.value for code in Code))
 
 
 def test_the_operators_requests_are_read_by_the_daemon() -> None:
@@ -191,7 +193,7 @@ def test_the_operators_requests_are_read_by_the_daemon() -> None:
     for request in requests:
         control.read_request(json.dumps(request).encode())
     assert {request["command"] for request in requests} == set(control.COMMANDS)
-    assert names_below(MANUAL / "operating.md", "The control protocol") == set(control.COMMANDS)
+    assert_rows(MANUAL / "operating.md", "The control protocol", control.COMMANDS)
 
 
 # --- the protocol of engines ---
@@ -201,9 +203,9 @@ def test_every_kind_of_engine_is_there() -> None:
     """In the table of engines, in what ``replay --engine`` takes, and in the page on replaying."""
     kinds = {str(kind.__struct_config__.tag) for kind in get_args(EngineConfig)}
     rows = table_below(ENGINES, "Engines, and the protocol ergo-engine.v1")
-    assert {re.findall(r'"(\w+)"', row[0])[0] for row in rows} == kinds
+    assert_same((re.findall(r'"(\w+)"', row[0])[0] for row in rows), kinds, "the first table of engines.md")
     forms = FORMS.split(", ")
-    assert {form.partition(":")[0] for form in forms} == kinds
+    assert_same((form.partition(":")[0] for form in forms), kinds, "FORMS in engine/spec.py")
     text = (MANUAL / "replaying.md").read_text(encoding="utf-8")
     assert [form for form in forms if f"`{form}`" not in text] == []
 
@@ -254,8 +256,8 @@ def test_an_engine_that_is_told_of_sessions_reads_what_the_daemon_writes() -> No
 
 def test_the_fields_of_an_engines_messages_are_the_ones_that_are_read() -> None:
     """A field that the manual does not know would be guessed at; each one of `ran` is refused where it is wrong."""
-    assert names_below(ENGINES, "ready") == set(Ready.__struct_fields__)
-    assert names_below(ENGINES, "Effects") == set(ActionEffect.__struct_fields__)
+    assert_rows(ENGINES, "ready", Ready.__struct_fields__)
+    assert_rows(ENGINES, "Effects", ActionEffect.__struct_fields__)
     for name in names_below(ENGINES, "ran") - {"id", "type", "termination"}:
         wrong = json.dumps({"id": 1, "termination": "Completed", name: 7}).encode()
         assert read_ran(wrong).result is None, name
@@ -283,7 +285,7 @@ async def test_every_figure_of_an_engine_is_there(tmp_path: Path) -> None:
     """Those that `status --json` has of an engine outside."""
     async with running_daemon('[graphs.default]\nengine = { kind = "socket", path = "nowhere.sock" }\n') as daemon:
         (engine,) = (await daemon.ask("status"))["status"]["running"]["engines"]
-    assert names_below(ENGINES, "Counters") == set(engine["figures"])
+    assert_rows(ENGINES, "Counters", engine["figures"])
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")
@@ -322,6 +324,7 @@ def test_every_setting_is_in_the_manual_with_its_default() -> None:
         for row in table_below(MANUAL / "configuration.md", f"[{section}]"):
             found[f"{section}.{row[0].strip('`')}"] = row[1].strip("`")
             assert row[2], row
+    assert_same(found, settings, "configuration.md")
     assert found == settings
 
 
@@ -349,7 +352,7 @@ def test_every_setting_of_an_engine_is_in_the_manual(kind: type[msgspec.Struct])
     """With its default; and those without one are required."""
     tag = str(kind.__struct_config__.tag)
     rows = {row[0].strip("`"): row[1].strip("`") for row in table_below(MANUAL / "configuration.md", f'kind = "{tag}"')}
-    assert rows.keys() == set(kind.__struct_fields__)
+    assert_same(rows, kind.__struct_fields__, f"the table below 'kind = \"{tag}\"' in configuration.md")
     for field in msgspec.structs.fields(kind):
         default = rows[field.name]
         assert field.required == (not default), field.name
@@ -377,7 +380,7 @@ def _required(kind: type[msgspec.Struct]) -> list[str]:
 def test_every_line_of_the_log_is_explained() -> None:
     """And no other."""
     lines = {value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)}
-    assert names_below(MANUAL / "log.md", "Lines") == lines
+    assert_rows(MANUAL / "log.md", "Lines", lines)
 
 
 async def test_every_metric_is_explained() -> None:
@@ -385,7 +388,7 @@ async def test_every_metric_is_explained() -> None:
     async with running_daemon() as daemon:
         text: str = (await daemon.ask("metrics"))["text"]
     kinds = dict(re.findall(r"^# TYPE ergo_capture_(\w+) (\w+)$", text, re.MULTILINE))
-    assert names_below(MANUAL / "metrics.md", "The metrics of the daemon") == set(kinds)
+    assert_rows(MANUAL / "metrics.md", "The metrics of the daemon", kinds)
 
 
 async def test_every_alert_asks_for_a_metric_that_exists() -> None:
@@ -499,7 +502,7 @@ def test_every_adapter_is_one(block: Block) -> None:
 def test_the_tower_of_the_manual_is_that_of_the_code() -> None:
     """Every package, and the parts of the server."""
     packages = {path.parent.name for path in MANUAL.parent.glob("*/__init__.py")}
-    assert names_below(MANUAL / "contributing.md", "The tower") == packages
+    assert_rows(MANUAL / "contributing.md", "The tower", packages)
     (server,) = (row[1] for row in table_below(MANUAL / "contributing.md", "The tower") if row[0] == "`server`")
     parts = {path.parent.name for path in (MANUAL.parent / "server").glob("*/__init__.py")}
     assert set(re.findall(r"`(\w+)` \(", server)) == parts

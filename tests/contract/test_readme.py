@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from tests.contract.documents import (
+    MANUAL,
     README,
     Block,
+    assert_same,
     at_line,
     blocks,
     documents,
@@ -128,7 +130,14 @@ def test_the_readme_links_every_topic() -> None:
 def test_the_readme_lists_every_command() -> None:
     """The rows of its table are the commands there are."""
     listed = {name.partition(" ")[0] for name in names_below(README, "Commands")}
-    assert listed | {"help"} == set(COMMANDS) | {"help"}
+    assert_same(listed | {"help"}, COMMANDS, "the table below 'Commands' in README.md")
+
+
+def test_the_manual_names_every_command() -> None:
+    """On one of its pages, as `NAME` or `ergo-capture NAME`; what the changelog says of it does not count."""
+    pages = [path.read_text(encoding="utf-8").partition("\n## Changes\n")[0] for path in MANUAL.glob("*.md")]
+    named = {name for name in COMMANDS if re.search(rf"(`|ergo-capture ){name}\b", "\n".join(pages))}
+    assert_same(named, COMMANDS, "the manual")
 
 
 def test_the_readmes_engine_is_the_one_that_the_tests_run() -> None:

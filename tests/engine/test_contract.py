@@ -11,6 +11,7 @@ from typing import get_args
 
 import anyio
 import pytest
+from tests.contract.documents import assert_same
 from tests.daemons import Daemon, running_daemon, short_directory
 from tests.engine.engines import captured, listening_puppet, process_graph, socket_graph, terminations
 
@@ -44,7 +45,8 @@ async def served(kind: str, graph: str = "") -> AsyncIterator[Daemon]:
 
 def test_every_kind_of_the_configuration_is_tested_here() -> None:
     """A kind that is not in ``KINDS`` could do otherwise than all others."""
-    assert {kind.partition(" ")[0] for kind in KINDS} == {kind.__struct_config__.tag for kind in get_args(EngineConfig)}
+    kinds = [str(kind.__struct_config__.tag) for kind in get_args(EngineConfig)]
+    assert_same((kind.partition(" ")[0] for kind in KINDS), kinds, "KINDS in tests/engine/test_contract.py")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.contract.documents import MANUAL, names_below
+from tests.contract.documents import MANUAL, assert_rows
 from tests.ship.rig import directory_target, fill, shipper_to
 
 from ergo_capture.bundle.catalogue import Catalogue
@@ -53,7 +53,7 @@ async def test_the_figures_are_those_of_the_last_look(tmp_path: Path) -> None:
 async def test_every_metric_of_the_shipper_is_explained(tmp_path: Path) -> None:
     """And no other."""
     kinds = re.findall(r"^# TYPE ergo_capture_(\w+) \w+$", await sample(tmp_path), re.MULTILINE)
-    assert names_below(MANUAL / "metrics.md", "The metrics of the shipper") == set(kinds)
+    assert_rows(MANUAL / "metrics.md", "The metrics of the shipper", kinds)
 
 
 def test_everybody_may_read_the_text_file(tmp_path: Path) -> None:
