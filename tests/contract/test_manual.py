@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +28,7 @@ from tests.contract.documents import (
 )
 from tests.daemons import COMMAND, Wire, event, running_daemon, short_directory
 from tests.engine.counting import ADAPTER
+from tests.shared import REPOSITORY
 
 from ergo_capture import config as configuration
 from ergo_capture import manual, telemetry
@@ -47,6 +49,8 @@ from ergo_capture.ship.service import shippers_of
 
 PROTOCOL = MANUAL / "protocol.md"
 ENGINES = MANUAL / "engines.md"
+#: The levels of the log, by the method that writes a line.
+LEVELS = {name: name for name in ("debug", "info", "warning", "error", "critical")} | {"exception": "error"}
 #: The type of each field that the daemon says, as the manual calls it.
 TYPES = {bool: "boolean", int: "integer", str: "string", dict: "object", list: "array", type(None): "null"}
 
@@ -383,6 +387,43 @@ def test_every_line_of_the_log_is_explained() -> None:
     assert_rows(MANUAL / "log.md", "Lines", lines)
 
 
+def _log_calls() -> Iterator[tuple[str, ast.Call]]:
+    """Yield every call that writes a line of the log, with its place."""
+    for path in MANUAL.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                logger = node.func.value
+                if isinstance(logger, ast.Name) and logger.id == "log" and node.func.attr in LEVELS:
+                    yield f"{path.name}:{node.lineno}", node
+
+
+def test_every_line_of_the_log_has_its_level() -> None:
+    """Those of a row together, of the lines whose name stands in the call that writes them."""
+    levels: dict[str, set[str]] = {}
+    for place_, call in _log_calls():
+        assert not isinstance(call.args[0], ast.Constant), f"{place_}: the name of the line belongs into telemetry.py"
+        assert isinstance(call.func, ast.Attribute)
+        for node in ast.walk(call.args[0]):
+            if isinstance(node, ast.Attribute):
+                name = getattr(telemetry, node.attr)
+                levels.setdefault(name, set()).add(LEVELS[call.func.attr])
+    assert len(levels) > 50
+    for row in table_below(MANUAL / "log.md", "Lines"):
+        names = re.findall(r"`([^`]+)`", row[0])
+        if levels.keys() >= set(names):
+            assert_same(
+                row[1].split(", "), set().union(*(levels[name] for name in names)), f"the row of {names[0]} in log.md"
+            )
+
+
+def test_the_lines_that_are_never_left_out_are_named() -> None:
+    """In the last section; those about the log itself go without saying."""
+    text = (MANUAL / "log.md").read_text(encoding="utf-8").partition("## Storms")[2].partition("but for")[2]
+    named = re.findall(r"`(\w+\.\w+)`", text)
+    of_the_log = {telemetry.LOG_SUPPRESSED, telemetry.LOG_DROPPED}
+    assert_same(named, telemetry.NEVER_SUPPRESSED - of_the_log, "the last section of log.md")
+
+
 async def test_every_metric_is_explained() -> None:
     """And no other."""
     async with running_daemon() as daemon:
@@ -506,8 +547,9 @@ def test_the_tower_of_the_manual_is_that_of_the_code() -> None:
     (server,) = (row[1] for row in table_below(MANUAL / "contributing.md", "The tower") if row[0] == "`server`")
     parts = {path.parent.name for path in (MANUAL.parent / "server").glob("*/__init__.py")}
     assert set(re.findall(r"`(\w+)` \(", server)) == parts
-    for path in re.findall(r"`(\w+/[\w/]+\.py)`", (MANUAL / "contributing.md").read_text(encoding="utf-8")):
-        assert (MANUAL.parent / path).is_file(), path
+    for path in re.findall(r"`(\w+/[\w/]+\.(?:py|toml))`", (MANUAL / "contributing.md").read_text(encoding="utf-8")):
+        top = REPOSITORY if path.startswith(("tests/", "config/ergo")) else MANUAL.parent
+        assert "NAME" in path or (top / path).is_file(), path
 
 
 def test_the_changelog_sends_nobody_to_a_module_that_is_not_there() -> None:

@@ -31,6 +31,7 @@ from ergo_capture import telemetry
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server.commit.meter import HistogramSnapshot
 from ergo_capture.server.ops.status_model import DaemonStatus, RunningStatus, ShadowStatus
+from ergo_capture.server.session.session import FATES
 from ergo_capture.storage.atomic import AtomicFile
 from ergo_capture.storage.write_error import as_written
 
@@ -195,7 +196,8 @@ def _fates(running: RunningStatus) -> _Families:
         "left_over": ("left_over_events", "Events that were accepted after an interruption of their run."),
         "interrupted": ("interrupted_runs", "Runs of sessions that were interrupted before their events ended."),
     }
-    for fate, (name, text) in texts.items():
+    for fate in FATES:
+        name, text = texts[fate]
         counts = {graph: fates[fate] for graph, fates in running.fates.items()}
         yield _labelled(CounterMetricFamily(PREFIX + name, text, labels=["graph"]), counts)
 
