@@ -7,14 +7,14 @@ from typing import Final
 
 import msgspec
 
-from ergo_capture.adapter.canonical import Numbers, read_json, write_json
+from ergo_capture.adapter.canonical import Numbers, read_json
 from ergo_capture.adapter.contract import Adapter, Bound, load_adapter
 from ergo_capture.adapter.egress import check_intents
-from ergo_capture.adapter.errors import INVALID_EFFECT, SCHEMA_VIOLATION, AdapterError
-from ergo_capture.adapter.events import HostedEvent
+from ergo_capture.adapter.errors import INVALID_EFFECT, AdapterError
+from ergo_capture.adapter.events import HostedEvent, without_adapter
 from ergo_capture.adapter.store import SET_CONTEXT, ContextStore
 from ergo_capture.kernel.effects import ActionEffect
-from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
+from ergo_capture.kernel.events import ExternalEventKind
 from ergo_capture.kernel.time import EventTime
 
 
@@ -56,7 +56,7 @@ class Binding:
         if self.adapter is not None:
             self.adapter.admit(event)
         else:
-            _canonical(event)
+            without_adapter(event)
 
     def bind(self, event: HostedEvent, store: ContextStore) -> Bound:
         """Return an event as the graph gets it, and the keys that came from the store.
@@ -64,7 +64,7 @@ class Binding:
         Raises:
             AdapterError: SCHEMA_VIOLATION.
         """
-        bound = Bound(_canonical(event), ()) if self.adapter is None else self.adapter.bind(event, store)
+        bound = Bound(without_adapter(event), ()) if self.adapter is None else self.adapter.bind(event, store)
         if event.semantic_kind is None:
             return bound
         # An engine is told what the event means.
@@ -110,17 +110,6 @@ def refusal_text(error: AdapterError) -> str:
         if len(where) < _MAX_MESSAGE
         else error.message[:_MAX_MESSAGE]
     )
-
-
-def _canonical(event: HostedEvent) -> ExternalEvent:
-    if event.payload is None:
-        return ExternalEvent.mechanical_at(event.event_id, event.kind, event.at)
-    try:
-        return ExternalEvent.with_payload(event.event_id, event.kind, event.at, write_json(event.payload))
-    except ValueError as error:
-        raise AdapterError(
-            SCHEMA_VIOLATION, f"event build failed: {error}", where="$", fix="send numbers within f64"
-        ) from error
 
 
 class _Event(msgspec.Struct, frozen=True, gc=False):

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.adapter.canonical import Numbers, read_json
-from ergo_capture.adapter.errors import INVALID_EVENT, AdapterError, spell_path
+from ergo_capture.adapter.canonical import Numbers, read_json, write_json
+from ergo_capture.adapter.errors import INVALID_EVENT, SCHEMA_VIOLATION, AdapterError, spell_path
 from ergo_capture.adapter.shapes import (
     ShapeError,
     anything,
@@ -19,7 +19,7 @@ from ergo_capture.adapter.shapes import (
     unit,
     variant,
 )
-from ergo_capture.kernel.events import ExternalEventKind
+from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.time import ZERO, EventTime
 
 DRIVER_PROTOCOL: Final = "ergo-driver.v0"
@@ -42,6 +42,24 @@ class HostedEvent(msgspec.Struct, frozen=True):
     semantic_kind: str | None = None
     #: The decoded payload, which need not be an object; None where it was left out.
     payload: Any = None
+
+
+def without_adapter(event: HostedEvent) -> ExternalEvent:
+    """Return an event as a graph without an adapter gets it: its payload is made canonical.
+
+    Raises:
+        AdapterError: SCHEMA_VIOLATION.
+    """
+    try:
+        payload = b"" if event.payload is None else write_json(event.payload)
+        return ExternalEvent.with_payload(event.event_id, event.kind, event.at, payload)
+    except ValueError as error:
+        raise AdapterError(
+            SCHEMA_VIOLATION,
+            f"event build failed: {error}",
+            where="$",
+            fix="send a JSON object of Unicode text and numbers within f64, or no payload",
+        ) from error
 
 
 _HOSTED_EVENT: Final = struct(

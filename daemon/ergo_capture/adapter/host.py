@@ -7,11 +7,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from ergo_capture.adapter.canonical import write_json
 from ergo_capture.adapter.contract import Adapter
 from ergo_capture.adapter.egress import EgressConfig, EgressFailure, check_intents
 from ergo_capture.adapter.errors import INVALID_EFFECT, INVALID_EVENT, SCHEMA_VIOLATION, AdapterError
-from ergo_capture.adapter.events import HostedEvent
+from ergo_capture.adapter.events import HostedEvent, without_adapter
 from ergo_capture.adapter.store import SET_CONTEXT, ContextStore
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, IntentRecord
@@ -196,18 +195,11 @@ class Host:
     def _build(self, event: HostedEvent) -> ExternalEvent:
         if self.adapter is not None:
             return self.adapter.bind(event, self.store).event
-        if event.payload is None:
-            return ExternalEvent.mechanical_at(event.event_id, event.kind, event.at)
-        if not isinstance(event.payload, dict):
+        if event.payload is not None and not isinstance(event.payload, dict):
             raise AdapterError(
                 SCHEMA_VIOLATION, "payload must be a JSON object", where="$", fix="send an object, or no payload"
             )
-        try:
-            return ExternalEvent.with_payload(event.event_id, event.kind, event.at, write_json(event.payload))
-        except ValueError as error:
-            raise AdapterError(
-                SCHEMA_VIOLATION, f"event build failed: {error}", where="$", fix="send numbers within f64"
-            ) from error
+        return without_adapter(event)
 
     def _carry_out(self, record: EpisodeInvocationRecord) -> EpisodeInvocationRecord:
         if self.adapter is None:
