@@ -185,3 +185,18 @@ def test_payloads_are_taken_and_refused_as_the_reference_does() -> None:
             continue
         with pytest.raises(ExternalEventPayloadError):
             canonical_payload(payload)
+
+
+def test_127_levels_are_read() -> None:
+    """However many containers stand beside them; one more is too deep."""
+    deep = "[" * 126 + "]" * 126
+    assert read_json(f"[{deep},[],[]]")[1:] == [[], []]
+    with pytest.raises(ValueError, match="recursion limit exceeded"):
+        read_json(f"[[{deep}]]")
+
+
+@pytest.mark.parametrize("number", ["8.683244e-56", "8.683244E-56"])
+def test_a_short_number_with_an_exponent_is_rounded_twice(number: str) -> None:
+    """As the reference does, which a number without one is not."""
+    assert read_json(number) == 8.683243999999999e-56
+    assert read_json(number, "exact") == 8.683244e-56

@@ -86,6 +86,93 @@ def test_an_error_says_where_in_the_text(old: str, new: str, where: str, line: i
     assert (caught.value.line, caught.value.column) == (line, column)
 
 
+VALUES_FIX = "Use field types that map to runtime values: number/integer, boolean, string, or array of numbers"
+REQUIRED = "required: [x], properties:"
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "message", "where", "fix"),
+    [
+        (
+            {'format_version: "1"': 'format_version: "2"'},
+            "COMP-3",
+            "adapter composition failed: Unsupported capture format version: '2' (COMP-3)",
+            "$.capture.format_version, line 10 column 28",
+            "Use a supported capture format version: 1",
+        ),
+        (
+            {"{ type: number }": "{ type: [number, string] }"},
+            "ADP-19",
+            ("adapter manifest validation failed: Event field 'tick.x' uses unsupported materialization type: "
+            "union field types are not supported for context materialization (ADP-19)"),
+            "$.event_kinds[0].payload_schema.properties.x, line 9 column 54",
+            VALUES_FIX,
+        ),
+        (
+            {"properties:": "required: [q], properties:"},
+            "ADP-19",
+            ("adapter manifest validation failed: Event field 'tick.q' uses unsupported materialization type: "
+            "required field is not declared under payload_schema.properties (ADP-19)"),
+            "$.event_kinds[0].payload_schema.properties.q, line 9 column 64",
+            VALUES_FIX,
+        ),
+        (
+            {"properties:": REQUIRED, "name: x,": "name: y,"},
+            "ADP-18",
+            ("adapter manifest validation failed: Required event field 'tick.x' is not declared in adapter context_keys "
+            "(ADP-18)"),
+            "$.event_kinds[0].payload_schema.properties.x, line 9 column 69",
+            "Add context key 'x' to context_keys with matching type",
+        ),
+        (
+            {"properties:": REQUIRED, "type: Number": "type: Bool"},
+            "ADP-18",
+            ("adapter manifest validation failed: Required event field 'tick.x' type mismatch: context key is 'Bool', "
+            "schema requires 'Number' (ADP-18)"),
+            "$.event_kinds[0].payload_schema.properties.x, line 9 column 69",
+            "Change context key 'x' type to 'Number'",
+        ),
+        (
+            {"{ type: object, properties: { x: { type: number } }, additionalProperties: false }": "{ type: string }"},
+            "ADP-19",
+            ("adapter manifest validation failed: Event 'tick' payload_schema must be an object schema for context "
+            "materialization (ADP-19)"),
+            "$.event_kinds[0].payload_schema, line 9 column 21",
+            "Set event payload_schema.type to 'object' and declare properties",
+        ),
+        (
+            {"{ type: number }": "{ type: array, items: [{ oneOf: [] }] }"},
+            "ADP-8",
+            ("adapter manifest validation failed: Invalid payload schema for event 'tick': Schema contains banned keyword: "
+            "oneOf (ADP-8)"),
+            "$.event_kinds[0].payload_schema, line 9 column 21",
+            "Provide a valid JSON Schema (Draft 2020-12)",
+        ),
+        (
+            {"type: object, ": "", "additionalProperties: false": "title: t"},
+            "ADP-8",
+            ("adapter manifest validation failed: Invalid payload schema for event 'tick': Schema missing "
+            "additionalProperties: false (ADP-8)"),
+            "$.event_kinds[0].payload_schema, line 9 column 21",
+            "Provide a valid JSON Schema (Draft 2020-12)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_broken_rule_says_where_and_what_to_do(
+    changes: dict[str, str], rule: str, message: str, where: str, fix: str
+) -> None:
+    """In the reference's words."""
+    text = MANIFEST
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(text)
+    error = caught.value
+    assert (error.rule, error.message, error.where, error.fix) == (rule, message, where, fix)
+    assert (error.code, error.exit_code) == ("manifest_rule", 78)
+
+
 def test_a_missing_field_is_placed_at_what_should_hold_it() -> None:
     """There is no nearer place."""
     with pytest.raises(AdapterError, match="missing field `fields`") as caught:

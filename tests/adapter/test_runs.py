@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.adapter.cases import Clock, VirtualChannels, VirtualDriver, case_of, rows
+from tests.adapter.test_accept import MANIFEST
 
 from ergo_capture import encode_bundle
 from ergo_capture.adapter.egress import parse_egress_config
@@ -175,3 +176,60 @@ def test_any_stream_of_a_driver_ends_in_one_of_three_ways(
 def test_any_fixture_is_played_or_refused(fixture: str) -> None:
     """With no other error."""
     assert simulate(Case("g", [], fixture=fixture)).status == "refused"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "where", "detail"),
+    [
+        (
+            [{"id": "n1", "reads": [{"name": "x", "type": "Number", "required": True}]}, {"id": "n2", "reads": [{"name": "x", "type": "Number", "required": True}]}],
+            "node 'n1'",
+            "required source context at node(s): n1, n2",
+        ),
+        (
+            [{"id": "n1", "writes": [{"name": "x", "type": "Number"}]}, {"id": "n2", "intents": [{"kind": "k", "fields": []}]}],
+            "node 'n1'",
+            "action writes at node(s): n1, n2",
+        ),
+        (
+            [{"id": "n1", "writes": [{"name": "x", "type": "Number"}]}, {"id": "n2", "reads": [{"name": "x", "type": "Number", "required": True}]}],
+            "node 'n2'",
+            "required source context at node(s): n2\ndetail: action writes at node(s): n1",
+        ),
+    ],
+)  # fmt: skip
+def test_a_graph_that_needs_an_adapter_names_its_nodes(nodes: list[Any], where: str, detail: str) -> None:
+    """Those that read, and those that write."""
+    refusal = simulate(minimal(nodes=nodes)).refusal
+    assert refusal is not None
+    assert (refusal.code, refusal.where, refusal.detail) == ("adapter.required_for_graph", where, detail)
+
+
+def test_nodes_that_can_do_without_need_no_adapter() -> None:
+    """What they read is not required."""
+    nodes = [{"id": "n1", "reads": [{"name": "x", "type": "Number"}]}]
+    assert simulate(minimal(nodes=nodes)).status == "completed"
+
+
+def test_a_case_names_its_driver_by_its_command() -> None:
+    """And says how it exited."""
+    case = minimal(
+        fixture=None,
+        driver_lines=[],
+        driver_command=["python", "d.py"],
+        driver_status="exit status: 2",
+        adapter_yaml=MANIFEST,
+    )
+    refusal = simulate(case).refusal
+    assert refusal is not None
+    detail = 'process driver ["python", "d.py"] ended before first committed step (exit status: 2)'
+    assert (refusal.code, refusal.detail) == ("driver.start_failed", detail)
+
+
+def test_a_case_that_is_none_says_what_one_is() -> None:
+    """As its hint."""
+    with pytest.raises(CaseError, match="^read case: ") as raised:
+        read_case("{}")
+    assert raised.value.op == "simulate"
+    assert raised.value.hint is not None
+    assert raised.value.hint.startswith('a case is {"graph_id": ')
