@@ -228,7 +228,7 @@ def test_a_case_names_its_driver_by_its_command() -> None:
 
 def test_a_case_that_is_none_says_what_one_is() -> None:
     """As its hint."""
-    with pytest.raises(CaseError, match="^read case: ") as raised:
+    with pytest.raises(CaseError, match=r"^read case: ") as raised:
         read_case("{}")
     assert raised.value.op == "simulate"
     assert raised.value.hint is not None
