@@ -129,3 +129,18 @@ def test_a_lone_surrogate_is_refused_with_a_printable_message(tmp_path: Path, ol
         decode_bundle(text.encode())
     assert str(raised.value).isprintable()
     assert str(raised.value).encode()
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_a_constant_that_json_has_not_is_refused(name: str) -> None:
+    """Though Python's own reader has it."""
+    with pytest.raises(ValueError, match=f"^expected value, got {name}$"):
+        parse(f"[{name}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("-0", -0.0), ("0", 0), (str(2**64 - 1), 2**64 - 1), ("9" * 21, 1e21), ("-1", -1)]
+)
+def test_an_integer_that_no_u64_holds_is_a_float(text: str, value: float) -> None:
+    """And so is minus zero."""
+    assert repr(parse(text)) == repr(value)

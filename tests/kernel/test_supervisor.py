@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ergo_capture import Constraints, EventTime, ExternalEvent, ExternalEventKind, FaultRuntime
+from ergo_capture import Constraints, EventTime, ExternalEvent, ExternalEventKind, FaultRuntime, RunTermination
 from ergo_capture.kernel.events import EventLike
 from ergo_capture.kernel.outcomes import Decision
-from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog
+from ergo_capture.kernel.ports import DecisionLogEntry, MemoryDecisionLog, RunResult
 from ergo_capture.kernel.supervisor import Run, Supervisor
 from ergo_capture.kernel.time import U64_MAX
 
@@ -140,3 +140,50 @@ def test_a_supervisor_goes_on_with_another_log_and_engine() -> None:
     assert first.entries == []
     assert [entry.event_id for entry in second.entries] == ["e2.0"]
     assert second.plain == [(["e3.0"], 2)]
+
+
+class Bare:
+    """An event of which only the supervisor's part is known."""
+
+    event_id = "bare"
+    kind = COMMAND
+    at = EventTime(1, 0)
+
+
+def test_an_event_without_a_payload_takes_no_bytes() -> None:
+    """Deferred like any other."""
+    supervisor = Supervisor("g", Constraints(max_in_flight=0), MemoryDecisionLog())
+    supervisor.offer(Bare())
+    assert (supervisor.deferred_count, supervisor.deferred_bytes) == (1, 0)
+
+
+def test_so_many_episodes_run_at_once_as_are_allowed() -> None:
+    """One more is deferred until one has ended."""
+    supervisor = Supervisor("g", Constraints(max_in_flight=2), MemoryDecisionLog())
+    runs = [supervisor.offer(event(at)) for at in (1, 2, 3)]
+    assert [isinstance(run, Run) for run in runs] == [True, True, False]
+    assert isinstance(runs[0], Run)
+    supervisor.settle(runs[0], RunTermination.Completed, 0)
+    assert isinstance(supervisor.offer(event(4)), Run)
+    assert not isinstance(supervisor.offer(event(5)), Run)
+
+
+class Failing:
+    """An engine that fails, and notes what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def run(self, *arguments: object) -> RunResult | RunTermination:
+        """Time out, the second time with a reason."""
+        self.calls.append(arguments)
+        return RunTermination.TimedOut if len(self.calls) == 1 else RunResult(RunTermination.TimedOut, interruption="x")
+
+
+def test_an_engine_gets_the_event_at_each_attempt() -> None:
+    """With the graph and the deadline; the last attempt counts."""
+    engine, each = Failing(), event(1)
+    supervisor = Supervisor("g", Constraints(max_retries=1, deadline=EventTime(9, 0)), MemoryDecisionLog(), engine)
+    entry = supervisor.drive(each)
+    assert engine.calls == [("g", "e1.0", each, EventTime(9, 0))] * 2
+    assert (entry.termination, entry.retry_count, entry.interruption) == (RunTermination.TimedOut, 1, "x")
