@@ -121,10 +121,10 @@ async def test_runs_wait_while_a_full_disk_holds_large_effects_in_memory() -> No
         with anyio.fail_after(20):
             while held < 16 << 20:
                 await anyio.sleep(0.005)
-                held = session.log.waiting_bytes
+                held = session.decision_log.waiting_bytes
         for _ in range(300):
             await anyio.lowlevel.checkpoint()
-        assert session.log.waiting_bytes < 18 << 20
+        assert session.decision_log.waiting_bytes < 18 << 20
         storage.table.clear()
         await wire.say({"type": "close"})
         closed = await wire.until("closed")

@@ -335,7 +335,7 @@ async def test_unread_decisions_stop_the_reading() -> None:
         with anyio.fail_after(30), suppress(anyio.BrokenResourceError):
             for number in range(1_000_000):
                 await mute.say(*(event(f"{number}-{i}") for i in range(100)))
-                most = max(most, session.log.untaken)
+                most = max(most, session.decision_log.untaken)
         assert daemon.service.clients.refusals["limit"] == 1
         # What the socket's own buffer takes, one read, and what waits by reply_bytes: not what was sent.
         assert most < 8_000

@@ -134,13 +134,13 @@ async def test_a_tap_ends_when_its_watcher_hangs_up_or_sends_anything() -> None:
         for last_word in (b"", b"enough"):
             async with daemon.control() as operator:
                 await tapping(operator, "default")
-                assert session.log.listener is not None
+                assert session.decision_log.listener is not None
                 if last_word:
                     await operator.say(last_word)
                     assert await operator.rest() == []
             while daemon.service.registry.taps._taps:
                 await anyio.sleep(0.01)
-            assert session.log.listener is None
+            assert session.decision_log.listener is None
 
 
 async def test_a_tap_of_an_unknown_name_is_refused() -> None:

@@ -209,7 +209,7 @@ class Connection:
             session, self.conversation.session = self.conversation.session, None
             if session is not None and session.owner is self:
                 session.owner = None
-                session.log.leave()
+                session.decision_log.leave()
                 violated = self.error is not None and self.error.code in (Code.BAD_FRAME, Code.TOO_LARGE)
                 self._host.registry.leave(
                     session,
@@ -312,7 +312,7 @@ class Connection:
         session = conversation.session
         held = self._frame_reader.held_bytes + conversation.outbox.pending_bytes
         if session is not None:
-            held += KEPT_DECISION_BYTES * session.log.kept
+            held += KEPT_DECISION_BYTES * session.decision_log.kept
         if held != self.holding.bytes and self._state is not _State.DROPPED:
             self.holding.hold(held - self.holding.bytes)
 
@@ -328,7 +328,7 @@ class Connection:
         """Send the answers that are due, because events or decisions became durable or a batch was refused."""
         self.conversation.outbox.wake()
         session = self.conversation.session
-        if session is not None and session.log.is_followed:
+        if session is not None and session.decision_log.is_followed:
             # Decisions may be made long after their events were read, while nothing is read.
             self._check_held()
 

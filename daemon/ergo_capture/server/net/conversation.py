@@ -292,7 +292,7 @@ class Conversation:
         self.stage = Stage.OPEN
         if self.is_driver:
             return
-        self._decisions_sent = session.log.follow(on=request.decisions)
+        self._decisions_sent = session.decision_log.follow(on=request.decisions)
         self._takes_notices = request.notices
         opened = protocol.Opened(
             session=session.description.session,
@@ -389,14 +389,14 @@ class Conversation:
         assert published is not None
         closed = protocol.Closed(
             events=session.accepted,
-            decisions=session.decided - session.log.refused,
+            decisions=session.decided - session.decision_log.refused,
             session=session.description.session,
             bundles=session.bundles,
             bundle=published.bundle,
             manifest=published.manifest,
             sha256=published.sha256,
             terminations={ended.label: count for ended, count in session.terminations.items()},
-            refused=session.log.refused,
+            refused=session.decision_log.refused,
             left_over=0 if session.left_over is None else session.left_over.count,
             reason=session.reason,
         )
@@ -417,12 +417,12 @@ class Conversation:
             return []
         due: list[bytes] = []
         if session is not None:
-            for entry in session.log.take_followed():
+            for entry in session.decision_log.take_followed():
                 self._decisions_sent += 1
                 if entry is not None:
                     record = encode_decision(entry.to_record())
                     due.append(protocol.encode_decision_frame(self._decisions_sent, record))
-            if self._takes_notices and session.log.refused > self._refused_told:
+            if self._takes_notices and session.decision_log.refused > self._refused_told:
                 due += self._refused_due(session)
         if (receipts.accepted, receipts.decided) != self._acked:
             self._acked = (receipts.accepted, receipts.decided)
@@ -434,7 +434,7 @@ class Conversation:
 
     def _refused_due(self, session: Session) -> list[bytes]:
         """Return the refusals that are durable and not told yet, as far as the session remembers them."""
-        log = session.log
+        log = session.decision_log
         due: list[bytes] = []
         for count, refused in enumerate(log.last_refused, log.refused - len(log.last_refused) + 1):
             if refused.index >= session.decided:
@@ -456,8 +456,8 @@ class Conversation:
         session = self.session
         if session is None or self.is_driver:
             return 0
-        refused = session.log.refused - self._refused_told if self._takes_notices else 0
-        return _DECISION_BYTES * session.log.untaken + _REFUSAL_BYTES * refused
+        refused = session.decision_log.refused - self._refused_told if self._takes_notices else 0
+        return _DECISION_BYTES * session.decision_log.untaken + _REFUSAL_BYTES * refused
 
     def _reject_batch(self, numbers: Sequence[int], batch: EventBatch) -> None:
         error = batch.refused

@@ -77,7 +77,9 @@ class Episodes:
         engine: the graph's engine.
         initial: the session as recovery found it, or a new one.
         log: receives each decision, in order.
-        max_in_doubt: how many of the first undecided events are recorded as interrupted, at most.
+        most_under_way: how many runs may be under way at once (``concurrency``).
+        at_most_once: whether no episode may run twice: as many undecided events, from the first, are then recorded as
+            interrupted.
         before_run: awaited before a run begins, with the number of decisions before it that are not logged.
         on_logged: called after each decision that had to be waited for.
         on_failed: called when a run has raised an exception; nothing is logged after it.
@@ -92,7 +94,8 @@ class Episodes:
         initial: RecoveredSession,
         log: JournalDecisionLog,
         *,
-        max_in_doubt: int,
+        most_under_way: int,
+        at_most_once: bool,
         before_run: Callable[[int], Awaitable[None]],
         on_logged: Callable[[], None],
         on_failed: Callable[[BaseException], None],
@@ -126,11 +129,12 @@ class Episodes:
                 for _ in range(count):
                     self._invoker.run(self._graph_id, event_id, event, self._constraints.deadline)
         #: How many of the next events are recorded as interrupted.
-        self._in_doubt = 0 if initial.outcome is not None else min(max_in_doubt, len(initial.undecided))
+        is_in_doubt = at_most_once and initial.outcome is None
+        self._in_doubt = min(most_under_way, len(initial.undecided)) if is_in_doubt else 0
         #: Runs that are under way, and decisions that wait for one of them.
         self._waiting: deque[_RunUnderWay | DecisionLogEntry] = deque()
         self._under_way = 0
-        self._most_under_way = concurrency(engine, self._constraints, derivation, has_egress=egress is not None)
+        self._most_under_way = most_under_way
         self._settled = asyncio.Event()
         #: The exception that a run raised.
         self._failure: BaseException | None = None

@@ -97,7 +97,7 @@ class SessionRegistry:
         self.episodes: defaultdict[str, Counter[RunTermination]] = defaultdict(Counter)
         #: Intents since the start that were acknowledged, and dispatches that failed, by graph.
         self.intents: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        #: By graph, since the start: events that are ``refused`` and ``left_over``, and runs that are ``interrupted``.
+        #: What ``FATES`` names, since the start, by graph.
         self.fates: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: Resumes by clients to which missing events were acknowledged.
         self.losses = 0
@@ -418,7 +418,7 @@ class SessionRegistry:
                 graph=session.description.graph,
                 ended=session.ended,
                 events=session.accepted,
-                decisions=session.decided - session.log.refused,
+                decisions=session.decided - session.decision_log.refused,
             )
             self.segment_collector.request()
         elif error is not self._writer.failure and not isinstance(error, WriterClosed):

@@ -47,7 +47,8 @@ from ergo_capture.storage.write_error import CaptureWriteError
 _MAX_UNCOMMITTED_BYTES: Final = 16 << 20
 
 
-#: Counters by graph, besides those of decisions.
+#: What is counted by graph besides decisions: events that are refused and left over, and runs that are interrupted. Each
+#: has a metric.
 FATES: Final = ("refused", "left_over", "interrupted")
 #: Hints for an interruption of the run, by reason.
 _HINTS: Final = {
@@ -118,7 +119,7 @@ class Session:
         ids_memory: counts the memory of event ids and deferred episodes.
         episodes: counts the graph's episodes by how they ended.
         intents: counts the graph's intents (``SessionEgress``).
-        fates: counts the graph's events that are ``refused`` and ``left_over``, and its runs that are ``interrupted``.
+        fates: counts for the graph what ``FATES`` names.
         on_part_over: called when a part's bundle is durable and the session goes on.
     """
 
@@ -174,7 +175,9 @@ class Session:
         self.terminations = initial.terminations
         self._graph_terminations = episodes
         self._fates = fates
-        self.log = JournalDecisionLog(initial, self._on_decisions_durable, self.fail, self._count, self._note_refused)
+        self.decision_log = JournalDecisionLog(
+            initial, self._on_decisions_durable, self.fail, self._count, self._note_refused
+        )
         self.parts = Parts(initial, writer, publisher)
         #: When a part ends.
         self.rotation = rotation
@@ -203,18 +206,19 @@ class Session:
             binding = derivation.binding
         #: Checks event lines at admission; None without an adapter.
         self._check = None if binding is None else check_of(binding)
-        #: How many runs may be under way at once, and so be in doubt after a crash.
         has_egress = initial.description.egress_provenance is not None
         #: The egress channels; None without any.
-        self.egress = SessionEgress(initial, graph.egress, writer, self.log, intents) if has_egress else None
-        self._most_in_doubt = concurrency(
+        self.egress = SessionEgress(initial, graph.egress, writer, self.decision_log, intents) if has_egress else None
+        #: How many runs may be under way at once, and so be in doubt after a crash.
+        self._most_under_way = concurrency(
             graph.engine, initial.description.constraints, derivation, has_egress=has_egress
         )
         self._episodes = Episodes(
             graph.engine,
             initial,
-            self.log,
-            max_in_doubt=self._most_in_doubt if self._at_most_once else 0,
+            self.decision_log,
+            most_under_way=self._most_under_way,
+            at_most_once=self._at_most_once,
             before_run=self._before_run,
             on_logged=self._on_logged,
             on_failed=self._on_run_failed,
@@ -280,9 +284,9 @@ class Session:
     def _on_decisions_durable(self, position: Position, first: int, count: int) -> None:
         self.decided = first + count
         self.parts.current.decision_frames.append(position.pack())
-        if self.log.waiting:
+        if self.decision_log.waiting:
             # They did not fit in one frame. Submit the rest later, after the other submissions of the batch.
-            self._loop.call_soon(self._writer.submit_lazily, self.log)
+            self._loop.call_soon(self._writer.submit_lazily, self.decision_log)
         self._notify()
 
     def _notify(self) -> None:
@@ -304,14 +308,14 @@ class Session:
         while self.decided < min(count, self._to_decide):
             if self.failure is not None:
                 raise self.failure
-            if self.log.waiting:
-                self._writer.submit_lazily(self.log, urgent=True)
+            if self.decision_log.waiting:
+                self._writer.submit_lazily(self.decision_log, urgent=True)
             await self._moved.wait()
 
     @property
     def _to_decide(self) -> int:
         """The number of events of the session that are or will be decided."""
-        return self.admission.admitted if self.interruption is None else self.log.logged
+        return self.admission.admitted if self.interruption is None else self.decision_log.logged
 
     # --- the task ---
 
@@ -332,7 +336,9 @@ class Session:
                     may_end = True
                 if self.ended is not None:
                     await self._episodes.settle_all()
-                    if self.admission.admitted == (self.log.logged if self.interruption is None else self.accepted):
+                    if self.admission.admitted == (
+                        self.decision_log.logged if self.interruption is None else self.accepted
+                    ):
                         await self._finish(self.ended)
                         return
                 await self._rotate_if_due()
@@ -351,11 +357,11 @@ class Session:
     async def _decide(self, batch: EventBatch) -> None:
         if self.interruption is None:
             await self._episodes.decide(batch)
-        if self.interruption is not None and self._first_left_over is None and batch.end > self.log.logged:
-            self._first_left_over = batch.events[self.log.logged - batch.first].event_id
+        if self.interruption is not None and self._first_left_over is None and batch.end > self.decision_log.logged:
+            self._first_left_over = batch.events[self.decision_log.logged - batch.first].event_id
         self.admission.release_decided(batch, size_of_deferred(self._episodes.supervisor))
-        followed = self.log.is_followed
-        self._writer.submit_lazily(self.log, urgent=followed or self.ended is not None)
+        followed = self.decision_log.is_followed
+        self._writer.submit_lazily(self.decision_log, urgent=followed or self.ended is not None)
         if followed:
             self._notify()
         else:
@@ -367,17 +373,17 @@ class Session:
 
         Recovery takes only as many undecided events as in doubt as runs may be under way at once.
         """
-        enough = self.log.logged + unlogged - self._most_in_doubt + 1 if self._at_most_once else 0
-        while self.decided < enough or self.log.waiting_bytes >= _MAX_UNCOMMITTED_BYTES:
+        enough = self.decision_log.logged + unlogged - self._most_under_way + 1 if self._at_most_once else 0
+        while self.decided < enough or self.decision_log.waiting_bytes >= _MAX_UNCOMMITTED_BYTES:
             if self.failure is not None:
                 raise self.failure
-            if self.log.waiting:
-                self._writer.submit_lazily(self.log, urgent=True)
+            if self.decision_log.waiting:
+                self._writer.submit_lazily(self.decision_log, urgent=True)
             await self._moved.wait()
 
     def _on_logged(self) -> None:
         # Urgent where the next run waits for it.
-        self._writer.submit_lazily(self.log, urgent=self._at_most_once)
+        self._writer.submit_lazily(self.decision_log, urgent=self._at_most_once)
         if self._episodes.is_settled:
             # Wake the task: the part may be due, and no further event may come.
             self._wake.set()
@@ -406,15 +412,16 @@ class Session:
             error=interruption.message,
             hint=_HINTS.get(interruption.reason, "events behind it are in the .rest.jsonl beside the bundle"),
         )
-        if self.ended == "complete":
-            # The client asked for the end while events were still undecided.
-            self.ended = "interrupted"
         self.end("interrupted")
         if self.ended != "lost":
-            # The client may have asked for the end earlier.
+            # The client may have asked for the end earlier, while events were still undecided.
             self.ended = "interrupted"
 
     async def _rotate_if_due(self) -> None:
+        """End the current part if it is due and may end; set a timer if only time can make it so.
+
+        A part without events that keeps too much of the journal is moved forward instead.
+        """
         if self.interruption is not None:
             return
         if self._batches and self._batches[0].position is None:
@@ -422,17 +429,17 @@ class Session:
             return
         part, rotation = self.parts.current, self.rotation
         now = self._loop.time()
-        if part.is_overdue and self.log.logged == part.first:
+        if part.is_overdue and self.decision_log.logged == part.first:
             self.parts.move_forward(self._is_empty, self._on_part_over)
         elif rotation.is_on and self.admission.is_crowded:
             part.is_overdue = True
-        if part.due_since is None and rotation.is_due(part, self.log.logged - part.first, now):
+        if part.due_since is None and rotation.is_due(part, self.decision_log.logged - part.first, now):
             part.due_since = now
         if part.due_since is not None and (self._batches or rotation.may_not_wait(part, now)):
             await self._episodes.settle_all()
             deferred = self.deferred
             if rotation.may_end(part, deferred, self._loop.time()):
-                boundary = self.log.logged
+                boundary = self.decision_log.logged
                 await self.until_decided(boundary)
                 self._episodes.start_part()
                 self.admission.end_part()
@@ -442,11 +449,11 @@ class Session:
                     self.last_event_id,
                     forced=deferred > 0,
                     store=None if self._derivation is None else self._derivation.snapshot(),
-                    refused=self.log.refused,
+                    refused=self.decision_log.refused,
                 )
                 self._on_part_over()
                 return
-        if (seconds := rotation.next_check(part, self.log.logged - part.first, self._loop.time())) is not None:
+        if (seconds := rotation.next_check(part, self.decision_log.logged - part.first, self._loop.time())) is not None:
             if self._rotation_timer is not None:
                 self._rotation_timer.cancel()
             self._rotation_timer = self._loop.call_later(seconds, self._wake.set)
@@ -454,7 +461,7 @@ class Session:
     def _is_empty(self) -> bool:
         """Return whether the session goes on and its current part has no events, admitted ones included."""
         first = self.parts.current.first
-        return self.state is SessionState.OPEN and self.admission.next_index == self.log.logged == first
+        return self.state is SessionState.OPEN and self.admission.next_index == self.decision_log.logged == first
 
     def end_part_soon(self) -> None:
         """End the current part as soon as it may end: it keeps too much of the journal. Move an empty one forward."""
@@ -594,9 +601,9 @@ class Session:
             queued_bytes=self.admission.queued_bytes,
             part=self.parts.current.number,
             lost=self.lost,
-            refused=self.log.refused,
+            refused=self.decision_log.refused,
             interrupted_by=self.reason,
-            left_over=0 if self.interruption is None else self.accepted - self.log.logged,
+            left_over=0 if self.interruption is None else self.accepted - self.decision_log.logged,
         )
 
 

@@ -166,7 +166,7 @@ class Taps:
             for tap in watching:
                 tap.offer(session, first, count, entries)
 
-        session.log.listener = listener if watching else None
+        session.decision_log.listener = listener if watching else None
 
     def session_over(self, session: Session) -> None:
         """Tell the taps of this one session that it has finished or failed."""
