@@ -19,6 +19,7 @@ from tests.shared import shared
 from ergo_capture import decode_bundle
 from ergo_capture.cli.support.event_input import EventLines
 from ergo_capture.cli.support.sender import Progress
+from ergo_capture.config import control_socket_beside
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,25 @@ def test_waiting_for_a_missing_daemon_is_announced_early(tmp_path: Path) -> None
     """After one second, long before send gives up."""
     ran = command("send", "-", "--socket", str(tmp_path / "no.sock"), "--give-up-after", "1.5", input="")
     assert ran.returncode == 1
-    assert ran.stderr.startswith(f"no daemon at '{tmp_path / 'no.sock'}' yet; ")
+    assert ran.stderr.startswith(f"no connection to '{tmp_path / 'no.sock'}' yet; ")
+
+
+def test_a_file_in_the_place_of_the_socket_is_not_waited_for(tmp_path: Path) -> None:
+    """No daemon that starts would take its place."""
+    (tmp_path / "file").touch()
+    ran = command("send", "-", "--socket", str(tmp_path / "file"), input="")
+    assert (ran.returncode, ran.stderr.splitlines()[0]) == (
+        1,
+        f"Error: connect to the daemon at '{tmp_path / 'file'}': it is no socket",
+    )
+
+
+def test_the_control_socket_refuses_a_client_with_the_reason(daemon: DaemonProcess) -> None:
+    """The two sockets lie side by side."""
+    ran = command("send", "-", "--socket", str(control_socket_beside(daemon.socket)), input="")
+    assert ran.returncode == 1
+    assert "not a request of the control socket" in ran.stderr
+    assert "clients connect to the capture socket" in ran.stderr
 
 
 def test_ctrl_c_prints_the_session_to_resume(daemon: DaemonProcess) -> None:

@@ -297,3 +297,10 @@ def test_a_session_goes_on_with_a_channel_that_begins_again(daemon: DaemonProces
     ran = ingress(daemon, *printing(*lines), options=("--session", session))
     assert (ran.returncode, ran.stdout.splitlines()) == (0, lines), ran.stderr
     assert capture_of(daemon, ran.stderr)[0] == ["a", "b"]
+
+
+def test_lines_that_are_no_events_of_the_protocol_are_counted(daemon: DaemonProcess) -> None:
+    """They are handed on, and whoever believes that they are captured is told."""
+    ran = ingress(daemon, *printing('{"event_id":"a","kind":"Pump","at":{"secs":0,"nanos":0}}', line("b")))
+    assert (ran.returncode, ran.stdout.count("\n")) == (0, 2)
+    assert "2 lines handed on and not captured: events stand between hello and end of ergo-driver.v0" in ran.stderr

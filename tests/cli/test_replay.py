@@ -16,7 +16,10 @@ from tests.engine.engines import PUPPET, listening_puppet
 
 from ergo_capture.bundle.reader import elements
 from ergo_capture.cli import app
+from ergo_capture.cli.commands.replay import NO_ENGINE
 from ergo_capture.kernel.explanation import AHEAD
+
+READY = {"type": "ready", "protocol": "ergo-engine.v1", "runtime_provenance": "rpv1:test"}
 
 Change = Callable[[Any], None]
 
@@ -34,9 +37,9 @@ def test_the_original_engine_replays_alike(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_replay_without_an_engine_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Decisions are derived from the recorded outcomes."""
+    """Decisions are derived from the recorded outcomes, and whoever forgot --engine is told so."""
     path = bundle(tmp_path / "a.capture.json", effects=True)
-    assert told([str(path)], capsys, 0) == f"{path}: same, 10 decisions\n"
+    assert told([str(path)], capsys, 0) == f"{path}: same, 10 decisions\n  note: {NO_ENGINE}\n"
 
 
 def put(index: int, field: str, value: Any) -> Change:
@@ -328,7 +331,7 @@ def test_an_unsound_record_after_a_divergence_comes_first(
         (["--engine", "scripted:/nowhere.json"], 2, "/nowhere.json"),
         (["--engine", "python:nowhere:f"], 2, "No module named 'nowhere'"),
         (["--engine", "process:/nowhere/engine"], 1, "No such file"),
-        (["--engine", "socket:/nowhere.sock"], 1, "has no engine"),
+        (["--engine", "socket:/nowhere.sock"], 1, "the engine is not ready: No such file"),
     ],
 )
 def test_an_invalid_engine_is_an_error(
@@ -343,11 +346,33 @@ def test_an_invalid_engine_is_an_error(
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_engine_logs_do_not_mix_with_results(jobs: str, tmp_path: Path) -> None:
-    """Standard output is JSON only, also with several processes; the log goes to standard error."""
+    """Standard output is JSON only, also with several processes; what a result says is no line of the log too."""
     paths = [str(bundle(tmp_path / f"{name}.capture.json")) for name in "ab"]
     ended = command("replay", *paths, "--engine", "socket:/nowhere.sock", "--json", "--keep-going", "--jobs", jobs)
     assert [json.loads(line)["outcome"] for line in ended.stdout.splitlines()] == ["failed", "failed"]
-    assert "engine.away" in ended.stderr
+    assert ended.stderr == ""
+
+
+def test_what_an_engine_says_before_it_fails_is_in_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last lines of its standard error, of one that never starts and of one that ends at its first request."""
+    path = str(bundle(tmp_path / "a.capture.json"))
+    for text, message in (
+        (
+            "import sys\nprint('so it is', file=sys.stderr)\nsys.exit(3)\n",
+            "the engine is not ready: it exited with code 3",
+        ),
+        (f"print({json.dumps(READY)!r}, flush=True)\ninput()\n1 / 0\n", "the engine failed: it exited with code 1"),
+    ):
+        engine = tmp_path / "engine.py"
+        engine.write_text(text)
+        assert app.run(["replay", path, "--engine", f"process:{sys.executable} {engine}"]) == 1
+        printed, said = capsys.readouterr()
+        assert message in printed
+        assert "\n  its standard error ends with:\n    " in printed
+        assert ("\n    so it is\n" in printed) or ("\n    ZeroDivisionError: division by zero\n" in printed)
+        assert said == ""
 
 
 def test_nothing_to_replay_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

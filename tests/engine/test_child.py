@@ -53,7 +53,7 @@ async def trouble_of(text: str) -> str:
     async with running_daemon(text) as daemon:
         engine = engine_of(daemon.service)
         with anyio.fail_after(20):
-            while engine.trouble in ("it was not reached yet", ""):
+            while engine.trouble in ("it has not said `ready` yet", ""):
                 await anyio.sleep(0.005)
         return engine.trouble
 

@@ -109,7 +109,7 @@ async def test_an_engine_that_never_says_ready_refuses_the_graph_and_is_logged_o
         assert "has no engine" in caught.value.message
         with anyio.fail_after(20):
             tried = engine_of(daemon.service)
-            while tried.trouble == "it was not reached yet":
+            while tried.trouble == "it has not said `ready` yet":
                 await anyio.sleep(0.01)
     assert capsys.readouterr().out.count("engine.away") == 1
 

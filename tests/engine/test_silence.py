@@ -136,6 +136,6 @@ async def test_an_engine_with_an_invalid_command_is_away() -> None:
     engine = 'kind = "process"\ncommand = ["a\\u0000b"]'
     async with running_daemon(f"[graphs.default.engine]\n{engine}\n[graphs.other]\n") as daemon:
         with anyio.fail_after(20):
-            while engine_of(daemon.service).trouble == "it was not reached yet":
+            while engine_of(daemon.service).trouble == "it has not said `ready` yet":
                 await anyio.sleep(0.005)
         assert await terminations(daemon, ["ok"], graph="other") == ["Completed"]

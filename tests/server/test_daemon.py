@@ -90,6 +90,15 @@ async def test_a_session_without_its_client_ends_as_interrupted() -> None:
         assert (manifest["ended"], manifest["events"]) == ("interrupted", 1)
 
 
+async def test_a_session_without_its_client_and_without_an_event_leaves_no_bundle() -> None:
+    """Ctrl-C of a sender that has sent nothing, and a client whose frames were all bad, leave nothing to look at."""
+    async with running_daemon('[session]\nlinger = "50ms"\n') as daemon:
+        async with daemon.session() as wire:
+            session = daemon.service.registry.sessions[wire.opened["session"]]
+        await session.over.wait()
+        assert list(daemon.state.rglob("*.json")) == []
+
+
 async def test_a_client_resumes_its_session() -> None:
     """Within session.linger; it is told how far the session is, and duplicates are rejected."""
     async with running_daemon() as daemon:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from stat import S_ISSOCK
 from typing import Final, TypeVar
 
 import anyio
 import msgspec
-from anyio.abc import ByteStream
+from anyio import lowlevel
+from anyio.abc import SocketAttribute, UNIXSocketStream
 
 from ergo_capture import pauses
 from ergo_capture.backoff import Backoff
@@ -91,7 +93,7 @@ class Connection:
         self.features: tuple[str, ...] = ()
         self._hello = encode(Hello(PROTOCOL, name))
         self._request = Open()
-        self._stream: ByteStream | None = None
+        self._stream: UNIXSocketStream | None = None
         #: Bytes of a frame that has not come to its end.
         self._held = b""
 
@@ -107,7 +109,8 @@ class Connection:
                 return await self._connect()
             except ClientError as error:
                 waited = anyio.current_time() - began
-                if error.code != UNREACHABLE or waited >= min(self.patience, _FIRST_PATIENCE):
+                is_over = waited >= min(self.patience, _FIRST_PATIENCE)
+                if is_over or error.code != UNREACHABLE or _is_another_file(self.path):
                     raise
             await anyio.sleep(backoff.next_delay())
 
@@ -180,7 +183,7 @@ class Connection:
         """
         stream = self._connected()
         if b"\n" not in self._held:
-            self._held += await stream.receive(_READ_BYTES)
+            self._held += await _receive(stream)
         end = self._held.rfind(b"\n") + 1
         lines, self._held = self._held[:end], self._held[end:]
         return _decode(lines)
@@ -238,7 +241,7 @@ class Connection:
         await stream.send(request)
         while True:
             while b"\n" not in self._held:
-                self._held += await stream.receive(_READ_BYTES)
+                self._held += await _receive(stream)
             line, _, self._held = self._held.partition(b"\n")
             for answer in _decode(line):
                 if isinstance(answer, Error):
@@ -247,10 +250,28 @@ class Connection:
                     raise invalid_frame(f"a {type(answer).__name__} came for a {kind.__name__}")
                 return answer
 
-    def _connected(self) -> ByteStream:
+    def _connected(self) -> UNIXSocketStream:
         if self._stream is None:
             raise anyio.ClosedResourceError
         return self._stream
+
+
+async def _receive(stream: UNIXSocketStream) -> bytes:
+    """Return what has come, as ``stream.receive`` does.
+
+    That one, cancelled just when bytes come, sets the result of a cancelled future, and asyncio prints a traceback.
+    """
+    received = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+    await lowlevel.checkpoint()
+    while True:
+        try:
+            data = received.recv(_READ_BYTES)
+        except BlockingIOError:
+            await anyio.wait_readable(received)
+        else:
+            if not data:
+                raise anyio.EndOfStream
+            return data
 
 
 def error_of(error: Error) -> ClientError:
@@ -271,13 +292,21 @@ def _decode(lines: bytes) -> list[Answer]:
         raise invalid_frame(str(error)) from error
 
 
+def _is_another_file(path: str) -> bool:
+    """Return whether something is there that is no socket: no daemon that starts would take its place."""
+    try:
+        return not S_ISSOCK(Path(path).stat().st_mode)
+    except OSError:
+        return False
+
+
 def _why_unreachable(path: str, error: BaseException) -> tuple[str, str]:
     """Return why a connection failed, and a hint."""
     start = "start it with `ergo-capture serve`, or name its socket with --socket"
     match error:
         case PermissionError():
             return "this user may not", "connect as a user of the socket's group, or as root"
-        case ConnectionRefusedError() if not Path(path).is_socket():
+        case ConnectionRefusedError() if _is_another_file(path):
             # The kernel refuses a connection to any other file in the same way, and starting a daemon would not help.
             return "it is not a socket", "name the daemon's socket with --socket"
         case OSError():

@@ -156,6 +156,8 @@ class Ingress:
         self.published: Published | None = None
         #: Events that are durable, and lines of events that were not handed on.
         self.accepted = self.rejected = 0
+        #: Lines that were handed on and are no events of the protocol, or not in their place.
+        self.uncaptured = 0
         #: Whether the host reads no more.
         self.host_gone = False
         self._path = path
@@ -254,6 +256,7 @@ class Ingress:
                 # The host answers to it as it would without this program, whatever it is.
                 channel.has_greeted |= line.kind is LineKind.HELLO
                 channel.has_ended |= line.kind is LineKind.END
+                self.uncaptured += line.kind not in (LineKind.HELLO, LineKind.END)
                 await self._pass_on(text)
 
     async def _merge(self, channel: Channel, text: bytes, line: DriverLine) -> None:

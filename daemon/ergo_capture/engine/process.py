@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 _EXIT_SECONDS: Final = 0.2
 #: Seconds that the last lines of its standard error are waited for.
 _LAST_LINES_SECONDS: Final = 0.1
+#: Lines of its standard error that are kept.
+_LAST_LINES: Final = 10
 
 
 class ProcessEngine(RemoteEngine):
@@ -39,6 +42,8 @@ class ProcessEngine(RemoteEngine):
         self.command = list(command)
         #: The child's process id, while there is a child.
         self.pid: int | None = None
+        #: The last lines of the child's standard error.
+        self.said: deque[str] = deque(maxlen=_LAST_LINES)
         #: How the last child ended; empty while there is one, and before the first.
         self._ended = ""
 
@@ -46,6 +51,7 @@ class ProcessEngine(RemoteEngine):
     async def connect(self) -> AsyncIterator[Channel]:
         """Start the child; end it and its process group afterwards."""
         self._ended = ""
+        self.said.clear()
         child = ChildProcess(self.command)
         self.pid = child.process.pid
         errors: asyncio.Task[None] | None = None
@@ -71,6 +77,7 @@ class ProcessEngine(RemoteEngine):
             child.close()
 
     def _log_error(self, said: str) -> None:
+        self.said.append(said)
         log.info(telemetry.ENGINE_SAID, graph=self.graph, said=said)
 
     @property

@@ -95,7 +95,7 @@ class RemoteEngine(ABC):
         self.pipeline = settings.pipeline
         self.counts: Counter[str] = Counter()
         #: The reason that it is away; empty while it is up.
-        self.trouble = "it was not reached yet"
+        self.trouble = "it has not said `ready` yet"
         self.state = State.UNTRIED
         self._state_changed = Notifier()
         self._configured = configured
@@ -164,14 +164,23 @@ class RemoteEngine(ABC):
         if self._stated is None and configured == UNSTATED_PROVENANCE and not fails_fast:
             await self._wait_while(State.UNTRIED, State.AWAY)
         if self._stated is None and (configured == UNSTATED_PROVENANCE or fails_fast):
-            raise EngineRefused(
-                f"graph {self.graph!r} has no engine: {self.trouble}",
-                op="open session",
-                hint="start the engine, or see the log for why it does not come up",
-            )
+            raise self._no_engine()
         if self._stated is not None and configured not in (UNSTATED_PROVENANCE, self._stated):
             raise self._mismatch("engine", configured, self._stated)
         return configured if configured != UNSTATED_PROVENANCE else self._stated or configured
+
+    def _no_engine(self) -> EngineRefused:
+        if self._settings.raises:
+            return EngineRefused(
+                f"the engine is not ready: {self.trouble}",
+                op="replay",
+                hint="run it by itself: it has to print `ready` first (`ergo-capture help engines`)",
+            )
+        return EngineRefused(
+            f"graph {self.graph!r} has no engine: {self.trouble}",
+            op="open session",
+            hint="start the engine, or see the log for why it does not come up",
+        )
 
     async def _wait_while(self, *states: State) -> None:
         with anyio.move_on_after(self._settings.start_timeout):

@@ -52,7 +52,10 @@ def engine_from(spec: str, graph: str) -> Engine:
 
 
 async def replay_with(spec: str, stream: RecordStream, options: ReplayOptions, watcher: Watcher) -> Replayed:
-    """Replay a run with the engine that an argument describes; raise as ``engine_from`` and ``replay_stream``."""
+    """Replay a run with the engine that an argument describes; raise as ``engine_from`` and ``replay_stream``.
+
+    The notes of an exception are the last lines of the engine's standard error.
+    """
     engine = engine_from(spec, stream.graph_id)
     async with anyio.create_task_group() as tasks:
         engine.start(tasks)
@@ -61,6 +64,8 @@ async def replay_with(spec: str, stream: RecordStream, options: ReplayOptions, w
         except ErgoCaptureError as error:
             # Raise it outside: the task group would wrap it in an exception group.
             failure = error
+            for line in engine.said if isinstance(engine, ProcessEngine) else ():
+                failure.add_note(line)
         finally:
             tasks.cancel_scope.cancel()
     raise failure

@@ -209,8 +209,9 @@ def read_request(line: bytes) -> Request:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(
             Code.BAD_FRAME,
-            f"not a request: {error}",
-            f'send one JSON object a line, such as {{"command": "status"}}; commands are {", ".join(COMMANDS)}',
+            f"not a request of the control socket: {error}",
+            "clients connect to the capture socket; a request is one JSON object a line, such as "
+            f'{{"command": "status"}}, and commands are {", ".join(COMMANDS)}',
         ) from error
     return request
 

@@ -20,6 +20,7 @@ from ergo_capture.cli.support.command import (
     window_option,
 )
 from ergo_capture.errors import ExitCode
+from ergo_capture.protocol.capture import DRIVER_PROTOCOL
 from ergo_capture.signals import PASSED_ON, end_as
 from ergo_capture.units import counted
 
@@ -108,6 +109,9 @@ def _run(run: Ingress) -> int:
 
 
 def _say_where(run: Ingress) -> None:
+    if run.uncaptured:
+        lines = counted(run.uncaptured, "line")
+        _say(f"{lines} handed on and not captured: events stand between hello and end of {DRIVER_PROTOCOL}")
     if run.session is None:
         return
     lost = f", {counted(run.rejected, 'event')} rejected" if run.rejected else ""

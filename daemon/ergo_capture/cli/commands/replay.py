@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -169,13 +169,18 @@ def replay(
         for result in _results(runs, one, jobs, progress):
             results.append(result)
             progress.bundle_done()
-            click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result)))
+            with progress.hidden():
+                click.echo(msgspec.json.encode(result) if as_json else without_controls(_in_words(result)))
             if result["outcome"] != _SAME and not keep_going:
                 break
     if not as_json and len(runs) > 1:
         _summary(results, len(runs), time.monotonic() - began)
     outcomes = {result["outcome"] for result in results}
     return int(ExitCode.FAILED if _FAILED in outcomes else ExitCode.DIVERGED if _DIVERGED in outcomes else ExitCode.OK)
+
+
+#: Says of a replay without an engine what was done instead.
+NO_ENGINE: Final = "no engine ran: decisions were derived again, as by `verify`; --engine runs the episodes"
 
 
 def _check(spec: str) -> None:
@@ -188,8 +193,11 @@ def _check(spec: str) -> None:
 
 
 def _log_to_standard_error() -> None:
-    """Send what engines log to standard error; by default structlog prints it among the results."""
-    telemetry.configure("warning", "console")
+    """Send what engines log to standard error; by default structlog prints it among the results.
+
+    That an engine is away is no line of its own: the result says it.
+    """
+    telemetry.configure("error", "console")
 
 
 def replay_one(
@@ -215,7 +223,10 @@ def replay_one(
     if run.decided_by:
         result["decided_by"] = run.decided_by
     if not engine and options.strict is None:
-        return result | _as_replayed(check_run(run, with_manifest=with_manifest, adapter=adapter))
+        checked = result | _as_replayed(check_run(run, with_manifest=with_manifest, adapter=adapter))
+        if checked["outcome"] == _SAME:
+            checked["notes"] = [*checked.get("notes", ()), NO_ENGINE]
+        return checked
     adapted = None
     try:
         compared = compare(run) if with_manifest else None
@@ -239,9 +250,9 @@ def replay_one(
                 adapted = adapter.check(run, stream, with_manifest=with_manifest)
     except EngineFailed as error:
         place = {"index": error.index, "event_id": error.event_id}
-        return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint, "decision": place}
+        return result | _failure(error) | {"decision": place}
     except ErgoCaptureError as error:
-        return result | {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint}
+        return result | _failure(error)
     notes += [*replayed.notes, *(fates(run) if with_manifest else ())]
     if adapter is not None and adapted is None:
         notes.append(NOT_MERGED)
@@ -262,6 +273,12 @@ def replay_one(
     first, *others = map(msgspec.to_builtins, explanations)
     more = {"diverged": diverged, "other_divergences": others} if options.all_divergences else {}
     return result | {"outcome": _DIVERGED, "divergence": first} | more
+
+
+def _failure(error: ErgoCaptureError) -> dict[str, Any]:
+    """Return the result of a replay that failed, with the last lines of the engine's standard error if it wrote any."""
+    result = {"outcome": _FAILED, "error": printable(error.message), "hint": error.hint}
+    return result | ({"said": error.__notes__} if hasattr(error, "__notes__") else {})
 
 
 def _allowed_pipeline(asked: int, stream: RecordStream, adapter: AdapterCheck | None) -> tuple[int, list[str]]:
@@ -317,6 +334,10 @@ class _Progress:
     def bundle_done(self) -> None:
         """Count one more bundle."""
 
+    def hidden(self) -> AbstractContextManager[None]:
+        """Return a block in which something may be printed."""
+        return nullcontext()
+
     def watcher(self, run: Capture) -> Watcher:
         """Return what a replay of the run tells how far it is."""
         return _Notices(run)
@@ -333,6 +354,12 @@ class _Bars(_Progress):
     def bundle_done(self) -> None:
         self.bars.advance(self._bundles)
         self.bars.update(self.decisions, completed=0, total=None, visible=False)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        self.bars.stop()
+        yield
+        self.bars.start()
 
     def watcher(self, run: Capture) -> Watcher:
         # Take the total from the manifest: a bundle has to be read whole to know it.
@@ -378,7 +405,9 @@ def _in_words(result: dict[str, Any]) -> str:
     name = result["bundle"]
     if result["outcome"] == _FAILED:
         hint = f"\n  try: {result['hint']}" if result.get("hint") else ""
-        return f"{name}: failed: {result['error']}{hint}"
+        ends = "".join(f"\n    {line}" for line in result.get("said", ()))
+        ends = ends and f"\n  its standard error ends with:{ends}"
+        return f"{name}: failed: {result['error']}{ends}{hint}"
     said = list(result.get("notes", ()))
     if "decided_by" in result:
         said.append(f"decided by: {result['decided_by']}; the decisions of the run itself are in its own capture")

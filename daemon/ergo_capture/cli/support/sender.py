@@ -86,7 +86,9 @@ class Sender:
         waits = "`ergo-capture status` says what it waits for"
         async with self._source, AsyncExitStack() as stack:
             progress.begin(client)
-            with progress.notice(f"no daemon at '{client.path}' yet; one that is just starting is waited for", after=1):
+            with progress.notice(
+                f"no connection to '{client.path}' yet; a daemon that is just starting is waited for", after=1
+            ):
                 await stack.enter_async_context(client)
             with progress.notice(f"the daemon has not opened the session yet; {waits}"):
                 await client.open(graph, session=session, labels=labels)
@@ -210,7 +212,7 @@ class Progress:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
         else:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Durable:

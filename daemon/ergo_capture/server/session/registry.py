@@ -468,7 +468,7 @@ class SessionRegistry:
             again = asyncio.get_running_loop().call_later(remaining, self._end_lingering, session, ended, due)
             self._lingering[session_id] = again
         elif session.owner is None:
-            session.end(ended)
+            session.end(ended, keep_empty=False)
 
     def stop(self) -> None:
         """Open and resume no more sessions; those that are open stay as they are."""
