@@ -46,6 +46,14 @@ def said(capfd: pytest.CaptureFixture[str]) -> list[Any]:
     return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
+def test_list_takes_the_state_directory_as_an_argument(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As `info` and `doctor` do."""
+    assert run(["bundles", "list", str(state)]) == 0
+    listed = capfd.readouterr()
+    assert bundles(state, "list") == 0
+    assert capfd.readouterr() == listed
+
+
 def test_list_shows_bundles_oldest_first(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A header, then one line per bundle with the path last; the total goes to standard error."""
     assert bundles(state, "list") == 0

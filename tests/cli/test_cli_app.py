@@ -277,6 +277,8 @@ def test_importing_main_imports_no_library() -> None:
         ("ergo-capture send --lab", "plain,--label"),
         ("ergo-capture simulate x --style p", "plain,pretty"),
         ("ergo-capture help ver", "plain,verify"),
+        ("ergo-capture cat --kind D", "plain,DataAvailable"),
+        ("ergo-capture tail --decision D", "plain,Defer"),
         ("ergo-capture verify ru", "file,ru"),
     ],
 )

@@ -163,6 +163,16 @@ def test_serve_refuses_what_check_refuses(file: Path, capsys: pytest.CaptureFixt
     assert not state.exists()
 
 
+@pytest.mark.parametrize(
+    "engine", ['"process:python3 engine.py"', '{ kind = "process", command = "python3 engine.py" }']
+)
+def test_the_table_of_an_engine_is_shown(engine: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other forms are those of `replay --engine` and of a shell."""
+    file.write_text(f"[graphs.a]\nengine = {engine}\n")
+    assert app.run(["config", "check", str(file)]) == ExitCode.CONFIG
+    assert 'engine = { kind = "process", command = ["python3", "engine.py"] }' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["check", "show"])
 def test_the_file_may_be_an_argument(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As with --config; not both at once."""

@@ -125,7 +125,7 @@ CHANGED: list[tuple[str, Change, str, str, str]] = [
         put(5, "effects", [{"effect": {"kind": "k", "writes": []}, "effect_hash": "0"}]),
         "changed",
         "effects",
-        "decision 5, event 'e5': 1 effects were captured and 0 replayed",
+        "decision 5, event 'e5': 1 effect was captured and 0 replayed",
     ),
     (
         "another order",

@@ -76,3 +76,20 @@ def test_a_summary_that_cannot_be_read_is_ignored(
     """It is optional for every reader."""
     changed(bundle, payload_bytes=77, **fields)
     assert asked(bundle, capsys)[0]["payload_bytes"] == 0
+
+
+def test_a_bundle_that_is_not_its_manifests_is_noted(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is shown as it is; whoever trusts the numbers is told."""
+    bundle.write_bytes(bundle.read_bytes() + b"\n")
+    _, said = asked(bundle, capsys)
+    assert said.startswith(f"note: '{bundle}': it is not the file that its manifest was written for: ")
+
+
+def test_of_several_runs_those_that_cannot_be_read_are_named(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are summed up, and the exit code is 1."""
+    empty = bundle.with_name("empty.capture.json")
+    empty.touch()
+    assert app.run(["info", "--json", str(empty), str(bundle)]) == 1
+    out, said = capsys.readouterr()
+    assert [json.loads(line)["bundle"] for line in out.splitlines()] == [str(bundle)]
+    assert said.startswith(f"{empty}: read capture bundle '{empty}': it is empty\n  try: ")

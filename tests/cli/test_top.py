@@ -21,13 +21,16 @@ class Terminal:
 
     Args:
         arguments: of ``ergo-capture``.
+        rows: its height.
+        columns: its width.
+        name: what TERM says.
     """
 
-    def __init__(self, *arguments: str, rows: int = 40, columns: int = 120) -> None:
+    def __init__(self, *arguments: str, rows: int = 40, columns: int = 120, name: str = "xterm-256color") -> None:
         self.leader, follower = pty.openpty()
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.before = termios.tcgetattr(follower)
-        environment = {**command_environment(), "TERM": "xterm-256color"}
+        environment = {**command_environment(), "TERM": name}
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
@@ -128,3 +131,10 @@ def test_top_without_a_terminal_is_wrong_usage() -> None:
     done = command("top", "--socket", str(Path("/nowhere/capture.sock")))
     assert (done.returncode, done.stdout) == (2, "")
     assert "Try: use `ergo-capture status`" in done.stderr
+
+
+def test_top_on_a_terminal_that_cannot_be_drawn_on_is_wrong_usage() -> None:
+    """It would show nothing at all."""
+    with Terminal("top", "--socket", "/nowhere/capture.sock", name="dumb") as terminal:
+        terminal.until("show top: the terminal cannot be drawn on, as TERM says")
+        assert terminal.wait() == 2

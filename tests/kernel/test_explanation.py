@@ -173,7 +173,7 @@ def write(number: float) -> CapturedActionEffect:
 @pytest.mark.parametrize(
     ("captured", "replayed", "sentence"),
     [
-        ((EFFECT,), (EFFECT, EFFECT), "1 effects were captured and 2 replayed"),
+        ((EFFECT,), (EFFECT, EFFECT), "1 effect was captured and 2 replayed"),
         (
             (EFFECT, write(1.0)),
             (EFFECT, write(2.0)),

@@ -85,6 +85,8 @@ def _words(table: type[msgspec.Struct], key: str) -> list[str]:
 def hint_for(message: str) -> str:
     """Return what to do about msgspec's error message: the setting that was probably meant, if one is similar."""
     unknown, match = _UNKNOWN.search(message), _PATH.search(message)
+    if not unknown and match and match[1] in ("graphs[...].engine.kind", "graphs[...].engine.command"):
+        return 'write a table, such as engine = { kind = "process", command = ["python3", "engine.py"] }'
     if not unknown:
         return "`ergo-capture config default` prints every setting with its default"
     where = match[1].replace("[...]", ".NAME") if match else ""

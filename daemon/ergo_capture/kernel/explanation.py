@@ -12,6 +12,7 @@ from ergo_capture.kernel.events import TimeLike
 from ergo_capture.kernel.outcomes import Decision, ErrKind, RunTermination
 from ergo_capture.kernel.records import CapturedActionEffect, EpisodeInvocationRecord
 from ergo_capture.kernel.replay import Divergence
+from ergo_capture.units import counted
 
 #: How many decisions before the divergence are shown.
 CONTEXT: Final = 3
@@ -160,7 +161,7 @@ def _sentence(kind: str, divergence: Divergence, captured: Any, replayed: Any) -
 
 def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[CapturedActionEffect]) -> str:
     if len(captured) != len(replayed):
-        return f"{len(captured)} effects were captured and {len(replayed)} replayed"
+        return f"{counted(len(captured), 'effect')} {'was' if len(captured) == 1 else 'were'} captured and {len(replayed)} replayed"
     for place, (one, other) in enumerate(zip(captured, replayed, strict=True)):
         if one.effect != other.effect:
             return f"effect {place} was captured as {shortened(to_builtins(one.effect))} and replayed as {shortened(to_builtins(other.effect))}"

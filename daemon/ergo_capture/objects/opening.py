@@ -62,7 +62,11 @@ def target_named(name: str, targets: Mapping[str, TargetConfig]) -> TargetConfig
         return next(iter(targets.values()))
     known = ", ".join(targets)
     if name:
-        reason, hint = f"there is no table [ship.targets.{name}]", f"name {known} or a URL" if targets else "name a URL"
+        url = f"a URL, such as file://{Path(name).absolute() if '/' in name else '/DIR'}"
+        reason, hint = (
+            f"there is no table [ship.targets.{name}]",
+            f"name {known} or {url}" if targets else f"name {url}",
+        )
     elif targets:
         reason, hint = f"there are {len(targets)} targets", f"name one: {known}"
     else:

@@ -53,6 +53,8 @@ def hint_for(error: OSError) -> str:
         ),
         errno.EIO: "the disk reports errors: look at the kernel's log before anything else",
         errno.ENOENT: "check that the path exists",
+        errno.EEXIST: "another file is there: name another path",
+        errno.ENOTDIR: "a part of the path is a file: name another path",
         errno.ENAMETOOLONG: "name a shorter path",
     }.get(error.errno or 0, "look at the kernel's log and the path's permissions")
 

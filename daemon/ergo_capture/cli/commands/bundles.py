@@ -17,6 +17,7 @@ from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
 from ergo_capture.bundle.receipt import Receipts, place_of
 from ergo_capture.bundle.retention import RetentionRules
 from ergo_capture.cli.support.command import (
+    NAME,
     PATH,
     Command,
     Group,
@@ -43,15 +44,16 @@ def bundles() -> None:
 
 @bundles.command("list", cls=Command, examples=("ergo-capture bundles list --graph flights",))
 @config_option
+@argument("directory", "The same as --state-dir.", type=NAME, default="", metavar="[DIR]")
 @state_option
 @_graph_option
 @json_flag("bundle")
-def list_bundles(config: Path | None, state_dir: str, graph: str | None, *, as_json: bool) -> None:
+def list_bundles(config: Path | None, directory: str, state_dir: str, graph: str | None, *, as_json: bool) -> None:
     """List the finished bundles, oldest first, as their manifests describe them.
 
     Where targets are configured, also which of them hold a bundle, by its receipts.
     """
-    loaded = configuration.load(config, state=state_dir, client=True)
+    loaded = configuration.load(config, state=state_dir or directory, client=True)
     receipts = Receipts({name: place_of(target) for name, target in loaded.ship.targets.items()})
     bundles = Catalogue(Path(loaded.state.directory) / "bundles").read()
     found = [(bundle, sorted(receipts.holders(bundle))) for bundle in bundles if graph in (None, bundle.graph)]

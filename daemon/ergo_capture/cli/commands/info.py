@@ -10,14 +10,14 @@ import click
 import msgspec
 
 from ergo_capture.bundle.manifest import Manifest
-from ergo_capture.bundle.proof import difference_from
 from ergo_capture.bundle.statistics import RunStatistics, collect_statistics, summarized
 from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.bundle_files import bundles_below, manifest_beside
 from ergo_capture.cli.support.captures import Capture, captures_in
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import figures_table, printable, span
-from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.cli.support.verification import compare
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.payloads import Loss
 from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.scan import scan
@@ -54,20 +54,39 @@ _TABLE_WIDTH: Final = 120
 @flag("--fast", help="Believe the manifests' summaries, and do not read the bundles beside them.")
 def info(
     captures: tuple[str, ...], state_dir: str, config: Path | None, *, quiet: bool, as_json: bool, fast: bool
-) -> None:
+) -> int:
     """Summarize runs: counts, event time, decisions, retries, gaps, provenance, labels.
 
     For a journal or a state directory: the sessions that are open in it, and the bundles below it. For a session:
     its bundles, and what of it is only in the journal. A bundle with a summary in its manifest is read only to compare
     its SHA-256, and with --fast not at all.
+
+    Of several runs, those that cannot be read are named, and the exit code is 1.
     """
-    runs, events, size = 0, 0, 0
+    runs, events, size, is_whole = 0, 0, 0, True
     bar = ReadingBar(quiet=quiet)
-    for capture in _captures(captures, state_dir, config, as_json=as_json):
+    found = _captures(captures, state_dir, config, as_json=as_json)
+    for capture in found:
         manifest = None if capture.bundle is None else manifest_beside(capture.bundle)
-        with bar.reading():
-            believed = _summary(capture.bundle, manifest, fast=fast)
-            numbers = believed or _statistics(capture)
+        try:
+            with bar.reading():
+                compared = None if fast else compare(capture)
+                is_its_own = (
+                    _is_its_own(capture.bundle, manifest) if fast else compared is not None and not compared.problem
+                )
+                believed = None
+                if manifest is not None and is_its_own and (summary := summarized(manifest)) is not None:
+                    assert capture.bundle is not None
+                    believed = msgspec.structs.replace(summary, file_bytes=capture.bundle.stat().st_size)
+                numbers = believed or _statistics(capture)
+        except ErgoCaptureError as error:
+            if len(found) == 1:
+                raise
+            is_whole = False
+            click.echo(f"{printable(capture.name)}: {error.message}\n  try: {error.hint}", err=True)
+            continue
+        if compared is not None and compared.problem is not None:
+            click.echo(f"note: '{printable(capture.name)}': {printable(compared.in_words)}", err=True)
         runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes
         if fast and believed is not None:
             # On standard error, whatever the format: the numbers are the manifest's word.
@@ -78,6 +97,7 @@ def info(
             _show(capture, numbers, manifest)
     if runs > 1 and not as_json:
         click.echo(f"{counted(runs, 'run')}, {counted(events, 'event')}, {counted(size, 'byte')}")
+    return int(ExitCode.OK if is_whole else ExitCode.FAILED)
 
 
 def _captures(names: tuple[str, ...], state_dir: str, config: Path | None, *, as_json: bool) -> list[Capture]:
@@ -99,20 +119,21 @@ def _captures(names: tuple[str, ...], state_dir: str, config: Path | None, *, as
     return captures_in(left, state_dir, config)
 
 
-def _summary(bundle: Path | None, manifest: Manifest | None, *, fast: bool) -> RunStatistics | None:
-    """Return the statistics in a bundle's manifest; None where there are none, or the bundle is not the manifest's."""
-    if bundle is None or manifest is None or (numbers := summarized(manifest)) is None:
-        return None
+def _is_its_own(bundle: Path | None, manifest: Manifest | None) -> bool:
+    """Return whether a bundle seems to be its manifest's, by name and size."""
     try:
-        size = bundle.stat().st_size
-        if fast:
-            is_its_own = (size, bundle.name) == (manifest.stored[0], manifest.bundle)
-        else:
-            is_its_own = difference_from(bundle, manifest) is None
+        return (
+            bundle is not None
+            and manifest is not None
+            and (bundle.stat().st_size, bundle.name)
+            == (
+                manifest.stored[0],
+                manifest.bundle,
+            )
+        )
     except OSError:
         # Reading it as a bundle reports the error.
-        return None
-    return msgspec.structs.replace(numbers, file_bytes=size) if is_its_own else None
+        return False
 
 
 def _statistics(capture: Capture) -> RunStatistics:
@@ -204,11 +225,12 @@ def _show_journal(facts: dict[str, Any]) -> None:
         console.print("no session is open")
         return
     table = Table(box=box.SIMPLE)
-    for column in ("session", "graph", "opened", "accepted", "decided", "deferred", "part"):
+    # A session's id says when it was opened.
+    for column in ("session", "graph", "accepted", "decided", "deferred", "part"):
         table.add_column(column, justify="right" if column in ("accepted", "decided", "deferred", "part") else "left")
     for session in facts["sessions"]:
         numbers = (f"{session[name]:,}" for name in ("accepted", "decided", "deferred", "part"))
-        names = (escaped(session[name]) for name in ("session", "graph", "opened_at"))
+        names = (escaped(session[name]) for name in ("session", "graph"))
         table.add_row(*names, *numbers)
     console.print(table)
 

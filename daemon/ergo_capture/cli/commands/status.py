@@ -68,9 +68,12 @@ def status(socket: str, config: Path | None, *, as_json: bool) -> None:
 )
 def top(socket: str, config: Path | None, interval: float) -> None:
     """Watch the running daemon, with rates; q or Ctrl-C ends it. Waits for a daemon if there is none."""
-    if not sys.stdout.isatty():
+    reason = "standard output is not a terminal" if not sys.stdout.isatty() else ""
+    if os.environ.get("TERM", "").lower() in ("", "dumb", "unknown"):
+        reason = reason or "the terminal cannot be drawn on, as TERM says"
+    if reason:
         raise ErgoCaptureError(
-            "show top: standard output is not a terminal",
+            f"show top: {reason}",
             op="show top",
             hint="use `ergo-capture status`, or `status --json` for a program",
             exit_code=ExitCode.USAGE,

@@ -46,6 +46,8 @@ class EventLines:
         self.taken = 0
         self._file: Any = None
         self._may_wait = False
+        #: Whether a person types it.
+        self.is_typed = False
 
     async def batches(
         self, limit: int = MAX_LINE_BYTES, on_too_long: Callable[[bytes, int], None] = lambda _beginning, _number: None
@@ -120,7 +122,8 @@ class EventLines:
             raise self._unreadable(error) from error
         self.size = found.st_size if stat.S_ISREG(found.st_mode) else None
         # An event loop can wait for these; anything else, such as a device, is read at once.
-        self._may_wait = stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode) or os.isatty(self._file.fileno())
+        self.is_typed = os.isatty(self._file.fileno())
+        self._may_wait = stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode) or self.is_typed
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
@@ -14,11 +14,28 @@ from ergo_capture.kernel.time import EventTime
 #: Event times are below this number of seconds.
 _LATEST: Final = Decimal(1 << 64)
 
+_KINDS: Final = ("Pump", "DataAvailable", "Command")
+_DECISIONS: Final = ("Invoke", "Defer", "Skip")
+
+
+def completing(*words: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return what tells a shell which of the words fit what was typed."""
+    return lambda _context, _parameter, begun: [word for word in words if word.startswith(begun)]
+
+
 kind_option: Final = click.option(
-    "--kind", multiple=True, metavar="KIND", help="Pump, DataAvailable or Command; may be repeated."
+    "--kind",
+    multiple=True,
+    metavar="KIND",
+    help="Pump, DataAvailable or Command; may be repeated.",
+    shell_complete=completing(*_KINDS),
 )
 decision_option: Final = click.option(
-    "--decision", multiple=True, metavar="DECISION", help="Invoke, Defer or Skip; may be repeated."
+    "--decision",
+    multiple=True,
+    metavar="DECISION",
+    help="Invoke, Defer or Skip; may be repeated.",
+    shell_complete=completing(*_DECISIONS),
 )
 since_option: Final = click.option(
     "--since", default="", metavar="SECONDS", help="From this event time on, in seconds."
@@ -49,8 +66,8 @@ def selection_from(
         click.BadParameter: the value of an option is not allowed.
     """
     return Selection(
-        kinds=_known(kinds, ("Pump", "DataAvailable", "Command"), "--kind"),
-        decisions=_known(decisions, ("Invoke", "Defer", "Skip"), "--decision"),
+        kinds=_known(kinds, _KINDS, "--kind"),
+        decisions=_known(decisions, _DECISIONS, "--decision"),
         since=_time(since, "--since"),
         until=_time(until, "--until"),
         ids=frozenset(ids),

@@ -86,6 +86,8 @@ class Sender:
         waits = "`ergo-capture status` says what it waits for"
         async with self._source, AsyncExitStack() as stack:
             progress.begin(client)
+            if self._source.is_typed:
+                progress.say("reading events from the terminal, one a line; Ctrl-D ends them")
             with progress.notice(
                 f"no connection to '{client.path}' yet; a daemon that is just starting is waited for", after=1
             ):
@@ -138,6 +140,11 @@ class Progress:
             self._bar = _bar(known=self._source.size is not None)
             self._task = self._bar.add_task("", total=self._source.size, durable=_Durable(client))
             self._bar.start()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence, unless only results are wanted."""
+        if self._shown:
+            self._print(sentence)
 
     def show(self) -> None:
         """Bring the bar up to date with the input."""

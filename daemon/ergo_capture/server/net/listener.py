@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import grp
 import os
 import resource
@@ -95,6 +96,8 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
     except (OSError, KeyError) as error:
         listening.close()
         reason = error.strerror if isinstance(error, OSError) else f"no group {group!r}"
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            reason = "another file is there, which is no socket"
         raise ErgoCaptureError(
             f"bind socket '{path}': {reason}",
             op="bind socket",
