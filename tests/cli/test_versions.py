@@ -59,7 +59,9 @@ def test_a_bundle_of_another_version_is_refused_where_it_would_be_used(
 ) -> None:
     """Nothing is written: a scenario made of it would become a bundle of version v3."""
     monkeypatch.chdir(newer.parent)
-    assert app.run([arguments[0], newer.name, *arguments[1:]]) == 1
+    assert app.run([arguments[0], newer.name, *arguments[1:]]) == 1, (
+        "one that only shows it is in SHOWING of tests/cli/readers.py"
+    )
     captured = capsys.readouterr()
     assert "version 'v4'" in captured.out + captured.err
     assert [*newer.parent.iterdir()] == [newer]

@@ -44,6 +44,7 @@ from ergo_capture.protocol import capture, control
 from ergo_capture.protocol.capture import BadLine, Code
 from ergo_capture.protocol.engine import Ready, encode_begin, encode_end, encode_run, read_ran, read_ready
 from ergo_capture.server.net.frame_reader import FrameReader
+from ergo_capture.server.ops.reload import AT_ONCE
 from ergo_capture.ship.metrics import exposition as shipping_metrics
 from ergo_capture.ship.service import shippers_of
 
@@ -330,6 +331,15 @@ def test_every_setting_is_in_the_manual_with_its_default() -> None:
             assert row[2], row
     assert_same(found, settings, "configuration.md")
     assert found == settings
+
+
+def test_the_settings_that_a_reload_puts_in_force_are_named() -> None:
+    """Whole tables in brackets, other settings by their names."""
+    paragraph = (
+        (MANUAL / "configuration.md").read_text(encoding="utf-8").partition("A reload (")[2].partition("at once")[0]
+    )
+    named = {name.strip("[]") for name in re.findall(r"`(\[?[a-z._]+\]?)`", paragraph)}
+    assert_same(named, map(".".join, AT_ONCE), "the paragraph on reloads in configuration.md")
 
 
 def test_every_setting_of_a_target_is_in_the_manual_with_its_default() -> None:

@@ -17,6 +17,8 @@ from tests.engine.engines import captured, listening_puppet, process_graph, sock
 
 from ergo_capture import EventTime, RunTermination, compute_effect_hash
 from ergo_capture.config.settings import EngineConfig
+from ergo_capture.engine.spec import FORMS, engine_from
+from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 KINDS = ("fixed", "scripted", "python", "python async", "process", "socket")
 #: Those that do what the ids of events say.
@@ -47,6 +49,15 @@ def test_every_kind_of_the_configuration_is_tested_here() -> None:
     """A kind that is not in ``KINDS`` could do otherwise than all others."""
     kinds = [str(kind.__struct_config__.tag) for kind in get_args(EngineConfig)]
     assert_same((kind.partition(" ")[0] for kind in KINDS), kinds, "KINDS in tests/engine/test_contract.py")
+
+
+@pytest.mark.parametrize("form", FORMS.split(", "))
+def test_every_form_that_is_named_leads_to_an_engine(form: str) -> None:
+    """Or to what is wrong with its words: a form without an engine would be refused as unknown, with itself as the hint."""
+    try:
+        assert engine_from(form, "g").name == form.partition(":")[0]
+    except ErgoCaptureError as error:
+        assert "none of the known forms" not in error.message
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,8 +157,6 @@ async def test_the_bundle_is_byte_for_byte_that_of_a_scripted_engine(kind: str) 
 )
 async def test_an_engine_that_cannot_be_made_keeps_the_daemon_from_starting(engine: str, says: str) -> None:
     """P4: exit code 78, and the message names the setting's value."""
-    from ergo_capture.errors import ErgoCaptureError, ExitCode
-
     with pytest.raises(ErgoCaptureError) as caught:
         async with running_daemon(f"[graphs.default]\nengine = {engine}\n"):
             pass
@@ -158,8 +167,6 @@ async def test_an_engine_that_cannot_be_made_keeps_the_daemon_from_starting(engi
 
 async def test_an_invalid_script_is_named_in_the_error(tmp_path: Path) -> None:
     """By its path."""
-    from ergo_capture.errors import ErgoCaptureError
-
     (tmp_path / "bad.json").write_text('{"default": "Finished"}')
     with pytest.raises(ErgoCaptureError, match=r"bad\.json"):
         async with running_daemon(
