@@ -93,10 +93,9 @@ def expand_events(
         counter.add_events(ids, kinds, [at.secs * _NANOS + at.nanos for at in times], sizes)
     # Use one buffer: joining would copy the text, and payload arrays are long.
     text = bytearray(b"]")
-    places = marked(sizes, number)
-    ends, marks = [*places, len(events)], []
-    for n, after in pairwise(ends if ends[0] == 0 else [0, *ends]):
-        if n or ends[0] == 0:
+    places, marks = marked(sizes, number), []
+    for n, after in pairwise(sorted({0, *places, len(events)})):
+        if n in places:
             marks.append((len(text) - 1, n))
         some = slice(n, after)
         elements = [

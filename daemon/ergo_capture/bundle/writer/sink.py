@@ -81,16 +81,17 @@ class BundleWriter:
         for begins, elements in self._event_blocks.divide(events):
             if begins:
                 self.sink.begin_piece()
-            self.sink.write(self._layout.block(elements))
-            self._layout.is_empty = False
-        self._layout.is_empty = is_first
+            self.sink.write(self._layout.block(elements, is_first=is_first))
+            is_first = False
+        is_first = self._layout.is_empty
         for begins, elements in self._decision_blocks.divide(decisions):
             if begins:
                 self._decision_starts.append(self._decisions.bytes_written)
-            text = self._layout.block(elements)
+            text = self._layout.block(elements, is_first=is_first)
+            is_first = False
             self._decisions.write(text)
             self._decisions_checksum = crc32c(text, self._decisions_checksum)
-            self._layout.is_empty = False
+        self._layout.is_empty = is_first
 
     @property
     def file_bytes(self) -> int:
@@ -188,13 +189,13 @@ class _Layout:
     def _closing(self) -> bytes:
         return b"\n  " if self._pretty and not self.is_empty else b""
 
-    def block(self, text: bytes | bytearray) -> bytes | bytearray:
-        """Return elements of one list, each after a comma, in the bundle's layout."""
+    def block(self, text: bytes | bytearray, *, is_first: bool) -> bytes | bytearray:
+        """Return elements of a list, each after a comma, in the bundle's layout; the first of the list has none."""
         if self._pretty:
             # Formatted inside an object: elements stand two levels deep in a bundle.
             within = msgspec.json.format(b'{"":[%b]}' % bytes(text[1:]), indent=2)
             text = b"," + within.removeprefix(b'{\n  "": [').removesuffix(b"\n  ]\n}")
-        return text[1:] if self.is_empty else text
+        return text[1:] if is_first else text
 
 
 class BundleSink:
