@@ -258,3 +258,11 @@ def test_several_processes_say_what_one_says(
         said.append((code, capfd.readouterr().out))
     assert said[0] == said[1]
     assert [json.loads(line)["ok"] for line in said[1][1].splitlines()].count(False) == 2
+
+
+def test_a_bundle_that_cannot_be_read_is_not_unsound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is known of it."""
+    path = tmp_path / "loop.capture.json"
+    path.symlink_to(path)
+    assert app.run(["verify", str(path)]) == ExitCode.FAILED
+    assert capsys.readouterr().out.startswith(f"{path}: not read: read capture bundle '{path}': ")

@@ -381,6 +381,20 @@ def test_info_of_a_journal_lists_its_open_sessions(tmp_path: Path, capsys: pytes
         assert "no orderly stop" in said
 
 
+def test_in_a_pipe_no_line_ends_in_blanks(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are what fills a table on a terminal."""
+    said = printed(["info", str(run)], capsys)
+    assert "decisions" in said
+    assert [line for line in said.splitlines() if line != line.rstrip()] == []
+
+
+def test_a_directory_is_no_segment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The hint names one of its segments."""
+    (tmp_path / "0000000000000007.journal").touch()
+    assert app.run(["journal", "cat", str(tmp_path)]) == 1
+    assert f"it is a directory\nTry: name a file such as {tmp_path}/0000000000000007.journal" in capsys.readouterr().err
+
+
 def test_cat_of_several_runs_names_their_sessions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An event's id is unique only within its run; for a single run nothing is added."""
     names = ["a", os.fsdecode(b"b\xff")]

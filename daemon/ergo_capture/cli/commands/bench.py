@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from ergo_capture.cli.support.command import PATH, FiniteRange, command, json_flag
+from ergo_capture.cli.support.output import print_view
 from ergo_capture.cli.support.temporary_daemon import temporary_daemon
 from ergo_capture.client.load import Figures, Load, floor
 
@@ -115,5 +116,5 @@ def _show(rows: list[dict[str, Any]], payload: int) -> None:
             f"{row['floor_events_per_second']:,}",
         )
     console = Console(highlight=False)
-    console.print(table)
+    print_view(console, table)
     console.print("floor: one bare write and fdatasync of a window's bytes after the other, on the same disk")

@@ -21,7 +21,7 @@ import click
 from ergo_capture.bundle.format import read_capture_bundle
 from ergo_capture.bundle.reader.opening import list_files
 from ergo_capture.cli.support.command import PATH, command
-from ergo_capture.cli.support.output import figures_table, size
+from ergo_capture.cli.support.output import figures_table, print_view, size
 from ergo_capture.cli.support.temporary_daemon import temporary_daemon
 from ergo_capture.cli.support.verification import check
 from ergo_capture.client import CaptureClient, Published
@@ -91,7 +91,7 @@ def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float,
     table.add_row("verified", "yes" if ok else "NO", "every decision derived again, every hash right")
     table.add_row("took", f"{seconds:.1f} s", "daemon start and stop included")
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+    print_view(console, table)
     console.print(f"bundle    {published.bundle}")
     console.print(f"manifest  {published.manifest}")
     program, bundle_file = _this_program(), shlex.quote(published.bundle)

@@ -15,7 +15,7 @@ from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.bundle_files import bundles_below, manifest_beside
 from ergo_capture.cli.support.captures import Capture, captures_in
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
-from ergo_capture.cli.support.output import figures_table, printable, span
+from ergo_capture.cli.support.output import figures_table, print_view, printable, span
 from ergo_capture.cli.support.verification import compare
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.journal.payloads import Loss
@@ -232,7 +232,7 @@ def _show_journal(facts: dict[str, Any]) -> None:
         numbers = (f"{session[name]:,}" for name in ("accepted", "decided", "deferred", "part"))
         names = (escaped(session[name]) for name in ("session", "graph"))
         table.add_row(*names, *numbers)
-    console.print(table)
+    print_view(console, table)
 
 
 def _show(capture: Capture, statistics: RunStatistics, manifest: Manifest | None) -> None:
@@ -254,7 +254,7 @@ def _show(capture: Capture, statistics: RunStatistics, manifest: Manifest | None
     if not console.is_terminal:
         console.width = max(console.width, _PIPED_WIDTH)
     console.print(printable(capture.name))
-    console.print(table)
+    print_view(console, table)
 
 
 def _origin(part: PartStream | None, manifest: Manifest | None) -> Sequence[tuple[str, str]]:

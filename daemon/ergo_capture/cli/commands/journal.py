@@ -36,11 +36,13 @@ def cat(segment: Path, *, bodies: bool) -> int:
     """
     sequence = sequence_of(segment.name)
     if sequence is None:
+        reason = "it is a directory" if segment.is_dir() else "that is not the name of a segment"
+        segments = sorted(path.name for path in segment.glob("*.journal")) if segment.is_dir() else []
         raise ErgoCaptureError(
-            f"read journal segment '{segment}': that is not the name of a segment",
+            f"read journal segment '{segment}': {reason}",
             op="read journal segment",
             path=segment,
-            hint="name a file such as 0000000000000001.journal",
+            hint=f"name a file such as {segment / segments[0] if segments else '0000000000000001.journal'}",
         )
     file = RealStorage().open(segment)
     try:

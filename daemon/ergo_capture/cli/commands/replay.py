@@ -30,7 +30,7 @@ from ergo_capture.cli.support.command import (
     state_option,
 )
 from ergo_capture.cli.support.driver_stream import part_of, semantic_kinds
-from ergo_capture.cli.support.output import figures_table, printable, without_controls
+from ergo_capture.cli.support.output import figures_table, print_view, printable, without_controls
 from ergo_capture.cli.support.verification import (
     NOT_MERGED,
     AdapterCheck,
@@ -456,4 +456,4 @@ def _summary(results: list[dict[str, Any]], total: int, seconds: float) -> None:
         )
     table.add_row("decisions", f"{sum(result.get('decisions', 0) for result in results):,}")
     table.add_row("took", f"{seconds:.1f} s")
-    Console(highlight=False, soft_wrap=True).print(table)
+    print_view(Console(highlight=False, soft_wrap=True), table)

@@ -16,6 +16,7 @@ import msgspec
 
 from ergo_capture.cli.support.command import FiniteRange, command, config_option, flag, socket_option
 from ergo_capture.cli.support.control_connection import ControlConnection, DaemonAway, DaemonRefused, control_path
+from ergo_capture.cli.support.output import print_view
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.protocol.control import Status, StatusRequest
 
@@ -52,7 +53,7 @@ def status(socket: str, config: Path | None, *, as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
-    console.print(whole_view(decode_status(text), columns=console.width))
+    print_view(console, whole_view(decode_status(text), columns=console.width))
 
 
 @command(examples=("ergo-capture top --interval 2",))

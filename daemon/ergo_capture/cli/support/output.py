@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 #: Bytes that are written at a time.
@@ -95,6 +96,16 @@ def figures_table() -> Table:
     # A hash that is cut is useless.
     table.add_column(overflow="fold")
     return table
+
+
+def print_view(console: Console, view: RenderableType) -> None:
+    """Print a table or a view; in a pipe without the blanks that fill its lines to the table's width."""
+    if console.is_terminal:
+        console.print(view)
+        return
+    with console.capture() as printed:
+        console.print(view)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
 
 
 def write_out(text: bytes) -> None:

@@ -152,6 +152,9 @@ def check_run(
             raise verdict.complaint
     except ErgoCaptureError as error:
         result |= {"error": printable(error.message), "hint": error.hint, "exit": ExitCode.FAILED}
+        if isinstance(error.__cause__, OSError):
+            # Nothing is known of it.
+            result["unread"] = True
     else:
         notes = [*verdict.notes, *(fates(run) if with_manifest else ())]
         result |= {"notes": notes, "details": list(verdict.details)}
@@ -249,7 +252,7 @@ def refusal(compared: Comparison) -> dict[str, Any]:
 def in_words(result: dict[str, Any]) -> str:
     """Return what a verification found of a run, as the first line for a person."""
     if "error" in result:
-        return f"unsound: {result['error']}"
+        return f"{'not read' if 'unread' in result else 'unsound'}: {result['error']}"
     if "divergence" in result:
         found = result["divergence"]
         return f"diverged at decision {found['index']}, event {found['event_id']!r}, field {found['field']}"
