@@ -223,7 +223,7 @@ def test_a_file_in_the_place_of_the_socket_is_not_waited_for(tmp_path: Path) -> 
     ran = command("send", "-", "--socket", str(tmp_path / "file"), input="")
     assert (ran.returncode, ran.stderr.splitlines()[0]) == (
         1,
-        f"Error: connect to the daemon at '{tmp_path / 'file'}': it is no socket",
+        f"Error: connect to the daemon at '{tmp_path / 'file'}': it is not a socket",
     )
 
 
