@@ -49,7 +49,7 @@ GROUPS: Final = {
         "journal": "print a segment of the write-ahead journal",
     },
     "This host": {
-        "config": "check, show or print the configuration",
+        "config": "check or show the configuration, print the default one",
         "systemd": "install units, service user and configuration",
         "bench": "measure durable events per second on this disk",
     },

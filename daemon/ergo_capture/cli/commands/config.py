@@ -1,4 +1,4 @@
-"""``ergo-capture config``: check, show or print the configuration."""
+"""``ergo-capture config``: check or show the configuration, print the default one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _file_argument: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = argu
 
 @click.group(cls=Group)
 def config() -> None:
-    """Check, show or print the configuration."""
+    """Check or show the configuration, print the default one."""
 
 
 @config.command(cls=Command, examples=("ergo-capture config check capture.toml",))
