@@ -12,9 +12,9 @@ import argparse
 import collections
 import contextlib
 import fnmatch
+import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SOURCE = "daemon/ergo_capture"
 NOT_RUN = "not run"
+LEFT = {"survived", "no test"}
 MEANING = {
     None: NOT_RUN,
     0: "survived",
@@ -79,10 +80,10 @@ def main() -> int:
             if arguments.show:
                 show(names)
             elif arguments.fresh:
-                run_fresh([name for name in names if meaning(results()[name]) in {"survived", "no test"}])
+                run_fresh([name for name in names if meaning(results()[name]) in LEFT])
             else:
-                result = "survived" if arguments.again else NOT_RUN
-                failed |= run([name for name in names if meaning(results()[name]) == result])
+                wanted = LEFT if arguments.again else {NOT_RUN}
+                failed |= run([name for name in names if meaning(results()[name]) in wanted])
             count(package, names)
     return failed
 
@@ -208,12 +209,11 @@ def changed(since: str) -> list[str]:
 
 
 def selected(names: Sequence[str], pattern: str, files: Sequence[str] | None, sample: int | None) -> list[str]:
-    """Return the mutants to look at, in an order that each run repeats."""
+    """Return the mutants to look at, in an order that stays when others come and go."""
     modules = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files or ()]
     beginnings = "ergo_capture." if files is None else tuple(f"ergo_capture.{module}.x" for module in modules)
     chosen = [name for name in names if fnmatch.fnmatch(name, pattern) and name.startswith(beginnings)]
-    random.Random(0).shuffle(chosen)
-    return chosen[:sample]
+    return sorted(chosen, key=lambda name: hashlib.sha256(name.encode()).digest())[:sample]
 
 
 def show(names: Sequence[str]) -> None:
@@ -222,7 +222,7 @@ def show(names: Sequence[str]) -> None:
 
     known = results()
     for name in sorted(names):
-        if meaning(known[name]) in {"survived", "no test"}:
+        if meaning(known[name]) in LEFT:
             print(f"# {name}: {meaning(known[name])}\n{get_diff_for_mutant(name)}\n")
 
 
