@@ -50,6 +50,63 @@ def test_a_node_gets_what_it_needs_or_the_rule_is_named(needs: dict[str, Any], r
     assert caught.value.fix
 
 
+def schema(properties: str, more: str = "type: object") -> str:
+    """A schema in YAML."""
+    return f"{{ {more}, properties: {{ {properties} }}, additionalProperties: false }}"
+
+
+N, V = {"name": "n", "type": "Number"}, {"name": "v", "type": "Series"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "payload_schema", "detail"),
+    [
+        ([], "{ type: object, additionalProperties: false }", "payload_schema.properties must be present and be an object"),
+        ([], "{ type: string }", "payload_schema.type must be 'object', found 'string'"),
+        ([], schema("", "title: t"), "payload_schema.type must be present and set to 'object'"),
+        ([], schema("", "type: object, allOf: [true]"), "unsupported JSON Schema keyword 'allOf'"),
+        ([N], schema("n: { type: number }, q: { type: number }", "type: object, required: [n, q]"), "required field 'q' is not declared in intent.fields"),
+        ([N, V], schema("n: { type: number }"), "intent field 'v' is missing from payload_schema.properties"),
+        ([N], schema("n: true"), "field 'n' schema must be a JSON object"),
+        ([N], schema("n: { type: number, not: {} }"), "field 'n' uses unsupported JSON Schema keyword 'not'"),
+        ([N], schema("n: { minimum: 0 }"), "field 'n' schema must declare type 'number'"),
+        ([N], schema("n: { type: string }"), "field 'n' expected JSON type 'number', found 'string'"),
+        ([V], schema("v: { type: array }"), "field 'v' array schema must define object 'items'"),
+        ([V], schema("v: { type: array, items: { type: number, if: {} } }"), "field 'v' array items use unsupported JSON Schema keyword 'if'"),
+        ([V], schema("v: { type: array, items: { minimum: 0 } }"), "field 'v' array items must declare type 'number'"),
+        ([V], schema("v: { type: array, items: { type: integer } }"), "field 'v' array items expected type 'number', found 'integer'"),
+    ],
+)  # fmt: skip
+def test_the_fields_of_an_intent_fit_its_schema(fields: list[Any], payload_schema: str, detail: str) -> None:
+    """The first thing that does not is named."""
+    adapter = load_adapter(
+        MANIFEST.replace("effects: [", f"effects: [{{ name: send, payload_schema: {payload_schema} }}, ")
+    )
+    with pytest.raises(AdapterError) as caught:
+        check_composition(adapter, [node(intents=[{"kind": "send", "fields": fields}])])
+    assert caught.value.message == (
+        "action composition failed for node 'n0': Adapter payload_schema for intent kind 'send' is incompatible: "
+        f"{detail} (COMP-19)"
+    )
+    assert caught.value.fix == (
+        "Adjust accepts.effects payload_schema to match the intent fields/types declared by the action manifest"
+    )
+
+
+def test_an_intent_of_every_type_may_fit() -> None:
+    """Required fields among them."""
+    types = {"n": "Number", "b": "Bool", "s": "String", "v": "Series"}
+    properties = (
+        "n: { type: number }, b: { type: boolean }, s: { type: string }, v: { type: array, items: { type: number } }"
+    )
+    payload_schema = schema(properties, "type: object, required: [n, v]")
+    adapter = load_adapter(
+        MANIFEST.replace("effects: [", f"effects: [{{ name: send, payload_schema: {payload_schema} }}, ")
+    )
+    fields = [{"name": name, "type": kind} for name, kind in types.items()]
+    check_composition(adapter, [node(intents=[{"kind": "send", "fields": fields}])])
+
+
 def test_mirrored_writes_need_set_context() -> None:
     """Though their keys are not looked at, as in the reference."""
     bare = load_adapter(

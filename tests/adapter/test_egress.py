@@ -12,12 +12,15 @@ from ergo_capture.adapter.egress import (
     EgressFailure,
     check_owners,
     check_ready,
+    intent_frame,
     intent_id,
     parse_egress_config,
     read_ack,
 )
 from ergo_capture.adapter.errors import AdapterError
-from ergo_capture.kernel.effects import IntentRecord
+from ergo_capture.kernel.effects import IntentField, IntentRecord, Value
+from ergo_capture.kernel.records import CapturedIntentAck
+from ergo_capture.kernel.time import U64_MAX
 
 ROWS = rows("egress")
 CONFIG = """\
@@ -64,6 +67,16 @@ def test_a_route_has_its_own_time_out() -> None:
     config = parse_egress_config(CONFIG + '[routes.other]\nchannel = "a"\n')
     assert (config.timeout_of("send"), config.timeout_of("other")) == (1500, 2000)
     assert config.kinds_of("a") == ("other", "send")
+    assert config.kinds_of("b") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "millis"),
+    [("0ms", 0), ("+7s", 7000), ("2m", 120_000), ("3h", 10_800_000), (f"{U64_MAX}ms", U64_MAX)],
+)
+def test_a_duration_is_a_number_of_a_unit(text: str, millis: int) -> None:
+    """Up to the largest u64."""
+    assert parse_egress_config(CONFIG.replace("2s", text)).default_ack_timeout == millis
 
 
 @pytest.mark.parametrize(
@@ -76,9 +89,11 @@ def test_a_route_has_its_own_time_out() -> None:
         ('type = "process"', 'type = "pipe"', "unknown variant `pipe`"),
         ('type = "process"', "", "missing field `type`"),
         ('"2s"', '"2 s"', "unsupported duration '2 s' (expected suffix ms|s|m|h)"),
+        ('"2s"', f'"{U64_MAX + 1}ms"', f"unsupported duration '{U64_MAX + 1}ms' (expected suffix ms|s|m|h)"),
         ('"2s"', '"1d"', "unsupported duration"),
         ('"2s"', "2", "invalid type: integer `2`"),
         ('default_ack_timeout = "2s"', "", "missing field `default_ack_timeout`"),
+        ("[channels.a]", '[channels.""]', "egress channel id must not be empty"),
         ("[routes.send]", '[routes.""]', "egress route kind must not be empty"),
         ('channel = "a"', 'channel = ""', "egress route channel must not be empty"),
         ("[channels.a]", "[channels.a", "parse egress config TOML"),
@@ -107,23 +122,68 @@ def test_each_kind_of_effect_has_one_owner() -> None:
         check_owners(["send"], ["send"])
 
 
+READY = '{"type":"ready","protocol":"ergo-egress.v1","handled_kinds":'
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("", "invalid startup frame"),
-        ('{"type":"intent_ack","intent_id":"","status":"","acceptance":""}', "expected ready frame, got intent_ack"),
-        ('{"type":"ready","protocol":"ergo-egress.v1"}', "missing field `handled_kinds`"),
-        ('{"type":"ready","protocol":"ergo-egress.v1","handled_kinds":["a","a"]}', "duplicate handled_kinds entry 'a'"),
-        ('{"type":"ready","protocol":"ergo-egress.v1","handled_kinds":[]}', "missing required handled kind 'send'"),
-        ('{"type":"other"}', "unknown variant `other`"),
+        ("", "invalid startup frame: Expecting value: line 1 column 1 (char 0)"),
+        (
+            '{"type":"intent_ack","intent_id":"","status":"","acceptance":""}',
+            "expected ready frame, got intent_ack",
+        ),
+        ('{"type":"ready","protocol":"ergo-egress.v1"}', "invalid startup frame: missing field `handled_kinds`"),
+        (f'{READY}["a","b","a"]}}', "ready frame contains duplicate handled_kinds entry 'a'"),
+        (f'{READY}["a"]}}', "ready frame missing required handled kind 'send'"),
+        (
+            f'{READY.replace("v1", "v2")}["send"]}}',
+            "ready frame protocol mismatch: expected 'ergo-egress.v1', got 'ergo-egress.v2'",
+        ),
+        ('{"type":"other"}', "invalid startup frame: unknown variant `other`, expected `ready` or `intent_ack`"),
+        # Unlike a driver's frames, these cannot be arrays.
+        ('["ready","ergo-egress.v1",["send"]]', "invalid startup frame: trailing characters"),
     ],
 )
 def test_a_greeting_that_is_none_is_a_violation(line: str, complaint: str) -> None:
     """Named with the channel."""
     with pytest.raises(EgressFailure) as caught:
         check_ready("a", line, ["send"])
-    assert complaint in str(caught.value)
+    assert str(caught.value) == f"protocol violation on channel 'a': {complaint}"
     assert (caught.value.reason, caught.value.channel) == ("egress_protocol_violation", "a")
+    assert caught.value.intent_id is None
+
+
+def test_a_greeting_may_name_more_than_is_routed() -> None:
+    """In any order."""
+    check_ready("a", f'{READY}["other","send","more"]}}', ["more", "send"])
+
+
+@pytest.mark.parametrize(
+    ("reason", "words", "intent"),
+    [
+        ("egress_ack_timeout", "ack timeout on channel 'a' for intent 'd'", "d"),
+        ("egress_protocol_violation", "protocol violation on channel 'a': d", None),
+        ("egress_io", "I/O failure on channel 'a': d", None),
+    ],
+)
+def test_a_failed_dispatch_is_worded_by_its_reason(reason: str, words: str, intent: str | None) -> None:
+    """As the record of the decision says it."""
+    failure = EgressFailure(reason, "a", "d")
+    assert (str(failure), failure.intent_id) == (words, intent)
+    assert failure.interruption == f"egress dispatch failed: {words}"
+
+
+def test_an_intent_is_asked_for_in_one_line() -> None:
+    """Its fields sorted by name."""
+    fields = (
+        IntentField("z", Value(Number=1.0)),
+        IntentField("a", Value(Series=(1e16,))),
+        IntentField("b", Value(Bool=False)),
+    )
+    assert intent_frame(IntentRecord("send", "i", fields)) == (
+        b'{"type":"intent","intent_id":"i","kind":"send","fields":{"a":[1e+16],"b":false,"z":1.0}}'
+    )
 
 
 def ack(**fields: Any) -> str:
@@ -136,22 +196,27 @@ def ack(**fields: Any) -> str:
     ("line", "complaint"),
     [
         (ack(intent_id="id-2"), "ack intent_id mismatch: expected 'id-1', got 'id-2'"),
-        (ack(acceptance="volatile"), "got status='accepted' acceptance='volatile'"),
+        (
+            ack(acceptance="volatile"),
+            "ack must be accepted+durable, got status='accepted' acceptance='volatile'",
+        ),
+        (ack(status="refused"), "ack must be accepted+durable, got status='refused' acceptance='durable'"),
         (ack(egress_ref=3), "invalid ack frame: invalid type: integer `3`, expected a string"),
         (ack(type="ready", protocol="", handled_kinds=[]), "unexpected ready frame after startup"),
-        ("\xff", "invalid ack frame"),
-        # Unlike a driver's frames, these cannot be arrays.
-        ('["intent_ack","id-1","accepted","durable",null]', "invalid ack frame"),
+        ("\xff", "invalid ack frame: Expecting value: line 1 column 1 (char 0)"),
+        ('["intent_ack","id-1","accepted","durable",null]', "invalid ack frame: trailing characters"),
     ],
 )
 def test_an_ack_that_is_none_is_a_violation(line: str, complaint: str) -> None:
     """It interrupts the run with the reference's sentence."""
     with pytest.raises(EgressFailure) as caught:
         read_ack("a", line, INTENT)
-    assert complaint in str(caught.value)
-    assert caught.value.interruption.startswith("egress dispatch failed: protocol violation on channel 'a': ")
+    assert str(caught.value) == f"protocol violation on channel 'a': {complaint}"
 
 
 def test_further_fields_of_an_ack_are_ignored() -> None:
     """As in the reference."""
-    assert read_ack("a", ack(note=1, egress_ref="r"), INTENT).egress_ref == "r"
+    assert read_ack("a", ack(note=1, egress_ref="r"), INTENT) == CapturedIntentAck(
+        "id-1", "a", "accepted", "durable", "r"
+    )
+    assert read_ack("a", ack(), INTENT).egress_ref is None

@@ -180,6 +180,69 @@ def test_a_missing_field_is_placed_at_what_should_hold_it() -> None:
     assert caught.value.where == "$.capture, line 10 column 10"
 
 
+@pytest.mark.parametrize(
+    ("text", "code", "message", "where", "fix", "mark"),
+    [
+        (
+            "kind: [adapter\nid: demo\n",
+            "manifest_unreadable",
+            ("parse adapter manifest 'm': did not find expected ',' or ']' at line 2 column 3, while parsing a flow sequence at "
+            "line 1 column 7"),
+            "line 2 column 3",
+            "write one YAML 1.2 document without tags, with integers of 64 bits",
+            (2, 3),
+        ),
+        (
+            "a\n---\nb",
+            "manifest_unreadable",
+            "parse adapter manifest 'm': deserializing from YAML containing more than one document is not supported",
+            "the manifest",
+            "write one YAML 1.2 document without tags, with integers of 64 bits",
+            (None, None),
+        ),
+        (
+            b"kind: adapter\nid: a\nversion: \xff\n",
+            "manifest_unreadable",
+            "read adapter manifest 'm': stream did not contain valid UTF-8",
+            "line 3 column 10",
+            "save the manifest as UTF-8",
+            (3, 10),
+        ),
+        (
+            "",
+            "manifest_shape",
+            "decode adapter manifest 'm': invalid type: null, expected struct AdapterManifest",
+            "$, line 1 column 1",
+            "write the manifest: the file holds nothing",
+            (1, 1),
+        ),
+        (
+            MANIFEST.replace("version: 1.0.0", "version: 1"),
+            "manifest_shape",
+            "decode adapter manifest 'm': invalid type: integer `1`, expected a string",
+            "$.version, line 3 column 10",
+            "give the field that the message names, with the type that it names",
+            (3, 10),
+        ),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_no_manifest_is_refused(
+    text: str | bytes, code: str, message: str, where: str, fix: str, mark: tuple[int | None, int | None]
+) -> None:
+    """With its name, the place, and what to write."""
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(text, name="m")
+    error = caught.value
+    assert (error.code, error.message, error.where, error.fix) == (code, message, where, fix)
+    assert ((error.line, error.column), error.exit_code) == (mark, 78)
+
+
+def test_an_adapter_reads_numbers_as_it_is_told() -> None:
+    """As the reference does, if nothing is said."""
+    assert load_adapter(MANIFEST).numbers == "reference"
+    assert load_adapter(MANIFEST, numbers="exact").numbers == "exact"
+
+
 def test_a_malformed_text_is_refused_with_libyamls_complaint() -> None:
     """The words and the position are libyaml's."""
     with pytest.raises(AdapterError, match=r"parse adapter manifest 'adapter\.yaml': ") as caught:
