@@ -152,6 +152,7 @@ def test_a_moved_decision_is_told_from_a_changed_one(
     """By what comes further on, on either side."""
     found = explained(captured, replayed)
     assert (found.kind, found.field, found.sentence) == (kind, field, sentence)
+    assert sentence.startswith(f"decision {found.index}, event '{found.event_id}': ")
 
 
 def test_the_last_three_decisions_before_it_are_shown() -> None:

@@ -113,6 +113,24 @@ def test_episodes_end_at_the_largest_number() -> None:
     assert [supervisor.drive(event(at)).episode_id for at in (1, 2, 3)] == [U64_MAX - 1, U64_MAX, U64_MAX]
 
 
+@pytest.mark.parametrize(("left", "plain"), [(4, True), (3, False)])
+def test_plain_decisions_end_before_the_largest_episode(left: int, plain: bool) -> None:
+    """Where it would be reached, each event is decided by itself."""
+    log = PlainLog()
+    supervisor = Supervisor("g", Constraints(), log, FaultRuntime())
+    supervisor._next_episode = U64_MAX - left
+    supervisor.drive_all([event(1), event(2), event(3)])
+    assert (len(log.plain), len(log.entries)) == ((1, 0) if plain else (0, 3))
+
+
+def test_a_mechanical_failure_is_tried_again_as_often_as_is_allowed() -> None:
+    """Others are not."""
+    supervisor = Supervisor("g", Constraints(max_retries=1), MemoryDecisionLog())
+    assert supervisor.wants_retry(RunTermination.TimedOut, 0)
+    assert not supervisor.wants_retry(RunTermination.TimedOut, 1)
+    assert not supervisor.wants_retry(RunTermination.Aborted, 0)
+
+
 def test_the_bytes_of_deferred_payloads_are_counted() -> None:
     """Until a pump starts their episode."""
     supervisor = Supervisor("g", Constraints(max_in_flight=1), MemoryDecisionLog())
@@ -157,13 +175,17 @@ def test_an_event_without_a_payload_takes_no_bytes() -> None:
     assert (supervisor.deferred_count, supervisor.deferred_bytes) == (1, 0)
 
 
-def test_so_many_episodes_run_at_once_as_are_allowed() -> None:
-    """One more is deferred until one has ended."""
+@pytest.mark.parametrize("detached", [False, True])
+def test_so_many_episodes_run_at_once_as_are_allowed(detached: bool) -> None:
+    """One more is deferred until one has ended, or does not count any more."""
     supervisor = Supervisor("g", Constraints(max_in_flight=2), MemoryDecisionLog())
     runs = [supervisor.offer(event(at)) for at in (1, 2, 3)]
     assert [isinstance(run, Run) for run in runs] == [True, True, False]
     assert isinstance(runs[0], Run)
-    supervisor.settle(runs[0], RunTermination.Completed, 0)
+    if detached:
+        supervisor.detach()
+    else:
+        supervisor.settle(runs[0], RunTermination.Completed, 0)
     assert isinstance(supervisor.offer(event(4)), Run)
     assert not isinstance(supervisor.offer(event(5)), Run)
 

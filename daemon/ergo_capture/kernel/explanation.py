@@ -119,7 +119,7 @@ def _causes(field: str, then: RunTermination | None) -> Sequence[str]:
         return (_DEADLINE, *_ENGINE, _EDITED)
     if then is not None:
         return (_FAILED_THEN, _EDITED)
-    return _CAUSES.get(field, (_EDITED,))
+    return _CAUSES[field]
 
 
 def _kind(
