@@ -43,6 +43,11 @@ def test_an_event_holds_no_lone_surrogate(event_id: str, semantic_kind: str | No
             "payload bytes are not valid JSON: Input data was truncated",
             "send one JSON object in UTF-8, or no payload at all",
         ),
+        (
+            b'{"a":1e999}',
+            "payload bytes are not valid JSON: number out of range",
+            "send one JSON object in UTF-8, or no payload at all",
+        ),
         (b"[]", "payload must be a JSON object, got array", "send an object such as {}, or no payload at all"),
         (b"null", "payload must be a JSON object, got null", "send an object such as {}, or no payload at all"),
         (b"true", "payload must be a JSON object, got boolean", "send an object such as {}, or no payload at all"),
@@ -61,12 +66,13 @@ def test_a_refused_payload_says_what_to_send(payload: bytes, message: str, hint:
     "payloads",
     [
         [b'{"a":1}'],
+        [b'{"a":1}', b'{"b":{}}', b""],
         [b'{"a":[1]}'] * 200,
         [b'{"a":' + b"[" * 126 + b"]" * 126 + b"}"],
         [b'{"a":[1]}', b'{"a":1e300}'],
         [b'{"a":"[{[{"}'] * 40,
     ],
-    ids=["one", "arrays", "deep", "large", "strings"],
+    ids=["one", "flat", "arrays", "deep", "large", "strings"],
 )
 def test_payloads_are_accepted_together(payloads: list[bytes]) -> None:
     """Without looking at each by itself."""
@@ -81,10 +87,11 @@ def test_payloads_are_accepted_together(payloads: list[bytes]) -> None:
         [b'{"a":"x', b'y"}', b"{},{}"],
         [b"{},{}"],
         [b"[]"],
+        [b"1"],
         [b'{"a":' + b"[" * 127 + b"]" * 127 + b"}"],
         [b'{"a":' + b'[{"b":' * 64 + b"1" + b"}]" * 64 + b"}"],
     ],
-    ids=["array", "object", "string", "two", "no object", "deep", "mixed"],
+    ids=["array", "object", "string", "two", "no object", "number", "deep", "mixed"],
 )
 def test_payloads_that_are_objects_only_together_are_not_accepted(payloads: list[bytes]) -> None:
     """As many objects as payloads prove nothing."""

@@ -255,3 +255,21 @@ def test_two_decisions_in_another_order_were_put_so() -> None:
         "events or decisions were put in another order, or two captures were mixed",
         "the bundle was edited after the capture",
     ]
+
+
+def test_a_whole_decision_is_shown_as_json() -> None:
+    """With its effects, where the other side has none."""
+    found = explained([record("e", deadline=EventTime(1, 2), effects=(EFFECT,))], [])
+    assert found.replayed is None
+    assert found.captured == {
+        "event_id": "e",
+        "decision": "Invoke",
+        "schedule_at": None,
+        "episode_id": 0,
+        "deadline": {"secs": 1, "nanos": 2},
+        "termination": "Completed",
+        "retry_count": 0,
+        "effects": [{"effect": {"kind": "k", "writes": []}, "effect_hash": EFFECT.effect_hash}],
+        "intent_acks": [],
+        "interruption": None,
+    }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from tests.kernel.texts import TIME, bent
 
 from ergo_capture import decode_bundle
 from ergo_capture.bundle.reader.opening import BundleFormatError
+from ergo_capture.kernel.serde.bundle import read_decision, read_event
 from ergo_capture.kernel.serde.complaints import at
+from ergo_capture.kernel.serde.parsing import parse
 
 VALUE = '{"Number":1.0}'
 TERMINATION = '{"Failed":"SemanticError"}'
@@ -43,6 +48,8 @@ KIND = '"kind":"Command"'
         ),
         (RETRIES, '"max_retries":1.0', "invalid type: `1.0`, expected u64", "$.config.max_retries"),
         (RETRIES, '"max_retries":false', "invalid type: `false`, expected u64", "$.config.max_retries"),
+        (RETRIES, r'"max_retries":"\ud800"', "lone surrogate in a string", "$.config.max_retries"),
+        (VALUE, '{"Number":1.0,"Bool":true}', "invalid type: an object, expected an enum", IN_VALUE),
         (RETRIES, '"x":0', "missing field `max_retries`", "$.config"),
         (PAYLOAD, '"payload":[255,256]', "invalid value: integer `256`, expected u8", "$.events[0].payload[1]"),
         (PAYLOAD, '"payload":[0,true]', "invalid type: `true`, expected u8", "$.events[0].payload[1]"),
@@ -109,3 +116,10 @@ def test_a_refusal_names_the_value_and_its_path(old: str, new: str, message: str
 def test_a_message_has_one_path() -> None:
     """The innermost."""
     assert at(at("m", "$.a[1]"), "$") == "m - at `$.a[1]`"
+
+
+@pytest.mark.parametrize("read", [read_event, read_decision])
+def test_a_record_that_stands_alone_is_the_root(read: Any) -> None:
+    """Of its own path."""
+    with pytest.raises(ValueError, match=re.escape("missing field `event_id` - at `$`")):
+        read(parse("{}"))

@@ -232,7 +232,7 @@ def to_builtins(value: Any) -> Any:
         return [to_builtins(item) for item in value]
     if hasattr(value, "to_builtins"):
         return value.to_builtins()
-    return msgspec.to_builtins(value, enc_hook=str)
+    return msgspec.to_builtins(value)
 
 
 def shortened(value: Any) -> str:
