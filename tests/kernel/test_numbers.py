@@ -85,7 +85,8 @@ def test_many_containers_side_by_side_are_not_deep() -> None:
     """127 of them within each other are read, one more is not."""
     assert taken('{"a":[' + "[]," * 200 + "{}]}")
     assert taken('{"a":' + "[" * 126 + "]" * 126 + ',"b":[],"c":{}}')
-    assert not taken('{"a":' + "[" * 127 + "]" * 127 + "}")
+    assert not taken('{"b":[],"a":' + "[" * 127 + "]" * 127 + "}")
+    assert not taken('{"a":' + "[" * 100 + "[]," + "[" * 27 + "]" * 127 + "}")
     assert not taken('{"a":' + '[{"b":' * 64 + "1" + "}]" * 64 + "}")
 
 
