@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from tests.adapter.test_accept import ADAPTER
 
 from ergo_capture import ActionEffect
 from ergo_capture.adapter import AdapterError, ContextStore
+from ergo_capture.adapter.manifest import ContextKey
 from ergo_capture.kernel.effects import EffectWrite, Value
 
 
@@ -76,3 +78,60 @@ def test_a_store_survives_its_text() -> None:
     assert repr(again.snapshot()) == repr(store.snapshot())
     assert again.to_json() == store.to_json()
     assert (again.size, again.limit) == (store.size, 7)
+
+
+def test_a_store_takes_exactly_its_limit() -> None:
+    """Not a byte more; a value that is replaced makes room."""
+    store = ContextStore(limit=len('"n"') + len("3.25"))
+    store.apply(writes(("n", Value(Number=3.25))), ADAPTER)
+    assert store.size == store.limit
+    with pytest.raises(AdapterError, match="would take 8 bytes with key 'n'; its limit is 7"):
+        store.apply(writes(("n", Value(Number=3.125))), ADAPTER)
+    store.apply(writes(("n", Value(Number=1))), ADAPTER)
+    assert (store.get("n"), store.size) == (1.0, 6)
+
+
+def test_a_payload_holds_the_stores_value_where_its_text_is_the_same() -> None:
+    """An integer is another text than a float, and so is minus zero."""
+    store = ContextStore({"n": 1.0, "m": 0.0, "a": [1.0], "o": 2.0})
+    assert store.held_by({"n": 1.0, "a": [1.0], "q": 1.0}) == ("a", "n")
+    assert store.held_by({"n": 1, "m": -0.0, "a": [1], "o": 3.0}) == ()
+
+
+def test_a_store_says_what_it_holds() -> None:
+    """By key; a key without a value has none."""
+    values = {"n": 1.0}
+    store = ContextStore(values)
+    values["v"] = 2.0
+    assert (list(store.keys()), len(store), store.limit) == (["n"], 1, None)
+    assert ("n" in store, "v" in store, store.get("v")) == (True, False, None)
+    assert repr(store) == "<ContextStore 1 keys, 6 bytes>"
+    with pytest.raises(ValueError, match="Expected `object`, got `array`"):
+        ContextStore.from_json("[]")
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (Value(Number=1), 1.0),
+        (Value(Series=()), []),
+        (Value(Bool=False), False),
+        (Value(String=""), ""),
+    ],
+)
+def test_a_value_of_each_type_is_kept(value: Value, held: object) -> None:
+    """Also one that is empty or false."""
+    kind = next(name for name in value.__struct_fields__ if getattr(value, name) is not msgspec.UNSET)
+    store = ContextStore()
+    store.apply(
+        writes(("k", value)), Declares({"k": ContextKey("k", kind, required=False, writable=True, description=None)})
+    )
+    assert store.get("k") == held
+    assert type(store.get("k")) is type(held)
+
+
+class Declares:
+    """What an adapter declares."""
+
+    def __init__(self, context: dict[str, ContextKey]) -> None:
+        self.context = context
