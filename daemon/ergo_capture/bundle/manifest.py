@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +10,7 @@ import msgspec
 from ergo_capture.bundle.semantic_kinds import SemanticKinds
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Interruption, LeftOver, Loss, RefusedEvent, SessionDescription
+from ergo_capture.storage.plain_file import open_plain
 from ergo_capture.version import PROGRAM
 
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"
@@ -290,11 +288,7 @@ def read_manifest_text(path: Path) -> bytes:
         ManifestError: it is too long for a manifest.
         OSError: the file cannot be read.
     """
-    # Do not block: opening a pipe of that name would wait for a writer.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+    with open_plain(path) as file:
         text = file.read(_MAX_BYTES + 1)
     if len(text) > _MAX_BYTES:
         raise _not_a_manifest(path, ValueError(f"longer than {_MAX_BYTES} bytes"))

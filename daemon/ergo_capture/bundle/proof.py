@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import BinaryIO, Final
 
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, manifest_path
 from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.opening import open_binary
+from ergo_capture.storage.plain_file import open_plain
 
 _READ_BYTES: Final = 1 << 20
 
@@ -111,8 +111,7 @@ def difference_from(path: Path, manifest: Manifest, *, follow: bool = True) -> s
     Raises:
         OSError: the file cannot be read.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    with io.FileIO(os.open(path, flags)) as file:
+    with open_plain(path, follow=follow) as file:
         meter.begin("hashing", os.fstat(file.fileno()).st_size)
         found = _size_and_digest(file)
     if found == manifest.stored:
@@ -128,7 +127,7 @@ def difference_from(path: Path, manifest: Manifest, *, follow: bool = True) -> s
     return "its SHA-256 differs from its manifest"
 
 
-def _size_and_digest(file: IO[bytes] | io.RawIOBase) -> tuple[int, str]:
+def _size_and_digest(file: BinaryIO) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
     while block := file.read(_READ_BYTES):
         size += len(block)

@@ -19,6 +19,7 @@ import msgspec
 from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path, seal_path
 from ergo_capture.config.settings import TargetConfig
+from ergo_capture.storage.plain_file import open_plain
 
 RECEIPT_FORMAT: Final = "ergo-capture-receipt.v1"
 #: Largest receipt that is read, in bytes.
@@ -122,7 +123,7 @@ def encode_receipt(receipt: Receipt) -> bytes:
 def read_receipt(path: Path) -> Receipt | None:
     """Return a receipt; None if there is none, or if it cannot be read: the bundle is then shipped again."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        with open_plain(path) as file:
             return msgspec.json.decode(file.read(_MAX_BYTES), type=Receipt)
     except (OSError, ValueError, RecursionError):
         return None

@@ -9,9 +9,6 @@ failure.
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -36,6 +33,7 @@ from ergo_capture.objects.keys import encode_shipped_manifest, manifest_key, obj
 from ergo_capture.objects.port import ObjectStore, StoreError
 from ergo_capture.storage import directory_lock
 from ergo_capture.storage.atomic import write_bytes_atomic
+from ergo_capture.storage.plain_file import open_plain
 
 _READ_BYTES: Final = 1 << 20
 #: Of a larger file the store is asked first whether it has it.
@@ -249,11 +247,7 @@ class Sender:
 
 
 def _read(path: Path) -> Iterator[bytes]:
-    # No link is followed, and a pipe of that name would block.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with io.FileIO(fd) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "not a plain file")
+    with open_plain(path, follow=False) as file:
         while block := file.read(_READ_BYTES):
             yield block
 

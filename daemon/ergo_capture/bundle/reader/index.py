@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import sys
 from array import array
 from base64 import b64decode
@@ -30,6 +29,7 @@ from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
+from ergo_capture.storage.plain_file import open_plain
 
 INDEX_FORMAT: Final = "ergo-capture-index.v1"
 #: Digits of a digest: the first ones of a SHA-256.
@@ -90,7 +90,7 @@ def read_index(bundle: Path, manifest: Manifest) -> BundleIndex | None:
         reference = msgspec.convert(manifest.index, IndexReference)
         if bundle.name != manifest.bundle or bundle.stat().st_size != manifest.stored[0]:
             return None
-        with open(os.open(index_path(bundle), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        with open_plain(index_path(bundle)) as file:
             text = file.read(_MAX_BYTES)
         if (len(text), hashlib.sha256(text).hexdigest()) != (reference.bytes, reference.sha256):
             return None
