@@ -487,7 +487,7 @@ class PythonEngineConfig(_Table, frozen=True, tag_field="kind", tag="python"):
     ] = 1
 
 
-class _RemoteEngineConfig(_Table, frozen=True):
+class RemoteEngineConfig(_Table, frozen=True):
     """Episodes are run by a program that speaks ergo-engine.v1."""
 
     start_timeout: Annotated[Duration, _doc("Time from the connection to the engine's `ready`.")] = Duration(
@@ -510,7 +510,7 @@ class _RemoteEngineConfig(_Table, frozen=True):
     ] = "wait"
 
 
-class ProcessEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", tag="process", kw_only=True):
+class ProcessEngineConfig(RemoteEngineConfig, frozen=True, tag_field="kind", tag="process", kw_only=True):
     """Episodes are run by a child process that speaks ergo-engine.v1."""
 
     command: Annotated[
@@ -527,7 +527,7 @@ class ProcessEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", ta
         msgspec.structs.force_setattr(self, "command", _expand_command(self.command))
 
 
-class SocketEngineConfig(_RemoteEngineConfig, frozen=True, tag_field="kind", tag="socket", kw_only=True):
+class SocketEngineConfig(RemoteEngineConfig, frozen=True, tag_field="kind", tag="socket", kw_only=True):
     """Episodes are run by a service that speaks ergo-engine.v1 on a Unix socket."""
 
     PATHS = ("path",)

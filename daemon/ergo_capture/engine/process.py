@@ -14,9 +14,10 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.child_process import ChildProcess, report_lines, shebang_problem
+from ergo_capture.config.settings import RemoteEngineConfig
 from ergo_capture.engine.compilers import compiler_problem
 from ergo_capture.engine.connection import LOST
-from ergo_capture.engine.remote import Channel, RemoteEngine, RemoteSettings
+from ergo_capture.engine.remote import Channel, RemoteEngine
 
 log = structlog.get_logger()
 
@@ -37,8 +38,10 @@ class ProcessEngine(RemoteEngine):
 
     name = "process"
 
-    def __init__(self, graph: str, configured: str, command: Sequence[str], settings: RemoteSettings) -> None:
-        super().__init__(graph, configured, settings)
+    def __init__(
+        self, graph: str, configured: str, command: Sequence[str], settings: RemoteEngineConfig, *, raises: bool = False
+    ) -> None:
+        super().__init__(graph, configured, settings, raises=raises)
         self.command = list(command)
         #: The child's process id, while there is a child.
         self.pid: int | None = None

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.backoff import Backoff
+from ergo_capture.config.settings import RemoteEngineConfig
 from ergo_capture.engine.connection import LOST, EngineConnection
 from ergo_capture.engine.port import (
     ABORTED,
@@ -49,25 +49,6 @@ log = structlog.get_logger()
 Channel = tuple[ByteReceiveStream, ByteSendStream, asyncio.Event | None]
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteSettings:
-    """How an engine outside is treated; times in seconds, sizes in bytes."""
-
-    #: From the connection to its ``ready``.
-    start_timeout: float = 10.0
-    #: The first pause before the next attempt to connect, and the longest.
-    back_off: float = 0.1
-    back_off_limit: float = 10.0
-    max_line_bytes: int = 16 << 20
-    #: How long it may answer nothing while runs are pending; zero for no limit.
-    hang_timeout: float = 300.0
-    pipeline: int = 1
-    #: ``wait`` or ``fail``.
-    when_away: str = "wait"
-    #: Whether ``run`` raises ``EngineFault`` where the engine did not answer, or not validly.
-    raises: bool = False
-
-
 class State(Enum):
     """Where an engine outside stands."""
 
@@ -86,11 +67,12 @@ class RemoteEngine(ABC):
         graph: the graph whose episodes it runs.
         configured: the graph's runtime_provenance.
         settings: how it is treated.
+        raises: whether ``run`` raises ``EngineFault`` where the engine did not answer, or not validly.
     """
 
     name = "remote"
 
-    def __init__(self, graph: str, configured: str, settings: RemoteSettings) -> None:
+    def __init__(self, graph: str, configured: str, settings: RemoteEngineConfig, *, raises: bool = False) -> None:
         self.graph = graph
         self.pipeline = settings.pipeline
         self.counts: Counter[str] = Counter()
@@ -100,6 +82,7 @@ class RemoteEngine(ABC):
         self._state_changed = Notifier()
         self._configured = configured
         self._settings = settings
+        self._raises = raises
         #: The connection, while the engine is up.
         self._connection: EngineConnection | None = None
         #: The provenance that it stated first, or that recovered sessions were opened with.
@@ -183,7 +166,7 @@ class RemoteEngine(ABC):
         )
 
     async def _wait_while(self, *states: State) -> None:
-        with anyio.move_on_after(self._settings.start_timeout):
+        with anyio.move_on_after(self._settings.start_timeout.seconds):
             while self.state in states:
                 await self._state_changed.wait()
 
@@ -213,7 +196,7 @@ class RemoteEngine(ABC):
         if deadline is not None and deadline.is_zero():
             return ABORTED
         self.counts["asked"] += 1
-        if self._settings.raises:
+        if self._raises:
             return await self._run_or_raise(graph_id, event, deadline, of)
         if self._connection is None:
             if self._settings.when_away == "fail":
@@ -239,7 +222,7 @@ class RemoteEngine(ABC):
             return result
         if self._invalid:
             raise EngineFault(f"its answer is invalid: {self._invalid}", result)
-        with anyio.move_on_after(self._settings.start_timeout):
+        with anyio.move_on_after(self._settings.start_timeout.seconds):
             # How it ended is known a little later than that it is away.
             while not self.trouble:
                 await self._state_changed.wait()
@@ -252,7 +235,7 @@ class RemoteEngine(ABC):
             await self._stay_connected()
 
     async def _stay_connected(self) -> None:
-        backoff = Backoff(self._settings.back_off, self._settings.back_off_limit)
+        backoff = Backoff(self._settings.back_off.seconds, self._settings.back_off_limit.seconds)
         while True:
             began, times_up, error = anyio.current_time(), self.counts["reached"], None
             try:
@@ -268,7 +251,7 @@ class RemoteEngine(ABC):
             self.trouble = reason
             self._enter(State.AWAY)
             # One that was up for a while is not one that cannot start.
-            if was_up and anyio.current_time() - began > self._settings.back_off_limit:
+            if was_up and anyio.current_time() - began > self._settings.back_off_limit.seconds:
                 backoff.reset()
             await anyio.sleep(backoff.next_delay())
 
@@ -281,13 +264,13 @@ class RemoteEngine(ABC):
                 self.counts,
                 on_closing=self._on_closing,
                 on_invalid_reply=self._on_invalid_reply,
-                refuses_unknown=self._settings.raises,
+                refuses_unknown=self._raises,
             )
             try:
-                ready = await within(self._settings.start_timeout or None, connection.greet)
+                ready = await within(self._settings.start_timeout.seconds or None, connection.greet)
             except TimeoutError:
                 raise EngineProtocolError(
-                    f"it said nothing within {self._settings.start_timeout:g} s", op="greet engine"
+                    f"it said nothing within {self._settings.start_timeout.seconds:g} s", op="greet engine"
                 ) from None
             self._check(ready)
             self._stated = ready.runtime_provenance
@@ -314,7 +297,7 @@ class RemoteEngine(ABC):
 
     def _on_invalid_reply(self, event_id: str, error: str) -> None:
         self._invalid = error
-        if self._settings.raises:
+        if self._raises:
             return
         log.error(
             telemetry.ENGINE_FAILED,
@@ -359,7 +342,7 @@ class RemoteEngine(ABC):
 
     async def _watch_silence(self, connection: EngineConnection) -> None:
         """Raise TimeoutError when the engine has owed an answer for ``hang_timeout``."""
-        limit = self._settings.hang_timeout
+        limit = self._settings.hang_timeout.seconds
         while limit:
             await anyio.sleep(limit / 4)
             if connection.silence > limit:
@@ -403,8 +386,10 @@ class SocketEngine(RemoteEngine):
 
     name = "socket"
 
-    def __init__(self, graph: str, configured: str, address: str, settings: RemoteSettings) -> None:
-        super().__init__(graph, configured, settings)
+    def __init__(
+        self, graph: str, configured: str, address: str, settings: RemoteEngineConfig, *, raises: bool = False
+    ) -> None:
+        super().__init__(graph, configured, settings, raises=raises)
         self.path = Path(socket_path(address))
 
     @asynccontextmanager

@@ -9,14 +9,16 @@ from typing import Final
 import anyio
 
 from ergo_capture.bundle.reader.stream import RecordStream
+from ergo_capture.config.settings import RemoteEngineConfig
 from ergo_capture.engine.port import UNSTATED_PROVENANCE, Engine
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.engine.python import PythonEngine
-from ergo_capture.engine.remote import RemoteSettings, SocketEngine
+from ergo_capture.engine.remote import SocketEngine
 from ergo_capture.engine.replaying import Replayed, ReplayOptions, Watcher, replay_stream
 from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.outcomes import RunTermination
+from ergo_capture.units import Duration
 
 FORMS: Final = "fixed, fixed:TimedOut, fixed:Failed:RuntimeError, scripted:FILE, python:MODULE:CALLABLE, process:COMMAND, socket:PATH"
 
@@ -34,7 +36,7 @@ def engine_from(spec: str, graph: str) -> Engine:
     kind, _, rest = spec.partition(":")
     # A person waits for the result: an engine that is away is an error at once. How long an answer may take is up to
     # the caller.
-    remote = RemoteSettings(when_away="fail", hang_timeout=0, raises=True)
+    remote = RemoteEngineConfig(when_away="fail", hang_timeout=Duration(0))
     try:
         if kind == "fixed":
             return FixedEngine(_termination(rest or "Completed"))
@@ -43,9 +45,9 @@ def engine_from(spec: str, graph: str) -> Engine:
         if kind == "python" and rest:
             return PythonEngine(rest, raises=True)
         if kind == "process" and rest:
-            return ProcessEngine(graph, UNSTATED_PROVENANCE, shlex.split(rest), remote)
+            return ProcessEngine(graph, UNSTATED_PROVENANCE, shlex.split(rest), remote, raises=True)
         if kind == "socket" and rest:
-            return SocketEngine(graph, UNSTATED_PROVENANCE, rest, remote)
+            return SocketEngine(graph, UNSTATED_PROVENANCE, rest, remote, raises=True)
     except ValueError as error:
         raise _invalid(spec, str(error)) from error
     raise _invalid(spec, "it is none of the known forms")

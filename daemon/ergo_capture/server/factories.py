@@ -22,7 +22,7 @@ from ergo_capture.config.settings import (
 from ergo_capture.engine.port import Engine
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.engine.python import PythonEngine
-from ergo_capture.engine.remote import RemoteSettings, SocketEngine
+from ergo_capture.engine.remote import SocketEngine
 from ergo_capture.engine.scripted import FixedEngine, ScriptedEngine
 from ergo_capture.journal.payloads import Contract
 from ergo_capture.kernel.constraints import Constraints
@@ -32,7 +32,6 @@ from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.address import AddressError
 from ergo_capture.server.session.access import Access, access_of
 from ergo_capture.server.session.graph import Graph
-from ergo_capture.server.session.parts import RotationRule
 from ergo_capture.units import Duration
 
 if TYPE_CHECKING:
@@ -163,9 +162,9 @@ def engine_of(name: str, graph: GraphConfig) -> Engine:
     if isinstance(engine, PythonEngineConfig):
         return PythonEngine(engine.callable, engine.pipeline)
     if isinstance(engine, ProcessEngineConfig):
-        return ProcessEngine(name, provenance, engine.command, _remote_settings(engine))
+        return ProcessEngine(name, provenance, engine.command, engine)
     if isinstance(engine, SocketEngineConfig):
-        return SocketEngine(name, provenance, engine.path, _remote_settings(engine))
+        return SocketEngine(name, provenance, engine.path, engine)
     assert_never(engine)
 
 
@@ -213,18 +212,6 @@ def _millis(duration: Duration, refused: Callable[[str, str], ConfigError]) -> i
     return millis
 
 
-def _remote_settings(engine: ProcessEngineConfig | SocketEngineConfig) -> RemoteSettings:
-    return RemoteSettings(
-        start_timeout=engine.start_timeout.seconds,
-        back_off=engine.back_off.seconds,
-        back_off_limit=engine.back_off_limit.seconds,
-        max_line_bytes=int(engine.max_line_bytes),
-        hang_timeout=engine.hang_timeout.seconds,
-        pipeline=engine.pipeline,
-        when_away=engine.when_away,
-    )
-
-
 def access_list(config: Config) -> Access:
     """Return the allow-list of users and groups that may connect.
 
@@ -232,18 +219,6 @@ def access_list(config: Config) -> Access:
         ConfigError: a listed user or group does not exist.
     """
     return access_of(config.access.users, config.access.groups, "access")
-
-
-def rotation_rule(config: Config) -> RotationRule:
-    """Return the rule of rotation."""
-    rotation = config.rotation
-    return RotationRule(
-        max_events=rotation.max_events,
-        max_bytes=int(rotation.max_bytes),
-        max_age=rotation.max_age.seconds,
-        max_journal_bytes=int(rotation.max_journal_bytes),
-        force_after=rotation.force_after.seconds,
-    )
 
 
 def retention_rules(config: Config) -> RetentionRules:

@@ -34,7 +34,7 @@ from ergo_capture.seal.keeper import SealKeeper
 from ergo_capture.seal.keys import read_key
 from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.components import Components, Phase, Running
-from ergo_capture.server.factories import access_list, graphs_of, retention_rules, rotation_rule
+from ergo_capture.server.factories import access_list, graphs_of, retention_rules
 from ergo_capture.server.net.clients import Clients
 from ergo_capture.server.net.listener import BoundSocket, Listener
 from ergo_capture.server.ops.checks import Checks
@@ -47,6 +47,7 @@ from ergo_capture.server.ops.status import take_status
 from ergo_capture.server.ops.systemd import SystemdNotifier
 from ergo_capture.server.ops.watchdog import RecoveryProgress, Watchdog
 from ergo_capture.server.publisher import BundlePublisher
+from ergo_capture.server.session.parts import RotationRule
 from ergo_capture.server.session.registry import SessionRegistry
 from ergo_capture.server.session.snapshots import Snapshots
 from ergo_capture.server.shadow import ShadowVerifier
@@ -223,7 +224,7 @@ class Service:
             tasks,
             storage=state.storage,
             bundles=state.path / "bundles",
-            rotation=rotation_rule(config),
+            rotation=RotationRule(config.rotation),
             linger=config.session.linger.seconds,
             in_doubt=config.session.in_doubt,
             limits=config.limits,

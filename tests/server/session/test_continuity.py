@@ -13,6 +13,7 @@ from tests.daemons import Daemon, Wire, event, running_daemon, short_directory
 from tests.server.looks import until
 
 from ergo_capture.bundle.manifest import Manifest, read_manifest
+from ergo_capture.config.settings import RotationConfig
 from ergo_capture.journal.frame import IGNORABLE, FrameKind
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan import scan
@@ -111,7 +112,7 @@ async def test_a_session_that_lacks_acknowledged_events_ends_as_lost() -> None:
         async with daemon.wire() as wire:
             assert (await resume(wire, session, acknowledged=told(10)))["code"] == "acknowledged_lost"
         registry = daemon.service.registry
-        registry.apply(registry.limits, RotationRule(), 0.0, dict(registry.graphs))
+        registry.apply(registry.limits, RotationRule(RotationConfig()), 0.0, dict(registry.graphs))
         async with daemon.wire() as wire:
             await wire.open(session=session)
         manifest = await ended(daemon)

@@ -22,9 +22,10 @@ from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.components import Components, Phase
-from ergo_capture.server.factories import access_list, graph_of, retention_rules, rotation_rule
+from ergo_capture.server.factories import access_list, graph_of, retention_rules
 from ergo_capture.server.failures import internal_error
 from ergo_capture.server.net.listener import raise_descriptor_limit
+from ergo_capture.server.session.parts import RotationRule
 
 log = structlog.get_logger()
 
@@ -129,7 +130,7 @@ class Reloader:
 
         components.config = config
         components.clients.apply(config.limits, access)
-        running.registry.apply(config.limits, rotation_rule(config), config.session.linger.seconds, graphs)
+        running.registry.apply(config.limits, RotationRule(config.rotation), config.session.linger.seconds, graphs)
         running.publisher.apply(config.bundle)
         components.retention.apply(retention_rules(config), config.retention.interval.seconds)
         telemetry.set_level(config.log.level)

@@ -16,6 +16,7 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.bundle.manifest import SNAPSHOT
+from ergo_capture.config.settings import RotationConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.payloads import (
@@ -81,22 +82,16 @@ class RotationRule:
 
     A part ends at a moment when nothing is deferred, so that its bundle replays on its own. After ``force_after``
     seconds without such a moment it ends nevertheless, and its manifest says that it was forced. A part that is full by
-    its events or bytes waits a second for the next event: a session that ends there has no empty last bundle.
+    its events or bytes waits a second for the next event: a session that ends there has no empty last bundle. A part
+    without events that keeps too much of the journal is moved forward instead.
     """
 
-    max_events: int = 0
-    max_bytes: int = 0
-    #: Seconds.
-    max_age: float = 0.0
-    #: Seconds.
-    force_after: float = 60.0
-    #: Bytes of the whole journal since the part began; a part without events is moved forward instead.
-    max_journal_bytes: int = 0
+    bounds: RotationConfig
 
     @property
     def is_on(self) -> bool:
         """Whether the events, the bytes or the age of a part are bounded."""
-        return bool(self.max_events or self.max_bytes or self.max_age)
+        return bool(self.bounds.max_events or self.bounds.max_bytes or self.bounds.max_age)
 
     def is_due(self, part: Part, events: int, now: float) -> bool:
         """Return whether a part with that many decided events has reached a bound."""
@@ -104,27 +99,32 @@ class RotationRule:
             events
             and (
                 part.is_overdue
-                or (self.max_events and events >= self.max_events)
-                or (self.max_bytes and part.bytes >= self.max_bytes)
-                or (self.max_age and now - part.began >= self.max_age)
+                or (self.bounds.max_events and events >= self.bounds.max_events)
+                or (self.bounds.max_bytes and part.bytes >= self.bounds.max_bytes)
+                or self._is_old(part, now)
             )
         )
 
     def may_not_wait(self, part: Part, now: float) -> bool:
         """Return whether a part that is due ends before a further event comes."""
         waited = part.due_since is not None and now - part.due_since >= FULL_SECONDS
-        return waited or part.is_overdue or bool(self.max_age and now - part.began >= self.max_age)
+        return waited or part.is_overdue or self._is_old(part, now)
 
     def may_end(self, part: Part, deferred: int, now: float) -> bool:
         """Return whether a part that is due may end now, with that many episodes deferred."""
-        return not deferred or (part.due_since is not None and now - part.due_since >= self.force_after)
+        return not deferred or (part.due_since is not None and now - part.due_since >= self.bounds.force_after.seconds)
 
     def next_check(self, part: Part, events: int, now: float) -> float | None:
         """Return the seconds after which a part may be due without a further event; None for never."""
         if part.due_since is not None:
-            seconds = self.force_after if self.may_not_wait(part, now) else FULL_SECONDS
+            seconds = self.bounds.force_after.seconds if self.may_not_wait(part, now) else FULL_SECONDS
             return max(0.0, part.due_since + seconds - now)
-        return max(0.0, part.began + self.max_age - now) if self.max_age and events else None
+        age = self.bounds.max_age.seconds
+        return max(0.0, part.began + age - now) if age and events else None
+
+    def _is_old(self, part: Part, now: float) -> bool:
+        age = self.bounds.max_age
+        return bool(age) and now - part.began >= age.seconds
 
 
 class Publisher(Protocol):

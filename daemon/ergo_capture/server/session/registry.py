@@ -504,10 +504,10 @@ class SessionRegistry:
             kept += size
             bytes_since[segment] = kept
         for session in self.sessions.values():
-            limit, part = session.rotation.max_journal_bytes, session.parts.current
+            limit, part = session.rotation.bounds.max_journal_bytes, session.parts.current
             if limit and not part.is_overdue and bytes_since.get(part.segment, 0) > limit:
                 session.end_part_soon()
-        self.quarantine.bound(bytes_since, self._rotation.max_journal_bytes)
+        self.quarantine.bound(bytes_since, self._rotation.bounds.max_journal_bytes)
         self.segment_collector.request()
 
     def journal_holder(self) -> JournalHolder | None:
