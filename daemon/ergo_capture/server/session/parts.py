@@ -119,8 +119,9 @@ class RotationRule:
         if part.due_since is not None:
             seconds = self.bounds.force_after.seconds if self.may_not_wait(part, now) else FULL_SECONDS
             return max(0.0, part.due_since + seconds - now)
-        age = self.bounds.max_age.seconds
-        return max(0.0, part.began + age - now) if age and events else None
+        if not (self.bounds.max_age and events):
+            return None
+        return max(0.0, part.began + self.bounds.max_age.seconds - now)
 
     def _is_old(self, part: Part, now: float) -> bool:
         age = self.bounds.max_age
