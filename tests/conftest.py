@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def restored_log() -> Iterator[None]:
-    """Restore the log's configuration, which commands that a test runs in this process change."""
+    """Restore the log's configuration, which commands and reloads in this process change."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from tests.adapter.cases import flight
 from tests.daemons import configured, running_daemon
 
@@ -20,13 +18,6 @@ from ergo_capture.server.ops.reload import Reloader
 
 ADAPTER = flight("flights-acc-2000")[0]["adapter_yaml"]
 GRAPH = '[graphs.flights]\nadapter = "adapter.yaml"\n'
-
-
-@pytest.fixture(autouse=True)
-def restored_log() -> Iterator[None]:
-    """Restore the log: a reload sets the level for the whole process."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NoReturn
 import msgspec
 
 from ergo_capture.kernel.effects import spell_exponents
-from ergo_capture.kernel.events import MAX_DEPTH, check_payload
+from ergo_capture.kernel.events import MAX_DEPTH
 from ergo_capture.kernel.serde.numbers import as_the_reference
 from ergo_capture.kernel.serde.parsing import Pairs
 from ergo_capture.kernel.serde.tokens import depth_of
@@ -70,21 +70,6 @@ def write_json(value: Any) -> bytes:
         ValueError: a string holds a lone surrogate.
     """
     return spell_exponents(msgspec.json.encode(value, order="sorted"))
-
-
-def canonical_payload(payload: bytes, numbers: Numbers = "reference") -> bytes:
-    """Return a payload in canonical form; no payload stays none.
-
-    Raises:
-        ExternalEventPayloadError: neither empty nor one JSON object that the reference reads.
-    """
-    check_payload(payload)
-    if not payload:
-        return payload
-    text = write_json(read_json(payload, numbers))
-    # Next to the largest f64, a number that was read may be written as one that the reference does not read.
-    check_payload(text)
-    return text
 
 
 def _refuse_constant(name: str) -> NoReturn:

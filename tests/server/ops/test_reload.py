@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
 import pytest
-import structlog
 from tests.daemons import Daemon, DaemonProcess, command, configured, event, running_daemon, short_directory
 
 from ergo_capture import config as configuration
 from ergo_capture.config import Config, ConfigError, parse
 from ergo_capture.server.ops.reload import Reloader, differences, merged, takes_effect
-
-
-@pytest.fixture(autouse=True)
-def restored_log() -> Iterator[None]:
-    """Restore the log: a reload sets the level for the whole process."""
-    yield
-    structlog.reset_defaults()
 
 
 def set_config(daemon: Daemon, text: str) -> None:

@@ -78,12 +78,6 @@ class IndexReference(msgspec.Struct, frozen=True):
     sha256: str
 
 
-def encode_index(index: BundleIndex) -> tuple[bytes, IndexReference]:
-    """Return the content of an index's file, and its size and hash for the manifest."""
-    text = msgspec.json.encode(index) + b"\n"
-    return text, IndexReference(len(text), hashlib.sha256(text).hexdigest())
-
-
 def read_index(bundle: Path, manifest: Manifest) -> BundleIndex | None:
     """Return the index with the hash in the manifest; None if there is none, or if the bundle has another size."""
     try:
