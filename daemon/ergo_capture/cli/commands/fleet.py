@@ -22,7 +22,6 @@ from ergo_capture.cli.support.command import (
     NAME,
     PATH,
     Command,
-    FiniteRange,
     Group,
     argument,
     config_option,
@@ -32,6 +31,7 @@ from ergo_capture.cli.support.command import (
     seal_option,
     state_option,
     store_option,
+    timeout_option,
 )
 from ergo_capture.cli.support.output import check_output, printable, size, without_controls, write_whole
 from ergo_capture.engine.spec import FORMS
@@ -278,14 +278,7 @@ def verify(*, seal: str | None, **options: Any) -> int:
     cls=Command, examples=('ergo-capture fleet replay --graph flights --engine "process:/usr/local/bin/engine"',)
 )
 @click.option("--engine", required=True, metavar="SPEC", help=f"What runs the episodes, on the workers: {FORMS}.")
-@click.option(
-    "--timeout",
-    type=FiniteRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the engine may take for one attempt.",
-)
+@timeout_option
 @_run_options
 def replay(*, engine: str, timeout: float, **options: Any) -> int:
     """Replay bundles of the store on many processes.

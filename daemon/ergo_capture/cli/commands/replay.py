@@ -21,13 +21,13 @@ from ergo_capture.cli.support.bundle_files import manifest_beside
 from ergo_capture.cli.support.captures import Capture, files_and_sessions
 from ergo_capture.cli.support.command import (
     NAME,
-    FiniteRange,
     argument,
     command,
     config_option,
     flag,
     json_flag,
     state_option,
+    timeout_option,
 )
 from ergo_capture.cli.support.driver_stream import part_of, semantic_kinds
 from ergo_capture.cli.support.output import figures_table, print_view, printable, without_controls
@@ -80,14 +80,7 @@ _UPDATE_SECONDS: Final = 0.1
     metavar="BUNDLE...",
 )
 @click.option("--engine", default="", metavar="SPEC", help=f"What runs the episodes: {FORMS}. Without it, as `verify`.")
-@click.option(
-    "--timeout",
-    type=FiniteRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the engine may take for one attempt.",
-)
+@timeout_option
 @click.option(
     "--pipeline",
     type=click.IntRange(min=1),

@@ -164,6 +164,14 @@ def json_flag(one_line_for: str) -> Callable[[Callable[..., Any]], Callable[...,
     return flag("--json", "as_json", help=f"Print one JSON object per {one_line_for}, one per line.")
 
 
+timeout_option: Final = click.option(
+    "--timeout",
+    type=FiniteRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the engine may take for one attempt.",
+)
 graph_option: Final = click.option(
     "--graph", default="default", show_default=True, metavar="GRAPH", help="Graph to open a session of."
 )
