@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 from tests.daemons import PATIENCE, short_directory
 
-from ergo_capture.config.settings import TargetConfig
+from ergo_capture.config.shipping import TargetConfig
 
 BUCKET: Final = "bundles"
 #: Who may do what: key and secret.

@@ -9,15 +9,9 @@ import msgspec
 import pytest
 
 from ergo_capture.config import Config, GraphConfig, GraphRetentionConfig, parse, to_toml
-from ergo_capture.config.settings import (
-    AnnounceConfig,
-    EgressChannelConfig,
-    EgressRouteConfig,
-    EngineConfig,
-    RetentionConfig,
-    ShipConfig,
-    TargetConfig,
-)
+from ergo_capture.config.graphs import EgressChannelConfig, EgressRouteConfig, EngineConfig
+from ergo_capture.config.settings import RetentionConfig
+from ergo_capture.config.shipping import AnnounceConfig, ShipConfig, TargetConfig
 from ergo_capture.units import Duration, Mode, Size
 
 ENGINES = get_args(EngineConfig)

@@ -12,7 +12,7 @@ from tests.shared import REPOSITORY
 
 from ergo_capture import config as configuration
 from ergo_capture.config import Config
-from ergo_capture.config.settings import EngineConfig
+from ergo_capture.config.graphs import EngineConfig
 
 #: A setting, also one that is commented out.
 SETTING = re.compile(r"#?([a-z_]+) =")

@@ -34,7 +34,8 @@ from ergo_capture import config as configuration
 from ergo_capture import manual, telemetry
 from ergo_capture.adapter import load_adapter
 from ergo_capture.config import Config
-from ergo_capture.config.settings import EgressChannelConfig, EngineConfig, GraphConfig, TargetConfig
+from ergo_capture.config.graphs import EgressChannelConfig, EngineConfig, GraphConfig
+from ergo_capture.config.shipping import TargetConfig
 from ergo_capture.engine.spec import FORMS
 from ergo_capture.kernel.effects import ActionEffect, Value
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind

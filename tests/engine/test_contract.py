@@ -16,7 +16,7 @@ from tests.daemons import Daemon, running_daemon, short_directory
 from tests.engine.engines import captured, listening_puppet, process_graph, socket_graph, terminations
 
 from ergo_capture import EventTime, RunTermination, compute_effect_hash
-from ergo_capture.config.settings import EngineConfig
+from ergo_capture.config.graphs import EngineConfig
 from ergo_capture.engine.spec import FORMS, engine_from
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 

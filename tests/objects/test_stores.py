@@ -13,7 +13,7 @@ import pytest
 from tests.seaweed import READER, Seaweed
 
 from ergo_capture.config import parse
-from ergo_capture.config.settings import TargetConfig
+from ergo_capture.config.shipping import TargetConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.objects.credentials import read_credentials
 from ergo_capture.objects.opening import is_store_url, open_store, target_of

@@ -23,7 +23,7 @@ from ergo_capture import encode_bundle
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
 from ergo_capture.bundle.names import bundle_stem, manifest_path
 from ergo_capture.bundle.receipt import Receipts, place_of, read_receipt, receipt_path
-from ergo_capture.config.settings import ShipConfig, TargetConfig
+from ergo_capture.config.shipping import ShipConfig, TargetConfig
 from ergo_capture.objects.directory import DirectoryStore
 from ergo_capture.objects.keys import decode_shipped_manifest
 from ergo_capture.objects.port import ObjectStore

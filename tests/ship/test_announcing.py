@@ -36,7 +36,7 @@ from ergo_capture.bundle.catalogue import Catalogue
 from ergo_capture.bundle.manifest import encode_manifest, read_manifest
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.receipt import read_receipt, receipt_path
-from ergo_capture.config.settings import AnnounceConfig, ShipConfig, TargetConfig
+from ergo_capture.config.shipping import AnnounceConfig, ShipConfig, TargetConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.ship import announcing as module
 from ergo_capture.ship import jetstream

@@ -17,7 +17,7 @@ from tests.ship.rig import HOST, directory_target, fill, held, listed, table_of
 
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.receipt import read_receipt, receipt_path
-from ergo_capture.config.settings import TargetConfig
+from ergo_capture.config.shipping import TargetConfig
 
 
 class Place:

@@ -33,7 +33,7 @@ from tests.ship.rig import (
 
 from ergo_capture import encode_bundle
 from ergo_capture.bundle.receipt import receipt_path
-from ergo_capture.config.settings import TargetConfig
+from ergo_capture.config.shipping import TargetConfig
 from ergo_capture.objects.keys import object_key
 from ergo_capture.objects.opening import open_store
 from ergo_capture.ship.shipper import Shipper

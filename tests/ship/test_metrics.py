@@ -9,7 +9,7 @@ from tests.contract.documents import MANUAL, assert_rows
 from tests.ship.rig import directory_target, fill, shipper_to
 
 from ergo_capture.bundle.catalogue import Catalogue
-from ergo_capture.config.settings import AnnounceConfig, ShipConfig
+from ergo_capture.config.shipping import AnnounceConfig, ShipConfig
 from ergo_capture.ship.announcing import Announcer
 from ergo_capture.ship.metrics import exposition, write_textfile
 

@@ -1,5 +1,6 @@
 """The configuration: finding its file, reading it, explaining errors in it, and printing it."""
 
+from ergo_capture.config.graphs import FixedEngineConfig, GraphConfig, GraphRetentionConfig, ScriptedEngineConfig
 from ergo_capture.config.messages import known_keys
 from ergo_capture.config.paths import (
     SYSTEM_FILE,
@@ -10,13 +11,7 @@ from ergo_capture.config.paths import (
 )
 from ergo_capture.config.printing import to_toml
 from ergo_capture.config.reading import ConfigError, load, parse
-from ergo_capture.config.settings import (
-    Config,
-    FixedEngineConfig,
-    GraphConfig,
-    GraphRetentionConfig,
-    ScriptedEngineConfig,
-)
+from ergo_capture.config.settings import Config
 
 __all__ = [
     "SYSTEM_FILE",

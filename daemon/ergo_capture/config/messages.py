@@ -9,17 +9,10 @@ from typing import Any, Final, get_args
 
 import msgspec
 
+from ergo_capture.config.graphs import EgressChannelConfig, EngineConfig, GraphConfig, GraphRetentionConfig
 from ergo_capture.config.printing import toml_key
-from ergo_capture.config.settings import (
-    AnnounceConfig,
-    Config,
-    EgressChannelConfig,
-    EngineConfig,
-    GraphConfig,
-    GraphRetentionConfig,
-    ShipConfig,
-    TargetConfig,
-)
+from ergo_capture.config.settings import Config
+from ergo_capture.config.shipping import AnnounceConfig, ShipConfig, TargetConfig
 from ergo_capture.units import decode_unit
 
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")

@@ -9,16 +9,9 @@ from typing import Any, Final, get_args
 import msgspec
 from msgspec import Meta
 
-from ergo_capture.config.settings import (
-    AnnounceConfig,
-    Config,
-    EgressChannelConfig,
-    EngineConfig,
-    GraphConfig,
-    GraphRetentionConfig,
-    ShipConfig,
-    TargetConfig,
-)
+from ergo_capture.config.graphs import EgressChannelConfig, EngineConfig, GraphConfig, GraphRetentionConfig
+from ergo_capture.config.settings import Config
+from ergo_capture.config.shipping import AnnounceConfig, ShipConfig, TargetConfig
 from ergo_capture.units import Duration, Mode, Size
 
 #: Settings that are tables of their own.

@@ -14,7 +14,7 @@ import structlog
 
 from ergo_capture import telemetry
 from ergo_capture.child_process import ChildProcess, report_lines, shebang_problem
-from ergo_capture.config.settings import RemoteEngineConfig
+from ergo_capture.config.graphs import RemoteEngineConfig
 from ergo_capture.engine.compilers import compiler_problem
 from ergo_capture.engine.connection import LOST
 from ergo_capture.engine.remote import Channel, RemoteEngine

@@ -22,7 +22,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 
 from ergo_capture import telemetry
 from ergo_capture.backoff import Backoff
-from ergo_capture.config.settings import RemoteEngineConfig
+from ergo_capture.config.graphs import RemoteEngineConfig
 from ergo_capture.engine.connection import LOST, EngineConnection
 from ergo_capture.engine.port import (
     ABORTED,

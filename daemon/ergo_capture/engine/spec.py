@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 
 from ergo_capture.bundle.reader.stream import RecordStream
-from ergo_capture.config.settings import RemoteEngineConfig
+from ergo_capture.config.graphs import RemoteEngineConfig
 from ergo_capture.engine.port import UNSTATED_PROVENANCE, Engine
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.engine.python import PythonEngine

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ergo_capture.config.settings import TargetConfig
+from ergo_capture.config.shipping import TargetConfig
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.extras import import_extra
 from ergo_capture.fleet.check import FAILED, Item, Job, Result, check_item

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from ergo_capture.config.paths import cache_directory
-from ergo_capture.config.settings import TargetConfig
+from ergo_capture.config.shipping import TargetConfig
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.objects import SCHEMES
 from ergo_capture.objects.credentials import read_credentials

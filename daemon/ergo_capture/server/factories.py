@@ -12,7 +12,7 @@ import msgspec
 from ergo_capture.bundle.receipt import place_of
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import Config, ConfigError, GraphConfig, GraphRetentionConfig
-from ergo_capture.config.settings import (
+from ergo_capture.config.graphs import (
     FixedEngineConfig,
     ProcessEngineConfig,
     PythonEngineConfig,

@@ -29,7 +29,7 @@ from ergo_capture.bundle.receipt import (
     receipt_path,
     valid_receipt,
 )
-from ergo_capture.config.settings import ShipConfig
+from ergo_capture.config.shipping import ShipConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.ship.announcement import make_announcement
 from ergo_capture.ship.jetstream import AnnounceAway, AnnounceError, AnnounceRefused, Publisher, connected

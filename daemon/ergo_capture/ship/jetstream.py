@@ -14,7 +14,7 @@ from typing import Any, Final
 import anyio
 from anyio import CancelScope
 
-from ergo_capture.config.settings import AnnounceConfig
+from ergo_capture.config.shipping import AnnounceConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.extras import import_extra
 from ergo_capture.objects.credentials import credentials_text, key_values

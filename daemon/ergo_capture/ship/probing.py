@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, NamedTuple
 
-from ergo_capture.config.settings import AnnounceConfig
+from ergo_capture.config.shipping import AnnounceConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.ship.announcement import subject_of
 from ergo_capture.ship.jetstream import AnnounceError, connected

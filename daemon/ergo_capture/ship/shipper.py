@@ -21,7 +21,7 @@ from anyio import CapacityLimiter, to_thread
 from ergo_capture import telemetry
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
 from ergo_capture.bundle.receipt import Receipts, place_of
-from ergo_capture.config.settings import ShipConfig, TargetConfig
+from ergo_capture.config.shipping import ShipConfig, TargetConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.objects.opening import open_store
 from ergo_capture.objects.port import StoreError, StoreRefused

@@ -13,7 +13,8 @@ import click
 
 from ergo_capture import config as configuration
 from ergo_capture.cli.support.command import PATH, Command, Group, argument, config_option
-from ergo_capture.config.settings import Config, GraphConfig, ProcessEngineConfig, RotationConfig
+from ergo_capture.config.graphs import GraphConfig, ProcessEngineConfig
+from ergo_capture.config.settings import Config, RotationConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.units import counted
 

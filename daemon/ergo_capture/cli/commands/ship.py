@@ -26,7 +26,8 @@ from ergo_capture.cli.support.command import (
 )
 from ergo_capture.cli.support.output import printable, size, span
 from ergo_capture.config import Config, ConfigError
-from ergo_capture.config.settings import RetentionConfig, TargetConfig
+from ergo_capture.config.settings import RetentionConfig
+from ergo_capture.config.shipping import TargetConfig
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.units import counted
 

@@ -17,13 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from ergo_capture.config import default_state_directory
-from ergo_capture.config.settings import (
-    Config,
-    EngineConfig,
-    ProcessEngineConfig,
-    ScriptedEngineConfig,
-    SocketEngineConfig,
-)
+from ergo_capture.config.graphs import EngineConfig, ProcessEngineConfig, ScriptedEngineConfig, SocketEngineConfig
+from ergo_capture.config.settings import Config
 from ergo_capture.engine.compilers import WAYS_OUT, compiler_of
 
 UNIT: Final = "ergo-capture.service"
