@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 from tests.adapter.test_accept import ADAPTER, MANIFEST
+from tests.adapter.test_canonical import canonical_payload
 from tests.adapter.test_egress import CONFIG
 
 from ergo_capture import ActionEffect, Constraints, ExternalEvent, FaultRuntime
 from ergo_capture.adapter import AdapterError, ContextStore, HostedEvent, load_adapter
 from ergo_capture.adapter.binding import Binding, refusal_text
-from ergo_capture.adapter.canonical import canonical_payload
 from ergo_capture.adapter.composition import Node, check_composition
 from ergo_capture.adapter.egress import check_intents, check_owners, parse_egress_config
 from ergo_capture.adapter.errors import extra_missing

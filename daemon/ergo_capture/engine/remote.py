@@ -153,7 +153,7 @@ class RemoteEngine(ABC):
         return configured if configured != UNSTATED_PROVENANCE else self._stated or configured
 
     def _no_engine(self) -> EngineRefused:
-        if self._settings.raises:
+        if self._raises:
             return EngineRefused(
                 f"the engine is not ready: {self.trouble}",
                 op="replay",
