@@ -49,7 +49,8 @@ class _Event(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     event_id: str
     event_time: _Time
     kind: ExternalEventKind
-    payload: list[int]
+    #: Empty: the numbers are decoded apart.
+    payload: tuple[int, ...]
     payload_hash: str
 
 
@@ -82,6 +83,7 @@ def _texts(deadline: EventTime | None) -> DecisionTexts:
 _decode_plain: Final = msgspec.json.Decoder(list[_Plain]).decode
 _PLAIN_END: Final = b'"termination":"Completed","retry_count":0,"effects":[]}'
 _decode_events: Final = msgspec.json.Decoder(list[_Event]).decode
+_decode_numbers: Final = msgspec.json.Decoder(list[int]).decode
 _decode_decisions: Final = msgspec.json.Decoder(list[_Decision]).decode
 _EVENT_KEYS: Final = 7
 #: The quotes of an event: two for each key, and for each value that is a string.
@@ -109,20 +111,61 @@ class EventColumns(NamedTuple):
 
 
 def read_event_columns(block: bytes) -> EventColumns | None:
-    """Return the events of elements with commas between them, as columns; None where serde has to read them."""
+    """Return the events of elements with commas between them, as columns; None where serde has to read them.
+
+    The numbers of all payloads are decoded as one list, which takes a tenth less than a list for each, and what is left
+    of the text, an eighth, without them. If both are JSON, and the events have as many payloads as there were brackets,
+    so is the block: every bracket opened a payload.
+    """
+    without, numbers = _split_numbers(block)
     try:
-        events = _decode_events(b"[%b]" % block)
-        columns = EventColumns(
-            [event.event_id for event in events],
-            [event.event_time for event in events],
-            [event.kind for event in events],
-            # Convert through a bytearray: bytes() of a list takes more than twice as long.
-            [bytes(bytearray(event.payload)) for event in events],
-            [event.payload_hash for event in events],
-        )
+        events = _decode_events(b"[%b]" % without)
+        payloads = _payloads(numbers) if len(events) == len(numbers) else None
     except (ValueError, RecursionError):
         return None
-    return columns if _certain_events(block, columns.ids, columns.hashes) else None
+    if payloads is None:
+        return None
+    columns = EventColumns(
+        [event.event_id for event in events],
+        [event.event_time for event in events],
+        [event.kind for event in events],
+        payloads,
+        [event.payload_hash for event in events],
+    )
+    return columns if _certain_events(without, columns.ids, columns.hashes) else None
+
+
+def _split_numbers(block: bytes) -> tuple[bytes, list[bytes]]:
+    """Return a text with its arrays emptied, and what was in them; arrays in arrays count as one."""
+    find, parts, numbers, at = block.find, [], [], 0
+    while (begin := find(b"[", at) + 1) and (end := find(b"]", begin)) >= 0:
+        parts.append(block[at:begin])
+        numbers.append(block[begin:end])
+        at = end
+    parts.append(block[at:])
+    return b"".join(parts), numbers
+
+
+def _payloads(numbers: list[bytes]) -> list[bytes] | None:
+    """Return the bytes of each array of numbers, of which only the content is given; None where serde has to read them.
+
+    Raises:
+        ValueError: they are not arrays of bytes.
+    """
+    filled = [text for text in numbers if text]
+    # No text in UTF-8 has a byte of 255, so that one between two payloads tells them apart. A number beside it belongs to
+    # one of them: a comma is on either side.
+    joined = b",255,".join(filled)
+    if b"-" in joined:
+        return None
+    # Convert through a bytearray: bytes() of a list takes more than twice as long.
+    parts = bytes(bytearray(_decode_numbers(b"[%b]" % joined))).split(b"\xff") if filled else []
+    if len(parts) != len(filled):
+        return None
+    if len(filled) == len(numbers):
+        return parts
+    each = iter(parts)
+    return [next(each) if text else b"" for text in numbers]
 
 
 def read_events(block: bytes) -> list[ExternalEventRecord] | None:
@@ -239,18 +282,17 @@ def _certain(block: bytes, keys: int) -> bool:
     return b"-0" not in block or _NEGATIVE_ZERO.search(block) is None
 
 
-def _certain_events(block: bytes, ids: list[str], hashes: list[str]) -> bool:
-    """Return whether serde certainly reads a block as msgspec did, as events with these ids and hashes.
+def _certain_events(text: bytes, ids: list[str], hashes: list[str]) -> bool:
+    """Return whether serde certainly reads events without their payloads as msgspec did, with these ids and hashes.
 
     Without a backslash, keys are half of the quotes less the strings that are values, and a minus outside of strings
     is one of -0. Counting one character takes a third of what counting keys does.
     """
-    if b"\\" in block:
-        return _certain(block, _EVENT_KEYS * len(ids))
-    if block.count(b'"') != _EVENT_QUOTES * len(ids):
+    if b"\\" in text:
+        return _certain(text, _EVENT_KEYS * len(ids))
+    if text.count(b'"') != _EVENT_QUOTES * len(ids):
         return False
-    # Count by splitting: it runs at the speed of memchr, and ``count`` at that of a loop over bytes.
-    return b"-" not in block or len(block.split(b"-")) - 1 == "".join(ids).count("-") + "".join(hashes).count("-")
+    return text.count(b"-") == "".join(ids).count("-") + "".join(hashes).count("-")
 
 
 def _without_numbers(block: bytes) -> bytes:
