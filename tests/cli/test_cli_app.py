@@ -12,11 +12,13 @@ from pathlib import Path
 
 import click
 import pytest
+from tests.bundles import small_bundle
 from tests.cli.readers import READERS
 from tests.cli.test_progress import COMMANDS as BARS
 from tests.contract.documents import assert_same
 from tests.daemons import COMMAND, command, command_environment, plain
 
+from ergo_capture.bundle.format import encode_bundle
 from ergo_capture.cli import app, commands
 from ergo_capture.cli.commands import COMMANDS, GROUPS
 from ergo_capture.cli.support.command import Argument, Command
@@ -248,6 +250,20 @@ def test_send_imports_only_the_client(tmp_path: Path) -> None:
         "heavy = [m for m in sys.modules if m.startswith(('ergo_capture.server', 'ergo_capture.journal',"
         " 'ergo_capture.capture', 'ergo_capture.bundle', 'ergo_capture.config', 'rich', 'structlog', 'zstandard',"
         " 'prometheus_client', 'uvloop'))]\n"
+        "assert not heavy, heavy"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["verify"], ["info", "--json"], ["tail"], ["cat"]], ids=" ".join)
+def test_looking_at_a_bundle_imports_no_journal(arguments: list[str], tmp_path: Path) -> None:
+    """Half of the time that a small bundle takes is the start."""
+    bundle = tmp_path / "b.capture.json"
+    bundle.write_bytes(encode_bundle(small_bundle()))
+    python(
+        f"import sys; from ergo_capture.cli import app; assert app.run({[*arguments, str(bundle)]!r}) == 0\n"
+        "heavy = [m for m in sys.modules if m.startswith(('ergo_capture.server', 'ergo_capture.storage',"
+        " 'ergo_capture.config', 'ergo_capture.client', 'crc32c', 'rich', 'asyncio', 'multiprocessing', 'structlog'))]\n"
+        "heavy += {m for m in sys.modules if m.startswith('ergo_capture.journal.')} - {'ergo_capture.journal.payloads'}\n"
         "assert not heavy, heavy"
     )
 

@@ -16,8 +16,6 @@ from typing import Final
 import msgspec
 import zstandard
 
-from ergo_capture.journal.lines import read_semantic_kinds
-
 #: The largest number of names, and of bytes of the names and of the compressed column: they have to fit in a manifest.
 _MAX_NAMES: Final = (1 << 16) - 1
 _MAX_BYTES: Final = 256 << 10
@@ -81,6 +79,8 @@ class KindColumn:
         """
         if self._is_too_much:
             return
+        from ergo_capture.journal.lines import read_semantic_kinds  # noqa: PLC0415 - who reads manifests needs no journal
+
         self.add_kinds(read_semantic_kinds(body, count)[start:stop])
 
     def add_kinds(self, kinds: Iterable[str | None]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
 from ergo_capture import safe_path
 from ergo_capture.bundle.proving import checking
-from ergo_capture.cli.support.captures import Capture
 from ergo_capture.errors import ErgoCaptureError
+
+if TYPE_CHECKING:
+    from ergo_capture.cli.support.captures import Capture
 
 Result = TypeVar("Result")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 import msgspec
@@ -27,12 +27,12 @@ from ergo_capture.cli.support.selection import (
     until_option,
 )
 from ergo_capture.cli.support.verification import fates
-from ergo_capture.journal.tail import Followed, follow
 from ergo_capture.kernel.events import ExternalEventKind
 from ergo_capture.kernel.explanation import describe_without_id, escaped, format_time, to_builtins
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.storage import RealStorage
-from ergo_capture.storage.watch import DirectoryWatch
+
+if TYPE_CHECKING:
+    from ergo_capture.journal.tail import Followed
 
 _KINDS: Final = {kind: kind.value for kind in ExternalEventKind}
 #: Lines that are printed together: one call for each took as long as reading its event.
@@ -151,14 +151,23 @@ class _Together:
 def _follow_from(journal: Path, session: str, wanted: Selection, *, only_new: bool, as_json: bool) -> None:
     line_of = _json_line if as_json else _text_line
     begun = wanted.from_id is None
+    for item in _follow(journal, session, lambda _item: True, 0 if only_new else None):
+        event, record = item.event, item.decision
+        begun = begun or event.event_id == wanted.from_id
+        if begun and wanted.matches(event, record):
+            _print_now(line_of, item, item.session if as_json or not session else None)
+        if begun and event.event_id == wanted.to_id:
+            return
+
+
+def _follow(journal: Path, session: str, wanted: Callable[[Followed], bool], latest: int | None) -> Iterator[Followed]:
+    """Yield events as they are decided, as ``journal.tail.follow`` does, until nobody reads standard output any more."""
+    from ergo_capture.journal.tail import follow  # noqa: PLC0415 - bundles need no journal
+    from ergo_capture.storage import RealStorage  # noqa: PLC0415
+    from ergo_capture.storage.watch import DirectoryWatch  # noqa: PLC0415
+
     with DirectoryWatch(journal, standard_output()) as watch:
-        for item in follow(journal, RealStorage(), watch.wait, of=session, latest=0 if only_new else None):
-            event, record = item.event, item.decision
-            begun = begun or event.event_id == wanted.from_id
-            if begun and wanted.matches(event, record):
-                _print_now(line_of, item, item.session if as_json or not session else None)
-            if begun and event.event_id == wanted.to_id:
-                return
+        yield from follow(journal, RealStorage(), watch.wait, of=session, wanted=wanted, latest=latest)
 
 
 @command(examples=("ergo-capture tail -n 20 run.capture.json", "ergo-capture tail -f /var/lib/ergo-capture"))
@@ -211,9 +220,8 @@ def tail(
         return wanted.matches(item.event, item.decision)
 
     journal, session = journal_and_session(capture, state_dir, config)
-    with DirectoryWatch(journal, standard_output()) as watch:
-        for item in follow(journal, RealStorage(), watch.wait, of=session, wanted=is_wanted, latest=lines):
-            _print_now(line_of, item, item.session if as_json or not session else None)
+    for item in _follow(journal, session, is_wanted, lines):
+        _print_now(line_of, item, item.session if as_json or not session else None)
 
 
 def _print_now(line_of: Callable[..., str | bytes], item: Followed, session: str | None) -> None:

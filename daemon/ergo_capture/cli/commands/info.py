@@ -18,18 +18,15 @@ from ergo_capture.cli.support.command import NAME, argument, command, config_opt
 from ergo_capture.cli.support.output import figures_table, print_view, printable, span
 from ergo_capture.cli.support.verification import compare
 from ergo_capture.errors import ErgoCaptureError, ExitCode
-from ergo_capture.journal.payloads import Loss
-from ergo_capture.journal.recovery import recover
-from ergo_capture.journal.scan import scan
-from ergo_capture.journal.segment import sequence_of
-from ergo_capture.journal.session_stream import PartStream
 from ergo_capture.kernel.explanation import escaped, format_time
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.storage import RealStorage
 from ergo_capture.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from ergo_capture.journal.payloads import Loss
+    from ergo_capture.journal.session_stream import PartStream
 
 _HOUR_NANOS: Final = 3_600_000_000_000
 #: The width of the output to a pipe: its readers expect whole lines.
@@ -155,6 +152,10 @@ def _as_json(capture: Capture, numbers: RunStatistics, manifest: Manifest | None
 
 def _journal_in(path: Path) -> Path | None:
     """Return a journal: the directory itself or the one in a state directory; None if it is neither."""
+    if not path.is_dir():
+        return None
+    from ergo_capture.journal.segment import sequence_of  # noqa: PLC0415 - bundles need no journal
+
     for directory in (path, path / "journal"):
         if directory.is_dir() and any(sequence_of(entry.name) is not None for entry in directory.iterdir()):
             return directory
@@ -169,6 +170,11 @@ def _journal_facts(directory: Path) -> dict[str, Any]:
     Raises:
         ErgoCaptureError: the journal cannot be read.
     """
+    from ergo_capture.journal.recovery import recover  # noqa: PLC0415 - bundles need no journal
+    from ergo_capture.journal.scan import scan  # noqa: PLC0415
+    from ergo_capture.journal.segment import sequence_of  # noqa: PLC0415
+    from ergo_capture.storage import RealStorage  # noqa: PLC0415
+
     storage = RealStorage()
     try:
         found = scan(directory, storage)

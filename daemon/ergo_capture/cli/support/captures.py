@@ -14,23 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
-from ergo_capture.bundle.reader.index import open_indexed
 from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, manifest_beside, refuse_empty
 from ergo_capture.cli.support.output import is_unicode, printable
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.journal.segment import sequence_of
-from ergo_capture.journal.session_stream import OPEN, PartStream, parts_in
 from ergo_capture.kernel.explanation import escaped
 from ergo_capture.kernel.records import CAPTURE_FORMAT_VERSION
 from ergo_capture.objects import SCHEMES
-from ergo_capture.repair.directory import kind_of_directory
-from ergo_capture.storage import RealStorage
+
+if TYPE_CHECKING:
+    from ergo_capture.journal.session_stream import PartStream
 
 #: Names that end so are files, though they may not exist.
 _FILES: Final = (".json", COMPRESSED_SUFFIX)
@@ -71,7 +69,11 @@ class Capture:
     @property
     def is_open(self) -> bool:
         """Whether the run goes on, so that events may be without decisions."""
-        return self.part is not None and self.part.ended == OPEN
+        if self.part is None:
+            return False
+        from ergo_capture.journal.session_stream import OPEN  # noqa: PLC0415 - bundles need no journal
+
+        return self.part.ended == OPEN
 
     @contextmanager
     def open(self, *, only_to_show: bool = False, by_index: bool = False) -> Iterator[RecordStream]:
@@ -94,6 +96,8 @@ class Capture:
     @contextmanager
     def _by_index(self) -> Iterator[RecordStream]:
         """Open a bundle by the index beside it, if it can be, and say afterwards how much of it was read."""
+        from ergo_capture.bundle.reader.index import open_indexed  # noqa: PLC0415 - few commands read a part
+
         indexed = None if self.bundle is None else open_indexed(self.bundle)
         if indexed is None:
             with self.open_any() as stream:
@@ -220,6 +224,8 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
     refuse_empty(name)
     path = Path(name)
     if path.is_dir():
+        from ergo_capture.repair.directory import kind_of_directory  # noqa: PLC0415 - bundles need no journal
+
         journal = path if kind_of_directory(path) == "journal" else path / "journal"
         return journal, ""
     if path.exists():
@@ -242,7 +248,7 @@ def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
     path = Path(name)
     if path.is_dir():
         return _in_directory(path)
-    if sequence_of(path.name) is not None and path.is_file():
+    if not name.endswith(_FILES) and path.is_file() and _is_segment(path):
         raise ErgoCaptureError(
             f"read '{name}': a segment of a journal is not a whole session",
             op="find capture",
@@ -257,6 +263,12 @@ def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
     if not found:
         raise _nothing(name, state)
     return found
+
+
+def _is_segment(path: Path) -> bool:
+    from ergo_capture.journal.segment import sequence_of  # noqa: PLC0415 - bundles need no journal
+
+    return sequence_of(path.name) is not None
 
 
 def _of_store(url: str, config: Path | None) -> list[Capture]:
@@ -294,6 +306,8 @@ def _of_files(paths: Iterable[Path]) -> list[Capture]:
 
 
 def _in_directory(path: Path) -> list[Capture]:
+    from ergo_capture.repair.directory import kind_of_directory  # noqa: PLC0415 - bundles need no journal
+
     try:
         kind = kind_of_directory(path)
     except ErgoCaptureError:
@@ -312,6 +326,9 @@ def _in_directory(path: Path) -> list[Capture]:
 def _parts(journal: Path, *, published: bool = True) -> list[Capture]:
     if not journal.is_dir():
         return []
+    from ergo_capture.journal.session_stream import parts_in  # noqa: PLC0415 - bundles need no journal
+    from ergo_capture.storage import RealStorage  # noqa: PLC0415
+
     return [
         Capture(f"{journal}: {part.description.session}" + (f", part {part.part}" if part.part > 1 else ""), part=part)
         for part in parts_in(journal, RealStorage())
