@@ -223,7 +223,7 @@ async def test_a_second_daemon_on_the_same_state_is_refused_with_a_hint() -> Non
         assert process.wait(20) == 1
         said = second.log.read_text()
         assert daemon.process is not None
-        assert "Error: lock" in said
+        assert f"Error: lock '{daemon.state / 'lock'}': another process has it" in said
         assert f"process {daemon.process.pid} holds it" in said
         async with CaptureClient(daemon.socket) as client:
             await client.open("default")

@@ -149,10 +149,9 @@ class RealStorage:
         except BlockingIOError as error:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             os.close(fd)
-            hint = (
-                f"process {holder or 'unknown'} holds it: one daemon serves a state directory; stop it, or use another"
-            )
-            raise StorageError("lock", path, error, hint) from error
+            hint = f"process {holder or 'unknown'} holds it; stop it, or use another place"
+            taken = OSError(error.errno, "another process has it")
+            raise StorageError("lock", path, taken, hint) from error
         except OSError as error:
             os.close(fd)
             raise StorageError("lock", path, error) from error
