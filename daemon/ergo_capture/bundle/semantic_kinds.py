@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -83,11 +83,13 @@ class KindColumn:
 
         self.add_kinds(read_semantic_kinds(body, count)[start:stop])
 
-    def add_kinds(self, kinds: Iterable[str | None]) -> None:
+    def add_kinds(self, kinds: Sequence[str | None]) -> None:
         """Add the kinds of the next events."""
         if self._is_too_much:
             return
-        numbers = array("H", map(self._number_of, kinds))
+        # Most bundles have none at all.
+        has_none = kinds.count(None) == len(kinds)
+        numbers = array("H", bytes(2 * len(kinds)) if has_none else map(self._number_of, kinds))
         if _BIG_ENDIAN:
             numbers.byteswap()
         self._compressed += self._compressor.compress(numbers.tobytes())

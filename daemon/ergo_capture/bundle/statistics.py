@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import islice
+from operator import sub
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -135,17 +136,18 @@ class StatisticsCounter:
         if "Pump" in counts:
             self._pumps.extend(index for index, kind in enumerate(kinds, self._events) if kind == "Pump")
         self._events += len(kinds)
-        self._first = min(nanos) if self._first is None else min(self._first, *nanos)
-        self._last = max(nanos) if self._last is None else max(self._last, *nanos)
+        earliest, latest, largest = min(nanos), max(nanos), max(sizes)
+        self._first = earliest if self._first is None else min(self._first, earliest)
+        self._last = latest if self._last is None else max(self._last, latest)
         # The first event has no gap.
         times = nanos if self._before is None else [self._before, *nanos]
         skipped = len(nanos) - len(times) + 1
         self._before = nanos[-1]
-        gaps = [later - earlier for earlier, later in pairwise(times)]
+        gaps = list(map(sub, times[1:], times))
         if gaps:
             self._count_gaps(gaps, ids, skipped)
         self._payload_bytes += sum(sizes)
-        self._largest_payload = max(self._largest_payload, *sizes)
+        self._largest_payload = max(self._largest_payload, largest)
         self._without_payload += sizes.count(0)
 
     def _count_gaps(self, gaps: list[int], ids: Sequence[str], skipped: int) -> None:

@@ -112,7 +112,9 @@ class IdColumn:
         if len(self._checksums) + len(ids) > _MAX_IDS:
             self._checksums = None
             return
-        self._checksums.extend([crc32(name.encode()) & 0xFFFF for name in ids])
+        # Half of each: the lower one, whatever the machine's order of bytes.
+        halves = array("H", array("I", map(crc32, map(str.encode, ids))).tobytes())
+        self._checksums.extend(halves[byteorder == "big" :: 2])
 
     def finish(self) -> str | None:
         """Return the column in base64, little-endian; None if there are too many events."""
