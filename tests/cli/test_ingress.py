@@ -130,8 +130,8 @@ def test_a_rejected_event_is_named_and_not_handed_on(daemon: DaemonProcess) -> N
     ran = ingress(daemon, *printing(*lines))
     assert ran.returncode == 3, ran.stderr
     assert ran.stdout.splitlines() == [HELLO, lines[1], lines[4], END]
-    assert "not handed on: event 'a': duplicate_event_id: " in ran.stderr
-    assert "not handed on: event 'b': invalid_payload: " in ran.stderr
+    assert "not passed on: event 'a': duplicate_event_id: " in ran.stderr
+    assert "not passed on: event 'b': invalid_payload: " in ran.stderr
     assert "2 events durable, 2 events rejected" in ran.stderr
     assert capture_of(daemon, ran.stderr)[0] == ["a", "c"]
 

@@ -1,7 +1,7 @@
 """The contract between a graph and the world around it: adapters, the context store, and the reference's host, pure.
 
-Nothing here reads a clock, a file or a socket. Two packages are needed besides those of the base installation, and
-are imported when the first adapter is read: ``pip install 'ergo-capture[adapter]'``.
+Nothing here reads a clock, a file or a socket. Adapters need two optional packages, which are imported when the first
+adapter is read: ``pip install 'ergo-capture[adapter]'``.
 """
 
 from ergo_capture.adapter.contract import Adapter, Bound, load_adapter

@@ -1,4 +1,4 @@
-"""How the events of a session become what the graph gets: bound to an adapter, or made canonical."""
+"""Derive the events that a graph gets from those that were sent: bind them to an adapter, or make them canonical."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ergo_capture.kernel.time import EventTime
 
 
 class Binding:
-    """Binds the events of one graph: everything that a payload derives from, but the events and the effects.
+    """Binds the events of one graph. With the events and the effects, it determines every payload.
 
     Args:
-        adapter: the adapter's manifest, in YAML; None where the graph has none. Payloads are then made canonical.
+        adapter: the adapter's manifest, in YAML; None without an adapter: payloads are then only made canonical.
         numbers: how the numbers of payloads are read.
         context_bytes: bytes of JSON that the context store may take; 0 or None for no limit.
-        name: what messages call the manifest.
+        name: the manifest's name in messages.
 
     Raises:
         AdapterError: the manifest is refused, or the packages that adapters need are not installed.
@@ -44,11 +44,11 @@ class Binding:
         self._limit = context_bytes or None
 
     def store(self, text: bytes | str = b"{}") -> ContextStore:
-        """Return the context store that ``ContextStore.to_json`` wrote, by default an empty one."""
+        """Return a context store with the content that ``ContextStore.to_json`` wrote; empty by default."""
         return ContextStore.from_json(text, limit=self._limit)
 
     def admit(self, event: HostedEvent) -> None:
-        """Check what no value of the context store could mend.
+        """Raise if an event is invalid for every content of the context store.
 
         Raises:
             AdapterError: SCHEMA_VIOLATION.
@@ -67,7 +67,7 @@ class Binding:
         bound = Bound(without_adapter(event), ()) if self.adapter is None else self.adapter.bind(event, store)
         if event.semantic_kind is None:
             return bound
-        # An engine is told what the event means.
+        # Keep the semantic kind: engines get it.
         return Bound(msgspec.structs.replace(bound.event, semantic_kind=event.semantic_kind), bound.taken)
 
     def check_effects(self, effects: Iterable[ActionEffect], routed: Iterable[str] = ()) -> None:
@@ -97,12 +97,12 @@ class Binding:
             scratch.apply(effect, self.adapter)
 
 
-#: Characters that are kept of a refusal's message: it may quote a payload.
+#: How many characters of a refusal's message are kept: it may quote a payload.
 _MAX_MESSAGE: Final = 500
 
 
 def refusal_text(error: AdapterError) -> str:
-    """Return why an event is refused: what, where in its payload, and by which rule."""
+    """Return the reason why an event is refused: the violation, its place in the payload, and the rule."""
     rule = "" if not error.rule else f", by '{error.rule}'"
     where = f" (at {error.where}{rule})"
     return (
@@ -116,7 +116,7 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     event_id: str
     kind: ExternalEventKind
     at: EventTime
-    #: Any type: a value that is not a string counts as none.
+    #: Of any type: a value that is not a string counts as none.
     semantic_kind: object = None
     payload: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -132,7 +132,7 @@ def read_hosted_line(line: bytes, numbers: Numbers) -> HostedEvent:
     """Return the event of a line that was checked as one: ``{"type":"event","event":{...}}``.
 
     Raises:
-        ValueError: it is none, or a number of its payload is beyond f64.
+        ValueError: it is not an event, or a number of its payload is beyond f64.
     """
     return _hosted(_lines.decode(line).event, numbers)
 
@@ -141,7 +141,7 @@ def read_hosted_lines(body: bytes, numbers: Numbers) -> list[HostedEvent]:
     """Return the events of an EVENTS body, or of any lines that were admitted.
 
     Raises:
-        ValueError: a line is no event.
+        ValueError: a line is not an event.
     """
     return [_hosted(line.event, numbers) for line in _lines.decode_lines(body)]
 

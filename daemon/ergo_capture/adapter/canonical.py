@@ -1,7 +1,7 @@
 """Canonical payloads: JSON read as the reference reads it, and written as it writes it.
 
-``reference`` reads numbers with the reference's algorithm, which is off by one unit in the last place now and then.
-``exact`` reads the nearest double. Both write the shortest text that stands for the double.
+``reference`` reads numbers with the reference's algorithm, which is sometimes off by one unit in the last place.
+``exact`` reads the nearest double. Both write the shortest text of the double.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ergo_capture.kernel.time import U64_MAX
 Numbers = Literal["reference", "exact"]
 
 _I64_MIN: Final = -(1 << 63)
-#: So many digits hold no integer that a u64 or an i64 does not.
+#: Every integer of at most this many digits fits in a u64 or an i64.
 _SURELY_INTEGER: Final = 18
-#: So many characters without an exponent are a significand and a power of ten that doubles hold exactly: one division
-#: rounds them correctly, in either way of reading.
+#: In a number of at most this many characters, without an exponent, significand and power of ten are exact doubles, so
+#: that one division rounds correctly. Both ways of reading then give the same value.
 _SURELY_EXACT: Final = 16
-#: A surrogate that is escaped; whether it is half of a pair shows once it is encoded.
+#: An escaped surrogate; encoding the string shows whether it is half of a pair.
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -39,10 +39,10 @@ def read_json(text: str | bytes, numbers: Numbers = "reference", *, pairs: bool 
     Args:
         text: the text; bytes are UTF-8.
         numbers: how numbers that are not integers of 64 bits are read.
-        pairs: return objects as Pairs, repeated fields included; else as dicts, of whose fields the last counts.
+        pairs: whether to return objects as Pairs, with repeated fields, or as dicts, with the last of them.
 
     Raises:
-        ValueError: no JSON, deeper than 127 levels, a number beyond f64, or a lone surrogate.
+        ValueError: the text is not JSON, has more than 127 levels, a number beyond f64, or a lone surrogate.
     """
     raw = text.encode() if isinstance(text, str) else text
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and depth_of(raw) > MAX_DEPTH:
@@ -113,7 +113,7 @@ def _decoder(read_float: Callable[[str], float], *, pairs: bool) -> json.JSONDec
     )
 
 
-#: Made once: ``json.loads`` makes one for each text, which takes a third of the time of a small payload.
+#: Decoders are made once: ``json.loads`` makes one for each text, a third of the time for a small payload.
 _decoders: Final[dict[tuple[Numbers, bool], json.JSONDecoder]] = {
     ("reference", False): _decoder(_read_as_reference, pairs=False),
     ("reference", True): _decoder(_read_as_reference, pairs=True),

@@ -1,4 +1,4 @@
-"""Whether an adapter gives a graph what it needs."""
+"""Check that an adapter provides the context keys and effects that a graph needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a node of the expanded graph needs."""
+    """The needs of a node of the expanded graph."""
 
     #: Its name in the expanded graph: ``n7``.
     id: str
@@ -55,7 +55,7 @@ def emitted_kinds(nodes: Iterable[Node]) -> list[str]:
 
 
 def check_composition(adapter: Adapter, nodes: Iterable[Node]) -> None:
-    """Check that an adapter gives each node what it needs.
+    """Check that an adapter provides what each node needs.
 
     Raises:
         AdapterError: MANIFEST_RULE, with COMP-1, -2, -11 to -14, -17 or -19 as its rule.
@@ -123,7 +123,7 @@ def _intents(adapter: Adapter, node: Node) -> Iterator[AdapterError]:
 
 
 def _incompatible(intent: Intent, schema: dict[str, Any]) -> Iterator[str]:
-    """Yield how an intent's fields do not fit a schema; the first is the one that counts."""
+    """Yield the reasons why an intent's fields do not match a schema; only the first is reported."""
     if keyword := _unsupported(schema):
         yield f"unsupported JSON Schema keyword '{keyword}'"
     kind = schema.get("type")

@@ -1,4 +1,4 @@
-"""An adapter in force: events bound to it, merged with the context store, validated and made canonical."""
+"""A loaded adapter: it binds events, which are merged with the context store, validated and made canonical."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Bound(msgspec.Struct, frozen=True):
     """An event as the graph gets it."""
 
     event: ExternalEvent
-    #: The payload's keys that have the context store's value, sorted. One that was sent with this very value is among
-    #: them, so that payload and store alone tell which they are.
+    #: The payload's keys that have the context store's value, sorted. A key that was sent with this value is included,
+    #: so that the keys follow from payload and store.
     taken: tuple[str, ...]
 
 
 class _Kind(msgspec.Struct, frozen=True):
-    """An event kind in force."""
+    """A loaded event kind."""
 
     schema: PayloadSchema
     #: The properties that the store may hold a value for, sorted.
@@ -68,7 +68,7 @@ class Adapter:
         self._kinds: dict[str, _Kind] = {}
         for kind in manifest.event_kinds:
             schema = PayloadSchema(kind.payload_schema)
-            # Only effects write the store, and only writable keys.
+            # Only writable keys can have a value in the store.
             mergeable = (name for name in schema.properties if name in self.context and self.context[name].writable)
             self._kinds[kind.name] = _Kind(schema, tuple(mergeable))
 
@@ -85,14 +85,14 @@ class Adapter:
             store: what the effects of the run have written so far.
 
         Raises:
-            AdapterError: INVALID_EVENT where it is no event, SCHEMA_VIOLATION where the adapter refuses it.
+            AdapterError: INVALID_EVENT if it is not an event, SCHEMA_VIOLATION if the adapter refuses it.
         """
         return self.bind(read_hosted_event(event_json, self.numbers), store).event
 
     def admit(self, event: HostedEvent) -> None:
-        """Check what no value of the context store could mend, before the event's turn has come.
+        """Raise if an event is invalid for every content of the context store; used before the event's turn.
 
-        The payload is validated too where the schema of its kind names no key that effects may write.
+        The payload is validated too if the schema of its kind has no key that effects may write.
 
         Raises:
             AdapterError: SCHEMA_VIOLATION.
@@ -123,10 +123,10 @@ class Adapter:
         Args:
             payload: the decoded payload.
             store: the context store when the event was decided.
-            semantic_kind: the event's; None where it is not known: the payload then has to be right for any one kind.
+            semantic_kind: the event's; None if unknown: the payload then has to be valid for at least one kind.
 
         Raises:
-            AdapterError: SCHEMA_VIOLATION, or KEY_MISSING where it lacks a key that the store holds.
+            AdapterError: SCHEMA_VIOLATION, or KEY_MISSING if it lacks a key that the store holds.
         """
         names = tuple(self._kinds) if semantic_kind is None else (semantic_kind,)
         refusals: list[AdapterError] = []
@@ -222,11 +222,11 @@ def load_adapter(text: str | bytes, *, numbers: Numbers = "reference", name: str
     Args:
         text: the manifest.
         numbers: ``reference`` reads the numbers of payloads as the reference does, ``exact`` reads the nearest double.
-        name: what messages call the manifest.
+        name: the manifest's name in messages.
 
     Raises:
-        AdapterError: MANIFEST_UNREADABLE, MANIFEST_SHAPE or MANIFEST_RULE where the reference refuses it too;
-            EXTRA_MISSING where the packages that adapters need are not installed.
+        AdapterError: MANIFEST_UNREADABLE, MANIFEST_SHAPE or MANIFEST_RULE if the reference refuses it too;
+            EXTRA_MISSING if the packages that adapters need are not installed.
     """
     try:
         document = read_yaml(text.decode() if isinstance(text, bytes) else text)

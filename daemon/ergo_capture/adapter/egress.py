@@ -48,12 +48,12 @@ class EgressFailure(ValueError):
 
     @property
     def interruption(self) -> str:
-        """What the decision's record holds."""
+        """The text of the decision's ``interruption``."""
         return f"egress dispatch failed: {self}"
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Where intents of one kind go (``EgressRoute``)."""
+    """The route of one kind of intents (``EgressRoute``)."""
 
     channel: str
     #: Milliseconds; None for the default.
@@ -280,7 +280,7 @@ def _frame(channel: str, name: str, line: str | bytes) -> tuple[str, Any]:
     try:
         value = read_json(line, pairs=True)
         if isinstance(value, list) and not isinstance(value, Pairs):
-            # The tag is looked for by itself first, in which an array has no room for more.
+            # serde reads the tag first, from an array that must not have further elements.
             raise ShapeError("trailing characters", ())
         return tagged("InboundFrameTag", "type", _FRAMES, value)
     except ValueError as error:
@@ -311,7 +311,7 @@ def check_ready(channel: str, line: str | bytes, required: Iterable[str]) -> Non
 
 
 def read_ack(channel: str, line: str | bytes, intent: IntentRecord) -> CapturedIntentAck:
-    """Return the ack that a channel answered an intent with.
+    """Return the ack with which a channel answered an intent.
 
     Raises:
         EgressFailure: a violation of the protocol.
@@ -330,7 +330,7 @@ def read_ack(channel: str, line: str | bytes, intent: IntentRecord) -> CapturedI
 
 
 def intent_id(graph_id: str, event_id: str, node: str, kind: str, index: int) -> str:
-    """Return the id of an intent: of the episode's origin event, and the action's node in the expanded graph."""
+    """Return the id of an intent, made from its origin event and its action's node in the expanded graph."""
     segments = [part.encode() for part in ("eid1", graph_id, event_id, node, kind, str(index))]
     text = b"".join(len(segment).to_bytes(4, "big") + segment for segment in segments)
     return f"eid1:sha256:{hashlib.sha256(text).hexdigest()}"

@@ -1,4 +1,4 @@
-"""What is said when an adapter, an event or an effect is refused."""
+"""The error for an adapter, an event or an effect that is refused, and its codes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MANIFEST_SHAPE: Final = "manifest_shape"
 MANIFEST_RULE: Final = "manifest_rule"
 #: The optional packages are not installed.
 EXTRA_MISSING: Final = "extra_missing"
-#: The text is no event.
+#: The text is not an event.
 INVALID_EVENT: Final = "invalid_event"
-#: What a schema, or the contract around it, refuses in an event.
+#: A schema, or the adapter's contract, refuses an event.
 SCHEMA_VIOLATION: Final = "schema_violation"
 #: A captured payload lacks a key that the context store holds.
 KEY_MISSING: Final = "store_key_missing"
@@ -32,15 +32,15 @@ class AdapterError(ErgoCaptureError, ValueError):
     """An adapter, an event or an effect was refused.
 
     Args:
-        code: one of this module's codes; stable.
-        message: what is wrong, in the reference's own words where it has them.
+        code: one of this module's codes, which are stable.
+        message: what is wrong, in the reference's words if it has any.
         where: the place: a path into the manifest (``$.context_keys[0].type``) with line and column, or into the
             payload (``$.v[2]``).
         fix: what to do, as an imperative sentence.
         rule: the rule that was broken: ``ADP-8`` of a manifest, or the keyword of a JSON schema (``maximum``).
         line: line in the adapter's text, from 1.
         column: column in that line, from 1.
-        exit_code: what the command line exits with when nothing handles the error.
+        exit_code: the exit code of the command line, if the error is not handled.
     """
 
     def __init__(

@@ -38,9 +38,9 @@ class HostedEvent(msgspec.Struct, frozen=True):
     event_id: str
     kind: ExternalEventKind
     at: EventTime = ZERO
-    #: The adapter's name for what the event means; None where it was left out.
+    #: The adapter's name for the meaning of the event; None if it was left out.
     semantic_kind: str | None = None
-    #: The decoded payload, which need not be an object; None where it was left out.
+    #: The decoded payload, which need not be an object; None if it was left out.
     payload: Any = None
 
 
@@ -101,7 +101,7 @@ def read_frame(line: str | bytes, numbers: Numbers = "reference") -> tuple[str, 
     """Return a driver's frame: ``hello`` and the protocol, ``event`` and the HostedEvent, or ``end`` and None.
 
     Raises:
-        ValueError: no such frame.
+        ValueError: the line is not such a frame.
     """
     return tagged("ProcessDriverMessage", "type", _FRAMES, read_json(line, numbers, pairs=True))
 

@@ -78,7 +78,7 @@ _WORDS: Final[Mapping[str, tuple[str, str, str]]] = {
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """How the reference says that a run failed; no capture is kept."""
+    """The reference's report of a run that failed; no capture is kept."""
 
     code: str
     message: str
@@ -113,13 +113,13 @@ class Channels(Protocol):
     """The egress channels of a run."""
 
     def start(self) -> None:
-        """Start them, in the order of their names, each until it is ready; raise HostError where one is not."""
+        """Start them, in the order of their names, and wait until each is ready; raise HostError if one is not."""
 
     def dispatch(self, intent: IntentRecord) -> CapturedIntentAck:
-        """Have an intent carried out; raise EgressFailure where it is not acknowledged."""
+        """Send an intent and return its ack; raise EgressFailure if it is not acknowledged."""
 
     def finish(self, *, host_stop: bool) -> None:
-        """End them; raise HostError where one has something left to say, or does not end."""
+        """End them; raise HostError if one sends a line after its last ack, or does not end."""
 
 
 class Host:
@@ -129,9 +129,9 @@ class Host:
         graph_id: the graph.
         constraints: the supervisor's limits.
         runtime: the engine.
-        runtime_provenance: what the engine is.
-        adapter: the graph's contract; None where it has none.
-        egress: where intents go.
+        runtime_provenance: the engine's provenance.
+        adapter: the graph's adapter; None for none.
+        egress: the routes of intents; None for none.
         channels: the channels that ``egress`` names.
         store: the context store to begin with.
     """
@@ -249,7 +249,7 @@ def _effect_error(detail: str, kind: str) -> AdapterError:
 
 
 class End(msgspec.Struct, frozen=True):
-    """How the events of a run ended."""
+    """The end of a run's events."""
 
     #: ``completed`` or ``interrupted``.
     status: str
@@ -260,7 +260,7 @@ class End(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, failure: EgressFailure) -> End:
-        """Return the end that a failed dispatch is."""
+        """Return the end of a run by a failed dispatch."""
         return cls("interrupted", failure.reason, failure.channel, failure.intent_id)
 
 

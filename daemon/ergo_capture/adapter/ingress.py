@@ -1,4 +1,4 @@
-"""How events reach a host: a driver's stream, or a fixture."""
+"""Read the events of a host's run: a driver's stream, or a fixture."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from ergo_capture.adapter.shapes import anything, option, rust_debug, string, st
 from ergo_capture.kernel.events import ExternalEventKind, json_type_name
 
 SUCCESS: Final = "exit status: 0"
-#: How long a driver may take to greet, and to end after its last frame, in milliseconds.
+#: Milliseconds that a driver may take to send its hello, and to end after its last frame.
 GRACE_MS: Final = 5000
-#: What the reference strips from the ends of a line.
+#: The characters that the reference strips from the ends of a line.
 _BLANKS: Final = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What a host sees of a driver.
+    """An observation of a driver by its host.
 
-    Kinds: ``line`` (with its text), ``not_utf8`` (a line that is none), ``end_of_output`` (with the exit status, None
-    where the driver does not end in time), ``silence`` (no greeting in time), ``stop`` (the host is told to stop).
+    Kinds: ``line`` (with its text), ``not_utf8`` (a line that is not UTF-8), ``end_of_output`` (with the exit status,
+    None if the driver does not end in time), ``silence`` (no hello in time), ``stop`` (the host is told to stop).
     """
 
     kind: Literal["line", "not_utf8", "end_of_output", "silence", "stop"]
@@ -45,7 +45,7 @@ class Observation(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """Counts of a run: events by episode; those that interrupted it are among them."""
+    """The counts of a run: events by episode, including those that interrupted the run."""
 
     def __init__(self, labels: Iterable[str]) -> None:
         self.labels = list(labels)
@@ -69,18 +69,18 @@ def run_driver(
     max_events: int | None = None,
     numbers: Numbers = "reference",
 ) -> End:
-    """Step through what a driver sends, and return how that ended.
+    """Run the events of a driver's stream, and return the end of the run.
 
     Args:
         host: the run.
         observations: the driver's lines and its end, in order.
         progress: counts the events, of one episode.
         command: the driver's command, for messages.
-        max_events: stop after so many events.
+        max_events: the number of events after which to stop; None for all.
         numbers: how the numbers of lines are read.
 
     Raises:
-        HostError: the run failed, before the first event or by one that is refused.
+        HostError: the run failed, before the first event or by a refused one.
     """
     name = f"process driver [{', '.join(map(rust_debug, command))}]"
     stream = iter(observations)
@@ -194,13 +194,13 @@ _RECORDS: Final = {
 def read_fixture(
     text: str, *, bound: bool, numbers: Numbers = "reference", name: str = "events.jsonl"
 ) -> list[Episode]:
-    """Return the episodes of a fixture, all of it read and prepared before the first event.
+    """Read a whole fixture, and return its episodes.
 
     Args:
         text: the fixture.
         bound: whether the run has an adapter: each event then needs a semantic kind, and may leave out its payload.
         numbers: how numbers are read.
-        name: what messages call the fixture.
+        name: the fixture's name in messages.
 
     Raises:
         HostError: it is refused.
@@ -265,7 +265,7 @@ def _prepare(event: FixtureEvent, event_id: str, ids: set[str], *, bound: bool) 
 
 
 def run_fixture(host: Host, episodes: list[Episode], progress: Progress, *, max_events: int | None = None) -> End:
-    """Step through a fixture, and return how that ended.
+    """Run the events of a fixture, and return the end of the run.
 
     Raises:
         HostError: the run failed.

@@ -1,4 +1,4 @@
-"""What an adapter declares, and the fingerprint of it."""
+"""The manifest of an adapter: its declarations and their fingerprint."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def effects(self) -> tuple[PayloadKind, ...]:
-        """The effects that the adapter takes; none where it says nothing of them."""
+        """The effects that the adapter accepts; empty if it declares none."""
         return () if self.accepts is None else self.accepts.effects
 
     def canonical(self) -> bytes:
-        """Return the text that the fingerprint is of: compact JSON of all known fields, keys sorted by bytes."""
+        """Return the text that the fingerprint hashes: compact JSON of all known fields, keys sorted by bytes."""
         return write_json(msgspec.to_builtins(self))
 
     def provenance(self) -> str:

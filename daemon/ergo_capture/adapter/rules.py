@@ -35,7 +35,7 @@ class BrokenRule(ValueError):
     Args:
         rule: its name.
         summary: the reference's sentence.
-        path: the place in the manifest; None where it is the manifest as a whole.
+        path: the place in the manifest; None for the whole manifest.
         fix: what to do.
     """
 
@@ -58,7 +58,7 @@ def check_rules(manifest: Manifest) -> None:
 
 
 def _broken(m: Manifest) -> Iterator[BrokenRule]:
-    """Yield what is broken, in the reference's order; whoever takes the first one ends the search."""
+    """Yield the broken rules, in the reference's order; lazily, because the caller takes only the first one."""
     yield from _identity(m)
     yield from _context_keys(m)
     yield from _event_kinds(m)
@@ -302,6 +302,6 @@ def _parse_version(text: str) -> Any:
     if match is None or any(len(part) > len(str(U64_MAX)) or int(part) > U64_MAX for part in match.groups()[:3]):
         return None
     *core, pre, build = match.groups()
-    #: Numbers are below words; a longer number is the greater one, for there are no leading zeros.
+    #: Numbers are below words; a longer number is the greater one, because there are no leading zeros.
     identifiers = [(0, len(part), part) if part.isdigit() else (1, 0, part) for part in pre.split(".")] if pre else []
     return [int(part) for part in core], pre is None, identifiers, build is not None

@@ -22,7 +22,7 @@ class SchemaError(ValueError):
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """The first way in which a payload breaks its schema."""
+    """The first violation of a schema by a payload."""
 
     #: The validator's sentence.
     message: str
@@ -50,12 +50,12 @@ class PayloadSchema:
         self.properties: tuple[str, ...] = tuple(sorted(properties)) if isinstance(properties, dict) else ()
 
     def takes(self, payload: dict[str, Any]) -> bool:
-        """Return whether a payload keeps the schema."""
+        """Return whether a payload is valid."""
         takes: bool = self._validator.is_valid(payload)
         return takes
 
     def violation(self, payload: dict[str, Any]) -> Violation:
-        """Return how a payload that the schema does not take breaks it; its keys are sorted."""
+        """Return the first violation by an invalid payload, whose keys are sorted."""
         try:
             self._validator.validate(payload)
         except self._error as error:
@@ -69,7 +69,7 @@ def compile_schema(schema: Any) -> tuple[Any, Any]:
     """Return a validator of draft 2020-12 for a schema, and the error that it raises.
 
     Raises:
-        SchemaError: no object, a banned keyword, or no schema of that draft.
+        SchemaError: it is not an object, has a banned keyword, or is not a schema of that draft.
         AdapterError: jsonschema-rs is not installed.
     """
     if not isinstance(schema, dict):
@@ -100,7 +100,7 @@ def sorted_keys(value: Any) -> Any:
 
 
 def check_bans(value: Any) -> None:
-    """Raise SchemaError where a schema holds what the reference bans, wherever it stands in it."""
+    """Raise SchemaError if a schema contains, at any place, what the reference bans."""
     if isinstance(value, dict):
         for keyword in ("oneOf", "anyOf"):
             if keyword in value:

@@ -20,7 +20,7 @@ _ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\
 
 
 class ShapeError(ValueError):
-    """A value is not of the type that was expected; ``path`` says where it stands."""
+    """A value is not of the expected type; ``path`` is its place."""
 
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
@@ -153,15 +153,15 @@ def struct(
     """Return a reader of a struct: an object with its fields in any order, or an array of all of them in order.
 
     Args:
-        name: what the reference calls the struct.
+        name: the reference's name of the struct.
         build: takes the fields by their names; a trailing underscore is added to those that Python reserves.
         fields: a reader for each field, in order of declaration.
-        optional: the fields that an object, though not an array, may leave out; None stands in for them.
-        defaulted: the fields that an array may stop before, too.
+        optional: the fields that an object may leave out, but not an array; they are then None.
+        defaulted: the fields that may also be missing at the end of an array.
         deny_unknown: refuse other fields instead of ignoring them.
     """
     names = list(fields)
-    # The one struct that is not derived says less.
+    # Duration has no derived deserializer, and its message is shorter.
     counted = "" if name == "Duration" else f" with {len(names)} element{'s' if len(names) > 1 else ''}"
     expected = f"struct {name}{counted}"
 

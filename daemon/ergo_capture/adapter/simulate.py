@@ -1,4 +1,4 @@
-"""A run of the reference's host, played from what its engine returned."""
+"""Simulate a run of the reference's host from the outcomes that its engine returned."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CaseError(ErgoCaptureError, ValueError):
 
 
 class EngineOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the engine returned from one call."""
+    """The result of one call of the engine."""
 
     event_id: str
     termination: Any
@@ -57,18 +57,18 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime_provenance: str = "rpv1:none"
     constraints: Constraints | None = None
     numbers: Numbers = "reference"
-    #: The host stops after so many events.
+    #: The number of events after which the host stops; None for all.
     max_events: int | None = None
-    #: How the driver exited, in the reference's words.
+    #: The driver's exit status, in the reference's words.
     driver_status: str = SUCCESS
     driver_command: tuple[str, ...] = ("./driver",)
     egress_toml: str | None = None
-    #: What the nodes of the graph need, where that is known.
+    #: The needs of the graph's nodes; None if unknown.
     nodes: tuple[Node, ...] | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a simulated run ended."""
+    """The outcome of a simulated run."""
 
     #: ``completed``, ``interrupted`` or ``refused``.
     status: str
@@ -107,7 +107,7 @@ def read_case(text: str | bytes) -> Case:
     """Return the case of a JSON text.
 
     Raises:
-        CaseError: it is none; the message names the field.
+        CaseError: it is not a case; the message names the field.
     """
     try:
         case = msgspec.json.decode(text, type=Case)
@@ -134,7 +134,7 @@ class RecordedEngine:
         """Return the next outcome.
 
         Raises:
-            CaseError: it is that of another event, or there is none.
+            CaseError: it belongs to another event, or there are no more.
         """
         del graph_id, event
         found = self._outcomes and self._outcomes[0].event_id == event_id
@@ -150,16 +150,16 @@ class RecordedEngine:
 def simulate(
     case: Case, *, observations: Iterable[Observation] | None = None, channels: Channels | None = None
 ) -> Outcome:
-    """Return what the reference's host makes of a case.
+    """Return the outcome of a case with the reference's host.
 
     Args:
         case: the run.
-        observations: what the host sees of the driver; by default the case's lines and then its end.
+        observations: the driver as the host observes it; by default the case's lines and then its end.
         channels: the egress channels that the case's configuration names.
 
     Raises:
         CaseError: the engine's outcomes do not fit the events.
-        AdapterError: EXTRA_MISSING where the packages that adapters need are not installed.
+        AdapterError: EXTRA_MISSING if the packages that adapters need are not installed.
     """
     warnings: list[str] = []
     try:

@@ -16,7 +16,7 @@ SET_CONTEXT = "set_context"
 
 
 class Declares(Protocol):
-    """An adapter, as far as writes are checked against it."""
+    """The part of an adapter against which writes are checked."""
 
     @property
     def context(self) -> Mapping[str, ContextKey]:
@@ -24,10 +24,10 @@ class Declares(Protocol):
 
 
 class ContextStore:
-    """Values by key, of a run (``ContextStore``): empty at first, written by ``set_context`` effects alone.
+    """The values of a run by key (``ContextStore``); only ``set_context`` effects write it.
 
     Args:
-        values: what it holds at first.
+        values: its initial content; None for an empty store.
         limit: bytes of JSON that keys and values may take; None for no limit.
     """
 
@@ -44,7 +44,7 @@ class ContextStore:
         """Return the store that ``to_json`` wrote.
 
         Raises:
-            ValueError: no JSON object.
+            ValueError: the text is not a JSON object.
         """
         return cls(msgspec.json.decode(text, type=dict[str, Any]), limit=limit)
 
@@ -57,7 +57,7 @@ class ContextStore:
         return {key: self._values[key] for key in sorted(self._values)}
 
     def get(self, key: str) -> Any:
-        """Return a key's value; None where it has none."""
+        """Return a key's value; None if it has none."""
         return self._values.get(key)
 
     def keys(self) -> KeysView[str]:
@@ -77,11 +77,11 @@ class ContextStore:
         return len(self._values)
 
     def apply(self, effect: ActionEffect, adapter: Declares) -> None:
-        """Write what a ``set_context`` effect says, one key after the other; what precedes an error stays written.
+        """Apply the writes of a ``set_context`` effect, in order; writes before an error are kept.
 
         Raises:
-            AdapterError: INVALID_EFFECT where a key is not declared, not writable or of another type; CONTEXT_FULL
-                where the store would grow beyond its limit.
+            AdapterError: INVALID_EFFECT if a key is not declared, not writable or of another type; CONTEXT_FULL if the
+                store would grow beyond its limit.
         """
         if effect.kind != SET_CONTEXT:
             raise _invalid(f"no registered effect handler for kind '{effect.kind}'", effect.kind)
@@ -117,7 +117,7 @@ class ContextStore:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    # 1 and 1.0, or 0.0 and -0.0, are equal, and other texts.
+    # 1 and 1.0, or 0.0 and -0.0, are equal but have different texts.
     return one is other or (one == other and write_json(one) == write_json(other))
 
 

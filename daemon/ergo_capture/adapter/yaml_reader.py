@@ -1,4 +1,4 @@
-"""Reads YAML as the reference does, and keeps where each value stands.
+"""Read YAML as the reference does, and keep the place of each value.
 
 The reference parses with a port of libyaml, PyYAML binds libyaml: both split a text alike. PyYAML's own rules for
 scalars are those of YAML 1.1 and are not used.
@@ -22,12 +22,12 @@ _I64_MIN: Final = -(1 << 63)
 _U128_MAX: Final = (1 << 128) - 1
 _I128_MIN: Final = -(1 << 127)
 _MAX_DEPTH: Final = 128
-#: Aliases may be followed so many times for each event of the document.
+#: How many times aliases may be followed, for each event of the document.
 _REPETITIONS: Final = 100
 _CORE: Final = "tag:yaml.org,2002:"
 _NULLS: Final = dict.fromkeys(("null", "Null", "NULL", "~"))
 _BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-#: Not finite, which JSON has not.
+#: Numbers that are not finite, which JSON does not have.
 _NOT_NUMBERS: Final = frozenset(
     {".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF", "-.inf", "-.Inf", "-.INF", ".nan", ".NaN", ".NAN"}
 )
@@ -61,7 +61,7 @@ class Document(msgspec.Struct, frozen=True):
     marks: dict[Path, tuple[int, int]]
 
     def mark_of(self, path: Path) -> tuple[int, int] | None:
-        """Return where a value stands; for one that is not there, where the nearest one around it does."""
+        """Return the place of a value; for a missing one, that of the nearest value around it."""
         while path not in self.marks and path:
             path = path[:-1]
         return self.marks.get(path)
@@ -99,7 +99,7 @@ class _Reader:
         self._before = len(dropped.encode())
         text = dropped + text
         self._rest = iter(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-        #: What ends the document early, raised once all before it has been read.
+        #: The error that ends the document early; it is raised when the text before it has been read.
         self._error: YamlError | None = None
         self._targets: dict[int, int] = {}
         self._aliases: dict[int, int] = {}
@@ -124,7 +124,7 @@ class _Reader:
                         return
                     self._aliases[count] = anchors[event.anchor]
                 elif (anchor := getattr(event, "anchor", None)) is not None:
-                    # The reference numbers anchors so: one that is defined again may take another's place.
+                    # Number anchors as the reference does: a repeated one may get the number of another.
                     anchors[anchor] = len(anchors)
                     self._targets[anchors[anchor]] = count
                 yield event
@@ -133,7 +133,7 @@ class _Reader:
             self._error = _malformed(error, self._before)
 
     def finish(self) -> None:
-        """Raise YamlError where something is wrong after the value, or another document follows."""
+        """Raise YamlError if there is an error after the value, or if another document follows."""
         if self._error is not None:
             raise self._error
         try:
@@ -144,7 +144,7 @@ class _Reader:
             raise YamlError("deserializing from YAML containing more than one document is not supported")
 
     def read(self, path: Path, depth: int) -> Any:
-        """Return the next value; ``depth`` levels may be opened in it."""
+        """Return the next value, which may have at most ``depth`` levels."""
         if not self._events and self._error is None:
             return None
         event = self._next()
@@ -189,7 +189,7 @@ class _Reader:
         return value
 
     def _follow(self) -> int:
-        """Go to where the alias that was just read leads; return where to come back to."""
+        """Go to the anchor of the alias that was just read; return the place to come back to."""
         self._jumps += 1
         if self._jumps > _REPETITIONS * len(self._events):
             raise YamlError("repetition limit exceeded")
@@ -222,7 +222,7 @@ def _at(path: Path, text: str, mark: tuple[int, int]) -> YamlError:
 
 
 def _malformed(error: Any, before: int) -> YamlError:
-    """Return libyaml's complaint as the reference words it; ``before`` are bytes in front of the text."""
+    """Return libyaml's error in the reference's words; ``before`` is the number of bytes before the text."""
     problem_mark = getattr(error, "problem_mark", None)
     if problem_mark is None:
         position = getattr(error, "position", None)
@@ -269,7 +269,7 @@ def _scalar(text: str, tag: str | None, is_plain: bool, path: Path, mark: tuple[
 
 
 def _integer(text: str) -> int:
-    """Return an integer; LookupError where the text is none, OverflowError where JSON cannot hold it."""
+    """Return an integer; raise LookupError if the text is not one, OverflowError if JSON cannot hold it."""
     match = _INTEGER.fullmatch(text)
     if match is None or _PADDED.fullmatch(text):
         raise LookupError(text)
@@ -287,7 +287,7 @@ def _integer(text: str) -> int:
 
 
 def _float(text: str, *, padded: bool = False) -> float | None:
-    """Return a float, None for infinities and NaN, which JSON has not; LookupError where the text is none."""
+    """Return a float, or None for infinities and NaN; raise LookupError if the text is not a float."""
     if text in _NOT_NUMBERS:
         return None
     if (_PADDED.fullmatch(text) and not padded) or not _FLOAT.fullmatch(text):

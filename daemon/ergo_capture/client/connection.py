@@ -1,4 +1,4 @@
-"""The connection of one client: made, used for one session, and made again with the same session when it breaks."""
+"""A client's connection: it is used for one session, and made again with the same session when it breaks."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from ergo_capture.protocol.capture import (
 UNREACHABLE: Final = "unreachable"
 MISUSE: Final = "misuse"
 
-#: The exceptions by which a broken connection shows.
+#: The exceptions that mean a broken connection.
 LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 _READ_BYTES: Final = 64 * 1024
-#: Seconds before the second attempt to connect, and the most between two.
+#: Seconds until the second attempt to connect, and the largest pause between two attempts.
 _FIRST_DELAY: Final = 0.05
 _LONGEST_DELAY: Final = 2.0
-#: Seconds that a first connection waits for a daemon at the most. A daemon that is not there at first was most often
-#: not started at all, and the user should be told soon.
+#: The most seconds that a first connection waits for the daemon: a daemon that is not there at first was probably not
+#: started, and the user should learn that soon.
 _FIRST_PATIENCE: Final = 5.0
-#: Refusals of a resume that pass by themselves.
+#: Temporary refusals of a resume.
 _PASSING: Final = frozenset({UNREACHABLE, Code.SESSION_BUSY, Code.SHUTTING_DOWN})
 
 _Answer = TypeVar("_Answer", bound=Answer)
@@ -73,22 +73,22 @@ class Connection:
 
     Args:
         path: the daemon's socket.
-        name: what the daemon's logs call this client.
+        name: the client's name in the daemon's log.
         patience: seconds to keep trying to reach the daemon again; zero for no second attempt.
-        resume_after_loss: whether to go on where the daemon holds less than was acknowledged.
+        resume_after_loss: whether to continue if the daemon holds less than was acknowledged.
     """
 
     def __init__(self, path: str, name: str, patience: float, *, resume_after_loss: bool = False) -> None:
         self.path = socket_path(path)
         self.patience = patience
         self.resume_after_loss = resume_after_loss
-        #: What the client was told is durable; said whenever the session is resumed.
+        #: The events that were acknowledged to the client; sent whenever the session is resumed.
         self.told: Acknowledged | None = None
         #: The session's id, once it was opened.
         self.session: str | None = None
         #: Id of the last event that was durable when the session was opened or resumed.
         self.last_event_id: str | None = None
-        #: What the daemon takes: bytes and counts, by name.
+        #: The daemon's limits: bytes and counts, by name.
         self.limits: dict[str, int] = {}
         self.features: tuple[str, ...] = ()
         self._hello = encode(Hello(PROTOCOL, name))
@@ -98,7 +98,7 @@ class Connection:
         self._held = b""
 
     async def connect(self) -> None:
-        """Connect; wait a few seconds for a daemon that is not there, since it may be starting.
+        """Connect; wait a few seconds for a daemon that is not there, because it may be starting.
 
         Raises:
             ClientError: ``unreachable``, or the daemon's refusal.
@@ -127,7 +127,7 @@ class Connection:
             try:
                 return await self._open()
             except LOST:
-                # The daemon went away between its welcome and its answer. A session that it opened is left to linger.
+                # The daemon went away between its welcome and its answer. If it opened a session, that lingers.
                 return await self.reopen()
         except BaseException:
             # Hang up: the daemon takes one ``open`` on a connection, and an answer may still be on its way.
@@ -163,7 +163,7 @@ class Connection:
         raise ClientError(
             UNREACHABLE,
             f"the daemon at '{self.path}' did not come back within {self.patience:g} s",
-            "what was acknowledged is safe; start the daemon and resume the session with --session",
+            "acknowledged events are safe; start the daemon and resume the session with --session",
         )
 
     async def send(self, lines: bytes) -> None:
@@ -175,7 +175,7 @@ class Connection:
         await self._connected().send(lines)
 
     async def read(self) -> list[Answer]:
-        """Return the answers that have come, errors included; wait for more where none is whole.
+        """Return the answers that have come, including errors; wait for more if none is complete.
 
         Raises:
             ClientError: ``bad_frame``: a line is not a frame of the protocol.
@@ -217,7 +217,7 @@ class Connection:
         return opened
 
     def _checked(self, opened: Opened) -> Opened:
-        """Return the answer; a daemon of 0.1.0 does not compare it with what was told.
+        """Return the answer after comparing it with what was acknowledged, which a daemon of 0.1.0 does not do.
 
         Raises:
             ClientError: ``acknowledged_lost``.
@@ -275,14 +275,14 @@ async def _receive(stream: UNIXSocketStream) -> bytes:
 
 
 def error_of(error: Error) -> ClientError:
-    """Return what an ``error`` frame says as an exception."""
+    """Return the exception for an ``error`` frame."""
     return ClientError(error.code, error.message, error.hint, None if error.lost is msgspec.UNSET else error.lost)
 
 
 def invalid_frame(reason: str) -> ClientError:
-    """Return the error for an answer that the protocol does not have there."""
-    message = f"the daemon said something that is not a frame of {PROTOCOL}: {reason}"
-    return ClientError(Code.BAD_FRAME, message, "look whether it is ergo-capture that listens on this socket")
+    """Return the error for an answer that the protocol does not allow there."""
+    message = f"the daemon sent a line that is not a frame of {PROTOCOL}: {reason}"
+    return ClientError(Code.BAD_FRAME, message, "check that it is ergo-capture that listens on this socket")
 
 
 def _decode(lines: bytes) -> list[Answer]:
@@ -293,7 +293,7 @@ def _decode(lines: bytes) -> list[Answer]:
 
 
 def _is_another_file(path: str) -> bool:
-    """Return whether something is there that is no socket: no daemon that starts would take its place."""
+    """Return whether a file that is not a socket is at ``path``; a daemon that starts would not replace it."""
     try:
         return not S_ISSOCK(Path(path).stat().st_mode)
     except OSError:
@@ -301,11 +301,11 @@ def _is_another_file(path: str) -> bool:
 
 
 def _why_unreachable(path: str, error: BaseException) -> tuple[str, str]:
-    """Return why a connection failed, and a hint."""
+    """Return the reason why a connection failed, and a hint."""
     start = "start it with `ergo-capture serve`, or name its socket with --socket"
     match error:
         case PermissionError():
-            return "this user may not", "connect as a user of the socket's group, or as root"
+            return "permission denied", "connect as a user of the socket's group, or as root"
         case ConnectionRefusedError() if _is_another_file(path):
             # The kernel refuses a connection to any other file in the same way, and starting a daemon would not help.
             return "it is not a socket", "name the daemon's socket with --socket"

@@ -1,6 +1,6 @@
-"""What one client has sent and the daemon has not answered: events, and the request under way.
+"""The events and the request of one client that the daemon has not answered yet.
 
-Synchronous and without a clock: every answer of the daemon goes in, counts and lines come out.
+Synchronous and without a clock: the caller passes every answer of the daemon, and gets counts and lines to send.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ergo_capture.protocol.capture import Closed, Flushed, Pong
 RequestAnswer = Flushed | Closed | Pong
 
 
-#: Ids that are remembered above the number of events that a resumed session holds.
+#: How many ids are remembered above the number of events that a resumed session holds.
 _MORE_IDS: Final = 100_000
 
 
@@ -24,21 +24,21 @@ _MORE_IDS: Final = 100_000
 class _Sent:
     line: bytes
     event_id: str
-    #: What the caller calls it.
+    #: The caller's number of it.
     place: int = 0
-    #: Sent on an earlier connection too: a duplicate then means that it had arrived.
+    #: Whether it was sent on an earlier connection too: a duplicate then means that it had arrived.
     again: bool = False
-    #: The first event of its id that this client sends, as far as that matters: a duplicate then means that the session
-    #: had it before this client resumed it.
+    #: Whether it may be the first event with its id that this client sends: a duplicate then means that the session had
+    #: it before this client resumed it.
     first: bool = False
-    #: Known to be durable, though not by an acknowledgement: it was rejected as a duplicate of itself.
+    #: Whether it is known to be durable without an acknowledgement: it was rejected as a duplicate of itself.
     arrived: bool = False
     captured: bool = False
     rejected: bool = False
 
     @property
     def is_settled(self) -> bool:
-        """Whether a rejection said what became of it."""
+        """Whether a rejection has settled it."""
         return self.rejected or self.captured or self.arrived
 
 
@@ -48,24 +48,24 @@ class InFlight:
     The daemon numbers the events of a connection from 1; ``acked``, ``is_rejected`` and ``sent`` take its numbers.
 
     Args:
-        on_durable: called with the place of each event that is known to be durable, whoever sent it.
+        on_durable: called with the place of each event that is known to be durable, also if another client sent it.
     """
 
     def __init__(self, on_durable: Callable[[int], None] = lambda _place: None) -> None:
         self._on_durable = on_durable
-        #: Events acknowledged as durable, rejections not counted; and those that were rejected.
+        #: The numbers of events that were acknowledged as durable, and that were rejected.
         self.accepted = 0
         self.rejected = 0
         #: Events that the session held before this client resumed it.
         self.captured = 0
-        #: Events of the session that the daemon has said are durable, and the id of the last, None where it is not known.
+        #: The number of the session's events that were acknowledged, and the id of the last one; None if unknown.
         self.told_events = 0
         self.told_last: str | None = None
         self._sent: deque[_Sent] = deque()
-        #: How many of this connection the daemon has acknowledged.
+        #: How many events of this connection the daemon has acknowledged.
         self._acked = 0
-        #: Events of the session before this client that have not come back as duplicates; and the ids sent by this
-        #: client, kept as long as there may be any.
+        #: Events of the session before this client that have not come back as duplicates, and the ids sent by this
+        #: client, which are kept as long as there are such events.
         self._may_be_captured = 0
         self._ids: set[str] = set()
 
@@ -73,7 +73,7 @@ class InFlight:
         return len(self._sent)
 
     def opened(self, events: int, last: str | None) -> None:
-        """Begin a session that holds so many events, the last of that id."""
+        """Begin a session that holds ``events`` events; ``last`` is the id of the last one."""
         self.told_events, self.told_last = events, last
         self._may_be_captured = events
 
@@ -83,7 +83,7 @@ class InFlight:
         if self._may_be_captured:
             sent.first = event_id not in self._ids
             self._ids.add(event_id)
-            # These are new events, and not the ones that the session holds. Their number has no bound.
+            # Forget the ids: these are new events, not those that the session holds, and their number has no bound.
             if len(self._ids) > self.captured + self._may_be_captured + _MORE_IDS:
                 self._forget_ids()
         self._sent.append(sent)
@@ -96,7 +96,7 @@ class InFlight:
 
         Args:
             count: events of this connection.
-            events: the durable events of the session, if the daemon says.
+            events: the number of durable events of the session, if the daemon reports it.
         """
         for _ in range(min(count - self._acked, len(self._sent))):
             self._count(self._sent.popleft())
@@ -129,13 +129,13 @@ class InFlight:
         """Begin a new connection; return the lines to send on it.
 
         Args:
-            events: the durable events of the session; fewer than were acknowledged where some are lost.
+            events: the number of durable events of the session; less than was acknowledged if some are lost.
             last: id of the last of them.
         """
         self._acked = 0
         self._drop_durable(events - self.told_events, last)
         self.told_events, self.told_last = events, last
-        # Do not send rejected events again: their sender was told, and may have sent them again.
+        # Do not send rejected events again: the caller knows of the rejection, and may have sent them again.
         for sent in self._sent:
             if sent.rejected or sent.captured:
                 self._count(sent)
@@ -172,9 +172,9 @@ class InFlight:
 
 
 class PendingRequest:
-    """The one request under way, and its answer.
+    """The request under way, and its answer.
 
-    Requests come one after the other. One that is not answered when the connection breaks is sent again on the next.
+    There is one request at a time. If it is not answered when the connection breaks, it is sent again on the next one.
     """
 
     def __init__(self) -> None:
@@ -191,13 +191,13 @@ class PendingRequest:
         self.line, self.sent_again, self.answer = line, False, None
 
     def end(self) -> None:
-        """Make it none: it was answered, abandoned, or failed."""
+        """Forget the request: it was answered or abandoned, or it failed."""
         self.line = self.answer = None
 
     def abandon(self, *, sent: bool) -> None:
-        """Wait for the answer no more; ``sent`` says whether the daemon may have the request.
+        """Stop waiting for the answer; ``sent`` says whether the daemon may have got the request.
 
-        The answer comes all the same, and must not be taken for that to the next request.
+        The answer still comes, and must not be taken for that to the next request.
         """
         self._abandoned += sent and self.answer is None
 
@@ -214,7 +214,7 @@ class PendingRequest:
             self.answer = answer
 
     def disconnected(self) -> None:
-        """Forget the answers that were to come on this connection."""
+        """Forget the answers that were expected on this connection."""
         self._abandoned = 0
 
     def reconnected(self) -> bytes | None:

@@ -1,8 +1,8 @@
 """An ingress channel in front of others: each event of theirs is durable before the host sees its line.
 
-Lines are handed on in the order in which they came, unchanged. An event's line waits until the daemon has it; a line
-that is no event, such as ``hello``, waits only for those before it. Several channels are merged in the order in which
-their events are sent, which is the order in which they become durable.
+Lines are passed on unchanged, in the order in which they came. An event's line waits until the event is durable;
+another line, such as ``hello``, waits only for those before it. Several channels are merged in the order in which their
+events are sent, which is the order in which they become durable.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from ergo_capture.protocol.capture import DRIVER_PROTOCOL, Code
 from ergo_capture.protocol.driver import END_LINE, DriverLine, LineKind, read_driver_line
 
 _READ_BYTES: Final = 64 << 10
-#: Bytes that may wait to be handed on before no more is read of the channels.
+#: The channels are not read while more bytes wait to be passed on.
 _MOST_HELD: Final = 4 << 20
-#: Bytes of the longest line; the daemon takes none that is nearly as long.
+#: Longest line, in bytes; the daemon's limit is far below.
 _LONGEST_LINE: Final = 16 << 20
-#: Rejections that are named, and characters of an id: nobody may read standard error, and a pipe holds 64 KiB.
+#: How many rejections are named, and characters of an id: standard error may not be read, and a pipe holds 64 KiB.
 _MOST_NAMED: Final = 100
 _SHOWN: Final = 100
-#: Seconds that the end waits for the bundle: the host gives a driver five seconds to go.
+#: Seconds to wait for the bundle at the end: the host gives a driver five seconds to exit.
 _CLOSE_SECONDS: Final = 3.0
 #: Seconds before channels that were told to end are killed.
 _GRACE_SECONDS: Final = 2.0
-#: Refusals after which the session is tried to be opened again.
+#: Refusals after which opening the session is tried again.
 _PASSING: Final = frozenset({UNREACHABLE, Code.SHUTTING_DOWN, Code.SESSION_BUSY, Code.STORAGE_FULL})
 #: Seconds between two attempts.
 _RETRY_SECONDS: Final = 0.5
@@ -48,10 +48,10 @@ _RETRY_SECONDS: Final = 0.5
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """A line that was not handed on yet."""
+    """A line that was not passed on yet."""
 
     text: bytes
-    #: Whether nothing has to be waited for.
+    #: Whether it need not wait for the daemon.
     is_settled: bool = True
     is_rejected: bool = False
 
@@ -135,10 +135,10 @@ class Ingress:
         channels: the channels, which have been started.
         graph: the graph to open a session of.
         session: the session to resume, in place of a new one.
-        labels: kept in the bundle's manifest.
-        output: the descriptor that lines are handed on to.
-        window: events that may be unacknowledged at once.
-        report: called with sentences for people.
+        labels: labels for the bundle's manifest.
+        output: the descriptor that lines are written to.
+        window: how many events may be unacknowledged at once.
+        report: called with messages for the user.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Ingress:
         report: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         self.published: Published | None = None
-        #: Events that are durable, and lines of events that were not handed on.
+        #: The numbers of durable events, and of events whose lines were not passed on.
         self.accepted = self.rejected = 0
         #: Lines that were handed on and are no events of the protocol, or not in their place.
         self.uncaptured = 0
@@ -195,10 +195,10 @@ class Ingress:
         return None if self._client is None else self._client.session
 
     async def run(self) -> list[int]:
-        """Hand on what the channels print, until they have ended; return their exit codes.
+        """Pass on the output of the channels until they have ended; return their exit codes.
 
         Raises:
-            ErgoCaptureError: the daemon refused, or a channel cannot be read; nothing more was handed on.
+            ErgoCaptureError: the daemon refused, or a channel cannot be read; no further line was passed on.
         """
         self._opening = anyio.CancelScope()
         async with anyio.create_task_group() as self._tasks:
@@ -220,7 +220,7 @@ class Ingress:
         return bool(running)
 
     async def _guarded(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """Run a part of the work; its failure ends the others."""
+        """Run a part of the work; if it fails, end the others."""
         try:
             await work(*arguments)
         except ErgoCaptureError as error:
@@ -242,7 +242,7 @@ class Ingress:
 
     @property
     def _is_complete(self) -> bool:
-        """Whether each channel said that it was at its end."""
+        """Whether each channel has sent ``end``."""
         return all(channel.has_ended for channel in self._channels)
 
     async def _read(self, channel: Channel) -> None:
@@ -253,14 +253,14 @@ class Ingress:
             elif line.kind is LineKind.EVENT and channel.has_greeted and not channel.has_ended:
                 await self._send(text, line)
             else:
-                # The host answers to it as it would without this program, whatever it is.
+                # Pass on any line: the host must react as it would without this program.
                 channel.has_greeted |= line.kind is LineKind.HELLO
                 channel.has_ended |= line.kind is LineKind.END
                 self.uncaptured += line.kind not in (LineKind.HELLO, LineKind.END)
                 await self._pass_on(text)
 
     async def _merge(self, channel: Channel, text: bytes, line: DriverLine) -> None:
-        """Take a line of one of several channels: the host sees one hello and one end."""
+        """Take a line of one of several channels, so that the host gets one hello and one end."""
         if channel.has_ended:
             # The lines that the host would see of this channel alone.
             await self._pass_on(END_LINE)
@@ -292,13 +292,13 @@ class Ingress:
         async with self._turn:
             await self._room()
             line = _Line(text, is_settled=False)
-            # It waits in its place until the session is open: what comes behind it must not overtake it.
+            # Keep its place until the session is open: later lines must not overtake it.
             self._hold(line)
             await self._opened.wait()
             client, event_id = self._client, found.text
             assert client is not None
-            # An event of the same id that is on its way may come back as its own duplicate, after a lost connection.
-            # This one would be taken for it.
+            # Wait for an event with the same id: after a lost connection it may come back as its own duplicate, and
+            # would be confused with this one.
             while event_id in self._ids:
                 await client.settled()
             limit = client.limits.get("max_frame_bytes", _LONGEST_LINE)
@@ -365,7 +365,7 @@ class Ingress:
             await anyio.sleep(_RETRY_SECONDS)
 
     async def _watch(self, client: CaptureClient) -> None:
-        """Raise where the daemon refuses to go on."""
+        """Raise if the daemon refuses to continue."""
         while True:
             await client.settled()
 
@@ -390,9 +390,9 @@ class Ingress:
         self.rejected += 1
         self._changed.notify_all()
         if self.rejected <= _MOST_NAMED:
-            self._report(f"not handed on: event {event_id[:_SHOWN]!r}: {why}")
+            self._report(f"not passed on: event {event_id[:_SHOWN]!r}: {why}")
         elif self.rejected == _MOST_NAMED + 1:
-            self._report("more events are not handed on; see the count at the end")
+            self._report("more events are not passed on; see the count at the end")
 
     def _settle(self, number: int) -> None:
         line = self._unsettled.pop(number, None)
@@ -415,7 +415,7 @@ class Ingress:
                     if not line.is_rejected:
                         texts.append(line.text)
                 self._changed.notify_all()
-                # The host may read slowly, or not at all, while this process is told to end.
+                # Write in a thread that can be abandoned: the host may not read while this process has to end.
                 await to_thread.run_sync(_write, self._output, b"".join(texts), abandon_on_cancel=True)
         except BrokenPipeError:
             self.host_gone = True
@@ -423,11 +423,11 @@ class Ingress:
             reading.cancel()
         self._all_handed_on.set()
         if self._client is None:
-            # There is no event.
+            # There was no event: stop opening the session.
             self._opening.cancel()
 
     async def _next_settled(self) -> bool:
-        """Wait until a line can be handed on; return False if there are no more."""
+        """Wait until a line can be passed on; return False if there are no more."""
         while True:
             if not self._lines:
                 if self._is_read:
@@ -439,7 +439,7 @@ class Ingress:
                 await self._changed.wait()
 
     async def stop_channels(self) -> None:
-        """End the channels: with the pipe that they print to, and then with signals."""
+        """End the channels: close the pipes that they print to, then send signals."""
         for channel in self._channels:
             channel.send_signal(signal.SIGTERM)
         with anyio.move_on_after(_GRACE_SECONDS):

@@ -1,7 +1,7 @@
-"""Measure a daemon under load, and what the disk below it can do at best.
+"""Measure a daemon under load, and the best that its disk can do.
 
-``Load`` is not ``CaptureClient``: a load must cost less than what it measures. Its lines are made beforehand, one
-thread sends and receives, and of the answers only the last acknowledgement is read.
+``Load`` replaces ``CaptureClient``, because a load must cost less than the daemon that it measures. Its lines are made
+beforehand, one thread sends and receives, and only the last acknowledgement of the answers is read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Figures(msgspec.Struct, frozen=True):
 
     events: int
     seconds: float
-    #: From sending an event to its acknowledgement as durable: median and 99th percentile.
+    #: Time from sending an event to its acknowledgement: median and 99th percentile.
     p50: float
     p99: float
 
@@ -77,7 +77,7 @@ class Load:
         self._payload = b'{"pad":"%b"}' % (b"x" * (payload_bytes - 10))
         self._sent = 0
         self._held = b""
-        #: Events of one write to the socket: half a window, so that one half is made up while the other is under way.
+        #: Events of one write to the socket: half a window, so that one half is prepared while the other is under way.
         self._piece = max(1, window // 2)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_PATIENCE_SECONDS)

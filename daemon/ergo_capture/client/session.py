@@ -1,12 +1,13 @@
 """A session with the daemon that survives the daemon's restarts.
 
 Events that are not acknowledged are kept. When the connection breaks, the client connects again with back-off,
-resumes its session, learns which event was the last to become durable, and sends on from the one after it.
+resumes its session, learns which event was the last to become durable, and continues with the one after it.
 An event that is sent twice because its acknowledgement was lost is rejected by the daemon as a duplicate, and the
 client then knows that it is durable. So each event is in the bundle exactly once, whichever side fails.
 
-The client also remembers how much of the session was durable, and says it when it resumes. A daemon whose state directory
-came back older then refuses, and every call raises ``acknowledged_lost``, unless the client was told to go on after a loss.
+The client also remembers how many events of the session were acknowledged, and says so when it resumes. If the daemon
+holds fewer, because its state directory is older, it refuses, and every call raises ``acknowledged_lost``, unless
+``resume_after_loss`` is set.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from ergo_capture.protocol.capture import (
     event_line,
 )
 
-#: Bytes that are gathered for one write; a sender waits while there are more.
+#: How many bytes are collected for one write; a sender waits while there are more.
 _SEND_BYTES: Final = 128 * 1024
 _CLOSE: Final = protocol.encode(protocol.Close())
 _FLUSH: Final = protocol.encode(protocol.Flush())
@@ -49,9 +50,9 @@ _Answer = TypeVar("_Answer", bound=RequestAnswer)
 
 
 class Reject(msgspec.Struct, frozen=True):
-    """An event that the daemon did not take."""
+    """An event that the daemon rejected."""
 
-    #: None where the line cannot be read that far.
+    #: None if the line cannot be read that far.
     event_id: str | None
     code: str
     message: str
@@ -63,7 +64,7 @@ class Reject(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """An event that was taken, with something that is probably a mistake, such as a field that nobody reads."""
+    """An event that was accepted and probably contains a mistake, such as an unknown field."""
 
     event_id: str | None
     message: str
@@ -85,13 +86,13 @@ class Published(msgspec.Struct, frozen=True):
     session: str = ""
     #: The bundles of all parts of a session that was closed, in order, ``bundle`` last; empty from an older daemon.
     bundles: tuple[str, ...] = ()
-    #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, in answer to a close;
-    #: empty from an older daemon.
+    #: Episodes by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, in answer to a close; empty from an
+    #: older daemon.
     terminations: dict[str, int] = {}
     #: Durable events of the session that are not decided: refused, and left over after an interruption of the run.
     refused: int = 0
     left_over: int = 0
-    #: What interrupted the session, in one word; empty where nothing did, or nobody said.
+    #: The reason for the session's interruption, in one word; empty for none, or if it is unknown.
     reason: str = ""
 
 
@@ -105,7 +106,7 @@ class _State(Enum):
     RECONNECTING = auto()
     #: The daemon closed the session, as it was asked to.
     CLOSED = auto()
-    #: The daemon refused to go on, or cannot be reached any more.
+    #: The daemon refused to continue, or cannot be reached any more.
     FAILED = auto()
 
 
@@ -118,16 +119,16 @@ class CaptureClient:
 
     Args:
         path: the daemon's socket.
-        name: what the daemon's logs call this client.
-        window: events that may be unacknowledged at once.
+        name: the client's name in the daemon's log.
+        window: how many events may be unacknowledged at once.
         give_up_after: seconds to keep trying to reach the daemon again; zero for no second attempt.
-        resume_after_loss: whether to go on where the daemon has lost acknowledged events; ``lost`` then says how many.
-        on_reject: called for each event that is not taken.
-        on_note: called where an event is taken that has a mistake; at most once for each connection.
-        on_refused: called for each event that was taken and is refused when its turn comes.
+        resume_after_loss: whether to continue if the daemon has lost acknowledged events; ``lost`` is then the loss.
+        on_reject: called for each event that the daemon rejects.
+        on_note: called if an accepted event probably contains a mistake; at most once for each connection.
+        on_refused: called for each event that was accepted and is refused when its turn comes.
         on_durable: called for each event that is durable, with the ``place`` that ``send_line`` was given.
         on_decision: called with each decision record, if ``open`` asked for them.
-        on_reconnect: called when the session was resumed, with how often that has happened.
+        on_reconnect: called when the session was resumed, with the number of times that has happened.
     """
 
     def __init__(
@@ -148,13 +149,13 @@ class CaptureClient:
         self.reconnects = 0
         #: Events of the session that were durable before this client resumed it.
         self.resumed_after = 0
-        #: What the daemon has lost of the session; None where nothing is known to be lost.
+        #: The known loss of the session; None for none.
         self.lost: Lost | None = None
-        #: Events of the session that were refused when their turn came, as far as the daemon has said.
+        #: The number of the session's events that were refused when their turn came, as far as the daemon has reported.
         self.refused = 0
-        #: Events that the daemon never decides, because the run was interrupted; None where there are none.
+        #: Events that are not decided because the run was interrupted; None for none.
         self.left_over: LeftOver | None = None
-        #: Whether the run was interrupted: nothing more is taken.
+        #: Whether the run was interrupted: further events are rejected.
         self.is_interrupted = False
         self._state = _State.NEW
         self._connection = Connection(fspath(path), name, give_up_after, resume_after_loss=resume_after_loss)
@@ -177,7 +178,7 @@ class CaptureClient:
         self._closing = _CLOSE
         #: The answer to ``close``, once it has come.
         self._closed: Published | None = None
-        #: What every call raises in the state FAILED.
+        #: The error that every call raises in the state FAILED.
         self._failure: ClientError | None = None
 
     @property
@@ -197,27 +198,27 @@ class CaptureClient:
 
     @property
     def limits(self) -> dict[str, int]:
-        """Return what the daemon takes: bytes and counts, by name."""
+        """Return the daemon's limits: bytes and counts, by name."""
         return self._connection.limits
 
     @property
     def accepted(self) -> int:
-        """Return how many events were acknowledged as durable, rejections not counted."""
+        """Return how many events were acknowledged as durable, without those that were rejected."""
         return self._in_flight.accepted
 
     @property
     def rejected(self) -> int:
-        """Return how many events the daemon did not take."""
+        """Return how many events the daemon rejected."""
         return self._in_flight.rejected
 
     @property
     def already_captured(self) -> int:
-        """Return how many events were not taken because the session held them before this client resumed it."""
+        """Return how many events were duplicates of those that the session held before this client resumed it."""
         return self._in_flight.captured
 
     @property
     def acknowledged(self) -> Acknowledged:
-        """Return what the daemon has said is durable in the session: to be given to ``open`` when it is resumed."""
+        """Return the events that were acknowledged, for ``open`` when another client resumes the session."""
         return Acknowledged(self._in_flight.told_events, self._in_flight.told_last)
 
     # --- connecting ---
@@ -258,17 +259,18 @@ class CaptureClient:
             session: id of a session to resume; None for a new one.
             labels: free text by name, for the session's manifest.
             decisions: whether to report each decision to ``on_decision``.
-            acknowledged: what an earlier client was told is durable in the session that is resumed.
+            acknowledged: the events that were acknowledged to an earlier client of the session that is resumed.
             decided_by: ``fixed`` for a new session whose episodes run elsewhere.
 
         Raises:
-            ClientError: ``acknowledged_lost`` where the daemon holds less than that; refused (``unknown_graph``, ``no_engine``, ``no_egress``, ``unknown_session``, ``session_busy``, ...); ``misuse`` if one is
-                open already.
+            ClientError: ``acknowledged_lost`` if the daemon holds fewer events than that; another refusal
+                (``unknown_graph``, ``no_engine``, ``no_egress``, ``unknown_session``, ``session_busy``, ...);
+                ``misuse`` if a session is open already.
         """
         if self._state is not _State.NEW:
             raise ClientError(MISUSE, "open a session: this client has one already", "use a client for each session")
         if decided_by != "engine" and DECIDED_BY not in self._connection.features:
-            message = f"the daemon at '{self.path}' knows no sessions without an engine"
+            message = f"the daemon at '{self.path}' does not know sessions without an engine"
             raise ClientError(Code.UNSUPPORTED_PROTOCOL, message, "it is older than this program: update it")
         request = protocol.Open(graph, session, labels or {}, decisions, decided_by=decided_by)
         self._state = _State.OPENING
@@ -301,7 +303,7 @@ class CaptureClient:
         await self.send_line(event_line(event), event.event_id)
 
     async def send_line(self, line: bytes, event_id: str, place: int = 0) -> None:
-        """Queue one event line, newline included, to be sent as it is; wait while the window is full.
+        """Queue one event line, newline included, to be sent unchanged; wait while the window is full.
 
         Args:
             line: the line.
@@ -311,7 +313,7 @@ class CaptureClient:
         Raises:
             ClientError: as ``send``.
         """
-        # Do all the waiting first: a caller that is cancelled has then sent nothing.
+        # Wait before anything is queued: a caller that is cancelled has then sent nothing.
         while len(self._in_flight) >= self._window or self._outgoing_bytes >= _SEND_BYTES:
             await self._wait()
         self._check()
@@ -335,7 +337,7 @@ class CaptureClient:
     # --- requests ---
 
     async def flush(self) -> Published:
-        """Ask for a snapshot of the session to be published; return what was.
+        """Let the daemon publish a snapshot of the session; return the bundle.
 
         Raises:
             ClientError: as ``send``.
@@ -344,7 +346,7 @@ class CaptureClient:
         return Published(answer.bundle, answer.manifest, answer.sha256)
 
     async def settled(self) -> None:
-        """Wait until an answer has come: a rejection, an acknowledgement, or what ``close`` and the like wait for.
+        """Wait until an answer has come: a rejection, an acknowledgement, or the answer to a request.
 
         Raises:
             ClientError: as ``send``.
@@ -354,12 +356,12 @@ class CaptureClient:
     async def close(
         self, *, interrupted: bool = False, keep_empty: bool = True, reason: IngressReason | None = None
     ) -> Published:
-        """End the session, wait until its bundle is published, and return what was; the same if called again.
+        """End the session, wait until its bundle is published, and return the bundle; another call returns the same.
 
         Args:
-            interrupted: whether the events ended early, which the manifest then says.
-            keep_empty: whether a session without events leaves a bundle. A daemon of 0.1.0 heeds neither of the two.
-            reason: how the events ended early, in the reference's word.
+            interrupted: whether the events ended early; the manifest says so.
+            keep_empty: whether a session without events leaves a bundle. A daemon of 0.1.0 ignores both.
+            reason: the reference's word for why the events ended early.
 
         Raises:
             ClientError: as ``send``; ``unknown_session`` if the session ended while no client was connected.
@@ -424,7 +426,7 @@ class CaptureClient:
             self._changed.notify_all()
 
     async def _reconnect(self) -> None:
-        """Resume the session on a new connection, and queue what is not known to be durable."""
+        """Resume the session on a new connection, and queue the events that are not known to be durable."""
         self._state = _State.RECONNECTING
         self._request.disconnected()
         self._connection.told = self.acknowledged
@@ -455,7 +457,7 @@ class CaptureClient:
                 sent = self._in_flight.sent(index)
                 self._on_note(Note(event_id, message, hint, 0 if sent is None else sent.place))
             case protocol.Refused():
-                # All that the session remembers are said again after a resume.
+                # After a resume, the daemon sends again all refusals that the session remembers.
                 if answer.count > self.refused:
                     self.refused = answer.count
                     self._on_refused(answer)
@@ -493,12 +495,12 @@ class CaptureClient:
     def _may_pass(self, code: str) -> bool:
         """Return whether to try again on a new connection after an ``error`` frame.
 
-        A request that failed for want of storage is sent once more; if it fails again, it would go on failing.
+        A request that failed because the disk was full is sent once more; after a second failure it is given up.
         """
         return code == Code.SHUTTING_DOWN or (code == Code.STORAGE_FAILED and not self._request.sent_again)
 
     async def _send_forever(self) -> None:
-        # Only this task writes to the socket: a sender that is cancelled in mid-line would leave half a line behind.
+        # Only this task writes to the socket: a sender that is cancelled would leave half a line.
         while True:
             await self._sending_due.wait()
             self._sending_due.clear()
@@ -509,7 +511,7 @@ class CaptureClient:
                 continue
             data, self._outgoing, self._outgoing_bytes = b"".join(self._outgoing), [], 0
             self._changed.notify_all()
-            # The reading task notices a broken connection too, reconnects, and sends again what was not acknowledged.
+            # Ignore a broken connection: the reading task notices it, reconnects, and sends unsettled events again.
             with suppress(*LOST):
                 await self._connection.send(data)
 
@@ -517,7 +519,7 @@ class CaptureClient:
         """Wait until something changes.
 
         Raises:
-            ClientError: nothing more can be waited for.
+            ClientError: the session has failed or was closed.
         """
         self._check()
         await self._changed.wait()
@@ -537,7 +539,7 @@ class CaptureClient:
 async def stream(
     path: str | PathLike[str], events: Iterable[ExternalEvent], *, graph: str = "default", window: int = 1024
 ) -> Published:
-    """Send events in a session of their own, close it, and return what was published.
+    """Send events in a new session, close it, and return the published bundle.
 
     Raises:
         ClientError: as ``CaptureClient``.

@@ -18,18 +18,18 @@ from ergo_capture.kernel.records import CapturedIntentAck
 from ergo_capture.pauses import within
 
 _READ_BYTES: Final = 64 << 10
-#: Bytes of the longest line; an ack has some 200.
+#: Longest line, in bytes; an ack has about 200.
 _LONGEST_LINE: Final = 1 << 20
-#: Seconds in which a line behind the last ack is noticed.
+#: Seconds in which a line after the last ack is noticed.
 _STRAGGLER_SECONDS: Final = 0.02
-#: Seconds that the last lines of its standard error are waited for.
+#: Seconds to wait for the last lines of its standard error.
 _LAST_LINES_SECONDS: Final = 0.1
-#: The reference's words for a pipe that nobody reads.
+#: The reference's message for a pipe without a reader.
 _BROKEN_PIPE: Final = "Broken pipe (os error 32)"
 
 
 class EgressLifecycleError(ErgoCaptureError):
-    """A channel did not start, had something left to say at the end, or did not end; the words are the reference's."""
+    """A channel did not start, sent a line after its last ack, or did not end; the messages are the reference's."""
 
     def __init__(self, channel: str, detail: str) -> None:
         super().__init__(
@@ -87,7 +87,7 @@ class EgressChannel:
         """Wait until it is ready.
 
         Raises:
-            EgressLifecycleError: it is not; the message says why.
+            EgressLifecycleError: it does not become ready; the message gives the reason.
         """
         child = self._child
         self._stdin = await child.open_stdin()
@@ -110,14 +110,14 @@ class EgressChannel:
             raise EgressLifecycleError(self.name, f"{kind}: {detail}") from failure
 
     async def dispatch(self, intent: IntentRecord, seconds: float) -> CapturedIntentAck:
-        """Have it carry out an intent; return its ack.
+        """Send an intent to the channel, and return its ack.
 
         Args:
-            intent: of a kind that is routed to it.
-            seconds: that the ack may take after the intent is written; writing it may take as long.
+            intent: an intent of a kind that is routed to the channel.
+            seconds: the time to wait for the ack after the intent is written; writing it may take as long.
 
         Raises:
-            EgressFailure: it did not acknowledge the intent; it is not to be used any more.
+            EgressFailure: it did not acknowledge the intent; it must not be used any more.
         """
         if self._child.deaf.is_set():
             raise self._io_failure(f"write intent payload: {_BROKEN_PIPE}")
@@ -134,10 +134,10 @@ class EgressChannel:
         return read_ack(self.name, line, intent)
 
     async def check_silent(self, *, may_have_ended: bool) -> None:
-        """Check that it says nothing after its last ack.
+        """Check that it sends no line after its last ack.
 
         Raises:
-            EgressLifecycleError: it does, or it has closed its standard output and may not have.
+            EgressLifecycleError: it does, or it has closed its standard output although ``may_have_ended`` is false.
         """
         with anyio.move_on_after(_STRAGGLER_SECONDS):
             try:
@@ -153,7 +153,7 @@ class EgressChannel:
             raise self._unresolved(f"unexpected buffered stdout frame after final dispatch: {text}")
 
     async def end(self) -> None:
-        """Tell it that nothing more comes, wait until it has exited, and kill it if it does not.
+        """Send ``end``, wait until it has exited, and kill it if it does not exit in time.
 
         Raises:
             EgressLifecycleError: it was killed.
@@ -163,7 +163,7 @@ class EgressChannel:
                 if not self._child.deaf.is_set():
                     await self._stdin.send(END_FRAME + b"\n")
         except OSError:
-            # It reads nothing more; it may exit all the same.
+            # It has closed its standard input; it may still exit by itself.
             pass
         await self._child.wait(self._grace)
         was_running = not self._child.how_ended()
@@ -178,7 +178,7 @@ class EgressChannel:
         self._child.signal_group(signal.SIGKILL)
 
     async def kill(self) -> None:
-        """Kill it with all processes of its group, and reap it; does nothing if it is over."""
+        """Kill it with all processes of its group, and reap it; do nothing if it has ended."""
         with anyio.CancelScope(shield=True):
             await self._child.kill()
             if self._errors is not None:
@@ -188,7 +188,7 @@ class EgressChannel:
         self._child.close()
 
     async def _next_line(self) -> bytes | None:
-        """Return its next line, without the newline; None at the end of its output. Cancelled, it loses nothing."""
+        """Return its next line, without the newline; None at the end of its output. Cancelling loses no bytes."""
         while (end := self._begun.find(b"\n")) < 0:
             if len(self._begun) > _LONGEST_LINE:
                 raise self._io_failure(f"a line is longer than {_LONGEST_LINE} bytes")

@@ -49,7 +49,7 @@ class ChannelSet:
         """Start each channel, in the order of their names, and wait until it is ready.
 
         Raises:
-            EgressLifecycleError: one is not; none is left running.
+            EgressLifecycleError: one does not become ready; none is left running.
         """
         try:
             for name, command in self.config.channels.items():
@@ -67,7 +67,7 @@ class ChannelSet:
             raise
 
     async def dispatch(self, intent: IntentRecord) -> CapturedIntentAck:
-        """Have an intent carried out by the channel that its kind is routed to; return the ack.
+        """Send an intent to the channel that its kind is routed to; return the ack.
 
         Raises:
             EgressFailure: it is not acknowledged; every channel was killed.
@@ -80,13 +80,13 @@ class ChannelSet:
             raise
 
     async def finish(self, *, host_stop: bool = False) -> None:
-        """Check that no channel has anything left to say, and end them, in order.
+        """Check that no channel sends a line after its last ack, and end them, in order.
 
         Args:
             host_stop: whether the run was stopped, so that a channel may have ended by itself.
 
         Raises:
-            EgressLifecycleError: the first that is wrong; every channel is over.
+            EgressLifecycleError: the first error of a channel; every channel has ended then.
         """
         errors: list[EgressLifecycleError] = []
         try:

@@ -1,9 +1,9 @@
-"""The outbox of a wrapped egress channel: a file of intents and their acks, each durable before anybody hears of it.
+"""The outbox of a wrapped egress channel: a file of intents and their acks, each durable before it is passed on.
 
 A line is the CRC-32 of its JSON in eight hex digits, a blank, and the JSON: first ``{"format": ...}``, then
 ``{"intent": ID, "at": SECONDS, "line": TEXT}`` and ``{"ack": ID, "at": SECONDS, "line": TEXT}`` with the line as the
-host or the channel wrote it. Only the last line can be torn, since each is synced before the next is written; it was
-heard by nobody, and is kept in ``FILE.torn`` and cut off.
+host or the channel wrote it. Only the last line can be torn, because each is synced before the next is written. A torn
+line was not passed on; it is copied to ``FILE.torn`` and cut off.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     ack: str | None = None
     #: Seconds since 1970; decides only how long the entry is kept.
     at: int = 0
-    #: What the host or the channel wrote, without the newline.
+    #: The line that the host or the channel wrote, without the newline.
     line: str = ""
 
 
@@ -50,16 +50,16 @@ _entry: Final = msgspec.json.Decoder(_Entry)
 
 
 class Outbox:
-    """Intents by their ids, with the acks that are known of them.
+    """Intents by id, with their acks.
 
     Args:
-        path: the file; made where it is missing.
-        keep: seconds that an acknowledged intent is kept after its ack; an unacknowledged one is kept for ever.
-        most_bytes: the file is not written beyond so many bytes.
+        path: the file; it is created if it is missing.
+        keep: seconds for which an acknowledged intent is kept after its ack; unacknowledged ones are kept for ever.
+        most_bytes: the largest size of the file, in bytes.
         now: seconds since 1970.
 
     Raises:
-        OutboxError: the file is damaged or none, or another process has it.
+        OutboxError: the file is damaged or not an outbox, or another process uses it.
         StorageError: it cannot be read or written.
     """
 
@@ -103,13 +103,13 @@ class Outbox:
         return [name for name, intent in self._intents.items() if intent.ack is None]
 
     def ask(self, intent_id: str, line: bytes, now: int) -> bytes | None:
-        """Note that the host asks for an intent; on return that is durable.
+        """Record an intent of the host, durably.
 
         Returns:
-            The line of its ack, where there is one: the intent is not to be sent again. Otherwise None.
+            The line of its ack, if there is one: the intent must then not be sent again. Otherwise None.
 
         Raises:
-            OutboxError: the outbox is full, or it holds an intent of this id that says something else.
+            OutboxError: the outbox is full, or it holds another intent with this id.
             StorageError: it cannot be written.
         """
         known = self._intents.get(intent_id)
@@ -118,7 +118,7 @@ class Outbox:
             return None
         if msgspec.json.decode(known.asked.line) != msgspec.json.decode(line):
             raise OutboxError(
-                f"look up intent '{intent_id}' in '{self.path}': it holds one of this id that says something else",
+                f"look up intent '{intent_id}' in '{self.path}': the outbox holds another intent with this id",
                 op="look up intent",
                 path=self.path,
                 hint="it is the outbox of another run, whose events had the same ids; name another file with --outbox",
@@ -126,7 +126,7 @@ class Outbox:
         return None if known.ack is None else known.ack.line.encode()
 
     def acknowledge(self, intent_id: str, line: bytes, now: int) -> None:
-        """Note the ack of an intent; on return it is durable.
+        """Record the ack of an intent, durably.
 
         Raises:
             OutboxError: the outbox is full.
@@ -146,10 +146,10 @@ class Outbox:
 
     def _append(self, entry: _Entry) -> None:
         data = _line(entry)
-        # An ack may take the room that was left when its intent was taken in.
+        # Acks may exceed the bound: their intents were accepted.
         if self._size + len(data) > self._most_bytes and entry.intent is not None:
             raise OutboxError(
-                f"write outbox '{self.path}': it has {Size(self._most_bytes)}, which is its bound",
+                f"write outbox '{self.path}': it has reached its bound of {Size(self._most_bytes)}",
                 op="write outbox",
                 path=self.path,
                 hint="once its run is over, move it away; or raise --max-bytes, or keep acks for a shorter time (--keep)",
@@ -180,7 +180,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def is_outbox(path: Path) -> bool:
-    """Return whether a file begins as an outbox does."""
+    """Return whether a file begins like an outbox."""
     try:
         with path.open("rb") as file:
             first = _decoded(file.readline(200).rstrip(b"\n"))
@@ -220,7 +220,7 @@ def _locked(storage: RealStorage, path: Path) -> Any:
         return storage.lock(path.with_name(path.name + ".lock"))
     except StorageError as error:
         raise OutboxError(
-            f"open outbox '{path}': another process has it, or its lock cannot be taken: {error.message}",
+            f"open outbox '{path}': another process uses it, or it cannot be locked: {error.message}",
             op="open outbox",
             path=path,
             hint="give each channel an outbox of its own with --outbox",
@@ -233,7 +233,7 @@ def _line(entry: _Entry) -> bytes:
 
 
 def _decoded(line: bytes) -> _Entry | None:
-    """Return the entry of a line; None where it is none."""
+    """Return the entry of a line; None if it is not one."""
     checksum, _, text = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
@@ -265,7 +265,7 @@ def _read(path: Path, data: bytes) -> list[_Entry]:
     for number, entry in enumerate(entries, 1):
         if entry is None or (number == 1) != (entry.format is not None) or entry.format not in (None, FORMAT):
             raise OutboxError(
-                f"read outbox '{path}': line {number} is damaged, or is none of {FORMAT}",
+                f"read outbox '{path}': line {number} is damaged, or is not one of {FORMAT}",
                 op="read outbox",
                 path=path,
                 hint="restore the file; without it, name another with --outbox: intents that were acknowledged are then "

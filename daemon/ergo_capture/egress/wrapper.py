@@ -1,4 +1,4 @@
-"""An egress channel of an unmodified host, with a durable outbox in front of the user's own."""
+"""The wrapper of an egress channel: a durable outbox between an unmodified host and the user's channel."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _GRACE_SECONDS: Final = 2.0
 
 
 class _Message(msgspec.Struct):
-    """What the host says; everything else of it is the channel's."""
+    """The fields of the host's lines that the wrapper reads; the others are for the channel."""
 
     type: str
     intent_id: str = ""
 
 
 class EgressWrapper:
-    """Hands the host's lines to the channel and the channel's to the host, unchanged.
+    """Passes the host's lines to the channel and the channel's to the host, unchanged.
 
-    An intent is durable in the outbox before the channel reads it, and its ack before the host does. One whose ack the
-    outbox holds is answered from there. Two threads: one reads the host, the other, which calls ``run``, the channel.
+    An intent is durable in the outbox before the channel reads it, and its ack before the host reads it. An intent
+    whose ack the outbox holds is answered from there. One thread reads the host; the caller of ``run`` the channel.
 
     Args:
         command: the user's channel.
@@ -100,7 +100,7 @@ class EgressWrapper:
         except ErgoCaptureError as error:
             self._fail(error)
         except OSError as error:
-            self._fail(ErgoCaptureError(f"hand on a line: {error.strerror or error}", op="hand on a line"))
+            self._fail(ErgoCaptureError(f"pass on a line: {error.strerror or error}", op="pass on a line"))
 
     def _fail(self, error: ErgoCaptureError) -> None:
         if self._failure is None:
@@ -127,7 +127,7 @@ class EgressWrapper:
                 self._say_to_host(ack + b"\n")
             elif not self._say_to_channel(line):
                 return
-        # The host has ended; an unmodified one says ``end`` before.
+        # The host has ended; an unmodified one sends ``end`` first.
         stdin.close()
 
     def _read_channel(self) -> None:
@@ -140,7 +140,7 @@ class EgressWrapper:
                 return
 
     def _say_to_channel(self, line: bytes) -> bool:
-        """Write to the channel; return False if it reads no more: the host notices by the end of its output."""
+        """Write to the channel; return False if it reads no more: the host then sees the end of its output."""
         assert self._process.stdin is not None
         try:
             _write(self._process.stdin.fileno(), line)
@@ -185,7 +185,7 @@ def _lines(descriptor: int) -> Any:
 
 
 def _intent_id(line: bytes, what: str) -> str:
-    """Return the id of the intent that a line is about, if its type is ``what``; otherwise an empty string."""
+    """Return the intent id of a line whose type is ``what``; an empty string for any other line."""
     try:
         # Decode UTF-8 here: msgspec does not check it in values that it skips.
         message = msgspec.json.decode(line.decode(), type=_Message)
@@ -195,7 +195,7 @@ def _intent_id(line: bytes, what: str) -> str:
 
 
 def _acknowledged(line: bytes) -> str:
-    """Return the id of the intent that a line acknowledges as the host wants it; an empty string for any other line."""
+    """Return the id of the intent that a line acknowledges as the host requires; empty for any other line."""
     intent_id = _intent_id(line, "intent_ack")
     with suppress(EgressFailure):
         if intent_id:

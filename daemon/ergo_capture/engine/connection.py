@@ -30,13 +30,13 @@ from ergo_capture.protocol.engine import (
     read_ready,
 )
 
-#: The exceptions by which a broken connection shows.
+#: The exceptions that mean a broken connection.
 LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 _READ_BYTES: Final = 64 << 10
 #: Ids of abandoned runs that are kept to tell a late answer from an unknown one.
 _MAX_LATE: Final = 10_000
-#: Seconds that the answers to pending runs are waited for after the engine has stopped reading, or has ended.
+#: Seconds to wait for the answers to pending runs after the engine has stopped reading or has ended.
 _DRAIN_SECONDS: Final = 1.0
 
 
@@ -61,11 +61,11 @@ class EngineConnection:
     """Sends requests to an engine and hands out its answers.
 
     Args:
-        receive: what the engine writes.
-        send: what it reads.
+        receive: the stream that the engine writes.
+        send: the stream that it reads.
         max_line_bytes: the longest line that it may write.
         counts: counts ``late`` and ``unknown`` answers, and invalid ones as ``nonsense``.
-        on_closing: called once, when no more requests are sent, before any pending run ends because of it.
+        on_closing: called once, when no more requests are sent, before pending runs end because of it.
         on_invalid_reply: called with the event's id and the error when an answer is not a valid result.
         refuses_unknown: whether an answer to a run that was never requested ends the connection.
     """
@@ -93,7 +93,7 @@ class EngineConnection:
         self._pending: dict[int, _Pending] = {}
         #: Numbers of abandoned runs; an answer may still come.
         self._late: set[int] = set()
-        #: Whether the engine is told of sessions, and the part of each that it was told of last.
+        #: Whether the engine gets ``begin`` and ``end``, and the last part of each session that it was told of.
         self._knows_sessions = False
         self._begun: dict[str, int] = {}
         #: The number of the last message that is not answered; they count downwards.
@@ -101,9 +101,9 @@ class EngineConnection:
         #: Messages that are not sent yet, by number; in order.
         self._outgoing: dict[int, bytes] = {}
         self._has_outgoing = asyncio.Event()
-        #: Seconds that the engine owed an answer, up to ``_silent_since``.
+        #: Seconds for which the engine has owed an answer, up to ``_silent_since``.
         self._owed = 0.0
-        #: Time of ``pauses.clock`` at the last answer, or at the first request after a moment without any pending.
+        #: Time of ``pauses.clock`` at the last answer, or at the first request after a time without pending runs.
         self._silent_since = 0.0
 
     async def greet(self) -> Ready:
@@ -126,7 +126,7 @@ class EngineConnection:
         """Send and receive until the engine is gone or breaks the protocol; then every pending run ends.
 
         Args:
-            deaf: is set when the engine reads nothing more, if that shows before a request is sent.
+            deaf: set when the engine reads no more, if that is noticed before a request is sent.
 
         Raises:
             EngineProtocolError: a line is not a message.
@@ -145,7 +145,7 @@ class EngineConnection:
             outcome = INVALID_REPLY
             raise group.exceptions[0] from None
         finally:
-            # Before the pending runs end: a task that asks again when its run ends must find the engine away.
+            # Do it before the pending runs end: a task that asks again then must find the engine away.
             self._stop_asking()
             self._state = _State.CLOSED
             pending, self._pending = self._pending, {}
@@ -156,9 +156,9 @@ class EngineConnection:
     async def ask(
         self, graph_id: str, event: ExternalEvent, deadline: EventTime | None, of: SessionPart | None = None
     ) -> RunResult:
-        """Have the engine run one attempt, and return its result.
+        """Let the engine run one attempt, and return its result.
 
-        The request is queued before this first waits, so that requests keep the order of the calls.
+        The request is queued before the first await, so that requests keep the order of the calls.
         """
         loop = asyncio.get_running_loop()
         number, self._next_number = self._next_number, self._next_number + 1
@@ -184,7 +184,7 @@ class EngineConnection:
                 self._late.add(number)
             return TIMED_OUT
         finally:
-            # An engine that reads nothing must not make us keep requests that nobody waits for.
+            # Drop the request: an engine that does not read must not make the daemon keep abandoned requests.
             self._outgoing.pop(number, None)
             if self._pending.pop(number, None) is not None and not self._pending:
                 self._owed += clock.now() - self._silent_since
@@ -196,7 +196,7 @@ class EngineConnection:
             self._say(encode_begin(graph_id, *of))
 
     def end_part(self, of: SessionPart) -> None:
-        """Tell the engine that a part has no further runs, where it was told of its beginning on this connection."""
+        """Tell the engine that a part has no further runs, if it was told of its beginning on this connection."""
         if self._state is _State.OPEN and self._begun.get(of.session) == of.part:
             del self._begun[of.session]
             self._say(encode_end(*of))

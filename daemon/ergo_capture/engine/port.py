@@ -1,4 +1,4 @@
-"""The interface of an engine, as the daemon uses it."""
+"""The interface of engines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 
-#: A graph's runtime_provenance where none is configured: the engine's own is used instead.
+#: A graph's runtime_provenance if none is configured: the engine's own is used instead.
 UNSTATED_PROVENANCE: Final = "rpv1:none"
 
 #: The result of a run whose deadline is zero.
@@ -26,7 +26,7 @@ INVALID_REPLY: Final = RunResult(RunTermination.Failed(ErrKind.RuntimeError))
 
 
 class SessionPart(NamedTuple):
-    """A part of a session, as engines that keep something for each are told of it."""
+    """A part of a session, for engines that keep a state for each."""
 
     session: str
     #: From 1.
@@ -38,11 +38,11 @@ class EngineRefused(ErgoCaptureError):
 
 
 class EngineFault(ErgoCaptureError):
-    """The engine did not answer a run, or not validly. Raised only by engines that are made to raise it.
+    """The engine gave no valid answer to a run. Only engines that were configured to raise it do so.
 
     Args:
         reason: what the engine did, in words.
-        result: how a daemon ends such a run.
+        result: the result with which the daemon ends such a run.
     """
 
     def __init__(self, reason: str, result: RunResult) -> None:
@@ -76,7 +76,7 @@ class Engine(Protocol):
     ) -> RunResult:
         """Run one attempt of an episode and return its result.
 
-        What the engine does wrong is a result too: this raises nothing for it, unless the engine was made to.
+        An error of the engine is a result too, unless the engine was configured to raise ``EngineFault``.
 
         Args:
             graph_id: the graph.
@@ -86,14 +86,14 @@ class Engine(Protocol):
             of: the part of a session that it belongs to; None for none.
 
         Raises:
-            EngineFault: the engine did something wrong, and was made to raise.
+            EngineFault: the engine gave no valid answer, and was configured to raise.
         """
 
     def end_part(self, of: SessionPart) -> None:
         """Note that a part of a session has no further episodes."""
 
     def require(self, adapter_provenance: str, egress_provenance: str | None) -> None:
-        """Accept only an engine that states no other adapter and no other egress than these of its graph."""
+        """Refuse from now on an engine that states another adapter or egress provenance than these of its graph."""
 
     async def provenance(self, configured: str) -> str:
         """Return the runtime_provenance for a session that is opened now.
@@ -102,8 +102,8 @@ class Engine(Protocol):
             configured: the graph's runtime_provenance in the configuration.
 
         Raises:
-            EngineRefused: the engine states another one, or another adapter or egress than is required, or is away
-                and has not stated any yet.
+            EngineRefused: the engine states another one, or another adapter or egress than the required one, or it is
+                away and has not stated any yet.
         """
 
     def expect(self, provenance: str) -> None:
@@ -120,22 +120,22 @@ class Engine(Protocol):
 
 
 class InProcessEngine:
-    """The common part of engines that live in the daemon itself: they have no task and are never away."""
+    """The common part of engines within the daemon's process: they have no task and are never away."""
 
     pipeline = 1
 
     def end_part(self, of: SessionPart) -> None:
-        """Do nothing: nothing is kept for a session."""
+        """Do nothing: the engine keeps no state for a session."""
 
     def require(self, adapter_provenance: str, egress_provenance: str | None) -> None:
-        """Do nothing: it states nothing."""
+        """Do nothing: the engine states no provenance."""
 
     async def provenance(self, configured: str) -> str:
         """Return the configured one; the engine has none of its own."""
         return configured
 
     def expect(self, provenance: str) -> None:
-        """Do nothing: the configuration alone says what the engine is."""
+        """Do nothing: only the configuration states the engine's provenance."""
 
     def start(self, tasks: TaskGroup) -> None:
         """Do nothing."""

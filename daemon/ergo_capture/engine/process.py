@@ -1,4 +1,4 @@
-"""The engine that is a child of the daemon and speaks ``ergo-engine.v1`` on its standard input and output."""
+"""Engines that are child processes of the daemon and speak ``ergo-engine.v1`` on standard input and output."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ergo_capture.engine.remote import Channel, RemoteEngine
 
 log = structlog.get_logger()
 
-#: Seconds that a child which has closed a stream is given to exit, so that its exit status can be reported.
+#: Seconds to wait for the exit of a child that has closed a stream, so that its exit status can be reported.
 _EXIT_SECONDS: Final = 0.2
-#: Seconds that the last lines of its standard error are waited for.
+#: Seconds to wait for the last lines of its standard error.
 _LAST_LINES_SECONDS: Final = 0.1
 #: Lines of its standard error that are kept.
 _LAST_LINES: Final = 10
 
 
 class ProcessEngine(RemoteEngine):
-    """A child process; started again whenever it ends, and killed when the daemon ends.
+    """A child process. It is started again when it ends, and killed when the daemon ends.
 
     Args:
         command: the program and its arguments; no shell.
@@ -47,7 +47,7 @@ class ProcessEngine(RemoteEngine):
         self.pid: int | None = None
         #: The last lines of the child's standard error.
         self.said: deque[str] = deque(maxlen=_LAST_LINES)
-        #: How the last child ended; empty while there is one, and before the first.
+        #: The end of the last child, in words; empty while there is a child, and before the first.
         self._ended = ""
 
     @asynccontextmanager
@@ -93,7 +93,7 @@ class ProcessEngine(RemoteEngine):
         return {**super().log_fields(), **({} if self.pid is None else {"pid": self.pid})}
 
     def reason(self, error: BaseException | None, *, was_up: bool) -> str:
-        """Return why the engine is away: how the child ended, or why it could not be started."""
+        """Return the reason why the engine is away: the end of the child, or why it could not be started."""
         if self._ended and (error is None or isinstance(error, LOST)):
             problem = compiler_problem(self.command) or ("" if was_up else shebang_problem(self.command[0]))
             return f"{self._ended}: {problem}" if problem else self._ended

@@ -1,9 +1,9 @@
-"""The engine that is a Python callable in the daemon itself.
+"""Engines that are Python callables in the daemon's process.
 
 ``module:callable`` is called with (graph_id, event_id, kind, at, payload, deadline): strings, ``at`` and ``deadline``
 as EventTime (``deadline`` may be None), ``payload`` as bytes, empty for none. It returns None for Completed, a
 termination as in JSON, an object with ``termination``, ``effects``, ``intent_acks``, ``interruption`` as in ``ran`` of
-``ergo-engine.v1``, or a RunResult. What it raises is Failed(RuntimeError).
+``ergo-engine.v1``, or a RunResult. An exception becomes Failed(RuntimeError).
 
 An ``async def`` is awaited; any other callable is called in a thread, where a deadline ends the wait but cannot end
 the call. The number of calls in threads is bounded, calls that hang included; above it runs wait, those with a deadline
@@ -34,7 +34,7 @@ from ergo_capture.kernel.ports import RunResult, RuntimeInvoker
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.protocol.engine import read_ran
 
-#: Calls in threads at once, or ``pipeline`` if that is more.
+#: The number of calls in threads at once is this, or ``pipeline`` if that is more.
 _MIN_THREADS: Final = 64
 
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class PythonEngine(InProcessEngine):
         self._threads = CallThreads(max(_MIN_THREADS, pipeline))
 
     def invoker(self) -> RuntimeInvoker | None:
-        """Return None: a call may take its time."""
+        """Return None: calls must be awaited."""
         return None
 
     async def run(
@@ -76,10 +76,10 @@ class PythonEngine(InProcessEngine):
         deadline: EventTime | None,
         of: SessionPart | None = None,  # noqa: ARG002 - the port's signature
     ) -> RunResult:
-        """Call it; an exception or an invalid return value is Failed(RuntimeError), and logged.
+        """Call it. Log an exception or an invalid return value, and return Failed(RuntimeError) for it.
 
         Raises:
-            EngineFault: it is to be raised instead.
+            EngineFault: instead of that, if the engine was configured to raise.
         """
         if deadline is not None and deadline.is_zero():
             return ABORTED
@@ -118,7 +118,7 @@ async def _await_contained(call: Callable[[], Awaitable[Any]]) -> Any:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        # A CancelledError that the callable raised by itself would cancel the session it is called for.
+        # A CancelledError that the callable raises itself would cancel the session that it is called for.
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
@@ -143,13 +143,13 @@ def _load(spec: str) -> Callable[..., Any]:
 
 
 def _to_result(answer: Any) -> RunResult:
-    """Return what the callable's return value means.
+    """Return the result for the callable's return value.
 
     Raises:
-        ValueError: it means nothing.
+        ValueError: the value is invalid.
     """
     if isinstance(answer, RunResult):
-        # Check it like any other: what cannot be encoded must not reach the journal.
+        # Check it like any other: a value that cannot be encoded must not reach the journal.
         answer = {**msgspec.structs.asdict(answer), "termination": answer.termination.to_builtins()}
     if answer is None:
         answer = "Completed"
@@ -162,10 +162,10 @@ def _to_result(answer: Any) -> RunResult:
 
 
 class CallThreads:
-    """Calls functions in daemon threads of its own, at most ``limit`` at once, abandoned calls included.
+    """Calls functions in its own daemon threads, at most ``limit`` at once, including abandoned calls.
 
-    A call that hangs can be abandoned but not ended. In the threads of ``anyio.to_thread`` each such call would add
-    one more thread, without limit, and would keep the process from ending.
+    A call that hangs can be abandoned but not ended. With ``anyio.to_thread`` each such call would add one more thread,
+    without limit, and would keep the process from ending.
 
     Args:
         limit: the most calls under way at once.
@@ -198,10 +198,10 @@ class CallThreads:
                 result = function()
             except BaseException as raised:  # noqa: BLE001 - it is raised again in the task that waits
                 error = raised
-            # The loop may be closed by now; then nobody waits for the answer.
+            # The loop may be closed by now; then no task waits for the answer.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._deliver, answer, result, error)
-            # Release them now: the next job may be long in coming.
+            # Release them now: the next call may come much later.
             del function, answer, result, error
 
     def _deliver(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -1,8 +1,8 @@
-"""Engines outside the daemon: connected to, checked, used until the connection ends, and connected to again.
+"""Engines outside the daemon: connect, check the engine, use it until the connection ends, and connect again.
 
 While an engine is away, ``when_away`` decides: ``wait`` keeps runs waiting (those with a deadline until it passes),
-``fail`` ends them at once as ``Failed(AdapterUnavailable)``. A run that was under way when the engine went away ends so
-in both cases: it may have had its effects, and whether it is tried again is the graph's ``max_retries``.
+``fail`` ends them at once as ``Failed(AdapterUnavailable)``. A run that was under way when the engine went away ends in
+this way in both cases, because it may have had its effects; the graph's ``max_retries`` decides on another attempt.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from ergo_capture.protocol.engine import EngineProtocolError, Ready
 
 log = structlog.get_logger()
 
-#: What an engine writes, what it reads, and an event that is set when it reads nothing more, if there is a way to know.
+#: The stream that an engine writes, the one that it reads, and an event that is set when it reads no more, or None.
 Channel = tuple[ByteReceiveStream, ByteSendStream, asyncio.Event | None]
 
 
 class State(Enum):
-    """Where an engine outside stands."""
+    """The state of an engine outside the daemon."""
 
     #: The first attempt to connect has not ended.
     UNTRIED = auto()
@@ -66,8 +66,8 @@ class RemoteEngine(ABC):
     Args:
         graph: the graph whose episodes it runs.
         configured: the graph's runtime_provenance.
-        settings: how it is treated.
-        raises: whether ``run`` raises ``EngineFault`` where the engine did not answer, or not validly.
+        settings: its settings.
+        raises: whether ``run`` raises ``EngineFault`` if the engine gives no valid answer.
     """
 
     name = "remote"
@@ -87,10 +87,10 @@ class RemoteEngine(ABC):
         self._connection: EngineConnection | None = None
         #: The provenance that it stated first, or that recovered sessions were opened with.
         self._stated: str | None = None
-        #: What the graph has, by the names of fields of ``ready``, and the last ``ready``.
+        #: The graph's provenances, by the names of the fields of ``ready``, and the last ``ready``.
         self._required: dict[str, str | None] = {}
         self._ready: Ready | None = None
-        #: The error in its last invalid answer; empty where there was none since the last request.
+        #: The error in its last invalid answer; empty if there was none since the last request.
         self._invalid = ""
         #: The scope of the engine's own task, once it was started.
         self._scope: anyio.CancelScope | None = None
@@ -128,7 +128,7 @@ class RemoteEngine(ABC):
             tasks.start_soon(self._run_in, self._scope)
 
     def stop(self) -> None:
-        """Disconnect, for good."""
+        """Disconnect, and do not connect again."""
         if self._scope is not None:
             self._scope.cancel()
 
@@ -138,7 +138,7 @@ class RemoteEngine(ABC):
         Waits up to ``start_timeout`` for an engine that was never up.
 
         Raises:
-            EngineRefused: the engine's is not the configured one, or the engine is away and has not stated any.
+            EngineRefused: the engine states another one, or it is away and has not stated any.
         """
         fails_fast = self._settings.when_away == "fail"
         if self._stated is None:
@@ -171,11 +171,11 @@ class RemoteEngine(ABC):
                 await self._state_changed.wait()
 
     def require(self, adapter_provenance: str, egress_provenance: str | None) -> None:
-        """Accept only an engine that states no other adapter and no other egress than these of its graph."""
+        """Refuse from now on an engine that states another adapter or egress provenance than these of its graph."""
         self._required = {"adapter_provenance": adapter_provenance, "egress_provenance": egress_provenance}
 
     def end_part(self, of: SessionPart) -> None:
-        """Tell the engine, if it knows of the part and wants to be told."""
+        """Tell the engine that a part has ended, if it was told of the part."""
         if self._connection is not None:
             self._connection.end_part(of)
 
@@ -190,7 +190,7 @@ class RemoteEngine(ABC):
         """Run one attempt and return its result.
 
         Raises:
-            EngineFault: the engine did something wrong, and the settings say that this is raised.
+            EngineFault: the engine gave no valid answer, and the settings say that this is raised.
         """
         del event_id  # the event has it
         if deadline is not None and deadline.is_zero():
@@ -217,13 +217,13 @@ class RemoteEngine(ABC):
             raise EngineFault(self.trouble, UNAVAILABLE)
         self._invalid = ""
         result = await self._connection.ask(graph_id, event, deadline, of)
-        # These very objects stand for what the engine did wrong; a result that it answered is another one.
+        # Compare identities: an equal result that the engine has answered is another object.
         if result is not UNAVAILABLE and result is not INVALID_REPLY:
             return result
         if self._invalid:
             raise EngineFault(f"its answer is invalid: {self._invalid}", result)
         with anyio.move_on_after(self._settings.start_timeout.seconds):
-            # How it ended is known a little later than that it is away.
+            # The reason becomes known a little later than the state.
             while not self.trouble:
                 await self._state_changed.wait()
         raise EngineFault(self.trouble, result)
@@ -246,11 +246,11 @@ class RemoteEngine(ABC):
             was_up = self.counts["reached"] > times_up
             reason = self.reason(error, was_up=was_up)
             if was_up or reason != self.trouble:
-                # An engine that stays away is logged once, however often it is tried.
+                # Log an engine that stays away only once.
                 log.warning(telemetry.ENGINE_AWAY, **self.log_fields(), reason=reason)
             self.trouble = reason
             self._enter(State.AWAY)
-            # One that was up for a while is not one that cannot start.
+            # Reset the back-off: an engine that was up for a while can start.
             if was_up and anyio.current_time() - began > self._settings.back_off_limit.seconds:
                 backoff.reset()
             await anyio.sleep(backoff.next_delay())
@@ -313,7 +313,7 @@ class RemoteEngine(ABC):
             raise EngineRefused(f"it runs {', '.join(ready.graphs) or 'no graph'}, and not {self.graph!r}")
         stated = ready.runtime_provenance
         if self._configured not in (UNSTATED_PROVENANCE, stated):
-            # Remember it, so that whoever opens a session is told what is wrong.
+            # Remember it for the error of clients that open a session.
             self._stated = stated
             raise self._mismatch("engine", self._configured, stated)
         if self._stated not in (None, stated):
@@ -325,7 +325,7 @@ class RemoteEngine(ABC):
         self._check_required()
 
     def _check_required(self) -> None:
-        """Raise EngineRefused where the last ``ready`` states another adapter or egress than the graph has."""
+        """Raise EngineRefused if the last ``ready`` states another adapter or egress than the graph has."""
         for field, required in self._required.items():
             stated = None if self._ready is None else getattr(self._ready, field)
             if stated not in (None, required):
@@ -349,10 +349,10 @@ class RemoteEngine(ABC):
                 raise TimeoutError(f"it has answered nothing for {limit:g} s")
 
     def reason(self, error: BaseException | None, *, was_up: bool) -> str:
-        """Return why the engine is away.
+        """Return the reason why the engine is away.
 
         Args:
-            error: what ended the connection or the attempt to connect; None if the engine closed it in order.
+            error: the error that ended the connection or the attempt to connect; None if the engine closed it in order.
             was_up: whether it had said ``ready``.
         """
         del was_up

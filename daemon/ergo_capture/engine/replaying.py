@@ -32,7 +32,7 @@ from ergo_capture.units import counted
 _PROGRESS_EVENTS: Final = 1024
 #: Seconds without an answer after which ``on_wait`` is called.
 _NOTICE_SECONDS: Final = 5.0
-#: Divergences of one bundle that are kept; the rest is counted.
+#: How many divergences of one bundle are kept; the others are counted.
 MAX_DIVERGENCES: Final = 100
 
 
@@ -45,19 +45,19 @@ class Strictness(msgspec.Struct, frozen=True):
 
 
 class ReplayOptions(msgspec.Struct, frozen=True):
-    """How bundles are replayed."""
+    """The options of a replay."""
 
     #: The provenances to check; None for a replay that is not strict.
     strict: Strictness | None = None
-    #: Seconds that the engine may take for one attempt; None for no limit.
+    #: The engine's time-out for one attempt, in seconds; None for no limit.
     timeout: float | None = None
-    #: Whether to go on after the first decision that differs.
+    #: Whether to continue after the first decision that differs.
     all_divergences: bool = False
     #: Whether events after the last decision are left out: those of a session that goes on.
     only_decided: bool = False
     #: The most episodes that may be under way at once; an engine that answers at once runs one after the other.
     pipeline: int = 1
-    #: What engines that keep something for a session are told of, and the semantic kinds of the events; None for nothing.
+    #: The part for engines with a state for each session, and the semantic kinds of its events; None for none.
     of: SessionPart | None = None
     kinds: Iterable[str | None] | None = None
 
@@ -77,27 +77,27 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 class EngineFailed(ErgoCaptureError):
-    """The engine did something wrong, so that nothing is known of a decision; says what and where."""
+    """The engine gave no valid answer, so that a decision could not be replayed."""
 
     def __init__(self, index: int, event_id: str, reason: str, captured: EpisodeInvocationRecord | None) -> None:
         there = "nothing" if captured is None else describe_outcome(captured)
         super().__init__(
             f"replay: at decision {index}, event {event_id!r}, the engine failed: {reason}; captured there: {there}",
             op="replay",
-            hint="this says nothing about the graph: mend the engine, or run it by itself to see what it says",
+            hint="this proves nothing about the graph: correct the engine, or run it by itself to see its output",
         )
         self.index = index
         self.event_id = event_id
 
 
 class Watcher:
-    """What a replay tells meanwhile; these methods do nothing."""
+    """Receives the progress of a replay; these methods do nothing."""
 
     def on_progress(self, decisions: int) -> None:
         """Take the number of decisions replayed so far."""
 
     def on_wait(self, index: int, event_id: str, seconds: float) -> None:
-        """Note that the engine has not answered for so long."""
+        """Note that the engine has not answered for ``seconds``."""
 
 
 async def replay_stream(
@@ -108,20 +108,20 @@ async def replay_stream(
 ) -> Replayed:
     """Feed a bundle's events to a new supervisor and the engine, and compare decision by decision.
 
-    The reference validates all of a bundle first (``replay::replay_checked``). To report the same error, this checks
-    the rest of the bundle when something is wrong; a bundle that replays is read once.
+    The reference validates the whole bundle first (``replay::replay_checked``). To report the same error, this checks
+    the rest of the bundle after an error; a bundle without errors is read once.
 
-    Where the capture says that an episode was in doubt and not run again, the engine is not asked: the decision is
-    taken as it was recorded, and noted. Likewise noted is an engine that fails where it failed at the capture.
+    If the capture says that an episode was in doubt and not run again, the engine is not asked: the recorded decision
+    is taken, with a remark. There is also a remark if the engine fails where it failed at the capture.
 
     Args:
         stream: the bundle.
-        engine: the engine; one that raises ``EngineFault``, so that what it does wrong is not taken for a result.
-        options: how to replay.
-        watcher: is told how far the replay is.
+        engine: the engine; it must raise ``EngineFault``, so that its errors are not taken for results.
+        options: the options.
+        watcher: receives the progress.
 
     Raises:
-        ReplayError: the bundle is invalid, or not what a strict replay requires.
+        ReplayError: the bundle is invalid, or does not meet the requirements of a strict replay.
         EngineFailed: the engine ended, took too long, or answered something invalid, and did not at the capture.
         ErgoCaptureError: the bundle cannot be read, or the engine cannot be reached.
     """
@@ -141,7 +141,7 @@ async def replay_stream(
     watcher = watcher or Watcher()
     if isinstance(stream, BundleStream):
         if not options.only_decided and _always_completes(engine, stream.config.deadline):
-            # At the cost of a verification: no episode has to be run to know how it ends.
+            # Verify instead: every episode is known to complete, so none has to be run.
             proof = prove(stream, unique=unique, completed=True, on_progress=watcher.on_progress)
             if proof is not None:
                 return Replayed(stream.graph_id, proof.events, 0, (), ())
@@ -152,21 +152,21 @@ async def replay_stream(
         IntegrityChecker(stream, unique=unique).check_all()
         raise
     if replayed.explanations:
-        # Read the decisions to their end: a file that cannot be read is not a bundle, and does not diverge.
+        # Read the decisions to their end: an error in the file is reported rather than a divergence.
         deque(stream.decisions(), maxlen=0)
         IntegrityChecker(stream, unique=unique).check_all()
     return replayed
 
 
 def _always_completes(engine: Engine, deadline: EventTime | None) -> bool:
-    """Return whether every episode ends as Completed, without effects."""
+    """Return whether every episode ends as Completed and without effects."""
     invoker = engine.invoker()
     certain = isinstance(invoker, FaultRuntime) and invoker.constant is RunTermination.Completed
     return certain and not (deadline is not None and deadline.is_zero())
 
 
 class _UnderWay(msgspec.Struct, frozen=True):
-    """An event that was offered, and what comes of it."""
+    """An event that was offered, and its decision or run."""
 
     captured: EpisodeInvocationRecord | None
     #: The decision, or the task that runs its episode; None after the last event.
@@ -246,7 +246,7 @@ class _Replay:
         return Replayed(self.stream.graph_id, index, diverged, tuple(explanations), tuple(self.notes))
 
     def _captured_ahead(self, first: EpisodeInvocationRecord | None) -> list[EpisodeInvocationRecord]:
-        """Return the captured decisions from a divergence on, as far as they are searched."""
+        """Return the captured decisions from a divergence on, at most as many as are searched."""
         if first is None:
             return []
         begun = [begun.captured for begun in self.under_way if begun.captured is not None]
@@ -254,13 +254,13 @@ class _Replay:
         return [first, *begun, *self.ahead][:AHEAD]
 
     async def _replayed_ahead(self, first: EpisodeInvocationRecord | None) -> list[EpisodeInvocationRecord]:
-        """Return the replayed decisions from a divergence on, as far as the engine goes."""
+        """Return the replayed decisions from a divergence on, until the engine fails."""
         found = [] if first is None else [first]
         try:
             while len(found) < AHEAD and (record := (await self._next())[1]) is not None:
                 found.append(record)
         except EngineFailed:
-            # The divergence before it is the result.
+            # Report the divergence rather than the failure after it.
             pass
         return found
 
@@ -270,7 +270,7 @@ class _Replay:
             self.under_way.append(begun)
         if not self.under_way:
             return None, None
-        # Left among those under way until it is over, so that it is cancelled with them.
+        # Leave it in the queue until it is over, so that it is cancelled with the others.
         first = self.under_way[0]
         outcome = first.outcome
         replayed = await outcome if isinstance(outcome, asyncio.Task) else outcome
@@ -278,7 +278,7 @@ class _Replay:
         return first.captured, replayed
 
     def _begin(self) -> _UnderWay | None:
-        """Offer the next event; None where there is neither an event nor a captured decision."""
+        """Offer the next event; return None if there is neither an event nor a captured decision."""
         captured = self.ahead.popleft() if self.ahead else next(self.decisions, None)
         if captured is None and self.options.only_decided:
             return None
@@ -362,7 +362,7 @@ def _in_doubt(captured: EpisodeInvocationRecord) -> bool:
 
 
 def _ignore(task: asyncio.Task[EpisodeInvocationRecord]) -> None:
-    """Take a task's exception, which asyncio would otherwise report."""
+    """Retrieve a task's exception, which asyncio would otherwise report."""
     if not task.cancelled():
         task.exception()
 

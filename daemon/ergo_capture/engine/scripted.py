@@ -1,4 +1,4 @@
-"""Engines that run nothing: how each episode ends is configured, or read from a file."""
+"""Engines that run no graph: the end of each episode is configured, or read from a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ergo_capture.kernel.time import EventTime
 
 
 class _ImmediateEngine(InProcessEngine):
-    """The common part of engines whose runtime has every outcome ready."""
+    """The common part of engines whose outcomes are known in advance."""
 
     def invoker(self) -> FaultRuntime:
         """Return a runtime for a new session."""
@@ -48,7 +48,7 @@ class FixedEngine(_ImmediateEngine):
 
 
 class ScriptedEngine(_ImmediateEngine):
-    """Ends episodes as a file says, by event id: for rehearsals and tests. Each session has the whole script.
+    """Ends episodes by a script of outcomes by event id, for tests. Each session begins at the start of the script.
 
     Args:
         path: the script, as ``FaultRuntime.from_json`` reads it.

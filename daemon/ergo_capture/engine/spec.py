@@ -34,8 +34,7 @@ def engine_from(spec: str, graph: str) -> Engine:
         ErgoCaptureError: it is none of them (exit code 2), or the engine cannot be made.
     """
     kind, _, rest = spec.partition(":")
-    # A person waits for the result: an engine that is away is an error at once. How long an answer may take is up to
-    # the caller.
+    # Fail at once if the engine is away, because a user waits for the result. The caller sets the time-out of answers.
     remote = RemoteEngineConfig(when_away="fail", hang_timeout=Duration(0))
     try:
         if kind == "fixed":
@@ -50,7 +49,7 @@ def engine_from(spec: str, graph: str) -> Engine:
             return SocketEngine(graph, UNSTATED_PROVENANCE, rest, remote, raises=True)
     except ValueError as error:
         raise _invalid(spec, str(error)) from error
-    raise _invalid(spec, "it is none of the known forms")
+    raise _invalid(spec, "it is not one of the known forms")
 
 
 async def replay_with(spec: str, stream: RecordStream, options: ReplayOptions, watcher: Watcher) -> Replayed:

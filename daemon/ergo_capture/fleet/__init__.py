@@ -1,1 +1,1 @@
-"""The bundles of many hosts in one store: a catalogue of their manifests, questions to it, and work on all of them."""
+"""The bundles of many hosts in one store: index and query their manifests, verify, replay and export the bundles."""

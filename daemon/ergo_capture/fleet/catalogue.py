@@ -55,7 +55,7 @@ COLUMNS: Final[Mapping[str, str]] = {
 }
 #: The range of BIGINT.
 _BIGINT: Final = range(-(1 << 63), 1 << 63)
-#: How DuckDB reads a timestamp.
+#: The format of DuckDB's timestamps.
 _TIMESTAMP: Final = "%Y-%m-%d %H:%M:%S.%f"
 
 
@@ -89,7 +89,7 @@ def quoted(path: Path) -> str:
 
 
 def row_of(shipped: ShippedManifest, key: str) -> dict[str, Any]:
-    """Return a manifest's row; what its version does not say, or says in another way, is None.
+    """Return a manifest's row; fields that its version does not have, or has with another type, are None.
 
     Args:
         shipped: the manifest's object.
@@ -99,7 +99,7 @@ def row_of(shipped: ShippedManifest, key: str) -> dict[str, Any]:
     row = {name: _CONVERSIONS[kind](fields.get(name)) for name, kind in COLUMNS.items()}
     for name in ("refused", "left_over", "lost"):
         row[name] = _count(fields.get(name))
-    # An uncompressed file is its text.
+    # The file of an uncompressed bundle is its text.
     for name, text in (("file_bytes", "bytes"), ("file_sha256", "sha256")):
         row[name] = row[text] if row[name] is None else row[name]
     row["compression"] = row["compression"] or "none"
@@ -113,7 +113,7 @@ def row_of(shipped: ShippedManifest, key: str) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int:
-    """Return how many events a field of a manifest speaks of: a number, or an object that has one."""
+    """Return the number of events in a field of a manifest: a number, or an object that has one."""
     if isinstance(value, dict):
         value = value.get("count", value.get("events"))
     return _integer(value) or 0

@@ -1,4 +1,4 @@
-"""Check one bundle of a store: what a task of a cluster does. Synchronous: a worker has a thread and no event loop."""
+"""Check one bundle of a store; a task of the cluster calls it. It is synchronous: workers have no event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ergo_capture.ship.fetching import fetch_described, read_shipped_manifest
 
 #: Outcomes, the worst first.
 UNSOUND: Final = "unsound"
-#: Nothing is known of the bundle: the engine failed, or the worker that had it ended.
+#: The bundle could not be checked: the engine failed, or the worker ended.
 FAILED: Final = "failed"
 DIVERGED: Final = "diverged"
 OK: Final = "ok"
@@ -49,35 +49,35 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What to do with each bundle."""
+    """The work that is done with each bundle."""
 
-    #: What runs the episodes, as ``engine_from`` takes it; empty to verify.
+    #: The engine that runs the episodes, as ``engine_from`` takes it; empty to verify.
     engine: str = ""
-    #: Seconds that the engine may take for one attempt.
+    #: The engine's time-out for one attempt, in seconds.
     timeout: float = 300.0
-    #: Public keys of seals that are believed; none where seals are not looked at.
+    #: The trusted public keys of seals; empty if seals are not checked.
     trusted: tuple[str, ...] = ()
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was found of a bundle."""
+    """The result of checking a bundle."""
 
     item: Item
     #: One of ``OUTCOMES``.
     outcome: str
     events: int = 0
     decisions: int = 0
-    #: What is wrong, as a sentence.
+    #: The problem, as a sentence; empty for none.
     problem: str = ""
     #: The first decision that differs, as JSON types.
     divergence: Any = None
     notes: tuple[str, ...] = ()
-    #: How long it took, the copy out of the store included.
+    #: The duration in seconds, including the download.
     seconds: float = 0.0
 
 
 def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result:
-    """Copy a bundle and its manifest out of the store, compare the two, and verify or replay the bundle.
+    """Download a bundle and its manifest, compare the two, and verify or replay the bundle.
 
     Args:
         store: the store.
@@ -86,7 +86,7 @@ def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result
         scratch: the directory for the copy.
 
     Raises:
-        StoreAway: the store does not answer; nothing is known of the bundle.
+        StoreAway: the store does not answer; the bundle was not checked.
         StoreRefused: as ``StoreAway``.
     """
     began = time.monotonic()
@@ -96,7 +96,7 @@ def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result
                 raise ErgoCaptureError(f"'{item.manifest}' is not the key of a manifest")
             about, text = read_shipped_manifest(store, item.manifest)
             if about.key != item.object:
-                raise ErgoCaptureError(f"'{item.manifest}' is that of '{about.key}', and not of '{item.object}'")
+                raise ErgoCaptureError(f"'{item.manifest}' is the manifest of '{about.key}', not of '{item.object}'")
             _check_seal(about, text, job)
             bundle = fetch_described(store, item.manifest, about, text, Path(folder))
             compared = compare_with_manifest(bundle)
@@ -109,9 +109,9 @@ def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result
         except EngineFailed as error:
             found = Result(item, FAILED, problem=error.message)
         except ErgoCaptureError as error:
-            # The path is one of this worker, and gone.
+            # Remove the worker's temporary path from the message.
             found = Result(item, UNSOUND, problem=error.message.replace(f"{folder}/", ""))
-        except Exception as error:  # noqa: BLE001 - one bundle must not end the run of a hundred thousand
+        except Exception as error:  # noqa: BLE001 - one bundle must not end a run of many
             found = Result(item, FAILED, problem=f"{type(error).__name__}: {error}")
     return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3))
 
@@ -121,7 +121,7 @@ def _check_seal(about: ShippedManifest, text: bytes, job: Job) -> None:
         return
     seal = decode_seal(msgspec.json.encode(about.seal))
     if seal is None:
-        # One from before there was a key; the check of the chain knows.
+        # The bundle may be older than the key; the check of the chain decides.
         return
     if seal.key not in job.trusted or not is_signed(seal.key, seal.signature, seal.content):
         raise ErgoCaptureError("its seal is not trusted: it was signed with another key, or changed")

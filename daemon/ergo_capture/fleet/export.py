@@ -18,7 +18,7 @@ from ergo_capture.kernel.effects import encode_effect
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage.atomic import AtomicFile, create_parents
 
-#: The columns, their types as pyarrow names them, and what is in them. Decisions are NULL where a run is not decided yet.
+#: The columns, their types in pyarrow's names, and their content. Columns of decisions are NULL for undecided events.
 COLUMNS: Final = {
     "session": ("string", "the session's id"),
     "part": ("int64", "the part of the session, from 1"),
@@ -43,10 +43,10 @@ COLUMNS: Final = {
     "intent_acks": ("list<string>", "intents that were durably accepted, in JSON"),
     "interruption": ("string", "why the run was interrupted here"),
 }
-#: Rows and bytes of payloads of a row group, at most: what is held in memory.
+#: The most rows, and bytes of payloads, of a row group, which is held in memory.
 _GROUP_ROWS: Final = 16_384
 _GROUP_BYTES: Final = 32 << 20
-#: The years that a date has.
+#: The seconds of the last time that a date can have.
 _MAX_SECS: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
@@ -163,7 +163,7 @@ def _type(arrow: Any, kind: str) -> Any:
 
 
 class _Sink(io.RawIOBase):
-    """An atomic file as pyarrow writes to one."""
+    """An atomic file with the interface that pyarrow writes to."""
 
     def __init__(self, file: AtomicFile) -> None:
         self._file = file

@@ -1,6 +1,6 @@
-"""Ask the catalogue: which bundles of which hosts.
+"""Query the catalogue for bundles.
 
-The files of the dates in question are copied to a cache, each once for as long as it does not change.
+The files of the dates in question are copied to a cache; a file is copied again only when it has changed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ergo_capture.objects.keys import CATALOGUE
 from ergo_capture.objects.port import ObjectStore
 from ergo_capture.storage.atomic import AtomicFile, create_parents
 
-#: Rows that are fetched at a time.
+#: How many rows are fetched at a time.
 _ROWS: Final = 1000
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Which bundles are wanted: those that fulfil everything that is given."""
+    """A query for bundles: those that fulfil every condition that is given."""
 
-    #: They ended at this time or later, and before that one.
+    #: The bundle ended at ``since`` or later, and before ``until``.
     since: datetime | None = None
     until: datetime | None = None
     graph: str | None = None
@@ -38,12 +38,12 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str] = {}
     #: A condition in SQL over the catalogue's columns.
     where: str = ""
-    #: Most rows; None for all.
+    #: The largest number of rows; None for all.
     limit: int | None = None
 
 
 def parts_for(store: ObjectStore, query: Query, cache: Path) -> list[Path]:
-    """Return the files of the dates that a query needs, copied to the cache where the store is remote.
+    """Return the files of the dates that a query needs, copied to the cache if the store is remote.
 
     Args:
         store: the store.
@@ -56,13 +56,13 @@ def parts_for(store: ObjectStore, query: Query, cache: Path) -> list[Path]:
     """
     dates = [name.removeprefix("date=") for name in store.folders(CATALOGUE) if name.startswith("date=")]
     first = "" if query.since is None else query.since.astimezone(UTC).date().isoformat()
-    # A bundle without a time of its end has the date 0001-01-01, and is older than any.
+    # A bundle without a time of end has the date 0001-01-01, and is older than any other.
     last = "9999" if query.until is None else query.until.astimezone(UTC).date().isoformat()
     return [part for date in dates if first <= date <= last and (part := _part(store, date, cache)) is not None]
 
 
 def find(parts: Iterable[Path], query: Query) -> Generator[dict[str, Any]]:
-    """Yield the rows that a query asks for, the oldest first; times are in UTC.
+    """Yield the rows that match a query, the oldest first; times are in UTC.
 
     A condition in SQL can read nothing but the catalogue.
 
@@ -110,7 +110,7 @@ def _part(store: ObjectStore, date: str, cache: Path) -> Path | None:
         status = path.stat()
     except OSError:
         status = None
-    # The copy has the time of the object. Size and time tell whether it is that of the object as it is now.
+    # The copy has the time of the object: with the same size and time it is that of the current object.
     if status is None or (status.st_size, int(status.st_mtime)) != (info.size, int(modified)):
         create_parents(path)
         with AtomicFile(path, what="catalogue") as file:
@@ -138,7 +138,7 @@ def _conditions(query: Query) -> tuple[str, dict[str, Any]]:
         conditions.append(f"labels[$key{number}] = $value{number}")
         values |= {f"key{number}": key, f"value{number}": value}
     if query.where:
-        # On lines of its own: it may end in a comment.
+        # Put it on lines of its own: it may end in a comment.
         conditions.append(f"(\n{query.where}\n)")
     return " WHERE " + " AND ".join(conditions) if conditions else "", values
 
@@ -151,7 +151,7 @@ def _failed(error: Exception, query: Query) -> ErgoCaptureError:
     text = str(error).split("\n", 1)[0]
     if query.where:
         return ErgoCaptureError(
-            f"ask the catalogue for bundles where {query.where}: {text}",
+            f"query the catalogue for bundles where {query.where}: {text}",
             op="find bundles",
             hint=f"write a condition in SQL over {', '.join(COLUMNS)}",
             exit_code=ExitCode.USAGE,
@@ -159,5 +159,5 @@ def _failed(error: Exception, query: Query) -> ErgoCaptureError:
     return ErgoCaptureError(
         f"read the catalogue: {text}",
         op="find bundles",
-        hint="`ergo-capture fleet index` writes a damaged file of it anew",
+        hint="`ergo-capture fleet index` writes a damaged file of it again",
     )

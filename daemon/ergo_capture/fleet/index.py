@@ -1,7 +1,7 @@
-"""Bring the catalogue up to date: read the manifests that it does not have, and forget those that are gone.
+"""Bring the catalogue up to date: add manifests that it does not have, and remove those that are gone.
 
-Every run comes to the same end, whatever ran before it or beside it: a date's file is replaced by one that has a row for
-each manifest that the store lists.
+Indexing is idempotent, also beside another indexing: a date's file is replaced by one with a row for each manifest that
+the store lists.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ergo_capture.objects.keys import MANIFESTS, decode_shipped_manifest
 from ergo_capture.objects.port import ObjectMissing, ObjectStore
 
 _READ_BYTES: Final = 1 << 20
-#: Manifests that are asked for at once. Each is a request of a few KB: the store's answer is what takes time.
+#: How many manifests are requested at once. Each has a few KB: most of the time is spent waiting for the store.
 _AT_ONCE: Final = 16
-#: Manifests that are read ahead of the one that is written.
+#: How many manifests are read ahead of the one that is written.
 _AHEAD: Final = 16 * _AT_ONCE
 
 
 class IndexedDate(NamedTuple):
-    """What became of a date's file."""
+    """The result of indexing a date."""
 
     date: str
-    #: Its rows.
+    #: The number of rows in its file.
     manifests: int
     added: int
     removed: int
@@ -47,7 +47,7 @@ def dates_in(store: ObjectStore) -> list[str]:
 def index(
     store: ObjectStore, dates: Iterable[str], *, on_manifest: Callable[[], None] = lambda: None
 ) -> Iterator[IndexedDate]:
-    """Bring the files of some dates up to date, and yield what became of each.
+    """Bring the files of some dates up to date, and yield the result for each.
 
     Args:
         store: the store.
@@ -92,7 +92,7 @@ def _index_date(
 
 
 def _known(store: ObjectStore, date: str, duckdb: Any, database: Any, path: Path) -> set[str]:
-    """Copy a date's file and return the manifests that it has; none where there is no such file or it is damaged."""
+    """Copy a date's file and return the manifests in it; none if there is no such file or it is damaged."""
     try:
         with path.open("wb") as file:
             for block in store.get(part_key(date)):
@@ -100,7 +100,7 @@ def _known(store: ObjectStore, date: str, duckdb: Any, database: Any, path: Path
     except ObjectMissing:
         return set()
     try:
-        # All columns are decoded, so that a damaged file is written again.
+        # Decode all columns, so that a damaged file is noticed and written again.
         rows = database.execute(f"SELECT manifest, hash({', '.join(COLUMNS)}) FROM {rows_in([path])}").fetchall()
     except (duckdb.IOException, duckdb.InvalidInputException):
         return set()
@@ -132,7 +132,7 @@ def _write_rows(
 
 
 def _read_row(store: ObjectStore, key: str) -> bytes | str:
-    """Return a manifest's row as a line of JSON, or the reason why it has none."""
+    """Return a manifest's row as a line of JSON (bytes), or the reason why it has none (str)."""
     try:
         text = b"".join(store.get(key))
     except ObjectMissing:

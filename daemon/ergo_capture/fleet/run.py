@@ -3,9 +3,9 @@
     runs/RUN/run.json           what the run does, and its bundles
     runs/RUN/<batch>.jsonl      the results of a batch, one line a bundle
 
-The *worker* writes the results of its batch, so a run that ends for any reason goes on where it was: what has results is
-not done again. A batch's name is made of its bundles. A batch whose worker ends again and again is split, and what is
-left of it is tried alone, which tells the bundle that ends a worker from the others.
+The *worker* writes the results of its batch, so a run that was ended for any reason can be continued: bundles with
+results are not checked again. A batch's name is made from its bundles. If the worker of a batch ends repeatedly, each
+of its bundles is tried alone, to find the one that ends the worker.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ergo_capture.objects.opening import open_store
 from ergo_capture.objects.port import ObjectMissing, ObjectStore, StoreAway
 from ergo_capture.version import PROGRAM
 
-#: Most bundles, and bytes of them, in a batch.
+#: The most bundles, and bytes of bundles, in a batch.
 _BATCH_ITEMS: Final = 16
 _BATCH_BYTES: Final = 64 << 20
-#: Batches that the scheduler has at a time, for each thread of the workers.
+#: How many batches are submitted at a time, for each thread of the workers.
 _AHEAD: Final = 4
 #: Seconds between the attempts of a worker whose store does not answer.
 _PAUSES: Final = (1.0, 2.0, 4.0, 8.0)
@@ -42,7 +42,7 @@ _NAME_DIGITS: Final = 32
 
 
 class RunPlan(msgspec.Struct, frozen=True):
-    """What a run does."""
+    """The plan of a run: its job and its bundles."""
 
     job: Job
     items: tuple[Item, ...]
@@ -51,13 +51,13 @@ class RunPlan(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct):
-    """How far a run is."""
+    """The progress of a run."""
 
-    #: Bundles with results.
+    #: The number of bundles with results.
     done: int
-    #: Batches without.
+    #: Batches without results.
     left: list[tuple[Item, ...]]
-    #: The reason for each bundle that cannot be worked on now, by the key of its manifest.
+    #: The reason why a bundle cannot be checked now, by the key of its manifest.
     unfinished: dict[str, str] = {}
 
 
@@ -68,7 +68,7 @@ def import_distributed() -> Any:
         ErgoCaptureError: the extra is not installed.
     """
     distributed = import_extra("fleet", "distributed", purpose="work on many bundles")
-    # It logs with tracebacks what it also raises, and what it mends by itself.
+    # Silence it: it logs, with tracebacks, errors that it also raises or recovers from.
     for name in [*logging.root.manager.loggerDict]:
         if name.split(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -95,7 +95,7 @@ def take_plan(store: ObjectStore, run: str, job: Job, items: Callable[[], Iterab
         store: the store.
         run: the run's name.
         job: what to do with each bundle.
-        items: called for the bundles where there is no plan.
+        items: returns the bundles; called only if there is no plan.
 
     Raises:
         ErgoCaptureError: the plan is that of another job, or of another release.
@@ -156,7 +156,7 @@ def read_results(store: ObjectStore, run: str) -> Iterator[Result]:
 
 
 def progress_of(plan: RunPlan, run: str, store: ObjectStore) -> Progress:
-    """Return how far a run is, by the results in the store."""
+    """Return the progress of a run, from the results in the store."""
     done = {info.key for info in store.list(f"{RUNS}/{run}")}
     progress = Progress(0, [])
     for batch in batches_of(plan.items):
@@ -165,7 +165,7 @@ def progress_of(plan: RunPlan, run: str, store: ObjectStore) -> Progress:
             continue
         single = [item for item in batch if result_key(run, (item,)) not in done]
         progress.done += len(batch) - len(single)
-        # Where some have results of their own, the batch was split.
+        # If some have results of their own, the batch was split.
         progress.left += [batch] if len(single) == len(batch) else [(item,) for item in single]
     return progress
 
@@ -179,19 +179,19 @@ def work_on(
     *,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> None:
-    """Have the workers of a cluster do what of a run has no results yet.
+    """Let the workers of a cluster check the bundles of a run that have no results yet.
 
     Args:
-        progress: how far the run is; it is brought up to date.
+        progress: the progress of the run; it is updated.
         job: what to do with each bundle.
         run: the run's name.
-        target: the settings with which the workers open the store; credentials are the workers' own.
+        target: the settings with which the workers open the store; they use their own credentials.
         client: a client of Dask.
         on_progress: called after each batch.
 
     Raises:
-        ErgoCaptureError: the cluster is gone, has no workers, or has some of another release. Running the same again
-            goes on with what has no results.
+        ErgoCaptureError: the cluster is gone, has no workers, or has some of another release. Another call with the
+            same run continues it.
     """
     distributed = import_distributed()
     store = open_store(target)
@@ -199,13 +199,13 @@ def work_on(
     room = _AHEAD * workers
     queue = deque(progress.left)
     waiting: dict[Any, tuple[Item, ...]] = {}
-    #: Bundles whose worker ended. It may have ended because of another one that was there, so each is tried alone.
+    #: Bundles whose worker ended. Another bundle there may have ended it, so each is tried alone.
     suspects: deque[tuple[Item, ...]] = deque()
     finished = distributed.as_completed(loop=client.loop, with_results=False, raise_errors=False)
 
     def submit(batch: tuple[Item, ...]) -> None:
         key = result_key(run, batch)
-        # Not pure: the same batch of two runs is two tasks.
+        # Not pure: the same batch in two runs is two tasks.
         future = client.submit(work, target, job, batch, key, PROGRAM, pure=False, key=f"{key}-{time.monotonic_ns()}")
         waiting[future] = batch
         finished.add(future)
@@ -238,7 +238,7 @@ def work_on(
 
 
 def work(target: TargetConfig, job: Job, batch: Sequence[Item], key: str, program: str) -> int:
-    """Do a batch and write its results; this is what a worker runs.
+    """Check a batch and write its results; a worker calls it.
 
     Raises:
         ErgoCaptureError: the worker is of another release.
@@ -286,11 +286,11 @@ def batches_of(items: Iterable[Item]) -> Iterator[tuple[Item, ...]]:
 
 @contextmanager
 def connected(scheduler: str, workers: int, *, ca: str = "", cert: str = "", key: str = "") -> Iterator[Any]:
-    """Connect to a scheduler, or start a cluster of processes on this machine for as long as the context lasts.
+    """Connect to a scheduler, or start a cluster of processes on this machine; a context manager.
 
     Args:
-        scheduler: ``tcp://HOST:PORT`` or ``tls://HOST:PORT``; empty for a cluster of its own.
-        workers: the processes of the latter.
+        scheduler: ``tcp://HOST:PORT`` or ``tls://HOST:PORT``; empty to start a cluster.
+        workers: the number of processes of a cluster that is started.
         ca: a PEM file with the authority of the cluster's certificates, for ``tls://``.
         cert: a PEM file with the client's certificate.
         key: a PEM file with its key.
@@ -316,15 +316,15 @@ def connected(scheduler: str, workers: int, *, ca: str = "", cert: str = "", key
         with client:
             yield client
         return
-    # With certificates of its own: whoever can connect to a scheduler can run code as its user, and loopback is
-    # everybody's on this machine.
+    # Use temporary certificates: any process that can connect to a scheduler can run code as its user, and every user
+    # of this machine can connect to loopback.
     with (
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             host="tls://127.0.0.1",
             dashboard_address=None,
-            # Any free port: the default one may be that of another run, which would be warned of.
+            # Use any free port: if another run has the default one, there is a warning.
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             security=True,
             silence_logs=50,
@@ -358,7 +358,7 @@ def _require_workers(client: Any) -> int:
 
 
 def _killed(error: Any) -> str:
-    return f"the worker that had it ended, again and again: {_first_line(error)}"
+    return f"its worker ended repeatedly: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -369,7 +369,7 @@ def _cluster_gone(status: str) -> ErgoCaptureError:
     return ErgoCaptureError(
         f"work on bundles: the scheduler is gone ({status})",
         op="work on bundles",
-        hint="start it and run the same command again: it goes on with what has no results",
+        hint="start it and run the same command again, which continues the run",
         exit_code=ExitCode.FAILED,
     )
 
@@ -380,8 +380,8 @@ def _plan_key(run: str) -> str:
 
 def _of_another(run: str, what: str) -> ErgoCaptureError:
     return ErgoCaptureError(
-        f"go on with run '{run}': it {what}",
-        op="go on with run",
+        f"continue run '{run}': it {what}",
+        op="continue run",
         hint="begin another run with another --run",
         exit_code=ExitCode.USAGE,
     )

@@ -1,4 +1,4 @@
-"""Check the chain of seals of each host, by the catalogue."""
+"""Check the chain of seals of each host, from the catalogue."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ergo_capture.seal.chain import ChainReport, Sealed, TrustedKeys, check_chai
 
 
 class HostChains(NamedTuple):
-    """What the chains of all hosts prove."""
+    """The result of checking the chains of all hosts."""
 
-    #: The public keys that are believed.
+    #: The public keys that are trusted.
     trusted: tuple[str, ...]
     #: The chain of each host.
     reports: dict[str, ChainReport]
@@ -21,12 +21,12 @@ def check_hosts(rows: Iterable[Mapping[str, Any]], public: str) -> HostChains:
     """Check the chain of each host.
 
     Args:
-        rows: all rows of the catalogue, of all dates: a chain has no other order than its numbers.
+        rows: all rows of the catalogue, of all dates: only the numbers give the order of a chain.
         public: the public key that is trusted.
     """
     hosts: dict[str, list[Sealed]] = {}
     for row in rows:
-        # A snapshot of an open session is never shipped; what has no number was published by 0.1.0.
+        # Snapshots are never shipped; a bundle without a number was published by 0.1.0.
         seal = None if row["seal"] is None else decode_seal(row["seal"].encode())
         bundle = Sealed(row["manifest"], row["sequence"], row["manifest_sha256"] or "", seal)
         hosts.setdefault(row["host"] or "", []).append(bundle)

@@ -1,4 +1,4 @@
-"""Sum up a run: counts, and what is wrong, the worst first; as figures or as a page of HTML."""
+"""Sum up a run: counts, and the failures, the worst first; as figures or as a page of HTML."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ergo_capture.version import PROGRAM
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What became of a run."""
+    """The summary of a run."""
 
     run: str
-    #: What it does: ``verify``, or ``replay with ENGINE``.
+    #: The job: ``verify``, or ``replay with ENGINE``.
     what: str
     #: The release that began it.
     program: str
-    #: Bundles of the run, and those that have no result yet.
+    #: The number of bundles, and of those without a result yet.
     bundles: int
     unfinished: int
     events: int
-    #: Seconds that the workers spent, all together.
+    #: The workers' time, in total, in seconds.
     seconds: float
     #: Bundles by outcome.
     outcomes: dict[str, int]
@@ -35,14 +35,14 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def in_words(self) -> str:
-        """One line for a person."""
+        """The summary in one line."""
         found = ", ".join(f"{self.outcomes[name]:,} {name}" for name in reversed(OUTCOMES) if self.outcomes.get(name))
         rest = f", {self.unfinished:,} without a result" if self.unfinished else ""
         return f"{counted(self.bundles, 'bundle')}: {found or 'none done'}{rest}"
 
 
 def sum_up(run: str, plan: RunPlan, results: Iterable[Result]) -> Summary:
-    """Return what became of a run."""
+    """Return the summary of a run."""
     outcomes: Counter[str] = Counter()
     failures, events, seconds = [], 0, 0.0
     for result in results:

@@ -15,7 +15,7 @@ from ergo_capture.kernel.serde.numbers import may_leave_range, without_numbers
 from ergo_capture.kernel.serde.tokens import depth_of
 from ergo_capture.kernel.time import ZERO, EventTime
 
-#: Most arrays and objects open at once: serde_json gives up at 128.
+#: The largest number of nested arrays and objects: serde_json fails at 128.
 MAX_DEPTH: Final = 127
 #: Arrays and objects open at once in most payloads; the size of the decoder for them doubles with each.
 _USUAL_DEPTH: Final = 5
@@ -78,7 +78,7 @@ class ExternalEvent(msgspec.Struct, frozen=True, gc=False):
     at: EventTime = ZERO
     #: Empty, or the exact bytes of one JSON object.
     payload: bytes = b""
-    #: What it means, by a name of the graph's adapter, where a sender says so; engines are told, bundles are not.
+    #: The adapter's name for its meaning, if the sender gives one; engines get it, bundles do not hold it.
     semantic_kind: str | None = None
 
     @classmethod
@@ -134,7 +134,7 @@ def check_payload(payload: bytes) -> None:
     """
     if not payload:
         return
-    # Check the depth first: the decoder recurses on the C stack, and how deep it gets depends on its caller.
+    # Check the depth first: the decoder recurses on the C stack, and the room there depends on its caller.
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and depth_of(payload) > MAX_DEPTH:
         raise _not_json(TOO_DEEP)
     try:
@@ -150,11 +150,11 @@ def check_payload(payload: bytes) -> None:
 def are_payloads(payloads: Sequence[bytes]) -> bool:
     """Return whether ``check_payload`` accepts every one of many.
 
-    They are decoded together first, as a list with a number between two of them that no payload may hold: an eighth of
-    what a call for each takes. Their count alone would not prove that each is one object: ``{"a":"x`` and ``y"}`` are
-    one together, ``{},{}`` are two. But a newline cannot be in a string, a value without a key not in an object, and
-    that number not in an array, so that each payload begins and ends outside of all three. The decoder refuses what is
-    nested deep, and large numbers: then each payload is looked at alone.
+    They are first decoded together, which takes an eighth of the time of one call for each: as a list with a number
+    between two payloads that no payload may hold. The number of objects alone would not prove that each payload is one:
+    ``{"a":"x`` and ``y"}`` are one together, ``{},{}`` are two. But a newline cannot be in a string, a value without a
+    key cannot be in an object, and that number cannot be in an array, so each payload begins and ends outside of all
+    three. The decoder refuses deep nesting and large numbers; then each payload is checked by itself.
     """
     payloads = [payload for payload in payloads if payload]
     try:

@@ -1,4 +1,4 @@
-"""Explain a divergence: in words for a person, and as data."""
+"""Explain a divergence: in words, and as data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _CAUSES: Final = {
     "extra": ("the bundle is cut: decisions are gone from its end", _EDITED),
 }
 
-#: What a captured termination says of the engine, as a daemon records it.
+#: The meaning of a captured termination for the engine, as a daemon records it.
 _ENGINE_THEN: Final = {
     RunTermination.Failed(ErrKind.AdapterUnavailable): "it was away, or ended before it answered",
     RunTermination.Failed(ErrKind.RuntimeError): "it raised an error, or answered something invalid",
@@ -54,7 +54,7 @@ _ENGINE_THEN: Final = {
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """Where two decision streams first differ, and the likely causes."""
+    """The first difference of two decision streams, and its likely causes."""
 
     #: ``changed``, ``missing``, ``extra`` or ``reordered``.
     kind: str
@@ -69,7 +69,7 @@ class Explanation(msgspec.Struct, frozen=True):
     before: list[str]
     causes: list[str]
     sentence: str
-    #: What the capture says of the engine; empty where it says nothing.
+    #: The engine's failure at the capture, in words; empty for none.
     engine: str = ""
 
 
@@ -107,7 +107,7 @@ def explain(
 
 
 def _engine_then(divergence: Divergence, captured: Sequence[EpisodeInvocationRecord]) -> RunTermination | None:
-    """Return how the captured episode ended, if that says something of the engine and the outcome differs."""
+    """Return the captured termination, if it shows a failure of the engine and the outcome differs."""
     if divergence.field not in ("termination", "retry_count", "effects") or not captured:
         return None
     termination = captured[0].termination
@@ -170,12 +170,12 @@ def _effects(captured: Sequence[CapturedActionEffect], replayed: Sequence[Captur
 
 
 def describe_decision(record: EpisodeInvocationRecord) -> str:
-    """Return a decision as one line for a person."""
+    """Return a decision as one line of text."""
     return f"{record.event_id!r}  {describe_without_id(record)}"
 
 
 def describe_without_id(record: EpisodeInvocationRecord) -> str:
-    """Return a decision as one line for a person, where its event is named beside."""
+    """Return a decision as one line of text, without the event id."""
     parts = [_DECISIONS[record.decision], f"episode {record.episode_id}"]
     if record.schedule_at is not None:
         parts.append(f"until {format_time(record.schedule_at)}")
@@ -194,7 +194,7 @@ _DECISIONS: Final = {decision: decision.value for decision in Decision}
 
 
 def describe_outcome(record: EpisodeInvocationRecord) -> str:
-    """Return how a decision's episode ended, for a person; of a decision without one, the decision."""
+    """Return the end of a decision's episode in words; for a decision without an episode, the decision."""
     if record.termination is None:
         return record.decision.value
     retries = f" after {_retries(record.retry_count)}" if record.retry_count else ""
@@ -211,7 +211,7 @@ def _retries(count: int) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text from elsewhere for a terminal: one line, control characters escaped, which a terminal would obey."""
+    """Return untrusted text for a terminal: one line, with control characters escaped, which a terminal would obey."""
     return text if text.isprintable() else ascii(text)
 
 

@@ -70,8 +70,8 @@ class CapturedIntentAck(msgspec.Struct, frozen=True, omit_defaults=True):
     egress_ref: str | None = None
 
 
-# gc=False here and in events and log entries: none of them can be part of a cycle, and at 100,000 events the garbage
-# collector took a third of the time to walk through them.
+# gc=False here, in events and in log entries: they cannot be part of a cycle, and with 100,000 events the garbage
+# collector took a third of the time to traverse them.
 class EpisodeInvocationRecord(msgspec.Struct, frozen=True, gc=False):
     """A decision as captured (``ergo_supervisor::EpisodeInvocationRecord``).
 
@@ -140,8 +140,8 @@ class _Element(msgspec.Struct, frozen=True, gc=False):
 def encode_events(records: Sequence[ExternalEventRecord]) -> bytes:
     """Return elements of a bundle's ``events``, commas between them.
 
-    In one call of the encoder, which takes two thirds of what one for each does. Give it some dozens: their payloads
-    are lists of numbers meanwhile, and with more those leave the processor's cache.
+    One call of the encoder takes two thirds of the time of a call for each. Pass a few dozen events: their payloads are
+    lists of numbers meanwhile, and with more events those leave the processor's cache.
     """
     return encode_event_columns(
         [record.event_id for record in records],
@@ -195,7 +195,7 @@ def inside_quotes(texts: Sequence[str]) -> list[str]:
     encoded = _encode(texts).decode()
     if "\\" in encoded:
         return [_encode(text)[1:-1].decode() for text in texts]
-    # Safe: a quote inside a text would have come with a backslash.
+    # Splitting is safe: a quote inside a text is escaped with a backslash.
     return encoded[2:-2].split('","')
 
 

@@ -194,9 +194,9 @@ class Supervisor:
             self._next_episode += len(events) - start
 
     def begin_all(self, events: Sequence[EventLike], first_episode: int) -> bool:
-        """Take events as if each had been offered, run and settled, where they begin the episodes from ``first_episode`` on.
+        """Take events as if each had been offered, run and settled, for the episodes from ``first_episode`` on.
 
-        Nothing is logged. Return False, having taken none of them, where one may be deferred or is a Pump.
+        Log nothing. If one of them may be deferred or is a Pump, take none and return False.
         """
         if self.is_limited or first_episode != self._next_episode or first_episode + len(events) >= U64_MAX:
             return False

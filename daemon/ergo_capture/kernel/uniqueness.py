@@ -11,12 +11,12 @@ _MASK: Final = (1 << 64) - 1
 
 
 class SeenIds:
-    """A hash table of 64-bit hashes: 13 to 27 bytes an id, and twice that for a moment while it grows.
+    """A hash table of 64-bit hashes: it takes 13 to 27 bytes an id, and twice that while it grows.
 
     A set of the ids takes about a hundred bytes an id, and a bundle may hold millions.
 
     Args:
-        expected: how many ids there will be, about; growing takes as long as adding.
+        expected: the expected number of ids, which saves growing; growing takes as long as adding.
     """
 
     def __init__(self, expected: int = 0) -> None:
@@ -47,8 +47,8 @@ class SeenIds:
     def add_all(self, event_ids: Iterable[str]) -> bool:
         """Add ids; return whether one of them, or very rarely another one with its hash, was there.
 
-        In one loop, which takes a third of what a call for each does. Where it returns True, those after the repeated
-        one are not added.
+        One loop takes a third of the time of a call for each. If it returns True, the ids after the repeated one are
+        not added.
         """
         for number in map(hash, event_ids):
             digest = number & _MASK or 1

@@ -1,6 +1,6 @@
-"""Object stores: a port, and what is behind it; the keys under which bundles lie there."""
+"""Object stores: a port and its implementations, and the keys of bundles."""
 
 from typing import Final
 
-#: The beginnings of URLs that name stores.
+#: The schemes of URLs that name stores.
 SCHEMES: Final = ("s3://", "gs://", "az://", "file://")

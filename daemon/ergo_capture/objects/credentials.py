@@ -1,4 +1,4 @@
-"""Credentials of a store, from a file that systemd or the operator hands over.
+"""Credentials of a store, from a file that systemd or the operator provides.
 
 The file holds one ``KEY=VALUE`` a line, with the names that the providers' own tools use in the environment
 (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...), or is the
@@ -20,13 +20,13 @@ _LINE: Final = re.compile(r"(?:export\s+)?([A-Za-z][A-Za-z0-9_]*)\s*=\s*(.*)")
 
 
 def read_credentials(name: str) -> dict[str, str]:
-    """Return the settings that a file of credentials holds; none for an empty name.
+    """Return the settings in a file of credentials; none for an empty name.
 
     Args:
         name: a name in ``$CREDENTIALS_DIRECTORY``, or a path.
 
     Raises:
-        StoreRefused: there is no such file, or it cannot be read. The message holds nothing of its content.
+        StoreRefused: there is no such file, or it cannot be read. The message does not contain any of its content.
     """
     text = credentials_text(name)
     if text.lstrip().startswith("{"):
@@ -53,7 +53,7 @@ def credentials_text(name: str) -> str:
 
 
 def key_values(name: str, text: str) -> dict[str, str]:
-    """Return what the lines of a file of credentials say, by keys in lower case.
+    """Return the values in a file of credentials, by keys in lower case.
 
     Raises:
         StoreRefused: a line is not KEY=VALUE.
@@ -83,5 +83,5 @@ def _unusable(path: Path, reason: str) -> StoreRefused:
         f"read credentials '{path}': {reason}",
         op="read credentials",
         path=path,
-        hint="have KEY=VALUE lines in a file that LoadCredential= of the unit names; see `ergo-capture help ship`",
+        hint="write KEY=VALUE lines to a file that LoadCredential= of the unit names; see `ergo-capture help ship`",
     )

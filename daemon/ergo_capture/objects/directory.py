@@ -14,7 +14,7 @@ from ergo_capture.storage.atomic import AtomicFile, create_parents
 from ergo_capture.storage.write_error import CaptureWriteError
 
 _READ_BYTES: Final = 1 << 20
-#: A file that is being written, or was left by a kill.
+#: Matches the name of a file that is being written, or was left by a killed process.
 _TEMPORARY: Final = re.compile(r".+\.\d+\.\d+\.tmp")
 
 
@@ -22,7 +22,7 @@ class DirectoryStore:
     """Objects as files below a directory; each is written atomically and synced.
 
     Args:
-        root: the directory, which must exist: one that is not mounted must not fill the disk below it.
+        root: the directory, which must exist: nothing must be written below the mount point of a disk that is missing.
     """
 
     def __init__(self, root: Path) -> None:
@@ -82,7 +82,7 @@ class DirectoryStore:
 
     def _below(self, folder: Path) -> Iterator[ObjectInfo]:
         try:
-            # A directory's name sorts as its files' keys do, with the slash.
+            # Sort a directory with a slash, as the keys of its files are sorted.
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name + "/" * entry.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return
@@ -98,7 +98,7 @@ class DirectoryStore:
                     yield info
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
-        """Return the names of the directories in one."""
+        """Return the names of the directories below a prefix, sorted."""
         self._require_root("list", self.root)
         folder = self._path(prefix) if prefix else self.root
         try:
@@ -120,13 +120,11 @@ class DirectoryStore:
                 f"{what} '{path}': there is no directory '{self.root}'",
                 op=f"{what} object",
                 path=self.root,
-                hint="make it, or mount what belongs there",
+                hint="create it, or mount its file system",
             )
 
 
 def _failed(what: str, path: Path, error: BaseException) -> StoreError:
     reason = getattr(error, "strerror", None) or str(error)
     kind = StoreRefused if isinstance(error, PermissionError) else StoreAway
-    return kind(
-        f"{what} object '{path}': {reason}", op=f"{what} object", path=path, hint="look at the file system there"
-    )
+    return kind(f"{what} object '{path}': {reason}", op=f"{what} object", path=path, hint="check the file system there")

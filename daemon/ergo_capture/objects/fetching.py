@@ -1,4 +1,4 @@
-"""Copy a bundle out of a store, compared with the hash that its key states."""
+"""Download a bundle from a store, and compare it with the hash in its key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fetch_object(store: ObjectStore, key: str, destination: Path) -> int:
 
     Raises:
         ObjectMissing: there is no object with that key.
-        StoreError: the store does not answer, or the object is a bundle's and has another hash than its key states.
+        StoreError: the store does not answer, or the object is a bundle and its hash is not that of its key.
         CaptureWriteError: the file cannot be written; nothing is left of it.
     """
     expected = sha256_of(key) or sha256_of_rest(key)

@@ -1,13 +1,13 @@
-"""The keys under which bundles and their manifests lie in a store.
+"""The keys of bundles and their manifests in a store.
 
     objects/sha256/ab/<SHA-256 of the file>.capture.json[.zst]
     objects/sha256/ab/<SHA-256 of the file>.rest.jsonl
     manifests/date=YYYY-MM-DD/host=HOST/SESSION[~PART].<16 digits>.json
 
-A bundle's key is made of its *file's* hash: two compressed forms of one text must not overwrite each other. A manifest's
-object is ``{"host", "key", "manifest"}``, with ``rest`` where events were left over: the key of the file that holds them. It is written after the bundle's, so that what has a manifest is whole. Its date
-is that of ``ended_at`` and its digits are the first ones of the manifest's own SHA-256, so that a second attempt has the
-same key.
+A bundle's key is made from the hash of its *file*: two compressed forms of one text must not overwrite each other. A
+manifest's object is ``{"host", "key", "manifest"}``, and ``rest`` if events were left over: the key of the file that
+holds them. It is written after the bundle's object, so a bundle with a manifest is whole. Its date is that of
+``ended_at``, and its digits are the first ones of the manifest's SHA-256, so that a second attempt has the same key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OBJECTS: Final = "objects/sha256"
 MANIFESTS: Final = "manifests"
 CATALOGUE: Final = "catalogue"
 RUNS: Final = "runs"
-#: The date of a manifest that says no time of its end.
+#: The date of a manifest without a time of end.
 _NO_DATE: Final = "0001-01-01"
 _OBJECT: Final = re.compile(
     rf"{OBJECTS}/(?P<two>[0-9a-f]{{2}})/(?P<sha256>(?P=two)[0-9a-f]{{62}}){re.escape(BUNDLE_SUFFIX)}"
@@ -40,17 +40,17 @@ _MANIFEST: Final = re.compile(
 
 
 class ShippedManifest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A manifest's object: the manifest, and where its bundle is."""
+    """A manifest's object: the manifest, and the key of its bundle."""
 
     #: The host that shipped it.
     host: str
     #: The bundle's key.
     key: str
-    #: The manifest's file, as it is.
+    #: The JSON of the manifest's file, unchanged.
     manifest: Any
-    #: The key of the events that were left over; None where there are none.
+    #: The key of the file with left-over events; None for none.
     rest: str | None = None
-    #: The seal's file, as it is; None where the bundle is not sealed.
+    #: The JSON of the seal's file, unchanged; None if the bundle is not sealed.
     seal: Any = None
 
     @property
@@ -60,7 +60,7 @@ class ShippedManifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ManifestKey(NamedTuple):
-    """What a manifest's key says."""
+    """The parts of a manifest's key."""
 
     #: YYYY-MM-DD, in UTC.
     date: str
@@ -90,7 +90,7 @@ def rest_key(file_sha256: str) -> str:
 
 
 def sha256_of_rest(key: str) -> str | None:
-    """Return the SHA-256 of a file with events that were left over, in hex, from its key; None where it is none's."""
+    """Return the SHA-256 of a file with events that were left over, in hex, from its key; None for another key."""
     match = _REST.fullmatch(key)
     return None if match is None else match["sha256"]
 
@@ -108,7 +108,7 @@ def manifest_key(manifest: Manifest, manifest_sha256: str, stem: str, host: str)
 
 
 def parse_manifest_key(key: str) -> ManifestKey | None:
-    """Return what a manifest's key says; None if it is not a manifest's key."""
+    """Return the parts of a manifest's key; None if it is not one."""
     match = _MANIFEST.fullmatch(key)
     return None if match is None else ManifestKey(match["date"], match["host"], match["stem"], match["digits"])
 
@@ -131,7 +131,7 @@ def encode_shipped_manifest(
 
 
 def decode_shipped_manifest(text: bytes) -> ShippedManifest:
-    """Return what a manifest's object says; the manifest as a dictionary of the fields of any version.
+    """Decode a manifest's object; the manifest is a dictionary, with the fields of any version.
 
     Raises:
         ValueError: it is not a manifest's object.

@@ -1,4 +1,4 @@
-"""Open the store that a target's settings, or a URL, name."""
+"""Open the store of a target or a URL."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_store(target: TargetConfig) -> ObjectStore:
 
 
 def store_named(name: str, targets: Mapping[str, TargetConfig]) -> ObjectStore:
-    """Return a store; the arguments are those of ``target_named``, which raises, too."""
+    """Return a store; arguments and errors are those of ``target_named``."""
     return open_store(target_named(name, targets))
 
 
@@ -51,7 +51,7 @@ def target_named(name: str, targets: Mapping[str, TargetConfig]) -> TargetConfig
         targets: the configured targets.
 
     Raises:
-        ErgoCaptureError: there is no such target, or none, or several and none was named.
+        ErgoCaptureError: there is no such target, or the name is empty and there is not exactly one.
     """
     if is_store_url(name):
         target, _ = target_of(name, targets)
@@ -93,8 +93,8 @@ def is_store_url(name: str) -> bool:
 def target_of(url: str, targets: Mapping[str, TargetConfig]) -> tuple[TargetConfig, str]:
     """Return the settings for a URL and the key that it names.
 
-    Of the configured targets the one with the longest URL that the given one begins with counts. Without one the whole
-    path of the URL is the key, and the environment has the settings.
+    They are those of the configured target with the longest URL that is a prefix of the given one. If there is none,
+    the whole path of the URL is the key, and the settings come from the environment.
     """
     matches = [target for target in targets.values() if f"{url}/".startswith(f"{target.url.rstrip('/')}/")]
     if matches:

@@ -1,6 +1,6 @@
 """An object store as a port: put, get, head and list. Nothing here deletes.
 
-The operations block, and are called from threads: the tasks of a cluster have no event loop.
+The operations block; call them from threads. They are synchronous because the tasks of a cluster have no event loop.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class StoreError(ErgoCaptureError):
 
 
 class StoreAway(StoreError):
-    """The store did not answer, or not with success; the same operation may succeed later."""
+    """The store did not answer with success; the same operation may succeed later."""
 
 
 class StoreRefused(StoreError):
-    """The store refuses: credentials, rights, or no such bucket. It stays so until somebody changes something."""
+    """The store refuses: credentials, rights, or no such bucket. Trying again does not help until that is changed."""
 
 
 class ObjectMissing(StoreError):
@@ -29,26 +29,26 @@ class ObjectMissing(StoreError):
 
 
 class ObjectInfo(NamedTuple):
-    """What a store says of an object."""
+    """Size and time of an object, as the store reports them."""
 
     key: str
     #: Bytes.
     size: int
-    #: When it was written, by the store's clock.
+    #: The time at which it was written, by the store's clock.
     modified: datetime
 
 
 class ObjectStore(Protocol):
     """An object store. Keys have no slash at their beginning.
 
-    Every operation raises StoreAway or StoreRefused where it fails.
+    Every operation raises StoreAway or StoreRefused if it fails.
     """
 
     #: The URL that names the store, with its prefix and without a slash at its end.
     url: str
 
     def put(self, key: str, blocks: Iterable[bytes], size: int) -> None:
-        """Write an object, over one that is there; when this returns, it is durable.
+        """Write an object, replacing an existing one; on return it is durable.
 
         Args:
             key: the object's key.
@@ -64,10 +64,10 @@ class ObjectStore(Protocol):
         """
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Return what the store says of an object; None where there is none with that key."""
+        """Return size and time of an object; None if there is none with that key."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects below a prefix, which ends where a name between slashes ends, in the order of their keys."""
+        """Yield the objects below a prefix, which must end at a slash or at the end of a name, in the order of keys."""
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
-        """Return the names that follow a prefix and are followed by a slash, sorted."""
+        """Return the names between a prefix and the next slash, sorted."""

@@ -1,8 +1,8 @@
 """S3, Google Cloud Storage and Azure, over obstore.
 
-What obstore does not say is found here: it hides the status of the reply, and calls a bucket that does not exist a file
-that is not found. Objects are read in ranges, so that a connection that breaks costs one range and a request's time-out
-does not bound the size.
+obstore hides the status of the reply, and reports a missing bucket as a missing file; this module takes both from its
+messages. Objects are read in ranges, so that a broken connection costs one range and a request's time-out does not
+bound the size of objects.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Result = TypeVar("Result")
 
 #: Bytes that one request reads.
 _RANGE_BYTES: Final = 16 << 20
-#: S3 takes 10,000 parts.
+#: The largest number of parts of an upload; S3 allows 10,000.
 _MAX_PARTS: Final = 9_000
-#: Parts of one object that are sent at once; each is held in memory.
+#: How many parts of one object are sent at once; each is held in memory.
 _PARTS_AT_ONCE: Final = 2
-#: Attempts beyond the first that obstore makes by itself, within two seconds or so. What lasts longer is the caller's.
+#: Retries of obstore itself, within about two seconds; for longer failures the caller tries again.
 _RETRIES: Final = 3
 _CODE: Final = re.compile(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", re.DOTALL)
 _STATUS: Final = re.compile(r"status code: (\d{3}[^:\n]*)")
-#: What went wrong before there was a reply: ``Connect``, ``Timeout``, ``Request``, ``Decode``.
+#: Matches the kind of a failure before there was a reply: ``Connect``, ``Timeout``, ``Request``, ``Decode``.
 _UNANSWERED: Final = re.compile(r"HttpError \{\s*kind: (\w+)")
 _NO_RANGE: Final = re.compile(r"status code: 416 ")
 _NO_BUCKET: Final = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
-#: Replies that stay as they are until somebody changes something.
+#: Replies that do not change when the request is repeated.
 _REFUSALS: Final = re.compile(r"status code: (?:400|401|403|405|501) |" + _NO_BUCKET.pattern)
-#: Of these replies, those that are about one attempt.
+#: Those of these replies that concern only one attempt.
 _ONCE: Final = re.compile(r"BadDigest|XAmzContentChecksumMismatch|RequestTimeout|IncompleteBody|InvalidPart")
 
 
@@ -53,11 +53,11 @@ class RemoteStore:
 
     Args:
         url: ``s3://BUCKET/PREFIX``, ``gs://BUCKET/PREFIX`` or ``az://CONTAINER/PREFIX``.
-        endpoint: the service's URL where it is not the provider's own.
-        region: of an S3 bucket; empty for the environment's.
+        endpoint: the service's URL, if it is not the provider's own.
+        region: the region of an S3 bucket; empty for the environment's.
         ca_file: a PEM file with the authority of the endpoint's certificate; empty for the system's.
-        credentials: settings of the provider, by name in lower case; what is not in them comes from the environment.
-        part_bytes: bytes of a part; a larger object is sent in parts.
+        credentials: settings of the provider, by name in lower case; missing ones come from the environment.
+        part_bytes: bytes of a part; larger objects are sent in parts.
         timeout: longest time of one request, in seconds.
 
     Raises:
@@ -89,7 +89,7 @@ class RemoteStore:
             client["allow_http"] = True
         stores = self._obstore.store
         if scheme == "s3":
-            # Without it a byte that is flipped on its way is stored silently.
+            # Without a checksum, a byte that is flipped on the network is stored silently.
             config["checksum_algorithm"] = "SHA256"
             if region:
                 config["region"] = region
@@ -153,7 +153,7 @@ class RemoteStore:
                     found = self._obstore.get(self._store, key, options=asked)
                 except self._obstore.exceptions.BaseError as error:
                     if _NO_RANGE.search(str(error)) and not asked["range"][0]:
-                        # It is empty: there is no range that could be read.
+                        # The object is empty, so that no range can be read.
                         return b"", {"size": 0}
                     raise
                 return bytes(found.bytes()), found.meta
@@ -165,7 +165,7 @@ class RemoteStore:
             if start >= meta["size"] or not block:
                 return
             if meta["e_tag"]:
-                # Another object under the same key would otherwise follow the first one's beginning.
+                # Require the same object: its beginning must not be followed by the rest of another one.
                 options = {"if_match": meta["e_tag"]}
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -182,7 +182,7 @@ class RemoteStore:
             yield from map(_info, chunk)
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
-        """Return the names that follow a prefix and are followed by a slash."""
+        """Return the names between a prefix and the next slash, sorted."""
         found = self._ask("list", prefix, lambda: self._obstore.list_with_delimiter(self._store, prefix or None))
         return tuple(sorted(folder.rstrip("/").rpartition("/")[2] for folder in found["common_prefixes"]))
 
@@ -199,7 +199,7 @@ class RemoteStore:
             if _NO_BUCKET.search(str(error)):
                 raise self._failed(StoreRefused, what, key, error) from error
             if what == "write":
-                # A multipart upload that is gone: it was completed and the answer was lost, or somebody aborted it.
+                # The multipart upload is gone: it was completed and the answer was lost, or it was aborted.
                 raise self._failed(StoreAway, what, key, error) from error
             raise ObjectMissing(
                 f"{what} object '{self._named(key)}': there is none", op=f"{what} object", path=self._named(key)
@@ -224,9 +224,9 @@ class RemoteStore:
         else:
             reason = _first_line(error)
         hint = (
-            "check the bucket, the credentials and their rights; `ergo-capture ship check` says what is missing"
+            "check the bucket, the credentials and their rights; `ergo-capture ship check` reports what is missing"
             if kind is StoreRefused
-            else "it is tried again; `ergo-capture ship check` says whether the store answers"
+            else "it is tried again; `ergo-capture ship check` tests whether the store answers"
         )
         return kind(
             f"{what} object '{self._named(key)}': {reason}", op=f"{what} object", path=self._named(key), hint=hint
@@ -241,5 +241,5 @@ def _info(meta: Mapping[str, Any]) -> ObjectInfo:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the part of obstore's message for people; after it the structures of its errors follow."""
+    """Return the first line of obstore's message; the others show the structure of its errors."""
     return str(error).split("\n", 1)[0].strip()

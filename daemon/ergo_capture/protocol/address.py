@@ -1,4 +1,4 @@
-"""The address of the daemon's socket, as users write it."""
+"""Read the address of a Unix socket as users write it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def socket_path(address: str) -> str:
     """Return the path of a socket from a path, ``unix:PATH`` or ``unix:///PATH``.
 
     Raises:
-        AddressError: it is an abstract socket, another kind of socket, or no path.
+        AddressError: it is an abstract socket, another kind of socket, or not a path.
     """
     path = address
     if address.startswith(_URL):
@@ -31,7 +31,7 @@ def socket_path(address: str) -> str:
     elif "://" in address:
         raise _refusal(address, "only Unix sockets are supported", "write the path of the socket")
     if path.startswith(("@", "\0")):
-        # An abstract socket has neither owner nor mode: everybody on the host could connect.
+        # An abstract socket has neither owner nor mode: every user of the host could connect.
         raise _refusal(address, "abstract sockets are not supported", "write a path; ./@NAME is a file of that name")
     if not path or "\0" in path:
         raise _refusal(address, "it is not a path", "write unix:///PATH, or only the path")

@@ -7,8 +7,8 @@ and ``close``. The daemon answers ``welcome``, ``opened``, then ``ack``, ``rejec
 
 ``ack.accepted`` and ``reject.index`` count the events of one connection from 1, in the order sent.
 
-Requests with unknown fields are refused. Answers may have fields, and types, that a reader does not know: it ignores
-them, so that an older client can talk to a newer daemon.
+Requests with unknown fields are refused. Readers ignore answers of unknown types, and unknown fields of answers, so
+that an older client can talk to a newer daemon.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Code(StrEnum):
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """What a client was told is durable, and what the daemon holds of it."""
+    """A loss of acknowledged events: what was acknowledged, and what the daemon holds."""
 
-    #: Events of the session, as the client says, and as the daemon holds.
+    #: Events of the session that were acknowledged, as the client says, and that the daemon holds.
     acknowledged: int
     held: int
     #: Id of the last event that the daemon holds.
@@ -62,7 +62,7 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 def describe_loss(session: str, lost: Lost, last_acknowledged: str | None = None) -> str:
-    """Return what is lost of a session, in a sentence: how many events, and from which on."""
+    """Return the loss of a session as a sentence: how many events, and from which on."""
     missing = lost.acknowledged - lost.held
     up_to = "" if last_acknowledged is None else f", up to {last_acknowledged!r}"
     if lost.held and missing > 0:
@@ -81,7 +81,7 @@ def describe_loss(session: str, lost: Lost, last_acknowledged: str | None = None
 
 
 class ProtocolError(ErgoCaptureError):
-    """A connection ends with this answer: a code, a message, a hint; ``lost`` with ``acknowledged_lost``."""
+    """An error that ends a connection, with code, message and hint; ``acknowledged_lost`` also has ``lost``."""
 
     def __init__(self, code: Code, message: str, hint: str, lost: Lost | None = None) -> None:
         super().__init__(message, op="serve a client", hint=hint)
@@ -104,7 +104,7 @@ class Hello(_Request, frozen=True, tag="hello"):
 
 
 class Acknowledged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client was told is durable, by ``opened`` and ``ack``."""
+    """The events that were acknowledged to a client, by ``opened`` and ``ack``."""
 
     #: Events of the session.
     events: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -112,7 +112,7 @@ class Acknowledged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last_event_id: str | None = None
 
 
-# Defaults are left out, so that a daemon of 0.1.0, which does not know the last fields, is not told of them.
+# Defaults are left out, so that a daemon of 0.1.0, which does not know the last fields, does not refuse them.
 class Open(_Request, frozen=True, tag="open", omit_defaults=True):
     """Open a session of a graph; with ``session``, resume that one."""
 
@@ -121,13 +121,13 @@ class Open(_Request, frozen=True, tag="open", omit_defaults=True):
     labels: dict[str, str] = {}
     #: Whether to send every decision as a ``decision`` frame.
     decisions: bool = False
-    #: With ``session``: what the client was told of it. The daemon refuses to go on if it holds less.
+    #: With ``session``: the events that were acknowledged. The daemon refuses to resume if it holds fewer.
     acknowledged: Acknowledged | None = None
-    #: Whether to go on if acknowledged events are missing; in a new session if the whole session is.
+    #: Whether to continue if acknowledged events are missing; in a new session if the whole session is missing.
     resume_after_loss: bool = False
     #: ``fixed`` for a session whose episodes run elsewhere: the graph's engine is not asked.
     decided_by: Literal["engine", "fixed"] = "engine"
-    #: Whether the client takes ``note``, ``refused`` and ``left_over``. One of 0.1.0 would take them for answers.
+    #: Whether the client takes ``note``, ``refused`` and ``left_over``; a client of 0.1.0 would fail at them.
     notices: bool = False
 
 
@@ -139,17 +139,17 @@ class Close(_Request, frozen=True, tag="close"):
     """End the session and publish its bundle."""
 
 
-#: How a source of events may end early, in the reference's words.
+#: The reference's words for why a source of events ended early.
 IngressReason = Literal["driver_terminated", "protocol_violation", "host_stop_requested", "driver_io"]
 
 
-# Unknown fields are ignored: a daemon of 0.1.0 does as with ``close``.
+# Unknown fields are ignored, as by a daemon of 0.1.0, which treats it as ``close``.
 class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_defaults=True):
-    """Do as ``close`` does, in ``ergo-driver.v0``; and for a client that says more of how its events ended."""
+    """Close the session: the last frame of ``ergo-driver.v0``, or a ``close`` that says how the events ended."""
 
     #: Whether the events ended early: the session is then *interrupted*.
     interrupted: bool = False
-    #: The reference's word for how they did, for the manifest.
+    #: The reference's word for the reason, for the manifest.
     reason: IngressReason | None = None
     #: Whether a session that accepted no event leaves a bundle.
     keep_empty: bool = True
@@ -160,7 +160,7 @@ class Ping(_Request, frozen=True, tag="ping"):
 
 
 Request = Hello | Open | Flush | Close | End | Ping
-#: The types of all frames that a client sends, but for the two that hold events.
+#: The types of all frames that a client sends, except the two that hold events.
 REQUEST_TYPES: Final = frozenset(kind.__struct_config__.tag for kind in Request.__args__)
 #: The types of frames with one event, and with several. Each reader of events has its own class for them: their
 #: content is decoded to different depths.
@@ -198,7 +198,7 @@ def unwrap_event(line: bytes) -> bytes:
 
 
 class UnknownField(NamedTuple):
-    """A field of an event that nobody reads."""
+    """An unknown field of an event."""
 
     #: Position of the event in its chunk, from 0.
     offset: int
@@ -207,7 +207,7 @@ class UnknownField(NamedTuple):
 
 @dataclass(slots=True)
 class EventChunk:
-    """Consecutive well-formed events of one client: what a session admits and the journal keeps verbatim."""
+    """Consecutive well-formed events of one client, whose lines the journal keeps unchanged."""
 
     #: The event lines, newlines included.
     body: bytes
@@ -222,7 +222,7 @@ class EventChunk:
 
 @dataclass(slots=True, frozen=True)
 class BadLine:
-    """One line that is refused before any session sees it."""
+    """A line that is rejected before a session sees it."""
 
     code: Code
     message: str
@@ -243,12 +243,12 @@ class _Answer(msgspec.Struct, frozen=True, tag_field="type"):
 
 
 class Welcome(_Answer, frozen=True, tag="welcome"):
-    """Answer ``hello``: the protocol, the program, and what it takes (bytes and counts, by name)."""
+    """Answer ``hello``: the protocol, the program, and its limits (bytes and counts, by name)."""
 
     protocol: str = PROTOCOL
     server: str = ""
     limits: dict[str, int] = {}
-    #: What else it understands in ``open``: ``acknowledged`` (with ``resume_after_loss``), ``decided_by``, ``notices``.
+    #: Optional fields of ``open`` that it knows: ``acknowledged``, ``decided_by``, ``notices``.
     features: tuple[str, ...] = ()
 
 
@@ -261,12 +261,12 @@ class Opened(_Answer, frozen=True, kw_only=True, tag="opened"):
     decided: int = 0
     #: Id of the last accepted event.
     last_event_id: str | None
-    #: What is known to be lost of the session; absent where nothing is.
+    #: The known loss of the session; absent for none.
     lost: Lost | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ack(_Answer, frozen=True, tag="ack"):
-    """Every event of this connection up to ``accepted`` is durable or was rejected; likewise ``decided``."""
+    """Up to ``accepted``, every event of this connection is durable or was rejected; up to ``decided``, decided."""
 
     accepted: int
     decided: int = 0
@@ -278,7 +278,7 @@ class Reject(_Answer, frozen=True, tag="reject"):
     """The event with this number on this connection was not taken."""
 
     index: int
-    #: None where the line cannot be read that far.
+    #: None if the line cannot be read that far.
     event_id: str | None
     #: A ``Code``, or a word that a newer daemon uses.
     code: str
@@ -287,9 +287,9 @@ class Reject(_Answer, frozen=True, tag="reject"):
 
 
 class Note(_Answer, frozen=True, tag="note"):
-    """The event with this number on this connection is taken, and something about it is probably a mistake.
+    """The event with this number on this connection is accepted, but probably contains a mistake.
 
-    Said once on a connection.
+    It is sent once on a connection.
     """
 
     index: int
@@ -301,7 +301,8 @@ class Note(_Answer, frozen=True, tag="note"):
 class Refused(_Answer, frozen=True, tag="refused"):
     """An accepted event was refused when its turn came: merged with the context store, its payload breaks the schema.
 
-    Said when that is durable, and again after a resume. A session remembers the last 1,000; ``count`` shows a gap.
+    It is sent when the refusal is durable, and again after a resume. A session remembers the last 1,000 refusals;
+    ``count`` shows a gap.
     """
 
     #: The event's number in the session, from 1.
@@ -315,7 +316,7 @@ class Refused(_Answer, frozen=True, tag="refused"):
 
 
 class LeftOver(_Answer, frozen=True, tag="left_over"):
-    """The run was interrupted; the accepted events from this one on are never decided. They lie beside the bundle."""
+    """The run was interrupted: accepted events from this one on are not decided, and are kept beside the bundle."""
 
     #: The number in the session, from 1, of the first of them, and its id.
     from_index: int
@@ -344,7 +345,7 @@ class Flushed(_Answer, frozen=True, tag="flushed"):
 class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
     """Answer ``close``: counts of the whole session, its last bundle as in ``flushed``, and the bundles of all parts.
 
-    ``bundle``, ``manifest`` and ``sha256`` are empty where no event was accepted and no empty bundle was wanted.
+    ``bundle``, ``manifest`` and ``sha256`` are empty if no event was accepted and no empty bundle was wanted.
     """
 
     events: int = 0
@@ -354,13 +355,13 @@ class Closed(_Answer, frozen=True, kw_only=True, tag="closed"):
     bundle: str
     manifest: str
     sha256: str
-    #: How many episodes ended how, by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, those of parts left
-    #: out that were published before the daemon started.
+    #: Episodes by ``Completed``, ``TimedOut``, ``Aborted`` or ``Failed(KIND)``, without those of parts that were
+    #: published before the daemon started.
     terminations: dict[str, int] = {}
     #: Accepted events that were refused, and that were left over after an interruption of the run.
     refused: int = 0
     left_over: int = 0
-    #: What interrupted the session, in one word; empty where nothing did, or nobody said.
+    #: The reason for the session's interruption, in one word; empty for none, or if it is unknown.
     reason: str = ""
 
 
@@ -404,8 +405,8 @@ class _Type(msgspec.Struct, frozen=True):
     type: str
 
 
-#: The values of ``welcome.features``: for ``acknowledged`` and ``resume_after_loss`` in ``open``; for ``decided_by``; for
-#: ``notices``.
+#: The values of ``welcome.features``, for the fields of ``open``: ``acknowledged`` and ``resume_after_loss``;
+#: ``decided_by``; ``notices``.
 ACKNOWLEDGED: Final = "acknowledged"
 DECIDED_BY: Final = "decided_by"
 NOTICES: Final = "notices"
@@ -419,7 +420,7 @@ def read_answers(lines: bytes) -> list[Answer]:
     """Return the answers in some whole lines; those of a type that this release does not know are left out.
 
     Raises:
-        ValueError: a line is not an answer; the message says why.
+        ValueError: a line is not an answer; the message gives the reason.
     """
     try:
         return _answers.decode_lines(lines)

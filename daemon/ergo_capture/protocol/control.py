@@ -116,7 +116,7 @@ class Flushed(_Answer, frozen=True, tag="flushed"):
 
 
 class Stopping(_Answer, frozen=True, tag="stopping"):
-    """What the shutdown waits for, in sentences."""
+    """The reasons that the shutdown waits for, as sentences."""
 
     waits_for: list[str]
 
@@ -159,13 +159,13 @@ class TappedDecision(_Answer, frozen=True, tag="decision"):
 
 
 class Skipped(_Answer, frozen=True, tag="skipped"):
-    """How many decisions are not shown here."""
+    """The number of decisions that are skipped here."""
 
     count: int
 
 
 class Ended(_Answer, frozen=True, tag="ended"):
-    """The tapped session is over; ``how`` it ended."""
+    """The tapped session is over; ``how`` is its end."""
 
     how: str
 
@@ -227,7 +227,7 @@ def read_answer(line: bytes) -> Answer | None:
     """Return the answer in a line; None if it is of a type that this release does not know.
 
     Raises:
-        ValueError: it is not an answer; the message says why.
+        ValueError: it is not an answer; the message gives the reason.
     """
     if _type.decode(line).type not in _KNOWN:
         return None

@@ -1,7 +1,7 @@
 """The reference's ingress protocol ``ergo-driver.v0``: hello, event..., end; its lines, read and written.
 
-A line is read as the reference's host reads it. The shape that nearly every line has is decoded at once; for another
-one (a frame or a time as an array, a time of more than a second of nanoseconds) the reference's rules are asked.
+A line is read as the reference's host reads it. The usual shape of lines is decoded directly; any other (a frame or a
+time as an array, more than a second of nanoseconds) is read with the adapter package's copy of the reference's rules.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ END_LINE: Final = b'{"type":"end"}\n'
 
 
 class LineKind(Enum):
-    """What a line of a driver is."""
+    """The kind of a driver's line."""
 
     HELLO = auto()
     EVENT = auto()
     END = auto()
-    #: The host ends the run where it reads such a line.
+    #: The host ends the run at such a line.
     UNREADABLE = auto()
 
 
@@ -36,7 +36,7 @@ class DriverLine(NamedTuple):
     """A line of a driver."""
 
     kind: LineKind
-    #: The protocol that a hello names; the id of an event; why a line is unreadable.
+    #: The protocol of a hello, the id of an event, or the reason why a line is unreadable.
     text: str = ""
     #: The event as an ``event`` frame of ``ergo-capture.v1``, newline included.
     frame: bytes = b""
@@ -71,7 +71,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def read_driver_line(line: bytes) -> DriverLine:
-    """Return what a line is; blanks around it and a carriage return at its end do not count."""
+    """Return the parsed line; blanks around it and a carriage return at its end are ignored."""
     try:
         found = _decode(line)
     except (ValueError, RecursionError):
@@ -112,7 +112,7 @@ def driver_event_line(event: ExternalEventRecord, semantic_kind: str | None) -> 
 
     Args:
         event: the event.
-        semantic_kind: the adapter's name for what it means; None where it has none.
+        semantic_kind: the adapter's name for its meaning; None for none.
     """
     payload, at = event.payload.replace(b"\n", b" ") or b"null", event.event_time
     return _event_line(event.event_id, event.kind, at.secs, at.nanos, semantic_kind, payload)

@@ -41,7 +41,7 @@ from ergo_capture.kernel.records import CapturedIntentAck, encode_time
 from ergo_capture.kernel.time import EventTime
 
 PROTOCOL: Final = "ergo-engine.v1"
-#: The value of ``features`` of an engine that is told of sessions.
+#: The value in ``features`` of an engine that gets ``begin`` and ``end``.
 SESSIONS: Final = "sessions"
 
 
@@ -56,15 +56,15 @@ class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
     runtime_provenance: str
     #: The graphs it runs; None for any.
     graphs: tuple[str, ...] | None = None
-    #: What it is for; None where it does not say. Another adapter or egress than the graph's is refused.
+    #: The provenances that it is made for; None if it does not say. Others than the graph's are refused.
     adapter_provenance: str | None = None
     egress_provenance: str | None = None
-    #: What else it understands: ``sessions``.
+    #: Further features that it supports: ``sessions``.
     features: tuple[str, ...] = ()
 
 
 class Ran(msgspec.Struct, frozen=True):
-    """An engine's answer: how a run ended, or in ``error`` why the answer is invalid."""
+    """An engine's answer: the result of a run, or in ``error`` the reason why the answer is invalid."""
 
     id: int
     #: None if the answer is invalid.
@@ -102,7 +102,7 @@ def encode_run(
         graph_id: the graph.
         event: the event whose episode it is.
         deadline: the longest time that it may take.
-        session: the session, for an engine that is told of them; empty for any other.
+        session: the session, for an engine with the feature ``sessions``; empty for any other.
         part: the part of the session.
     """
     of = b""

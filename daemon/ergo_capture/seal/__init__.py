@@ -1,1 +1,1 @@
-"""Seals: signed links that make a chain of a host's manifests, so that none can be changed, left out or put in unseen."""
+"""Seals: signatures that chain a host's manifests, so that changed, missing or inserted ones are noticed."""

@@ -4,9 +4,9 @@
      "signature": ...}
 
 ``number`` is the manifest's ``sequence``, ``previous`` the link of the seal before: the SHA-256 of its text without the
-signature. A *tombstone* is the seal of a bundle that retention deleted, with when and why, signed too. Without the key
-nobody can change a manifest, leave one out before the last seal that is known, or put one in; the end of a chain can be
-cut unseen until a later seal is known.
+signature. A *tombstone* is the seal of a bundle that retention deleted, with time and reason, signed too. Without the
+key, a manifest cannot be changed, inserted, or removed before the last known seal without being noticed. That the end
+of a chain was cut is noticed only when a later seal is known.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     #: The link of the seal before; None in the first one.
     previous: str | None
     manifest_sha256: str
-    #: The public key that signed it, and its endorsement by the key before.
+    #: The public key that signed it, and that key's endorsement by an earlier one.
     key: str
     endorsement: Endorsement | None = None
     signature: str = ""
@@ -43,12 +43,12 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def link(self) -> str:
-        """What the next seal says of this one."""
+        """The SHA-256 of the signed text, which the next seal holds as ``previous``."""
         return hashlib.sha256(self.content).hexdigest()
 
 
 class Tombstone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A seal whose bundle was deleted in order."""
+    """The signed record that a sealed bundle was deleted by retention."""
 
     format: str = TOMBSTONE_FORMAT
     seal: Seal
@@ -66,45 +66,45 @@ class Tombstone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Sealed(NamedTuple):
-    """A finished bundle as it is found, with its seal."""
+    """A finished bundle with its seal."""
 
-    #: What it is called in findings: a path or a key.
+    #: Its name in findings: a path or a key.
     name: str
-    #: The manifest's ``sequence``; None in those of 0.1.0, which are in no chain.
+    #: The manifest's ``sequence``; None in manifests of 0.1.0, which belong to no chain.
     number: int | None
     #: SHA-256 of the manifest's file.
     manifest_sha256: str
-    #: None where it has none, or none that can be read.
+    #: Its seal; None if it has none, or if it cannot be read.
     seal: Seal | None
 
 
 class Finding(NamedTuple):
-    """What is wrong with a chain."""
+    """A defect of a chain."""
 
-    #: The bundle; empty where the chain as a whole is meant.
+    #: The bundle; empty if the defect is one of the whole chain.
     name: str
     #: ``changed``, ``unsealed``, ``missing``, ``twice`` or ``untrusted``.
     kind: str
-    #: A sentence.
+    #: The description, as a sentence.
     message: str
 
 
 class ChainReport(NamedTuple):
-    """What a chain proves."""
+    """The result of checking a chain."""
 
     findings: tuple[Finding, ...]
-    #: Bundles that are sealed, and those that were deleted in order.
+    #: The number of sealed bundles, and of those with a tombstone.
     sealed: int
     pruned: int
-    #: The numbers of the first and the last seal; None where there is none.
+    #: The numbers of the first and the last seal; None if there are no seals.
     first: int | None
     last: int | None
-    #: Whether the chain begins there: no seal is missing before the first.
+    #: Whether the first seal is the beginning of the chain.
     is_whole: bool
 
     @property
     def is_right(self) -> bool:
-        """Whether there is a chain and nothing is wrong with it: nothing proves that there never were any seals."""
+        """Whether there are seals and no findings; without seals it is false, because all may have been removed."""
         return self.first is not None and not self.findings
 
 
@@ -127,12 +127,12 @@ def make_tombstone(key: SealKey, seal: Seal, pruned_at: str, reason: str) -> Tom
 
 
 def encode_seal(seal: Seal) -> bytes:
-    """Return a seal's file."""
+    """Return the content of a seal's file."""
     return msgspec.json.format(msgspec.json.encode(seal), indent=2) + b"\n"
 
 
 def decode_seal(text: bytes) -> Seal | None:
-    """Return the seal that a file holds; None where it is none of this version."""
+    """Return the seal in a file's content; None if it is not a seal of this version."""
     try:
         seal = msgspec.json.decode(text, type=Seal)
     except (ValueError, RecursionError):
@@ -152,11 +152,11 @@ def decode_tombstones(text: bytes) -> Iterator[Tombstone]:
 
 
 class TrustedKeys:
-    """The public keys that are believed: the given one, and those that a believed one endorsed.
+    """The trusted public keys: the given one, and those endorsed by a trusted one.
 
     Args:
         public: the key that the user trusts.
-        signed: seals and tombstones, whose keys are looked at.
+        signed: seals and tombstones, with their keys and endorsements.
     """
 
     def __init__(self, public: str, signed: Iterable[Seal | Tombstone]) -> None:
@@ -173,11 +173,11 @@ class TrustedKeys:
                     waiting.append(key)
 
     def distrust(self, signed: Seal | Tombstone) -> str | None:
-        """Return why a seal or a tombstone is not trusted; None where it is."""
+        """Return the reason why a seal or a tombstone is not trusted; None if it is."""
         if signed.key not in self.keys:
             return f"it was signed with the key {signed.key}, which is neither the given one nor endorsed by it"
         if not is_signed(signed.key, signed.signature, signed.content):
-            return "its signature is not that of its text: it was changed"
+            return "its signature does not match its text: it was changed"
         return None
 
 
@@ -186,7 +186,7 @@ def check_chain(bundles: Iterable[Sealed], tombstones: Iterable[Tombstone], publ
 
     Args:
         bundles: the finished bundles.
-        tombstones: of those that were deleted.
+        tombstones: the tombstones of deleted bundles.
         public: the public key that is trusted.
     """
     bundles, tombstones = list(bundles), list(tombstones)
@@ -217,7 +217,7 @@ def check_chain(bundles: Iterable[Sealed], tombstones: Iterable[Tombstone], publ
         if why is None:
             links.setdefault(each.seal.number, []).append((each.seal, each.name))
     numbers = sorted(links)
-    # Bundles from before there was a key have smaller numbers, and none at all in 0.1.0.
+    # Bundles that are older than the key have smaller numbers; those of 0.1.0 have none.
     findings += [
         Finding(each.name, "unsealed", f"it has number {each.number} and no seal")
         for each in unsealed
@@ -238,7 +238,7 @@ def _gaps(links: dict[int, list[tuple[Seal, str]]], numbers: list[int]) -> Itera
     before: set[str] | None = None
     for place, number in enumerate(numbers):
         found = links[number]
-        # The same seal may be there twice: retention was ended by a kill between tombstone and deletion.
+        # The same seal may occur twice: retention was killed between tombstone and deletion.
         different = {seal.link for seal, _ in found}
         if len(different) > 1:
             names = ", ".join(sorted(name for _, name in found if name))

@@ -1,7 +1,7 @@
 """Seal bundles as they are published, and bury those that retention deletes.
 
-A bundle is sealed after its manifest is durable and before the journal forgets it. A crash between the two leaves a
-manifest without a seal: it is sealed before the next one.
+A bundle is sealed after its manifest is durable and before its segments of the journal may be deleted. A crash in
+between leaves a manifest without a seal, which is sealed before the next one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SealKeeper:
 
     Args:
         bundles: the directory of the bundles.
-        key: signs.
+        key: the key that signs.
     """
 
     def __init__(self, bundles: Path, key: SealKey) -> None:
@@ -53,7 +53,7 @@ class SealKeeper:
         self.sealed = 0
 
     def seal(self, manifest: Path) -> None:
-        """Seal a bundle whose manifest is durable, and those before it that a crash kept from it.
+        """Seal a bundle whose manifest is durable, and earlier ones that a crash left without a seal.
 
         Args:
             manifest: the manifest's file.
@@ -68,7 +68,7 @@ class SealKeeper:
             self._seal(manifest)
 
     def bury(self, bundle: Path, reason: str) -> None:
-        """Write the tombstone of a bundle that is about to be deleted, durably; nothing where it has no seal.
+        """Write the tombstone of a bundle that is about to be deleted, durably; do nothing if it has no seal.
 
         Raises:
             ErgoCaptureError: it cannot be written.
@@ -109,10 +109,10 @@ class SealKeeper:
             number = msgspec.json.decode(text, type=dict[str, Any]).get("sequence")
         except (OSError, ValueError) as error:
             raise ErgoCaptureError(
-                f"seal '{manifest}': {error}", op="seal bundle", path=manifest, hint="look at the disk"
+                f"seal '{manifest}': {error}", op="seal bundle", path=manifest, hint="check the disk"
             ) from error
         if number is None:
-            # A bundle that 0.1.0 published, which stands as it is.
+            # A bundle of 0.1.0 has no number, and is not sealed.
             return
         sha256 = hashlib.sha256(text).hexdigest()
         standing = read_seal(path)
@@ -125,7 +125,7 @@ class SealKeeper:
 
 
 def read_seal(path: Path) -> Seal | None:
-    """Return a seal; None where there is none, or none that can be read."""
+    """Return the seal in a file; None if there is none, or if it cannot be read."""
     try:
         return decode_seal(path.read_bytes())
     except OSError:
@@ -172,7 +172,7 @@ def _manifests(bundles: Path) -> Iterator[Path]:
 def _greatest_seal(bundles: Path) -> Seal | None:
     seals = [seal for manifest in _manifests(bundles) if (seal := read_seal(seal_path_of(manifest))) is not None]
     seals += [stone.seal for stone in read_tombstones(bundles)]
-    # One that was damaged could have any number.
+    # Ignore damaged seals, which may have any number.
     sound = (seal for seal in seals if is_signed(seal.key, seal.signature, seal.content))
     return max(sound, key=lambda seal: seal.number, default=None)
 
@@ -189,7 +189,7 @@ def _append(path: Path, line: bytes) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o640)
     try:
         size = os.fstat(fd).st_size
-        # The line that a crash cut must not be joined with this one.
+        # End a line that a crash has cut, so that it is not joined with this one.
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = b"\n" + line
         written = os.write(fd, line)

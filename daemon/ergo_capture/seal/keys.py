@@ -1,8 +1,8 @@
 """Ed25519 keys of seals.
 
-A key's file is JSON: ``{"format", "private", "public", "endorsement"}``, in hex. A key that takes another one's place is
-endorsed by it: ``{"by", "signature"}``, a signature over the new public key. Every seal carries the endorsement of its
-key, so that whoever trusts the first public key can follow the chain through all later ones.
+A key's file is JSON: ``{"format", "private", "public", "endorsement"}``, in hex. A key that replaces another one is
+endorsed by it: ``{"by", "signature"}``, a signature over the new public key. Every seal holds the endorsement of its
+key, so a verifier that trusts the first public key can trust all later ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SealKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def generate_key(replaced: SealKey | None = None) -> SealKey:
-    """Return a new key, endorsed by the one whose place it takes.
+    """Return a new key, endorsed by the key that it replaces, if any.
 
     Raises:
         ErgoCaptureError: the extra is not installed.
@@ -59,7 +59,7 @@ def generate_key(replaced: SealKey | None = None) -> SealKey:
 
 
 def is_signed(public: str, signature: str, content: bytes) -> bool:
-    """Return whether a signature is that of a key over a text."""
+    """Return whether a signature over a text was made with a key."""
     ed25519 = _ed25519()
     try:
         key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
@@ -70,12 +70,12 @@ def is_signed(public: str, signature: str, content: bytes) -> bool:
 
 
 def is_endorsed(public: str, endorsement: Endorsement) -> bool:
-    """Return whether an endorsement is that of the key that it names over another one."""
+    """Return whether an endorsement of a key was made with the key that it names."""
     return is_signed(endorsement.by, endorsement.signature, _ENDORSED + public.encode())
 
 
 def encode_key(key: SealKey) -> bytes:
-    """Return a key's file."""
+    """Return the content of a key's file."""
     return msgspec.json.format(msgspec.json.encode(key), indent=2) + b"\n"
 
 
@@ -86,8 +86,8 @@ def read_key(name: str) -> SealKey:
         name: a name in ``$CREDENTIALS_DIRECTORY``, or a path.
 
     Raises:
-        ErgoCaptureError: it cannot be read, is not a key, or others may read it; or the extra is not installed. The message
-            holds nothing of its content.
+        ErgoCaptureError: it cannot be read, is not a key, or every user may read it; or the extra is not installed. The
+            message does not contain any of its content.
     """
     path = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)
     try:
@@ -104,15 +104,15 @@ def read_key(name: str) -> SealKey:
     except (ValueError, RecursionError):
         fits = False
     if not fits:
-        raise _unusable(path, "it is not the key of seals")
+        raise _unusable(path, "it is not a key for seals")
     return key
 
 
 def read_public_key(text: str) -> str:
-    """Return a public key from what is on the command line: the key in hex, or the path of a file that holds it.
+    """Return the public key of a command-line argument: the key in hex, or the path of a file that holds it.
 
     Raises:
-        ErgoCaptureError: it is neither. The message holds nothing of a file's content, which may be a private key.
+        ErgoCaptureError: it is neither. The message does not contain a file's content, which may be a private key.
     """
     if _is_public(text):
         return text.lower()
@@ -144,7 +144,7 @@ def _unusable(path: Path, reason: str, hint: str = "") -> ErgoCaptureError:
         f"read seal key '{path}': {reason}",
         op="read seal key",
         path=path,
-        hint=hint or "make one with `ergo-capture seal keygen`; the unit hands it over with LoadCredential=",
+        hint=hint or "create one with `ergo-capture seal keygen`; the unit passes it with LoadCredential=",
         exit_code=ExitCode.CONFIG,
     )
 
@@ -154,6 +154,6 @@ def _no_public_key(text: str, reason: str) -> ErgoCaptureError:
         f"read public key '{text}': {reason}",
         op="read public key",
         path=text,
-        hint="give what `ergo-capture seal keygen` printed, or a file that holds it",
+        hint="give the key that `ergo-capture seal keygen` printed, or a file that holds it",
         exit_code=ExitCode.USAGE,
     )

@@ -1,1 +1,1 @@
-"""Ship finished bundles to object stores: a process of its own beside the daemon, which ships nothing."""
+"""Ship finished bundles to object stores, in a process of its own beside the daemon."""

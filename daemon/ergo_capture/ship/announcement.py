@@ -1,4 +1,4 @@
-"""What a stream is told of a shipped bundle: subject, id and body, made of the manifest and the receipt."""
+"""The announcement of a shipped bundle: subject, id and body, made from the manifest and the receipt."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: str
     events: int
     decisions: int
-    #: The store, and the keys below it: of the bundle's file, of the events that were left over, of the manifest's object.
+    #: The store, and the keys in it: of the bundle's file, of the left-over events, of the manifest's object.
     target: str
     url: str
     key: str
     rest_key: str | None
     manifest_key: str
-    #: Size and SHA-256 of the bundle's file, and of its text, which differ where the file is compressed.
+    #: Size and SHA-256 of the bundle's file, and of its text, which differ if the file is compressed.
     file_bytes: int
     file_sha256: str
     bytes: int
     sha256: str
-    #: SHA-256 of the manifest's file; the message's id too.
+    #: SHA-256 of the manifest's file; it is also the message's id.
     manifest_sha256: str
     shipped_at: str
 
@@ -57,9 +57,9 @@ def make_announcement(bundle: StoredBundle, receipt: Receipt, host: str, subject
 
     Args:
         bundle: the bundle, as it was listed.
-        receipt: a receipt that proves it.
+        receipt: a valid receipt of it.
         host: the name of this host in the store.
-        subject: what the subject begins with.
+        subject: the configured prefix of the subject.
     """
     manifest = bundle.manifest
     assert manifest is not None

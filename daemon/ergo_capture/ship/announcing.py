@@ -1,6 +1,6 @@
-"""Announce what is shipped: look for receipts without a mark, publish, wait for the acknowledgement, mark the receipt.
+"""Announce shipped bundles: find receipts without a mark, publish, wait for the acknowledgement, mark the receipt.
 
-The receipts are the whole state. A kill between the acknowledgement and the mark has the announcement repeated, and the
+The receipts are the only state. After a kill between the acknowledgement and the mark the announcement is repeated; the
 stream drops the repetition within its window of duplicates.
 """
 
@@ -40,7 +40,7 @@ from ergo_capture.storage.atomic import write_bytes_atomic
 
 log = structlog.get_logger()
 
-#: Announcements that wait for their acknowledgements at once.
+#: How many announcements may wait for their acknowledgements at once.
 _AT_ONCE: Final = 8
 
 
@@ -49,7 +49,7 @@ class AnnounceCounts:
     """What was done since the start."""
 
     announced: int = 0
-    #: Of those, the ones that the stream had already.
+    #: How many of them the stream had already.
     duplicates: int = 0
     #: By reason: ``away``, ``refused``, ``failed``.
     failures: Counter[str] = field(default_factory=Counter)
@@ -62,7 +62,7 @@ class Announcer:
         ship: the settings, with at least one server.
         listed: returns the bundles, the oldest first.
         host: the name of this host in the store.
-        counts: what was counted before a reload.
+        counts: the counts from before a reload.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Announcer:
         counts: AnnounceCounts | None = None,
     ) -> None:
         self.counts = counts or AnnounceCounts()
-        #: Shipped bundles that are not announced, as the last look found them.
+        #: Shipped bundles that are not announced, as of the last look.
         self.waiting: tuple[StoredBundle, ...] = ()
-        #: Of the servers, from the first round that failed.
+        #: The outage of the servers, from the first failed round.
         self.outage = Outage(ship.back_off_limit.seconds)
         self._settings = ship.announce
         self._listed = listed
@@ -93,7 +93,7 @@ class Announcer:
         return pause if self.outage.error is None else self.outage.next_delay()
 
     def stop(self) -> None:
-        """Begin nothing more."""
+        """Begin no further announcement."""
         self._stopped.set()
 
     def oldest_seconds(self) -> float:
@@ -101,7 +101,7 @@ class Announcer:
         return Plan(self.waiting).oldest_seconds(datetime.now(UTC))
 
     async def look(self) -> None:
-        """Find out what waits. A directory that cannot be read counts as empty: whoever ships says so."""
+        """Find the bundles that wait. A directory that cannot be read counts as empty: the shipper logs the error."""
         try:
             self.waiting = await to_thread.run_sync(self._look, limiter=self._threads, abandon_on_cancel=True)
         except ErgoCaptureError:
@@ -113,10 +113,10 @@ class Announcer:
         return unannounced(bundles, self._receipts, self._settings.subject)
 
     async def announce_due(self) -> None:
-        """Announce what the last look found, until a server fails."""
+        """Announce the bundles that the last look found, until a server fails."""
         queue, trouble = deque(self.waiting), list[ErgoCaptureError]()
         if not queue or self._stopped.is_set():
-            # A server that failed is asked again when there is something to say.
+            # A server that failed is tried again when there is something to announce.
             return
         try:
             async with connected(self._settings) as publisher, anyio.create_task_group() as tasks:
@@ -135,7 +135,7 @@ class Announcer:
             try:
                 await self._announce(publisher, bundle)
             except AnnounceRefused as error:
-                # The subject of another graph may be taken.
+                # Continue: a stream may take the subject of another graph.
                 trouble.append(error)
                 for other in [other for other in queue if other.graph == bundle.graph]:
                     queue.remove(other)
@@ -146,10 +146,10 @@ class Announcer:
         receipts = await to_thread.run_sync(self._read, bundle, limiter=self._threads, abandon_on_cancel=True)
         unmarked = {name: each for name, each in receipts.items() if each.announced != self._settings.subject}
         if not unmarked:
-            # It was published again, or is gone.
+            # The bundle was published again, or is gone.
             return
         if len(unmarked) == len(receipts):
-            # Once for each bundle: another store that holds it is no news.
+            # Announce each bundle once, even if several stores hold it.
             receipt = next(iter(unmarked.values()))
             message = make_announcement(bundle, receipt, self._host, self._settings.subject)
             was_there = await publisher.publish(message)
@@ -159,12 +159,12 @@ class Announcer:
         self.waiting = tuple(other for other in self.waiting if other is not bundle)
 
     def _read(self, bundle: StoredBundle) -> dict[str, Receipt]:
-        """Return the receipts that prove a bundle, in the order of the targets."""
+        """Return the valid receipts of a bundle, in the order of the targets."""
         found = ((name, valid_receipt(bundle, name, place)) for name, place in self._receipts.places.items())
         return {name: receipt for name, receipt in found if receipt is not None}
 
     def _mark(self, bundle: StoredBundle, receipts: Mapping[str, Receipt]) -> None:
-        """Mark receipts, where they are still the ones that were announced.
+        """Mark receipts, unless they have changed since they were announced.
 
         Raises:
             ErgoCaptureError: one could not be written; the announcement is repeated.
@@ -192,7 +192,7 @@ class Announcer:
 
 
 def unannounced(bundles: list[StoredBundle], receipts: Receipts, subject: str) -> tuple[StoredBundle, ...]:
-    """Return the finished bundles with a receipt that lacks the mark of an announcement."""
+    """Return the finished bundles with a receipt that is not marked as announced."""
     return tuple(bundle for bundle in bundles if bundle.problem is None and receipts.unannounced(bundle, subject))
 
 

@@ -1,4 +1,4 @@
-"""Ask a store whether it still has what receipts say, and whether a target can be shipped to at all."""
+"""Check that a store still holds the bundles with receipts, and that bundles can be shipped to a target."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ _AT_ONCE: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One object that was looked for."""
+    """The finding for one object."""
 
     #: The bundle on this host; None for one that only the store has.
     bundle: Path | None
     key: str
-    #: What is wrong; None where the store has it.
+    #: What is wrong with it, in words; None if the store has it.
     problem: str | None
 
 
 def audit_receipts(
     store: ObjectStore, target: str, bundles: Iterable[StoredBundle], *, read: bool = False, drop: bool = True
 ) -> Iterator[Finding]:
-    """Yield what the store has of each bundle with a receipt.
+    """Yield a finding for each bundle with a receipt.
 
     Args:
         store: the target's store.
         target: its name.
         bundles: bundles with valid receipts of the target.
-        read: whether to read every object and compare its hash, and not only its size.
-        drop: whether to delete the receipts of what the store lost, so that it is shipped again.
+        read: whether to read every object and compare its hash, rather than only its size.
+        drop: whether to delete the receipts of bundles that the store lost, so that they are shipped again.
 
     Raises:
-        StoreError: the store failed; what was not asked for keeps its receipt.
+        StoreError: the store failed; bundles that were not checked keep their receipts.
     """
 
     def look(bundle: StoredBundle) -> Finding | None:
@@ -93,7 +93,7 @@ def _problem(store: ObjectStore, receipt: Receipt, *, read: bool) -> str | None:
 
 
 def _missing(store: ObjectStore, about: ShippedManifest, *, read: bool) -> str | None:
-    """Return what a store lacks of the objects that a manifest's object names; None where it has all of them."""
+    """Return which object named by a manifest's object a store lacks, in words; None if it has all of them."""
     for key in filter(None, (about.key, about.rest)):
         if store.head(key) is None:
             return f"the store has no such object, '{key}'"
@@ -133,7 +133,7 @@ def _manifests_of(store: ObjectStore, host: str) -> Iterator[str]:
 
 
 def audit_store(store: ObjectStore, host: str, *, read: bool = False) -> Iterator[Finding]:
-    """Yield every bundle of this host that a manifest in the store names, and whether the store has it.
+    """Yield a finding for every bundle of this host that a manifest in the store names.
 
     Args:
         store: the store.
@@ -164,11 +164,11 @@ def _sha256(store: ObjectStore, key: str) -> str:
 
 
 def probe(store: ObjectStore, host: str) -> Iterator[str]:
-    """Write, read and list a small object; yield what was done, a step at a time.
+    """Write, read and list a small object; after each step, yield its description.
 
     Raises:
         StoreError: a step failed.
-        ErgoCaptureError: the store does not give back what was written.
+        ErgoCaptureError: the store returns another content than was written.
     """
     key = f"probe/host={safe_name(host)}.json"
     content = f'{{"host":"{safe_name(host)}","at":"{datetime.now(UTC).isoformat()}"}}\n'.encode()
@@ -179,7 +179,7 @@ def probe(store: ObjectStore, host: str) -> Iterator[str]:
             f"check '{store.url}': the object '{key}' differs from what was written",
             op="check target",
             path=store.url,
-            hint="the store, or the way there, is not to be trusted",
+            hint="do not trust the store, or the network to it",
         )
     yield "read it back"
     if key not in [info.key for info in store.list("probe")]:
@@ -187,6 +187,6 @@ def probe(store: ObjectStore, host: str) -> Iterator[str]:
             f"check '{store.url}': the object '{key}' is not listed",
             op="check target",
             path=store.url,
-            hint="the store's lists are late; `bundles fetch` and `ship audit --store` may miss what is new",
+            hint="the store's lists are late; `bundles fetch` and `ship audit --store` may miss new bundles",
         )
     yield "listed it"

@@ -1,4 +1,4 @@
-"""Bring bundles back from a store: find them by session or hash, download them, and prove them by their keys."""
+"""Fetch bundles from a store: find them by session or hash, download them, and compare them with their keys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ergo_capture.objects.keys import (
 from ergo_capture.objects.port import ObjectStore
 from ergo_capture.storage.atomic import write_bytes_atomic
 
-#: Most bundles that one name may stand for: they are downloaded before the first is read.
+#: The largest number of bundles that one name may stand for: all are downloaded before the first is read.
 MAX_BUNDLES: Final = 1000
 
 
@@ -45,7 +45,7 @@ def find_session(store: ObjectStore, session: str, *, host: str = "", date: str 
         store: the store.
         session: the session's id.
         host: the name of the host that shipped it; empty for any.
-        date: the date of its end, YYYY-MM-DD; empty for any. With it one date is listed, and not all of them.
+        date: the date of its end, YYYY-MM-DD; empty for any, for which the manifests of all dates are listed.
     """
     stem = safe_name(session)
     found: list[str] = []
@@ -62,7 +62,7 @@ def find_session(store: ObjectStore, session: str, *, host: str = "", date: str 
 
 
 def _is_part(key: ManifestKey, stem: str) -> bool:
-    # A part's number, and after it that of a bundle beside a finished one.
+    # The number of a part may be followed by that of a bundle beside a finished one.
     return key.stem.startswith(stem) and re.fullmatch(r"(~\d+){0,2}", key.stem.removeprefix(stem), re.ASCII) is not None
 
 
@@ -73,9 +73,9 @@ def find_file(store: ObjectStore, sha256: str) -> list[str]:
 
 
 def bundles_at(store: ObjectStore, key: str) -> Iterator[str]:
-    """Yield the keys that a key or a prefix stands for: a bundle, a manifest, or all manifests, or bundles, below it.
+    """Yield the keys that a key or a prefix stands for: a bundle, a manifest, or all manifests or bundles below it.
 
-    Where both are below it, these are the manifests.
+    If both are below it, yield the manifests.
     """
     if sha256_of(key) is not None or parse_manifest_key(key) is not None:
         yield key
@@ -87,18 +87,18 @@ def bundles_at(store: ObjectStore, key: str) -> Iterator[str]:
 
 
 def fetch(store: ObjectStore, key: str, directory: Path) -> Path:
-    """Download a bundle, with its manifest where the key is the manifest's; return the bundle's path.
+    """Download a bundle, and its manifest if the key is the manifest's; return the bundle's path.
 
-    The bundle's name is that in the manifest, or else its hash. A file that has it is replaced only by the same content.
+    The bundle's name is that in the manifest, or else its hash. An existing file is replaced only by the same content.
 
     Args:
         store: the store.
         key: a bundle's key, or a manifest's.
-        directory: where to; it is made.
+        directory: the destination; it is created if it is missing.
 
     Raises:
         StoreError: the store failed, or there is no such object.
-        ErgoCaptureError: what came is not what the key says, another file has the name, or it cannot be written.
+        ErgoCaptureError: an object does not match its key, another file has the name, or a file cannot be written.
     """
     if parse_manifest_key(key) is None:
         return _download(store, key, directory / key.rpartition("/")[2])
@@ -112,9 +112,9 @@ def fetch_described(store: ObjectStore, key: str, about: ShippedManifest, text: 
     Args:
         store: the store.
         key: the key of the manifest's object.
-        about: what that says.
+        about: the decoded object.
         text: the content of the manifest's file.
-        directory: where to; it is made.
+        directory: the destination; it is created if it is missing.
 
     Raises:
         StoreError: as ``fetch``.
@@ -140,7 +140,7 @@ def read_shipped_manifest(store: ObjectStore, key: str) -> tuple[ShippedManifest
 
     Raises:
         StoreError: the store failed, or there is no such object.
-        ErgoCaptureError: it is not what its key says.
+        ErgoCaptureError: it does not match its key.
     """
     parsed = parse_manifest_key(key)
     try:
@@ -180,5 +180,5 @@ def _damaged(store: ObjectStore, key: str, problem: str) -> ErgoCaptureError:
         f"fetch '{store.url}/{key}': {problem}",
         op="fetch bundle",
         path=f"{store.url}/{key}",
-        hint="`ergo-capture ship audit --read` on the host that shipped it says whether the store lost it",
+        hint="`ergo-capture ship audit --read` on the host that shipped it checks whether the store lost it",
     )

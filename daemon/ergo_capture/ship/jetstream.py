@@ -1,6 +1,6 @@
 """Publish to a stream of NATS JetStream, over nats-py (the extra ``nats``).
 
-A connection is for one round. nats-py's own reconnects are off: a round that fails is tried again by the announcer.
+A connection lasts for one round. nats-py's own reconnects are off: the announcer repeats a round that failed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ergo_capture.ship.announcement import Announcement
 _CLOSE_SECONDS: Final = 1.0
 _JWT: Final = re.compile(r"-----BEGIN NATS USER JWT-----\s+(\S+)\s")
 _SEED: Final = re.compile(r"-----BEGIN USER NKEY SEED-----\s+(\S+)\s")
-#: Errors of a server that stay as they are until somebody changes something.
+#: Errors of a server that last until a user or an operator changes something.
 _REFUSALS: Final = re.compile(
     r"authori[sz]ation|authentication|permissions violation|revoked|secure|tls", re.IGNORECASE
 )
@@ -36,11 +36,11 @@ class AnnounceError(ErgoCaptureError):
 
 
 class AnnounceAway(AnnounceError):
-    """No server answered, or not with success; the same announcement may succeed later."""
+    """No server answered with success; the same announcement may succeed later."""
 
 
 class AnnounceRefused(AnnounceError):
-    """Credentials, rights, or no such stream. It stays so until somebody changes something."""
+    """The server refuses: credentials, rights, or no such stream. Trying again does not help until that is changed."""
 
 
 def import_nats() -> Any:
@@ -60,7 +60,7 @@ class Publisher:
         client: nats-py's client, connected.
         server: the server's URL.
         timeout: seconds that an acknowledgement may take.
-        said: what the server said besides its answers; a list that the client goes on filling.
+        said: the errors that the server reports besides its answers; the client appends to the list.
     """
 
     def __init__(self, client: Any, server: str, timeout: float, said: list[Exception]) -> None:
@@ -71,21 +71,21 @@ class Publisher:
         self._said = said
 
     async def publish(self, announcement: Announcement) -> bool:
-        """Publish a message and wait until the stream has it; return whether it had it before.
+        """Publish a message and wait for the stream's acknowledgement; return whether the stream had it already.
 
         Raises:
             AnnounceAway: there was no acknowledgement.
-            AnnounceRefused: no stream takes the subject, or the rights do not suffice.
+            AnnounceRefused: no stream takes the subject, or rights are missing.
         """
         subject = announcement.subject
         try:
-            # With a bound of its own: the client waits for a buffer that a server does not empty.
+            # Bound the whole call: the client may wait for a buffer that the server does not empty.
             with anyio.fail_after(self._timeout):
                 ack = await self._stream.publish(
                     subject, announcement.body, timeout=self._timeout, headers={"Nats-Msg-Id": announcement.id}
                 )
         except Exception as error:
-            # Rights that are missing are told beside the answers, and there is none.
+            # Missing rights are reported besides the answers, and then there is no answer.
             told = [each for each in self._said if f'"{subject}"' in str(each)]
             raise _failure(f"announce on '{subject}' to {self.server}", told[-1] if told else error) from error
         return bool(ack.duplicate)
@@ -94,7 +94,7 @@ class Publisher:
         """Return the name of the stream that takes a subject, and its configuration as nats-py has it.
 
         Raises:
-            AnnounceError: there is none, or it may not be asked for.
+            AnnounceError: there is none, or the user may not ask for it.
         """
         try:
             with anyio.fail_after(self._timeout):
@@ -124,7 +124,7 @@ async def connected(settings: AnnounceConfig) -> AsyncIterator[Publisher]:
         try:
             try:
                 await _connect(client, server, settings, said)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next server is tried
+            except Exception as error:  # noqa: BLE001 - after any error the next server is tried
                 if isinstance(error, AnnounceError):
                     found = error
                 else:
@@ -150,12 +150,12 @@ async def _connect(client: Any, server: str, settings: AnnounceConfig, said: lis
     is_secure = server.startswith("tls:")
 
     def require_tls() -> None:
-        # nats-py goes on in plain text where a server, or somebody between, says that it knows no TLS.
+        # nats-py continues in plain text if the server, or an attacker in between, says that it does not know TLS.
         if is_secure and not client._server_info.get("tls_required"):  # noqa: SLF001 - nowhere public
             raise AnnounceRefused(
                 f"connect to {server}: the server offers no TLS",
                 op="announce bundles",
-                hint="nothing was sent; configure TLS in the server, or write nats:// where the way there is trusted",
+                hint="no secret was sent; configure TLS in the server, or write nats:// if the network is trusted",
             )
 
     options = _credentials(settings.credentials, require_tls)
@@ -176,7 +176,7 @@ async def _connect(client: Any, server: str, settings: AnnounceConfig, said: lis
             name="ergo-capture",
             error_cb=note,
             allow_reconnect=False,
-            # The client tries a server again until it failed more often than this; 0 would be for ever.
+            # The client tries a server again until it has failed more often than this; 0 means for ever.
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             connect_timeout=timeout,
@@ -190,10 +190,10 @@ def _credentials(name: str, before_use: Callable[[], None]) -> dict[str, Any]:
 
     Args:
         name: a name in ``$CREDENTIALS_DIRECTORY``, or a path; empty for none.
-        before_use: called before anything secret is sent; what it raises keeps it from that.
+        before_use: called before a secret is sent; if it raises, the secret is not sent.
 
     Raises:
-        AnnounceRefused: the file cannot be used. The message holds nothing of its content.
+        AnnounceRefused: the file cannot be used. The message does not contain any of its content.
     """
     if not name:
         return {}
@@ -220,7 +220,7 @@ def _credentials(name: str, before_use: Callable[[], None]) -> dict[str, Any]:
     if "nats_user" in found and "nats_password" in found:
         return {"user": given(found["nats_user"]), "password": given(found["nats_password"])}
     raise AnnounceRefused(
-        f"read credentials '{name}': there is neither NATS_TOKEN nor NATS_USER and NATS_PASSWORD in it",
+        f"read credentials '{name}': it has neither NATS_TOKEN nor NATS_USER and NATS_PASSWORD",
         op="read credentials",
         path=name,
         hint="write these, or name a .creds file; see `ergo-capture help ship`",
@@ -244,7 +244,7 @@ def _signing(jwt: str, seed: str, before_use: Callable[[], None]) -> dict[str, A
 
 
 def _failure(what: str, error: Exception) -> AnnounceError:
-    """Return what an error of nats-py means."""
+    """Translate an error of nats-py."""
     if isinstance(error, AnnounceError):
         return error
     nats = import_nats()
@@ -257,18 +257,18 @@ def _failure(what: str, error: Exception) -> AnnounceError:
     elif isinstance(error, nats.js.errors.APIError):
         text = f"{error.description or 'the stream failed'} ({error.code})"
         if error.code not in (500, 503):
-            kind, hint = AnnounceRefused, "look at the stream's limits with `ergo-capture ship check`"
+            kind, hint = AnnounceRefused, "check the stream's limits with `ergo-capture ship check`"
     elif isinstance(error, TimeoutError):
         text = "no answer in time"
     elif isinstance(error, ValueError | KeyError | TypeError):
         kind, text = AnnounceRefused, f"the answer is not that of a stream: {text}"
-        hint = "somebody else answers on that subject; have a stream take it"
+        hint = "another subscriber answers on that subject; create a stream for it"
     elif isinstance(error, ssl.SSLCertVerificationError):
         kind, text = AnnounceRefused, f"its certificate is not trusted: {error.verify_message}"
         hint = "name the authority that signed it in ship.announce.ca_file"
     elif isinstance(error, nats.errors.Error) and not isinstance(error, nats.errors.NoServersError):
         if _REFUSALS.search(text):
-            kind, hint = AnnounceRefused, "look at ship.announce.credentials and the rights of that user"
+            kind, hint = AnnounceRefused, "check ship.announce.credentials and the rights of that user"
         elif isinstance(error, nats.errors.MaxPayloadError | nats.errors.BadSubjectError):
             kind, hint = AnnounceRefused, "the server's limits are too low for it"
     return kind(f"{what}: {text}", op="announce bundles", hint=hint)

@@ -19,7 +19,7 @@ from ergo_capture.storage.atomic import AtomicFile
 from ergo_capture.storage.write_error import as_written
 
 _PREFIX: Final = "ergo_capture_ship_"
-#: Every reason from the start: a series that comes with the first failure cannot be alerted on.
+#: Every reason is reported from the start: a series that comes with the first failure cannot be alerted on.
 _REASONS: Final = ("away", "refused", "differs", "unsound", "changed", "failed")
 _ANNOUNCE_REASONS: Final = ("away", "refused", "failed")
 
@@ -30,7 +30,7 @@ def exposition(state: Path, shippers: Iterable[Shipper], announcer: Announcer | 
     Args:
         state: the state directory.
         shippers: one for each target.
-        announcer: who announces; None where nobody does.
+        announcer: the announcer; None if bundles are not announced.
     """
     registry = CollectorRegistry()
     registry.register(_Targets(as_written(state.absolute()), list(shippers)))

@@ -1,4 +1,4 @@
-"""What is to be shipped to a target: finished bundles without a valid receipt. There is no queue and no ledger."""
+"""Plan the shipping to a target: every finished bundle without a valid receipt is sent. There is no queue or ledger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Plan:
     due: tuple[StoredBundle, ...] = ()
     #: Bundles that the target holds.
     shipped: tuple[StoredBundle, ...] = ()
-    #: Bundles that differ from their manifests by what can be seen without reading them.
+    #: Bundles that visibly differ from their manifests, for example in size; they are not read.
     unsound: tuple[StoredBundle, ...] = ()
 
     @property

@@ -1,4 +1,4 @@
-"""Look at the stream of announcements: whether it is there, takes every graph's subject, and drops repetitions."""
+"""Check the stream of announcements: that it exists, takes every graph's subject, and drops repetitions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _WINDOW_SECONDS: Final = 600.0
 
 
 class StreamFinding(NamedTuple):
-    """One thing that was found."""
+    """One finding."""
 
     text: str
     hint: str | None = None
-    #: Whether nothing can be announced so.
+    #: Whether announcing is impossible because of it.
     is_failure: bool = False
 
 
 async def probe_stream(settings: AnnounceConfig, graphs: Iterable[str]) -> AsyncIterator[StreamFinding]:
-    """Yield what is so, and what is wrong. Nothing is published.
+    """Yield findings, good and bad. Nothing is published.
 
     Args:
         settings: the settings of announcements.
@@ -53,20 +53,20 @@ async def probe_stream(settings: AnnounceConfig, graphs: Iterable[str]) -> Async
 def _findings(name: str, stream: Any) -> Iterable[StreamFinding]:
     if stream.no_ack:
         yield StreamFinding(
-            f"stream {name} acknowledges nothing, and announcements wait for that",
-            "make it without --no-ack",
+            f"stream {name} sends no acknowledgements, and announcements wait for them",
+            "create it without --no-ack",
             is_failure=True,
         )
     if stream.sealed:
-        yield StreamFinding(f"stream {name} is sealed and takes nothing", "make another one", is_failure=True)
+        yield StreamFinding(f"stream {name} is sealed and takes nothing", "create another one", is_failure=True)
     window = stream.duplicate_window or 0.0
     text = f"it drops repetitions within {window:g} s"
     if window < _WINDOW_SECONDS:
         yield StreamFinding(
             f"{text}: after a longer pause the same announcement may be in it twice",
-            f"`nats stream edit {name} --dupe-window=1h`, or have readers look at manifest_sha256",
+            f"`nats stream edit {name} --dupe-window=1h`, or have readers compare manifest_sha256",
         )
     else:
         yield StreamFinding(text)
     if stream.storage == "memory":
-        yield StreamFinding("it is kept in memory: what it acknowledged is gone with its server", "use --storage=file")
+        yield StreamFinding("it is kept in memory: announcements are lost when its server stops", "use --storage=file")

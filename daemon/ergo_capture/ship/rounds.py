@@ -1,4 +1,4 @@
-"""Rounds of looking for work and doing it, and the outage of a store or a server that fails meanwhile."""
+"""The rounds of a shipper or an announcer, and the outage of a store or a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import anyio
 from ergo_capture.backoff import Backoff
 from ergo_capture.errors import ErgoCaptureError
 
-#: Seconds before the first attempt again.
+#: Seconds until the second attempt.
 _FIRST_BACK_OFF: Final = 1.0
 #: Seconds between two looks for each second that one takes: a directory of many thousands takes long to list.
 _PAUSE_RATIO: Final = 9.0
@@ -26,13 +26,13 @@ async def run_rounds(
     interval: float,
     stopped: asyncio.Event,
 ) -> None:
-    """Look, work, and wait, until it is stopped.
+    """Look, work and wait, until ``stopped`` is set.
 
     Args:
-        look: finds what is to be done.
-        work: does it.
-        delay: returns the seconds until the next round, given those where nothing failed.
-        interval: seconds between two looks, at least.
+        look: finds the work.
+        work: does the work.
+        delay: returns the seconds until the next round, given the seconds after a round without a failure.
+        interval: the least number of seconds between two looks.
         stopped: ends the rounds, and the wait between them.
     """
     while not stopped.is_set():
@@ -50,21 +50,21 @@ def first_back_off(limit: float) -> Backoff:
 
 
 class Outage:
-    """A far side that does not do what it is asked, from its first error until it does.
+    """The outage of a store or a server, from its first error to its first answer.
 
     Args:
-        limit: seconds between two attempts, at most.
+        limit: the longest pause between two attempts, in seconds.
     """
 
     def __init__(self, limit: float) -> None:
-        #: The last error; None while all is well.
+        #: The last error; None while there is no outage.
         self.error: ErgoCaptureError | None = None
         self._kind = ""
         self._began = 0.0
         self._back_off = first_back_off(limit)
 
     def note(self, kind: str, error: ErgoCaptureError) -> bool:
-        """Note an error; return whether its kind is another one than before."""
+        """Note an error; return whether its kind differs from that of the last one."""
         is_new = self.error is None or kind != self._kind
         if self.error is None:
             self._began = time.monotonic()
@@ -72,7 +72,7 @@ class Outage:
         return is_new
 
     def end(self) -> float | None:
-        """Note an answer; return the seconds that the outage lasted, or None where there was none."""
+        """Note an answer; return the duration of the outage in seconds, or None if there was none."""
         seconds = None if self.error is None else round(time.monotonic() - self._began, 3)
         self.error = None
         self._back_off.reset()

@@ -1,9 +1,14 @@
 """Send one bundle to one store.
 
-The order: stream the file, hashing, its last block held back until size and hash are the manifest's; verify what the store
-has; write the manifest's object, the mark that the bundle is whole; write the receipt, under the directory's lock. A kill
-at any point leaves no receipt, so everything is done again, with the same keys. Nothing is cleaned up after an ambiguous
-failure.
+The order:
+
+1. stream the file and hash it, holding back its last block until size and hash are known to be the manifest's;
+2. verify the object in the store;
+3. write the manifest's object, which marks the bundle as whole;
+4. write the receipt, under the directory's lock.
+
+A kill at any point leaves no receipt, so everything is done again, with the same keys. Nothing is cleaned up after an
+ambiguous failure.
 """
 
 from __future__ import annotations
@@ -36,22 +41,22 @@ from ergo_capture.storage.atomic import write_bytes_atomic
 from ergo_capture.storage.plain_file import open_plain
 
 _READ_BYTES: Final = 1 << 20
-#: Of a larger file the store is asked first whether it has it.
+#: For a larger file, in bytes, the store is first asked whether it has the object.
 _LARGE_BYTES: Final = 64 << 20
-#: An object that is older is written again: a bucket's rule counts the days of its life from then.
+#: An older object is written again: a bucket's lifecycle rule counts the days from its writing.
 _FRESH: Final = timedelta(days=1)
 
 
 class Unsound(ErgoCaptureError):
-    """A bundle's file is not what its manifest says; nothing was sent."""
+    """A bundle's file differs from its manifest; nothing was sent."""
 
 
 class Changed(ErgoCaptureError):
-    """A bundle was published again or removed while it was sent; what is there now is looked at again."""
+    """A bundle was published again or removed while it was sent; the next look finds the current one."""
 
 
 class Differs(StoreError):
-    """The store does not give back what was written."""
+    """The store returns another content than was written."""
 
 
 class Stopped(ErgoCaptureError):
@@ -63,7 +68,7 @@ class Sent:
     """A bundle that a store holds."""
 
     receipt: Receipt
-    #: Whether the store had the bundle already, from an attempt whose end was not known.
+    #: Whether the store had the bundle already, from an attempt with an unknown end.
     was_there: bool
 
 
@@ -75,8 +80,8 @@ class Sender:
         target: the target's name.
         place: the target's store, for receipts.
         host: the name of this host, for the keys of manifests.
-        verify: ``read`` to read back and hash what was written, ``head`` to compare its size.
-        on_bytes: called with the number of bytes of each block that is handed over or read back.
+        verify: ``read`` to read the object back and hash it, ``head`` to compare its size.
+        on_bytes: called with the number of bytes of each block that is sent or read back.
     """
 
     def __init__(
@@ -97,7 +102,7 @@ class Sender:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Abort uploads at their next block; what is sent in one request is finished."""
+        """Abort uploads at their next block; an upload in a single request is finished."""
         self._stop.set()
 
     def send(self, bundle: StoredBundle, *, is_repeated: bool = False) -> Sent:
@@ -109,10 +114,10 @@ class Sender:
 
         Raises:
             StoreError: the store failed, refused, or differs.
-            Unsound: the bundle is not what its manifest says.
-            Changed: it is another one by now, or gone.
+            Unsound: the bundle differs from its manifest.
+            Changed: the bundle was replaced or removed meanwhile.
             Stopped: ``stop`` was called.
-            ErgoCaptureError: the bundle cannot be read, or the receipt not written.
+            ErgoCaptureError: the bundle cannot be read, or the receipt cannot be written.
         """
         assert bundle.manifest is not None
         try:
@@ -151,13 +156,13 @@ class Sender:
         )
         with directory_lock(bundle.path.parent) as alone:
             if not alone or not bundle.is_still_there:
-                # The store's copy is right, but the bundle here is another one by now.
+                # The store's copy is right, but the bundle here was replaced meanwhile.
                 raise _changed(bundle.path)
             write_bytes_atomic(receipt_path(bundle.path, self.target), encode_receipt(receipt), what="receipt")
         return Sent(receipt, was_there)
 
     def _send_rest(self, bundle: StoredBundle) -> str | None:
-        """Send the events that were left over, and verify them; return their key, None where there are none."""
+        """Send the file with left-over events, and verify it; return its key, or None if there is none."""
         assert bundle.manifest is not None
         rest = bundle.manifest.rest
         if rest is None:
@@ -168,10 +173,10 @@ class Sender:
         return key
 
     def _measure(self, bundle: StoredBundle) -> tuple[int, str]:
-        """Return size and SHA-256 of the file: the manifest's, or of a file compressed since, its own.
+        """Return size and SHA-256 of the file: those in the manifest, or for a file compressed since, its own.
 
         Raises:
-            Unsound: its text is not the manifest's.
+            Unsound: its text differs from the manifest.
             OSError: it cannot be read.
         """
         assert bundle.manifest is not None
@@ -188,7 +193,7 @@ class Sender:
         return size, digest.hexdigest()
 
     def _blocks(self, path: Path, size: int, sha256: str) -> Iterator[bytes]:
-        """Yield a file's blocks, the last one only if size and hash are right: no object is made of anything else."""
+        """Yield a file's blocks, the last one only if size and hash are right: otherwise no object is created."""
         digest, total, held = hashlib.sha256(), 0, b""
         try:
             for block in _read(path):
@@ -225,11 +230,11 @@ class Sender:
                 f"verify object '{self.store.url}/{key}': {problem}",
                 op="verify object",
                 path=f"{self.store.url}/{key}",
-                hint="it is sent again; if that repeats, the store or the way there is not to be trusted",
+                hint="it is sent again; if this repeats, do not trust the store, or the network to it",
             )
 
     def _difference(self, key: str, size: int, sha256: str) -> str | None:
-        """Return what is wrong with an object in the store; None where nothing is."""
+        """Return what is wrong with an object in the store, in words; None for nothing."""
         if self._verify == "head":
             info = self.store.head(key)
             found = None if info is None else info.size
@@ -257,7 +262,7 @@ def _unsound(path: Path, problem: str) -> Unsound:
         f"send '{path}': {problem}",
         op="send bundle",
         path=path,
-        hint="look at it with `ergo-capture verify`, then move it away; it is not sent",
+        hint="check it with `ergo-capture verify`, then move it away; it is not sent",
     )
 
 

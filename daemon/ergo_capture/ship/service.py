@@ -25,14 +25,14 @@ from ergo_capture.ship.shipper import Counts, Shipper
 
 log = structlog.get_logger()
 
-#: Seconds that uploads have to end after SIGTERM; then their threads are left behind.
+#: Seconds that uploads have to end after SIGTERM; then their threads are abandoned.
 _GRACE_SECONDS: Final = 3.0
 #: Seconds before the metrics are written for the first time.
 _FIRST_SECONDS: Final = 1.0
 
 
 class ServiceManager(Protocol):
-    """Who is told that the service is ready, as ``SystemdNotifier`` does."""
+    """The interface of ``SystemdNotifier`` that the service uses."""
 
     def ready(self, status: str) -> None:
         """Report that start-up or a reload is complete."""
@@ -59,7 +59,7 @@ def shippers_of(
 
     Args:
         config: the configuration.
-        counts: what was counted before, by target.
+        counts: the counts from before a reload, by target.
         on_bytes: as for ``Sender``.
     """
     bundles, host = Path(config.state.directory) / "bundles", host_name(config)
@@ -70,11 +70,11 @@ def shippers_of(
 
 
 def announcer_of(config: Config, counts: AnnounceCounts | None = None) -> Announcer | None:
-    """Return the announcer of a state directory; None where no server is configured.
+    """Return the announcer of a state directory; None if no server is configured.
 
     Args:
         config: the configuration.
-        counts: what was counted before.
+        counts: the counts from before a reload.
     """
     if not config.ship.announce.servers:
         return None
@@ -83,12 +83,12 @@ def announcer_of(config: Config, counts: AnnounceCounts | None = None) -> Announ
 
 
 class ShipService:
-    """Ships until SIGTERM or SIGINT. SIGHUP reads the configuration again, and tries every store at once.
+    """Ships until SIGTERM or SIGINT. At SIGHUP it reads the configuration again, and tries every store at once.
 
     Args:
         config: the configuration.
-        reread: returns the configuration as the file says now.
-        manager: who is told that the service is ready.
+        reread: reads the configuration file again and returns its content.
+        manager: is notified when the service is ready.
     """
 
     def __init__(self, config: Config, reread: Callable[[], Config], manager: ServiceManager) -> None:
@@ -99,9 +99,9 @@ class ShipService:
         self.left_behind = False
         self._reread = reread
         self._manager = manager
-        #: The configuration that a reload read; None while there is none to take over.
+        #: The configuration that a reload has read and that is not in force yet; None for none.
         self._next: Config | None = None
-        #: Set when the shippers are to end, for a stop or a reload.
+        #: Set when the shippers have to end, for a stop or a reload.
         self._change = asyncio.Event()
         self._stopping = False
         self._metrics_failed = False
@@ -176,7 +176,7 @@ class ShipService:
         else:
             self._change.set()
 
-    # --- what is told ---
+    # --- status and metrics ---
 
     def _summary(self) -> str:
         """Return one line on the targets, for ``systemctl status``."""
@@ -190,7 +190,7 @@ class ShipService:
         )
 
     async def _tell(self) -> None:
-        # The first look takes a moment, and before it nothing is known.
+        # Wait for the first look, before which nothing is known.
         await anyio.sleep(_FIRST_SECONDS)
         while True:
             telemetry.log_suppressed()
@@ -213,7 +213,7 @@ class ShipService:
             await anyio.sleep(self.config.metrics.interval.seconds)
 
     def _remove_textfile(self) -> None:
-        """Remove the file, which would claim for ever what was true last."""
+        """Remove the file, because its values would be out of date."""
         if self.config.ship.textfile:
             with suppress(OSError):
                 Path(self.config.ship.textfile).unlink()

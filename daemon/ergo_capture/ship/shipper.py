@@ -1,7 +1,7 @@
-"""Ship to one target: look for what is due, send it, wait, and again; with a back-off while the store fails.
+"""Ship to one target: find the bundles that are due, send them, wait, and repeat; back off while the store fails.
 
-obstore's own attempts are over within seconds. What lasts longer is tried again here, for ever, and nothing is dropped:
-what is not shipped has no receipt.
+obstore's own attempts end within seconds. Longer failures are tried again here, for ever, and nothing is dropped: a
+bundle that is not shipped has no receipt.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Version = tuple[Path, tuple[tuple[int, int, int], ...]]
 
 @dataclass
 class Counts:
-    """What was done for a target since the start."""
+    """The counts of a target since the start."""
 
     sent: int = 0
     sent_bytes: int = 0
@@ -55,7 +55,7 @@ class Shipper:
         ship: the settings of all targets.
         bundles: the directory of bundles.
         host: the name of this host in the store.
-        counts: what was counted before a reload.
+        counts: the counts from before a reload.
         on_bytes: as for ``Sender``.
     """
 
@@ -72,18 +72,18 @@ class Shipper:
         self.name = name
         self.target = target
         self.counts = counts or Counts()
-        #: What was found at the last look.
+        #: The result of the last look.
         self.plan = Plan()
-        #: Of the store, which is left alone meanwhile.
+        #: The outage of the store, to which nothing is sent meanwhile.
         self.outage = Outage(ship.back_off_limit.seconds)
         self._host = host
         self._on_bytes = on_bytes
         self._interval = ship.interval.seconds
         self._concurrency = ship.concurrency
         self._limit = ship.back_off_limit.seconds
-        #: Between rounds in which this host's own disk failed.
+        #: The back-off between rounds in which this host's own disk failed.
         self._own_back_off = first_back_off(self._limit)
-        #: Whether a receipt could not be written in this round: no other could be either.
+        #: Whether a receipt could not be written in this round; no other is tried then.
         self._is_disk_short = False
         self._catalogue = Catalogue(bundles)
         self._receipts = Receipts({name: place_of(target)})
@@ -91,16 +91,16 @@ class Shipper:
         self._unsound: set[_Version] = set()
         #: Failed attempts of bundles that are not sent yet.
         self._attempts: Counter[_Version] = Counter()
-        #: Bundles of which a failure of this host's own was logged.
+        #: Bundles for which a failure of this host was logged.
         self._troubled: set[_Version] = set()
         self._sender: Sender | None = None
         self._stopped = asyncio.Event()
-        #: Its own: threads that hang on a store must not keep others from theirs.
+        #: Limits the threads of this target, so that those that hang on a store do not delay other targets.
         self._threads = CapacityLimiter(ship.concurrency + 1)
 
     @property
     def unsound(self) -> int:
-        """Bundles that are not sent because they are not what their manifests say."""
+        """The number of bundles that are not sent because they differ from their manifests."""
         return len(self._unsound)
 
     async def run(self) -> None:
@@ -108,13 +108,13 @@ class Shipper:
         await run_rounds(self.look, self.send_due, self._delay, interval=self._interval, stopped=self._stopped)
 
     def stop(self) -> None:
-        """Begin nothing more, and abort uploads at their next block."""
+        """Begin no further upload, and abort uploads at their next block."""
         self._stopped.set()
         if self._sender is not None:
             self._sender.stop()
 
     async def look(self) -> Plan:
-        """Find out what is due. A directory that cannot be read counts as empty, and is logged."""
+        """Find the bundles that are due. A directory that cannot be read counts as empty, and is logged."""
         try:
             self.plan = await to_thread.run_sync(self._look, limiter=self._threads, abandon_on_cancel=True)
         except ErgoCaptureError as error:
@@ -135,19 +135,19 @@ class Shipper:
             if _version(bundle) not in self._unsound:
                 self._note_unsound(bundle, bundle.problem or "")
         due = [bundle for bundle in plan.due if _version(bundle) not in self._unsound]
-        # One bundle that a store never takes must not keep the others waiting.
+        # A bundle that a store never takes must not delay the others.
         due.sort(key=lambda bundle: self._attempts[_version(bundle)])
         return Plan(tuple(due), plan.shipped, plan.unsound)
 
     async def send_due(self) -> None:
-        """Send what the last look found, until the store fails."""
+        """Send the bundles that the last look found, until the store fails."""
         self._is_disk_short = False
         queue = deque(self.plan.due)
         if not queue or self._stopped.is_set():
-            # A store that failed is asked again when there is something to send.
+            # A store that failed is tried again when there is something to send.
             return
         try:
-            # Anew for each round: credentials may have been replaced.
+            # Open the store for each round: credentials may have been replaced.
             self._sender = await to_thread.run_sync(self._open, limiter=self._threads, abandon_on_cancel=True)
         except ErgoCaptureError as error:
             self._note_failure(error if isinstance(error, StoreError) else StoreRefused(error.message, hint=error.hint))
@@ -155,7 +155,7 @@ class Shipper:
         if self._stopped.is_set():
             return
         if self.outage.error is not None:
-            # One alone, to see whether the store works again.
+            # Send one bundle alone, to see whether the store works again.
             await self._send(queue.popleft())
         async with anyio.create_task_group() as tasks:
             for _ in range(min(self._concurrency, len(queue))):
@@ -176,7 +176,7 @@ class Shipper:
             sent = await to_thread.run_sync(
                 lambda: sender.send(bundle, is_repeated=self._attempts[_version(bundle)] > 0),
                 limiter=self._threads,
-                # A store that hangs must not delay the end: without a receipt nothing is lost.
+                # A store that hangs must not delay the end; without a receipt the bundle is sent again.
                 abandon_on_cancel=True,
             )
         except Stopped:
@@ -190,7 +190,7 @@ class Shipper:
             self._attempts[_version(bundle)] += 1
             self._note_failure(error, bundle)
         except ErgoCaptureError as error:
-            # The bundle cannot be read, or there is no room for the receipt.
+            # The bundle cannot be read, or there is no space for the receipt.
             self._attempts[_version(bundle)] += 1
             self.counts.failures["failed"] += 1
             self._is_disk_short = self._is_disk_short or isinstance(error, CaptureWriteError)
@@ -198,7 +198,7 @@ class Shipper:
                 self._troubled.add(_version(bundle))
                 self._log(telemetry.SHIP_FAILED, error, bundle=str(bundle.path))
         except Exception:
-            # A defect that one bundle brings out must not keep the others from the store.
+            # A defect with one bundle must not stop the others.
             self._attempts[_version(bundle)] += 1
             self.counts.failures["failed"] += 1
             if _version(bundle) not in self._troubled:
@@ -229,7 +229,7 @@ class Shipper:
         self._note_answer()
 
     def _note_answer(self) -> None:
-        """Note that the store works; log it where it did not before."""
+        """Note that the store works; log it if it failed before."""
         seconds = self.outage.end()
         if seconds is not None:
             log.warning(telemetry.SHIP_RESUMED, target=self.name, seconds=seconds)
@@ -237,7 +237,7 @@ class Shipper:
     def _note_failure(self, error: StoreError, bundle: StoredBundle | None = None) -> None:
         kind, line = _kind_of(error)
         self.counts.failures[kind] += 1
-        # Each object that differs is a fact of its own; a store that is away is one fact until it works again.
+        # Log each object that differs, but a store that is away only once until it works again.
         if self.outage.note(kind, error) or isinstance(error, Differs):
             self._log(line, error, **({} if bundle is None else {"bundle": str(bundle.path)}))
 
@@ -252,18 +252,18 @@ class Shipper:
             target=self.name,
             bundle=str(bundle.path),
             reason=reason,
-            hint="it is not sent: look at it with `ergo-capture verify`, then move it away",
+            hint="it is not sent: check it with `ergo-capture verify`, then move it away",
         )
 
     def _delay(self, pause: float) -> float:
-        """Return the seconds until the next round, given those of a round in which nothing failed."""
+        """Return the seconds until the next round; ``pause`` is the time after a round without a failure."""
         if isinstance(self.outage.error, StoreRefused):
-            # It stays refused until somebody changes something.
+            # It stays refused until an operator changes something.
             return self._limit
         if self.outage.error is not None:
             return self.outage.next_delay()
         if self._is_disk_short:
-            # Without a receipt everything is verified again at each attempt.
+            # Without receipts, every bundle is verified again at each attempt.
             return max(pause, self._own_back_off.next_delay())
         self._own_back_off.reset()
         return pause
@@ -274,7 +274,7 @@ class Shipper:
 
 
 def _version(bundle: StoredBundle) -> _Version:
-    """Return what tells a bundle from what had its name before."""
+    """Return the version of a bundle, to tell it from an earlier one with its name."""
     return bundle.path, bundle.seen
 
 

@@ -1,8 +1,8 @@
-"""Find the numbers that the reference refuses because they leave f64.
+"""Find the numbers that the reference refuses as beyond f64.
 
-serde_json does not round correctly: it takes the first digits, as many as a u64 holds, and multiplies by a power of
-ten. So next to the largest f64, and only there, it refuses some numbers that are within f64, and accepts some that are
-not. The reference cannot read a bundle with a payload that it refuses, so its answer is the one that counts.
+serde_json does not round correctly: it takes as many of the first digits as fit in a u64, and multiplies by a power of
+ten. So near the largest f64, and only there, it refuses some numbers that are within f64, and accepts some that are
+not. The reference cannot read a bundle with a payload that it refuses, so this module decides as serde_json does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CERTAINLY_IN_RANGE: Final = 1.79769313486231e308
 _NUMBER: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*([0-9]*))?")
 _LARGEST_POWER: Final = 308
 _U64_MAX: Final = (1 << 64) - 1
-#: Digits of an exponent that are read. A longer one is beyond what the digits of any text can make up for.
+#: How many digits of an exponent are read. With a longer exponent the digits before it make no difference.
 _EXPONENT_DIGITS: Final = 10
 
 # A text is reduced for the search to digits (all as 0), e and E (as e), quotes, and what a number can follow (as commas);
