@@ -1,18 +1,18 @@
-"""Exponential back-off with jitter, for whatever is tried again until it succeeds."""
+"""Exponential back-off with jitter, for operations that are repeated until they succeed."""
 
 from __future__ import annotations
 
 import random
 from typing import Final
 
-#: The least part of a delay that jitter leaves.
+#: The least fraction of a delay that remains after jitter.
 _LEAST: Final = 0.5
 
 
 class Backoff:
     """Delays that double from ``first`` to ``longest``, each shortened at random by up to half.
 
-    The jitter keeps clients of a daemon that was restarted from all connecting at the same moment.
+    The jitter prevents that all clients of a restarted daemon connect at the same moment.
 
     Args:
         first: seconds, before jitter.

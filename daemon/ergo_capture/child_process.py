@@ -30,10 +30,10 @@ _TERM_SECONDS: Final = 2.0
 class ChildProcess:
     """A child process with three pipes, in a session of its own; killed when this process ends.
 
-    ``subprocess.Popen`` starts it in place of the event loop's own ways: uvloop leaves every inheritable descriptor
+    It is started with ``subprocess.Popen`` rather than by the event loop: uvloop leaves every inheritable descriptor
     open in the child, and neither loop sets the parent-death signal. It is started in the loop's thread, which lives as
-    long as the process (see ``end_with_parent``). In a session of its own it does not get the Ctrl-C at the daemon's
-    terminal, and can answer what it was asked last.
+    long as the process (see ``end_with_parent``). In a session of its own it does not get a Ctrl-C at the daemon's
+    terminal, and can answer the last requests.
 
     Args:
         command: the program and its arguments; no shell.
@@ -54,7 +54,7 @@ class ChildProcess:
             env=inherited_environment(),
             preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - it takes no lock and imports nothing
         )
-        #: Set when the child reads nothing more: it has closed its standard input, or has ended.
+        #: Set when the child reads no more: it has closed its standard input, or has ended.
         self.deaf = asyncio.Event()
         self._exited = asyncio.Event()
         self._status: os.waitid_result | None = None
@@ -96,13 +96,13 @@ class ChildProcess:
         return _PipeReader(reader)
 
     async def wait(self, seconds: float) -> None:
-        """Wait for the child to exit, at most so long."""
+        """Wait for the child to exit, for at most ``seconds``."""
         with anyio.move_on_after(seconds):
             await self._exited.wait()
 
     async def end(self) -> None:
         """End the child and all processes of its group, and reap it."""
-        # The whole group: what stands behind a shell or a wrapper would go on running beside its successor.
+        # Signal the whole group: the program behind a shell or a wrapper would otherwise run beside its successor.
         self.signal_group(signal.SIGTERM)
         self._close_stdin()
         await self.wait(_TERM_SECONDS)
@@ -134,7 +134,7 @@ class ChildProcess:
                 os.killpg(self.process.pid, number)
 
     def how_ended(self) -> str:
-        """Return how the child ended by itself, in words; empty if it has not ended."""
+        """Return the end of the child in words; empty if it has not ended by itself."""
         if not self._exited.is_set():
             return ""
         if self._status is None:
@@ -157,7 +157,7 @@ class _StdinProtocol(asyncio.StreamReaderProtocol):
 
 
 class _PipeReader(ByteReceiveStream):
-    """A pipe as anyio's interface has it."""
+    """The reading end of a pipe, with anyio's interface."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -173,7 +173,7 @@ class _PipeReader(ByteReceiveStream):
 
 
 class _PipeWriter(ByteSendStream):
-    """A pipe as anyio's interface has it."""
+    """The writing end of a pipe, with anyio's interface."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
@@ -187,14 +187,14 @@ class _PipeWriter(ByteSendStream):
 
 
 async def report_lines(stream: ByteReceiveStream, report: Callable[[str], None]) -> None:
-    """Report what a child writes to its standard error, line by line, until its end."""
+    """Report the lines of a child's standard error, until its end."""
     begun, left, window = b"", _MAX_SAID_LINES, 0.0
     with suppress(anyio.EndOfStream, OSError):
         while True:
             data = begun + await stream.receive(1 << 16)
             if (now := anyio.current_time()) >= window:
                 left, window = _MAX_SAID_LINES, now + 1.0
-            # A child that floods its standard error must not keep the loop from everybody else.
+            # Discard the rest: a child that floods its standard error must not occupy the loop.
             *lines, rest = data.split(b"\n", left)
             left -= len(lines)
             begun = rest[rest.rfind(b"\n") + 1 :][:_MAX_SAID_BYTES]
@@ -203,7 +203,7 @@ async def report_lines(stream: ByteReceiveStream, report: Callable[[str], None])
 
 
 def shebang_problem(program: str) -> str:
-    """Return why the first line of a script keeps it from running, or an empty string."""
+    """Return the reason why a script cannot run because of its first line; empty for none."""
     path = shutil.which(program)
     if path is None:
         return ""

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
 
 
 class ErgoCaptureError(Exception):
-    """An operation failed; says which, on which path, why, and what to do next.
+    """An operation failed; the message says which, on which path and why, the hint what to do next.
 
     Args:
         message: one sentence, complete without the other fields.
@@ -54,8 +54,8 @@ class ErgoCaptureError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are pickled as a call of the constructor with the message alone, which fails for subclasses with
-        # other arguments: an error in a worker process could then not be read. Causes of other types may not pickle.
+        # By default, exceptions are unpickled by calling the constructor with the message only, which fails for
+        # subclasses with other arguments, and errors of worker processes would be lost. Other causes may not pickle.
         cause = self.__cause__ if isinstance(self.__cause__, OSError | ErgoCaptureError) else None
         return _unpickle, (type(self), self.args, self.__dict__, cause)
 

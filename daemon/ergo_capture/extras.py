@@ -1,4 +1,4 @@
-"""Import packages that not every installation has."""
+"""Import optional packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def import_extra(extra: str, *modules: str, purpose: str) -> Any:
     Args:
         extra: the extra of this distribution that installs it.
         modules: names of modules.
-        purpose: what needs them, as a verb phrase (``"open an object store"``).
+        purpose: the operation that needs them, as a verb phrase (``"open an object store"``).
 
     Raises:
         ErgoCaptureError: one cannot be imported; the hint installs the extra (exit code 78).

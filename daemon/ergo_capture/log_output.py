@@ -1,8 +1,8 @@
-"""Write to standard error from a thread, so that a reader that stalls delays nothing but the log.
+"""Write to standard error from a thread, so that a reader that stalls delays only the log.
 
-A terminal that was stopped with Ctrl-S, a pager, or a pipe that nobody reads blocks write(2) for as long as it likes. The
-descriptor is not made non-blocking: the setting belongs to the open file, which the shell, the pager and the engines
-share, and would tear their lines.
+A terminal that was stopped with Ctrl-S, a pager, or a pipe without a reader may block write(2) for any time. The
+descriptor is not made non-blocking: the flag belongs to the open file, which the shell, the pager and the engines
+share, and their lines would be torn.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-#: Most bytes that wait to be written.
+#: The largest number of bytes that wait to be written.
 MAX_BYTES: Final = 1 << 20
 
 
 class Dropped(NamedTuple):
-    """Lines that were dropped because nobody read."""
+    """The number of lines that were dropped because they were not read in time."""
 
     #: Of level info and below.
     info: int
@@ -39,9 +39,9 @@ class LogOutput:
     If there is no room, lines of level info and below are dropped, the oldest first, before any other.
 
     Args:
-        descriptor: where the lines go.
-        on_dropped: called in the thread, with how many lines were dropped, once lines are written again.
-        max_bytes: most bytes that wait.
+        descriptor: the descriptor that the lines are written to.
+        on_dropped: called in the thread with the number of dropped lines, once lines are written again.
+        max_bytes: the largest number of bytes that wait.
     """
 
     def __init__(self, descriptor: int, on_dropped: Callable[[Dropped], None], max_bytes: int = MAX_BYTES) -> None:
@@ -77,7 +77,7 @@ class LogOutput:
             self._changed.notify_all()
 
     def drain(self, seconds: float) -> None:
-        """Wait until every line is written, at most so long."""
+        """Wait until every line is written, for at most ``seconds``."""
         with self._changed:
             self._changed.wait_for(lambda: not (self._bytes or self._writing), seconds)
 
@@ -119,7 +119,7 @@ class LogOutput:
                 # Another process that shares the open file has made it non-blocking.
                 select.select([], [self._descriptor], [])
             except OSError:
-                # The reader is gone: its lines are lost, and the daemon goes on.
+                # The reader is gone: the lines are lost, and the daemon continues.
                 return
 
 
@@ -140,7 +140,7 @@ class LogStream(io.RawIOBase):
         return len(data)
 
     def fileno(self) -> int:
-        """Return the descriptor that is written to in the end."""
+        """Return the descriptor that the thread writes to."""
         return self._descriptor
 
     def isatty(self) -> bool:

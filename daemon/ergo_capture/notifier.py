@@ -1,9 +1,9 @@
 """Wake tasks that wait for a change, without remembering the change.
 
-The rule for primitives: **asyncio's** for state that tasks of one event loop share and that synchronous code may set
-(``Event``, ``Future``, ``Lock``, ``Queue``): they cost least, and ``call_soon`` and ``call_soon_threadsafe`` work
-with them. **anyio's** for bounding, grouping and shielding tasks (task groups, cancel scopes, ``move_on_after``,
-``fail_after``), for threads, sockets and processes (a child of the daemon is the exception, see ``child_process``). So a
+The code uses **asyncio's** primitives (``Event``, ``Future``, ``Lock``, ``Queue``) for state that tasks of one event
+loop share and that synchronous code may set: they cost least, and work with ``call_soon`` and ``call_soon_threadsafe``.
+It uses **anyio's** for bounding, grouping and shielding tasks (task groups, cancel scopes, ``move_on_after``,
+``fail_after``), and for threads, sockets and processes (except children of the daemon, see ``child_process``). So a
 bounded wait is ``with anyio.move_on_after(seconds): await event.wait()``; neither ``asyncio.wait_for`` nor
 ``anyio.Event`` is used.
 """
@@ -14,7 +14,7 @@ import asyncio
 
 
 class Notifier:
-    """Wakes every task that waits at the moment, and none that comes later.
+    """Wakes every task that is waiting now, and none that begins to wait later.
 
     ``asyncio.Condition`` and ``anyio.Condition`` notify only while their lock is held, which takes an ``await`` that
     synchronous callers cannot make; an ``asyncio.Event`` would have to be replaced at each notification.
@@ -28,7 +28,7 @@ class Notifier:
     def wait(self) -> asyncio.Future[None]:
         """Return a future that the next notification completes; await it."""
         waiter = asyncio.get_running_loop().create_future()
-        # Drop the waiters that were cancelled, by a time-out perhaps: nothing else removes them.
+        # Drop the waiters that were cancelled, for example by a time-out: nothing else removes them.
         self._waiters = [other for other in self._waiters if not other.done()]
         self._waiters.append(waiter)
         return waiter

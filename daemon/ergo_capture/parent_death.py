@@ -1,4 +1,4 @@
-"""End a child process when its parent ends, however that ends."""
+"""End a child process when its parent ends, for any reason."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final
 #: ``prctl``'s number for the signal that a process gets when its parent ends.
 _PR_SET_PDEATHSIG: Final = 1
 
-# Loaded here: between fork and exec, where ``end_with_parent`` may run, nothing should be imported.
+# Load it here: ``end_with_parent`` may run between fork and exec, where nothing should be imported.
 _prctl: Final = ctypes.CDLL(None).prctl
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process with SIGKILL when its parent ends; called in the child.
+    """Let the kernel kill this process with SIGKILL when its parent ends; called in the child.
 
     The kernel sends the signal when the *thread* that forked the child ends. So fork in a thread that lives as long as
     the process, such as the event loop's, and not in a worker thread. The setting survives ``exec``, except of a

@@ -1,8 +1,8 @@
-"""Time in which this process did not run, for which no client and no engine is to blame.
+"""A clock and time-outs that leave out the time in which this process did not run.
 
-A process that was suspended (SIGSTOP, a suspended virtual machine, a host short of memory) finds every time-out passed
-when it goes on, while the bytes that it waited for lie in the socket. So a time-out that is to judge somebody counts on
-``clock``, which stands still meanwhile, as do the limits of ``move_on_after`` and ``within``.
+When a process was suspended (SIGSTOP, a suspended virtual machine, a host short of memory), all its time-outs have
+passed, although the bytes that it waited for are in the socket. So time-outs for clients and engines use ``clock``,
+which stands still meanwhile, and ``move_on_after`` and ``within`` of this module.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ T = TypeVar("T")
 _BEAT_SECONDS: Final = 0.5
 #: Seconds that a beat may be late before it counts as a pause.
 _LATE_SECONDS: Final = 1.0
-#: Seconds that a limit leaves at least after a pause.
+#: The least number of seconds that a limit leaves after a pause.
 _AFTER_SECONDS: Final = 1.0
 
 
 class RunningClock:
-    """A monotonic clock that stands still while the process does not run; it is exact to a beat.
+    """A monotonic clock that stands still while the process does not run, to the precision of a beat.
 
-    Without ``beat`` it never stands still.
+    It stands still only while ``beat`` runs.
     """
 
     def __init__(self) -> None:
@@ -37,21 +37,21 @@ class RunningClock:
         self._seconds = 0.0
         #: The last pause.
         self._last_pause = 0.0
-        #: When the last beat came, and until when the process cannot have paused since; on the clock of
+        #: The time of the last beat, and the time until which there cannot have been a pause since, by
         #: ``time.monotonic``. Without beats the latter is infinite.
         self._last_beat = 0.0
         self._beat_due = math.inf
         self._beating = 0
 
     def now(self) -> float:
-        """Return the time in seconds; only differences mean anything."""
+        """Return the time in seconds; only differences are meaningful."""
         now = time.monotonic()
         if now > self._beat_due:
             self._count_pause(now)
         return now - self._seconds
 
     def pauses(self) -> int:
-        """Return how many pauses there were, one that has just ended included."""
+        """Return how many pauses there were, including one that has just ended."""
         now = time.monotonic()
         if now > self._beat_due:
             self._count_pause(now)
@@ -92,18 +92,18 @@ clock: Final = RunningClock()
 
 
 class move_on_after:  # noqa: N801 - stands for anyio's function
-    """Cancel the block after so many seconds without a pause, as ``anyio.move_on_after`` does.
+    """Cancel the block after ``seconds`` without pauses, like ``anyio.move_on_after``.
 
-    After a pause the block has at least a second: what it waits for may have come meanwhile.
+    After a pause the block has at least another second, because what it waits for may have come meanwhile.
 
     Args:
-        seconds: None for no limit.
+        seconds: the limit; None for none.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._scope = anyio.CancelScope()
         self._seconds = seconds
-        #: When the block is cancelled, on ``clock``, and the pauses up to the last look.
+        #: The time at which the block is cancelled, on ``clock``, and the number of pauses at the last check.
         self._due = 0.0
         self._pauses = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -138,11 +138,11 @@ class move_on_after:  # noqa: N801 - stands for anyio's function
 
 
 async def within(seconds: float | None, function: Callable[[], Awaitable[T]]) -> T:
-    """Return what ``function`` returns, awaited for so many seconds without a pause.
+    """Await ``function`` for at most ``seconds`` without pauses, and return its result.
 
     Args:
-        seconds: None for ever.
-        function: what is awaited.
+        seconds: the limit; None for none.
+        function: the coroutine function.
 
     Raises:
         TimeoutError: the time has passed.

@@ -1,7 +1,7 @@
 """Keep the Python processes that this one starts from importing modules of the current directory.
 
-``python -m`` puts the current directory in front of all other places. A ``queue.py`` or ``click.py`` that happens to lie
-there would be run by the worker that composes bundles.
+``python -m`` searches the current directory first. A ``queue.py`` or ``click.py`` there would be run by the worker that
+composes bundles.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from typing import Final
 
 _VARIABLE: Final = "PYTHONSAFEPATH"
-#: Any text sets it; this one says that it was set here.
+#: The value of the variable: any text has the same effect; this one shows that it was set here.
 _OURS: Final = "ergo-capture"
 
 
@@ -21,5 +21,5 @@ def protect_children() -> None:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return the environment without that: for the programs of others, which may import what lies beside them."""
+    """Return the environment without that setting, for the user's programs, which may import modules beside them."""
     return {name: value for name, value in os.environ.items() if (name, value) != (_VARIABLE, _OURS)}

@@ -1,4 +1,4 @@
-"""What commands do with signals, and how they end."""
+"""Signals and exit codes of commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PASSED_ON: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-#: The exit code where the host reads no more; the shell's for SIGPIPE.
+#: The exit code if the host reads no more; it is the shell's for SIGPIPE.
 HOST_GONE: Final = 141
 
 
@@ -59,7 +59,7 @@ def end_at_once() -> None:
 
 
 def end_as(code: int, *, host_gone: bool) -> int:
-    """Return the exit code for a channel that ended with ``code``; kill this process where a signal ended the channel.
+    """Return the exit code for a channel that ended with ``code``; if a signal ended it, end this process by the same.
 
     Args:
         code: its exit code, or the negative number of the signal.
@@ -68,7 +68,7 @@ def end_as(code: int, *, host_gone: bool) -> int:
     if host_gone:
         return HOST_GONE
     if code < 0:
-        # The host looks at how a channel ended.
+        # The host distinguishes an exit from a signal.
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)

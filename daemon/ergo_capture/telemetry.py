@@ -1,12 +1,12 @@
 """The daemon's log: names of its events, and the set-up of structlog.
 
-Names are ``subject.verb``. Names and keys are stable: people search for them. The manual says what each means.
+Names are ``subject.verb``. Names and keys are stable, because users search for them. The manual explains each.
 
 If standard error goes to systemd's journal, each line begins with its priority, ``<N>``. Events that clients can cause
 without limit are rate-limited: if a name is logged more than ``burst`` times within ``window`` seconds, the rest is
-counted and the count is logged after the window.
+counted, and the count is logged after the window.
 
-The daemon writes its lines from a thread (``write_in_background``): whoever reads its standard error cannot stall it.
+The daemon writes its lines from a thread (``write_in_background``), so that a slow reader cannot stall it.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ CONTROL_ASKED: Final = "control.asked"
 LOG_SUPPRESSED: Final = "log.suppressed"
 LOG_DROPPED: Final = "log.dropped"
 
-#: Never rate-limited: each line is evidence of a different session or bundle, and a client cannot cause more of them than
-#: it can cause sessions or bundles.
+#: Names that are never rate-limited: each line is about another session or bundle, and a client cannot cause more lines
+#: than sessions or bundles.
 NEVER_SUPPRESSED: Final = frozenset(
     {
         BUNDLE_PUBLISHED,
@@ -136,8 +136,8 @@ def configure(level: str = "info", style: str = "auto", *, burst: int = 0, windo
 
     Args:
         level: the least important level that is logged.
-        style: ``console`` for people, ``json``, ``journald`` (JSON with priorities), or ``auto``: journald if standard
-            error goes there, console on a terminal, otherwise JSON.
+        style: ``console`` (readable text), ``json``, ``journald`` (JSON with priorities), or ``auto``: journald if
+            standard error goes there, console on a terminal, otherwise JSON.
         burst: lines of one name within a window before the rest is suppressed; zero for no limit.
         window: length of a window, in seconds.
     """
@@ -229,7 +229,7 @@ class StormFilter:
         raise structlog.DropEvent
 
     def take_suppressed(self, *, final: bool) -> dict[str, int]:
-        """Return and forget how many lines of each name were suppressed, in windows that are over or in all of them."""
+        """Return and reset the number of suppressed lines by name, in past windows or (``final``) in all."""
         with self._lock:
             now = self._clock()
             over = [name for name, it in self._windows.items() if final or now - it.began >= self.window]
@@ -238,7 +238,7 @@ class StormFilter:
 
 
 _storm_filter = StormFilter(0, 10.0)
-#: Where the daemon's lines go; None where they are written at once.
+#: The thread's queue of lines; None if lines are written directly.
 _background: LogOutput | None = None
 
 
@@ -269,12 +269,12 @@ def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-#: Seconds that the lines still to be written have before the process exits.
+#: Seconds to wait for lines that are still to be written before the process exits.
 _DRAIN_SECONDS: Final = 1.0
 
 
 def write_in_background() -> None:
-    """From now on, write lines and everything else that goes to ``sys.stderr`` from a thread; see ``log_output``."""
+    """Write lines, and everything else that goes to ``sys.stderr``, from a thread from now on; see ``log_output``."""
     global _background  # noqa: PLW0603 - standard error is the process's
     descriptor = sys.stderr.fileno()
     _background = LogOutput(descriptor, _log_dropped)
@@ -284,14 +284,14 @@ def write_in_background() -> None:
 
 
 def exit_at_once(code: int) -> NoReturn:
-    """Exit without any clean-up, but for the lines that are still to be written."""
+    """Exit without clean-up, except for lines that are still to be written."""
     if _background is not None:
         _background.drain(_DRAIN_SECONDS)
     os._exit(code)
 
 
 def dropped_lines() -> int:
-    """Return how many lines were dropped since the start because nobody read them."""
+    """Return how many lines were dropped since the start because they were not read in time."""
     return 0 if _background is None else _background.total_dropped
 
 
@@ -318,7 +318,7 @@ class _Background:
 
 
 class _Output:
-    """Standard error, for structlog. If it is closed, lines are lost and the daemon goes on."""
+    """Standard error, for structlog. If it is closed, lines are lost and the daemon continues."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Parse and format durations, sizes and file modes as people write them, and counts."""
+"""Parse and format durations, sizes, file modes and counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Duration(int):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Return the duration that ``text`` says.
+        """Return the duration in ``text``.
 
         Raises:
             ValueError: it is not a duration.
@@ -59,7 +59,7 @@ class Size(int):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Return the size that ``text`` says.
+        """Return the size in ``text``.
 
         Raises:
             ValueError: it is not a size.
@@ -86,7 +86,7 @@ class Mode(int):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Return the file mode that ``text`` says.
+        """Return the file mode in ``text``.
 
         Raises:
             ValueError: it is not a file mode.

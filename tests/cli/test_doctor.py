@@ -234,7 +234,7 @@ def test_linked_directories_of_bundles_are_examined(tmp_path: Path, capsys: pyte
         1,
         {str(state / "bundles" / "g" / "cut.capture.json")},
     )
-    assert ("a link that leads nowhere: is the disk there that it leads to?", "gone") in [
+    assert ("a link to a missing target: is its disk mounted?", "gone") in [
         (finding["message"], Path(finding["path"]).name) for finding in of("warning", said)
     ]
 

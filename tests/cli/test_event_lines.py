@@ -73,7 +73,7 @@ async def test_a_truncated_file_is_an_error_after_the_complete_lines(
             async for batch in source.batches():
                 found += batch
     assert found == FOUND
-    assert "what was sent before is captured" in (raised.value.hint or "")
+    assert "events that were sent before are captured" in (raised.value.hint or "")
 
 
 async def test_complete_lines_of_a_pipe_are_yielded_at_once(tmp_path: Path) -> None:

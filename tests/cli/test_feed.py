@@ -169,7 +169,7 @@ def test_a_range_is_extracted_as_a_fixture(tmp_path: Path, capsys: pytest.Captur
     captured(tmp_path, [hosted("a", 0, payload={"x": 1}), hosted("b", 5)])
     fixture = tmp_path / "events.jsonl"
     assert app.run(["extract", bundle_of(tmp_path), "--as", "fixture", "-o", str(fixture)]) == 0
-    assert "1 event lost the time" in capsys.readouterr().err
+    assert "1 event written without the time" in capsys.readouterr().err
     assert [json.loads(line) for line in fixture.read_text().splitlines()] == [
         {"kind": "episode_start"},
         {"kind": "event", "event": {"type": "Command", "id": "a", "semantic_kind": "tick", "payload": {"x": 1}}},

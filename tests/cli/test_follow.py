@@ -195,7 +195,7 @@ def test_ctrl_c_ends_follow_quietly(daemon: DaemonProcess) -> None:
     ("arguments", "code", "says"),
     [
         (["a", "b", "--follow"], 2, "--follow wants one"),
-        (["a", "--new"], 2, "--new goes with --follow"),
+        (["a", "--new"], 2, "--new needs --follow"),
         (["nope", "--follow", "--state-dir", "{state}"], 1, "it is not in the journal"),
         (["nope", "--follow", "--state-dir", "/nowhere"], 1, "neither a file of that name"),
         (["nope", "--state-dir", "{state}"], 1, "neither a file of that name"),

@@ -249,7 +249,7 @@ def test_diff_shows_the_first_difference(run: Path, tmp_path: Path, capsys: pyte
         said
         == """10 events in both, 2 of them changed, 0 in another order
 0 events only in the first, 0 only in the second
-they part: event 'e5' at place 5: decision.retry_count is 0 in the first and 2 in the second
+first difference: event 'e5' at place 5: decision.retry_count is 0 in the first and 2 in the second
   before it, the same on both sides:
     2  'e2'  Invoke  episode 2  Completed
     3  'e3'  Invoke  episode 3  Completed

@@ -254,7 +254,7 @@ def test_a_file_without_the_beginning_of_a_bundle_is_an_error(
     source.write_bytes(text)
     assert app.run(["recover", str(source), "-o", str(tmp_path / "saved")]) == ExitCode.FAILED
     said = capsys.readouterr().err
-    assert f"Error: recover '{source}': what it begins with cannot be read" in said
+    assert f"Error: recover '{source}': its head cannot be read" in said
     assert "Try: " in said
     assert list(tmp_path.iterdir()) == [source]
 

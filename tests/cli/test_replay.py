@@ -228,7 +228,7 @@ def test_replay_stops_at_the_first_difference(tmp_path: Path, capsys: pytest.Cap
         bundle(tmp_path / f"{number}.capture.json", swap if number == 1 else None)
     said = told([str(tmp_path), "--engine", script(tmp_path / "s.json")], capsys, 4)
     assert "2.capture.json" not in said
-    assert "not looked at" in said
+    assert "not replayed" in said
 
 
 @pytest.mark.parametrize(

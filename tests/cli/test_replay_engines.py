@@ -80,7 +80,7 @@ def test_what_an_engine_does_wrong_is_no_divergence(what: str, said: str, tmp_pa
     assert found["decision"] == {"index": 1, "event_id": what}
     assert found["error"].startswith(f"replay: at decision 1, event '{what}', the engine failed: {said}")
     assert found["error"].endswith("; captured there: Completed")
-    assert "says nothing about the graph" in found["hint"]
+    assert "proves nothing about the graph" in found["hint"]
 
 
 def test_an_engine_that_answers_an_old_run_again_is_named_at_the_time_out(tmp_path: Path, capsys: Capture) -> None:

@@ -261,7 +261,7 @@ async def test_an_invalid_frame_is_a_client_error(nonsense: bytes) -> None:
     """A message, and no traceback from within."""
     async with played_daemon() as daemon, opened(daemon, give_up_after=0) as (client, line):
         line._writer.write(nonsense)
-        with pytest.raises(ClientError, match="no frame") as caught, anyio.fail_after(20):
+        with pytest.raises(ClientError, match="not a frame") as caught, anyio.fail_after(20):
             await client.ping()
         assert caught.value.code == "bad_frame"
 

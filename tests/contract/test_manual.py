@@ -75,6 +75,15 @@ def test_a_topic_that_is_not_there_is_a_key_error() -> None:
             manual.read(name)
 
 
+def test_each_term_is_defined_once_and_used() -> None:
+    """In another topic, by the word of the glossary."""
+    rows = re.findall(r"^\| (?!term \|)([^|]+) \|", (MANUAL / "terms.md").read_text(encoding="utf-8"), re.MULTILINE)
+    terms = [term.lower() for row in rows for term in row.split(", ")]
+    assert len(set(terms)) == len(terms) > 50
+    others = " ".join(" ".join(manual.read(name).split()) for name in manual.topics() if name != "terms").lower()
+    assert [term for term in terms if not re.search(rf"\b{re.escape(term)}", others)] == []
+
+
 # --- the protocol of clients ---
 
 

@@ -171,7 +171,7 @@ def test_an_outbox_of_another_run_is_refused(tmp_path: Path) -> None:
     assert host.ask(intent("i1", 2)) == ""
     code, errors = host.end(say=False)
     assert code == 1
-    assert "it holds one of this id that says something else" in errors
+    assert "holds another intent with this id" in errors
     assert heard(tmp_path, "b") == []
 
 
@@ -202,7 +202,7 @@ def test_a_full_outbox_takes_no_further_intent(tmp_path: Path) -> None:
     code, errors = host.end(say=False)
     assert answers[0] == ack("i0")
     assert answers[-1] == ""
-    assert (code, "it has 500B, which is its bound" in errors) == (1, True)
+    assert (code, "it has reached its bound of 500B" in errors) == (1, True)
 
 
 def test_two_channels_share_no_outbox(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_two_channels_share_no_outbox(tmp_path: Path) -> None:
     first = outbox_of(tmp_path)
     ran = command("egress", "--outbox", str(tmp_path / "outbox"), "--", "true")
     assert ran.returncode == 1
-    assert "another process has it" in ran.stderr
+    assert "another process holds it" in ran.stderr
     first.close()
 
 

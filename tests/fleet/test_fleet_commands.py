@@ -121,7 +121,7 @@ def test_a_time_that_is_none_is_named(fleet: Path, capfd: pytest.CaptureFixture[
 def test_find_without_a_catalogue_names_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It is no error: nothing was shipped yet."""
     assert call(directory_store(tmp_path / "store").root, "find") == 0
-    assert "`ergo-capture fleet index` makes it" in capfd.readouterr().err
+    assert "run `ergo-capture fleet index`" in capfd.readouterr().err
 
 
 def test_an_unreadable_manifest_gives_exit_code_3(fleet: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def test_a_bundle_that_ends_its_worker_is_named(fleet: Path, cluster: Callable[[
     assert done.returncode == 1, done.stderr
     first, failure = done.stdout.splitlines()
     assert first.startswith("37 bundles: 36 ok, 1 failed; ")
-    assert failure.startswith("failed: alpha s05a: the worker that had it ended, again and again")
+    assert failure.startswith("failed: alpha s05a: its worker ended repeatedly")
     # It is not tried again.
     assert call(fleet, "replay", "--engine", engine, "--run", "r").stdout == done.stdout
 
@@ -196,7 +196,7 @@ def test_the_copies_of_a_worker_that_was_killed_are_swept(
     made = cluster(1)
     engine = "python:tests.fleet.engines:deadly"
     done = call(fleet, "replay", "--engine", engine, "--session", "s99", "--scheduler", made.address)
-    assert "the worker that had it ended, again and again" in done.stdout
+    assert "its worker ended repeatedly" in done.stdout
     wait_for(lambda: not list(tmp_path.rglob("ergo-capture-fleet-*")))
 
 

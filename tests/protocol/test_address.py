@@ -31,9 +31,9 @@ def test_paths_and_urls_name_a_path(address: str, path: str) -> None:
         ("unix:@x", "abstract"),
         ("tcp://localhost:80", "only Unix sockets"),
         ("unix://host/x", "has no host"),
-        ("unix:", "no path"),
-        ("", "no path"),
-        ("a\0b", "no path"),
+        ("unix:", "not a path"),
+        ("", "not a path"),
+        ("a\0b", "not a path"),
     ],
 )
 def test_what_is_no_path_is_refused(address: str, reason: str) -> None:

@@ -297,9 +297,9 @@ def test_a_public_key_is_read_first(
     ("text", "mode", "reason"),
     [
         (None, 0o600, "No such file"),
-        (b"{}", 0o600, "it is not the key of seals"),
-        (b"\xff", 0o600, "it is not the key of seals"),
-        (encode_key(SealKey(private="00" * 32, public="11" * 32)), 0o600, "it is not the key of seals"),
+        (b"{}", 0o600, "it is not a key for seals"),
+        (b"\xff", 0o600, "it is not a key for seals"),
+        (encode_key(SealKey(private="00" * 32, public="11" * 32)), 0o600, "it is not a key for seals"),
         (encode_key(generate_key()), 0o644, "every user may read it"),
     ],
 )

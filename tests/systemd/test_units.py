@@ -111,7 +111,7 @@ def test_install_refuses_a_path_that_systemd_refuses(tmp_path: Path, word: str) 
     runs = place / "ergo-capture"
     runs.touch()
     ran = command("systemd", "install", "--prefix", str(tmp_path / "root"), "--command", str(runs))
-    assert (ran.returncode, "systemd runs no command with the path" in ran.stderr) == (1, True)
+    assert (ran.returncode, "systemd cannot run a command with the path" in ran.stderr) == (1, True)
     assert not (tmp_path / "root").exists()
 
 

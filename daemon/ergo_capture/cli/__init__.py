@@ -1,1 +1,1 @@
-"""The command line: ``app`` runs it, ``commands`` holds the commands, ``support`` what several of them share."""
+"""The command line: ``app`` runs it, ``commands`` holds the commands, ``support`` the code that they share."""

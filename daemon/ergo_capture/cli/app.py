@@ -19,8 +19,8 @@ from ergo_capture.cli.support.output import escape_what_cannot_be_printed, witho
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.version import PROGRAM
 
-#: The exit code of a command whose output nobody reads any more: the shell's code for SIGPIPE. It is not 0, because the
-#: command did not finish.
+#: The exit code of a command after the reader of its output has gone: the shell's code for SIGPIPE. It is not 0,
+#: because the command did not finish.
 BROKEN_PIPE: Final = 141
 
 
@@ -33,7 +33,7 @@ class _Root(Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command, or None where there is none of that name."""
+        """Return a command, or None if there is none of that name."""
         del ctx
         return load_command(cmd_name) if cmd_name in COMMANDS else None
 
@@ -136,7 +136,7 @@ def run(arguments: list[str] | None = None) -> int:
         _print_error(error.message, error.hint)
         return int(error.exit_code)
     except BrokenPipeError:
-        # Python flushes standard output once more when it exits, and would print a traceback.
+        # Replace standard output: Python flushes it again at exit, and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
@@ -160,7 +160,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _invoke(arguments: list[str]) -> Any:
-    """Parse and run; unlike ``click.Command.main`` this never exits the process, whatever a command raises."""
+    """Parse and run; unlike ``click.Command.main`` this never exits the process."""
     if instruction := os.environ.get(COMPLETION_VARIABLE):
         from click.shell_completion import shell_complete  # noqa: PLC0415 - only when a shell asks
 

@@ -1,4 +1,4 @@
-"""Work on several captures at once, each in a process of its own."""
+"""Process several captures at once, in several processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Captures that a process takes at a time, at most.
+#: The largest number of captures that a process takes at a time.
 _MOST_AT_A_TIME: Final = 16
 
 
@@ -27,7 +27,7 @@ def cores() -> int:
 
 
 def jobs_default(_context: click.Context, _option: click.Parameter, value: int | None) -> int:
-    """Return the number of processes to use where none is given: one for each core."""
+    """Return the number of processes; by default one for each core."""
     return cores() if value is None else value
 
 
@@ -42,14 +42,14 @@ jobs_option: Final = click.option(
 
 
 def are_worth_processes(runs: Sequence[Capture], jobs: int) -> bool:
-    """Return whether several bundles are read sooner by several processes."""
+    """Return whether several processes read these bundles faster than one."""
     if jobs == 1 or len(runs) < 2 or any(run.bundle is None for run in runs):
         return False
     return sum(sizes_of(runs)) >= checking.WORTH_A_PROCESS
 
 
 def sizes_of(runs: Sequence[Capture]) -> list[int]:
-    """Return the sizes of the runs' bundle files, in bytes; 0 where there is none."""
+    """Return the sizes of the runs' bundle files, in bytes; 0 for runs without a file."""
     sizes = []
     for run in runs:
         try:
@@ -68,13 +68,13 @@ def in_order(
     op: str,
     prepare: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
-    """Yield a result for each run, in order, from processes of their own.
+    """Yield a result for each run, in order, computed in several processes.
 
     Args:
-        one: gives the result of a run; it can be sent to a process.
+        one: returns the result of a run; it must be picklable.
         runs: the captures.
-        jobs: how many processes.
-        op: what is done, for the error message.
+        jobs: the number of processes.
+        op: the operation, for the error message.
         prepare: called first in each process.
 
     Raises:
@@ -90,7 +90,7 @@ def in_order(
         try:
             yield from pool.map(one, runs, chunksize=at_a_time)
         except KeyboardInterrupt:
-            # The pool waits for its processes, and nobody for what they are at.
+            # Cancel the rest: the pool would wait for its processes.
             for process in multiprocessing.active_children():
                 process.kill()
             raise
@@ -98,7 +98,7 @@ def in_order(
             raise ErgoCaptureError(
                 f"{op}: a process that read a bundle was killed",
                 op=op,
-                hint="look for what killed it (memory?), or use --jobs 1 to see which bundle it was",
+                hint="find out what killed it (memory?), or use --jobs 1 to see which bundle it was",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A bar on the terminal for whatever takes longer than a second: bytes, rate, time left."""
+"""A progress bar on the terminal for commands that take longer than a second: bytes, rate, time left."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ quiet_flag: Final = flag("--quiet", "-q", help="Show no progress.")
 
 
 class ReadingBar:
-    """Shows on standard error what is read, if that is a terminal.
+    """Shows the progress of reading on standard error, if that is a terminal.
 
-    One for a whole command: a bar appears when the command has taken a second, wherever it is then.
+    There is one for a whole command. A bar appears once the command has run for a second.
 
     Args:
         quiet: show nothing.
@@ -36,18 +36,18 @@ class ReadingBar:
         self._bars: Progress | None = None
         self._what = ""
         self._done = self._total = 0
-        #: What is read, of how many; empty for one.
+        #: The number of the file that is read, and of how many; empty for a single one.
         self.of = ""
 
     def begin(self, what: str, total: int) -> None:
-        """Note what is read from now on; side by side with what was begun before, if nothing of that was read yet."""
+        """Begin to show another file; if nothing of the previous one was read yet, show both together."""
         self._total = total if self._done else self._total + total
         self._what, self._done = what, 0
         if self._bars is not None:
             self._bars.reset(self._task, total=self._total or None, description=self._described())
 
     def advance(self, count: int) -> None:
-        """Note that bytes were read, and bring the bar up to date."""
+        """Count further bytes, and update the bar."""
         self._done += count
         if (now := time.monotonic()) < self._due:
             return
@@ -60,7 +60,7 @@ class ReadingBar:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Show what is read within the block; nothing may be printed in it."""
+        """Show the progress of reading within the block, in which nothing may be printed."""
         self._done = self._total = 0
         try:
             with meter.listening(self if self._shown else None):

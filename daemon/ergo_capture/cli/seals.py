@@ -18,16 +18,16 @@ from ergo_capture.units import counted
 
 
 def check_seals(names: Iterable[str], runs: Iterable[Capture], public: str, *, as_json: bool) -> bool:
-    """Check the seals of bundles, and the chain of those below each directory; print what is found.
+    """Check the seals of bundles, and the chain of those below each directory; print the findings.
 
     Args:
-        names: what the user named.
+        names: the names that the user gave.
         runs: the runs that these stand for.
         public: the public key.
         as_json: whether to print JSON.
 
     Returns:
-        Whether nothing is wrong.
+        Whether there are no findings.
 
     Raises:
         ErgoCaptureError: the extra is not installed.
@@ -60,10 +60,10 @@ def check_seals(names: Iterable[str], runs: Iterable[Capture], public: str, *, a
 def _chain_directory(name: str, parents: Container[Path]) -> Path | None:
     """Return the directory of all bundles that a name stands for: itself, or that of a state directory.
 
-    None for a file, and for a directory whose bundles are not in directories of graphs: these have no chain to check.
+    Return None for a file, and for a directory whose bundles are not in directories of graphs: they have no chain.
 
     Args:
-        name: what the user named.
+        name: the name that the user gave.
         parents: the directories whose directories hold bundles.
     """
     named = Path(name)
@@ -74,13 +74,13 @@ def _chain_directory(name: str, parents: Container[Path]) -> Path | None:
 
 
 def _check_one(bundle: Path, public: str) -> str | None:
-    """Return what is wrong with one bundle's seal; None where nothing is."""
+    """Return what is wrong with one bundle's seal, in words; None for nothing."""
     seal = read_seal(seal_path(bundle))
     if seal is None:
-        return "it has none that can be read"
+        return "there is none that can be read"
     why = TrustedKeys(public, [seal]).distrust(seal)
     if why is not None:
-        return f"not believed: {why}"
+        return f"not trusted: {why}"
     try:
         text = manifest_path(bundle).read_bytes()
     except OSError as error:
@@ -93,11 +93,11 @@ def _check_one(bundle: Path, public: str) -> str | None:
 
 
 def print_chain(name: str, report: ChainReport, *, as_json: bool) -> None:
-    """Print what a chain proves.
+    """Print the report on a chain.
 
     Args:
-        name: what it is the chain of.
-        report: what it proves.
+        name: the directory, host or store that it is the chain of.
+        report: the report.
         as_json: whether to print JSON.
     """
     if as_json:
@@ -112,7 +112,7 @@ def print_chain(name: str, report: ChainReport, *, as_json: bool) -> None:
 
 
 def lines_of(report: ChainReport) -> Iterator[str]:
-    """Yield what a chain proves, for a person."""
+    """Yield the lines of a chain's report."""
     for finding in report.findings:
         yield _in_words(finding)
     if report.first is None:
@@ -122,8 +122,8 @@ def lines_of(report: ChainReport) -> Iterator[str]:
     if report.findings:
         yield f"{counts}: {counted(len(report.findings), 'problem')}"
         return
-    begin = "" if report.is_whole else "; what came before is not there"
-    yield f"ok, {counts}: nothing was changed, left out or put in{begin}. Behind the last one nothing is known"
+    begin = "" if report.is_whole else "; earlier seals are missing"
+    yield f"ok, {counts}: nothing was changed, left out or put in{begin}. Bundles after the last seal are not covered"
 
 
 def _in_words(finding: Finding) -> str:

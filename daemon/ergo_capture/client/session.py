@@ -59,7 +59,7 @@ class Reject(msgspec.Struct, frozen=True):
     #: The line as it was sent.
     line: bytes = b""
     hint: str = ""
-    #: What the caller of ``send_line`` calls the event.
+    #: The caller's number of the event, from ``send_line``.
     place: int = 0
 
 
@@ -69,7 +69,7 @@ class Note(msgspec.Struct, frozen=True):
     event_id: str | None
     message: str
     hint: str = ""
-    #: What the caller of ``send_line`` calls the event.
+    #: The caller's number of the event, from ``send_line``.
     place: int = 0
 
 

@@ -23,7 +23,7 @@ _TABLES: Final = ("retention", "egress", "engine")
 
 
 def describe(message: str, data: Mapping[str, Any]) -> str:
-    """Return msgspec's error message with the setting's full name in front.
+    """Return msgspec's error message, preceded by the setting's full name.
 
     Args:
         message: msgspec's message.
@@ -42,7 +42,7 @@ def describe(message: str, data: Mapping[str, Any]) -> str:
 
 
 def _invalid_table(where: str, data: Mapping[str, Any]) -> str:
-    """Return the name of the graph or target whose table is invalid; msgspec's paths say ``[...]`` for every one."""
+    """Return the name of the graph or target with an invalid table; msgspec's paths have ``[...]`` for every name."""
     kind: type[msgspec.Struct] = GraphConfig
     tables = data.get("graphs")
     if where.startswith("ship."):
@@ -69,14 +69,14 @@ def _choices(where: str) -> list[str]:
 
 
 def _words(table: type[msgspec.Struct], key: str) -> list[str]:
-    """Return the words that a setting of a table may be; none where it may be anything else."""
+    """Return the words that a setting of a table may be; empty if it may have other values."""
     kinds = (setting.type for setting in msgspec.structs.fields(table) if setting.name == key)
     choices = [choice for kind in kinds for choice in get_args(kind)]
     return [word for choice in choices for word in get_args(choice) or [choice] if isinstance(word, str)]
 
 
 def hint_for(message: str) -> str:
-    """Return what to do about msgspec's error message: the setting that was probably meant, if one is similar."""
+    """Return the hint for msgspec's error message: the setting that was probably meant, if one is similar."""
     unknown, match = _UNKNOWN.search(message), _PATH.search(message)
     if not unknown and match and match[1] in ("graphs[...].engine.kind", "graphs[...].engine.command"):
         return 'write a table, such as engine = { kind = "process", command = ["python3", "engine.py"] }'

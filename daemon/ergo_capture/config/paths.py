@@ -27,7 +27,7 @@ def _may_exist(file: Path) -> bool:
     try:
         return file.exists()
     except PermissionError:
-        # A file that we may not see is not ignored; reading it will report the error.
+        # Do not ignore a file that this user may not see: reading it reports the error.
         return True
 
 
@@ -50,13 +50,13 @@ def default_socket() -> Path:
 
 
 def cache_directory() -> Path:
-    """Return the user's directory for files that can be made again; the system's for users without a home directory."""
+    """Return the user's directory for cached files; the system's for users without a home directory."""
     return _user_directory("cache") or Path("/var/cache/ergo-capture")
 
 
 def _user_directory(kind: str) -> Path | None:
     """Return the user's directory for files of a kind; None if the user has no home directory, as in many containers."""
-    import platformdirs  # noqa: PLC0415 - only where nothing else says where
+    import platformdirs  # noqa: PLC0415 - slow to import, and needed only for default paths
 
     place: Callable[[str], Path] = getattr(platformdirs, f"user_{kind}_path")
     with warnings.catch_warnings():
@@ -95,8 +95,8 @@ def expand_path(path: str) -> str:
 
     Raises:
         ValueError: there is no such home directory, the path has an environment variable in it, or it is not UTF-8.
-            Variables are not expanded: the daemon's environment is rarely that of the person who writes the file.
-            Manifests, replies and the status are JSON, which could not name the path.
+            Variables are not expanded, because the daemon's environment is rarely that of the author of the file.
+            Manifests, replies and the status are JSON, which cannot hold other text than Unicode.
     """
     try:
         path.encode()

@@ -1,7 +1,7 @@
 """Find files and directories with too wide permissions, for ``config check``.
 
-The state directory holds what clients sent: its directories may have mode 0750 and its files 0640 at the most. The
-configuration holds no secret but says which programs the daemon runs: only its owner may write it.
+The state directory holds the clients' data: its directories may have at most mode 0750, and its files 0640. The
+configuration holds no secret but names the programs that the daemon runs: only its owner may write it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Final
 _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
 _WRITABLE_BY_OTHERS: Final = 0o022
-#: Files that are checked, and directories. The check runs before each start, and a state directory may hold millions of
-#: bundles.
+#: How many files, and directories, are checked: the check runs before each start, and a state directory may hold
+#: millions of bundles.
 _MAX_CHECKED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class LoosePath:
-    """A path with too wide permissions; it stands for ``others`` more of its kind."""
+    """A path with too wide permissions; there are ``others`` more of its kind."""
 
     path: Path
     mode: int
@@ -79,7 +79,7 @@ def _files(state: Path) -> Iterator[Path]:
 
 
 def _mode(path: Path) -> int | None:
-    """Return the permissions; None for a symbolic link and for what cannot be looked at."""
+    """Return the permissions; None for a symbolic link, and if they cannot be read."""
     try:
         status = path.lstat()
     except OSError:

@@ -30,14 +30,14 @@ class ConfigError(ErgoCaptureError):
 
 
 def load(path: Path | None = None, *, socket: str = "", state: str = "", client: bool = False) -> Config:
-    """Return the configuration in force: the file, if there is one, with the command line's settings over it.
+    """Return the configuration: that of the file, if there is one, with the command line's settings applied.
 
     Args:
         path: the file; None for the default one, which need not exist.
         socket: replaces ``socket.path`` unless empty.
         state: replaces ``state.directory`` unless empty.
-        client: look for a daemon rather than be one: where paths are not configured and the user has no daemon, those of
-            the system's service are in force.
+        client: whether the configuration is used to find a daemon: if paths are not configured and the user has no
+            daemon, those of the system's service are used.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or invalid.
@@ -76,7 +76,7 @@ def _read(file: Path) -> Config:
 
 
 def _beside(file: Path, config: Config) -> Config:
-    """Return the configuration with relative paths of adapters taken from its file's directory."""
+    """Return the configuration with relative paths of adapters resolved against its file's directory."""
     graphs = {
         name: msgspec.structs.replace(graph, adapter=str(file.parent.absolute() / graph.adapter))
         if graph.adapter
@@ -91,7 +91,7 @@ def parse(text: str, name: str) -> Config:
 
     Args:
         text: the TOML.
-        name: what errors call it, usually the file's path.
+        name: its name in errors, usually the file's path.
 
     Raises:
         ConfigError: it is not TOML, or a setting is unknown or invalid.
@@ -117,7 +117,7 @@ def parse(text: str, name: str) -> Config:
 
 
 def _with_engine_tables(data: dict[str, Any]) -> dict[str, Any]:
-    """Replace ``engine = "KIND"`` by the table that it is short for."""
+    """Replace ``engine = "KIND"`` by the table that it abbreviates."""
     graphs = data.get("graphs")
     if isinstance(graphs, dict):
         for graph in graphs.values():

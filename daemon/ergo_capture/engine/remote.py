@@ -162,7 +162,7 @@ class RemoteEngine(ABC):
         return EngineRefused(
             f"graph {self.graph!r} has no engine: {self.trouble}",
             op="open session",
-            hint="start the engine, or see the log for why it does not come up",
+            hint="start the engine, or see the log for the reason why it does not start",
         )
 
     async def _wait_while(self, *states: State) -> None:

@@ -115,7 +115,7 @@ class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     #: The reference's word: ``driver_terminated``, ``protocol_violation``, ``host_stop_requested``, ``driver_io``,
     #: ``egress_ack_timeout``, ``egress_protocol_violation``, ``egress_io``; or ``context_full``, ``invalid_effect``.
     reason: str
-    #: What happened, in words.
+    #: The event that caused it, in words.
     message: str = ""
     #: The egress channel and the intent concerned.
     channel: str | None = None
@@ -153,7 +153,7 @@ class RefusedEvent(msgspec.Struct, frozen=True):
 
 
 class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a session ended: the body of its CLOSE frame."""
+    """The end of a session: the body of its CLOSE frame."""
 
     #: ``complete``, ``recovered`` or ``interrupted``.
     ended: str

@@ -95,7 +95,7 @@ class RecoveredSession:
 
     number: int
     description: SessionDescription
-    #: How it was closed; None where it was not.
+    #: The closing of the session; None if it was not closed.
     closing: Closing | None
     #: Number of the current part, from 1, and the index of its first event.
     part: int
@@ -124,11 +124,11 @@ class RecoveredSession:
     unpublished: list[PendingPublication] = field(default_factory=list)
     #: Events that clients were told are durable and that are missing; None where none are.
     lost: Loss | None = None
-    #: What ended the part before the current one; None in the first part.
+    #: The end of the part before the current one; None in the first part.
     rotation: Rotation | None = None
     #: The newest segment with a frame of the session, at the start.
     last_segment: int = 0
-    #: How many episodes ended how, of the decisions that were read.
+    #: Episodes by termination, of the decisions that were read.
     terminations: Counter[RunTermination] = field(default_factory=Counter)
     #: The durable bundles that the journal still tells of, by part.
     publications: dict[int, Publication] = field(default_factory=dict)

@@ -56,7 +56,7 @@ class TornEnd:
     length: int
     #: Whole frames among them, of the batch that was never synced.
     frames: int
-    #: What is wrong with the first frame that is not whole.
+    #: The defect of the first frame that is not whole.
     reason: str
 
 

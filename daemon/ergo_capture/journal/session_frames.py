@@ -65,7 +65,7 @@ class SessionHistory:
     rotations: list[PartEnd] = field(default_factory=list)
     #: The durable bundles, by part number.
     publications: dict[int, Publication] = field(default_factory=dict)
-    #: How the session was closed; None where it was not.
+    #: The closing of the session; None if it was not closed.
     closing: Closing | None = None
     #: Events of the session that are decided or refused, from its CLOSE frame; None without that frame.
     total: int | None = None

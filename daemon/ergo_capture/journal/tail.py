@@ -1,6 +1,6 @@
 """Follow a journal that a daemon is writing, in any process that may read it: yield each event when it is decided.
 
-The daemon is not involved, so nothing is left out whatever the load, and the daemon may stop and start meanwhile. An
+The daemon is not involved, so nothing is left out under any load, and the daemon may stop and start meanwhile. An
 event that is yielded is durable, because it is decided only then. Its decision is in a whole batch that may be one
 commit ahead of what the daemon has acknowledged; if the machine dies in between, the decision is taken again.
 """

@@ -1,4 +1,4 @@
-"""How an episode can end, and what the supervisor can decide for an event."""
+"""The terminations of episodes, and the decisions of the supervisor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RETRYABLE: Final = frozenset({ErrKind.NetworkTimeout, ErrKind.AdapterUnavailabl
 
 
 class RunTermination:
-    """How the last attempt of an episode ended (``ergo_adapter::RunTermination``).
+    """The end of an episode's last attempt (``ergo_adapter::RunTermination``).
 
     One object exists per value: ``RunTermination.Completed``, ``.TimedOut``, ``.Aborted`` and
     ``RunTermination.Failed(ErrKind.X)``; compare with ``is`` or ``==``.

@@ -15,7 +15,7 @@ from ergo_capture.kernel.time import EventTime
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """How one attempt ended, and its effects (``ergo_adapter``'s reporting seam)."""
+    """The result of one attempt: its end and its effects (``ergo_adapter``'s reporting seam)."""
 
     termination: RunTermination
     effects: tuple[ActionEffect, ...] = ()

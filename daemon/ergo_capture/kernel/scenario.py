@@ -42,7 +42,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     constraints: Constraints = NO_CONSTRAINTS
     adapter_provenance: str = NO_ADAPTER_PROVENANCE
     runtime_provenance: str = "rpv1:none"
-    #: How an attempt ends for which ``schedule`` has no outcome.
+    #: The end of attempts for which ``schedule`` has no outcome.
     default: Any = "Completed"
     #: Outcomes by event id, used up in order.
     schedule: dict[str, list[Any]] = {}

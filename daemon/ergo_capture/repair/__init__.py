@@ -1,1 +1,1 @@
-"""Diagnose damage, and save what can be proved of damaged bundles and journals."""
+"""Diagnose damage, and salvage the provable part of damaged bundles and journals."""

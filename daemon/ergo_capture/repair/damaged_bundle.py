@@ -55,7 +55,7 @@ class DamagedBundle(msgspec.Struct, frozen=True):
     path: Path
     head: BundleHead
     events_at: Span
-    #: None where the file has no decisions.
+    #: The span of the decisions; None if the file has none.
     decisions_at: Span | None
     #: Whether each list is closed; otherwise the file ends, or is damaged, inside it.
     events_closed: bool
@@ -84,7 +84,7 @@ class DamagedBundle(msgspec.Struct, frozen=True):
                         yield from block
                 except ElementError as error:
                     yield Gap(None, f"the next {what} cannot be read: {error}", error.offset)
-                    # Go on with the next element.
+                    # Continue with the next element.
                     found = _find(self.path, _ELEMENT_BEGINS, error.offset, span.end)
                     start = None if found is None else found.end
                     continue
@@ -94,11 +94,11 @@ class DamagedBundle(msgspec.Struct, frozen=True):
 
 
 class SalvagedBundle(msgspec.Struct, frozen=True):
-    """What became of a bundle file."""
+    """The result of salvaging a bundle file."""
 
     counts: SalvageReport
     head: BundleHead
-    #: Names of the provenances that are missing, and that nothing stands in for.
+    #: Names of the provenances that are missing and were not replaced.
     lost: tuple[str, ...]
 
     @property
@@ -114,20 +114,19 @@ def salvage_bundle(
     adapter_provenance: str | None = None,
     runtime_provenance: str | None = None,
 ) -> SalvagedBundle:
-    """Write what can be proved of a bundle file to ``destination``.
+    """Write the provable part of a bundle file to ``destination``.
 
-    A provenance that is missing is taken from the argument, else from the manifest beside the bundle, else it is
-    ``lost``.
+    A missing provenance is taken from the argument, else from the manifest beside the bundle, else it is ``lost``.
 
     Args:
         path: the bundle file.
         destination: the new bundle file; None to count only.
-        adapter_provenance: stands in for a missing one.
-        runtime_provenance: stands in for a missing one.
+        adapter_provenance: replaces a missing one.
+        runtime_provenance: replaces a missing one.
 
     Raises:
-        ErgoCaptureError: nothing of it can be saved, or it cannot be read.
-        CaptureWriteError: a file could not be written; the destination is as it was.
+        ErgoCaptureError: nothing of it can be salvaged, or it cannot be read.
+        CaptureWriteError: a file could not be written; the destination is unchanged.
     """
     if destination is not None and (saved := _copy_sound(path, destination)) is not None:
         return saved
@@ -144,9 +143,9 @@ def salvage_bundle(
 
 
 def _copy_sound(path: Path, destination: Path) -> SalvagedBundle | None:
-    """Write a sound bundle again, a block at a time; None where it is not proven to be sound, and nothing is written.
+    """Copy a sound bundle, a block at a time; if it is not proven to be sound, write nothing and return None.
 
-    A salvage looks at every event by itself, and takes three times as long.
+    A salvage examines every event by itself, and takes three times as long.
     """
     try:
         with BundleStream(path, guess=True) as stream:
@@ -163,7 +162,7 @@ def _copy_sound(path: Path, destination: Path) -> SalvagedBundle | None:
     except CaptureWriteError:
         raise
     except ErgoCaptureError:
-        # The salvage finds the reason again.
+        # The salvage finds the error again.
         return None
     return SalvagedBundle(report, head, ())
 
@@ -181,7 +180,7 @@ def _count_missing(report: SalvageReport, total: object) -> None:
     stated = total if type(total) is int else 0
     known = max(found + report.lost, decisions, stated)
     report.lost, report.lost_decisions = known - found, known - decisions
-    # A list without a gap has them all; but an event whose hash is wrong may be what is left of several.
+    # A list without a gap is complete, but an event with a wrong hash may be the rest of several.
     report.uncertain |= report.refused > 0
     if stated or not (report.uncertain and report.uncertain_decisions):
         report.uncertain = report.uncertain_decisions = False
@@ -221,8 +220,7 @@ def _parse_broken(path: Path, cause: BundleFormatError) -> DamagedBundle:
         bundle = decode_bundle(_read(path, 0, begin.end) + _NO_LISTS)
     except BundleFormatError as error:
         raise ErgoCaptureError(
-            f"recover '{path}': what it begins with cannot be read: "
-            f"{error.message.removeprefix('read capture bundle: ')}",
+            f"recover '{path}': its head cannot be read: {error.message.removeprefix('read capture bundle: ')}",
             op="recover",
             path=path,
             hint="without its graph and limits, nothing of a bundle can be proved; look for a copy, or for the journal",
@@ -262,13 +260,13 @@ def _string_field(name: str, tail: bytes) -> str | None:
     try:
         value = None if match is None else json.loads(match[1])
     except ValueError:
-        # A damaged string is a missing one.
+        # Count a damaged string as missing.
         return None
     return value if isinstance(value, str) else None
 
 
 def _read_manifest(path: Path) -> dict[str, object]:
-    """Return the fields of the manifest beside a bundle; none where it is missing, bad, or another bundle's."""
+    """Return the fields of the manifest beside a bundle; empty if it is missing, bad, or another bundle's."""
     try:
         manifest = read_manifest_fields(manifest_path(path))
     except (OSError, ManifestError):
@@ -280,7 +278,7 @@ def _read_manifest(path: Path) -> dict[str, object]:
 
 
 class _UpToDamage(io.RawIOBase):
-    """A file that ends where it can no longer be read: where it is not sound zstd, or at a bad block of the disk."""
+    """A file that ends at the first place that cannot be read: unsound zstd, or a bad block of the disk."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -294,7 +292,7 @@ class _UpToDamage(io.RawIOBase):
         try:
             block = b"" if self._ended else self._file.read(len(buffer))
         except OSError:
-            # The next read finds that the text ends here, and reports it.
+            # End the text here: the next read reports it.
             block, self._ended = b"", True
         buffer[: len(block)] = block
         return len(block)
@@ -303,7 +301,7 @@ class _UpToDamage(io.RawIOBase):
         try:
             return self._file.seek(offset, whence)
         except OSError:
-            # The offset is behind the damage.
+            # The offset is after the damage.
             self._ended = True
             return offset
 
@@ -317,7 +315,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _find(path: Path, pattern: re.Pattern[bytes], start: int, end: int, *, last: bool = False) -> Span | None:
-    """Return where a pattern occurs first, or last, between two offsets."""
+    """Return the span of the first, or last, match of a pattern between two offsets."""
     found = None
     with _open(path) as file:
         file.seek(start)

@@ -1,4 +1,4 @@
-"""What a directory is: a journal, or the state directory that has one."""
+"""Tell journals and state directories apart."""
 
 from __future__ import annotations
 

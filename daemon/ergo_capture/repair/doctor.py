@@ -1,8 +1,8 @@
-"""Find what is wrong with a bundle, a segment, a journal or a state directory, without writing anything.
+"""Diagnose a bundle, a segment, a journal or a state directory, without writing anything.
 
-An *error* is damage: something that was acknowledged is missing or changed. A *warning* is what a start repairs, or
-what somebody should look at; a *note* is anything else. What ``recover`` would keep is found by running it without a
-destination.
+An *error* is damage: acknowledged data is missing or changed. A *warning* is a defect that a start repairs, or that the
+operator should examine; a *note* is any other finding. Salvage is run without a destination, to report how much
+``recover`` would keep.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ergo_capture.units import counted
 
 
 class Severity(Enum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -55,30 +55,30 @@ class Severity(Enum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that is wrong, or worth knowing."""
+    """A defect, or another fact that the operator should know."""
 
     severity: Severity
     path: str
-    #: Offset in the file, in bytes; None where it is about the whole file.
+    #: Offset in the file, in bytes; None if it concerns the whole file.
     offset: int | None
     message: str
 
 
 class Diagnosis(msgspec.Struct):
-    """What was found at one path."""
+    """The findings for one path."""
 
     path: str
     #: ``bundle``, ``segment``, ``journal``, ``state directory``, or ``bundles`` for another directory that holds some.
     kind: str
     findings: list[Finding]
-    #: Sentences on what is there, and what ``recover`` would keep of it.
+    #: Sentences on the content, and on how much of it ``recover`` would keep.
     keeps: list[str]
     #: How many of the errors say only that something could not be read.
     unread: int = 0
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged; warnings are allowed."""
+        """Whether there are no errors; warnings are allowed."""
         return all(finding.severity is not Severity.ERROR for finding in self.findings)
 
 
@@ -126,7 +126,7 @@ class _OneSegment(RealStorage):
 
 
 def _left_over(bundle: Path) -> int:
-    """Return how many events were left over, as a bundle's manifest says."""
+    """Return the number of left-over events in a bundle's manifest."""
     try:
         manifest = read_manifest(manifest_path(bundle))
     except (ManifestError, OSError):
@@ -191,7 +191,7 @@ class _Examination:
             elif path.name.endswith(MANIFEST_SUFFIX + PRUNING_SUFFIX):
                 self._add(Severity.NOTE, path, "its bundle is being deleted; the next look of retention finishes it")
             elif path.name.endswith(REST_SUFFIX):
-                # Beside its bundle, whose manifest counts what is in it.
+                # It belongs to the bundle with the manifest that counts its events.
                 self._examine_rest(path)
             elif (stem := _stem_of_side_file(path)) is not None:
                 # Where its bundle's manifest is there, the missing bundle is reported with that.
@@ -202,14 +202,14 @@ class _Examination:
             elif path == bundles / TOMBSTONES:
                 continue
             elif path.exists() and not path.is_file():
-                # Not opened: a pipe would wait for a writer.
+                # Do not open it: a pipe would wait for a writer.
                 self._add(Severity.WARNING, path, "neither a file nor a directory; left alone")
             elif _is_bundle(path):
                 count += 1
                 self._on_bundle(path)
                 self._examine_bundle_of_state(path)
             elif path.is_symlink() and not path.exists():
-                self._add(Severity.WARNING, path, "a link that leads nowhere: is the disk there that it leads to?")
+                self._add(Severity.WARNING, path, "a link to a missing target: is its disk mounted?")
             else:
                 self._add(Severity.NOTE, path, "not a file of ergo-capture; left alone")
         self.keeps.append(f"{counted(count, 'published bundle')}; recover leaves bundles where they are")
@@ -233,7 +233,7 @@ class _Examination:
             self._add(severity, path, "its bundle is missing: put it back, or move its manifest to where it is")
 
     def _examine_rest(self, rest: Path) -> None:
-        """Compare the events that were left over with the manifest that counts them."""
+        """Compare the file with left-over events with the manifest of its bundle."""
         try:
             manifest = read_manifest(rest.with_name(rest.name.removesuffix(REST_SUFFIX) + MANIFEST_SUFFIX))
             found = rest.read_bytes()
@@ -250,7 +250,7 @@ class _Examination:
                 )
 
     def _examine_saved(self, state: Path) -> None:
-        """Report the segments that were set aside beside the journal, and those that are settled."""
+        """Report the segments that were set aside beside the journal, and those that were settled."""
         hint = "`ergo-capture recover --settle` on the state directory salvages it"
         for saved in saved_journals(state):
             if saved.sessions is None:
@@ -266,7 +266,7 @@ class _Examination:
             )
 
     def _examine_bundle_of_state(self, bundle: Path) -> None:
-        """Examine one of many bundles: keep its sentences, with its name, only where it has an error."""
+        """Examine one of many bundles; keep its sentences, with its name, only if it has an error."""
         keeps, self.keeps = self.keeps, []
         before = len(self.findings)
         try:
@@ -313,7 +313,7 @@ class _Examination:
             return
         if problem is not None and not saved.counts.problems:
             self._add(Severity.ERROR, path, problem)
-        # Otherwise what is salvaged ends for the same reason, which is then told with its place.
+        # The problems of the salvage include this error, with its place.
         for each in saved.counts.problems:
             self._add(Severity.ERROR, path, each.reason, each.offset)
         for name in saved.lost:
@@ -321,11 +321,11 @@ class _Examination:
         self.keeps.append(f"recover would leave you with: {saved.counts.in_words()}")
 
     def _compare_with_manifest(self, bundle: Path) -> bool:
-        """Add what a bundle and its manifest say of each other; return whether the bundle is not trusted."""
+        """Compare a bundle with its manifest, and add the findings; return whether the bundle is not trusted."""
         try:
             found = compare_with_manifest(bundle)
         except OSError:
-            # The verification has reported that it cannot be read.
+            # The verification has reported this error.
             return False
         if found is None:
             return False

@@ -1,7 +1,7 @@
-"""Save what can be proved of a journal, whatever its damage: a bundle for each part of each session.
+"""Salvage the provable part of a damaged journal: a bundle for each part of each session.
 
-A part begins with a supervisor of its own, so damage to one part takes nothing from the parts after it. A part whose
-bundle is durable and still has its published digest is left alone.
+A part begins with a new supervisor, so damage to one part does not affect the parts after it. A part with a durable
+bundle that still has its published digest is skipped.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ _Item = TypeVar("_Item")
 
 
 class SalvagedPart(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one part of a session."""
+    """The result of salvaging one part of a session."""
 
     session: str
     graph: str
     part: int
-    #: ``published`` where its bundle is durable and was left alone, else how the part ended: ``complete``,
+    #: ``published`` if its bundle is durable and was skipped, else the manifest's ``ended``: ``complete``,
     #: ``recovered``, ``interrupted``, ``rotated``, or ``open``.
     ended: str
-    #: The bundle that is there, or was written; None where none was asked for.
+    #: The existing or written bundle; None without a destination.
     bundle: str | None
     #: None for a published part.
     counts: SalvageReport | None
@@ -74,7 +74,7 @@ class SalvagedPart(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lossy(self) -> bool:
-        """Whether something of it is lost; undecided events of a running part are not."""
+        """Whether something of it is lost; undecided events of a running part do not count as lost."""
         return not (self.whole or (self.ended == "open" and self.counts is not None and self.counts.only_undecided))
 
 
@@ -91,16 +91,16 @@ def salvage_journal(
 
     Args:
         directory: the journal.
-        scan: what a scan of it found.
+        scan: the report of a scan of it.
         storage: the filesystem.
         destination: a directory; None to count only.
-        only: numbers of the sessions to salvage; None for all that are in the journal.
-        on_part: called with each part as it is done.
+        only: numbers of the sessions to salvage; None for all.
+        on_part: called with each part when it is done.
 
     Raises:
         StorageError: a segment cannot be read.
         CaptureWriteError: a file could not be written.
-        ErgoCaptureError: what was written does not verify.
+        ErgoCaptureError: a written bundle does not verify.
     """
     parts = []
     for number in sorted(scan.sessions):
@@ -116,7 +116,7 @@ def salvage_journal(
 class _SessionSalvage:
     def __init__(self, session: PartialSession) -> None:
         self.session = session
-        #: Id of the event that was returned last; the next decision is about it.
+        #: Id of the last event that was returned; the next decision is about it.
         self._event_id = ""
 
     def run(self, destination: Path | None) -> Iterator[SalvagedPart]:
@@ -133,7 +133,7 @@ class _SessionSalvage:
     def _is_published(self, part: PartRange, publication: Publication) -> bool:
         """Return whether the part's bundle is safe, so that the part can be skipped.
 
-        A bundle that is gone was moved elsewhere, if the journal no longer has all of its part.
+        If the bundle is missing and the journal does not have the whole part any more, it was moved elsewhere.
         """
         bundle = self._find(publication)
         if bundle is not None:
@@ -175,7 +175,7 @@ class _SessionSalvage:
         recorded = Path(publication.bundle)
         session = self.session
         return SalvagedPart(
-            # The frames that hold the description may have been deleted with their segment.
+            # The frames with the description may have been deleted with their segment.
             session=session.description.session if session.is_described else bundle_stem(recorded).partition("~")[0],
             graph=session.description.graph if session.is_described else recorded.parent.name,
             part=part.part,
@@ -244,7 +244,7 @@ class _SessionSalvage:
     ) -> None:
         closing = self.session.closing if part.end == self.session.total else None
         counts = None if hosted is None else hosted.part.finish()
-        # Digest and column are of what was derived: that is more than is kept where a decision could not be proved.
+        # Digest and column cover all derived events, which are more than were kept if a decision was not proved.
         is_all_kept = counts is not None and counts.events == report.kept
         manifest = manifest_for(
             msgspec.structs.replace(self.session.description, lost=self.session.lost_until(part.part)),
@@ -279,7 +279,7 @@ class _SessionSalvage:
 
     def _events(self, part: PartRange) -> Iterator[ExternalEventRecord | Gap]:
         if not self.session.is_described:
-            yield Gap(0, "the frame that says what the session is, is missing")
+            yield Gap(0, "the frame that describes the session is missing")
         for event in self.items("event", self.session.frames.events, part, read_body):
             if isinstance(event, Gap):
                 yield event
@@ -290,7 +290,7 @@ class _SessionSalvage:
             yield Gap(None, self.session.frames.damage or "its end is damaged")
 
     def _decisions(self, part: PartRange) -> Iterator[EpisodeInvocationRecord | Gap]:
-        """Yield the decisions; each is asked for right after its event was returned, for as long as all is proved."""
+        """Yield the decisions; the caller takes each right after its event, as long as all are proved."""
         deadline = self.session.description.constraints.deadline
         for outcome in self.items("decision", self.session.frames.decisions, part, read_decisions):
             if isinstance(outcome, DecisionOutcome):
@@ -317,7 +317,7 @@ class _SessionSalvage:
             else:
                 yield from items[expected - first : part.end - first]
             expected = max(expected, min(part.end, end))
-        # In a part that goes on, the last events may not be decided yet.
+        # In a running part, the last events may not be decided yet.
         if expected < part.end and (what == "event" or part.ended != "open"):
             yield _missing(what, expected, part.end)
 
@@ -332,8 +332,8 @@ class _SessionSalvage:
 class _HostedRecords:
     """The events and decisions of a part of a session with a contract.
 
-    Payloads can be derived only as long as nothing is missing. From then on events are yielded as they were sent, and
-    are set aside.
+    Payloads can be derived only up to the first missing record. After it, events are yielded as they were sent, and are
+    set aside.
     """
 
     def __init__(self, salvage: _SessionSalvage, part: PartRange, contract: Contract) -> None:
@@ -341,7 +341,7 @@ class _HostedRecords:
         #: The semantic kinds of the events that were derived.
         self.kinds = KindColumn()
         self._deadline = session.description.constraints.deadline
-        #: What no payload can be derived for any more; None as long as all can.
+        #: The reason why payloads cannot be derived any more; None while they can.
         self._problem: str | None = None
         store: dict[str, Any] | None = None
         try:
@@ -394,7 +394,7 @@ class _HostedRecords:
         return record
 
     def decisions(self) -> Iterator[EpisodeInvocationRecord | Gap]:
-        """Yield the decisions; each is asked for right after its event was yielded, the others after all events."""
+        """Yield the decisions; the caller takes each right after its event, and the rest after all events."""
         while self._ready or not self._is_over:
             if not self._ready:
                 return

@@ -1,4 +1,4 @@
-"""Write what a salvage keeps: the bundle, and beside it a scenario of the events that have no provable decision."""
+"""Write the result of a salvage: the bundle, and a scenario of the events without a provable decision beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ergo_capture.kernel.records import (
 from ergo_capture.storage import directory_lock
 from ergo_capture.storage.atomic import AtomicFile, put_in_place
 
-#: Bytes of elements that are written at a time.
+#: How many bytes of elements are written at a time.
 _BLOCK_BYTES: Final = 256 * 1024
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -41,20 +41,20 @@ class SalvageOutput:
     """The files of a salvage; a context manager. Without ``finish``, they are removed.
 
     Args:
-        head: what the bundle says besides its events and decisions.
+        head: the fields of the bundle other than events and decisions.
         destination: the bundle file.
-        part: the number of the bundle's part, where it must not replace others (``placement.py``); None where it may.
+        part: the number of the bundle's part, if it must not replace others (``placement.py``); None if it may.
 
     Raises:
         CaptureWriteError: a directory or a temporary file could not be created.
     """
 
     def __init__(self, head: BundleHead, destination: Path, part: int | None = None) -> None:
-        #: Where the bundle is, after ``finish``.
+        #: The path of the bundle, after ``finish``.
         self.destination = destination
-        #: Whether a finished bundle with the same text was there; it stays, and so does its manifest.
+        #: Whether a finished bundle with the same text was there already; it and its manifest were kept.
         self.stood = False
-        #: The bundle whose name it would have had otherwise.
+        #: The existing bundle that has the wanted name; None if this one has it.
         self.beside: Path | None = None
         self._part = part
         self._head = head
@@ -100,15 +100,15 @@ class SalvageOutput:
         self._rest.add(event)
 
     def finish(self, kept: int, proven: str = "") -> None:
-        """Verify the bundle, which holds that many events, and give the files their names.
+        """Verify the bundle, and give the files their names.
 
         Args:
-            kept: the events.
+            kept: the number of events in the bundle.
             proven: SHA-256 of a text that was verified, in hex; a bundle with that text is only read back.
 
         Raises:
-            CaptureWriteError: a file could not be written; the destination is as it was.
-            ErgoCaptureError: what was written does not verify.
+            CaptureWriteError: a file could not be written; the destination is unchanged.
+            ErgoCaptureError: the written bundle does not verify.
         """
         self._flush()
         self._bundle.finish()
@@ -116,12 +116,12 @@ class SalvageOutput:
             self._bundle.sink.read_back()
         elif not self._verifies(kept):
             raise ErgoCaptureError(
-                f"recover into '{self.destination}': what was written does not verify",
+                f"recover into '{self.destination}': the written bundle does not verify",
                 op="recover",
                 path=self.destination,
-                hint="check the disk that it was written to; the source is as it was",
+                hint="check the disk that it was written to; the source is unchanged",
             )
-        # A process that publishes must not do so between the look and the renaming.
+        # No other process may publish between the look and the renaming.
         with directory_lock(self.destination.parent):
             if self._part is not None:
                 sink = self._bundle.sink

@@ -1,4 +1,4 @@
-"""What is left of a session in a journal: what it was, how many events it had, and its parts."""
+"""The remaining frames of a session in a damaged journal: its description, its number of events, and its parts."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class PartRange(msgspec.Struct, frozen=True, kw_only=True):
     forced: bool
     #: Whether it may have had more events.
     uncertain: bool
-    #: Whether it is several parts, because the frames between them are lost; it has the first one's number.
+    #: Whether it stands for several parts, with the first one's number, because the frames between them are lost.
     merged: bool
 
 
 class PartialSession:
-    """One session, as far as its frames tell.
+    """A session that is read from its remaining frames.
 
     Args:
         directory: the journal.
-        scan: what a scan of it found.
-        frames: where the session's frames are.
+        scan: the report of a scan of it.
+        frames: the positions of the session's frames.
         storage: the filesystem.
 
     Raises:
-        JournalDamaged: a frame is no longer what the scan found.
+        JournalDamaged: a frame is not whole any more.
         StorageError: a segment cannot be read.
     """
 
@@ -61,12 +61,12 @@ class PartialSession:
         self.publications = history.publications
         self.closing = history.closing
         self.lost_until = history.lost_until
-        #: Events that the session had; a lower bound where ``uncertain``.
+        #: The number of events of the session; a lower bound if ``uncertain``.
         self.total, self.uncertain = self._count_events(scan) if history.total is None else (history.total, False)
 
     @property
     def head(self) -> BundleHead:
-        """What its bundles say besides events and decisions."""
+        """The head of its bundles."""
         known = self.description
         return BundleHead(
             known.graph,
@@ -77,29 +77,29 @@ class PartialSession:
         )
 
     def store_before(self, part: PartRange) -> dict[str, Any] | None:
-        """Return what the context store held at the beginning of a part, by key.
+        """Return the context store at the beginning of a part, by key.
 
         Raises:
-            ValueError: the frame that says it is lost.
+            ValueError: the frame that holds it is lost.
         """
         if not part.first:
             return None
         for end in self.rotations:
             if end.boundary == part.first:
                 return end.rotation.store
-        raise ValueError("the frame that says what the context store held at the beginning of the part is lost")
+        raise ValueError("the frame with the context store at the beginning of the part is lost")
 
     # --- how many events it had ---
 
     def _count_events(self, scan: ScanReport) -> tuple[int, bool]:
-        """Return the number of events that anything tells of, and whether there may have been more."""
+        """Return the number of events that frames account for, and whether there may have been more."""
         frames = self.frames
         ends = [end.boundary for end in self.rotations]
         for packed in (frames.events, frames.decisions):
             if packed:
                 header = self._frame(packed[-1]).header
                 ends.append(header.first + header.count)
-        # All events before these positions are accounted for. Decisions tell nothing of events that were not decided.
+        # All events before these positions are accounted for. Decisions prove nothing about undecided events.
         accounted = [0, *frames.events[-1:], *([] if frames.open is None else [frames.open.pack()])]
         is_closed = False
         for damage in scan.damage:
@@ -124,7 +124,7 @@ class PartialSession:
         return frame
 
     def _header_at(self, damage: Damage) -> Header | None:
-        """Return the header of a damaged frame of this session; None where the damage is something else."""
+        """Return the header of a damaged frame of this session; None for any other damage."""
         file = self.storage.open(segment_path(self.directory, damage.segment))
         try:
             header = Window(file).header(damage.offset, damage.segment)
@@ -141,7 +141,7 @@ class PartialSession:
         if frames.open is None and self.rotations:
             part = self.rotations[0].rotation.part
             if part > 1:
-                # The frame that says where this part begins is lost: take it from its first event that is there.
+                # The frame that begins this part is lost: take the index of its first event that is left.
                 at = self._frame(frames.events[0]).header.first if frames.events else self.total
                 first = min(at, self.rotations[0].boundary)
                 without_start = part
@@ -177,7 +177,7 @@ class PartialSession:
 
 
 def _lost_description(number: int) -> SessionDescription:
-    """Return the description that stands for one that is lost."""
+    """Return a description in place of a lost one."""
     return SessionDescription(
         session=f"number {number}",
         graph=LOST,

@@ -1,8 +1,8 @@
-"""Quarantined sessions, set aside: their segments are in ``journal.quarantine-N`` beside the journal, which goes on.
+"""Set quarantined sessions aside: link their segments to ``journal.quarantine-N`` beside the journal.
 
-A session is quarantined where its journal is damaged or its graph is gone. Its segments would keep every later one, so
-they get a second name in a directory of their own, and an ASIDE frame tells every later start that the session is not in
-the journal any more. ``settle`` makes bundles of what can be proved of it.
+A session is quarantined if its frames are damaged or its graph is gone. It would keep its segments and all later ones.
+So its segments get a second name in a directory of their own, and an ASIDE frame tells later starts that the session is
+not in the journal any more. ``settle`` makes bundles from its provable part.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from ergo_capture.version import PROGRAM
 
 QUARANTINE: Final = "journal.quarantine-"
 SETTLED: Final = "journal.settled-"
-#: The file in a quarantine directory that says whose segments these are.
+#: The file in a quarantine directory that names the sessions of the segments.
 NOTE: Final = "sessions.json"
 #: The directory of salvaged bundles in a settled one.
 SALVAGED: Final = "salvaged"
-#: Errors of file systems that make no second names.
+#: Errors of file systems without hard links.
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class SavedJournal(NamedTuple):
-    """Segments beside the journal that nobody has settled yet."""
+    """Segments beside the journal that are not settled yet."""
 
     directory: Path
-    #: The sessions that they are kept for; None for all that are in them.
+    #: The sessions for which they are kept; None for all sessions in them.
     sessions: list[QuarantinedSession] | None
 
 
 def set_aside(state: Path, sessions: list[QuarantinedSession], storage: Storage) -> None:
-    """Give the segments of the sessions names in a new directory ``journal.quarantine-N``, durably.
+    """Link the segments of the sessions to a new directory ``journal.quarantine-N``, durably.
 
-    Doing it again after it was interrupted changes nothing for those that have theirs.
+    It can be repeated after it was interrupted: existing links stay.
 
     Args:
         state: the state directory.
@@ -92,7 +92,7 @@ def _link(source: Path, destination: Path, storage: Storage) -> None:
 
 
 def take_out(state: Path, given_up: Iterable[str], storage: Storage) -> None:
-    """Set aside the quarantined sessions of a journal that no daemon has open, and open ones that are given up.
+    """Set aside the quarantined sessions of a journal that no daemon uses, and open sessions that are given up.
 
     Args:
         state: the state directory; the caller holds its lock.
@@ -135,7 +135,7 @@ def take_out(state: Path, given_up: Iterable[str], storage: Storage) -> None:
 
 
 def aside_frames(sessions: Iterable[QuarantinedSession]) -> list[PendingFrame]:
-    """Return the frames that say that these sessions are not in the journal any more."""
+    """Return the ASIDE frames of these sessions."""
     return [PendingFrame(FrameKind.ASIDE, session.number, 0, 0, b"{}") for session in sessions]
 
 
@@ -154,7 +154,7 @@ def _read_note(path: Path) -> list[QuarantinedSession] | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[QuarantinedSession])
     except (OSError, ValueError):
-        # The segments are there all the same: all that is in them is salvaged.
+        # Salvage all sessions in the segments instead.
         return None
 
 

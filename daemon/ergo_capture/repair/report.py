@@ -1,4 +1,4 @@
-"""The salvage report: what became of every record of a damaged capture."""
+"""The salvage report: the counts of kept, dropped and lost records of a damaged capture."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import msgspec
 
 from ergo_capture.units import counted
 
-#: Problems that are listed; the counts are of all of them.
+#: How many problems are listed; all are counted.
 MAX_PROBLEMS: Final = 100
-#: Stands for a graph, a provenance or an engine that is lost.
+#: Placeholder for a lost graph, provenance or engine.
 LOST: Final = "lost"
 
 
 class Gap(msgspec.Struct, frozen=True):
     """Missing records, at the place where they were."""
 
-    #: How many; None where it is unknown.
+    #: Their number; None if unknown.
     count: int | None
     reason: str
-    #: Offset in the file; None where the records come from several files.
+    #: Offset in the file; None if the records come from several files.
     offset: int | None = None
 
 
@@ -35,34 +35,34 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class SalvageReport(msgspec.Struct):
-    """What became of every record.
+    """The counts of a salvage.
 
     Every event that was found is kept, set aside or refused; every decision that was found is kept or dropped.
     """
 
-    #: Events in the bundle; it has as many decisions.
+    #: Events in the bundle, which has as many decisions.
     kept: int = 0
     #: Sound events without a provable decision; they are in the scenario beside the bundle.
     aside: int = 0
-    #: Events that are not as they were captured.
+    #: Events that differ from those that were captured.
     refused: int = 0
     #: Events that the adapter refused when their turn came, and events after an interruption of the run. They are in
     #: no bundle; the latter are in ``SESSION.rest.jsonl``.
     refused_by_adapter: int = 0
     left_over: int = 0
-    #: Events that are missing; a lower bound where ``uncertain``.
+    #: Missing events; a lower bound if ``uncertain``.
     lost: int = 0
-    #: Decisions that were found, but cannot be proved without what is missing before them.
+    #: Decisions that were found, but cannot be proved without missing records before them.
     dropped: int = 0
-    #: Decisions that are missing.
+    #: Missing decisions.
     lost_decisions: int = 0
-    #: Whether more events may be missing than are known of.
+    #: Whether more events may be missing than were counted.
     uncertain: bool = False
-    #: Whether more decisions may be missing than are known of.
+    #: Whether more decisions may be missing than were counted.
     uncertain_decisions: bool = False
-    #: Whether the bundle ends where the decisions do.
+    #: Whether the bundle ends because there are no more decisions.
     undecided: bool = False
-    #: What is wrong, in the order in which it was found; the first one is why the bundle ends where it does.
+    #: The problems, in the order in which they were found; the first one is the reason for the end of the bundle.
     problems: list[Problem] = msgspec.field(default_factory=list)
 
     @property
@@ -72,7 +72,7 @@ class SalvageReport(msgspec.Struct):
 
     @property
     def only_undecided(self) -> bool:
-        """Whether nothing is missing, but events that were not decided yet are not in the bundle."""
+        """Whether only undecided events are not in the bundle, and nothing is missing."""
         gone = self.refused or self.lost or self.dropped or self.lost_decisions or self.uncertain
         return self.undecided and not gone and len(self.problems) == 1
 

@@ -1,10 +1,9 @@
-"""Save what can be proved of a damaged capture: a bundle that verifies, and the remaining sound events beside it.
+"""Salvage the provable part of a damaged capture: a bundle that verifies, and the remaining sound events beside it.
 
-Events and decisions are kept from the beginning for as long as every event is sound (its hash is right, its id new)
-and leads to the decision at its place: the longest prefix that can be proved. No decision is made anew, because only
-its record says how an episode ended. Every other sound event, whether not decided yet or after something that is
-missing, goes into a scenario in its order. ``ergo-capture simulate`` makes a bundle of a scenario, with outcomes that
-whoever runs it has to vouch for.
+The bundle is the longest prefix in which every event is sound (its hash is right, its id new) and leads to the decision
+at its place. No decision is made again, because only its record says how an episode ended. Every other sound event,
+undecided or after a missing record, goes into a scenario, in order. ``ergo-capture simulate`` makes a bundle from a
+scenario; its user has to answer for the outcomes.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ def salvage(
     Memory grows by 13 to 27 bytes an event. The bundle is verified before it gets its name.
 
     Args:
-        head: what the bundle says besides its events and decisions.
-        events: what was found of the events, in order.
-        decisions: what was found of the decisions; the next one is asked for right after its event was returned.
-        output: takes them; None to count only.
+        head: the fields of the bundle other than events and decisions.
+        events: the events that were found, and the gaps, in order.
+        decisions: the decisions that were found, and the gaps; each one is taken right after its event.
+        output: the files to write; None to count only.
 
     Raises:
-        CaptureWriteError: a file could not be written; the destination is as it was.
-        ErgoCaptureError: what was written does not verify.
+        CaptureWriteError: a file could not be written; the destination is unchanged.
+        ErgoCaptureError: the written bundle does not verify.
     """
     report = _Salvage(head, output).run(events, iter(decisions))
     if output is not None:
@@ -84,8 +83,8 @@ class _Salvage:
 
     def _keep(self, event: ExternalEventRecord, decisions: Iterator[EpisodeInvocationRecord | Gap]) -> bool:
         """Add the event and its decision to the bundle, if they can be proved; return whether they were."""
-        # A hash that is found is taken for its id. Two ids with one hash are rarer than a disk that lies, and the event
-        # is set aside, not lost.
+        # Take an equal hash for an equal id: different ids with one hash are extremely rare, and the event would be set
+        # aside, not lost.
         if self.ids.add(event.event_id):
             return self._add_problem(f"the id {event.event_id!r} occurs twice")
         decision = next(decisions, None)

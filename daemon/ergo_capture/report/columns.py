@@ -1,6 +1,6 @@
 """The data of the page: one list for each property of a bundle's events and decisions.
 
-JavaScript has no 64-bit integers: those from 2**53 are given as text, so that the page shows them exactly.
+JavaScript has no 64-bit integers: those from 2**53 on are written as text, so that the page shows them exactly.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ergo_capture.report.packing import Piece, join
 
 Key = TypeVar("Key")
 
-#: Events that are added together.
+#: How many events are added together.
 _TOGETHER: Final = 512
 #: Integers below this are exact in JavaScript.
 _EXACT: Final = 1 << 53
-#: Event times that are taken for dates: from 2000 to 2200, in seconds since 1970. Most of a run's are enough: an event
-#: at time 0 among them, which some feeds begin with, must not turn all others into seconds.
+#: Event times that are shown as dates: from 2000 to 2200, in seconds since 1970. It is enough that most times of a run
+#: are: some feeds begin with an event at time 0, which must not turn all others into seconds.
 _DATES: Final = (946_684_800, 7_258_118_400)
 
 
@@ -73,13 +73,13 @@ class _Columns:
         self.terminations: _Names[RunTermination | None] = _Names()
         names = ("secs", "nanos", "id", "kind", "payload", "decision", "episode", "termination", "retries")
         self.columns = {name: _Column(f'"{name}":['.encode()) for name in names}
-        #: What few decisions have, by place: when the episode is due, effects, acknowledgements, an interruption.
+        #: The rare fields of decisions, by place: the time when due, effects, acknowledgements, an interruption.
         self.more = _Column(b'"more":{')
-        #: Events so far, how many of them have a time that is a date, and the supervisor's clock, in nanoseconds.
+        #: The number of events so far, of those with a date, and the supervisor's clock, in nanoseconds.
         self.count = 0
         self.dates = 0
         self.clock = 0
-        #: Deferred episodes that wait: where each began to wait, and the clock there.
+        #: Waiting deferred episodes: the place where each began to wait, and the clock there.
         self.waiting: dict[int, tuple[int, int]] = {}
         self.spans: list[_Span] = []
 
@@ -92,7 +92,7 @@ class _Columns:
         columns["nanos"].add([event.event_time.nanos for event in events])
         columns["id"].add([event.event_id for event in events])
         columns["kind"].add(self.kinds.numbers_of([event.kind for event in events]))
-        # A bundle may hold bytes that no daemon accepts, and the page shows them too.
+        # Show bytes too that are not UTF-8: a bundle may hold them.
         columns["payload"].add([event.payload.decode(errors="backslashreplace") for event in events])
         columns["decision"].add(
             self.decisions.numbers_of([None if record is None else record.decision for record in records])
@@ -119,9 +119,9 @@ class _Columns:
         self.count += len(events)
 
     def _follow(self, place: int, event: ExternalEventRecord, record: EpisodeInvocationRecord) -> None:
-        """Record where a deferred episode begins to wait, and where it runs."""
+        """Record the places where a deferred episode begins to wait and where it runs."""
         if record.decision is Decision.Defer:
-            # A Pump defers nothing new: it found nothing due, or put back an episode that waits already.
+            # A Pump does not defer an episode: it found nothing due, or put back an episode that waits already.
             if record.schedule_at is not None and event.kind is not ExternalEventKind.Pump:
                 self.waiting.setdefault(record.episode_id, (place, self.clock))
         elif (began := self.waiting.pop(record.episode_id, None)) is not None:
@@ -153,7 +153,7 @@ def _opening() -> Piece:
 
 
 class _Column:
-    """Values of JSON behind each other, packed."""
+    """A sequence of JSON values, packed."""
 
     def __init__(self, begin: bytes) -> None:
         self.piece = Piece()
@@ -181,7 +181,7 @@ class _Span(NamedTuple):
 
 
 def _rows(spans: Sequence[_Span]) -> list[int]:
-    """Return a row for each span, the lowest that is free: there are as many rows as episodes that wait at once."""
+    """Return the lowest free row for each span, so that there are as many rows as episodes wait at once."""
     rows: list[int] = []
     free: list[int] = []
     taken: list[tuple[int, int]] = []

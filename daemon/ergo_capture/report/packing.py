@@ -1,7 +1,7 @@
-"""Pack a text whose pieces grow side by side, and are joined in their order at the end.
+"""Compress a text with pieces that grow side by side and are joined in order at the end.
 
-Each piece is compressed by itself, so that no more than its packed bytes is held. A full flush ends it at a byte, with
-nothing that refers to what was before: so the pieces, one behind the other, are one stream (RFC 1950, 1951).
+Each piece is compressed by itself, so that only its compressed bytes are in memory. A full flush ends it at a byte
+boundary, without references to earlier text: so the pieces, one after the other, are one stream (RFC 1950, 1951).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Piece:
 
 
 def join(pieces: Sequence[Piece]) -> bytes:
-    """Return the packed text of all pieces, as ``zlib.compress`` would of the whole; each is finished with it."""
+    """Finish all pieces, and return their packed text, which ``zlib.decompress`` reads."""
     packed = [_HEADER, *(piece.finish() for piece in pieces)]
     checksum = 1
     for piece in pieces:

@@ -30,7 +30,7 @@ def report_page(stream: RecordStream, name: str, manifest: Manifest | None = Non
         stream: the run.
         name: the name of its file.
         manifest: its manifest, if there is one.
-        decided_by: what made the decisions, where it was not the graph's engine.
+        decided_by: the maker of the decisions; empty for the graph's engine.
 
     Raises:
         BundleFormatError: an event or a decision is malformed.
@@ -58,7 +58,7 @@ def report_page(stream: RecordStream, name: str, manifest: Manifest | None = Non
         ("/*SCRIPT*/", script),
     ):
         page = page.replace(mark, text, 1)
-    # The data at the end: a mark inside it would be taken for one of the page's.
+    # Insert the data last: a mark inside it would be taken for one of the page's.
     before, _, after = page.partition("/*DATA*/")
     return b"".join((before.encode(), packed, after.encode()))
 

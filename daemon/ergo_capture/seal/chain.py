@@ -38,7 +38,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def content(self) -> bytes:
-        """What is signed."""
+        """The text that is signed."""
         return msgspec.json.encode(msgspec.structs.replace(self, signature=""))
 
     @property
@@ -61,7 +61,7 @@ class Tombstone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def content(self) -> bytes:
-        """What is signed."""
+        """The text that is signed."""
         return msgspec.json.encode(msgspec.structs.replace(self, signature=""))
 
 

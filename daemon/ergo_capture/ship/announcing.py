@@ -46,7 +46,7 @@ _AT_ONCE: Final = 8
 
 @dataclass
 class AnnounceCounts:
-    """What was done since the start."""
+    """The counts since the start."""
 
     announced: int = 0
     #: How many of them the stream had already.

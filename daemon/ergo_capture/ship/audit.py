@@ -40,7 +40,7 @@ class Finding:
     #: The bundle on this host; None for one that only the store has.
     bundle: Path | None
     key: str
-    #: What is wrong with it, in words; None if the store has it.
+    #: The problem, in words; None if the store has it.
     problem: str | None
 
 

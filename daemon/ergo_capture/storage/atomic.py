@@ -1,4 +1,4 @@
-"""Writes files atomically: a name only ever stands for a whole file.
+"""Write files atomically: a name always stands for a whole file.
 
 The order: create ``{name}.{pid}.{n}.tmp`` beside the destination, write, sync, rename over the destination, sync the
 directory. The reference omits the last step, so a crash can undo its rename.
@@ -39,7 +39,7 @@ def create_parents(destination: Path) -> None:
 def write_bytes_atomic(
     destination: Path, data: bytes, spelled: str | None = None, *, what: str = CAPTURE_BUNDLE
 ) -> None:
-    """Write a whole file, or leave everything as it was.
+    """Write a whole file, or leave the destination unchanged.
 
     Args:
         destination: the file.
@@ -56,13 +56,12 @@ def write_bytes_atomic(
 
 
 class AtomicFile:
-    """A file that gets its name when it is whole: write, then ``commit``; anything else removes it.
+    """A file that gets its name when it is whole: write, then ``commit``; without ``commit`` it is removed.
 
     Args:
-        destination: the name it will get; its directory must exist.
-        spelled: the destination as the caller's user wrote it, where that may say more: a slash at the end asks for a
-            directory.
-        what: what is written, for errors.
+        destination: its final path; the directory must exist.
+        spelled: the destination as the user wrote it, which may differ: a slash at the end asks for a directory.
+        what: the kind of file, for errors.
 
     Raises:
         CaptureWriteError: InvalidDestination, CreateTempFile or ExhaustedTempFileAttempts.
@@ -77,7 +76,7 @@ class AtomicFile:
         self.destination = destination
         #: Bytes written so far.
         self.bytes_written = 0
-        #: Those of them that the system was told to write to the disk.
+        #: Those of them that the system was asked to write to the disk.
         self._begun = 0
         self._open = True
         self.path, self._fd = self._create()
@@ -114,15 +113,15 @@ class AtomicFile:
             raise self._failed(WriteStage.WRITE_TEMP_FILE, self.path, error) from error
 
     def write_back(self, least: int) -> None:
-        """Have the system begin to write to the disk, where ``least`` bytes or more are new; do not wait.
+        """Ask the system to begin writing to the disk, if there are ``least`` or more new bytes; do not wait.
 
         ``commit`` then has less to wait for: a bundle of 100,000 events takes a seventh less time.
         """
         begun, size = self._begun, self.bytes_written - self._begun
         if size >= least:
             self._begun = self.bytes_written
-            # Linux writes at once what it is advised to drop from its cache. On a file system that takes no advice,
-            # ``commit`` does all of it.
+            # Linux writes pages at once that it is advised to drop from its cache. On a file system that ignores the
+            # advice, ``commit`` writes all of them.
             with suppress(OSError):
                 os.posix_fadvise(self._fd, begun, size, os.POSIX_FADV_DONTNEED)
 
@@ -197,7 +196,7 @@ def put_in_place(temporary: Path, destination: Path, spelled: str | None = None,
     """
     spelled = str(destination) if spelled is None else spelled
     try:
-        # The destination as it was written: a Path would lose a slash at the end.
+        # Use the destination as it was written: a Path would lose a slash at the end.
         os.replace(temporary, spelled)  # noqa: PTH105
     except OSError as error:
         with suppress(OSError):
@@ -224,8 +223,8 @@ def sweep_temporaries(directory: Path, process: int | None = None, keep: Contain
 
     Args:
         directory: the directory.
-        process: the id of a process that has ended, where only its files are to be removed.
-        keep: files that stay.
+        process: the id of a process that has ended, to remove only its files; None for all ended processes.
+        keep: files that are kept.
 
     Raises:
         OSError: the directory cannot be read, or a file cannot be removed.
@@ -251,7 +250,7 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    # One that has ended and was not reaped yet has its id still: in a container, nobody may reap it.
+    # A process that has ended keeps its id until it is reaped, which may never happen in a container.
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     return True

@@ -13,7 +13,8 @@ _MODE: Final = 0o750
 def make_directories(path: Path) -> None:
     """Create a directory and those above it, for owner and group only, and sync the names of new ones.
 
-    A file's name is synced in its directory; a power cut would take both where the directory's own name is not synced.
+    Syncing a file's name in its directory is not enough: after a power cut both are gone if the directory's own name
+    was not synced.
 
     Raises:
         OSError: a directory cannot be created or synced.
@@ -25,7 +26,7 @@ def make_directories(path: Path) -> None:
             sync_directory(directory.parent)
         except OSError as error:
             raise OSError(error.errno, f"sync directory '{directory.parent}': {error.strerror}") from error
-    # Raises the same error where a file has the directory's name.
+    # It raises the same error if there is a file with the directory's name.
     path.mkdir(mode=_MODE, exist_ok=True)
 
 

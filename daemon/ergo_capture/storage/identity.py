@@ -1,4 +1,4 @@
-"""Whether an open file still has its name: somebody may remove or replace files under a running daemon."""
+"""Check that an open file still has its name: files may be removed or replaced under a running daemon."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def is_linked(fd: int) -> bool:
-    """Return whether the open file has any name left. Asks no disk, so that it may be called on an event loop."""
+    """Return whether the open file has any name left. It reads nothing from the disk, so an event loop may call it."""
     return os.fstat(fd).st_nlink > 0
 
 
@@ -15,7 +15,7 @@ def is_named(fd: int, path: Path) -> bool:
     """Return whether ``path`` is the name of the open file; a symbolic link is not followed.
 
     Raises:
-        OSError: the path cannot be looked at, for another reason than that it is gone.
+        OSError: the state of the path cannot be read, for another reason than that it is gone.
     """
     try:
         there = path.lstat()

@@ -1,4 +1,4 @@
-"""Keeps files open to notice when one of them is removed or replaced, and to copy what it held.
+"""Keep files open, to notice when one of them is removed or replaced, and to copy its content.
 
 A removed file keeps its contents for as long as it is open.
 """
@@ -18,7 +18,7 @@ _BLOCK_BYTES: Final = 1 << 20
 class KeptFiles:
     """Open files by number.
 
-    Any thread may call any method: a lock keeps a file from being closed while it is looked at.
+    Any thread may call any method: a lock prevents that a file is closed while it is used.
 
     Args:
         storage: the file system.
@@ -30,17 +30,17 @@ class KeptFiles:
         self._lock = threading.Lock()
 
     def open(self, number: int, path: Path) -> None:
-        """Open a file and keep it; without a descriptor, as where the process has no more of them, it is not kept."""
+        """Open a file and keep it; if the process has no descriptors left, do not keep it."""
         with suppress(StorageError):
             self.add(number, self._storage.open(path))
 
     def add(self, number: int, file: StorageFile) -> None:
-        """Keep an open file; its path is the name that it is to have."""
+        """Keep an open file; its path is the name that it should have."""
         with self._lock:
             self._files[number] = file
 
     def drop(self, number: int) -> None:
-        """Close a file that is about to be deleted; do nothing where it is not kept."""
+        """Close a file that is about to be deleted; do nothing if it is not kept."""
         with self._lock:
             file = self._files.pop(number, None)
             if file is not None:
@@ -53,10 +53,10 @@ class KeptFiles:
             self.drop(number)
 
     def find_missing(self) -> Path | None:
-        """Return the path of a file that is no longer there, or is another file; None where all are there.
+        """Return the path of a file that was removed or replaced; None if there is none.
 
         Raises:
-            StorageError: a path cannot be looked at.
+            StorageError: the state of a path cannot be read.
         """
         for number in sorted(self._files):
             with self._lock:
@@ -69,7 +69,7 @@ class KeptFiles:
         """Copy all of them into a new directory, under their names, and sync it.
 
         Raises:
-            StorageError: they cannot be copied; what was is in a directory with the suffix ``.new``.
+            StorageError: a file cannot be copied; the copies so far are in a directory with the suffix ``.new``.
         """
         unfinished = directory.with_name(directory.name + ".new")
         self._storage.mkdir(unfinished)

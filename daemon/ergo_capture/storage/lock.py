@@ -27,17 +27,17 @@ class RealLock:
         self._path = path
 
     def release(self) -> None:
-        """Release the lock; the file stays. Releasing twice is releasing once."""
+        """Release the lock; the file stays. Do nothing if it was released already."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def is_linked(self) -> bool:
-        """Return whether the file has any name left; a lock that was released is taken for one that has."""
+        """Return whether the file has any name left; True for a lock that was released."""
         return self._fd < 0 or is_linked(self._fd)
 
     def is_named(self) -> bool:
-        """Return whether the file still has its name; a lock that was released is taken for one that has.
+        """Return whether the file still has its name; True for a lock that was released.
 
         Raises:
             StorageError: op ``look at``.
@@ -61,7 +61,7 @@ def directory_lock(directory: Path) -> Iterator[bool]:
     """Hold the lock on the names in a directory; yield whether it was obtained.
 
     A process that deletes a bundle must not have the bundle published again between its last look and the deletion.
-    False means that another process kept the lock for five seconds. Where the file system has no such locks the block
+    False means that another process held the lock for five seconds. If the file system has no such locks, the block
     runs without one, and True is yielded.
 
     Raises:

@@ -1,6 +1,6 @@
 """The file system as a port: the few operations that durability depends on.
 
-No operation is tried again after a failed sync; only the caller knows what that means (P7).
+No operation is tried again after a failed sync, which only the caller can handle (P7).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from ergo_capture.errors import ErgoCaptureError
 
 Buffer = bytes | memoryview | mmap.mmap
-#: Errors that mean that there is no room, as opposed to a broken disk.
+#: Errors that mean that the disk or a quota is full.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -27,7 +27,7 @@ class StorageError(ErgoCaptureError):
 
     @property
     def is_full(self) -> bool:
-        """Whether there was no room."""
+        """Whether the disk or a quota was full."""
         return self.errno in FULL
 
 
@@ -36,7 +36,7 @@ UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.
 
 
 def hint_for(error: OSError) -> str:
-    """Return what to do about an error of the file system."""
+    """Return the hint for an error of the file system."""
     if error.errno in UNSUPPORTED:
         return (
             "the file system cannot do this, as some network and FUSE file systems cannot: use a directory on a local "
@@ -49,18 +49,18 @@ def hint_for(error: OSError) -> str:
         errno.EPERM: "check the owner and the permissions of the path",
         errno.EROFS: (
             "the filesystem is read-only for this process: name the directory with ReadWritePaths= if a systemd unit "
-            "is why, otherwise look at the kernel's log and remount it"
+            "is the reason, otherwise check the kernel's log and remount it"
         ),
-        errno.EIO: "the disk reports errors: look at the kernel's log before anything else",
+        errno.EIO: "the disk reports errors: check the kernel's log before anything else",
         errno.ENOENT: "check that the path exists",
         errno.EEXIST: "another file is there: name another path",
         errno.ENOTDIR: "a part of the path is a file: name another path",
         errno.ENAMETOOLONG: "name a shorter path",
-    }.get(error.errno or 0, "look at the kernel's log and the path's permissions")
+    }.get(error.errno or 0, "check the kernel's log and the path's permissions")
 
 
 class StorageFile(Protocol):
-    """An open file. Every operation raises StorageError where it fails."""
+    """An open file. Every operation raises StorageError if it fails."""
 
     path: Path
 
@@ -68,7 +68,7 @@ class StorageFile(Protocol):
         """Write all of the buffers at ``offset``; with ``sync``, return only when they are on stable storage."""
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Return exactly ``size`` bytes from ``offset``; fewer are an error."""
+        """Return exactly ``size`` bytes from ``offset``; it is an error if the file ends before."""
 
     def sync(self) -> None:
         """Sync everything written so far."""
@@ -83,30 +83,30 @@ class StorageFile(Protocol):
         """Return the file's size in bytes."""
 
     def is_linked(self) -> bool:
-        """Return whether the file has any name left; asks no disk."""
+        """Return whether the file has any name left; read nothing from the disk."""
 
     def is_named(self) -> bool:
         """Return whether ``path`` is still the name of this file."""
 
     def close(self) -> None:
-        """Close the file; closing twice is closing once."""
+        """Close the file; do nothing if it is closed already."""
 
 
 class Lock(Protocol):
-    """A lock that is held until it is released or the process is gone."""
+    """A lock that is held until it is released or the process ends."""
 
     def release(self) -> None:
         """Release the lock."""
 
     def is_linked(self) -> bool:
-        """Return whether the lock's file has any name left; asks no disk."""
+        """Return whether the lock's file has any name left; read nothing from the disk."""
 
     def is_named(self) -> bool:
-        """Return whether the lock's file still has its name; another process could take the lock otherwise."""
+        """Return whether the lock's file still has its name; if not, another process could take the lock."""
 
 
 class Storage(Protocol):
-    """The file system. Every operation raises StorageError where it fails."""
+    """The file system. Every operation raises StorageError if it fails."""
 
     def open(self, path: Path, *, create: bool = False, write: bool = False) -> StorageFile:
         """Open a file; with ``create`` it must not exist yet."""
@@ -139,4 +139,4 @@ class Storage(Protocol):
         """Return how many bytes may still be written on the path's file system."""
 
     def lock(self, path: Path) -> Lock:
-        """Take the lock of that name; raise at once where another process holds it."""
+        """Take the lock at ``path``; raise at once if another process holds it."""

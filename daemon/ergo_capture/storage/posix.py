@@ -20,9 +20,9 @@ from ergo_capture.storage.lock import RealLock
 from ergo_capture.storage.port import Buffer, StorageError
 
 _FILE_MODE: Final = 0o640
-#: A Python that was built against old headers does not know the flag.
+#: The flag; 0 in a Python that was built with old headers.
 _DSYNC: Final[int] = getattr(os, "RWF_DSYNC", 0)
-#: What a kernel or a file system that does not know the flag answers.
+#: Errors of a kernel or a file system that does not know the flag.
 _NO_SUCH_FLAG: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 _IOV_MAX: Final = 1024
 _ZEROS: Final = bytes(1 << 20)
@@ -30,7 +30,7 @@ _ZEROS: Final = bytes(1 << 20)
 
 @contextmanager
 def _reported(op: str, path: Path) -> Iterator[None]:
-    """Raise StorageError where the block raises OSError."""
+    """Raise StorageError if the block raises OSError."""
     try:
         yield
     except OSError as error:
@@ -118,7 +118,7 @@ class RealStorage:
             return path.lstat()
 
     def mkdir(self, path: Path) -> None:
-        """Create a directory where it is missing; see ``make_directories``.
+        """Create a directory if it is missing; see ``make_directories``.
 
         Raises:
             StorageError: op ``make directory``.
@@ -172,7 +172,7 @@ class RealFile:
         """Write all of the buffers; see ``StorageFile``.
 
         Raises:
-            StorageError: op ``sync`` where the data may have been written but not synced, else ``write``.
+            StorageError: op ``sync`` if the data may have been written but not synced, else ``write``.
         """
         # RWF_DSYNC writes and syncs in one call, so the interpreter lock is released once.
         flags = _DSYNC if sync else 0
@@ -189,7 +189,7 @@ class RealFile:
                     continue
                 raise StorageError("write", self.path, error) from error
             if written == 0:
-                nothing = OSError(errno.EIO, "the system wrote nothing and said no reason")
+                nothing = OSError(errno.EIO, "the system wrote nothing and gave no reason")
                 raise StorageError("write", self.path, nothing) from nothing
             offset += written
             waiting = _after(waiting, written)
@@ -217,7 +217,7 @@ class RealFile:
         """Sync the data and the metadata that is needed to read it (fdatasync).
 
         Raises:
-            StorageError: op ``sync``; never to be tried again on this file.
+            StorageError: op ``sync``; it must not be tried again on this file.
         """
         with _reported("sync", self.path):
             os.fdatasync(self._fd)
@@ -228,14 +228,14 @@ class RealFile:
         Raises:
             StorageError: op ``allocate``.
         """
-        # Zeros rather than fallocate: a synced overwrite of written blocks took 0.29 ms for 64 KiB and 0.32 ms for
-        # 256 KiB, of allocated but unwritten ones 0.58 and 0.83 ms, because the journal of the file system is spared
-        # (ext4; performance notes in tests/bench).
+        # Write zeros instead of calling fallocate: a synced overwrite of written blocks took 0.29 ms for 64 KiB and
+        # 0.32 ms for 256 KiB, of allocated but unwritten blocks 0.58 and 0.83 ms, because those also need the journal
+        # of the file system (ext4).
         with _reported("allocate", self.path):
             end = os.fstat(self._fd).st_size
             while end < size:
                 end += os.pwrite(self._fd, _ZEROS[: min(len(_ZEROS), size - end)], end)
-                # Sync each MiB: a commit beside it would otherwise wait for all 64 MiB, 70 ms.
+                # Sync each MiB: a concurrent commit would otherwise wait 70 ms for all 64 MiB.
                 os.fdatasync(self._fd)
             os.fsync(self._fd)
 

@@ -1,6 +1,6 @@
-"""Waits for changes in a directory, with inotify.
+"""Wait for changes in a directory, with inotify.
 
-Where the system has no inotify instance left, the caller looks again every quarter of a second instead.
+If the system has no inotify instance left, ``wait`` returns every quarter of a second instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DirectoryWatch:
         if self._fd is not None:
             self._poll.register(self._fd, select.POLLIN)
         if reader is not None:
-            # A broken pipe is reported whatever events are asked for.
+            # A broken pipe is reported without asking for any event.
             self._poll.register(reader, 0)
         self._reader = reader
 
@@ -48,7 +48,7 @@ class DirectoryWatch:
         return self._fd is not None
 
     def wait(self) -> None:
-        """Return when there may be something new.
+        """Return when there may be a change.
 
         Raises:
             BrokenPipeError: the reader's other end was closed.
@@ -79,7 +79,7 @@ class DirectoryWatch:
 
 
 def _inotify(directory: Path) -> int | None:
-    """Return a descriptor that is readable when something changed; None where the system gives none."""
+    """Return a descriptor that is readable after a change; None if the system has none left."""
     libc = ctypes.CDLL(None)
     fd = int(libc.inotify_init1(_NONBLOCK))
     if fd < 0:

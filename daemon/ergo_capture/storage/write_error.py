@@ -11,14 +11,14 @@ from typing import Final
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.storage.port import hint_for
 
-#: What is written, if a caller says nothing else: the reference's word.
+#: The default kind of file in messages: the reference's word.
 CAPTURE_BUNDLE: Final = "capture bundle"
-#: What may follow a path's last name without naming anything.
+#: Slashes and dots after a path's last name.
 _TRAILING: Final = re.compile(r"(?:/+\.?)+\Z")
 
 
 class WriteStage(Enum):
-    """Where a write failed: the reference's variants, and SyncDirectory."""
+    """The stage at which a write failed: the reference's variants, and SyncDirectory."""
 
     CREATE_OUTPUT_DIRECTORY = "CreateOutputDirectory"
     SERIALIZE = "Serialize"
@@ -42,8 +42,8 @@ _STEPS: Final = {
 class CaptureWriteError(ErgoCaptureError):
     """A bundle, or another whole file, could not be written (``ergo_supervisor::CaptureWriteError``).
 
-    ``stage`` says where; ``destination``, ``temp_path`` and ``style`` are set where the stage has them. The cause is
-    chained. But for SyncDirectory the destination is as it was; no temporary is left.
+    ``destination``, ``temp_path`` and ``style`` are set if the stage has them. The cause is chained. Except for
+    SyncDirectory, the destination is unchanged. No temporary is left.
     """
 
     def __init__(

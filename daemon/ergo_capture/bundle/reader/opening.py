@@ -1,6 +1,6 @@
 """Open bundle files, compressed or not, and identify files that are not bundles.
 
-A file is compressed if it begins with a frame of zstd, whatever its name: no JSON text begins so. Files of pzstd begin
+A file is compressed if it begins with a frame of zstd, under any name: no JSON text begins so. Files of pzstd begin
 with a skippable frame. A compressed file that is cut or damaged can be read up to the damage; then reading raises an
 error.
 """

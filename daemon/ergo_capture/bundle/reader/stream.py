@@ -96,7 +96,7 @@ class RecordStream(Protocol):
 
     @property
     def egress_provenance(self) -> str | None:
-        """What dispatched intents; None where nothing did."""
+        """The provenance of the egress channels; None without any."""
 
     def events(self) -> Iterator[ExternalEventRecord]:
         """Yield the events."""
@@ -166,7 +166,7 @@ class BundleStream:
 
     @property
     def egress_provenance(self) -> str | None:
-        """What dispatched intents; None where nothing did."""
+        """The provenance of the egress channels; None without any."""
         return self._head.egress_provenance
 
     def events(self) -> Iterator[ExternalEventRecord]:

@@ -1,6 +1,6 @@
-"""The table of commands: names, order and short descriptions, and the module that each is in.
+"""The table of commands: names, order, short descriptions, and the module of each.
 
-It is separate from the commands so that listing them imports none of them.
+It is separate from the commands, so that listing them imports none of them.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ _HEADER_BYTES: Final = 64
 )
 @json_flag("row")
 def bench(directory: Path | None, socket: Path | None, payload: int, scale: float, *, as_json: bool) -> None:
-    """Measure durable events per second and their latency, beside what the disk can do at best.
+    """Measure durable events per second and their latency, beside the best that the disk can do.
 
     The floor is a bare write and fdatasync of as many bytes as the window holds, one after the other.
     """

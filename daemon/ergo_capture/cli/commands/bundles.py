@@ -51,7 +51,7 @@ def bundles() -> None:
 def list_bundles(config: Path | None, directory: str, state_dir: str, graph: str | None, *, as_json: bool) -> None:
     """List the finished bundles, oldest first, as their manifests describe them.
 
-    Where targets are configured, also which of them hold a bundle, by its receipts.
+    If targets are configured, it also shows which of them hold a bundle, by its receipts.
     """
     loaded = configuration.load(config, state=state_dir or directory, client=True)
     receipts = Receipts({name: place_of(target) for name, target in loaded.ship.targets.items()})
@@ -95,10 +95,10 @@ def prune(
 ) -> int:
     """Delete the finished bundles that are beyond the bounds, and their manifests.
 
-    The bounds are those of the configuration; an option replaces its setting. The newest bundle of each graph stays, and with
-    retention.shipped_to what is not shipped. Where bundles are sealed, the running daemon signs the tombstone of each.
-    Before a bundle is deleted it is read whole and compared with its manifest. One that differs is kept and named, and
-    the exit code is 3.
+    The bounds are those of the configuration; an option replaces its setting. The newest bundle of each graph is kept,
+    and with retention.shipped_to also bundles that are not shipped. If bundles are sealed, the running daemon signs the
+    tombstone of each. Before a bundle is deleted, it is read whole and compared with its manifest. One that differs is
+    kept and named, and the exit code is 3.
     """
     from ergo_capture.server.factories import retention_rules  # noqa: PLC0415 - `list` needs no server
     from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
@@ -139,7 +139,7 @@ def prune(
     click.echo(f"{'would prune ' if dry_run else 'pruned '}{_total(count, freed)}", err=True)
     if pruner.unshipped:
         click.echo(
-            f"{counted(len(pruner.unshipped), 'bundle')} must be shipped first: `ergo-capture ship status` says what waits",
+            f"{counted(len(pruner.unshipped), 'bundle')} must be shipped first: see `ergo-capture ship status`",
             err=True,
         )
     if pruner.suspects:
@@ -149,7 +149,7 @@ def prune(
             err=True,
         )
     if kept:
-        click.echo("Try: `ergo-capture verify` on what was kept, then move it away", err=True)
+        click.echo("Try: `ergo-capture verify` on the bundles that were kept, then move them away", err=True)
     return int(ExitCode.DATA_LOSS if kept else ExitCode.OK)
 
 
@@ -164,9 +164,9 @@ def prune(
 @config_option
 @store_option
 @click.option("--host", metavar="NAME", help="The host that shipped it; by default this one.")
-@flag("--any-host", help="Whichever host shipped it.")
+@flag("--any-host", help="Search the sessions of all hosts.")
 @click.option(
-    "--date", metavar="YYYY-MM-DD", default="", help="The date of its end, in UTC; by default every date is asked."
+    "--date", metavar="YYYY-MM-DD", default="", help="The date of its end, in UTC; by default all dates are searched."
 )
 @click.option(
     "-o", "--output", type=PATH, default=".", metavar="DIR", help="Directory to write to; by default the current one."
@@ -174,10 +174,10 @@ def prune(
 def fetch(
     name: str, config: Path | None, store: str, host: str | None, *, any_host: bool, date: str, output: Path
 ) -> int:
-    """Bring a session's bundles back from a store, with their manifests, and verify them.
+    """Download a session's bundles from a store, with their manifests, and verify them.
 
-    What comes is compared with the hashes in its keys. Then every decision is derived again, as `verify` does. Exit code 4
-    if a decision diverges, 1 if nothing is found or it is unsound.
+    Each object is compared with the hash in its key. Then every decision is derived again, as `verify` does. Exit code
+    4 if a decision diverges, 1 if no bundle is found or one is unsound.
     """
     from ergo_capture.cli.support.verification import check, in_words  # noqa: PLC0415 - `list` needs none of it
     from ergo_capture.objects.opening import store_named  # noqa: PLC0415
@@ -196,7 +196,7 @@ def fetch(
             + ("file" if is_hash else f"session from host '{whose}'" if whose else "session"),
             op="fetch bundle",
             path=name,
-            hint="a session's id or a file's SHA-256 is wanted; --any-host asks for sessions of other hosts too",
+            hint="give a session's id or a file's SHA-256; --any-host also finds sessions of other hosts",
         )
     worst = ExitCode.OK
     for key in keys:
@@ -210,7 +210,7 @@ def fetch(
 
 
 def _bury_with(control: Path) -> Callable[[Path, str], None]:
-    """Return what has the running daemon sign a bundle's tombstone: the key is its own."""
+    """Return a function that asks the running daemon, which has the key, to sign a bundle's tombstone."""
     from ergo_capture.cli.support.control_connection import ControlConnection, DaemonAway  # noqa: PLC0415
     from ergo_capture.protocol.control import Buried, BuryRequest  # noqa: PLC0415
 
@@ -232,7 +232,7 @@ def _bury_with(control: Path) -> Callable[[Path, str], None]:
 def _with_options(
     rules: RetentionRules, max_age: str | None, max_bytes: str | None, max_bundles: int | None, keep_free: str | None
 ) -> RetentionRules:
-    """Return the configured rules with those of the command line in their place, for every graph."""
+    """Return the configured rules, with those of the command line replaced, for every graph."""
     from ergo_capture.server.factories import age_of  # noqa: PLC0415
 
     given: dict[str, Any] = {}

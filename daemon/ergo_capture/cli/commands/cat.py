@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from ergo_capture.journal.tail import Followed
 
 _KINDS: Final = {kind: kind.value for kind in ExternalEventKind}
-#: Lines that are printed together: one call for each took as long as reading its event.
+#: How many lines are printed together: one call for each took as long as reading its event.
 _TOGETHER: Final = 256
-#: Characters that are shown of a payload.
+#: How many characters of a payload are shown.
 _SHOWN: Final = 60
 
 _follow_flag: Final = flag(
-    "--follow", "-f", "following", help="Continue with what is decided from now on; for a session or a journal."
+    "--follow", "-f", "following", help="Continue with events that are decided from now on; for a session or a journal."
 )
 
 
@@ -60,7 +60,7 @@ _follow_flag: Final = flag(
 @from_id_option
 @to_id_option
 @_follow_flag
-@flag("--new", "only_new", help="With --follow: leave out what is there already.")
+@flag("--new", "only_new", help="With --follow: leave out events that are decided already.")
 @state_option
 @config_option
 @json_flag("event")
@@ -90,12 +90,12 @@ def cat(
     )
     if following:
         if len(captures) != 1:
-            raise click.BadParameter("--follow wants one session, journal or state directory")
+            raise click.BadParameter("--follow needs one session, journal or state directory")
         journal, session = journal_and_session(captures[0], state_dir, config)
         _follow_from(journal, session, wanted, only_new=only_new, as_json=as_json)
         return
     if only_new:
-        raise click.BadParameter("--new goes with --follow")
+        raise click.BadParameter("--new needs --follow")
     found = captures_in(captures, state_dir, config)
     without = 0
     for capture in found:
@@ -122,7 +122,7 @@ def cat(
 
 
 class _Together:
-    """Prints lines, some hundreds at a time; what is left, at the end of the block, also where that is an error."""
+    """Prints lines, some hundreds at a time, and the rest at the end of the block, also after an error."""
 
     def __init__(self) -> None:
         self._lines: list[Any] = []
@@ -143,7 +143,7 @@ class _Together:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Nobody reads any more where printing itself failed.
+        # If printing itself failed, the reader has gone.
         if kind is None or not issubclass(kind, OSError):
             self._flush()
 
@@ -233,7 +233,7 @@ def _print_now(line_of: Callable[..., str | bytes], item: Followed, session: str
 def _text_line(
     index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None
 ) -> str:
-    """Return an event and its decision as a line for people; it begins with the session if one is given."""
+    """Return an event and its decision as a line of text; it begins with the session if one is given."""
     payload = without_controls(event.payload.decode())
     shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
     decided = "not decided" if record is None else describe_without_id(record)

@@ -38,10 +38,10 @@ def config() -> None:
 @_file_argument
 @config_option
 def check(file: Path | None, config: Path | None) -> None:
-    """Say whether the daemon would start with this configuration.
+    """Check that the daemon would start with this configuration.
 
-    Warns of what the installed systemd service would not see, or may not do. Exit code 78 if the daemon would not start;
-    warnings do not count.
+    Warn of files that the installed systemd service cannot see, and of operations that it may not do. Exit code 78 if
+    the daemon would not start; warnings do not count.
     """
     from ergo_capture.cli.support.service_view import service_view, service_warnings  # noqa: PLC0415
     from ergo_capture.config.permissions import loose_paths  # noqa: PLC0415
@@ -87,7 +87,7 @@ def check(file: Path | None, config: Path | None) -> None:
 @_file_argument
 @config_option
 def show(file: Path | None, config: Path | None) -> None:
-    """Print the configuration in force, defaults included."""
+    """Print the configuration in force, including defaults."""
     click.echo(configuration.to_toml(configuration.load(_only_one(file, config))).encode(), nl=False)
 
 
@@ -98,14 +98,14 @@ def default() -> None:
 
 
 def _only_one(file: Path | None, config: Path | None) -> Path | None:
-    """Return the file that was named, either way."""
+    """Return the file that was named as an argument or as an option."""
     if file is not None and config is not None:
         raise click.BadParameter("name the file once: as FILE or with --config")
     return file or config
 
 
 def _rotation_warnings(rotation: RotationConfig) -> Iterator[tuple[str, str]]:
-    """Yield what a configuration without bounds on a session's parts costs, each with a hint."""
+    """Yield the costs of a configuration without bounds on a session's parts, each with a hint."""
     if not rotation.max_events:
         other = rotation.max_bytes or rotation.max_age
         bound = "so that it ends by max_bytes or max_age only" if other else "so that it is one bundle"
@@ -118,12 +118,12 @@ def _rotation_warnings(rotation: RotationConfig) -> Iterator[tuple[str, str]]:
     if not rotation.max_journal_bytes:
         yield (
             "rotation.max_journal_bytes = 0: one idle session keeps all later segments of the journal",
-            "leave it out for 2 GiB, or see to it that sessions end",
+            "leave it out for 2 GiB, or make sure that sessions end",
         )
 
 
 def _warnings(name: str, graph: GraphConfig) -> Iterator[tuple[str, str]]:
-    """Yield what the daemon would start with but is probably a mistake, each with a hint."""
+    """Yield probable mistakes with which the daemon would start, each with a hint."""
     for one, other in (("max_per_window", "rate_window"), ("rate_window", "max_per_window")):
         if getattr(graph, one) is not None and getattr(graph, other) is None:
             yield f"graph '{name}': {one} alone limits nothing", f"set {other} too"
@@ -133,7 +133,7 @@ def _warnings(name: str, graph: GraphConfig) -> Iterator[tuple[str, str]]:
         if shutil.which(graph.engine.command[0]) is None:
             yield (
                 f"graph '{name}': there is no program '{graph.engine.command[0]}' to run as its engine",
-                "check engine.command, and PATH as the daemon has it",
+                "check engine.command, and the daemon's PATH",
             )
         problem, _, hint = compiler_problem(graph.engine.command).partition("; ")
         if problem:
@@ -141,12 +141,12 @@ def _warnings(name: str, graph: GraphConfig) -> Iterator[tuple[str, str]]:
 
 
 def _egress_warnings(name: str, graph: GraphConfig, made: Graph) -> Iterator[tuple[str, str]]:
-    """Yield what is missing for the graph's intents."""
+    """Yield what is missing for sending the graph's intents, each with a hint."""
     for channel, table in graph.egress.items():
         if shutil.which(table.command[0]) is None:
             yield (
                 f"graph '{name}': there is no program '{table.command[0]}' to run as its egress channel '{channel}'",
-                f"check egress.{channel}.command, and PATH as the daemon has it",
+                f"check egress.{channel}.command, and the daemon's PATH",
             )
     adapter = None if made.binding is None else made.binding.adapter
     if adapter is None:
@@ -166,17 +166,17 @@ def _egress_warnings(name: str, graph: GraphConfig, made: Graph) -> Iterator[tup
 
 
 def _seal_warnings(key: str) -> Iterator[tuple[str, str]]:
-    """Yield that a credential of systemd is not to be seen from here.
+    """Yield a warning if the key is a credential of systemd, which this process cannot read.
 
     Raises:
-        ErgoCaptureError: the key is there, or has a path, and the daemon could not use it.
+        ErgoCaptureError: the key can be read, or has a path, and the daemon could not use it.
     """
     if not key:
         return
     if Path(key).name == key and "CREDENTIALS_DIRECTORY" not in os.environ and not Path(key).exists():
         yield (
             f"seal.key = '{key}' is a name in $CREDENTIALS_DIRECTORY, which only the service sees: the key was not read",
-            f"see to it that the unit has LoadCredential={key}:PATH",
+            f"make sure that the unit has LoadCredential={key}:PATH",
         )
         return
     from ergo_capture.seal.keys import read_key  # noqa: PLC0415 - most configurations seal nothing
@@ -185,7 +185,7 @@ def _seal_warnings(key: str) -> Iterator[tuple[str, str]]:
 
 
 def _shipping_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
-    """Yield what shipping with this configuration costs, each with a hint."""
+    """Yield the costs of shipping with this configuration, each with a hint."""
     if not loaded.ship.targets:
         return
     if loaded.bundle.compress == "none":
@@ -211,7 +211,7 @@ def _shipping_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
 
 
 def _announce_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
-    """Yield why shipped bundles could not be announced, or not safely, each with a hint."""
+    """Yield the reasons why shipped bundles cannot be announced, or not safely, each with a hint."""
     announce = loaded.ship.announce
     if not announce.servers:
         return
@@ -229,7 +229,7 @@ def _announce_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
 
 
 def _textfile_warnings(path: str) -> Iterator[tuple[str, str]]:
-    """Yield why the metrics text file cannot be written: create a temporary file beside it, and remove it."""
+    """Yield the reason why the metrics text file cannot be written, after trying with a temporary file beside it."""
     if not path:
         return
     from ergo_capture.storage.atomic import AtomicFile  # noqa: PLC0415 - most configurations have none

@@ -25,8 +25,8 @@ from ergo_capture.protocol.control import (
 @socket_option
 @config_option
 def flush(session: str, socket: str, config: Path | None) -> None:
-    """Publish what the running daemon's sessions hold, and print the paths of the bundles."""
-    # No time limit: composing a long session takes long, and the daemon goes on meanwhile.
+    """Publish snapshots of the running daemon's open sessions, and print the paths of the bundles."""
+    # Wait without a limit: composing a long session takes long, and the daemon continues meanwhile.
     with ControlConnection(control_path(socket, config), timeout=None) as daemon:
         answer = daemon.ask(FlushRequest(session or None), Flushed)
     for bundle in answer.bundles:
@@ -37,10 +37,10 @@ def flush(session: str, socket: str, config: Path | None) -> None:
 @socket_option
 @config_option
 def reload(socket: str, config: Path | None) -> None:
-    """Have the running daemon read its configuration again.
+    """Let the running daemon read its configuration again.
 
-    Prints what took effect, and what takes effect only after a restart. A configuration with an error changes nothing;
-    exit code 78.
+    Print the settings that took effect, and those that take effect only after a restart. A configuration with an error
+    changes nothing; exit code 78.
     """
     with ControlConnection(control_path(socket, config)) as daemon:
         answer = daemon.ask(ReloadRequest(), Reloaded)
@@ -70,7 +70,7 @@ def shutdown(socket: str, config: Path | None, *, wait: bool) -> None:
                 for _ in daemon.lines():
                     pass
             except DaemonAway:
-                # The daemon closes this connection last of all, so it has ended.
+                # The daemon closes this connection last, so it has ended.
                 return
 
 

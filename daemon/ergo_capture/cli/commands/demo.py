@@ -46,7 +46,7 @@ rate_window = "10m"
     help="Where to keep the files; by default a temporary directory that is not deleted.",
 )
 def demo(directory: Path | None) -> int:
-    """Stream real flights to a daemon under a rate limit, verify the bundle, and show what was captured."""
+    """Stream real flights to a daemon under a rate limit, verify the bundle, and show the result."""
     place = Path(tempfile.mkdtemp(prefix="ergo-capture-demo-")) if directory is None else directory
     place.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -102,7 +102,7 @@ def _show(bundle: CaptureBundle, published: Published, ok: bool, seconds: float,
 
 
 def _this_program() -> str:
-    """Return how to run this program again: by name only if the shell would find this very one."""
+    """Return the command that runs this program again: its name only if the shell would find this one."""
     called = Path(sys.argv[0])
     if called.name != "ergo-capture":
         return f"{shlex.quote(sys.executable)} -m ergo_capture"

@@ -27,7 +27,7 @@ from ergo_capture.units import counted
 def diff(a: str, b: str, state_dir: str, config: Path | None, *, quiet: bool, as_json: bool) -> int:
     """Compare two runs, aligned by the ids of their events.
 
-    Exit code 0 if they hold the same, 4 if they differ.
+    Exit code 0 if they hold the same events and decisions, 4 if they differ.
     """
     first, second = (capture_named(name, state_dir, config) for name in (a, b))
     bar = ReadingBar(quiet=quiet)
@@ -48,7 +48,7 @@ def _lines(found: Difference) -> list[str]:
         f"{counted(found.only_a, 'event')} only in the first, {found.only_b:,} only in the second",
     ]
     if found.first is not None:
-        lines.append(f"they part: {found.first.sentence}")
+        lines.append(f"first difference: {found.first.sentence}")
         if found.first.before:
             lines += ["  before it, the same on both sides:", *(f"    {line}" for line in found.first.before)]
     for change in (*found.head, *found.first_changed):

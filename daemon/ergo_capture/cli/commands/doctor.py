@@ -30,9 +30,9 @@ _UNKNOWN: Final = "unknown"
 @quiet_flag
 @json_flag("path")
 def doctor(paths: tuple[Path, ...], *, quiet: bool, as_json: bool) -> int:
-    """Report what is damaged, where, and what `recover` would keep. Reads on past damage, and never writes.
+    """Report damage, its place, and what `recover` would keep. It continues after damage, and never writes.
 
-    Exit code 0 if nothing is damaged (there may be warnings), 1 if something is, or cannot be read.
+    Exit code 0 if nothing is damaged (there may be warnings), 1 if something is damaged or cannot be read.
     """
     worst = ExitCode.OK
     bar = ReadingBar(quiet=quiet)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         "in egress.toml: command = ['ergo-capture', 'egress', '--', './place_orders']",
     )
 )
-@argument("channel", "The user's channel and its arguments, behind --.", nargs=-1, metavar="COMMAND...", required=True)
+@argument("channel", "The user's channel and its arguments, after --.", nargs=-1, metavar="COMMAND...", required=True)
 @click.option(
     "--outbox",
     "path",
@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     help="Bytes of the file at which no further intent is taken.",
 )
 def egress(*, channel: tuple[str, ...], path: Path, keep: str, max_bytes: str) -> int:
-    """Start an egress channel, and keep each intent and each ack of it durably before handing it on, unchanged.
+    """Start an egress channel, and make each intent and each ack durable before passing it on, unchanged.
 
-    For the `command` of a channel in the egress configuration of `ergo run`. An intent whose ack is in the outbox is
-    not sent again: it is answered from there, so that a run can be repeated after a crash. It ends as the channel does.
+    Use it as the `command` of a channel in the egress configuration of `ergo run`. An intent whose ack is in the outbox
+    is not sent again: it is answered from there, so that a run can be repeated after a crash. It ends as the channel
+    does, with the same exit code or signal.
     """
     from ergo_capture.egress.outbox import Outbox  # noqa: PLC0415 - help needs no storage
     from ergo_capture.egress.wrapper import EgressWrapper  # noqa: PLC0415 - nor subprocesses
@@ -84,7 +85,7 @@ def egress(*, channel: tuple[str, ...], path: Path, keep: str, max_bytes: str) -
 
 def _pass_on(wrapper: EgressWrapper, number: int) -> None:
     if not wrapper.send_signal(number):
-        # The channel has ended, and its last line waits for the host.
+        # The channel has ended, and its last line still waits for the host: end now.
         end_as(-number, host_gone=False)
 
 
@@ -93,5 +94,5 @@ def _say(sentence: str) -> None:
         sys.stderr.write(f"ergo-capture egress: {sentence}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
-        # Nobody reads it, or it is closed: the outbox is what counts.
+        # Standard error is not read or is closed: continue, because only the outbox matters.
         return

@@ -80,10 +80,10 @@ def extract(
     config: Path | None,
     quiet: bool,
 ) -> None:
-    """Write a range of a run's events as a scenario that `simulate` runs, a driver's stream or a fixture.
+    """Write a range of a run's events as a scenario for `simulate`, a driver's stream or a fixture.
 
-    Each episode ends in the scenario as it did in the run. Decisions depend on the events that are left. A stream and
-    a fixture hold semantic kinds, from the journal or the manifest beside the bundle; a fixture holds no times.
+    Each episode ends in the scenario as it did in the run. Decisions depend on the events that were selected. A stream
+    and a fixture hold semantic kinds, from the journal or the manifest beside the bundle; a fixture holds no times.
     """
     wanted = selection_from(kinds=kind, since=since, until=until, ids=event_id, from_id=from_id, to_id=to_id)
     run = capture_named(capture, state_dir, config)
@@ -124,7 +124,7 @@ def _lines(run: Capture, stream: RecordStream, wanted: Selection, form: str, bar
         return len(selected), b"".join(lines)
     timed = sum(event.event_time != ZERO for event, _ in selected)
     if timed:
-        click.echo(f"{counted(timed, 'event')} lost the time: in a fixture every event is at 0 s", err=True)
+        click.echo(f"{counted(timed, 'event')} written without the time: in a fixture every event is at 0 s", err=True)
     lines = [b'{"kind":"episode_start"}\n', *(_fixture_line(event, kind) for event, kind in selected)]
     return len(selected), b"".join(lines)
 
@@ -168,7 +168,7 @@ def _scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:
         "adapter_provenance": stream.adapter_provenance,
         "runtime_provenance": stream.runtime_provenance,
         "default": "Completed",
-        # Leave out ids only now: an id that occurs twice may have completed the first time and failed the second.
+        # Leave out ids at the end: an id that occurs twice may have completed the first time and failed the second.
         "schedule": {event_id: ends for event_id, ends in schedule.items() if set(map(str, ends)) - {"Completed"}},
         "events": events,
     }
@@ -184,7 +184,7 @@ def _event(event: ExternalEventRecord) -> dict[str, Any]:
 
 
 def _outcomes(record: EpisodeInvocationRecord) -> list[Any]:
-    """Return how the attempts ended: the last one as recorded, those before it as failures that are retried."""
+    """Return the outcomes of the attempts: the last one as recorded, those before it as failures that are retried."""
     termination = record.termination
     if termination is None:
         return []

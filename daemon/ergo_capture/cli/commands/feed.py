@@ -17,7 +17,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import ExternalEventRecord
 from ergo_capture.protocol.driver import END_LINE, HELLO_LINE, driver_event_line
 
-#: How often, and after how many seconds, a session is looked for again that a daemon has just published.
+#: How many times, and after how many seconds, a session is searched again that a daemon has just published.
 _ATTEMPTS: Final = 10
 _RETRY_SECONDS: Final = 0.1
 
@@ -35,11 +35,11 @@ _RETRY_SECONDS: Final = 0.1
 def feed(capture: str, from_id: str, state_dir: str, config: Path | None) -> None:
     """Print a capture as an `ergo-driver.v0` stream: hello, its events, end.
 
-    All parts of a session are printed, and the events that are accepted and not decided. After a crash of `ergo run`
-    it is run again from them. A bundle alone does not hold semantic kinds: they come from the journal, or from the
+    It prints all parts of a session, and accepted events that are not decided. After a crash of `ergo run`, run it
+    again with this stream. A bundle alone does not hold semantic kinds: they come from the journal, or from the
     manifest beside the bundle.
     """
-    # At once: the host waits five seconds for it, and finding a session may take as long.
+    # Print it at once: the host waits five seconds for it, and finding a session may take as long.
     _write(HELLO_LINE, flush=True)
     total = unknown = 0
     begun = not from_id
@@ -70,8 +70,8 @@ def _write(line: bytes, *, flush: bool = False) -> None:
 def _events(find: Callable[[], list[Capture]]) -> Iterator[tuple[ExternalEventRecord, str | None]]:
     """Yield the events of the runs that ``find`` returns, each with its semantic kind.
 
-    A running daemon publishes parts and deletes their segments: the runs are then found again, and those events left
-    out that were yielded.
+    A running daemon publishes parts and deletes their segments. Then the runs are searched again, and events that were
+    yielded already are left out.
     """
     given = attempts = 0
     while True:

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from ergo_capture.fleet.summary import Summary
     from ergo_capture.objects.port import ObjectStore
 
-#: Dates that ``index`` looks at, counted back from today.
+#: How many dates ``index`` examines by default, back from today.
 _DAYS: Final = 7
-#: Rows that ``find`` prints.
+#: How many rows ``find`` prints.
 _LIMIT: Final = 1000
-#: Reports of bundles that are written beside the page of a run.
+#: How many reports of bundles are written beside the page of a run.
 _REPORTS: Final = 50
 _RUN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -68,16 +68,16 @@ def fleet() -> None:
     default=_DAYS,
     show_default=True,
     metavar="N",
-    help="Look at the last N dates, in UTC.",
+    help="Index the last N dates, in UTC.",
 )
-@flag("--all", help="Look at all dates: bundles of a host that was away for longer arrive late.")
+@flag("--all", help="Index all dates: bundles of a host that was offline for longer arrive late.")
 @config_option
 @json_flag("date")
 def index(*, store: str, days: int, all: bool, config: Path | None, as_json: bool) -> int:  # noqa: A002 - the option's name
     """Bring the catalogue up to date.
 
-    It has one row for each manifest in the store. Only manifests that it does not have are read. Any number of runs may go on at once, and each can be
-    stopped and run again. The exit code is 3 where manifests cannot be read.
+    The catalogue has one row for each manifest in the store. Only manifests that it does not have are read. Several
+    runs at once do no harm, and each can be stopped and run again. Exit code 3 if a manifest cannot be read.
     """
     from ergo_capture.fleet.index import dates_in  # noqa: PLC0415 - the help needs none of it
     from ergo_capture.fleet.index import index as index_dates  # noqa: PLC0415
@@ -116,7 +116,7 @@ def _query_options(function: Any) -> Any:
             click.option("--graph", metavar="GRAPH", help="Of this graph."),
             click.option("--host", metavar="HOST", help="Shipped by this host."),
             click.option("--session", metavar="ID", help="Parts of this session."),
-            click.option("--ended", metavar="HOW", help="Ended so: complete, rotated, recovered, interrupted, ..."),
+            click.option("--ended", metavar="HOW", help="Ended as: complete, rotated, recovered, interrupted, ..."),
             click.option(
                 "--label", "labels", multiple=True, metavar="KEY=VALUE", help="With this label; may be repeated."
             ),
@@ -149,7 +149,7 @@ def _query_options(function: Any) -> Any:
 def find(*, store: str, limit: int, config: Path | None, as_json: bool, **wanted: Any) -> None:
     """Find bundles in the catalogue.
 
-    They are printed oldest first, if they fulfil every option.
+    Bundles that fulfil every option are printed, the oldest first.
 
     `ergo-capture help fleet` describes the catalogue's columns.
     """
@@ -227,7 +227,7 @@ def _run_options(function: Any) -> Any:
                 "name",
                 default="",
                 metavar="NAME",
-                help="The run's name; one that exists goes on where it was. By default a new one, which is printed.",
+                help="The run's name; an existing run is continued. By default a new name, which is printed.",
             ),
             click.option(
                 "--scheduler",
@@ -262,9 +262,9 @@ def _run_options(function: Any) -> Any:
 def verify(*, seal: str | None, **options: Any) -> int:
     """Verify bundles of the store on many processes.
 
-    Each bundle is copied out of the store, compared with its manifest, and verified. The same command with the same
-    --run goes on where an earlier one was stopped. Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if
-    a bundle is unsound or could not be looked at.
+    Each bundle is downloaded, compared with its manifest, and verified. The same command with the same --run continues
+    a run that was stopped. Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if a bundle is unsound or
+    could not be checked.
     """
     is_right = True
     trusted: tuple[str, ...] = ()
@@ -277,13 +277,15 @@ def verify(*, seal: str | None, **options: Any) -> int:
 @fleet.command(
     cls=Command, examples=('ergo-capture fleet replay --graph flights --engine "process:/usr/local/bin/engine"',)
 )
-@click.option("--engine", required=True, metavar="SPEC", help=f"What runs the episodes, on the workers: {FORMS}.")
+@click.option(
+    "--engine", required=True, metavar="SPEC", help=f"The engine that runs the episodes, on the workers: {FORMS}."
+)
 @timeout_option
 @_run_options
 def replay(*, engine: str, timeout: float, **options: Any) -> int:
     """Replay bundles of the store on many processes.
 
-    As `fleet verify`, and the episodes run again with an engine.
+    It does the same as `fleet verify`, and runs the episodes again with an engine.
     """
     return _work(Job(engine, timeout), **options)
 
@@ -295,12 +297,12 @@ def replay(*, engine: str, timeout: float, **options: Any) -> int:
     "--html",
     type=PATH,
     metavar="DIR",
-    help="Write a page there, with the reports of the bundles that something is wrong with.",
+    help="Write a page there, with the reports of the bundles that failed.",
 )
 @config_option
 @flag("--json", "as_json", help="Print a JSON object.")
 def summary(*, name: str, store: str, html: Path | None, config: Path | None, as_json: bool) -> int:
-    """Sum up a run: counts, then what is wrong.
+    """Sum up a run: counts, then the bundles that failed.
 
     The exit code is that of the run.
     """
@@ -316,7 +318,7 @@ def summary(*, name: str, store: str, html: Path | None, config: Path | None, as
 
 
 def _check_chains(key: str, store: str, config: Path | None, *, as_json: bool) -> tuple[bool, tuple[str, ...]]:
-    """Print what the chains of all hosts prove; return whether nothing is wrong, and the keys that are believed."""
+    """Print the reports on the chains of all hosts; return whether there are no findings, and the trusted keys."""
     from ergo_capture.cli.seals import print_chain  # noqa: PLC0415 - the help needs none of it
     from ergo_capture.fleet.seals import check_hosts  # noqa: PLC0415
 
@@ -365,18 +367,18 @@ def _work(
     for reason in dict.fromkeys(progress.unfinished.values()):
         click.echo(f"not done: {printable(reason)}", err=True)
     if progress.unfinished:
-        click.echo(f"Try: the same command with --run {name}, which goes on with these", err=True)
+        click.echo(f"Try: the same command with --run {name}, which continues with these", err=True)
     return _show(sum_up(name, plan, read_results(opened, name)), as_json=as_json)
 
 
 def _check_name(name: str) -> None:
     if not _RUN_NAME.fullmatch(name):
-        raise click.BadParameter(f"A run's name has letters, digits and ._- in it, and not {name!r}.")
+        raise click.BadParameter(f"A run's name consists of letters, digits and ._-, unlike {name!r}.")
 
 
 @contextmanager
 def _bar(bundles: int, *, quiet: bool) -> Iterator[Any]:
-    """Show the bundles that are done, on a terminal."""
+    """Show the number of checked bundles, on a terminal."""
     if quiet or not sys.stderr.isatty() or not bundles:
         yield lambda _progress: None
         return
@@ -421,7 +423,7 @@ def _write_pages(store: ObjectStore, summed: Summary, directory: Path) -> Path:
             with _fetched(store, item.object) as path, open_bundle(path) as stream:
                 page = report_page(stream, _name_of(item.session, item.part), None, "")
         except ErgoCaptureError:
-            # It cannot be read: what is wrong says so.
+            # It cannot be read, which its result reports.
             continue
         name = f"reports/{safe_name(item.host)}~{_name_of(item.session, item.part)}.html"
         write_whole(directory / name, page, "report")
@@ -469,7 +471,7 @@ def _export_found(store: str, query: Query, output: Path, config: Path | None) -
 
 @contextmanager
 def _fetched(store: ObjectStore, key: str) -> Iterator[Path]:
-    """Copy a bundle out of the store for as long as the context lasts."""
+    """Yield a downloaded copy of a bundle, which is removed at the end."""
     from ergo_capture.objects.fetching import fetch_object  # noqa: PLC0415 - the help needs none of it
 
     with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-") as folder:
@@ -525,7 +527,7 @@ def _found(store: ObjectStore, query: Query) -> Iterator[dict[str, Any]]:
 
     parts = parts_for(store, query, cache_of(store))
     if not parts:
-        click.echo("note: the catalogue has no file for these dates; `ergo-capture fleet index` makes it", err=True)
+        click.echo("note: the catalogue has no file for these dates; run `ergo-capture fleet index`", err=True)
     with closing(find_rows(parts, query)) as rows:
         yield from rows
 

@@ -1,4 +1,4 @@
-"""``ergo-capture info``: summaries of runs, and of what a journal holds."""
+"""``ergo-capture info``: summaries of runs and of journals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOUR_NANOS: Final = 3_600_000_000_000
 #: The width of the output to a pipe: its readers expect whole lines.
 _PIPED_WIDTH: Final = 500
-#: The least width of the table of sessions: an id that is cut is useless.
+#: The least width of the table of sessions, so that ids are not cut.
 _TABLE_WIDTH: Final = 120
 
 
@@ -48,15 +48,15 @@ _TABLE_WIDTH: Final = 120
 @config_option
 @quiet_flag
 @json_flag("run")
-@flag("--fast", help="Believe the manifests' summaries, and do not read the bundles beside them.")
+@flag("--fast", help="Trust the manifests' summaries, and do not read the bundles beside them.")
 def info(
     captures: tuple[str, ...], state_dir: str, config: Path | None, *, quiet: bool, as_json: bool, fast: bool
 ) -> int:
     """Summarize runs: counts, event time, decisions, retries, gaps, provenance, labels.
 
-    For a journal or a state directory: the sessions that are open in it, and the bundles below it. For a session:
-    its bundles, and what of it is only in the journal. A bundle with a summary in its manifest is read only to compare
-    its SHA-256, and with --fast not at all.
+    For a journal or a state directory: its open sessions, and the bundles below it. For a session: its bundles, and the
+    part that is only in the journal. A bundle with a summary in its manifest is read only to compare its SHA-256, and
+    with --fast not at all.
 
     Of several runs, those that cannot be read are named, and the exit code is 1.
     """
@@ -86,8 +86,8 @@ def info(
             click.echo(f"note: '{printable(capture.name)}': {printable(compared.in_words)}", err=True)
         runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes
         if fast and believed is not None:
-            # On standard error, whatever the format: the numbers are the manifest's word.
-            click.echo(f"note: '{printable(capture.name)}' was not read: this is what its manifest says", err=True)
+            # Print it for every format: the figures are those of the manifest.
+            click.echo(f"note: '{printable(capture.name)}' was not read: the figures are its manifest's", err=True)
         if as_json:
             click.echo(msgspec.json.encode(_as_json(capture, numbers, manifest)))
         else:
@@ -117,7 +117,7 @@ def _captures(names: tuple[str, ...], state_dir: str, config: Path | None, *, as
 
 
 def _is_its_own(bundle: Path | None, manifest: Manifest | None) -> bool:
-    """Return whether a bundle seems to be its manifest's, by name and size."""
+    """Return whether the bundle's name and size are those in the manifest."""
     try:
         return (
             bundle is not None
@@ -213,7 +213,7 @@ def _journal_facts(directory: Path) -> dict[str, Any]:
 
 
 def _show_journal(facts: dict[str, Any]) -> None:
-    """Print the same for people."""
+    """Print a journal's facts as text."""
     from rich import box  # noqa: PLC0415 - JSON needs no rich
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         "ergo run graph.yaml --driver-cmd ergo-capture --driver-arg ingress --driver-arg -- --driver-arg ./live_feed",
     )
 )
-@argument("channel", "The user's channel and its arguments, behind --.", nargs=-1, metavar="COMMAND...")
+@argument("channel", "The user's channel and its arguments, after --.", nargs=-1, metavar="COMMAND...")
 @click.option("--feed", "feeds", multiple=True, metavar="COMMAND", help="One of several channels, which are merged.")
 @graph_option
 @session_option
@@ -54,14 +54,15 @@ def ingress(
     config: Path | None,
     window: int,
 ) -> int:
-    """Start an ingress channel, make its events durable in the daemon, and only then hand their lines on, unchanged.
+    """Start an ingress channel, make its events durable in the daemon, and only then pass their lines on, unchanged.
 
-    For `ergo run --driver-cmd ergo-capture --driver-arg ingress ...`. While the daemon is away, lines wait. An event
-    that the daemon rejects is not handed on, and the exit code is 3; otherwise it ends as the channel does.
+    Use it as `ergo run --driver-cmd ergo-capture --driver-arg ingress ...`. While the daemon is away, lines wait. An
+    event that the daemon rejects is not passed on, and the exit code is 3. Otherwise it ends as the channel does, with
+    the same exit code or signal.
     """
     commands = [shlex.split(feed) for feed in feeds] + ([list(channel)] if channel else [])
     if not commands or not all(commands):
-        raise click.UsageError("name the channel behind --, or channels with --feed")
+        raise click.UsageError("name the channel after --, or channels with --feed")
     chosen = labels_from(labels)
     if not socket:
         from ergo_capture.config import load  # noqa: PLC0415 - slow to import
@@ -91,7 +92,7 @@ def _run(run: Ingress) -> int:
 
         def pass_on(number: int) -> None:
             if not run.send_signal(number):
-                # The channels have ended, and their lines wait for the daemon or the host.
+                # The channels have ended, and their lines still wait for the daemon or the host: end now.
                 aborted.append(number)
                 task.cancel()
 
@@ -124,5 +125,5 @@ def _say(sentence: str) -> None:
         sys.stderr.write(f"ergo-capture ingress: {sentence}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
-        # Nobody reads it, or it is closed: the events are what counts.
+        # Standard error is not read or is closed: continue, because only the events matter.
         return

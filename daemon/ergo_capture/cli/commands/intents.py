@@ -1,4 +1,4 @@
-"""``ergo-capture intents``: what a run has asked the outside world to do, and what of it was acknowledged."""
+"""``ergo-capture intents``: the intents of a run, and which of them were acknowledged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ExpectedIntent(msgspec.Struct, frozen=True):
     #: The channel that acknowledged it, and its own reference; None without an ack.
     channel: str | None = None
     egress_ref: str | None = None
-    #: The interruption of the run, where the missing ack is the cause.
+    #: The interruption of the run, if the missing ack is the cause.
     interruption: str | None = None
 
 
@@ -45,11 +45,10 @@ class ExpectedIntent(msgspec.Struct, frozen=True):
 @state_option
 @config_option
 def intents(captures: tuple[str, ...], state_dir: str, config: Path | None, *, as_json: bool) -> int:
-    """List the intents of runs: those that are expected, acknowledged, unacknowledged.
+    """List the intents of runs, and which of them are acknowledged.
 
-    Of a session in the journal, the intents that are being sent are among them. The outbox of `egress` may be named
-    too. Exit code 3 if an intent is not
-    acknowledged: it was not sent, or nobody knows whether it was carried out.
+    For a session in the journal, they include intents that are being sent. The outbox of `egress` may be named too.
+    Exit code 3 if an intent is not acknowledged: it was not sent, or it is unknown whether it was carried out.
     """
     hanging = 0
     for name, session, found in _found(captures, state_dir, config):
@@ -70,7 +69,7 @@ def intents(captures: tuple[str, ...], state_dir: str, config: Path | None, *, a
 def _found(
     names: Iterable[str], state_dir: str, config: Path | None
 ) -> Iterator[tuple[str, str | None, list[ExpectedIntent]]]:
-    """Yield what each name stands for: its name for output, its session, its intents."""
+    """Yield the runs that the names stand for: the name for output, the session, the intents."""
     runs = []
     for name in names:
         if not is_outbox(Path(name)):

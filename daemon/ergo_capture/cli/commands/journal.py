@@ -27,7 +27,7 @@ def journal() -> None:
     "--bodies/--no-bodies",
     default=True,
     show_default=True,
-    help="Print what the frames hold, not only their headers.",
+    help="Print the bodies of frames, not only the headers.",
 )
 def cat(segment: Path, *, bodies: bool) -> int:
     """Print a segment as JSON Lines, one frame per line.

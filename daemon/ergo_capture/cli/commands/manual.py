@@ -67,7 +67,7 @@ def _help_of(ctx: click.Context, names: tuple[str, ...]) -> str:
 
 
 def _show(text: str) -> None:
-    """Print Markdown as it is, or on a terminal rendered and through a pager."""
+    """Print Markdown unchanged, or on a terminal rendered and through a pager."""
     if not sys.stdout.isatty():
         write_out(text.encode())
         return

@@ -1,4 +1,4 @@
-"""``ergo-capture recover``: write what can be proved of a damaged capture to a new place."""
+"""``ergo-capture recover``: write the provable part of a damaged capture to a new place."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from ergo_capture.units import counted
     metavar="SESSION",
     help="With --settle: give up this open session too, such as one whose graph is gone; may be repeated.",
 )
-@flag("--force", help="Replace what is there.")
+@flag("--force", help="Replace existing files.")
 @click.option(
     "--adapter-provenance",
     default="",
@@ -73,15 +73,15 @@ def recover(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Write what can be proved of a damaged capture to a new place, and count what was lost; the source is only read.
+    """Write the provable part of a damaged capture to a new place, and count what was lost; the source is only read.
 
-    It keeps the longest run of events from the beginning that lead to the decisions beside them. Other whole events
-    are set aside in a scenario beside the bundle, for `simulate`. What is written is verified.
+    It keeps the events from the beginning as long as they lead to their recorded decisions. Other whole events are set
+    aside in a scenario beside the bundle, for `simulate`. The written bundle is verified.
 
-    With --settle it writes what can be proved of quarantined sessions, and of segments that were saved when they were
-    removed under a daemon, into `journal.settled-N/salvaged` in the state directory; nobody is told of them any more.
+    With --settle it writes the provable part of quarantined sessions, and of segments that were saved when they were
+    removed under a daemon, to `journal.settled-N/salvaged` in the state directory. They are not reported any more.
 
-    Exit code 0 if everything was kept, 3 if something was lost, 1 if nothing could be saved.
+    Exit code 0 if everything was kept, 3 if something was lost, 1 if nothing could be salvaged.
     """
     if settle:
         if output is not None:
@@ -166,18 +166,18 @@ def _settle(state: Path, given_up: tuple[str, ...], *, as_json: bool) -> int:
         if not as_json:
             click.echo(f"{saved.directory.name}: settled as '{settled}', {counted(len(parts), 'part')} of sessions")
     if not count and not as_json:
-        click.echo(f"{state}: nothing is to be settled")
+        click.echo(f"{state}: there is nothing to settle")
     return int(outcome)
 
 
 def _take_out(state: Path, given_up: tuple[str, ...], storage: RealStorage) -> None:
-    """Take quarantined sessions, and those that are given up, out of the journal, where no daemon does it."""
+    """Take quarantined sessions, and those that are given up, out of the journal, if no daemon is running."""
     try:
         lock = storage.lock(state / "lock")
     except StorageError:
         if given_up:
             raise
-        # The daemon that runs has set them aside.
+        # The running daemon has set them aside.
         return
     with lock:
         take_out(state, given_up, storage)

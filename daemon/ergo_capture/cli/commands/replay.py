@@ -79,7 +79,9 @@ _UPDATE_SECONDS: Final = 0.1
     required=True,
     metavar="BUNDLE...",
 )
-@click.option("--engine", default="", metavar="SPEC", help=f"What runs the episodes: {FORMS}. Without it, as `verify`.")
+@click.option(
+    "--engine", default="", metavar="SPEC", help=f"The engine that runs the episodes: {FORMS}. Without it, as `verify`."
+)
 @timeout_option
 @click.option(
     "--pipeline",
@@ -90,7 +92,7 @@ _UPDATE_SECONDS: Final = 0.1
     help="Episodes that may be under way at once, where the adapter has no writable keys.",
 )
 @adapter_option
-@flag("--all-divergences", help="Go on after the first decision that differs, and name all.")
+@flag("--all-divergences", help="Continue after the first decision that differs, and name all.")
 @flag("--strict", help="Expect unique ids and these provenances.")
 @click.option(
     "--adapter-provenance",
@@ -138,8 +140,8 @@ def replay(
 ) -> int:
     """Run the episodes of bundles again with an engine, and explain the first decision that differs.
 
-    An engine that ends, hangs or answers something invalid is an error, unless it did the same at the capture. With the
-    graph's adapter, payloads, effects and the values of the context store are checked, too, as by `verify`.
+    It is an error if the engine ends, hangs or gives an invalid answer, unless it did the same at the capture. With the
+    graph's adapter, payloads, effects and the values of the context store are checked too, as by `verify`.
 
     Exit code 0 if all are the same, 4 if one diverges, 1 if one is unsound or cannot be replayed.
     """
@@ -186,9 +188,9 @@ def _check(spec: str) -> None:
 
 
 def _log_to_standard_error() -> None:
-    """Send what engines log to standard error; by default structlog prints it among the results.
+    """Send log lines of engines to standard error; by default structlog prints them among the results.
 
-    That an engine is away is no line of its own: the result says it.
+    Warnings are left out: the result states that an engine is away.
     """
     telemetry.configure("error", "console")
 
@@ -206,11 +208,11 @@ def replay_one(
 
     Args:
         run: the run.
-        engine: what runs the episodes; empty to verify only.
-        options: how to replay.
-        watcher: is told how far the replay is.
+        engine: the engine that runs the episodes; empty to verify only.
+        options: the options of the replay.
+        watcher: receives the progress.
         with_manifest: whether a bundle is compared with the manifest beside it first.
-        adapter: checks it against its adapter, too; None where none is given.
+        adapter: also checks it against its adapter; None for no such check.
     """
     result: dict[str, Any] = {"bundle": printable(run.name)}
     if run.decided_by:
@@ -258,7 +260,7 @@ def replay_one(
                 del problem["ok"], problem["exit"]
                 return result | {"outcome": _FAILED} | problem
         elif not explanations or found.index <= explanations[0].index:
-            # The payload comes before the decision: what the engine made of it follows.
+            # Report the payload's divergence: the decision's follows from it.
             same = bool(explanations) and found.index == explanations[0].index
             explanations, diverged = [explain(found, []), *explanations], diverged + (not same)
     if not explanations:
@@ -275,18 +277,18 @@ def _failure(error: ErgoCaptureError) -> dict[str, Any]:
 
 
 def _allowed_pipeline(asked: int, stream: RecordStream, adapter: AdapterCheck | None) -> tuple[int, list[str]]:
-    """Return how many episodes may be under way at once, and notes where that is fewer than were asked for."""
+    """Return how many episodes may be under way at once, and notes if that is fewer than were asked for."""
     if asked == 1 or stream.adapter_provenance == NO_ADAPTER_PROVENANCE:
         return asked, []
     if adapter is None:
-        return 1, ["episodes ran one after the other: whether the graph reads what it wrote, only --adapter says"]
+        return 1, ["episodes ran one after the other: without --adapter it is unknown whether effects write the store"]
     if writable := adapter.adapter.writable:
         return 1, [f"episodes ran one after the other: effects write {', '.join(writable)}"]
     return asked, []
 
 
 def _as_replayed(verified: dict[str, Any]) -> dict[str, Any]:
-    """Return the result of a verification in the shape of a replay's."""
+    """Return the result of a verification in the form of a replay's."""
     exit_code = verified.pop("exit")
     outcome = {ExitCode.OK: _SAME, ExitCode.DIVERGED: _DIVERGED}.get(exit_code, _FAILED)
     return {name: value for name, value in verified.items() if name not in ("bundle", "ok")} | {"outcome": outcome}
@@ -304,7 +306,7 @@ def _results(
 
 
 class _Notices(Watcher):
-    """Tells on standard error that the engine has not answered for a while."""
+    """Prints on standard error that the engine has not answered for a while."""
 
     def __init__(self, run: Capture) -> None:
         self._run = run
@@ -313,7 +315,7 @@ class _Notices(Watcher):
         """Print it."""
         self.tell(
             f"{printable(self._run.name)}: the engine has not answered decision {index}, event {event_id!r}, for "
-            f"{seconds:g} s; --timeout says how long it may take"
+            f"{seconds:g} s; --timeout limits the time"
         )
 
     def tell(self, notice: str) -> None:
@@ -332,7 +334,7 @@ class _Progress:
         return nullcontext()
 
     def watcher(self, run: Capture) -> Watcher:
-        """Return what a replay of the run tells how far it is."""
+        """Return the watcher of a replay of the run."""
         return _Notices(run)
 
 
@@ -370,7 +372,7 @@ class _Bar(_Notices):
         self._updated = 0.0
 
     def on_progress(self, decisions: int) -> None:
-        """Bring the bar up to date, ten times a second at most."""
+        """Update the bar, at most ten times a second."""
         if (now := time.monotonic()) - self._updated >= _UPDATE_SECONDS:
             self._updated = now
             self._shown.bars.update(self._shown.decisions, completed=decisions)
@@ -445,7 +447,7 @@ def _summary(results: list[dict[str, Any]], total: int, seconds: float) -> None:
         table.add_row(outcome, f"{count:,}")
     if len(results) < total:
         table.add_row(
-            "not looked at", f"{total - len(results):,}", "after the first that differs; --keep-going looks at all"
+            "not replayed", f"{total - len(results):,}", "after the first that differs; --keep-going replays all"
         )
     table.add_row("decisions", f"{sum(result.get('decisions', 0) for result in results):,}")
     table.add_row("took", f"{seconds:.1f} s")

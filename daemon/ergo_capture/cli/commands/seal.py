@@ -14,7 +14,7 @@ from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 @click.group(cls=Group)
 def seal() -> None:
-    """Make keys for seals, which chain a host's manifests together."""
+    """Create keys for seals, which chain a host's manifests together."""
 
 
 @seal.command(
@@ -25,13 +25,13 @@ def seal() -> None:
     ),
 )
 @click.option("--output", "-o", type=PATH, required=True, metavar="FILE", help="The key's file, which must not exist.")
-@click.option("--replaces", type=PATH, metavar="FILE", help="The key whose place it takes, and which endorses it.")
+@click.option("--replaces", type=PATH, metavar="FILE", help="The key that it replaces, and which endorses it.")
 def keygen(output: Path, replaces: Path | None) -> None:
-    """Make a key, and print its public key.
+    """Create a key, and print its public key.
 
-    The file is for the daemon alone. Keep the public key on another host: who has it can check what was sealed.
+    The file is for the daemon alone. Keep the public key on another host, where the seals are checked with it.
     """
-    from ergo_capture.seal.keys import encode_key, generate_key, read_key  # noqa: PLC0415 - needs what is not always installed
+    from ergo_capture.seal.keys import encode_key, generate_key, read_key  # noqa: PLC0415 - needs optional packages
 
     check_output(output, "seal key")
     key = generate_key(None if replaces is None else read_key(str(replaces.absolute())))

@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to go on trying when the daemon is away.",
+    help="How long to keep trying when the daemon is away.",
 )
-@flag("--resume-after-loss", help="Go on where the daemon has lost events that it had acknowledged.")
+@flag("--resume-after-loss", help="Continue if the daemon has lost events that it had acknowledged.")
 @flag("--json", "as_json", help="Print one line of JSON at the end.")
 @flag("--quiet", "-q", help="Show no progress.")
 def send(
@@ -73,11 +73,12 @@ def send(
 ) -> int:
     """Stream events to the daemon, close the session, and print the path of the bundle; several if it was rotated.
 
-    Takes events, frames, an `ergo-driver.v0` stream or a fixture of the reference. A stream without `end` leaves an
-    interrupted session; one of which no event is accepted leaves no bundle.
-    Continues without loss when the daemon is restarted. Exit code 3 if events were rejected, refused when their turn
-    came, or left over after an interruption of the run, or if acknowledged events are lost; events that the resumed
-    session held already are none of these.
+    The input is events, frames, an `ergo-driver.v0` stream or a fixture of the reference. A stream without `end` leaves
+    an interrupted session; a stream of which no event is accepted leaves no bundle. If the daemon is restarted, `send`
+    continues without loss.
+
+    Exit code 3 if events were rejected, refused when their turn came, or left over after an interruption of the run, or
+    if acknowledged events are lost. Events that a resumed session held already do not count.
     """
     chosen = labels_from(labels)
     if not socket:
@@ -143,7 +144,7 @@ def send(
 
             click.echo(describe_loss(published.session, lost), err=True)
         if client.reconnects:
-            click.echo(f"took the session up again {counted(client.reconnects, 'time')}", err=True)
+            click.echo(f"resumed the session {counted(client.reconnects, 'time')}", err=True)
         if bundles := _bundles(published):
             click.echo("\n".join(bundles))
         else:
@@ -153,7 +154,7 @@ def send(
 
 
 def _ended(terminations: dict[str, int]) -> str:
-    """Return how many episodes did not complete, as the end of a list; nothing where all did."""
+    """Return how many episodes did not complete, as the end of a list; empty if all did."""
     kinds = {"Failed": "failed", "TimedOut": "timed out", "Aborted": "aborted"}
     counts = {
         words: sum(count for ended, count in terminations.items() if ended.partition("(")[0] == name)
@@ -163,7 +164,7 @@ def _ended(terminations: dict[str, int]) -> str:
 
 
 def _bundles(published: Published) -> tuple[str, ...]:
-    """Return the paths of the session's bundles; none where no event was accepted."""
+    """Return the paths of the session's bundles; empty if no event was accepted."""
     return published.bundles or ((published.bundle,) if published.bundle else ())
 
 

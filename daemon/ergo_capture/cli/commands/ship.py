@@ -70,7 +70,7 @@ def run(config: Path | None, state_dir: str) -> int:
     with asyncio.Runner() as runner:
         runner.run(service.run())
         if service.left_behind:
-            # Python would wait for threads that a store holds.
+            # Exit at once: Python would wait for threads that hang on a store.
             telemetry.exit_at_once(int(ExitCode.OK))
     return int(ExitCode.OK)
 
@@ -80,10 +80,10 @@ def run(config: Path | None, state_dir: str) -> int:
 @state_option
 @_target_option
 def once(config: Path | None, state_dir: str, target: str | None) -> int:
-    """Ship what is due now, and say what is left.
+    """Ship the bundles that are due now, and print how many are left.
 
-    Exit code 0 if everything is shipped, 1 if a store failed or something is left, 3 if a bundle is not sent because it is
-    not what its manifest says.
+    Exit code 0 if everything is shipped, 1 if a store failed or bundles are left, 3 if a bundle is not sent because it
+    differs from its manifest.
     """
     import anyio  # noqa: PLC0415 - only to ship
 
@@ -144,7 +144,7 @@ def _tell_trouble(error: ErgoCaptureError | None) -> None:
 @_target_option
 @json_flag("target")
 def status(config: Path | None, state_dir: str, target: str | None, *, as_json: bool) -> None:
-    """Say what is shipped and announced and what is not, by the receipts beside the bundles; asks no store."""
+    """Show what is shipped and announced and what is not, from the receipts beside the bundles; no store is asked."""
     loaded = _only(_loaded(config, state_dir), target)
     for name, plan in _plans(loaded):
         silent = _unannounced(loaded, name, plan)
@@ -180,9 +180,10 @@ def status(config: Path | None, state_dir: str, target: str | None, *, as_json: 
 @config_option
 @_target_option
 def check(config: Path | None, target: str | None) -> int:
-    """Write, read and list a small object in each store, look at the stream of announcements, and say what is missing.
+    """Test each store with a small object, check the stream of announcements, and report what is missing.
 
-    Exit code 1 if a target cannot be shipped to, or a graph's bundles cannot be announced.
+    The object is written, read and listed. Exit code 1 if bundles cannot be shipped to a target, or if a graph's
+    bundles cannot be announced.
     """
     from ergo_capture.objects.opening import open_store  # noqa: PLC0415
     from ergo_capture.ship.audit import probe  # noqa: PLC0415
@@ -201,7 +202,7 @@ def check(config: Path | None, target: str | None) -> int:
             continue
         if not settings.url.startswith("file:"):
             click.echo(
-                "  not visible from here: the bucket's lifecycle rule; have it end multipart uploads after a day"
+                "  not visible from here: the bucket's lifecycle rule; it should end multipart uploads after a day"
             )
     if loaded.ship.announce.servers and not _check_stream(loaded):
         worst = ExitCode.FAILED
@@ -209,7 +210,7 @@ def check(config: Path | None, target: str | None) -> int:
 
 
 def _check_stream(config: Config) -> bool:
-    """Say what the stream of announcements is like; return whether it takes them."""
+    """Print the findings on the stream of announcements; return whether it takes them."""
     import anyio  # noqa: PLC0415
 
     from ergo_capture.ship.probing import probe_stream  # noqa: PLC0415
@@ -232,8 +233,8 @@ def _check_stream(config: Config) -> bool:
 @config_option
 @state_option
 @_target_option
-@flag("--read", help="Read every object and compare its SHA-256, and not only its size.")
-@flag("--store", "whole_store", help="Also look for every bundle of this host that a manifest in the store names.")
+@flag("--read", help="Read every object and compare its SHA-256, not only its size.")
+@flag("--store", "whole_store", help="Also check every bundle of this host that a manifest in the store names.")
 @seal_option("check this host's chain of seals in the store.")
 @flag("--dry-run", help="Delete no receipt.")
 @json_flag("object")
@@ -248,10 +249,10 @@ def audit(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Ask each store whether it still has what the receipts say.
+    """Check that each store still holds the bundles with receipts.
 
-    The receipt of a bundle that is missing or differs is deleted, so that it is shipped again. Exit code 3 if there is
-    one.
+    The receipt of a bundle that is missing or differs is deleted, so that the bundle is shipped again. Exit code 3 if
+    there is one.
     """
     from ergo_capture.cli.seals import print_chain  # noqa: PLC0415
     from ergo_capture.objects.opening import open_store  # noqa: PLC0415
@@ -341,7 +342,7 @@ def put(bundles: tuple[str, ...], config: Path | None, target: str | None) -> in
 
 
 def _announce(bundles: list[StoredBundle], config: Config) -> bool:
-    """Announce bundles that are shipped; return whether all of them are."""
+    """Announce shipped bundles; return whether all of them are announced."""
     import anyio  # noqa: PLC0415
 
     from ergo_capture import telemetry  # noqa: PLC0415
@@ -381,7 +382,7 @@ def _loaded(config: Path | None, state_dir: str) -> Config:
 
 
 def _only(config: Config, target: str | None) -> Config:
-    """Return the configuration with one target alone."""
+    """Return the configuration with only one target."""
     if target is None:
         return config
     if target not in config.ship.targets:
@@ -397,7 +398,7 @@ def _only(config: Config, target: str | None) -> Config:
 
 
 def _require_stores(config: Config) -> None:
-    """Raise where a target needs the extra that is not installed: nothing could ever be shipped there."""
+    """Raise if a target needs the extra and it is not installed: nothing could be shipped there."""
     if any(not target.url.startswith("file:") for target in config.ship.targets.values()):
         from ergo_capture.objects.remote import import_obstore  # noqa: PLC0415 - only for stores that are elsewhere
 
@@ -426,7 +427,7 @@ def _plan(bundles: Sequence[StoredBundle], name: str, target: TargetConfig) -> P
 
 
 def _unannounced(config: Config, name: str, plan: Plan) -> Plan:
-    """Return what a target holds and is not announced, as a plan; nothing where nobody announces."""
+    """Return the bundles that a target holds and that are not announced, as a plan; empty without announcements."""
     from ergo_capture.bundle.receipt import Receipts, place_of  # noqa: PLC0415
     from ergo_capture.ship.plan import Plan  # noqa: PLC0415
 
@@ -445,7 +446,7 @@ class _Progress:
         self._task: Any = None
 
     def expect(self, name: str, count: int, *, twice: bool) -> None:
-        """Begin a bar; what is read back counts too."""
+        """Begin a bar; bytes that are read back count too."""
         if self._bars is not None and count:
             self._task = self._bars.add_task(name, total=count * (2 if twice else 1))
 

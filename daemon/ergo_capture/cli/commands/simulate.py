@@ -45,8 +45,8 @@ _HOST_FIELDS: Final = frozenset({"driver_lines", "fixture", "engine_outcomes", "
 def simulate(scenario: str, output: Path | None, style: str, *, as_json: bool) -> int:
     """Run a scenario file through the supervisor and write its bundle, without a daemon.
 
-    A host case holds a driver's lines or a fixture, an adapter and what the engine returned: it is run as `ergo run`
-    runs it. A run that the reference refuses writes no bundle and ends with exit code 1.
+    A host case holds a driver's lines or a fixture, an adapter and the outcomes of the engine: it is run as by
+    `ergo run`. A run that the reference refuses writes no bundle and ends with exit code 1.
     """
     to_stdout = output is None or str(output) == "-"
     if as_json and to_stdout:
@@ -68,7 +68,7 @@ def simulate(scenario: str, output: Path | None, style: str, *, as_json: bool) -
     if as_json:
         click.echo(msgspec.json.encode(ended | {"bundle": None if bundle is None else str(output)}))
     elif outcome is not None:
-        # The reference's own words: those of a run that it kept go to standard output, refusals do not.
+        # Print the reference's words: for a run with a capture on standard output, for a refusal on standard error.
         click.echo(outcome.summary, err=to_stdout or bundle is None)
     return int(ExitCode.FAILED if bundle is None else ExitCode.OK)
 
@@ -105,7 +105,7 @@ def _is_case(text: bytes) -> bool:
     try:
         return not _HOST_FIELDS.isdisjoint(msgspec.json.decode(text, type=dict[str, msgspec.Raw]))
     except (ValueError, RecursionError):
-        # ``read_scenario`` says what is wrong.
+        # ``read_scenario`` reports the error.
         return False
 
 
@@ -124,7 +124,7 @@ def _run_case(text: bytes, name: str) -> Outcome:
 
 
 def _ended(outcome: Outcome) -> dict[str, Any]:
-    """Return how a host's run ended; names as in the reference's summary and errors."""
+    """Return the end of a host's run, with the names of the reference's summary and errors."""
     fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(outcome, bundle=None, refusal=None))
     del fields["bundle"]
     return fields | {"refusal": None if outcome.refusal is None else msgspec.to_builtins(outcome.refusal)}

@@ -1,4 +1,4 @@
-"""``ergo-capture status`` and ``top``: what the running daemon does, once or continuously."""
+"""``ergo-capture status`` and ``top``: the running daemon's status, once or continuously."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ergo_capture.cli.support.output import print_view
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.protocol.control import Status, StatusRequest
 
-#: The width of the output to a pipe, which has none of its own; with 80 columns sessions' names would be cut.
+#: The width of the output to a pipe; with 80 columns the ids of sessions would be cut.
 PIPE_COLUMNS: Final = 160
 #: Lines of ``top`` besides the rows of sessions, when nothing is wrong.
 _OTHER_LINES: Final = 22
@@ -37,7 +37,7 @@ def _ask(daemon: ControlConnection) -> bytes:
 @config_option
 @flag("--json", "as_json", help="Print one JSON object with every figure.")
 def status(socket: str, config: Path | None, *, as_json: bool) -> None:
-    """Show the running daemon's sessions, commits, journal, disk and refusals, and what a shutdown waits for.
+    """Show the running daemon's sessions, commits, journal, disk and refusals, and what a shutdown would wait for.
 
     Exit code 1 if no daemon answers.
     """
@@ -120,7 +120,7 @@ def _watch(path: Path, interval: float) -> None:
 
 @contextmanager
 def _keyboard() -> Iterator[Callable[[float], bool]]:
-    """Read keys without echo; yield a function that waits so many seconds and returns early and true if q is pressed.
+    """Read keys without echo; yield a function that waits for some seconds, and returns True early if q is pressed.
 
     Without a keyboard the function only waits.
     """
@@ -149,7 +149,7 @@ def _wait_for_q(seconds: float) -> bool:
         ready, _, _ = select.select([sys.stdin], [], [], left)
         if ready:
             keys = os.read(sys.stdin.fileno(), 64)
-            # At end of input the terminal is gone, and nobody watches.
+            # At the end of input the terminal is gone.
             if not keys or b"q" in keys.lower():
                 return True
     return False

@@ -1,4 +1,4 @@
-"""``ergo-capture systemd install``: units, service user and first configuration, where systemd looks for them."""
+"""``ergo-capture systemd install``: install units, service user and a first configuration."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ergo_capture.storage.atomic import write_bytes_atomic
 from ergo_capture.storage.write_error import as_written
 
 _SHIPPED_COMMAND: Final = "/usr/bin/ergo-capture"
-#: Not /etc, which is for the administrator's drop-ins, and not /usr/lib, which is the distribution's.
+#: The directory of the units: /etc is for the administrator's drop-ins, and /usr/lib for the distribution.
 _UNITS: Final = "usr/local/lib/systemd/system"
 _SYSUSERS: Final = "usr/local/lib/sysusers.d/ergo-capture.conf"
 #: The first version with Type=notify-reload; older ones take it for "simple".
 _NOTIFY_RELOAD: Final = 253
-#: A unit of 0.1.0. Whoever asked for the status of a stopped service started it.
+#: A unit of 0.1.0, with which asking for the status of a stopped service started it.
 _FORMER: Final = "ergo-capture-control.socket"
 #: The unit that ships bundles.
 _SHIP: Final = "ergo-capture-ship.service"
-#: What ``ProtectHome=yes`` and ``PrivateTmp=yes`` hide from the service.
+#: The directories that ``ProtectHome=yes`` and ``PrivateTmp=yes`` hide from the service.
 _HIDDEN: Final = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - nothing is written there
-#: What the shipped unit lets the service execute.
+#: The directories from which the shipped unit lets the service execute programs.
 _EXECUTABLE: Final = ("/usr", "/bin", "/lib", "/lib64", "/opt")
-#: What systemd refuses in the path of a command, quoted or not.
+#: The characters that systemd refuses in the path of a command, quoted or not.
 _REFUSED: Final = re.compile(r"""["'\\\x00-\x1f\x7f]""")
-#: The first lines of a script; pip has a shell find an interpreter whose path has spaces.
+#: The first lines of a script; for an interpreter whose path has spaces, pip writes a script for a shell.
 _SCRIPT: Final = re.compile(rb"#!\s*/bin/sh\s*\n'''exec' \"(?P<quoted>[^\"]+)\"|#!\s*(?P<plain>\S+)")
 
 
@@ -62,11 +62,11 @@ def systemd() -> None:
 def install(prefix: Path, command: Path | None, *, ship: bool, dry_run: bool) -> None:
     """Write the units, the definition of the service's user and a first configuration.
 
-    Prints the commands to run next. An existing configuration is kept. Units are replaced, drop-ins in
+    Print the commands to run next. An existing configuration is kept. Units are replaced, drop-ins in
     /etc/systemd/system are not.
     """
     runs = _command(command)
-    # One that is there is replaced as the others are.
+    # An installed unit for shipping is replaced like the others.
     ship = ship or (prefix / _UNITS / _SHIP).exists()
     files = {prefix / _UNITS / name: text for name, text in _units(runs, ship=ship)}
     files[prefix / _SYSUSERS] = _shipped("ergo-capture.sysusers.conf").read_text("utf-8")
@@ -75,7 +75,7 @@ def install(prefix: Path, command: Path | None, *, ship: bool, dry_run: bool) ->
         files[kept] = to_toml(Config(), comments=True)
     for path, text in files.items():
         if not dry_run:
-            # Unlike the daemon's own directories, these are readable for everybody, including the daemon's user.
+            # Unlike the daemon's own directories, these are readable for every user, including the daemon's.
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             write_bytes_atomic(path, text.encode(), what="systemd file")
             path.chmod(0o644)
@@ -118,7 +118,7 @@ def _command(given: Path | None) -> Path:
         )
     if as_written(runs) != str(runs) or _REFUSED.search(str(runs)):
         raise ErgoCaptureError(
-            f"install units: systemd runs no command with the path '{as_written(runs)}'",
+            f"install units: systemd cannot run a command with the path '{as_written(runs)}'",
             op="install units",
             path=as_written(runs),
             hint="install into a directory whose name is UTF-8, without quotes, backslashes and control characters",
@@ -138,7 +138,7 @@ def _command(given: Path | None) -> Path:
 
 
 def interpreters(runs: Path) -> list[Path]:
-    """Return the interpreter that a script names in its first lines, and where the one of its environment lies."""
+    """Return the interpreter in the first lines of a script, and the home of its virtual environment's interpreter."""
     found: list[Path] = []
     with suppress(OSError), runs.open("rb") as file:
         match = _SCRIPT.match(file.readline(4096) + file.readline(4096))
@@ -164,7 +164,7 @@ def _executable(runs: Path) -> list[str]:
 
 
 def quoted(word: str) -> str:
-    """Return a path as one word of a line in a unit: specifiers escaped, quoted where it has to be."""
+    """Return a path as one word of a line in a unit: with specifiers escaped, and quoted if necessary."""
     word = word.replace("%", "%%")
     if re.fullmatch(r"[\w/.+:@=%-]+", word):
         return word

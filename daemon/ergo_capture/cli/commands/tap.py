@@ -51,7 +51,7 @@ def tap(of: str, socket: str, config: Path | None, rate: int, *, as_json: bool) 
 
 
 def _in_words(item: Answer) -> str:
-    """Return one item of a tap as a line for people."""
+    """Return one item of a tap as a line of text."""
     if isinstance(item, Skipped):
         return f"skipped {item.count:,}"
     if isinstance(item, Ended):

@@ -55,7 +55,7 @@ from ergo_capture.errors import ExitCode
 @jobs_option
 @no_manifest_flag
 @quiet_flag
-@flag("--verbose", "-v", help="Print what the notes sum up, too.")
+@flag("--verbose", "-v", help="Also print the details that the notes sum up.")
 @state_option
 @config_option
 @json_flag("bundle")
@@ -74,11 +74,11 @@ def verify(
 ) -> int:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
 
-    Where a manifest stands beside a bundle, its size and SHA-256 come first. Of a session that goes on, what is decided
-    is checked.
+    A bundle with a manifest beside it is first compared with its size and SHA-256. For a session that goes on, the
+    decided events are checked.
 
-    With the graph's adapter, the context store is built again from the effects, and each payload has to be what the host
-    makes of it. The manifest proves which values came from the store; without it, the output says what was checked.
+    With the graph's adapter, the context store is rebuilt from the effects, and each payload has to be the one that the
+    host derives. The manifest proves which values came from the store; without it, the output says what was checked.
 
     Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if a bundle is unsound or cannot be read.
     """
@@ -92,7 +92,7 @@ def verify(
             partial(check_run, with_manifest=not no_manifest), runs, jobs, op="verify"
         )
     else:
-        # With an adapter one after the other: what a part leaves in the store is what the next one begins with.
+        # With an adapter, check one after the other: the store at the end of a part is where the next one begins.
         one = partial(check_run, with_manifest=not no_manifest, adapter=adapter_check, jobs=jobs)
         results = map(one, runs)
     bar = ReadingBar(quiet=quiet)

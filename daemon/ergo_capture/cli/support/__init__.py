@@ -1,1 +1,1 @@
-"""What several commands share: declaring arguments, output, finding captures, talking to a daemon."""
+"""Code shared by several commands: declaring arguments, output, finding captures, talking to a daemon."""

@@ -1,4 +1,4 @@
-"""Bundle files, from names on the command line: files, directories and patterns; and the manifests beside them."""
+"""Find the bundle files that names on the command line stand for, and the manifests beside them."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def bundles_below(directory: Path) -> list[Path]:
         OSError: a directory cannot be read.
     """
     named = (path for path in list_files(directory) if path.name.endswith(_SUFFIXES))
-    # A pipe that nobody named would block the reader. A dangling link is kept: its bundle is missing.
+    # Leave out a pipe, which would block the reader. Keep a dangling link, because its bundle is missing.
     return [path for path in named if path.is_file() or not path.exists()]
 
 
 def manifest_beside(path: Path) -> Manifest | None:
-    """Return the manifest of a bundle, or None where there is none that can be read."""
+    """Return the manifest of a bundle; None if there is none, or if it cannot be read."""
     try:
         return read_manifest(manifest_path(path))
     except (ManifestError, OSError):
@@ -65,7 +65,7 @@ def manifest_beside(path: Path) -> Manifest | None:
 
 
 def refuse_empty(name: str) -> None:
-    """Raise for an empty name: the file system takes it for the current directory, but it is an unset variable."""
+    """Raise for an empty name, which is probably an unset variable: it would stand for the current directory."""
     if not name:
         raise ErgoCaptureError(
             "find bundles: a name is empty",

@@ -1,6 +1,6 @@
-"""What a name on the command line stands for: bundles, a journal, a state directory or a session.
+"""Find the runs that a name on the command line stands for: bundles, a journal, a state directory or a session.
 
-Each run is a stream of events and decisions, wherever it is. Bundle files only: ``bundle_files.py``.
+``Capture`` opens each of them as a stream of events and decisions. ``bundle_files.py`` finds bundle files only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ergo_capture.objects import SCHEMES
 if TYPE_CHECKING:
     from ergo_capture.journal.session_stream import PartStream
 
-#: Names that end so are files, though they may not exist.
+#: Names with these suffixes are files, even if they do not exist.
 _FILES: Final = (".json", COMPRESSED_SUFFIX)
 #: The description of an argument that ``captures_in`` reads.
 ANY_CAPTURE: Final = "Bundles, directories of bundles, patterns, a journal, a state directory, a session's id, or the URL of a shipped bundle."
@@ -57,7 +57,7 @@ class Capture:
 
     @property
     def decided_by(self) -> str:
-        """What made the run's decisions, where it was not the graph's engine; empty otherwise."""
+        """The maker of the run's decisions; empty for the graph's engine."""
         about = manifest_beside(self.bundle) if self.bundle is not None else self.part and self.part.description
         return about.decided_by if about else ""
 
@@ -68,7 +68,7 @@ class Capture:
 
     @property
     def is_open(self) -> bool:
-        """Whether the run goes on, so that events may be without decisions."""
+        """Whether the run goes on, so that events may have no decisions yet."""
         if self.part is None:
             return False
         from ergo_capture.journal.session_stream import OPEN  # noqa: PLC0415 - bundles need no journal
@@ -80,8 +80,8 @@ class Capture:
         """Open the run's events and decisions.
 
         Args:
-            only_to_show: go on, with a note, where the bundle is of another format version.
-            by_index: whether only a part of a bundle is wanted, which the index beside it may tell where it is.
+            only_to_show: whether to open a bundle of another format version too, and print a note.
+            by_index: whether only a part of a bundle is wanted, so that the index beside it may be used.
 
         Raises:
             ErgoCaptureError: it cannot be read, or is of another format version.
@@ -95,7 +95,7 @@ class Capture:
 
     @contextmanager
     def _by_index(self) -> Iterator[RecordStream]:
-        """Open a bundle by the index beside it, if it can be, and say afterwards how much of it was read."""
+        """Open a bundle by the index beside it, if possible, and print afterwards how much of it was read."""
         from ergo_capture.bundle.reader.index import open_indexed  # noqa: PLC0415 - few commands read a part
 
         indexed = None if self.bundle is None else open_indexed(self.bundle)
@@ -106,14 +106,14 @@ class Capture:
         with indexed:
             yield indexed
         click.echo(
-            f"note: {indexed.bytes_read:,} of {indexed.size:,} bytes of '{printable(self.name)}' were read, as its index "
-            "has them; the rest was not",
+            f"note: {indexed.bytes_read:,} of {indexed.size:,} bytes of '{printable(self.name)}' were read, by its "
+            "index; the rest was not",
             err=True,
         )
 
     @contextmanager
     def open_any(self, *, guess: bool = False) -> Iterator[RecordStream]:
-        """Open the run's events and decisions, of whatever format version.
+        """Open the run's events and decisions, of any format version.
 
         Args:
             guess: whether the ends of a bundle's lists may be guessed (``BundleStream``).
@@ -143,7 +143,7 @@ def _of_another_version(bundle: Path, version: str) -> ErgoCaptureError:
         f"'{CAPTURE_FORMAT_VERSION}'",
         op="read capture bundle",
         path=bundle,
-        hint="use the release that wrote it; `ergo-capture info` and `ergo-capture cat` show what can be read of it",
+        hint="use the release that wrote it; `ergo-capture info` and `ergo-capture cat` show the readable part of it",
     )
 
 
@@ -169,7 +169,7 @@ def captures_in(names: Iterable[str], state_dir: str = "", config: Path | None =
 
 
 def files_and_sessions(names: Iterable[str], state_dir: str = "", config: Path | None = None) -> list[Capture]:
-    """Return the runs that names stand for, each once, where directories stand for their bundle files alone.
+    """Return the runs that names stand for, each once; directories stand only for their bundle files.
 
     The arguments are those of ``captures_in``.
 
@@ -230,7 +230,7 @@ def journal_and_session(name: str, state_dir: str = "", config: Path | None = No
         return journal, ""
     if path.exists():
         raise ErgoCaptureError(
-            f"follow '{name}': that is a file, and only a journal goes on",
+            f"follow '{name}': it is a file, and only a journal can be followed",
             op="follow",
             path=name,
             hint="name a session, a state directory, or its journal",
@@ -286,7 +286,7 @@ def _of_store(url: str, config: Path | None) -> list[Capture]:
             f"find bundles: there are {how_many} at '{url}'",
             op="find bundles",
             path=url,
-            hint="name a bundle's object, its manifest, or what they are below, such as URL/manifests/date=2026-11-28",
+            hint="name a bundle's object, its manifest, or a prefix of them, such as URL/manifests/date=2026-11-28",
         )
     directory = Path(tempfile.mkdtemp(prefix="ergo-capture-"))
     click.get_current_context().call_on_close(lambda: shutil.rmtree(directory, ignore_errors=True))
@@ -318,7 +318,7 @@ def _in_directory(path: Path) -> list[Capture]:
             f"look at '{path}': the {kind} holds no session",
             op="find capture",
             path=path,
-            hint="`ergo-capture send` makes one",
+            hint="`ergo-capture send` creates one",
         )
     return found
 
@@ -339,9 +339,9 @@ def _parts(journal: Path, *, published: bool = True) -> list[Capture]:
 def _in_state(state: Path) -> list[Capture]:
     """Return every part of every session once: from its bundle, or else from the journal.
 
-    The journal is read first, so that a part that is published meanwhile is not missed. A bundle of a part that is still
-    open is a snapshot, older than what the journal has. Beside a finished one the journal is the older: it was restored
-    from a backup, or the bundle was published meanwhile.
+    The journal is read first, so that a part that is published meanwhile is not missed. The bundle of an open part is a
+    snapshot, and the journal is newer. A finished bundle is newer than the journal, which was restored from a backup or
+    read before the bundle was published.
     """
     parts = _parts(state / "journal", published=False)
     named = {_name_of(capture.part): capture for capture in parts if capture.part is not None}
@@ -378,7 +378,7 @@ def _of_session(session: str, state: Path) -> list[Capture]:
 
 
 def _is_part_of(name: str, stem: str) -> bool:
-    # A part's number, and after it that of a bundle beside a finished one.
+    # The number of a part may be followed by that of a bundle beside a finished one.
     return name.startswith(stem) and re.fullmatch(r"(~\d+){0,2}", name.removeprefix(stem), re.ASCII) is not None
 
 
@@ -393,5 +393,5 @@ def _nothing(name: str, state: Path) -> ErgoCaptureError:
         f"find '{name}': there is neither a file of that name nor, in '{state}', a session",
         op="find capture",
         path=name,
-        hint="name a path, or say with --state-dir where the session is; `ergo-capture status` lists those that are open",
+        hint="name a path, or give the session's --state-dir; `ergo-capture status` lists open sessions",
     )

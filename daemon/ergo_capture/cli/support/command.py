@@ -1,4 +1,4 @@
-"""Commands and arguments as this program declares them: click's, with help for arguments and with examples.
+"""Declare commands and arguments: click's, with help for arguments and with examples.
 
 An option is declared with ``click.option``; everything else with the functions of this module.
 """
@@ -16,7 +16,7 @@ from ergo_capture.cli.support.output import is_unicode
 
 #: The name of the program, in usage lines and completion scripts.
 PROGRAM_NAME: Final = "ergo-capture"
-#: The environment variable in which a shell's completion function says what it asks for.
+#: The environment variable with the instruction of a shell's completion function.
 COMPLETION_VARIABLE: Final = "_ERGO_CAPTURE_COMPLETE"
 
 
@@ -24,7 +24,7 @@ class _NamedPath(click.Path):
     """A path that is not empty: the file system takes an empty one for the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path; fail where it is empty, as a variable of the shell is that is not set."""
+        """Return the path; fail if it is empty, which is probably an unset variable of the shell."""
         if value == "":
             self.fail("It is empty: is a variable of the shell not set? The current directory is '.'.", param, ctx)
         return super().convert(value, param, ctx)
@@ -42,7 +42,7 @@ class FiniteRange(click.FloatRange):
     """A range of floats that rejects NaN, which compares as neither too small nor too large."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number; fail where the text is none, NaN or outside the range."""
+        """Return the number; fail if the text is not a number, is NaN or is outside the range."""
         number = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value} is not a number.", param, ctx)
@@ -73,7 +73,7 @@ class Command(click.Command):
         self.examples = examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; fail where one that is not a path is not UTF-8: protocol, journal and bundles are."""
+        """Parse the arguments; fail if one that is not a path is not UTF-8, as in the protocol and in bundles."""
         rest = super().parse_args(ctx, args)
         for parameter in self.get_params(ctx):
             value = ctx.params.get(parameter.name or "")
@@ -99,7 +99,7 @@ class Command(click.Command):
             formatter.write_dl([record for option in options if (record := option.get_help_record(ctx)) is not None])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples, one a line, however long they are."""
+        """Write the examples, one a line, without wrapping them."""
         del ctx
         if self.examples:
             formatter.write_paragraph()
@@ -134,7 +134,7 @@ class Group(click.Group):
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return a sentence that suggests the closest known name, or nothing where none is close."""
+    """Return a sentence that suggests the closest known name; empty if none is close."""
     from difflib import get_close_matches  # noqa: PLC0415 - only for a mistyped name
 
     closest = get_close_matches(name, known, 1)
@@ -142,7 +142,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def command(name: str | None = None, *, examples: Sequence[str] = ()) -> Callable[[Callable[..., int | None]], Command]:
-    """Declare a command; the function's docstring is its help and what the function returns the exit code."""
+    """Declare a command: the function's docstring is its help, and its return value the exit code."""
     return click.command(name, cls=Command, examples=examples)
 
 
@@ -207,13 +207,13 @@ def labels_from(texts: Iterable[str]) -> dict[str, str]:
 
 
 def seal_option(does: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option ``--seal``, which takes a public key or a file with it, and gives the key.
+    """Return the option ``--seal``, which takes a public key or a file with it, and passes the key to the command.
 
-    The key is read before the command does anything. An empty text, such as that of a variable that is not set, is no
-    key: a check that was asked for is not left out.
+    The key is read before the command does anything. An empty text, such as that of an unset variable, is an error:
+    the check that was asked for must not be left out.
 
     Args:
-        does: what the command does with the key, for the help.
+        does: the use of the key by the command, for the help.
     """
 
     def key_of(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:

@@ -1,6 +1,6 @@
-"""Shell completion: print or install the script that asks this program for the words that fit.
+"""Shell completion: print or install the script that asks this program for completions.
 
-The scripts are click's. They are installed to the places that each shell's users keep such files in.
+The scripts are click's. They are installed in the usual places of each shell.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ergo_capture.errors import ErgoCaptureError
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
-#: Ancestors of this process that are looked at; a few wrappers may be between the shell and this program.
+#: How many ancestors of this process are examined; there may be wrappers between the shell and this program.
 _MOST_ANCESTORS: Final = 8
 _ZSH_SETUP: Final = "fpath+=~/.zfunc; autoload -Uz compinit; compinit"
 

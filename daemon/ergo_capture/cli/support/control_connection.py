@@ -1,4 +1,4 @@
-"""A connection to the running daemon's control socket, for the commands that ask it something."""
+"""A connection to the running daemon's control socket, for commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.protocol.address import socket_path
 from ergo_capture.protocol.control import Answer, Error, Request, encode, read_answer
 
-#: Seconds to wait for an answer. A daemon that is composing a bundle or recovering answers late.
+#: Seconds to wait for an answer; while it composes a bundle or recovers, the daemon answers late.
 TIMEOUT: Final = 10.0
 #: The kernel's table of Unix sockets, and the flag of those that listen (__SO_ACCEPTCON).
 _SOCKETS: Final = Path("/proc/net/unix")
@@ -48,11 +48,11 @@ class ControlConnection:
     """A connection to the control socket, for one request after the other.
 
     Args:
-        path: of the control socket.
-        timeout: seconds to wait for each answer; None waits without limit.
+        path: the path of the control socket.
+        timeout: seconds to wait for each answer; None for no limit.
 
     Raises:
-        DaemonAway: nobody listens there.
+        DaemonAway: no process listens there.
     """
 
     def __init__(self, path: Path, timeout: float | None = TIMEOUT) -> None:
@@ -77,13 +77,13 @@ class ControlConnection:
         try:
             self._socket.sendall(encode(request))
         except BrokenPipeError:
-            # A daemon that refuses the connection says why before it hangs up, and that can still be read.
+            # A daemon that refuses the connection sends the reason before it hangs up, which can still be read.
             pass
         except OSError as error:
             raise self._away(error) from error
         answer = self.answer_in(self.read())
         if not isinstance(answer, kind):
-            raise _unknown(f"it is no {kind.__name__}")
+            raise _unknown(f"it is not {kind.__name__}")
         return answer
 
     def answer_in(self, line: bytes) -> Answer | None:
@@ -97,7 +97,7 @@ class ControlConnection:
         return answer
 
     def read(self, wait: Callable[[], None] = lambda: None) -> bytes:
-        """Return the next line. ``wait`` is called before each time that this waits for the daemon.
+        """Return the next line; call ``wait`` before each wait for the daemon.
 
         Raises:
             DaemonAway: the daemon went away, or did not answer in time.
@@ -118,7 +118,7 @@ class ControlConnection:
         """Yield every further line, without a time limit.
 
         Args:
-            reader: a descriptor that this process writes to, as standard output; it may be a pipe that closes meanwhile.
+            reader: a descriptor that this process writes to, such as standard output; its other end may be closed.
 
         Raises:
             BrokenPipeError: the other end of ``reader`` was closed.
@@ -127,7 +127,7 @@ class ControlConnection:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         if reader is not None:
-            # poll reports a broken pipe whatever events are asked for.
+            # poll reports a broken pipe without asking for any event.
             poll.register(reader, 0)
 
         def wait() -> None:
@@ -184,11 +184,11 @@ def _unknown(reason: str) -> ErgoCaptureError:
 
 
 def why_away(error: OSError | None) -> tuple[str, str]:
-    """Return why there is no answer, and a hint; None stands for a connection that the daemon ended."""
+    """Return the reason why there is no answer, and a hint; None stands for a connection that the daemon ended."""
     start = "start it with `ergo-capture serve`, or name its socket with --socket or its configuration with --config"
     match error:
         case None | ConnectionResetError():
-            return "it has hung up", "ask again; if that goes on, look at the daemon's log"
+            return "it has hung up", "try again; if it happens again, see the daemon's log"
         case FileNotFoundError():
             return "no daemon is there", start
         case ConnectionRefusedError():
@@ -196,5 +196,5 @@ def why_away(error: OSError | None) -> tuple[str, str]:
         case PermissionError():
             return "this user may not", "ask as the daemon's user or as root"
         case TimeoutError():
-            return "it does not answer", "it may be very busy or stopped; look at its log"
+            return "it does not answer", "it may be very busy or suspended; see its log"
     return error.strerror or str(error), start

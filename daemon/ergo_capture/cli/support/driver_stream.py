@@ -35,13 +35,13 @@ def parts_of_session(name: str, state_dir: str = "", config: Path | None = None)
     parts: dict[int, Capture] = {}
     for capture in found:
         number, is_beside = part_of(capture)
-        # A bundle beside a finished one holds other events; a part may be found in the journal and as a bundle.
+        # Leave out a bundle beside a finished one: it holds other events. A part may be in the journal and in a bundle.
         if not is_beside:
             parts.setdefault(number, capture)
     for number in range(1, max(parts) + 1):
         if number not in parts:
             raise ErgoCaptureError(
-                f"read session '{name}': part {number} of {max(parts)} is not there",
+                f"read session '{name}': part {number} of {max(parts)} is missing",
                 op="find session",
                 path=name,
                 hint="its bundle was moved or deleted; name the bundles that are left one by one",
@@ -61,7 +61,7 @@ def part_of(capture: Capture) -> tuple[int, bool]:
 def semantic_kinds(capture: Capture) -> Iterator[str | None]:
     """Return the semantic kinds of a run's events: from its journal, or from the manifest beside its bundle.
 
-    A bundle itself has no room for them: they are None, without end, where its manifest says nothing of them.
+    A bundle itself does not hold them: without a manifest that has them, the iterator yields None without end.
     """
     if capture.part is not None:
         return capture.part.semantic_kinds()
@@ -72,10 +72,10 @@ def semantic_kinds(capture: Capture) -> Iterator[str | None]:
 
 
 def note_without_kind(count: int, total: int) -> None:
-    """Say on standard error that ``count`` of ``total`` events have no semantic kind, if any has none."""
+    """Print on standard error that ``count`` of ``total`` events have no semantic kind, if any has none."""
     if count:
         click.echo(
-            f"{count:,} of {counted(total, 'event')} without semantic_kind: none was sent, or no manifest beside the "
-            "bundle says it. `ergo run` with an adapter refuses such an event",
+            f"{count:,} of {counted(total, 'event')} without semantic_kind: none was sent, or there is no manifest "
+            "beside the bundle that has it. `ergo run` with an adapter refuses such an event",
             err=True,
         )

@@ -1,8 +1,8 @@
-"""Event lines from a file or a pipe, for ``ergo-capture send``.
+"""Read event lines from a file or a pipe, for ``ergo-capture send``.
 
 The input is JSON Lines: bare events, ``event`` or ``events`` frames, a whole ``ergo-driver.v0`` stream or a fixture
-(``input_form.py``), plain or compressed (``input_text.py``). Lines are sent unchanged, and only as much is parsed as it
-takes to find the events and their ids; the daemon reports what is wrong with an event.
+(``input_form.py``), plain or compressed (``input_text.py``). Lines are sent unchanged, and parsed only to find the
+events and their ids; the daemon reports errors in events.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ergo_capture.cli.support.input_form import EventLine, InputForm
 from ergo_capture.cli.support.input_text import READ_BYTES, InputText
 from ergo_capture.errors import ErgoCaptureError
 
-#: Bytes of the longest line where the daemon has not said how long one may be.
+#: Longest line in bytes, if the daemon has not sent its limit.
 MAX_LINE_BYTES: Final = 1 << 20
-#: Bytes that are kept of a line that is too long, to name it.
+#: How many bytes of a line that is too long are kept, for messages.
 _BEGINNING: Final = 200
 
 
@@ -52,15 +52,15 @@ class EventLines:
     async def batches(
         self, limit: int = MAX_LINE_BYTES, on_too_long: Callable[[bytes, int], None] = lambda _beginning, _number: None
     ) -> AsyncIterator[list[EventLine]]:
-        """Yield event lines in batches, as they arrive.
+        """Yield event lines in lists, as they arrive.
 
         Args:
-            limit: bytes of the longest line; longer ones are left out.
+            limit: longest line in bytes; longer ones are left out.
             on_too_long: called with the beginning of each line that is left out, and its number, from 1.
 
         Raises:
             ErgoCaptureError: the input cannot be read any further.
-            InputRefused: nothing of it can be sent.
+            InputRefused: no event of it can be sent.
         """
         lines, form = _Lines(limit, on_too_long), self.form
         try:
@@ -90,7 +90,7 @@ class EventLines:
     async def _read(self) -> bytes:
         while True:
             if self._may_wait:
-                # Wait here and not in the reading thread: that cannot be cancelled, and Ctrl-C would wait for the next line.
+                # Wait here, not in the reading thread, which cannot be cancelled: Ctrl-C would wait for the next line.
                 await anyio.wait_readable(self._file.fileno())
             data: bytes | None = await self._file.read(READ_BYTES)
             if data is not None:
@@ -104,13 +104,13 @@ class EventLines:
             f"read events from {'standard input' if self.name == '-' else repr(self.name)}: {reason}",
             op="read events",
             path=self.name,
-            hint=hint + "; what was sent before is captured" if begun else hint,
+            hint=hint + "; events that were sent before are captured" if begun else hint,
         )
 
     async def __aenter__(self) -> Self:
         try:
             if self.name == "-":
-                # Where standard input is closed, descriptor 0 may belong to another file.
+                # If standard input is closed, descriptor 0 may belong to another file.
                 if sys.stdin is None:
                     raise OSError(errno.EBADF, "it is closed")
                 self._file = await aiofiles.open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
@@ -121,7 +121,7 @@ class EventLines:
         except OSError as error:
             raise self._unreadable(error) from error
         self.size = found.st_size if stat.S_ISREG(found.st_mode) else None
-        # An event loop can wait for these; anything else, such as a device, is read at once.
+        # An event loop can wait for these; any other file, such as a device, is read directly.
         self.is_typed = os.isatty(self._file.fileno())
         self._may_wait = stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode) or self.is_typed
         return self
@@ -144,7 +144,7 @@ class _Lines:
     """
 
     def __init__(self, limit: int, on_too_long: Callable[[bytes, int], None]) -> None:
-        #: How many lines have ended.
+        #: The number of lines that have ended.
         self.ended = 0
         self._limit = limit
         self._on_too_long = on_too_long

@@ -1,7 +1,8 @@
-"""What the lines of an input are, for ``ergo-capture send``: events and frames, a driver's stream, or a fixture.
+"""Find the events in an input of ``ergo-capture send``: events and frames, a driver's stream, or a fixture.
 
-The first line tells. A stream begins with a ``hello`` of ``ergo-driver.v0``, and is heard as the reference hears it: it
-is interrupted where it breaks off without ``end`` or goes on after it. A fixture is read whole before its first event.
+The first line decides the form. A stream begins with a ``hello`` of ``ergo-driver.v0``, and is read as the reference
+reads it: it is interrupted if it stops without ``end`` or goes on after it. A fixture is read whole before its first
+event is sent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ergo_capture.protocol.driver import LineKind, hosted_event_line, read_drive
 
 
 class EventLine(NamedTuple):
-    """A line to send, and the id of its event; the id is empty where the line has none."""
+    """A line to send, and the id of its event; the id is empty if the line has none."""
 
     line: bytes
     event_id: str
@@ -35,7 +36,7 @@ class EventLine(NamedTuple):
 
 
 class InputRefused(ErgoCaptureError):
-    """An input is refused before any event of it was sent."""
+    """An input was refused before any event of it was sent."""
 
 
 class _Id(msgspec.Struct):
@@ -74,7 +75,7 @@ class _Form(Enum):
     FRAMES = auto()
     #: A driver's stream.
     STREAM = auto()
-    #: One that has ended.
+    #: A driver's stream that has ended.
     ENDED = auto()
     FIXTURE = auto()
 
@@ -89,9 +90,9 @@ class InputForm:
     def __init__(self, name: str) -> None:
         #: Whether a stream has ended, and nothing came after it: an empty line then matters too.
         self.is_at_end = False
-        #: Called with each line behind the end of a stream, its number, and why it is refused.
+        #: Called with each line after the end of a stream, its number, and the reason why it is refused.
         self.on_refused: Callable[[bytes, int, str], None] = lambda _line, _number, _why: None
-        #: The reason for which a stream was interrupted, in the reference's word; None where it was not.
+        #: The reference's word for the interruption of a stream; None for none.
         self.interruption: IngressReason | None = None
         self._name = name
         self._form = _Form.UNKNOWN
@@ -164,7 +165,7 @@ class InputForm:
         if found.kind is LineKind.EVENT:
             return [EventLine(found.frame, found.text, number)]
         if found.kind is LineKind.UNREADABLE:
-            # The daemon reports what is wrong with it.
+            # The daemon reports the error in it.
             return list(_events_of(line, number))
         if found.kind is LineKind.END:
             self._form, self._behind, self.is_at_end = _Form.ENDED, "it came after `end`", True
@@ -180,7 +181,7 @@ class InputForm:
 
         is_bound = any(b'"semantic_kind"' in line for _, line in self._fixture)
         try:
-            # With an adapter the daemon reads the numbers as the reference does; without one, nobody does later.
+            # With an adapter the daemon reads the numbers as the reference does; without one they are not read again.
             numbers = "exact" if is_bound else "reference"
             text = self._fixture_text().decode()
             episodes = read_fixture(text, bound=is_bound, numbers=numbers, name=self._name)  # type: ignore[arg-type]
@@ -212,7 +213,7 @@ def _events_of(line: bytes, number: int) -> Iterator[EventLine]:
     try:
         frame = _line.decode(line)
     except (ValueError, RecursionError):
-        # Send it all the same: the daemon reports what is wrong with it.
+        # Send it anyway: the daemon reports the error in it.
         yield EventLine(line + b"\n", "", number)
         return
     if frame.type == EVENT:
@@ -222,7 +223,7 @@ def _events_of(line: bytes, number: int) -> Iterator[EventLine]:
             yield EventLine(wrap_event(event), _id_of(event), number)
     # Frames around the events are left out: `send` writes its own.
     elif frame.type not in REQUEST_TYPES:
-        # Also without an id: the daemon rejects and counts an unknown line, and none is dropped silently.
+        # Send it even without an id: the daemon rejects and counts an unknown line, so none is dropped silently.
         yield EventLine(wrap_event(line), frame.event_id if isinstance(frame.event_id, str) else "", number)
 
 

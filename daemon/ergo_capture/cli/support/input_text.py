@@ -1,6 +1,6 @@
-"""The text of a file or pipe that a user gives to a command: compressed or not, with or without a byte order mark.
+"""Read the text of a file or pipe: compressed or not, with or without a byte order mark.
 
-Gzip and zstd are recognised by their first bytes, whatever the name. A few bytes of either can stand for gigabytes, so
+Gzip and zstd are recognized by their first bytes, not by the name. A few bytes of either can expand to gigabytes, so
 the text comes in pieces of bounded size.
 """
 
@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, Protocol
 READ_BYTES: Final = 1 << 18
 #: Largest text that ``read_input`` returns, in bytes.
 MAX_BYTES: Final = 1 << 30
-#: Bytes of a piece of decompressed text at the most. A piece of newlines has as many lines.
+#: Largest piece of decompressed text, in bytes; a piece of newlines has as many lines.
 _PIECE_BYTES: Final = 1 << 18
 #: Bytes that tell the forms of input apart.
 _MAGIC_BYTES: Final = 4
@@ -58,7 +58,7 @@ class InputText:
         """Yield the rest of the text at the end of the input.
 
         Raises:
-            OSError: as ``feed``; also where the input is cut off.
+            OSError: as ``feed``; also if the input is cut off.
         """
         if not self._begun:
             yield from self._text(self._begin())
@@ -82,7 +82,7 @@ class InputText:
 
 
 class _Decompressor(Protocol):
-    """What zlib's and zstandard's objects have in common: one member of a file, or one frame."""
+    """The common interface of zlib's and zstandard's decompressors of one member or frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -99,8 +99,8 @@ class _Frames:
     Args:
         begin: returns a decompressor for the next one.
         slice_bytes: bytes that are decompressed at a time.
-        padding: what may be between two and after the last.
-        errors: what ``begin`` and its objects raise.
+        padding: bytes that may follow a member or frame.
+        errors: the exceptions that ``begin`` and its objects raise.
     """
 
     def __init__(
@@ -146,14 +146,14 @@ def _cut(text: bytes) -> Iterator[bytes]:
 
 
 def _frames_of(head: bytes) -> _Frames | None:
-    """Return what decompresses a file that begins so; None where it is not compressed."""
+    """Return the decompressor for a file that begins with ``head``; None if it is not compressed."""
     if head.startswith(_GZIP):
-        # Deflate expands a byte to 1032 at the most.
+        # Deflate expands a byte to at most 1032.
         return _Frames(lambda: zlib.decompressobj(_MEMBER), 1 << 10, b"\0", (zlib.error,))
     if head.startswith(_ZSTD) or (head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50):
         import zstandard  # noqa: PLC0415 - only where a file is compressed
 
-        # A block of zstd has 4 bytes at the least, and stands for 128 KiB at the most.
+        # A block of zstd has at least 4 bytes, and expands to at most 128 KiB.
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
         return _Frames(decompressor.decompressobj, 32, b"", (zstandard.ZstdError,))
     return None

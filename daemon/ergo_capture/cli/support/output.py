@@ -1,4 +1,4 @@
-"""What commands print and where to: quantities and names for people, standard output, files named with ``-o``."""
+"""Output of commands: readable quantities and names, standard output, files named with ``-o``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def printable(text: str | Path) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can hold a text; an argument of bytes that are not UTF-8 is none."""
+    """Return whether UTF-8 can hold a text, which it cannot for an argument of other bytes."""
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -112,9 +112,9 @@ def write_out(text: bytes) -> None:
     """Write a text to standard output.
 
     Raises:
-        BrokenPipeError: nobody reads it any more.
+        BrokenPipeError: the reader has gone.
     """
-    # Of one large write the system takes a part and reports no error when the reader goes away, so write in pieces.
+    # Write in pieces: of one large write the system takes a part and reports no error when the reader goes away.
     for start in range(0, len(text), _CHUNK):
         sys.stdout.buffer.write(text[start : start + _CHUNK])
     sys.stdout.buffer.flush()
@@ -126,7 +126,7 @@ def write_whole(destination: Path, text: bytes, what: str) -> None:
     Args:
         destination: the file.
         text: its content.
-        what: what it is, for the error message: ``report``.
+        what: the kind of file, for the error message: ``report``.
 
     Raises:
         ErgoCaptureError: it cannot be written.
@@ -139,7 +139,7 @@ def write_whole(destination: Path, text: bytes, what: str) -> None:
         create_parents(destination)
         write_bytes_atomic(destination, text)
     except CaptureWriteError as error:
-        # The error speaks of a capture bundle and names the temporary file, which is gone.
+        # Do not use the error's message: it is about a capture bundle and a temporary file that is gone.
         reason = getattr(error.cause, "strerror", None) or error.message
         raise ErgoCaptureError(
             f"write {what} '{destination}': {reason}", op=f"write {what}", path=destination, hint=error.hint
@@ -147,12 +147,12 @@ def write_whole(destination: Path, text: bytes, what: str) -> None:
 
 
 def check_output(destination: Path, what: str, reads: Iterable[Path | int] = ()) -> None:
-    """Raise if a command must not write a file there: what it reads, what is finished, a directory or a device.
+    """Raise if a command must not write to a file: one that it reads, a finished bundle, a directory or a device.
 
     Args:
         destination: the file, which need not exist.
-        what: what it is to be, for the error message: ``report``.
-        reads: what the command reads: paths or descriptors.
+        what: the kind of file, for the error message: ``report``.
+        reads: the files that the command reads: paths or descriptors.
 
     Raises:
         ErgoCaptureError: it must not.

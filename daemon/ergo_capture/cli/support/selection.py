@@ -11,7 +11,7 @@ import click
 from ergo_capture.bundle.reader.selection import Selection
 from ergo_capture.kernel.time import EventTime
 
-#: Event times are below this number of seconds.
+#: The bound on event times, in seconds.
 _LATEST: Final = Decimal(1 << 64)
 
 _KINDS: Final = ("Pump", "DataAvailable", "Command")

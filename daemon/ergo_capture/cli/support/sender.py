@@ -1,4 +1,4 @@
-"""Streaming a file or a pipe to the daemon, with what a person sees meanwhile, for ``ergo-capture send``."""
+"""Stream a file or a pipe to the daemon, with messages and a progress bar, for ``ergo-capture send``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ergo_capture.units import counted
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-#: Characters that are shown of a line without an id.
+#: How many characters of a line without an id are shown.
 _SHOWN: Final = 60
 
 
@@ -28,9 +28,9 @@ class Sender:
     Args:
         path: the daemon's socket.
         file: the input, or ``-`` for standard input.
-        window: events that may be unacknowledged at once.
-        give_up_after: seconds to go on trying to reach the daemon.
-        resume_after_loss: whether to go on where the daemon has lost acknowledged events.
+        window: how many events may be unacknowledged at once.
+        give_up_after: seconds to keep trying to reach the daemon.
+        resume_after_loss: whether to continue if the daemon has lost acknowledged events.
         progress: whether to show a progress bar.
     """
 
@@ -54,12 +54,12 @@ class Sender:
 
     @property
     def rejected(self) -> int:
-        """Return how many events the daemon did not take, or would not have."""
+        """Return how many events the daemon rejected, or would have rejected."""
         return self.client.rejected + self.progress.unsent_lines
 
     @property
     def interruption(self) -> IngressReason | None:
-        """Return why the input ended early, in the reference's word; None where it did not."""
+        """Return the reference's word for why the input ended early; None if it did not."""
         return self._source.form.interruption
 
     def run(self, graph: str, session: str | None, labels: dict[str, str]) -> Published:
@@ -68,7 +68,7 @@ class Sender:
         Args:
             graph: the graph to open a session of.
             session: the session to resume, in place of a new one.
-            labels: kept in the bundle's manifest.
+            labels: labels for the bundle's manifest.
 
         Raises:
             ErgoCaptureError: the input cannot be read, or the daemon cannot be reached or refuses.
@@ -83,13 +83,13 @@ class Sender:
 
     async def _stream(self, graph: str, session: str | None, labels: dict[str, str]) -> Published:
         client, progress = self.client, self.progress
-        waits = "`ergo-capture status` says what it waits for"
+        waits = "`ergo-capture status` shows the reason"
         async with self._source, AsyncExitStack() as stack:
             progress.begin(client)
             if self._source.is_typed:
                 progress.say("reading events from the terminal, one a line; Ctrl-D ends them")
             with progress.notice(
-                f"no connection to '{client.path}' yet; a daemon that is just starting is waited for", after=1
+                f"no connection to '{client.path}' yet; waiting in case the daemon is just starting", after=1
             ):
                 await stack.enter_async_context(client)
             with progress.notice(f"the daemon has not opened the session yet; {waits}"):
@@ -102,7 +102,7 @@ class Sender:
                         await client.send_line(line, event_id, number)
                     progress.show()
                     if client.is_interrupted:
-                        # Everything further would be rejected.
+                        # Further events would be rejected.
                         break
             except InputRefused:
                 if session is None:
@@ -120,7 +120,7 @@ class Sender:
 class Progress:
     """The messages of a run on standard error, with a progress bar if ``shown``."""
 
-    #: Rejections, and refusals, that are printed one by one; more are only counted.
+    #: How many rejections, and refusals, are printed one by one; the others are only counted.
     MOST_SHOWN = 10
     #: Seconds of waiting after which a notice is printed.
     SILENCE = 5.0
@@ -128,7 +128,7 @@ class Progress:
     def __init__(self, source: EventLines, *, shown: bool) -> None:
         #: Rejections by their code.
         self.codes: dict[str, int] = {}
-        #: Lines that were not sent, for their length or their place.
+        #: Lines that were not sent because of their length or their place.
         self.unsent_lines = 0
         self._source = source
         self._shown = shown
@@ -147,12 +147,12 @@ class Progress:
             self._print(sentence)
 
     def show(self) -> None:
-        """Bring the bar up to date with the input."""
+        """Update the bar from the position in the input."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self._source.taken)
 
     def composing(self) -> None:
-        """Show that everything is sent, and how long the bundle takes."""
+        """Show that everything is sent and the bundle is being composed."""
         if self._bar is not None:
             self._bar.reset(self._task, total=None, description="composing the bundle;")
 
@@ -168,7 +168,7 @@ class Progress:
             self._print("more were rejected; see the count at the end")
 
     def refused(self, refused: Refused) -> None:
-        """Print an event that was taken and refused when its turn came, if it is one of the first."""
+        """Print an event that was accepted and refused when its turn came, if it is one of the first."""
         if refused.count <= self.MOST_SHOWN:
             self._print(f"refused {refused.event_id!r}: {refused.code}: {refused.message}")
         elif refused.count == self.MOST_SHOWN + 1:
@@ -180,23 +180,23 @@ class Progress:
         self.reject(Reject(None, Code.BAD_FRAME, why, line, place=number))
 
     def note(self, note: Note) -> None:
-        """Print what is probably a mistake in an event that was taken."""
+        """Print a note on a probable mistake in an accepted event."""
         place = f"line {note.place}" if note.place else repr(note.event_id)
         hint = f"; {note.hint}" if note.hint else ""
         self._print(f"note on {place}: {note.message}{hint}")
 
     def too_long(self, line: bytes, number: int, *, limit: int) -> None:
-        """Count a line that is not sent because the daemon would take none of that length."""
+        """Count a line that is not sent because it is longer than the daemon's limit."""
         self.unsent_lines += 1
         self.reject(Reject(None, Code.TOO_LARGE, f"a line may have {limit:,} bytes", line, place=number))
 
     def reconnect(self, times: int) -> None:
-        """Say that the session goes on after the daemon was away."""
+        """Print that the session continues after the daemon was away."""
         self._print(f"the daemon is back; the session goes on (reconnected {counted(times, 'time')})")
 
     @contextmanager
     def notice(self, sentence: str, after: float = SILENCE) -> Iterator[None]:
-        """Print a sentence if the block takes longer than ``after`` seconds: a daemon on a full disk answers nothing."""
+        """Print a sentence if the block takes longer than ``after`` seconds, for example because the disk is full."""
         later = asyncio.get_running_loop().call_later(after, self._print, sentence)
         try:
             yield
@@ -204,10 +204,10 @@ class Progress:
             later.cancel()
 
     def interrupted(self, client: CaptureClient) -> None:
-        """Say how to go on after Ctrl-C."""
+        """Print how to resume the session after Ctrl-C."""
         if client.session is not None:
             durable = counted(client.accepted, "event")
-            self._print(f"interrupted: {durable} durable in session {client.session}; --session takes it up again")
+            self._print(f"interrupted: {durable} durable in session {client.session}; --session resumes it")
 
     def finish(self) -> None:
         """Remove the bar."""
@@ -223,7 +223,7 @@ class Progress:
 
 
 class _Durable:
-    """How many events are durable, whenever the bar is drawn: acknowledgements come while the input says nothing."""
+    """Formats the number of durable events when the bar is drawn: acknowledgements come while the input is silent."""
 
     def __init__(self, client: CaptureClient) -> None:
         self._client = client
@@ -233,7 +233,7 @@ class _Durable:
 
 
 def _name_of(reject: Reject) -> str:
-    """Return the event's id, or the beginning of its line; escaped, because a terminal obeys control characters."""
+    """Return the event's id, or the beginning of its line, with control characters escaped for the terminal."""
     if reject.event_id is not None:
         return repr(reject.event_id)
     line = unwrap_event(reject.line).decode(errors="replace")

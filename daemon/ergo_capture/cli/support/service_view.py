@@ -1,6 +1,6 @@
-"""What the installed service may see and do, as systemd says, against what a configuration needs.
+"""Compare the needs of a configuration with what systemd lets the installed service see and do.
 
-``config check`` runs as an operator, who sees home directories and may write anywhere; the unit hides and forbids both.
+``config check`` runs as an operator, who may see home directories and write to other places than the unit allows.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _MOVE: Final = "move it below /opt, /usr/local or /var/lib"
 
 @dataclass(frozen=True)
 class ServiceView:
-    """What a service may do with files and memory."""
+    """The restrictions of a service on files and memory."""
 
     #: Directories that it cannot see.
     hidden: tuple[Path, ...]
-    #: Directories that it may write to; None where systemd restricts nothing.
+    #: Directories that it may write to; None for no restriction.
     writable: tuple[Path, ...] | None
-    #: Directories that it may execute programs from; None where systemd restricts nothing.
+    #: Directories that it may execute programs from; None for no restriction.
     executable: tuple[Path, ...] | None
     #: Whether its memory may be both writable and executable.
     may_compile: bool
@@ -51,7 +51,7 @@ class ServiceView:
         return any(_below(path, self.hidden))
 
     def may_write(self, path: Path) -> bool:
-        """Return whether systemd lets the service write there; the permissions of files are another matter."""
+        """Return whether systemd lets the service write there; permissions of files are not checked."""
         return self.writable is None or any(_below(path, (*self.writable, *map(Path, _NOT_FILES))))
 
     def may_execute(self, path: Path) -> bool:
@@ -60,13 +60,13 @@ class ServiceView:
 
 
 def _below(path: Path, directories: tuple[Path, ...]) -> Iterator[bool]:
-    """Yield for each directory whether the path, or what it is a link to, is below it."""
+    """Yield for each directory whether the path, or its target if it is a link, is below it."""
     for directory in directories:
         yield path.is_relative_to(directory) or path.resolve().is_relative_to(directory)
 
 
 def service_view(config: Path | None) -> ServiceView | None:
-    """Return what the installed service may do; None if there is none, or if it has another configuration file."""
+    """Return the view of the installed service; None if there is none, or if it has another configuration file."""
     if config is None:
         return None
     try:

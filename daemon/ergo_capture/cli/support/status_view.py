@@ -1,4 +1,4 @@
-"""The layout of a daemon's status for people, as ``status`` and ``top`` show it, and the rates between two statuses."""
+"""The layout of a daemon's status in ``status`` and ``top``, and the rates between two statuses."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Rates:
     decisions: float
     commits: float
     bytes: float
-    #: Mean seconds of a commit; None where there was no commit.
+    #: Mean seconds of a commit; None if there was no commit.
     commit_seconds: float | None
     by_session: dict[str, float]
 
     @classmethod
     def between(cls, before: DaemonStatus, after: DaemonStatus) -> Rates | None:
-        """Return the rates, or None where the two are the same or not of one daemon."""
+        """Return the rates; None if the two are the same, or not of one daemon."""
         old, new = before.running, after.running
         seconds = after.uptime_seconds - before.uptime_seconds
         if old is None or new is None or before.pid != after.pid or seconds <= 0:
@@ -87,7 +87,7 @@ def whole_view(
     """Return the whole layout.
 
     Args:
-        status: what the daemon answered.
+        status: the status.
         rates: rates since the status before, if there was one.
         columns: the width of the screen.
         rows: how many sessions are shown at most, those with the largest lag; by default all.
@@ -137,7 +137,7 @@ def _retention(retention: RetentionStatus) -> str:
 
 
 def _undecided(running: RunningStatus) -> str:
-    """Return how many events were refused when their turn came, and how many are left over; nothing where none are."""
+    """Return how many events were refused when their turn came, and how many are left over; empty for none."""
     refused, left_over = (
         sum(fates.get(fate, 0) for fates in running.fates.values()) for fate in ("refused", "left_over")
     )

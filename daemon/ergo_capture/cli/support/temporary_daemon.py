@@ -1,4 +1,4 @@
-"""A daemon that a command starts for itself and stops when it is done."""
+"""A temporary daemon of a command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ergo_capture.errors import ErgoCaptureError
 
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 60.0
-#: Bytes that have to be free: a segment of the journal, and bundles.
+#: Free bytes that are needed for a segment of the journal, and bundles.
 _BYTES_NEEDED: Final = 64 << 20
 
 
@@ -38,8 +38,8 @@ def temporary_daemon(place: Path, config: str = "") -> Iterator[Path]:
             path=place,
             hint="name another place with --directory",
         )
-    # The path of a socket has to be short, so it cannot be in ``place``. Nor is the configuration: the user may have
-    # named a directory in which there is a file of its name.
+    # Do not put the socket in ``place``, because its path has to be short; nor the configuration, because the user's
+    # directory may have a file with its name.
     with tempfile.TemporaryDirectory(prefix="ec-") as short:
         socket = Path(short) / "capture.sock"
         socket.with_name("config.toml").write_text(config)

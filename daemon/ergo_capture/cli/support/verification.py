@@ -1,4 +1,4 @@
-"""The verdict on a run as JSON types, as ``verify`` prints it and ``replay`` and ``demo`` use it."""
+"""Verify a run, and return the verdict as JSON types, for ``verify``, ``replay`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ adapter_option: Final = click.option(
     metavar="FILE",
     help="The graph's adapter: check payloads, effects and the values of the context store against it.",
 )
-no_manifest_flag: Final = flag("--no-manifest", help="Look at the bundle alone, and not at the manifest beside it.")
+no_manifest_flag: Final = flag("--no-manifest", help="Check the bundle alone, without the manifest beside it.")
 
 _HINTS: Final = {
-    "bundle": "take the bundle from a backup; --no-manifest looks at the bundle alone",
-    "manifest": "take the manifest from a backup, or move it away; --no-manifest looks at the bundle alone",
+    "bundle": "take the bundle from a backup; --no-manifest checks the bundle alone",
+    "manifest": "take the manifest from a backup, or move it away; --no-manifest checks the bundle alone",
 }
 
 
@@ -48,7 +48,7 @@ NOT_MERGED: Final = (
 
 
 class AdapterCheck:
-    """Checks runs against an adapter; a part's context store is handed over to the part that is checked next.
+    """Checks runs against an adapter; the context store at the end of a part is compared with the next part's.
 
     Args:
         path: the adapter's manifest.
@@ -69,7 +69,7 @@ class AdapterCheck:
                 path=path,
                 hint="name the adapter's manifest, a YAML file",
             ) from error
-        #: The store that each part left, by session and number.
+        #: The context store at the end of each part, by session and number.
         self._left: dict[tuple[str, int], bytes] = {}
         self.adapter  # noqa: B018 - a bad adapter is refused before a run is read
 
@@ -81,9 +81,9 @@ class AdapterCheck:
     def check(self, run: Capture, stream: RecordStream, *, with_manifest: bool = True) -> Adapted | None:
         """Check a run; raise as ``check_adapted`` does.
 
-        Of one that was decided elsewhere only the provenance is checked: its payloads are as they were sent.
+        For a run that was decided elsewhere only the provenance is checked, because its payloads are as they were sent.
         """
-        from ergo_capture.bundle.adapted import check_adapted  # noqa: PLC0415 - needs what is not always installed
+        from ergo_capture.bundle.adapted import check_adapted  # noqa: PLC0415 - needs optional packages
 
         if run.decided_by:
             check_provenance(stream, self.adapter.provenance, stream.runtime_provenance)
@@ -117,7 +117,7 @@ class AdapterCheck:
 
 @lru_cache(1)
 def _load(text: bytes, name: str) -> Adapter:
-    from ergo_capture.adapter import load_adapter  # noqa: PLC0415 - needs what is not always installed
+    from ergo_capture.adapter import load_adapter  # noqa: PLC0415 - needs optional packages
 
     return load_adapter(text, name=name)
 
@@ -135,7 +135,7 @@ def check_run(
     Args:
         run: a bundle, or a part of a session in a journal.
         with_manifest: whether a bundle is compared with the manifest beside it first.
-        adapter: checks it against its adapter, too; None where none is given.
+        adapter: also checks it against its adapter; None for no such check.
         jobs: how many processes may read a large bundle.
     """
     result: dict[str, Any] = {"bundle": printable(run.name), "ok": False}
@@ -172,7 +172,7 @@ def check_run(
 
 
 def fates(run: Capture) -> list[str]:
-    """Return notes on the events of a session that its bundle does not hold, and on what interrupted it."""
+    """Return notes on the events of a session that its bundle does not hold, and on its interruption."""
     manifest = None if run.bundle is None else manifest_beside(run.bundle)
     if run.bundle is None or manifest is None:
         return []
@@ -180,7 +180,7 @@ def fates(run: Capture) -> list[str]:
 
 
 def adapter_report(adapted: Adapted) -> dict[str, Any]:
-    """Return what a check against an adapter looked at, as JSON types."""
+    """Return the report of a check against an adapter, as JSON types."""
     return {
         "provenance": adapted.provenance,
         "events": adapted.events,
@@ -193,7 +193,7 @@ def adapter_report(adapted: Adapted) -> dict[str, Any]:
 
 
 def adapter_divergence(adapted: Adapted) -> Divergence | None:
-    """Return where a payload is not what events and effects lead to; None where that is not the problem."""
+    """Return the divergence of a payload from the derived one; None if the problem is another one."""
     problem = adapted.problem
     if problem is None or not problem.is_divergence:
         return None
@@ -203,7 +203,7 @@ def adapter_divergence(adapted: Adapted) -> Divergence | None:
 
 
 def adapter_problem(adapted: Adapted) -> dict[str, Any]:
-    """Return what of a result an adapter's problem replaces; nothing where there is none."""
+    """Return the items of a result that an adapter's problem replaces; empty if there is none."""
     problem = adapted.problem
     if problem is None:
         return {}
@@ -216,7 +216,7 @@ def adapter_problem(adapted: Adapted) -> dict[str, Any]:
 
 
 def adapter_in_words(report: Mapping[str, Any]) -> str:
-    """Return what a check against an adapter looked at, as a line for a person."""
+    """Return the report of a check against an adapter, as one line of text."""
     schema = "the schema of their kind" if report["kinds"] == "known" else "a schema, of which kind is not known"
     checked = (
         f"adapter: {counted(report['events'], 'payload')} canonical, by {schema}, without a missing key of the store"
@@ -225,12 +225,12 @@ def adapter_in_words(report: Mapping[str, Any]) -> str:
     if report["merged"] == "proved":
         return f"{checked}; {held}, proved by the manifest"
     if report["store"] == "unknown":
-        return f"{checked}; what the store held at first is not known: name the parts before it, too, in order"
+        return f"{checked}; the store at the beginning is not known: name the earlier parts, too, in order"
     return f"{checked}; {held}, not proved: no manifest says `merged`"
 
 
 def compare(run: Capture) -> Comparison | None:
-    """Compare a run's bundle with the manifest beside it; None where there is no bundle, or no manifest.
+    """Compare a run's bundle with the manifest beside it; return None if there is no bundle, or no manifest.
 
     Raises:
         ErgoCaptureError: the bundle cannot be read.
@@ -250,7 +250,7 @@ def refusal(compared: Comparison) -> dict[str, Any]:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    """Return what a verification found of a run, as the first line for a person."""
+    """Return the result of a verification, as one line of text."""
     if "error" in result:
         return f"{'not read' if 'unread' in result else 'unsound'}: {result['error']}"
     if "divergence" in result:

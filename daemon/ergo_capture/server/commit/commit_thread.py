@@ -28,7 +28,7 @@ class CommitThread:
     """Calls ``Journal.write`` for one batch after the other.
 
     Args:
-        journal: where batches go; nobody else may write to it while the thread runs.
+        journal: the journal to write to; no other code may write to it while the thread runs.
         on_outcome: called on the loop with the outcome of each batch, in order.
     """
 
@@ -92,7 +92,7 @@ class CommitThread:
                     outcome = []
                 else:
                     outcome = self._journal.write(batch)
-            except BaseException as error:  # noqa: BLE001 - delivered to the loop, whatever it is
+            except BaseException as error:  # noqa: BLE001 - delivered to the loop
                 outcome = error
             if not callable(batch):
                 self.last_seconds = time.monotonic() - began

@@ -85,7 +85,7 @@ class Writer:
     """Commits submissions, batch by batch.
 
     Args:
-        journal: where frames are written; nobody else may write to it while the writer runs.
+        journal: the journal to write to; no other code may write to it while the writer runs.
         decision_delay: seconds that decisions alone wait for an event.
         queue_bytes: bytes that may be queued before ``room`` makes callers wait.
         queue_frames: submissions that may be queued, likewise.

@@ -344,8 +344,8 @@ class Conversation:
             note = protocol.Note(
                 index,
                 None if self._is_long(event_id) else event_id,
-                f"nobody reads the field {name[:_MAX_NAME]!r}; it is kept in the journal and is in no bundle",
-                "fields of an event are event_id, kind, at, payload and semantic_kind; this is said once",
+                f"unknown field {name[:_MAX_NAME]!r}: it is kept in the journal and is in no bundle",
+                "fields of an event are event_id, kind, at, payload and semantic_kind; this note is sent once",
             )
             self.outbox.add_before_ack(protocol.encode(note))
 

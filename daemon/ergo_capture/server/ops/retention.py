@@ -46,7 +46,7 @@ _HOLD_SECONDS: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What became of a bundle that was selected."""
+    """The result for a bundle that was selected."""
 
     choice: Expired
     #: The reason why it is kept; None if it was deleted.

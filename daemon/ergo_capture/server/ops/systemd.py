@@ -40,7 +40,7 @@ class SystemdNotifier:
     def take_sockets(self) -> dict[str, socket.socket]:
         """Return the inherited listening sockets by purpose: ``capture``, ``control``, both or none.
 
-        A single socket that is not named ``control`` is for clients, whatever its name: without a name in the unit, a
+        A single socket with any name but ``control`` is for clients: without a name in the unit, a
         socket is named after the unit.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Who may open and resume which session."""
+"""Authorization of clients to open and resume sessions."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class JournalDecisionLog:
         self._followed: deque[DecisionLogEntry | None] | None = None
         #: Whether that client has gone.
         self._left = False
-        #: Called when decisions are logged, where somebody watches.
+        #: Called when decisions are logged; None unless a tap watches.
         self.listener: Listener | None = None
 
     # --- logging ---

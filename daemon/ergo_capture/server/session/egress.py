@@ -73,7 +73,7 @@ class SessionEgress:
         self._writer = writer
         self._decisions = decisions
         self._counts = counts
-        #: What the session waits for, in words; empty where it does not wait for a channel.
+        #: The channel that the session waits for, in words; empty for none.
         self.waits_for = ""
         self.channels = None if config is None else ChannelSet(config, report=self._on_said)
 

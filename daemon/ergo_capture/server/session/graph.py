@@ -31,7 +31,7 @@ class Graph:
     engine: Engine
     #: The channels that intents go to; None where it has none.
     egress: EgressConfig | None = None
-    #: Who may open and resume its sessions.
+    #: The users and groups that may open and resume its sessions.
     access: Access = field(default_factory=Access)
     #: How payloads are derived, as the journal keeps it; None if they are captured as they were sent.
     contract: Contract | None = None

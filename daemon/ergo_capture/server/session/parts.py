@@ -249,7 +249,7 @@ class Parts:
             previous.set_exception(
                 error if isinstance(error, ErgoCaptureError) else internal_error("publish part", error)
             )
-            # Mark it as retrieved: it is raised here, and nobody else may wait for it.
+            # Mark it as retrieved: it is raised here, and no other task may wait for it.
             previous.exception()
             raise
         first_frames = [Position.unpack(packed).segment for packed in new.event_frames[:1]]

@@ -60,7 +60,7 @@ log = structlog.get_logger()
 
 
 class SessionState(Enum):
-    """What a session is doing; the values are the words that the status shows."""
+    """The state of a session; the values are the words in the status."""
 
     #: Takes events.
     OPEN = "open"

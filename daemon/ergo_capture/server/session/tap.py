@@ -49,7 +49,7 @@ class Tap:
         self._news = asyncio.Event()
         #: Decisions shown and not shown so far.
         self.shown = self.skipped = 0
-        #: How the one session that is watched ended, once it has.
+        #: The end of the one session that is watched; None before.
         self.ended: str | None = None
 
     def offer(
@@ -128,7 +128,7 @@ class Taps:
     def __init__(self, sessions: Mapping[str, Session], graphs: Collection[str]) -> None:
         self._sessions = sessions
         self._graphs = graphs
-        #: What each tap watches: a session's id or a graph's name.
+        #: The session's id or the graph's name that each tap watches.
         self._taps: dict[Tap, str] = {}
         self._ended_shown = self._ended_skipped = 0
 
