@@ -210,7 +210,7 @@ def test_two_channels_share_no_outbox(tmp_path: Path) -> None:
     first = outbox_of(tmp_path)
     ran = command("egress", "--outbox", str(tmp_path / "outbox"), "--", "true")
     assert ran.returncode == 1
-    assert "another process holds it" in ran.stderr
+    assert "another process uses it" in ran.stderr
     first.close()
 
 
