@@ -21,7 +21,7 @@ from tests.daemons import PATIENCE, short_directory
 from ergo_capture.config.shipping import TargetConfig
 
 BUCKET: Final = "bundles"
-#: Who may do what: key and secret.
+#: The users of the server: key and secret.
 WRITER: Final = ("writer", "writer-secret")
 READER: Final = ("reader", "reader-secret")
 _IDENTITIES: Final = {

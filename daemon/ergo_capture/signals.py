@@ -29,8 +29,8 @@ HOST_GONE: Final = 141
 def ending_in_order() -> Iterator[None]:
     """Have the first SIGTERM or SIGHUP interrupt the program as SIGINT does, so that temporaries are removed.
 
-    The process then ends as the signal ends it by itself: whoever sent it looks at that. A second one ends it at once, and
-    one that the parent process ignores, as ``nohup`` has it, stays ignored.
+    The process then ends by the same signal, so that its parent sees the cause. A second signal ends it at once. A signal
+    that is ignored at the start, as under ``nohup``, stays ignored.
     """
     received: list[int] = []
 
@@ -52,7 +52,7 @@ def ending_in_order() -> Iterator[None]:
 
 
 def end_at_once() -> None:
-    """Have SIGTERM and SIGHUP end this process: what a child inherits from ``ending_in_order`` is its parent's."""
+    """Have SIGTERM and SIGHUP end this process: the handlers of ``ending_in_order`` that a child inherits are its parent's."""
     for number in _TERMINATING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-#: What stands behind the run's name, by command. ``OTHER`` is another run, in the current directory; files named here
+#: Arguments after the run's name, by command. ``OTHER`` is another run, in the current directory; files named here
 #: are written to it.
 OTHER: Final = "other.capture.json"
 READERS: Final[dict[str, list[str]]] = {

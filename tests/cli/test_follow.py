@@ -199,7 +199,7 @@ def test_ctrl_c_ends_follow_quietly(daemon: DaemonProcess) -> None:
         (["nope", "--follow", "--state-dir", "{state}"], 1, "it is not in the journal"),
         (["nope", "--follow", "--state-dir", "/nowhere"], 1, "neither a file of that name"),
         (["nope", "--state-dir", "{state}"], 1, "neither a file of that name"),
-        (["{state}/lock", "--follow"], 1, "only a journal goes on"),
+        (["{state}/lock", "--follow"], 1, "only a journal can be followed"),
         (["{state}/journal/0000000000000001.journal"], 1, "not a whole session"),
         (["{state}"], 1, "holds no session"),
         (["/nowhere/x.capture.json"], 1, "No such file"),

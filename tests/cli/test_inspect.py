@@ -182,7 +182,7 @@ def test_tail_wants_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert app.run(["tail", str(run.parent)]) == 1
     assert "stands for 2 runs" in capsys.readouterr().err
     assert app.run(["tail", "-f", str(run)]) == 1
-    assert "only a journal goes on" in capsys.readouterr().err
+    assert "only a journal can be followed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["extract", "simulate"])

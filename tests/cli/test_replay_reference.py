@@ -42,7 +42,7 @@ OTHERWISE: Final = {
     # As above: an engine is asked for the bundle's graph by its id, and says itself which graphs it has.
     "graph-other-id": (0, ""),
     "capture-not-json": (1, "it is not a JSON object"),
-    # What the host makes of an event is checked, too.
+    # The host's event is checked, too.
     "event-payload-against-schema": (1, "'zzz' was unexpected"),
     # The provenance is looked at before effects are.
     "egress-without-adapter": (1, "adapter is required"),

@@ -65,7 +65,7 @@ def prints_json(name: str) -> bool:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-# What `feed` prints is for a program.
+# The output of `feed` is for a program.
 @pytest.mark.parametrize("name", [*(name for name in READERS if name != "feed"), "doctor", "simulate"])
 def test_every_text_can_be_printed_on_every_terminal(
     name: str, encoding: str, strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -463,7 +463,7 @@ async def test_every_alert_asks_for_a_metric_that_exists() -> None:
         assert re.search(rf"^{name}\b", text, re.MULTILINE), name
 
 
-#: What has to be so for some minutes that an alert fires, by a word of its rule: series in Prometheus's notation.
+#: Series that make an alert fire after some minutes, in Prometheus's notation, by a word of the alert's rule.
 FIRES = {
     "ergo_capture_ready": {"ergo_capture_ready{L}": "0x20"},
     "node_textfile_mtime_seconds": {'node_textfile_mtime_seconds{file="/x/ergo-capture.prom"}': "0x20"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-#: What is left to be answered, as the conformance data has it.
+#: The outcomes that are still to be answered, from the conformance data.
 outcomes: deque[dict[str, Any]] = deque()
 
 

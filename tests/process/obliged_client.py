@@ -35,7 +35,7 @@ class ObligedClient:
         #: How often the daemon has told the client of a loss.
         self.losses = 0
         self.closed = False
-        #: What the daemon said of the session: accepted events and the last id; the next resume repeats it.
+        #: The daemon's last word on the session: accepted events and the last id; the next resume repeats it.
         self._told: tuple[int, str | None] = (0, None)
         self._wire: Wire | None = None
         self._reading: asyncio.Task[None] | None = None

@@ -34,7 +34,7 @@ OTHERWISE: Final = GOES_ON | {
     "hello-missing",
     "empty-line-after-event",
 }
-#: What a daemon has no setting for, and drivers that do something besides printing lines.
+#: Keys for which a daemon has no setting, and drivers that do something besides printing lines.
 _KNOBS: Final = ("max_duration_ms", "stop_after_ms", "driver_steps")
 
 

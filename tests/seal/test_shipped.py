@@ -78,7 +78,7 @@ def test_a_bundle_that_is_sealed_after_it_was_shipped_is_shipped_again(
     assert len(held(state, target)) == 5
     ship(state, tmp_path / "store")
     assert len(held(state, target)) == 6
-    # What is no seal at all does not have it shipped for ever.
+    # A file that is not a seal does not cause endless shipping.
     seal_path(last.path).write_bytes(b"\0")
     ship(state, tmp_path / "store")
     assert len(held(state, target)) == 6

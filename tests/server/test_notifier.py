@@ -9,7 +9,7 @@ from tests.shared import REPOSITORY
 
 from ergo_capture.notifier import Notifier
 
-#: What the rule in ``notifier.py`` leaves to the other library.
+#: The classes that each library leaves to the other one, by the rule in ``notifier.py``.
 UNUSED = {
     "anyio": {"Condition", "Event", "Lock", "Semaphore"},
     "asyncio": {"Condition", "TaskGroup", "timeout", "wait_for"},

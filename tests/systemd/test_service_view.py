@@ -12,7 +12,7 @@ from ergo_capture.cli.support.service_view import ServiceView, service_warnings,
 from ergo_capture.engine import compilers
 from ergo_capture.engine.compilers import compiler_of, compiler_problem
 
-#: What ``systemctl show`` prints of the shipped unit.
+#: The properties of the shipped unit that ``systemctl show`` prints.
 SHIPPED = {
     "ProtectHome": "yes",
     "ProtectSystem": "strict",

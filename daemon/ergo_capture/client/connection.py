@@ -257,9 +257,10 @@ class Connection:
 
 
 async def _receive(stream: UNIXSocketStream) -> bytes:
-    """Return what has come, as ``stream.receive`` does.
+    """Return the bytes that have come, as ``stream.receive`` does.
 
-    That one, cancelled just when bytes come, sets the result of a cancelled future, and asyncio prints a traceback.
+    If ``stream.receive`` is cancelled just when bytes come, it sets the result of a cancelled future, and asyncio prints
+    a traceback.
     """
     received = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
     await lowlevel.checkpoint()

@@ -366,7 +366,7 @@ class _Examination:
         for damage in found.damage:
             numbers = ", ".join(map(str, damage.sessions))
             whose = f"concerns session numbers {numbers}" if numbers else "concerns no session that is known"
-            # What is set aside is reported with its quarantine until it is settled.
+            # Damage that is set aside is reported with its quarantine until it is settled.
             aside = bool(numbers) and all(found.sessions[number].aside for number in damage.sessions)
             self._add(
                 Severity.NOTE if aside else Severity.ERROR,

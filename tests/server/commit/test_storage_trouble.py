@@ -30,7 +30,7 @@ async def test_a_failed_sync_is_reported_to_the_client_and_stops_the_daemon() ->
         await wire.say(event("b"))
         frames = await wire.rest()
         assert [f["code"] for f in frames if f["type"] == "error"] == ["storage_failed"]
-        # What is not durable is either not acknowledged, or acknowledged as rejected.
+        # An event that is not durable is either not acknowledged, or acknowledged as rejected.
         rejected = [f["index"] for f in frames if f["type"] == "reject" and f["code"] == "storage_failed"]
         assert rejected == [2] or all(f["accepted"] <= 1 for f in frames if f["type"] == "ack")
         failed = next(i for i, call in enumerate(storage.calls) if call.startswith("-sync"))

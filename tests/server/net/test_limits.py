@@ -337,7 +337,7 @@ async def test_unread_decisions_stop_the_reading() -> None:
                 await mute.say(*(event(f"{number}-{i}") for i in range(100)))
                 most = max(most, session.decision_log.untaken)
         assert daemon.service.clients.refusals["limit"] == 1
-        # What the socket's own buffer takes, one read, and what waits by reply_bytes: not what was sent.
+        # The socket's own buffer, one read, and the answers that wait within reply_bytes, rather than all that was sent.
         assert most < 8_000
         await is_served(daemon)
 

@@ -22,7 +22,7 @@ from ergo_capture.storage import RealStorage
 
 #: Segments of 64 KiB, of which a session may keep four.
 SMALL = '[journal]\nsegment_bytes = "64KiB"\n[rotation]\nmax_journal_bytes = "256KiB"\n'
-#: What may be there beside: the segment that is written, one created ahead, one that is being deleted.
+#: Further segments that may be there: the one that is written, one created ahead, one that is being deleted.
 BOUND = 8
 LINE = b'{"type":"event","event":{"event_id":"e%d","kind":"Command","at":{"secs":%d,"nanos":0}}}\n'
 

@@ -142,7 +142,7 @@ class Progress:
             self._bar.start()
 
     def say(self, sentence: str) -> None:
-        """Print a sentence, unless only results are wanted."""
+        """Print a sentence, unless progress is hidden."""
         if self._shown:
             self._print(sentence)
 

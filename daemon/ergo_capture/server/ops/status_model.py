@@ -95,7 +95,7 @@ class RunningStatus(msgspec.Struct, frozen=True):
     episodes: dict[str, dict[str, int]] = {}
     #: Intents since the start that were ``acknowledged``, and those that ``failed``, by graph; every graph is present.
     intents: dict[str, dict[str, int]] = {}
-    #: What ``session.FATES`` names, by graph.
+    #: Numbers of the events and runs that ``session.FATES`` names, by graph.
     fates: dict[str, dict[str, int]] = {}
     #: The session that keeps the oldest segment; None if no segment before the current one is needed.
     journal_holder: JournalHolder | None = None

@@ -97,7 +97,7 @@ class SessionRegistry:
         self.episodes: defaultdict[str, Counter[RunTermination]] = defaultdict(Counter)
         #: Intents since the start that were acknowledged, and dispatches that failed, by graph.
         self.intents: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        #: What ``FATES`` names, since the start, by graph.
+        #: Numbers of the events and runs that ``FATES`` names, since the start, by graph.
         self.fates: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: Resumes by clients to which missing events were acknowledged.
         self.losses = 0

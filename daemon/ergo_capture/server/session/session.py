@@ -47,8 +47,8 @@ from ergo_capture.storage.write_error import CaptureWriteError
 _MAX_UNCOMMITTED_BYTES: Final = 16 << 20
 
 
-#: What is counted by graph besides decisions: events that are refused and left over, and runs that are interrupted. Each
-#: has a metric.
+#: Counts by graph besides decisions: events that are refused and left over, and runs that are interrupted. Each has a
+#: metric.
 FATES: Final = ("refused", "left_over", "interrupted")
 #: Hints for an interruption of the run, by reason.
 _HINTS: Final = {
