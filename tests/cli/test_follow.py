@@ -194,7 +194,7 @@ def test_ctrl_c_ends_follow_quietly(daemon: DaemonProcess) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["a", "b", "--follow"], 2, "--follow wants one"),
+        (["a", "b", "--follow"], 2, "--follow needs one"),
         (["a", "--new"], 2, "--new needs --follow"),
         (["nope", "--follow", "--state-dir", "{state}"], 1, "it is not in the journal"),
         (["nope", "--follow", "--state-dir", "/nowhere"], 1, "neither a file of that name"),
