@@ -263,7 +263,7 @@ def test_effects_failures_and_pumps_are_proven(*, limited: bool, style: CaptureJ
     assert is_proven(place)
 
 
-#: What ``are_payloads`` puts between two payloads, and what may look like it.
+#: The separator of ``are_payloads``, and texts that may look like it.
 between = st.sampled_from(
     [b"9223372036854775807", b'{"a":9223372036854775807}', b'{"a":[9223372036854775807]}', b'{"a":[1', b"2]}", b'{"a":[1]}',
      b'{"a":{"b":[{"c":[[0]]}]}}', b'{"a":', b"{", b"}", b'{"a":18446744073709551615,"b":1e308,"c":-1e309}']

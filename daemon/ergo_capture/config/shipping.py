@@ -47,7 +47,7 @@ class TargetConfig(Table, frozen=True, kw_only=True):
             raise ValueError("`url` must begin with s3://BUCKET, gs://BUCKET, az://CONTAINER or file:///")
 
 
-#: What the URL of a store begins with.
+#: The beginning of the URL of a store.
 _STORE_URL: Final = re.compile(r"(?:s3|gs|az)://[^/?#]+|file:///")
 #: A target's name becomes part of file names.
 _TARGET_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -55,7 +55,7 @@ _TARGET_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 #: A server of the announcements. Passwords are in a file of their own, which no command prints.
 _NATS_URL: Final = re.compile(r"(?:nats|tls)://[^/?#@\s]+")
-#: What subjects begin with: tokens without wildcards. Those that begin with `$` are the server's own.
+#: The prefix of subjects: tokens without wildcards. Subjects that begin with `$` are the server's own.
 _SUBJECT: Final = re.compile(r"(?!\$)[^\s.*>]+(?:\.[^\s.*>]+)*")
 
 
