@@ -136,6 +136,20 @@ def test_check_says_what_shipping_costs(file: Path, text: str, said: str, capsys
     assert "ship" not in capsys.readouterr().err
 
 
+def test_check_warns_of_two_programs_with_one_text_file(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And of credentials that every user may read."""
+    (tmp_path / "keys").write_text("")
+    (tmp_path / "keys").chmod(0o644)
+    metrics = f'textfile = "{tmp_path}/x.prom"\n'
+    file.write_text(f'[metrics]\n{metrics}[ship]\n{metrics}{SHIPPING}credentials = "{tmp_path}/keys"\n')
+    assert app.run(["config", "check", str(file)]) == 0
+    said = capsys.readouterr().err
+    assert f"both '{tmp_path}/x.prom': the daemon and the shipper write over each other" in said
+    assert f"every user may read '{tmp_path}/keys' (mode 0644)" in said
+
+
 def test_check_names_the_extra_that_shipping_needs(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

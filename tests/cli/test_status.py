@@ -21,6 +21,7 @@ from ergo_capture.cli.support.control_connection import why_away
 from ergo_capture.cli.support.output import milliseconds, size, span
 from ergo_capture.cli.support.status_view import Rates, decode_status, whole_view
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.version import PROGRAM
 
 EVENTS = "".join(json.dumps(event(f"e{n}", n)["event"]) + "\n" for n in range(5))
 
@@ -397,6 +398,14 @@ def test_rates_use_the_daemons_clock() -> None:
     after["pid"] = 8
     assert Rates.between(before, decode_status(json.dumps(after).encode())) is None
     assert Rates.between(before, before) is None
+
+
+def test_a_daemon_that_was_not_restarted_after_an_upgrade_is_told_of() -> None:
+    """It runs another version than the one that is installed."""
+    installed = f"{PROGRAM} is installed: restart the daemon to run it"
+    said = json.loads(status())
+    assert installed in seen(json.dumps(said | {"program": "ergo-capture 0.1.0"}).encode())
+    assert installed not in seen(json.dumps(said | {"program": PROGRAM}).encode())
 
 
 def test_a_status_of_another_version_is_refused() -> None:

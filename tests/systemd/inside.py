@@ -118,12 +118,25 @@ def test_the_operator_is_answered_on_the_control_socket() -> None:
         COMMAND, "metrics", "--config", str(CONFIG)
     )
     before = CONFIG.read_text()
-    CONFIG.write_text(before.replace("max_clients = 256", "max_clients = 255"))
+    CONFIG.write_text(before.replace("#max_clients = 256", "max_clients = 255"))
     run("systemctl", "reload", UNIT)
-    until(lambda: "config.reloaded" in log(), "the reload was not done")
-    until(lambda: shown("ActiveState") == "active", "the reload did not end")
+    assert "config.reloaded" in log()
+    assert shown("ActiveState") == "active"
     CONFIG.write_text(before)
     assert run(COMMAND, "reload", "--config", str(CONFIG)) == "applied limits.max_clients\n"
+
+
+def test_a_reload_that_is_refused_fails() -> None:
+    """`systemctl reload` says so; the daemon goes on with what it had."""
+    before = CONFIG.read_text()
+    CONFIG.write_text(before + "\n[bogus]\n")
+    try:
+        assert said("systemctl", "reload", UNIT).returncode == 1
+        assert "there is no setting `bogus`" in log()
+        assert shown("ActiveState") == "active"
+    finally:
+        CONFIG.write_text(before)
+    run("systemctl", "reload", UNIT)
 
 
 async def stream(trouble: list[Callable[[], None]]) -> None:

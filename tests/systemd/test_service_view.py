@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ergo_capture import config as configuration
-from ergo_capture.cli.support.service_view import ServiceView, service_warnings, view_of
+from ergo_capture.cli.support.service_view import ServiceView, service_warnings, ship_warnings, view_of
 from ergo_capture.engine import compilers
 from ergo_capture.engine.compilers import compiler_of, compiler_problem
 
@@ -52,6 +52,23 @@ def test_a_directory_that_the_unit_may_not_write_to_is_warned_of() -> None:
     ]
     assert warnings(text, ReadWritePaths="-/srv/metrics /srv/state") == []
     assert warnings('[metrics]\ntextfile = "/var/lib/ergo-capture/x.prom"\n') == []
+
+
+def test_a_directory_that_the_shipper_may_not_write_to_is_warned_of() -> None:
+    """A target, its metrics, and the bundles where the state directory is elsewhere."""
+    text = (
+        '[state]\ndirectory = "/srv/state"\n[ship]\ntextfile = "/srv/metrics/s.prom"\n'
+        '[ship.targets.archive]\nurl = "file:///backup"\n[ship.targets.far]\nurl = "s3://bundles"\n'
+    )
+    loaded = configuration.parse(text, "test")
+    shown = SHIPPED | {"StateDirectory": "ergo-capture/bundles"}
+    assert [sentence for sentence, _ in ship_warnings(loaded, view_of(shown))] == [
+        "state.directory: the service ergo-capture-ship.service may not write to '/srv/state/bundles'",
+        "ship.textfile: the service ergo-capture-ship.service may not write to '/srv/metrics'",
+        "ship.targets.archive.url: the service ergo-capture-ship.service may not write to '/backup'",
+    ]
+    allowed = shown | {"ReadWritePaths": "/srv /backup"}
+    assert list(ship_warnings(loaded, view_of(allowed))) == []
 
 
 def test_hidden_files_are_warned_of(tmp_path: Path) -> None:

@@ -76,7 +76,12 @@ def test_install_replaces_units_and_keeps_the_configuration(tmp_path: Path) -> N
     assert configuration.read_text() == (REPOSITORY / "config" / "ergo-capture.toml").read_text()
     configuration.write_text("# mine\n")
     service.write_text("spoilt")
+    drop_in = service.with_name("ergo-capture.service.d") / "10-notify-reload.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nType=notify-reload\nExecReload=\n")
     again = command(*arguments)
+    assert "systemctl restart ergo-capture.service" in again.stdout
+    assert not drop_in.exists()
     assert f"kept {configuration}" in again.stdout
     assert configuration.read_text() == "# mine\n"
     assert "ExecStart=/bin/true serve " in service.read_text()

@@ -29,8 +29,9 @@ def to_toml(config: Config, *, comments: bool = False) -> str:
     Args:
         config: the configuration.
         comments: whether to write descriptions too, examples for what is not set, and a table for each kind of engine.
+            Settings at their defaults are then commented out, so that the defaults of a later version take their place.
     """
-    lines: list[str] = []
+    lines = ["# Behind a # is what is not set: defaults, and examples."] if comments else []
     for field in msgspec.structs.fields(Config):
         value = getattr(config, field.name)
         if field.name == "graphs":
@@ -85,7 +86,7 @@ def _table(name: str, kind: type[msgspec.Struct], table: msgspec.Struct | None, 
         if comments:
             yield f"# {meta.description}"
         if value is not None:
-            yield f"{off}{field.name} = {_toml(value)}"
+            yield f"{'#' if comments and value == default else off}{field.name} = {_toml(value)}"
         elif comments and meta.examples:
             yield f"#{field.name} = {_toml(meta.examples[0])}"
         else:

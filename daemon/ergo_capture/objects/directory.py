@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 
 from ergo_capture.objects.port import ObjectInfo, ObjectMissing, StoreAway, StoreError, StoreRefused
 from ergo_capture.storage.atomic import AtomicFile, create_parents
+from ergo_capture.storage.port import hint_for
 from ergo_capture.storage.write_error import CaptureWriteError
 
 _READ_BYTES: Final = 1 << 20
@@ -127,4 +128,6 @@ class DirectoryStore:
 def _failed(what: str, path: Path, error: BaseException) -> StoreError:
     reason = getattr(error, "strerror", None) or str(error)
     kind = StoreRefused if isinstance(error, PermissionError) else StoreAway
-    return kind(f"{what} object '{path}': {reason}", op=f"{what} object", path=path, hint="check the file system there")
+    cause = error if isinstance(error, OSError) else error.__cause__
+    hint = hint_for(cause) if isinstance(cause, OSError) else "check the file system there"
+    return kind(f"{what} object '{path}': {reason}", op=f"{what} object", path=path, hint=hint)

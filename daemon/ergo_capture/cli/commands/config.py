@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
+import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +46,12 @@ def check(file: Path | None, config: Path | None) -> None:
     Warn of files that the installed systemd service cannot see, and of operations that it may not do. Exit code 78 if
     the daemon would not start; warnings do not count.
     """
-    from ergo_capture.cli.support.service_view import service_view, service_warnings  # noqa: PLC0415
+    from ergo_capture.cli.support.service_view import (  # noqa: PLC0415
+        SHIP_UNIT,
+        service_view,
+        service_warnings,
+        ship_warnings,
+    )
     from ergo_capture.config.permissions import loose_paths  # noqa: PLC0415
     from ergo_capture.server.factories import access_list, graphs_of  # noqa: PLC0415 - `show` needs no server
 
@@ -71,6 +79,9 @@ def check(file: Path | None, config: Path | None) -> None:
     view = service_view(file)
     if view is not None:
         warnings += service_warnings(loaded, view)
+    ship_view = service_view(file, SHIP_UNIT) if loaded.ship.targets else None
+    if ship_view is not None:
+        warnings += ship_warnings(loaded, ship_view)
     for name, made in graphs.items():
         if made.binding is not None and made.binding.adapter is not None:
             writes = (
@@ -188,6 +199,18 @@ def _shipping_warnings(loaded: Config) -> Iterator[tuple[str, str]]:
     """Yield the costs of shipping with this configuration, each with a hint."""
     if not loaded.ship.targets:
         return
+    if loaded.ship.textfile and loaded.ship.textfile == loaded.metrics.textfile:
+        yield (
+            f"ship.textfile and metrics.textfile are both '{loaded.ship.textfile}': the daemon and the shipper write over each other",
+            "name two files",
+        )
+    for name, target in loaded.ship.targets.items():
+        with suppress(OSError):
+            if target.credentials and (mode := stat.S_IMODE(Path(target.credentials).stat().st_mode)) & 0o007:
+                sentence = (
+                    f"ship.targets.{name}.credentials: every user may read '{target.credentials}' (mode {mode:04o})"
+                )
+                yield sentence, f"chmod 600 {shlex.quote(target.credentials)}"
     if loaded.bundle.compress == "none":
         cost = "they take about ten times the bytes on the network and in the store"
         yield f'bundle.compress = "none", and bundles are shipped: {cost}', 'set bundle.compress = "zstd"'

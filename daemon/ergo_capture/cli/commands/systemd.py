@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from contextlib import suppress
 from importlib import resources
@@ -24,10 +23,14 @@ _SHIPPED_COMMAND: Final = "/usr/bin/ergo-capture"
 #: The directory of the units: /etc is for the administrator's drop-ins, and /usr/lib for the distribution.
 _UNITS: Final = "usr/local/lib/systemd/system"
 _SYSUSERS: Final = "usr/local/lib/sysusers.d/ergo-capture.conf"
-#: The first version with Type=notify-reload; older ones take it for "simple".
-_NOTIFY_RELOAD: Final = 253
-#: A unit of 0.1.0, with which asking for the status of a stopped service started it.
-_FORMER: Final = "ergo-capture-control.socket"
+#: Files of 0.1.0, below the directory of units or as links to them: a socket by which whoever asked for the status of a
+#: stopped service started it, and a drop-in with which a reload that was refused looked like one that was done.
+_FORMER: Final = (
+    f"{_UNITS}/ergo-capture-control.socket",
+    "etc/systemd/system/sockets.target.wants/ergo-capture-control.socket",
+    f"{_UNITS}/ergo-capture.service.d/10-notify-reload.conf",
+)
+_SOCKET: Final = "ergo-capture.socket"
 #: The unit that ships bundles.
 _SHIP: Final = "ergo-capture-ship.service"
 #: The directories that ``ProtectHome=yes`` and ``PrivateTmp=yes`` hide from the service.
@@ -68,7 +71,10 @@ def install(prefix: Path, command: Path | None, *, ship: bool, dry_run: bool) ->
     runs = _command(command)
     # An installed unit for shipping is replaced like the others.
     ship = ship or (prefix / _UNITS / _SHIP).exists()
-    files = {prefix / _UNITS / name: text for name, text in _units(runs, ship=ship)}
+    services = ["ergo-capture.service", *([_SHIP] if ship else [])]
+    there = [name for name in services if (prefix / _UNITS / name).exists()]
+    files = {prefix / _UNITS / name: _adapted(name, runs) for name in services}
+    files[prefix / _UNITS / _SOCKET] = _shipped(_SOCKET).read_text("utf-8")
     files[prefix / _SYSUSERS] = _shipped("ergo-capture.sysusers.conf").read_text("utf-8")
     kept = prefix / SYSTEM_FILE.relative_to("/")
     if not kept.exists():
@@ -82,11 +88,7 @@ def install(prefix: Path, command: Path | None, *, ship: bool, dry_run: bool) ->
         click.echo(f"{'would write' if dry_run else 'wrote'} {path}")
     if kept not in files:
         click.echo(f"kept {kept}")
-    former = [
-        path
-        for path in (prefix / _UNITS / _FORMER, prefix / "etc/systemd/system/sockets.target.wants" / _FORMER)
-        if path.exists() or path.is_symlink()
-    ]
+    former = [path for path in map(prefix.joinpath, _FORMER) if path.exists() or path.is_symlink()]
     for path in former:
         if not dry_run:
             path.unlink()
@@ -95,9 +97,9 @@ def install(prefix: Path, command: Path | None, *, ship: bool, dry_run: bool) ->
         return
     click.echo("now run")
     click.echo("  systemd-sysusers && systemctl daemon-reload")
-    click.echo("  systemctl enable --now ergo-capture.service")
-    if ship:
-        click.echo(f"  systemctl enable --now {_SHIP}")
+    for name in services:
+        # One that runs would go on with the program of before.
+        click.echo(f"  systemctl {'restart' if name in there else 'enable --now'} {name}")
 
 
 def _command(given: Path | None) -> Path:
@@ -172,15 +174,6 @@ def quoted(word: str) -> str:
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda control: f"\\x{ord(control[0]):02x}", escaped) + '"'
 
 
-def _units(runs: Path, *, ship: bool) -> list[tuple[str, str]]:
-    """Return the units as names below the directory of units and texts, adapted to the command."""
-    names = ["ergo-capture.socket"]
-    if _version() >= _NOTIFY_RELOAD:
-        names.append("ergo-capture.service.d/10-notify-reload.conf")
-    found = [(name, _shipped(name).read_text("utf-8")) for name in names]
-    return found + [(name, _adapted(name, runs)) for name in ["ergo-capture.service", *([_SHIP] if ship else [])]]
-
-
 def _adapted(name: str, runs: Path) -> str:
     """Return the text of a service that runs a command of another path, and may execute what that needs."""
     service = _shipped(name).read_text("utf-8")
@@ -189,15 +182,6 @@ def _adapted(name: str, runs: Path) -> str:
     service = re.sub(shipped, lambda line: line[1] + quoted(f"{line[2]}{runs}"), service)
     places = [quoted(place) for place in _executable(runs)]
     return re.sub(r"(?m)^ExecPaths=.*$", lambda line: " ".join([line[0], *places]), service)
-
-
-def _version() -> int:
-    """Return systemd's version, or 0 if it is unknown; that is treated as an old one."""
-    with suppress(OSError):
-        output = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S607
-        if match := re.match(r"systemd (\d+)", output):
-            return int(match[1])
-    return 0
 
 
 def _shipped(name: str) -> Traversable:

@@ -22,6 +22,7 @@ from ergo_capture.config.settings import Config
 from ergo_capture.engine.compilers import WAYS_OUT, compiler_of
 
 UNIT: Final = "ergo-capture.service"
+SHIP_UNIT: Final = "ergo-capture-ship.service"
 _PROPERTIES: Final = (
     "LoadState", "ExecStart", "ProtectHome", "ProtectSystem", "PrivateTmp", "ReadWritePaths", "BindPaths",
     "StateDirectory", "NoExecPaths", "ExecPaths", "MemoryDenyWriteExecute",
@@ -65,13 +66,13 @@ def _below(path: Path, directories: tuple[Path, ...]) -> Iterator[bool]:
         yield path.is_relative_to(directory) or path.resolve().is_relative_to(directory)
 
 
-def service_view(config: Path | None) -> ServiceView | None:
-    """Return the view of the installed service; None if there is none, or if it has another configuration file."""
+def service_view(config: Path | None, unit: str = UNIT) -> ServiceView | None:
+    """Return the view of an installed service; None if there is none, or if it has another configuration file."""
     if config is None:
         return None
     try:
         ran = subprocess.run(  # noqa: S603 - a fixed command
-            ["systemctl", "show", *(f"--property={name}" for name in _PROPERTIES), UNIT],  # noqa: S607
+            ["systemctl", "show", *(f"--property={name}" for name in _PROPERTIES), unit],  # noqa: S607
             capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
@@ -112,13 +113,7 @@ def service_warnings(config: Config, view: ServiceView) -> Iterator[tuple[str, s
         directories["state.directory"] = Path(config.state.directory)
     if config.metrics.textfile:
         directories["metrics.textfile"] = Path(config.metrics.textfile).parent
-    for setting, directory in directories.items():
-        if view.hides(directory):
-            yield f"{setting}: the service {UNIT} cannot see '{directory}'", _MOVE
-        elif not view.may_write(directory):
-            drop_in = f"/etc/systemd/system/{UNIT}.d/paths.conf"
-            hint = f"write `ReadWritePaths={directory}` below `[Service]` in {drop_in}; see `ergo-capture help metrics`"
-            yield f"{setting}: the service {UNIT} may not write to '{directory}'", hint
+    yield from _directory_warnings(directories, view, UNIT, "metrics")
     for name, graph in config.graphs.items():
         if graph.adapter and view.hides(Path(graph.adapter)):
             yield f"graph '{name}': the service {UNIT} cannot see '{graph.adapter}'", _MOVE
@@ -126,6 +121,33 @@ def service_warnings(config: Config, view: ServiceView) -> Iterator[tuple[str, s
         found += [_command_warnings(channel.command, view) for channel in graph.egress.values()]
         for sentence, hint in chain.from_iterable(found):
             yield f"graph '{name}': {sentence}", hint
+
+
+def ship_warnings(config: Config, view: ServiceView) -> Iterator[tuple[str, str]]:
+    """Yield what the service that ships could not do, each with a hint."""
+    directories = {}
+    if config.state.directory not in ("", str(default_state_directory())):
+        # Receipts are written beside the bundles.
+        directories["state.directory"] = Path(config.state.directory, "bundles")
+    if config.ship.textfile:
+        directories["ship.textfile"] = Path(config.ship.textfile).parent
+    for name, target in config.ship.targets.items():
+        if target.url.startswith("file://"):
+            directories[f"ship.targets.{name}.url"] = Path(target.url.removeprefix("file://"))
+    yield from _directory_warnings(directories, view, SHIP_UNIT, "ship")
+
+
+def _directory_warnings(
+    directories: dict[str, Path], view: ServiceView, unit: str, topic: str
+) -> Iterator[tuple[str, str]]:
+    """Yield which directories a service cannot see or may not write to, by the settings that name them."""
+    for setting, directory in directories.items():
+        if view.hides(directory):
+            yield f"{setting}: the service {unit} cannot see '{directory}'", _MOVE
+        elif not view.may_write(directory):
+            drop_in = f"/etc/systemd/system/{unit}.d/paths.conf"
+            hint = f"write `ReadWritePaths={directory}` below `[Service]` in {drop_in}; see `ergo-capture help {topic}`"
+            yield f"{setting}: the service {unit} may not write to '{directory}'", hint
 
 
 def _engine_warnings(engine: EngineConfig, view: ServiceView) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from ergo_capture.server.commit.meter import HistogramSnapshot
 from ergo_capture.server.ops.status_model import DaemonStatus, EngineStatus, RetentionStatus, RunningStatus
 from ergo_capture.server.session.session import SessionSnapshot
 from ergo_capture.units import counted
+from ergo_capture.version import PROGRAM
 
 #: A disk with fewer free bytes than this is shown in red.
 LOW_DISK_BYTES: Final = 1 << 30
@@ -111,6 +112,8 @@ def _head(status: DaemonStatus, rates: Rates | None) -> Table:
         f"{status.program}, pid {status.pid}, {status.phase}{doing} for {span(status.uptime_seconds)}, "
         f"{status.clients} of {status.max_clients} clients",
     )
+    if status.program != PROGRAM:
+        table.add_row("", Text(f"{PROGRAM} is installed: restart the daemon to run it", style="yellow"))
     table.add_row("state", Text(status.state, overflow="fold"))
     if running is not None:
         _running_rows(table, running, rates)
