@@ -400,6 +400,15 @@ def test_rates_use_the_daemons_clock() -> None:
     assert Rates.between(before, before) is None
 
 
+def test_the_reasons_of_failed_and_delayed_sessions_are_shown() -> None:
+    """Not only in the log."""
+    said = json.loads(status())
+    said["running"]["sessions"][0] |= {"failure": "Permission denied", "delayed_by": "No space left on device"}
+    text = seen(json.dumps(said).encode())
+    assert "s has failed: Permission denied" in text
+    assert "a bundle of s waits for room: No space left on device" in text
+
+
 def test_a_daemon_that_was_not_restarted_after_an_upgrade_is_told_of() -> None:
     """It runs another version than the one that is installed."""
     installed = f"{PROGRAM} is installed: restart the daemon to run it"

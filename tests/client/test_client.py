@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.doubles.gated_storage import GatedStorage
 from tests.server.looks import sessions_of, until
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, decode_bundle
-from ergo_capture.client import CaptureClient, ClientError, session_of, stream
+from ergo_capture.client import CaptureClient, ClientError, connection, session_of, stream
 from ergo_capture.protocol.capture import Code, ProtocolError
 
 EVENT = ExternalEvent.mechanical_at("only", ExternalEventKind.Command, EventTime(0, 0))
@@ -41,6 +42,18 @@ async def test_open_is_retried_if_the_daemon_goes_away_before_it_answers() -> No
             async with CaptureClient(path, give_up_after=20) as client:
                 assert await client.open("default") == "s"
             assert welcomes == 2
+
+
+async def test_a_user_who_may_not_connect_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No daemon is waited for: the socket is there."""
+
+    async def refuse(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(connection, "_FIRST_PATIENCE", 600.0)
+    monkeypatch.setattr(connection.anyio, "connect_unix", refuse)
+    with pytest.raises(ClientError, match="this user may not"):
+        await asyncio.wait_for(CaptureClient(Path("/s"), give_up_after=600).__aenter__(), 20)
 
 
 async def pinging(client: CaptureClient) -> None:

@@ -48,6 +48,8 @@ _LONGEST_DELAY: Final = 2.0
 #: The most seconds that a first connection waits for the daemon: a daemon that is not there at first was probably not
 #: started, and the user should learn that soon.
 _FIRST_PATIENCE: Final = 5.0
+#: The same where the socket is there and this user may not connect; a daemon that has just bound it sets its mode.
+_DENIED_PATIENCE: Final = 0.5
 #: Temporary refusals of a resume.
 _PASSING: Final = frozenset({UNREACHABLE, Code.SESSION_BUSY, Code.SHUTTING_DOWN})
 
@@ -109,7 +111,8 @@ class Connection:
                 return await self._connect()
             except ClientError as error:
                 waited = anyio.current_time() - began
-                is_over = waited >= min(self.patience, _FIRST_PATIENCE)
+                denied = isinstance(error.__cause__, PermissionError)
+                is_over = waited >= min(self.patience, _DENIED_PATIENCE if denied else _FIRST_PATIENCE)
                 if is_over or error.code != UNREACHABLE or _is_another_file(self.path):
                     raise
             await anyio.sleep(backoff.next_delay())

@@ -144,7 +144,9 @@ def _unusable(path: Path, reason: str, hint: str = "") -> ErgoCaptureError:
         f"read seal key '{path}': {reason}",
         op="read seal key",
         path=path,
-        hint=hint or "create one with `ergo-capture seal keygen`; the unit passes it with LoadCredential=",
+        hint=hint
+        or "put it back, or make a first one with `ergo-capture seal keygen`; the unit hands it over with LoadCredential=; "
+        "of a lost one see `ergo-capture help seal`",
         exit_code=ExitCode.CONFIG,
     )
 

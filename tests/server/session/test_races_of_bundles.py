@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,15 @@ async def test_a_bundle_waits_while_the_disk_is_full(monkeypatch: pytest.MonkeyP
     async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
         await wire.say(event("a"))
         await until(lambda: composer.attempts > 2)
+        (session,) = sessions_of(daemon)
+        assert "No space left on device" in session.snapshot().delayed_by
+        metrics = (await daemon.ask("metrics"))["text"]
+        assert re.search(r"^ergo_capture_sessions_delayed\S* 1\.0$", metrics, re.MULTILINE)
         await wire.say(event("b"))
         await wire.until_ack(2)
         composer.is_full = False
         await wire.until_ack(2, 2)
+        assert session.snapshot().delayed_by == ""
         await wire.say({"type": "close"})
         await wire.until("closed")
         ids = [e.event_id for path in daemon.bundles() for e in decode_bundle(path.read_bytes()).events]

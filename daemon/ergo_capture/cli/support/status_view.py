@@ -309,6 +309,11 @@ def _troubles(running: RunningStatus, phase: str) -> list[RenderableType]:
         for session in running.sessions
         if session.refused or session.interrupted_by
     ]
+    for session in running.sessions:
+        if session.failure:
+            lines.append(Text(f"{session.session} has failed: {session.failure}", style="red"))
+        if session.delayed_by:
+            lines.append(Text(f"a bundle of {session.session} waits for room: {session.delayed_by}", style="red"))
     lines += [Text(f"quarantined {name}: {reason}", style="red") for name, reason in running.quarantined.items()]
     waits = running.shutdown_waits_for
     if waits:

@@ -162,6 +162,8 @@ def _sessions(running: RunningStatus) -> _Families:
     yield _by_graph("queued_bytes", "Events that wait to be decided.", queued)
     failed = sum(session.state == "failed" for session in sessions)
     yield _gauge("sessions_failed", "Sessions that can go no further.", failed)
+    delayed = sum(bool(session.delayed_by) for session in sessions)
+    yield _gauge("sessions_delayed", "Sessions with a bundle that waits for room on the disk.", delayed)
     yield _gauge("sessions_quarantined", "Sessions whose journal is damaged.", len(running.quarantined))
     used = GaugeMetricFamily(PREFIX + "memory_bytes", "Memory held for clients, by what for.", labels=["kind"])
     yield _labelled(used, {kind: memory.used for kind, memory in running.memory.items()})

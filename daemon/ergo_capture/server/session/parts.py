@@ -196,6 +196,8 @@ class Parts:
         self._previous: asyncio.Future[Publication] | None = None
         #: Held while a bundle is composed: a late snapshot would replace the bundle that was composed after it.
         self._compose_lock = asyncio.Lock()
+        #: Why the bundle of a part that has ended is not published yet; empty where none waits for room on the disk.
+        self.delayed_by = ""
 
     @property
     def segment(self) -> int:
@@ -345,18 +347,18 @@ class Parts:
         self, part: Part, count: int, ended: str, *, final: bool = False, forced: bool = False
     ) -> Publication:
         """Compose the bundle of a part that has ended, and commit its PUBLISHED frame; wait while the disk is full."""
-        reported = False
         while True:
             try:
                 async with self._compose_lock:
                     publication = await self._publisher.compose(self._describe(part), part, count, ended, forced=forced)
+                self.delayed_by = ""
                 break
             except CaptureWriteError as error:
                 # A failed session continues only after a restart; a full disk is not a reason to fail.
                 if not is_full(error):
                     raise
-                if not reported:
-                    reported = True
+                if not self.delayed_by:
+                    self.delayed_by = error.message
                     session = self._description.session
                     log.error(telemetry.BUNDLE_DELAYED, session=session, error=error.message, hint=error.hint)  # noqa: TRY400
             await asyncio.sleep(RETRY_SECONDS)

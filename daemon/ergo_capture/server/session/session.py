@@ -102,6 +102,10 @@ class SessionSnapshot(msgspec.Struct, frozen=True):
     #: The reason of the run's interruption; empty for none. Events after it are left over.
     interrupted_by: str = ""
     left_over: int = 0
+    #: Why the session can go no further; empty unless it has failed.
+    failure: str = ""
+    #: Why the bundle of a part that has ended is not published yet; empty where none waits for room on the disk.
+    delayed_by: str = ""
 
 
 class Session:
@@ -604,6 +608,8 @@ class Session:
             refused=self.decision_log.refused,
             interrupted_by=self.reason,
             left_over=0 if self.interruption is None else self.accepted - self.decision_log.logged,
+            failure="" if self.failure is None else self.failure.message,
+            delayed_by=self.parts.delayed_by,
         )
 
 
