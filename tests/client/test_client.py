@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.daemons import running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
@@ -51,7 +52,7 @@ async def test_a_user_who_may_not_connect_is_told_at_once(monkeypatch: pytest.Mo
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(connection, "_FIRST_PATIENCE", 600.0)
-    monkeypatch.setattr(connection.anyio, "connect_unix", refuse)
+    monkeypatch.setattr(anyio, "connect_unix", refuse)
     with pytest.raises(ClientError, match="this user may not"):
         await asyncio.wait_for(CaptureClient(Path("/s"), give_up_after=600).__aenter__(), 20)
 
