@@ -196,7 +196,7 @@ class Parts:
         self._previous: asyncio.Future[Publication] | None = None
         #: Held while a bundle is composed: a late snapshot would replace the bundle that was composed after it.
         self._compose_lock = asyncio.Lock()
-        #: Why the bundle of a part that has ended is not published yet; empty where none waits for room on the disk.
+        #: The error for which the bundle of an ended part waits for room on the disk; empty for none.
         self.delayed_by = ""
 
     @property

@@ -102,9 +102,9 @@ class SessionSnapshot(msgspec.Struct, frozen=True):
     #: The reason of the run's interruption; empty for none. Events after it are left over.
     interrupted_by: str = ""
     left_over: int = 0
-    #: Why the session can go no further; empty unless it has failed.
+    #: The error for which the session can go no further; empty unless it has failed.
     failure: str = ""
-    #: Why the bundle of a part that has ended is not published yet; empty where none waits for room on the disk.
+    #: The error for which the bundle of an ended part waits for room on the disk; empty for none.
     delayed_by: str = ""
 
 
