@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tests.kernel.test_numbers import NUMBERS, taken
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind, RunTermination
-from ergo_capture.kernel.events import ExternalEventPayloadError, are_payloads, check_payload
+from ergo_capture.kernel.events import ExternalEventPayloadError, are_payloads, check_payload, json_type_name
 from ergo_capture.kernel.outcomes import ErrKind
 
 COMMAND = ExternalEventKind.Command
@@ -153,3 +154,13 @@ def test_another_termination_is_refused_with_those_that_there_are(value: Any, me
 def test_only_mechanical_failures_are_tried_again(termination: RunTermination, text: str, retried: bool) -> None:
     """Rule 4; a termination is shown as it is written in code."""
     assert (repr(termination), termination.retryable) == (text, retried)
+    assert termination.json.decode() == json.dumps(termination.to_builtins(), separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [({}, "object"), ([], "array"), ("", "string"), (True, "boolean"), (1, "number"), (1.0, "number"), (None, "null")],
+)
+def test_a_value_has_the_name_of_its_json_type(value: Any, name: str) -> None:
+    """True is no number."""
+    assert json_type_name(value) == name

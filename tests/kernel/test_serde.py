@@ -109,6 +109,17 @@ def test_a_fault_after_a_deep_value_is_told_at_its_place() -> None:
         parse(deep[:-100])
     assert (raised.value.msg, raised.value.pos) == ("Expecting value", len(deep) - 100)
     assert parse(f"[{deep},1]")[1] == 1
+    assert len(parse(f"[{deep},{deep},{deep}]")) == 3
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"), [("1,", "Expecting value"), ("01", "Expecting ',' delimiter"), ("}", "Expecting value")]
+)
+def test_a_fault_in_a_deep_value_is_told_at_what_holds_it(inner: str, message: str) -> None:
+    """The innermost array or object."""
+    with pytest.raises(json.JSONDecodeError) as raised:
+        parse("[" * 3000 + inner + "]" * 3000)
+    assert (raised.value.msg, raised.value.pos) == (message, 2999)
 
 
 @pytest.mark.parametrize("old", ['"g"', TIME, '"Command"', '"Invoke"', '"SemanticError"', "[]", '{"Number":1.0}'])
