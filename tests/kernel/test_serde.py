@@ -108,6 +108,10 @@ def test_a_fault_after_a_deep_value_is_told_at_its_place() -> None:
     with pytest.raises(json.JSONDecodeError) as raised:
         parse(deep[:-100])
     assert (raised.value.msg, raised.value.pos) == ("Expecting value", len(deep) - 100)
+    open_once = "[" * 3033 + "]" * 3000
+    with pytest.raises(json.JSONDecodeError) as raised:
+        parse(open_once)
+    assert (raised.value.msg, raised.value.pos) == ("Expecting value", len(open_once))
     assert parse(f"[{deep},1]")[1] == 1
     assert len(parse(f"[{deep},{deep},{deep}]")) == 3
 
