@@ -61,6 +61,8 @@ KIND = '"kind":"Command"'
             "unknown variant `Nope`, expected one of `Pump`, `DataAvailable`, `Command`",
             "$.events[0].kind",
         ),
+        (KIND, r'"kind":"\ud800"', "lone surrogate in a string", "$.events[0].kind"),
+        (KIND, r'"kind":{"\ud800":null}', "lone surrogate in a string", "$.events[0].kind"),
         (KIND, '"kind":{"Command":1}', "invalid type: `1`, expected unit", "$.events[0].kind"),
         (
             KIND,
