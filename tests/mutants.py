@@ -126,8 +126,10 @@ def toml(table: str, settings: Mapping[str, Any]) -> str:
 def generated() -> list[str]:
     """Write the mutants of what changed, and return the names of all."""
     from mutmut.__main__ import create_mutants
+    from mutmut.configuration import reset_config
     from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir
 
+    reset_config()  # it is that of the package before
     for meta in Path("mutants").rglob("*.meta"):
         copy = meta.with_suffix(".copy")
         try:
