@@ -22,6 +22,7 @@ LAYERS = (
         "version",
         "telemetry",
         "log_output",
+        "plain_file",
         "safe_path",
         "pauses",
         "notifier",

@@ -10,7 +10,7 @@ import msgspec
 from ergo_capture.bundle.semantic_kinds import SemanticKinds
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Interruption, LeftOver, Loss, RefusedEvent, SessionDescription
-from ergo_capture.storage.plain_file import open_plain
+from ergo_capture.plain_file import open_plain
 from ergo_capture.version import PROGRAM
 
 MANIFEST_FORMAT: Final = "ergo-capture-manifest.v1"

@@ -13,7 +13,7 @@ from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, manifest_path
 from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.opening import open_binary
-from ergo_capture.storage.plain_file import open_plain
+from ergo_capture.plain_file import open_plain
 
 _READ_BYTES: Final = 1 << 20
 

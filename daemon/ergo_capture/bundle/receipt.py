@@ -19,7 +19,7 @@ import msgspec
 from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_stem, manifest_path, seal_path
 from ergo_capture.config.shipping import TargetConfig
-from ergo_capture.storage.plain_file import open_plain
+from ergo_capture.plain_file import open_plain
 
 RECEIPT_FORMAT: Final = "ergo-capture-receipt.v1"
 #: Largest receipt that is read, in bytes.

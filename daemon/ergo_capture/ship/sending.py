@@ -36,9 +36,9 @@ from ergo_capture.bundle.receipt import (
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.objects.keys import encode_shipped_manifest, manifest_key, object_key, rest_key
 from ergo_capture.objects.port import ObjectStore, StoreError
+from ergo_capture.plain_file import open_plain
 from ergo_capture.storage import directory_lock
 from ergo_capture.storage.atomic import write_bytes_atomic
-from ergo_capture.storage.plain_file import open_plain
 
 _READ_BYTES: Final = 1 << 20
 #: For a larger file, in bytes, the store is first asked whether it has the object.

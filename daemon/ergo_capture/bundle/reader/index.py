@@ -29,7 +29,7 @@ from ergo_capture.bundle.reader.stream import BundleStream
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
-from ergo_capture.storage.plain_file import open_plain
+from ergo_capture.plain_file import open_plain
 
 INDEX_FORMAT: Final = "ergo-capture-index.v1"
 #: Digits of a digest: the first ones of a SHA-256.
