@@ -167,7 +167,7 @@ def test_commands_say_that_they_did_not_read_the_rest(
     """On standard error, with the bytes."""
     assert app.run([arguments[0], str(bundle), *arguments[1:]]) == 0
     out, said = capsys.readouterr()
-    assert "were read, as its index has them; the rest was not" in said
+    assert "were read, by its index; the rest was not" in said
     index_path(bundle).unlink()
     assert app.run([arguments[0], str(bundle), *arguments[1:]]) == 0
     assert capsys.readouterr().out == out

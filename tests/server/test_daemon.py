@@ -99,6 +99,17 @@ async def test_a_session_without_its_client_and_without_an_event_leaves_no_bundl
         assert list(daemon.state.rglob("*.json")) == []
 
 
+async def test_a_snapshot_without_an_event_does_not_stay_open() -> None:
+    """A flush has published it; its session ends, and so does the bundle."""
+    async with running_daemon('[session]\nlinger = "50ms"\n') as daemon:
+        async with daemon.session() as wire:
+            session = daemon.service.registry.sessions[wire.opened["session"]]
+            await session.flush()
+        await session.over.wait()
+        (manifest,) = (json.loads(path.read_bytes()) for path in daemon.state.rglob("*.manifest.json"))
+        assert (manifest["ended"], manifest["events"]) == ("interrupted", 0)
+
+
 async def test_a_client_resumes_its_session() -> None:
     """Within session.linger; it is told how far the session is, and duplicates are rejected."""
     async with running_daemon() as daemon:

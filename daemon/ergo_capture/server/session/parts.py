@@ -284,11 +284,17 @@ class Parts:
             await self._writer.append(PendingFrame(FrameKind.CLOSE, self._number, decided, behind, body))
             self.is_closed = True
         self.current.interruption, self.current.left_over = interruption, left_over
-        if not decided and not keep_empty:
+        if not decided and not keep_empty and not await self._has_snapshot():
             nothing = Publication(self.current.number, bundle="", manifest="", sha256="", final=True)
             await self._writer.append(self._published_frame(nothing))
             return nothing
         return await self._publish(self.current, decided - self.current.first, ended, final=True)
+
+    async def _has_snapshot(self) -> bool:
+        """Return whether a flush has published a bundle of the first part, which says that the part goes on."""
+        # Wait for a snapshot that is being composed.
+        async with self._compose_lock:
+            return bool(await self._publisher.bundles(self._description, range(1, 2), {}))
 
     async def record_loss(self, loss: Loss) -> None:
         """Record in the journal, and in the bundle of the current part, that acknowledged events are missing.
