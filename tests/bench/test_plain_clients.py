@@ -5,21 +5,22 @@
 On every disk there is: the one of the temporary directory, and memory (``/dev/shm``), where a sync costs nothing. The
 faster a disk syncs, the less there is to gain over Redis, which syncs in its loop.
 
-Measured on two cores with eight other users (medians of 5 rounds; the disk was busy too), times Redis, and the daemon's
-microseconds an event:
+Measured on two idle cores (medians of 5 rounds; an ext4 file system on a virtual disk), times Redis, and the daemon's
+microseconds of processor time an event:
 
 | window | payload | memory | disk |
 |---|---|---|---|
-| 64 | 100 B | 0.54, 3.2 us | 0.81, 4.7 us |
-| 64 | 256 B | 0.65, 3.6 us | 1.4, 5.1 us |
-| 64 | 4 KB | 0.91, 11 us | 4.7, 17 us |
-| 256 | 100 B | 1.1, 2.1 us | 5.3, 2.4 us |
-| 256 | 256 B | 0.88, 2.1 us | 4.3, 2.5 us |
-| 1024 | 100 B | 2.6, 1.5 us | 5.6, 1.8 us |
-| 1024 | 256 B | 1.1, 1.5 us | 9.5, 2.0 us |
-| 1024 | 4 KB | 1.0, 10 us | |
-| ``CaptureClient`` | 256 B | 0.25, 2.2 us | 11, 2.3 us |
-| ``send`` | 256 B | 0.12, 2.2 us | 1.9, 2.9 us |
+| 64 | 100 B | 0.41, 5.7 us | 0.9, 5.2 us |
+| 64 | 256 B | 0.54, 5.8 us | 1.5, 7.7 us |
+| 64 | 4 KB | 0.61, 14 us | 5.3, 18 us |
+| 256 | 100 B | 1, 2 us | 2.6, 2.6 us |
+| 256 | 256 B | 1.1, 2.3 us | 3, 2.5 us |
+| 256 | 4 KB | 0.78, 11 us | 8.3, 14 us |
+| 1024 | 100 B | 1.2, 1.4 us | 2.9, 1.9 us |
+| 1024 | 256 B | 1.2, 1.6 us | 4, 2.1 us |
+| 1024 | 4 KB | 1.3, 13 us | 9.2, 16 us |
+| ``CaptureClient`` | 256 B | 0.51, 2.5 us | 1.7, 3 us |
+| ``send`` | 256 B | 0.23, 2.4 us | 0.59, 3 us |
 
 A batch costs 100 us whatever is in it, half of it in the system: two wake-ups of the commit thread and the loop, one of the
 client. With 64 events in flight that is half of the time, which is why there Redis, with no thread to wake, stays ahead in
