@@ -183,7 +183,7 @@ def read_decisions(block: bytes) -> list[EpisodeInvocationRecord] | None:
         return plain
     try:
         decisions = _decode_decisions(b"[%b]" % block)
-        if not _certain(block, sum(map(_keys_of, decisions))):
+        if not _certain(_without_numbers(block), sum(map(_keys_of, decisions))):
             return None
         if not all(_in_range(captured.effect) for decision in decisions for captured in decision.effects):
             return None
@@ -267,19 +267,18 @@ def _in_range(effect: ActionEffect) -> bool:
     )
 
 
-def _certain(block: bytes, keys: int) -> bool:
-    """Return whether serde certainly reads a block as msgspec did, as records with that many keys."""
-    block = _without_numbers(block)
-    found = block.count(b'":')
-    if b"\\" in block:
-        if b"\\u" in block:
+def _certain(text: bytes, keys: int) -> bool:
+    """Return whether serde certainly reads a block without its numbers as msgspec did, as records with that many keys."""
+    found = text.count(b'":')
+    if b"\\" in text:
+        if b"\\u" in text:
             return False
-        found -= block.count(b'\\":')
+        found -= text.count(b'\\":')
     if found != keys:
         return False
-    if any(blank in block for blank in (b" :", b"\n:", b"\t:", b"\r:")) and _BLANK_COLON.search(block):
+    if any(blank in text for blank in (b" :", b"\n:", b"\t:", b"\r:")) and _BLANK_COLON.search(text):
         return False
-    return b"-0" not in block or _NEGATIVE_ZERO.search(block) is None
+    return b"-0" not in text or _NEGATIVE_ZERO.search(text) is None
 
 
 def _certain_events(text: bytes, ids: list[str], hashes: list[str]) -> bool:
