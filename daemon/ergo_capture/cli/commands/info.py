@@ -25,6 +25,7 @@ from ergo_capture.units import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ergo_capture.bundle.proof import Comparison
     from ergo_capture.journal.payloads import Loss
     from ergo_capture.journal.session_stream import PartStream
 
@@ -68,19 +69,14 @@ def info(
         try:
             with bar.reading():
                 compared = None if fast else compare(capture)
-                is_its_own = (
-                    _is_its_own(capture.bundle, manifest) if fast else compared is not None and not compared.problem
-                )
-                believed = None
-                if manifest is not None and is_its_own and (summary := summarized(manifest)) is not None:
-                    assert capture.bundle is not None
-                    believed = msgspec.structs.replace(summary, file_bytes=capture.bundle.stat().st_size)
+                believed = _summary(capture.bundle, manifest, compared, fast=fast)
                 numbers = believed or _statistics(capture)
         except ErgoCaptureError as error:
             if len(found) == 1:
                 raise
             is_whole = False
-            click.echo(f"{printable(capture.name)}: {error.message}\n  try: {error.hint}", err=True)
+            hint = f"\n  try: {error.hint}" if error.hint else ""
+            click.echo(f"{printable(capture.name)}: {error.message}{hint}", err=True)
             continue
         if compared is not None and compared.problem is not None:
             click.echo(f"note: '{printable(capture.name)}': {printable(compared.in_words)}", err=True)
@@ -116,21 +112,29 @@ def _captures(names: tuple[str, ...], state_dir: str, config: Path | None, *, as
     return captures_in(left, state_dir, config)
 
 
-def _is_its_own(bundle: Path | None, manifest: Manifest | None) -> bool:
-    """Return whether the bundle's name and size are those in the manifest."""
+def _summary(
+    bundle: Path | None, manifest: Manifest | None, compared: Comparison | None, *, fast: bool
+) -> RunStatistics | None:
+    """Return the statistics in a bundle's manifest; None if there are none, or the bundle is not the manifest's.
+
+    Args:
+        bundle: the bundle; None for a run in a journal.
+        manifest: the manifest beside it; None for none.
+        compared: the comparison of the two; None if they were not compared.
+        fast: whether the bundle's name and size are enough.
+    """
+    if bundle is None or manifest is None or (numbers := summarized(manifest)) is None:
+        return None
     try:
-        return (
-            bundle is not None
-            and manifest is not None
-            and (bundle.stat().st_size, bundle.name)
-            == (
-                manifest.stored[0],
-                manifest.bundle,
-            )
-        )
+        size = bundle.stat().st_size
     except OSError:
         # Reading it as a bundle reports the error.
-        return False
+        return None
+    if fast:
+        is_its_own = (size, bundle.name) == (manifest.stored[0], manifest.bundle)
+    else:
+        is_its_own = compared is not None and compared.problem is None
+    return msgspec.structs.replace(numbers, file_bytes=size) if is_its_own else None
 
 
 def _statistics(capture: Capture) -> RunStatistics:
