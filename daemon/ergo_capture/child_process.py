@@ -17,8 +17,7 @@ from typing import Any, Final
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
-from ergo_capture.parent_death import end_with_parent
-from ergo_capture.safe_path import inherited_environment
+from ergo_capture.child_setup import end_with_parent, inherited_environment
 
 #: Longest reported line of a child's standard error, in bytes, and lines reported in a second; the rest is discarded.
 _MAX_SAID_BYTES: Final = 500

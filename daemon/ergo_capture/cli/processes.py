@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from ergo_capture import safe_path
 from ergo_capture.bundle.proving import checking
 from ergo_capture.errors import ErgoCaptureError
 
@@ -84,7 +83,9 @@ def in_order(
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - slow to import
     from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
 
-    safe_path.protect_children()
+    from ergo_capture import child_setup  # noqa: PLC0415 - loads ctypes
+
+    child_setup.protect_children()
     at_a_time = max(1, min(_MOST_AT_A_TIME, len(runs) // (4 * jobs)))
     with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), prepare)) as pool:
         try:

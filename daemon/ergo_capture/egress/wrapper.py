@@ -15,10 +15,10 @@ from typing import Any, Final
 import msgspec
 
 from ergo_capture.adapter.egress import EgressFailure, read_ack
+from ergo_capture.child_setup import end_with_parent
 from ergo_capture.egress.outbox import Outbox
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.effects import IntentRecord
-from ergo_capture.parent_death import end_with_parent
 
 _READ_BYTES: Final = 64 << 10
 #: Seconds before a channel that was told to end is killed.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from ergo_capture import safe_path, telemetry
+from ergo_capture import child_setup, telemetry
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.server.net.listener import raise_descriptor_limit
@@ -38,7 +38,7 @@ def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
         ErgoCaptureError: start-up failed.
     """
     telemetry.write_in_background()
-    safe_path.protect_children()
+    child_setup.protect_children()
     # After each sync the commit thread waits for the interpreter, which the loop is using, for up to the default 5 ms:
     # a commit under load took 10.8 ms with the default, and takes 0.8 ms with this interval.
     sys.setswitchinterval(0.0005)

@@ -20,10 +20,10 @@ from ergo_capture.bundle.manifest import SNAPSHOT
 from ergo_capture.bundle.names import bundle_path, other_form
 from ergo_capture.bundle.sequence import Sequence, greatest_sequence
 from ergo_capture.bundle.writer.compose import ComposedBundle, ComposeJob, compose_bundle, publish_bundle
+from ergo_capture.child_setup import end_with_parent
 from ergo_capture.config.settings import BundleConfig
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Publication, SessionDescription
-from ergo_capture.parent_death import end_with_parent
 from ergo_capture.seal.keeper import SealKeeper
 from ergo_capture.server.follower import FollowedPart, Follower
 from ergo_capture.server.session.parts import Part, is_full, utc_now

@@ -18,15 +18,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Final
 
-from ergo_capture import safe_path, signals
+from ergo_capture import signals
 from ergo_capture.bundle.proving.checking import CheckedEvents, Unproven, check_events
 from ergo_capture.bundle.reader import meter
 from ergo_capture.bundle.reader.elements import EVENT_COLUMNS, ElementCursor, ElementError
 from ergo_capture.bundle.reader.opening import identity_of, open_binary
 from ergo_capture.bundle.reader.outline import Span
+from ergo_capture.child_setup import end_with_parent, protect_children
 from ergo_capture.kernel.events import ExternalEventKind
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.parent_death import end_with_parent
 
 #: Bytes of a stretch.
 STRETCH: Final = 4 << 20
@@ -60,7 +60,7 @@ def check_stretches(
         Unproven: they are not all sound, or the file was replaced, or a process was killed.
         OSError: the file cannot be read.
     """
-    safe_path.protect_children()
+    protect_children()
     waiting: deque[tuple[Span, Future[_Columns | None]]] = deque()
     meter.begin("reading", span.end - span.start)
     with ProcessPoolExecutor(jobs, initializer=begin_worker, initargs=(os.getpid(),)) as pool:
