@@ -28,6 +28,7 @@ LAYERS = (
         "backoff",
         "child_setup",
         "child_process",
+        "socket_receiver",
         "signals",
         "extras",
     },
@@ -59,7 +60,7 @@ SERVER_LAYERS = (
 #: The package's own face, and the way in.
 FREE = {"__init__", "__main__", "library"}
 #: The only places where anything is asynchronous; the command line runs what they hold.
-ASYNC = {"engine", "egress", "server", "client", "ship", "cli", "pauses.py", "child_process.py"}
+ASYNC = {"engine", "egress", "server", "client", "ship", "cli", "pauses.py", "child_process.py", "socket_receiver.py"}
 #: Most files in a folder, without ``__init__.py``.
 MAX_FILES = 16
 #: The folder with one file for each user-visible command.

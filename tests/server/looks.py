@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -32,6 +34,17 @@ async def until(what: Any) -> None:
     with anyio.fail_after(20):
         while not what():
             await asyncio.sleep(0.001)
+
+
+@contextmanager
+def silent_loop() -> Iterator[None]:
+    """Check that nothing is reported to the loop, which would print a traceback."""
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: reported.append(context))
+    yield
+    loop.set_exception_handler(None)
+    assert reported == [], reported
 
 
 def sessions_of(daemon: Daemon) -> list[Session]:

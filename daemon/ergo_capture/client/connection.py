@@ -9,8 +9,7 @@ from typing import Final, TypeVar
 
 import anyio
 import msgspec
-from anyio import lowlevel
-from anyio.abc import SocketAttribute, UNIXSocketStream
+from anyio.abc import UNIXSocketStream
 
 from ergo_capture import pauses
 from ergo_capture.backoff import Backoff
@@ -33,6 +32,7 @@ from ergo_capture.protocol.capture import (
     encode,
     read_answers,
 )
+from ergo_capture.socket_receiver import SocketReceiver
 
 #: Codes of a ``ClientError`` that the daemon does not send.
 UNREACHABLE: Final = "unreachable"
@@ -186,7 +186,7 @@ class Connection:
         """
         stream = self._connected()
         if b"\n" not in self._held:
-            self._held += await _receive(stream)
+            self._held += await SocketReceiver(stream).receive(_READ_BYTES)
         end = self._held.rfind(b"\n") + 1
         lines, self._held = self._held[:end], self._held[end:]
         return _decode(lines)
@@ -244,7 +244,7 @@ class Connection:
         await stream.send(request)
         while True:
             while b"\n" not in self._held:
-                self._held += await _receive(stream)
+                self._held += await SocketReceiver(stream).receive(_READ_BYTES)
             line, _, self._held = self._held.partition(b"\n")
             for answer in _decode(line):
                 if isinstance(answer, Error):
@@ -257,25 +257,6 @@ class Connection:
         if self._stream is None:
             raise anyio.ClosedResourceError
         return self._stream
-
-
-async def _receive(stream: UNIXSocketStream) -> bytes:
-    """Return the bytes that have come, as ``stream.receive`` does.
-
-    If ``stream.receive`` is cancelled just when bytes come, it sets the result of a cancelled future, and asyncio prints
-    a traceback.
-    """
-    received = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
-    await lowlevel.checkpoint()
-    while True:
-        try:
-            data = received.recv(_READ_BYTES)
-        except BlockingIOError:
-            await anyio.wait_readable(received)
-        else:
-            if not data:
-                raise anyio.EndOfStream
-            return data
 
 
 def error_of(error: Error) -> ClientError:

@@ -42,6 +42,7 @@ from ergo_capture.notifier import Notifier
 from ergo_capture.pauses import within
 from ergo_capture.protocol.address import socket_path
 from ergo_capture.protocol.engine import EngineProtocolError, Ready
+from ergo_capture.socket_receiver import SocketReceiver
 
 log = structlog.get_logger()
 
@@ -396,7 +397,7 @@ class SocketEngine(RemoteEngine):
     async def connect(self) -> AsyncIterator[Channel]:
         """Connect to the socket; hang up afterwards."""
         async with await anyio.connect_unix(str(self.path)) as stream:
-            yield stream, stream, None
+            yield SocketReceiver(stream), stream, None
 
     @property
     def description(self) -> str:

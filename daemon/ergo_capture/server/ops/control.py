@@ -44,6 +44,7 @@ from ergo_capture.server.ops.status import shutdown_waits_for, take_status
 from ergo_capture.server.session.access import Access, peer_name
 from ergo_capture.server.session.session import Session, SessionState
 from ergo_capture.server.session.tap import Tap
+from ergo_capture.socket_receiver import SocketReceiver
 
 log = structlog.get_logger()
 
@@ -137,7 +138,8 @@ class _ControlConnection:
         self._components = control.components
         self._stream = stream
         self._peer = peer
-        self._lines = BufferedByteReceiveStream(stream)
+        self._receiver = SocketReceiver(stream)
+        self._lines = BufferedByteReceiveStream(self._receiver)
         self._bad_requests = 0
         #: A tap ends by a request or a hang-up; either is the last of the connection.
         self._tapped = False
@@ -294,7 +296,7 @@ class _ControlConnection:
     async def _cancel_on_request(self, scope: anyio.CancelScope) -> None:
         """Cancel a tap when its operator hangs up or sends anything."""
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-            await self._stream.receive(1)
+            await self._receiver.receive(1)
         scope.cancel()
 
     def _running(self) -> Running:
