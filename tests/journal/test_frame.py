@@ -73,3 +73,35 @@ def test_the_size_of_a_frame_is_a_multiple_of_eight(length: int) -> None:
     frame = PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(length))
     assert frame.size == frame_bytes(length) == sum(map(len, frame.encode(1, 1, 0, 1)))
     assert frame.size % 8 == 0
+
+
+@pytest.mark.parametrize("kind", FrameKind)
+def test_only_frames_that_0_1_0_may_skip_are_flagged_so(kind: FrameKind) -> None:
+    """It knows the others, or must not go on without them."""
+    header = decode_header(PendingFrame(kind, 1, 0, 0, b"{}").encode(1, 1, 0, 1)[0], 1)
+    assert header is not None
+    assert header.flags == (1 if kind in (FrameKind.LOSS, FrameKind.ASIDE) else 0)
+
+
+def test_a_header_says_whether_its_frame_is_the_last_of_its_batch() -> None:
+    """By the index and the number of frames."""
+    headers = [decode_header(PendingFrame(FrameKind.OPEN, 1, 0, 0, b"").encode(1, 1, at, 3)[0], 1) for at in range(3)]
+    assert [header and header.last_in_batch for header in headers] == [False, False, True]
+
+
+def test_bytes_that_are_shorter_than_a_header_are_not_valid() -> None:
+    """Nor are those without the magic."""
+    whole, _, _ = PendingFrame(FrameKind.EVENTS, 7, 1000, 2, b"body").encode(3, 41, 1, 5)
+    assert decode_header(memoryview(whole + b"body"), 3) == decode_header(whole, 3) is not None
+    assert decode_header(whole[:-1], 3) is None
+    other = b"ergK" + whole[4:60]
+    assert decode_header(other + struct.pack("<I", crc32c(other)), 3) is None
+
+
+def test_a_body_may_be_as_long_as_the_bound() -> None:
+    """For the writer and the reader."""
+    frame = PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(MAX_BODY))
+    assert frame.size == MAX_BODY + HEADER_BYTES
+    header = decode_header(encode_header(2, 3, 41, 7, 0, 1, MAX_BODY, 0, 1, 0), 3)
+    assert header is not None
+    assert (header.length, header.version, header.flags) == (MAX_BODY, 2, 0)

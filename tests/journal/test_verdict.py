@@ -220,3 +220,68 @@ def test_a_frame_is_refused_where_only_a_newer_program_can_read_it() -> None:
     frame = WholeFrame(unknown, Position(1, 0), b"")
     with pytest.raises(JournalError, match="read journal segment 'x': a frame of the unknown kind 99"):
         classify([SegmentContents(Path("x"), 1, STEP, True, [frame])])
+
+
+@pytest.mark.parametrize(
+    ("segments", "end", "batch_start", "last"),
+    [
+        pytest.param({1: FIRST}, 2, 0, (1, 2), id="one batch"),
+        pytest.param({1: f"{FIRST} 2.0/1 3.0/2 3.1/2"}, 5, 3, (3, 2), id="three batches"),
+        pytest.param({1: f"{FIRST} 2.0/3 2.1/3"}, 4, 2, (2, 2), id="a batch without its end"),
+        pytest.param({1: f"{FIRST} 2.0/1s"}, 3, 2, (2, 1), id="a seal"),
+        pytest.param({1: FIRST, 2: "h2.0/3:1.2 2.1/3 2.2/3"}, 3, 0, (2, 3), id="a batch in the next segment"),
+        pytest.param({1: f"{FIRST} !2.0/1"}, 2, 0, (1, 2), id="before a torn end"),
+        pytest.param({1: f"{FIRST} 2.0/2 !2.1/2"}, 3, 2, (2, 1), id="whole frames of a torn batch"),
+        pytest.param({1: f"{FIRST} !2.0/2 2.1/2 3.0/1"}, 5, 4, (3, 1), id="behind damage"),
+        pytest.param({1: f"{FIRST} ? 3.0/2 3.1/2"}, 5, 3, (3, 2), id="behind damage without a header"),
+        pytest.param({7: "? 5.1/2"}, 2, 1, (5, 2), id="a damaged beginning"),
+        pytest.param({1: FIRST, 2: ""}, 0, 0, (1, 2), id="before an empty segment"),
+        pytest.param({1: ""}, 0, 0, (0, 0), id="nothing"),
+    ],
+)
+def test_a_report_says_where_the_journal_and_its_last_batch_end(
+    segments: dict[int, str], end: int, batch_start: int, last: tuple[int, int]
+) -> None:
+    """Offsets in the last segment; the next start rewrites what is between them."""
+    report = verdict_on(segments)
+    assert (report.end, report.batch_start) == (end * STEP, batch_start * STEP)
+    assert (report.last_batch, report.last_frames) == last
+    assert report.segments == list(segments)
+    assert report.bytes == STEP * sum(len(text.split()) for text in segments.values())
+
+
+def test_a_report_counts_whole_frames() -> None:
+    """Bad and torn ones are not counted."""
+    assert verdict_on({1: f"{FIRST} !2.0/2 2.1/2 3.0/1 !4.0/1"}).frames == 4
+    assert verdict_on({1: f"{FIRST} 2.0/1"}).frames == 3
+
+
+@pytest.mark.parametrize(
+    ("segments", "empty"), [({1: ""}, 1), ({1: FIRST, 2: ""}, 2), ({1: FIRST}, None), ({7: ""}, None)]
+)
+def test_a_last_segment_that_was_never_written_to_is_named(segments: dict[int, str], empty: int | None) -> None:
+    """The next start removes it."""
+    assert verdict_on(segments).empty == empty
+
+
+@pytest.mark.parametrize(
+    ("segments", "place"),
+    [
+        pytest.param({1: f"{FIRST} 3.0/1"}, (1, 2, 0), id="a batch is missing"),
+        pytest.param({1: f"{FIRST} 2.0/1", 2: "h4.0/2:3.1 4.1/2"}, (1, 3, 0), id="the end of a segment is missing"),
+        pytest.param({1: FIRST, 3: "h4.0/2:3.1 4.1/2"}, (3, 0, 0), id="a segment is missing"),
+        pytest.param({1: FIRST, 2: "2.0/1"}, (2, 0, 0), id="a segment without a head"),
+        pytest.param({1: f"{FIRST} ? 3.0/1"}, (1, 2, STEP), id="a stretch without a header"),
+        pytest.param({1: f"{FIRST} 2.0/1s ?"}, (1, 3, STEP), id="bytes behind a seal"),
+    ],
+)
+def test_a_damage_has_its_place(segments: dict[int, str], place: tuple[int, int, int]) -> None:
+    """Segment, offset and length; nothing has a length of 0."""
+    (damage,) = verdict_on(segments).damage
+    assert (damage.segment, damage.offset, damage.length) == (place[0], place[1] * STEP, place[2])
+
+
+def test_a_gap_of_several_segments_is_told_from_its_first_to_its_last() -> None:
+    """Nothing behind it is compared with what was before it."""
+    (damage,) = verdict_on({1: FIRST, 5: "h9.0/2:8.1 9.1/2"}).damage
+    assert damage.reason == "segments 2 to 4 are missing"
