@@ -31,6 +31,7 @@ from ergo_capture.journal.errors import JournalDamaged, JournalError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, encode_header
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.recovery import recover
+from ergo_capture.journal.scan_report import Verdict
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage, StorageError
 
@@ -300,6 +301,23 @@ def test_damage_is_left_as_it_is(tmp_path: Path) -> None:
     assert segment.read_bytes().rstrip(b"\0") == before
 
 
+def test_zeros_and_a_torn_end_behind_damage_are_cut_off(tmp_path: Path) -> None:
+    """The damage itself stays."""
+    write_batches(tmp_path, MIDDLE)
+    segment = last_segment(tmp_path, 1)
+    frames = frames_of(segment)
+    flip(segment, frames[3][1])
+    end = frames[-1][1] + frames[-1][0].size
+    assert segment.stat().st_size > end
+    journal_in(tmp_path).close()
+    assert segment.stat().st_size == end
+    with segment.open("ab") as file:
+        file.write(b"torn")
+    journal_in(tmp_path).close()
+    assert segment.stat().st_size == end + 64 + 8  # the frame that proves the damage
+    assert segment.with_name(segment.name + ".torn").read_bytes() == b"torn"
+
+
 def test_damage_is_found_again_at_every_start(tmp_path: Path) -> None:
     """P6: whatever was appended meanwhile for other sessions."""
     write_batches(tmp_path, MIDDLE)
@@ -347,6 +365,7 @@ def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
     for _ in range(2):
         journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
         assert (len(found.damage), damaged(found), found.torn) == (1, [], None)
+        assert last_segment(tmp_path, 1).read_bytes().endswith(b"rubbish")
         journal.commit([events(1, found.sessions[1].next_event or 0)])
         journal.seal()
         journal.close()
@@ -433,6 +452,47 @@ def test_an_unknown_frame_that_may_not_be_skipped_needs_a_newer_program(tmp_path
     append_frame(last_segment(tmp_path, 1), 99, 0)
     with pytest.raises(JournalError, match="unknown kind 99 needs a newer"):
         look(tmp_path)
+
+
+def after(
+    segment: Path, kind: int, session: int, *, body: bytes = b"whatever", index: int = 0, frames: int = 1
+) -> None:
+    """Write a frame behind the last one, as the first frame of the next batch."""
+    header, offset = frames_of(segment)[-1]
+    head = encode_header(kind, header.segment, header.batch + 1, session, 0, 1, len(body), index, frames, crc32c(body))
+    segment.write_bytes(segment.read_bytes()[: offset + header.size] + head + body)
+
+
+def test_frames_behind_a_seal_unseal_the_journal(tmp_path: Path) -> None:
+    """No daemon writes them; what they hold is not ignored."""
+    write_batches(tmp_path, [[opening(1)]], seal=True)
+    after(last_segment(tmp_path, 1), FrameKind.EVENTS, 1)
+    found = look(tmp_path)
+    assert (found.ending, found.sessions[1].next_event) == (Verdict.UNSEALED, 1)
+
+
+def test_a_segment_that_begins_with_events_lacks_its_head(tmp_path: Path) -> None:
+    """Where the segment before ended is not known, so something may be missing."""
+    write_batches(tmp_path, [[opening(1), opening(2)], [events(1, 0)]])
+    segment = last_segment(tmp_path, 1)
+    header, offset = frames_of(segment)[-1]
+    head = encode_header(2, 2, header.batch + 1, 1, 1, 1, 8, 0, 1, crc32c(b"whatever"))
+    segment.write_bytes(segment.read_bytes()[: offset + header.size])
+    last_segment(tmp_path, 2).write_bytes(head + b"whatever")
+    found = look(tmp_path)
+    assert [damage.reason for damage in found.damage] == ["the segment's first frame is missing"]
+    assert damaged(found) == [1, 2]
+
+
+@pytest.mark.parametrize(("index", "frames"), [(1, 1), (0, 0)])
+def test_a_frame_with_an_impossible_index_is_torn(index: int, frames: int, tmp_path: Path) -> None:
+    """Though both checksums are right."""
+    write_batches(tmp_path, [[opening(1)]])
+    segment = last_segment(tmp_path, 1)
+    after(segment, FrameKind.EVENTS, 1, index=index, frames=frames)
+    found = look(tmp_path)
+    assert found.torn is not None
+    assert (found.torn.reason, found.sessions[1].next_event) == ("there is no frame", 0)
 
 
 @pytest.mark.parametrize("what", ["directory", "link", "pipe"])

@@ -11,7 +11,7 @@ from tests.journal.journals import flip, frames_of, journal_in
 from ergo_capture.journal.decision_rows import PlainRun
 from ergo_capture.journal.errors import JournalDamaged, JournalError
 from ergo_capture.journal.frame import FrameKind, PendingFrame
-from ergo_capture.journal.payloads import Closing, Rotation, SessionDescription, encode_body
+from ergo_capture.journal.payloads import Closing, Publication, Rotation, SessionDescription, encode_body
 from ergo_capture.journal.session_stream import parts_in
 from ergo_capture.journal.tail import Followed, follow
 from ergo_capture.journal.wal import Journal
@@ -282,3 +282,124 @@ def test_parts_are_read_like_bundles(journal: Journal, tmp_path: Path) -> None:
     assert [record.event_id for record in first.decisions()] == ["1/0", "1/1", "1/2"]
     assert [record.event_id for record in second.decisions()] == ["1/3"]
     assert (second.part, second.ended, second.published, second.graph_id) == (2, "open", False, "g")
+
+
+def test_the_latest_items_are_the_last_ones(journal: Journal, tmp_path: Path) -> None:
+    """As many as were asked for; those to come are not counted."""
+    journal.commit([events(1, 1, 3), decisions(1, 1, 3)])
+    more: Step = lambda: journal.commit([events(1, 4, 2), decisions(1, 4, 2)])  # noqa: E731
+    assert ids(followed(tmp_path, more, latest=2)) == ["1/2", "1/3", "1/4", "1/5"]
+
+
+def test_only_wanted_items_are_yielded_and_counted(journal: Journal, tmp_path: Path) -> None:
+    """Of those that are there already, and of those to come."""
+    journal.commit([events(1, 1, 5), decisions(1, 1, 5)])
+    wait = steps(lambda: journal.commit([events(1, 6, 3), decisions(1, 6, 3)]), lambda: journal.commit([closing(1, 9)]))
+    items = follow(tmp_path, RealStorage(), wait, of="s1", wanted=lambda item: item.index % 2 == 0, latest=2)
+    assert ids(list(items)) == ["1/2", "1/4", "1/6", "1/8"]
+
+
+def test_a_journal_may_be_empty_at_first(tmp_path: Path) -> None:
+    """The daemon is about to write to it."""
+    journal = journal_in(tmp_path)
+    items = followed(
+        tmp_path,
+        lambda: None,
+        lambda: journal.commit([opening(1), events(1, 0), decisions(1, 0)]),
+        lambda: journal.commit([events(1, 1), decisions(1, 1)]),
+    )
+    journal.close()
+    assert ids(items) == ["1/0", "1/1"]
+
+
+def test_the_first_segment_that_is_followed_may_be_a_later_one(tmp_path: Path) -> None:
+    """Of a journal that was empty, nothing was there to be read."""
+    other = tmp_path / "other"
+    other.mkdir()
+    journal = journal_in(other)
+    journal.commit([opening(1)])
+    journal.commit([PendingFrame(FrameKind.PUBLISHED, 9, 1, 0, b"x" * 3800)])
+    journal.commit([opening(2), events(2, 0), decisions(2, 0)])
+    journal.close()
+    journals = tmp_path / "journal"
+    journals.mkdir()
+
+    def come() -> None:
+        for path in sorted(other.iterdir())[2:]:
+            path.rename(journals / path.name)
+
+    assert ids(followed(journals, come)) == ["2/0"]
+
+
+def test_sessions_that_are_over_are_not_followed(journal: Journal, tmp_path: Path) -> None:
+    """Where none is named; by its name, a closed one is read to its end."""
+    journal.commit([opening(2), events(2, 0), decisions(2, 0), closing(2, 1)])
+    journal.commit([PendingFrame(FrameKind.PUBLISHED, 2, 1, 1, encode_body(Publication(1, "b", "m", "")))])
+    journal.commit([opening(3), events(3, 0), decisions(3, 0), closing(3, 1)])
+    assert ids(followed(tmp_path)) == ["1/0", "3/0"]
+    assert ids(followed(tmp_path, of="s2")) == ["2/0"]
+    assert ids(followed(tmp_path, of="s3")) == ["3/0"]
+
+
+def test_a_session_that_closes_is_over_and_others_are_not(journal: Journal, tmp_path: Path) -> None:
+    """What is written about it afterwards is not read."""
+    journal.commit([opening(2)])
+    items = followed(
+        tmp_path,
+        lambda: journal.commit([closing(1, 1)]),
+        lambda: journal.commit([events(1, 1), decisions(1, 1), events(2, 0), decisions(2, 0)]),
+    )
+    assert ids(items) == ["1/0", "2/0"]
+
+
+def test_frames_of_other_sessions_are_passed_by(journal: Journal, tmp_path: Path) -> None:
+    """Where one is named; also those of a session that began meanwhile."""
+    items = followed(
+        tmp_path,
+        lambda: journal.commit([opening(2), events(2, 0), decisions(2, 0), closing(2, 1)]),
+        lambda: journal.commit([events(1, 1), decisions(1, 1), closing(1, 2)]),
+        of="s1",
+    )
+    assert [(item.session, item.index) for item in items] == [("s1", 0), ("s1", 1)]
+
+
+def test_a_session_without_a_description_is_passed_by(journal: Journal, tmp_path: Path) -> None:
+    """Its segments were deleted; the others are followed."""
+    journal.commit([events(7, 3), decisions(7, 3), opening(8), events(8, 0), decisions(8, 0)])
+    assert ids(followed(tmp_path)) == ["1/0", "8/0"]
+
+
+def test_a_damaged_frame_ends_what_is_read_until_it_is_whole(journal: Journal, tmp_path: Path) -> None:
+    """It is being written, or it is cut off."""
+    journal.commit([events(1, 1), decisions(1, 1)])
+    segment = newest(tmp_path)
+    whole = segment.read_bytes()
+    offset = frames_of(segment)[-2][1]
+    segment.write_bytes(whole[:offset] + bytes(len(whole) - offset))
+    broken = bytearray(whole)
+    broken[offset + 64] ^= 1
+
+    def break_it() -> None:
+        segment.write_bytes(broken)
+
+    assert ids(followed(tmp_path, break_it, lambda: segment.write_bytes(whole))) == ["1/0", "1/1"]
+
+
+def test_the_whole_frames_of_a_batch_that_was_cut_off_are_yielded_once_another_segment_follows(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """A start keeps them: they are decided."""
+    segment = newest(tmp_path)
+
+    def crash() -> None:
+        journal.commit([events(1, 1), decisions(1, 1), events(1, 2)])
+        journal.close()
+        with segment.open("r+b") as file:
+            file.truncate(frames_of(segment)[-1][1] + 70)
+
+    def restart() -> None:
+        again = journal_in(tmp_path)
+        again.commit([opening(2)])
+        again.close()
+
+    assert ids(followed(tmp_path, crash, restart)) == ["1/0", "1/1"]

@@ -128,9 +128,10 @@ class _Watched:
             description = read_description(frame)
             self._sessions[header.session] = description.session, Pairing(description)
             return
-        session, pairing = self._sessions.get(header.session, ("", None))
-        if pairing is None:
+        followed = self._sessions.get(header.session)
+        if followed is None:
             return
+        session, pairing = followed
         if header.kind == FrameKind.CLOSE:
             del self._sessions[header.session]
             self.over = session == self.of
