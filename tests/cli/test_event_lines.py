@@ -14,9 +14,12 @@ from pathlib import Path
 import anyio
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ergo_capture.cli.support.event_input import EventLines
-from ergo_capture.cli.support.input_form import EventLine
+from ergo_capture.cli.support.input_form import InputForm
+from ergo_capture.client import EventLine
 from ergo_capture.errors import ErgoCaptureError
 
 LINES = [
@@ -191,3 +194,33 @@ async def test_an_event_whose_id_is_no_string_is_sent_as_an_event(tmp_path: Path
     (tmp_path / "feed").write_text(f'{{"event_id":{event_id},"kind":"Command"}}\n')
     ((line, found, _),) = await found_in(tmp_path / "feed")
     assert (line.startswith(b'{"type":"event","event":'), found) == (True, "")
+
+
+#: Lines of which some are valid only together with a neighbour, and some hold two values.
+ODD = [
+    *(line.strip() for line in LINES[:3]),
+    LINES[0].strip() + LINES[1].strip(),
+    b'{"type":"event","event":',
+    b'{"event_id":"a"}}',
+    b'{"type":"event","event":{"event_id":"a"}',
+    b"}",
+    b'{"type":"event","event":{"event_id":"a"},"x":"}',
+    b'{"}',
+    b'{"type":"events","events":[{"event_id":"b"},{"event_id":"c"}]}',
+    b'{"event_id":"bare"}',
+    b'{"type":"event","event":{"event_id":7}}',
+    b'  {"type":"event","event":{"event_id":"spaces"}} \r',
+    b"",
+    b"{}",
+]
+
+
+@given(st.lists(st.sampled_from(ODD), max_size=6))
+def test_lines_found_together_are_those_found_one_by_one(lines: list[bytes]) -> None:
+    """Frames are decoded many at a time; a line that is none changes nothing for its neighbours."""
+    together, alone = InputForm("feed"), InputForm("feed")
+    for form in (together, alone):
+        assert form.events_of([LINES[0].strip()], 1) == FOUND[:1]
+    assert together.events_of(lines, 2) == [
+        event for number, line in enumerate(lines, 2) for event in alone.events_of([line], number)
+    ]

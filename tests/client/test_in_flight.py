@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ergo_capture.client.in_flight import InFlight
+from ergo_capture.client.in_flight import EventLine, InFlight
 
 
 def sent(*ids: str) -> InFlight:
     """Return these events, in flight."""
     flight = InFlight()
     for event_id in ids:
-        flight.add(event_id.encode(), event_id)
+        flight.add([EventLine(event_id.encode(), event_id)])
     return flight
 
 
@@ -125,7 +125,7 @@ def test_a_duplicate_of_what_the_session_held_is_no_rejection() -> None:
     flight = InFlight()
     flight.opened(2, "b")
     for event_id in ("a", "a", "c", "b", "c"):
-        flight.add(event_id.encode(), event_id)
+        flight.add([EventLine(event_id.encode(), event_id)])
     assert not flight.is_rejected(1, duplicate=True)
     assert flight.is_rejected(2, duplicate=True)
     assert not flight.is_rejected(4, duplicate=True)
@@ -140,7 +140,7 @@ def test_ids_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     flight = InFlight()
     flight.opened(2, "b")
     for event_id in "cdefghb":
-        flight.add(event_id.encode(), event_id)
+        flight.add([EventLine(event_id.encode(), event_id)])
     assert flight.is_rejected(7, duplicate=True)
 
 
@@ -151,7 +151,7 @@ def test_every_event_is_counted_once_and_the_rest_is_sent_again_in_order(data: s
     flight, daemon = InFlight(), list[str]()
     waiting: list[str] = []
     for event_id in ids:
-        flight.add(event_id.encode(), event_id)
+        flight.add([EventLine(event_id.encode(), event_id)])
         waiting.append(event_id)
         if data.draw(st.booleans()):
             arrived = data.draw(st.integers(0, len(waiting)))

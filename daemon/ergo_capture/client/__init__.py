@@ -9,6 +9,7 @@ Example::
 """
 
 from ergo_capture.client.connection import ClientError
+from ergo_capture.client.in_flight import EventLine
 from ergo_capture.client.session import CaptureClient, Note, Published, Reject, session_of, stream
 from ergo_capture.protocol.capture import Acknowledged, LeftOver, Lost, Refused, event_line
 
@@ -16,6 +17,7 @@ __all__ = [
     "Acknowledged",
     "CaptureClient",
     "ClientError",
+    "EventLine",
     "LeftOver",
     "Lost",
     "Note",

@@ -6,9 +6,10 @@ Synchronous and without a clock: the caller passes every answer of the daemon, a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from itertools import islice
+from typing import Final, NamedTuple
 
 from ergo_capture.protocol.capture import Closed, Flushed, Pong
 
@@ -20,26 +21,24 @@ RequestAnswer = Flushed | Closed | Pong
 _MORE_IDS: Final = 100_000
 
 
-@dataclass(slots=True)
-class _Sent:
-    line: bytes
-    event_id: str
-    #: The caller's number of it.
-    place: int = 0
-    #: Whether it was sent on an earlier connection too: a duplicate then means that it had arrived.
-    again: bool = False
-    #: Whether it may be the first event with its id that this client sends: a duplicate then means that the session had
-    #: it before this client resumed it.
-    first: bool = False
-    #: Whether it is known to be durable without an acknowledgement: it was rejected as a duplicate of itself.
-    arrived: bool = False
-    captured: bool = False
-    rejected: bool = False
+class EventLine(NamedTuple):
+    """An event line, newline included, the id of its event, and the caller's number of it."""
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether a rejection has settled it."""
-        return self.rejected or self.captured or self.arrived
+    line: bytes
+    #: Empty if the line has none.
+    event_id: str
+    #: A rejection names the event by it; that of a line in a file, for example.
+    place: int = 0
+
+
+class _Fate(Enum):
+    """The meaning of a rejection."""
+
+    REJECTED = auto()
+    #: A duplicate of itself: it had arrived on an earlier connection, so it is durable.
+    ARRIVED = auto()
+    #: A duplicate of an event that the session had before this client resumed it.
+    CAPTURED = auto()
 
 
 class InFlight:
@@ -51,7 +50,7 @@ class InFlight:
         on_durable: called with the place of each event that is known to be durable, also if another client sent it.
     """
 
-    def __init__(self, on_durable: Callable[[int], None] = lambda _place: None) -> None:
+    def __init__(self, on_durable: Callable[[int], None] | None = None) -> None:
         self._on_durable = on_durable
         #: The numbers of events that were acknowledged as durable, and that were rejected.
         self.accepted = 0
@@ -61,13 +60,19 @@ class InFlight:
         #: The number of the session's events that were acknowledged, and the id of the last one; None if unknown.
         self.told_events = 0
         self.told_last: str | None = None
-        self._sent: deque[_Sent] = deque()
+        self._sent: deque[EventLine] = deque()
         #: How many events of this connection the daemon has acknowledged.
         self._acked = 0
+        #: How many events of this connection were sent on an earlier one too; they come first.
+        self._sent_again = 0
+        #: The rejections, by the daemon's number of the event.
+        self._fates: dict[int, _Fate] = {}
         #: Events of the session before this client that have not come back as duplicates, and the ids sent by this
         #: client, which are kept as long as there are such events.
         self._may_be_captured = 0
         self._ids: set[str] = set()
+        #: The numbers of the events in flight that are the first with their ids: a duplicate among them was captured.
+        self._firsts: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._sent)
@@ -77,19 +82,20 @@ class InFlight:
         self.told_events, self.told_last = events, last
         self._may_be_captured = events
 
-    def add(self, line: bytes, event_id: str, place: int = 0) -> None:
-        """Add an event that is about to be sent."""
-        sent = _Sent(line, event_id, place)
+    def add(self, lines: Sequence[EventLine]) -> None:
+        """Add events that are about to be sent."""
         if self._may_be_captured:
-            sent.first = event_id not in self._ids
-            self._ids.add(event_id)
+            for number, sent in enumerate(lines, self._acked + len(self._sent) + 1):
+                if sent.event_id not in self._ids:
+                    self._firsts.add(number)
+                    self._ids.add(sent.event_id)
             # Forget the ids: these are new events, not those that the session holds, and their number has no bound.
             if len(self._ids) > self.captured + self._may_be_captured + _MORE_IDS:
                 self._forget_ids()
-        self._sent.append(sent)
+        self._sent.extend(lines)
 
     def _forget_ids(self) -> None:
-        self._may_be_captured, self._ids = 0, set()
+        self._may_be_captured, self._ids, self._firsts = 0, set(), set()
 
     def acked(self, count: int, events: int | None = None) -> None:
         """Remove the first ``count`` events of this connection: each is durable or was rejected.
@@ -98,29 +104,42 @@ class InFlight:
             count: events of this connection.
             events: the number of durable events of the session, if the daemon reports it.
         """
-        for _ in range(min(count - self._acked, len(self._sent))):
-            self._count(self._sent.popleft())
+        self._remove(min(count - self._acked, len(self._sent)))
         self._acked = max(self._acked, count)
         if events is not None:
             self.told_events = events
 
+    def _remove(self, count: int) -> None:
+        """Count the first events in flight, and remove them."""
+        if count <= 0:
+            return
+        removed = [self._sent.popleft() for _ in range(count)]
+        if self._fates or self._firsts or self._on_durable is not None:
+            for number, sent in enumerate(removed, self._acked + 1):
+                self._count(sent, self._fates.pop(number, None))
+                self._firsts.discard(number)
+        else:
+            self.accepted += count
+            self.told_events += count
+            self.told_last = removed[-1].event_id or None
+        self._acked += count
+
     def is_rejected(self, index: int, *, duplicate: bool) -> bool:
         """Mark an event as rejected; return False if the rejection only says that it is there already."""
-        sent = self.sent(index)
-        if sent is None:
+        if self.sent(index) is None:
             return True
-        if duplicate and sent.again:
-            sent.arrived = True
-        elif duplicate and sent.first and self._may_be_captured:
-            sent.captured = True
+        fate = _Fate.REJECTED
+        if duplicate and index <= self._sent_again:
+            fate = _Fate.ARRIVED
+        elif duplicate and index in self._firsts:
+            fate = _Fate.CAPTURED
             self._may_be_captured -= 1
             if not self._may_be_captured:
                 self._forget_ids()
-        else:
-            sent.rejected = True
-        return sent.rejected
+        self._fates[index] = fate
+        return fate is _Fate.REJECTED
 
-    def sent(self, index: int) -> _Sent | None:
+    def sent(self, index: int) -> EventLine | None:
         """Return an event of this connection; None if it is not in flight."""
         position = index - self._acked - 1
         return self._sent[position] if 0 <= position < len(self._sent) else None
@@ -132,41 +151,44 @@ class InFlight:
             events: the number of durable events of the session; less than was acknowledged if some are lost.
             last: id of the last of them.
         """
-        self._acked = 0
-        self._drop_durable(events - self.told_events, last)
+        self._remove(self._count_durable(events - self.told_events, last))
         self.told_events, self.told_last = events, last
-        # Do not send rejected events again: the caller knows of the rejection, and may have sent them again.
-        for sent in self._sent:
-            if sent.rejected or sent.captured:
-                self._count(sent)
-        self._sent = deque(sent for sent in self._sent if not (sent.rejected or sent.captured))
-        for sent in self._sent:
-            sent.again = True
-            sent.arrived = False
-        return [sent.line for sent in self._sent]
+        again: list[EventLine] = []
+        for number, sent in enumerate(self._sent, self._acked + 1):
+            fate = self._fates.get(number)
+            # Do not send rejected events again: the caller knows of the rejection, and may have sent them again.
+            if fate in (_Fate.REJECTED, _Fate.CAPTURED):
+                self._count(sent, fate)
+            else:
+                again.append(sent)
+        self._sent, self._sent_again, self._acked = deque(again), len(again), 0
+        self._fates, self._firsts = {}, set()
+        return [sent.line for sent in again]
 
-    def _drop_durable(self, count: int, last: str | None) -> None:
-        """Remove the first ``count`` events that no rejection was about, if ``last`` is the id of the last of them.
+    def _count_durable(self, count: int, last: str | None) -> int:
+        """Return how many of the first events in flight are settled if the daemon holds ``count`` more than it told.
 
-        If it is not, one of them was rejected and the rejection was lost with the connection. Then all are sent
-        again, and those that are durable come back as duplicates.
+        It holds the first ``count`` that no rejection was about, if ``last`` is the id of the last of them. If it is
+        not, one of them was rejected and the rejection was lost with the connection. Then all are sent again, and those
+        that are durable come back as duplicates.
         """
-        taken = [number for number, sent in enumerate(self._sent) if not sent.is_settled][: max(count, 0)]
-        if count <= 0 or len(taken) < count or self._sent[taken[-1]].event_id != last:
-            return
-        for _ in range(taken[-1] + 1):
-            self._count(self._sent.popleft())
+        if count <= 0:
+            return 0
+        unsettled = (n for n in range(len(self._sent)) if self._acked + 1 + n not in self._fates)
+        place = next(islice(unsettled, count - 1, None), None)
+        return 0 if place is None or self._sent[place].event_id != last else place + 1
 
-    def _count(self, sent: _Sent) -> None:
-        if sent.rejected:
+    def _count(self, sent: EventLine, fate: _Fate | None) -> None:
+        if fate is _Fate.REJECTED:
             self.rejected += 1
             return
-        self._on_durable(sent.place)
-        if sent.captured:
+        if self._on_durable is not None:
+            self._on_durable(sent.place)
+        if fate is _Fate.CAPTURED:
             self.captured += 1
         else:
             self.accepted += 1
-            if not sent.arrived:
+            if fate is None:
                 self.told_events += 1
                 self.told_last = sent.event_id or None
 

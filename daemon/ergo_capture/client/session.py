@@ -13,7 +13,7 @@ holds fewer, because its state directory is older, it refuses, and every call ra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
 from os import PathLike, fspath
@@ -25,7 +25,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from ergo_capture.client.connection import LOST, MISUSE, UNREACHABLE, ClientError, Connection, error_of, invalid_frame
-from ergo_capture.client.in_flight import InFlight, PendingRequest, RequestAnswer
+from ergo_capture.client.in_flight import EventLine, InFlight, PendingRequest, RequestAnswer
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.notifier import Notifier
 from ergo_capture.protocol import capture as protocol
@@ -165,7 +165,7 @@ class CaptureClient:
         self._on_refused = on_refused or (lambda _refused: None)
         self._on_decision = on_decision or (lambda _decision: None)
         self._on_reconnect = on_reconnect or (lambda _times: None)
-        self._in_flight = InFlight(on_durable or (lambda _place: None))
+        self._in_flight = InFlight(on_durable)
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
         self._changed = Notifier()
@@ -300,7 +300,7 @@ class CaptureClient:
         Raises:
             ClientError: the daemon cannot be reached any more, or ended the session; ``misuse`` if none is open.
         """
-        await self.send_line(event_line(event), event.event_id)
+        await self.send_lines([EventLine(event_line(event), event.event_id)])
 
     async def send_line(self, line: bytes, event_id: str, place: int = 0) -> None:
         """Queue one event line, newline included, to be sent unchanged; wait while the window is full.
@@ -313,16 +313,29 @@ class CaptureClient:
         Raises:
             ClientError: as ``send``.
         """
-        # Wait before anything is queued: a caller that is cancelled has then sent nothing.
-        while len(self._in_flight) >= self._window or self._outgoing_bytes >= _SEND_BYTES:
-            await self._wait()
-        self._check()
-        self._in_flight.add(line, event_id, place)
-        self._put(line)
+        await self.send_lines([EventLine(line, event_id, place)])
 
-    def _put(self, line: bytes) -> None:
-        self._outgoing.append(line)
-        self._outgoing_bytes += len(line)
+    async def send_lines(self, lines: Sequence[EventLine]) -> None:
+        """Queue event lines, in order, to be sent unchanged; wait while the window is full.
+
+        A caller that is cancelled may have sent some of them: the first ones.
+
+        Raises:
+            ClientError: as ``send``.
+        """
+        sent = 0
+        while sent < len(lines):
+            while (room := self._window - len(self._in_flight)) <= 0 or self._outgoing_bytes >= _SEND_BYTES:
+                await self._wait()
+            self._check()
+            some = lines[sent : sent + room]
+            self._in_flight.add(some)
+            self._put([event.line for event in some])
+            sent += len(some)
+
+    def _put(self, lines: list[bytes]) -> None:
+        self._outgoing += lines
+        self._outgoing_bytes += sum(map(len, lines))
         self._sending_due.set()
 
     async def drain(self) -> None:
@@ -395,7 +408,7 @@ class CaptureClient:
 
     async def _ask_alone(self, line: bytes) -> RequestAnswer:
         self._request.begin(line)
-        self._put(line)
+        self._put([line])
         try:
             while self._request.answer is None:
                 await self._wait()

@@ -17,8 +17,9 @@ from typing import Any, Final, Self
 import aiofiles
 import anyio
 
-from ergo_capture.cli.support.input_form import EventLine, InputForm
+from ergo_capture.cli.support.input_form import InputForm
 from ergo_capture.cli.support.input_text import READ_BYTES, InputText
+from ergo_capture.client.in_flight import EventLine
 from ergo_capture.errors import ErgoCaptureError
 
 #: Longest line in bytes, if the daemon has not sent its limit.
@@ -66,15 +67,12 @@ class EventLines:
         try:
             async for piece in self._pieces():
                 number = lines.ended + 1
-                numbered = enumerate(lines.feed(piece), number)
-                if batch := [
-                    event for n, line in numbered if line or form.is_at_end for event in form.events_of(line, n)
-                ]:
+                if batch := form.events_of(lines.feed(piece), number):
                     yield batch
         except OSError as error:
             raise self._unreadable(error, begun=True) from error
         last = lines.finish()
-        events = form.events_of(last, lines.ended + 1) if last else []
+        events = form.events_of([last], lines.ended + 1) if last else []
         if events := events + form.finish():
             yield events
 

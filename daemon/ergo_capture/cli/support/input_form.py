@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Any, Final, Literal, NamedTuple
+from itertools import count
+from typing import Any, Final, Literal
 
 import msgspec
 
+from ergo_capture.client.in_flight import EventLine
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.protocol.capture import (
     DRIVER_PROTOCOL,
@@ -26,20 +28,11 @@ from ergo_capture.protocol.capture import (
 from ergo_capture.protocol.driver import LineKind, hosted_event_line, read_driver_line
 
 
-class EventLine(NamedTuple):
-    """A line to send, and the id of its event; the id is empty if the line has none."""
-
-    line: bytes
-    event_id: str
-    #: Number of the line in the input, from 1.
-    number: int
-
-
 class InputRefused(ErgoCaptureError):
     """An input was refused before any event of it was sent."""
 
 
-class _Id(msgspec.Struct):
+class _Id(msgspec.Struct, gc=False):
     event_id: str = ""
 
 
@@ -51,7 +44,7 @@ class _Line(msgspec.Struct):
     event_id: Any = ""
 
 
-class _EventFrame(msgspec.Struct):
+class _EventFrame(msgspec.Struct, gc=False):
     #: Required, which a tag is not.
     type: Literal["event"]
     event: _Id
@@ -101,7 +94,22 @@ class InputForm:
         #: The lines of a fixture, with their numbers.
         self._fixture: list[tuple[int, bytes]] = []
 
-    def events_of(self, line: bytes, number: int) -> list[EventLine]:
+    def events_of(self, lines: list[bytes], number: int) -> list[EventLine]:
+        """Return the events of the next lines.
+
+        Args:
+            lines: the lines, without their newlines.
+            number: the number of the first one, from 1.
+
+        Raises:
+            InputRefused: the stream is of another version of the protocol.
+        """
+        if self._form is _Form.FRAMES and (ids := _ids_of_frames(lines)) is not None:
+            return list(map(EventLine, [line + b"\n" for line in lines], ids, count(number)))
+        numbered = enumerate(lines, number)
+        return [event for n, line in numbered if line or self.is_at_end for event in self._events_of(line, n)]
+
+    def _events_of(self, line: bytes, number: int) -> list[EventLine]:
         """Return the events of the next line.
 
         Args:
@@ -207,6 +215,22 @@ class InputForm:
 
     def _refused(self, why: str, fix: str) -> InputRefused:
         return InputRefused(f"read fixture '{self._name}': {why}", op="read events", path=self._name, hint=fix)
+
+
+def _ids_of_frames(lines: list[bytes]) -> list[str] | None:
+    """Return the ids of lines that are an ``event`` frame each; None if any is something else.
+
+    One call decodes all of them. As no value has a ``}`` before a ``{``, none goes on over the end of such a line, and
+    as many values as lines are one a line.
+    """
+    text = b"\n".join(lines)
+    if not (text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == len(lines) - 1):
+        return None
+    try:
+        ids = [frame.event.event_id for frame in _event_frame.decode_lines(text)]
+    except (ValueError, RecursionError):
+        return None
+    return ids if len(ids) == len(lines) else None
 
 
 def _events_of(line: bytes, number: int) -> Iterator[EventLine]:

@@ -98,8 +98,7 @@ class Sender:
             too_long = partial(progress.too_long, limit=limit)
             try:
                 async for batch in self._source.batches(limit, too_long):
-                    for line, event_id, number in batch:
-                        await client.send_line(line, event_id, number)
+                    await client.send_lines(batch)
                     progress.show()
                     if client.is_interrupted:
                         # Further events would be rejected.
