@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from tests.bundles import small_bundle
 from tests.daemons import short_directory
-from tests.fault_proxy import Fault, fault_proxy
+from tests.fault_proxy import Fault, fault_proxy, flipped
 from tests.fleet.clusters import ENVIRONMENT, Cluster
 from tests.fleet.stores import put_bundle
 from tests.processes import SOAK_SECONDS
@@ -25,6 +26,8 @@ from tests.seaweed import Seaweed, seaweed
 from tests.ship.rig import table_of
 
 from ergo_capture import encode_bundle
+from ergo_capture.fleet.check import Job, check_item
+from ergo_capture.objects.directory import DirectoryStore
 from ergo_capture.objects.opening import open_store
 from ergo_capture.objects.port import ObjectStore
 
@@ -175,6 +178,29 @@ def chaos(place: Path, seconds: float, kills: int, seed: int) -> None:
             assert sorted(json.loads(line)["session"] for line in out.splitlines()) == sorted(expected)
             rounds += 1
     print(f"{rounds} rounds, {len(expected)} bundles, {kills * rounds} kills of each; {len(proxy.requests)} requests")  # noqa: T201
+
+
+class _Flipping(DirectoryStore):
+    """A store whose answers are changed on their way, as often as it is told."""
+
+    flips = 0
+
+    def get(self, *arguments: Any, **options: Any) -> Iterator[bytes]:
+        """Return an object's content."""
+        content = b"".join(super().get(*arguments, **options))
+        self.flips -= 1
+        yield flipped(content) if self.flips >= 0 else content
+
+
+@pytest.mark.parametrize(("flips", "outcome"), [(0, "ok"), (1, "ok"), (2, "ok"), (100, "unsound")])
+def test_a_bundle_is_unsound_only_if_each_of_three_copies_is(tmp_path: Path, flips: int, outcome: str) -> None:
+    """One whose byte changed on its way to the worker is read again."""
+    (tmp_path / "store").mkdir()
+    store = _Flipping(tmp_path / "store")
+    item = put_bundle(store, "s", encode_bundle(small_bundle()))
+    store.flips = flips
+    assert check_item(store, item, Job(), str(tmp_path)).outcome == outcome
+    assert list(tmp_path.iterdir()) == [tmp_path / "store"]
 
 
 @pytest.mark.timeout(300)

@@ -32,6 +32,8 @@ FAILED: Final = "failed"
 DIVERGED: Final = "diverged"
 OK: Final = "ok"
 OUTCOMES: Final = (UNSOUND, FAILED, DIVERGED, OK)
+#: How often a bundle must be found unsound: what is read may have been damaged on its way.
+_UNSOUND_TIMES: Final = 3
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -79,6 +81,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result:
     """Download a bundle and its manifest, compare the two, and verify or replay the bundle.
 
+    A bundle that is found unsound is downloaded and checked again, because a byte may have changed on its way.
+
     Args:
         store: the store.
         item: the bundle.
@@ -90,6 +94,14 @@ def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result
         StoreRefused: as ``StoreAway``.
     """
     began = time.monotonic()
+    for _ in range(_UNSOUND_TIMES):
+        found = _check_copy(store, item, job, scratch)
+        if found.outcome != UNSOUND:
+            break
+    return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3))
+
+
+def _check_copy(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result:
     with tempfile.TemporaryDirectory(prefix="ergo-capture-fleet-", dir=scratch) as folder:
         try:
             if parse_manifest_key(item.manifest) is None:
@@ -103,17 +115,16 @@ def check_item(store: ObjectStore, item: Item, job: Job, scratch: str) -> Result
             assert compared is not None
             if compared.problem is not None:
                 raise ErgoCaptureError(compared.in_words.replace(f"'{compared.path}'", f"'{item.manifest}'"))
-            found = _verify(bundle, item) if not job.engine else _replay(bundle, item, job)
+            return _verify(bundle, item) if not job.engine else _replay(bundle, item, job)
         except (StoreAway, StoreRefused):
             raise
         except EngineFailed as error:
-            found = Result(item, FAILED, problem=error.message)
+            return Result(item, FAILED, problem=error.message)
         except ErgoCaptureError as error:
             # Remove the worker's temporary path from the message.
-            found = Result(item, UNSOUND, problem=error.message.replace(f"{folder}/", ""))
+            return Result(item, UNSOUND, problem=error.message.replace(f"{folder}/", ""))
         except Exception as error:  # noqa: BLE001 - one bundle must not end a run of many
-            found = Result(item, FAILED, problem=f"{type(error).__name__}: {error}")
-    return msgspec.structs.replace(found, seconds=round(time.monotonic() - began, 3))
+            return Result(item, FAILED, problem=f"{type(error).__name__}: {error}")
 
 
 def _check_seal(about: ShippedManifest, text: bytes, job: Job) -> None:
