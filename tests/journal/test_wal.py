@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -20,11 +21,11 @@ from tests.journal.journals import (
     three_segments,
 )
 
-from ergo_capture.journal.errors import JournalFailed
+from ergo_capture.journal.errors import JournalFailed, JournalFull
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.journal.scan_report import Verdict
-from ergo_capture.journal.wal import Journal
+from ergo_capture.journal.wal import Journal, JournalSnapshot
 from ergo_capture.storage import RealStorage
 
 
@@ -283,3 +284,245 @@ def test_one_frame_is_read_by_a_small_read_and_many_by_large_ones(
     assert len(list(read_frames(tmp_path, positions, RealStorage()))) == 801
     assert len(reads) < 20
     journal.close()
+
+
+def head_of(directory: Path, sequence: int) -> int:
+    """Bytes of the first frame of a segment."""
+    return frames_of(last_segment(directory, sequence))[0][0].size
+
+
+# --- segments ---
+
+
+@pytest.mark.parametrize("size", range(3640, 4120, 40))
+def test_a_batch_never_reaches_beyond_its_segment(size: int, tmp_path: Path) -> None:
+    """Nor does the head of the segment: what is written there is not allocated."""
+    journal = journal_in(tmp_path)
+    journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(size))])
+    (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 1, 1, bytes(size))])
+    journal.close()
+    assert position == Position(2, head_of(tmp_path, 2))
+    for sequence in (1, 2):
+        header, offset = frames_of(last_segment(tmp_path, sequence))[-1]
+        allocated = last_segment(tmp_path, sequence).stat().st_size
+        assert offset + header.size <= allocated == journal.segments[sequence]
+        assert allocated == 4096 or allocated - offset - header.size < 256
+
+
+def test_a_batch_that_fits_exactly_does_not_begin_a_segment(tmp_path: Path) -> None:
+    """One byte more does."""
+    for more in (0, 8):
+        directory = tmp_path / f"{more}"
+        directory.mkdir()
+        journal = journal_in(directory)
+        journal.commit([opening(1)])
+        left = 4096 - journal.snapshot().segment_offset
+        (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(left - 64 + more))])
+        assert position.segment == (2 if more else 1)
+        journal.close()
+
+
+def test_the_next_segment_is_created_once_the_current_one_is_half_full(tmp_path: Path) -> None:
+    """In a thread, as large as any."""
+    storage = FaultyStorage()
+    journal = journal_in(tmp_path, storage)
+    journal.commit([opening(1)])
+    half = 2048 - journal.snapshot().segment_offset
+    journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(half - 64))])
+    assert journal.snapshot().segment_offset == 2048
+    storage.calls.clear()
+    journal.commit([events(1, 1)])
+    journal._ahead._join()
+    assert storage.calls[-2:] == [f"{op} 0000000000000002.journal.new" for op in ("open", "allocate")]
+    assert (tmp_path / "0000000000000002.journal.new").stat().st_size == 4096
+    journal.close()
+
+
+def test_the_head_of_a_segment_names_the_last_batch_after_a_restart(tmp_path: Path) -> None:
+    """And the number of its frames; also behind frames of a batch that was cut off."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1), events(1, 0), events(1, 1)])
+    journal.close()
+    journal = journal_in(tmp_path)
+    assert (journal.current_segment, journal.snapshot().batch) == (2, 1)
+    journal.commit([events(1, 2)])
+    journal.close()
+    (frame,) = read_frames(tmp_path, [Position(2, 0)], RealStorage())
+    assert frame.body == b'{"format":2,"program":"test 1","sequence":2,"batch":1,"frames":4}'
+
+
+# --- batches that are prepared ---
+
+
+def test_a_prepared_batch_is_written_as_it_is(tmp_path: Path) -> None:
+    """The event loop encodes it, the commit thread writes it."""
+    journal = journal_in(tmp_path)
+    positions = journal.commit([opening(1)])
+    frames = [events(1, 0), decisions(1, 0)]
+    batch = journal.prepare(frames)
+    assert batch is not None
+    assert (batch.frames, batch.end - batch.start) == (2, sum(frame.size for frame in frames))
+    assert journal.write(batch) == batch.positions
+    positions += batch.positions
+    positions += journal.commit([events(1, 1)])
+    assert [position.offset for position in positions[1:]] == [batch.start, batch.start + frames[0].size, batch.end]
+    journal.close()
+    assert found_frames(tmp_path, look(tmp_path)) == set(positions)
+    assert [header.batch for header, _ in frames_of(last_segment(tmp_path, 1))] == [1, 1, 2, 2, 3]
+
+
+def test_a_batch_that_has_no_place_in_the_open_segment_is_not_prepared(tmp_path: Path) -> None:
+    """The commit thread begins a segment for it."""
+    journal = journal_in(tmp_path)
+    assert journal.prepare([opening(1)]) is None
+    journal.commit([opening(1)])
+    assert journal.prepare([]) is None
+    left = 4096 - journal.snapshot().segment_offset
+    assert journal.prepare([PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(left - 63))]) is None
+    assert journal.prepare([PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(left - 64))]) is not None
+    journal.seal()
+    assert journal.prepare([events(1, 0)]) is None
+    journal.close()
+    assert journal.prepare([events(1, 0)]) is None
+
+
+def test_a_failed_journal_prepares_nothing(tmp_path: Path) -> None:
+    """Its segment is open still."""
+    storage = FaultyStorage()
+    journal = journal_in(tmp_path, storage)
+    journal.commit([opening(1)])
+    storage.fail_next("sync", errno.EIO)
+    with pytest.raises(JournalFailed):
+        journal.commit([events(1, 0)])
+    assert journal.prepare([events(1, 0)]) is None
+    journal.close()
+
+
+def test_a_batch_that_was_prepared_for_another_place_is_not_written(tmp_path: Path) -> None:
+    """Its frames would overwrite others."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1)])
+    batch = journal.prepare([events(1, 0)])
+    assert batch is not None
+    journal.commit([events(1, 0)])
+    with pytest.raises(AssertionError):
+        journal.write(batch)
+    journal.close()
+
+
+# --- the end ---
+
+
+def test_a_journal_that_is_only_sealed_takes_little_room(tmp_path: Path) -> None:
+    """A daemon that starts and stops does not leave segments of zeros."""
+    journal = journal_in(tmp_path, segment_bytes=1 << 20)
+    journal.seal()
+    assert journal.segments == {1: 4096}
+    journal.commit([opening(1)])
+    assert journal.segments == {1: 4096, 2: 1 << 20}
+    journal.close()
+
+
+def test_a_seal_is_one_frame_of_no_session(tmp_path: Path) -> None:
+    """In a batch of its own."""
+    journal = journal_in(tmp_path)
+    journal.commit([opening(1)])
+    journal.seal()
+    journal.close()
+    header, offset = frames_of(last_segment(tmp_path, 1))[-1]
+    assert (header.kind, header.session, header.first, header.count) == (FrameKind.SEAL, 0, 0, 0)
+    assert (header.batch, header.index, header.frames) == (2, 0, 1)
+    (frame,) = read_frames(tmp_path, [Position(1, offset)], RealStorage())
+    assert frame.body == b"{}"
+
+
+def test_a_journal_may_be_sealed_again_after_more_batches(tmp_path: Path) -> None:
+    """Each seal ends a segment."""
+    journal = journal_in(tmp_path)
+    for number in (1, 2):
+        journal.commit([opening(number)])
+        journal.seal()
+    journal.close()
+    found = look(tmp_path)
+    assert (found.ending, found.segments, found.last_batch) == (Verdict.SEALED, [1, 2], 4)
+
+
+def test_a_segment_that_cannot_be_closed_behind_its_seal_fails_the_journal(tmp_path: Path) -> None:
+    """The seal itself is durable."""
+    storage = FaultyStorage()
+    journal = journal_in(tmp_path, storage)
+    journal.commit([opening(1)])
+    storage.fail_next("close", errno.EIO)
+    with pytest.raises(JournalFailed):
+        journal.seal()
+    with pytest.raises(JournalFailed):
+        journal.commit([events(1, 0)])
+    journal.close()
+    assert look(tmp_path).ending is Verdict.SEALED
+
+
+def test_closing_does_not_report_that_a_file_could_not_be_closed(tmp_path: Path) -> None:
+    """Everything acknowledged is durable."""
+    storage = FaultyStorage()
+    journal = journal_in(tmp_path, storage)
+    journal.commit([opening(1)])
+    storage.fail_next("close", errno.EIO)
+    journal.close()
+    assert storage.calls[-1] == "-close 0000000000000001.journal"
+
+
+# --- numbers ---
+
+
+def test_a_snapshot_follows_commits_segments_and_the_end(tmp_path: Path) -> None:
+    """Sizes are those of the files."""
+    journal = journal_in(tmp_path)
+    assert journal.snapshot() == JournalSnapshot(0, 0, 0, 1, 0, None)
+    journal.commit([events(1, 0, size=3400)])
+    end = journal.snapshot().segment_offset
+    assert end == head_of(tmp_path, 1) + events(1, 0, size=3400).size
+    journal.commit([events(1, 1, size=3400)])
+    assert journal.snapshot() == JournalSnapshot(2, 8192, 2, 2, end, None)
+    journal.delete_segments(2)
+    assert journal.snapshot() == JournalSnapshot(1, 4096, 2, 2, end, None)
+    assert (journal.size_bytes, journal.segments) == (4096, {2: 4096})
+    journal.seal()
+    assert journal.snapshot() == JournalSnapshot(1, 4096, 3, 3, 0, None)
+    journal.close()
+
+
+def test_a_segment_that_was_cut_after_a_full_disk_has_its_new_size(tmp_path: Path) -> None:
+    """One whose first batch did not fit is gone."""
+    storage = FaultyStorage()
+    journal = journal_in(tmp_path, storage)
+    journal.commit([opening(1)])
+    end = journal.snapshot().segment_offset
+    storage.fail_next("write", errno.ENOSPC)
+    with pytest.raises(JournalFull):
+        journal.commit([events(1, 0)])
+    assert journal.snapshot() == JournalSnapshot(1, end, 1, 2, 0, None)
+    assert last_segment(tmp_path, 1).stat().st_size == end
+    storage.calls.clear()
+    storage.fail_next("write", errno.ENOSPC)
+    with pytest.raises(JournalFull):
+        journal.commit([events(1, 0)])
+    assert journal.snapshot() == JournalSnapshot(1, end, 1, 2, 0, None)
+    assert [call.split()[0] for call in storage.calls[-3:]] == ["close", "remove", "sync_dir"]
+    journal.commit([events(1, 0)])
+    assert journal.segments == {1: end, 2: 4096}
+    journal.close()
+
+
+@pytest.mark.parametrize("size", [4096, 2 << 30])
+def test_a_segment_may_have_any_size_in_the_range(size: int, tmp_path: Path) -> None:
+    """The bounds are part of it."""
+    journal_in(tmp_path, segment_bytes=size).close()
+
+
+def test_a_journal_of_an_unnamed_program_is_ergo_captures(tmp_path: Path) -> None:
+    """The heads of its segments say so."""
+    journal, _ = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
+    journal.commit([opening(1)])
+    journal.close()
+    (frame,) = read_frames(tmp_path, [Position(1, 0)], RealStorage())
+    assert b'"program":"ergo-capture"' in frame.body

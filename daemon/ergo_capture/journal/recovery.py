@@ -480,13 +480,10 @@ class _Replay:
 
     def _rows(self, start: int) -> Iterator[PlainRun | DecisionOutcome | Refusal]:
         session = self._session
-        # Read only up to the end of a part: frames are counted by part.
-        ends = deque(end for end in self._history.rotations if end.boundary > start)
         for run in read_runs(self._directory, self._frames.decisions, self._storage):
+            # Read only up to the end of a part: frames are counted by part.
             # A frame without decisions says that the run was interrupted; it is not joined with others.
-            for frames in _split(run, start, ends, joins=all(run.counts)):
-                while ends and frames.firsts[0] >= ends[0].boundary:
-                    ends.popleft()
+            for frames in _split(run, start, self._history.rotations, joins=all(run.counts)):
                 session.decision_frames.extend(frames.positions)
                 body = join_rows(frames.bodies)
                 for row in read_rows(body):
