@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.daemons import short_directory
+from tests.journal.journals import events, last_segment, opening, shrink, write_batches
 
 from ergo_capture import Constraints, EventTime, ExternalEvent, ExternalEventKind, RunTermination
 from ergo_capture.errors import ErgoCaptureError
@@ -268,3 +272,62 @@ def test_decisions_that_the_events_do_not_lead_to_are_refused_alike(plan: Plan, 
     with short_directory() as place:
         write(place, [frames], [])
         check(place)
+
+
+#: Fields of a header that is otherwise that of the next frame of events: batch 2, frame 0 of 1, event 1 of session 1.
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"magic": b"ergK"},
+    {"version": 1},
+    {"version": 3},
+    {"kind": FrameKind.DECISIONS, "first": 0},
+    {"kind": FrameKind.DECISIONS},
+    {"kind": FrameKind.SEAL, "session": 0},
+    {"kind": FrameKind.CLOSE},
+    {"kind": 99},
+    {"kind": 99, "flags": 1},
+    {"segment": 2},
+    {"batch": 1},
+    {"batch": 3},
+    {"session": 0},
+    {"session": 2, "first": 0},
+    {"session": 7, "first": 5},
+    {"first": 0},
+    {"first": 2},
+    {"count": 3},
+    {"length": 7},
+    {"length": 16},
+    {"length": 1 << 20},
+    {"index": 1},
+    {"index": 1, "frames": 2},
+    {"frames": 0},
+    {"frames": 2},
+    {"body_crc": 0},
+    {"own_crc": 0},
+]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_frame_with_another_header_is_taken_alike(change: dict[str, Any], *, behind: bool, tmp_path: Path) -> None:
+    """Whichever field it is, at the end of the journal or before more frames."""
+    body = b"whatever"
+
+    def frame(**fields: Any) -> bytes:
+        of = {
+            "magic": b"ergJ", "version": 2, "kind": 2, "flags": 0, "segment": 1, "batch": 2, "session": 1, "first": 1,
+            "count": 1, "length": 8, "index": 0, "frames": 1, "body_crc": crc32c(body),
+        }  # fmt: skip
+        head = struct.pack("<4sBBHQQQQIIIII", *(of | {k: v for k, v in fields.items() if k != "own_crc"}).values())
+        return head + struct.pack("<I", fields.get("own_crc", crc32c(head))) + body
+
+    write_batches(tmp_path, [[opening(1), opening(2), events(1, 0)]])
+    segment = last_segment(tmp_path, 1)
+    shrink(segment)
+    end = segment.stat().st_size
+    rest = frame(batch=3, first=2) + frame(batch=4, session=2, first=0) if behind else b""
+    segment.write_bytes(segment.read_bytes() + frame(**change) + rest)
+    report = check(tmp_path)
+    if not change:
+        report, _ = report
+        assert (report.damage, report.frames, report.sessions[1].events[1]) == ([], 7 if behind else 5, 1 << 32 | end)
