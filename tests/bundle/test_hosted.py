@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.journal.hosted import FAILED, HostedLife, Sent, publish_all, sends, sets, write
+from tests.journal.hosted import FAILED, LIMITS, WHEN, HostedLife, Sent, publish_all, sends, sets, write
+from tests.journal.journals import compose, journal_in, look, parts_of
 
-from ergo_capture import encode_bundle, read_capture_bundle
+from ergo_capture import EventTime, encode_bundle, read_capture_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle
 from ergo_capture.bundle.manifest import Manifest, read_manifest
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import manifest_path, rest_path
+from ergo_capture.bundle.reader.stream import open_bundle
+from ergo_capture.bundle.statistics import collect_statistics, summarized
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Contract, Interruption, LeftOver
+from ergo_capture.journal.recovery import recover
+from ergo_capture.storage import RealStorage
 
 STORED: Sent = ("e1", "Command", 1, "full", {"n": 1, "v": [1.5, 2]})
 DEFERRED: Sent = ("e2", "Command", 1, "full", {"note": "n comes from the store"})
@@ -80,7 +86,8 @@ def test_a_manifest_names_only_the_first_refusals(tmp_path: Path) -> None:
     (bundle,) = publish_all(tmp_path / "j", tmp_path)
     refused = manifest_of(bundle).refused
     assert refused is not None
-    assert (refused.count, len(refused.first)) == (25, 10)
+    assert refused.count == 25
+    assert [(each.index, each.event_id) for each in refused.first] == [(n + 1, f"r{n}") for n in range(10)]
 
 
 def test_an_interruption_stands_where_the_reference_has_it(tmp_path: Path) -> None:
@@ -89,7 +96,8 @@ def test_an_interruption_stands_where_the_reference_has_it(tmp_path: Path) -> No
     write(
         tmp_path / "j",
         [life.opened(), life.events(STORED, PLAIN)],
-        [life.events(MORE, LAST)],
+        [life.events(MORE)],
+        [life.events(LAST)],
         [life.decisions()],
         [life.closed("interrupted")],
     )
@@ -116,9 +124,99 @@ def test_the_rest_is_durable_before_the_manifest(tmp_path: Path) -> None:
     life = HostedLife(results={"e1": sends("i1")}, unacknowledged=["i1"])
     write(tmp_path / "j", [life.opened(), life.events(STORED, LAST)], [life.decisions()], [life.closed("interrupted")])
     (tmp_path / "s.rest.jsonl").mkdir()
-    with pytest.raises(ErgoCaptureError, match=r"rest\.jsonl"):
+    with pytest.raises(ErgoCaptureError, match=r"^write events that were left over '.*/s\.rest\.jsonl': ") as raised:
         publish_all(tmp_path / "j", tmp_path)
+    assert raised.value.op == "write events that were left over"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["j", "s.rest.jsonl"]
+
+
+def test_left_over_events_that_the_journal_does_not_hold_give_no_manifest(tmp_path: Path) -> None:
+    """The error says how many there were."""
+    life = HostedLife(results={"e1": sends("i1")}, unacknowledged=["i1"])
+    write(tmp_path / "j", [life.opened(), life.events(STORED, LAST)], [life.decisions()], [life.closed("interrupted")])
+    recovery = recover(tmp_path / "j", look(tmp_path / "j"), RealStorage())
+    (session,) = recovery.sessions
+    assert session.left_over is not None
+    session.left_over = replace(session.left_over, count=3)
+    with pytest.raises(ErgoCaptureError) as raised:
+        compose(tmp_path / "j", session, parts_of(session)[0], tmp_path / "s.capture.json", ended_at=WHEN)
+    assert raised.value.message == (
+        f"write '{tmp_path}/s.rest.jsonl': the journal holds 1 events after the interruption, and had 3"
+    )
+    assert (raised.value.op, raised.value.path) == ("write events that were left over", f"{tmp_path}/s.rest.jsonl")
+    assert raised.value.hint == "keep the journal as it is and run `ergo-capture doctor` on it"
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 17], ids=["", "joined"])
+def test_parts_of_several_frames_stand_on_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """With a deadline, their statistics, and refusals by their indices in the session; the last ends inside a frame."""
+    monkeypatch.setattr("ergo_capture.bundle.writer.compose._BLOCK_BYTES", block_bytes)
+    limits = replace(LIMITS, deadline=EventTime(3, 7))
+    life = HostedLife(results={"e1": sets(n=3), "e4": sets(n=11)}, constraints=limits)
+    write(
+        tmp_path / "j",
+        [life.opened(), life.events(STORED, DEFERRED), life.events(PLAIN)],
+        [life.decisions()],
+        [life.rotated()],
+        [life.events(MORE, PUMP), life.events(LAST, ("e6", "Command", 21, "full", {"n": 2}), ("e7", *LAST[1:]))],
+        [life.decisions(4)],
+    )
+    bundles = publish_all(tmp_path / "j", tmp_path)
+    assert [bundle.read_bytes() for bundle in bundles] == [encode_bundle(host.bundle()) for host in life.hosts]
+    assert b'"deadline":{"secs":3,"nanos":7},"termination"' in bundles[1].read_bytes()
+    manifests = [manifest_of(bundle) for bundle in bundles]
+    assert [(each.first_event, each.events, each.last_event_id) for each in manifests] == [(0, 3, "e3"), (3, 2, "e6")]
+    assert [[each.index for each in manifest.refused.first] for manifest in manifests if manifest.refused] == [[4, 5]]
+    for bundle, manifest in zip(bundles, manifests, strict=True):
+        with open_bundle(bundle) as stream:
+            assert summarized(manifest) == collect_statistics(stream, bundle.stat().st_size)
+
+
+def test_a_part_may_begin_inside_a_frame(tmp_path: Path) -> None:
+    """The events before it are another part's."""
+    life = HostedLife()
+    frames = [life.events(PLAIN, MORE), life.decisions()]
+    write(tmp_path / "j", [life.opened(), *frames], [life.closed()])
+    (expected,) = publish_all(tmp_path / "j", tmp_path)
+    (session,) = recover(tmp_path / "j", look(tmp_path / "j"), RealStorage()).sessions
+    (part,) = parts_of(session)
+    (tmp_path / "k").mkdir()
+    journal = journal_in(tmp_path / "k")
+    positions = journal.commit([HostedLife().events(STORED, PLAIN, MORE), frames[1]])
+    journal.close()
+    part.first = 1
+    part.event_frames, part.decision_frames = (array("Q", [position.pack()]) for position in positions)
+    bundle = compose(tmp_path / "k", session, part, tmp_path / "b/s.capture.json", ended_at=WHEN)
+    assert bundle.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("lost", ["first", "middle", "last", "decisions"])
+@pytest.mark.parametrize("block_bytes", [1, 1 << 17], ids=["", "joined"])
+def test_a_journal_that_holds_less_than_was_acknowledged_gives_no_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, block_bytes: int
+) -> None:
+    """The error says what is missing."""
+    monkeypatch.setattr("ergo_capture.bundle.writer.compose._BLOCK_BYTES", block_bytes)
+    life = HostedLife()
+    frames = [life.events(STORED), life.events(PLAIN), life.events(MORE)]
+    write(tmp_path / "j", [life.opened(), *frames], [life.decisions(2)], [life.decisions()], [life.closed()])
+    (session,) = recover(tmp_path / "j", look(tmp_path / "j"), RealStorage()).sessions
+    (part,) = parts_of(session)
+    if lost == "decisions":
+        del part.decision_frames[1]
+    else:
+        del part.event_frames[["first", "middle", "last"].index(lost)]
+    with pytest.raises(ErgoCaptureError) as raised:
+        compose(tmp_path / "j", session, part, tmp_path / "s.capture.json", ended_at=WHEN)
+    assert raised.value.message == (
+        f"compose bundle '{tmp_path}/s.capture.json': the journal holds fewer "
+        f"{'decisions' if lost == 'decisions' else 'events'} of session {session.description.session} "
+        "than were acknowledged"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]
 
 
 def test_parts_stand_on_their_own(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from ergo_capture.bundle.reader.opening import read_text
-from ergo_capture.bundle.writer.sink import BundleSink
+from ergo_capture.bundle.writer.sink import BundleSink, _ReadBack
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.storage.atomic import AtomicFile
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
@@ -45,14 +47,20 @@ def test_a_file_that_reads_back_differently_gets_no_name(tmp_path: Path, compres
         sink.finish()
         size = file.path.stat().st_size
         if damage == "byte":
+            # The last byte is one of the checksum of a frame of zstd.
             data = bytearray(file.path.read_bytes())
-            data[size // 2] ^= 1
+            data[-1] ^= 1
             file.path.write_bytes(data)
         else:
             os.truncate(file.path, size // 2 if damage == "cut" else 0)
-        with pytest.raises(ErgoCaptureError, match="verify bundle") as raised:
+        with pytest.raises(ErgoCaptureError) as raised:
             sink.read_back()
-        assert raised.value.hint
+        reason = "the text that was read back is not the one that was written"
+        if compress == "zstd":
+            reason = "not sound zstd: " + ("zstd decompress" if damage == "byte" else "it is cut off")
+        assert raised.value.message.startswith(f"verify bundle '{file.path}': {reason}")
+        assert (raised.value.op, raised.value.path) == ("verify bundle", str(file.path))
+        assert raised.value.hint == "check the disk; the journal still holds the session"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,3 +109,101 @@ def test_write_back_begins_before_the_end(tmp_path: Path, monkeypatch: pytest.Mo
         file.commit()
     assert told == [(0, 4 << 20), (4 << 20, 4 << 20)]
     assert (tmp_path / "b").stat().st_size == 10 << 20
+
+
+@KINDS
+def test_a_file_is_read_back_in_pieces_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str
+) -> None:
+    """A piece may end anywhere in a frame of zstd, and hold the beginning of the next one."""
+    with AtomicFile(tmp_path / "b") as file, BundleSink(file, compress) as sink:
+        for number, block in enumerate(BLOCKS):
+            if number % 3 == 0:
+                sink.begin_piece()
+            sink.write(block)
+        sink.finish()
+        for size in (7, 100, 1 << 20):
+            monkeypatch.setattr("ergo_capture.bundle.writer.sink._READ_BYTES", size)
+            back = _ReadBack(file.path, is_compressed=compress == "zstd")
+            back.finish(sink._checksum, sink.size)
+        sink.read_back()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_was_written_a_while_ago_is_read_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    """Up to the end of the call before; the rest, which is in the cache, at the end."""
+    told: list[tuple[int, int, int]] = []
+
+    def advise(_fd: int, offset: int, size: int, advice: int) -> None:
+        told.append((offset, size, advice))
+        if refused:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("ergo_capture.bundle.writer.sink._WRITE_BACK_BYTES", 1000)
+    with AtomicFile(tmp_path / "b") as file, BundleSink(file) as sink:
+        monkeypatch.setattr(file, "write_back", lambda _least: None)
+        monkeypatch.setattr(os, "posix_fadvise", advise)
+        ends = []
+        for size in (999, 1, 999, 1001, 1000):
+            sink.write(bytes(size))
+            sink.drain()
+            sink.read_back_along()
+            ends.append(sink._read_back._offset)
+        sink.finish()
+        sink.read_back()
+    assert ends == [0, 0, 0, 1000, 3000]
+    # Nothing was written at the first time.
+    assert told[0][:2] == (0, 0)
+    assert [(offset, size) for offset, size, _ in told[1:]] == [(0, 1000), (1000, 2000)]
+    assert {advice for _, _, advice in told} == {os.POSIX_FADV_DONTNEED}
+
+
+def test_a_file_that_cannot_be_read_back_gets_no_name(tmp_path: Path) -> None:
+    """Such as one that somebody has removed."""
+    with AtomicFile(tmp_path / "b") as file, BundleSink(file) as sink:
+        sink.write(BLOCKS[0])
+        sink.finish()
+        file.path.unlink()
+        with pytest.raises(ErgoCaptureError) as raised:
+            sink.read_back()
+    assert raised.value.message == f"verify bundle '{file.path}': No such file or directory"
+
+
+def test_a_frame_of_zstd_has_a_checksum(tmp_path: Path) -> None:
+    """So that every reader notices that the file has rotted."""
+    path = tmp_path / "b"
+    with AtomicFile(path) as file, BundleSink(file, "zstd") as sink:
+        sink.begin_piece()
+        sink.write(BLOCKS[0])
+        sink.begin_piece()
+        sink.write(BLOCKS[1])
+        sink.finish()
+        file.commit()
+        second = sink.pieces[1].file
+    data = path.read_bytes()
+    for frame in (data, data[second:]):
+        assert zstandard.get_frame_parameters(frame).has_checksum
+
+
+def test_a_new_thread_goes_on_where_the_one_before_ended(tmp_path: Path) -> None:
+    """Both have a name by which they are known."""
+    names: list[str] = []
+
+    class Named(AtomicFile):
+        def write(self, data: bytes | bytearray) -> None:
+            names.append(threading.current_thread().name)
+            super().write(data)
+
+    with Named(tmp_path / "b") as file, BundleSink(file) as sink:
+        for block in BLOCKS[:4]:
+            sink.write(block)
+        sink.renew_thread()
+        sink.write(BLOCKS[4])
+        sink.finish()
+        sink.read_back()
+        file.commit()
+    assert (tmp_path / "b").read_bytes() == b"".join(BLOCKS[:5])
+    assert names == ["compose_0"] * 5

@@ -162,10 +162,9 @@ class DecisionTexts:
         number, self._number = self._number, self._number + len(texts)
         marks, parts, offset, at = [], [], 0, 0
         for place in marked(list(map(len, texts)), number):
-            if place > at:
-                parts.append("".join(texts[at:place]).encode())
-                offset += len(parts[-1])
-                at = place
+            parts.append("".join(texts[at:place]).encode())
+            offset += len(parts[-1])
+            at = place
             marks.append((offset, place))
         parts.append("".join(texts[at:]).encode())
         return Elements(b"".join(parts), len(texts), marks)

@@ -79,7 +79,7 @@ class HostedPart:
         number = self.events
         events: list[bytes] = []
         decisions: list[bytes] = []
-        for event in islice(self._derivation.read(body), start, stop):
+        for event in islice(self.read(body), start, stop):
             outcome = next(self._outcomes, None)
             if outcome is None:
                 return None

@@ -78,7 +78,7 @@ class RunningBundle:
 
         Args:
             decided: events of the part whose decisions are in the frames that were added.
-            most_bytes: bytes of text after which it ends early; None for no bound.
+            most_bytes: bytes of the events' compact text after which it ends early; None for no bound.
 
         Raises:
             CaptureWriteError: a file could not be written.
@@ -89,7 +89,8 @@ class RunningBundle:
         rest = msgspec.structs.replace(self._job, first=self._job.first + self.composed, count=decided - self.composed)
         ends: list[int] = []
         sink = self._bundle.sink
-        before = sink.size
+        # Not the sink's size: its thread adds to that later.
+        written = 0
         for ids, events in read_events(rest, self._read_frames(ends), self._facts, self.composed):
             decisions = self._decisions.take(ids)
             if decisions is None:
@@ -98,7 +99,8 @@ class RunningBundle:
             sink.read_back_along()
             self.composed += len(ids)
             self._facts.last_event_id = ids[-1]
-            if most_bytes is not None and sink.size - before >= most_bytes:
+            written += len(events.text)
+            if most_bytes is not None and written >= most_bytes:
                 break
         sink.drain()
         del self._event_frames[: sum(end <= self._job.first + self.composed for end in ends)]

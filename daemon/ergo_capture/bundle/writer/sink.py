@@ -169,8 +169,8 @@ class _Layout:
             return
         text = msgspec.json.format(before + MIDDLE + after, indent=2)
         # Neither key can occur in a string: quotes inside strings are escaped.
-        before, rest = text.split(b'"events": []', 1)
-        between, after = rest.split(b'"decisions": []', 1)
+        before, _, rest = text.partition(b'"events": []')
+        between, _, after = rest.partition(b'"decisions": []')
         self.head = before + b'"events": ['
         self._middle = b"]" + between + b'"decisions": ['
         self._tail = b"]" + after
@@ -394,7 +394,7 @@ class _ReadBack:
                 if self._frame.eof:
                     self._frame = self._decompressor.decompressobj()
                 yield self._frame.decompress(data)
-                data = self._frame.unused_data if self._frame.eof else b""
+                data = self._frame.unused_data
         except zstandard.ZstdError as error:
             raise not_as_written(self._path, f"not sound zstd: {error}") from error
 
