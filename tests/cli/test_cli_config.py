@@ -65,6 +65,20 @@ def test_check_of_an_invalid_file_exits_78(
     assert said in captured.err
 
 
+def test_check_names_every_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with its hint."""
+    file.write_text("[jurnal]\n[limits]\nmax_client = 1\nmax_clients = 0\n")
+    assert app.run(["config", "check", str(file)]) == ExitCode.CONFIG
+    assert capsys.readouterr().err.replace(f"read configuration '{file}': ", "").splitlines() == [
+        "Error: there is no setting `jurnal`",
+        "Try: did you mean `journal`?",
+        "Error: there is no setting `limits.max_client`",
+        "Try: did you mean `max_clients`?",
+        "Error: `limits.max_clients`: Expected `int` >= 1",
+        "Try: `ergo-capture config default` prints every setting with its default",
+    ]
+
+
 def test_check_reports_a_missing_engine_script(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The daemon would not start without it."""
     file.write_text('[graphs.a.engine]\nkind = "scripted"\nfile = "/nonesuch.json"\n')

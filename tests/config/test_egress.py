@@ -84,9 +84,9 @@ GRAPH = '[graphs.g]\nadapter = "adapter.yaml"\n'
         (GRAPH + CHANNEL + CHANNEL.replace("egress.a", "egress.b"), "'send_one' go to the egress channels 'a' and 'b'"),
         (GRAPH + 'default_ack_timeout = "1us"\n' + CHANNEL, "the ack time-out 1us is not in whole milliseconds"),
         (GRAPH + CHANNEL.replace("{}", '{ ack_timeout = "0s" }'), "the ack time-out 0s is not in whole milliseconds"),
-        (GRAPH + CHANNEL.replace('"true"', '" "'), "`graphs.g.egress.NAME`: `command` names no program"),
-        (GRAPH + CHANNEL.replace('["true"]', "[]"), "`graphs.g.egress.NAME.command`: Expected `array` of length >= 1"),
-        (GRAPH + CHANNEL.replace("routes", "route"), "there is no setting `graphs.g.egress.NAME.route`"),
+        (GRAPH + CHANNEL.replace('"true"', '" "'), "`graphs.g.egress.a`: `command` names no program"),
+        (GRAPH + CHANNEL.replace('["true"]', "[]"), "`graphs.g.egress.a.command`: Expected `array` of length >= 1"),
+        (GRAPH + CHANNEL.replace("routes", "route"), "there is no setting `graphs.g.egress.a.route`"),
     ],
 )
 def test_channels_that_cannot_work_are_refused(tmp_path: Path, text: str, complaint: str) -> None:

@@ -249,6 +249,50 @@ def test_a_misspelt_key_is_refused_with_a_suggestion(text: str, key: str, meant:
     assert error.hint == f"did you mean `{meant}`?"
 
 
+def test_every_mistake_in_a_file_is_named() -> None:
+    """Each once, and nothing that only follows from another one."""
+    error = refusal(
+        """
+        [socket]
+        mod = "0660"
+        mode = 660
+        [limits]
+        max_clients = 0
+        context_bytes = "17MiB"
+        [retention]
+        shipped_to = ["a"]
+        [graphs.a.engine]
+        kind = "process"
+        command = 5
+        [graphs.b]
+        max_retry = 1
+        engine = "proces"
+        [graphs.c.egress.d]
+        command = ["x"]
+        route = {}
+        [graphs.e]
+        max_retry = 1
+        [ship.targets.a]
+        verify = "no"
+        """
+    )
+    found = [each.message.removeprefix("read configuration 'c.toml': ") for each in (error, *error.others)]
+    assert [message.partition(", expected one of")[0] for message in found] == [
+        "there is no setting `socket.mod`",
+        '`socket.mode`: 660 is not a file mode; write one such as "0660"',
+        "`limits.max_clients`: Expected `int` >= 1",
+        "`limits`: `context_bytes` must be at most 16MiB",
+        "`graphs.a.engine.command`: Expected `array`, got `int`",
+        "there is no setting `graphs.b.max_retry`",
+        "`graphs.b.engine.kind`: Invalid value 'proces'",
+        "there is no setting `graphs.c.egress.d.route`",
+        "`graphs.c.egress.d`: Object missing required field `routes`",
+        "there is no setting `graphs.e.max_retry`",
+        "`ship.targets.a.verify`: Invalid enum value 'no'",
+        "`ship.targets.a`: Object missing required field `url`",
+    ]
+
+
 def test_a_key_of_another_section_is_not_suggested() -> None:
     """``max_bytes`` is a setting of ``[rotation]``; in ``[session]`` it would be refused again."""
     error = refusal("[session]\nmax_byte = 1\n")

@@ -15,7 +15,7 @@ import click
 
 from ergo_capture.cli.commands import COMMANDS, GROUPS, module_of
 from ergo_capture.cli.support.command import COMPLETION_VARIABLE, PROGRAM_NAME, Group
-from ergo_capture.cli.support.output import escape_what_cannot_be_printed, without_controls
+from ergo_capture.cli.support.output import escape_what_cannot_be_printed, print_error
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.version import PROGRAM
 
@@ -133,7 +133,7 @@ def run(arguments: list[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except ErgoCaptureError as error:
-        _print_error(error.message, error.hint)
+        print_error(error.message, error.hint)
         return int(error.exit_code)
     except BrokenPipeError:
         # Replace standard output: Python flushes it again at exit, and would print a traceback.
@@ -147,7 +147,7 @@ def run(arguments: list[str] | None = None) -> int:
             hint = "check the owner and the permissions of the path"
         elif isinstance(error, FileNotFoundError) and error.filename:
             hint = "name a path that exists; a relative one begins at the working directory"
-        _print_error(f"{arguments[0] if arguments else PROGRAM_NAME}{where}: {error.strerror or error}", hint)
+        print_error(f"{arguments[0] if arguments else PROGRAM_NAME}{where}: {error.strerror or error}", hint)
         return int(ExitCode.FAILED)
     except (KeyboardInterrupt, click.Abort):
         return 130
@@ -167,9 +167,3 @@ def _invoke(arguments: list[str]) -> Any:
         return shell_complete(root, {}, PROGRAM_NAME, COMPLETION_VARIABLE, instruction)
     with root.make_context(PROGRAM_NAME, list(arguments)) as context:
         return root.invoke(context)
-
-
-def _print_error(message: str, hint: str | None) -> None:
-    click.echo(without_controls(f"Error: {message}"), err=True)
-    if hint:
-        click.echo(without_controls(f"Try: {hint}"), err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, Final, get_args
 
 import msgspec
@@ -16,22 +16,95 @@ from ergo_capture.config.shipping import AnnounceConfig, ShipConfig, TargetConfi
 from ergo_capture.units import decode_unit
 
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
+_KEYS: Final = re.compile(r"[^.\[]+|\[[^\]]*\]")
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
+_MISSING: Final = re.compile(r"Object missing required field `([^`]+)`")
+#: The message of a table's own check begins with the setting.
+_NAMED: Final = re.compile(r"`([^`]+)`")
 _ENGINES: Final = get_args(EngineConfig)
 #: Settings of a graph that are tables.
 _TABLES: Final = ("retention", "egress", "engine")
 
 
-def describe(message: str, data: Mapping[str, Any]) -> str:
+def mistakes(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a message and a hint for every setting that is unknown, missing or invalid.
+
+    msgspec reports the first one only, so each is left out of ``data`` once it is found.
+
+    Args:
+        data: the decoded file.
+    """
+    left_out: list[list[str]] = []
+    while error := _error_in(data):
+        match = _PATH.search(error)
+        where, text = match[1] if match else "", _PATH.sub("", error)
+        place = _place(where, error, data)
+        missing, unknown = _MISSING.match(text), _UNKNOWN.search(text)
+        if left_out and not where and not unknown:
+            # A check of several tables may only miss what was left out.
+            return
+        names = missing or unknown or _NAMED.match(text)
+        named = [*place, names[1]] if names else place
+        # A required setting that was left out because it is invalid is not missing.
+        if not missing or named not in left_out:
+            yield _describe(where, text, place), hint_for(error)
+        left_out.append(named)
+        if not _leave_out(data, place if missing else named):
+            return
+
+
+def _error_in(data: dict[str, Any]) -> str:
+    """Return msgspec's error message; empty if there is none."""
+    try:
+        msgspec.convert(data, type=Config, dec_hook=decode_unit)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _place(where: str, error: str, data: dict[str, Any]) -> list[str]:
+    """Return the keys that lead to a setting or table, with names where msgspec's path has ``[...]``."""
+    place: list[str] = []
+    table: Any = data
+    for shown in _KEYS.findall(where):
+        key = shown
+        if shown == "[...]":
+            # The first entry with which alone the error is the same.
+            key = next(name for name in table if _error_in(_with(data, place, {name: table[name]})) == error)
+        elif shown.startswith("["):
+            # An element of a list is left out with its list: the others would get other numbers.
+            break
+        place.append(key)
+        table = table[key]
+    return place
+
+
+def _with(data: dict[str, Any], place: list[str], value: Any) -> Any:
+    """Return a copy of ``data`` with another value at a place."""
+    return {**data, place[0]: _with(data[place[0]], place[1:], value)} if place else value
+
+
+def _leave_out(data: dict[str, Any], place: list[str]) -> bool:
+    """Remove a setting or table; return False if it is not there."""
+    if not place:
+        return False
+    for key in place[:-1]:
+        data = data[key]
+    return data.pop(place[-1], None) is not None
+
+
+def _describe(where: str, text: str, place: list[str]) -> str:
     """Return msgspec's error message, preceded by the setting's full name.
 
     Args:
-        message: msgspec's message.
-        data: the decoded file.
+        where: msgspec's path, with ``[...]`` for names.
+        text: its message without the path.
+        place: the keys that lead there.
     """
-    match = _PATH.search(message)
-    where, text = match[1] if match else "", _PATH.sub("", message)
-    key = where.replace("[...]", f".{toml_key(_invalid_table(where, data))}", 1).replace("[...]", ".NAME")
+    key = where
+    for name, shown in zip(place, _KEYS.findall(where), strict=False):
+        if shown == "[...]":
+            key = key.replace("[...]", f".{toml_key(name)}", 1)
     unknown = _UNKNOWN.search(text)
     if unknown:
         return f"there is no setting `{key}.{unknown[1]}`" if key else f"there is no setting `{unknown[1]}`"
@@ -39,20 +112,6 @@ def describe(message: str, data: Mapping[str, Any]) -> str:
     if choices:
         text += f", expected one of {', '.join(f'`{choice}`' for choice in choices)}"
     return f"`{key}`: {text}" if key else text
-
-
-def _invalid_table(where: str, data: Mapping[str, Any]) -> str:
-    """Return the name of the graph or target with an invalid table; msgspec's paths have ``[...]`` for every name."""
-    kind: type[msgspec.Struct] = GraphConfig
-    tables = data.get("graphs")
-    if where.startswith("ship."):
-        kind, tables = TargetConfig, data["ship"].get("targets")
-    for name, table in tables.items() if isinstance(tables, dict) else ():
-        try:
-            msgspec.convert(table, type=kind, dec_hook=decode_unit)
-        except msgspec.ValidationError:
-            return str(name)
-    return "NAME"
 
 
 def _choices(where: str) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ergo_capture.config.messages import describe, hint_for
+from ergo_capture.config.messages import mistakes
 from ergo_capture.config.paths import (
     control_socket_beside,
     default_file,
@@ -27,6 +28,8 @@ class ConfigError(ErgoCaptureError):
     """The configuration cannot be used; the message names the file and the setting, the hint says what to write."""
 
     exit_code: int = ExitCode.CONFIG
+    #: Errors for the other mistakes in the file.
+    others: Sequence[ConfigError] = ()
 
 
 def load(path: Path | None = None, *, socket: str = "", state: str = "", client: bool = False) -> Config:
@@ -108,12 +111,12 @@ def parse(text: str, name: str) -> Config:
     try:
         return msgspec.convert(data, type=Config, dec_hook=decode_unit)
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"read configuration '{name}': {describe(str(error), data)}",
-            op="read configuration",
-            path=name,
-            hint=hint_for(str(error)),
-        ) from error
+        first, *others = [
+            ConfigError(f"read configuration '{name}': {message}", op="read configuration", path=name, hint=hint)
+            for message, hint in mistakes(data)
+        ]
+        first.others = others
+        raise first from error
 
 
 def _with_engine_tables(data: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import click
 
 from ergo_capture import config as configuration
 from ergo_capture.cli.support.command import PATH, Command, Group, argument, config_option
+from ergo_capture.cli.support.output import print_error
 from ergo_capture.config.graphs import GraphConfig, ProcessEngineConfig
 from ergo_capture.config.settings import Config, RotationConfig
 from ergo_capture.errors import ErgoCaptureError
@@ -43,7 +44,7 @@ def config() -> None:
 def check(file: Path | None, config: Path | None) -> None:
     """Check that the daemon would start with this configuration.
 
-    Warn of files that the installed systemd service cannot see, and of operations that it may not do. Exit code 78 if
+    Every unknown setting and every invalid value is named. Warn of files that the installed systemd service cannot see, and of operations that it may not do. Exit code 78 if
     the daemon would not start; warnings do not count.
     """
     from ergo_capture.cli.support.service_view import (  # noqa: PLC0415
@@ -56,7 +57,13 @@ def check(file: Path | None, config: Path | None) -> None:
     from ergo_capture.server.factories import access_list, graphs_of  # noqa: PLC0415 - `show` needs no server
 
     path = _only_one(file, config)
-    loaded = configuration.load(path)
+    try:
+        loaded = configuration.load(path)
+    except configuration.ConfigError as error:
+        *others, last = error, *error.others
+        for each in others:
+            print_error(each.message, each.hint)
+        raise last from None
     graphs = graphs_of(loaded)
     access_list(loaded)
     warnings = list(_seal_warnings(loaded.seal.key))

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import click
+
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 
 if TYPE_CHECKING:
@@ -65,6 +67,13 @@ def without_controls(text: str) -> str:
 def _escape(char: str) -> str:
     """Return a character as an escape sequence, and an undecodable byte of a name as that byte."""
     return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else ascii(char)[1:-1]
+
+
+def print_error(message: str, hint: str | None) -> None:
+    """Print an error to standard error as ``Error:`` and ``Try:``."""
+    click.echo(without_controls(f"Error: {message}"), err=True)
+    if hint:
+        click.echo(without_controls(f"Try: {hint}"), err=True)
 
 
 def escape_what_cannot_be_printed() -> None:
