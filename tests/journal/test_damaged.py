@@ -148,6 +148,34 @@ def test_a_last_publication_with_a_bad_body_still_ends_its_session(tmp_path: Pat
     assert look(tmp_path).sessions[1].done
 
 
+def test_a_bad_publication_of_an_earlier_part_does_not_end_its_session(tmp_path: Path) -> None:
+    """Nor does another bad frame."""
+    for number, frame in enumerate([publication(1, final=False), PendingFrame(FrameKind.CLOSE, 1, 0, 1, b"{}")]):
+        directory = tmp_path / f"{number}"
+        directory.mkdir()
+        write_batches(directory, [[opening(1)], [frame], [opening(2)]])
+        segment = last_segment(directory, 1)
+        flip(segment, frames_of(segment)[-2][1] + 64)
+        session = look(directory).sessions[1]
+        assert not session.done
+        assert "a frame's body is not what was written" in str(session.damage)
+
+
+def test_a_session_without_its_open_frame_is_damaged_if_no_segment_was_deleted(tmp_path: Path) -> None:
+    """Otherwise a deleted segment may have held it."""
+    journal = journal_in(tmp_path)
+    journal.commit([events(1, 0, size=3000), opening(2)])
+    journal.commit([events(1, 1, size=3000), events(2, 0)])
+    journal.close()
+    found = look(tmp_path)
+    assert [session.damage for session in found.sessions.values()] == [
+        "its OPEN frame, which describes it, is missing",
+        None,
+    ]
+    last_segment(tmp_path, 1).unlink()
+    assert damaged(look(tmp_path)) == []
+
+
 def test_p6_a_bad_frame_before_a_torn_last_batch_is_damage(tmp_path: Path) -> None:
     """P6: the header of a later batch proves it, though that batch was never durable itself."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)], [events(1, 1)]])

@@ -4,7 +4,7 @@ A journal is written as its segments, and a segment as its frames and bad stretc
 
 * ``2.0/3`` is a whole frame of session 1: frame 0 of the 3 frames of batch 2. ``4.0/1s`` is a seal;
 * ``h2.0/3:1.4`` is the head of a segment; it says that 4 frames of batch 1 end the segment before;
-* ``!2.0/3`` is a frame whose header is good and whose body is bad; ``?`` is a stretch without a header.
+* ``!2.0/3`` is a frame whose header is good and whose body is bad; ``?`` is a stretch without a header, ``?3`` one of 3 bytes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def parse(segment: int, text: str, first: int) -> Iterator[WholeFrame | BadStret
     """The frames and bad stretches of a segment; those of session 1 hold events ``first``, ``first + 1``, ..."""
     for number, item in enumerate(text.split()):
         offset = number * STEP
-        if item == "?":
-            yield BadStretch(None, Damage(segment, offset, STEP, "there is no frame"))
+        if item.startswith("?"):
+            yield BadStretch(None, Damage(segment, offset, int(item[1:] or STEP), "there is no frame"))
             first += 1
             continue
         match = ITEM.fullmatch(item)
@@ -199,6 +199,14 @@ def test_a_torn_end_reaches_from_the_first_bad_frame_to_the_last_byte(
         pytest.param({1: f"{FIRST} !2.0/1 3.0/1 ?"}, Proof(1, 4 * STEP, 4), id="a torn end behind damage"),
         pytest.param({1: f"{FIRST} !2.0/1", 2: "!3.0/1"}, Proof(1, 3 * STEP, 3), id="a torn segment behind damage"),
         pytest.param({1: f"{FIRST} ?", 2: ""}, Proof(1, 3 * STEP, 3), id="an empty segment behind damage"),
+        pytest.param({1: f"{FIRST} ?3", 2: ""}, Proof(1, 2 * STEP + 8, 3), id="behind a stretch of a few bytes"),
+        pytest.param({1: f"{FIRST} ?8", 2: ""}, Proof(1, 2 * STEP + 8, 3), id="behind a stretch of eight bytes"),
+        pytest.param({1: f"{FIRST} ? !9.0/2 9.1/2"}, Proof(1, 3 * STEP, 9), id="a torn batch long after damage"),
+        pytest.param({1: FIRST, 2: ""}, None, id="an empty segment without damage"),
+        pytest.param({1: f"{FIRST} ? 3.0/1", 2: "h4.0/1:3.1", 3: "!5.0/1"}, None, id="damage in an earlier segment"),
+        pytest.param({1: f"{FIRST} !2.0/1 3.0/1s"}, None, id="a seal behind damage"),
+        pytest.param({1: ""}, None, id="nothing at all"),
+        pytest.param({1: "!1.0/1"}, None, id="a torn first batch"),
     ],
 )
 def test_damage_is_to_be_proved_where_a_torn_end_behind_it_is_cut_off(
@@ -285,3 +293,13 @@ def test_a_gap_of_several_segments_is_told_from_its_first_to_its_last() -> None:
     """Nothing behind it is compared with what was before it."""
     (damage,) = verdict_on({1: FIRST, 5: "h9.0/2:8.1 9.1/2"}).damage
     assert damage.reason == "segments 2 to 4 are missing"
+
+
+def test_a_torn_end_has_a_place_and_a_length() -> None:
+    """Up to the end of its last frame or stretch."""
+    torn = verdict_on({1: f"{FIRST} !2.0/2 2.1/2"}).torn
+    assert torn is not None
+    assert (torn.segment, torn.offset, torn.length, torn.frames) == (1, 2 * STEP, 2 * STEP, 1)
+    torn = verdict_on({1: FIRST, 2: "?5"}).torn
+    assert torn is not None
+    assert (torn.segment, torn.offset, torn.length, torn.frames) == (2, 0, 5, 0)
