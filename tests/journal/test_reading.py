@@ -79,6 +79,7 @@ def test_a_sequential_reader_reads_more_and_more_ahead(path: Path) -> None:
         window = Window(file)
         for offset in range(0, 2000, 8):
             window.view(offset, 8)
+            window.view(offset, 8)
         assert sizes == [64, 128, *7 * [256], 16]
         window.view(0, 1000)
         assert sizes[-1] == 1000

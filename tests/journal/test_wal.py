@@ -371,6 +371,15 @@ def test_a_prepared_batch_is_written_as_it_is(tmp_path: Path) -> None:
     assert [header.batch for header, _ in frames_of(last_segment(tmp_path, 1))] == [1, 1, 2, 2, 3]
 
 
+def test_a_batch_that_was_not_prepared_is_written_to_the_open_segment(tmp_path: Path) -> None:
+    """If it fits there."""
+    journal = journal_in(tmp_path)
+    for index, segment in enumerate((1, 1, 2)):
+        (position,) = journal.write([events(1, index, size=1600)])
+        assert position.segment == segment
+    journal.close()
+
+
 def test_a_batch_that_has_no_place_in_the_open_segment_is_not_prepared(tmp_path: Path) -> None:
     """The commit thread begins a segment for it."""
     journal = journal_in(tmp_path)
@@ -405,7 +414,7 @@ def test_a_batch_that_was_prepared_for_another_place_is_not_written(tmp_path: Pa
     batch = journal.prepare([events(1, 0)])
     assert batch is not None
     journal.commit([events(1, 0)])
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="a batch was prepared while another one was written"):
         journal.write(batch)
     journal.close()
 

@@ -383,9 +383,10 @@ class Journal:
         """
         if self._sealed:
             return
+        frame = PendingFrame(FrameKind.SEAL, 0, 0, 0, b"{}")
         if self._failure is None and self._file is None:
-            self._roll(_SEAL_BYTES // 2, _SEAL_BYTES)
-        self.commit([PendingFrame(FrameKind.SEAL, 0, 0, 0, b"{}")])
+            self._roll(frame.size, _SEAL_BYTES)
+        self.commit([frame])
         self._sealed = True
         if self._file is not None:
             try:
