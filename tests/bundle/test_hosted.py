@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.journal.hosted import FAILED, LIMITS, WHEN, HostedLife, Sent, publish_all, sends, sets, write
+from tests.journal.hosted import CONTRACT, FAILED, LIMITS, WHEN, HostedLife, Sent, publish_all, sends, sets, write
 from tests.journal.journals import compose, journal_in, look, parts_of
 
 from ergo_capture import EventTime, encode_bundle, read_capture_bundle
@@ -17,7 +17,9 @@ from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import manifest_path, rest_path
 from ergo_capture.bundle.reader.stream import open_bundle
 from ergo_capture.bundle.statistics import collect_statistics, summarized
+from ergo_capture.bundle.writer.hosted import HostedPart, outcomes_of
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.decision_rows import DecisionRows, Refusal
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Contract, Interruption, LeftOver
 from ergo_capture.journal.recovery import recover
@@ -173,6 +175,24 @@ def test_parts_of_several_frames_stand_on_their_own(
     for bundle, manifest in zip(bundles, manifests, strict=True):
         with open_bundle(bundle) as stream:
             assert summarized(manifest) == collect_statistics(stream, bundle.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("sent", "refused", "message"),
+    [
+        (PLAIN, True, r"^event 'e3' was refused, and is not refused now$"),
+        (DEFERRED, False, r"^event 'e2' was decided, and is refused now: "),
+    ],
+    ids=["accepted", "refused"],
+)
+def test_a_journal_that_says_otherwise_of_an_event_gives_no_bundle(sent: Sent, message: str, *, refused: bool) -> None:
+    """It was written with another adapter, or is damaged."""
+    rows = DecisionRows()
+    rows.add_refusal(Refusal("schema_violation", "no"))
+    part = HostedPart(CONTRACT, None, 0, outcomes_of([rows.encode() if refused else b"[[0,0,1]]"]))
+    body = HostedLife().events(sent).body
+    with pytest.raises(ValueError, match=message):
+        part.take(body, 0, 1)
 
 
 def test_a_part_may_begin_inside_a_frame(tmp_path: Path) -> None:

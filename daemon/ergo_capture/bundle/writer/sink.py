@@ -356,7 +356,7 @@ class _ReadBack:
         Raises:
             ErgoCaptureError: the file cannot be read.
         """
-        self._read(end, uncached=True)
+        self._read(end)
 
     def finish(self, checksum: int, size: int) -> None:
         """Read the rest, and compare the text's checksum and size with those that were written.
@@ -364,16 +364,17 @@ class _ReadBack:
         Raises:
             ErgoCaptureError: they differ, or the file cannot be read.
         """
-        self._read(None, uncached=False)
+        self._read(None)
         if self._frame is not None and not self._frame.eof:
             raise not_as_written(self._path, "not sound zstd: it is cut off")
         if (checksum, size) != (self._checksum, self._size):
             raise not_as_written(self._path)
 
-    def _read(self, end: int | None, *, uncached: bool) -> None:
+    def _read(self, end: int | None) -> None:
+        """Read up to ``end``, from the disk; None reads the rest, of which the end is still in the cache."""
         try:
             with self._path.open("rb", buffering=0) as file:
-                if uncached and end is not None:
+                if end is not None:
                     with suppress(OSError):
                         os.posix_fadvise(file.fileno(), self._offset, end - self._offset, os.POSIX_FADV_DONTNEED)
                 file.seek(self._offset)
