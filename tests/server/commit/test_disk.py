@@ -178,7 +178,8 @@ async def test_p8_a_full_disk_refuses_what_was_submitted_and_keeps_decisions() -
             assert isinstance(await behind.until_told(), JournalFull)
             assert time.monotonic() - began >= 0.02
             await writer.append(frame())
-            assert time.monotonic() - began >= 0.04
+            seconds = time.monotonic() - began
+            assert seconds >= 0.04
         order = [each.outcomes[0] for each in (*lazy, later)]
         assert order == sorted(order)
         assert writer.snapshot().full is False
@@ -189,7 +190,7 @@ async def test_p8_a_full_disk_refuses_what_was_submitted_and_keeps_decisions() -
     full, resumed = logged
     assert (full["error"], full["path"], full["hint"]) == (errors[0].message, errors[0].path, errors[0].hint)
     assert resumed["refused_batches"] == 2
-    assert 0.04 <= resumed["seconds"] <= 5
+    assert 0.039 <= resumed["seconds"] <= seconds + 0.001
     assert resumed["seconds"] == round(resumed["seconds"], 3)
 
 
@@ -308,7 +309,8 @@ async def test_a_probe_writes_in_the_commit_thread_and_logs_each_change() -> Non
             errors[0] = ErgoCaptureError("write 'probe': no", path="probe", hint="look at the disk")
             assert await probe() == "write 'probe': no"
             errors[0] = RuntimeError("a defect")
-            assert await probe() == "probe the disk: RuntimeError: a defect"
+            for _ in range(2):
+                assert await probe() == "probe the disk: RuntimeError: a defect"
             errors[0] = None
             assert await probe() is None
             errors[0] = OSError(errno.EIO, "no")

@@ -35,7 +35,7 @@ def test_a_meter_counts_every_commit() -> None:
     assert meter.snapshot().seconds.total == 0
     for number in range(1000):
         meter.note(0.5, 100, number % 3)
-    assert len(meter._fresh) < 256
+        assert len(meter._fresh) < 256
     for _ in range(2):
         snapshot = meter.snapshot()
         assert snapshot.seconds.total == snapshot.bytes.total == snapshot.events.total == 1000

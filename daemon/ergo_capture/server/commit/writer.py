@@ -76,9 +76,8 @@ class _State(Enum):
     OPEN = auto()
     #: Commits what is queued, then ends.
     CLOSING = auto()
-    #: Ends after the batch that is being written.
+    #: Takes nothing more from its queue, and ends after the batch that is being written: it is abandoned, or has failed.
     ABANDONED = auto()
-    FAILED = auto()
 
 
 class Writer:
@@ -237,8 +236,7 @@ class Writer:
 
     def abandon(self) -> None:
         """End after the batch that is being written, and drop the queue, of which nothing was acknowledged."""
-        if self._state is not _State.FAILED:
-            self._state = _State.ABANDONED
+        self._state = _State.ABANDONED
         self._start_batch_if_due()
 
     @property
@@ -258,7 +256,7 @@ class Writer:
         if self._state is _State.ABANDONED:
             self._ended.set()
             return
-        if self._paused or self._state is _State.FAILED:
+        if self._paused:
             return
         closing = self._state is _State.CLOSING
         if self._queue or (self._lazy and (self._urgent or closing or not self._delay)):
@@ -376,13 +374,13 @@ class Writer:
 
     def fail(self, error: ErgoCaptureError) -> None:
         """Refuse everything that is under way or queued, and end: the journal cannot be relied on any more."""
-        if self._state is not _State.FAILED and not self._ended.is_set():
+        if not self._ended.is_set():
             batch, self._batch = self._batch, None
             self._fail(() if batch is None else batch.submissions, error)
 
     def _fail(self, under_way: Iterable[Submission], error: ErgoCaptureError) -> None:
         """Refuse everything that is under way or queued, and end."""
-        self._state = _State.FAILED
+        self._state = _State.ABANDONED
         self.failure = error
         for submission in (*under_way, *(queued[0] for queued in self._queue), *self._lazy):
             submission.on_refused(error)
