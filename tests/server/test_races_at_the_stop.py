@@ -11,6 +11,7 @@ import anyio
 import pytest
 from tests.daemons import event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
+from tests.server.commit.writers import writer_on
 from tests.server.looks import DESCRIPTION, manifests, sessions_of, until
 
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle
@@ -19,7 +20,6 @@ from ergo_capture.journal.recovery import RecoveredSession
 from ergo_capture.journal.wal import Journal
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.server import publisher as publisher_module
-from ergo_capture.server.commit.writer import Writer
 from ergo_capture.server.session.decision_log import JournalDecisionLog
 from ergo_capture.storage import RealStorage, StorageError
 
@@ -91,7 +91,7 @@ async def test_an_abandoned_writer_ends_even_if_the_disk_is_full() -> None:
     storage = GatedStorage()
     with short_directory() as place:
         journal, _ = Journal.open(place, storage)
-        writer = Writer(journal, retry_delay=0.01)
+        writer = writer_on(journal, retry_delay=0.01)
         running = asyncio.create_task(writer.run())
         log = JournalDecisionLog(RecoveredSession.new(1, DESCRIPTION, 1), lambda *_: None, lambda _: None)
         log.log_plain([ExternalEvent.mechanical("a", ExternalEventKind.Command)], 1)

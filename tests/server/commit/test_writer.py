@@ -12,12 +12,12 @@ import pytest
 from tests.daemons import short_directory
 from tests.doubles.gated_storage import GatedStorage
 from tests.journal.journals import journal_in
-from tests.server.commit.writers import NEVER, Recorder, frame, running_writer, until
+from tests.server.commit.writers import NEVER, Recorder, frame, running_writer, until, writer_on
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.frame import FrameKind, Position
 from ergo_capture.journal.wal import Journal
-from ergo_capture.server.commit.writer import LOOK_SECONDS, Writer, WriterClosed
+from ergo_capture.server.commit.writer import LOOK_SECONDS, WriterClosed
 from ergo_capture.storage import RealStorage
 
 # --- batches ---
@@ -45,7 +45,7 @@ async def test_nothing_is_written_before_the_writer_runs() -> None:
     """The journal's thread does not run yet; what waits is written when it starts."""
     with short_directory() as place:
         journal = journal_in(place)
-        writer = Writer(journal)
+        writer = writer_on(journal)
         early, lazy = Recorder(frame()), Recorder(frame())
         writer.submit(early, 72)
         writer.submit_lazily(lazy, urgent=True)
@@ -77,22 +77,24 @@ async def test_a_submission_without_a_frame_is_left_out_of_its_batch() -> None:
 
 async def test_a_snapshot_counts_what_became_durable() -> None:
     """Events and decisions by the counts of their frames; other frames count as frames only."""
-    async with running_writer(decision_delay=NEVER) as writer:
+    async with running_writer() as writer:
         assert writer.snapshot().last_commit_seconds == 0
         for kind, count in [
+            (FrameKind.OPEN, 1),
             (FrameKind.EVENTS, 5),
             (FrameKind.EVENTS, 2),
             (FrameKind.DECISIONS, 3),
-            (FrameKind.OPEN, 1),
+            (FrameKind.DECISIONS, 1),
         ]:
-            await writer.append(frame(1, kind, count, size=32))
+            writer.submit(Recorder(frame(1, kind, count, size=32)), 96)
+        await until(lambda: writer.snapshot().frames == 5)
         snapshot = writer.snapshot()
-    assert (snapshot.batches, snapshot.frames, snapshot.bytes_written) == (4, 4, 4 * 96)
-    assert (snapshot.events, snapshot.decisions) == (7, 3)
+    assert (snapshot.batches, snapshot.bytes_written) == (2, 5 * 96)
+    assert (snapshot.events, snapshot.decisions) == (7, 4)
     assert 0 < snapshot.last_commit_seconds < 5
     assert (snapshot.refused_batches, snapshot.full, snapshot.failed, snapshot.disk_error) == (0, False, None, None)
     meter = writer.meter.snapshot()
-    assert (meter.bytes.total, meter.bytes.sum, meter.events.sum) == (4, 4 * 96, 7)
+    assert (meter.bytes.total, meter.bytes.sum, meter.events.sum) == (2, 5 * 96, 7)
     assert meter.seconds.sum >= snapshot.last_commit_seconds
 
 
@@ -135,7 +137,7 @@ async def test_the_age_of_the_oldest_submission_counts_from_when_it_was_queued()
             assert writer.snapshot().oldest_undurable_seconds >= 0.02
     with short_directory() as place:
         journal = journal_in(place)
-        writer = Writer(journal)
+        writer = writer_on(journal)
         writer.submit(Recorder(frame()), 72)
         await asyncio.sleep(0.02)
         writer.submit(Recorder(frame()), 72)
@@ -355,7 +357,7 @@ async def test_p7_a_defect_in_one_submission_stops_the_writer_and_refuses_the_ot
     """P7: otherwise the other submissions would wait for ever, while the daemon looks healthy."""
     with short_directory() as place:
         journal = journal_in(place)
-        writer = Writer(journal)
+        writer = writer_on(journal)
         before, broken, behind = Recorder(frame(1)), Recorder(frame(2), fails), Recorder(frame(3))
         lazy = Recorder(frame(4))
         for submission in (before, broken, behind):
@@ -387,7 +389,7 @@ async def test_commits_that_follow_one_another_do_not_each_look_at_the_journals_
 
     with short_directory() as place:
         journal, _ = Watched.open(place, RealStorage())
-        writer = Writer(journal)
+        writer = writer_on(journal)
         began = time.monotonic()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(writer.run)

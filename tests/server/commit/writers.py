@@ -76,6 +76,24 @@ async def until(condition: Any) -> None:
             await anyio.sleep(0.001)
 
 
+def writer_on(
+    journal: Journal,
+    *,
+    decision_delay: float = 0.002,
+    queue_bytes: int = 1 << 20,
+    queue_frames: int = 1000,
+    retry_delay: float = 0.25,
+) -> Writer:
+    """Return a writer that does not run yet."""
+    return Writer(
+        journal,
+        decision_delay=decision_delay,
+        queue_bytes=queue_bytes,
+        queue_frames=queue_frames,
+        retry_delay=retry_delay,
+    )
+
+
 @asynccontextmanager
 async def running_writer(
     storage: Storage | None = None, *, kind: type[Journal] = Journal, segment_bytes: int = 1 << 16, **options: Any
@@ -83,7 +101,7 @@ async def running_writer(
     """Run a writer; at the end close it, unless it has failed, and wait until it has ended."""
     with short_directory() as place, anyio.fail_after(_PATIENCE):
         journal, _ = kind.open(place, storage or RealStorage(), segment_bytes=segment_bytes)
-        writer = Writer(journal, **options)
+        writer = writer_on(journal, **options)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(writer.run)
             await asyncio.sleep(0)

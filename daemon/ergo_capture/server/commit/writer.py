@@ -95,9 +95,9 @@ class Writer:
         self,
         journal: Journal,
         *,
-        decision_delay: float = 0.002,
-        queue_bytes: int = 64 << 20,
-        queue_frames: int = 65_536,
+        decision_delay: float,
+        queue_bytes: int,
+        queue_frames: int,
         retry_delay: float = 0.25,
     ) -> None:
         self._delay = decision_delay
