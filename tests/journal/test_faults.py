@@ -184,6 +184,20 @@ def test_p7_p8_a_full_disk_is_refused_and_another_error_fails_the_journal_while_
     assert (found.torn, found.damage, damaged(found)) == (None, [], [])
 
 
+@pytest.mark.parametrize("op", ["rename", "sync_dir"])
+def test_p8_a_small_batch_after_a_segment_that_found_no_room_goes_to_a_new_one(op: str, tmp_path: Path) -> None:
+    """P8: the segment before is closed, though the batch would fit there."""
+    journal, storage, positions = running(tmp_path)
+    storage.fail_next(op, errno.ENOSPC)
+    with pytest.raises(JournalFull):
+        journal.commit([events(1, 0, size=3900)])
+    assert journal.prepare([events(1, 0)]) is None
+    positions += journal.commit([events(1, 0)])
+    assert positions[-1].segment == 2
+    journal.close()
+    assert found_frames(tmp_path, look(tmp_path)) == set(positions)
+
+
 @pytest.mark.parametrize("op", ["truncate", "close"])
 @pytest.mark.parametrize("number", ERRORS, ids=name)
 def test_p7_a_batch_that_cannot_be_cut_off_fails_the_journal(op: str, number: int, tmp_path: Path) -> None:
