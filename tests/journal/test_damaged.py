@@ -385,11 +385,12 @@ def test_p6_damage_before_a_torn_end_stays_damage_after_repair(torn: str, tmp_pa
     assert ([str(d) for d in found.damage], damaged(found)) == ([str(d) for d in said.damage], [1])
 
 
-def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zeros", [0, 3, 100])
+def test_bytes_behind_a_seal_concern_nobody(zeros: int, tmp_path: Path) -> None:
     """Nothing is acknowledged after a seal; the bytes are reported and left alone."""
     write_batches(tmp_path, MIDDLE, seal=True)
     with last_segment(tmp_path, 1).open("ab") as file:
-        file.write(b"rubbish")
+        file.write(b"rubbish" + bytes(zeros))
     for _ in range(2):
         journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
         assert (len(found.damage), damaged(found), found.torn) == (1, [], None)
@@ -397,6 +398,22 @@ def test_bytes_behind_a_seal_concern_nobody(tmp_path: Path) -> None:
         journal.commit([events(1, found.sessions[1].next_event or 0)])
         journal.seal()
         journal.close()
+
+
+def test_a_torn_end_behind_bytes_behind_a_seal_is_cut_off(tmp_path: Path) -> None:
+    """Otherwise the next segment would make damage of it."""
+    write_batches(tmp_path, [[opening(1)]], seal=True)
+    segment = last_segment(tmp_path, 1)
+    after(segment, FrameKind.EVENTS, 1)
+    data = segment.read_bytes()
+    whole = data[-72:]
+    segment.write_bytes(data[:-72] + b"rubbish!" + whole + b"torn")
+    journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
+    assert found.torn is not None
+    assert segment.read_bytes()[:-72] == data[:-72] + b"rubbish!" + whole  # before the frame that proves the damage
+    journal.commit([opening(2)])
+    journal.close()
+    assert [damage.reason for damage in look(tmp_path).damage] == ["there is no frame"]
 
 
 def test_damage_in_the_last_batch_is_taken_for_torn(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from tests.journal.hosted import ADAPTER, CONTRACT, FAILED, WHEN, HostedLife, ack_of, publish_all, sends, sets, write
-from tests.journal.journals import flip, frames_of, look
+from tests.journal.journals import flip, frames_of, journal_in, look
 from tests.shared import HERE
 
 from ergo_capture import encode_bundle
@@ -287,6 +288,20 @@ def test_a_follower_sees_decided_events_as_they_were_decided(tmp_path: Path) -> 
     records = [record for host in life.hosts for record in host.bundle().events]
     assert [item.event for item in followed] == records
     assert [item.index for item in followed] == [0, 2, 3, 4]
+
+
+def test_a_follower_passes_over_decisions_whose_events_were_deleted(tmp_path: Path) -> None:
+    """It begins with the store of the oldest rotation; events of the next part may come before those decisions."""
+    life = HostedLife(results={"e1": sets(n=3)})
+    journal = journal_in(tmp_path)
+    journal.commit([life.opened(), life.events(STORED, LARGE)])
+    journal.commit([PendingFrame(FrameKind.PUBLISHED, 9, 1, 0, b"x" * 3000), life.decisions(1)])
+    journal.commit([life.events(MERGED), life.decisions(1)])
+    journal.commit([life.rotated(), life.decisions()])
+    assert journal.delete_segments(2) == [1]
+    journal.close()
+    (item,) = islice(follow(tmp_path, RealStorage(), lambda: None, of=life.description.session), 1)
+    assert (item.index, item.event) == (2, life.host.bundle().events[0])
 
 
 def test_what_is_salvaged_is_what_would_have_been_published(tmp_path: Path) -> None:

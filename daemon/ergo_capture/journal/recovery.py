@@ -519,18 +519,17 @@ class _Replay:
         if isinstance(step, Run):
             if outcome.termination is None or outcome.decision is not Decision.Invoke:
                 raise _differs(event.event_id)
-            # Most decisions have none of these; then the result of the run carries no information.
             result = None
-            if outcome.effects or outcome.intent_acks or outcome.interruption is not None:
-                effects = tuple(each.effect for each in outcome.effects)
-                result = RunResult(outcome.termination, effects, outcome.intent_acks, outcome.interruption)
+            if outcome.effects:
+                result = RunResult(outcome.termination, tuple(each.effect for each in outcome.effects))
             session.supervisor.settle(step, outcome.termination, outcome.retry_count, result)
             session.terminations[outcome.termination] += 1
             if session.attempts is not None:
                 session.attempts.append((step.origin.event_id, outcome.retry_count + 1))
         entry = self._log.entry
         assert entry is not None
-        # The other fields come from the event, the constraints or the outcome itself; of the effects, the hashes do not.
+        # The other fields come from the event, the constraints or the outcome itself; of the effects, only the hashes
+        # do not.
         if (
             entry.decision is not outcome.decision
             or entry.episode_id != outcome.episode_id

@@ -14,7 +14,7 @@ from typing import Final
 
 from ergo_capture.journal.frame import FORMAT_VERSION, FrameKind, PendingFrame
 from ergo_capture.journal.payloads import SegmentHead, encode_body
-from ergo_capture.journal.scan_report import Proof, ScanReport, TornEnd, Verdict
+from ergo_capture.journal.scan_report import Proof, ScanReport, TornEnd
 from ergo_capture.storage import Storage, StorageError, StorageFile
 
 SUFFIX: Final = ".journal"
@@ -226,13 +226,11 @@ def _write_proof(directory: Path, storage: Storage, report: ScanReport, proof: P
 
 
 def _repair_last(directory: Path, storage: Storage, report: ScanReport) -> None:
-    # Leave stray bytes after a SEAL frame: the journal did not write them.
-    stray = any(damage.verdict is Verdict.STRAY and damage.segment == report.segments[-1] for damage in report.damage)
     file = storage.open(segment_path(directory, report.segments[-1]), write=True)
     try:
         # Do it even if nothing is torn: the next reader would have to skip preallocated zeros, and a copy that was cut
-        # short may lack the zeros that pad the last frame.
-        if file.size() != report.end and not stray:
+        # short may lack the zeros that pad the last frame. Stray bytes after a SEAL frame are before the end, and stay.
+        if file.size() != report.end:
             file.truncate(report.end)
         _write_again(file, report.batch_start, report.end)
     finally:
