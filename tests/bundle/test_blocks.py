@@ -33,10 +33,12 @@ def divided(texts: list[bytes], groups: list[int]) -> tuple[list[int], list[byte
     rule, blocks, number = BlockRule(), list[bytes](), 0
     for count in groups:
         some = texts[number : number + count]
-        for begins, text in rule.divide(joined(some, list(map(len, some)), number)):
-            if begins:
+        part = joined(some, list(map(len, some)), number)
+        for n, (start, end) in enumerate(pairwise([0, *rule.divide(part), len(part.text)])):
+            if n:
                 blocks.append(b"")
-            blocks[-1] += text
+            if end > start:
+                blocks[-1] += part.text[start:end]
         number += count
     return rule.firsts, blocks
 
@@ -65,14 +67,11 @@ def test_blocks_do_not_depend_on_how_many_elements_come_at_a_time(sizes: list[in
 
 
 def test_text_without_a_mark_goes_on_with_its_block() -> None:
-    """It is not copied."""
+    """Even if it is large."""
     rule = BlockRule()
-    assert list(rule.divide(Elements(b",1", 1, [(0, 0)]))) == [(True, b",1")]
-    text = b",2,3"
-    ((begins, piece),) = rule.divide(Elements(text, 2, []))
-    assert not begins
-    assert piece is text
-    assert list(rule.divide(Elements(b"", 0, []))) == []
+    assert rule.divide(Elements(b",1", 1, [(0, 0)])) == [0]
+    assert rule.divide(Elements(b",2" * (1 << 20), 1 << 20, [])) == []
+    assert rule.divide(Elements(b"", 0, [])) == []
     assert rule.firsts == [0]
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from itertools import accumulate, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ergo_capture.bundle.reader.opening import read_text
 from ergo_capture.bundle.writer.sink import BundleSink, _ReadBack
@@ -118,9 +122,7 @@ def test_a_file_is_read_back_in_pieces_of_any_size(
     """A piece may end anywhere in a frame of zstd, and hold the beginning of the next one."""
     with AtomicFile(tmp_path / "b") as file, BundleSink(file, compress) as sink:
         for number, block in enumerate(BLOCKS):
-            if number % 3 == 0:
-                sink.begin_piece()
-            sink.write(block)
+            sink.write(block, [] if number % 3 else [number])
         sink.finish()
         for size in (7, 100, 1 << 20):
             monkeypatch.setattr("ergo_capture.bundle.writer.sink._READ_BYTES", size)
@@ -151,6 +153,7 @@ def test_what_was_written_a_while_ago_is_read_from_the_disk(
             sink.write(bytes(size))
             sink.drain()
             sink.read_back_along()
+            sink._join_reader()
             ends.append(sink._read_back._offset)
         sink.finish()
         sink.read_back()
@@ -172,14 +175,38 @@ def test_a_file_that_cannot_be_read_back_gets_no_name(tmp_path: Path) -> None:
     assert raised.value.message == f"verify bundle '{file.path}': No such file or directory"
 
 
+@KINDS
+@given(sizes=st.lists(st.integers(0, 40), max_size=8), data=st.data())
+def test_pieces_do_not_depend_on_how_the_text_is_cut_into_blocks(
+    compress: str, sizes: list[int], data: st.DataObject
+) -> None:
+    """Each has its place in the text and in the file, and the digest of its own text."""
+    text = bytes(n % 251 for n in range(sum(sizes)))
+    ends = set(accumulate(sizes, initial=0))
+    begins = sorted({0} | (data.draw(st.sets(st.sampled_from(sorted(ends)))) - {len(text)})) if text else []
+    with TemporaryDirectory() as place, AtomicFile(Path(place) / "b") as file, BundleSink(file, compress) as sink:
+        at = 0
+        for size in sizes:
+            sink.write(text[at : at + size], [begin - at for begin in begins if at <= begin < at + size])
+            at += size
+        sink.finish()
+        sink.read_back()
+        content, pieces = file.path.read_bytes(), list(sink.pieces)
+    assert [piece.text for piece in pieces] == begins
+    for piece, after in pairwise([*pieces, None]):
+        assert piece is not None
+        own = text[piece.text : None if after is None else after.text]
+        stored = content[piece.file : None if after is None else after.file]
+        assert piece.digest == hashlib.sha256(own).hexdigest()[: len(piece.digest)]
+        assert (stored if compress == "none" else zstandard.decompress(stored, 1 << 20)) == own
+
+
 def test_a_frame_of_zstd_has_a_checksum(tmp_path: Path) -> None:
     """So that every reader notices that the file has rotted."""
     path = tmp_path / "b"
     with AtomicFile(path) as file, BundleSink(file, "zstd") as sink:
-        sink.begin_piece()
-        sink.write(BLOCKS[0])
-        sink.begin_piece()
-        sink.write(BLOCKS[1])
+        sink.write(BLOCKS[0], [0])
+        sink.write(BLOCKS[1], [0])
         sink.finish()
         file.commit()
         second = sink.pieces[1].file
@@ -188,19 +215,19 @@ def test_a_frame_of_zstd_has_a_checksum(tmp_path: Path) -> None:
         assert zstandard.get_frame_parameters(frame).has_checksum
 
 
-def test_a_new_thread_goes_on_where_the_one_before_ended(tmp_path: Path) -> None:
+def test_new_threads_go_on_where_the_one_before_ended(tmp_path: Path) -> None:
     """Both have a name by which they are known."""
     names: list[str] = []
 
     class Named(AtomicFile):
-        def write(self, data: bytes | bytearray) -> None:
+        def write(self, data: bytes | bytearray | memoryview) -> None:
             names.append(threading.current_thread().name)
             super().write(data)
 
     with Named(tmp_path / "b") as file, BundleSink(file) as sink:
         for block in BLOCKS[:4]:
             sink.write(block)
-        sink.renew_thread()
+        sink.renew_threads()
         sink.write(BLOCKS[4])
         sink.finish()
         sink.read_back()

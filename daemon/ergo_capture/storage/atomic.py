@@ -96,7 +96,7 @@ class AtomicFile:
     def _failed(self, stage: WriteStage, path: Path, error: OSError | ValueError) -> CaptureWriteError:
         return CaptureWriteError.step(stage, self.destination, path, error, self._shown, self._what)
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append.
 
         Raises:

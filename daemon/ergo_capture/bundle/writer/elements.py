@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from sys import byteorder
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -69,21 +69,17 @@ class BlockRule:
         self.firsts: list[int] = []
         self._elements = self._size = self._begun = 0
 
-    def divide(self, elements: Elements) -> Iterator[tuple[bool, bytes | bytearray]]:
-        """Yield the text of the next elements in pieces, each with whether a block begins with it."""
-        text = elements.text
-        start = at = number = 0
-        begins = False
+    def divide(self, elements: Elements) -> list[int]:
+        """Return the places in the text of the next elements at which blocks begin."""
+        begins = []
+        at = number = 0
         for offset, place in elements.marks:
             self._add(offset - at, place - number)
             at, number = offset, place
             if self._begins():
-                if offset > start:
-                    yield begins, text[start:offset]
-                start, begins = offset, True
-        self._add(len(text) - at, elements.number - number)
-        if start < len(text):
-            yield begins, text[start:] if start else text
+                begins.append(offset)
+        self._add(len(elements.text) - at, elements.number - number)
+        return begins
 
     def _add(self, size: int, count: int) -> None:
         self._size += size

@@ -131,7 +131,7 @@ class RunningBundle:
             return None
         if job.count < self.composed:
             return None
-        self._bundle.sink.renew_thread()
+        self._bundle.sink.renew_threads()
         self.add_frames(job.event_frames[self._events_added :], job.decision_frames[self._decisions_added :])
         self.advance(job.count)
         return finish_bundle(self._bundle, job, self._style, self._facts)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -21,6 +21,8 @@ from ergo_capture.bundle.writer.elements import BlockRule, Elements
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import MIDDLE, encode_head, encode_tail
 from ergo_capture.storage.atomic import AtomicFile, create_parents
+
+Buffer = bytes | bytearray | memoryview
 
 #: Bytes read at a time.
 _READ_BYTES: Final = 256 * 1024
@@ -68,8 +70,7 @@ class BundleWriter:
             #: Writes the bundle's text.
             self.sink = undo.enter_context(BundleSink(self.file, compress))
             self._undo = undo.pop_all()
-        self.sink.begin_piece()
-        self.sink.write(self._layout.head)
+        self.sink.write(self._layout.head, [0])
 
     def write(self, events: Elements, decisions: Elements) -> None:
         """Append events and the same number of decisions.
@@ -77,21 +78,14 @@ class BundleWriter:
         Raises:
             CaptureWriteError: they, or earlier ones, could not be written.
         """
-        is_first = self._layout.is_empty
-        for begins, elements in self._event_blocks.divide(events):
-            if begins:
-                self.sink.begin_piece()
-            self.sink.write(self._layout.block(elements, is_first=is_first))
-            is_first = False
-        is_first = self._layout.is_empty
-        for begins, elements in self._decision_blocks.divide(decisions):
-            if begins:
-                self._decision_starts.append(self._decisions.bytes_written)
-            text = self._layout.block(elements, is_first=is_first)
-            is_first = False
-            self._decisions.write(text)
-            self._decisions_checksum = crc32c(text, self._decisions_checksum)
-        self._layout.is_empty = is_first
+        text, begins = self._layout.block(events.text, self._event_blocks.divide(events))
+        self.sink.write(text, begins)
+        text, begins = self._layout.block(decisions.text, self._decision_blocks.divide(decisions))
+        written = self._decisions.bytes_written
+        self._decision_starts += [written + at for at in begins]
+        self._decisions.write(text)
+        self._decisions_checksum = crc32c(text, self._decisions_checksum)
+        self._layout.is_empty &= not events.number
 
     @property
     def file_bytes(self) -> int:
@@ -105,21 +99,20 @@ class BundleWriter:
             CaptureWriteError: the text could not be written.
             ErgoCaptureError: the decisions that were read back are not the ones that were written.
         """
-        self.sink.begin_piece()
-        self.sink.write(self._layout.middle)
-        checksum = 0
+        self.sink.write(self._layout.middle, [0])
+        checksum = at = 0
+        starts = deque(self._decision_starts)
         with self._decisions.path.open("rb", buffering=0) as file:
-            for start, end in pairwise([*(self._decision_starts or [0]), self._decisions.bytes_written]):
-                self.sink.begin_piece()
-                at = start
-                while at < end and (block := file.read(min(_READ_BYTES, end - at))):
-                    at += len(block)
-                    checksum = crc32c(block, checksum)
-                    self.sink.write(block)
+            while block := file.read(_READ_BYTES):
+                begins = []
+                while starts and starts[0] < at + len(block):
+                    begins.append(starts.popleft() - at)
+                at += len(block)
+                checksum = crc32c(block, checksum)
+                self.sink.write(block, begins)
         if checksum != self._decisions_checksum:
             raise not_as_written(self._decisions.path)
-        self.sink.begin_piece()
-        self.sink.write(self._layout.tail)
+        self.sink.write(self._layout.tail, [0])
         self.sink.finish()
         self._decisions.abort()
 
@@ -189,13 +182,30 @@ class _Layout:
     def _closing(self) -> bytes:
         return b"\n  " if self._pretty and not self.is_empty else b""
 
-    def block(self, text: bytes | bytearray, *, is_first: bool) -> bytes | bytearray:
-        """Return elements of a list, each after a comma, in the bundle's layout; the first of the list has none."""
-        if self._pretty:
-            # Formatted inside an object: elements stand two levels deep in a bundle.
-            within = msgspec.json.format(b'{"":[%b]}' % bytes(text[1:]), indent=2)
-            text = b"," + within.removeprefix(b'{\n  "": [').removesuffix(b"\n  ]\n}")
-        return text[1:] if is_first else text
+    def block(self, text: bytes | bytearray, begins: list[int]) -> tuple[Buffer, list[int]]:
+        """Return elements of a list, each after a comma, in the bundle's layout; the first of the list has none.
+
+        Args:
+            text: the elements, each after a comma.
+            begins: the places in the text at which blocks begin.
+
+        Returns:
+            The text in the layout, and the places in it at which the blocks begin.
+        """
+        first = 1 if self.is_empty and text else 0
+        if not self._pretty:
+            return memoryview(text)[first:], [max(at - first, 0) for at in begins]
+        pieces = [_pretty(text[start:end]) for start, end in pairwise([0, *begins, len(text)])]
+        ends = list(accumulate(map(len, pieces)))
+        return b"".join(pieces)[first:], [max(at - first, 0) for at in ends[:-1]]
+
+
+def _pretty(text: bytes | bytearray) -> bytes:
+    if not text:
+        return b""
+    # Formatted inside an object: elements stand two levels deep in a bundle.
+    within = msgspec.json.format(b'{"":[%b]}' % bytes(text[1:]), indent=2)
+    return b"," + within.removeprefix(b'{\n  "": [').removesuffix(b"\n  ]\n}")
 
 
 class BundleSink:
@@ -218,6 +228,8 @@ class BundleSink:
         self._compressor = _compressor() if compress == "zstd" else None
         self._thread = ThreadPoolExecutor(1, "compose")
         self._waiting: deque[Future[None]] = deque()
+        self._reader = ThreadPoolExecutor(1, "read-back")
+        self._reading: Future[None] | None = None
         #: The pieces of the text, the last one only after ``finish``.
         self.pieces: list[Piece] = []
         #: Where the current piece begins in the text and in the file, and its hash; None before the first one.
@@ -242,23 +254,19 @@ class BundleSink:
         """SHA-256 of the file, in hex."""
         return self.digest if self._compressor is None else self._file_hash.hexdigest()
 
-    def write(self, block: bytes | bytearray) -> None:
+    def write(self, block: Buffer, begins: Sequence[int] = ()) -> None:
         """Queue a block; wait while too many are queued.
 
+        Args:
+            block: the next part of the text.
+            begins: the places in it at which pieces of the index begin and, if the file is compressed, frames of zstd.
+
         Raises:
             CaptureWriteError: a block before it could not be written.
         """
-        self._waiting.append(self._thread.submit(self._put, block))
+        self._waiting.append(self._thread.submit(self._put, block, begins))
         while len(self._waiting) > _WAITING_BLOCKS:
             self._waiting.popleft().result()
-
-    def begin_piece(self) -> None:
-        """Begin a piece of the index and, if the file is compressed, a frame of zstd.
-
-        Raises:
-            CaptureWriteError: a block before it could not be written.
-        """
-        self._waiting.append(self._thread.submit(self._begin_piece))
 
     def finish(self) -> None:
         """Wait until every block is written.
@@ -279,15 +287,21 @@ class BundleSink:
             self._waiting.popleft().result()
 
     def read_back_along(self) -> None:
-        """Read back the blocks that were written a while ago, so that ``read_back`` has less to do.
+        """Read back the blocks that were written a while ago, so that ``read_back`` has less to do; do not wait.
 
         Raises:
-            ErgoCaptureError: the file cannot be read.
+            ErgoCaptureError: the file could not be read.
         """
         written = self._file.bytes_written
         if written - self._mark >= _WRITE_BACK_BYTES:
-            self._read_back.advance(self._mark)
+            self._join_reader()
+            self._reading = self._reader.submit(self._read_back.advance, self._mark)
             self._mark = written
+
+    def _join_reader(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.result()
 
     def read_back(self) -> None:
         """Compare the content of the file with the text that was written.
@@ -295,27 +309,39 @@ class BundleSink:
         Raises:
             ErgoCaptureError: they differ, or the file cannot be read.
         """
+        self._join_reader()
         self._read_back.finish(self._checksum, self.size)
 
-    def renew_thread(self) -> None:
-        """Start another thread, which has the caller's priority: a thread inherits it from the one that starts it."""
+    def renew_threads(self) -> None:
+        """Start other threads, which have the caller's priority: a thread inherits it from the one that starts it."""
         self._thread.shutdown()
-        self._thread = ThreadPoolExecutor(1, "compose")
+        self._reader.shutdown()
+        self._thread, self._reader = ThreadPoolExecutor(1, "compose"), ThreadPoolExecutor(1, "read-back")
 
-    def _put(self, block: bytes | bytearray) -> None:
+    def _put(self, block: Buffer, begins: Sequence[int]) -> None:
+        # Each call that releases the interpreter lock may wait for it afterwards: hash and write the block as a whole.
         self._hash.update(block)
         self._checksum = crc32c(block, self._checksum)
-        self.size += len(block)
-        if self._piece is not None:
-            self._piece_hash.update(block)
-        self._store(block if self._compressor is None else self._compressor.compress(block))
+        view = memoryview(block)
+        for number, (start, end) in enumerate(pairwise([0, *begins, len(view)])):
+            if number:
+                self._begin_piece()
+            part = view[start:end]
+            if self._piece is not None:
+                self._piece_hash.update(part)
+            self.size += len(part)
+            if self._compressor is not None:
+                self._store(self._compressor.compress(part))
+        if self._compressor is None:
+            self._store(block)
 
     def _begin_piece(self) -> None:
         if self._compressor is not None and self._piece is not None:
             self._store(self._compressor.flush())
             self._compressor = _compressor()
         self._end_piece()
-        self._piece, self._piece_hash = (self.size, self._file.bytes_written), hashlib.sha256()
+        offset = self.size if self._compressor is None else self._file.bytes_written
+        self._piece, self._piece_hash = (self.size, offset), hashlib.sha256()
 
     def _end_piece(self) -> None:
         if self._piece is not None:
@@ -326,7 +352,7 @@ class BundleSink:
             self._store(self._compressor.flush())
         self._end_piece()
 
-    def _store(self, data: bytes | bytearray) -> None:
+    def _store(self, data: Buffer) -> None:
         if data:
             self._file.write(data)
             self._file.write_back(_WRITE_BACK_BYTES)
@@ -338,6 +364,7 @@ class BundleSink:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._reader.shutdown(cancel_futures=True)
 
 
 class _ReadBack:

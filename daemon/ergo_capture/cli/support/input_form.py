@@ -59,6 +59,8 @@ _event_frame: Final = msgspec.json.Decoder(_EventFrame)
 _id: Final = msgspec.json.Decoder(_Id)
 _fixture_line: Final = msgspec.json.Decoder(_FixtureLine)
 _EPISODE: Final = "episode_start"
+_OPENING: Final = set(b"{")
+_CLOSING: Final = set(b"}")
 
 
 class _Form(Enum):
@@ -223,11 +225,10 @@ def _ids_of_frames(lines: list[bytes]) -> list[str] | None:
     One call decodes all of them. As no value has a ``}`` before a ``{``, none goes on over the end of such a line, and
     as many values as lines are one a line.
     """
-    text = b"\n".join(lines)
-    if not (text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == len(lines) - 1):
+    if not all(lines) or {line[0] for line in lines} != _OPENING or {line[-1] for line in lines} != _CLOSING:
         return None
     try:
-        ids = [frame.event.event_id for frame in _event_frame.decode_lines(text)]
+        ids = [frame.event.event_id for frame in _event_frame.decode_lines(b"\n".join(lines))]
     except (ValueError, RecursionError):
         return None
     return ids if len(ids) == len(lines) else None
