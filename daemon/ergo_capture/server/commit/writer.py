@@ -139,7 +139,7 @@ class Writer:
         self.on_segment: Callable[[], None] = lambda: None
         #: Called when the disk is full: deletes temporary files of the daemon; returns None if there are none.
         self.make_room: Callable[[], Awaitable[object] | None] = lambda: None
-        #: The task that waits for ``make_room``; None while there is none.
+        #: The last task that waited for ``make_room``, held here because the loop alone does not keep it.
         self._making_room: asyncio.Task[None] | None = None
         self._segment = 0
 
