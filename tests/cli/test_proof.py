@@ -66,6 +66,48 @@ def test_one_changed_byte_of_a_bundle_is_found(what: str, by_itself: str, bundle
     assert sentence in told(["doctor", str(bundle)], capsys, 1)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cat", "B"],
+        ["tail", "B"],
+        ["diff", "B", "OTHER"],
+        ["extract", "B"],
+        ["feed", "B"],
+        ["intents", "B"],
+        ["info", "B"],
+        ["info", "--fast", "B"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_shows_a_bundle_of_another_size_notes_it_once(
+    arguments: list[str], bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command goes on, and the file is not read for the note."""
+    other, size = store(tmp_path, "other"), bundle.stat().st_size
+    bundle.write_bytes(bundle.read_bytes() + b"\n")
+    names = {"B": str(bundle), "OTHER": str(other)}
+    assert app.run([names.get(word, word) for word in arguments]) == 0
+    note = (
+        f"note: '{bundle}': it is not the file that its manifest was written for: it has {size + 1} bytes, and {size}"
+    )
+    assert [line for line in capfd.readouterr().err.splitlines() if "its manifest" in line] == [
+        f"{note} by its manifest"
+    ]
+
+
+@pytest.mark.parametrize("was_compressed", [False, True])
+def test_the_size_of_a_bundle_that_was_compressed_or_decompressed_since_is_not_noted(
+    was_compressed: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    """A compressed file may have any size, and the manifest has that of the text."""
+    bundle = store(tmp_path, "b", compress=was_compressed)
+    data = bundle.read_bytes()
+    bundle.write_bytes(zstandard.decompress(data, 1 << 20) if was_compressed else zstandard.compress(data))
+    assert app.run(["cat", str(bundle)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_another_size_is_named(bundle: Path, capsys: Capture) -> None:
     """It is the first thing that is compared."""
     size = bundle.stat().st_size

@@ -1,9 +1,10 @@
-"""Compare a bundle's file with the manifest beside it, for ``verify``, ``replay``, ``doctor`` and retention."""
+"""Compare a bundle's file with the manifest beside it: by its content, or only by its size."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import BinaryIO, Final
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, manifest_path
 from ergo_capture.bundle.reader import meter
-from ergo_capture.bundle.reader.opening import open_binary
+from ergo_capture.bundle.reader.opening import is_compressed, open_binary
 from ergo_capture.plain_file import open_plain
 
 _READ_BYTES: Final = 1 << 20
@@ -43,11 +44,15 @@ class Comparison:
         return f"the manifest beside it, '{self.path}', is not trusted: {self.problem}"
 
 
-def compare_with_manifest(bundle: Path) -> Comparison | None:
-    """Read a bundle's file and compare it with the manifest beside it; return None if there is no manifest.
+def compare_with_manifest(bundle: Path, *, only_size: bool = False) -> Comparison | None:
+    """Compare a bundle's file with the manifest beside it; return None if there is no manifest.
 
     The manifest is not trusted if it cannot be read, or names another bundle and does not have this one's hash. If the
     two differ otherwise, the bundle is not trusted.
+
+    Args:
+        bundle: the file.
+        only_size: whether to compare only the size, without reading the file.
 
     Raises:
         OSError: the bundle cannot be read.
@@ -58,14 +63,14 @@ def compare_with_manifest(bundle: Path) -> Comparison | None:
         return None
     for _ in range(_LOOKS):
         before = _signatures(path, bundle)
-        found = _compare(bundle, path)
+        found = _compare(bundle, path, size_difference_from if only_size else difference_from)
         # Compare again if a snapshot was published meanwhile: the bundle is replaced before the manifest.
         if found.problem is None or _signatures(path, bundle) == before:
             break
     return found
 
 
-def _compare(bundle: Path, path: Path) -> Comparison:
+def _compare(bundle: Path, path: Path, difference_of: Callable[[Path, Manifest], str | None]) -> Comparison:
     try:
         manifest = read_manifest(path)
     except ManifestError as error:
@@ -73,7 +78,7 @@ def _compare(bundle: Path, path: Path) -> Comparison:
         return Comparison(path, None, reason, "manifest")
     except OSError as error:
         return Comparison(path, None, error.strerror or str(error), "manifest")
-    difference = difference_from(bundle, manifest)
+    difference = difference_of(bundle, manifest)
     if difference is None:
         return Comparison(path, manifest)
     if _plain(manifest.bundle) != _plain(bundle.name):
@@ -97,6 +102,20 @@ def _signatures(*paths: Path) -> list[tuple[int, int, int] | None]:
     return found
 
 
+def size_difference_from(path: Path, manifest: Manifest) -> str | None:
+    """Return the difference of a bundle file's size from its manifest, or None; the text is not read.
+
+    The size of a file that was compressed since says nothing.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    size, expected = path.stat().st_size, manifest.stored[0]
+    if size != expected and is_compressed(path) != (manifest.compression != "none"):
+        expected = manifest.bytes if manifest.compression != "none" else size
+    return None if size == expected else f"it has {size} bytes, and {expected} by its manifest"
+
+
 def difference_from(path: Path, manifest: Manifest, *, follow: bool = True) -> str | None:
     """Read a bundle's file; return the difference from its manifest, or None.
 
@@ -118,13 +137,10 @@ def difference_from(path: Path, manifest: Manifest, *, follow: bool = True) -> s
         return None
     with suppress(OSError), open_binary(path) as file:
         text = _size_and_digest(file)
-        is_compressed, was_compressed = text != found, manifest.compression != "none"
-        if is_compressed != was_compressed and text == (manifest.bytes, manifest.sha256):
+        was_compressed = manifest.compression != "none"
+        if (text != found) != was_compressed and text == (manifest.bytes, manifest.sha256):
             return None
-    size, expected = found[0], manifest.stored[0]
-    if size != expected:
-        return f"it has {size} bytes, and {expected} by its manifest"
-    return "its SHA-256 differs from its manifest"
+    return size_difference_from(path, manifest) or "its SHA-256 differs from its manifest"
 
 
 def _size_and_digest(file: BinaryIO) -> tuple[int, str]:

@@ -93,6 +93,16 @@ def open_binary(path: Path) -> BinaryIO:
     return cast(BinaryIO, _ZstdText(file) if magic == _ZSTD or _is_skippable(magic) else file)
 
 
+def is_compressed(path: Path) -> bool:
+    """Return whether a bundle file is compressed.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open_binary(path) as file:
+        return isinstance(file, _ZstdText)
+
+
 def identity_of(file: BinaryIO) -> tuple[int, int, int]:
     """Return device, inode and size of an open file, to tell it from another one that takes its name."""
     status = os.fstat(file.fileno())

@@ -13,7 +13,7 @@ from ergo_capture.bundle.manifest import Manifest
 from ergo_capture.bundle.statistics import RunStatistics, collect_statistics, summarized
 from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.bundle_files import bundles_below, manifest_beside
-from ergo_capture.cli.support.captures import Capture, captures_in
+from ergo_capture.cli.support.captures import Capture, captures_in, note_difference
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
 from ergo_capture.cli.support.output import figures_table, print_view, printable, span
 from ergo_capture.cli.support.verification import compare
@@ -70,7 +70,7 @@ def info(
             with bar.reading():
                 compared = None if fast else compare(capture)
                 believed = _summary(capture.bundle, manifest, compared, fast=fast)
-                numbers = believed or _statistics(capture)
+                numbers = believed or _statistics(capture, is_compared=not fast)
         except ErgoCaptureError as error:
             if len(found) == 1:
                 raise
@@ -78,8 +78,7 @@ def info(
             hint = f"\n  try: {error.hint}" if error.hint else ""
             click.echo(f"{printable(capture.name)}: {error.message}{hint}", err=True)
             continue
-        if compared is not None and compared.problem is not None:
-            click.echo(f"note: '{printable(capture.name)}': {printable(compared.in_words)}", err=True)
+        note_difference(capture.name, compared)
         runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes
         if fast and believed is not None:
             # Print it for every format: the figures are those of the manifest.
@@ -137,8 +136,8 @@ def _summary(
     return msgspec.structs.replace(numbers, file_bytes=size) if is_its_own else None
 
 
-def _statistics(capture: Capture) -> RunStatistics:
-    with capture.open(only_to_show=True) as stream:
+def _statistics(capture: Capture, *, is_compared: bool) -> RunStatistics:
+    with capture.open(only_to_show=True, is_compared=is_compared) as stream:
         if capture.part is not None:
             return collect_statistics(stream, capture.part.size())
         assert capture.bundle is not None

@@ -9,7 +9,7 @@ import click
 
 from ergo_capture.bundle.names import safe_name
 from ergo_capture.cli.progress import ReadingBar, quiet_flag
-from ergo_capture.cli.support.captures import Capture, capture_named
+from ergo_capture.cli.support.captures import Capture, capture_named, note_difference
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
 from ergo_capture.cli.support.output import check_output, printable, size, write_out, write_whole
 from ergo_capture.cli.support.verification import compare
@@ -57,10 +57,9 @@ def report(capture: str, output: Path | None, state_dir: str, config: Path | Non
     bar = ReadingBar(quiet=quiet)
     with bar.reading():
         compared = compare(run)
-    if compared is not None and compared.problem is not None:
-        click.echo(f"note: '{printable(run.name)}': {printable(compared.in_words)}", err=True)
+    note_difference(run.name, compared)
     manifest = None if compared is None or compared.suspect == "manifest" else compared.manifest
-    with bar.reading(), run.open(only_to_show=True) as stream:
+    with bar.reading(), run.open(only_to_show=True, is_compared=True) as stream:
         name = run.name if run.bundle is None else run.bundle.name
         page = report_page(stream, name, manifest, run.decided_by)
     if to_pipe:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ergo_capture.bundle.names import COMPRESSED_SUFFIX, bundle_name, bundle_stem, safe_name
+from ergo_capture.bundle.proof import Comparison, compare_with_manifest
 from ergo_capture.bundle.reader.stream import BundleStream, RecordStream
 from ergo_capture.cli.support.bundle_files import bundles_below, bundles_in, manifest_beside, refuse_empty
 from ergo_capture.cli.support.output import is_unicode, printable
@@ -76,17 +77,23 @@ class Capture:
         return self.part.ended == OPEN
 
     @contextmanager
-    def open(self, *, only_to_show: bool = False, by_index: bool = False) -> Iterator[RecordStream]:
-        """Open the run's events and decisions.
+    def open(
+        self, *, only_to_show: bool = False, by_index: bool = False, is_compared: bool = False
+    ) -> Iterator[RecordStream]:
+        """Open the run's events and decisions; print a note if a bundle has not the size that its manifest says.
 
         Args:
             only_to_show: whether to open a bundle of another format version too, and print a note.
             by_index: whether only a part of a bundle is wanted, so that the index beside it may be used.
+            is_compared: whether the bundle was compared with its manifest already.
 
         Raises:
             ErgoCaptureError: it cannot be read, or is of another format version.
         """
         with self._by_index() if by_index else self.open_any() as stream:
+            # A bundle that is read by its index has the size.
+            if self.bundle is not None and isinstance(stream, BundleStream) and not is_compared:
+                note_difference(self.name, compare_with_manifest(self.bundle, only_size=True))
             if self.bundle is not None and stream.capture_version != CAPTURE_FORMAT_VERSION:
                 if not only_to_show:
                     raise _of_another_version(self.bundle, stream.capture_version)
@@ -127,6 +134,17 @@ class Capture:
         assert self.bundle is not None
         with BundleStream(self.bundle, guess=guess) as stream:
             yield stream
+
+
+def note_difference(name: str, compared: Comparison | None) -> None:
+    """Print a note if a run's bundle and the manifest beside it do not belong together.
+
+    Args:
+        name: the run's name.
+        compared: the comparison; None for a run without a bundle, or without a manifest.
+    """
+    if compared is not None and compared.problem is not None:
+        click.echo(f"note: '{printable(name)}': {printable(compared.in_words)}", err=True)
 
 
 def _note_version(bundle: Path, version: str) -> None:
