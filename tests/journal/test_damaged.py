@@ -407,7 +407,7 @@ def test_a_torn_end_behind_bytes_behind_a_seal_is_cut_off(tmp_path: Path) -> Non
     after(segment, FrameKind.EVENTS, 1)
     data = segment.read_bytes()
     whole = data[-72:]
-    segment.write_bytes(data[:-72] + b"rubbish!" + whole + b"torn")
+    segment.write_bytes(data[:-72] + b"rubbish!" + whole + b"torn" * 50)
     journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
     assert found.torn is not None
     assert segment.read_bytes()[:-72] == data[:-72] + b"rubbish!" + whole  # before the frame that proves the damage
