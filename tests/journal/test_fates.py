@@ -109,6 +109,15 @@ def test_undecided_events_wait_with_their_lines_and_the_store(tmp_path: Path) ->
     assert session.store == {"n": 3.0}
 
 
+def test_undecided_events_of_many_frames_wait_in_order(tmp_path: Path) -> None:
+    """All of their lines."""
+    life = HostedLife(results={"e1": sets(n=3)})
+    write(tmp_path, [life.opened(), life.events(STORED, LARGE), life.events(MERGED)], [life.decisions(1)])
+    session = session_in(tmp_path)
+    assert [event.event_id for event in session.undecided] == ["e2", "e3"]
+    assert session.undecided_lines == b"".join(life.lines[1:])
+
+
 def test_an_outcome_without_a_decision_is_found_with_its_acks(tmp_path: Path) -> None:
     """Whatever ``in_doubt`` says, the episode is not run again."""
     run = sends("i1", "i2", n=4)
@@ -152,6 +161,14 @@ def test_an_outcome_of_another_event_is_damage(tmp_path: Path) -> None:
     write(tmp_path, [life.opened(), life.events(STORED, LARGE)], [outcome])
     (reason,) = recovered(tmp_path).reasons.values()
     assert reason == "it has an outcome of event 1, and decisions before it are missing"
+
+
+def test_an_outcome_of_a_missing_event_is_damage(tmp_path: Path) -> None:
+    """It is written after its event."""
+    life = HostedLife()
+    write(tmp_path, [life.opened(), life.events(STORED)], [life.decisions(), life.outcome(sends("i1"))])
+    (reason,) = recovered(tmp_path).reasons.values()
+    assert reason == "it has an outcome of event 1, which is missing"
 
 
 def test_events_behind_an_interruption_are_left_over(tmp_path: Path) -> None:

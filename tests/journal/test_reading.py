@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.doubles.faulty_storage import FaultyStorage
-from tests.journal.journals import events, flip, frames_of, last_segment, look, opening, write_batches
+from tests.journal.journals import events, flip, frames_of, last_segment, look, opening, shrink, write_batches
 
 from ergo_capture.journal import reader, scan
 from ergo_capture.journal.errors import JournalDamaged
-from ergo_capture.journal.frame import HEADER_BYTES, Position
+from ergo_capture.journal.frame import HEADER_BYTES, FrameKind, PendingFrame, Position
 from ergo_capture.journal.reader import Window, read_frames, read_runs
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage
@@ -184,6 +184,18 @@ def test_damage_ends_at_the_next_frame_wherever_a_block_ends(block: int, tmp_pat
     (damage,) = found.damage
     assert (damage.offset, damage.length) == (frames[3][1], frames[5][1] - frames[3][1])
     assert found.end == frames[5][1] + frames[5][0].size
+
+
+def test_a_frame_without_a_body_at_the_very_end_is_found(tmp_path: Path) -> None:
+    """Damage before it ends where it begins."""
+    write_batches(tmp_path, [[opening(1)], [events(1, 0)], [PendingFrame(FrameKind.PUBLISHED, 1, 1, 0, b"")]])
+    segment = last_segment(tmp_path, 1)
+    shrink(segment)
+    (_, bad), (last, end) = frames_of(segment)[-2:]
+    assert end + last.size == end + HEADER_BYTES == segment.stat().st_size
+    flip(segment, bad)
+    (damage,) = look(tmp_path).damage
+    assert (damage.offset, damage.length) == (bad, end - bad)
 
 
 @pytest.mark.parametrize("block", [64, 72, 4096])

@@ -155,6 +155,17 @@ def test_a_closed_session_is_over_but_for_its_bundle(tmp_path: Path) -> None:
     assert (found.closing.ended, found.accepted, found.decided, found.undecided) == ("complete", 2, 2, [])
 
 
+def test_a_row_of_decisions_may_be_about_events_of_many_segments(tmp_path: Path) -> None:
+    """It is taken piece by piece."""
+    session = session_with(Constraints())
+    one, two, three = [session.opening(), session.more(2)], [session.more(1)], [session.more(5)]
+    rows = PendingFrame(FrameKind.DECISIONS, 1, 0, 3, b"[[0,0,3]]")
+    in_segments(tmp_path, one, two, [*three, rows])
+    found = next(each for each in recovered(tmp_path).sessions if each.number == 1)
+    assert (found.accepted, found.decided) == (8, 3)
+    assert [event.event_id for event in found.undecided] == ids(3, 8)
+
+
 # --- parts ---
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -116,6 +117,21 @@ def test_a_segment_created_ahead_is_taken_if_it_is_large_enough(tmp_path: Path) 
     other = ahead.take(8, 6000, 5000)
     assert other.path == tmp_path / "0000000000000008.journal.new"
     other.close()
+
+
+def test_a_segment_is_created_ahead_in_a_thread_that_does_not_keep_the_process(tmp_path: Path) -> None:
+    """It has a name, for those who look at a process."""
+    seen: list[threading.Thread] = []
+
+    class Noting(FaultyStorage):
+        def call(self, op: str, path: Path) -> None:
+            seen.append(threading.current_thread())
+            super().call(op, path)
+
+    ahead = NextSegment(tmp_path, Noting())
+    ahead.prepare(7, 5000)
+    ahead.take(7, 5000, 5000).close()
+    assert (seen[0].name, seen[0].daemon) == ("ergo-capture-segment", True)
 
 
 def test_a_segment_created_ahead_that_is_too_small_is_replaced(tmp_path: Path) -> None:

@@ -210,6 +210,14 @@ def test_a_part_has_the_losses_up_to_its_end(tmp_path: Path) -> None:
     assert [history.lost_until(part) for part in (1, 2, 3)] == [second, second, third]
 
 
+def test_the_greatest_of_many_losses_counts(tmp_path: Path) -> None:
+    """Not the last one."""
+    session, journal = a_session(1), journal_in(tmp_path)
+    journal.commit([session.opening(), loss(SMALL), loss(LARGE), loss(SMALL)])
+    journal.close()
+    assert history_of(tmp_path).lost_until(1) == LARGE
+
+
 def test_a_session_may_begin_with_a_loss(tmp_path: Path) -> None:
     """Events of an earlier session that is gone."""
     session, journal = a_session(1), journal_in(tmp_path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from msgspec.structs import replace
 from tests.journal.captures import Written, a_session
-from tests.journal.hosted import CONTRACT, HostedLife, sets
+from tests.journal.hosted import CONTRACT, HostedLife, ack_of, sends, sets
 from tests.journal.hosted import write as write_hosted
 from tests.journal.journals import events, frames_of, journal_in, last_segment
 
@@ -22,6 +23,7 @@ from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, Value
 from ergo_capture.kernel.events import ExternalEvent
 from ergo_capture.kernel.outcomes import Decision, RunTermination
+from ergo_capture.kernel.ports import RunResult
 from ergo_capture.kernel.time import EventTime
 from ergo_capture.storage import RealStorage
 
@@ -109,7 +111,7 @@ def test_a_closed_session_ends_with_its_decided_events(tmp_path: Path) -> None:
     closed = PendingFrame(FrameKind.CLOSE, 1, 2, 3, b'{"ended":"interrupted","closed_at":""}')
     written(tmp_path, [session.opening(), session.more(5), session.decide(2), closed])
     (part,) = parts_of(tmp_path)
-    assert (part.ended, part.end) == ("interrupted", 2)
+    assert (part.part, part.first, part.ended, part.end) == (1, 0, "interrupted", 2)
     assert [event.event_id for event in part.events()] == ["s1-0", "s1-1"]
 
 
@@ -301,6 +303,24 @@ def test_a_body_that_the_contract_cannot_read_is_damage(tmp_path: Path) -> None:
         list(part.events())
 
 
+def test_the_last_part_has_the_outcome_of_its_first_undecided_event(tmp_path: Path) -> None:
+    """Its intents may have been sent."""
+    life = HostedLife()
+    run = sends("i1", "i2")
+    write_hosted(
+        tmp_path,
+        [life.opened(), life.events(("e1", *WHOLE)), life.decisions(), life.rotated()],
+        [life.events(("e2", *WHOLE)), life.outcome(run), life.ack("i1")],
+    )
+    first, second = parts_of(tmp_path)
+    assert first.outcome is None
+    assert second.outcome is not None
+    assert second.outcome.acks == (ack_of("i1"),)
+    assert second.outcome.outcome.to_result(second.outcome.acks, "driver_io") == RunResult(
+        RunTermination.Completed, run.effects, (ack_of("i1"),), "driver_io"
+    )
+
+
 # --- derivation ---
 
 
@@ -354,6 +374,25 @@ def test_a_derivation_without_an_adapter_has_no_store() -> None:
     derivation = Derivation(replace(CONTRACT, adapter=None))
     assert derivation.settle([ActionEffect("set_context", (EffectWrite("n", Value(Number=1)),))]) is None
     assert derivation.snapshot() is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "read"), [("reference", b"8.203092099319038e-33"), ("exact", b"8.20309209931904e-33")]
+)
+@pytest.mark.parametrize("adapter", [None, CONTRACT.adapter])
+def test_numbers_are_read_as_the_contract_says(
+    numbers: Literal["reference", "exact"], read: bytes, adapter: str | None
+) -> None:
+    """With an adapter and without."""
+    derivation = Derivation(replace(CONTRACT, adapter=adapter, numbers=numbers))
+    assert derivation.binding.numbers == numbers
+    if adapter is None:
+        life = HostedLife()
+        life.events(("e1", "Command", 1, "full", {"n": 0}))
+        (event,) = derivation.read(life.lines[0].replace(b'"n": 0', b'"n": 0.82030920993190389e-32'))
+        bound = derivation.bind(event)
+        assert not isinstance(bound, Refusal)
+        assert bound.event.payload == b'{"n":' + read + b"}"
 
 
 def test_a_derivation_begins_with_the_store_of_a_rotation() -> None:

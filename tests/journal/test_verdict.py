@@ -279,6 +279,7 @@ def test_a_last_segment_that_was_never_written_to_is_named(segments: dict[int, s
         pytest.param({1: f"{FIRST} 2.0/1", 2: "h4.0/2:3.1 4.1/2"}, (1, 3, 0), id="the end of a segment is missing"),
         pytest.param({1: FIRST, 3: "h4.0/2:3.1 4.1/2"}, (3, 0, 0), id="a segment is missing"),
         pytest.param({1: FIRST, 2: "2.0/1"}, (2, 0, 0), id="a segment without a head"),
+        pytest.param({1: FIRST, 2: "", 3: "h2.0/2:1.2 2.1/2"}, (2, 0, 0), id="an empty segment"),
         pytest.param({1: f"{FIRST} ? 3.0/1"}, (1, 2, STEP), id="a stretch without a header"),
         pytest.param({1: f"{FIRST} 2.0/1s ?"}, (1, 3, STEP), id="bytes behind a seal"),
     ],
