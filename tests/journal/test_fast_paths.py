@@ -274,7 +274,7 @@ def test_decisions_that_the_events_do_not_lead_to_are_refused_alike(plan: Plan, 
         check(place)
 
 
-#: Fields of a header that is otherwise that of the next frame of events: batch 2, frame 0 of 1, event 1 of session 1.
+#: Fields of a header that is otherwise that of the next frame of events: batch 3, frame 0 of 1, event 1 of session 1.
 CHANGES: list[dict[str, Any]] = [
     {},
     {"magic": b"ergK"},
@@ -288,7 +288,11 @@ CHANGES: list[dict[str, Any]] = [
     {"kind": 99, "flags": 1},
     {"segment": 2},
     {"batch": 1},
-    {"batch": 3},
+    {"batch": 2},
+    {"batch": 4},
+    {"batch": 1, "body_crc": 0},
+    {"batch": 2, "body_crc": 0},
+    {"batch": 2, "index": 1, "frames": 2, "body_crc": 0},
     {"session": 0},
     {"session": 2, "first": 0},
     {"session": 7, "first": 5},
@@ -315,17 +319,17 @@ def test_a_frame_with_another_header_is_taken_alike(change: dict[str, Any], *, b
 
     def frame(**fields: Any) -> bytes:
         of = {
-            "magic": b"ergJ", "version": 2, "kind": 2, "flags": 0, "segment": 1, "batch": 2, "session": 1, "first": 1,
+            "magic": b"ergJ", "version": 2, "kind": 2, "flags": 0, "segment": 1, "batch": 3, "session": 1, "first": 1,
             "count": 1, "length": 8, "index": 0, "frames": 1, "body_crc": crc32c(body),
         }  # fmt: skip
         head = struct.pack("<4sBBHQQQQIIIII", *(of | {k: v for k, v in fields.items() if k != "own_crc"}).values())
         return head + struct.pack("<I", fields.get("own_crc", crc32c(head))) + body
 
-    write_batches(tmp_path, [[opening(1), opening(2), events(1, 0)]])
+    write_batches(tmp_path, [[opening(1), opening(2)], [events(1, 0)]])
     segment = last_segment(tmp_path, 1)
     shrink(segment)
     end = segment.stat().st_size
-    rest = frame(batch=3, first=2) + frame(batch=4, session=2, first=0) if behind else b""
+    rest = frame(batch=4, first=2) + frame(batch=5, session=2, first=0) if behind else b""
     segment.write_bytes(segment.read_bytes() + frame(**change) + rest)
     report = check(tmp_path)
     if not change:
