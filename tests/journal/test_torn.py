@@ -219,7 +219,7 @@ def test_a_segment_without_a_frame_is_removed(tmp_path: Path) -> None:
     write_batches(tmp_path, [[opening(1)]])
     last_segment(tmp_path, 2).write_bytes(bytes(4096))
     journal, found = Journal.open(tmp_path, RealStorage(), segment_bytes=4096)
-    assert (found.segments, damaged(found)) == ([1], [])
+    assert (found.segments, found.empty, damaged(found)) == ([1], None, [])
     (position,) = journal.commit([events(1, 0)])
     journal.close()
     assert position == Position(2, position.offset)
