@@ -304,20 +304,25 @@ def test_a_snapshot_in_the_other_form_is_removed(found: Captured) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "kept"),
-    [({}, True), ({"session": "t"}, False), ({"part": 2}, False), ({"style": "fancy"}, False), ({"own": 1}, False)],
+    ("change", "is_own", "kept"),
+    [
+        ({}, False, True),
+        ({}, True, False),
+        ({"session": "t"}, False, False),
+        ({"part": 2}, False, False),
+        ({"style": "fancy"}, False, False),
+    ],
     ids=str,
 )
 def test_only_the_layout_of_a_bundle_of_the_same_part_is_kept(
-    found: Captured, change: dict[str, Any], *, kept: bool
+    found: Captured, change: dict[str, Any], *, is_own: bool, kept: bool
 ) -> None:
     """Its text can be compared then. A snapshot of the daemon itself, which it replaces, does not count."""
     pretty = found.job("b", TOTAL, style="pretty")
     publish(pretty)
-    manifest = manifest_of(pretty)
-    own = manifest.sha256 if change.pop("own", 0) else ""
-    manifest_path(Path(pretty.destination)).write_bytes(encode_manifest(msgspec.structs.replace(manifest, **change)))
-    composed = compose_bundle(changed(found.job("b", TOTAL), own=own))
+    manifest = msgspec.structs.replace(manifest_of(pretty), **change)
+    manifest_path(Path(pretty.destination)).write_bytes(encode_manifest(manifest))
+    composed = compose_bundle(changed(found.job("b", TOTAL), own=manifest.sha256 if is_own else ""))
     Path(composed.file).unlink()
     assert composed.style == ("pretty" if kept else "compact")
 
