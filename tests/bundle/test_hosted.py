@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.journal.journals import compose, journal_in, look, parts_of
 
 from ergo_capture import EventTime, encode_bundle, read_capture_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle
-from ergo_capture.bundle.manifest import Manifest, read_manifest
+from ergo_capture.bundle.manifest import Manifest, RestFile, read_manifest
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.bundle.names import manifest_path, rest_path
 from ergo_capture.bundle.reader.stream import open_bundle
@@ -118,7 +119,9 @@ def test_an_interruption_stands_where_the_reference_has_it(tmp_path: Path) -> No
     )
     assert (manifest.events, manifest.left_over) == (2, LeftOver(2, "e4", 2))
     assert rest_path(bundle).name == "s.rest.jsonl"
-    assert rest_path(bundle).read_bytes() == b"".join(life.lines[2:])
+    rest = b"".join(life.lines[2:])
+    assert rest_path(bundle).read_bytes() == rest
+    assert manifest.rest == RestFile(len(rest), hashlib.sha256(rest).hexdigest())
 
 
 def test_the_rest_is_durable_before_the_manifest(tmp_path: Path) -> None:
