@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -145,12 +142,12 @@ async def test_a_tombstone_that_cannot_be_written_keeps_its_bundle(tmp_path: Pat
     assert len(numbered(tmp_path, ".capture.json")) == 3
 
 
-@contextmanager
-def configured(tmp_path: Path, daemon_socket: Path) -> Iterator[list[str]]:
-    """Write a configuration file and return the options that name it."""
+def prune_command(tmp_path: Path, daemon_socket: Path) -> list[str]:
+    """Write the configuration of a daemon that was started with ``--socket``; return a command that asks that one."""
     path = tmp_path / "config.toml"
-    path.write_text(sealing(tmp_path, f'socket.path = "{daemon_socket}"\n'))
-    yield ["--config", str(path), "--state-dir", str(tmp_path / "state")]
+    path.write_text(sealing(tmp_path))
+    options = ["--config", str(path), "--state-dir", str(tmp_path / "state"), "--socket", str(daemon_socket)]
+    return [*COMMAND, "bundles", "prune", "--max-bundles", "1", *options]
 
 
 async def test_the_command_has_the_running_daemon_sign_or_refuses(tmp_path: Path, key: SealKey) -> None:
@@ -160,19 +157,14 @@ async def test_the_command_has_the_running_daemon_sign_or_refuses(tmp_path: Path
             async with daemon.session(graph="default") as wire:
                 await wire.say(event("e0"), {"type": "close"})
                 await wire.until("closed")
-        with configured(tmp_path, daemon.socket) as options:
-            line = [*COMMAND, "bundles", "prune", "--max-bundles", "1", *options]
-            done = await anyio.run_process(line, env=command_environment(), check=False)
+        line = prune_command(tmp_path, daemon.socket)
+        done = await anyio.run_process(line, env=command_environment(), check=False)
         assert done.returncode == 0, done.stderr
     assert chain_of(tmp_path, key) == ChainReport((), 1, 2, 1, 3, is_whole=True)
     await capture(tmp_path, sealing(tmp_path), sessions=1)
-    with configured(tmp_path, daemon.socket) as options:
-        line = [*COMMAND, "bundles", "prune", "--max-bundles", "1", *options]
-        refused = await anyio.to_thread.run_sync(
-            lambda: subprocess.run(line, env=command_environment(), capture_output=True, text=True, check=False)
-        )
+    refused = await anyio.run_process(line, env=command_environment(), check=False)
     assert refused.returncode == 1
-    assert "its tombstone has to be signed, and no daemon answers" in refused.stderr
+    assert "its tombstone has to be signed, and no daemon answers" in refused.stderr.decode()
     assert chain_of(tmp_path, key) == ChainReport((), 2, 2, 1, 4, is_whole=True)
 
 

@@ -25,6 +25,7 @@ from ergo_capture.cli.support.command import (
     config_option,
     flag,
     json_flag,
+    socket_option,
     state_option,
     store_option,
 )
@@ -69,6 +70,7 @@ def list_bundles(config: Path | None, directory: str, state_dir: str, graph: str
 @bundles.command(cls=Command, examples=("ergo-capture bundles prune --max-age 30d --dry-run",))
 @config_option
 @state_option
+@socket_option
 @_graph_option
 @click.option("--max-age", metavar="AGE", help="As retention.max_age, for every graph: 30d, 12h.")
 @click.option("--max-bytes", metavar="SIZE", help="As retention.max_bytes, for every graph: 10GiB.")
@@ -85,6 +87,7 @@ def prune(
     *,
     config: Path | None,
     state_dir: str,
+    socket: str,
     graph: str | None,
     max_age: str | None,
     max_bytes: str | None,
@@ -104,7 +107,7 @@ def prune(
     from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
     from ergo_capture.storage import RealStorage  # noqa: PLC0415
 
-    loaded = configuration.load(config, state=state_dir, client=True)
+    loaded = configuration.load(config, socket=socket, state=state_dir, client=True)
     rules = _with_options(retention_rules(loaded), max_age, max_bytes, max_bundles, keep_free)
     if not rules.are_set:
         raise ErgoCaptureError(
@@ -223,7 +226,7 @@ def _bury_with(control: Path) -> Callable[[Path, str], None]:
                 f"prune bundle '{bundle}': its tombstone has to be signed, and no daemon answers on '{control}'",
                 op="prune bundle",
                 path=bundle,
-                hint="start the daemon, or let its own retention delete bundles",
+                hint="start the daemon or name its socket with --socket, or let its own retention delete bundles",
             ) from error
 
     return bury
