@@ -15,7 +15,7 @@ from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.bundle_files import bundles_below, manifest_beside
 from ergo_capture.cli.support.captures import Capture, captures_in, note_difference
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, flag, json_flag, state_option
-from ergo_capture.cli.support.output import figures_table, print_view, printable, span
+from ergo_capture.cli.support.output import figures_table, print_view, printable, span, with_hint
 from ergo_capture.cli.support.verification import compare
 from ergo_capture.errors import ErgoCaptureError, ExitCode
 from ergo_capture.kernel.explanation import escaped, format_time
@@ -75,8 +75,7 @@ def info(
             if len(found) == 1:
                 raise
             is_whole = False
-            hint = f"\n  try: {error.hint}" if error.hint else ""
-            click.echo(f"{printable(capture.name)}: {error.message}{hint}", err=True)
+            click.echo(with_hint(f"{printable(capture.name)}: {error.message}", error.hint), err=True)
             continue
         note_difference(capture.name, compared)
         runs, events, size = runs + 1, events + numbers.events, size + numbers.file_bytes

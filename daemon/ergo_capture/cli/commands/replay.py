@@ -30,7 +30,7 @@ from ergo_capture.cli.support.command import (
     timeout_option,
 )
 from ergo_capture.cli.support.driver_stream import part_of, semantic_kinds
-from ergo_capture.cli.support.output import figures_table, print_view, printable, without_controls
+from ergo_capture.cli.support.output import figures_table, print_view, printable, with_hint, without_controls
 from ergo_capture.cli.support.verification import (
     NOT_MERGED,
     AdapterCheck,
@@ -399,10 +399,9 @@ def _progress(runs: list[Capture]) -> Iterator[_Progress]:
 def _in_words(result: dict[str, Any]) -> str:
     name = result["bundle"]
     if result["outcome"] == _FAILED:
-        hint = f"\n  try: {result['hint']}" if result.get("hint") else ""
         ends = "".join(f"\n    {line}" for line in result.get("said", ()))
         ends = ends and f"\n  its standard error ends with:{ends}"
-        return f"{name}: failed: {result['error']}{ends}{hint}"
+        return with_hint(f"{name}: failed: {result['error']}{ends}", result.get("hint"))
     said = list(result.get("notes", ()))
     if "decided_by" in result:
         said.append(f"decided by: {result['decided_by']}; the decisions of the run itself are in its own capture")

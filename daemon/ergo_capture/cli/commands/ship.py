@@ -24,7 +24,7 @@ from ergo_capture.cli.support.command import (
     seal_option,
     state_option,
 )
-from ergo_capture.cli.support.output import printable, size, span
+from ergo_capture.cli.support.output import print_error, printable, size, span, with_hint
 from ergo_capture.config import Config, ConfigError
 from ergo_capture.config.settings import RetentionConfig
 from ergo_capture.config.shipping import TargetConfig
@@ -133,9 +133,7 @@ def _tell_announced(announcer: Announcer) -> None:
 
 def _tell_trouble(error: ErgoCaptureError | None) -> None:
     if error is not None:
-        click.echo(f"Error: {printable(error.message)}", err=True)
-        if error.hint:
-            click.echo(f"Try: {error.hint}", err=True)
+        print_error(printable(error.message), error.hint)
 
 
 @ship.command(cls=Command, examples=("ergo-capture ship status --json",))
@@ -197,8 +195,7 @@ def check(config: Path | None, target: str | None) -> int:
                 click.echo(f"  {step}")
         except ErgoCaptureError as error:
             worst = ExitCode.FAILED
-            click.echo(f"  failed: {printable(error.message)}")
-            click.echo(f"  try: {error.hint}")
+            click.echo(with_hint(f"  failed: {printable(error.message)}", error.hint))
             continue
         if not settings.url.startswith("file:"):
             click.echo(
@@ -221,9 +218,8 @@ def _check_stream(config: Config) -> bool:
         works = True
         async for finding in probe_stream(config.ship.announce, list(config.graphs)):
             works = works and not finding.is_failure
-            click.echo(f"  {'failed: ' if finding.is_failure else ''}{printable(finding.text)}")
-            if finding.hint:
-                click.echo(f"  try: {finding.hint}")
+            failed = "failed: " if finding.is_failure else ""
+            click.echo(with_hint(f"  {failed}{printable(finding.text)}", finding.hint))
         return works
 
     return anyio.run(look)
@@ -332,8 +328,7 @@ def put(bundles: tuple[str, ...], config: Path | None, target: str | None) -> in
                     sent = sender.send(bundle, is_repeated=True)
                 except ErgoCaptureError as error:
                     worst = ExitCode.FAILED
-                    click.echo(f"{name}: {printable(error.message)}", err=True)
-                    click.echo(f"  try: {error.hint}", err=True)
+                    click.echo(with_hint(f"{name}: {printable(error.message)}", error.hint), err=True)
                 else:
                     click.echo(f"{name}: {printable(bundle.path)}: {store.url}/{sent.receipt.key}")
     if loaded.ship.announce.servers and not _announce([bundle_at(path) for path in paths], loaded):

@@ -23,7 +23,7 @@ from ergo_capture.cli.support.command import (
     seal_option,
     state_option,
 )
-from ergo_capture.cli.support.output import without_controls
+from ergo_capture.cli.support.output import with_hint, without_controls
 from ergo_capture.cli.support.verification import (
     AdapterCheck,
     adapter_in_words,
@@ -125,8 +125,7 @@ def _in_words(result: dict[str, Any], *, verbose: bool) -> str:
         lines += [f"  {side}: {msgspec.json.encode(found[side]).decode()}" for side in ("captured", "replayed")]
     if (report := result.get("adapter")) is not None and report["problem"] is None:
         lines.append(f"  {adapter_in_words(report)}")
-    if result.get("hint"):
-        lines.append(f"  try: {result['hint']}")
+    lines[-1] = with_hint(lines[-1], result.get("hint"))
     lines += [f"  note: {note}" for note in result.get("notes", ())]
     lines += [f"    {detail}" for detail in result.get("details", ()) if verbose]
     return "\n".join(lines)

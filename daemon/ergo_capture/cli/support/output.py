@@ -69,6 +69,11 @@ def _escape(char: str) -> str:
     return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else ascii(char)[1:-1]
 
 
+def with_hint(message: str, hint: str | None) -> str:
+    """Return a message, and on a line below it the hint, if there is one: for errors among a command's results."""
+    return f"{message}\n  try: {hint}" if hint else message
+
+
 def print_error(message: str, hint: str | None) -> None:
     """Print an error to standard error as ``Error:`` and ``Try:``."""
     click.echo(without_controls(f"Error: {message}"), err=True)
