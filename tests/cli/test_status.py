@@ -146,7 +146,7 @@ def test_a_killed_daemon_has_its_own_message() -> None:
 @pytest.mark.parametrize(
     ("error", "reason", "hint"),
     [
-        (PermissionError(13, "Permission denied"), "this user may not", "as root"),
+        (PermissionError(13, "Permission denied"), "permission denied", "as root"),
         (TimeoutError(), "it does not answer", "its log"),
         (ConnectionResetError(), "it has hung up", "daemon's log"),
         (OSError(5, "Input/output error"), "Input/output error", "ergo-capture serve"),

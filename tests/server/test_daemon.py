@@ -161,6 +161,15 @@ async def test_a_socket_is_not_taken_from_a_daemon_with_another_state_directory(
             assert (await wire.until("closed"))["events"] == 1
 
 
+def test_a_file_that_is_not_a_socket_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """It is named, and stays."""
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(ErgoCaptureError, match=f"bind socket '{path}': a file that is not a socket is there already"):
+        bind(path)
+    assert path.read_text() == "mine"
+
+
 async def test_a_socket_that_replaced_the_daemons_is_not_removed() -> None:
     """The daemon removes the file that it made, not whatever has its name."""
     with short_directory() as place:

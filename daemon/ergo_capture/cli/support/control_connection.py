@@ -194,7 +194,7 @@ def why_away(error: OSError | None) -> tuple[str, str]:
         case ConnectionRefusedError():
             return "no daemon listens there any more", start
         case PermissionError():
-            return "this user may not", "ask as the daemon's user or as root"
+            return "permission denied", "ask as the daemon's user or as root"
         case TimeoutError():
             return "it does not answer", "it may be very busy or suspended; see its log"
     return error.strerror or str(error), start

@@ -97,7 +97,7 @@ def bind(path: Path, *, mode: int = 0o660, group: str = "", backlog: int = 128) 
         listening.close()
         reason = error.strerror if isinstance(error, OSError) else f"no group {group!r}"
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            reason = "another file is there, which is not a socket"
+            reason = "a file that is not a socket is there already"
         raise ErgoCaptureError(
             f"bind socket '{path}': {reason}",
             op="bind socket",
