@@ -24,8 +24,8 @@ from tests.shared import REPOSITORY
 from ergo_capture import config as configuration
 from ergo_capture.server.service import Service
 
-#: Seconds that tests wait for something at the most: enough for a slow machine.
-PATIENCE = 30.0
+#: Seconds that tests wait for something at the most: enough for a slow machine. Mutants that hang are given fewer.
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "30"))
 
 
 @contextmanager

@@ -158,10 +158,11 @@ def run(names: Sequence[str]) -> int:
     """
     if not names:
         return 0
-    # The command beside this interpreter, which need not be that of an activated environment.
+    # The command beside this interpreter, which need not be that of an activated environment. The path is for commands
+    # that tests start.
     command = [str(Path(sys.executable).with_name("mutmut")), "run", *names]
     output = None if sys.stdout.isatty() else subprocess.PIPE
-    environment = os.environ | {"PYTHONPATH": str(Path("mutants").resolve())}  # for commands that tests start
+    environment = os.environ | {"PYTHONPATH": str(Path("mutants").resolve()), "TEST_PATIENCE": "6"}
     done = subprocess.run(command, check=False, env=environment, stdout=output, text=True)
     if done.returncode and done.stdout:
         print(done.stdout.replace("\r", "\n")[-10_000:])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
-from tests.daemons import Daemon, event
+from tests.daemons import PATIENCE, Daemon, event
 
 from ergo_capture.journal.payloads import SessionDescription
 from ergo_capture.kernel.constraints import Constraints
@@ -31,7 +31,7 @@ DESCRIPTION = SessionDescription(
 
 async def until(what: Any) -> None:
     """Wait until a condition holds."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE):
         while not what():
             await asyncio.sleep(0.001)
 
