@@ -241,8 +241,8 @@ class Chaos:
             while registry.sessions or self._service.clients.connections:
                 for session in list(registry.sessions.values()):
                     assert session.failure is None, session.failure
-                    if session.owner is None:
-                        registry._end_lingering(session, "interrupted")
+                    if session.description.session in registry._lingering:
+                        registry._end_lingering(session, "interrupted", 0.0)
                 await asyncio.sleep(0.01)
         assert (registry.queue.used, registry.ids.used, self._service.clients.held.used) == (0, 0, 0)
         assert not registry.queue.by_user

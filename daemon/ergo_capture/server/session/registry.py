@@ -459,9 +459,9 @@ class SessionRegistry:
             due = clock.now() + self._linger
             self._lingering[session_id] = loop.call_later(self._linger, self._end_lingering, session, ended, due)
 
-    def _end_lingering(self, session: Session, ended: str, due: float = 0.0) -> None:
+    def _end_lingering(self, session: Session, ended: str, due: float) -> None:
         session_id = session.description.session
-        self._lingering.pop(session_id, None)
+        del self._lingering[session_id]
         remaining = due - clock.now()
         if remaining > _CLOCK_SECONDS:
             # The process was suspended, so the client could not come back.

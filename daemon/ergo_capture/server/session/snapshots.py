@@ -36,8 +36,6 @@ class Snapshots:
         self._interval = interval
         #: Decisions in the last snapshot, by session.
         self._published: dict[str, int] = {}
-        #: Snapshots published since the start.
-        self.taken = 0
 
     async def run(self) -> None:
         """Publish snapshots until cancelled."""
@@ -61,5 +59,4 @@ class Snapshots:
                 log.error(telemetry.SNAPSHOT_FAILED, session=name, error=error.message, hint=error.hint)  # noqa: TRY400
                 continue
             self._published[name] = decided
-            self.taken += 1
             await anyio.sleep(_PAUSE_RATIO * (time.monotonic() - began))
