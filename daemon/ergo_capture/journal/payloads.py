@@ -181,7 +181,7 @@ class Rotation(msgspec.Struct, frozen=True, omit_defaults=True):
     #: RFC 3339 in UTC; evidence only.
     rotated_at: str
     description: SessionDescription
-    #: Id of the last event of the part.
+    #: Id of the session's last accepted event; it may belong to the next part.
     last_event_id: str | None
     #: The context store at the end of the part; None without an adapter.
     store: dict[str, Any] | None = None

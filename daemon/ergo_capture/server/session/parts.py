@@ -221,7 +221,7 @@ class Parts:
         Args:
             boundary: events of the session before the next part; all of them are decided.
             early: the batches that are accepted and not decided; they belong to the next part.
-            last_event_id: id of the last event of the part that ends.
+            last_event_id: id of the session's last accepted event.
             forced: whether episodes are deferred.
             store: the context store; None without an adapter.
             refused: events of the session that were refused.
