@@ -17,8 +17,10 @@ from tests.daemons import running_daemon
 from tests.doubles.gated_storage import GatedStorage
 from tests.egress.channels import heard, puppet, ready
 from tests.egress.hosted import ROWS, TWO, configuration, event_lines, good, intents_of
+from tests.server.looks import sessions_of
 
 from ergo_capture import decode_bundle
+from ergo_capture.server.session import egress
 
 GRAPH = graph_id(TWO)
 LINES = event_lines(TWO)
@@ -80,6 +82,12 @@ async def test_a_full_disk_holds_intents_back(tmp_path: Path) -> None:
     assert [ack.intent_id for ack in record.intent_acks] == intents_of(TWO)[:2]
 
 
+@pytest.fixture(autouse=True)
+def killed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give channels that hang less time to end."""
+    monkeypatch.setattr(egress, "_STOP_SECONDS", 0.05)
+
+
 async def hanging_session(place: Path, state: Path) -> str:
     """Leave a session whose second intent was sent and not acknowledged; return its id."""
     text = configuration(TWO, place, good(b=[[{"sleep_ms": 3_600_000}]])).replace("500ms", "1h")
@@ -89,6 +97,9 @@ async def hanging_session(place: Path, state: Path) -> str:
     ):
         await wire.say(LINES[0])
         await until(lambda: counts(place) == (1, 1))
+        (session,) = sessions_of(daemon)
+        assert session.egress is not None
+        assert session.egress.waits_for == "egress channel 'b' to acknowledge an intent"
         return str(wire.opened["session"])
 
 
@@ -100,12 +111,13 @@ async def test_a_stop_while_an_intent_hangs_loses_nothing(tmp_path: Path) -> Non
         running_daemon(configuration(TWO, tmp_path, good()), state) as daemon,
         daemon.session(graph=GRAPH, session=session) as wire,
     ):
-        await wire.say({"type": "close"})
+        await wire.say(LINES[1], {"type": "close"})
         closed = await wire.until("closed")
-    (record,) = decode_bundle(Path(closed["bundle"]).read_bytes()).decisions
-    assert [ack.intent_id for ack in record.intent_acks] == intents_of(TWO)[:2]
-    assert [message.get("intent_id") for message in heard(tmp_path, "b")] == [intents_of(TWO)[1]] * 2 + [None]
-    assert (tmp_path / "calls").read_text().split() == ["e1"]
+    first, second = decode_bundle(Path(closed["bundle"]).read_bytes()).decisions
+    assert [ack.intent_id for ack in first.intent_acks + second.intent_acks] == intents_of(TWO)[:4]
+    sent = [message.get("intent_id") for message in heard(tmp_path, "b")]
+    assert sent == [intents_of(TWO)[1]] * 2 + [intents_of(TWO)[3], None]
+    assert (tmp_path / "calls").read_text().split() == ["e1", "e2"]
 
 
 async def test_channels_of_a_recovered_session_are_tried_until_they_start(tmp_path: Path) -> None:
@@ -121,14 +133,19 @@ async def test_channels_of_a_recovered_session_are_tried_until_they_start(tmp_pa
         async with running_daemon(text, state) as daemon, daemon.session(graph=GRAPH, session=session) as wire:
             await wire.say({"type": "close"})
             await until(lambda: any(line["event"] == "egress.away" for line in lines))
+            (recovered,) = sessions_of(daemon)
+            assert recovered.egress is not None
+            assert recovered.egress.waits_for == "egress channel 'b' to start"
             flag.touch()
             closed = await wire.until("closed")
     (record,) = decode_bundle(Path(closed["bundle"]).read_bytes()).decisions
     assert len(record.intent_acks) == 2
     (away,) = (line for line in lines if line["event"] == "egress.away")
-    assert away["channel"] == "b"
-    assert "channel closed stdout before ready handshake" in away["error"]
-    assert [line["event"] for line in lines].count("egress.changed") == 1
+    about = {"session": session, "graph": GRAPH, "log_level": "warning"}
+    assert "channel closed stdout before ready handshake" in away.pop("error")
+    assert away.pop("hint")
+    assert away == about | {"event": "egress.away", "channel": "b"}
+    assert [line for line in lines if line["event"] == "egress.changed"] == [about | {"event": "egress.changed"}]
 
 
 async def test_a_session_whose_graph_has_no_channels_any_more_goes_on_once_they_are_back(tmp_path: Path) -> None:
@@ -138,10 +155,19 @@ async def test_a_session_whose_graph_has_no_channels_any_more_goes_on_once_they_
     text = configuration(TWO, tmp_path, good())
     without = text[: text.index(f"[graphs.{GRAPH}.egress.")]
     with structlog.testing.capture_logs() as lines:
-        async with running_daemon(without, state):
+        async with running_daemon(without, state) as daemon:
             await until(lambda: any(line["event"] == "session.failed" for line in lines))
+            (stopped,) = sessions_of(daemon)
+            assert stopped.failure is not None
+            assert stopped.failure.op == "send intents"
     (failed,) = (line for line in lines if line["event"] == "session.failed")
-    assert "has no egress channel for them any more" in failed["error"]
+    assert failed["error"] == (
+        f"send intents of session '{session}': graph '{GRAPH}' has no egress channel for them any more"
+    )
+    assert failed["hint"] == (
+        f"restore [graphs.{GRAPH}.egress] as it was when the session was opened, and start the daemon again: the session "
+        "goes on from there"
+    )
     async with running_daemon(text, state) as daemon, daemon.session(graph=GRAPH, session=session) as wire:
         await wire.say({"type": "close"})
         closed = await wire.until("closed")

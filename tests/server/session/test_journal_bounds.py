@@ -18,6 +18,7 @@ from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.client import CaptureClient
 from ergo_capture.config import Config
 from ergo_capture.journal.scan import scan
+from ergo_capture.server.session import parts
 from ergo_capture.storage import RealStorage
 
 #: Segments of 64 KiB, of which a session may keep four.
@@ -78,8 +79,11 @@ async def test_an_idle_session_with_events_keeps_no_more_of_the_journal_than_it_
 
 
 @pytest.mark.parametrize("rotated", [False, True], ids=["new", "rotated"])
-async def test_an_idle_session_whose_part_is_empty_moves_forward_without_a_bundle(rotated: bool) -> None:
+async def test_an_idle_session_whose_part_is_empty_moves_forward_without_a_bundle(
+    rotated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Again and again, and over a kill: what says where its part begins is repeated."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     text = SMALL + "max_events = 2\n"
     with short_directory() as place:
         async with running_daemon(text, place / "state") as daemon, daemon.session() as idle:

@@ -20,7 +20,7 @@ from ergo_capture.storage import RealStorage, StorageError
 SEGMENTS = '[journal]\nsegment_bytes = "64KiB"\n'
 
 
-async def _damaged(state: Path, *, snapshot: bool = False) -> str:
+async def damaged(state: Path, *, snapshot: bool = False) -> str:
     """Make a journal with one damaged session of three chunks of events; return its id."""
     async with running_daemon(SEGMENTS, state) as daemon, daemon.session() as wire:
         for lot in range(3):
@@ -47,7 +47,7 @@ async def test_a_quarantined_session_keeps_nothing_of_the_journal() -> None:
     """It is set aside at the start, and reported until it is settled; later starts do not meet it in the journal."""
     with short_directory() as place:
         state = place / "state"
-        session = await _damaged(state)
+        session = await damaged(state)
         for start in range(2):
             async with running_daemon(SEGMENTS, state) as daemon:
                 aside = state / "journal.quarantine-1"
@@ -70,7 +70,7 @@ async def test_settling_salvages_a_quarantined_session_and_reports_it_no_more(
     """`doctor` finds an error before, and none after; what could be proved is a bundle that verifies."""
     with short_directory() as place:
         state = place / "state"
-        session = await _damaged(state)
+        session = await damaged(state)
         async with running_daemon(SEGMENTS, state):
             await until((state / "journal.quarantine-1").is_dir)
             await until(lambda: not (state / "journal" / "0000000000000001.journal").exists())
@@ -97,7 +97,7 @@ async def test_a_running_daemon_notices_that_a_session_was_settled(monkeypatch: 
     monkeypatch.setattr(quarantine, "_LOOK_SECONDS", 0.05)
     with short_directory() as place:
         state = place / "state"
-        session = await _damaged(state)
+        session = await damaged(state)
         async with running_daemon(SEGMENTS, state) as daemon:
             await until((state / "journal.quarantine-1").is_dir)
             await until(lambda: daemon.service.registry.quarantine.segments == {})
@@ -112,7 +112,7 @@ async def test_a_journal_is_settled_that_no_daemon_has_started_on() -> None:
     """As after damage by a daemon of 0.1.0; the next start goes on without the session."""
     with short_directory() as place:
         state = place / "state"
-        await _damaged(state)
+        await damaged(state)
         assert app.run(["recover", str(state), "--settle"]) == 3
         async with running_daemon(SEGMENTS, state) as daemon:
             assert daemon.service.registry.quarantined == {}
@@ -123,7 +123,7 @@ async def test_a_snapshot_that_holds_all_of_a_damaged_session_is_no_loss(capsys:
     """`recover` and `doctor` know the bundles that stand beside the journal."""
     with short_directory() as place:
         state = place / "state"
-        session = await _damaged(state, snapshot=True)
+        session = await damaged(state, snapshot=True)
         capsys.readouterr()
         assert app.run(["recover", str(state), "--settle", "--json"]) == 0
         (part,) = map(json.loads, capsys.readouterr().out.splitlines())
@@ -187,7 +187,7 @@ async def test_segments_are_copied_where_the_file_system_makes_no_links() -> Non
     """As on a FAT file system."""
     with short_directory() as place:
         state = place / "state"
-        await _damaged(state)
+        await damaged(state)
         async with running_daemon(SEGMENTS, state, _WithoutLinks()):
             await until((state / "journal.quarantine-1").is_dir)
         assert (state / "journal.quarantine-1" / "0000000000000001.journal").stat().st_nlink == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import msgspec
+import pytest
 from tests.daemons import Daemon, Wire, event, running_daemon, short_directory
 from tests.doubles.gated_storage import GatedStorage
 from tests.engine.engines import engine_of, process_graph
@@ -20,6 +21,7 @@ from ergo_capture import decode_bundle
 from ergo_capture.config import Config
 from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.protocol.capture import Code, ProtocolError
+from ergo_capture.server.session import parts
 from ergo_capture.units import Duration
 
 
@@ -50,8 +52,11 @@ async def test_an_event_on_its_way_is_not_called_a_duplicate_before_it_is_durabl
         assert [record.event_id for record in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["a"]
 
 
-async def test_the_frame_that_describes_a_session_is_kept_while_its_part_goes_on() -> None:
+async def test_the_frame_that_describes_a_session_is_kept_while_its_part_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """P5: it outlives two restarts and the deletion of segments."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     text = "[rotation]\nmax_events = 1\n"
     with short_directory() as place:
         async with running_daemon(text, state=place / "state") as daemon, daemon.session() as wire:
@@ -76,8 +81,9 @@ async def test_the_frame_that_describes_a_session_is_kept_while_its_part_goes_on
             assert [e.event_id for e in decode_bundle(Path(closed["bundle"]).read_bytes()).events] == ["b", "c"]
 
 
-async def test_a_session_that_has_failed_cannot_be_resumed() -> None:
+async def test_a_session_that_has_failed_cannot_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     """P9: nothing would decide its events; they would pile up, acknowledged, until a restart."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     text = "[rotation]\nmax_events = 1\n"
     async with running_daemon(text) as daemon:
         (daemon.state / "bundles" / "default").write_text("not a directory")
@@ -131,8 +137,9 @@ async def test_decisions_keep_their_indices_over_a_resume() -> None:
         assert [(f["index"], f["decision"]["event_id"]) for f in decisions] == [(2, "b"), (3, "c")]
 
 
-async def test_a_session_that_is_closed_while_its_part_ends_is_closed_after_it() -> None:
+async def test_a_session_that_is_closed_while_its_part_ends_is_closed_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The request to end comes while the task waits for the disk, and must not be lost."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     storage = GatedStorage()
     with short_directory() as place:
         async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:

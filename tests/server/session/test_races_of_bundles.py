@@ -20,6 +20,7 @@ from ergo_capture import decode_bundle
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server.commit import segment_gc
+from ergo_capture.server.session import parts
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
 
 
@@ -128,6 +129,7 @@ async def test_a_defect_in_composing_ends_neither_the_daemon_nor_its_stop(
 
 async def test_a_bundle_waits_while_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """P8: the session goes on, and its bundles are written once there is space."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     composer = RoomlessComposer(monkeypatch)
     async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
         await wire.say(event("a"))
@@ -233,8 +235,11 @@ async def test_a_segment_that_cannot_be_deleted_affects_no_session(capsys: pytes
             assert len(list((place / "state" / "journal").glob("*.journal"))) == 1
 
 
-async def test_a_flush_during_a_rotation_returns_the_bundle_of_the_part_that_ends() -> None:
+async def test_a_flush_during_a_rotation_returns_the_bundle_of_the_part_that_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A bundle of the next part would hold nothing."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     storage = GatedStorage()
     text = "[rotation]\nmax_events = 1\n"
     async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
@@ -255,8 +260,9 @@ async def test_a_flush_during_a_rotation_returns_the_bundle_of_the_part_that_end
         assert (await wire.until("flushed"))["bundle"] == str(bundle)
 
 
-async def test_a_flush_during_a_failed_rotation_raises_its_error() -> None:
+async def test_a_flush_during_a_failed_rotation_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The part that ends cannot be published."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     storage = GatedStorage()
     text = "[rotation]\nmax_events = 1\n"
     async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
@@ -275,6 +281,7 @@ async def test_a_flush_during_a_failed_rotation_raises_its_error() -> None:
 
 async def test_a_flush_during_a_rotation_with_a_defect_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     """It must not wait for a bundle that is never composed."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
 
     def broken(_: Any) -> Any:
         raise RuntimeError("a defect")
@@ -312,8 +319,9 @@ async def test_a_session_that_ends_where_a_part_is_full_has_no_empty_last_bundle
             assert json.loads(Path(closed["manifest"]).read_bytes())["ended"] == "complete"
 
 
-async def test_a_full_part_ends_though_no_further_event_comes() -> None:
-    """After a second: its bundle is there for whoever waits for it."""
+async def test_a_full_part_ends_though_no_further_event_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bundle is there for whoever waits for it."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     async with running_daemon("[rotation]\nmax_events = 3\n") as daemon, daemon.session() as wire:
         await wire.say(*(event(f"e{number}") for number in range(3)))
         await until(lambda: [m["ended"] for m in manifests(daemon)] == ["rotated"])
