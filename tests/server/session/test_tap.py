@@ -9,6 +9,7 @@ from typing import Any, cast
 import anyio
 import pytest
 from tests.daemons import Wire, event, running_daemon
+from tests.server.looks import until
 
 from ergo_capture.kernel.events import ExternalEvent, ExternalEventKind
 from ergo_capture.kernel.outcomes import Decision, RunTermination
@@ -92,8 +93,14 @@ async def test_decisions_above_the_rate_are_counted_and_reported() -> None:
         for line in lines:
             assert line["type"] == "skipped" or line["index"] == number
             number += line["count"] if line["type"] == "skipped" else 1
-        status = (await daemon.ask("status"))["status"]["totals"]
-        assert (status["decisions_tapped"], status["decisions_skipped"]) == (len(decisions), 3000 - len(decisions))
+        taps = daemon.service.registry.taps
+        for gone in (False, True):
+            if gone:
+                # The counts stay when the watcher has gone.
+                await operator.stream.aclose()
+                await until(lambda: not taps._taps)
+            status = (await daemon.ask("status"))["status"]["totals"]
+            assert (status["decisions_tapped"], status["decisions_skipped"]) == (len(decisions), 3000 - len(decisions))
 
 
 async def test_a_watcher_that_does_not_read_holds_nothing_up() -> None:
@@ -208,6 +215,39 @@ async def test_nothing_is_shown_before_it_is_durable() -> None:
     assert in_short(await anext(watching)) == ["2", "-7", "10"]
     assert (tap.shown, tap.skipped) == (4, 7)
     await watching.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_tap_keeps_no_more_than_it_may_show_in_a_tick() -> None:
+    """Over several chunks; what is left out is counted where it is."""
+    source = Source()
+    session = cast("Session", source)
+    tap = Tap(30)
+    tap.offer(session, 0, 2, entries(0))
+    second, third = entries(2), entries(4)
+    tap.offer(session, 2, 2, second)
+    tap.offer(session, 4, 1, third)
+    assert (second.asked, third.asked) == ([1], [])
+    source.decided = 5
+    tap.session_over("complete")
+    assert [in_short(news) async for news in tap.watch()] == [["0", "1", "2", "-2"]]
+    assert (tap.shown, tap.skipped, tap.ended) == (3, 2, "complete")
+
+
+async def test_a_tap_is_shown_what_was_left_out_before_it_kept_anything() -> None:
+    """A rate below one in a tick still shows one, and rests accordingly."""
+    source = Source()
+    session = cast("Session", source)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        tap.session_over("failed")
+
+    tap = Tap(4, sleep)
+    tap.offer(session, 0, 2, entries(0))
+    source.decided = 2
+    assert [in_short(news) async for news in tap.watch()] == [["0", "-1"]]
+    assert pauses == [0.25]
 
 
 async def test_decisions_of_a_session_that_failed_are_skipped_and_not_shown() -> None:

@@ -1,0 +1,132 @@
+"""Which bundle is the last one of a session that is over, and what of a loss it covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest
+from ergo_capture.journal.payloads import Loss, Peer
+from ergo_capture.protocol.capture import Acknowledged
+from ergo_capture.server.session.continuity import Finished, find_finished, loss_behind, loss_of
+
+PEER = Peer(uid=7, gid=8, pid=9)
+
+
+def manifest(session: str = "s", **fields: Any) -> Manifest:
+    """Return the manifest of a session of three events; fields say what is different."""
+    usual: dict[str, Any] = {
+        "format": MANIFEST_FORMAT,
+        "session": session,
+        "graph": "g",
+        "part": 1,
+        "ended": "complete",
+        "forced": False,
+        "first_event": 0,
+        "events": 3,
+        "decisions": 3,
+        "bundle": f"{session}.capture.json",
+        "bytes": 1,
+        "sha256": "",
+        "style": "pretty",
+        "labels": {},
+        "peer": msgspec.to_builtins(PEER),
+        "engine": "fixed",
+        "adapter_provenance": "",
+        "runtime_provenance": "",
+        "opened_at": "",
+        "ended_at": "",
+        "program": "",
+        "last_event_id": "e3",
+    }
+    return Manifest(**(usual | fields))
+
+
+def finished(**fields: Any) -> Finished:
+    """Return a finished session with that manifest."""
+    return Finished(Path("/b"), manifest(**fields))
+
+
+def write(bundles: Path, what: Manifest, name: str = "") -> Path:
+    """Write a manifest, and its bundle beside it; return the bundle's path."""
+    folder = bundles / what.graph
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = name or what.bundle.removesuffix(".capture.json")
+    (folder / f"{stem}.manifest.json").write_bytes(msgspec.json.encode(what))
+    path = folder / what.bundle
+    path.write_bytes(b"{}")
+    return path
+
+
+def test_the_last_final_bundle_is_the_one_with_most_events(tmp_path: Path) -> None:
+    """Over all parts and graphs; a snapshot is not final."""
+    write(tmp_path, manifest(ended="rotated", events=9))
+    last = write(tmp_path, manifest(bundle="s~3.capture.json", part=3, first_event=10, events=2))
+    write(tmp_path, manifest(bundle="s~2.capture.json", part=2, first_event=4, events=6, ended="interrupted"))
+    write(tmp_path, manifest(bundle="s~4.capture.json", part=4, first_event=12, events=9, ended="open"))
+    found = find_finished(tmp_path, "s")
+    assert found is not None
+    assert (found.bundle, found.events, found.opened_by) == (last, 12, PEER)
+
+
+def test_a_bundle_that_was_removed_is_not_the_last_one(tmp_path: Path) -> None:
+    """Its manifest alone proves nothing."""
+    write(tmp_path, manifest(bundle="s~2.capture.json", first_event=3)).unlink()
+    first = write(tmp_path, manifest())
+    found = find_finished(tmp_path, "s")
+    assert found is not None
+    assert found.bundle == first
+
+
+def test_bundles_of_other_sessions_are_not_found(tmp_path: Path) -> None:
+    """Whatever their files are named; nor one that is elsewhere, nor a manifest that is none."""
+    write(tmp_path, manifest("s2"))
+    write(tmp_path, manifest("other"), name="s")
+    (tmp_path / "g" / "s.x.manifest.json").write_bytes(b"nonsense")
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "g" / "s~9.manifest.json").write_bytes(msgspec.json.encode(manifest(bundle="../g/other.capture.json")))
+    assert find_finished(tmp_path, "s") is None
+    assert find_finished(tmp_path, "x") is None
+    assert find_finished(tmp_path / "nowhere", "s") is None
+    assert find_finished(tmp_path, "other") is None
+    mine = write(tmp_path, manifest())
+    found = find_finished(tmp_path, "s")
+    assert found is not None
+    assert found.bundle == mine
+
+
+def test_an_opener_that_the_manifest_does_not_say_is_nobody() -> None:
+    """0.1.0 may have written anything there."""
+    assert finished(peer=None).opened_by is None
+    assert finished(peer={"uid": "root"}).opened_by is None
+
+
+@pytest.mark.parametrize(
+    ("acknowledged", "last", "held_last", "is_lost"),
+    [
+        (11, "x", "e3", False),
+        (12, "e3", "e3", False),
+        (12, "x", "e3", True),
+        (12, None, "e3", False),
+        (12, "x", None, False),
+        (13, "e3", "e3", True),
+    ],
+)
+def test_a_loss_is_covered_by_the_bundles_that_hold_it(
+    acknowledged: int, last: str | None, held_last: str | None, is_lost: bool
+) -> None:
+    """As many events, and the same last one where both are known."""
+    over = finished(first_event=10, events=2, last_event_id=held_last)
+    loss = Loss(acknowledged=acknowledged, held=4, last_acknowledged=last, last_held="e4")
+    left = Loss(acknowledged=acknowledged, held=12, last_acknowledged=last, last_held=held_last)
+    assert loss_behind(loss, over) == (left if is_lost else None)
+
+
+def test_all_events_of_a_session_that_is_gone_are_lost() -> None:
+    """It is named, because the client goes on in another one."""
+    assert loss_of(Acknowledged(5, "e5"), session="s") == Loss(
+        acknowledged=5, held=0, last_acknowledged="e5", session="s"
+    )

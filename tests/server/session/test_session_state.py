@@ -1,0 +1,203 @@
+"""The state of one session: what its status says, and what it does when it ends, fails or is interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.daemons import event, running_daemon
+from tests.server.looks import sessions_of, until
+from tests.server.session.test_adapters import add, daemon_with
+from tests.server.session.test_admission_queue import chunk
+from tests.server.session.test_refusals import Connection, opened
+
+from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.journal.payloads import Interruption, Loss
+from ergo_capture.protocol.capture import Code, ProtocolError
+from ergo_capture.server.session.admission_queue import Rejection
+from ergo_capture.server.session.session import SessionSnapshot, SessionState
+
+LIMITED = '[graphs.default]\nmax_per_window = 1\nrate_window = "1h"\n'
+
+
+class Listening(Connection):
+    """An owner that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def progress(self) -> None:
+        """Keep it."""
+        self.told.append("progress")
+
+    def session_failed(self, error: ProtocolError) -> None:
+        """Keep it."""
+        self.told.append((error.code, error.message))
+
+
+async def test_the_status_of_a_running_session_counts_its_events() -> None:
+    """With those that are deferred, and whether a client has it."""
+    async with running_daemon(LIMITED) as daemon, daemon.session() as wire:
+        await wire.say(event("a", 1), event("b", 2))
+        await wire.until_ack(2, 2)
+        (session,) = sessions_of(daemon)
+        expected = SessionSnapshot(
+            session=wire.opened["session"],
+            graph="default",
+            state="open",
+            owned=True,
+            admitted=2,
+            accepted=2,
+            decided=2,
+            deferred=1,
+            queued_bytes=0,
+            part=1,
+        )
+        assert session.snapshot() == expected
+        await wire.stream.aclose()
+        await until(lambda: session.owner is None)
+        assert not session.snapshot().owned
+
+
+async def test_the_status_of_an_interrupted_session_says_why_and_what_is_left_over() -> None:
+    """After its end too."""
+    async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
+        (session,) = sessions_of(daemon)
+        names = [add("a", 101), add("b"), add("long.c", total=0), add("d"), add("e")]
+        await wire.say({"type": "events", "events": [name["event"] for name in names]})
+        await wire.until("left_over")
+        await session.over.wait()
+        found = session.snapshot()
+        assert (found.state, found.interrupted_by, found.left_over, found.refused) == ("finished", "context_full", 2, 1)
+        assert (found.accepted, found.decided, found.failure, found.delayed_by) == (5, 3, "", "")
+        assert session.ended == "interrupted"
+        assert session.left_over is not None
+        assert (session.left_over.event_id, session.left_over.count) == ("d", 2)
+        assert daemon.service.registry.fates["default"] == {"refused": 1, "left_over": 2, "interrupted": 1}
+
+
+async def test_events_behind_an_interruption_are_rejected_with_its_reason() -> None:
+    """One by one, and an id that is too long is not echoed."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        session.interruption = Interruption(reason="why", message="because")
+        batch, rejections = session.admit(chunk("a", "x" * 9, "ä" * 4), 8)
+        assert batch is None
+        message, hint = (
+            "the run was interrupted: why: because",
+            "open another session; this one's bundle holds what was decided",
+        )
+        assert rejections == [
+            Rejection(0, "a", Code.RUN_INTERRUPTED, message, hint),
+            Rejection(1, None, Code.RUN_INTERRUPTED, message, hint),
+            Rejection(2, "ä" * 4, Code.RUN_INTERRUPTED, message, hint),
+        ]
+        assert session.admission.admitted == 0
+        session.interruption = None
+
+
+async def test_a_session_fails_once_and_tells_its_connection() -> None:
+    """Later failures follow from the first one; its memory is released."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        session.owner = owner = Listening()
+        first = ErgoCaptureError("first")
+        session.fail(first)
+        session.fail(ErgoCaptureError("second"))
+        await session.over.wait()
+        assert owner.told == ["progress", (Code.STORAGE_FAILED, "the session has failed: first")]
+        assert (session.failure, session.state) == (first, SessionState.FAILED)
+        assert session.snapshot().failure == "first"
+        session.end("complete")
+        assert session.ended is None
+        with pytest.raises(ErgoCaptureError, match="first"):
+            await session.flush()
+        assert daemon.service.registry.ids.used == 0
+
+
+async def test_a_finished_session_tells_its_connection_and_cannot_fail() -> None:
+    """Its last bundle is durable."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        session.owner = owner = Listening()
+        session.end("complete")
+        session.end("interrupted")
+        await session.over.wait()
+        session.fail(ErgoCaptureError("late"))
+        assert owner.told == ["progress"]
+        assert (session.state, session.ended, session.failure) == (SessionState.FINISHED, "complete", None)
+        assert session.bundles == [session.publication and session.publication.bundle]
+        assert session.reason == ""
+        assert daemon.service.registry.sessions == {}
+        assert daemon.service.registry.finished == 1
+
+
+async def test_losses_are_joined_and_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever claims the same again changes nothing."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        loss = Loss(acknowledged=5, held=0, last_acknowledged="e5")
+        recorded = []
+        original = session.parts.record_loss
+
+        async def record(lost: Loss) -> None:
+            recorded.append(lost)
+            await original(lost)
+
+        monkeypatch.setattr(session.parts, "record_loss", record)
+        for claim in (loss, loss, Loss(acknowledged=9, held=0, last_acknowledged="e9")):
+            await session.record_loss(claim)
+        assert session.lost == session.parts.current.lost == recorded[-1]
+        assert [each.acknowledged for each in recorded] == [5, 9]
+        session.end("complete", keep_empty=False)
+        await session.over.wait()
+        assert session.ended == "lost"
+        assert len(session.bundles) == 1
+
+
+async def test_episodes_are_counted_by_session_and_by_graph() -> None:
+    """By how they ended."""
+    async with running_daemon(LIMITED) as daemon, daemon.session() as wire, daemon.session() as other:
+        for each in (wire, other):
+            await each.say(event("a", 1), event("b", 2))
+            await each.until_ack(2, 2)
+        for session in sessions_of(daemon):
+            assert {kind.name: count for kind, count in session.terminations.items()} == {"Completed": 1}
+        counts = daemon.service.registry.episodes["default"]
+        assert {kind.name: count for kind, count in counts.items()} == {"Completed": 2}
+
+
+async def test_a_snapshot_is_published_only_of_new_decisions_of_an_open_session() -> None:
+    """Neither of an empty part nor of a session that ends."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        await session.publish_decided()
+        assert daemon.bundles() == []
+        session.admit(chunk("a"), 8)
+        await session.until_decided(1)
+        await session.publish_decided()
+        (bundle,) = daemon.bundles()
+        before = bundle.stat().st_ino
+        session.end("complete")
+        await session.publish_decided()
+        assert bundle.stat().st_ino == before
+        await session.over.wait()
+
+
+async def test_room_is_waited_for_until_events_are_decided_or_the_session_fails() -> None:
+    """And not longer."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        session.admit(chunk("a"), 8)
+        assert session.admission.is_full(1)
+        await session.room(1)
+        assert not session.admission.queued_bytes
+        await session.until_decided(1)
+        session.fail(ErgoCaptureError("over"))
+        session.admission.queued_bytes = 5
+        await session.room(1)
+        await session.until_decided(2)
+        session.admission.admitted = 9
+        with pytest.raises(ErgoCaptureError, match="over"):
+            await session.until_decided(2)
+        await session.until_accepted()
