@@ -19,6 +19,8 @@ from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.pauses import clock
 from ergo_capture.protocol.capture import Acknowledged, Code, Open, ProtocolError
 from ergo_capture.server.ops.reload import Reloader
+from ergo_capture.server.session.pending_sessions import PendingSession
+from ergo_capture.server.session.session import Session
 from ergo_capture.version import PROGRAM
 
 GRAPH = '[graphs.g]\nmax_retries = 3\nadapter_provenance = "adapter"\nruntime_provenance = "runtime"\n'
@@ -107,6 +109,26 @@ async def test_opening_waits_while_the_disk_is_full() -> None:
         assert len([call for call in storage.calls if call.startswith("-write")]) == 2
         assert len(registry.pending) == 0
         assert sessions_of(daemon) == [session]
+
+
+async def test_a_session_whose_client_goes_in_the_moment_that_it_is_opened_lingers() -> None:
+    """Its frame is durable, and nobody owns it."""
+    async with running_daemon() as daemon:
+        registry = daemon.service.registry
+        opening = asyncio.create_task(opened(daemon))
+        start = registry.pending.start
+
+        def start_and_hang_up(pending: PendingSession, segment: int) -> Session:
+            asyncio.get_running_loop().call_soon(opening.cancel)
+            return start(pending, segment)
+
+        registry.pending.start = start_and_hang_up
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        (session,) = sessions_of(daemon)
+        assert len(registry.pending) == 0
+        assert list(registry._lingering) == [session.description.session]
+        assert session.owner is None
 
 
 async def test_opening_fails_with_the_journal() -> None:

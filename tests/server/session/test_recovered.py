@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.server.session.test_adapters import add, daemon_with
 from ergo_capture import decode_bundle
 from ergo_capture.journal.payloads import Loss
 from ergo_capture.journal.recovery import QuarantinedSession
+from ergo_capture.server.session import admission_queue
 
 SOON = '[session]\nlinger = "1ms"\n'
 
@@ -127,3 +129,29 @@ async def test_a_session_whose_graph_is_gone_stays_in_the_journal() -> None:
         async with running_daemon(state=place / "state") as daemon:
             (session,) = sessions_of(daemon)
             assert session.description.session == name
+
+
+async def test_a_scripted_engine_goes_on_with_its_script_after_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that comes again in a later part takes the outcome behind the one that it took before the start."""
+    monkeypatch.setattr(admission_queue, "MIN_IDS", 1)
+    with short_directory() as place:
+        (place / "script.json").write_text(json.dumps({"schedule": {"a": ["TimedOut", "Aborted"]}}))
+        text = f'[graphs.default]\nengine = {{ kind = "scripted", file = "{place}/script.json" }}\n'
+        async with running_daemon(text, place / "state") as daemon, daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1, 1)
+        async with (
+            running_daemon(text + "[rotation]\nmax_events = 1\n", place / "state") as daemon,
+            daemon.session(session=wire.opened["session"]) as wire,
+        ):
+            for number, name in enumerate("bca", 1):
+                await wire.say(event(name))
+                await wire.until_ack(number, number)
+            await wire.say({"type": "close"})
+            closed = await wire.until("closed")
+        decided = [
+            (record.event_id, record.termination and record.termination.name)
+            for path in closed["bundles"]
+            for record in decode_bundle(Path(path).read_bytes()).decisions
+        ]
+        assert decided == [("a", "TimedOut"), ("b", "Completed"), ("c", "Completed"), ("a", "Aborted")]

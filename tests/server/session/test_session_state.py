@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.adapter.cases import graph_id
 from tests.daemons import event, running_daemon
+from tests.egress.hosted import TWO, configuration, event_lines, good
+from tests.engine.engines import python_graph
 from tests.server.looks import sessions_of, until
 from tests.server.session.test_adapters import add, daemon_with
 from tests.server.session.test_admission_queue import chunk
@@ -182,6 +186,41 @@ async def test_a_snapshot_is_published_only_of_new_decisions_of_an_open_session(
         await session.publish_decided()
         assert bundle.stat().st_ino == before
         await session.over.wait()
+
+
+async def test_decisions_that_somebody_waits_for_do_not_wait_for_an_event_to_ride_with() -> None:
+    """A flush, a client that asked for decisions, and an end."""
+    async with running_daemon('[journal]\ndecision_delay = "1h"\n') as daemon:
+        async with daemon.session() as wire:
+            await wire.say(event("a"))
+            await wire.until_ack(1)
+            await wire.say({"type": "flush"})
+            await wire.until("flushed")
+            await wire.say(event("b"))
+            await wire.until_ack(2)
+            await wire.say({"type": "close"})
+            assert (await wire.until("closed"))["decisions"] == 2
+        async with daemon.session(decisions=True) as wire:
+            await wire.say(event("a"))
+            await wire.until("decision")
+
+
+async def test_an_episode_that_must_not_run_twice_does_not_wait_for_an_event_either() -> None:
+    """The decision before it is written at once."""
+    text = '[journal]\ndecision_delay = "1h"\n[session]\nin_doubt = "interrupt"\n' + python_graph("obey")
+    async with running_daemon(text) as daemon, daemon.session() as wire:
+        await wire.say(*(event(name) for name in "abc"))
+        await wire.until_ack(3, 3)
+
+
+async def test_an_intent_does_not_wait_for_an_event_either(tmp_path: Path) -> None:
+    """The decisions before its outcome are written with it."""
+    text = '[journal]\ndecision_delay = "1h"\n' + configuration(TWO, tmp_path, good())
+    async with running_daemon(text) as daemon, daemon.session(graph=graph_id(TWO)) as wire:
+        lines = event_lines(TWO)[:2]
+        await wire.say(*lines)
+        await wire.until_ack(2)
+        await until(lambda: daemon.service.registry.intents[graph_id(TWO)]["acknowledged"] == 4)
 
 
 async def test_room_is_waited_for_until_events_are_decided_or_the_session_fails() -> None:
