@@ -105,6 +105,7 @@ def test_marks_do_not_depend_on_how_many_elements_are_expanded_at_a_time(groups:
             number += count
         return [(bytes(text), marks) for text, marks in found]
 
+    assert list(expand_events(lines[0])[1].marks) == [(0, 0)]
     whole = expanded([len(lines)])
     assert expanded(groups) == whole
     for text, marks in whole:

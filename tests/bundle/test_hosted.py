@@ -100,7 +100,7 @@ def test_an_interruption_stands_where_the_reference_has_it(tmp_path: Path) -> No
         tmp_path / "j",
         [life.opened(), life.events(STORED, PLAIN)],
         [life.events(MORE)],
-        [life.events(LAST)],
+        [life.events(LAST, PUMP)],
         [life.decisions()],
         [life.closed("interrupted")],
     )
@@ -117,7 +117,7 @@ def test_an_interruption_stands_where_the_reference_has_it(tmp_path: Path) -> No
         channel="out",
         intent_id="i2",
     )
-    assert (manifest.events, manifest.left_over) == (2, LeftOver(2, "e4", 2))
+    assert (manifest.events, manifest.left_over) == (2, LeftOver(2, "e4", 3))
     assert rest_path(bundle).name == "s.rest.jsonl"
     rest = b"".join(life.lines[2:])
     assert rest_path(bundle).read_bytes() == rest

@@ -214,8 +214,11 @@ def test_a_temporary_that_has_rotted_gets_no_name(which: int) -> None:
         text = path.read_bytes()
         path.write_bytes(text.replace(b'"e1"', b'"e7"'))
         assert path.read_bytes() != text
-        with pytest.raises(ErgoCaptureError, match="the text that was read back is not the one that was written"):
+        with pytest.raises(
+            ErgoCaptureError, match="the text that was read back is not the one that was written"
+        ) as raised:
             running.finish(found.job("running", 3))
+        assert raised.value.path == str(path)
 
 
 def test_what_was_read_back_along_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

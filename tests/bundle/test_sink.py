@@ -9,13 +9,18 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.bundle.test_running import SESSION
 
+from ergo_capture.bundle.format import CaptureJsonStyle
 from ergo_capture.bundle.reader.opening import read_text
-from ergo_capture.bundle.writer.sink import BundleSink, _ReadBack
+from ergo_capture.bundle.writer.compose import head_of
+from ergo_capture.bundle.writer.elements import joined
+from ergo_capture.bundle.writer.sink import BundleSink, BundleWriter, _ReadBack
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.storage.atomic import AtomicFile
 from ergo_capture.storage.write_error import CaptureWriteError, WriteStage
@@ -234,3 +239,19 @@ def test_new_threads_go_on_where_the_one_before_ended(tmp_path: Path) -> None:
         file.commit()
     assert (tmp_path / "b").read_bytes() == b"".join(BLOCKS[:5])
     assert names == ["compose_0"] * 5
+
+
+@pytest.mark.parametrize("style", list(CaptureJsonStyle))
+def test_elements_may_come_in_any_number(tmp_path: Path, style: CaptureJsonStyle) -> None:
+    """None at all, too: a comma stands between two elements, wherever they were given."""
+    with BundleWriter(tmp_path / "b", head_of(SESSION), style=style) as bundle:
+        number = 0
+        for count in (0, 1, 0, 2):
+            elements = joined([b',{"n":1}'] * count, [8] * count, number)
+            bundle.write(elements, elements)
+            number += count
+        bundle.finish()
+        bundle.commit()
+    content = msgspec.json.decode((tmp_path / "b").read_bytes())
+    assert content["events"] == content["decisions"] == [{"n": 1}] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
