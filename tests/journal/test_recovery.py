@@ -158,7 +158,7 @@ def test_a_closed_session_is_over_but_for_its_bundle(tmp_path: Path) -> None:
 def test_a_row_of_decisions_may_be_about_events_of_many_segments(tmp_path: Path) -> None:
     """It is taken piece by piece."""
     session = session_with(Constraints())
-    one, two, three = [session.opening(), session.more(2)], [session.more(1)], [session.more(5)]
+    one, two, three = [session.opening(), session.more(1)], [session.more(1)], [session.more(6)]
     rows = PendingFrame(FrameKind.DECISIONS, 1, 0, 3, b"[[0,0,3]]")
     in_segments(tmp_path, one, two, [*three, rows])
     found = next(each for each in recovered(tmp_path).sessions if each.number == 1)
