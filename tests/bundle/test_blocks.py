@@ -79,7 +79,9 @@ def test_marks_are_at_every_64th_element_and_at_large_ones() -> None:
     """Counted from the beginning of the list, not from the first of these."""
     assert marked([1] * 200, 0) == [0, 64, 128, 192]
     assert marked([1] * 130, 3) == [61, 125]
-    assert marked([1, 8 << 10, (8 << 10) - 1, 9 << 10], 63) == [1, 3]
+    assert marked([1, 8 << 10, (8 << 10) - 1, 9 << 10, 1], 60) == [1, 3, 4]
+    assert marked([1, 8 << 10], 60) == [1]
+    assert marked([1, (8 << 10) - 1], 60) == []
     assert marked([], 64) == []
 
 

@@ -24,7 +24,8 @@ from ergo_capture.errors import ErgoCaptureError
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin a block at nearly every second event."""
+    """Begin a block at nearly every second event; copy the decisions in pieces that end anywhere in a block."""
+    monkeypatch.setattr("ergo_capture.bundle.writer.sink._READ_BYTES", 150)
     monkeypatch.setattr("ergo_capture.bundle.writer.compose._INDEXED_BYTES", 0)
     monkeypatch.setattr("ergo_capture.bundle.writer.elements._LEAST_BLOCK", 100)
     monkeypatch.setattr("ergo_capture.bundle.writer.elements.MARK_EVERY", 2)

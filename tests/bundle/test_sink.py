@@ -220,9 +220,18 @@ def test_a_frame_of_zstd_has_a_checksum(tmp_path: Path) -> None:
         assert zstandard.get_frame_parameters(frame).has_checksum
 
 
-def test_new_threads_go_on_where_the_one_before_ended(tmp_path: Path) -> None:
-    """Both have a name by which they are known."""
+def test_new_threads_go_on_where_those_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have a name by which they are known."""
     names: list[str] = []
+    readers: list[str] = []
+
+    class Read(_ReadBack):
+        def advance(self, end: int) -> None:
+            readers.append(threading.current_thread().name)
+            super().advance(end)
+
+    monkeypatch.setattr("ergo_capture.bundle.writer.sink._ReadBack", Read)
+    monkeypatch.setattr("ergo_capture.bundle.writer.sink._WRITE_BACK_BYTES", 1)
 
     class Named(AtomicFile):
         def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -232,13 +241,17 @@ def test_new_threads_go_on_where_the_one_before_ended(tmp_path: Path) -> None:
     with Named(tmp_path / "b") as file, BundleSink(file) as sink:
         for block in BLOCKS[:4]:
             sink.write(block)
-        sink.renew_threads()
-        sink.write(BLOCKS[4])
+        for block in BLOCKS[4:6]:
+            sink.drain()
+            sink.read_back_along()
+            sink.renew_threads()
+            sink.write(block)
         sink.finish()
         sink.read_back()
         file.commit()
-    assert (tmp_path / "b").read_bytes() == b"".join(BLOCKS[:5])
-    assert names == ["compose_0"] * 5
+    assert (tmp_path / "b").read_bytes() == b"".join(BLOCKS[:6])
+    assert names == ["compose_0"] * 6
+    assert readers == ["read-back_0"] * 2
 
 
 @pytest.mark.parametrize("style", list(CaptureJsonStyle))

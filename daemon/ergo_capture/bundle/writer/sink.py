@@ -226,9 +226,8 @@ class BundleSink:
         self._hash = hashlib.sha256()
         self._file_hash = hashlib.sha256()
         self._compressor = _compressor() if compress == "zstd" else None
-        self._thread = ThreadPoolExecutor(1, "compose")
+        self._thread, self._reader = _new_threads()
         self._waiting: deque[Future[None]] = deque()
-        self._reader = ThreadPoolExecutor(1, "read-back")
         self._reading: Future[None] | None = None
         #: The pieces of the text, the last one only after ``finish``.
         self.pieces: list[Piece] = []
@@ -316,7 +315,7 @@ class BundleSink:
         """Start other threads, which have the caller's priority: a thread inherits it from the one that starts it."""
         self._thread.shutdown()
         self._reader.shutdown()
-        self._thread, self._reader = ThreadPoolExecutor(1, "compose"), ThreadPoolExecutor(1, "read-back")
+        self._thread, self._reader = _new_threads()
 
     def _put(self, block: Buffer, begins: Sequence[int]) -> None:
         # Each call that releases the interpreter lock may wait for it afterwards: hash and write the block as a whole.
@@ -437,6 +436,10 @@ def not_as_written(
         path=path,
         hint="check the disk; the journal still holds the session",
     )
+
+
+def _new_threads() -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
+    return ThreadPoolExecutor(1, "compose"), ThreadPoolExecutor(1, "read-back")
 
 
 def _decompressor() -> Any:
