@@ -23,7 +23,7 @@ from tests.server.session.test_refusals import Connection
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.protocol.capture import Acknowledged, Open, ProtocolError
 from ergo_capture.server.commit.writer import WriterClosed
-from ergo_capture.server.session import quarantine
+from ergo_capture.server.session import parts, quarantine
 from ergo_capture.server.session.snapshots import Snapshots
 
 STORE_BOUND = '[limits]\ncontext_bytes = "1KiB"\n'
@@ -228,6 +228,7 @@ async def test_a_snapshot_that_fails_is_logged_and_tried_again(lines: list[Any])
 
 async def test_a_bundle_that_waits_for_room_is_logged_once(lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it is tried; the next time that the disk is full it is logged again."""
+    monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     composer = RoomlessComposer(monkeypatch)
     async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
         for number, name in enumerate(("a", "b"), 1):
