@@ -110,10 +110,10 @@ async def test_the_part_after_an_end_begins_with_episode_zero() -> None:
 
 async def test_retries_are_counted_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every attempt is asked for; the decision holds the last one."""
-    asked: list[str] = []
+    asked: list[tuple[str, str]] = []
 
-    def fail(_graph: str, event_id: str, *_: Any) -> Any:
-        asked.append(event_id)
+    def fail(graph: str, event_id: str, *_: Any) -> Any:
+        asked.append((graph, event_id))
         return {"Failed": "NetworkTimeout"}
 
     monkeypatch.setattr(scripts, "fail", fail, raising=False)
@@ -124,7 +124,7 @@ async def test_retries_are_counted_and_bounded(monkeypatch: pytest.MonkeyPatch) 
         await wire.say(event("a"))
         frames = await wire.until_ack(1, 1)
     (decision,) = (frame["decision"] for frame in frames if frame["type"] == "decision")
-    assert (asked, decision["retry_count"]) == (["a"] * 3, 2)
+    assert (asked, decision["retry_count"]) == ([("default", "a")] * 3, 2)
     assert decision["termination"] == {"Failed": "NetworkTimeout"}
 
 
@@ -149,8 +149,8 @@ async def test_undecided_events_whose_episodes_may_have_run_are_in_doubt_after_a
             records = decode_bundle(Path(closed["bundle"]).read_bytes()).decisions
         found = [record.termination and record.termination.name for record in records]
         assert found == ["Aborted"] * doubtful + ["Completed"] * (4 - doubtful)
-        assert [record.interruption for record in records] == [
-            IN_DOUBT.interruption if name == "Aborted" else None for name in found
+        assert [(record.retry_count, record.interruption) for record in records] == [
+            (0, IN_DOUBT.interruption if name == "Aborted" else None) for name in found
         ]
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
+from tests.adapter.cases import graph_id
 from tests.daemons import running_daemon
 from tests.doubles.gated_storage import GatedStorage
+from tests.egress.hosted import TWO, configuration, good
 from tests.server.looks import sessions_of
 from tests.server.session.test_refusals import SELF, STRANGER, Connection, opened
 
-from ergo_capture import config as configuration
+from ergo_capture import config as configurations
+from ergo_capture.engine.process import ProcessEngine
 from ergo_capture.journal.payloads import FIXED_NOT_THE_RUN, Loss, SessionDescription
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.pauses import clock
@@ -155,7 +159,7 @@ async def test_an_engine_that_a_reload_replaces_while_a_session_is_opened_is_not
         assert not opening.done()
         before = registry.graphs["g"]
         config = daemon.service.components.config
-        graphs = dict(configuration.parse('[graphs.g]\nmax_retries = 7\nengine = "fixed"\n', "test").graphs)
+        graphs = dict(configurations.parse('[graphs.g]\nmax_retries = 7\nengine = "fixed"\n', "test").graphs)
         daemon.service.reloader = Reloader(
             daemon.service.components, lambda: msgspec.structs.replace(config, graphs=graphs)
         )
@@ -164,6 +168,18 @@ async def test_an_engine_that_a_reload_replaces_while_a_session_is_opened_is_not
         session = await opening
         assert session.description.constraints.max_retries == 7
         assert session.graph is registry.graphs["g"]
+
+
+async def test_an_engine_is_held_to_the_adapter_and_the_channels_of_its_graph(tmp_path: Path) -> None:
+    """One that states others is refused."""
+    async with running_daemon(configuration(TWO, tmp_path, good())) as daemon:
+        graph = daemon.service.registry.graphs[graph_id(TWO)]
+        assert isinstance(graph.engine, ProcessEngine)
+        assert graph.egress is not None
+        assert graph.engine._required == {
+            "adapter_provenance": graph.adapter_provenance,
+            "egress_provenance": graph.egress.provenance(),
+        }
 
 
 async def test_a_session_is_resumed_by_its_user_and_its_timer_is_stopped() -> None:

@@ -118,8 +118,8 @@ class Episodes:
         self._on_interrupted = on_interrupted
         #: Kinds of effects that egress channels carry out.
         self._routed = () if initial.description.contract is None else initial.description.contract.routed
-        #: The interruption of the run; None while it goes on.
-        self.interruption = initial.interruption
+        #: The interruption of the run; None while it goes on. After one that recovery found nothing is decided here.
+        self.interruption: Interruption | None = None
         #: The engine, where it answers at once.
         self._invoker = engine.invoker()
         if self._invoker is not None:
