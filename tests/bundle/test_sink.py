@@ -112,12 +112,12 @@ def test_write_back_begins_before_the_end(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "posix_fadvise", advise)
     with AtomicFile(tmp_path / "b") as file, BundleSink(file) as sink:
         for _ in range(10):
-            sink.write(bytes(1 << 20))
+            sink.write(bytes(1 << 18))
         sink.finish()
         sink.read_back()
         file.commit()
-    assert told == [(0, 4 << 20), (4 << 20, 4 << 20)]
-    assert (tmp_path / "b").stat().st_size == 10 << 20
+    assert told == [(0, 1 << 20), (1 << 20, 1 << 20)]
+    assert (tmp_path / "b").stat().st_size == 10 << 18
 
 
 @KINDS

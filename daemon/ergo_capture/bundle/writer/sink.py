@@ -28,8 +28,9 @@ Buffer = bytes | bytearray | memoryview
 _READ_BYTES: Final = 256 * 1024
 #: How many blocks may wait to be written.
 _WAITING_BLOCKS: Final = 4
-#: Bytes after which the kernel is told to begin writing them, so that the sync at the end finds little to do.
-_WRITE_BACK_BYTES: Final = 4 << 20
+#: Bytes after which the kernel is told to begin writing them, so that the sync at the end finds little to do. The syncs of
+#: the journal wait for them: with 4 MiB, 1% of the commits beside a composition took 6 ms instead of 3.
+_WRITE_BACK_BYTES: Final = 1 << 20
 #: zstd's level: it keeps up with composing; a higher one gains little on numbers.
 _LEVEL: Final = 3
 
