@@ -148,6 +148,15 @@ def test_a_last_publication_with_a_bad_body_still_ends_its_session(tmp_path: Pat
     assert look(tmp_path).sessions[1].done
 
 
+def test_a_bad_frame_behind_the_last_publication_changes_nothing(tmp_path: Path) -> None:
+    """The session is over."""
+    loss = PendingFrame(FrameKind.LOSS, 1, 0, 0, b"{}")
+    write_batches(tmp_path, [[opening(1)], [closing(1, 0), publication(1)], [loss], [opening(2)]])
+    segment = last_segment(tmp_path, 1)
+    flip(segment, frames_of(segment)[-2][1] + 64)
+    assert look(tmp_path).sessions[1].done
+
+
 def test_a_bad_publication_of_an_earlier_part_does_not_end_its_session(tmp_path: Path) -> None:
     """Nor does another bad frame."""
     for number, frame in enumerate([publication(1, final=False), PendingFrame(FrameKind.CLOSE, 1, 0, 1, b"{}")]):

@@ -59,6 +59,7 @@ def test_a_refused_event_is_refused_again(tmp_path: Path) -> None:
     assert session.ids == {"e1", "e2", "e3"}
     assert session.supervisor._next_episode == 2
     assert session.store == {"n": 11.0}
+    assert (session.undecided, session.undecided_lines) == ([], b"")
 
 
 def test_a_decision_where_the_event_is_refused_is_damage(tmp_path: Path) -> None:
@@ -188,6 +189,18 @@ def test_events_behind_an_interruption_are_left_over(tmp_path: Path) -> None:
     assert (session.undecided, session.undecided_lines) == ([], b"")
 
 
+def test_a_decision_behind_an_interruption_is_damage(tmp_path: Path) -> None:
+    """The store was full: nothing is decided after that."""
+    life = HostedLife(results={"e1": sets(n=3)}, contract=replace(CONTRACT, context_bytes=3))
+    write(
+        tmp_path,
+        [life.opened(), life.events(STORED, LARGE)],
+        [PendingFrame(FrameKind.DECISIONS, 1, 0, 2, life.decisions(1).body[:-1] + b",[0,1,1]]")],
+    )
+    (reason,) = recovered(tmp_path).reasons.values()
+    assert reason == "event 'e2' is decided after the interruption of the run"
+
+
 def test_a_closed_session_says_what_is_left_over(tmp_path: Path) -> None:
     """The CLOSE frame counts the events after the decided ones."""
     life = HostedLife(results={"e1": sends("i1")}, unacknowledged=["i1"])
@@ -307,12 +320,26 @@ def test_a_follower_sees_decided_events_as_they_were_decided(tmp_path: Path) -> 
     assert [item.index for item in followed] == [0, 2, 3, 4]
 
 
+def test_a_follower_derives_the_events_of_a_session_that_begins_meanwhile(tmp_path: Path) -> None:
+    """From its first event."""
+    life = HostedLife(results={"e1": sets(n=3)})
+    journal = journal_in(tmp_path)
+
+    def begin() -> None:
+        journal.commit([life.opened(), life.events(STORED, MERGED), life.decisions()])
+
+    items = follow(tmp_path, RealStorage(), begin)
+    found = [(item.index, item.event) for item in islice(items, 2)]
+    journal.close()
+    assert found == list(enumerate(life.host.bundle().events))
+
+
 def test_a_follower_passes_over_decisions_whose_events_were_deleted(tmp_path: Path) -> None:
     """It begins with the store of the oldest rotation; events of the next part may come before those decisions."""
     life = HostedLife(results={"e1": sets(n=3)})
     journal = journal_in(tmp_path)
-    journal.commit([life.opened(), life.events(STORED, LARGE)])
-    journal.commit([PendingFrame(FrameKind.PUBLISHED, 9, 1, 0, b"x" * 3000), life.decisions(1)])
+    journal.commit([life.opened(), life.events(STORED)])
+    journal.commit([PendingFrame(FrameKind.PUBLISHED, 9, 1, 0, b"x" * 3000), life.events(LARGE), life.decisions(1)])
     journal.commit([life.events(MERGED), life.decisions(1)])
     journal.commit([life.rotated(), life.decisions()])
     assert journal.delete_segments(2) == [1]

@@ -166,6 +166,16 @@ def test_a_row_of_decisions_may_be_about_events_of_many_segments(tmp_path: Path)
     assert [event.event_id for event in found.undecided] == ids(3, 8)
 
 
+def test_a_row_may_begin_within_a_segment_and_end_in_another(tmp_path: Path) -> None:
+    """Behind a decision that is not plain."""
+    session = session_with(Constraints())
+    rows = PendingFrame(FrameKind.DECISIONS, 1, 0, 3, b'[[2,0,"TimedOut",1,[],[],null],[0,1,2]]')
+    in_segments(tmp_path, [session.opening(), session.more(2)], [session.more(1), rows])
+    found = next(each for each in recovered(tmp_path).sessions if each.number == 1)
+    assert (found.accepted, found.decided, found.undecided) == (3, 3, [])
+    assert found.terminations == Counter({RunTermination.Completed: 2, RunTermination.TimedOut: 1})
+
+
 # --- parts ---
 
 
@@ -189,7 +199,24 @@ def test_parts_that_are_not_published_are_returned(constraints: Constraints, tmp
     assert found.rotation is not None
     assert (found.rotation.part, found.rotation.last_event_id) == (2, "s1-6")
     assert found.ids == set(ids(0, 8))
-    assert found.supervisor._next_episode == 0
+    assert (found.supervisor.graph_id, found.supervisor._next_episode) == ("g", 0)
+
+
+def test_a_part_that_is_not_published_has_its_losses_and_its_store(tmp_path: Path) -> None:
+    """The first part that is read begins with the store of the one before it."""
+    life = HostedLife(results={"e1": sets(n=3), "e2": sets(n=5)})
+    loss = Loss(acknowledged=9, held=7)
+    write_hosted(
+        tmp_path,
+        [life.opened(), life.events(("e1", "Command", 1, "full", {"n": 1})), life.decisions()],
+        [life.rotated(), life.published(1, final=False)],
+        [PendingFrame(FrameKind.LOSS, 1, 0, 0, encode_body(loss))],
+        [life.events(("e2", "Command", 2, "full", {"n": 1})), life.decisions(), life.rotated()],
+    )
+    found = the_session(tmp_path)
+    (part,) = found.unpublished
+    assert (part.part, part.store, part.lost) == (2, {"n": 3.0}, loss)
+    assert (found.store, found.lost, found.undecided_lines) == ({"n": 5.0}, loss, b"")
 
 
 @pytest.mark.parametrize("constraints", CONSTRAINTS)
@@ -393,6 +420,7 @@ def test_a_recovery_says_what_the_journal_holds(tmp_path: Path) -> None:
     one, two = session_with(Constraints()), session_with(LIMITS, number=2)
     journal = journal_in(tmp_path, segment_bytes=1 << 16)
     journal.commit([one.opening(), two.opening(), one.more(3), two.more(4)])
+    assert recovered(tmp_path).events == 7
     journal.commit([one.decide(), one.closing(), published(1, final=True)])
     journal.close()
     found = recovered(tmp_path)

@@ -9,9 +9,10 @@ from unittest import mock
 
 import pytest
 from tests.doubles.faulty_storage import FaultyStorage
-from tests.journal.journals import events, frames_of, journal_in, last_segment, look, opening, write_batches
+from tests.journal.journals import events, flip, frames_of, journal_in, last_segment, look, opening, write_batches
 
 from ergo_capture.journal import segment
+from ergo_capture.journal.frame import FrameKind
 from ergo_capture.journal.segment import (
     NextSegment,
     head_frame,
@@ -276,6 +277,24 @@ def test_a_torn_end_is_not_copied_again_if_its_copy_is_whole(
     copies = {path.name: path.read_bytes() for path in tmp_path.iterdir() if ".torn" in path.name}
     expected = {f"{name}.torn": bytes(old), f"{name}.torn.2": b"another"}
     assert copies == expected | ({} if change is None else {f"{name}.torn.3": torn})
+
+
+def test_the_proof_of_a_damage_is_a_frame_of_its_own_batch(tmp_path: Path) -> None:
+    """It belongs to no session, and is durable before the torn end is cut off."""
+    write_batches(tmp_path, [[opening(1), opening(2)], [events(1, 0)], [events(2, 0, size=300)]])
+    path = last_segment(tmp_path, 1)
+    (_, damage), (_, torn) = frames_of(path)[-2:]
+    flip(path, damage + 64)
+    flip(path, torn + 64)
+    storage = FaultyStorage()
+    journal_in(tmp_path, storage).close()
+    flip(path, damage + 64)
+    header, offset = frames_of(path)[-1]
+    assert (header.kind, header.session, header.first, header.count, offset) == (FrameKind.PROOF, 0, 0, 0, torn)
+    assert (header.batch, header.index, header.frames, header.length) == (3, 0, 1, 2)
+    assert path.stat().st_size == torn + header.size
+    changes = [call.split()[0] for call in storage.calls if call.endswith(path.name)]
+    assert changes.index("write") < changes.index("sync") < changes.index("truncate")
 
 
 def test_files_are_closed_after_a_repair(tmp_path: Path) -> None:

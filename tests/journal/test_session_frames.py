@@ -95,7 +95,7 @@ def test_an_open_frame_without_a_description_is_damage(tmp_path: Path) -> None:
     (position,) = journal.commit([PendingFrame(FrameKind.OPEN, 1, 0, 0, b"{}")])
     journal.close()
     frames: list[Frame] = list(read_frames(tmp_path, [position], RealStorage()))
-    with pytest.raises(JournalDamaged, match="holds what no daemon writes") as caught:
+    with pytest.raises(JournalDamaged, match="holds what no daemon writes: Object missing") as caught:
         read_description(frames[0])
     assert caught.value.hint is not None
 

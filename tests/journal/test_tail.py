@@ -403,3 +403,17 @@ def test_the_whole_frames_of_a_batch_that_was_cut_off_are_yielded_once_another_s
         again.close()
 
     assert ids(followed(tmp_path, crash, restart)) == ["1/0", "1/1"]
+
+
+def test_the_whole_frames_before_damage_are_yielded_once_another_segment_follows(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """The damage itself is reported by a scan."""
+
+    def damage() -> None:
+        journal.commit([events(1, 1), decisions(1, 1), events(1, 2)])
+        segment = newest(tmp_path)
+        flip(segment, frames_of(segment)[-1][1] + 64)
+        journal.commit([PendingFrame(FrameKind.PUBLISHED, 9, 1, 0, bytes(1 << 20))])
+
+    assert ids(followed(tmp_path, damage)) == ["1/0", "1/1"]

@@ -112,6 +112,7 @@ BAD_BODY = (Verdict.DAMAGED, "a frame's body is not what was written")
         pytest.param({1: f"{FIRST} !2.0/1", 2: "? 3.1/2"}, Verdict.TORN, [BAD_BODY], id="a torn segment follows"),
         pytest.param({1: f"{FIRST} !2.0/1", 2: ""}, Verdict.UNSEALED, [BAD_BODY], id="an empty segment follows"),
         pytest.param({7: "? 5.1/2"}, Verdict.UNSEALED, [NO_FRAME], id="the beginning behind deleted segments"),
+        pytest.param({2: "? 5.1/2"}, Verdict.UNSEALED, [NO_FRAME], id="the beginning behind one deleted segment"),
         pytest.param({7: "!5.0/1 !6.0/1"}, Verdict.TORN, [BAD_BODY], id="torn behind that beginning"),
         # Frames that are missing without a trace: damaged.
         pytest.param(
@@ -169,6 +170,7 @@ def test_every_stretch_gets_its_verdict(
     report = verdict_on(segments)
     assert report.ending is ending
     assert (report.torn is not None) == (ending is Verdict.TORN)
+    assert report.torn is None or report.torn.offset == report.end
     assert [(damage.verdict, damage.reason) for damage in report.damage] == stretches
 
 
@@ -243,6 +245,7 @@ def test_a_frame_is_refused_where_only_a_newer_program_can_read_it() -> None:
         pytest.param({1: f"{FIRST} !2.0/2 2.1/2 3.0/1"}, 5, 4, (3, 1), id="behind damage"),
         pytest.param({1: f"{FIRST} ? 3.0/2 3.1/2"}, 5, 3, (3, 2), id="behind damage without a header"),
         pytest.param({7: "? 5.1/2"}, 2, 1, (5, 2), id="a damaged beginning"),
+        pytest.param({7: "!5.0/2 5.1/2"}, 2, 0, (5, 2), id="a damaged frame of the last batch"),
         pytest.param({1: FIRST, 2: ""}, 0, 0, (1, 2), id="before an empty segment"),
         pytest.param({1: ""}, 0, 0, (0, 0), id="nothing"),
     ],

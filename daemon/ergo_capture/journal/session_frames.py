@@ -126,7 +126,7 @@ def greatest_published(directory: Path, scan: ScanReport, storage: Storage) -> i
     positions = [position for frames in scan.sessions.values() for position in frames.published]
     greatest = 0
     # Sort by position: the journal is read forward.
-    for frame in read_frames(directory, sorted(positions, key=Position.pack), storage):
+    for frame in read_frames(directory, sorted(positions), storage):
         # Skip a frame that cannot be decoded: it is reported as damage of its session.
         with suppress(ValueError):
             greatest = max(greatest, msgspec.json.decode(frame.body, type=Publication).sequence or 0)

@@ -155,7 +155,7 @@ class JournalTail:
         self._offset = 0
         if found.segments:
             self._sequence = found.segments[-1]
-            self._offset = found.end if found.torn is None else found.torn.offset
+            self._offset = found.end
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames that were written since the last call."""
