@@ -151,6 +151,17 @@ def test_a_segment_of_a_newer_program_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_segment_with_a_frame_of_a_newer_program_is_named(tmp_path: Path) -> None:
+    """If the frame may not be skipped and is about the journal itself."""
+    path = last_segment(tmp_path, 1)
+    path.write_bytes(encode_header(99, 1, 1, 0, 0, 0, 0, 0, 1, 0))
+    with pytest.raises(JournalError) as caught:
+        look(tmp_path)
+    assert caught.value.message == (
+        f"read journal segment '{path}': a frame of the unknown kind 99 needs a newer ergo-capture"
+    )
+
+
 def test_a_frame_that_is_not_whole_any_more_is_named(tmp_path: Path) -> None:
     """By its segment and offset."""
     (position,) = write_batches(tmp_path, [[opening(1)]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -309,15 +310,18 @@ def test_a_batch_never_reaches_beyond_its_segment(size: int, tmp_path: Path) -> 
         assert allocated == 4096 or allocated - offset - header.size < 256
 
 
-def test_a_batch_that_fits_exactly_does_not_begin_a_segment(tmp_path: Path) -> None:
-    """One byte more does."""
+@pytest.mark.parametrize("append", [Journal.commit, Journal.write])
+def test_a_batch_that_fits_exactly_does_not_begin_a_segment(
+    append: Callable[[Journal, list[PendingFrame]], list[Position]], tmp_path: Path
+) -> None:
+    """One byte more does; whether it is prepared or not."""
     for more in (0, 8):
         directory = tmp_path / f"{more}"
         directory.mkdir()
         journal = journal_in(directory)
         journal.commit([opening(1)])
         left = 4096 - journal.snapshot().segment_offset
-        (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(left - 64 + more))])
+        (position,) = append(journal, [PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(left - 64 + more))])
         assert position.segment == (2 if more else 1)
         journal.close()
 
