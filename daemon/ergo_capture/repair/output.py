@@ -60,10 +60,10 @@ class SalvageOutput:
         self._head = head
         self._bundle = BundleWriter(destination, head)
         self._rest: _Scenario | None = None
-        #: Events and decisions that were not written yet, each after a comma, and their bytes.
+        #: The text of events and of decisions that were not written yet, their number, and the bytes of the events.
         self._events: list[bytes] = []
         self._decisions: list[bytes] = []
-        self._waiting = 0
+        self._count = self._waiting = 0
 
     def keep(self, event: ExternalEventRecord, decision: EpisodeInvocationRecord) -> None:
         """Add an event and its decision to the bundle.
@@ -71,12 +71,7 @@ class SalvageOutput:
         Raises:
             CaptureWriteError: the bundle could not be written.
         """
-        encoded = encode_event(event)
-        self._events += (b",", encoded)
-        self._decisions += (b",", encode_decision(decision))
-        self._waiting += len(encoded)
-        if self._waiting > _BLOCK_BYTES:
-            self._flush()
+        self._keep(encode_event(event), encode_decision(decision), 1)
 
     def keep_block(self, events: EventColumns, decisions: bytes) -> None:
         """Add events and the text of their decisions to the bundle.
@@ -84,10 +79,15 @@ class SalvageOutput:
         Raises:
             CaptureWriteError: the bundle could not be written.
         """
-        count = len(events)
-        self._bundle.write(
-            Elements(b"," + encode_event_columns(*events), count, ()), Elements(b"," + decisions, count, ())
-        )
+        self._keep(encode_event_columns(*events), decisions, len(events))
+
+    def _keep(self, events: bytes, decisions: bytes, count: int) -> None:
+        self._events += (b",", events)
+        self._decisions += (b",", decisions)
+        self._count += count
+        self._waiting += len(events)
+        if self._waiting > _BLOCK_BYTES:
+            self._flush()
 
     def set_aside(self, event: ExternalEventRecord) -> None:
         """Add an event to the scenario.
@@ -138,14 +138,14 @@ class SalvageOutput:
         return verdict.ok and (verdict.events, verdict.decisions) == (kept, kept)
 
     def _flush(self) -> None:
-        if self._events:
-            count = len(self._events) // 2
+        if self._count:
             self._bundle.write(
-                Elements(b"".join(self._events), count, ()), Elements(b"".join(self._decisions), count, ())
+                Elements(b"".join(self._events), self._count, ()),
+                Elements(b"".join(self._decisions), self._count, ()),
             )
             self._events.clear()
             self._decisions.clear()
-            self._waiting = 0
+            self._count = self._waiting = 0
 
     def __enter__(self) -> Self:
         return self
