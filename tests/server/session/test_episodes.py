@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,30 @@ async def test_a_run_waits_for_the_decision_before_it_where_no_episode_may_run_t
             assert asked == called
         await wire.until_ack(3, 3)
         assert asked == ["a", "b", "c"]
+
+
+async def test_with_a_pipeline_a_run_waits_until_no_more_than_its_length_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The decision of the first is not durable and the second is under way, so the third waits."""
+    asked: list[str] = []
+    go = asyncio.Event()
+
+    async def note(_graph: str, event_id: str, *_: Any) -> None:
+        asked.append(event_id)
+        if event_id == "b":
+            await go.wait()
+
+    monkeypatch.setattr(scripts, "note", note, raising=False)
+    storage = GatedStorage()
+    text = '[session]\nin_doubt = "interrupt"\n' + python_graph("note", engine="pipeline = 2")
+    async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:
+        with storage.gate("sync", ".journal", after=1):
+            await wire.say({"type": "events", "events": [event(name)["event"] for name in "abc"]})
+            await storage.until_held()
+            await until(lambda: len(asked) >= 2)
+            await anyio.wait_all_tasks_blocked()
+            assert asked == ["a", "b"]
+        await until(lambda: asked == ["a", "b", "c"])
+        go.set()
+        await wire.until_ack(3, 3)

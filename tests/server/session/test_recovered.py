@@ -68,8 +68,11 @@ async def test_parts_that_were_not_published_are_published_at_the_next_start(mon
             await wire.until_ack(3)
             await until(lambda: composer.attempts > 1)
             assert session.parts.current.number == 2
-        composer.is_full = False
+        attempts = composer.attempts
         async with daemon_with(text=text, state=place / "state") as daemon:
+            await until(lambda: composer.attempts > attempts)
+            assert daemon.service.registry._oldest_needed() == 1
+            composer.is_full = False
             await until(lambda: manifests(daemon))
             (manifest,) = manifests(daemon)
             assert (manifest["part"], manifest["ended"], manifest["events"]) == (1, "rotated", 2)

@@ -188,6 +188,15 @@ async def test_a_snapshot_is_published_only_of_new_decisions_of_an_open_session(
         await session.over.wait()
 
 
+async def test_a_flush_before_any_event_publishes_an_empty_bundle() -> None:
+    """There is no part before it."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        publication = await session.flush()
+        assert (publication.part, publication.final) == (1, False)
+        assert [str(path) for path in daemon.bundles()] == [publication.bundle]
+
+
 async def test_decisions_that_somebody_waits_for_do_not_wait_for_an_event_to_ride_with() -> None:
     """A flush, a client that asked for decisions, and an end."""
     async with running_daemon('[journal]\ndecision_delay = "1h"\n') as daemon:
