@@ -268,3 +268,22 @@ def test_elements_may_come_in_any_number(tmp_path: Path, style: CaptureJsonStyle
     content = msgspec.json.decode((tmp_path / "b").read_bytes())
     assert content["events"] == content["decisions"] == [{"n": 1}] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_blocks_are_written_in_order_though_the_first_is_slow(tmp_path: Path) -> None:
+    """The second waits for it; on its own it would begin at once."""
+    second = threading.Event()
+
+    class Slow(AtomicFile):
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            if self.bytes_written == 0 and bytes(data) == BLOCKS[0]:
+                second.wait(0.2)
+            else:
+                second.set()
+            super().write(data)
+
+    with Slow(tmp_path / "b") as file, BundleSink(file) as sink:
+        for block in BLOCKS[:3]:
+            sink.write(block)
+        sink.finish()
+        assert file.path.read_bytes() == b"".join(BLOCKS[:3])
