@@ -374,7 +374,7 @@ def test_a_directory_of_bundles_is_examined(tmp_path: Path, capsys: pytest.Captu
 def test_a_journal_that_cannot_be_read_is_not_called_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a newer version, or where permissions are missing."""
+    """It is of a newer version, or permissions are missing."""
     write_sessions(tmp_path / "journal")
     (tmp_path / "journal" / "0000000000000009.journal").mkdir()
     assert app.run(["doctor", str(tmp_path)]) == ExitCode.FAILED

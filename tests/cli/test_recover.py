@@ -131,7 +131,7 @@ def test_a_bundle_that_ends_in_zeros_is_recovered_up_to_them(
 def test_a_compressed_bundle_is_recovered_up_to_its_damage(
     cut: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was decompressed before the damage is treated as a truncated bundle."""
+    """The text before the damage is treated as a truncated bundle."""
     bundle = rich_bundle(600, payload=200)
     ids = [event.event_id for event in bundle.events]
     packed = zstandard.ZstdCompressor(level=1).compress(encode_bundle(bundle))

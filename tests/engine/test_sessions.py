@@ -87,7 +87,7 @@ async def test_an_engine_that_does_not_ask_for_it_is_told_nothing_of_sessions() 
 
 
 async def test_an_engine_that_was_restarted_is_told_again() -> None:
-    """What it kept for the session is gone."""
+    """The state that it kept for the session is gone."""
     async with noting(TOLD, graph="max_retries = 0\n") as (daemon, log), daemon.session() as wire:
         await wire.say(event("a"), event("die"), event("b"), {"type": "close"})
         await wire.until("closed")

@@ -250,7 +250,7 @@ def test_what_was_changed_in_the_store_is_refused(place: Place, tmp_path: Path) 
 
 
 def test_reading_commands_take_urls(remote: Place) -> None:
-    """Of a bundle, of its manifest, and of all below a prefix."""
+    """The URL names a bundle, its manifest, or everything below a prefix."""
     receipt, url = remote.receipt("S1"), remote.target.url
     assert f"{url}/{receipt.key}: ok, 2 events" in remote.run("verify", f"{url}/{receipt.key}")
     assert "as its manifest says" in remote.run("verify", f"{url}/{receipt.manifest_key}")

@@ -51,7 +51,7 @@ def receipts(state: Path) -> list[str]:
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_bundle_its_manifest_and_the_receipt_are_written_in_that_order(tmp_path: Path, compress: bool) -> None:
-    """Whoever sees a manifest in the store finds the bundle whole."""
+    """A reader who sees a manifest in the store finds the whole bundle."""
     store(tmp_path, "S", compress=compress)
     sender = sender_to(tmp_path / "store", Recorded)
     sent = sender.send(one(tmp_path))

@@ -249,7 +249,7 @@ async def test_a_complete_frame_restarts_the_time_out() -> None:
 
 
 def test_a_read_full_of_bad_lines_gives_a_bounded_number_of_items() -> None:
-    """Of 131,072 lines of garbage in one read, as many are looked at as end the connection."""
+    """The connection ends after the first few, and the rest of 131,072 lines of garbage in one read is not examined."""
     items = FrameReader(1 << 20, 10_000, 5).feed(b"x\n" * 131_072)
     assert [type(item) for item in items] == [BadLine] * 5
 

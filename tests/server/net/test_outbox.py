@@ -49,7 +49,7 @@ async def test_rejections_come_before_the_acknowledgement_and_answers_after_it(
 
 
 async def test_a_slow_reader_gets_everything_in_order(ends: tuple[socket.socket, socket.socket]) -> None:
-    """What the socket does not take at once is sent by the task, and what is added meanwhile after it."""
+    """The task sends the bytes that the socket does not take at once, and then those that were added meanwhile."""
     ours, theirs = ends
     outbox = outbox_on(ours, [])
     task = asyncio.create_task(outbox.run())

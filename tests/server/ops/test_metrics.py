@@ -159,7 +159,7 @@ def _line(path: Path, name: str) -> str:
 async def test_a_daemon_that_recovers_replaces_the_textfile_of_its_dead_predecessor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a killed daemon left says that it is ready; a recovery may take long."""
+    """The file that a killed daemon left says that it is ready, and a recovery may take long."""
     with short_directory() as place:
         path, recovering = place / "ergo.prom", threading.Event()
         path.write_text('ergo_capture_ready{state_directory="x"} 1.0\n')

@@ -295,7 +295,7 @@ def test_the_oldest_bundles_are_deleted_until_enough_is_free(tmp_path: Path) -> 
 
 
 def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
-    """What a graph's table does not set is as in [retention]."""
+    """A setting that a graph's table does not have is as in [retention]."""
     rules = retention_rules(
         parse(
             '[retention]\nmax_age = "30d"\nmax_bundles = 9\nkeep_free_bytes = "1GiB"\n'
