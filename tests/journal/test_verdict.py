@@ -112,7 +112,7 @@ BAD_BODY = (Verdict.DAMAGED, "a frame's body is not what was written")
         pytest.param({1: f"{FIRST} !2.0/1", 2: "? 3.1/2"}, Verdict.TORN, [BAD_BODY], id="a torn segment follows"),
         pytest.param({1: f"{FIRST} !2.0/1", 2: ""}, Verdict.UNSEALED, [BAD_BODY], id="an empty segment follows"),
         pytest.param({7: "? 5.1/2"}, Verdict.UNSEALED, [NO_FRAME], id="the beginning behind deleted segments"),
-        pytest.param({2: "? 5.1/2"}, Verdict.UNSEALED, [NO_FRAME], id="the beginning behind one deleted segment"),
+        pytest.param({2: "!5.0/2 5.1/2"}, Verdict.UNSEALED, [BAD_BODY], id="the beginning behind one deleted segment"),
         pytest.param({7: "!5.0/1 !6.0/1"}, Verdict.TORN, [BAD_BODY], id="torn behind that beginning"),
         # Frames that are missing without a trace: damaged.
         pytest.param(
