@@ -8,16 +8,15 @@ other work on the machine counts for those least.
 Once, on two idle cores with SHA extensions, 100,000 events of 256 bytes, compiled modules (an environment that forbids
 bytecode adds 0.1 s to each start):
 
-* ``verify --no-manifest --jobs 1``: 1.2 (0.8 to 1.4) of the yardstick, of 300,000 events 1.4 (1.35 to 1.6); goal 1.7; 4.0
-  before. Of the 6.7 us an event: decoding the numbers of a block's payloads as one list 3.1, cutting the arrays out 0.5,
+* ``verify --no-manifest --jobs 1``: 1.3 (1.26 to 1.44) of the yardstick; goal 1.7; 4.0 before. Of the 6.7 us an event: decoding the numbers of a block's payloads as one list 3.1, cutting the arrays out 0.5,
   SHA-256 0.5, reading 0.5, payloads are objects 0.4, ids 0.4, the rest of the text 0.4, text of decisions composed and
   compared 0.3, quotes 0.15, turns of the loop the rest.
-* ``--jobs 2``, wall: 0.93 (0.84 to 1.06), of 300,000 events 0.80; goal 1.1.
-* A bundle of 137 KB: 0.9 ms; goal 12; 44 before.
-* Payloads of 36 KB and of 1 MB: 0.97 and 1.11 of the time a byte of 30 KB; goal 1.3; 10 before.
-* Against ``verify``: ``replay --engine fixed`` 1.09 (goal 1.2), ``diff`` 1.03 (1.5), ``doctor`` 1.10 (1.2), ``cat`` 1.38
-  (1.4); ``report`` 1.54 (1.4) and ``recover`` 2.10 (2.0) missed, since ``verify`` takes a fifth less.
-* ``write_capture_bundle``: 1.73 of encoding the payloads' arrays.
+* ``--jobs 2``, wall: 1.14 (0.76 to 1.29), of 300,000 events 0.80; goal 1.1.
+* A bundle of 137 KB: 1.0 ms; goal 12; 44 before.
+* Payloads of 36 KB and of 1 MB: 0.92 and 0.97 of the time a byte of 30 KB; goal 1.3; 10 before.
+* Against ``verify``: ``replay --engine fixed`` 1.04 (goal 1.2), ``diff`` 0.99 (1.5), ``doctor`` 1.09 (1.2), ``cat`` 1.33
+  (1.4), ``report`` 1.38 (1.4), ``recover`` 1.86 (2.0). Peak of memory: 31 MiB, ``report`` 36, ``recover`` 34.
+* ``write_capture_bundle``: 1.60 of encoding the payloads' arrays.
 """
 
 from __future__ import annotations
@@ -63,14 +62,24 @@ class Cost(NamedTuple):
     peak: int
 
 
+#: Runs a command. It is small: a process begins with the peak of memory of the one that starts it.
+_LAUNCHER = """
+import os, resource, sys, time
+began = time.perf_counter()
+silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+_, status = os.waitpid(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent), 0)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(status, used.ru_utime, time.perf_counter() - began, used.ru_maxrss)
+"""
+
+
 def measured(*command: str) -> Cost:
     """Run a command to its end and return what it took, with its children."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, command
-    return Cost(used.ru_utime, time.perf_counter() - began, used.ru_maxrss << 10)
+    launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *command)
+    printed = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=True).stdout
+    status, user_time, wall, peak = printed.split()
+    assert status == "0", command
+    return Cost(float(user_time), float(wall), int(peak) << 10)
 
 
 def user(*command: str) -> float:

@@ -169,7 +169,11 @@ def test_commands_that_read_a_part(bundle: Path, goal: float, arguments: list[st
 
 
 def test_send_to_the_printed_bundle(tmp_path: Path) -> None:
-    """Goal: the reference's 4.4 s for 300,000 events, capturing and writing them, on another machine."""
+    """Goal: the reference's time for 300,000 events, capturing and writing them.
+
+    Once, in turns with it on two idle cores with SHA extensions: 1.1 of it (1.07 to 1.7, 4 rounds; 2.7 and 2.5 s), 1.2 of
+    one that parses the same lines. The client takes 0.8 s of processor time, the daemon and its worker 2.4.
+    """
     events = tmp_path / "events.jsonl"
     with events.open("w") as file:
         for n in range(300_000):

@@ -10,8 +10,8 @@ Measured on two idle cores (1,000,000 events of 256 bytes; "before" with 200,000
 | events in a frame | before | after | goal |
 |---|---|---|---|
 | 1,000 | 5.8 | 1.5 | 2.5 |
-| 200 | 5.6 | 1.4 | 2.5 |
-| 1 | 8.5 | 1.9 | 2.5 |
+| 200 | 5.6 | 1.6 | 2.5 |
+| 1 | 8.5 | 2.0 | 2.5 |
 
 Where the time goes in frames of 1, for each event and its decision: the yardstick 2.8 us, of which unpacking and checking
 two headers 1.5; the scan 2.5 (the same, and the order of the frames); recovery 4.8 (the same again, joining and decoding
