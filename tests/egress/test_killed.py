@@ -159,7 +159,7 @@ def many(count: int) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(3))
 async def test_killed_at_random_no_intent_is_lost_and_none_acknowledged_is_sent_again(seed: int) -> None:
     """Ten times, while a client sends as fast as it can."""
-    random, row = Random(seed), many(400)
+    random, row = Random(seed), many(3000)
     ids = [outcome["event_id"] for outcome in row["engine_outcomes"]]
     with short_directory() as place:
         text = configuration(row, place, good())
