@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from tests.journal.hosted import CONTRACT, FAILED, LIMITS, WHEN, HostedLife, Sent, publish_all, sends, sets, write
-from tests.journal.journals import compose, journal_in, look, parts_of
+from tests.journal.journals import compose, journal_in, parts_of, recovered
 
 from ergo_capture import EventTime, encode_bundle, read_capture_bundle
 from ergo_capture.bundle.format import CaptureJsonStyle
@@ -23,8 +23,6 @@ from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.decision_rows import DecisionRows, Refusal
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Contract, Interruption, LeftOver
-from ergo_capture.journal.recovery import recover
-from ergo_capture.storage import RealStorage
 
 STORED: Sent = ("e1", "Command", 1, "full", {"n": 1, "v": [1.5, 2]})
 DEFERRED: Sent = ("e2", "Command", 1, "full", {"note": "n comes from the store"})
@@ -139,7 +137,7 @@ def test_left_over_events_that_the_journal_does_not_hold_give_no_manifest(tmp_pa
     """The error says how many there were."""
     life = HostedLife(results={"e1": sends("i1")}, unacknowledged=["i1"])
     write(tmp_path / "j", [life.opened(), life.events(STORED, LAST)], [life.decisions()], [life.closed("interrupted")])
-    recovery = recover(tmp_path / "j", look(tmp_path / "j"), RealStorage())
+    recovery = recovered(tmp_path / "j")
     (session,) = recovery.sessions
     assert session.left_over is not None
     session.left_over = replace(session.left_over, count=3)
@@ -204,7 +202,7 @@ def test_a_part_may_begin_inside_a_frame(tmp_path: Path) -> None:
     frames = [life.events(PLAIN, MORE), life.decisions()]
     write(tmp_path / "j", [life.opened(), *frames], [life.closed()])
     (expected,) = publish_all(tmp_path / "j", tmp_path)
-    (session,) = recover(tmp_path / "j", look(tmp_path / "j"), RealStorage()).sessions
+    (session,) = recovered(tmp_path / "j").sessions
     (part,) = parts_of(session)
     (tmp_path / "k").mkdir()
     journal = journal_in(tmp_path / "k")
@@ -226,7 +224,7 @@ def test_a_journal_that_holds_less_than_was_acknowledged_gives_no_bundle(
     life = HostedLife()
     frames = [life.events(STORED), life.events(PLAIN), life.events(MORE)]
     write(tmp_path / "j", [life.opened(), *frames], [life.decisions(2)], [life.decisions()], [life.closed()])
-    (session,) = recover(tmp_path / "j", look(tmp_path / "j"), RealStorage()).sessions
+    (session,) = recovered(tmp_path / "j").sessions
     (part,) = parts_of(session)
     if lost == "decisions":
         del part.decision_frames[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tests.adapter.test_accept import MANIFEST as WITHOUT_EGRESS
-from tests.journal.journals import compose, journal_in, look, parts_of
+from tests.journal.journals import compose, journal_in, parts_of, recovered
 
 from ergo_capture.adapter import AdapterError, load_adapter
 from ergo_capture.adapter.binding import read_hosted_lines
@@ -29,7 +29,6 @@ from ergo_capture.journal.payloads import (
     SessionDescription,
     encode_body,
 )
-from ergo_capture.journal.recovery import recover
 from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentField, IntentRecord, Value
 from ergo_capture.kernel.events import EventLike
@@ -37,7 +36,6 @@ from ergo_capture.kernel.outcomes import ErrKind, RunTermination
 from ergo_capture.kernel.ports import DecisionLogEntry, RunResult
 from ergo_capture.kernel.records import CapturedIntentAck
 from ergo_capture.kernel.time import EventTime
-from ergo_capture.storage import RealStorage
 
 WHEN = "2026-11-28T12:00:00.000Z"
 NO_FIELDS = "payload_schema: { type: object, additionalProperties: false }"
@@ -274,7 +272,7 @@ def write(directory: Path, *batches: list[PendingFrame]) -> None:
 
 def publish_all(journal: Path, folder: Path, *, style: str = "compact") -> list[Path]:
     """Compose and publish each part of the one session of a journal, as the daemon does after a start."""
-    recovery = recover(journal, look(journal), RealStorage())
+    recovery = recovered(journal)
     assert recovery.reasons == {}
     (session,) = recovery.sessions
     return [

@@ -9,7 +9,7 @@ from pathlib import Path
 from ergo_capture.bundle.writer.compose import ComposeJob, compose_bundle, publish_bundle
 from ergo_capture.journal.frame import FrameKind, Header, PendingFrame, Position, decode_header
 from ergo_capture.journal.reader import read_frames
-from ergo_capture.journal.recovery import PendingPublication, RecoveredSession
+from ergo_capture.journal.recovery import PendingPublication, RecoveredSession, Recovery, recover
 from ergo_capture.journal.scan import scan
 from ergo_capture.journal.scan_report import ScanReport
 from ergo_capture.journal.segment import segment_path
@@ -115,6 +115,19 @@ def flip(path: Path, offset: int, mask: int = 0xFF) -> None:
 def look(directory: Path) -> ScanReport:
     """Scan without repairing."""
     return scan(directory, RealStorage())
+
+
+def recovered(directory: Path) -> Recovery:
+    """Return what a start finds in a journal."""
+    return recover(directory, look(directory), RealStorage())
+
+
+def the_session(directory: Path) -> RecoveredSession:
+    """Return the one session of a journal; it is not quarantined."""
+    found = recovered(directory)
+    assert found.reasons == {}
+    (session,) = found.sessions
+    return session
 
 
 def found_frames(directory: Path, found: ScanReport) -> set[Position]:

@@ -12,17 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.journal.hosted import CONTRACT, FAILED, Sent, publish_all, sends, sets
-from tests.journal.journals import journal_in, look
+from tests.journal.journals import journal_in, recovered
 from tests.journal.small_daemon import Script, SmallDaemon
 
 from ergo_capture.bundle.manifest import read_manifest
 from ergo_capture.bundle.names import manifest_path, rest_path
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Ack, Outcome
-from ergo_capture.journal.recovery import recover
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.kernel.ports import RunResult
-from ergo_capture.storage import RealStorage
 
 PAYLOADS: list[tuple[str, dict[str, Any]]] = [
     ("full", {}),
@@ -103,7 +101,7 @@ def published(journal: Path) -> Bundles:
 def run(script: Script, directory: Path, most: int | None = None) -> list[PendingFrame]:
     """Start the daemon on a journal and stop it after so many commits; return what it committed."""
     directory.mkdir(parents=True, exist_ok=True)
-    recovery = recover(directory, look(directory), RealStorage())
+    recovery = recovered(directory)
     assert recovery.reasons == {}
     daemon = SmallDaemon(script, recovery.sessions[0] if recovery.sessions else None)
     journal = journal_in(directory, segment_bytes=1 << 16)

@@ -22,6 +22,7 @@ from tests.journal.journals import (
     look,
     opening,
     publication,
+    recovered,
     rotation,
     three_segments,
     write_batches,
@@ -30,7 +31,6 @@ from tests.journal.journals import (
 from ergo_capture.journal.errors import JournalDamaged, JournalError
 from ergo_capture.journal.frame import FrameKind, PendingFrame, encode_header
 from ergo_capture.journal.reader import read_frames
-from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.scan_report import Verdict
 from ergo_capture.journal.wal import Journal
 from ergo_capture.storage import RealStorage, StorageError
@@ -291,7 +291,7 @@ def test_p6_the_segments_with_the_damage_of_a_quarantined_session_are_kept(tmp_p
     assert (first.segment, second.segment) == (1, 2)
     for offset in (first.offset + 70, first.offset):
         flip(last_segment(tmp_path, 1), offset)
-        recovery = recover(tmp_path, look(tmp_path), RealStorage())
+        recovery = recovered(tmp_path)
         assert [(s.session, s.first_segment) for s in recovery.quarantined.values()] == [("number 1", 1)]
 
 

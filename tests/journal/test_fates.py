@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from tests.journal.hosted import ADAPTER, CONTRACT, FAILED, WHEN, HostedLife, ack_of, publish_all, sends, sets, write
-from tests.journal.journals import flip, frames_of, journal_in, look
+from tests.journal.journals import flip, frames_of, journal_in, look, recovered, the_session
 from tests.shared import HERE
 
 from ergo_capture import encode_bundle
@@ -20,7 +20,6 @@ from ergo_capture.journal.decision_rows import DecisionRows, Refusal
 from ergo_capture.journal.derivation import _binding
 from ergo_capture.journal.frame import FrameKind, PendingFrame
 from ergo_capture.journal.payloads import Interruption, LeftOver, Rotation, encode_body
-from ergo_capture.journal.recovery import RecoveredSession, Recovery, recover
 from ergo_capture.journal.session_stream import parts_in
 from ergo_capture.journal.tail import follow
 from ergo_capture.manual import read as read_topic
@@ -33,24 +32,11 @@ LARGE = ("e2", "Command", 2, "full", {"n": 2})
 MERGED = ("e3", "Command", 3, "full", {"note": "n comes from the store"})
 
 
-def recovered(directory: Path) -> Recovery:
-    """What a start finds."""
-    return recover(directory, look(directory), RealStorage())
-
-
-def session_in(directory: Path) -> RecoveredSession:
-    """The one session of a journal."""
-    recovery = recovered(directory)
-    assert recovery.reasons == {}
-    (session,) = recovery.sessions
-    return session
-
-
 def test_a_refused_event_is_refused_again(tmp_path: Path) -> None:
     """Its id stays used; it counts as decided and takes no episode id."""
     life = HostedLife(results={"e1": sets(n=11), "e3": sets(n=2)})
     write(tmp_path, [life.opened(), life.events(STORED, MERGED, LARGE)], [life.decisions()])
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert life.refused == [(1, "e3")]
     assert (session.accepted, session.decided, session.refused) == (3, 3, 1)
     (refusal,) = session.refusals
@@ -104,7 +90,7 @@ def test_undecided_events_wait_with_their_lines_and_the_store(tmp_path: Path) ->
     """Their payloads are derived when they are decided."""
     life = HostedLife(results={"e1": sets(n=3)})
     write(tmp_path, [life.opened(), life.events(STORED, LARGE, MERGED)], [life.decisions(1)])
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert [event.event_id for event in session.undecided] == ["e2", "e3"]
     assert session.undecided_lines == b"".join(life.lines[1:])
     assert session.store == {"n": 3.0}
@@ -114,7 +100,7 @@ def test_undecided_events_of_many_frames_wait_in_order(tmp_path: Path) -> None:
     """All of their lines."""
     life = HostedLife(results={"e1": sets(n=3)})
     write(tmp_path, [life.opened(), life.events(STORED, LARGE), life.events(MERGED)], [life.decisions(1)])
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert [event.event_id for event in session.undecided] == ["e2", "e3"]
     assert session.undecided_lines == b"".join(life.lines[1:])
 
@@ -129,7 +115,7 @@ def test_an_outcome_without_a_decision_is_found_with_its_acks(tmp_path: Path) ->
         [life.decisions(1), life.outcome(run)],
         [life.ack("i1")],
     )
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert session.outcome is not None
     assert session.outcome.outcome.index == session.decided == 1
     assert session.outcome.outcome.to_result() == run
@@ -149,7 +135,7 @@ def test_an_outcome_whose_decision_is_there_is_over(tmp_path: Path) -> None:
         [life.ack("i1")],
         [life.decisions(1)],
     )
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert (session.outcome, session.decided) == (None, 1)
 
 
@@ -177,7 +163,7 @@ def test_events_behind_an_interruption_are_left_over(tmp_path: Path) -> None:
     run = sends("i1")
     life = HostedLife(results={"e1": run}, unacknowledged=["i1"])
     write(tmp_path, [life.opened(), life.events(STORED, LARGE, MERGED)], [life.decisions()])
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert session.interruption == Interruption(
         reason="egress_ack_timeout",
         message="ack timeout on channel 'out' for intent 'i1'",
@@ -210,7 +196,7 @@ def test_a_closed_session_says_what_is_left_over(tmp_path: Path) -> None:
         [life.decisions()],
         [life.closed("interrupted")],
     )
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert session.closing is not None
     assert session.interruption == session.closing.interruption == life.interruption
     assert session.left_over == LeftOver(1, "e2", 2)
@@ -220,7 +206,7 @@ def test_a_context_store_that_grows_beyond_its_bound_interrupts_the_run(tmp_path
     """Also where the kill came before anything but the decision was durable."""
     life = HostedLife(results={"e1": sets(n=3)}, contract=replace(CONTRACT, context_bytes=3))
     write(tmp_path, [life.opened(), life.events(STORED, LARGE)], [life.decisions(1)])
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert session.interruption is not None
     assert session.interruption.reason == "context_full"
     assert session.left_over == LeftOver(1, "e2", 1)
@@ -237,7 +223,7 @@ def test_a_part_begins_with_the_store_of_its_rotation(tmp_path: Path) -> None:
         [life.events(MERGED)],
         [life.decisions()],
     )
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert (session.part, session.first, session.decided) == (2, 1, 2)
     assert session.rotation is not None
     assert session.rotation.store == session.store == {"n": 7.0}
@@ -261,7 +247,7 @@ def test_the_adapter_is_found_in_the_journal_alone(tmp_path: Path) -> None:
     """The description holds the manifest's text."""
     life = HostedLife()
     write(tmp_path, [life.opened()])
-    session = session_in(tmp_path)
+    session = the_session(tmp_path)
     assert session.description.contract == life.contract
     assert session.description.adapter_provenance == ADAPTER.provenance
 

@@ -11,7 +11,19 @@ from msgspec.structs import replace
 from tests.journal.captures import LIMITS, Written, a_session
 from tests.journal.hosted import HostedLife, sets
 from tests.journal.hosted import write as write_hosted
-from tests.journal.journals import closing, events, flip, frames_of, journal_in, last_segment, look, opening, shrink
+from tests.journal.journals import (
+    closing,
+    events,
+    flip,
+    frames_of,
+    journal_in,
+    last_segment,
+    look,
+    opening,
+    recovered,
+    shrink,
+    the_session,
+)
 
 from ergo_capture.journal.decision_rows import DecisionOutcome, DecisionRows, Refusal, read_decisions
 from ergo_capture.journal.frame import FrameKind, PendingFrame, Position
@@ -29,19 +41,6 @@ def session_with(constraints: Constraints, *, number: int = 1, engine: str = "fi
     """A session of which nothing is written yet."""
     session = a_session(number)
     session.description = replace(session.description, constraints=constraints, engine=engine)
-    return session
-
-
-def recovered(directory: Path) -> Recovery:
-    """What a start finds."""
-    return recover(directory, look(directory), RealStorage())
-
-
-def the_session(directory: Path) -> RecoveredSession:
-    """The one session of a journal."""
-    found = recovered(directory)
-    assert found.reasons == {}
-    (session,) = found.sessions
     return session
 
 

@@ -9,13 +9,22 @@ from msgspec.structs import replace
 from tests.journal.captures import a_session
 from tests.journal.hosted import HostedLife, ack_of, sends
 from tests.journal.hosted import write as write_hosted
-from tests.journal.journals import closing, events, journal_in, look, opening, publication, rotation, write_batches
+from tests.journal.journals import (
+    closing,
+    events,
+    journal_in,
+    look,
+    opening,
+    publication,
+    recovered,
+    rotation,
+    write_batches,
+)
 
 from ergo_capture.journal.errors import JournalDamaged
 from ergo_capture.journal.frame import Frame, FrameKind, PendingFrame, Position
 from ergo_capture.journal.payloads import Ack, Loss, Publication, Rotation, encode_body, join_losses
 from ergo_capture.journal.reader import read_frames
-from ergo_capture.journal.recovery import recover
 from ergo_capture.journal.session_frames import SessionHistory, greatest_published, read_description, read_history
 from ergo_capture.journal.session_stream import parts_in
 from ergo_capture.storage import RealStorage
@@ -74,7 +83,7 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_reported(frame: PendingF
     assert (history.rotations, history.publications, history.closing) == ([], {}, None)
     assert history.description == session.description
     assert "frame 0 of batch 2 holds what no daemon writes" in str(history.damage)
-    recovery = recover(tmp_path, look(tmp_path), RealStorage())
+    recovery = recovered(tmp_path)
     assert (recovery.sessions, recovery.reasons) == ([], {"s1": history.damage})
     (part,) = parts_in(tmp_path, RealStorage())
     assert part.damage == history.damage

@@ -44,8 +44,8 @@ def config() -> None:
 def check(file: Path | None, config: Path | None) -> None:
     """Check that the daemon would start with this configuration.
 
-    Every unknown setting and every invalid value is named. Warn of files that the installed systemd service cannot see, and of operations that it may not do. Exit code 78 if
-    the daemon would not start; warnings do not count.
+    Every unknown setting and every invalid value is named. Warn of files that the installed systemd service cannot see,
+    and of operations that it may not do. Exit code 78 if the daemon would not start; warnings do not count.
     """
     from ergo_capture.cli.support.service_view import (  # noqa: PLC0415
         SHIP_UNIT,

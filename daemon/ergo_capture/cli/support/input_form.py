@@ -84,7 +84,7 @@ class InputForm:
 
     def __init__(self, name: str) -> None:
         #: Whether a stream has ended, and nothing came after it: an empty line then matters too.
-        self.is_at_end = False
+        self._is_at_end = False
         #: Called with each line after the end of a stream, its number, and the reason why it is refused.
         self.on_refused: Callable[[bytes, int, str], None] = lambda _line, _number, _why: None
         #: The reference's word for the interruption of a stream; None for none.
@@ -109,13 +109,13 @@ class InputForm:
         if self._form is _Form.FRAMES and (ids := _ids_of_frames(lines)) is not None:
             return list(map(EventLine, [line + b"\n" for line in lines], ids, count(number)))
         numbered = enumerate(lines, number)
-        return [event for n, line in numbered if line or self.is_at_end for event in self._events_of(line, n)]
+        return [event for n, line in numbered if line or self._is_at_end for event in self._events_of(line, n)]
 
     def _events_of(self, line: bytes, number: int) -> list[EventLine]:
         """Return the events of the next line.
 
         Args:
-            line: the line, without its newline; an empty one matters only while ``is_at_end``.
+            line: the line, without its newline; an empty one matters only while ``_is_at_end``.
             number: its number, from 1.
 
         Raises:
@@ -123,7 +123,7 @@ class InputForm:
         """
         line = line.strip()
         if self._form is _Form.ENDED:
-            self.interruption, self.is_at_end = "protocol_violation", False
+            self.interruption, self._is_at_end = "protocol_violation", False
             if line:
                 self.on_refused(line, number, self._behind)
             return []
@@ -178,7 +178,7 @@ class InputForm:
             # The daemon reports the error in it.
             return list(_events_of(line, number))
         if found.kind is LineKind.END:
-            self._form, self._behind, self.is_at_end = _Form.ENDED, "it came after `end`", True
+            self._form, self._behind, self._is_at_end = _Form.ENDED, "it came after `end`", True
         elif self._is_greeted:
             self._form, self._behind = _Form.ENDED, "it came after a second hello"
             self.interruption = "protocol_violation"
