@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 from crc32c import crc32c
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.daemons import short_directory
 from tests.journal.journals import events, last_segment, opening, shrink, write_batches
@@ -241,6 +241,13 @@ faults = st.tuples(
 
 @settings(deadline=None, max_examples=60)
 @given(plans, plans, batch_sizes, st.lists(faults, min_size=1, max_size=3))
+@example(
+    # Joined, the frames of the second session are out of order.
+    Plan([(ExternalEventKind.Command, 0, RunTermination.Completed)], Constraints(), [], [], [], 1, False, "fixed"),
+    Plan([(ExternalEventKind.Command, 0, RunTermination.Completed)] * 2, Constraints(), [1], [], [], 3, False, "fixed"),
+    [],
+    [(repeat, 0, 0, 0), (repeat, 0, 7150, 0), (swap, 0, 3, 7)],
+)
 def test_a_damaged_journal_is_taken_alike(one: Plan, two: Plan, batches: list[int], faults: list[Any]) -> None:
     """The same is torn, damaged and quarantined, and for the same reasons."""
     with short_directory() as place:

@@ -375,12 +375,19 @@ class _Replay:
                     self._end_part(ends.popleft())
                 session.event_frames.extend(frames.positions)
                 session.event_bytes += sum(map(len, frames.bodies))
+                follows = session.accepted
                 if joins:
                     self._take_outlines(frames, plain)
                 else:
                     self._take_events(frames.bodies[0], outcomes)
                 accepted = frames.firsts[-1] + frames.counts[-1]
                 if session.accepted != accepted:
+                    # Of joined frames, name the first that does not follow, as if they were taken one by one.
+                    for begun, count in zip(frames.firsts, frames.counts, strict=True):
+                        if begun != follows:
+                            first, accepted = begun, begun + count
+                            break
+                        follows += count
                     raise _Unrecoverable(f"the frame of events {first} to {accepted - 1} holds others")
         if next(outcomes, None) is not None:
             raise _Unrecoverable("it has decisions about events that are missing")
