@@ -29,7 +29,7 @@ class SocketConfig(Table, frozen=True):
 
 
 class AccessConfig(Table, frozen=True):
-    """Who may connect, of the users that the socket's mode admits; both lists empty for all of them. Root always may."""
+    """Users and groups that may connect, within the socket's mode; if both are empty, all may. Root always may."""
 
     users: Annotated[tuple[Name, ...], doc("Users, by name or number.")] = ()
     groups: Annotated[tuple[Name, ...], doc("Groups whose members may connect, by name or number.")] = ()
@@ -70,7 +70,7 @@ class StateConfig(Table, frozen=True):
 
 
 class JournalConfig(Table, frozen=True):
-    """How events and decisions are made durable."""
+    """The journal, which makes events and decisions durable."""
 
     # A queue without room would block every client for ever.
     MINIMUM = {"segment_bytes": Size(4 << 10), "queue_bytes": Size(4 << 10)}
@@ -265,7 +265,7 @@ class SealConfig(Table, frozen=True):
 
 
 class ShutdownConfig(Table, frozen=True):
-    """What happens when the daemon is asked to stop."""
+    """The orderly stop of the daemon."""
 
     drain: Annotated[Duration, doc("Longest time to decide, commit and publish what was accepted.")] = Duration(
         60_000_000_000

@@ -1,4 +1,4 @@
-"""What the tables of the configuration are made of: descriptions, bounds, and paths that are expanded."""
+"""The parts of the configuration's tables: descriptions, bounds, and paths that are expanded."""
 
 from __future__ import annotations
 

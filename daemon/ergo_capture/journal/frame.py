@@ -85,7 +85,7 @@ class FrameKind(IntEnum):
 
 
 class Position(NamedTuple):
-    """Where a frame is: segment and offset in bytes."""
+    """The position of a frame: its segment and its offset in bytes."""
 
     segment: int
     offset: int

@@ -67,7 +67,7 @@ def join_losses(known: Loss | None, new: Loss) -> Loss:
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the payloads that a graph gets are derived from those that were sent; it does not need the configuration.
+    """The rules that turn the payloads that were sent into those that a graph gets; complete without the configuration.
 
     With an adapter they are merged with the context store, validated and made canonical.
     """

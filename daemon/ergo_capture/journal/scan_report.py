@@ -74,7 +74,7 @@ class Proof:
 
 @dataclass(slots=True)
 class SessionFrames:
-    """Where the frames of one session are, in order."""
+    """The positions of one session's frames, in order."""
 
     number: int
     open: Position | None = None
@@ -154,7 +154,7 @@ class SessionFrames:
 
     @property
     def proved(self) -> int:
-        """How many of ``ScanReport.unattributed`` cannot concern the session."""
+        """The number of ``ScanReport.unattributed`` damages that cannot concern the session."""
         return min(self.events_proved, self.decisions_proved)
 
     @property
