@@ -25,13 +25,13 @@ STRAGGLERS_MS = 20
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """The lines of one of the host's conformance files."""
+    """Return the lines of one of the host's conformance files."""
     found: list[dict[str, Any]] = conformance(f"ergo/{name}.jsonl")
     return found
 
 
 def flight(name: str) -> tuple[dict[str, Any], list[str], bytes]:
-    """A run of 2,000 flights: what is known of it, the driver's lines, the capture."""
+    """Return a run of 2,000 flights: the facts about it, the driver's lines, the capture."""
     folder: Path = shared("conformance") / "ergo"
     lines = gzip.decompress((folder / f"{name}.driver.jsonl.gz").read_bytes()).decode().split("\n")[:-1]
     capture = gzip.decompress((folder / f"{name}.capture.json.gz").read_bytes())
@@ -39,7 +39,7 @@ def flight(name: str) -> tuple[dict[str, Any], list[str], bytes]:
 
 
 def graph_id(row: dict[str, Any]) -> str:
-    """The id of the graph in its YAML."""
+    """Return the id of the graph in its YAML."""
     for line in row["graph_yaml"].split("\n"):
         if line.startswith("id: "):
             return str(line.removeprefix("id: "))
@@ -47,7 +47,7 @@ def graph_id(row: dict[str, Any]) -> str:
 
 
 def needs(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the nodes of a graph need; its engine would say so. Nodes are numbered by name."""
+    """Return the needs of a graph's nodes, which its engine would report; the nodes are numbered by name."""
     found = re.findall(r"^  (\w+): \{ impl: (\w+)@\S+?(?:, params: (\{.*?\}))? \}$", row["graph_yaml"], re.MULTILINE)
     return [
         {"id": f"n{number}"} | _needs(impl, re.search(r"key: (\w+)", params))
@@ -89,7 +89,7 @@ def _needs(impl: str, key: re.Match[str] | None) -> dict[str, Any]:
 
 
 def case_of(row: dict[str, Any]) -> Case:
-    """A line of the conformance data as a case; what the graph alone knows is taken from the capture."""
+    """Return a line of the conformance data as a case; the graph's id and provenance are taken from the capture."""
     capture = json.loads(row["capture"]) if row["capture"] else {}
     lines = row.get("driver_lines", row.get("feed")) or []
     fields = {

@@ -50,20 +50,20 @@ EXACT = load_adapter(MANIFEST, numbers="exact")
 
 
 def event(payload: Any, semantic_kind: str | None = "full", **fields: Any) -> str:
-    """An event's JSON."""
+    """Return an event's JSON."""
     base = {"event_id": "a", "kind": "DataAvailable", "at": {"secs": 1, "nanos": 2}}
     return json.dumps(base | {"semantic_kind": semantic_kind, "payload": payload} | fields)
 
 
 def refusal(adapter: Adapter, text: str | bytes, store: ContextStore | None = None) -> AdapterError:
-    """The error for an event that is refused."""
+    """Return the error for an event that is refused."""
     with pytest.raises(AdapterError) as caught:
         adapter.accept(text, ContextStore() if store is None else store)
     return caught.value
 
 
 def test_an_event_is_accepted_with_its_canonical_payload() -> None:
-    """Sorted and compact."""
+    """Its keys are sorted, and it has no white space."""
     accepted = ADAPTER.accept(event({"v": [1, 2.50], "n": 1.0}), ContextStore())
     assert accepted == ExternalEvent("a", ExternalEventKind.DataAvailable, EventTime(1, 2), b'{"n":1.0,"v":[1,2.5]}')
 
@@ -77,7 +77,7 @@ def test_the_store_fills_what_the_schema_names_and_the_sender_left_out() -> None
 
 
 def test_a_bound_event_names_the_keys_that_have_the_stores_value() -> None:
-    """Sorted; a key that was sent with another value is not among them."""
+    """The names are sorted; a key that was sent with another value is not among them."""
     store = ContextStore({"v": [1.0], "n": 3.0})
     assert ADAPTER.bind(read_hosted_event(event({})), store).taken == ("n", "v")
     assert ADAPTER.bind(read_hosted_event(event({"v": []})), store).taken == ("n",)
@@ -91,7 +91,7 @@ def test_a_key_that_was_sent_with_the_stores_value_is_named_too() -> None:
 
 
 def test_numbers_are_read_as_the_adapter_was_told() -> None:
-    """The same event, two payloads."""
+    """The same event gives two payloads."""
     text = '{"event_id":"a","kind":"Command","at":[0,0],"semantic_kind":"full","payload":{"n":1.3000000000000003}}'
     assert ADAPTER.accept(text, ContextStore()).payload == b'{"n":1.3000000000000005}'
     assert EXACT.accept(text, ContextStore()).payload == b'{"n":1.3000000000000003}'
@@ -109,7 +109,7 @@ def test_a_violation_names_the_rule_and_the_path_in_the_payload() -> None:
 
 
 def test_a_violation_by_a_value_of_the_store_says_so() -> None:
-    """The sender cannot have known."""
+    """The sender could not know the value."""
     error = refusal(ADAPTER, event({}), ContextStore({"n": 11.0}))
     assert (error.where, error.rule) == ("$.n", "maximum")
     assert "the value in the context store" in error.fix
@@ -127,13 +127,13 @@ def test_a_violation_by_a_value_of_the_store_says_so() -> None:
     ],
 )
 def test_an_event_is_refused_in_the_reference_order(text: str, message: str) -> None:
-    """Object, semantic kind, payload, known kind."""
+    """The checks are, in order: object, semantic kind, payload, known kind."""
     error = refusal(ADAPTER, text)
     assert (error.code, error.message) == ("schema_violation", message)
 
 
 def test_an_unknown_kind_names_those_that_there_are() -> None:
-    """In the manifest's order."""
+    """They are in the manifest's order."""
     assert refusal(ADAPTER, event({}, "other")).fix.endswith("'full', 'plain'")
 
 
@@ -156,7 +156,7 @@ def test_an_unknown_kind_names_those_that_there_are() -> None:
     ],
 )
 def test_a_text_that_is_no_event_is_refused(text: str | bytes, message: str, where: str) -> None:
-    """With the place in it."""
+    """The error gives the place in the text."""
     error = refusal(ADAPTER, text)
     assert error.code == "invalid_event"
     assert message in error.message
@@ -164,7 +164,7 @@ def test_a_text_that_is_no_event_is_refused(text: str | bytes, message: str, whe
 
 
 def test_what_the_store_could_mend_is_admitted() -> None:
-    """A kind that names a writable key is validated when it is merged; others are at once."""
+    """A kind that names a writable key is validated when the payload is merged; others are validated at once."""
     ADAPTER.admit(read_hosted_event(event({})))
     ADAPTER.admit(read_hosted_event(event({"n": 99})))
     ADAPTER.admit(read_hosted_event(event({"fixed": 1}, "plain")))
@@ -174,14 +174,14 @@ def test_what_the_store_could_mend_is_admitted() -> None:
 
 
 def test_what_no_store_could_mend_is_not_admitted() -> None:
-    """Whatever the kind."""
+    """The kind does not matter."""
     for payload, kind in ((None, "full"), ([], "full"), ({}, None), ({}, "other")):
         with pytest.raises(AdapterError):
             ADAPTER.admit(read_hosted_event(event(payload, kind)))
 
 
 def test_an_event_made_by_hand_is_checked_too() -> None:
-    """Strings that UTF-8 cannot hold, and numbers that JSON cannot."""
+    """UTF-8 cannot hold some strings, and JSON cannot hold some numbers."""
     for event_id, note in (("\ud800", "x"), ("a", "\ud800")):
         made = HostedEvent(event_id, ExternalEventKind.Pump, semantic_kind="full", payload={"n": 1, "note": note})
         with pytest.raises(AdapterError):
@@ -189,7 +189,7 @@ def test_an_event_made_by_hand_is_checked_too() -> None:
 
 
 def test_a_number_next_to_the_largest_is_refused_as_the_reference_refuses_it() -> None:
-    """Read exactly, it is the largest double, which is written as a text that the reference reads too."""
+    """Read exactly, it is the largest double, whose text the reference reads too."""
     text = (
         '{"event_id":"a","kind":"Pump","at":[0,0],"semantic_kind":"plain","payload":{"fixed":1.7976931348623158e308}}'
     )
@@ -218,7 +218,7 @@ STORE = st.dictionaries(
 
 @given(EVENT, STORE)
 def test_accept_raises_nothing_but_adapter_errors(fields: dict[str, Any], values: dict[str, Any]) -> None:
-    """Whatever is sent, and whatever the store holds."""
+    """The event and the content of the store do not matter."""
     with suppress(AdapterError):
         accepted = ADAPTER.accept(json.dumps(fields), ContextStore(values))
         assert accepted.payload.startswith(b"{")
@@ -226,6 +226,6 @@ def test_accept_raises_nothing_but_adapter_errors(fields: dict[str, Any], values
 
 @given(st.text(max_size=40) | st.binary(max_size=40))
 def test_accept_takes_any_text(text: str | bytes) -> None:
-    """JSON or not."""
+    """The text need not be JSON."""
     with suppress(AdapterError):
         ADAPTER.accept(text, ContextStore())

@@ -14,13 +14,13 @@ from ergo_capture.kernel.effects import ActionEffect, EffectWrite, IntentRecord,
 
 
 def line(payload: str = "null", **fields: object) -> bytes:
-    """Return an event line whose payload is written exactly so."""
+    """Return an event line that has this text as its payload."""
     event = {"event_id": "e1", "kind": "Command", "at": {"secs": 1, "nanos": 2}, **fields}
     return b'{"type":"event","event":' + json.dumps(event)[:-1].encode() + f',"payload":{payload}}}}}\n'.encode()
 
 
 def test_a_line_is_the_event_that_a_driver_sent() -> None:
-    """Whatever the numbers of its payload."""
+    """The numbers of its payload do not matter."""
     lines = [
         text.encode()
         for row in rows("ingress")
@@ -47,7 +47,7 @@ def test_a_semantic_kind_that_is_no_string_counts_as_none() -> None:
 
 
 def test_a_payload_is_canonical_without_an_adapter() -> None:
-    """Absent ones stay empty, empty objects do not."""
+    """An absent payload stays empty; an empty object stays an object."""
     binding = Binding(None)
     store = binding.store()
     assert [
@@ -57,7 +57,7 @@ def test_a_payload_is_canonical_without_an_adapter() -> None:
 
 
 def test_numbers_are_read_as_they_are_configured() -> None:
-    """The reference is off by one unit in the last place, now and then."""
+    """The reference is sometimes off by one unit in the last place."""
     text = line('{"n":1.3000000000000003}')
     store = Binding(None).store()
     for numbers, payload in (("reference", b'{"n":1.3000000000000005}'), ("exact", b'{"n":1.3000000000000003}')):
@@ -66,7 +66,7 @@ def test_numbers_are_read_as_they_are_configured() -> None:
 
 
 def test_the_store_of_a_binding_is_bounded() -> None:
-    """And taken up again with the same bound."""
+    """A store that is restored from text has the same bound."""
     about, _, _ = flight("flights-acc-2000")
     binding = Binding(about["adapter_yaml"], context_bytes=40)
     assert binding.adapter is not None
@@ -79,7 +79,7 @@ def test_the_store_of_a_binding_is_bounded() -> None:
 
 
 def test_what_no_merge_can_mend_is_refused_at_admission() -> None:
-    """With and without an adapter."""
+    """This holds with an adapter and without one."""
     about, _, _ = flight("flights-acc-2000")
     with pytest.raises(AdapterError, match="semantic_kind is required"):
         Binding(about["adapter_yaml"]).admit(HostedEvent("e", read_hosted_line(line(), "reference").kind, payload={}))
@@ -87,7 +87,7 @@ def test_what_no_merge_can_mend_is_refused_at_admission() -> None:
 
 
 def test_effects_are_checked_before_they_count() -> None:
-    """What the adapter does not declare, and intents of the host's own effect."""
+    """Undeclared kinds, keys and types are refused, and so are intents of the host's own effect."""
     binding = Binding(flight("flights-acc-2000")[0]["adapter_yaml"])
     good = ActionEffect("set_context", (EffectWrite("total", Value(Number=1.0)),))
     binding.check_effects([good])
@@ -112,7 +112,7 @@ def test_effects_are_checked_before_they_count() -> None:
 
 
 def test_a_refusal_says_where_and_is_bounded() -> None:
-    """A payload may be long."""
+    """A payload may be long, and the message quotes it."""
     binding = Binding(flight("flights-acc-2000")[0]["adapter_yaml"])
     ones = ",".join("1" * 5000)
     event = read_hosted_line(line(f'{{"carrier":[{ones}]}}', semantic_kind="flight"), "reference")

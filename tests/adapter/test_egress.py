@@ -37,12 +37,12 @@ INTENT = IntentRecord("send", "id-1", ())
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["egress_provenance"]], ids=lambda row: row["name"])
 def test_a_configuration_has_the_reference_provenance(row: dict[str, Any]) -> None:
-    """Durations are normalised first."""
+    """It is computed from normalised durations."""
     assert parse_egress_config(row["egress_toml"]).provenance() == row["egress_provenance"]
 
 
 def intents_of(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The intents of a run, each with the event that the engine was called for."""
+    """Return the intents of a run, each with the event that the engine was called for."""
     return [
         (outcome["event_id"], intent)
         for outcome in row["engine_outcomes"]
@@ -53,7 +53,7 @@ def intents_of(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if intents_of(row)], ids=lambda row: row["name"])
 def test_the_id_of_an_intent_is_derived_as_the_reference_does(row: dict[str, Any]) -> None:
-    """Of the graph, the origin event, the node, the kind and the index."""
+    """It depends on the graph, the origin event, the node, the kind and the index."""
     graph = next(line for line in row["graph_yaml"].split("\n") if line.startswith("id: ")).removeprefix("id: ")
     for event_id, intent in intents_of(row):
         derived = [
@@ -63,7 +63,7 @@ def test_the_id_of_an_intent_is_derived_as_the_reference_does(row: dict[str, Any
 
 
 def test_a_route_has_its_own_time_out() -> None:
-    """In milliseconds; without one, the default's."""
+    """The time-out is in milliseconds; a route without one has the default."""
     config = parse_egress_config(CONFIG + '[routes.other]\nchannel = "a"\n')
     assert (config.timeout_of("send"), config.timeout_of("other")) == (1500, 2000)
     assert config.kinds_of("a") == ("other", "send")
@@ -75,7 +75,7 @@ def test_a_route_has_its_own_time_out() -> None:
     [("0ms", 0), ("+7s", 7000), ("2m", 120_000), ("3h", 10_800_000), (f"{U64_MAX}ms", U64_MAX)],
 )
 def test_a_duration_is_a_number_of_a_unit(text: str, millis: int) -> None:
-    """Up to the largest u64."""
+    """The largest number of milliseconds is the largest u64."""
     assert parse_egress_config(CONFIG.replace("2s", text)).default_ack_timeout == millis
 
 
@@ -100,7 +100,7 @@ def test_a_duration_is_a_number_of_a_unit(text: str, millis: int) -> None:
     ],
 )
 def test_a_configuration_that_the_reference_refuses_is_refused(old: str, new: str, complaint: str) -> None:
-    """With what to write instead."""
+    """The error shows what to write instead."""
     with pytest.raises(AdapterError) as caught:
         parse_egress_config(CONFIG.replace(old, new))
     assert complaint in caught.value.message
@@ -109,7 +109,7 @@ def test_a_configuration_that_the_reference_refuses_is_refused(old: str, new: st
 
 
 def test_each_kind_of_effect_has_one_owner() -> None:
-    """The store owns set_context, routes the others; a route that nothing uses is a warning."""
+    """The store owns ``set_context``, and routes own the others; a route that nothing uses is a warning."""
     config = parse_egress_config(CONFIG)
     assert config.check(["set_context", "send"], ["set_context", "send"]) == []
     assert config.check(["send"], []) == ["egress route declared for non-emittable kind 'send'"]
@@ -146,7 +146,7 @@ READY = '{"type":"ready","protocol":"ergo-egress.v1","handled_kinds":'
     ],
 )
 def test_a_greeting_that_is_none_is_a_violation(line: str, complaint: str) -> None:
-    """Named with the channel."""
+    """The error names the channel."""
     with pytest.raises(EgressFailure) as caught:
         check_ready("a", line, ["send"])
     assert str(caught.value) == f"protocol violation on channel 'a': {complaint}"
@@ -155,7 +155,7 @@ def test_a_greeting_that_is_none_is_a_violation(line: str, complaint: str) -> No
 
 
 def test_a_greeting_may_name_more_than_is_routed() -> None:
-    """In any order."""
+    """The kinds may be in any order."""
     check_ready("a", f'{READY}["other","send","more"]}}', ["more", "send"])
 
 
@@ -168,14 +168,14 @@ def test_a_greeting_may_name_more_than_is_routed() -> None:
     ],
 )
 def test_a_failed_dispatch_is_worded_by_its_reason(reason: str, words: str, intent: str | None) -> None:
-    """As the record of the decision says it."""
+    """The words are those of the decision's record."""
     failure = EgressFailure(reason, "a", "d")
     assert (str(failure), failure.intent_id) == (words, intent)
     assert failure.interruption == f"egress dispatch failed: {words}"
 
 
 def test_an_intent_is_asked_for_in_one_line() -> None:
-    """Its fields sorted by name."""
+    """Its fields are sorted by name."""
     fields = (
         IntentField("z", Value(Number=1.0)),
         IntentField("a", Value(Series=(1e16,))),
@@ -187,7 +187,7 @@ def test_an_intent_is_asked_for_in_one_line() -> None:
 
 
 def ack(**fields: Any) -> str:
-    """An ack of the intent."""
+    """Return an ack of the intent."""
     good = {"type": "intent_ack", "intent_id": "id-1", "status": "accepted", "acceptance": "durable"}
     return json.dumps(good | fields)
 
@@ -215,7 +215,7 @@ def test_an_ack_that_is_none_is_a_violation(line: str, complaint: str) -> None:
 
 
 def test_further_fields_of_an_ack_are_ignored() -> None:
-    """As in the reference."""
+    """The reference ignores them too."""
     assert read_ack("a", ack(note=1, egress_ref="r"), INTENT) == CapturedIntentAck(
         "id-1", "a", "accepted", "durable", "r"
     )

@@ -1,4 +1,4 @@
-"""Drivers and fixtures that end a run early, and what is said of them."""
+"""Drivers and fixtures that end a run early, and the report of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVER = Observation("end_of_output")
 
 
 def event(event_id: str = "a", payload: str = "{}") -> Observation:
-    """Return a driver's line of an event."""
+    """Return an event as a line of a driver."""
     fields = f'"event_id":"{event_id}","kind":"Command","at":[0,0],"semantic_kind":"plain","payload":{payload}'
     return Observation("line", f'{{"type":"event","event":{{{fields}}}}}\n')
 
@@ -51,7 +51,7 @@ def host(runtime: Any = None) -> Host:
     ],
 )  # fmt: skip
 def test_a_driver_ends_a_run_after_its_first_event(observations: list[Observation], end: End) -> None:
-    """Completed, or interrupted for a reason."""
+    """The run is completed, or interrupted for a reason."""
     progress = Progress(["E1"])
     assert run_driver(host(), observations, progress) == end
     assert (progress.counts, progress.committed) == ([1], 1)
@@ -78,14 +78,14 @@ START, PROTOCOL, OUTPUT = "driver.start_failed", "driver.protocol_invalid", "dri
     ],
 )  # fmt: skip
 def test_a_driver_that_commits_nothing_fails_the_run(observations: list[Observation], code: str, detail: str) -> None:
-    """The reference's code and words; the driver is named by its command."""
+    """The code and the words are the reference's; the driver is named by its command."""
     with pytest.raises(HostError) as raised:
         run_driver(host(), observations, Progress(["E1"]), command=["a", "b c"])
     assert (raised.value.refusal.code, raised.value.refusal.detail) == (code, detail)
 
 
 def test_a_refused_event_fails_the_run() -> None:
-    """Also after others."""
+    """This also holds after events that were accepted."""
     with pytest.raises(HostError) as raised:
         run_driver(host(), [HELLO, event(), event()], Progress(["E1"]))
     assert (raised.value.refusal.code, raised.value.refusal.detail) == (
@@ -95,7 +95,7 @@ def test_a_refused_event_fails_the_run() -> None:
 
 
 def test_a_host_stops_after_so_many_events_of_a_driver() -> None:
-    """Their numbers are read as it was told."""
+    """Numbers are read as the host was told."""
     run, progress = host(), Progress(["E1"])
     observations = [HELLO, event("a", '{"fixed":8.683244e-56}'), event("b"), event("c")]
     assert run_driver(run, observations, progress, max_events=2, numbers="exact") == End(
@@ -154,14 +154,14 @@ def test_a_fixture_has_episodes_of_events() -> None:
     ],
 )  # fmt: skip
 def test_a_fixture_that_is_none_is_refused(text: str, code: str, detail: str | None) -> None:
-    """With the line."""
+    """The error names the line."""
     with pytest.raises(HostError) as raised:
         read_fixture(text, bound=True, name="f")
     assert (raised.value.refusal.code, raised.value.refusal.detail) == (code, detail)
 
 
 class Unanswered:
-    """An engine whose second episode fails at its channel."""
+    """An engine whose second episode fails because its channel does not answer."""
 
     def __init__(self) -> None:
         self._calls = 0
@@ -175,7 +175,7 @@ class Unanswered:
 
 
 def test_an_event_that_interrupts_a_run_is_counted_and_not_committed() -> None:
-    """Of a driver and of a fixture."""
+    """This holds for drivers and for fixtures."""
     end = End("interrupted", "egress_ack_timeout", "c", "i")
     progress = Progress(["E1"])
     assert run_driver(host(Unanswered()), [HELLO, event("a"), event("b"), event("c")], progress) == end
@@ -196,7 +196,7 @@ def test_an_event_that_interrupts_a_run_is_counted_and_not_committed() -> None:
     ],
 )
 def test_a_host_stops_after_so_many_events_of_a_fixture(max_events: int | None, end: End, counts: list[int]) -> None:
-    """Also where there are no more."""
+    """It also stops if there are no more."""
     episodes = read_fixture(fixture("one", ONE, "two", ONE, ONE), bound=True)
     progress = Progress(episode.label for episode in episodes)
     assert run_fixture(host(), episodes, progress, max_events=max_events) == end

@@ -478,7 +478,7 @@ def test_a_refusal_says_what_where_and_what_to_do(
     rule: str | None,
     exit_code: int,
 ) -> None:
-    """The reference's words, where it has some, and the same fields always."""
+    """The words are the reference's, where it has some; the fields are always the same."""
     with pytest.raises(AdapterError) as caught:
         does()
     error = caught.value
@@ -499,12 +499,12 @@ def test_a_refusal_says_what_where_and_what_to_do(
 def test_a_captured_payload_is_one_that_may_have_been_bound(
     payload: dict[str, Any], kind: str | None, values: dict[str, Any]
 ) -> None:
-    """By its kind, or, where that is not known, by any one."""
+    """Its schema is chosen by its kind; without a known kind, any of the schemas may fit."""
     captured(payload, kind, values)
 
 
 def test_a_bound_event_keeps_its_time_kind_and_meaning() -> None:
-    """With and without an adapter, a payload and a kind."""
+    """This holds with and without an adapter, a payload and a kind."""
     for binding, payload, text in ((Binding(MANIFEST), {}, b"{}"), (Binding(None), None, b"")):
         bound = binding.bind(hosted(payload), binding.store())
         assert bound.event == ExternalEvent("e", COMMAND, AT, text, "plain")
@@ -513,14 +513,14 @@ def test_a_bound_event_keeps_its_time_kind_and_meaning() -> None:
 
 
 def test_routed_effects_do_not_end_the_check_of_others() -> None:
-    """What stands behind one is looked at too."""
+    """The effects behind a routed one are checked too."""
     effects = [ActionEffect("send", (), (INTENT,)), ActionEffect("other", ())]
     with pytest.raises(AdapterError, match="no registered effect handler for kind 'other'"):
         Binding(MANIFEST).check_effects(effects, ["send"])
 
 
 def test_numbers_are_read_as_a_binding_was_told() -> None:
-    """Those of the manifest's schemas, and those of payloads."""
+    """This applies to the numbers in the manifest's schemas and in payloads."""
     adapter = Binding(MANIFEST, "exact").adapter
     assert adapter is not None
     assert adapter.numbers == "exact"
@@ -532,7 +532,7 @@ def test_numbers_are_read_as_a_binding_was_told() -> None:
 
 @pytest.mark.parametrize("length", [400, 470, 499, 500, 600])
 def test_the_text_of_a_refusal_has_at_most_500_characters(length: int) -> None:
-    """The message is cut first; a place that leaves no room is left out."""
+    """The message is cut first; a place that leaves no room for the message is left out."""
     error = AdapterError("schema_violation", "m" * 600, where="w" * length, fix="f", rule="r")
     place = f" (at {'w' * length}, by 'r')"
     expected = "m" * 500 if len(place) >= 500 else "m" * (500 - len(place)) + place
@@ -540,12 +540,12 @@ def test_the_text_of_a_refusal_has_at_most_500_characters(length: int) -> None:
 
 
 def test_minus_zero_is_a_float_in_a_canonical_payload() -> None:
-    """As for the reference; an exponent may be large or small."""
+    """The reference does the same. The letter of an exponent may be upper or lower case."""
     assert canonical_payload(b'{"a":-0,"b":1E2,"c":1e2,"d":0}') == b'{"a":-0.0,"b":100.0,"c":100.0,"d":0}'
 
 
 def test_a_run_without_an_adapter_takes_payloads_as_they_are() -> None:
-    """Canonical, or none."""
+    """They are only made canonical, and may be absent."""
     run = Host("g", Constraints(), FaultRuntime(), "rpv1:none")
     run.step(hosted({"b": 1, "a": 2.0}, event_id="a"))
     run.step(hosted(None, event_id="b"))

@@ -26,7 +26,7 @@ ROWS = [row for name in ("ingress", "fixtures", "egress") for row in rows(name)]
 
 
 def played(row: dict[str, Any]) -> tuple[Outcome, VirtualChannels | None]:
-    """What our host makes of a row, with a driver and channels that follow its scripts."""
+    """Return the outcome of a row on our host, with a driver and channels that follow its scripts."""
     case, clock = case_of(row), Clock()
     steps = row.get("driver_steps") or row.get("feed_steps")
     if steps is None and case.driver_lines is not None:
@@ -42,7 +42,7 @@ def played(row: dict[str, Any]) -> tuple[Outcome, VirtualChannels | None]:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_a_run_ends_as_the_references_did(row: dict[str, Any]) -> None:
-    """The capture to the byte; the line that was printed, or the refusal; what each channel was asked."""
+    """Three things are equal: the capture's bytes, the printed line or refusal, and what each channel was asked."""
     outcome, channels = played(row)
     style = CaptureJsonStyle.Pretty if row.get("pretty") else CaptureJsonStyle.Compact
     capture = None if outcome.bundle is None else encode_bundle(outcome.bundle, style).decode()
@@ -61,14 +61,14 @@ def test_a_run_ends_as_the_references_did(row: dict[str, Any]) -> None:
 
 
 def minimal(**fields: Any) -> Case:
-    """A case of one event without an adapter."""
+    """Return a case of one event without an adapter."""
     fixture = '{"kind":"event","event":{"type":"Command","id":"a"}}\n'
     base = {"graph_id": "g", "fixture": fixture, "engine_outcomes": [{"event_id": "a", "termination": "Completed"}]}
     return read_case(json.dumps(base | fields))
 
 
 def test_outcomes_of_another_event_are_an_error_of_the_case() -> None:
-    """They would be taken for those of the event otherwise."""
+    """Otherwise they would be taken for outcomes of the event."""
     with pytest.raises(CaseError, match="none for a run of 'a': the next is of 'b'"):
         simulate(minimal(engine_outcomes=[{"event_id": "b", "termination": "Completed"}]))
 
@@ -82,7 +82,7 @@ def test_a_deadline_of_zero_calls_no_engine() -> None:
 
 
 def test_effects_without_an_adapter_end_the_run() -> None:
-    """As in the reference."""
+    """The reference ends it too."""
     effects = [{"kind": "set_context", "writes": []}]
     outcome = simulate(minimal(engine_outcomes=[{"event_id": "a", "termination": "Completed", "effects": effects}]))
     assert outcome.refusal is not None
@@ -101,7 +101,7 @@ def test_effects_without_an_adapter_end_the_run() -> None:
     ],
 )
 def test_a_case_that_is_none_is_refused(fields: dict[str, Any], complaint: str) -> None:
-    """The message names the field; a hint says what a case holds."""
+    """The message names the field, and the hint says what a case holds."""
     with pytest.raises(CaseError, match=complaint) as caught:
         minimal(**fields)
     assert caught.value.hint is not None
@@ -109,13 +109,13 @@ def test_a_case_that_is_none_is_refused(fields: dict[str, Any], complaint: str) 
 
 
 def test_an_adapter_of_the_case_is_refused_as_the_reference_does() -> None:
-    """With its code."""
+    """The refusal has the reference's code."""
     outcome = simulate(minimal(adapter_yaml="kind: adapter\n"))
     assert (outcome.status, outcome.reason) == ("refused", "adapter.setup_failed")
 
 
 def test_numbers_are_read_exactly_where_a_case_says_so() -> None:
-    """In the capture of a graph without an adapter too."""
+    """This also applies to the capture of a graph without an adapter."""
     line = '{"kind":"event","event":{"type":"Command","id":"a","payload":{"x":1.3000000000000003}}}'
     for numbers, text in (("reference", b'{"x":1.3000000000000005}'), ("exact", b'{"x":1.3000000000000003}')):
         outcome = simulate(minimal(fixture=line, numbers=numbers))
@@ -124,7 +124,7 @@ def test_numbers_are_read_exactly_where_a_case_says_so() -> None:
 
 
 def test_a_missing_extra_is_no_refusal_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told to whoever installed the program."""
+    """The error is for the person who installed the program."""
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     with pytest.raises(AdapterError, match="'yaml', which is not installed") as caught:
         simulate(minimal(adapter_yaml="kind: adapter\n"))
@@ -133,7 +133,7 @@ def test_a_missing_extra_is_no_refusal_of_the_run(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_outcome_keeps_what_a_case_holds() -> None:
-    """Terminations as the reference writes them."""
+    """Terminations are written as the reference writes them."""
     (outcome,) = minimal(
         engine_outcomes=[{"event_id": "a", "termination": {"Failed": "SemanticError"}}]
     ).engine_outcomes
@@ -161,7 +161,7 @@ LINES = st.sampled_from(
 def test_any_stream_of_a_driver_ends_in_one_of_three_ways(
     lines: list[str], greet: bool, max_events: int | None
 ) -> None:
-    """Completed or interrupted with a capture, or refused without one."""
+    """The run is completed or interrupted with a capture, or refused without one."""
     adapter = next(row["adapter_yaml"] for row in ROWS if row["name"] == "constraints-pump-payload-is-not-used")
     case = Case("g", [], driver_lines=[HELLO, *lines] if greet else lines, adapter_yaml=adapter, max_events=max_events)
     outcome = simulate(case)
@@ -174,7 +174,7 @@ def test_any_stream_of_a_driver_ends_in_one_of_three_ways(
     | st.lists(st.sampled_from(["{", "}", '"kind"', ":", '"event"', ",", "\n", '"type"', "1"])).map("".join)
 )
 def test_any_fixture_is_played_or_refused(fixture: str) -> None:
-    """With no other error."""
+    """No other error is raised."""
     assert simulate(Case("g", [], fixture=fixture)).status == "refused"
 
 
@@ -199,20 +199,20 @@ def test_any_fixture_is_played_or_refused(fixture: str) -> None:
     ],
 )  # fmt: skip
 def test_a_graph_that_needs_an_adapter_names_its_nodes(nodes: list[Any], where: str, detail: str) -> None:
-    """Those that read, and those that write."""
+    """The message names the nodes that read and the nodes that write."""
     refusal = simulate(minimal(nodes=nodes)).refusal
     assert refusal is not None
     assert (refusal.code, refusal.where, refusal.detail) == ("adapter.required_for_graph", where, detail)
 
 
 def test_nodes_that_can_do_without_need_no_adapter() -> None:
-    """What they read is not required."""
+    """A node whose reads are all optional needs no adapter."""
     nodes = [{"id": "n1", "reads": [{"name": "x", "type": "Number"}]}]
     assert simulate(minimal(nodes=nodes)).status == "completed"
 
 
 def test_a_case_names_its_driver_by_its_command() -> None:
-    """And says how it exited."""
+    """The message also says how the driver exited."""
     case = minimal(
         fixture=None,
         driver_lines=[],
@@ -227,7 +227,7 @@ def test_a_case_names_its_driver_by_its_command() -> None:
 
 
 def test_a_case_that_is_none_says_what_one_is() -> None:
-    """As its hint."""
+    """The hint says it."""
     with pytest.raises(CaseError, match=r"^read case: ") as raised:
         read_case("{}")
     assert raised.value.op == "simulate"

@@ -13,12 +13,12 @@ from ergo_capture.kernel.effects import EffectWrite, Value
 
 
 def writes(*pairs: tuple[str, Value]) -> ActionEffect:
-    """A set_context effect."""
+    """Return a ``set_context`` effect."""
     return ActionEffect("set_context", tuple(EffectWrite(key, value) for key, value in pairs))
 
 
 def test_writes_are_kept_as_json() -> None:
-    """A number is a float, a series a list of floats."""
+    """A number is a float, and a series is a list of floats."""
     store = ContextStore()
     store.apply(writes(("v", Value(Series=(1, 2.5))), ("n", Value(Number=1))), ADAPTER)
     assert store.snapshot() == {"n": 1.0, "v": [1.0, 2.5]}
@@ -36,7 +36,7 @@ def test_writes_are_kept_as_json() -> None:
     ],
 )
 def test_a_write_that_the_adapter_does_not_allow_is_refused(effect: ActionEffect, message: str) -> None:
-    """In the reference's words."""
+    """The words are the reference's."""
     with pytest.raises(AdapterError) as caught:
         ContextStore().apply(effect, ADAPTER)
     assert caught.value.code == "invalid_effect"
@@ -71,7 +71,7 @@ def test_a_store_does_not_grow_beyond_its_limit() -> None:
 
 
 def test_a_store_survives_its_text() -> None:
-    """Floats too, to the bit."""
+    """Floats are equal to the last bit."""
     values = {"n": 1.3000000000000003, "v": [1e16, -0.0, 5e-324, 100.0]}
     store = ContextStore(values)
     again = ContextStore.from_json(store.to_json(), limit=7)
@@ -81,7 +81,7 @@ def test_a_store_survives_its_text() -> None:
 
 
 def test_a_store_takes_exactly_its_limit() -> None:
-    """Not a byte more; a value that is replaced makes room."""
+    """One byte more is refused; a value that is replaced makes room."""
     store = ContextStore(limit=len('"n"') + len("3.25"))
     store.apply(writes(("n", Value(Number=3.25))), ADAPTER)
     assert store.size == store.limit
@@ -99,7 +99,7 @@ def test_a_payload_holds_the_stores_value_where_its_text_is_the_same() -> None:
 
 
 def test_a_store_says_what_it_holds() -> None:
-    """By key; a key without a value has none."""
+    """Values are by key; a key without a value has none."""
     values = {"n": 1.0}
     store = ContextStore(values)
     values["v"] = 2.0
@@ -120,7 +120,7 @@ def test_a_store_says_what_it_holds() -> None:
     ],
 )
 def test_a_value_of_each_type_is_kept(value: Value, held: object) -> None:
-    """Also one that is empty or false."""
+    """This includes values that are empty or false."""
     kind = next(name for name in value.__struct_fields__ if getattr(value, name) is not msgspec.UNSET)
     store = ContextStore()
     store.apply(
@@ -131,7 +131,7 @@ def test_a_value_of_each_type_is_kept(value: Value, held: object) -> None:
 
 
 class Declares:
-    """What an adapter declares."""
+    """An adapter that declares these context keys."""
 
     def __init__(self, context: dict[str, ContextKey]) -> None:
         self.context = context
