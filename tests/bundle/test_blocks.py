@@ -1,4 +1,4 @@
-"""Where a block of the index begins, and the column of ids."""
+"""The beginnings of the blocks of an index, and the column of ids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST = 6
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make blocks of 40 bytes, or a quarter of the text before, six at the most."""
+    """Make blocks of 40 bytes, or a quarter of the text before; six at the most."""
     monkeypatch.setattr(elements, "_LEAST_BLOCK", LEAST)
     monkeypatch.setattr(elements, "_SHARE", SHARE)
     monkeypatch.setattr(elements, "MAX_BLOCKS", MOST)
@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def divided(texts: list[bytes], groups: list[int]) -> tuple[list[int], list[bytes]]:
-    """Return the numbers of the first elements of the blocks, and their texts, of elements that come in groups."""
+    """Divide texts that come in groups into blocks; return the number of each block's first text, and the blocks."""
     rule, blocks, number = BlockRule(), list[bytes](), 0
     for count in groups:
         some = texts[number : number + count]
@@ -59,7 +59,7 @@ def test_a_block_begins_as_soon_as_the_one_before_is_large_enough() -> None:
 @pytest.mark.usefixtures("small")
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=60), st.lists(st.integers(1, 9), min_size=60, max_size=60))
 def test_blocks_do_not_depend_on_how_many_elements_come_at_a_time(sizes: list[int], groups: list[int]) -> None:
-    """P11: so a bundle that is composed while its session runs has the same."""
+    """P11: a bundle that is composed while its session runs has the same blocks."""
     texts = [b"," + b"x" * (size - 1) for size in sizes]
     ends = [end for end in accumulate(groups) if end < len(sizes)]
     some = [after - before for before, after in pairwise([0, *ends, len(sizes)])]
@@ -67,7 +67,7 @@ def test_blocks_do_not_depend_on_how_many_elements_come_at_a_time(sizes: list[in
 
 
 def test_text_without_a_mark_goes_on_with_its_block() -> None:
-    """Even if it is large."""
+    """The text may be large."""
     rule = BlockRule()
     assert rule.divide(Elements(b",1", 1, [(0, 0)])) == [0]
     assert rule.divide(Elements(b",2" * (1 << 20), 1 << 20, [])) == []
@@ -76,7 +76,7 @@ def test_text_without_a_mark_goes_on_with_its_block() -> None:
 
 
 def test_marks_are_at_every_64th_element_and_at_large_ones() -> None:
-    """Counted from the beginning of the list, not from the first of these."""
+    """They are counted from the beginning of the list, not from the first of these elements."""
     assert marked([1] * 200, 0) == [0, 64, 128, 192]
     assert marked([1] * 130, 3) == [61, 125]
     assert marked([1, 8 << 10, (8 << 10) - 1, 9 << 10, 1], 60) == [1, 3, 4]
@@ -87,7 +87,7 @@ def test_marks_are_at_every_64th_element_and_at_large_ones() -> None:
 
 @pytest.mark.parametrize("groups", [[3, 70, 127], [64, 64, 72], [1, 63, 1, 135]], ids=str)
 def test_marks_do_not_depend_on_how_many_elements_are_expanded_at_a_time(groups: list[int]) -> None:
-    """P11: for events and for decisions."""
+    """P11: this holds for events and for decisions."""
     row = b'{"type":"event","event":{"event_id":"e%d","kind":"Command","at":{"secs":%d,"nanos":0}}}\n'
     lines = [row % (number, number) for number in range(sum(groups))]
     ids = [f"e{number}" for number in range(len(lines))]
@@ -116,7 +116,7 @@ def test_marks_do_not_depend_on_how_many_elements_are_expanded_at_a_time(groups:
 
 
 def test_episodes_of_a_run_go_on_from_one_call_to_the_next() -> None:
-    """Also where it begins after a row of another kind."""
+    """A run may begin after a row of another kind."""
     decisions = DecisionTexts(iter([b"[[0,7,1],[0,20,6]]"]), None)
     texts = []
     for ids in (["a", "b", "c"], ["d"], ["e", "f", "g"]):
@@ -128,7 +128,7 @@ def test_episodes_of_a_run_go_on_from_one_call_to_the_next() -> None:
 
 
 def test_the_column_of_ids_holds_half_a_checksum_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bytes, little-endian; none of them where there are too many events."""
+    """An id has two bytes, little-endian; if there are too many events, there is no column."""
     monkeypatch.setattr(elements, "_MAX_IDS", 5)
     ids = ["a", "b", "ü", "", "e"]
     column = IdColumn()

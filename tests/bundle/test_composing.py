@@ -1,4 +1,4 @@
-"""What a bundle, its manifest and its index say of the part that they were composed of, and what stands beside them."""
+"""A bundle, its manifest and its index describe the part of a session that they were composed of."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def line(number: int) -> bytes:
 
 
 def frames_of(*counts: int, first: int = 0) -> list[tuple[bytes, int]]:
-    """Return the bodies of frames of so many events each."""
+    """Return the bodies of frames with so many events each."""
     frames = []
     for count in counts:
         frames.append((b"".join(map(line, range(first, first + count))), count))
@@ -74,12 +74,12 @@ def publish(job: ComposeJob, sequence: Sequence | None = None) -> PublishedBundl
 
 
 def manifest_of(job: ComposeJob) -> Manifest:
-    """Return the manifest that stands there."""
+    """Return the manifest in the place of the job's manifest."""
     return read_manifest(manifest_path(Path(job.destination)))
 
 
 def changed(job: ComposeJob, **fields: Any) -> ComposeJob:
-    """Return a job with other fields."""
+    """Return a job with some fields changed."""
     return msgspec.structs.replace(job, **fields)
 
 
@@ -95,7 +95,7 @@ def left_in(job: ComposeJob) -> list[str]:
 def test_a_part_inside_frames_is_composed_like_a_session_of_its_events(
     monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    """P11: to the byte, with its index and its semantic kinds."""
+    """P11: the bundles are equal to the byte, with their index and semantic kinds."""
     for module, name, value in [
         ("compose", "_INDEXED_BYTES", 0),
         ("compose", "_BLOCK_BYTES", block_bytes),
@@ -119,7 +119,7 @@ def test_a_part_inside_frames_is_composed_like_a_session_of_its_events(
 
 
 def test_small_frames_are_expanded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as a block holds; a larger frame is one by itself."""
+    """As many as a block holds are taken; a larger frame is expanded by itself."""
     expanded = []
 
     def expand(body: bytes, *arguments: Any) -> Any:
@@ -159,7 +159,7 @@ def test_a_journal_that_holds_less_than_was_acknowledged_gives_no_bundle(
 
 
 def error_of(job: ComposeJob, *, running: bool) -> ErgoCaptureError:
-    """Return the error that composing raises; nothing is left in the directory."""
+    """Return the error that composing raises; check that nothing is left in the directory."""
 
     def compose_along() -> None:
         with RunningBundle(changed(job, count=0, event_frames=b"", decision_frames=b"")) as bundle:
@@ -183,7 +183,7 @@ def test_a_refusal_in_a_session_without_an_adapter_is_a_defect() -> None:
 
 
 def test_a_part_without_events_has_an_empty_bundle(found: Captured) -> None:
-    """There is no last event."""
+    """It has no last event."""
     job = changed(found.job("b", 0), event_frames=b"", decision_frames=b"")
     publish(job)
     assert b'"events":[],"decisions":[]' in Path(job.destination).read_bytes()
@@ -195,7 +195,7 @@ def test_a_part_without_events_has_an_empty_bundle(found: Captured) -> None:
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_a_manifest_has_the_sizes_and_digests_of_text_and_file(found: Captured, compress: str) -> None:
-    """Those of the file only where it is not the text."""
+    """The file's are given only where the file is not the text itself."""
     job = found.job("b", TOTAL, compress=compress)
     published = publish(job)
     text, data = read_text(Path(job.destination)), Path(job.destination).read_bytes()
@@ -212,7 +212,7 @@ def test_a_manifest_has_the_sizes_and_digests_of_text_and_file(found: Captured, 
 
 
 def test_finished_bundles_are_numbered(found: Captured) -> None:
-    """A snapshot has no number, and neither has a bundle that stands there already: it keeps its own."""
+    """A snapshot has no number. A bundle that stands there already keeps its own."""
     sequence = Sequence(4)
     snapshot = changed(found.job("b", 4), ended="open")
     assert publish(snapshot, sequence).publication.sequence is None
@@ -235,7 +235,7 @@ def test_finished_bundles_are_numbered(found: Captured) -> None:
 def test_a_number_is_used_once_its_manifest_may_be_there(
     found: Captured, monkeypatch: pytest.MonkeyPatch, numbered: str, fails: WriteStage
 ) -> None:
-    """The rename was done, though it may not be durable; a number that is given twice would be worse than a gap."""
+    """The rename was done, even if it is not durable; a number given twice would be worse than a gap."""
     job = found.job("b", TOTAL)
     if numbered == "snapshot":
         job = changed(job, ended="open")
@@ -293,7 +293,7 @@ def test_an_own_snapshot_is_replaced_without_a_look_at_its_events(found: Capture
 
 
 def test_a_snapshot_in_the_other_form_is_removed(found: Captured) -> None:
-    """From before a change of the configuration; a finished bundle in the other form stays."""
+    """It may be from before a change of the configuration; a finished bundle in the other form stays."""
     snapshot = changed(found.job("b", 4), ended="open")
     publish(snapshot)
     job = found.job("b", TOTAL, compress="zstd")
@@ -317,7 +317,7 @@ def test_a_snapshot_in_the_other_form_is_removed(found: Captured) -> None:
 def test_only_the_layout_of_a_bundle_of_the_same_part_is_kept(
     found: Captured, change: dict[str, Any], *, is_own: bool, kept: bool
 ) -> None:
-    """Its text can be compared then. A snapshot of the daemon itself, which it replaces, does not count."""
+    """Its text can then be compared. The daemon's own snapshot, which is replaced, does not count."""
     pretty = found.job("b", TOTAL, style="pretty")
     publish(pretty)
     manifest = msgspec.structs.replace(manifest_of(pretty), **change)
@@ -328,7 +328,7 @@ def test_only_the_layout_of_a_bundle_of_the_same_part_is_kept(
 
 
 def test_a_bundle_gets_an_index_from_a_size_on(found: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A smaller one is read quickly; the index of an earlier snapshot is removed."""
+    """A smaller one is read quickly without; the index of an earlier snapshot is removed."""
     job = changed(found.job("b", TOTAL), ended="open")
     publish(job)
     assert manifest_of(job).index is None
@@ -343,7 +343,7 @@ def test_a_bundle_gets_an_index_from_a_size_on(found: Captured, monkeypatch: pyt
 def test_an_index_that_cannot_be_written_is_an_error_of_its_own(
     found: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The manifest is not written: it would name the index."""
+    """The manifest is not written, since it would name the index."""
     monkeypatch.setattr(compose, "_INDEXED_BYTES", 0)
     job = found.job("b", TOTAL)
     (index_path(Path(job.destination)) / "in the way").mkdir(parents=True)
@@ -357,12 +357,12 @@ def test_an_index_that_cannot_be_written_is_an_error_of_its_own(
 
 
 def begun(found: Captured) -> RunningBundle:
-    """Return the bundle of a session of which nothing is known yet."""
+    """Return a running bundle that has no frames yet."""
     return RunningBundle(changed(found.job("running", 0), event_frames=b"", decision_frames=b""))
 
 
 def test_frames_that_are_added_one_by_one_are_not_taken_again_at_the_end(found: Captured) -> None:
-    """The end knows all frames."""
+    """At the end the job has all frames, including those that were added."""
     job = found.job("running", TOTAL)
     with begun(found) as running:
         for number in range(2):
@@ -374,7 +374,7 @@ def test_frames_that_are_added_one_by_one_are_not_taken_again_at_the_end(found: 
 
 
 def test_writing_ends_after_so_many_bytes_of_text(found: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of a block; whatever was written before."""
+    """It ends at the end of a block; what earlier calls wrote does not count."""
     monkeypatch.setattr(compose, "_BLOCK_BYTES", 1)
     job = found.job("running", TOTAL)
     text = found.published(found.job("end", 4))["s.capture.json"]
@@ -391,7 +391,7 @@ def test_writing_ends_after_so_many_bytes_of_text(found: Captured, monkeypatch: 
 def test_a_frame_that_is_written_whole_is_not_read_again(
     found: Captured, monkeypatch: pytest.MonkeyPatch, most_bytes: int | None
 ) -> None:
-    """Whatever happens to it in the journal; one that is written in part is."""
+    """The frame may be damaged in the journal meanwhile. A frame that is written in part is read again."""
     monkeypatch.setattr(compose, "_BLOCK_BYTES", 1)
     job = found.job("running", TOTAL)
     expected = found.published(found.job("end", TOTAL))

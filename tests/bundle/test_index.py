@@ -78,7 +78,7 @@ def outcome(stream: Any, wanted: Selection) -> Any:
 def test_whatever_is_selected_is_what_the_whole_bundle_gives(
     session: Any, data: st.DataObject, style: str, compress: str
 ) -> None:
-    """Ids may occur twice; the events may be of any kind."""
+    """Ids may occur twice, and the events may be of any kind."""
     with captured(*session) as found:
         bundle = composed(found, found.events_at[-1], style=style, compress=compress)
         with open_bundle(bundle) as whole, indexed(bundle) as parts:
@@ -101,7 +101,7 @@ def test_whatever_is_selected_is_what_the_whole_bundle_gives(
 
 
 def test_only_the_blocks_that_are_wanted_are_read(bundle: Path) -> None:
-    """Whatever the size of the bundle."""
+    """The size of the bundle does not matter."""
     with indexed(bundle) as stream:
         assert [event.event_id for _, event, _ in select_last(stream, Selection(), 2)] == ["e18", "e19"]
         assert stream.bytes_read < stream.size / 2
@@ -114,7 +114,7 @@ def test_only_the_blocks_that_are_wanted_are_read(bundle: Path) -> None:
 
 
 def test_a_block_whose_digest_differs_is_not_believed(tmp_path: Path) -> None:
-    """Others are; the size of the file is the same."""
+    """The other blocks are believed; the size of the file is the same."""
     with captured(*of_many()) as found:
         bundle = composed(found, 20)
         bundle.write_bytes(bundle.read_bytes().replace(b'{"event_id":"e18"', b'{"event_id":"e88"'))
@@ -126,7 +126,7 @@ def test_a_block_whose_digest_differs_is_not_believed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["bundle", "index", "format", "none", "gone", "nonsense"])
 def test_an_index_that_is_not_vouched_for_is_ignored(change: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bundle is read as one without an index."""
+    """The bundle is read as if it had no index."""
     with captured(*of_many()) as found:
         bundle = composed(found, 20)
         manifest = read_manifest(manifest_path(bundle))
@@ -166,7 +166,7 @@ def test_an_index_that_is_not_vouched_for_is_ignored(change: str, capsys: pytest
 def test_commands_say_that_they_did_not_read_the_rest(
     bundle: Path, arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On standard error, with the bytes."""
+    """The note is on standard error, with the number of bytes."""
     assert app.run([arguments[0], str(bundle), *arguments[1:]]) == 0
     out, said = capsys.readouterr()
     assert "were read, by its index; the rest was not" in said
@@ -178,7 +178,7 @@ def test_commands_say_that_they_did_not_read_the_rest(
 
 
 def test_a_compressed_bundle_is_one_zstd_file(tmp_path: Path) -> None:
-    """Its frames are independent, and every reader joins them."""
+    """Its frames are independent, and any reader joins them."""
     with captured(*of_many()) as found:
         bundle = composed(found, 20, compress="zstd")
         plain = found.job("plain", 20)

@@ -1,4 +1,4 @@
-"""What may be written over: bundles by the publisher, and files by commands."""
+"""Rules for replacing files: bundles by the publisher, and files by commands."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ergo_capture.bundle.placement import NewBundle, Place, find_place, refusal_
 
 
 def text_of(events: int, style: CaptureJsonStyle = CaptureJsonStyle.Compact) -> bytes:
-    """Return the text of a bundle of that many events; each begins with the events of the smaller ones."""
+    """Return the text of a bundle of so many events; each begins with the events of the smaller ones."""
     return encode_bundle(small_bundle(events=events), style)
 
 
 def standing(state: Path, events: int, *, text: bytes | None = None, **fields: Any) -> Path:
-    """Write a bundle of that many events, with its manifest."""
+    """Write a bundle of so many events, with its manifest."""
     return store(state, "s", text=text or text_of(events), events=events, decisions=events, **fields)
 
 
@@ -45,13 +45,13 @@ KEPT = ("s.capture.json", None, True)
 @pytest.mark.parametrize("ended", ["complete", "recovered", "interrupted", "rotated"])
 @pytest.mark.parametrize("events", [0, 1, 3])
 def test_a_finished_bundle_is_not_replaced_by_another(tmp_path: Path, ended: str, events: int) -> None:
-    """Neither by fewer events nor by more."""
+    """It is replaced neither by fewer events nor by more."""
     wanted = standing(tmp_path, 2, ended=ended, sequence=7)
     assert placed(wanted, text_of(events)) == BESIDE
 
 
 def test_a_finished_bundle_with_the_same_text_stays(tmp_path: Path) -> None:
-    """Whatever the new one's ending and number would be; compressed or not."""
+    """The ending and the number of the new bundle do not matter, nor whether the old one is compressed."""
     wanted = standing(tmp_path, 2)
     assert placed(wanted, text_of(2)) == KEPT
     packed = standing(tmp_path / "packed", 2, compress=True)
@@ -59,7 +59,7 @@ def test_a_finished_bundle_with_the_same_text_stays(tmp_path: Path) -> None:
 
 
 def test_a_finished_bundle_that_has_rotted_or_is_gone_is_written_again(tmp_path: Path) -> None:
-    """The text is the one that its manifest describes."""
+    """The text must be the one that its manifest describes."""
     wanted = standing(tmp_path, 2)
     wanted.write_bytes(wanted.read_bytes().replace(b"e1", b"e7", 1))
     assert placed(wanted, text_of(2)) == FREE
@@ -73,7 +73,7 @@ def test_a_finished_bundle_that_has_rotted_or_is_gone_is_written_again(tmp_path:
 def test_a_snapshot_is_replaced_by_a_bundle_that_begins_with_its_events(
     tmp_path: Path, style: CaptureJsonStyle, compress: bool
 ) -> None:
-    """A journal that was restored may hold fewer events, or others: then both bundles are kept."""
+    """A journal that was restored may hold fewer events, or other ones; both bundles are then kept."""
     for events in range(4):
         wanted = standing(tmp_path, events, ended="open", text=text_of(events, style), compress=compress)
         expected = [FREE[2] if later >= events else True for later in range(5)]
@@ -83,7 +83,7 @@ def test_a_snapshot_is_replaced_by_a_bundle_that_begins_with_its_events(
 
 
 def test_a_long_snapshot_is_compared_to_its_last_event(tmp_path: Path) -> None:
-    """Over several blocks of the text, and where the difference stands at a block's edge."""
+    """The text has several blocks, and the difference may be at the edge of a block."""
     longest = text_of(4000)
     for events in (2400, 2700, 2701, 3999):
         wanted = standing(tmp_path, events, ended="open", text=text_of(events))
@@ -93,14 +93,14 @@ def test_a_long_snapshot_is_compared_to_its_last_event(tmp_path: Path) -> None:
 
 
 def test_what_a_daemon_of_0_1_0_left_at_its_stop_may_grow(tmp_path: Path) -> None:
-    """It wrote ``interrupted``, and no number, for a session that went on."""
+    """For a session that went on, it wrote ``interrupted`` and no number."""
     wanted = standing(tmp_path, 2, ended="interrupted")
     assert placed(wanted, text_of(3)) == FREE
     assert placed(wanted, text_of(1)) == BESIDE
 
 
 def test_the_callers_own_snapshot_is_replaced_unread(tmp_path: Path) -> None:
-    """It knows its SHA-256."""
+    """The caller knows its SHA-256."""
     wanted = standing(tmp_path, 2, ended="open")
     own = read_manifest(manifest_path(wanted)).sha256
     wanted.write_bytes(b"unreadable")
@@ -109,7 +109,7 @@ def test_the_callers_own_snapshot_is_replaced_unread(tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_a_manifest_is_replaced_by_its_continuation_only(tmp_path: Path) -> None:
-    """A kill between the two renames leaves one, and so does somebody who puts a file there."""
+    """A kill between the two renames leaves such a bundle; so does somebody who puts a file there."""
     wanted = standing(tmp_path, 2)
     for spoil in (manifest_path(wanted).unlink, lambda: manifest_path(wanted).write_bytes(b"{")):
         spoil()
@@ -125,7 +125,7 @@ def test_a_bundle_without_a_manifest_is_replaced_by_its_continuation_only(tmp_pa
 
 
 def test_a_name_beside_is_used_again_for_the_same_bundle(tmp_path: Path) -> None:
-    """A start after a crash does not add a bundle each time; another one gets the next name."""
+    """A start after a crash does not add a bundle each time; a different bundle gets the next name."""
     wanted = standing(tmp_path, 5)
     for number, events in ((2, 2), (3, 3)):
         name = f"s~1~{number}.capture.json"
@@ -148,7 +148,7 @@ def test_a_stale_form_of_a_snapshot_counts(tmp_path: Path) -> None:
 
 
 def test_a_command_does_not_write_over_what_it_reads(tmp_path: Path) -> None:
-    """By its name, another way to it, a symbolic or a hard link, or a descriptor."""
+    """It finds the file under its name, another path, a symbolic or hard link, or a descriptor."""
     source, other = tmp_path / "source", tmp_path / "other"
     source.write_bytes(b"x")
     other.write_bytes(b"x")
@@ -166,7 +166,7 @@ def test_a_command_does_not_write_over_what_it_reads(tmp_path: Path) -> None:
 
 
 def test_a_command_does_not_write_over_what_is_finished(tmp_path: Path) -> None:
-    """A finished bundle, its manifest, by a link too; a segment of a journal. A snapshot may be."""
+    """Finished are a bundle and its manifest, also under a link, and a segment of a journal. A snapshot is not."""
     bundle = standing(tmp_path, 2)
     (tmp_path / "link").symlink_to(bundle)
     for path in (bundle, tmp_path / "link"):

@@ -1,4 +1,4 @@
-"""Properties of any run: replay and re-derivation reproduce it, the clock is monotonic, and which payloads are accepted."""
+"""Properties of any run: replays reproduce it, its clock is monotonic, and a plain parser accepts the same payloads."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ results = st.builds(
 
 
 class Plan:
-    """An engine that ends each attempt as planned: by the number of the attempt, over all events."""
+    """An engine that ends each attempt as planned; attempts are numbered over all events."""
 
     def __init__(self, outcomes: list[RunResult]) -> None:
         self._outcomes = deque(outcomes)
 
     def run(self, graph_id: str, event_id: str, event: Any, deadline: EventTime | None) -> RunTermination | RunResult:
-        """The next outcome; completed when the plan is used up."""
+        """Return the next outcome; completed when the plan is used up."""
         return self._outcomes.popleft() if self._outcomes else RunTermination.Completed
 
 
@@ -150,7 +150,7 @@ def test_replaying_a_capture_reproduces_it(
 def test_records_are_encoded_together_as_one_by_one(
     stream: list[ExternalEvent], constraints: Constraints, outcomes: list[RunResult]
 ) -> None:
-    """Byte for byte."""
+    """The bytes are equal."""
     bundle = capture(stream, constraints, outcomes)
     assert encode_events(bundle.events) == b",".join(map(encode_event, bundle.events))
     assert encode_decisions(bundle.decisions) == b",".join(map(encode_decision, bundle.decisions))
@@ -160,7 +160,7 @@ def test_records_are_encoded_together_as_one_by_one(
 def test_rederiving_a_capture_without_an_engine_reproduces_it(
     stream: list[ExternalEvent], constraints: Constraints, outcomes: list[RunResult]
 ) -> None:
-    """Record by record, including the fields that are not compared."""
+    """Every record is equal, including the fields that a replay does not compare."""
     bundle = capture(stream, constraints, outcomes)
     validate_bundle_strict(bundle, expected_adapter_provenance="none", expected_runtime_provenance="rpv1:plan")
     assert rederive(bundle) == list(bundle.decisions)
@@ -187,7 +187,7 @@ def test_the_clock_never_goes_back(
 def test_an_episode_id_is_assigned_once_and_invoked_at_most_once(
     stream: list[ExternalEvent], constraints: Constraints, ending: RunTermination
 ) -> None:
-    """However often it is put back, and whichever Pump invokes it."""
+    """It does not matter how often it is put back, or which Pump invokes it."""
     log = MemoryDecisionLog()
     supervisor = Supervisor("g", constraints, log, FaultRuntime(ending))
     for event in stream:
@@ -206,7 +206,7 @@ SPACE = b" \t\n\r"
 
 
 class Refused(Exception):
-    """The oracle does not take it."""
+    """Raised by the oracle for a text that it refuses."""
 
 
 class Oracle:
@@ -217,7 +217,7 @@ class Oracle:
         self.text, self.at = text, 0
 
     def document(self) -> str:
-        """The first character of the one value that the text is."""
+        """Read the text, which must be a single value, and return its first character."""
         self.space()
         first = self.text[self.at : self.at + 1].decode()
         self.value(0)
@@ -227,19 +227,19 @@ class Oracle:
         return first
 
     def space(self) -> None:
-        """Pass white space."""
+        """Skip white space."""
         while self.text[self.at : self.at + 1] and self.text[self.at] in SPACE:
             self.at += 1
 
     def take(self, expected: bytes) -> bool:
-        """Pass these bytes, if they are next."""
+        """Skip these bytes, if they are next."""
         if not self.text.startswith(expected, self.at):
             return False
         self.at += len(expected)
         return True
 
     def value(self, depth: int) -> None:
-        """Pass a value that stands inside so many others."""
+        """Skip a value at this depth."""
         if self.take(b"{"):
             self.members(depth + 1, b"}", keys=True)
         elif self.take(b"["):
@@ -250,7 +250,7 @@ class Oracle:
             self.number()
 
     def members(self, depth: int, end: bytes, *, keys: bool) -> None:
-        """Pass what is in an object or an array, and its end."""
+        """Skip the content of an object or an array, and its end."""
         if depth > 127:
             raise Refused
         self.space()
@@ -274,7 +274,7 @@ class Oracle:
                 raise Refused
 
     def string(self) -> None:
-        """Pass the rest of a string."""
+        """Skip the rest of a string."""
         high = False
         while True:
             byte = self.text[self.at : self.at + 1]
@@ -297,7 +297,7 @@ class Oracle:
                 return
 
     def number(self) -> None:
-        """Pass a number that an f64 can stand for."""
+        """Skip a number that an f64 can represent."""
         match = NUMBER.match(self.text, self.at)
         if match is None or abs(float(match[0])) == float("inf"):
             raise Refused
@@ -333,7 +333,7 @@ pieces = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Generate a sound payload with some bytes replaced."""
+    """Generate a valid payload with some bytes replaced."""
     text = draw(payloads)
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(text)))
@@ -360,13 +360,13 @@ nested = st.builds(
 @example(b'{"a":1,"a":2}')
 @example(b" \n{ } \r\n")
 def test_a_payload_is_accepted_exactly_where_a_plain_parser_accepts_it(payload: bytes) -> None:
-    """Whatever the bytes."""
+    """This holds for any bytes."""
     assert accepted(payload) == oracle_accepts(payload)
 
 
 @given(payloads)
 def test_a_sound_payload_survives_a_bundle_byte_for_byte(payload: bytes) -> None:
-    """Through encoding and decoding."""
+    """It is encoded and decoded."""
     event = ExternalEvent.with_payload("e", ExternalEventKind.Command, EventTime(0, 0), payload)
     bundle = decode_bundle(encode_bundle(capture([event], Constraints(), [])))
     assert bytes(bundle.events[0].payload) == payload

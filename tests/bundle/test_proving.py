@@ -1,4 +1,4 @@
-"""A proof and the judge that looks at every event by itself say the same of every bundle."""
+"""A proof gives the same verdict on every bundle as the judge, which looks at each event by itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ergo_capture.kernel.events import ExternalEventPayloadError, are_payloads, 
 
 
 def said(path: Path) -> Any:
-    """Return a bundle's verdict, comparable; or the error's message."""
+    """Return a bundle's verdict in a form that can be compared, or the error's message."""
     try:
         verdict = verify_bundle(path)
     except ErgoCaptureError as error:
@@ -44,7 +44,7 @@ def said(path: Path) -> Any:
 
 
 def comparable(verdict: Verdict) -> Any:
-    """Return a verdict whose error can be compared."""
+    """Return a verdict in a form that can be compared."""
     complaint = verdict.complaint
     return (
         verdict.graph_id,
@@ -58,7 +58,7 @@ def comparable(verdict: Verdict) -> Any:
 
 
 def judged(path: Path) -> Any:
-    """Return the same as ``said`` without a proof, and with lists whose ends are not guessed."""
+    """Return the same as ``said``, but without a proof and without guessing the ends of lists."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "prove", lambda *_args, **_more: None)
         return said(path)
@@ -77,7 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def agree(place: Path, text: bytes) -> Any:
-    """Write a bundle, and return what both say of it."""
+    """Write a bundle, check that both give the same verdict, and return it."""
     place.write_bytes(text)
     found = said(place)
     assert found == judged(place)
@@ -89,7 +89,7 @@ bundles = st.builds(capture, streams(), limits, plans())
 
 @given(bundles, st.sampled_from(CaptureJsonStyle), st.sampled_from([1, 300, 1 << 15]))
 def test_a_sound_bundle_is_proven(place: Path, bundle: CaptureBundle, style: CaptureJsonStyle, block: int) -> None:
-    """Whatever limits it has and however its episodes ended, in either style, with blocks of any size."""
+    """Its limits, the ends of its episodes, its style and the size of the blocks do not matter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(elements, "_BLOCK", block)
         agree(place, encode_bundle(bundle, style))
@@ -149,7 +149,7 @@ changes = st.lists(
 def test_a_changed_bundle_gets_the_judges_verdict(
     place: Path, bundle: CaptureBundle, style: CaptureJsonStyle, changes: list[tuple[str, int, Any]], block: int
 ) -> None:
-    """Complaint for complaint, wherever values were changed, removed or repeated."""
+    """Every complaint is the same, wherever values were changed, removed or repeated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(elements, "_BLOCK", block)
         agree(place, changed(bundle, style, changes))
@@ -166,7 +166,7 @@ def test_a_changed_bundle_gets_the_judges_verdict(
 def test_a_damaged_text_gets_the_judges_verdict(
     place: Path, bundle: CaptureBundle, style: CaptureJsonStyle, damage: list[tuple[int, int, int]]
 ) -> None:
-    """Bytes replaced, removed and inserted."""
+    """Bytes were replaced, removed or inserted."""
     text = bytearray(encode_bundle(bundle, style))
     for place_of, count, byte in damage:
         at = place_of % len(text)
@@ -177,7 +177,7 @@ def test_a_damaged_text_gets_the_judges_verdict(
 def said_by_workers(path: Path, stretch: int) -> Any:
     """Return the same as ``said``, from two workers, with stretches of so many bytes.
 
-    Threads stand in for processes, which take a second for thirty bundles to start; other tests have processes.
+    Threads stand in for processes: starting processes for thirty bundles takes a second, and other tests use them.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
@@ -194,20 +194,20 @@ def said_by_workers(path: Path, stretch: int) -> Any:
 def test_workers_give_the_judges_verdict(
     place: Path, bundle: CaptureBundle, style: CaptureJsonStyle, changes: list[tuple[str, int, Any]], stretch: int
 ) -> None:
-    """Wherever the list is cut."""
+    """The list may be cut anywhere."""
     place.write_bytes(changed(bundle, style, changes))
     assert said_by_workers(place, stretch) == judged(place)
 
 
 def test_every_conformance_text_gets_one_verdict_from_any_number_of_processes(place: Path) -> None:
-    """With one, and with two."""
+    """One process and two give the same verdict."""
     for text in TEXTS:
         place.write_text(text)
         assert said_by_workers(place, 300) == said(place)
 
 
 def test_workers_prove_a_sound_bundle(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With limits, effects, failures and pumps, in stretches, without the judge."""
+    """It has limits, effects, failures and pumps; the judge is not called."""
     monkeypatch.setattr(checking, "WORTH_A_PROCESS", 0)
     monkeypatch.setattr(workers, "STRETCH", 5000)
     for limited in (False, True):
@@ -235,12 +235,12 @@ def test_a_bundle_that_is_replaced_meanwhile_is_not_proven(place: Path, monkeypa
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_unusual_text_gets_the_judges_verdict(name: str, place: Path) -> None:
-    """Where serde is lenient or strict, and where lists are not where they seem to be."""
+    """Serde may be lenient or strict, and lists may not be where they seem to be."""
     agree(place, ODD[name]())
 
 
 def test_every_conformance_text_gets_the_judges_verdict(place: Path) -> None:
-    """The reference's own bundles, and those that it refuses."""
+    """This includes the reference's own bundles and those that it refuses."""
     for text in TEXTS:
         agree(place, text.encode())
 
@@ -279,7 +279,7 @@ between = st.sampled_from(
 @example([b"{}", b"9223372036854775807", b"{}"])
 @example([b'{"a":', b"}"])
 def test_payloads_are_accepted_together_where_each_is(payloads: list[bytes]) -> None:
-    """Payloads that make up for each other too."""
+    """This also holds if the defect of one payload makes up for that of another."""
 
     def is_accepted(payload: bytes) -> bool:
         try:
@@ -292,14 +292,14 @@ def test_payloads_are_accepted_together_where_each_is(payloads: list[bytes]) -> 
 
 
 def test_usual_payloads_are_accepted_without_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objects with and without arrays, empty ones, and none at all."""
+    """These are objects with and without arrays, empty objects, and absent payloads."""
     monkeypatch.setattr(events, "check_payload", None)
     assert are_payloads([])
     assert are_payloads([b"", b"{}", b'{"a":{"b":1.5}}', b'{"a":[{"b":[null,-1]}],"a":"[{"}'] * 100)
 
 
 def replayed(path: Path, *, strict: bool) -> Any:
-    """Return what a replay with the fixed engine says of a bundle; or the error's message."""
+    """Return the result of a replay with the fixed engine, or the error's message."""
     provenances = Strictness("none", "rpv1:plan") if strict else None
     try:
         with BundleStream(path, guess=not strict) as stream:
@@ -312,7 +312,7 @@ def replayed(path: Path, *, strict: bool) -> Any:
 def test_a_replay_with_the_fixed_engine_is_the_same_with_a_proof(
     place: Path, bundle: CaptureBundle, changes: list[tuple[str, int, Any]], *, strict: bool
 ) -> None:
-    """Strict or not, diverging or not."""
+    """The replay may be strict or not, and may diverge or not."""
     place.write_bytes(changed(bundle, CaptureJsonStyle.Compact, changes))
     found = replayed(place, strict=strict)
     with pytest.MonkeyPatch.context() as patch:

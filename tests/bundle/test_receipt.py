@@ -1,4 +1,4 @@
-"""What a receipt proves."""
+"""A receipt proves that a target holds a bundle, if it describes the bundle exactly."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ PLACE = Place("s3://b/p", "http://e")
 
 
 def listed(state: Path) -> StoredBundle:
-    """Return the one bundle of a state directory."""
+    """Return the one bundle of a state directory, from the catalogue."""
     (bundle,) = Catalogue(state / "bundles").read()
     return bundle
 
 
 def receipt_of(bundle: Path, **fields: Any) -> Receipt:
-    """Return a receipt of a bundle as it is; ``fields`` replace its own."""
+    """Return a receipt of a bundle as it is now; ``fields`` replace its own."""
     text = bundle.read_bytes()
     said: dict[str, Any] = {
         "target": "archive",
@@ -60,12 +60,12 @@ def with_receipt(state: Path, **fields: Any) -> Path:
 
 
 def holders(state: Path, **places: Place) -> frozenset[str]:
-    """Return the targets that hold the one bundle of a state directory."""
+    """Return the targets that are proven to hold the one bundle of a state directory."""
     return Receipts(places or {"archive": PLACE}).holders(listed(state))
 
 
 def test_a_receipt_names_the_target_that_holds_a_bundle(tmp_path: Path) -> None:
-    """It lies beside the bundle."""
+    """The receipt lies beside the bundle."""
     bundle = with_receipt(tmp_path)
     assert receipt_path(bundle, "archive").name == "S.shipped.archive.json"
     assert holders(tmp_path) == {"archive"}
@@ -93,13 +93,13 @@ def test_a_receipt_that_differs_in_anything_proves_nothing(tmp_path: Path, field
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[", b"\xff"])
 def test_a_receipt_that_cannot_be_read_proves_nothing(tmp_path: Path, text: bytes) -> None:
-    """A kill leaves none such, but people do."""
+    """A kill leaves no such receipt, but people do."""
     receipt_path(with_receipt(tmp_path), "archive").write_bytes(text)
     assert holders(tmp_path) == frozenset()
 
 
 def test_a_bundle_that_was_published_again_is_not_shipped(tmp_path: Path) -> None:
-    """Its manifest is another."""
+    """Its manifest is a different one."""
     bundle = with_receipt(tmp_path)
     receipts = Receipts({"archive": PLACE})
     assert receipts.holders(listed(tmp_path)) == {"archive"}
@@ -109,7 +109,7 @@ def test_a_bundle_that_was_published_again_is_not_shipped(tmp_path: Path) -> Non
 
 
 def test_a_deleted_receipt_counts_no_more(tmp_path: Path) -> None:
-    """Deleting it is how a person has a bundle shipped again."""
+    """By deleting it, a person has the bundle shipped again."""
     bundle, receipts = with_receipt(tmp_path), Receipts({"archive": PLACE})
     assert receipts.holders(listed(tmp_path)) == {"archive"}
     receipt_path(bundle, "archive").unlink()
@@ -134,7 +134,7 @@ def test_a_bundle_that_was_compressed_later_is_proven_by_its_size_and_manifest(t
 
 
 def test_receipts_of_every_target_are_found_beside_a_bundle(tmp_path: Path) -> None:
-    """And those of no other bundle."""
+    """Receipts of other bundles are not among them."""
     bundle = with_receipt(tmp_path)
     for name in ("S.shipped.other-1.json", "S~2.shipped.archive.json", "S.shipped.UPPER.json"):
         bundle.with_name(name).write_bytes(b"")
@@ -142,7 +142,7 @@ def test_receipts_of_every_target_are_found_beside_a_bundle(tmp_path: Path) -> N
 
 
 def test_what_did_not_change_is_not_read_again(tmp_path: Path) -> None:
-    """A look at many bundles has to be cheap."""
+    """Looking at many bundles has to be cheap."""
     bundle, receipts = with_receipt(tmp_path), Receipts({"archive": PLACE})
     assert receipts.holders(listed(tmp_path)) == {"archive"}
     path = receipt_path(bundle, "archive")

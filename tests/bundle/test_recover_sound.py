@@ -1,4 +1,4 @@
-"""A sound bundle is recovered block by block, to what a look at each event would keep of it."""
+"""A sound bundle is recovered block by block, with the same result as event by event."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recovered(source: Path, *, by_blocks: bool) -> Any:
-    """Return what a salvage keeps, and its files; or the error's message."""
+    """Return what a salvage keeps and its files, or the error's message."""
     out = source.with_name("out.capture.json")
     with pytest.MonkeyPatch.context() as patch:
         if not by_blocks:
@@ -48,7 +48,7 @@ def recovered(source: Path, *, by_blocks: bool) -> Any:
 def test_both_ways_keep_the_same(
     place: Path, bundle: CaptureBundle, changes: list[tuple[str, int, Any]], style: CaptureJsonStyle, block: int
 ) -> None:
-    """Of sound bundles in either style, and of damaged ones."""
+    """This holds for sound bundles in either style, and for damaged ones."""
     source = place / "source.json"
     source.write_bytes(changed(bundle, style, changes))
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def test_both_ways_keep_the_same(
 def test_a_sound_bundle_needs_no_look_at_each_event(
     style: CaptureJsonStyle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is written is the compact bundle, with effects, failures, pumps and deferrals."""
+    """The output is the compact bundle, with effects, failures, pumps and deferrals."""
     bundle = rich_bundle(200)
     source, out = tmp_path / "source.json", tmp_path / "out.json"
     source.write_bytes(encode_bundle(bundle, style))

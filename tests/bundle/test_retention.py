@@ -1,4 +1,4 @@
-"""Which bundles retention selects, and the catalogue of bundles."""
+"""The bundles that retention selects, and the catalogue of bundles."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def stored(
 
 
 def numbered(sequence: int) -> Manifest:
-    """Return a manifest with that number."""
+    """Return a manifest with this number."""
     manifest = manifest_of(Path(__file__), Path(__file__).read_bytes(), "g", NOW)
     return msgspec.structs.replace(manifest, sequence=sequence)
 
 
 def selected(bundles: list[StoredBundle], rules: RetentionRules, free: int = 0) -> list[tuple[str, str]]:
-    """Return the names of the selected bundles, each with the exceeded bound."""
+    """Return the names of the selected bundles, each with the bound that it exceeds."""
     return [(choice.bundle.path.name, choice.reason) for choice in select_expired(bundles, rules, NOW, {0: free})]
 
 
@@ -48,13 +48,13 @@ THREE = [stored("new", 1), stored("old", 3), stored("middle", 2)]
 
 
 def test_nothing_is_selected_without_a_bound() -> None:
-    """Whatever the age and number of bundles."""
+    """The age and the number of bundles do not matter."""
     assert not RetentionRules().are_set
     assert selected([*THREE, stored("ancient", 10_000)], RetentionRules()) == []
 
 
 def test_bundles_above_the_age_are_selected() -> None:
-    """The age counts from the end of the part; neither the newest bundle is selected nor one of exactly that age."""
+    """The age counts from the end of the part. The newest bundle stays, and so does one of exactly that age."""
     assert selected(THREE, RetentionRules(Bounds(max_age=2 * DAY))) == [("old", "max_age")]
     assert [name for name, _ in selected(THREE, RetentionRules(Bounds(max_age=timedelta(hours=1))))] == [
         "old",
@@ -74,7 +74,7 @@ def test_the_oldest_bundles_above_the_size_are_selected() -> None:
 
 
 def test_the_newest_bundle_is_kept_whatever_its_size() -> None:
-    """Its client was just told its path."""
+    """Its client has only just been told its path."""
     assert selected([stored("huge", 1, 10**9)], RetentionRules(Bounds(max_bytes=1))) == []
 
 
@@ -86,7 +86,7 @@ def test_each_graph_has_its_own_count_and_bounds() -> None:
 
 
 def test_free_space_is_made_from_the_oldest_of_all_graphs() -> None:
-    """Not from the newest of each graph, no more than is needed, and what other bounds free counts."""
+    """No more than needed is deleted, the newest of a graph stays, and what other bounds free counts too."""
     bundles = [stored("a0", 9, graph="a"), *(stored(f"b{n}", n, graph="b") for n in (1, 2, 3))]
     assert selected(bundles, RetentionRules(keep_free_bytes=150), free=50) == [("b3", "keep_free_bytes")]
     assert selected(bundles, RetentionRules(keep_free_bytes=150), free=150) == []
@@ -123,7 +123,7 @@ BOUNDS = st.builds(Bounds, st.sampled_from([timedelta(0), DAY, 30 * DAY]), st.in
 def test_after_pruning_the_bounds_hold_and_nothing_more_is_selected(
     bundles: list[StoredBundle], bounds: Bounds, keep_free: int, free: int
 ) -> None:
-    """For any bundles and bounds."""
+    """This holds for any bundles and bounds."""
     rules = RetentionRules(bounds, keep_free_bytes=keep_free)
     chosen = select_expired(bundles, rules, NOW, {0: free})
     left = [bundle for bundle in bundles if bundle not in {choice.bundle for choice in chosen}]
@@ -146,7 +146,7 @@ def test_after_pruning_the_bounds_hold_and_nothing_more_is_selected(
 
 
 def test_bundles_go_in_the_order_of_their_numbers() -> None:
-    """Whatever their times say: the clock was years ahead for the first two. Those without a number are older."""
+    """Their times do not matter: the clock was years ahead for the first two. Those without a number are older."""
     bundles = [
         stored("ahead", -3000, sequence=1),
         stored("ahead too", -2999, sequence=2),
@@ -164,7 +164,7 @@ def test_bundles_go_in_the_order_of_their_numbers() -> None:
 
 
 def test_a_time_in_the_future_is_no_age() -> None:
-    """Such a bundle goes by its age when one that was published after it does."""
+    """Such a bundle goes by age when a bundle that was published after it does."""
     rules = RetentionRules(Bounds(max_age=10 * DAY))
     ahead = [stored("before", 30, sequence=1), stored("ahead", -3000, sequence=2)]
     assert selected([*ahead, stored("after", 9, sequence=3)], rules) == [("before", "max_age")]
@@ -175,7 +175,7 @@ def test_a_time_in_the_future_is_no_age() -> None:
 
 
 def test_a_time_before_that_of_an_earlier_bundle_is_no_age() -> None:
-    """The clock was behind: 1970, or a month; the bundle is as young as the one before it."""
+    """The clock was behind (1970, or a month); the bundle counts as being as young as the one before it."""
     rules = RetentionRules(Bounds(max_age=10 * DAY))
     bundles = [stored("before", 2, sequence=1), stored("behind", 32, sequence=2), stored("1970", 20_780, sequence=3)]
     assert selected([*bundles, stored("newest", 0, sequence=4)], rules) == []
@@ -185,13 +185,13 @@ def test_a_time_before_that_of_an_earlier_bundle_is_no_age() -> None:
 
 
 def test_the_first_bundles_of_a_clock_that_nobody_had_set_are_kept() -> None:
-    """Nothing before them says how young they are."""
+    """No bundle before them tells how young they are."""
     bundles = [stored("1970", 20_780, sequence=1), stored("right", 1, sequence=2), stored("newest", 0, sequence=3)]
     assert selected(bundles, RetentionRules(Bounds(max_age=10 * DAY))) == []
 
 
 def test_the_newest_bundle_of_each_graph_is_never_selected() -> None:
-    """By no bound: not by its age either."""
+    """This applies to every bound, the age included."""
     bundles = [stored(f"{graph}{n}", 100, graph=graph, sequence=n) for graph in ("a", "b") for n in (1, 2)]
     bounds = Bounds(max_age=DAY, max_bundles=1, max_bytes=1)
     assert selected(bundles, RetentionRules(bounds, keep_free_bytes=10**9)) == [("a1", "max_age"), ("b1", "max_age")]
@@ -208,7 +208,7 @@ def test_only_bundles_on_a_disk_that_is_short_make_room() -> None:
 
 
 def test_a_graphs_directory_that_is_a_link_is_followed(tmp_path: Path) -> None:
-    """To a larger disk; a second name for the same directory does not count its bundles twice."""
+    """The link may lead to a larger disk. A second name for the same directory does not count its bundles twice."""
     store(tmp_path / "disk", "x", graph="g")
     (tmp_path / "bundles").mkdir()
     for name in ("g", "again"):
@@ -225,7 +225,7 @@ def test_a_graphs_directory_that_is_a_link_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_was_compressed_since_is_the_same(tmp_path: Path) -> None:
-    """Its text is the one that its manifest describes; another text is not."""
+    """Its text is the one that its manifest describes; a different text is a difference."""
     path = store(tmp_path, "a")
     text = path.read_bytes()
     path.unlink()
@@ -239,7 +239,7 @@ def test_a_bundle_that_was_compressed_since_is_the_same(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_lists_the_oldest_bundles_first(tmp_path: Path) -> None:
-    """Of every graph, compressed or not, with the size of the file."""
+    """Bundles of all graphs are listed, compressed or not, with the size of the file."""
     new = store(tmp_path, "new", age=DAY)
     old = store(tmp_path, "old", graph="other", age=2 * DAY, compress=True)
     found = Catalogue(tmp_path / "bundles").read()
@@ -251,7 +251,7 @@ def test_the_catalogue_lists_the_oldest_bundles_first(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_reports_why_a_bundle_is_not_finished(tmp_path: Path) -> None:
-    """No manifest, a running session, another size, a link, or no time."""
+    """The reasons are: no manifest, a running session, another size, a link, no time."""
     manifest_path(store(tmp_path, "a-bare")).unlink()
     store(tmp_path, "b-open", ended="open")
     with store(tmp_path, "c-longer").open("ab") as file:
@@ -291,7 +291,7 @@ def test_the_catalogue_reads_only_changed_manifests_again(tmp_path: Path) -> Non
 
 
 def test_one_changed_byte_is_a_difference_from_the_manifest(tmp_path: Path) -> None:
-    """With the size unchanged."""
+    """The size is unchanged."""
     path = store(tmp_path, "a")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -302,7 +302,7 @@ def test_one_changed_byte_is_a_difference_from_the_manifest(tmp_path: Path) -> N
 
 
 def test_a_bundle_replaced_by_a_link_is_not_followed(tmp_path: Path) -> None:
-    """The file that is read is the one that would be deleted."""
+    """The file that is examined is the one that would be deleted."""
     path = store(tmp_path, "a")
     (bundle,) = Catalogue(tmp_path / "bundles").read()
     path.rename(tmp_path / "elsewhere")
@@ -312,7 +312,7 @@ def test_a_bundle_replaced_by_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_an_error_with_a_hint(tmp_path: Path) -> None:
-    """It names the directory."""
+    """The error names the directory."""
     with pytest.raises(ErgoCaptureError, match="No such file") as raised:
         Catalogue(tmp_path / "bundles").read()
     assert raised.value.hint is not None

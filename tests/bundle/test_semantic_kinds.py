@@ -18,7 +18,7 @@ def body_of(kinds: list[str | None]) -> bytes:
 
 
 def column_of(*bodies: list[str | None]) -> SemanticKinds | None:
-    """Return the column of some bodies."""
+    """Return the column of these bodies."""
     column = KindColumn()
     for kinds in bodies:
         column.add(body_of(kinds), len(kinds), 0, len(kinds))
@@ -27,7 +27,7 @@ def column_of(*bodies: list[str | None]) -> SemanticKinds | None:
 
 @given(st.lists(st.lists(st.none() | st.text(max_size=3), max_size=8), max_size=4))
 def test_a_column_gives_the_kinds_back(bodies: list[list[str | None]]) -> None:
-    """Of all bodies, in order; there is none where no event has a kind."""
+    """The kinds of all bodies come back in order; without any kind there is no column."""
     kinds = [kind for body in bodies for kind in body]
     found = column_of(*bodies)
     if found is None:
@@ -39,7 +39,7 @@ def test_a_column_gives_the_kinds_back(bodies: list[list[str | None]]) -> None:
 
 
 def test_a_part_of_a_body_is_taken() -> None:
-    """The others belong to another bundle."""
+    """The rest of the body belongs to another bundle."""
     column = KindColumn()
     column.add(body_of(["a", "b", "c", "d"]), 4, 1, 3)
     found = column.finish()
@@ -49,7 +49,7 @@ def test_a_part_of_a_body_is_taken() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 1 << 40])
 def test_a_column_of_another_bundle_is_none(count: int) -> None:
-    """Its number of events differs."""
+    """It has another number of events."""
     found = column_of(["a", "b"])
     assert found is not None
     assert found.of(count) is None
@@ -62,6 +62,6 @@ def test_a_damaged_column_is_none(column: str | None) -> None:
 
 
 def test_more_than_a_manifest_holds_is_left_out() -> None:
-    """The manifest then says that there were kinds."""
+    """The manifest then only says that there were kinds."""
     found = column_of([f"{n}{'x' * 1000}" for n in range(300)])
     assert found == SemanticKinds([], None)

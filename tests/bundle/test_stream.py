@@ -1,4 +1,4 @@
-"""A bundle that is read as a stream has the records and the errors of the whole parsed text, in bounded memory."""
+"""A bundle read as a stream has the same records and errors as its whole text when parsed, in bounded memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def streamed(path: Path, text: bytes) -> CaptureBundle | str:
 
 
 class _Effects:
-    """An engine whose every third episode has effects, an ack, an interruption, or fails."""
+    """An engine: some episodes have effects and an ack, some are interrupted, some fail."""
 
     def run(self, graph_id: str, event_id: str, event: Any, deadline: EventTime | None) -> RunResult | RunTermination:
         number = int(event_id.rpartition(" ")[2])
@@ -110,7 +110,7 @@ def without_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_reads_every_conformance_text_like_the_whole_text(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bundle or the same message, whatever the block size."""
+    """The bundle or the message is the same, whatever the block size."""
     monkeypatch.setattr(elements, "_BLOCK", block)
     monkeypatch.setattr(outline, "_BLOCK", block)
     for text in TEXTS:
@@ -128,7 +128,7 @@ PLAIN = encode_bundle(small_bundle(events=40))
 
 @pytest.mark.parametrize("text", [COMPACT, PRETTY], ids=["compact", "pretty"])
 def test_our_own_bundles_are_read_block_by_block(text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No element of either style is read alone."""
+    """In either style, no element is read by itself."""
     slow: list[Any] = []
     monkeypatch.setattr(elements.ElementCursor, "_read_one", lambda self, text: slow.append(text))
     assert streamed(tmp_path / "b", text) == RICH
@@ -140,7 +140,7 @@ def test_our_own_bundles_are_read_block_by_block(text: bytes, tmp_path: Path, mo
 def test_reading_element_by_element_gives_the_same_bundle(
     text: bytes, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Usual texts, read the way unusual ones are."""
+    """Usual texts are read the way unusual ones are."""
     without_fast_path(monkeypatch)
     monkeypatch.setattr(elements, "_BLOCK", block)
     assert streamed(tmp_path / "b", text) == RICH
@@ -157,7 +157,7 @@ def shuffled(value: Any, chance: random.Random) -> Any:
 
 @pytest.mark.parametrize("indent", [None, 1])
 def test_fields_may_have_any_order(indent: int | None, tmp_path: Path) -> None:
-    """Those of the bundle too: decisions may precede events."""
+    """This includes the bundle's own fields: decisions may precede events."""
     chance = random.Random(5)
     for _ in range(10):
         text = json.dumps(shuffled(json.loads(COMPACT), chance), indent=indent).encode()
@@ -165,7 +165,7 @@ def test_fields_may_have_any_order(indent: int | None, tmp_path: Path) -> None:
 
 
 def test_a_bundle_may_be_an_array_of_its_fields(tmp_path: Path) -> None:
-    """As serde reads any struct, on every level."""
+    """Serde reads any struct so, on every level."""
     fields = list(json.loads(COMPACT).values())
     assert streamed(tmp_path / "b", json.dumps(fields).encode()) == RICH
     fields[3] = [list(event.values()) for event in fields[3]]
@@ -173,7 +173,7 @@ def test_a_bundle_may_be_an_array_of_its_fields(tmp_path: Path) -> None:
 
 
 def replaced(old: bytes, new: bytes, number: int = 1) -> bytes:
-    """Return the compact text with one occurrence of something, not the first, replaced."""
+    """Return the compact text with one occurrence of something replaced, which is not the first."""
     parts = COMPACT.split(old)
     assert len(parts) > number + 1
     return old.join(parts[:number]) + new + old.join(parts[number:])
@@ -249,7 +249,7 @@ ODD: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_unusual_text_is_read_like_the_whole_text(name: str, tmp_path: Path) -> None:
-    """Where serde is lenient or strict, or a fast path could misread: the same records or the same message."""
+    """Serde is lenient or strict, or a fast path could misread: records and messages are the same."""
     text = ODD[name]()
     expected, found = whole(text), streamed(tmp_path / "b", text)
     if isinstance(expected, str):
@@ -261,7 +261,7 @@ def test_an_unusual_text_is_read_like_the_whole_text(name: str, tmp_path: Path) 
 
 
 def test_a_text_cut_anywhere_is_refused_with_the_same_message(tmp_path: Path) -> None:
-    """At every second byte."""
+    """The text is cut at every second byte."""
     text = encode_bundle(rich_bundle(4, payload=0))
     for cut in range(0, len(text) - 2, 2):
         assert streamed(tmp_path / "b", text[:cut]) == whole(text[:cut]), cut
@@ -269,7 +269,7 @@ def test_a_text_cut_anywhere_is_refused_with_the_same_message(tmp_path: Path) ->
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_randomly_changed_text_is_read_like_the_whole_text(seed: int, tmp_path: Path) -> None:
-    """Bytes replaced, removed and inserted, in both styles."""
+    """Bytes are replaced, removed and inserted, in both styles."""
     chance = random.Random(seed)
     accepted = 0
     for _ in range(60):
@@ -302,7 +302,7 @@ def test_a_stream_can_be_iterated_several_times_at_once(tmp_path: Path) -> None:
 
 
 def test_elements_before_a_bad_one_are_yielded(tmp_path: Path) -> None:
-    """The error names the place of the bad one in the list."""
+    """The error names the bad one's place in the list."""
     path = tmp_path / "b"
     path.write_bytes(replaced(b'"kind":"Pump"', b'"kind":"Plump"', 5))
     found: list[Any] = []
@@ -315,7 +315,7 @@ def test_elements_before_a_bad_one_are_yielded(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
-    """And a directory."""
+    """A directory is an error too."""
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ErgoCaptureError, match=f"read capture bundle '{path}': ") as caught:
             open_bundle(path)
@@ -323,7 +323,7 @@ def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
-    """As a shell's process substitution makes one."""
+    """A shell's process substitution makes such a pipe."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=(PRETTY,))
