@@ -74,7 +74,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def say(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        """Ask for something and wait for the answer."""
+        """Send a command and wait for its answer."""
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": params}
         if session is not None:
@@ -101,7 +101,7 @@ class Browser:
         return message
 
     def open(self, path: Path, fragment: str = "", *, width: int = 1200, height: int = 900) -> Page:
-        """A page in a tab of its own, once it is drawn."""
+        """Open a page in a tab of its own; return once it is drawn."""
         target = self.say("Target.createTarget", url="about:blank")["targetId"]
         session = self.say("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, target, session)
@@ -120,17 +120,17 @@ class Page:
         self._browser, self._target, self._session = browser, target, session
 
     def say(self, method: str, **params: Any) -> dict[str, Any]:
-        """Ask the tab for something."""
+        """Send a command to the tab."""
         return self._browser.say(method, self._session, **params)
 
     def value(self, expression: str) -> Any:
-        """What an expression is in the page; an exception there is one here."""
+        """Evaluate an expression in the page; fail if it throws an exception."""
         answer = self.say("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def wait(self, expression: str) -> Any:
-        """The same once it is true, asked again each time the page has drawn."""
+        """Evaluate an expression repeatedly until it is true, and return its value."""
         until = time.monotonic() + PATIENCE
         while not (found := self.value(expression)):
             assert time.monotonic() < until, f"never true: {expression}"
@@ -138,16 +138,16 @@ class Page:
         return found
 
     def texts(self, selector: str) -> list[str]:
-        """What the elements say that match."""
+        """Return the text of each element that matches."""
         found: list[str] = self.value(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
         return found
 
     def click(self, selector: str) -> None:
-        """As with the mouse, wherever the element is."""
+        """Click on the element, wherever it is."""
         self.value(f"document.querySelector({json.dumps(selector)}).click()")
 
     def drag(self, selector: str, begin: float, end: float) -> None:
-        """Across an element with the mouse, from one part of its width to another."""
+        """Drag the mouse across an element, from one part of its width to another."""
         left, top, width, height = self._box(selector)
         steps = [begin, begin, (begin + end) / 2, end, end]
         kinds = ["mouseMoved", "mousePressed", "mouseMoved", "mouseMoved", "mouseReleased"]
@@ -164,7 +164,7 @@ class Page:
         self.say("Input.dispatchMouseEvent", type="mouseMoved", x=left + width * part, y=top + height / 2)
 
     def _box(self, selector: str) -> tuple[float, float, float, float]:
-        """Where an element is, once it is in view: left, top, width, height."""
+        """Scroll an element into view, and return its left, top, width and height."""
         box = self.value(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
             "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
@@ -173,7 +173,7 @@ class Page:
         return left, top, width, height
 
     def complaints(self) -> list[Any]:
-        """What the console, the page or the network have said, errors or not."""
+        """Return the messages of the console and the page, and the requests; they need not be errors."""
         own = [event for event in self._browser.events if event.get("sessionId") == self._session]
         said = [
             e["params"]
@@ -185,5 +185,5 @@ class Page:
         return [*said, *asked[1:], *([error] if error else [])]
 
     def close(self) -> None:
-        """Let go of the tab."""
+        """Close the tab."""
         self._browser.say("Target.closeTarget", targetId=self._target)

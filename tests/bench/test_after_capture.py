@@ -1,4 +1,4 @@
-"""Measure what is done with a bundle after the capture, against what reading it costs at the least (``yardstick.py``).
+"""Measure what is done with a bundle after the capture, against the least cost of reading it (``yardstick.py``).
 
     python -m pytest -m bench -s tests/bench/test_after_capture.py
 
@@ -55,7 +55,7 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 
 
 class Cost(NamedTuple):
-    """What a process took, in seconds, and its peak of memory in bytes."""
+    """The times of a process, in seconds, and its peak of memory in bytes."""
 
     user: float
     wall: float
@@ -74,7 +74,7 @@ print(status, used.ru_utime, time.perf_counter() - began, used.ru_maxrss)
 
 
 def measured(*command: str) -> Cost:
-    """Run a command to its end and return what it took, with its children."""
+    """Run a command to its end, and return its cost; its children are included."""
     launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *command)
     printed = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=True).stdout
     status, user_time, wall, peak = printed.split()
@@ -124,19 +124,19 @@ def compare(title: str, bundle: Path, command: tuple[str, ...], goal: str) -> fl
 
 
 def test_verify(bundle: Path) -> None:
-    """Row 1: one process."""
+    """Row 1: measure one process."""
     compare("verify --no-manifest --jobs 1", bundle, ours("verify", "--no-manifest", "--jobs", "1", bundle), "1.7")
 
 
 def test_verify_in_two_processes(bundle: Path) -> None:
-    """Row 2: wall time."""
+    """Row 2: measure wall time."""
     command = ours("verify", "--no-manifest", "--jobs", "2", bundle)
     pairs = in_turns(lambda: measured(*command).wall, lambda: measured(*least(bundle)).wall, ROUNDS)
     report("verify --no-manifest --jobs 2, wall", "s", pairs, "1.1")
 
 
 def test_verify_of_a_small_bundle(tmp_path: Path) -> None:
-    """Row 3: the marginal cost of a bundle of 154 KB; both sides are milliseconds."""
+    """Row 3: measure the marginal cost of a bundle of 154 KB; both sides are milliseconds."""
     files = [capture(tmp_path / f"{number}.capture.json", 118, 256) for number in range(101)]
 
     def marginal(command: Callable[..., tuple[str, ...]]) -> float:
@@ -152,7 +152,7 @@ def test_verify_of_a_small_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [36_000, 1_000_000])
 def test_large_payloads(size: int, tmp_path: Path) -> None:
-    """Row 4: time a byte, against payloads of 30 KB."""
+    """Row 4: measure the time a byte, against payloads of 30 KB."""
     volume = 30_000_000
     large = capture(tmp_path / "large.capture.json", volume // size, size)
     usual = capture(tmp_path / "usual.capture.json", volume // 30_000, 30_000)
@@ -180,7 +180,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", [*COMMANDS, "diff"])
 def test_a_command_against_verify(name: str, bundle: Path, tmp_path: Path) -> None:
-    """Rows 5 and 6."""
+    """Rows 5 and 6: compare a command with ``verify``."""
     if name == "diff":
         command, goal = ours("diff", bundle, bundle), 1.5
     else:
@@ -202,7 +202,7 @@ def test_a_command_against_verify(name: str, bundle: Path, tmp_path: Path) -> No
 
 
 def test_writing_a_bundle_from_memory() -> None:
-    """Row 11: the library's ``write_capture_bundle``, against encoding the payloads' arrays."""
+    """Row 11: measure the library's ``write_capture_bundle``, against encoding the payloads' arrays."""
     with tempfile.TemporaryDirectory() as place:
         path = capture(Path(place) / "run.capture.json", 50_000, 256)
         read = read_capture_bundle(path)

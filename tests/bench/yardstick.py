@@ -1,4 +1,4 @@
-"""What reading a bundle costs at the least: decode its events with msgspec, make bytes of the payloads, hash them.
+"""The least cost of reading a bundle: decode its events with msgspec, make bytes of the payloads, hash them.
 
 Run as a script in a process of its own, so that its user time can be compared with a command's:
 ``python yardstick.py BUNDLE``.
@@ -31,7 +31,7 @@ class _Event(msgspec.Struct, gc=False):
 
 
 def run(bundle: Path) -> int:
-    """Read the events of a compact bundle; return their number."""
+    """Read the events of a compact bundle, and return their number."""
     decode = msgspec.json.Decoder(list[_Event]).decode
     sha256, count, held = hashlib.sha256, 0, b""
     with bundle.open("rb", buffering=0) as file:
