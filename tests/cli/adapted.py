@@ -51,7 +51,7 @@ class Counter:
     """An engine that adds ``by`` to the ``total`` that it reads back."""
 
     def run(self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None) -> RunResult:
-        """One attempt."""
+        """Return the outcome of one attempt."""
         del graph_id, event_id, deadline
         assert isinstance(event, ExternalEvent)
         payload = json.loads(event.payload)
@@ -82,7 +82,7 @@ def run(
 
 
 def column(numbers: list[int]) -> SemanticKinds:
-    """Semantic kinds as a manifest holds them."""
+    """Return semantic kinds as a manifest holds them."""
     column = KindColumn()
     lines = [
         b'{"type":"event","event":{"event_id":"e","kind":"Pump","at":{"secs":0,"nanos":0},"semantic_kind":"%b"}}\n'
@@ -104,7 +104,7 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def write(path: Path, bundle: CaptureBundle, **about: Any) -> Path:
-    """Write a bundle, and a manifest of it where something is said of it."""
+    """Write a bundle, and with ``about`` a manifest of it."""
     text = encode_bundle(bundle)
     path.write_bytes(text)
     if about:
@@ -114,7 +114,7 @@ def write(path: Path, bundle: CaptureBundle, **about: Any) -> Path:
 
 
 def with_payload(bundle: CaptureBundle, index: int, payload: bytes) -> None:
-    """Change a payload, and its hash with it."""
+    """Change a payload and its hash."""
     record = bundle.events[index]
     bundle.events[index] = ExternalEventRecord(
         record.event_id, record.event_time, record.kind, payload, hash_payload(payload)
@@ -122,14 +122,14 @@ def with_payload(bundle: CaptureBundle, index: int, payload: bytes) -> None:
 
 
 def with_effect(bundle: CaptureBundle, index: int, effect: ActionEffect) -> None:
-    """Change the effect of a decision, and its hash with it."""
+    """Change the effect of a decision and its hash."""
     bundle.decisions[index] = msgspec.structs.replace(
         bundle.decisions[index], effects=(CapturedActionEffect.of(effect),)
     )
 
 
 def two_parts(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
-    """The bundles of a session that was rotated, the second one without a manifest; and what it would say."""
+    """Return the bundles of a rotated session, the second one without a manifest, and the fields that it would have."""
     first, about = run(EVENTS[:3])
     one = write(folder / "s.capture.json", first.bundle(), session="s", part=1, **about)
     second, about = run(EVENTS[:3], 3, first.store)
@@ -139,25 +139,25 @@ def two_parts(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
 def count(
     graph_id: str, event_id: str, kind: str, at: EventTime, payload: bytes, deadline: EventTime | None
 ) -> RunResult:
-    """The engine as a Python callable."""
+    """Run the engine as a Python callable."""
     del kind, at
     event = ExternalEvent(event_id, ExternalEventKind.Command, payload=payload)
     return Counter().run(graph_id, event_id, event, deadline)
 
 
 def miscount(*arguments: Any) -> RunResult:
-    """An engine that adds nothing for ``e2``."""
+    """Run an engine that adds nothing for ``e2``."""
     return RunResult(RunTermination.Completed) if arguments[1] == "e2" else count(*arguments)
 
 
 class Busy:
-    """How many episodes of ``wait`` were under way at once at most."""
+    """The number of episodes of ``wait`` that are under way, and the most there were at once."""
 
     now = most = 0
 
 
 async def wait(*arguments: Any) -> RunResult:
-    """An engine whose episodes take a moment."""
+    """Run an engine whose episodes take a moment."""
     Busy.now += 1
     Busy.most = max(Busy.most, Busy.now)
     await asyncio.sleep(0.01)

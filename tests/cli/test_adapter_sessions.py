@@ -1,4 +1,4 @@
-"""``verify`` and ``replay`` ``--adapter`` of what a daemon captured: rotated, refused, killed, while it goes on."""
+"""``verify --adapter`` and ``replay --adapter`` of a daemon's captures: rotated, refused, killed, still running."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Places:
 
 
 def line(event_id: str, n: float, kind: str = "add") -> bytes:
-    """An event frame."""
+    """Return an event frame."""
     event = {"event_id": event_id, "kind": "Command", "at": {"secs": 0, "nanos": 0}, "semantic_kind": kind}
     return json.dumps({"type": "event", "event": event | {"payload": {"n": n}}}).encode() + b"\n"
 
@@ -79,7 +79,7 @@ def places() -> Iterator[Places]:
 
 
 def told(arguments: list[str], places: Places, capsys: Capture, code: int = 0) -> list[dict[str, Any]]:
-    """Return the JSON of each part."""
+    """Return the JSON that is printed for each part."""
     options = ["--state-dir", str(places.state), "--adapter", str(places.adapter), "--json"]
     assert app.run([*arguments, *options]) == code, capsys.readouterr()
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -87,7 +87,7 @@ def told(arguments: list[str], places: Places, capsys: Capture, code: int = 0) -
 
 @pytest.mark.parametrize("command", [["verify"], ["replay", *ENGINE], ["replay", *ENGINE, "--jobs", "2"]], ids=" ".join)
 def test_the_parts_of_a_session_keep_their_adapter(command: list[str], places: Places, capsys: Capture) -> None:
-    """Each is proved, and by the kinds of its events; refusals are noted where they were."""
+    """Each part is proved by the kinds of its events; refusals are noted at their places."""
     found = told([*command, places.closed], places, capsys)
     assert len(found) > 2
     assert {part["adapter"]["merged"] for part in found} == {"proved"}
@@ -100,7 +100,7 @@ def test_the_parts_of_a_session_keep_their_adapter(command: list[str], places: P
 
 @pytest.mark.parametrize("command", [["verify"], ["replay", *ENGINE]], ids=" ".join)
 def test_the_parts_of_a_session_that_goes_on_do_so_too(command: list[str], places: Places, capsys: Capture) -> None:
-    """What is in the journal alone begins with the store of its ROTATE frame."""
+    """A part that is only in the journal begins with the store of its ROTATE frame."""
     found = told([*command, places.going_on], places, capsys)
     in_journal = [part for part in found if "journal" in part["bundle"]]
     assert in_journal
@@ -117,7 +117,7 @@ def test_the_last_part_stands_on_its_own(places: Places, capsys: Capture) -> Non
 
 @pytest.mark.parametrize("command", [["verify"], ["replay", *ENGINE[:1], "fixed"]], ids=" ".join)
 def test_what_was_decided_elsewhere_is_as_it_was_sent(command: list[str], places: Places, capsys: Capture) -> None:
-    """The run itself merged it; only the provenance is compared."""
+    """The external run merged the payloads; only the provenance is compared."""
     for part in told([*command, places.elsewhere], places, capsys):
         assert any("as they were sent" in note for note in part["notes"])
         assert "adapter" not in part

@@ -39,7 +39,7 @@ def test_show_prints_the_configuration_in_force(file: Path, capsys: pytest.Captu
 
 
 def test_check_of_a_valid_file_prints_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 0."""
+    """The exit code is 0."""
     file.write_text('[socket]\npath = "/x.sock"\n[graphs.a]\n[graphs.b]\n')
     assert app.run(["config", "check", "--config", str(file)]) == 0
     assert capsys.readouterr().out == "ok: 2 graphs, socket /x.sock\n"
@@ -66,7 +66,7 @@ def test_check_of_an_invalid_file_exits_78(
 
 
 def test_check_names_every_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each with its hint."""
+    """Each mistake has its hint."""
     file.write_text("[jurnal]\n[limits]\nmax_client = 1\nmax_clients = 0\n")
     assert app.run(["config", "check", str(file)]) == ExitCode.CONFIG
     assert capsys.readouterr().err.replace(f"read configuration '{file}': ", "").splitlines() == [
@@ -120,7 +120,7 @@ def test_check_warns_about_probable_mistakes(
 def test_check_says_what_a_session_without_bounds_costs(
     file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the defaults a feed may go on for ever; who turns them off is told."""
+    """With the defaults, a feed may go on for ever; whoever turns them off is told so."""
     file.write_text(f"[rotation]\n{text}\n")
     assert app.run(["config", "check", str(file)]) == 0
     assert said in capsys.readouterr().err
@@ -138,7 +138,7 @@ SHIPPING = '[ship.targets.archive]\nurl = "file:///backup"\n'
     ],
 )
 def test_check_says_what_shipping_costs(file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten times the bytes, or bundles that no store has; without targets neither is worth a word."""
+    """Plain bundles cost ten times the bytes, and retention may delete unshipped ones; no targets, no warnings."""
     file.write_text(SHIPPING + text)
     assert app.run(["config", "check", str(file)]) == 0
     assert said in capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_check_says_what_shipping_costs(file: Path, text: str, said: str, capsys
 def test_check_warns_of_two_programs_with_one_text_file(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And of credentials that every user may read."""
+    """It also warns of credentials that every user may read."""
     (tmp_path / "keys").write_text("")
     (tmp_path / "keys").chmod(0o644)
     metrics = f'textfile = "{tmp_path}/x.prom"\n'
@@ -167,7 +167,7 @@ def test_check_warns_of_two_programs_with_one_text_file(
 def test_check_names_the_extra_that_shipping_needs(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the service fails to start."""
+    """The check fails before the service would."""
     monkeypatch.setitem(sys.modules, "obstore", None)
     file.write_text('[ship.targets.archive]\nurl = "s3://bundles"\n')
     assert app.run(["config", "check", str(file)]) == 0
@@ -175,7 +175,7 @@ def test_check_names_the_extra_that_shipping_needs(
 
 
 def test_check_does_not_warn_about_a_complete_limit(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As in the README."""
+    """The limit is the one of the README."""
     file.write_text('[graphs.a]\nmax_per_window = 20\nrate_window = "10m"\nmax_retries = 2\n')
     assert app.run(["config", "check", str(file)]) == 0
     assert "graph 'a'" not in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_serve_refuses_what_check_refuses(file: Path, capsys: pytest.CaptureFixt
     "engine", ['"process:python3 engine.py"', '{ kind = "process", command = "python3 engine.py" }']
 )
 def test_the_table_of_an_engine_is_shown(engine: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Other forms are those of `replay --engine` and of a shell."""
+    """The other forms are those of `replay --engine` and of a shell."""
     file.write_text(f"[graphs.a]\nengine = {engine}\n")
     assert app.run(["config", "check", str(file)]) == ExitCode.CONFIG
     assert 'engine = { kind = "process", command = ["python3", "engine.py"] }' in capsys.readouterr().err
@@ -203,7 +203,7 @@ def test_the_table_of_an_engine_is_shown(engine: str, file: Path, capsys: pytest
 
 @pytest.mark.parametrize("command", ["check", "show"])
 def test_the_file_may_be_an_argument(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As with --config; not both at once."""
+    """It is the same as ``--config``; both at once are refused."""
     file.write_text('[socket]\npath = "/x.sock"\n')
     assert app.run(["config", command, str(file)]) == 0
     assert "/x.sock" in capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_the_file_may_be_an_argument(command: str, file: Path, capsys: pytest.Ca
 
 
 def test_the_command_in_a_hint_can_be_pasted_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever the file is called."""
+    """The name of the file does not matter."""
     file = tmp_path / "it's $HOME.toml"
     file.write_text("")
     file.chmod(0o666)

@@ -30,7 +30,7 @@ def daemon() -> Iterator[DaemonProcess]:
 
 
 def sent(daemon: DaemonProcess, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``send`` against the daemon."""
+    """Run ``send`` against the daemon, and return its result."""
     return command("send", *arguments, "--socket", str(daemon.socket), input=given)
 
 
@@ -77,7 +77,7 @@ def test_the_reference_drivers_sample_publishes_one_event(daemon: DaemonProcess)
 
 
 def test_a_gzipped_file_is_recognised_by_its_content(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """Whatever its name; labels are in the manifest."""
+    """The name of the file does not matter; labels are in the manifest."""
     file = tmp_path / "events"
     file.write_bytes(gzip.compress(lines(*BARE).encode()))
     ran = sent(daemon, str(file), "--label", "month=2013-01", "--label", "from=JFK", "--json")

@@ -55,7 +55,7 @@ def test_every_bundle_of_the_reference_verifies(tmp_path: Path) -> None:
 
 
 def test_captures_of_the_real_program_verify(capsys: pytest.CaptureFixture[str]) -> None:
-    """What ``ergo run`` wrote, effects included, is sound; one line prints its counts."""
+    """Bundles that ``ergo run`` wrote, effects included, are sound; one line prints the counts."""
     files = [str(REAL / name) for name in ("cap_hello.json", "cap_ctx.json")]
     assert app.run(["verify", *files]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -130,7 +130,7 @@ def test_a_missing_or_extra_decision_is_named(cut: str, field: str, tmp_path: Pa
 
 
 def test_a_repeated_event_id_is_unsound(tmp_path: Path) -> None:
-    """As in the reference's strict replay."""
+    """The reference's strict replay refuses it too."""
     bundle = json.loads(LIMITED)
     bundle["events"][1] = {**bundle["events"][1], "event_id": bundle["events"][0]["event_id"]}
     result = check(Path(written(tmp_path, json.dumps(bundle))))
@@ -153,7 +153,7 @@ def test_a_file_that_is_no_bundle_is_unsound(
 
 
 def test_verdicts_agree_with_the_reference(tmp_path: Path) -> None:
-    """What the reference cannot read is unsound here; what it replays alike derives again here."""
+    """A bundle that the reference cannot read is unsound; one that it replays identically derives again."""
     for line in conformance("bundles.jsonl"):
         verdict = line["verdict"]
         result = check(Path(written(tmp_path, line["bundle_text"])))
@@ -223,7 +223,7 @@ def test_a_number_that_the_reference_misreads_is_noted(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("number", [0.0, -0.0, 1.5, -653212.475585476, 1e16, 1e22, 5e-324, 1.7976931348623157e308])
 def test_a_number_that_the_reference_reads_exactly_has_no_note(number: float, tmp_path: Path) -> None:
-    """Most numbers are of that kind."""
+    """Most numbers are exact."""
     result = check(Path(written(tmp_path, with_number(number))))
     assert (result["ok"], result["notes"]) == (True, [])
 
@@ -245,7 +245,7 @@ def test_any_finite_number_can_be_verified(number: float) -> None:
 def test_several_processes_say_what_one_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In the order of the names, sound and unsound ones."""
+    """The verdicts are in the order of the names, sound and unsound."""
     monkeypatch.setattr(checking, "WORTH_A_PROCESS", 0)
     texts = [encode_bundle(small_bundle(events=count)) for count in range(1, 9)]
     texts[3] = texts[3].replace(b'"episode_id":1', b'"episode_id":7')
@@ -261,7 +261,7 @@ def test_several_processes_say_what_one_says(
 
 
 def test_a_bundle_that_cannot_be_read_is_not_unsound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is known of it."""
+    """The file is unreadable, so nothing is known of the bundle."""
     path = tmp_path / "loop.capture.json"
     path.symlink_to(path)
     assert app.run(["verify", str(path)]) == ExitCode.FAILED

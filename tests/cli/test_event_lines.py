@@ -52,14 +52,14 @@ async def found_in(path: Path) -> list[EventLine]:
     ],
 )  # fmt: skip
 async def test_compressed_input_is_recognised(tmp_path: Path, data: bytes) -> None:
-    """Whatever its name, and also if several gzip members were appended to one file."""
+    """The name does not matter; a file may consist of several members or frames."""
     (tmp_path / "feed").write_bytes(data)
     assert await found_in(tmp_path / "feed") == FOUND
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\x1f", b" \n\n"])
 async def test_input_without_events_gives_none(tmp_path: Path, data: bytes) -> None:
-    """Empty, or almost; a byte that is no line is left for the daemon to reject."""
+    """The input is empty, or nearly so; a byte that is no line is left for the daemon to reject."""
     (tmp_path / "feed").write_bytes(data)
     assert [line for line, _, _ in await found_in(tmp_path / "feed")] == ([b"\x1f\n"] if data == b"\x1f" else [])
 
@@ -145,7 +145,7 @@ async def test_waiting_for_the_writer_of_a_pipe_can_be_cancelled(tmp_path: Path)
 
 @pytest.mark.parametrize("cut", [1, 70, 1000])
 async def test_a_line_beyond_the_limit_is_left_out_and_reported(tmp_path: Path, cut: int) -> None:
-    """Whether it comes in one piece or in many; the lines around it are found."""
+    """The line may come in one piece or in many; the lines around it are found."""
     long = b'{"event_id":"long","payload":"' + b"x" * 5000
     data = b"".join(LINES[:2]) + long + b"\n" + b"".join(LINES[2:]) + long
     os.mkfifo(tmp_path / "feed")
@@ -217,7 +217,7 @@ ODD = [
 
 @given(st.lists(st.sampled_from(ODD), max_size=6))
 def test_lines_found_together_are_those_found_one_by_one(lines: list[bytes]) -> None:
-    """Frames are decoded many at a time; a line that is none changes nothing for its neighbours."""
+    """Many frames are decoded at a time; a line that is not one does not affect its neighbours."""
     together, alone = InputForm("feed"), InputForm("feed")
     for form in (together, alone):
         assert form.events_of([LINES[0].strip()], 1) == FOUND[:1]

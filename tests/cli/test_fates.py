@@ -1,4 +1,4 @@
-"""What ``info``, ``cat`` and ``report`` show of events that were taken and are in no bundle."""
+"""``info``, ``cat`` and ``report`` show accepted events that are in no bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ergo_capture.client import CaptureClient
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a bundle of two events, between and after which one was refused and two are left over."""
+    """Return a bundle of two events; one event was refused between them, and two are left over after them."""
 
     async def capture() -> Path:
         async with counting('[limits]\ncontext_bytes = "1KiB"\n') as daemon, CaptureClient(daemon.socket) as client:
@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_info_shows_what_is_not_in_the_bundle(bundle: Path) -> None:
-    """Counts, ids and reasons."""
+    """It shows counts, ids and reasons."""
     shown = re.sub(r" +", " ", command("info", str(bundle)).stdout)
     assert "refused 1 event, the first 'b': semantic event binding failed" in shown
     assert "interrupted context_full: the context store would take" in shown
@@ -45,7 +45,7 @@ def test_info_shows_what_is_not_in_the_bundle(bundle: Path) -> None:
 
 
 def test_info_cuts_no_provenance_on_a_narrow_terminal() -> None:
-    """It is folded: whoever compares hashes needs the whole."""
+    """It is folded: whoever compares hashes needs all of it."""
     provenance = f"adapter:prices@1.0.0;sha256:{'0123456789abcdef' * 4}"
     table = figures_table()
     table.add_row("provenance", provenance)
@@ -67,7 +67,7 @@ def test_cat_notes_what_is_not_in_the_bundle_and_says_what_events_mean(bundle: P
 
 
 def test_the_report_shows_what_is_not_in_the_bundle(bundle: Path, tmp_path: Path) -> None:
-    """Among what it says of the run."""
+    """The report shows it together with the facts of the run."""
     page = tmp_path / "page.html"
     assert command("report", str(bundle), "-o", str(page)).returncode == 0
     packed = max(re.findall(r">([A-Za-z0-9+/=]{100,})<", page.read_text()), key=len)

@@ -1,4 +1,4 @@
-"""Whatever takes long shows a bar on a terminal: bytes, rate, time left; nothing in a pipe, nothing with --quiet."""
+"""Long commands show a bar on a terminal: bytes, rate, time left; not in a pipe, and not with --quiet."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def written_by(
     run: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *more: str
 ) -> tuple[str, str]:
-    """Run a command with standard error on a terminal; return what that got, and standard output."""
+    """Run a command with standard error on a terminal; return the text on the terminal, and standard output."""
     arguments = [part.format(out=run.with_name("out"), run=run) for part in COMMANDS[name]]
     with Terminal() as terminal:
         with os.fdopen(os.dup(terminal.end), "w") as end, monkeypatch.context() as patch:
@@ -59,7 +59,7 @@ def written_by(
 def test_a_bar_shows_bytes_and_rate(
     name: str, run: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """On standard error; standard output gets what it gets without a terminal."""
+    """It is on standard error; standard output is the same as without a terminal."""
     monkeypatch.setattr(checking, "WORTH_A_PROCESS", 0)
     shown, printed = written_by(run, name, monkeypatch, capfd)
     assert "/s" in shown
@@ -74,21 +74,21 @@ def test_a_bar_shows_bytes_and_rate(
 def test_what_is_over_within_a_second_shows_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Most commands on most bundles."""
+    """Most commands on most bundles take less."""
     assert written_by(run, "verify", monkeypatch, capfd)[0] == ""
 
 
 def test_a_pipe_gets_no_bar(run: Path, impatient: None, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nor a file."""
+    """A file gets none either."""
     assert app.run(["verify", str(run)]) == 0
     assert capfd.readouterr().err == ""
 
 
 def test_nobody_listens_behind_the_block() -> None:
-    """Reading elsewhere, as a daemon does, tells nobody."""
+    """Reading outside the block, as a daemon does, notifies nobody."""
 
     class Deaf:
-        """A listener that must not be told."""
+        """A listener that must not be notified."""
 
         def begin(self, what: str, total: int) -> None:
             """Fail."""

@@ -169,7 +169,7 @@ def test_a_compressed_bundle_whose_text_is_whole_is_kept_whole(
 def test_a_directory_is_no_destination_for_a_bundle(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is an empty name, as of a variable that is not set."""
+    """An empty name, as of an unset variable, is none either."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.capture.json").write_bytes(encode_bundle(small_bundle()))
     assert app.run(["recover", "b.capture.json", "-o", output]) == ExitCode.USAGE
@@ -187,7 +187,7 @@ def test_a_sound_bundle_is_kept_whole(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_what_is_gone_may_be_given_or_stand_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Provenances end a bundle's file; the manifest beside it has them too, and the number of events."""
+    """Provenances are at the end of a bundle's file; the manifest has them too, and the number of events."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:5000])
     given = ["--adapter-provenance", "apv1:z", "--runtime-provenance", "rpv1:z"]
@@ -208,7 +208,7 @@ def test_what_is_gone_may_be_given_or_stand_in_the_manifest(tmp_path: Path, caps
     "text", ["[" * 100_000, '{"bundle": "cut.capture.json", "adapter_provenance": ["a"]}', "\0", None]
 )
 def test_an_invalid_manifest_is_ignored(text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Random bytes, a similar text, or a pipe without a writer."""
+    """It is random bytes, a similar text, or a pipe without a writer."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:5000])
     manifest = source.with_name("cut.manifest.json")
@@ -260,7 +260,7 @@ def test_a_file_without_the_beginning_of_a_bundle_is_an_error(
 
 
 def test_text_output_explains_a_recovered_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the bundle ends and why, where the rest is, and what is lost."""
+    """The output says where the bundle ends and why, where the other events are, and what is lost."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:-4000])
     assert app.run(["recover", str(source), "-o", str(output)]) == ExitCode.DATA_LOSS
@@ -319,7 +319,7 @@ def test_a_recovered_bundle_verifies_after_any_damage(
 
 @pytest.mark.parametrize("alias", ["itself", "symlink", "hard link", "through a directory"])
 def test_the_destination_must_not_be_the_source(alias: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Under any name, also with --force."""
+    """This holds for any name of the source, and also with ``--force``."""
     source = tmp_path / "cut.capture.json"
     source.write_bytes(TEXT[:5000])
     output = tmp_path / "other.capture.json"
@@ -339,7 +339,7 @@ def test_the_destination_must_not_be_the_source(alias: str, tmp_path: Path, caps
 
 
 def test_existing_files_are_replaced_only_with_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bundle, and the scenario beside it."""
+    """The files are the bundle and the scenario beside it."""
     source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
     source.write_bytes(TEXT[:5000])
     for name in ("saved.capture.json", "saved.rest.scenario.json"):
@@ -358,7 +358,7 @@ def test_existing_files_are_replaced_only_with_force(tmp_path: Path, capsys: pyt
 
 
 def test_a_journal_is_not_recovered_into_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor into a parent, a directory that is not empty, or a file."""
+    """A parent, a directory that is not empty and a file are refused too."""
     state = tmp_path / "state"
     write_sessions(state / "journal")
     before = contents(state)
@@ -375,7 +375,7 @@ def test_a_journal_is_not_recovered_into_itself(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_source_that_is_no_capture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another directory, a single segment, a pipe, nothing at all."""
+    """It is another directory, a single segment, a pipe, or missing."""
     output = str(tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert app.run(["recover", str(tmp_path / "empty"), "-o", output]) == ExitCode.FAILED
@@ -398,7 +398,7 @@ def by_session(said: list[Any]) -> dict[str, Any]:
 
 
 def test_a_sound_journal_gives_a_bundle_per_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Closed and open sessions, each with its manifest."""
+    """Sessions are closed or open; each bundle has its manifest."""
     for close in (True, False):
         written = write_sessions(tmp_path / f"{close}" / "journal", close=close)
         code, said = recovered(tmp_path / f"{close}", tmp_path / f"out {close}", capsys)
@@ -602,7 +602,7 @@ def test_a_damaged_end_of_an_open_session_may_hide_more(tmp_path: Path, capsys: 
 def test_decisions_after_damage_do_not_give_the_number_of_lost_events(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of ten lost events five were decided later: five are certainly lost, perhaps more."""
+    """Of ten lost events, five were decided later: five are certainly lost, and perhaps more."""
     (tmp_path / "journal").mkdir()
     journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
     one = a_session(1)
@@ -682,7 +682,7 @@ def test_a_published_bundle_is_recovered_only_if_missing_or_changed(
 
 
 def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 1, and which program to use."""
+    """The exit code is 1, and the message says which program to use."""
     write_sessions(tmp_path / "journal", segment_bytes=1 << 20)
     append_frame(segment_path(tmp_path / "journal", 1), FrameKind.EVENTS, 1, version=3)
     assert app.run(["recover", str(tmp_path / "journal"), "-o", str(tmp_path / "out")]) == ExitCode.FAILED
@@ -690,7 +690,7 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.
 
 
 def test_text_output_has_a_line_per_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And a last one for the journal."""
+    """The last line is about the journal."""
     write_sessions(tmp_path / "journal")
     damaged_body(tmp_path / "journal")
     assert app.run(["recover", str(tmp_path / "journal"), "-o", str(tmp_path / "out")]) == ExitCode.DATA_LOSS

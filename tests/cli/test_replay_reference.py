@@ -1,4 +1,4 @@
-"""What ``ergo-capture replay --adapter`` says where ``ergo replay`` was asked the same: tampered captures."""
+"""``ergo-capture replay --adapter`` of tampered captures gives the verdict of ``ergo replay``."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ OTHERWISE: Final = {
 
 
 class Script:
-    """The effects that the engine of the graph with egress had, by event."""
+    """The effects of the engine of the graph with egress, by event."""
 
     effects: dict[str, tuple[ActionEffect, ...]] = {}  # noqa: RUF012 - set by each test
 
 
 def engine(graph_id: str, event_id: str, kind: str, at: EventTime, payload: bytes, deadline: EventTime | None) -> Any:
-    """The graphs of the data: one divides and counts, the others do what was recorded."""
+    """Run the graphs of the data: one divides and counts, the others have the recorded effects."""
     del kind, at, deadline
     if graph_id != "div_graph":
         return RunResult(RunTermination.Completed, Script.effects.get(event_id, ()))
@@ -70,7 +70,7 @@ def engine(graph_id: str, event_id: str, kind: str, at: EventTime, payload: byte
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_replay_says_what_the_reference_said(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All 27, with the exceptions above."""
+    """This holds for all 27 rows, with the exceptions above."""
     row = ROWS[name]
     capture = tmp_path / "c.capture.json"
     capture.write_text(row["capture"])

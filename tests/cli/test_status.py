@@ -34,12 +34,12 @@ def daemon() -> Iterator[DaemonProcess]:
 
 
 def asked(daemon: DaemonProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command against the daemon."""
+    """Run a command against the daemon, and return its result."""
     return command(*arguments, "--socket", str(daemon.socket))
 
 
 def test_status_in_a_pipe_cuts_no_line(daemon: DaemonProcess) -> None:
-    """And prints no control sequences."""
+    """It prints no control sequences either."""
     with background("send", "-", "--socket", str(daemon.socket), "-q") as sending:
         assert sending.stdin is not None
         sending.stdin.write(EVENTS)
@@ -64,7 +64,7 @@ def one_that_decided(daemon: DaemonProcess, count: int) -> str:
 
 
 def test_status_as_json_has_every_figure(daemon: DaemonProcess) -> None:
-    """For programs."""
+    """The JSON is for programs."""
     status = json.loads(asked(daemon, "status", "--json").stdout)
     assert status["phase"] == "serving"
     assert status["socket"] == str(daemon.socket)
@@ -72,7 +72,7 @@ def test_status_as_json_has_every_figure(daemon: DaemonProcess) -> None:
 
 
 def test_metrics_prints_the_prometheus_format(daemon: DaemonProcess) -> None:
-    """Nothing before it and nothing after it."""
+    """Nothing is printed before or after it."""
     done = asked(daemon, "metrics")
     assert done.returncode == 0
     assert done.stdout.startswith("# HELP")
@@ -81,7 +81,7 @@ def test_metrics_prints_the_prometheus_format(daemon: DaemonProcess) -> None:
 
 
 def test_reload_lists_applied_settings_and_exits_78_for_a_bad_file(daemon: DaemonProcess) -> None:
-    """With the daemon's message and hint."""
+    """The daemon's message and hint are printed."""
     daemon.config.write_text("[limits]\nmax_clients = 9\n[socket]\nbacklog = 9\n")
     done = asked(daemon, "reload")
     assert done.stdout == "applied limits.max_clients\nneeds a restart: socket.backlog\n"
@@ -96,7 +96,7 @@ def test_reload_lists_applied_settings_and_exits_78_for_a_bad_file(daemon: Daemo
 
 
 def test_tap_prints_decisions_until_the_session_ends(daemon: DaemonProcess) -> None:
-    """One line each; the last says how the session ended, and the exit code is 0."""
+    """Each has a line; the last line says how the session ended, and the exit code is 0."""
     with background("send", "-", "--socket", str(daemon.socket), "-q") as sending:
         assert sending.stdin is not None
         sending.stdin.write(EVENTS)
@@ -153,7 +153,7 @@ def test_a_killed_daemon_has_its_own_message() -> None:
     ],
 )
 def test_each_connection_error_has_a_reason_and_a_hint(error: OSError, reason: str, hint: str) -> None:
-    """What is wrong, and what to do about it."""
+    """The reason says what is wrong, and the hint what to do about it."""
     said, advice = why_away(error)
     assert said == reason
     assert hint in advice
@@ -282,7 +282,7 @@ def seen(text: bytes, rates: Rates | None = None, width: int = 160, rows: int | 
 
 
 def test_lag_refusals_engines_and_waits_are_shown() -> None:
-    """Everything that an operator has to act on."""
+    """An operator has to act on each of them."""
     text = seen(status())
     assert "limit 2" in text
     assert "bad_frame" not in text
@@ -294,7 +294,7 @@ def test_lag_refusals_engines_and_waits_are_shown() -> None:
 
 
 def test_what_will_never_be_decided_is_shown() -> None:
-    """Refused events, what interrupted a run, and what is left over after that."""
+    """The events are: refused, the one that interrupted a run, and those left over after it."""
     whole = json.loads(status())
     (session,) = whole["running"]["sessions"]
     assert "refused by" not in seen(json.dumps(whole).encode())
@@ -324,7 +324,7 @@ def test_each_graphs_engine_has_a_line() -> None:
 
 
 def test_what_retention_holds_back_is_shown() -> None:
-    """After a start or a jump of the clock, and for times that cannot be right; otherwise nothing."""
+    """Bundles are held back after a start, after a jump of the clock, and if their times cannot be right."""
     text = seen(status(retention={"ages_held_seconds": 540.0, "suspects": 2}))
     assert "no bundle goes by its age for 9m: " in text
     assert "2 bundles with a time that cannot be right" in text
@@ -364,7 +364,7 @@ def test_a_narrow_screen_drops_columns_and_cuts_nothing(width: int) -> None:
 
 
 def test_a_short_screen_shows_the_sessions_with_the_largest_lag() -> None:
-    """And the number of the others."""
+    """The number of the other sessions is shown too."""
     whole = json.loads(status())
     (session,) = whole["running"]["sessions"]
     sessions = [session | {"session": f"s{lag}", "admitted": 4 + lag} for lag in (1, 9, 5)]
@@ -401,7 +401,7 @@ def test_rates_use_the_daemons_clock() -> None:
 
 
 def test_the_reasons_of_failed_and_delayed_sessions_are_shown() -> None:
-    """Not only in the log."""
+    """They are not only in the log."""
     said = json.loads(status())
     said["running"]["sessions"][0] |= {"failure": "Permission denied", "delayed_by": "No space left on device"}
     text = seen(json.dumps(said).encode())
@@ -418,21 +418,21 @@ def test_a_daemon_that_was_not_restarted_after_an_upgrade_is_told_of() -> None:
 
 
 def test_a_status_of_another_version_is_refused() -> None:
-    """With a hint, and without a traceback."""
+    """The error has a hint and no traceback."""
     with pytest.raises(ErgoCaptureError) as refused:
         decode_status(b'{"program": 1}')
     assert "another version" in (refused.value.hint or "")
 
 
 def test_quantities_have_readable_units() -> None:
-    """Binary sizes, milliseconds, the two largest units of a span."""
+    """Sizes are binary, latencies in milliseconds, and a time span has its two largest units."""
     assert [size(n) for n in (0, 1023, 1536, 64 << 20, 3 << 40)] == ["0 B", "1,023 B", "1.5 KiB", "64 MiB", "3 TiB"]
     assert [milliseconds(s) for s in (0.00021, 0.0125, 2.5)] == ["0.21 ms", "12 ms", "2,500 ms"]
     assert [span(s) for s in (0, 59.9, 3_700, 90_061)] == ["0s", "59s", "1h 1m", "1d 1h"]
 
 
 def test_the_control_path_follows_the_configuration(tmp_path: Path) -> None:
-    """Beside the named socket, or as the file says."""
+    """The path is beside the named socket, or the one in the file."""
     from ergo_capture.cli.support.control_connection import control_path
 
     file = tmp_path / "config.toml"
@@ -443,7 +443,7 @@ def test_the_control_path_follows_the_configuration(tmp_path: Path) -> None:
 
 
 def test_a_stopped_service_is_told_from_a_missing_daemon_and_is_not_started() -> None:
-    """As under systemd: something listens on the capture socket, nothing on the control socket; nobody connects."""
+    """Under systemd something listens on the capture socket, and nothing on the control socket; nobody connects."""
     with short_directory() as place, socket.socket(socket.AF_UNIX) as held:
         held.bind(str(place / "capture.sock"))
         held.listen()

@@ -1,4 +1,4 @@
-"""Text of any kind on any terminal: names that are not UTF-8, terminals that are not, users without a home."""
+"""Any text on any terminal: names that are not UTF-8, terminals that are not, users without a home directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRANGE = "é→\x9b31m"
 
 @pytest.fixture
 def strange(tmp_path: Path) -> Path:
-    """Return a bundle with such a text in ids, payloads and provenance, in a file whose name is not UTF-8."""
+    """Return a bundle with this text in ids, payloads and provenance, in a file whose name is not UTF-8."""
 
     def change(data: dict[str, list[dict[str, object]] | str]) -> None:
         assert isinstance(data["events"], list)
@@ -70,7 +70,7 @@ def prints_json(name: str) -> bool:
 def test_every_text_can_be_printed_on_every_terminal(
     name: str, encoding: str, strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the encoding does not have is escaped, and so is what a terminal would obey."""
+    """Characters outside the encoding are escaped, and so are those that a terminal would obey."""
     monkeypatch.chdir(tmp_path)
     bundle(Path(OTHER))
     ended = ran(name, str(strange), *READERS.get(name, ()), PYTHONIOENCODING=encoding)
@@ -114,14 +114,14 @@ def test_json_is_utf_8_on_every_terminal(
 def test_an_argument_that_is_not_utf_8_and_no_path_is_wrong_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The protocol, the journal and bundles could not hold it; the option is named."""
+    """Neither the protocol nor the journal nor bundles could hold it; the error names the option."""
     assert app.run(arguments) == ExitCode.USAGE
     assert "is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cat", "tail", "info", "extract", "cat --follow"])
 def test_no_session_has_a_name_that_is_not_utf_8(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is looked for as a file only."""
+    """Such a name is only looked for as a file."""
     (tmp_path / "journal").mkdir()
     (tmp_path / "bundles").mkdir()
     assert app.run([*name.split(), BYTE, "--state-dir", str(tmp_path)]) == ExitCode.FAILED
@@ -139,7 +139,7 @@ def test_a_state_directory_that_is_not_utf_8_is_refused_at_the_start(
 
 
 def test_control_characters_in_a_path_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor in a hint."""
+    """They are also escaped in a hint."""
     assert app.run(["simulate", "/no\x1b[2J\x9bsuch"]) == ExitCode.FAILED
     assert r"'/no\x1b[2J\x9bsuch'" in capsys.readouterr().err
 
@@ -223,7 +223,7 @@ def test_an_abstract_socket_is_refused(command: str, tmp_path: Path, monkeypatch
 
 
 def test_names_of_a_session_reach_a_latin_1_terminal(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """From ``send`` to ``status``, ``bundles list`` and ``info``; labels are data, and must not be lost."""
+    """``info`` and ``bundles list`` print them; labels are data that must not be lost."""
     events = tmp_path / "events.jsonl"
     events.write_text('{"event_id":"e1","kind":"Command","at":{"secs":1,"nanos":0}}\n', encoding="utf-8")
     label, socket = f"ort={STRANGE}", str(daemon.socket)
@@ -236,7 +236,7 @@ def test_names_of_a_session_reach_a_latin_1_terminal(daemon: DaemonProcess, tmp_
 
 
 def test_a_terminal_that_is_latin_1_shows_tables_and_topics(strange: Path) -> None:
-    """The table of ``info``, and a topic of the manual through a pager."""
+    """This holds for the table of ``info``, and for a topic of the manual in a pager."""
     for arguments, shown in ((["info", str(strange)], "10"), (["help", "damage"], "recover")):
         with Terminal() as terminal:
             environment = command_environment() | {"PYTHONIOENCODING": "latin-1", "TERM": "xterm", "PAGER": "cat"}
@@ -256,7 +256,7 @@ def test_a_terminal_that_is_latin_1_shows_tables_and_topics(strange: Path) -> No
 def test_waiting_for_a_named_pipe_ends_with_ctrl_c(
     arguments: list[str], tmp_path: Path, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 130 of every command that reads a file."""
+    """Every command that reads a file exits with 130."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     bundle(Path(OTHER))

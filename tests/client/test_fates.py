@@ -1,4 +1,4 @@
-"""What a client, and ``send``, say of events that were taken and not decided."""
+"""The client and ``send`` report events that were accepted and not decided."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def line(event_id: str, n: int = 1, **fields: Any) -> bytes:
 
 
 async def test_a_client_hears_each_refusal_once_though_it_resumes() -> None:
-    """The daemon says them again on the new connection."""
+    """The daemon repeats the refusals on the new connection."""
     refused: list[Refused] = []
     reconnected = asyncio.Event()
     async with (
@@ -58,7 +58,7 @@ async def test_a_client_hears_each_refusal_once_though_it_resumes() -> None:
 
 
 async def test_a_client_hears_what_is_left_over() -> None:
-    """And later events come back."""
+    """Later events are rejected."""
     rejects: list[Reject] = []
     async with (
         counting('[limits]\ncontext_bytes = "1KiB"\n') as daemon,
@@ -80,7 +80,7 @@ async def test_a_client_hears_what_is_left_over() -> None:
 
 
 async def test_a_client_says_what_its_events_mean() -> None:
-    """As the adapter calls it."""
+    """The meaning is the ``semantic_kind`` that the adapter declares."""
     rejects: list[Reject] = []
     async with counting() as daemon, CaptureClient(daemon.socket, on_reject=rejects.append) as client:
         await client.open("default")
@@ -100,7 +100,7 @@ async def test_a_client_says_what_its_events_mean() -> None:
 
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_send_says_what_was_refused_and_left_over(as_json: bool, tmp_path: Path) -> None:
-    """Exit code 3, with counts and ids."""
+    """The exit code is 3, and the output has counts and ids."""
     text = b"".join((line("a", 101), line("b"), line("long.c", total=1), line("d"), line("e")))
     (tmp_path / "events").write_bytes(text)
     async with counting('[limits]\ncontext_bytes = "1KiB"\n') as daemon:
@@ -126,7 +126,7 @@ async def test_send_says_what_was_refused_and_left_over(as_json: bool, tmp_path:
 
 
 async def test_send_stops_where_the_run_is_interrupted(tmp_path: Path) -> None:
-    """Further events would be rejected, one by one."""
+    """Further events would all be rejected."""
     (tmp_path / "events").write_bytes(b"".join(line(f"{'long.' if n == 2 else ''}e{n}") for n in range(100_000)))
     async with counting('[limits]\ncontext_bytes = "1KiB"\n') as daemon:
         ran = await asyncio.to_thread(
@@ -149,7 +149,7 @@ async def test_send_stops_where_the_run_is_interrupted(tmp_path: Path) -> None:
 async def test_the_manifest_says_how_a_drivers_stream_ended_early(
     frames: list[Any], reason: str, tmp_path: Path
 ) -> None:
-    """In the reference's word, whether ``send`` sends it or the driver speaks to the daemon itself."""
+    """The reason is in the reference's word, for a stream sent by ``send`` and for one of the driver itself."""
     text = b"".join(f if isinstance(f, bytes) else json.dumps(f).encode() + b"\n" for f in frames)
     (tmp_path / "stream").write_bytes(text)
     async with counting() as daemon:

@@ -1,4 +1,4 @@
-"""Clients of a daemon whose state directory comes back older than what it acknowledged; real processes."""
+"""A client, when the daemon's state directory is older than what was acknowledged; with real processes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def restore(daemon: DaemonProcess, copy: Path) -> None:
 
 
 def zero_last_batches(journal: Path, count: int) -> None:
-    """Overwrite the last batches with zeros, as a disk does that lied about its syncs."""
+    """Overwrite the last batches with zeros, as a disk does that lied about syncs."""
     (segment,) = journal.iterdir()
     data = bytearray(segment.read_bytes())
     starts: dict[int, int] = {}
@@ -76,7 +76,7 @@ def zero_last_batches(journal: Path, count: int) -> None:
 
 
 def empty(daemon: DaemonProcess, _copy: Path) -> None:
-    """Remove everything."""
+    """Remove the whole state directory's content."""
     shutil.rmtree(daemon.state)
 
 
@@ -89,12 +89,12 @@ LOSSES = pytest.mark.parametrize("lose", [restore, zeroed, empty], ids=["restore
 
 
 def manifests(state: Path) -> list[Manifest]:
-    """Return the manifests there are."""
+    """Return all manifests."""
     return [read_manifest(path) for path in sorted((state / "bundles").rglob("*.manifest.json"))]
 
 
 def held_ids(state: Path) -> set[str]:
-    """Return every event id in any bundle."""
+    """Return the ids of all events in bundles."""
     found = (state / "bundles").rglob("*.capture.json")
     return {record.event_id for path in found for record in decode_bundle(path.read_bytes()).events}
 
@@ -102,7 +102,7 @@ def held_ids(state: Path) -> set[str]:
 async def stream_and_lose(
     daemon: DaemonProcess, client: CaptureClient, lose: Callable[[DaemonProcess, Path], None]
 ) -> None:
-    """Have all events acknowledged, kill the daemon, and set its state back."""
+    """Have all events acknowledged, kill the daemon, and restore an older state."""
     await client.open("default")
     await stream(client, 1, BEFORE)
     copy = copy_of(daemon)
@@ -117,7 +117,7 @@ async def stream_and_lose(
 async def test_a_client_is_told_of_lost_events_and_ends(
     daemon: DaemonProcess, lose: Callable[[DaemonProcess, Path], None]
 ) -> None:
-    """With an error that says how many, and from which id."""
+    """The error says how many are lost, and from which id on."""
     async with CaptureClient(daemon.socket, give_up_after=60) as client:
         await stream_and_lose(daemon, client, lose)
         await asyncio.to_thread(daemon.start)
@@ -139,7 +139,7 @@ async def test_a_client_is_told_of_lost_events_and_ends(
 async def test_a_client_that_goes_on_after_a_loss_has_it_in_the_manifest(
     daemon: DaemonProcess, lose: Callable[[DaemonProcess, Path], None]
 ) -> None:
-    """What it sends next is in the bundle, after what was held."""
+    """Events that it sends after the loss are in the bundle, after those that were held."""
     async with CaptureClient(daemon.socket, give_up_after=60, resume_after_loss=True) as client:
         await stream_and_lose(daemon, client, lose)
         # It is still held by the client: the daemon is down.
@@ -160,7 +160,7 @@ async def test_a_client_that_goes_on_after_a_loss_has_it_in_the_manifest(
 
 
 def raw(daemon: DaemonProcess, *frames: dict[str, Any]) -> list[dict[str, Any]]:
-    """Say frames on a raw socket, and return every answer until the daemon ends the connection."""
+    """Send frames on a raw socket, and return every answer until the daemon ends the connection."""
     with socket.socket(socket.AF_UNIX) as wire:
         wire.connect(str(daemon.socket))
         file = wire.makefile("rw")
@@ -176,7 +176,7 @@ HELLO = {"type": "hello", "protocol": "ergo-capture.v1"}
 def test_a_raw_client_that_says_what_it_was_told_is_told_what_is_gone(
     daemon: DaemonProcess, lose: Callable[[DaemonProcess, Path], None]
 ) -> None:
-    """Nothing that it was told is durable is missing from a bundle called complete."""
+    """The error says what is lost, and after a resume the manifest says it too."""
     with socket.socket(socket.AF_UNIX) as wire:
         wire.connect(str(daemon.socket))
         file = wire.makefile("rw")
@@ -227,7 +227,7 @@ async def test_a_daemon_that_holds_everything_takes_the_client_up_again(daemon: 
 
 
 async def test_what_was_acknowledged_can_be_said_by_another_client(daemon: DaemonProcess) -> None:
-    """A program that ends keeps it, and says it when it opens the session again."""
+    """A program that ends keeps its last acknowledgement, and states it when it opens the session again."""
     async with CaptureClient(daemon.socket) as client:
         session = await client.open("default")
         await stream(client, 1, 10)
@@ -254,7 +254,7 @@ def sender(daemon: DaemonProcess, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["ends", "goes on"])
 def test_send_ends_with_exit_3_where_acknowledged_events_are_lost(daemon: DaemonProcess, *, goes_on: bool) -> None:
-    """Also with ``--resume-after-loss``, which goes on: something was lost."""
+    """With ``--resume-after-loss`` it goes on, and still exits with 3."""
     with sender(daemon, *(["--resume-after-loss"] if goes_on else [])) as process:
         assert process.stdin is not None
         write = process.stdin.write
