@@ -64,7 +64,7 @@ def refusal(place: Path, text: str) -> ConfigError:
     ],
 )
 def test_the_same_settings_have_the_reference_provenance(tmp_path: Path, name: str, text: str) -> None:
-    """Whatever the order of the tables."""
+    """The order of the tables does not matter."""
     row = ROWS[name]
     egress = graphs_of(load(tmp_path, text, row["adapter_yaml"]))["g"].egress
     assert egress == parse_egress_config(row["egress_toml"])
@@ -90,17 +90,17 @@ GRAPH = '[graphs.g]\nadapter = "adapter.yaml"\n'
     ],
 )
 def test_channels_that_cannot_work_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
-    """With the graph, and what to write."""
+    """The error names the graph, and says what to write."""
     assert complaint in refusal(tmp_path, text).message
 
 
 def test_a_similar_setting_is_suggested(tmp_path: Path) -> None:
-    """As elsewhere."""
+    """Other settings have such suggestions too."""
     assert refusal(tmp_path, GRAPH + CHANNEL.replace("routes", "route")).hint == "did you mean `routes`?"
 
 
 def test_check_warns_of_what_is_missing_for_intents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A program, and a channel for each kind that the adapter accepts."""
+    """A program may be missing, or a channel for a kind that the adapter accepts."""
     load(tmp_path, GRAPH + CHANNEL.replace("true", "/nowhere/channel").replace("send_one = {}", ""))
     assert app.run(["config", "check", str(tmp_path / "config.toml")]) == 0
     err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The configuration: which file is read, what it may say, and how mistakes are reported."""
+"""The configuration: the file that is read, its valid content, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def refusal(text: str) -> ConfigError:
-    """Return the error that a text raises."""
+    """Return the error that this text raises."""
     with pytest.raises(ConfigError) as caught:
         parse(text, "c.toml")
     return caught.value
@@ -123,7 +123,7 @@ def test_a_file_behind_a_closed_directory_is_an_error(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[log", b"x = 1\nx = 2", b"\x00"])
 def test_a_file_that_is_not_toml_is_named(bare: Path, content: bytes) -> None:
-    """Another encoding, or a syntax error."""
+    """The file has another encoding, or a syntax error."""
     file = bare / "c.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"c\.toml") as caught:
@@ -163,7 +163,7 @@ def test_a_variable_in_an_option_is_refused_as_in_the_file() -> None:
 
 @pytest.mark.parametrize("key", ["socket", "control"])
 def test_sockets_may_be_urls(bare: Path, key: str) -> None:
-    """As other programs write them; abstract sockets are refused."""
+    """Other programs write them so; abstract sockets are refused."""
     file = bare / "c.toml"
     file.write_text(f'[{key}]\npath = "unix:///run/x.sock"\n')
     assert getattr(load(file), key).path == "/run/x.sock"
@@ -250,7 +250,7 @@ def test_a_misspelt_key_is_refused_with_a_suggestion(text: str, key: str, meant:
 
 
 def test_every_mistake_in_a_file_is_named() -> None:
-    """Each once, and nothing that only follows from another one."""
+    """Each is named once, without those that only follow from another one."""
     error = refusal(
         """
         [socket]
@@ -424,13 +424,13 @@ def test_a_variable_in_a_path_is_refused(text: str, key: str, variable: str) -> 
 
 
 def test_a_tilde_without_a_home_directory_is_refused() -> None:
-    """The user is named."""
+    """The error names the user."""
     error = refusal('[state]\ndirectory = "~nobody-of-that-name/x"\n')
     assert "there is no home directory for `~nobody-of-that-name`" in error.message
 
 
 def test_tildes_in_an_engines_command_are_expanded_as_a_shell_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the beginning of the program and of arguments; a variable is left to programs such as ``sh -c``."""
+    """They may begin the program and arguments; variables are left to programs such as ``sh -c``."""
     monkeypatch.setenv("HOME", "/home/someone")
     command = '["~/bin/python", "~/engine.py", "--x=~/y", "~", "$HOME"]'
     config = parse(f'[graphs.a.engine]\nkind = "process"\ncommand = {command}\n', "c.toml")
@@ -446,7 +446,7 @@ def test_a_variable_in_an_engines_program_is_refused() -> None:
 
 
 def test_a_user_without_a_daemon_finds_that_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For clients only; one's own daemon comes first, and what is configured before both."""
+    """This is for clients only; one's own daemon comes first, and a configured socket before both."""
     system = tmp_path / "system"
     monkeypatch.setattr(places, "SYSTEM_RUNTIME", system)
     monkeypatch.setattr(places, "SYSTEM_STATE", system / "state")
@@ -481,12 +481,12 @@ def test_a_user_without_a_daemon_finds_that_of_the_system(tmp_path: Path, monkey
     ],
 )
 def test_a_target_that_cannot_be_used_is_named(text: str, sentence: str) -> None:
-    """Of several the wrong one."""
+    """The other target is right, and is not named."""
     with pytest.raises(ConfigError) as caught:
         parse('[ship.targets.right]\nurl = "s3://b"\n' + text, "t")
     assert sentence in caught.value.message
 
 
 def test_a_context_store_that_no_manifest_holds_is_refused() -> None:
-    """The bound has one itself."""
+    """A manifest's size has a bound, so the store must be smaller."""
     assert "`limits`: `context_bytes` must be at most 16MiB" in refusal('[limits]\ncontext_bytes = "17MiB"').message

@@ -1,4 +1,4 @@
-"""The manual says what the code does: protocols, settings, codes, log lines and metrics, each one and no other."""
+"""The manual agrees with the code: each protocol field, setting, code, log line and metric is in it, and no others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ TYPES = {bool: "boolean", int: "integer", str: "string", dict: "object", list: "
 
 
 def test_topics_are_the_files_of_the_manual() -> None:
-    """In reading order, each with its title."""
+    """They are in reading order, each with its title."""
     assert set(manual.topics()) == {path.stem for path in MANUAL.glob("*.md")}
     assert next(iter(manual.topics())) == "terms"
     for name, title in manual.topics().items():
@@ -69,14 +69,14 @@ def test_topics_are_the_files_of_the_manual() -> None:
 
 
 def test_a_topic_that_is_not_there_is_a_key_error() -> None:
-    """Nor is a path one."""
+    """A path is not a topic either."""
     for name in ("nothing", "", "../settings", "__init__"):
         with pytest.raises(KeyError):
             manual.read(name)
 
 
 def test_each_term_is_defined_once_and_used() -> None:
-    """In another topic, by the word of the glossary."""
+    """It is used in another topic, by the word of the glossary."""
     rows = re.findall(r"^\| (?!term \|)([^|]+) \|", (MANUAL / "terms.md").read_text(encoding="utf-8"), re.MULTILINE)
     terms = [term.lower() for row in rows for term in row.split(", ")]
     assert len(set(terms)) == len(terms) > 50
@@ -101,7 +101,7 @@ def test_the_client_frames_are_read_by_the_daemon() -> None:
 
 @pytest.mark.parametrize("frame", [capture.Hello, capture.Open, capture.End])
 def test_the_fields_of_a_client_frame_are_the_structs(frame: type[msgspec.Struct]) -> None:
-    """With their defaults."""
+    """The table has the defaults of the structs."""
     tag = str(frame.__struct_config__.tag)
     rows = {row[0].strip("`"): row[2].strip("`") for row in table_below(PROTOCOL, tag)}
     fields = {field.name: field for field in msgspec.structs.fields(frame)}
@@ -116,7 +116,7 @@ def test_the_fields_of_a_client_frame_are_the_structs(frame: type[msgspec.Struct
 
 
 def test_the_fields_of_a_loss_are_the_structs() -> None:
-    """The example of the refusal is one, too."""
+    """The example of a refusal is a loss too."""
     text = PROTOCOL.read_text(encoding="utf-8")
     rows = text.partition("| field of `lost` |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)) == set(capture.Lost.__struct_fields__)
@@ -129,7 +129,7 @@ def test_the_fields_of_a_loss_are_the_structs() -> None:
 
 
 def test_the_kinds_of_events_are_all_there() -> None:
-    """In the table of an event."""
+    """They are in the table of an event."""
     (kinds,) = (row[3] for row in table_below(PROTOCOL, "An event") if row[0] == "`kind`")
     assert {kind.value for kind in ExternalEventKind} | {"Tick"} == set(re.findall(r"`(\w+)`", kinds)) - {"kind"}
 
@@ -165,7 +165,7 @@ async def test_the_daemons_frames_are_those_of_a_real_conversation() -> None:
 
 
 async def _frames_of_an_adapter() -> dict[str, dict[str, Any]]:
-    """Return what is said only where the graph has an adapter: a payload is refused, and the store grows too large."""
+    """Return the frames that are sent only with an adapter: a payload is refused, and the store grows too large."""
     kept = ("refused", "left_over")
     with short_directory() as place:
         (place / "adapter.yaml").write_text(ADAPTER)
@@ -198,7 +198,7 @@ def _record_fields() -> set[str]:
 
 
 def test_every_code_is_explained() -> None:
-    """And no other."""
+    """No other code is explained."""
     assert_rows(PROTOCOL, "Codes", (code.value for code in Code))
 
 
@@ -236,7 +236,7 @@ def test_the_engines_messages_are_read_by_the_daemon() -> None:
 
 
 def test_the_requests_to_an_engine_are_what_the_daemon_writes() -> None:
-    """Byte for byte, and each field in the table."""
+    """They are equal byte for byte, and each field is in the table."""
     for block in of_kind("json", "run"):
         for line in block.values:
             run = json.loads(line)
@@ -249,7 +249,7 @@ def test_the_requests_to_an_engine_are_what_the_daemon_writes() -> None:
 
 
 def test_an_engine_that_is_told_of_sessions_reads_what_the_daemon_writes() -> None:
-    """Byte for byte, and each field in the table."""
+    """They are equal byte for byte, and each field is in the table."""
     (block,) = of_kind("json", "session")
     begin, run, end = map(json.loads, block.values)
     of = (run["session"], run["part"])
@@ -270,7 +270,7 @@ def test_an_engine_that_is_told_of_sessions_reads_what_the_daemon_writes() -> No
 
 
 def test_the_fields_of_an_engines_messages_are_the_ones_that_are_read() -> None:
-    """A field that the manual does not know would be guessed at; each one of `ran` is refused where it is wrong."""
+    """The manual names every field that is read; a wrong value of a field of `ran` is refused."""
     assert_rows(ENGINES, "ready", Ready.__struct_fields__)
     assert_rows(ENGINES, "Effects", ActionEffect.__struct_fields__)
     for name in names_below(ENGINES, "ran") - {"id", "type", "termination"}:
@@ -279,7 +279,7 @@ def test_the_fields_of_an_engines_messages_are_the_ones_that_are_read() -> None:
 
 
 def test_every_termination_is_there_and_says_whether_it_is_tried_again() -> None:
-    """As the supervisor has it."""
+    """The table says the same as the supervisor."""
     rows = {row[0].strip("`"): row[1] for row in table_below(ENGINES, "Terminations")}
     found = {RunTermination.from_builtins(json.loads(text)): said == "yes" for text, said in rows.items()}
     wanted = [RunTermination.Completed, RunTermination.TimedOut, RunTermination.Aborted]
@@ -288,7 +288,7 @@ def test_every_termination_is_there_and_says_whether_it_is_tried_again() -> None
 
 
 def test_every_kind_of_value_is_there() -> None:
-    """And each example is one."""
+    """Each example can be decoded."""
     rows = re.findall(r"^\| `(\{.*\})` \|", ENGINES.read_text(encoding="utf-8"), re.MULTILINE)
     values = [json.loads(text) for text in rows if "Failed" not in text and "kind =" not in text]
     assert {name for value in values for name in value} == set(Value.__struct_fields__)
@@ -297,7 +297,7 @@ def test_every_kind_of_value_is_there() -> None:
 
 
 async def test_every_figure_of_an_engine_is_there(tmp_path: Path) -> None:
-    """Those that `status --json` has of an engine outside."""
+    """The figures are those of an external engine in `status --json`."""
     async with running_daemon('[graphs.default]\nengine = { kind = "socket", path = "nowhere.sock" }\n') as daemon:
         (engine,) = (await daemon.ask("status"))["status"]["running"]["engines"]
     assert_rows(ENGINES, "Counters", engine["figures"])
@@ -306,7 +306,7 @@ async def test_every_figure_of_an_engine_is_there(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")
 @pytest.mark.parametrize("block", [block for block in of_kind("javascript") if block.name], ids=at_line)
 def test_a_node_engine_replays_the_scenario(block: Block) -> None:
-    """As the one in bash does."""
+    """The engine in bash does the same."""
     with place(block.document) as directory:
         for arguments in (
             ["simulate", "scenario.json", "-o", "run.capture.json"],
@@ -319,7 +319,7 @@ def test_a_node_engine_replays_the_scenario(block: Block) -> None:
 
 
 def _settings() -> dict[str, str]:
-    """Every setting with its default, as the configuration's own printing has it."""
+    """Return every setting with its default, as the configuration prints it."""
     found: dict[str, str] = {}
     section = ""
     for line in configuration.to_toml(Config()).splitlines():
@@ -332,7 +332,7 @@ def _settings() -> dict[str, str]:
 
 
 def test_every_setting_is_in_the_manual_with_its_default() -> None:
-    """And none that is not there; those of engines are held by the next test."""
+    """There are no others in the manual; settings of engines are in the tests below."""
     settings = _settings()
     found: dict[str, str] = {}
     for section in dict.fromkeys(key.rpartition(".")[0] for key in settings):
@@ -344,7 +344,7 @@ def test_every_setting_is_in_the_manual_with_its_default() -> None:
 
 
 def test_the_settings_that_a_reload_puts_in_force_are_named() -> None:
-    """Whole tables in brackets, other settings by their names."""
+    """Whole tables are in brackets, other settings are named."""
     paragraph = (
         (MANUAL / "configuration.md").read_text(encoding="utf-8").partition("A reload (")[2].partition("at once")[0]
     )
@@ -353,7 +353,7 @@ def test_the_settings_that_a_reload_puts_in_force_are_named() -> None:
 
 
 def test_every_setting_of_a_target_is_in_the_manual_with_its_default() -> None:
-    """Its URL alone has none."""
+    """Only its URL has no default."""
     rows = {
         row[0].strip("`"): row[1].strip("`") for row in table_below(MANUAL / "configuration.md", "[ship.targets.NAME]")
     }
@@ -365,7 +365,7 @@ def test_every_setting_of_a_target_is_in_the_manual_with_its_default() -> None:
 
 
 def test_every_setting_of_an_egress_channel_is_in_the_manual() -> None:
-    """Each is required."""
+    """Each is required, and so has no default."""
     rows = {row[0].strip("`"): row[1] for row in table_below(MANUAL / "configuration.md", "[graphs.NAME.egress.NAME]")}
     assert rows == dict.fromkeys(EgressChannelConfig.__struct_fields__, "")
     assert all(field.required for field in msgspec.structs.fields(EgressChannelConfig))
@@ -373,7 +373,7 @@ def test_every_setting_of_an_egress_channel_is_in_the_manual() -> None:
 
 @pytest.mark.parametrize("kind", get_args(EngineConfig))
 def test_every_setting_of_an_engine_is_in_the_manual(kind: type[msgspec.Struct]) -> None:
-    """With its default; and those without one are required."""
+    """Each is there with its default; those without one are required."""
     tag = str(kind.__struct_config__.tag)
     rows = {row[0].strip("`"): row[1].strip("`") for row in table_below(MANUAL / "configuration.md", f'kind = "{tag}"')}
     assert_same(rows, kind.__struct_fields__, f"the table below 'kind = \"{tag}\"' in configuration.md")
@@ -388,7 +388,7 @@ def test_every_setting_of_an_engine_is_in_the_manual(kind: type[msgspec.Struct])
 
 
 def _required(kind: type[msgspec.Struct]) -> list[str]:
-    """Return the settings of an engine that have no default, each with the example of its description."""
+    """Return the settings of an engine that have no default, each with the example in its description."""
     return [
         f"{field.name} = {json.dumps(meta.examples[0])}"
         for field in msgspec.structs.fields(kind)
@@ -402,7 +402,7 @@ def _required(kind: type[msgspec.Struct]) -> list[str]:
 
 
 def test_every_line_of_the_log_is_explained() -> None:
-    """And no other."""
+    """No other line is explained."""
     lines = {value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)}
     assert_rows(MANUAL / "log.md", "Lines", lines)
 
@@ -418,7 +418,7 @@ def _log_calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_every_line_of_the_log_has_its_level() -> None:
-    """Those of a row together, of the lines whose name stands in the call that writes them."""
+    """The lines of a row are compared together; a row with a line that no call names directly is left out."""
     levels: dict[str, set[str]] = {}
     for place_, call in _log_calls():
         assert not isinstance(call.args[0], ast.Constant), f"{place_}: the name of the line belongs into telemetry.py"
@@ -437,7 +437,7 @@ def test_every_line_of_the_log_has_its_level() -> None:
 
 
 def test_the_lines_that_are_never_left_out_are_named() -> None:
-    """In the last section; those about the log itself go without saying."""
+    """They are in the last section, except for the lines about the log itself."""
     text = (MANUAL / "log.md").read_text(encoding="utf-8").partition("## Storms")[2].partition("but for")[2]
     named = re.findall(r"`(\w+\.\w+)`", text)
     of_the_log = {telemetry.LOG_SUPPRESSED, telemetry.LOG_DROPPED}
@@ -445,7 +445,7 @@ def test_the_lines_that_are_never_left_out_are_named() -> None:
 
 
 async def test_every_metric_is_explained() -> None:
-    """And no other."""
+    """No other metric is explained."""
     async with running_daemon() as daemon:
         text: str = (await daemon.ask("metrics"))["text"]
     kinds = dict(re.findall(r"^# TYPE ergo_capture_(\w+) (\w+)$", text, re.MULTILINE))
@@ -453,7 +453,7 @@ async def test_every_metric_is_explained() -> None:
 
 
 async def test_every_alert_asks_for_a_metric_that_exists() -> None:
-    """An alert on a name that is misspelt would never fire."""
+    """An alert on a misspelt name would never fire."""
     async with running_daemon() as daemon:
         text: str = (await daemon.ask("metrics"))["text"]
         targets = configuration.parse('[ship.targets.a]\nurl = "s3://b"', "test")
@@ -483,7 +483,7 @@ FIRES = {
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 def test_prometheus_reads_every_alert_and_fires_it(tmp_path: Path) -> None:
-    """A rule whose two sides have other labels would never fire."""
+    """A rule whose two sides have different labels would never fire."""
     rules = [rule for row in table_below(MANUAL / "operating.md", "Alerts") if "ergo" in (rule := _rule(row[0]))]
     assert len(rules) > len(FIRES)
     groups = [{"alert": f"A{index}", "expr": rule, "labels": {"a": str(index)}} for index, rule in enumerate(rules)]
@@ -505,7 +505,7 @@ def test_prometheus_reads_every_alert_and_fires_it(tmp_path: Path) -> None:
 
 
 def _rule(cell: str) -> str:
-    """Return a row's rule as one expression: in the manual, alternatives stand apart."""
+    """Return a row's rule as one expression; in the manual, alternatives are apart."""
     return " or ".join(re.findall(r"`([^`]+)`", cell)).replace("\\|", "|")
 
 
@@ -518,7 +518,7 @@ def _promtool(*words: str | Path) -> None:
 
 
 def _names_in(path: Path) -> set[str]:
-    """What a file defines: functions, classes, and their methods as ``Class.method``."""
+    """Return the names that a file defines: functions, classes, and methods as ``Class.method``."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     names = set()
@@ -542,7 +542,7 @@ def test_the_walk_of_an_event_names_what_is_there(path: str, name: str) -> None:
 
 
 def test_every_row_of_the_walk_names_a_function() -> None:
-    """A step without one could not be looked up."""
+    """A step without a function could not be looked up."""
     rows = [line for line in (MANUAL / "events.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     steps = [row for row in rows if not row.startswith("| step")]
     assert steps
@@ -556,12 +556,12 @@ def test_every_row_of_the_walk_names_a_function() -> None:
     ids=at_line,
 )
 def test_every_adapter_is_one(block: Block) -> None:
-    """The whole manifest is accepted, as `config check` does."""
+    """The whole manifest is accepted, as by `config check`."""
     assert load_adapter(block.text).provenance.startswith("adapter:")
 
 
 def test_the_tower_of_the_manual_is_that_of_the_code() -> None:
-    """Every package, and the parts of the server."""
+    """It has every package, and the parts of the server."""
     packages = {path.parent.name for path in MANUAL.parent.glob("*/__init__.py")}
     assert_rows(MANUAL / "contributing.md", "The tower", packages)
     (server,) = (row[1] for row in table_below(MANUAL / "contributing.md", "The tower") if row[0] == "`server`")
@@ -573,7 +573,7 @@ def test_the_tower_of_the_manual_is_that_of_the_code() -> None:
 
 
 def test_the_changelog_sends_nobody_to_a_module_that_is_not_there() -> None:
-    """Each new import path is a module or a package; names without a dot are those of modules in the path after them."""
+    """Each new import path is a module or package; names without a dot are modules in the path after them."""
     rows = table_below(MANUAL / "contributing.md", "Import paths of 0.1.0 and where they are now")
     named = {name for row in rows for name in re.findall(r"`(\w+(?:\.\w+)+)`", row[1]) if "NAME" not in name}
     assert named

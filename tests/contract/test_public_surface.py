@@ -1,4 +1,4 @@
-"""What others import and call is there, documented, and shaped as agreed."""
+"""The names that others import and call exist, are documented, and have the agreed shapes."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_the_package_and_its_library_have_the_same_names() -> None:
 
 @pytest.mark.parametrize("name", AGREED)
 def test_an_agreed_name_is_public(name: str) -> None:
-    """Importable from the package, and listed."""
+    """It can be imported from the package, and is listed."""
     assert hasattr(ergo_capture, name)
     assert name in ergo_capture.__all__
 
 
 @pytest.mark.parametrize("name", [name for name in ergo_capture.__all__ if name != "__version__"])
 def test_a_public_name_has_a_docstring_of_its_own(name: str) -> None:
-    """And so has each of its public methods."""
+    """Each of its public methods has one too."""
     thing = getattr(ergo_capture, name)
     assert inspect.getdoc(thing)
     assert thing.__doc__ != getattr(thing.__mro__[1], "__doc__", None) if inspect.isclass(thing) else True
@@ -85,7 +85,7 @@ def test_a_public_name_has_a_docstring_of_its_own(name: str) -> None:
 
 
 def test_the_agreed_shapes_can_be_called() -> None:
-    """Positional arguments where they were agreed, keywords by their names."""
+    """Arguments are positional where that was agreed, and keywords have their names."""
     event = ExternalEvent.with_payload("e", ExternalEventKind.Command, EventTime(1, 2), b'{"a":1}')
     assert ExternalEvent.mechanical_at("e", ExternalEventKind.Pump, EventTime(0, 0)).payload == b""
     limits = Constraints(max_in_flight=None, max_per_window=None, rate_window=None, deadline=None, max_retries=0)
@@ -113,7 +113,7 @@ def test_a_name_from_outside_is_checked() -> None:
 
 
 def test_importing_the_library_does_not_import_the_daemon() -> None:
-    """Nor anything asynchronous."""
+    """Nothing asynchronous is imported either."""
     code = (
         "import sys, ergo_capture;"
         "print([m for m in sys.modules if m.split('.')[0] in ('anyio', 'asyncio', 'structlog', 'click')"

@@ -1,4 +1,4 @@
-"""What the README and the manual show is what happens: commands, snippets, configurations, JSON, names."""
+"""The README and the manual are true: their commands, snippets, configurations, JSON and names are tested."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_block_is_of_a_kind_that_is_tested() -> None:
 
 @pytest.mark.parametrize("document", CONSOLES, ids=at_line)
 def test_the_commands_do_what_is_shown(document: Path) -> None:
-    """All of a document in one shell, in order; those of the manual beside the daemon of the quick start."""
+    """A document's commands run in one shell, in order; those of the manual beside the daemon of the quick start."""
     with place(document) as directory:
         if document == README:
             run_commands(document, directory)
@@ -62,14 +62,14 @@ def test_the_commands_do_what_is_shown(document: Path) -> None:
 
 @pytest.mark.parametrize("block", [block for block in of_kind("python") if not block.name], ids=at_line)
 def test_a_python_snippet_runs(block: Block) -> None:
-    """As written; its bundles verify."""
+    """It runs as written, and its bundles verify."""
     run_snippet(block, sys.executable)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")
 @pytest.mark.parametrize("block", [block for block in of_kind("javascript") if not block.name], ids=at_line)
 def test_a_node_snippet_runs(block: Block) -> None:
-    """As written."""
+    """It runs as written."""
     run_snippet(block, "node")
 
 
@@ -81,7 +81,7 @@ def test_a_configuration_is_one_that_the_daemon_takes(block: Block) -> None:
 
 @pytest.mark.parametrize("block", of_kind("ini"), ids=at_line)
 def test_a_drop_in_sets_something_of_a_service(block: Block) -> None:
-    """A section and settings."""
+    """It has a section and settings."""
     parser = configparser.ConfigParser()
     parser.read_string(block.text)
     assert parser.sections() == ["Service"]
@@ -90,7 +90,7 @@ def test_a_drop_in_sets_something_of_a_service(block: Block) -> None:
 
 @pytest.mark.parametrize("block", of_kind("json"), ids=at_line)
 def test_json_is_json(block: Block) -> None:
-    """One value a line, or one in a file."""
+    """There is one value a line, or one in a file."""
     assert block.values
     for text in block.values:
         assert parses(text), text
@@ -120,7 +120,7 @@ def test_links_and_topics_that_are_named_exist(document: Path) -> None:
 
 
 def test_the_readme_links_every_topic() -> None:
-    """Nobody has to guess what there is to read."""
+    """A reader need not guess which topics there are."""
     from ergo_capture import manual
 
     linked = re.findall(r"\[([a-z]+)\]\(daemon/ergo_capture/manual/\1\.md\)", README.read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ def test_the_manual_names_every_command() -> None:
 
 
 def test_the_readmes_engine_is_the_one_that_the_tests_run() -> None:
-    """Its text, but for the docstring of the file."""
+    """Its text is the same, but for the docstring of the file."""
     (engine,) = (block for block in blocks(README) if block.name == "engine.py")
     docstring, _, code = ENGINE.read_text(encoding="utf-8").partition("\n\n")
     assert docstring.startswith('"""')
@@ -158,7 +158,7 @@ def test_the_readme_states_twelve_promises() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """What is more than a page belongs into the manual."""
+    """Longer explanations belong in the manual."""
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 170
 
 
@@ -169,7 +169,7 @@ def _log_lines() -> Iterator[str]:
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_the_setup_commands_work_from_a_fresh_clone() -> None:
-    """Both of them, as written, in a clone without anything that is not committed; the tests included."""
+    """Both run as written, in a clone that has only committed files; the tests are included."""
     setups = [block for block in blocks(README) if block.is_setup]
     assert len(setups) >= 2
     with short_directory() as directory:
