@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback between a client and an object store, which does harm when a test says so."""
+"""An HTTP proxy on loopback between a client and an object store, which causes faults when a test says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ERRORS: Final = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
 
 
 class Fault(Enum):
-    """What happens to a request."""
+    """A fault in the handling of a request."""
 
     #: It is answered with that status, and not passed on.
     FORBIDDEN = 403
@@ -37,7 +37,7 @@ class Fault(Enum):
 
 @dataclass
 class Request:
-    """A request that came."""
+    """A request that was received."""
 
     method: str
     #: The path, with the query.
@@ -49,7 +49,7 @@ class Request:
 
     @property
     def wrote_an_object(self) -> bool:
-        """Whether the server completed a bundle's object by it: a PUT of a whole one, or the end of one in parts."""
+        """Whether it completed the object of a bundle: by a PUT of the whole, or as the end of an upload in parts."""
         whole = self.method == "PUT" and "partNumber=" not in self.path
         end = self.method == "POST" and re.search(r"[?&]uploadId=", self.path) is not None
         return self.status == 200 and "/objects/" in self.path and (whole or end)
@@ -72,11 +72,11 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        """Its URL."""
+        """The URL of the proxy."""
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def count(self, what: Callable[[Request], bool]) -> int:
-        """Return how many requests there were of a kind."""
+        """Return the number of requests of a kind."""
         return sum(map(what, list(self.requests)))
 
 
@@ -105,7 +105,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, _request: Any, _address: Any) -> None:
-        """Say nothing: clients that are killed break connections."""
+        """Ignore errors: killed clients break connections."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
     owner: FaultProxy
 
     def log_message(self, *_arguments: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def handle_any(self) -> None:
         proxy, size = self.owner, int(self.headers.get("Content-Length") or 0)

@@ -1,4 +1,4 @@
-"""Journals and bundles that must stay readable: how they were made, and what is in them.
+"""Journals and bundles that must stay readable: their construction and their content.
 
 A journal's ``expected.json`` is what recovery finds in it, with the SHA-256 of every bundle that can be composed
 from it. Neither depends on the version of the program, on the clock, or on the machine.
@@ -55,7 +55,7 @@ LIMITED: Final = Constraints(None, 2, EventTime(10, 0), EventTime(5, 0), 1)
 
 
 class Life:
-    """A session whose frames are those that the daemon writes."""
+    """A session whose frames are like the daemon's."""
 
     def __init__(self, number: int, constraints: Constraints = LIMITED, outcomes: Iterable[RunResult] = ()) -> None:
         self.number = number
@@ -90,11 +90,11 @@ class Life:
         return self._outcomes.popleft() if self._outcomes else RunResult(RunTermination.Completed)
 
     def opened(self) -> PendingFrame:
-        """The first frame."""
+        """Return the OPEN frame."""
         return PendingFrame(FrameKind.OPEN, self.number, 0, 0, encode_body(self.description))
 
     def events(self, *lines: tuple[str, str, int, str]) -> PendingFrame:
-        """Events: id, kind, seconds, payload as JSON text or nothing."""
+        """Return a frame of events, given as id, kind, seconds, and payload as JSON text or nothing."""
         body = b"".join(
             json.dumps(
                 {
@@ -113,7 +113,7 @@ class Life:
         return frame
 
     def decisions(self, count: int) -> PendingFrame:
-        """Decisions about the next events."""
+        """Return a frame of decisions about the next events."""
         self._rows = DecisionRows()
         for _ in range(count):
             self._supervisor.drive(self._undecided.popleft())
@@ -122,18 +122,18 @@ class Life:
         return frame
 
     def rotated(self, last_event_id: str, *, forced: bool = False) -> PendingFrame:
-        """The end of a part."""
+        """Return the frame that ends a part."""
         body = Rotation(self.part, forced, WHEN, self.description, last_event_id)
         self.part, self.part_first = self.part + 1, self.decided
         self._begin()
         return PendingFrame(FrameKind.ROTATE, self.number, self.decided, 0, encode_body(body))
 
     def closed(self, ended: str) -> PendingFrame:
-        """The end of the session."""
+        """Return the frame that ends the session."""
         return PendingFrame(FrameKind.CLOSE, self.number, self.decided, 0, encode_body(Closing(ended, WHEN)))
 
     def published(self, part: int = 1, *, final: bool = True) -> PendingFrame:
-        """That a bundle is durable."""
+        """Return the frame that says that a bundle is durable."""
         name = f"bundles/golden/{self.description.session}"
         body = Publication(part, f"{name}.capture.json", f"{name}.manifest.json", "0" * 64, final)
         return PendingFrame(FrameKind.PUBLISHED, self.number, part, int(final), encode_body(body))
@@ -159,7 +159,7 @@ OUTCOMES: Final = (
 
 
 def plain(prefix: str, count: int, secs: int = 0) -> list[tuple[str, str, int, str]]:
-    """Events that nothing is special about."""
+    """Return events without any particularity."""
     return [(f"{prefix}{n}", "Command", secs + n, json.dumps({"n": n})) for n in range(count)]
 
 
@@ -380,7 +380,7 @@ JOURNALS: Final[dict[str, Callable[[Path], None]]] = {
 
 
 def found_in(directory: Path) -> dict[str, Any]:
-    """Return what a start finds in a journal, and the bundles that it leads to; repair a torn end."""
+    """Return what a start finds in a journal, and the bundles that are composed from it; repair a torn end."""
     storage = RealStorage()
     try:
         journal, found = Journal.open(directory, storage, segment_bytes=4096, program=PROGRAM)
@@ -423,7 +423,7 @@ def _session(directory: Path, session: RecoveredSession) -> dict[str, Any]:
 
 
 def _hosted(session: RecoveredSession) -> dict[str, Any]:
-    """Return what only sessions with an adapter have."""
+    """Return the facts that only sessions with an adapter have."""
     if session.description.contract is None:
         return {}
     pending = session.outcome
@@ -451,7 +451,7 @@ def _sha256(directory: Path, session: RecoveredSession, part: PendingPublication
 
 
 def make_bundles(folder: Path) -> None:
-    """One bundle of each ending, style and form, from the journals above; one of a later version, one cut."""
+    """Make a bundle of each ending, style and form from the journals, one of a later version, and a cut one."""
     with tempfile.TemporaryDirectory() as place:
         for name in ("ended", "rotated", "parts", "in-doubt"):
             directory = Path(place) / name
@@ -478,7 +478,7 @@ def make_bundles(folder: Path) -> None:
 
 
 def said_of(folder: Path) -> dict[str, Any]:
-    """What ``verify`` and the catalogue say of each bundle in a folder, by its name."""
+    """Return the verdict of ``verify`` and of the catalogue on each bundle in a folder, by its name."""
     troubles = {bundle.path: bundle.problem or "finished" for bundle in Catalogue(folder.parent).read()}
     said = {}
     for path in sorted(folder.glob("*.capture.json*")):

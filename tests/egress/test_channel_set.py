@@ -1,4 +1,4 @@
-"""Channels that do what the conformance data does not hold."""
+"""Channels whose behaviour is not in the conformance data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ INTENT = IntentRecord("send", "id-1", ())
 
 
 def channel_set(command: tuple[str, ...], *, millis: int = 20_000, grace: float = 20.0, **more: Any) -> ChannelSet:
-    """A set of one channel."""
+    """Return a set of one channel."""
     return ChannelSet(EgressConfig(millis, {"a": command}, {"send": Route("a", None)}), grace=grace, **more)
 
 
 async def failure_of(place: Path, steps: list[dict[str, Any]], **more: Any) -> EgressFailure:
-    """How the dispatch of an intent fails that is answered with these steps."""
+    """Return the error of dispatching an intent that is answered with these steps."""
     channels = channel_set(puppet(place, "a", {"start": [ready("send")], "intents": [steps]}), **more)
     await channels.start()
     with pytest.raises(EgressFailure) as caught:
@@ -34,19 +34,19 @@ async def failure_of(place: Path, steps: list[dict[str, Any]], **more: Any) -> E
 
 
 async def test_an_answer_that_is_not_utf8_is_an_io_failure(tmp_path: Path) -> None:
-    """In the reference's words."""
+    """The words are the reference's."""
     failure = await failure_of(tmp_path, [{"bytes_hex": "ff0a"}])
     assert str(failure) == "I/O failure on channel 'a': stream did not contain valid UTF-8"
 
 
 async def test_an_endless_answer_is_an_io_failure(tmp_path: Path) -> None:
-    """Memory is bounded."""
+    """Memory stays bounded."""
     failure = await failure_of(tmp_path, [{"send_without_newline": "x" * (3 << 20)}])
     assert (failure.reason, "longer than" in str(failure)) == ("egress_io", True)
 
 
 async def test_a_last_answer_needs_no_newline(tmp_path: Path) -> None:
-    """The end of the output ends it."""
+    """The end of the output ends the answer."""
     steps: list[dict[str, Any]] = [{"ack_without_newline": {"egress_ref": "r"}}, {"close_stdout": None}]
     channels = channel_set(puppet(tmp_path, "a", {"start": [ready("send")], "intents": [steps]}))
     await channels.start()
@@ -55,7 +55,7 @@ async def test_a_last_answer_needs_no_newline(tmp_path: Path) -> None:
 
 
 async def test_a_channel_that_reads_nothing_times_out(tmp_path: Path) -> None:
-    """Though the pipe to it is full, and the intent was never written."""
+    """The pipe to it is full, and the intent was never written."""
     channels = channel_set(puppet(tmp_path, "a", {"start": [ready("send"), {"sleep_ms": 3_600_000}]}), millis=50)
     await channels.start()
     long = IntentRecord("send", "id-1", (IntentField("x", Value(String="x" * (1 << 20))),))
@@ -65,7 +65,7 @@ async def test_a_channel_that_reads_nothing_times_out(tmp_path: Path) -> None:
 
 
 async def test_a_failed_dispatch_kills_every_channel_with_its_children(tmp_path: Path) -> None:
-    """Without an end frame."""
+    """The channels get no end frame."""
     script = f'sleep 3600 & echo $! > {tmp_path}/child; echo "$READY"; cat > {tmp_path}/heard'
     said = ready("send")["send"]
     config = EgressConfig(
@@ -95,7 +95,7 @@ async def test_a_failed_dispatch_kills_every_channel_with_its_children(tmp_path:
     ],
 )
 async def test_a_channel_that_does_not_start_is_explained(command: tuple[str, ...], complaint: str) -> None:
-    """And none is left running."""
+    """No channel is left running."""
     channels = channel_set(command)
     with pytest.raises(EgressLifecycleError, match=complaint.replace("'", ".")):
         await channels.start()
@@ -103,14 +103,14 @@ async def test_a_channel_that_does_not_start_is_explained(command: tuple[str, ..
 
 
 async def test_a_channel_that_says_nothing_does_not_start() -> None:
-    """After the time that the reference gives it."""
+    """It has as much time as the reference gives it."""
     channels = channel_set(("sleep", "3600"), grace=0.05)
     with pytest.raises(EgressLifecycleError, match="did not emit ready frame within 50ms"):
         await channels.start()
 
 
 async def test_what_a_channel_writes_to_its_standard_error_is_reported(tmp_path: Path) -> None:
-    """With its name, line by line."""
+    """Each line is reported with the name of the channel."""
     said: list[tuple[str, str]] = []
     script = {"start": [{"stderr": "one\ntwo\n"}, ready("send")]}
     channels = channel_set(puppet(tmp_path, "a", script), report=lambda name, line: said.append((name, line)))

@@ -37,30 +37,30 @@ class RealChannels:
         self._set = ChannelSet(config, grace=GRACE)
 
     def start(self) -> None:
-        """Start them."""
+        """Start the channels."""
         try:
             self._portal.call(self._set.start)
         except EgressLifecycleError as error:
             raise failed("egress.start_failed", f"start egress channels: {PREFIX}: {error}") from error
 
     def dispatch(self, intent: IntentRecord) -> CapturedIntentAck:
-        """Have an intent carried out."""
+        """Dispatch an intent, and return its ack."""
         return self._portal.call(self._set.dispatch, intent)
 
     def finish(self, *, host_stop: bool) -> None:
-        """End them."""
+        """End the channels."""
         try:
             self._portal.call(lambda: self._set.finish(host_stop=host_stop))
         except EgressLifecycleError as error:
             raise failed("host.step_failed", f"{PREFIX}: {error}") from error
 
     def kill(self) -> None:
-        """Kill what a failed run has left."""
+        """Kill the channels that a failed run has left."""
         self._portal.call(self._set.kill)
 
 
 def paced(driver: VirtualDriver, clock: Clock) -> Iterator[Observation]:
-    """Let the time pass that the driver lets pass: channels are processes."""
+    """Yield the driver's lines at their times, because the channels are real processes."""
     now = 0
     for observation in driver:
         time.sleep((clock.now - now) / 1000)
@@ -69,7 +69,7 @@ def paced(driver: VirtualDriver, clock: Clock) -> Iterator[Observation]:
 
 
 async def played(row: dict[str, Any], place: Path) -> tuple[str | None, str, dict[str, list[str]]]:
-    """What our host makes of a row: the capture, what it says, and what each channel has heard."""
+    """Run a row on our host; return the capture, the printed line, and the lines that each channel read."""
     case = case_of(row)
     assert case.egress_toml is not None
     config = parse_egress_config(case.egress_toml)
@@ -93,7 +93,7 @@ async def played(row: dict[str, Any], place: Path) -> tuple[str | None, str, dic
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 async def test_channels_are_driven_as_the_reference_does(row: dict[str, Any], tmp_path: Path) -> None:
-    """The capture to the byte, what is printed, and each line that a channel read."""
+    """The capture's bytes, the printed line and each line that a channel read are equal."""
     capture, summary, heard = await played(row, tmp_path)
     assert capture == row["capture"]
     if capture is None:

@@ -15,7 +15,7 @@ from tests.egress.hosted import ROWS, TWO, configuration, event_lines, good, int
 
 
 def captured(name: str, place: Path) -> str:
-    """Return the file of the reference's capture of a row."""
+    """Return the file of the reference's capture in a row."""
     path = place / "run.capture.json"
     path.write_text(ROWS[name]["capture"])
     return str(path)
@@ -29,7 +29,7 @@ def told(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_run_whose_intents_are_acknowledged(tmp_path: Path) -> None:
-    """Each with its channel and the channel's reference."""
+    """Each intent has its channel and the channel's reference."""
     code, found = told(captured("ok-two-kinds-two-channels", tmp_path))
     assert (code, found["expected"], found["acknowledged"], found["unacknowledged"]) == (0, 6, 6, 0)
     assert [intent["intent_id"] for intent in found["intents"]] == intents_of(TWO)
@@ -39,7 +39,7 @@ def test_a_run_whose_intents_are_acknowledged(tmp_path: Path) -> None:
 
 
 def test_a_run_that_an_intent_interrupted(tmp_path: Path) -> None:
-    """The exit code is 3, and the reason is said."""
+    """The exit code is 3, and the reason is printed."""
     ran = command("intents", captured("second-of-two-intents-rejected", tmp_path))
     assert ran.returncode == 3
     *_, acknowledged, missing = ran.stdout.splitlines()
@@ -49,13 +49,13 @@ def test_a_run_that_an_intent_interrupted(tmp_path: Path) -> None:
 
 
 def test_a_run_without_intents(tmp_path: Path) -> None:
-    """Nothing hangs."""
+    """No intents are listed, and the exit code is 0."""
     code, found = told(captured("ok-no-intents-plain-ergo", tmp_path))
     assert (code, found["expected"], found["intents"]) == (0, 0, [])
 
 
 async def test_an_open_session_whose_channel_does_not_answer(tmp_path: Path) -> None:
-    """What is being sent hangs; what the journal holds an ack of does not."""
+    """The intent that is being sent is unacknowledged; the one whose ack is in the journal is not."""
     never = good(b=[[{"sleep_ms": 3_600_000}]])
     text = configuration(TWO, tmp_path, never).replace("500ms", "1h")
     async with (

@@ -1,4 +1,4 @@
-"""What is durable before what is sent, and sessions whose channels are other ones after a start."""
+"""The order of journal and dispatch, and sessions whose channels have changed after a start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def counts(place: Path) -> tuple[int, int]:
 
 
 async def test_an_intent_is_sent_only_after_its_outcome_is_synced(tmp_path: Path) -> None:
-    """And the second one only after the ack of the first."""
+    """The second one is sent only after the ack of the first."""
     storage = GatedStorage()
     async with (
         running_daemon(configuration(TWO, tmp_path, good()), storage=storage) as daemon,
@@ -63,7 +63,7 @@ async def test_an_intent_is_sent_only_after_its_outcome_is_synced(tmp_path: Path
 
 
 async def test_a_full_disk_holds_intents_back(tmp_path: Path) -> None:
-    """Until the outcome could be written; then they are sent once."""
+    """They are sent once, after the outcome was written."""
     storage = GatedStorage()
     async with (
         running_daemon(configuration(TWO, tmp_path, good()), tmp_path / "state", storage) as daemon,
@@ -84,7 +84,7 @@ async def test_a_full_disk_holds_intents_back(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def killed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give channels that hang less time to end."""
+    """Shorten the time that hanging channels get to end."""
     monkeypatch.setattr(egress, "_STOP_SECONDS", 0.05)
 
 
@@ -104,7 +104,7 @@ async def hanging_session(place: Path, state: Path) -> str:
 
 
 async def test_a_stop_while_an_intent_hangs_loses_nothing(tmp_path: Path) -> None:
-    """The next start sends it again, and only it; the episode is not run again."""
+    """The next start sends only that intent again; the episode is not run again."""
     state = tmp_path / "state"
     session = await hanging_session(tmp_path, state)
     async with (
@@ -121,7 +121,7 @@ async def test_a_stop_while_an_intent_hangs_loses_nothing(tmp_path: Path) -> Non
 
 
 async def test_channels_of_a_recovered_session_are_tried_until_they_start(tmp_path: Path) -> None:
-    """The session waits meanwhile, and the log says why; the channels are not those that it was opened with."""
+    """Meanwhile the session waits, and the log says why; the channels are not the ones that it was opened with."""
     state = tmp_path / "state"
     session = await hanging_session(tmp_path, state)
     text = configuration(TWO, tmp_path, good())
@@ -149,7 +149,7 @@ async def test_channels_of_a_recovered_session_are_tried_until_they_start(tmp_pa
 
 
 async def test_a_session_whose_graph_has_no_channels_any_more_goes_on_once_they_are_back(tmp_path: Path) -> None:
-    """It stops until then, and nothing is lost."""
+    """The session stops until then, and nothing is lost."""
     state = tmp_path / "state"
     session = await hanging_session(tmp_path, state)
     text = configuration(TWO, tmp_path, good())

@@ -1,4 +1,4 @@
-"""What every kind of engine does in the same way."""
+"""Every kind of engine behaves in the same way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OBEDIENT = ("python", "python async", "process", "socket")
 
 @asynccontextmanager
 async def served(kind: str, graph: str = "") -> AsyncIterator[Daemon]:
-    """Run a daemon whose default graph has that engine."""
+    """Run a daemon whose default graph has this engine."""
     async with AsyncExitStack() as stack:
         place = stack.enter_context(short_directory())
         text = f"[graphs.default]\n{graph}\n"
@@ -46,14 +46,14 @@ async def served(kind: str, graph: str = "") -> AsyncIterator[Daemon]:
 
 
 def test_every_kind_of_the_configuration_is_tested_here() -> None:
-    """A kind that is not in ``KINDS`` could do otherwise than all others."""
+    """A kind that is not in ``KINDS`` could behave differently."""
     kinds = [str(kind.__struct_config__.tag) for kind in get_args(EngineConfig)]
     assert_same((kind.partition(" ")[0] for kind in KINDS), kinds, "KINDS in tests/engine/test_contract.py")
 
 
 @pytest.mark.parametrize("form", FORMS.split(", "))
 def test_every_form_that_is_named_leads_to_an_engine(form: str) -> None:
-    """Or to what is wrong with its words: a form without an engine would be refused as unknown, with itself as the hint."""
+    """It may lead to an error about its words, but never to the one about unknown forms."""
     try:
         assert engine_from(form, "g").name == form.partition(":")[0]
     except ErgoCaptureError as error:
@@ -62,7 +62,7 @@ def test_every_form_that_is_named_leads_to_an_engine(form: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_engine_has_the_name_of_its_kind(kind: str) -> None:
-    """``status`` says which kind runs: another one than is configured would be seen."""
+    """``status`` shows the kind that runs, so a wrong kind would be noticed."""
     async with served(kind) as daemon:
         (engine,) = (await daemon.ask("status"))["status"]["running"]["engines"]
     assert engine["engine"] == kind.partition(" ")[0]
@@ -99,7 +99,7 @@ async def test_a_mechanical_failure_is_retried_up_to_max_retries(kind: str) -> N
 
 @pytest.mark.parametrize("kind", OBEDIENT)
 async def test_effects_are_recorded_with_their_hash_and_interruptions_too(kind: str) -> None:
-    """Rule 8: the hash is of the canonical JSON."""
+    """Rule 8: the hash covers the canonical JSON."""
     async with served(kind) as daemon:
         bundle = await captured(daemon, ["ok", "effect"])
     assert bundle.decisions[0].effects == ()
@@ -166,7 +166,7 @@ async def test_an_engine_that_cannot_be_made_keeps_the_daemon_from_starting(engi
 
 
 async def test_an_invalid_script_is_named_in_the_error(tmp_path: Path) -> None:
-    """By its path."""
+    """The error has the path of the script."""
     (tmp_path / "bad.json").write_text('{"default": "Finished"}')
     with pytest.raises(ErgoCaptureError, match=r"bad\.json"):
         async with running_daemon(

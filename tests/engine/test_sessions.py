@@ -24,7 +24,7 @@ TOLD = {"features": ["sessions"]}
 
 @asynccontextmanager
 async def noting(ready: dict[str, Any], graph: str = "", text: str = "") -> AsyncIterator[tuple[Daemon, Path]]:
-    """Run a daemon whose engine says that of itself; yield it, and the file of what the engine read."""
+    """Run a daemon whose engine says this of itself; yield the daemon and the file of what the engine read."""
     with short_directory() as place:
         log = place / "notes"
         command = json.dumps([sys.executable, str(PROGRAM), str(log), json.dumps(ready)])
@@ -46,7 +46,7 @@ async def notes(log: Path, count: int) -> list[dict[str, Any]]:
 
 
 async def test_an_engine_is_told_which_session_and_part_a_run_belongs_to() -> None:
-    """Of each part before its first run and after its last, and of what the event means."""
+    """It is told of each part before its first run and after its last, and of the kind of each event."""
     async with noting(TOLD, text="[rotation]\nmax_events = 2\n") as (daemon, log):
         async with daemon.session() as one, daemon.session() as other:
             frame = event("a")
@@ -105,7 +105,7 @@ async def test_an_engine_that_was_restarted_is_told_again() -> None:
 async def test_an_engine_for_another_adapter_or_egress_is_refused(
     field: str, graph: str, words: tuple[str, str]
 ) -> None:
-    """The error says both."""
+    """The error names both."""
     async with noting({field: "adapter:other@1"}, graph) as (daemon, _), daemon.wire() as wire:
         await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"})
         error = await wire.until("error")
@@ -115,7 +115,7 @@ async def test_an_engine_for_another_adapter_or_egress_is_refused(
 
 
 async def test_an_engine_for_the_graphs_adapter_is_taken_until_the_adapter_changes() -> None:
-    """A reload counts; sessions that are open go on."""
+    """A reload may change the adapter; open sessions go on."""
     ready = {"adapter_provenance": load_adapter(ADAPTER).provenance}
     async with noting(ready, 'adapter = "PLACE/adapter.yaml"\n') as (daemon, log), daemon.session() as wire:
         place, config = log.parent, daemon.service.components.config

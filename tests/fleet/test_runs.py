@@ -54,7 +54,7 @@ def command(store: Path, name: str, *options: str) -> list[str]:
 
 
 def call(store: Path, name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end, and return its result."""
     return subprocess.run(
         command(store, name, *options), env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False
     )
@@ -66,7 +66,7 @@ def index(store: Path) -> None:
 
 
 def results(store: Path, run: str) -> list[dict[str, Any]]:
-    """Return every line of a run's results, those of bundles that were done twice, too."""
+    """Return every line of a run's results, including those of bundles that were done twice."""
     return [
         json.loads(line) for path in (store / "runs" / run).glob("*.jsonl") for line in path.read_text().splitlines()
     ]
@@ -88,7 +88,7 @@ def cluster(tmp_path: Path) -> Iterator[Callable[[int], Cluster]]:
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    """Wait until it holds."""
+    """Wait until the condition holds."""
     end = time.monotonic() + PATIENCE * 2
     while not condition():
         assert time.monotonic() < end
@@ -96,7 +96,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
 
 
 def test_a_run_names_what_is_wrong_and_goes_on_where_it_was(fleet: Path, tmp_path: Path) -> None:
-    """On processes of this machine, without a scheduler. A second start does nothing."""
+    """The run uses processes of this machine, without a scheduler. A second start does nothing."""
     store = directory_store(fleet)
     text = encode_bundle(small_bundle(events=50))
     put_bundle(store, "diverged", text.replace(b'"episode_id":7,', b'"episode_id":9,', 1))
@@ -126,7 +126,7 @@ def test_a_run_names_what_is_wrong_and_goes_on_where_it_was(fleet: Path, tmp_pat
 
 
 def test_a_selection_that_is_sound_exits_with_0(fleet: Path) -> None:
-    """And names the run that it made."""
+    """It prints the name of the run."""
     index(fleet)
     done = call(fleet, "verify", "--session", "s07", "--jobs", "1")
     assert (done.returncode, done.stdout) == (0, "1 bundle: 1 ok; 12 events\n")
@@ -134,7 +134,7 @@ def test_a_selection_that_is_sound_exits_with_0(fleet: Path) -> None:
 
 
 def test_a_second_run_on_the_host_is_not_warned_of(fleet: Path) -> None:
-    """The port of another scheduler's HTTP server is not asked for."""
+    """The port of another scheduler's HTTP server is not requested."""
     index(fleet)
     with socket.socket() as other:
         # Where somebody has it already, it is as it has to be.
@@ -162,7 +162,7 @@ def test_what_engines_log_is_not_among_the_results(fleet: Path) -> None:
 
 
 def test_a_run_that_there_is_not_is_named_with_a_hint(fleet: Path) -> None:
-    """And not as a missing object of the store."""
+    """It is not reported as a missing object of the store."""
     done = call(fleet, "summary", "weekly")
     assert done.returncode == 1
     assert "read run 'weekly': there is none" in done.stderr
@@ -170,7 +170,7 @@ def test_a_run_that_there_is_not_is_named_with_a_hint(fleet: Path) -> None:
 
 
 def test_a_bundle_that_ends_its_worker_is_named(fleet: Path, cluster: Callable[[int], Cluster]) -> None:
-    """Its batch is split; the others of it have results."""
+    """Its batch is split, and the other bundles have results."""
     text = encode_bundle(small_bundle(events=5)).replace(b'"e3"', b'"poison"')
     put_bundle(directory_store(fleet), "s05a", text)
     index(fleet)
@@ -187,7 +187,7 @@ def test_a_bundle_that_ends_its_worker_is_named(fleet: Path, cluster: Callable[[
 def test_the_copies_of_a_worker_that_was_killed_are_swept(
     fleet: Path, tmp_path: Path, cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker that takes its place does so; none is left in the directory for temporary files."""
+    """The worker that replaces it removes them; none is left in the directory for temporary files."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
@@ -201,7 +201,7 @@ def test_the_copies_of_a_worker_that_was_killed_are_swept(
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(fleet: Path, cluster: Callable[[int], Cluster]) -> None:
-    """Another one does its batch."""
+    """Another worker does its batch."""
     index(fleet)
     made = cluster(2)
     engine = "python:tests.fleet.engines:slow"
@@ -222,7 +222,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(fleet: Path, cluster: Ca
 
 
 def test_a_run_goes_on_after_its_scheduler_was_killed(fleet: Path, cluster: Callable[[int], Cluster]) -> None:
-    """The command ends with a hint; with another scheduler it does only what has no results."""
+    """The command ends with a hint; with another scheduler it does only the bundles without results."""
     index(fleet)
     made = cluster(1)
     options = ("--engine", "python:tests.fleet.engines:slow", "--run", "r")
@@ -250,7 +250,7 @@ def test_a_run_goes_on_after_its_scheduler_was_killed(fleet: Path, cluster: Call
 
 
 def test_a_scheduler_that_does_not_answer_is_named(fleet: Path) -> None:
-    """Within seconds."""
+    """The command fails within seconds."""
     index(fleet)
     done = call(fleet, "verify", "--scheduler", "tcp://127.0.0.1:1")
     assert done.returncode == 1
@@ -269,7 +269,7 @@ def test_workers_of_another_release_are_refused(fleet: Path, cluster: Callable[[
 
 
 def test_summary_writes_a_page_with_reports(fleet: Path, tmp_path: Path) -> None:
-    """What is wrong comes first; a bundle that can be read has a report."""
+    """Failures come first; every bundle that can be read has a report."""
     text = encode_bundle(small_bundle(events=50))
     put_bundle(directory_store(fleet), "<b>", text.replace(b'"episode_id":7,', b'"episode_id":9,', 1))
     index(fleet)
@@ -286,7 +286,7 @@ def test_summary_writes_a_page_with_reports(fleet: Path, tmp_path: Path) -> None
 
 
 def test_an_unknown_run_is_an_error(fleet: Path) -> None:
-    """With its path."""
+    """The error has its path."""
     done = call(fleet, "summary", "none")
     assert done.returncode == 1
     assert "read run 'none': there is none in 'file://" in done.stderr
@@ -294,7 +294,7 @@ def test_an_unknown_run_is_an_error(fleet: Path) -> None:
 
 
 def test_batches_are_bounded_in_number_and_size() -> None:
-    """A large bundle is one of its own."""
+    """A large bundle is a batch of its own."""
 
     def item(number: int, size: int) -> Item:
         return Item(f"m{number}", "o", "h", "s", 1, "g", size)
