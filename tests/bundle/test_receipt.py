@@ -22,7 +22,7 @@ from ergo_capture.bundle.receipt import (
     encode_receipt,
     read_receipt,
     receipt_path,
-    receipts_beside,
+    receipts_in,
 )
 
 PLACE = Place("s3://b/p", "http://e")
@@ -138,7 +138,10 @@ def test_receipts_of_every_target_are_found_beside_a_bundle(tmp_path: Path) -> N
     bundle = with_receipt(tmp_path)
     for name in ("S.shipped.other-1.json", "S~2.shipped.archive.json", "S.shipped.UPPER.json"):
         bundle.with_name(name).write_bytes(b"")
-    assert [path.name for path in receipts_beside(bundle)] == ["S.shipped.archive.json", "S.shipped.other-1.json"]
+    assert {stem: [path.name for path in paths] for stem, paths in receipts_in(bundle.parent).items()} == {
+        "S": ["S.shipped.archive.json", "S.shipped.other-1.json"],
+        "S~2": ["S~2.shipped.archive.json"],
+    }
 
 
 def test_what_did_not_change_is_not_read_again(tmp_path: Path) -> None:

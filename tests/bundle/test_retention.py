@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -288,6 +289,20 @@ def test_the_catalogue_reads_only_changed_manifests_again(tmp_path: Path) -> Non
     after = {b.path.name: b for b in catalogue.read()}
     assert (before[path.name].problem, after[path.name].problem) == ("session goes on", None)
     assert after["b.capture.json"].manifest is before["b.capture.json"].manifest
+
+
+def test_a_lasting_catalogue_keeps_no_manifest_whole(tmp_path: Path) -> None:
+    """A daemon keeps thousands of them, and a context store may have 16 MiB; a listing for output has all fields."""
+    large: dict[str, Any] = {"store": {"key": "x"}, "summary": {"version": 1}, "labels": {"a": "b"}, "peer": {"uid": 1}}
+    store(tmp_path, "a", **large)
+    (listed,) = Catalogue(tmp_path / "bundles").read()
+    (whole,) = Catalogue(tmp_path / "bundles", whole=True).read()
+    assert listed.manifest is not None
+    assert whole.manifest is not None
+    assert [getattr(listed.manifest, name) for name in large] == [None, None, {}, None]
+    assert [getattr(whole.manifest, name) for name in large] == list(large.values())
+    assert listed == whole
+    assert difference_from_manifest(listed) is None
 
 
 def test_one_changed_byte_is_a_difference_from_the_manifest(tmp_path: Path) -> None:

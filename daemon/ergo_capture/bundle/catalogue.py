@@ -33,6 +33,7 @@ class StoredBundle:
     graph: str
     #: Bytes of the file.
     size: int
+    #: ``Manifest.for_listing``, unless the catalogue keeps whole manifests.
     manifest: Manifest | None = field(default=None, compare=False)
     #: The time at which its part of the session ended.
     ended_at: datetime | None = None
@@ -63,10 +64,15 @@ class Catalogue:
     """The bundles in a directory ``GRAPH/SESSION.capture.json``.
 
     Manifests that did not change since the last ``read`` are not read again: 30 us a bundle instead of 160.
+
+    Args:
+        directory: the directory.
+        whole: whether to keep whole manifests, for output: 5 KB a bundle, with a context store much more, instead of 2.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, whole: bool = False) -> None:
         self.directory = directory
+        self._whole = whole
         self._known: dict[str, tuple[_Signature, StoredBundle | None]] = {}
 
     def read(self) -> list[StoredBundle]:
@@ -110,7 +116,9 @@ class Catalogue:
                     signature = tuple(_signature(file.path) for file in (entry, *forms))
                     before = self._known.get(entry.path)
                     if before is None or before[0] != signature:
-                        before = signature, self._read_described(Path(entry.path), [form.name for form in forms])
+                        found = _described(Path(entry.path), [form.name for form in forms], whole=self._whole)
+                        # Keep one of two equal signatures.
+                        before = (found.seen if found is not None and found.seen == signature else signature), found
                 except FileNotFoundError:
                     # It was removed meanwhile.
                     continue
@@ -124,53 +132,6 @@ class Catalogue:
                     size = entry.stat(follow_symlinks=False).st_size
                     bare.append(StoredBundle(folder / name, folder.name, size, problem="no manifest"))
 
-    @staticmethod
-    def _read_described(path: Path, forms: list[str]) -> StoredBundle | None:
-        """Return the bundle of a manifest, given the names of its files that exist; None where there are none."""
-        if not forms:
-            return None
-        marked = _signature(path)
-        try:
-            manifest = read_manifest(path)
-        except FileNotFoundError:
-            raise
-        except (ManifestError, OSError):
-            bundle = path.with_name(forms[0])
-            status = bundle.lstat()
-            return StoredBundle(
-                bundle,
-                path.parent.name,
-                status.st_size,
-                problem="manifest unreadable",
-                is_unsound=True,
-                device=status.st_dev,
-                seen=(marked, _signature(bundle)),
-            )
-        # A manifest must not refer to any file but the one beside it, which may have been renamed with it.
-        bundle = path.with_name(manifest.bundle if manifest.bundle in forms else forms[0])
-        status = bundle.lstat()
-        ended_at = _time(manifest.ended_at)
-        problem: str | None = None
-        if not manifest.is_final:
-            problem = "session goes on"
-        elif not stat.S_ISREG(status.st_mode):
-            problem = "not a plain file"
-        elif status.st_size != manifest.stored[0] and not _is_other_form(bundle, manifest):
-            problem = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
-        elif ended_at is None:
-            problem = "manifest says no time of its end"
-        return StoredBundle(
-            bundle,
-            manifest.graph,
-            status.st_size,
-            manifest,
-            ended_at,
-            problem,
-            is_unsound=problem is not None and manifest.is_final,
-            device=status.st_dev,
-            seen=(marked, _signature(bundle)),
-        )
-
 
 def bundle_at(path: Path) -> StoredBundle:
     """Return a bundle file as the manifest beside it describes it.
@@ -181,9 +142,56 @@ def bundle_at(path: Path) -> StoredBundle:
     size = path.lstat().st_size
     if not os.path.lexists(manifest_path(path)):
         return StoredBundle(path, path.parent.name, size, problem="no manifest")
-    found = Catalogue._read_described(manifest_path(path), [path.name])  # noqa: SLF001 - of this module
+    found = _described(manifest_path(path), [path.name])
     assert found is not None
     return found
+
+
+def _described(path: Path, forms: list[str], *, whole: bool = False) -> StoredBundle | None:
+    """Return the bundle of a manifest, given the names of its files that exist; None where there are none."""
+    if not forms:
+        return None
+    marked = _signature(path)
+    try:
+        manifest = read_manifest(path)
+    except FileNotFoundError:
+        raise
+    except (ManifestError, OSError):
+        bundle = path.with_name(forms[0])
+        status = bundle.lstat()
+        return StoredBundle(
+            bundle,
+            path.parent.name,
+            status.st_size,
+            problem="manifest unreadable",
+            is_unsound=True,
+            device=status.st_dev,
+            seen=(marked, _signature(bundle)),
+        )
+    # A manifest must not refer to any file but the one beside it, which may have been renamed with it.
+    bundle = path.with_name(manifest.bundle if manifest.bundle in forms else forms[0])
+    status = bundle.lstat()
+    ended_at = _time(manifest.ended_at)
+    problem: str | None = None
+    if not manifest.is_final:
+        problem = "session goes on"
+    elif not stat.S_ISREG(status.st_mode):
+        problem = "not a plain file"
+    elif status.st_size != manifest.stored[0] and not _is_other_form(bundle, manifest):
+        problem = f"{status.st_size} bytes, and {manifest.stored[0]} by its manifest"
+    elif ended_at is None:
+        problem = "manifest says no time of its end"
+    return StoredBundle(
+        bundle,
+        manifest.graph,
+        status.st_size,
+        manifest if whole else manifest.for_listing(),
+        ended_at,
+        problem,
+        is_unsound=problem is not None and manifest.is_final,
+        device=status.st_dev,
+        seen=(marked, _signature(bundle)),
+    )
 
 
 _UNKNOWN_TIME: Final = datetime.min.replace(tzinfo=UTC)

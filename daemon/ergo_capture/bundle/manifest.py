@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,6 +131,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Whether the bundle is finished, rather than a snapshot of a running session."""
         return self.ended != SNAPSHOT
 
+    def for_listing(self) -> Manifest:
+        """Return it without labels, peer, kinds, store and statistics, and with one copy of the strings that most share.
+
+        A daemon keeps the manifests of thousands of bundles in memory, and a store alone may have 16 MiB.
+        """
+        shared = {name: sys.intern(getattr(self, name)) for name in _SHARED}
+        return msgspec.structs.replace(
+            self, labels=_NO_LABELS, peer=None, semantic_kinds=None, merged=None, store=None, summary=None, **shared
+        )
+
     @property
     def may_grow(self) -> bool:
         """Whether a later bundle of the same part may hold these events and more.
@@ -137,6 +148,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         When 0.1.0 stopped, it wrote ``interrupted`` for a session that the next start continued.
         """
         return self.ended in (SNAPSHOT, SALVAGED) or (self.ended == "interrupted" and self.sequence is None)
+
+
+#: The fields that are equal in most manifests of a directory.
+_SHARED: Final = (
+    *("format", "graph", "ended", "style", "engine", "adapter_provenance", "runtime_provenance", "program"),
+    *("compression", "decided_by"),
+)
+_NO_LABELS: Final[dict[str, str]] = {}
 
 
 def manifest_for(

@@ -31,7 +31,7 @@ from ergo_capture.bundle.names import (
 )
 from ergo_capture.bundle.proof import compare_with_manifest
 from ergo_capture.bundle.reader.opening import list_files
-from ergo_capture.bundle.receipt import read_receipt, receipts_beside, stem_of_receipt
+from ergo_capture.bundle.receipt import read_receipt, receipts_in, stem_of_receipt
 from ergo_capture.bundle.sequence import PRUNING_SUFFIX
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.errors import ErgoCaptureError
@@ -166,6 +166,8 @@ class _Examination:
         self.keeps: list[str] = []
         self.unread = 0
         self._on_bundle = on_bundle
+        #: The receipts in each directory that was listed.
+        self._receipts: dict[Path, dict[str, list[Path]]] = {}
 
     def _add(self, severity: Severity, path: Path, message: str, offset: int | None = None) -> None:
         self.findings.append(Finding(severity, str(path), offset, message))
@@ -219,7 +221,7 @@ class _Examination:
         bundle = path.with_name(path.name.removesuffix(MANIFEST_SUFFIX) + BUNDLE_SUFFIX)
         if _is_there(bundle):
             return
-        stores = [receipt.target for file in receipts_beside(bundle) if (receipt := read_receipt(file)) is not None]
+        stores = [receipt.target for file in self._receipts_of(bundle) if (receipt := read_receipt(file)) is not None]
         if stores:
             command = f"`ergo-capture bundles fetch {bundle_stem(bundle).partition('~')[0]}`"
             self._add(
@@ -231,6 +233,11 @@ class _Examination:
             # A snapshot is composed again from the journal.
             severity = Severity.WARNING if _may_grow(path) else Severity.ERROR
             self._add(severity, path, "its bundle is missing: put it back, or move its manifest to where it is")
+
+    def _receipts_of(self, bundle: Path) -> list[Path]:
+        if bundle.parent not in self._receipts:
+            self._receipts[bundle.parent] = receipts_in(bundle.parent)
+        return self._receipts[bundle.parent].get(bundle_stem(bundle), [])
 
     def _examine_rest(self, rest: Path) -> None:
         """Compare the file with left-over events with the manifest of its bundle."""

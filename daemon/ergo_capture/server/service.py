@@ -40,8 +40,9 @@ from ergo_capture.server.net.listener import BoundSocket, Listener
 from ergo_capture.server.ops.checks import Checks
 from ergo_capture.server.ops.control import ControlSocket
 from ergo_capture.server.ops.metrics import Textfile
+from ergo_capture.server.ops.pruner import Pruner
 from ergo_capture.server.ops.reload import Reloaded, Reloader
-from ergo_capture.server.ops.retention import Pruner, Retention
+from ergo_capture.server.ops.retention import Retention
 from ergo_capture.server.ops.state_directory import StateDirectory
 from ergo_capture.server.ops.status import take_status
 from ergo_capture.server.ops.systemd import SystemdNotifier

@@ -14,9 +14,11 @@ from typing import Final, Self
 from ergo_capture.storage.identity import is_linked, is_named
 from ergo_capture.storage.port import StorageError
 
-#: Seconds to wait for another process that changes names in the directory, and seconds between two attempts.
+#: Seconds to wait for somebody else who changes names in the directory, and seconds between two attempts.
 _PATIENCE: Final = 5.0
-_LOOK: Final = 0.01
+_LOOK: Final = 0.002
+#: Seconds for which those who take a directory's lock again and again leave it free in between, so that others get it.
+LOCK_PAUSE: Final = 0.01
 
 
 class RealLock:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,13 +23,16 @@ from tests.doubles.faulty_storage import FaultyStorage
 from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
 from ergo_capture.bundle.names import index_path, manifest_path, rest_path
 from ergo_capture.bundle.reader.opening import list_files
+from ergo_capture.bundle.receipt import receipt_path
 from ergo_capture.bundle.retention import Bounds, RetentionRules
 from ergo_capture.config import parse
+from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.repair.doctor import diagnose
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server.factories import retention_rules
+from ergo_capture.server.ops.pruner import Pruner
 from ergo_capture.server.ops.reload import Reloader
-from ergo_capture.server.ops.retention import ClockWatch, Pruner, Retention
+from ergo_capture.server.ops.retention import ClockWatch, Retention
 from ergo_capture.server.session.parts import utc_now
 from ergo_capture.storage import RealStorage, StorageError, directory_lock
 
@@ -229,9 +234,114 @@ def test_a_bundle_published_again_while_it_is_read_is_kept(
         store(tmp_path, "old", age=DAY / 2, text=text.replace(b"e0", changed))
         return found
 
-    monkeypatch.setattr("ergo_capture.server.ops.retention.difference_from_manifest", publish_meanwhile)
+    monkeypatch.setattr("ergo_capture.server.ops.pruner.difference_from_manifest", publish_meanwhile)
     assert prune(tmp_path) == []
     assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
+
+
+def test_bundles_are_deleted_several_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of the directory and a sync for each bundle take ever longer the more bundles there are."""
+    for number in range(100):
+        bundle = store(tmp_path, f"b{number}", age=WEEK)
+        receipt_path(bundle, "archive").write_bytes(b"{}")
+    newest(tmp_path)
+    calls: list[str] = []
+    real_scan = os.scandir
+
+    def scan(path: Any) -> Any:
+        calls.append("list")
+        return real_scan(path)
+
+    class Counting(RealStorage):
+        def sync_dir(self, path: Path) -> None:
+            calls.append("sync")
+            super().sync_dir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr("ergo_capture.server.ops.pruner._TOGETHER_SECONDS", 60)
+    assert len(list(Pruner(tmp_path, Counting()).prune(OLD, now=NOW))) == 100
+    assert calls.count("sync") == 2
+    assert calls.count("list") < 10
+    assert names(tmp_path) == []
+
+
+def test_the_directorys_lock_is_left_free_between_deletions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publication waits for a few bundles to be deleted, and not for all of them."""
+    for number in range(12):
+        store(tmp_path, f"b{number:02}", age=WEEK)
+    newest(tmp_path)
+
+    left: list[int] = []
+
+    def publish() -> None:
+        with directory_lock(tmp_path / "bundles" / "g") as alone:
+            left.append(len(names(tmp_path)) if alone else 0)
+
+    publication = threading.Thread(target=publish)
+
+    class Slow(RealStorage):
+        def replace(self, source: Path, destination: Path) -> None:
+            if publication.ident is None:
+                publication.start()
+            time.sleep(0.03)
+            super().replace(source, destination)
+
+    # All are read at once, and deleted one at a time.
+    monkeypatch.setattr("ergo_capture.server.ops.pruner._TOGETHER_SECONDS", 0.02)
+    assert len(list(Pruner(tmp_path, Slow()).prune(OLD, now=NOW))) == 12
+    publication.join(PATIENCE)
+    assert left
+    assert left[0] >= 2 * 10
+
+
+def test_what_was_begun_is_finished_before_an_error_is_reported(tmp_path: Path) -> None:
+    """The log names each bundle that was deleted, also where the next one could not be buried."""
+    for number in range(3):
+        store(tmp_path, f"b{number}", age=WEEK, sequence=number + 1)
+    newest(tmp_path, sequence=9)
+
+    def bury(bundle: Path, reason: str) -> None:
+        if bundle.name.startswith("b1"):
+            raise ErgoCaptureError("the tombstone cannot be written")
+
+    pruner = Pruner(tmp_path, RealStorage())
+    pruner.bury = bury
+    steps = pruner.prune(OLD, now=NOW)
+    assert next(steps).choice.bundle.path.name == "b0.capture.json"
+    with pytest.raises(ErgoCaptureError, match="tombstone"):
+        next(steps)
+    assert {name.partition(".")[0] for name in names(tmp_path)} == {"b1", "b2"}
+
+
+async def test_bundles_that_are_published_faster_than_a_tenth_of_the_time_allows_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause after a round does not count the time that its deletions took."""
+    newest(tmp_path, now=datetime.now(UTC))
+    store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
+
+    class Slow(RealStorage):
+        def remove(self, path: Path) -> None:
+            time.sleep(0.5)
+            super().remove(path)
+
+    pauses: list[float] = []
+    real_sleep = anyio.sleep
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await real_sleep(0)
+
+    retention = Retention(Pruner(tmp_path, Slow()), ONE, 0)
+    monkeypatch.setattr("ergo_capture.server.ops.retention.anyio.sleep", sleep)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(retention.run)
+        with anyio.fail_after(PATIENCE):
+            while not pauses:
+                await real_sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert retention.pruned == 1
+    assert pauses[0] < 9 * 0.5
 
 
 def test_nothing_is_deleted_while_the_directory_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,7 +618,7 @@ async def test_a_jump_of_the_clock_deletes_nothing_by_age(tmp_path: Path, logged
 
 
 async def test_a_jump_during_a_round_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ages that it was begun with are wrong."""
+    """The ages that the round was begun with are wrong: nothing is deleted by them."""
     clocks = Clocks()
     retention = Retention(Pruner(tmp_path, RealStorage()), OLD, 600, clocks.watch())
     now = datetime.now(UTC)
@@ -521,9 +631,10 @@ async def test_a_jump_during_a_round_ends_it(tmp_path: Path, monkeypatch: pytest
         clocks.go_on(1, jump=86_400)
         return difference_from_manifest(bundle)
 
-    monkeypatch.setattr("ergo_capture.server.ops.retention.difference_from_manifest", jump)
+    monkeypatch.setattr("ergo_capture.server.ops.pruner.difference_from_manifest", jump)
     await retention.take_round()
-    assert retention.pruned == 1
+    assert retention.pruned == 0
+    assert len(names(tmp_path)) == 10
 
 
 async def test_bundles_of_a_clock_that_was_ahead_do_not_displace_those_after_them(

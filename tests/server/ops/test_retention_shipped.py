@@ -19,7 +19,7 @@ from tests.server.ops.test_retention import names, newest, until
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.receipt import encode_receipt, receipt_path
 from ergo_capture.bundle.retention import Bounds, RetentionRules
-from ergo_capture.server.ops.retention import Pruner
+from ergo_capture.server.ops.pruner import Pruner
 from ergo_capture.storage import RealStorage
 
 SHIPPED = RetentionRules(Bounds(max_age=DAY), shipped_to={"archive": PLACE})

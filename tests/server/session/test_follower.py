@@ -21,7 +21,7 @@ from ergo_capture.config import Config
 from ergo_capture.server import follower as follower_module
 from ergo_capture.server import publisher as publisher_module
 from ergo_capture.server.follower import Follower
-from ergo_capture.server.ops.retention import Pruner
+from ergo_capture.server.ops.pruner import Pruner
 from ergo_capture.storage import RealStorage
 
 RUNNING = '[bundle]\ncompose = "while running"\n'

@@ -56,7 +56,7 @@ def list_bundles(config: Path | None, directory: str, state_dir: str, graph: str
     """
     loaded = configuration.load(config, state=state_dir or directory, client=True)
     receipts = Receipts({name: place_of(target) for name, target in loaded.ship.targets.items()})
-    bundles = Catalogue(Path(loaded.state.directory) / "bundles").read()
+    bundles = Catalogue(Path(loaded.state.directory) / "bundles", whole=as_json).read()
     found = [(bundle, sorted(receipts.holders(bundle))) for bundle in bundles if graph in (None, bundle.graph)]
     if as_json:
         for bundle, holders in found:
@@ -104,7 +104,7 @@ def prune(
     kept and named, and the exit code is 3.
     """
     from ergo_capture.server.factories import retention_rules  # noqa: PLC0415 - `list` needs no server
-    from ergo_capture.server.ops.retention import Pruner  # noqa: PLC0415
+    from ergo_capture.server.ops.pruner import Pruner  # noqa: PLC0415
     from ergo_capture.storage import RealStorage  # noqa: PLC0415
 
     loaded = configuration.load(config, socket=socket, state=state_dir, client=True)
@@ -118,6 +118,7 @@ def prune(
         )
     count, freed, kept = 0, 0, 0
     pruner = Pruner(Path(loaded.state.directory), RealStorage())
+    pruner.catalogue = Catalogue(pruner.catalogue.directory, whole=as_json)
     if loaded.seal.key and not dry_run:
         pruner.bury = _bury_with(Path(loaded.control.path))
     for step in pruner.prune(rules, graph=graph, dry_run=dry_run):

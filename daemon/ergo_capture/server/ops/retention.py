@@ -1,21 +1,10 @@
-"""Delete the finished bundles that the retention rules select.
-
-A bundle is read and compared with its manifest before it is deleted; one that differs is kept. The manifest is first
-renamed to ``SESSION.manifest.json.pruning``; then bundle, receipts and manifest are removed. A start, and every later
-round, finishes a deletion that was interrupted.
-
-With ``shipped_to`` a bundle is deleted only while its receipts prove that every target holds it.
-"""
+"""Prune after each publication and at an interval, by the rules of the configuration, and log what was deleted."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,210 +13,20 @@ import structlog
 from anyio import to_thread
 
 from ergo_capture import telemetry
-from ergo_capture.bundle.catalogue import Catalogue, StoredBundle, difference_from_manifest
-from ergo_capture.bundle.manifest import ManifestError, read_manifest
-from ergo_capture.bundle.names import MANIFEST_SUFFIX, manifest_path, side_files
-from ergo_capture.bundle.receipt import Receipts, receipts_beside
-from ergo_capture.bundle.retention import Expired, RetentionRules, select_expired, suspect_times
-from ergo_capture.bundle.sequence import PRUNING_SUFFIX
+from ergo_capture.bundle.retention import RetentionRules
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.server.ops.pruner import Pruned, Pruner
 from ergo_capture.server.ops.status_model import RetentionStatus
-from ergo_capture.storage import Storage, StorageError, directory_lock
 
 log = structlog.get_logger()
 
-#: Seconds without a round for each second that one took.
+#: Seconds without a round for each second that the last one took to find the expired bundles. Deleting them does not
+#: count: where bundles are published faster than a tenth of the time suffices to delete them, they would pile up.
 _PAUSE_RATIO: Final = 9.0
 #: Seconds by which the wall clock may differ from the steady one between two checks without counting as a jump.
 _JUMP_SECONDS: Final = 60.0
 #: Seconds without deletions by age after a jump of the clock, if no interval is set.
 _HOLD_SECONDS: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """The result for a bundle that was selected."""
-
-    choice: Expired
-    #: The reason why it is kept; None if it was deleted.
-    kept: str | None = None
-
-
-class Pruner:
-    """Deletes bundles of a state directory.
-
-    Args:
-        state: the state directory.
-        storage: the filesystem.
-    """
-
-    def __init__(self, state: Path, storage: Storage) -> None:
-        self.catalogue = Catalogue(state / "bundles")
-        self._storage = storage
-        #: Bundles that differ from their manifests; each is read once.
-        self._unsound: set[StoredBundle] = set()
-        #: The bundles of the last listing.
-        self._found: list[StoredBundle] = []
-        #: Those of them with an impossible time of end.
-        self.suspects: list[StoredBundle] = []
-        #: Those of them that must be shipped first and are not shipped.
-        self.unshipped: list[StoredBundle] = []
-        self._receipts = Receipts({})
-        #: The rules' ``announced``.
-        self._announced = ""
-        #: Called for each bundle that is about to be deleted, with the reason; if it raises, the bundle is kept.
-        self.bury: Callable[[Path, str], None] = lambda _bundle, _reason: None
-        #: Returns the bytes, by directory, that are freed when the disk is full, and so count as free.
-        self.spare_bytes: Callable[[], Mapping[Path, int]] = dict
-
-    def prune(
-        self, rules: RetentionRules, *, now: datetime | None = None, graph: str | None = None, dry_run: bool = False
-    ) -> Iterator[Pruned]:
-        """Delete the bundles that exceed a bound, one a step; first yield the unsound ones, which are kept.
-
-        Args:
-            rules: the bounds.
-            now: the time; None for the clock's.
-            graph: the only graph whose bundles may be deleted; None for all.
-            dry_run: whether to return what would be deleted, and delete nothing.
-
-        Raises:
-            ErgoCaptureError: a directory could not be read, or a bundle could not be removed.
-        """
-        now = now or datetime.now(UTC)
-        if not dry_run:
-            self.finish_begun()
-        done: set[StoredBundle] = set()
-        for bundle in self._listed(graph):
-            if bundle.is_unsound and bundle not in self._unsound:
-                self._unsound.add(bundle)
-                yield Pruned(Expired(bundle, "unsound"), bundle.problem)
-        while True:
-            for choice in self._select(rules, now, graph):
-                if choice.bundle in done:
-                    continue
-                kept = self._difference(choice.bundle)
-                done.add(choice.bundle)
-                if kept is None and not dry_run and not self._delete(choice):
-                    continue
-                yield Pruned(choice, kept)
-                if kept is not None:
-                    # Select again: another bundle may have to be deleted in its place.
-                    self._unsound.add(choice.bundle)
-                    break
-            else:
-                return
-
-    def finish_begun(self) -> None:
-        """Finish deletions that a crash interrupted.
-
-        Raises:
-            StorageError: a file cannot be read or removed.
-        """
-        for doomed in sorted(self.catalogue.directory.glob(f"*/*{MANIFEST_SUFFIX}{PRUNING_SUFFIX}")):
-            try:
-                manifest = read_manifest(doomed)
-            except (ManifestError, OSError):
-                # It is not one of ours, or was removed meanwhile.
-                continue
-            original = doomed.with_name(doomed.name.removesuffix(PRUNING_SUFFIX))
-            bundle = doomed.with_name(Path(manifest.bundle).name or original.name)
-            with _missing_ok(), directory_lock(doomed.parent) as alone:
-                if not alone:
-                    continue
-                # Recovery may have published the bundle again, or a user may have put another one there.
-                if bundle.exists() and manifest_path(bundle) == original and not original.exists():
-                    if self._difference(StoredBundle(bundle, manifest.graph, manifest.stored[0], manifest)):
-                        self._storage.replace(doomed, original)
-                        continue
-                    self._storage.remove(bundle)
-                for path in () if original.exists() else (*side_files(bundle), *receipts_beside(bundle)):
-                    with _missing_ok():
-                        self._storage.remove(path)
-                self._storage.remove(doomed)
-
-    def free_bytes(self) -> dict[int, int]:
-        """Return the free bytes of each file system with bundles, by device.
-
-        Raises:
-            ErgoCaptureError: a directory cannot be read.
-        """
-        try:
-            places = {self.catalogue.directory.stat().st_dev: self.catalogue.directory}
-        except OSError as error:
-            raise StorageError("look at directory", self.catalogue.directory, error) from error
-        for bundle in self._found:
-            # A graph's directory may be a link to one on another disk.
-            places.setdefault(bundle.device, bundle.path.parent)
-        free = {device: self._storage.free_bytes(place) for device, place in places.items()}
-        for directory, size in self.spare_bytes().items():
-            with suppress(OSError):
-                device = directory.stat().st_dev
-                free[device] = (
-                    free.get(device, 0) + size if device in free else self._storage.free_bytes(directory) + size
-                )
-        return free
-
-    def _listed(self, graph: str | None) -> list[StoredBundle]:
-        self._found = self.catalogue.read()
-        self._unsound &= set(self._found)
-        return [bundle for bundle in self._found if graph is None or bundle.graph == graph]
-
-    def _select(self, rules: RetentionRules, now: datetime, graph: str | None) -> list[Expired]:
-        candidates = [bundle for bundle in self._listed(graph) if bundle not in self._unsound]
-        self.suspects = suspect_times(candidates, now)
-        if self._receipts.places != dict(rules.shipped_to):
-            self._receipts = Receipts(rules.shipped_to)
-        self._announced = rules.announced
-        self._receipts.forget_gone(self._found)
-        self.unshipped = [bundle for bundle in candidates if bundle.problem is None and not self._is_shipped(bundle)]
-        free = self.free_bytes() if rules.keep_free_bytes else {}
-        return select_expired(candidates, rules, now, free, {bundle.path for bundle in self.unshipped})
-
-    def _is_shipped(self, bundle: StoredBundle) -> bool:
-        """Return whether every target that must hold a bundle does, by its receipts, and its announcement is made."""
-        if self._receipts.holders(bundle) != self._receipts.places.keys():
-            return False
-        return not self._announced or not self._receipts.unannounced(bundle, self._announced)
-
-    def _difference(self, bundle: StoredBundle) -> str | None:
-        try:
-            return difference_from_manifest(bundle)
-        except FileNotFoundError:
-            # It was removed meanwhile: deleting it does nothing.
-            return None
-        except OSError as error:
-            # A file that cannot be read must not stop the deletion of others.
-            return f"it cannot be read: {error.strerror or error}"
-
-    def _delete(self, choice: Expired) -> bool:
-        """Bury and delete a bundle; return False if it is gone, was replaced since the listing, or lost a receipt."""
-        bundle = choice.bundle
-        manifest = manifest_path(bundle.path)
-        doomed = manifest.with_name(manifest.name + PRUNING_SUFFIX)
-        deleted = False
-        # Reading a large bundle takes seconds, and its session may have been published again meanwhile.
-        with _missing_ok(), directory_lock(manifest.parent) as alone:
-            if alone and bundle.is_still_there and (choice.is_given_up or self._is_shipped(bundle)):
-                self.bury(bundle.path, choice.reason)
-                self._storage.replace(manifest, doomed)
-                # Sync first: a bundle without its manifest would never be deleted.
-                self._storage.sync_dir(manifest.parent)
-                for path in (bundle.path, *side_files(bundle.path), *receipts_beside(bundle.path), doomed):
-                    with _missing_ok():
-                        self._storage.remove(path)
-                deleted = True
-        return deleted
-
-
-@contextmanager
-def _missing_ok() -> Iterator[None]:
-    """Suppress the error that a file does not exist: the command line prunes too."""
-    try:
-        yield
-    except StorageError as error:
-        if error.errno != errno.ENOENT:
-            raise
 
 
 class ClockWatch:
@@ -333,23 +132,29 @@ class Retention:
                 await self._due.wait()
             self._due.clear()
             if self._rules.are_set:
-                began = time.monotonic()
                 await self.take_round()
-                # Pause: with many bundles a round takes long, and every publication asks for one.
-                await anyio.sleep(_PAUSE_RATIO * (time.monotonic() - began))
+                # Pause: with many bundles a look takes long, and every publication asks for one.
+                await anyio.sleep(_PAUSE_RATIO * self._pruner.look_seconds)
 
     async def take_round(self) -> None:
         """Delete the bundles that exceed a bound now, and log each."""
         self._look_at_the_clock()
         rules, by_age = self._rules, not self.ages_held_seconds
-        steps = self._pruner.prune(rules if by_age else rules.without_ages())
+        is_invalid = False
+
+        def may_delete() -> bool:
+            nonlocal is_invalid
+            # After a jump of the clock the ages of this round are wrong.
+            is_invalid = self._look_at_the_clock() and by_age
+            return not is_invalid
+
+        steps = self._pruner.prune(rules if by_age else rules.without_ages(), may_delete=may_delete)
         try:
             while (step := await to_thread.run_sync(next, steps, None)) is not None:
                 self._report(step)
-                if self._look_at_the_clock() and by_age:
-                    # The ages of this round are wrong.
-                    self._due.set()
-                    return
+            if is_invalid:
+                self._due.set()
+                return
             self._report_suspects()
             free = await to_thread.run_sync(self._pruner.free_bytes) if rules.keep_free_bytes else {}
         except ErgoCaptureError as error:
