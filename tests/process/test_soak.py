@@ -92,6 +92,9 @@ async def soak(seconds: float, clients: int) -> None:
         print(f"\n{counts}; {warm_mib} MiB warm, {ended_mib} at the end; descriptors {warm[1]}, {ended[1]}")  # noqa: T201
         assert ended[0] < warm[0] + (24 << 20)
         assert ended[1] <= warm[1] + 4
+        standing = len(list((daemon.state / "bundles").rglob("*.capture.json")))
+        # The bound of the configuration, and those of a few seconds.
+        assert standing < 600, standing
         assert await asyncio.to_thread(daemon.stop) == 0
         bundles = sorted((daemon.state / "bundles").rglob("*.capture.json"))
         assert bundles
