@@ -1,4 +1,4 @@
-"""Journals of a session with an adapter, written beside the reference's host: it says what their bundles hold."""
+"""Journals of a session with an adapter, written beside the reference's host, which gives the expected bundles."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ Sent = tuple[str, str, int, str, dict[str, Any]]
 
 
 def sets(**values: float) -> RunResult:
-    """A run that writes to the context store."""
+    """Return a run that writes to the context store."""
     writes = tuple(EffectWrite(key, Value(Number=value)) for key, value in values.items())
     return RunResult(RunTermination.Completed, (ActionEffect("set_context", writes),))
 
 
 def sends(*intent_ids: str, **values: float) -> RunResult:
-    """A run that writes to the context store, where values are given, and emits intents."""
+    """Return a run that writes the given values to the context store, and emits intents."""
     intents = tuple(IntentRecord("send", name, (IntentField("x", Value(Number=1)),)) for name in intent_ids)
     written = sets(**values).effects if values else ()
     return RunResult(RunTermination.Completed, (*written, ActionEffect("send", (), intents)))
@@ -67,7 +67,7 @@ FAILED = RunResult(RunTermination.Failed(ErrKind.SemanticError))
 
 
 def description_of(number: int, constraints: Constraints, contract: Contract) -> SessionDescription:
-    """A session with the adapter."""
+    """Return the description of a session with the adapter."""
     return SessionDescription(
         session=f"20261128T120000Z-{number}-0000000{number}",
         graph="hosted",
@@ -85,7 +85,7 @@ def description_of(number: int, constraints: Constraints, contract: Contract) ->
 
 
 class HostedLife:
-    """A session whose frames are those that the daemon writes, and whose decisions the host takes.
+    """A session whose frames are like the daemon's, and whose decisions the host takes.
 
     Args:
         number: its number in the journal.
@@ -139,7 +139,7 @@ class HostedLife:
 
     @property
     def host(self) -> Host:
-        """The host of the current part."""
+        """Return the host of the current part."""
         return self.hosts[-1]
 
     # --- what the host calls ---
@@ -163,11 +163,11 @@ class HostedLife:
     # --- frames ---
 
     def opened(self) -> PendingFrame:
-        """The first frame."""
+        """Return the OPEN frame."""
         return PendingFrame(FrameKind.OPEN, self.number, 0, 0, encode_body(self.description))
 
     def events(self, *sent: Sent) -> PendingFrame:
-        """Accepted events."""
+        """Return a frame of accepted events."""
         lines = [
             json.dumps(
                 {
@@ -189,7 +189,7 @@ class HostedLife:
         return frame
 
     def decisions(self, count: int | None = None) -> PendingFrame:
-        """Decisions and refusals about the next events, by default all."""
+        """Return a frame of decisions and refusals about the next events, by default all."""
         first = self.decided
         end = len(self.lines) if count is None else first + count
         rows = DecisionRows()
@@ -215,18 +215,18 @@ class HostedLife:
         return PendingFrame(FrameKind.DECISIONS, self.number, first, rows.count, rows.encode())
 
     def outcome(self, result: RunResult) -> PendingFrame:
-        """How the episode of the next event ended, before its intents are sent."""
+        """Return the OUTCOME frame of the next event's episode, as it is written before the intents are sent."""
         body = encode_body(Outcome.of(self.decided, 0, result))
         return PendingFrame(FrameKind.OUTCOME, self.number, self.decided, 0, body)
 
     def ack(self, intent_id: str) -> PendingFrame:
-        """An acknowledgement of one of them."""
+        """Return the ACK frame of one of the intents."""
         return PendingFrame(
             FrameKind.ACK, self.number, self.decided, 0, encode_body(Ack(self.decided, ack_of(intent_id)))
         )
 
     def rotated(self) -> PendingFrame:
-        """The end of a part."""
+        """Return the frame that ends a part."""
         last = read_hosted_lines(self.lines[self.decided - 1], self.contract.numbers)[0].event_id
         store = self.host.store.snapshot()
         body = Rotation(self.part, False, WHEN, self.description, last, store, len(self.refused))
@@ -236,26 +236,26 @@ class HostedLife:
 
     @property
     def left_over(self) -> LeftOver | None:
-        """What is behind the interruption."""
+        """The events after the interruption; None if there are none."""
         rest = self.lines[self.decided :]
         if self.interruption is None or not rest:
             return None
         return LeftOver(self.decided, read_hosted_lines(rest[0], self.contract.numbers)[0].event_id, len(rest))
 
     def closed(self, ended: str = "complete") -> PendingFrame:
-        """The end of the session."""
+        """Return the frame that ends the session."""
         body = encode_body(Closing(ended, WHEN, interruption=self.interruption, left_over=self.left_over))
         rest = len(self.lines) - self.decided
         return PendingFrame(FrameKind.CLOSE, self.number, self.decided, rest, body)
 
     def published(self, part: int, *, final: bool) -> PendingFrame:
-        """That a bundle is durable."""
+        """Return the frame that says that a bundle is durable."""
         body = Publication(part, "bundles/x.capture.json", "bundles/x.manifest.json", "0" * 64, final)
         return PendingFrame(FrameKind.PUBLISHED, self.number, part, int(final), encode_body(body))
 
 
 def ack_of(intent_id: str) -> CapturedIntentAck:
-    """A channel's acknowledgement."""
+    """Return a channel's acknowledgement."""
     return CapturedIntentAck(intent_id, "out", "accepted", "durable", f"ref-{intent_id}")
 
 

@@ -41,7 +41,7 @@ PLAIN = RunResult(RunTermination.Completed)
 
 @dataclass
 class Script:
-    """What clients, engine and channels do, and when parts end."""
+    """The actions of clients, engine and channels, and the ends of parts."""
 
     #: Frames of events.
     events: list[list[Sent]]
@@ -60,11 +60,11 @@ class Script:
 
     @property
     def description(self) -> SessionDescription:
-        """The session."""
+        """Return the description of the session."""
         return description_of(1, LIMITS, self.contract)
 
     def lines(self) -> list[list[bytes]]:
-        """The events as they are sent."""
+        """Return the events as they are sent, by frame."""
         return [[_line(sent) for sent in frame] for frame in self.events]
 
 

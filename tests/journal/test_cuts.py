@@ -33,7 +33,7 @@ Bundles = list[tuple[bytes, bytes, bytes | None]]
 
 @st.composite
 def scripts(draw: st.DrawFn) -> Script:
-    """Events of two kinds and pumps; runs that write, send, fail and time out; parts; a store with a bound."""
+    """Generate scripts: pumps and events of two kinds, runs that write, send, fail and time out, parts, a store."""
     count = draw(st.integers(1, 7))
     secs = draw(st.lists(st.integers(0, 6), min_size=count, max_size=count).map(sorted))
     events: list[Sent] = []
@@ -74,7 +74,7 @@ def scripts(draw: st.DrawFn) -> Script:
 
 
 def copy_of(script: Script) -> Script:
-    """The script before anything was done."""
+    """Return the script as it was before anything was done."""
     return Script(
         script.events,
         script.results,
@@ -86,7 +86,7 @@ def copy_of(script: Script) -> Script:
 
 
 def published(journal: Path) -> Bundles:
-    """What the session leaves: its bundles, with manifests and the events that were left over."""
+    """Publish the session; return each bundle with its manifest and the events that are left over."""
     folder = journal.parent / "bundles"
     folder.mkdir()
     found: Bundles = []
@@ -99,7 +99,7 @@ def published(journal: Path) -> Bundles:
 
 
 def run(script: Script, directory: Path, most: int | None = None) -> list[PendingFrame]:
-    """Start the daemon on a journal and stop it after so many commits; return what it committed."""
+    """Start the daemon on a journal and stop it after so many commits; return the committed frames."""
     directory.mkdir(parents=True, exist_ok=True)
     recovery = recovered(directory)
     assert recovery.reasons == {}
@@ -117,7 +117,7 @@ def run(script: Script, directory: Path, most: int | None = None) -> list[Pendin
 
 
 def accounted(bundles: Bundles, folder: Path) -> int:
-    """The events that the manifests count: decided, refused and left over."""
+    """Return the number of events in the manifests: decided, refused and left over."""
     total = 0
     for path in folder.glob("*.manifest.json"):
         manifest = read_manifest(path)
@@ -140,12 +140,12 @@ def test_a_cut_behind_any_frame_changes_nothing(script: Script) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scripts())
 def test_a_cut_behind_any_frame_of_many_sessions_changes_nothing(script: Script) -> None:
-    """The same for more of them."""
+    """This runs the same check for more sessions."""
     check_all_cuts(script)
 
 
 def check_all_cuts(script: Script) -> None:
-    """Run a script uncut, and cut after each frame, and compare what is left."""
+    """Run a script uncut, and again with a cut after each frame, and compare the results."""
     with tempfile.TemporaryDirectory() as place:
         uncut = copy_of(script)
         frames = run(uncut, Path(place) / "uncut" / "journal")
@@ -169,7 +169,7 @@ def check_all_cuts(script: Script) -> None:
 
 
 def assert_nothing_is_done_twice(script: Script, before: list[PendingFrame]) -> None:
-    """No intent whose ACK frame is durable is sent again, and no episode with an OUTCOME frame runs again."""
+    """Assert that no intent with a durable ACK frame is sent again, and no episode with an OUTCOME frame runs again."""
     for frame in before:
         if frame.kind is FrameKind.ACK:
             intent_id = msgspec.json.decode(frame.body, type=Ack).ack.intent_id

@@ -1,4 +1,4 @@
-"""Damage: acknowledged data that is not what was written is found and reported; other sessions are not concerned."""
+"""Acknowledged data that was changed or lost is found and reported as damage of the sessions that it may concern."""
 
 from __future__ import annotations
 
@@ -396,7 +396,7 @@ def test_p6_damage_before_a_torn_end_stays_damage_after_repair(torn: str, tmp_pa
 
 @pytest.mark.parametrize("zeros", [0, 3, 100])
 def test_bytes_behind_a_seal_concern_nobody(zeros: int, tmp_path: Path) -> None:
-    """Nothing is acknowledged after a seal; the bytes are reported and left alone."""
+    """Nothing is acknowledged after a seal, so the bytes are only reported."""
     write_batches(tmp_path, MIDDLE, seal=True)
     with last_segment(tmp_path, 1).open("ab") as file:
         file.write(b"rubbish" + bytes(zeros))
@@ -426,7 +426,7 @@ def test_a_torn_end_behind_bytes_behind_a_seal_is_cut_off(tmp_path: Path) -> Non
 
 
 def test_damage_in_the_last_batch_is_taken_for_torn(tmp_path: Path) -> None:
-    """Nothing tells the two apart in the very last batch. Its bytes are kept."""
+    """Nothing tells the two apart in the last batch. Its bytes are kept."""
     write_batches(tmp_path, MIDDLE)
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[-1][1] + 70)
@@ -526,7 +526,7 @@ def test_frames_behind_a_seal_unseal_the_journal(tmp_path: Path) -> None:
 
 
 def test_a_segment_that_begins_with_events_lacks_its_head(tmp_path: Path) -> None:
-    """Where the segment before ended is not known, so something may be missing."""
+    """The end of the segment before is unknown, so something may be missing."""
     write_batches(tmp_path, [[opening(1), opening(2)], [events(1, 0)]])
     segment = last_segment(tmp_path, 1)
     header, offset = frames_of(segment)[-1]
@@ -540,7 +540,7 @@ def test_a_segment_that_begins_with_events_lacks_its_head(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("index", "frames"), [(1, 1), (0, 0)])
 def test_a_frame_with_an_impossible_index_is_torn(index: int, frames: int, tmp_path: Path) -> None:
-    """Though both checksums are right."""
+    """Both of its checksums are right."""
     write_batches(tmp_path, [[opening(1)]])
     segment = last_segment(tmp_path, 1)
     after(segment, FrameKind.EVENTS, 1, index=index, frames=frames)

@@ -1,4 +1,4 @@
-"""Scanning and recovering many frames at once finds what doing it one by one does, whatever the journal holds."""
+"""Scanning and recovering many frames at once gives the same result as one by one, whatever the journal holds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ cuts = st.lists(st.integers(0, 40), max_size=12)
 
 @dataclasses.dataclass
 class Plan:
-    """A session: its events, where their frames and those of their decisions end, and where its parts do."""
+    """A session: its events, the ends of their frames and of their decisions' frames, and the ends of its parts."""
 
     stream: list[tuple[ExternalEventKind, int, RunTermination]]
     constraints: Constraints
@@ -70,7 +70,7 @@ class Plan:
     engine: str
 
     def frames(self, session: int) -> list[PendingFrame]:
-        """The frames, in an order in which a daemon may write them."""
+        """Return the frames, in an order in which a daemon may write them."""
         size = len(self.stream)
         decided = max(0, size - self.undecided)
         ends = sorted({end for end in self.part_ends if 0 < end <= decided})
@@ -142,7 +142,7 @@ def write(directory: Path, sessions: list[list[PendingFrame]], batches: list[int
 
 @contextmanager
 def one_by_one() -> Iterator[None]:
-    """Take every frame, event and decision by itself."""
+    """Read every frame, event and decision by itself."""
     with (
         mock.patch.object(_Classifier, "_take_block", return_value=None),
         mock.patch.object(recovery, "may_join", return_value=False),
@@ -152,7 +152,7 @@ def one_by_one() -> Iterator[None]:
 
 
 def told(found: Any) -> Any:
-    """Return everything of a result that can be compared."""
+    """Return a result in a form that can be compared."""
     if isinstance(found, Supervisor):
         deferred = [(at, episode, event.event_id) for at, episode, event in sorted(found._deferred)]
         return (found.now, found._next_episode, found._in_flight, list(found._recent), deferred, found.deferred_bytes)
@@ -166,7 +166,7 @@ def told(found: Any) -> Any:
 
 
 def found_in(directory: Path) -> tuple[ScanReport, Recovery] | str:
-    """Scan and recover; or the error."""
+    """Scan and recover; return both results, or the error's message."""
     try:
         report = scan(directory, RealStorage())
         return report, recover(directory, report, RealStorage())
@@ -175,7 +175,7 @@ def found_in(directory: Path) -> tuple[ScanReport, Recovery] | str:
 
 
 def check(directory: Path) -> Any:
-    """Compare both ways; return what was found."""
+    """Compare both ways, and return the result."""
     fast = found_in(directory)
     with one_by_one():
         slow = found_in(directory)
@@ -189,7 +189,7 @@ batch_sizes = st.lists(st.integers(1, 6), max_size=40)
 @settings(deadline=None, max_examples=50)
 @given(st.lists(plans, min_size=1, max_size=2), batch_sizes)
 def test_a_sound_journal_is_recovered_alike(sessions: list[Plan], batches: list[int]) -> None:
-    """Whatever the limits, kinds and times, how episodes ended, how frames were cut, and where parts end."""
+    """Limits, kinds, times, the ends of episodes and of parts, and the division into frames do not matter."""
     with short_directory() as place:
         write(place, [plan.frames(number) for number, plan in enumerate(sessions, 1)], batches)
         _, found = check(place)
@@ -200,7 +200,7 @@ def test_a_sound_journal_is_recovered_alike(sessions: list[Plan], batches: list[
 
 
 def split_frames(text: bytes, sequence: int) -> list[bytes]:
-    """The frames of a segment."""
+    """Return the frames of a segment."""
     frames, at = [], 0
     while (header := decode_header(text[at : at + HEADER_BYTES], sequence)) is not None:
         frames.append(text[at : at + header.size])
@@ -249,7 +249,7 @@ faults = st.tuples(
     [(repeat, 0, 0, 0), (repeat, 0, 7150, 0), (swap, 0, 3, 7)],
 )
 def test_a_damaged_journal_is_taken_alike(one: Plan, two: Plan, batches: list[int], faults: list[Any]) -> None:
-    """The same is torn, damaged and quarantined, and for the same reasons."""
+    """Both ways find the same torn end, damage and quarantined sessions, for the same reasons."""
     with short_directory() as place:
         write(place, [one.frames(1), two.frames(2)], batches)
         paths = sorted(place.glob("*.journal"))
@@ -268,7 +268,7 @@ BODIES = [b"[[0,7,1]]", b"[]", b"[[1,0,null]]", b"[[0,0,1],", b"[[9]]", b"[[0,%d
 @settings(deadline=None, max_examples=60)
 @given(plans, st.integers(0, 1 << 16), st.sampled_from(BODIES))
 def test_decisions_that_the_events_do_not_lead_to_are_refused_alike(plan: Plan, at: int, body: bytes) -> None:
-    """A frame with a right checksum may hold what no daemon wrote, such as that a Pump ran."""
+    """A frame with a right checksum may hold what no daemon writes, such as that a Pump ran."""
     frames = plan.frames(1)
     decisions = [n for n, frame in enumerate(frames) if frame.kind is FrameKind.DECISIONS]
     if decisions:
@@ -321,7 +321,7 @@ CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_a_frame_with_another_header_is_taken_alike(change: dict[str, Any], *, behind: bool, tmp_path: Path) -> None:
-    """Whichever field it is, at the end of the journal or before more frames."""
+    """Any field may differ, at the end of the journal or before more frames."""
     body = b"whatever"
 
     def frame(**fields: Any) -> bytes:

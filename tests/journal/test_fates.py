@@ -49,7 +49,7 @@ def test_a_refused_event_is_refused_again(tmp_path: Path) -> None:
 
 
 def test_a_decision_where_the_event_is_refused_is_damage(tmp_path: Path) -> None:
-    """And the reverse."""
+    """A refusal of an event that is not refused is damage too."""
     life = HostedLife(results={"e1": sets(n=11)})
     rows = DecisionRows()
     rows.add_refusal(Refusal("schema_violation", "no reason"))
@@ -76,7 +76,7 @@ def test_a_decision_where_the_event_is_refused_is_damage(tmp_path: Path) -> None
 def test_a_session_is_not_damaged_where_its_adapters_packages_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The start ends with a hint; quarantine would take the session out of the journal."""
+    """The start ends with a hint. A quarantine would take the session out of the journal."""
     write(tmp_path, [HostedLife().opened()])
     _binding.cache_clear()
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
@@ -97,7 +97,7 @@ def test_undecided_events_wait_with_their_lines_and_the_store(tmp_path: Path) ->
 
 
 def test_undecided_events_of_many_frames_wait_in_order(tmp_path: Path) -> None:
-    """All of their lines."""
+    """The lines of all frames are there."""
     life = HostedLife(results={"e1": sets(n=3)})
     write(tmp_path, [life.opened(), life.events(STORED, LARGE), life.events(MERGED)], [life.decisions(1)])
     session = the_session(tmp_path)
@@ -106,7 +106,7 @@ def test_undecided_events_of_many_frames_wait_in_order(tmp_path: Path) -> None:
 
 
 def test_an_outcome_without_a_decision_is_found_with_its_acks(tmp_path: Path) -> None:
-    """Whatever ``in_doubt`` says, the episode is not run again."""
+    """The episode is not run again, whatever ``in_doubt`` says."""
     run = sends("i1", "i2", n=4)
     life = HostedLife(results={"e1": FAILED})
     write(
@@ -125,7 +125,7 @@ def test_an_outcome_without_a_decision_is_found_with_its_acks(tmp_path: Path) ->
 
 
 def test_an_outcome_whose_decision_is_there_is_over(tmp_path: Path) -> None:
-    """Nothing of it is left to do."""
+    """Nothing is left to be done for it."""
     run = sends("i1")
     life = HostedLife(results={"e1": run})
     write(
@@ -140,7 +140,7 @@ def test_an_outcome_whose_decision_is_there_is_over(tmp_path: Path) -> None:
 
 
 def test_an_outcome_of_another_event_is_damage(tmp_path: Path) -> None:
-    """One commit holds all decisions before it, then the outcome."""
+    """All decisions before an outcome are durable with it or before it."""
     life = HostedLife()
     life.decided = 1
     outcome = life.outcome(sends("i1"))
@@ -151,7 +151,7 @@ def test_an_outcome_of_another_event_is_damage(tmp_path: Path) -> None:
 
 
 def test_an_outcome_of_a_missing_event_is_damage(tmp_path: Path) -> None:
-    """It is written after its event."""
+    """An outcome is written after its event."""
     life = HostedLife()
     write(tmp_path, [life.opened(), life.events(STORED)], [life.decisions(), life.outcome(sends("i1"))])
     (reason,) = recovered(tmp_path).reasons.values()
@@ -159,7 +159,7 @@ def test_an_outcome_of_a_missing_event_is_damage(tmp_path: Path) -> None:
 
 
 def test_events_behind_an_interruption_are_left_over(tmp_path: Path) -> None:
-    """Before the session is closed, too: the row that ends the run is durable with the decision before it."""
+    """The session need not be closed: the row that ends the run is durable with the decision before it."""
     run = sends("i1")
     life = HostedLife(results={"e1": run}, unacknowledged=["i1"])
     write(tmp_path, [life.opened(), life.events(STORED, LARGE, MERGED)], [life.decisions()])
@@ -176,7 +176,7 @@ def test_events_behind_an_interruption_are_left_over(tmp_path: Path) -> None:
 
 
 def test_a_decision_behind_an_interruption_is_damage(tmp_path: Path) -> None:
-    """The store was full: nothing is decided after that."""
+    """The store is full, and nothing is decided after that."""
     life = HostedLife(results={"e1": sets(n=3)}, contract=replace(CONTRACT, context_bytes=3))
     write(
         tmp_path,
@@ -203,7 +203,7 @@ def test_a_closed_session_says_what_is_left_over(tmp_path: Path) -> None:
 
 
 def test_a_context_store_that_grows_beyond_its_bound_interrupts_the_run(tmp_path: Path) -> None:
-    """Also where the kill came before anything but the decision was durable."""
+    """Only the decision need be durable at the kill."""
     life = HostedLife(results={"e1": sets(n=3)}, contract=replace(CONTRACT, context_bytes=3))
     write(tmp_path, [life.opened(), life.events(STORED, LARGE)], [life.decisions(1)])
     session = the_session(tmp_path)
@@ -213,7 +213,7 @@ def test_a_context_store_that_grows_beyond_its_bound_interrupts_the_run(tmp_path
 
 
 def test_a_part_begins_with_the_store_of_its_rotation(tmp_path: Path) -> None:
-    """Where the parts before are published, they are not read."""
+    """Parts that are published are not read."""
     life = HostedLife(results={"e1": sets(n=7)})
     write(
         tmp_path,
@@ -230,7 +230,7 @@ def test_a_part_begins_with_the_store_of_its_rotation(tmp_path: Path) -> None:
 
 
 def test_a_rotation_with_another_store_is_damage(tmp_path: Path) -> None:
-    """The effects before it lead to one store only."""
+    """The effects before the rotation lead to one store only."""
     life = HostedLife(results={"e1": sets(n=7)})
     rotation = Rotation(1, False, WHEN, life.description, "e1", {"n": 8.0})
     write(
@@ -256,7 +256,7 @@ def test_the_adapter_is_found_in_the_journal_alone(tmp_path: Path) -> None:
 
 
 def mixed(tmp_path: Path) -> HostedLife:
-    """A journal of two parts with merged payloads, a refusal, an interruption and events after it."""
+    """Write a journal of two parts with merged payloads, a refusal, an interruption and events after it."""
     life = HostedLife(results={"e1": sets(n=11), "e2": sends("i1", n=3), "e5": sends("i2")}, unacknowledged=["i2"])
     write(
         tmp_path / "journal",
@@ -298,7 +298,7 @@ def test_undecided_events_of_a_journal_are_read_as_they_were_sent(tmp_path: Path
 
 
 def test_a_follower_sees_decided_events_as_they_were_decided(tmp_path: Path) -> None:
-    """From the oldest part that the journal holds on."""
+    """It begins with the oldest part that the journal holds."""
     life = mixed(tmp_path)
     followed = list(follow(tmp_path / "journal", RealStorage(), lambda: None, of=life.description.session))
     records = [record for host in life.hosts for record in host.bundle().events]
@@ -307,7 +307,7 @@ def test_a_follower_sees_decided_events_as_they_were_decided(tmp_path: Path) -> 
 
 
 def test_a_follower_derives_the_events_of_a_session_that_begins_meanwhile(tmp_path: Path) -> None:
-    """From its first event."""
+    """It begins with the first event."""
     life = HostedLife(results={"e1": sets(n=3)})
     journal = journal_in(tmp_path)
 
@@ -321,7 +321,7 @@ def test_a_follower_derives_the_events_of_a_session_that_begins_meanwhile(tmp_pa
 
 
 def test_a_follower_passes_over_decisions_whose_events_were_deleted(tmp_path: Path) -> None:
-    """It begins with the store of the oldest rotation; events of the next part may come before those decisions."""
+    """The store is that of the oldest rotation; events of the next part may come before these decisions."""
     life = HostedLife(results={"e1": sets(n=3)})
     journal = journal_in(tmp_path)
     journal.commit([life.opened(), life.events(STORED)])
@@ -335,7 +335,7 @@ def test_a_follower_passes_over_decisions_whose_events_were_deleted(tmp_path: Pa
 
 
 def test_what_is_salvaged_is_what_would_have_been_published(tmp_path: Path) -> None:
-    """Bundles, refusals and events that were left over; nothing of it is a loss."""
+    """Bundles, refusals and left-over events are equal; none of it counts as a loss."""
     life = mixed(tmp_path)
     published = publish_all(tmp_path / "journal", tmp_path)
     parts = salvage_journal(tmp_path / "journal", look(tmp_path / "journal"), RealStorage(), tmp_path / "saved")
@@ -357,7 +357,7 @@ def test_what_is_salvaged_is_what_would_have_been_published(tmp_path: Path) -> N
 
 
 def test_nothing_is_derived_behind_damage(tmp_path: Path) -> None:
-    """Which effects came before is not known any more: events are set aside as they were sent."""
+    """The effects before are not known any more, so events are set aside as they were sent."""
     life = mixed(tmp_path)
     segment = tmp_path / "journal" / "0000000000000001.journal"
     (offset,) = [at for header, at in frames_of(segment) if header.kind == FrameKind.DECISIONS and header.first == 0]
@@ -371,7 +371,7 @@ def test_nothing_is_derived_behind_damage(tmp_path: Path) -> None:
 
 
 def test_doctor_counts_every_fate(tmp_path: Path) -> None:
-    """And misses the file with the events that were left over."""
+    """It also reports a file of left-over events that is changed or missing."""
     mixed(tmp_path)
     folder = tmp_path / "bundles" / "hosted"
     folder.mkdir(parents=True)

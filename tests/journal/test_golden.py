@@ -1,4 +1,4 @@
-"""Journals and bundles of earlier versions are read with the same results and to the same bytes."""
+"""Journals and bundles of earlier versions are read with the same results, and encoded to the same bytes."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ FOR_VERSION_1 = {"newer"}
 
 
 def expected(name: str) -> dict[str, Any]:
-    """What was found in a journal when it was made."""
+    """Return the results for a journal from the time when it was made."""
     found: dict[str, Any] = json.loads((GOLDEN / "journals" / name / "expected.json").read_text(encoding="utf-8"))
     del found["about"]
     return found
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return the content of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def journal(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a golden journal; what was made for a program of format version 1 is read as that one reads it."""
+    """Return a copy of a golden journal; one made for a program of format version 1 is read as by that program."""
     if request.param in FOR_VERSION_1:
         read_as_version_1(monkeypatch)
     return Path(shutil.copytree(GOLDEN / "journals" / request.param / "journal", tmp_path / "journal"))
 
 
 def read_as_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse from now on what ergo-capture 0.1.0 refuses because of its version."""
+    """Refuse the versions that ergo-capture 0.1.0 refuses."""
     for module in (scan, verdict):
         monkeypatch.setattr(module, "FORMAT_VERSION", 1)
 
 
 def test_there_are_at_least_ten_golden_journals_and_bundles() -> None:
-    """A lost folder would otherwise pass."""
+    """Otherwise a lost folder would go unnoticed."""
     assert len(NAMES) >= 10
     assert set(JOURNALS) <= set(NAMES)
     assert len(list((GOLDEN / "bundles").rglob("*.capture.json*"))) >= 10
@@ -58,7 +58,7 @@ def test_there_are_at_least_ten_golden_journals_and_bundles() -> None:
 
 @pytest.mark.parametrize(("journal", "name"), [(name, name) for name in NAMES], indirect=["journal"])
 def test_a_golden_journal_leads_to_the_same_report_and_bundles(journal: Path, name: str) -> None:
-    """Sessions, watermarks, what is torn and what is damaged, and each bundle to the byte."""
+    """Sessions, watermarks, torn ends, damage and bundles are equal, bundles to the byte."""
     assert found_in(journal) == expected(name)
 
 
@@ -77,7 +77,7 @@ def test_a_second_start_finds_the_same_and_changes_nothing(journal: Path, name: 
 
 @pytest.mark.parametrize("name", sorted(set(JOURNALS) - FOR_VERSION_1))
 def test_the_script_still_writes_the_golden_journals(tmp_path: Path, name: str) -> None:
-    """The same is found in what it writes."""
+    """A start that reads the journals that it writes finds the same."""
     JOURNALS[name](tmp_path)
     assert found_in(tmp_path) == expected(name)
 
@@ -91,7 +91,7 @@ def test_the_journals_of_0_1_0_are_of_format_version_1(name: str) -> None:
 
 
 def test_a_journal_of_0_1_0_is_continued_in_a_segment_of_version_2(tmp_path: Path) -> None:
-    """What the old segments hold stays as it is."""
+    """The old segments keep their content."""
     directory = Path(shutil.copytree(GOLDEN / "journals" / "killed" / "journal", tmp_path / "journal"))
     before = files(directory)
     with_one_more = Life(7, Constraints())
@@ -117,13 +117,13 @@ def test_0_1_0_refuses_format_version_2_with_a_sentence(tmp_path: Path, monkeypa
 
 
 def test_golden_bundles_get_the_same_verdicts() -> None:
-    """From ``verify`` and from the catalogue."""
+    """The verdicts are those of ``verify`` and of the catalogue."""
     said = json.loads((GOLDEN / "bundles" / "expected.json").read_text(encoding="utf-8"))
     assert said_of(GOLDEN / "bundles" / "golden") == said
 
 
 def test_bundles_composed_today_are_the_golden_ones(tmp_path: Path) -> None:
-    """Byte for byte, with their manifests, except for what depends on the compressor."""
+    """Bundles and manifests are equal byte for byte, except for what depends on the compressor."""
     folder = tmp_path / "golden"
     folder.mkdir()
     make_bundles(folder)
@@ -141,19 +141,19 @@ def test_bundles_composed_today_are_the_golden_ones(tmp_path: Path) -> None:
 
 
 def _with_the_fields_of(then: bytes, now: bytes) -> bytes:
-    """A manifest of today without the fields that were added since."""
+    """Return a new manifest without the fields that an old one lacks."""
     fields = {name: value for name, value in json.loads(now).items() if name in json.loads(then)}
     return json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _without_program(text: bytes) -> bytes:
-    """A manifest names the program that wrote it."""
+    """Return a manifest without the line that names its program."""
     return b"\n".join(line for line in text.split(b"\n") if not line.strip().startswith(b'"program"'))
 
 
 @pytest.mark.parametrize("style", CaptureJsonStyle)
 def test_a_golden_bundle_is_encoded_to_the_same_bytes(style: CaptureJsonStyle) -> None:
-    """Read and encoded again, in either style."""
+    """It is read and encoded again, in either style."""
     folder = GOLDEN / "bundles" / "golden"
     bundle = read_capture_bundle(folder / "packed.capture.json.zst")
     name = "complete" if style is CaptureJsonStyle.Compact else "pretty"

@@ -1,4 +1,4 @@
-"""Event lines: which chunks are read at once, which are left to the checks line by line, and how both read them."""
+"""Event lines: the chunks that are read at once, those that are checked line by line, and the result of both."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from ergo_capture.kernel.time import EventTime
 
 
 def line(event_id: str = "e1", payload: str = "null", **more: Any) -> bytes:
-    """An event line; the payload is JSON."""
+    """Return an event line; the payload is JSON text."""
     text = json.dumps({"event_id": event_id, "kind": "Command", "at": {"secs": 1, "nanos": 2}} | more)
     return b'{"type":"event","event":%s,"payload":%s}}\n' % (text[:-1].encode(), payload.encode())
 
 
 def nested(levels: int) -> str:
-    """A payload of so many levels."""
+    """Return a payload of so many levels."""
     return '{"a":' * (levels - 1) + "{}" + "}" * (levels - 1)
 
 
 def ids(events: Sequence[EventLike] | None) -> list[str]:
-    """The ids of events that were read."""
+    """Return the ids of events."""
     assert events is not None
     return [event.event_id for event in events]
 
 
 def test_a_chunk_of_plain_lines_is_read_at_once() -> None:
-    """Ids, kinds and times are those of the lines."""
+    """Ids, kinds and times are equal to those of the lines."""
     first, second = read_harmless(line("e1", '{"n": 1}') + line("e2")) or ()
     assert (first.event_id, first.kind, first.at.secs, first.at.nanos) == ("e1", ExternalEventKind.Command, 1, 2)
     assert (second.event_id, second.payload) == ("e2", None)
@@ -60,7 +60,7 @@ def test_a_chunk_of_plain_lines_is_read_at_once() -> None:
     ],
 )
 def test_a_harmless_chunk_is_read_at_once(chunk: bytes) -> None:
-    """As by the checks line by line."""
+    """The result is that of the checks line by line."""
     assert ids(read_harmless(chunk)) == [read_line(each).event_id for each in split_lines(chunk)]
 
 
@@ -89,7 +89,7 @@ def test_a_harmless_chunk_is_read_at_once(chunk: bytes) -> None:
     ],
 )
 def test_a_chunk_that_may_be_harmful_is_not_read_at_once(chunk: bytes) -> None:
-    """Its lines are read one by one, and that refuses those that are not valid."""
+    """Its lines are read one by one, which refuses invalid ones."""
     assert read_harmless(chunk) is None
 
 
@@ -105,13 +105,13 @@ def test_a_chunk_that_may_be_harmful_is_not_read_at_once(chunk: bytes) -> None:
     ],
 )
 def test_a_chunk_with_unknown_fields_is_not_read_at_once_if_they_matter(chunk: bytes, *, is_known: bool) -> None:
-    """The daemon notes the first of a connection."""
+    """The daemon has to name the first one of a connection."""
     assert (read_harmless(chunk, known_only=True) is not None) is is_known
     assert read_harmless(chunk) is not None
 
 
 def bare(text: bytes) -> bytes:
-    """The event of a line, without its frame."""
+    """Return the event of a line, without its frame."""
     return text[24:-2]
 
 
@@ -127,7 +127,7 @@ def bare(text: bytes) -> bytes:
     ],
 )
 def test_an_unknown_field_of_an_event_is_found(text: bytes, name: str | None) -> None:
-    """Of the event, framed or bare, or of its frame; what is in a payload is not looked at."""
+    """It may be a field of the event, framed or bare, or of the frame; payloads are not examined."""
     assert unknown_field(text, bare=False) == name
     if name != "x":
         assert unknown_field(bare(text), bare=True) == name
@@ -135,7 +135,7 @@ def test_an_unknown_field_of_an_event_is_found(text: bytes, name: str | None) ->
 
 @pytest.mark.parametrize("before", [b"", b'"paylod":1,'])
 def test_an_unknown_field_of_a_time_is_refused(before: bytes) -> None:
-    """Even behind another unknown field."""
+    """It may stand behind another unknown field."""
     text = line(at={"secs": 1, "nanos": 2, "zone": 0}).replace(b'"event_id"', before + b'"event_id"')
     for found, is_bare in ((text, False), (bare(text), True)):
         with pytest.raises(EventFormatError, match="unknown field `zone`"):
@@ -154,7 +154,7 @@ def test_a_line_is_read_with_its_payload_and_its_semantic_kind() -> None:
 
 
 def test_a_line_that_is_not_an_event_is_refused_with_the_place() -> None:
-    """Whether it is framed or bare."""
+    """The line may be framed or bare."""
     broken = line(at={"secs": -1, "nanos": 0})
     with pytest.raises(EventFormatError, match=r"`\$\.event\.at"):
         read_line(broken)
@@ -168,7 +168,7 @@ def test_a_line_that_is_not_an_event_is_refused_with_the_place() -> None:
 
 @pytest.mark.parametrize("payload", ["[]", '{"n": 1e400}', nested(128)])
 def test_a_payload_that_the_reference_refuses_is_refused(payload: str) -> None:
-    """By every reader that checks payloads."""
+    """Every reader that checks payloads refuses it."""
     with pytest.raises(ExternalEventPayloadError):
         read_line(line(payload=payload))
     with pytest.raises(ExternalEventPayloadError):
@@ -191,7 +191,7 @@ def test_outlines_have_the_times_that_the_fast_decoder_does_not_take() -> None:
 
 
 def test_semantic_kinds_are_read_without_the_events() -> None:
-    """One for each event, None where there is none."""
+    """There is one for each event, or None."""
     assert read_semantic_kinds(line() + line(), 2) == [None, None]
     body = line(semantic_kind="price") + line() + line(semantic_kind=7)
     assert read_semantic_kinds(body, 3) == ["price", None, None]

@@ -1,4 +1,4 @@
-"""A journal that is scanned while a daemon writes it: what is written meanwhile is never taken for damage."""
+"""Frames that a daemon writes while its journal is scanned are never taken for damage."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ergo_capture.storage import RealFile, RealStorage
 
 
 class Interrupted(RealStorage):
-    """Calls a function after a given number of reads: the writer is faster than the reader."""
+    """A storage that calls a function after some reads, as if the writer were faster than the reader."""
 
     def __init__(self, after: int, then: Callable[[], None]) -> None:
         self.left = after
         self._then = then
 
     def open(self, path: Path, *, create: bool = False, write: bool = False) -> RealFile:
-        """A file that counts reads."""
+        """Open a file that counts reads."""
         file = super().open(path, create=create, write=write)
         read = file.read_at
 
@@ -37,7 +37,7 @@ class Interrupted(RealStorage):
 
 
 def batches(journal: Journal, first: int) -> None:
-    """Three batches about one session."""
+    """Commit three batches about one session."""
     for index in range(first, first + 3):
         journal.commit([events(1, index, 1, 300)])
         journal.commit([decisions(1, index)])
@@ -45,7 +45,7 @@ def batches(journal: Journal, first: int) -> None:
 
 @pytest.mark.parametrize("reads", range(8))
 def test_batches_written_during_a_scan_are_not_damage(reads: int, tmp_path: Path) -> None:
-    """What the scan has in memory is older than what it reads next; a gap between the two is not a loss."""
+    """The scan's buffer is older than what it reads next, but a gap between the two is not a loss."""
     journal = journal_in(tmp_path, segment_bytes=4 << 20)
     journal.commit([opening(1)])
     batches(journal, 0)
@@ -59,7 +59,7 @@ def test_batches_written_during_a_scan_are_not_damage(reads: int, tmp_path: Path
 
 
 def test_a_seal_written_during_a_scan_is_not_damage(tmp_path: Path) -> None:
-    """The daemon stops during the scan."""
+    """The daemon is stopped during the scan."""
     journal = journal_in(tmp_path, segment_bytes=4 << 20)
     journal.commit([opening(1)])
     batches(journal, 0)

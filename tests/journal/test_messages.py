@@ -1,4 +1,4 @@
-"""What errors of the journal say: the operation, the path, the reason, and what to do next."""
+"""Errors of the journal name the operation, the path, the reason, and what to do next."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ DOCTOR = "`ergo-capture doctor` says what is damaged"
 
 
 def said(error: ErgoCaptureError) -> tuple[str, str | None, str | None, str | None]:
-    """The message, the operation, the path and the hint."""
+    """Return the message, the operation, the path and the hint."""
     return error.message, error.op, error.path, error.hint
 
 
 def test_a_failed_journal_names_the_file_and_the_cause(tmp_path: Path) -> None:
-    """Each time, and in the snapshot."""
+    """The same message is given each time, and in the snapshot."""
     storage = FaultyStorage()
     journal = journal_in(tmp_path, storage)
     journal.commit([opening(1)])
@@ -61,7 +61,7 @@ def test_a_failed_journal_names_the_file_and_the_cause(tmp_path: Path) -> None:
 
 
 def test_a_closed_journal_names_its_directory(tmp_path: Path) -> None:
-    """There is no cause."""
+    """The error has no cause."""
     journal = journal_in(tmp_path)
     journal.close()
     with pytest.raises(JournalFailed) as caught:
@@ -74,7 +74,7 @@ def test_a_closed_journal_names_its_directory(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
-    """The journal's directory, and the file that did not fit."""
+    """The error names the journal's directory, and the file that did not fit."""
     storage = FaultyStorage()
     journal = journal_in(tmp_path, storage)
     journal.commit([opening(1)])
@@ -92,7 +92,7 @@ def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_sizes_out_of_range_are_refused_with_the_range(tmp_path: Path) -> None:
-    """Of a segment, of a batch and of a body."""
+    """The sizes are those of a segment, a body and a batch."""
     with pytest.raises(ValueError, match=r"^segments of 4095 bytes: they must be of 4 KiB to 2 GiB$"):
         journal_in(tmp_path, segment_bytes=4095)
     with pytest.raises(ValueError, match=rf"^a body of {MAX_BODY + 1} bytes is longer than {MAX_BODY}$"):
@@ -124,7 +124,7 @@ def test_a_segment_of_another_user_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_with_a_segments_name_is_named(tmp_path: Path) -> None:
-    """It is to be moved away."""
+    """The hint is to move it away."""
     path = last_segment(tmp_path, 1)
     path.mkdir()
     with pytest.raises(JournalError) as caught:
@@ -138,7 +138,7 @@ def test_a_directory_with_a_segments_name_is_named(tmp_path: Path) -> None:
 
 
 def test_a_segment_of_a_newer_program_is_named(tmp_path: Path) -> None:
-    """With the versions."""
+    """The error has both versions."""
     path = last_segment(tmp_path, 1)
     path.write_bytes(encode_header(FrameKind.SEGMENT, 1, 1, 0, 0, 0, 0, 0, 1, 0, version=3))
     with pytest.raises(JournalError) as caught:
@@ -152,7 +152,7 @@ def test_a_segment_of_a_newer_program_is_named(tmp_path: Path) -> None:
 
 
 def test_a_segment_with_a_frame_of_a_newer_program_is_named(tmp_path: Path) -> None:
-    """If the frame may not be skipped and is about the journal itself."""
+    """The frame may not be skipped, and is about the journal itself."""
     path = last_segment(tmp_path, 1)
     path.write_bytes(encode_header(99, 1, 1, 0, 0, 0, 0, 0, 1, 0))
     with pytest.raises(JournalError) as caught:
@@ -163,7 +163,7 @@ def test_a_segment_with_a_frame_of_a_newer_program_is_named(tmp_path: Path) -> N
 
 
 def test_a_frame_that_is_not_whole_any_more_is_named(tmp_path: Path) -> None:
-    """By its segment and offset."""
+    """The error gives its segment and its offset."""
     (position,) = write_batches(tmp_path, [[opening(1)]])
     path = last_segment(tmp_path, 1)
     flip(path, position.offset + 64)
@@ -178,7 +178,7 @@ def test_a_frame_that_is_not_whole_any_more_is_named(tmp_path: Path) -> None:
 
 
 def test_a_body_that_no_daemon_writes_is_told_by_its_batch(tmp_path: Path) -> None:
-    """A bundle's reader raises it; recovery quarantines the session."""
+    """A bundle's reader raises the error; recovery quarantines the session."""
     journal = journal_in(tmp_path)
     session = a_session(1)
     journal.commit([session.opening()])
@@ -192,7 +192,7 @@ def test_a_body_that_no_daemon_writes_is_told_by_its_batch(tmp_path: Path) -> No
 
 
 def test_reading_or_following_a_damaged_session_names_it(tmp_path: Path) -> None:
-    """With the damage."""
+    """The error includes the damage."""
     journal = journal_in(tmp_path)
     session = a_session(1)
     journal.commit([session.opening(), session.more(1)])
@@ -216,7 +216,7 @@ def test_reading_or_following_a_damaged_session_names_it(tmp_path: Path) -> None
 
 
 def test_following_an_unknown_session_names_the_open_ones(tmp_path: Path) -> None:
-    """Those that are over are in bundles."""
+    """Sessions that are over are in bundles."""
     journal = journal_in(tmp_path)
     one, two = a_session(1), a_session(2)
 
@@ -235,7 +235,7 @@ def test_following_an_unknown_session_names_the_open_ones(tmp_path: Path) -> Non
 
 
 def test_segments_that_were_deleted_unread_are_told(tmp_path: Path) -> None:
-    """Nothing is left out silently."""
+    """Nothing is left out without an error."""
     journal = journal_in(tmp_path)
     journal.commit([a_session(1).opening()])
 
@@ -256,7 +256,7 @@ def test_segments_that_were_deleted_unread_are_told(tmp_path: Path) -> None:
 
 
 def test_a_damage_is_told_by_its_place(tmp_path: Path) -> None:
-    """As doctor and the log show it."""
+    """The place is written as doctor and the log write it."""
     assert str(Damage(3, 128, 64, "there is no frame")) == "segment 3, offset 128: there is no frame (64 bytes)"
     write_batches(tmp_path, [[opening(1), opening(2)], [events(1, 0)], [events(1, 1)]])
     path = last_segment(tmp_path, 1)

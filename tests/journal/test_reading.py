@@ -1,4 +1,4 @@
-"""Reading in pieces: the window on a file, runs of frames, and the search for a header give the same as one read does."""
+"""Reading in pieces (the window on a file, runs of frames, the search for a header) gives the result of one read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTENT = bytes(number % 251 for number in range(2000))
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 2,000 bytes."""
+    """Return a file of 2,000 bytes."""
     path = tmp_path_factory.mktemp("window") / "file"
     path.write_bytes(CONTENT)
     return path
@@ -32,7 +32,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(st.lists(st.tuples(st.integers(0, 2100), st.integers(0, 700)), min_size=1, max_size=8))
 def test_a_window_holds_what_the_file_does(path: Path, reads: list[tuple[int, int]]) -> None:
-    """Wherever it is read, and however much of it is read ahead."""
+    """The position of a read and the size of the read-ahead do not matter."""
     file = RealStorage().open(path)
     with mock.patch.multiple(reader, _FIRST_BYTES=64, _WINDOW_BYTES=256):
         window = Window(file)
@@ -45,7 +45,7 @@ def test_a_window_holds_what_the_file_does(path: Path, reads: list[tuple[int, in
 
 
 def test_a_window_that_ends_earlier_is_read_again(path: Path) -> None:
-    """What another process wrote after the end is not seen, what it wrote before it is."""
+    """Bytes beyond the end are not seen; changes before it are."""
     file = RealStorage().open(path)
     window = Window(file)
     assert window.size == 2000
@@ -63,7 +63,7 @@ def test_a_window_that_ends_earlier_is_read_again(path: Path) -> None:
 
 
 def test_a_sequential_reader_reads_more_and_more_ahead(path: Path) -> None:
-    """At first little, later up to the bound."""
+    """It reads little at first, and later as much as the bound."""
     storage = FaultyStorage()
     file = storage.open(path)
     sizes: list[int] = []
@@ -88,7 +88,7 @@ def test_a_sequential_reader_reads_more_and_more_ahead(path: Path) -> None:
 
 
 def a_journal(directory: Path) -> list[Position]:
-    """Frames of many sizes in several segments; positions of the events of session 1."""
+    """Write frames of many sizes in several segments; return the positions of session 1's events."""
     journal, _ = Journal.open(directory, RealStorage(), segment_bytes=8192)
     journal.commit([opening(1), opening(2)])
     positions = []
@@ -102,7 +102,7 @@ def a_journal(directory: Path) -> list[Position]:
 
 @pytest.mark.parametrize("window", [64, 200, 1000, 1 << 20])
 def test_runs_hold_the_frames_that_are_read_one_by_one(window: int, tmp_path: Path) -> None:
-    """Those of a run are from one segment; a frame longer than the window is a run of its own."""
+    """The frames of a run are in one segment; a frame longer than the window is a run of its own."""
     positions = a_journal(tmp_path)
     storage = FaultyStorage()
     with mock.patch.multiple(reader, _FIRST_BYTES=window, _WINDOW_BYTES=window):
@@ -121,7 +121,7 @@ def test_runs_hold_the_frames_that_are_read_one_by_one(window: int, tmp_path: Pa
 
 
 def test_only_the_frames_asked_for_are_in_a_run(tmp_path: Path) -> None:
-    """Others lie between them."""
+    """Other frames lie between them."""
     positions = a_journal(tmp_path)[3:30:2]
     runs = read_runs(tmp_path, array("Q", [position.pack() for position in positions]), RealStorage())
     assert [first for run in runs for first in run.firsts] == list(range(3, 30, 2))
@@ -130,7 +130,7 @@ def test_only_the_frames_asked_for_are_in_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [0, 8, 40, 60, 64])
 def test_a_run_with_a_damaged_frame_is_refused(at: int, tmp_path: Path) -> None:
-    """Whether the body or a field of the header is changed; the frames before it are there."""
+    """The body or any field of the header may be changed; the frames before it are yielded."""
     positions = a_journal(tmp_path)
     bad = positions[4]
     flip(last_segment(tmp_path, bad.segment), bad.offset + at)
@@ -156,7 +156,7 @@ def test_a_run_with_a_frame_of_another_segment_is_refused(tmp_path: Path) -> Non
 
 
 def test_files_are_closed_after_reading(tmp_path: Path) -> None:
-    """One at a time, also where the reader stops early or a frame is damaged."""
+    """One file is open at a time, also if the reader stops early or a frame is damaged."""
     positions = a_journal(tmp_path)
     storage = FaultyStorage()
     assert len(list(read_frames(tmp_path, positions, storage))) == 40
@@ -188,7 +188,7 @@ def test_damage_ends_at_the_next_frame_wherever_a_block_ends(block: int, tmp_pat
 
 
 def test_a_frame_without_a_body_at_the_very_end_is_found(tmp_path: Path) -> None:
-    """Damage before it ends where it begins."""
+    """The damage before it ends at its beginning."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)], [PendingFrame(FrameKind.PUBLISHED, 1, 1, 0, b"")]])
     segment = last_segment(tmp_path, 1)
     shrink(segment)
@@ -204,7 +204,7 @@ def test_a_frame_without_a_body_at_the_very_end_is_found(tmp_path: Path) -> None
 @pytest.mark.parametrize("block", [64, 72, 4096])
 @pytest.mark.parametrize("zeros", [0, 1, 63, 64, 5000])
 def test_a_torn_end_ends_at_the_last_byte_that_is_not_zero(block: int, zeros: int, tmp_path: Path) -> None:
-    """However many zeros follow."""
+    """Any number of zeros may follow."""
     write_batches(tmp_path, [[opening(1)], [events(1, 0)]])
     segment = last_segment(tmp_path, 1)
     _, offset = frames_of(segment)[-1]

@@ -1,4 +1,4 @@
-"""Sessions that recovery rebuilds: every field of one, and the reason why another cannot be rebuilt."""
+"""Recovery rebuilds every field of a session, or gives the reason why the session cannot be rebuilt."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from ergo_capture.kernel.constraints import Constraints
 from ergo_capture.kernel.outcomes import RunTermination
 from ergo_capture.storage import RealStorage
 
-#: Of sessions that may defer an event, and of one that defers none, whose frames are read together.
+#: Limits with which events may be deferred, and limits without, whose frames are read together.
 CONSTRAINTS = [pytest.param(LIMITS, id="limited"), pytest.param(Constraints(max_retries=1), id="unlimited")]
 
 
 def session_with(constraints: Constraints, *, number: int = 1, engine: str = "fixed") -> Written:
-    """A session of which nothing is written yet."""
+    """Return a session of which nothing is written yet."""
     session = a_session(number)
     session.description = replace(session.description, constraints=constraints, engine=engine)
     return session
 
 
 def reason(directory: Path) -> str:
-    """Why the one session of a journal is quarantined."""
+    """Return the reason why the one session of a journal is quarantined."""
     found = recovered(directory)
     assert found.sessions == []
     ((name, why),) = found.reasons.items()
@@ -54,7 +54,7 @@ def reason(directory: Path) -> str:
 
 
 def packed(*positions: Position) -> array[int]:
-    """Packed positions."""
+    """Return packed positions."""
     return array("Q", [position.pack() for position in positions])
 
 
@@ -67,20 +67,20 @@ def written_in(directory: Path, *batches: list[PendingFrame]) -> list[Position]:
 
 
 def published(part: int, *, final: bool = False) -> PendingFrame:
-    """The frame that says that a bundle of session 1 is durable."""
+    """Return the frame that says that a bundle of session 1 is durable."""
     body = encode_body(Publication(part, f"b{part}", "m", "0" * 64, final, 40 + part))
     return PendingFrame(FrameKind.PUBLISHED, 1, part, int(final), body)
 
 
 def ids(first: int, end: int, session: int = 1) -> list[str]:
-    """The ids of a session's events."""
+    """Return the ids of a session's events."""
     return [f"s{session}-{number}" for number in range(first, end)]
 
 
 @pytest.mark.parametrize("constraints", CONSTRAINTS)
 @pytest.mark.parametrize("engine", ["fixed", "scripted"])
 def test_a_session_is_rebuilt_as_it_was(constraints: Constraints, engine: str, tmp_path: Path) -> None:
-    """With its counts, ids, frames and supervisor; the undecided events are next."""
+    """Its counts, ids, frames and supervisor are as before; the undecided events are next."""
     session = session_with(constraints, engine=engine)
     frames = [session.opening(), session.more(5), session.more(4)]
     decided = [session.decide(6), session.decide(8)]
@@ -109,14 +109,14 @@ def test_a_session_is_rebuilt_as_it_was(constraints: Constraints, engine: str, t
 
 
 def session_lines(session: Written, first: int, end: int) -> bytes:
-    """The lines of a session's events, as they are sent."""
+    """Return the lines of a session's events, as they are sent."""
     other = Written(session.number, session.description)
     body = other.more(end).body
     return b"".join(line + b"\n" for line in body.split(b"\n")[first:end])
 
 
 def test_an_engine_that_counts_attempts_is_told_of_those_before(tmp_path: Path) -> None:
-    """With retries; by the event that was run, in order."""
+    """Retries are included; each attempt has the id of the event that was run, in order."""
     session = session_with(Constraints(max_retries=1), engine="scripted")
     lines = b"".join(
         b'{"type":"event","event":{"event_id":"s1-%d","kind":"Command","at":{"secs":0,"nanos":0}}}\n' % number
@@ -134,7 +134,7 @@ def test_an_engine_that_counts_attempts_is_told_of_those_before(tmp_path: Path) 
 
 
 def test_a_new_session_is_as_its_open_frame_leaves_it(tmp_path: Path) -> None:
-    """The same as recovery finds."""
+    """Recovery finds the same in the journal."""
     session = session_with(Constraints())
     session.description = replace(session.description, lost=Loss(acknowledged=5, held=0))
     written_in(tmp_path, [session.opening()])
@@ -146,7 +146,7 @@ def test_a_new_session_is_as_its_open_frame_leaves_it(tmp_path: Path) -> None:
 
 
 def test_a_closed_session_is_over_but_for_its_bundle(tmp_path: Path) -> None:
-    """It is not served; its last part is published."""
+    """It is not served; only its last part is published."""
     session = session_with(Constraints())
     written_in(tmp_path, [session.opening(), session.more(2), session.decide(), session.closing()])
     found = the_session(tmp_path)
@@ -155,7 +155,7 @@ def test_a_closed_session_is_over_but_for_its_bundle(tmp_path: Path) -> None:
 
 
 def test_a_row_of_decisions_may_be_about_events_of_many_segments(tmp_path: Path) -> None:
-    """It is taken piece by piece."""
+    """The row is taken piece by piece."""
     session = session_with(Constraints())
     one, two, three = [session.opening(), session.more(1)], [session.more(1)], [session.more(6)]
     rows = PendingFrame(FrameKind.DECISIONS, 1, 0, 3, b"[[0,0,3]]")
@@ -166,7 +166,7 @@ def test_a_row_of_decisions_may_be_about_events_of_many_segments(tmp_path: Path)
 
 
 def test_a_row_may_begin_within_a_segment_and_end_in_another(tmp_path: Path) -> None:
-    """Behind a decision that is not plain."""
+    """It follows a decision that is not plain."""
     session = session_with(Constraints())
     rows = PendingFrame(FrameKind.DECISIONS, 1, 0, 3, b'[[2,0,"TimedOut",1,[],[],null],[0,1,2]]')
     in_segments(tmp_path, [session.opening(), session.more(2)], [session.more(1), rows])
@@ -180,7 +180,7 @@ def test_a_row_may_begin_within_a_segment_and_end_in_another(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("constraints", CONSTRAINTS)
 def test_parts_that_are_not_published_are_returned(constraints: Constraints, tmp_path: Path) -> None:
-    """Each with its own frames; the supervisor of the last one begins with it."""
+    """Each part has its own frames; the supervisor of the last one begins with it."""
     session = session_with(constraints)
     loss = Loss(acknowledged=9, held=7)
     first = [session.opening(), session.more(3), session.decide(), session.rotate(1)]
@@ -234,7 +234,7 @@ def test_parts_that_are_published_are_not_read(constraints: Constraints, tmp_pat
 
 
 def test_a_part_without_events_begins_after_the_last_of_the_part_before(tmp_path: Path) -> None:
-    """Its last event is that of the part before."""
+    """Its last event is the last one of the part before."""
     session = session_with(Constraints())
     written_in(tmp_path, [session.opening(), session.more(3), session.decide(), session.rotate(1)], [published(1)])
     found = the_session(tmp_path)
@@ -242,7 +242,7 @@ def test_a_part_without_events_begins_after_the_last_of_the_part_before(tmp_path
 
 
 def test_a_part_is_read_from_its_beginning_though_a_later_one_is_published(tmp_path: Path) -> None:
-    """Bundles may become durable in another order."""
+    """Bundles may become durable out of order."""
     session = session_with(Constraints())
     first = [session.opening(), session.more(3), session.decide(), session.rotate(1)]
     second = [session.more(2), session.decide(), session.rotate(2)]
@@ -263,7 +263,7 @@ def in_segments(directory: Path, *batches: list[PendingFrame]) -> None:
 
 
 def test_a_part_needs_the_segments_from_its_rotation_on(tmp_path: Path) -> None:
-    """The ROTATE frame describes the session once the OPEN frame is gone; events may be before it."""
+    """The ROTATE frame describes the session once the OPEN frame is gone; events may lie before that frame."""
     session = session_with(Constraints())
     one = [session.opening(), session.more(2), session.decide()]
     two = [session.more(1)]
@@ -275,7 +275,7 @@ def test_a_part_needs_the_segments_from_its_rotation_on(tmp_path: Path) -> None:
 
 
 def test_a_part_needs_its_rotation_where_its_events_are_later(tmp_path: Path) -> None:
-    """The part is not in need of what is before."""
+    """The part does not need anything before its rotation."""
     session = session_with(Constraints())
     one = [session.opening(), session.more(2), session.decide()]
     two = [session.rotate(1)]
@@ -285,7 +285,7 @@ def test_a_part_needs_its_rotation_where_its_events_are_later(tmp_path: Path) ->
 
 
 def test_refusals_of_parts_that_are_not_read_are_counted(tmp_path: Path) -> None:
-    """The ROTATE frame says how many there were; the ids of later ones are kept."""
+    """The ROTATE frame has their number; the ids of later refusals are kept."""
     life = HostedLife(results={"e1": sets(n=11), "e4": sets(n=11)})
     merged = ("Command", 3, "full", {"note": "n comes from the store"})
     whole = ("Command", 3, "full", {"n": 1})
@@ -321,7 +321,7 @@ OTHERS = [
 def test_a_decision_that_the_events_do_not_lead_to_is_named(
     constraints: Constraints, rows: str, event_id: str, tmp_path: Path
 ) -> None:
-    """By its event."""
+    """The event is named."""
     session = session_with(constraints)
     written_in(
         tmp_path,
@@ -332,7 +332,7 @@ def test_a_decision_that_the_events_do_not_lead_to_is_named(
 
 
 def test_a_pump_is_not_a_plain_invocation(tmp_path: Path) -> None:
-    """The events before it are."""
+    """The events before it are plain."""
     session = session_with(Constraints())
     written_in(
         tmp_path,
@@ -359,7 +359,7 @@ def test_decisions_without_events_are_damage(constraints: Constraints, tmp_path:
 def test_a_frame_with_more_or_fewer_events_than_it_says_is_damage(
     constraints: Constraints, count: int, tmp_path: Path
 ) -> None:
-    """Their indices would be others."""
+    """The indices of later events would be wrong."""
     session = session_with(constraints)
     first, body = session.more(2), session.more(3).body
     written_in(tmp_path, [session.opening(), first, PendingFrame(FrameKind.EVENTS, 1, 2, count, body)])
@@ -368,7 +368,7 @@ def test_a_frame_with_more_or_fewer_events_than_it_says_is_damage(
 
 
 def test_a_session_without_its_first_segment_is_quarantined(tmp_path: Path) -> None:
-    """What it is, or which events it had, is unknown."""
+    """Neither its description nor its events are known."""
     session = session_with(Constraints())
     in_segments(tmp_path, [session.opening(), session.more(2)], [session.decide()])
     last_segment(tmp_path, 1).unlink()
@@ -384,7 +384,7 @@ def test_a_session_without_its_first_segment_is_quarantined(tmp_path: Path) -> N
 
 
 def test_a_part_without_its_first_segment_is_quarantined(tmp_path: Path) -> None:
-    """A ROTATE frame says what the session is, and the part before it is in no bundle."""
+    """A ROTATE frame describes the session, but the part before it is in no bundle."""
     session = session_with(Constraints())
     in_segments(tmp_path, [session.opening(), session.more(2)], [session.decide(), session.rotate(1)])
     last_segment(tmp_path, 1).unlink()
@@ -394,7 +394,7 @@ def test_a_part_without_its_first_segment_is_quarantined(tmp_path: Path) -> None
 
 
 def test_a_quarantined_session_needs_the_segments_of_its_frames_and_its_damage(tmp_path: Path) -> None:
-    """From the oldest to the newest."""
+    """It needs all segments from the oldest to the newest."""
     session = session_with(Constraints())
     in_segments(tmp_path, [session.opening()], [session.more(2)], [closing(1, 0)], [opening(2)])
     found = recovered(tmp_path).quarantined["s1"]
@@ -402,7 +402,7 @@ def test_a_quarantined_session_needs_the_segments_of_its_frames_and_its_damage(t
 
 
 def test_a_quarantined_session_needs_the_segment_of_a_damage_behind_its_frames(tmp_path: Path) -> None:
-    """The rest of its frames may be there."""
+    """More of its frames may be in that segment."""
     session = session_with(Constraints())
     in_segments(tmp_path, [opening(9), session.opening()], [session.more(2)], [session.decide()], [opening(2)])
     flip(last_segment(tmp_path, 3), frames_of(last_segment(tmp_path, 3))[1][1] + 64)
@@ -414,7 +414,7 @@ def test_a_quarantined_session_needs_the_segment_of_a_damage_behind_its_frames(t
 
 
 def test_a_recovery_says_what_the_journal_holds(tmp_path: Path) -> None:
-    """Sessions that are over are not among them."""
+    """Sessions that are over are not included."""
     assert recovered(tmp_path) == Recovery()
     one, two = session_with(Constraints()), session_with(LIMITS, number=2)
     journal = journal_in(tmp_path, segment_bytes=1 << 16)
@@ -434,7 +434,7 @@ def test_a_recovery_says_what_the_journal_holds(tmp_path: Path) -> None:
 
 
 def test_a_journal_is_sealed_if_it_was_closed_in_order_or_has_no_sessions(tmp_path: Path) -> None:
-    """A first start is no crash."""
+    """A first start is not a crash."""
     journal = journal_in(tmp_path)
     journal.seal()
     journal.close()
@@ -448,7 +448,7 @@ def test_a_journal_is_sealed_if_it_was_closed_in_order_or_has_no_sessions(tmp_pa
 
 
 def test_damage_that_concerns_no_session_is_returned(tmp_path: Path) -> None:
-    """That of a quarantined session is not, nor that of one that was set aside."""
+    """Damage of a quarantined session is not returned, nor that of one that was set aside."""
     two = session_with(LIMITS, number=2)
     written_in(
         tmp_path,
@@ -467,7 +467,7 @@ def test_damage_that_concerns_no_session_is_returned(tmp_path: Path) -> None:
 
 
 def test_progress_is_reported_before_each_run_of_frames(tmp_path: Path) -> None:
-    """With the number of frames up to its end, and of all that are to be read."""
+    """It has the number of frames up to the end of the run, and of all frames to be read."""
     one, two = session_with(Constraints()), session_with(LIMITS, number=2)
     three = session_with(Constraints(), number=3)
     in_segments(
@@ -482,7 +482,7 @@ def test_progress_is_reported_before_each_run_of_frames(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_was_recovered_is_unchanged(tmp_path: Path) -> None:
-    """Recovering twice finds the same."""
+    """A second recovery finds the same."""
     session = session_with(LIMITS)
     written_in(tmp_path, [session.opening(), session.more(5)], [session.decide(4)])
     before = last_segment(tmp_path, 1).read_bytes()
@@ -491,7 +491,7 @@ def test_a_journal_that_was_recovered_is_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_refusal_in_a_session_without_a_contract_is_damage(tmp_path: Path) -> None:
-    """Nothing is refused there."""
+    """Without an adapter, no event can be refused."""
     for number, constraints in enumerate((LIMITS, Constraints())):
         directory = tmp_path / f"{number}"
         directory.mkdir()

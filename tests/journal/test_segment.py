@@ -1,4 +1,4 @@
-"""Segments: their names, their creation ahead of need, and the repair of a torn end block by block."""
+"""Segments: their names, their creation in advance, and the repair of a torn end block by block."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NEW = "0000000000000007.journal.new"
 def test_a_name_says_what_a_file_of_the_journal_is(
     name: str, sequence: int | None, *, unfinished: bool, torn: bool
 ) -> None:
-    """Others are not the journal's."""
+    """Other files are not the journal's."""
     assert (sequence_of(name), is_unfinished(name), is_torn_copy(name)) == (sequence, unfinished, torn)
     if sequence is not None:
         assert segment_path(Path("d"), sequence) == Path("d") / name
@@ -72,14 +72,14 @@ def test_a_segment_has_its_name_only_when_it_is_allocated(tmp_path: Path) -> Non
 
 
 def test_a_segment_that_an_earlier_attempt_left_is_created_anew(tmp_path: Path) -> None:
-    """Nothing of the old one is in it."""
+    """It has nothing of the old content."""
     (tmp_path / NEW).write_bytes(b"left" * 5000)
     prepare_segment(tmp_path, 7, 5000, RealStorage()).close()
     assert (tmp_path / NEW).read_bytes() == bytes(5000)
 
 
 def test_a_segment_that_cannot_be_opened_is_not_tried_again(tmp_path: Path) -> None:
-    """Only a left-over one is."""
+    """Only a left-over one is tried again."""
     storage = FaultyStorage({"open": [errno.EACCES]})
     with pytest.raises(StorageError):
         prepare_segment(tmp_path, 7, 5000, storage)
@@ -88,7 +88,7 @@ def test_a_segment_that_cannot_be_opened_is_not_tried_again(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("also", [{}, {"close": [errno.EIO]}, {"remove": [errno.EIO]}])
 def test_a_segment_that_cannot_be_allocated_leaves_nothing(also: dict[str, list[int | None]], tmp_path: Path) -> None:
-    """The first error is raised, whatever goes wrong behind it."""
+    """The first error is raised, whatever fails after it."""
     storage = FaultyStorage({"allocate": [errno.ENOSPC], **also})
     with pytest.raises(StorageError) as caught:
         prepare_segment(tmp_path, 7, 5000, storage)
@@ -105,7 +105,7 @@ def test_the_head_of_a_segment_belongs_to_no_session() -> None:
 
 
 def test_a_segment_created_ahead_is_taken_if_it_is_large_enough(tmp_path: Path) -> None:
-    """It is created once, and as large as it was asked for."""
+    """It is created once, with the size of the first request."""
     storage = FaultyStorage()
     ahead = NextSegment(tmp_path, storage)
     ahead.prepare(7, 5000)
@@ -121,7 +121,7 @@ def test_a_segment_created_ahead_is_taken_if_it_is_large_enough(tmp_path: Path) 
 
 
 def test_a_segment_is_created_ahead_in_a_thread_that_does_not_keep_the_process(tmp_path: Path) -> None:
-    """It has a name, for those who look at a process."""
+    """The thread has a name, for those who inspect a process."""
     seen: list[threading.Thread] = []
 
     class Noting(FaultyStorage):
@@ -153,7 +153,7 @@ def test_a_segment_created_ahead_that_is_too_small_is_replaced(tmp_path: Path) -
 def test_a_smaller_segment_is_created_on_a_full_disk(
     size: int, least: int, created: int | None, tmp_path: Path
 ) -> None:
-    """With room for the batch, and of a least size; a whole one that small is not tried again."""
+    """It has room for the batch, and at least the smallest size; a whole segment that small is not tried again."""
     storage = FaultyStorage({"allocate": [errno.ENOSPC]})
     with mock.patch.object(segment, "_LEAST_BYTES", 100):
         if created is None:
@@ -167,7 +167,7 @@ def test_a_smaller_segment_is_created_on_a_full_disk(
 
 
 def test_no_smaller_segment_is_created_after_another_error(tmp_path: Path) -> None:
-    """There may be room."""
+    """The disk may have room."""
     storage = FaultyStorage({"allocate": [errno.EIO]})
     with pytest.raises(StorageError):
         NextSegment(tmp_path, storage).take(7, 8 << 20, 10)
@@ -175,7 +175,7 @@ def test_no_smaller_segment_is_created_after_another_error(tmp_path: Path) -> No
 
 
 def test_a_segment_created_ahead_is_removed_if_it_is_not_needed(tmp_path: Path) -> None:
-    """Errors do not matter: the next start removes it."""
+    """Errors are ignored: the next start removes the file."""
     storage = FaultyStorage()
     ahead = NextSegment(tmp_path, storage)
     ahead.discard()
@@ -190,7 +190,7 @@ def test_a_segment_created_ahead_is_removed_if_it_is_not_needed(tmp_path: Path) 
 
 
 def test_unfinished_files_are_removed_and_others_stay(tmp_path: Path) -> None:
-    """Of segments and of copies of torn ends."""
+    """Unfinished are new segments and new copies of torn ends."""
     names = [NEW, "0000000000000007.journal.torn.new", "0000000000000007.journal", "other.new"]
     for name in names:
         (tmp_path / name).touch()
@@ -199,7 +199,7 @@ def test_unfinished_files_are_removed_and_others_stay(tmp_path: Path) -> None:
 
 
 def test_a_new_directory_has_the_first_free_number(tmp_path: Path) -> None:
-    """Unfinished ones count."""
+    """Unfinished directories count."""
     assert new_directory(tmp_path, "saved-", RealStorage()) == tmp_path / "saved-1"
     (tmp_path / "saved-1").mkdir()
     (tmp_path / "saved-2.new").mkdir()
@@ -211,13 +211,13 @@ def test_a_new_directory_has_the_first_free_number(tmp_path: Path) -> None:
 
 
 class Noting(RealStorage):
-    """Notes where files are written."""
+    """A storage that notes the writes."""
 
     def __init__(self) -> None:
         self.written: list[tuple[str, int, int]] = []
 
     def open(self, path: Path, *, create: bool = False, write: bool = False) -> RealFile:
-        """See ``Storage``."""
+        """Open a file and note its writes (``Storage``)."""
         file = super().open(path, create=create, write=write)
         real = file.write_at
 
@@ -230,7 +230,7 @@ class Noting(RealStorage):
 
 
 def torn_journal(directory: Path, keep: int) -> tuple[bytes, int]:
-    """A journal whose last batch is cut after so many bytes; return the torn bytes and the offset."""
+    """Write a journal whose last batch is cut after so many bytes; return the torn bytes and their offset."""
     write_batches(directory, [[opening(1)], [events(1, 0), events(1, 1, size=300)], [events(1, 2, size=300)]])
     path = last_segment(directory, 1)
     _, offset = frames_of(path)[-1]
@@ -241,7 +241,7 @@ def torn_journal(directory: Path, keep: int) -> tuple[bytes, int]:
 
 @pytest.mark.parametrize("block", [64, 100, 200, 1 << 20])
 def test_a_torn_end_is_copied_and_the_last_batch_rewritten_block_by_block(block: int, tmp_path: Path) -> None:
-    """All of both, and nothing else."""
+    """Both are written as a whole, and nothing else is written."""
     torn, offset = torn_journal(tmp_path, 200)
     path = last_segment(tmp_path, 1)
     before = path.read_bytes()[:offset]
@@ -262,7 +262,7 @@ def test_a_torn_end_is_copied_and_the_last_batch_rewritten_block_by_block(block:
 def test_a_torn_end_is_not_copied_again_if_its_copy_is_whole(
     block: int, change: int | str | None, tmp_path: Path
 ) -> None:
-    """A copy with other bytes is of another torn end; it stays, and the new one gets a number."""
+    """A copy with other bytes is of another torn end: it stays, and the new copy gets a number."""
     torn, _ = torn_journal(tmp_path, 200)
     old = bytearray(torn)
     if isinstance(change, int):
@@ -298,7 +298,7 @@ def test_the_proof_of_a_damage_is_a_frame_of_its_own_batch(tmp_path: Path) -> No
 
 
 def test_files_are_closed_after_a_repair(tmp_path: Path) -> None:
-    """Those that are compared too."""
+    """The files that were only compared are closed too."""
     torn, _ = torn_journal(tmp_path, 200)
     (tmp_path / f"{last_segment(tmp_path, 1).name}.torn").write_bytes(torn)
     storage = FaultyStorage()

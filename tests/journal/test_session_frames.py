@@ -1,4 +1,4 @@
-"""What the OPEN, ROTATE, CLOSE and PUBLISHED frames of a session say, and what is made of one that says nothing."""
+"""The OPEN, ROTATE, CLOSE and PUBLISHED frames of a session are read as its history; unreadable ones are reported."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from ergo_capture.storage import RealStorage
 
 
 def published(part: int, *, final: bool) -> PendingFrame:
-    """The frame that says that the bundle of a part of session 1 is durable."""
+    """Return the frame that says that the bundle of a part of session 1 is durable."""
     return PendingFrame(FrameKind.PUBLISHED, 1, part, int(final), encode_body(Publication(part, "b", "m", "0" * 64)))
 
 
 def history_of(directory: Path) -> SessionHistory:
-    """What the small frames of session 1 say."""
+    """Return the history that the small frames of session 1 give."""
     return read_history(directory, look(directory).sessions[1], RealStorage())
 
 
 def test_a_history_holds_description_rotations_publications_and_closing(tmp_path: Path) -> None:
-    """With the boundary and the position of each rotation, and the number of events at the end."""
+    """It has the boundary and position of each rotation, and the number of events at the end."""
     session, journal = a_session(1), journal_in(tmp_path)
     journal.commit([session.opening(), session.more(3)])
     journal.commit([session.decide(2)])
@@ -99,7 +99,7 @@ def test_a_close_frame_that_cannot_be_decoded_still_says_how_many_events_there_w
 
 
 def test_an_open_frame_without_a_description_is_damage(tmp_path: Path) -> None:
-    """A reader that follows the journal says so, rather than to leave the session out."""
+    """A reader that follows the journal reports it, rather than leave out the session."""
     journal = journal_in(tmp_path)
     (position,) = journal.commit([PendingFrame(FrameKind.OPEN, 1, 0, 0, b"{}")])
     journal.close()
@@ -110,7 +110,7 @@ def test_an_open_frame_without_a_description_is_damage(tmp_path: Path) -> None:
 
 
 def test_the_damage_of_the_scan_is_told_before_that_of_a_frame(tmp_path: Path) -> None:
-    """It came first, and may be the cause."""
+    """The damage of the scan came first, and may be the cause."""
     session, journal = a_session(1), journal_in(tmp_path)
     journal.commit([session.opening(), events(1, 5), closing(1, 6), rotation(1, 0)])
     journal.close()
@@ -120,7 +120,7 @@ def test_the_damage_of_the_scan_is_told_before_that_of_a_frame(tmp_path: Path) -
 
 
 def test_a_repeated_rotation_replaces_the_earlier_one(tmp_path: Path) -> None:
-    """It is repeated so that the segments before can be deleted; another part's is kept."""
+    """A rotation is repeated so that the segments before can be deleted; those of other parts are kept."""
     session, journal = a_session(1), journal_in(tmp_path)
     positions = journal.commit(
         [session.opening(), session.more(4), session.decide(2), session.rotate(1), session.rotate(1)]
@@ -135,7 +135,7 @@ def test_a_repeated_rotation_replaces_the_earlier_one(tmp_path: Path) -> None:
 
 
 def test_the_open_frame_describes_the_session_and_not_a_rotation(tmp_path: Path) -> None:
-    """Where both are there."""
+    """This applies if both frames are there."""
     session, journal = a_session(1), journal_in(tmp_path)
     later = replace(session.description, program="test 2")
     body = encode_body(Rotation(1, False, "2026-01-01T00:00:00Z", later, None))
@@ -148,7 +148,7 @@ def test_the_open_frame_describes_the_session_and_not_a_rotation(tmp_path: Path)
 
 
 def test_an_outcome_collects_its_acknowledgements(tmp_path: Path) -> None:
-    """In order; they follow it."""
+    """The acknowledgements follow the outcome, and are kept in order."""
     life = HostedLife()
     run = sends("i1", "i2")
     write_hosted(
@@ -166,7 +166,7 @@ def test_an_outcome_collects_its_acknowledgements(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", [0, 7])
 def test_an_acknowledgement_of_another_event_is_damage(index: int, tmp_path: Path) -> None:
-    """Also where there is no outcome at all."""
+    """It is also damage if there is no outcome at all."""
     life = HostedLife()
     ack = PendingFrame(FrameKind.ACK, 1, index, 0, encode_body(Ack(index, ack_of("i1"))))
     before = [life.outcome(sends("i1"))] if index else []
@@ -194,17 +194,17 @@ LARGE = Loss(acknowledged=9, held=2, last_held="e2")
     ],
 )
 def test_the_greater_of_two_losses_counts(known: Loss | None, new: Loss, joined: Loss) -> None:
-    """Whether a client went on is told by the later one."""
+    """The later loss says whether a client went on."""
     assert join_losses(known, new) == joined
 
 
 def loss(body: Loss) -> PendingFrame:
-    """The frame that says that acknowledged events of session 1 are missing."""
+    """Return the frame that says that acknowledged events of session 1 are missing."""
     return PendingFrame(FrameKind.LOSS, 1, 0, 0, encode_body(body))
 
 
 def test_a_part_has_the_losses_up_to_its_end(tmp_path: Path) -> None:
-    """Those of the description and of rotations too; the current part has all."""
+    """The losses in the description and in rotations count too; the current part has all."""
     session, journal = a_session(1), journal_in(tmp_path)
     first, second, third = (Loss(acknowledged=9, held=held) for held in (8, 6, 4))
     described = replace(session.description, lost=second)
@@ -220,7 +220,7 @@ def test_a_part_has_the_losses_up_to_its_end(tmp_path: Path) -> None:
 
 
 def test_the_greatest_of_many_losses_counts(tmp_path: Path) -> None:
-    """Not the last one."""
+    """The last one need not be the greatest."""
     session, journal = a_session(1), journal_in(tmp_path)
     journal.commit([session.opening(), loss(SMALL), loss(LARGE), loss(SMALL)])
     journal.close()
@@ -228,7 +228,7 @@ def test_the_greatest_of_many_losses_counts(tmp_path: Path) -> None:
 
 
 def test_a_session_may_begin_with_a_loss(tmp_path: Path) -> None:
-    """Events of an earlier session that is gone."""
+    """The events were in an earlier session that is gone."""
     session, journal = a_session(1), journal_in(tmp_path)
     session.description = replace(session.description, lost=SMALL)
     journal.commit([session.opening(), session.more(1), session.decide(), session.rotate(1), loss(LARGE)])
@@ -242,7 +242,7 @@ def test_a_session_may_begin_with_a_loss(tmp_path: Path) -> None:
 
 
 def test_the_greatest_sequence_of_all_bundles_is_found(tmp_path: Path) -> None:
-    """Frames of 0.1.0 have none, and one that cannot be decoded is left out."""
+    """Frames of 0.1.0 have none, and a frame that cannot be decoded is left out."""
 
     def numbered(session: int, sequence: int | None) -> PendingFrame:
         body = encode_body(Publication(1, "b", "m", "0" * 64, True, sequence))
@@ -261,7 +261,7 @@ def test_the_greatest_sequence_of_all_bundles_is_found(tmp_path: Path) -> None:
 
 
 def test_a_session_names_its_oldest_and_its_newest_segment(tmp_path: Path) -> None:
-    """Of frames of any kind; segments between them may hold none of it."""
+    """Frames of any kind count; segments in between may hold none."""
     journal = journal_in(tmp_path)
     frames = [
         opening(1),
@@ -284,7 +284,7 @@ def test_a_session_names_its_oldest_and_its_newest_segment(tmp_path: Path) -> No
 
 
 def test_a_session_without_an_open_frame_begins_with_its_first_known_frame(tmp_path: Path) -> None:
-    """The segments before were deleted."""
+    """The segments before that frame were deleted."""
     decision = PendingFrame(FrameKind.DECISIONS, 1, 3, 1, b"[[0,3,1]]")
     for number, frames in enumerate([[rotation(1, 3)], [events(1, 3)], [decision], [rotation(1, 3), rotation(1, 3)]]):
         directory = tmp_path / f"{number}"
@@ -299,7 +299,7 @@ def test_a_session_without_an_open_frame_begins_with_its_first_known_frame(tmp_p
 
 
 def test_an_aside_frame_ends_a_session(tmp_path: Path) -> None:
-    """It is kept elsewhere."""
+    """The session is kept elsewhere."""
     write_batches(tmp_path, [[opening(1), PendingFrame(FrameKind.ASIDE, 1, 0, 0, b"{}")], [opening(2)]])
     sessions = look(tmp_path).sessions
     assert [(session.done, session.aside) for session in sessions.values()] == [(True, True), (False, False)]
@@ -325,13 +325,13 @@ def test_an_aside_frame_ends_a_session(tmp_path: Path) -> None:
     ],
 )
 def test_a_gap_in_a_sessions_indices_is_damage(frames: list[PendingFrame], damage: str | None, tmp_path: Path) -> None:
-    """Of events or of decisions; the first gap is told."""
+    """The gap may be in events or in decisions; the first one is reported."""
     write_batches(tmp_path, [[opening(1)], frames])
     assert look(tmp_path).sessions[1].damage == damage
 
 
 def test_an_outcome_is_over_once_its_event_is_decided(tmp_path: Path) -> None:
-    """A decision about an earlier event is not the one."""
+    """A decision about an earlier event does not end it."""
     journal = journal_in(tmp_path)
     positions: list[Position] = journal.commit(
         [opening(1), events(1, 0, 3), PendingFrame(FrameKind.OUTCOME, 1, 1, 0, b"{}")]

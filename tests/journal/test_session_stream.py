@@ -1,4 +1,4 @@
-"""The parts of a session as they are read from a journal, and the pairing of its events with their decisions."""
+"""The parts of a session as read from a journal, and the pairing of its events with their decisions."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def written(directory: Path, *batches: list[PendingFrame]) -> list[Position]:
 
 
 def parts_of(directory: Path) -> list[PartStream]:
-    """The parts of all sessions."""
+    """Return the parts of all sessions."""
     return parts_in(directory, RealStorage())
 
 
 def decisions(first: int, *rows: bytes) -> PendingFrame:
-    """A frame of decisions of session 1, one a row."""
+    """Return a frame of decisions of session 1, one a row."""
     return PendingFrame(FrameKind.DECISIONS, 1, first, len(rows), b"[%b]" % b",".join(rows))
 
 
 def plain(first: int, end: int) -> PendingFrame:
-    """A frame of plain decisions."""
+    """Return a frame of plain decisions."""
     return decisions(first, *(b"[0,%d,1]" % episode for episode in range(first, end)))
 
 
 def session_of_three_parts(directory: Path) -> Written:
-    """Parts of 3, 2 and 4 events; the second has a bundle, the last has an undecided event and one left over."""
+    """Write parts of 3, 2 and 4 events; the second has a bundle, the last has an undecided event and a loss."""
     session = a_session(1)
     session.description = replace(session.description, constraints=Constraints())
     bundle = encode_body(Publication(2, "b", "m", "0" * 64))
@@ -70,7 +70,7 @@ def session_of_three_parts(directory: Path) -> Written:
 
 
 def test_a_session_is_read_part_by_part(tmp_path: Path) -> None:
-    """Each with its number, its first event, how it ended, and whether its bundle is durable."""
+    """Each part has its number, its first event, how it ended, and whether its bundle is durable."""
     session = session_of_three_parts(tmp_path)
     parts = parts_of(tmp_path)
     assert [(part.part, part.first, part.end, part.ended, part.published) for part in parts] == [
@@ -95,7 +95,7 @@ def test_a_session_is_read_part_by_part(tmp_path: Path) -> None:
 
 
 def test_a_part_has_the_size_of_its_frames(tmp_path: Path) -> None:
-    """Of those of events and decisions."""
+    """Only frames of events and decisions count."""
     session_of_three_parts(tmp_path)
     kinds = (FrameKind.EVENTS, FrameKind.DECISIONS)
     frames = [header for header, _ in frames_of(last_segment(tmp_path, 1)) if header.kind in kinds]
@@ -106,7 +106,7 @@ def test_a_part_has_the_size_of_its_frames(tmp_path: Path) -> None:
 
 
 def test_a_closed_session_ends_with_its_decided_events(tmp_path: Path) -> None:
-    """Those after them are left over."""
+    """The events after them are left over."""
     session = a_session(1)
     closed = PendingFrame(FrameKind.CLOSE, 1, 2, 3, b'{"ended":"interrupted","closed_at":""}')
     written(tmp_path, [session.opening(), session.more(5), session.decide(2), closed])
@@ -116,14 +116,14 @@ def test_a_closed_session_ends_with_its_decided_events(tmp_path: Path) -> None:
 
 
 def test_parts_are_in_the_order_of_sessions(tmp_path: Path) -> None:
-    """Not of their first frames."""
+    """The order of their first frames does not matter."""
     one, two = a_session(1), a_session(2)
     written(tmp_path, [two.opening(), two.more(1)], [one.opening(), one.more(1)])
     assert [part.description.session for part in parts_of(tmp_path)] == ["s1", "s2"]
 
 
 def test_a_part_whose_first_segment_was_deleted_is_left_out(tmp_path: Path) -> None:
-    """The parts behind it are whole."""
+    """Later parts are whole."""
     session = a_session(1)
     journal = journal_in(tmp_path)
     journal.commit([session.opening(), session.more(2), events(9, 0, size=2500)])
@@ -136,7 +136,7 @@ def test_a_part_whose_first_segment_was_deleted_is_left_out(tmp_path: Path) -> N
 
 
 def test_a_session_of_which_the_journal_holds_only_a_middle_is_left_out(tmp_path: Path) -> None:
-    """Without its OPEN frame or a ROTATE frame it is not known what it is."""
+    """Without an OPEN or a ROTATE frame there is no description of the session."""
     session = a_session(1)
     journal = journal_in(tmp_path)
     journal.commit([session.opening(), events(9, 0, size=3500)])
@@ -147,7 +147,7 @@ def test_a_session_of_which_the_journal_holds_only_a_middle_is_left_out(tmp_path
 
 
 def lines_of(first: int, end: int) -> PendingFrame:
-    """A frame of events of session 1 with a semantic kind each."""
+    """Return a frame of events of session 1, each with a semantic kind."""
     line = (
         '{"type":"event","event":{"event_id":"e%d","kind":"Command","at":{"secs":0,"nanos":0},"semantic_kind":"k%d"}}\n'
     )
@@ -156,13 +156,13 @@ def lines_of(first: int, end: int) -> PendingFrame:
 
 
 def rotated(session: Written, boundary: int) -> PendingFrame:
-    """The frame that ends part 1 of a session before an event."""
+    """Return the frame that ends part 1 of a session before an event."""
     rotation = Rotation(1, False, "2026-01-01T00:00:00Z", session.description, None)
     return PendingFrame(FrameKind.ROTATE, 1, boundary, 0, encode_body(rotation))
 
 
 def test_semantic_kinds_are_those_of_the_lines(tmp_path: Path) -> None:
-    """Of the part's own events; None for an event without one."""
+    """They are those of the part's own events."""
     session = a_session(1)
     session.begin()
     written(tmp_path, [session.opening(), lines_of(0, 3), plain(0, 3)], [rotated(session, 3), lines_of(3, 4)])
@@ -172,7 +172,7 @@ def test_semantic_kinds_are_those_of_the_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_a_frame_of_another_part_is_not_decoded(bad: int, tmp_path: Path) -> None:
-    """One that holds what no daemon writes concerns its own part."""
+    """A frame with a body that no daemon writes concerns only its own part."""
     session = a_session(1)
     session.description = replace(session.description, constraints=Constraints())
     batches = [
@@ -209,12 +209,12 @@ def test_decisions_that_cannot_be_decoded_are_damage(tmp_path: Path) -> None:
 
 
 def frames_in(directory: Path, *batches: list[PendingFrame]) -> list[Frame]:
-    """Frames as a reader gets them."""
+    """Write frames, and return them as a reader gets them."""
     return list(read_frames(directory, written(directory, *batches), RealStorage()))
 
 
 def test_each_decision_is_paired_with_its_event(tmp_path: Path) -> None:
-    """A frame of events decides none, a refused event is left out, and other frames are passed by."""
+    """A frame of events has no decisions, a refused event is left out, and other frames are skipped."""
     session = a_session(1)
     refusal = b'[3,"c","m"]'
     frames = frames_in(
@@ -229,7 +229,7 @@ def test_each_decision_is_paired_with_its_event(tmp_path: Path) -> None:
 
 
 def test_an_event_that_is_missing_is_passed_over(tmp_path: Path) -> None:
-    """Its segment may have been deleted once it was in a bundle; so may the decisions of events that are there."""
+    """Its segment may have been deleted once a bundle had it; decisions of existing events may be gone too."""
     session = a_session(1)
     _, later, early, behind = frames_in(
         tmp_path, [session.opening(), lines_of(2, 5)], [plain(0, 3)], [decisions(4, b"[0,4,1]")]
@@ -241,7 +241,7 @@ def test_an_event_that_is_missing_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_record_has_the_deadline_of_the_session(tmp_path: Path) -> None:
-    """It is not in the rows."""
+    """The rows do not contain it."""
     session = a_session(1)
     session.description = replace(session.description, constraints=Constraints(deadline=EventTime(3, 0)))
     written(tmp_path, [session.opening(), session.more(1), session.decide()])
@@ -256,7 +256,7 @@ MERGED = ("Command", 2, "full", {"note": "n comes from the store"})
 
 
 def hosted_parts(directory: Path) -> HostedLife:
-    """Three parts; each begins with the store that the part before it left."""
+    """Write three parts; each begins with the store that the part before it left."""
     life = HostedLife(results={"e1": sets(n=3), "e3": sets(n=5)})
     write_hosted(
         directory,
@@ -269,7 +269,7 @@ def hosted_parts(directory: Path) -> HostedLife:
 
 
 def test_a_part_begins_with_its_own_store(tmp_path: Path) -> None:
-    """Its events are merged with it, as the host merged them."""
+    """Its events are merged with the store, as the host merged them."""
     life = hosted_parts(tmp_path)
     parts = parts_of(tmp_path)
     assert [part.store for part in parts] == [None, {"n": 3.0}, {"n": 5.0}]
@@ -283,7 +283,7 @@ def test_a_part_begins_with_its_own_store(tmp_path: Path) -> None:
 
 
 def test_a_record_of_a_session_with_a_contract_has_the_deadline(tmp_path: Path) -> None:
-    """As the host's."""
+    """The record is equal to the host's."""
     life = HostedLife(constraints=Constraints(deadline=EventTime(3, 0)))
     write_hosted(tmp_path, [life.opened(), life.events(("e1", *WHOLE)), life.decisions()])
     (part,) = parts_of(tmp_path)
@@ -292,7 +292,7 @@ def test_a_record_of_a_session_with_a_contract_has_the_deadline(tmp_path: Path) 
 
 
 def test_decisions_about_events_of_deleted_segments_are_passed_over(tmp_path: Path) -> None:
-    """The part that begins later is read from its own store."""
+    """The part after them is read from its own store."""
     life = HostedLife(results={"e1": sets(n=3)})
     journal = journal_in(tmp_path)
     journal.commit([life.opened(), life.events(("e1", *WHOLE), ("e2", *WHOLE))])
@@ -307,7 +307,7 @@ def test_decisions_about_events_of_deleted_segments_are_passed_over(tmp_path: Pa
 
 
 def test_a_body_that_the_contract_cannot_read_is_damage(tmp_path: Path) -> None:
-    """As one of a session without a contract."""
+    """This is as in a session without a contract."""
     life = HostedLife()
     write_hosted(tmp_path, [life.opened()], [PendingFrame(FrameKind.EVENTS, 1, 0, 1, b"[]\n")])
     (part,) = parts_of(tmp_path)
@@ -337,7 +337,7 @@ def test_the_last_part_has_the_outcome_of_its_first_undecided_event(tmp_path: Pa
 
 
 def test_an_event_is_refused_with_the_code_and_the_place() -> None:
-    """As the bundle's manifest and the client are told."""
+    """The bundle's manifest and the client get the same code and place."""
     life = HostedLife()
     life.events(("e1", "Command", 1, "full", {"n": 99}))
     derivation = Derivation(CONTRACT)
@@ -348,7 +348,7 @@ def test_an_event_is_refused_with_the_code_and_the_place() -> None:
 
 
 def test_a_derivation_refuses_to_follow_another_journal(tmp_path: Path) -> None:
-    """An event that was refused is refused again, one that was decided is not."""
+    """A refused event is refused again, and a decided one is not."""
     life = HostedLife()
     life.events(("e1", *WHOLE), ("e2", *MERGED))
     derivation = Derivation(CONTRACT)
@@ -366,7 +366,7 @@ def test_a_derivation_refuses_to_follow_another_journal(tmp_path: Path) -> None:
 
 
 def test_an_effect_that_does_not_fit_the_store_interrupts_the_run() -> None:
-    """Those of routed kinds are for the channels and do not write to it."""
+    """Effects of routed kinds are for the channels, and do not write to the store."""
     derivation = Derivation(replace(CONTRACT, context_bytes=12))
 
     def effect(kind: str, value: float) -> ActionEffect:
@@ -395,7 +395,7 @@ def test_a_derivation_without_an_adapter_has_no_store() -> None:
 def test_numbers_are_read_as_the_contract_says(
     numbers: Literal["reference", "exact"], read: bytes, adapter: str | None
 ) -> None:
-    """With an adapter and without."""
+    """This holds with an adapter and without one."""
     derivation = Derivation(replace(CONTRACT, adapter=adapter, numbers=numbers))
     assert derivation.binding.numbers == numbers
     if adapter is None:
@@ -408,6 +408,6 @@ def test_numbers_are_read_as_the_contract_says(
 
 
 def test_a_derivation_begins_with_the_store_of_a_rotation() -> None:
-    """An empty one in the first part."""
+    """In the first part, the store is empty."""
     assert Derivation(CONTRACT, {"n": 4.0}).snapshot() == {"n": 4.0}
     assert Derivation(CONTRACT).snapshot() == {}

@@ -1,4 +1,4 @@
-"""Following a journal: each decided event once, in order, whatever the writer does meanwhile."""
+"""A follower of a journal yields each decided event once, in order, whatever the writer does meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Step = Callable[[], object]
 
 
 def description(session: str) -> SessionDescription:
-    """What a session is."""
+    """Return the description of a session."""
     return SessionDescription(
         session=session,
         graph="g",
@@ -38,12 +38,12 @@ def description(session: str) -> SessionDescription:
 
 
 def opening(number: int) -> PendingFrame:
-    """The OPEN frame of session ``sN``."""
+    """Return the OPEN frame of session ``sN``."""
     return PendingFrame(FrameKind.OPEN, number, 0, 0, encode_body(description(f"s{number}")))
 
 
 def events(number: int, first: int, count: int = 1) -> PendingFrame:
-    """Events ``N/I`` of a session."""
+    """Return a frame of events ``N/I`` of a session."""
     line = (
         '{"type":"event","event":{"event_id":"%d/%d","kind":"Command","at":{"secs":%d,"nanos":0},"payload":{"n":%d}}}\n'
     )
@@ -52,20 +52,20 @@ def events(number: int, first: int, count: int = 1) -> PendingFrame:
 
 
 def decisions(number: int, first: int, count: int = 1) -> PendingFrame:
-    """Their decisions."""
+    """Return a frame of their decisions."""
     import msgspec
 
     return PendingFrame(FrameKind.DECISIONS, number, first, count, msgspec.json.encode([PlainRun(first, count)]))
 
 
 def rotation(number: int, first: int, part: int = 1) -> PendingFrame:
-    """The frame that ends a part before event ``first``."""
+    """Return the frame that ends a part before event ``first``."""
     body = encode_body(Rotation(part, False, "", description(f"s{number}"), None))
     return PendingFrame(FrameKind.ROTATE, number, first, 0, body)
 
 
 def closing(number: int, total: int) -> PendingFrame:
-    """The CLOSE frame."""
+    """Return the CLOSE frame."""
     return PendingFrame(FrameKind.CLOSE, number, total, 0, encode_body(Closing("complete", "")))
 
 
@@ -76,12 +76,12 @@ def ids(items: list[Followed]) -> list[str]:
 
 
 def newest(directory: Path) -> Path:
-    """The last segment."""
+    """Return the last segment."""
     return max(directory.glob("*.journal"))
 
 
 class Over(Exception):
-    """There are no more steps."""
+    """Raised when there are no more steps."""
 
 
 def steps(*todo: Step) -> Callable[[], None]:
@@ -111,7 +111,7 @@ def followed(
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    """A journal with one session and one decided event."""
+    """Yield a journal with one session and one decided event."""
     journal = journal_in(tmp_path, segment_bytes=1 << 20)
     journal.commit([opening(1)])
     journal.commit([events(1, 0)])
@@ -121,7 +121,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 def test_an_event_is_yielded_when_it_is_decided(journal: Journal, tmp_path: Path) -> None:
-    """Not before, and once."""
+    """It is not yielded before that, and only once."""
     waiting: list[int] = []
     items: list[Followed] = []
 
@@ -142,20 +142,20 @@ def test_an_event_is_yielded_when_it_is_decided(journal: Journal, tmp_path: Path
 
 
 def test_following_ends_with_the_session(journal: Journal, tmp_path: Path) -> None:
-    """At once where the session is over already, even if others go on."""
+    """It ends at once if the session is over, even if other sessions go on."""
     journal.commit([opening(2), closing(1, 1)])
     assert ids(followed(tmp_path, of="s1")) == ["1/0"]
 
 
 def test_latest_leaves_out_earlier_items(journal: Journal, tmp_path: Path) -> None:
-    """An event that was accepted before is new when it is decided."""
+    """An event that was accepted earlier counts as new when it is decided."""
     journal.commit([events(1, 1)])
     items = followed(tmp_path, lambda: journal.commit([decisions(1, 1)]), latest=0)
     assert ids(items) == ["1/1"]
 
 
 def test_new_sessions_are_followed_where_none_is_named(journal: Journal, tmp_path: Path) -> None:
-    """From their first event."""
+    """They are followed from their first event."""
     items = followed(
         tmp_path,
         lambda: journal.commit([opening(2)]),
@@ -204,7 +204,7 @@ def test_following_goes_on_over_a_restart_of_the_daemon(journal: Journal, tmp_pa
 
 
 def test_a_batch_without_its_last_frame_is_not_yielded(journal: Journal, tmp_path: Path) -> None:
-    """It may be cut off again on a full disk and written again."""
+    """A full disk may cut it off, and it is then written again."""
     journal.commit([events(1, 1, 2)])
     journal.commit([decisions(1, 1), decisions(1, 2)])
     segment = newest(tmp_path)
@@ -235,7 +235,7 @@ def test_a_batch_without_its_last_frame_is_not_yielded(journal: Journal, tmp_pat
 
 
 def test_segments_that_were_deleted_unread_are_an_error(journal: Journal, tmp_path: Path) -> None:
-    """Nothing is left out silently."""
+    """Nothing is left out without an error."""
 
     def go() -> None:
         journal.close()
@@ -257,7 +257,7 @@ def test_an_unknown_session_is_an_error(journal: Journal, tmp_path: Path) -> Non
 
 
 def test_a_damaged_session_is_an_error(journal: Journal, tmp_path: Path) -> None:
-    """Where it is named; without a name the others are followed."""
+    """This applies if the session is named; without a name, the other sessions are followed."""
     journal.commit([opening(2)])
     journal.commit([events(1, 1)])
     journal.commit([decisions(1, 1)])
@@ -285,14 +285,14 @@ def test_parts_are_read_like_bundles(journal: Journal, tmp_path: Path) -> None:
 
 
 def test_the_latest_items_are_the_last_ones(journal: Journal, tmp_path: Path) -> None:
-    """As many as were asked for; those to come are not counted."""
+    """The number that was asked for is of existing items; later ones are not counted."""
     journal.commit([events(1, 1, 3), decisions(1, 1, 3)])
     more: Step = lambda: journal.commit([events(1, 4, 2), decisions(1, 4, 2)])  # noqa: E731
     assert ids(followed(tmp_path, more, latest=2)) == ["1/2", "1/3", "1/4", "1/5"]
 
 
 def test_only_wanted_items_are_yielded_and_counted(journal: Journal, tmp_path: Path) -> None:
-    """Of those that are there already, and of those to come."""
+    """This applies to existing items and to later ones."""
     journal.commit([events(1, 1, 5), decisions(1, 1, 5)])
     wait = steps(lambda: journal.commit([events(1, 6, 3), decisions(1, 6, 3)]), lambda: journal.commit([closing(1, 9)]))
     items = follow(tmp_path, RealStorage(), wait, of="s1", wanted=lambda item: item.index % 2 == 0, latest=2)
@@ -313,7 +313,7 @@ def test_a_journal_may_be_empty_at_first(tmp_path: Path) -> None:
 
 
 def test_the_first_segment_that_is_followed_may_be_a_later_one(tmp_path: Path) -> None:
-    """Of a journal that was empty, nothing was there to be read."""
+    """The journal was empty, so nothing of the earlier segments was left unread."""
     other = tmp_path / "other"
     other.mkdir()
     journal = journal_in(other)
@@ -332,7 +332,7 @@ def test_the_first_segment_that_is_followed_may_be_a_later_one(tmp_path: Path) -
 
 
 def test_sessions_that_are_over_are_not_followed(journal: Journal, tmp_path: Path) -> None:
-    """Where none is named; by its name, a closed one is read to its end."""
+    """This applies if no session is named; a closed session that is named is read to its end."""
     journal.commit([opening(2), events(2, 0), decisions(2, 0), closing(2, 1)])
     journal.commit([PendingFrame(FrameKind.PUBLISHED, 2, 1, 1, encode_body(Publication(1, "b", "m", "")))])
     journal.commit([opening(3), events(3, 0), decisions(3, 0), closing(3, 1)])
@@ -342,7 +342,7 @@ def test_sessions_that_are_over_are_not_followed(journal: Journal, tmp_path: Pat
 
 
 def test_a_session_that_closes_is_over_and_others_are_not(journal: Journal, tmp_path: Path) -> None:
-    """What is written about it afterwards is not read."""
+    """Frames about the session that come later are not read."""
     journal.commit([opening(2)])
     items = followed(
         tmp_path,
@@ -353,7 +353,7 @@ def test_a_session_that_closes_is_over_and_others_are_not(journal: Journal, tmp_
 
 
 def test_frames_of_other_sessions_are_passed_by(journal: Journal, tmp_path: Path) -> None:
-    """Where one is named; also those of a session that began meanwhile."""
+    """This applies if a session is named; sessions that begin meanwhile are skipped too."""
     items = followed(
         tmp_path,
         lambda: journal.commit([opening(2), events(2, 0), decisions(2, 0), closing(2, 1)]),
@@ -370,7 +370,7 @@ def test_a_session_without_a_description_is_passed_by(journal: Journal, tmp_path
 
 
 def test_a_damaged_frame_ends_what_is_read_until_it_is_whole(journal: Journal, tmp_path: Path) -> None:
-    """It is being written, or it is cut off."""
+    """The frame is just being written, or will be cut off."""
     journal.commit([events(1, 1), decisions(1, 1)])
     segment = newest(tmp_path)
     whole = segment.read_bytes()
@@ -388,7 +388,7 @@ def test_a_damaged_frame_ends_what_is_read_until_it_is_whole(journal: Journal, t
 def test_the_whole_frames_of_a_batch_that_was_cut_off_are_yielded_once_another_segment_follows(
     journal: Journal, tmp_path: Path
 ) -> None:
-    """A start keeps them: they are decided."""
+    """A start keeps these frames, so their events are decided."""
     segment = newest(tmp_path)
 
     def crash() -> None:

@@ -28,13 +28,13 @@ FIRST = "h1.0/2:0.0 1.1/2"
 
 
 def a_header(kind: int, segment: int, batch: int, index: int, frames: int, *, session: int, first: int = 0) -> Header:
-    """A good header, of a frame with one event where it is one of events."""
+    """Return a good header; a frame of events has one event."""
     count = int(kind == FrameKind.EVENTS)
     return Header(FORMAT_VERSION, kind, 0, segment, batch, session, first, count, 8, index, frames, 0)
 
 
 def parse(segment: int, text: str, first: int) -> Iterator[WholeFrame | BadStretch]:
-    """The frames and bad stretches of a segment; those of session 1 hold events ``first``, ``first + 1``, ..."""
+    """Yield the frames and bad stretches of a segment; those of session 1 hold events ``first``, ``first + 1``, ..."""
     for number, item in enumerate(text.split()):
         offset = number * STEP
         if item.startswith("?"):
@@ -59,7 +59,7 @@ def parse(segment: int, text: str, first: int) -> Iterator[WholeFrame | BadStret
 
 
 def verdict_on(segments: dict[int, str]) -> ScanReport:
-    """What is made of a journal."""
+    """Return the scan report of a journal."""
 
     def contents() -> Iterator[SegmentContents]:
         first = 0
@@ -186,7 +186,7 @@ def test_every_stretch_gets_its_verdict(
 def test_a_torn_end_reaches_from_the_first_bad_frame_to_the_last_byte(
     text: str, number: int, frames: int, reason: str
 ) -> None:
-    """Whole frames before it stay; those after it are counted."""
+    """Whole frames before it stay; whole frames in it are counted."""
     torn = verdict_on({1: f"{FIRST} {text}"}).torn
     assert torn is not None
     assert (torn.segment, torn.offset, torn.frames, torn.reason) == (1, number * STEP, frames, reason)
@@ -214,12 +214,12 @@ def test_a_torn_end_reaches_from_the_first_bad_frame_to_the_last_byte(
 def test_damage_is_to_be_proved_where_a_torn_end_behind_it_is_cut_off(
     segments: dict[int, str], proof: Proof | None
 ) -> None:
-    """What is cut off was all that told the damage from a torn end."""
+    """The bytes that are cut off were the only evidence that the damage was not a torn end."""
     assert verdict_on(segments).proof == proof
 
 
 def test_a_frame_is_refused_where_only_a_newer_program_can_read_it() -> None:
-    """A later format version always; an unknown kind unless its flag says that it may be skipped."""
+    """A later format version is always refused; an unknown kind, unless its flag says that it may be skipped."""
     known = a_header(FrameKind.EVENTS, 1, 1, 0, 1, session=1)
     unknown = a_header(99, 1, 1, 0, 1, session=0)
     later = Header(FORMAT_VERSION + 1, *(getattr(known, name) for name in Header.__struct_fields__[1:]))
@@ -253,7 +253,7 @@ def test_a_frame_is_refused_where_only_a_newer_program_can_read_it() -> None:
 def test_a_report_says_where_the_journal_and_its_last_batch_end(
     segments: dict[int, str], end: int, batch_start: int, last: tuple[int, int]
 ) -> None:
-    """Offsets in the last segment; the next start rewrites what is between them."""
+    """The ends are offsets in the last segment; the next start rewrites the bytes between them."""
     report = verdict_on(segments)
     assert (report.end, report.batch_start) == (end * STEP, batch_start * STEP)
     assert (report.last_batch, report.last_frames) == last
@@ -262,7 +262,7 @@ def test_a_report_says_where_the_journal_and_its_last_batch_end(
 
 
 def test_a_report_counts_whole_frames() -> None:
-    """Bad and torn ones are not counted."""
+    """Bad and torn frames are not counted."""
     assert verdict_on({1: f"{FIRST} !2.0/2 2.1/2 3.0/1 !4.0/1"}).frames == 4
     assert verdict_on({1: f"{FIRST} 2.0/1"}).frames == 3
 
@@ -288,19 +288,19 @@ def test_a_last_segment_that_was_never_written_to_is_named(segments: dict[int, s
     ],
 )
 def test_a_damage_has_its_place(segments: dict[int, str], place: tuple[int, int, int]) -> None:
-    """Segment, offset and length; nothing has a length of 0."""
+    """The place is segment, offset and length; something missing has a length of 0."""
     (damage,) = verdict_on(segments).damage
     assert (damage.segment, damage.offset, damage.length) == (place[0], place[1] * STEP, place[2])
 
 
 def test_a_gap_of_several_segments_is_told_from_its_first_to_its_last() -> None:
-    """Nothing behind it is compared with what was before it."""
+    """What lies behind it is not compared with what was before it."""
     (damage,) = verdict_on({1: FIRST, 5: "h9.0/2:8.1 9.1/2"}).damage
     assert damage.reason == "segments 2 to 4 are missing"
 
 
 def test_a_torn_end_has_a_place_and_a_length() -> None:
-    """Up to the end of its last frame or stretch."""
+    """It reaches to the end of its last frame or stretch."""
     torn = verdict_on({1: f"{FIRST} !2.0/2 2.1/2"}).torn
     assert torn is not None
     assert (torn.segment, torn.offset, torn.length, torn.frames) == (1, 2 * STEP, 2 * STEP, 1)
