@@ -1,4 +1,4 @@
-"""Where the daemon starts its tasks."""
+"""The daemon starts tasks only from within tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.engine.engines import process_graph
 
 
 async def test_tasks_are_started_from_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where sniffio is installed, anyio refuses to start one from a callback, and the daemon would end."""
+    """If sniffio is installed, anyio refuses to start a task from a callback, and the daemon would end."""
     kind: Any = type(anyio.create_task_group())
     start_soon = kind.start_soon
     outside: list[str] = []

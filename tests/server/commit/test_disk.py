@@ -1,4 +1,4 @@
-"""The writer on a disk that fails, is full, or cannot be written while nothing is committed."""
+"""The writer on a disk that fails, is full, or becomes unwritable while nothing is committed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ergo_capture.journal.wal import Journal
 
 
 async def test_p7_a_failed_sync_refuses_what_is_under_way_and_what_is_queued() -> None:
-    """The writer ends; whoever comes later gets the same error."""
+    """P7: the writer ends, and later submissions get the same error."""
     storage = GatedStorage()
     async with running_writer(storage, decision_delay=NEVER, queue_frames=1) as writer:
         await writer.append(frame())
@@ -61,7 +61,7 @@ async def test_p7_a_failed_sync_refuses_what_is_under_way_and_what_is_queued() -
 
 
 async def test_an_unexpected_error_of_the_journal_refuses_the_batch_with_a_hint() -> None:
-    """Such as a batch that is longer than a segment may be."""
+    """The error is not one that the journal expects."""
 
     class Broken(Journal):
         def write(self, _batch: Any) -> list[Position]:
@@ -77,7 +77,7 @@ async def test_an_unexpected_error_of_the_journal_refuses_the_batch_with_a_hint(
 
 
 async def test_nothing_is_told_to_be_durable_once_the_files_are_gone() -> None:
-    """No start would find it."""
+    """No start would find the frames."""
     async with running_writer() as writer:
         await writer.append(frame())
         loss = JournalLost("the segment was removed")
@@ -93,7 +93,7 @@ async def test_nothing_is_told_to_be_durable_once_the_files_are_gone() -> None:
 
 
 async def test_a_failure_found_elsewhere_refuses_everything() -> None:
-    """Also the batch that is being written, whose outcome is ignored; the first failure is the one that is told."""
+    """The batch under way is refused too, and its outcome ignored; all get the first failure."""
     storage = GatedStorage()
     async with running_writer(storage) as writer:
         under_way, queued = Recorder(frame()), Recorder(frame())
@@ -111,7 +111,7 @@ async def test_a_failure_found_elsewhere_refuses_everything() -> None:
 
 
 async def test_a_failure_of_an_idle_writer_ends_it() -> None:
-    """There is nothing to refuse."""
+    """No submission has to be refused."""
     async with running_writer() as writer:
         writer.fail(JournalLost("the segment was removed"))
         await writer.until_ended()
@@ -127,7 +127,7 @@ async def test_an_error_after_the_end_is_none_of_the_writers() -> None:
 
 
 async def test_a_waiter_that_was_cancelled_is_not_told() -> None:
-    """Neither that its frame is durable, nor that it was refused."""
+    """It is told neither that its frame is durable nor that it was refused."""
     storage = GatedStorage()
     async with running_writer(storage) as writer:
         for outcome in ("durable", "refused"):
@@ -195,7 +195,7 @@ async def test_p8_a_full_disk_refuses_what_was_submitted_and_keeps_decisions() -
 
 
 async def test_appending_waits_while_the_disk_is_full() -> None:
-    """Its frame is refused each time, and submitted again."""
+    """The frame is refused each time, and submitted again."""
     storage = FaultyStorage({"write": [errno.ENOSPC] * 3})
     async with running_writer(storage, retry_delay=0.001) as writer:
         assert isinstance(await writer.append(frame()), Position)
@@ -216,7 +216,7 @@ async def test_a_full_disk_does_not_keep_the_writer_from_its_end() -> None:
 
 
 async def test_an_abandoned_writer_ends_though_the_disk_is_full() -> None:
-    """Without waiting for the next attempt."""
+    """It does not wait for the next attempt."""
     storage = FaultyStorage()
     async with running_writer(storage, retry_delay=NEVER) as writer:
         storage.fail_next("write", errno.ENOSPC)
@@ -229,7 +229,7 @@ async def test_an_abandoned_writer_ends_though_the_disk_is_full() -> None:
 
 @pytest.mark.parametrize("helps", [True, False])
 async def test_room_is_made_before_a_batch_is_refused(*, helps: bool) -> None:
-    """Once for each batch; no other batch comes before it."""
+    """This is done once for each batch; no other batch is written before it."""
     storage = FaultyStorage()
     made: list[float] = []
 
@@ -262,7 +262,7 @@ async def test_room_is_made_before_a_batch_is_refused(*, helps: bool) -> None:
 
 
 async def test_a_failure_while_room_is_made_is_the_end_of_the_batch() -> None:
-    """It is refused, and not written again."""
+    """The batch is refused, and not written again."""
     storage = FaultyStorage({"write": [errno.ENOSPC]})
     making = asyncio.Event()
 
@@ -287,7 +287,7 @@ async def test_a_failure_while_room_is_made_is_the_end_of_the_batch() -> None:
 
 
 async def test_a_probe_writes_in_the_commit_thread_and_logs_each_change() -> None:
-    """What cannot be written is in the state until a probe, or a commit, succeeds."""
+    """The error is in the state until a probe or a commit succeeds."""
     names: list[str] = []
     errors: list[BaseException | None] = [None]
 
@@ -353,7 +353,7 @@ async def test_what_is_submitted_during_a_probe_is_committed_after_it() -> None:
 
 
 async def test_the_disk_is_not_probed_when_a_commit_has_shown_that_it_works() -> None:
-    """Since the last call; nor while one is under way, nor when the disk is full, nor at the end."""
+    """A commit since the last call counts. No probe starts during a commit, on a full disk, or after the end."""
     storage = GatedStorage()
     async with running_writer(storage, retry_delay=0.02) as writer:
         probes: list[None] = []

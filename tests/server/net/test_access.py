@@ -1,4 +1,4 @@
-"""Who may connect, open and resume, by the kernel's credentials and the group database; permissions of files."""
+"""Access by the kernel's credentials and the group database: connecting, opening, resuming; permissions of files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WIDE = '[socket]\nmode = "0666"\n'
 
 
 async def as_nobody(daemon: Daemon, *frames: dict[str, Any], **who: int) -> list[dict[str, Any]]:
-    """Return what the daemon answers another user."""
+    """Return the daemon's answers to another user."""
     daemon.socket.parent.chmod(0o755)
     return await anyio.to_thread.run_sync(lambda: talk_as(daemon.socket, *frames, **who))
 
@@ -69,7 +69,7 @@ def member_of_another_group() -> tuple[pwd.struct_passwd, int] | None:
 
 
 def test_a_member_of_a_listed_group_is_admitted_by_the_group_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although the process connected with another group."""
+    """The process connected with another group."""
     found = member_of_another_group()
     if found is None:
         # This host has no such user: the database is given one, the look-up of the user stays real.
@@ -84,7 +84,7 @@ def test_a_member_of_a_listed_group_is_admitted_by_the_group_database(monkeypatc
 
 
 def test_names_and_numbers_mean_the_same_users_and_groups() -> None:
-    """``root`` and 0, in both lists."""
+    """``root`` and 0 are equal, in both lists."""
     group = grp.getgrgid(0).gr_name
     assert access_of(["root", 4242], [group, 7], "access") == Access(frozenset({0, 4242}), frozenset({0, 7}))
 
@@ -102,7 +102,7 @@ def test_an_unknown_name_is_a_configuration_error(users: list[str | int], groups
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A configuration file whose state directory is the test's own."""
+    """Return a configuration file whose state directory is the test's own."""
     path = tmp_path / "config.toml"
     path.write_text(f'[state]\ndirectory = "{tmp_path / "state"}"\n')
     path.chmod(0o640)
@@ -247,7 +247,7 @@ async def test_a_user_who_is_not_listed_is_refused_and_counted() -> None:
 
 @needs_root
 async def test_a_member_of_a_listed_group_is_served() -> None:
-    """By the group that the process connected with."""
+    """The process connected with that group."""
     async with running_daemon(f"{WIDE}[access]\ngroups = [4711]\n") as daemon:
         assert (await as_nobody(daemon, HELLO))[-1]["code"] == "forbidden"
         assert (await as_nobody(daemon, HELLO, OPEN, CLOSE, gid=4711))[-1]["type"] == "closed"
@@ -255,7 +255,7 @@ async def test_a_member_of_a_listed_group_is_served() -> None:
 
 @needs_root
 async def test_a_graph_has_its_own_list() -> None:
-    """Only listed users open its sessions; other graphs are for everybody who may connect."""
+    """Only users on the list open its sessions; other graphs are open to everybody who may connect."""
     text = f"{WIDE}[graphs.secret]\nusers = [4242]\n[graphs.default]\n"
     async with running_daemon(text) as daemon:
         secret = {"type": "open", "graph": "secret"}

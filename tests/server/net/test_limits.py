@@ -1,4 +1,4 @@
-"""Each limit on clients: at the limit there is a code and a count, and others are served."""
+"""Limits on clients: at the limit a client gets an error code and is counted, and others are served."""
 
 from __future__ import annotations
 
@@ -140,13 +140,13 @@ async def test_replaced_limits_apply_to_those_who_come_next() -> None:
 
 
 async def only_answer(daemon: Daemon) -> dict[str, Any]:
-    """Return what a connection is sent that sends nothing."""
+    """Return the first answer on a connection that sends nothing."""
     async with daemon.wire() as wire:
         return await wire.read()
 
 
 async def test_sessions_that_are_being_opened_count_too() -> None:
-    """Of twenty at once, before the disk has answered the first, two are opened."""
+    """Twenty are requested at once, before the disk has answered the first; two are opened."""
     codes: Counter[str] = Counter()
     async with running_daemon("[limits]\nmax_sessions = 2\n") as daemon:
 
@@ -205,7 +205,7 @@ async def test_an_id_that_is_too_long_is_not_echoed() -> None:
 
 @pytest.mark.parametrize("opened", [False, True], ids=["hello_timeout", "frame_timeout"])
 async def test_a_byte_now_and_then_does_not_restart_the_time_out(opened: bool) -> None:
-    """Against slow-loris clients: the time-out is for the whole hello or frame."""
+    """The time-out is for the whole hello or frame, against slow-loris clients."""
     text = '[limits]\nhello_timeout = "{}"\nframe_timeout = "300ms"\n'.format("30s" if opened else "300ms")
     async with running_daemon(text) as daemon, daemon.wire() as wire:
         if opened:
@@ -255,7 +255,7 @@ def test_a_read_full_of_bad_lines_gives_a_bounded_number_of_items() -> None:
 
 
 def test_a_frame_full_of_bad_events_gives_a_bounded_number_of_items() -> None:
-    """The same within one frame."""
+    """The same holds within one frame."""
     items = FrameReader(1 << 20, 10_000, 5).feed(b'{"type":"events","events":[' + b"1," * 9_000 + b"1]}\n")
     assert [type(item) for item in items] == [BadLine] * 5
 
@@ -597,7 +597,7 @@ async def test_the_daemon_survives_running_out_of_descriptors(tmp_path: Path) ->
 
 
 def test_the_limit_of_open_files_is_raised_to_what_clients_need(tmp_path: Path) -> None:
-    """As far as the hard limit allows; that one stays."""
+    """It is raised as far as the hard limit allows, which stays."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
         daemon.prefix = ["prlimit", "--nofile=64:300"]
         daemon.start()

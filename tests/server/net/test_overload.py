@@ -1,4 +1,4 @@
-"""What is left for those who behave: throughput beside attackers, and memory before a disk that is stuck.
+"""The service for well-behaved clients: throughput beside attackers, and memory while the disk is stuck.
 
 Throughput is printed and not asserted: it is the machine's.
 """
@@ -25,7 +25,7 @@ from ergo_capture.server.session.budget import ID_BYTES
 
 
 async def beside(tmp_path: Path, attacks: list[Attack]) -> None:
-    """Measure a client that behaves: alone, beside a process that only computes, beside attackers in one of their own.
+    """Measure a well-behaved client: alone, beside a process that only computes, and beside a process of attackers.
 
     An attacker takes a processor's time whomever it attacks, so what the daemon answers for is the difference to the
     process that computes.
@@ -60,7 +60,7 @@ async def test_a_good_client_is_served_beside_attackers(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 async def test_a_good_client_is_served_beside_every_attack(tmp_path: Path) -> None:
-    """Prints what is left of its throughput under each attack."""
+    """The remaining throughput under each attack is printed."""
     await beside(tmp_path, [attack for attack, _ in ATTACKS if attack not in (header_only, smaller_crowd)])
 
 

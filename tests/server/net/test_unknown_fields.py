@@ -1,4 +1,4 @@
-"""Fields of an event that nobody reads: the client is told once; in a time they are refused, as by the reference."""
+"""Unknown fields of an event: the client is told of the first; in a time they are refused, as by the reference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ergo_capture.server.net.frame_reader import FrameReader
 
 
 def within(event_id: str, **more: Any) -> dict[str, Any]:
-    """Return an event frame whose event has more fields."""
+    """Return an event frame whose event has these further fields."""
     frame = event(event_id)
     return frame | {"event": frame["event"] | more}
 
 
 def chunks_of(*frames: dict[str, Any], reader: FrameReader | None = None) -> list[EventChunk]:
-    """Return what a reader makes of frames that come together."""
+    """Return the chunks that a reader makes of frames that arrive together."""
     found = []
     for item in (reader or FrameReader(1 << 20, 10_000, 5)).feed(
         b"".join(json.dumps(f).encode() + b"\n" for f in frames)
@@ -61,7 +61,7 @@ async def test_the_first_unknown_field_of_a_connection_is_noted() -> None:
     ],
 )
 def test_a_chunk_says_which_field_is_unknown(frames: list[dict[str, Any]], expected: UnknownField | None) -> None:
-    """In the frame or in the event; ``semantic_kind`` is a field of the reference's drivers."""
+    """The field may be in the frame or in the event; ``semantic_kind`` is a field of the reference's drivers."""
     (chunk,) = chunks_of(*frames)
     assert chunk.unknown == expected
 
@@ -92,14 +92,14 @@ def test_an_unknown_field_of_a_time_is_refused(frame: dict[str, Any], *, noted: 
 
 
 async def test_the_drivers_of_the_reference_are_told_nothing() -> None:
-    """Their protocol has no words for it."""
+    """Their protocol has no frame for it."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say({"type": "hello", "protocol": "ergo-driver.v0"}, within("e1", paylod={}), {"type": "end"})
         assert [frame["type"] for frame in await wire.rest()] == ["closed"]
 
 
 async def test_a_client_passes_a_note_on_with_the_place_of_its_event() -> None:
-    """Whatever the caller calls it."""
+    """The place may be any value that the caller gives with the event."""
     notes: list[Note] = []
     async with running_daemon() as daemon, CaptureClient(daemon.socket, on_note=notes.append) as client:
         await client.open("default")

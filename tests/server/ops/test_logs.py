@@ -32,14 +32,14 @@ def log(capsys: pytest.CaptureFixture[str]) -> Log:
 
 
 class Log:
-    """What was said."""
+    """The records that this process has logged."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
         self._said = ""
 
     def records(self, name: str = "") -> list[dict[str, Any]]:
-        """The records, or those of one name."""
+        """Return the records, or those of one name."""
         self._said += self._capsys.readouterr().err
         lines = [json.loads(line) for line in self._said.splitlines()]
         return [record for record in lines if not name or record["event"] == name]
@@ -86,7 +86,7 @@ def test_journal_stream_of_another_file_is_ignored(stream: str, monkeypatch: pyt
 
 
 def test_the_daemon_detects_the_systemd_journal(tmp_path: Path) -> None:
-    """As a process whose standard error is the file that JOURNAL_STREAM names."""
+    """The daemon is a process whose standard error is the file that JOURNAL_STREAM names."""
     with short_directory() as place, DaemonProcess(place, tmp_path / "state") as daemon:
         daemon.log.write_bytes(b"")
         status = daemon.log.stat()
@@ -100,7 +100,7 @@ def test_the_daemon_detects_the_systemd_journal(tmp_path: Path) -> None:
 
 
 def wait_for(condition: Any, daemon: DaemonProcess) -> None:
-    """Wait until the condition holds or the daemon is gone."""
+    """Wait until the condition holds; fail if the daemon ends before that."""
     assert daemon.process is not None
     for _ in range(3000):
         if condition():
@@ -118,7 +118,7 @@ def wait_for(condition: Any, daemon: DaemonProcess) -> None:
 
 
 def test_the_level_can_be_changed_at_run_time(log: Log) -> None:
-    """Existing loggers follow, in both directions."""
+    """Existing loggers follow up and down."""
     logger = structlog.get_logger()
     logger.info(telemetry.SESSION_OPENED)
     telemetry.set_level("error")
@@ -144,7 +144,7 @@ def test_repeated_lines_are_logged_up_to_a_number_and_then_counted() -> None:
 
 
 def line(storms: StormFilter, name: str = telemetry.CLIENT_REFUSED) -> dict[str, Any] | None:
-    """Return what becomes of a line, without its name."""
+    """Return a line after the filter, without its name; None if it is suppressed."""
     try:
         event = dict(storms(None, "info", {"event": name}))
     except structlog.DropEvent:
@@ -154,7 +154,7 @@ def line(storms: StormFilter, name: str = telemetry.CLIENT_REFUSED) -> dict[str,
 
 
 def test_suppressed_lines_are_counted_even_if_no_line_follows() -> None:
-    """Not before the window is over, not twice; at the end of the daemon at once."""
+    """They are counted once, after the window is over, or at once when the daemon ends."""
     now = 0.0
     storms = StormFilter(1, 10, lambda: now)
     assert [line(storms) for _ in range(4)] == [{}, None, None, None]
@@ -238,7 +238,7 @@ async def test_the_life_of_a_session_is_in_the_log(log: Log) -> None:
 
 
 async def test_a_misbehaving_client_is_logged_as_a_warning_with_its_code(log: Log) -> None:
-    """With the process, and the reason of the disconnection."""
+    """The line names the process and the reason of the disconnection."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say(b"garbage")
         await wire.rest()

@@ -1,4 +1,4 @@
-"""Reloading the configuration: what takes effect at once, what needs a restart, what changes nothing."""
+"""Reloading the configuration: settings that take effect at once, settings that need a restart, and invalid files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ergo_capture.server.ops.reload import Reloader, differences, merged, takes_
 
 
 def set_config(daemon: Daemon, text: str) -> None:
-    """Set what the daemon's configuration file says."""
+    """Set the content of the daemon's configuration file."""
 
     def reread() -> Config:
         return configured(daemon.state, daemon.socket, text)
@@ -153,7 +153,7 @@ async def test_an_invalid_file_changes_nothing_and_is_explained(text: str, word:
 
 
 async def test_a_defect_in_a_reload_is_logged_and_answered_and_the_daemon_stays() -> None:
-    """Whatever exception it raises."""
+    """The exception may be of any type."""
     async with running_daemon() as daemon, daemon.session() as wire:
 
         def broken() -> Config:
@@ -200,7 +200,7 @@ def test_sighup_reloads_the_file_and_logs_the_result() -> None:
 
 
 def test_differences_are_found_key_by_key() -> None:
-    """A name with a dot in it is a name."""
+    """A name that contains a dot is taken as one name."""
     old = parse('[graphs."a.b"]\n', "old")
     new = parse('[graphs."a.b"]\nmax_retries = 3\n[limits]\nmax_clients = 3\n[socket]\nbacklog = 3\n', "new")
     found = differences(old, new)

@@ -42,7 +42,7 @@ WEEK = 7 * DAY
 
 
 def prune(state: Path, rules: RetentionRules = OLD, **options: Any) -> list[tuple[str, str | None]]:
-    """Prune; return the names of the bundles, each with the reason why it was kept."""
+    """Prune; return the names of the bundles, each with the reason for which it was kept."""
     steps = Pruner(state, RealStorage()).prune(rules, now=NOW, **options)
     return [(step.choice.bundle.path.name.partition(".")[0], step.kept) for step in steps]
 
@@ -69,7 +69,7 @@ def test_a_bundle_and_its_manifest_are_deleted_together(tmp_path: Path) -> None:
 
 
 def test_events_that_were_left_over_go_with_their_bundle(tmp_path: Path) -> None:
-    """Of another bundle they stay."""
+    """Those of another bundle stay."""
     rest_path(store(tmp_path, "old", age=WEEK)).write_bytes(b"{}\n")
     packed = store(tmp_path, "packed", age=WEEK, compress=True)
     rest_path(packed).write_bytes(b"{}\n")
@@ -120,7 +120,7 @@ def test_another_bundle_is_deleted_in_place_of_an_unsound_one(tmp_path: Path) ->
 
 
 def test_a_dry_run_reports_the_same_and_deletes_nothing(tmp_path: Path) -> None:
-    """Unsound bundles included."""
+    """This includes unsound bundles."""
     store(tmp_path, "old", age=WEEK)
     bad = store(tmp_path, "bad", age=WEEK)
     bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
@@ -207,7 +207,7 @@ def test_a_marked_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
 
 
 def test_two_pruners_at_once_do_not_interfere(tmp_path: Path) -> None:
-    """The daemon and the command, one step of each in turn."""
+    """The daemon and the command take steps in turn."""
     for number in range(6):
         store(tmp_path, f"b{number}", age=WEEK)
     newest(tmp_path)
@@ -383,18 +383,18 @@ def test_unreadable_files_do_not_keep_other_bundles(tmp_path: Path, monkeypatch:
 
 
 class Scarce(RealStorage):
-    """A disk on which what is under a directory takes up the room."""
+    """A disk whose room is taken up by the files under a directory."""
 
     def __init__(self, size: int) -> None:
         self.room = size
 
     def free_bytes(self, path: Path) -> int:
-        """See ``Storage``."""
+        """Return the free bytes (``Storage``)."""
         return self.room - sum(file.stat().st_size for file in path.rglob("*.capture.json*"))
 
 
 def test_the_oldest_bundles_are_deleted_until_enough_is_free(tmp_path: Path) -> None:
-    """And no more."""
+    """No more are deleted than necessary."""
     size = store(tmp_path, "b0", age=9 * DAY).stat().st_size
     for number in range(1, 5):
         store(tmp_path, f"b{number}", age=(9 - number) * DAY)
@@ -405,7 +405,7 @@ def test_the_oldest_bundles_are_deleted_until_enough_is_free(tmp_path: Path) -> 
 
 
 def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
-    """A setting that a graph's table does not have is as in [retention]."""
+    """A setting that is not in a graph's table is taken from [retention]."""
     rules = retention_rules(
         parse(
             '[retention]\nmax_age = "30d"\nmax_bundles = 9\nkeep_free_bytes = "1GiB"\n'
@@ -425,13 +425,13 @@ def test_the_configuration_sets_bounds_for_all_graphs_and_for_one() -> None:
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
-    """Return the log entries of the test."""
+    """Return the entries that the test logs."""
     with structlog.testing.capture_logs() as entries:
         yield entries
 
 
 async def until(logged: list[Any], name: str, number: int = 1) -> list[Any]:
-    """Wait until that many entries of an event are logged; return them."""
+    """Wait until so many entries of an event are logged; return them."""
     with anyio.fail_after(PATIENCE):
         while len(found := [entry for entry in logged if entry["event"] == name]) < number:
             await anyio.sleep(0.01)
@@ -488,7 +488,7 @@ async def test_a_start_finishes_an_interrupted_deletion_without_any_rules(tmp_pa
 
 
 async def test_a_reload_applies_other_bounds_at_once(tmp_path: Path) -> None:
-    """Without waiting for a publication; bundles are compressed from then on."""
+    """It does not wait for a publication; from then on bundles are compressed."""
     old = store(tmp_path, "old", age=WEEK, now=datetime.now(UTC))
     newest(tmp_path)
     text = '[retention]\nmax_bundles = 1\ninterval = "0s"\n[bundle]\ncompress = "zstd"\n'
@@ -506,7 +506,7 @@ async def test_a_reload_applies_other_bounds_at_once(tmp_path: Path) -> None:
 
 
 async def test_retention_errors_are_logged_once_with_a_hint(tmp_path: Path, logged: list[Any]) -> None:
-    """An unsound bundle, a disk that stays too full, and one that fails."""
+    """The cases are an unsound bundle, a disk that stays too full, and a disk that fails."""
     bad = store(tmp_path, "bad", age=WEEK)
     bad.write_bytes(bad.read_bytes().replace(b"e0", b"e9", 1))
     store(tmp_path, "old", age=WEEK)
@@ -523,7 +523,7 @@ async def test_retention_errors_are_logged_once_with_a_hint(tmp_path: Path, logg
 
 
 async def test_rounds_follow_publications_and_the_interval(tmp_path: Path) -> None:
-    """Without an interval only ``look`` starts one."""
+    """Without an interval, only ``look`` starts a round."""
     newest(tmp_path, now=datetime.now(UTC))
     retention = Retention(Pruner(tmp_path, RealStorage()), ONE, 0)
     async with anyio.create_task_group() as tasks:
@@ -554,25 +554,25 @@ async def _until_pruned(retention: Retention, number: int) -> None:
 
 
 class Clocks:
-    """Two clocks that a test sets; both in seconds."""
+    """Two clocks that a test sets, in seconds."""
 
     def __init__(self) -> None:
         self.wall = 1_000_000.0
         self.steady = 50.0
 
     def watch(self) -> ClockWatch:
-        """Return what compares them."""
+        """Return the watch that compares them."""
         return ClockWatch(lambda: self.wall, lambda: self.steady)
 
     def go_on(self, seconds: float, jump: float = 0.0) -> None:
-        """Let time pass; the wall clock is set forward or back meanwhile."""
+        """Let time pass; meanwhile the wall clock may be set forward or back."""
         self.wall += seconds + jump
         self.steady += seconds
 
 
 @pytest.mark.parametrize("jump", [3 * 365 * 86_400.0, -3 * 365 * 86_400.0])
 def test_ages_are_not_judged_for_a_while_after_a_jump(jump: float) -> None:
-    """Nor after a start; slow corrections of the clock are no jump, and a second jump begins again."""
+    """The same holds after a start. Slow corrections are no jump, and after a second jump the time begins again."""
     clocks = Clocks()
     watch = clocks.watch()
     assert watch.seconds_to_wait(600) == 600
@@ -592,7 +592,7 @@ def test_ages_are_not_judged_for_a_while_after_a_jump(jump: float) -> None:
 
 
 async def test_a_jump_of_the_clock_deletes_nothing_by_age(tmp_path: Path, logged: list[Any]) -> None:
-    """One line in the log, and the status; other bounds hold meanwhile, and the age does after the interval."""
+    """The log has one line, and the status says it. Other bounds hold meanwhile, and the age after the interval."""
     clocks = Clocks()
     rules = RetentionRules(Bounds(max_age=DAY, max_bundles=3))
     retention = Retention(Pruner(tmp_path, RealStorage()), rules, 600, clocks.watch())
@@ -640,7 +640,7 @@ async def test_a_jump_during_a_round_ends_it(tmp_path: Path, monkeypatch: pytest
 async def test_bundles_of_a_clock_that_was_ahead_do_not_displace_those_after_them(
     monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    """The client was just told where its bundle is; the log says once that times cannot be right."""
+    """The client was just told the path of its bundle; the log says once that times cannot be right."""
     ahead = True
     monkeypatch.setattr(publisher_module, "utc_now", lambda: "2091-01-01T00:00:00Z" if ahead else utc_now())
     async with running_daemon('[retention]\nmax_bundles = 2\ninterval = "10ms"\n') as daemon:
@@ -658,7 +658,7 @@ async def test_bundles_of_a_clock_that_was_ahead_do_not_displace_those_after_the
 
 
 async def test_a_status_says_that_ages_are_not_judged() -> None:
-    """After a start; nothing where no age is bounded."""
+    """This is so after a start; without a bound of age, the status has nothing."""
     async with running_daemon('[retention]\nmax_age = "30d"\n') as daemon:
         assert (await daemon.ask("status"))["status"]["retention"]["ages_held_seconds"] > 500
     async with running_daemon() as daemon:
@@ -669,7 +669,7 @@ async def test_a_status_says_that_ages_are_not_judged() -> None:
 
 
 async def test_a_graphs_directory_may_be_a_link_to_another_disk(tmp_path: Path, logged: list[Any]) -> None:
-    """It is published into, listed, swept, examined and pruned like any other; also what a crash left."""
+    """It is published to, listed, swept, examined and pruned like any other, and cleaned after a crash."""
     elsewhere = tmp_path / "disk" / "g"
     elsewhere.mkdir(parents=True)
     state = tmp_path / "state"

@@ -1,4 +1,4 @@
-"""What has to be shipped first is deleted only when it is, or is given up."""
+"""Bundles that must be shipped first are deleted only when they are shipped or given up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WEEK = 7 * DAY
 
 
 def shipped(state: Path, name: str, *targets: str, **options: Any) -> Path:
-    """Write a bundle with receipts of targets."""
+    """Write a bundle with receipts of these targets."""
     bundle = store(state, name, **options)
     for target in targets:
         receipt_path(bundle, target).write_bytes(encode_receipt(receipt_of(bundle, target=target)))
@@ -41,7 +41,7 @@ def prune(state: Path, rules: RetentionRules, **options: Any) -> list[tuple[str,
 
 
 def test_only_what_has_a_receipt_of_every_target_is_deleted(tmp_path: Path) -> None:
-    """With its receipts; the others stay, however old."""
+    """Its receipts are deleted too; the others stay, however old."""
     shipped(tmp_path, "both", "archive", "second", age=WEEK)
     shipped(tmp_path, "one", "archive", age=WEEK)
     shipped(tmp_path, "none", age=WEEK)
@@ -57,7 +57,7 @@ def test_only_what_has_a_receipt_of_every_target_is_deleted(tmp_path: Path) -> N
 
 
 def test_a_receipt_of_another_store_keeps_nothing_from_staying(tmp_path: Path) -> None:
-    """The target was re-pointed: nothing is in the new store yet."""
+    """The target's URL was changed, and nothing is in the new store yet."""
     shipped(tmp_path, "old", "archive", age=WEEK)
     newest(tmp_path)
     elsewhere = replace(SHIPPED, shipped_to={"archive": PLACE._replace(url="s3://other")})
@@ -69,7 +69,7 @@ def test_a_receipt_of_another_store_keeps_nothing_from_staying(tmp_path: Path) -
     "bounds", [{"default": Bounds(max_bundles=2)}, {"keep_free_bytes": 1 << 60}], ids=["max_bundles", "keep_free_bytes"]
 )
 def test_what_is_shipped_goes_in_place_of_what_is_not(tmp_path: Path, bounds: Any) -> None:
-    """It counts against the bound and stays."""
+    """A bundle that is not shipped counts against the bound, and stays."""
     for number in range(5):
         shipped(tmp_path, f"b{number}", *(["archive"] if number % 2 else []), age=(9 - number) * DAY)
     assert prune(tmp_path, RetentionRules(shipped_to={"archive": PLACE}, **bounds)) in (
@@ -80,7 +80,7 @@ def test_what_is_shipped_goes_in_place_of_what_is_not(tmp_path: Path, bounds: An
 
 
 def test_after_a_time_a_bundle_is_given_up(tmp_path: Path) -> None:
-    """Only what exceeds a bound too; what is shipped goes as ever."""
+    """It must also exceed a bound; shipped bundles are deleted as usual."""
     shipped(tmp_path, "older", age=30 * DAY)
     shipped(tmp_path, "old", age=WEEK)
     shipped(tmp_path, "held", "archive", age=WEEK)
@@ -91,7 +91,7 @@ def test_after_a_time_a_bundle_is_given_up(tmp_path: Path) -> None:
 
 
 def test_while_ages_are_not_judged_nothing_is_given_up() -> None:
-    """A clock that is years ahead for a moment must not delete what no store has."""
+    """A clock that is years ahead for a moment must not delete bundles that no store has."""
     rules = replace(SHIPPED, give_up_after=DAY, default=Bounds(max_bundles=1))
     assert rules.have_ages
     assert not rules.without_ages().give_up_after
@@ -99,7 +99,7 @@ def test_while_ages_are_not_judged_nothing_is_given_up() -> None:
 
 
 def test_a_receipt_that_goes_meanwhile_keeps_its_bundle(tmp_path: Path) -> None:
-    """An audit found that the store lost it."""
+    """An audit may find that the store lost the bundle, and delete its receipt."""
     bundle = shipped(tmp_path, "old", "archive", age=WEEK)
     newest(tmp_path)
 
@@ -125,7 +125,7 @@ def test_a_crash_leaves_no_receipt_behind(tmp_path: Path) -> None:
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
-    """Return the lines of the log."""
+    """Yield the lines of the log."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -152,7 +152,7 @@ async def test_the_daemon_deletes_what_the_shipper_has_shipped(tmp_path: Path, l
 
 
 async def test_what_is_given_up_is_an_error_line_each(tmp_path: Path, logged: list[Any]) -> None:
-    """Nobody may learn of it by chance."""
+    """It must not go unnoticed."""
     for number in range(3):
         store(tmp_path, f"b{number}", graph="default", age=WEEK, sequence=number + 1)
     table = '[ship.targets.archive]\nurl = "file:///nowhere"\n'
@@ -165,7 +165,7 @@ async def test_what_is_given_up_is_an_error_line_each(tmp_path: Path, logged: li
 
 
 def test_prune_says_what_must_be_shipped_first(tmp_path: Path) -> None:
-    """By hand as by the daemon."""
+    """The command does so as the daemon does."""
     for number in range(3):
         store(tmp_path, f"b{number}", age=WEEK, sequence=number + 1)
     table = f'[state]\ndirectory = "{tmp_path}"\n[ship.targets.archive]\nurl = "file:///nowhere"\n'

@@ -1,4 +1,4 @@
-"""Sessions of graphs with an adapter: admission, deciding, refusals, and what is left over."""
+"""Sessions of graphs with an adapter: admission, decisions, refusals, and left-over events."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def payloads(bundle: CaptureBundle) -> list[bytes]:
 
 
 async def test_what_no_merge_can_mend_is_rejected_and_the_session_goes_on() -> None:
-    """With the path inside the payload and the rule; the id stays free."""
+    """The rejection has the path in the payload and the rule; the id stays free."""
     async with daemon_with() as daemon, daemon.session() as wire:
         await wire.say(
             add("a", kind=None),
@@ -75,7 +75,7 @@ async def test_what_no_merge_can_mend_is_rejected_and_the_session_goes_on() -> N
 
 
 async def test_what_effects_wrote_is_merged_into_later_payloads() -> None:
-    """As the graph gets it, the bundle holds it; what is sent comes before what is stored."""
+    """The bundle holds the payload as the graph gets it; sent values take precedence over stored ones."""
     async with daemon_with() as daemon, daemon.session() as wire:
         await wire.say(
             add("a", 1), add("b", 2), add("c", 3), add("d", 4, total=0.5), add("e"), add("f", 0, kind="plain")
@@ -94,7 +94,7 @@ async def test_what_effects_wrote_is_merged_into_later_payloads() -> None:
 
 
 async def test_episodes_run_one_after_the_other_whatever_the_pipeline() -> None:
-    """Each is merged with what the one before it wrote."""
+    """Each is merged with what the previous one wrote."""
     engine = 'engine = { kind = "python", callable = "tests.engine.counting:add", pipeline = 8 }\n'
     async with daemon_with(engine) as daemon, daemon.session() as wire:
         await wire.say({"type": "events", "events": [add(f"e{number}")["event"] for number in range(20)]})
@@ -103,7 +103,7 @@ async def test_episodes_run_one_after_the_other_whatever_the_pipeline() -> None:
 
 
 async def test_a_payload_that_the_store_breaks_is_refused_and_the_session_goes_on() -> None:
-    """The client hears it once it is durable; the event takes no episode."""
+    """The client hears of it once it is durable; the event takes no episode."""
     async with daemon_with() as daemon, daemon.session(decisions=True) as wire:
         await wire.say(add("a", 101), add("b", 1), add("c", 1, total=1), add("d", 1))
         frames = await wire.until_ack(4, 4)
@@ -125,7 +125,7 @@ async def test_a_payload_that_the_store_breaks_is_refused_and_the_session_goes_o
 
 
 async def test_the_status_counts_refused_events_among_the_decided() -> None:
-    """Their turn has come; nothing is left over while the run goes on."""
+    """Their turn has come. While the run goes on, nothing is left over."""
     async with daemon_with() as daemon, daemon.session() as wire:
         await wire.say(add("a", 101), add("b", 1))
         await wire.until_ack(2, 2)
@@ -135,7 +135,7 @@ async def test_the_status_counts_refused_events_among_the_decided() -> None:
 
 
 async def test_a_refusal_is_said_again_after_a_resume() -> None:
-    """Its id stays taken."""
+    """The id of the event stays taken."""
     async with daemon_with() as daemon:
         async with daemon.session() as wire:
             await wire.say(add("a", 101), add("b", 1))
@@ -148,7 +148,7 @@ async def test_a_refusal_is_said_again_after_a_resume() -> None:
 
 
 async def test_effects_that_the_adapter_refuses_are_a_failed_run() -> None:
-    """The engine is at fault; nothing of them is stored or recorded."""
+    """The engine is at fault; the effects are neither stored nor recorded."""
     async with daemon_with() as daemon, daemon.session(decisions=True) as wire:
         await wire.say(add("a", 5), add("undeclared.b", 1), add("c", 1))
         frames = await wire.until_ack(3, 3)
@@ -164,7 +164,7 @@ async def test_effects_that_the_adapter_refuses_are_a_failed_run() -> None:
 
 
 async def test_a_client_that_takes_no_notices_gets_none() -> None:
-    """One of 0.1.0 takes what it does not know for the answer to its next request; what came of its events is counted."""
+    """One of 0.1.0 takes an unknown frame for the answer to its next request; ``closed`` has the counts."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon:
         async with daemon.session(notices=False) as wire:
             events = [add("a", 101), add("b", 1), add("long.c", 1, total=1), add("d", 1)]
@@ -175,7 +175,7 @@ async def test_a_client_that_takes_no_notices_gets_none() -> None:
 
 
 async def test_a_failed_episode_writes_nothing() -> None:
-    """As in the reference."""
+    """The reference's does not either."""
     async with daemon_with() as daemon, daemon.session() as wire:
         await wire.say(add("a", 5), add("fail.b", 1), add("c", 1))
         await wire.until_ack(3, 3)
@@ -184,7 +184,7 @@ async def test_a_failed_episode_writes_nothing() -> None:
 
 
 async def test_a_store_beyond_its_bound_interrupts_the_session_and_the_rest_is_left_over() -> None:
-    """What was accepted after it is told, later events are rejected, the bundle holds what was decided."""
+    """The client hears which events are left over, later ones are rejected, and the bundle holds the decided ones."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
         await wire.say({"type": "events", "events": [add(name)["event"] for name in ("a", "long.b", "c", "d")]})
         left = await wire.until("left_over")
@@ -198,7 +198,7 @@ async def test_a_store_beyond_its_bound_interrupts_the_session_and_the_rest_is_l
 
 
 async def test_what_is_not_decided_is_logged_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    """By graph, from the start."""
+    """The counters are by graph, and exist from the start."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon:
         assert 'left_over_events_total{graph="default"' in (await daemon.ask("metrics"))["text"]
         async with daemon.session() as wire:
@@ -214,7 +214,7 @@ async def test_what_is_not_decided_is_logged_and_counted(capsys: pytest.CaptureF
 
 
 async def test_a_session_that_is_interrupted_while_it_ends_says_so() -> None:
-    """Though its client had asked for its end before."""
+    """Its client had asked for the end before."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
         events = [add(name)["event"] for name in ("a", "long.b", "c")]
         await wire.say({"type": "events", "events": events}, {"type": "close"})
@@ -224,7 +224,7 @@ async def test_a_session_that_is_interrupted_while_it_ends_says_so() -> None:
 
 
 async def test_a_session_keeps_the_adapter_that_it_was_opened_with() -> None:
-    """A reload counts for sessions opened next."""
+    """A reload applies to sessions that are opened later."""
     async with daemon_with() as daemon:
         async with daemon.session() as wire:
             config = daemon.service.components.config
@@ -246,7 +246,7 @@ async def test_a_session_keeps_the_adapter_that_it_was_opened_with() -> None:
 
 
 async def test_a_flush_of_an_interrupted_session_is_answered() -> None:
-    """With its last bundle: nothing more of it is decided."""
+    """The answer names its last bundle, because nothing more will be decided."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
         await wire.say(
             {"type": "events", "events": [add(name)["event"] for name in ("long.a", "b")]}, {"type": "flush"}
@@ -257,7 +257,7 @@ async def test_a_flush_of_an_interrupted_session_is_answered() -> None:
 
 
 async def test_payloads_are_canonical_where_that_is_configured() -> None:
-    """Without an adapter; semantic kinds are not asked for."""
+    """There is no adapter, and semantic kinds are not required."""
     async with running_daemon('[graphs.default]\npayload = "canonical"\n') as daemon, daemon.session() as wire:
         await wire.say(b'{"type":"event","event":{"event_id":"a","kind":"Command","at":{"secs":0,"nanos":0},'
                        b'"payload":{ "b": 1e2, "a": 1.3000000000000003 }}}')  # fmt: skip

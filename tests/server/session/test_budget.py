@@ -1,4 +1,4 @@
-"""Memory budgets: who holds how much, and when there is room."""
+"""Memory budgets: the holdings of users, and whether there is room."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_budget_counts_by_user_and_in_total() -> None:
 
 @pytest.mark.parametrize(("alice", "bob", "room"), [(59, 40, True), (60, 0, False), (40, 60, False), (59, 41, False)])
 def test_there_is_room_until_a_bound_is_reached(alice: int, bob: int, room: bool) -> None:
-    """That of the user, or that of all."""
+    """The bound is that of the user or of all users."""
     budget = Budget(100, 60)
     budget.holding(ALICE).hold(alice)
     budget.holding(BOB).hold(bob)
@@ -38,7 +38,7 @@ def test_there_is_room_until_a_bound_is_reached(alice: int, bob: int, room: bool
 
 @pytest.mark.parametrize(("alice", "bob", "crowded"), [(45, 30, False), (46, 0, True), (45, 31, True), (0, 75, False)])
 def test_a_holding_is_crowded_above_three_quarters_of_a_bound(alice: int, bob: int, crowded: bool) -> None:
-    """Earlier than there is no room, so that parts end in time."""
+    """This is below the bound, so that parts end in time."""
     budget = Budget(100, 60)
     budget.holding(ALICE).hold(alice)
     budget.holding(BOB).hold(bob)
@@ -46,7 +46,7 @@ def test_a_holding_is_crowded_above_three_quarters_of_a_bound(alice: int, bob: i
 
 
 def test_a_budget_is_exceeded_above_its_total() -> None:
-    """Not at it."""
+    """At the total it is not exceeded."""
     budget = Budget(100, 60)
     holding = budget.holding(None)
     exceeded = []
@@ -58,7 +58,7 @@ def test_a_budget_is_exceeded_above_its_total() -> None:
 
 
 def test_an_uncounted_holding_always_has_room() -> None:
-    """What closed sessions release late is counted nowhere."""
+    """It is for closed sessions, which release memory late without being counted."""
     holding = uncounted()
     holding.hold(1 << 60)
     assert holding.has_room
@@ -66,6 +66,6 @@ def test_an_uncounted_holding_always_has_room() -> None:
 
 
 def test_ids_are_counted_by_their_characters_and_their_number() -> None:
-    """An id and an event are objects, beside their text."""
+    """An id and an event are objects, which take memory beside their text."""
     assert size_of_ids([]) == 0
     assert size_of_ids(["a", "bcd"]) == 4 + 2 * ID_BYTES

@@ -1,4 +1,4 @@
-"""A client that says what it was told is durable is never left with less, without a word."""
+"""A client that states what was acknowledged either finds all of it or is told of the loss."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ROTATE = "[rotation]\nmax_events = 5\n"
 
 
 def events(first: int, last: int) -> list[dict[str, Any]]:
-    """Events e<first> to e<last>."""
+    """Return events e<first> to e<last>."""
     return [event(f"e{number}", number) for number in range(first, last + 1)]
 
 
 async def acknowledged(wire: Wire, first: int, last: int, offset: int = 0) -> dict[str, Any]:
-    """Send events and return the acknowledgement that covers and decides all of them."""
+    """Send events; return the acknowledgement that covers and decides all of them."""
     await wire.say(*events(first, last))
     return (await wire.until_ack(last - first + 1 + offset, last - first + 1 + offset))[-1]
 
 
 async def resume(wire: Wire, session: str, **fields: Any) -> dict[str, Any]:
-    """Say hello and open, and return the answer to open, whatever it is."""
+    """Send hello and open; return the answer to open, whatever it is."""
     await wire.say({"type": "hello", "protocol": "ergo-capture.v1"})
     assert "acknowledged" in (await wire.read())["features"]
     await wire.say({"type": "open", "session": session, **fields})
@@ -46,17 +46,17 @@ async def resume(wire: Wire, session: str, **fields: Any) -> dict[str, Any]:
 
 
 def told(number: int, last: str | None = None) -> dict[str, Any]:
-    """What a client says that was told of so many events."""
+    """Return the claim of a client to which so many events were acknowledged."""
     return {"events": number, "last_event_id": last or f"e{number}"}
 
 
 def manifests(daemon: Daemon) -> list[Manifest]:
-    """The manifests there are, by name."""
+    """Return all manifests, by name."""
     return [read_manifest(path) for path in sorted((daemon.state / "bundles").rglob("*.manifest.json"))]
 
 
 async def ended(daemon: Daemon) -> Manifest:
-    """The manifest of the only session, once it has ended."""
+    """Return the manifest of the only session, once it has ended."""
     await until(lambda: daemon.service.registry.finished == 1)
     (manifest,) = manifests(daemon)
     return manifest
@@ -64,7 +64,7 @@ async def ended(daemon: Daemon) -> Manifest:
 
 @asynccontextmanager
 async def set_back(text: str = STAY, *, before: int = 6, after: int = 10) -> AsyncIterator[tuple[Daemon, str]]:
-    """A daemon whose state is from the time when it had ``before`` of ``after`` acknowledged events; and the session."""
+    """Run a daemon on its state as of ``before`` of ``after`` acknowledged events; yield it and the session."""
     with short_directory() as place:
         state, copy = place / "state", place / "copy"
         async with running_daemon(text, state) as daemon, daemon.session() as wire:
@@ -80,7 +80,7 @@ async def set_back(text: str = STAY, *, before: int = 6, after: int = 10) -> Asy
 
 
 async def test_an_ack_says_how_many_events_the_session_has() -> None:
-    """Counted in the session, where ``accepted`` counts on the connection: over a resume, and without rejected events."""
+    """It counts over resumes and without rejected events, while ``accepted`` counts on the connection."""
     async with running_daemon() as daemon:
         async with daemon.session() as wire:
             assert (await acknowledged(wire, 1, 3))["events"] == 3
@@ -93,7 +93,7 @@ async def test_an_ack_says_how_many_events_the_session_has() -> None:
 
 
 async def test_a_resume_is_refused_where_acknowledged_events_are_missing() -> None:
-    """With both numbers and the last id there is; the session is neither quarantined nor over."""
+    """The error has both numbers and the last held id; the session is neither quarantined nor over."""
     async with set_back() as (daemon, session):
         async with daemon.wire() as wire:
             answer = await resume(wire, session, acknowledged=told(10))
@@ -107,7 +107,7 @@ async def test_a_resume_is_refused_where_acknowledged_events_are_missing() -> No
 
 
 async def test_a_session_that_lacks_acknowledged_events_ends_as_lost() -> None:
-    """If no client chooses to go on."""
+    """This is so if no client chooses to go on."""
     async with set_back() as (daemon, session):
         async with daemon.wire() as wire:
             assert (await resume(wire, session, acknowledged=told(10)))["code"] == "acknowledged_lost"
@@ -135,7 +135,7 @@ async def test_a_client_that_says_nothing_does_not_make_a_known_loss_complete() 
 
 
 async def test_resume_after_loss_goes_on_and_the_manifest_says_what_was_lost() -> None:
-    """What is sent next joins what was held."""
+    """Later events follow those that were held."""
     async with set_back() as (daemon, session), daemon.wire() as wire:
         opened = await resume(wire, session, acknowledged=told(10), resume_after_loss=True)
         assert (opened["type"], opened["accepted"], opened["last_event_id"]) == ("opened", 6, "e6")
@@ -149,7 +149,7 @@ async def test_resume_after_loss_goes_on_and_the_manifest_says_what_was_lost() -
 
 
 async def test_a_loss_is_remembered_over_a_restart() -> None:
-    """The frame that says it is durable before the client is answered; ergo-capture 0.1.0 skips it."""
+    """The LOSS frame is durable before the client is answered; ergo-capture 0.1.0 skips it."""
     with short_directory() as place:
         state, copy = place / "state", place / "copy"
         async with set_back() as (daemon, session), daemon.wire() as wire:
@@ -166,7 +166,7 @@ async def test_a_loss_is_remembered_over_a_restart() -> None:
 
 
 async def test_parts_after_a_loss_say_it_too() -> None:
-    """Also after a restart, when the segments of the parts before are gone."""
+    """They do so after a restart too, when the segments of earlier parts are gone."""
     with short_directory() as place:
         state = place / "state"
         text = ROTATE + "[journal]\nsegment_bytes = 4096\n" + STAY
@@ -206,7 +206,7 @@ async def test_parts_after_a_loss_say_it_too() -> None:
     ],
 )
 async def test_the_id_of_the_last_event_is_compared_too(claim: dict[str, Any], lost: bool) -> None:
-    """As many events, or more, are a loss where the last one acknowledged is not among them."""
+    """A claim of as many or fewer events is a loss if its last id is not among those held."""
     async with running_daemon() as daemon:
         async with daemon.session() as wire:
             await acknowledged(wire, 1, 6)
@@ -218,7 +218,7 @@ async def test_the_id_of_the_last_event_is_compared_too(claim: dict[str, Any], l
 
 
 async def test_an_id_that_a_rotated_session_has_forgotten_is_no_loss() -> None:
-    """Ids of earlier parts are not read again by a start."""
+    """A start does not read the ids of earlier parts again."""
     with short_directory() as place:
         text = ROTATE + STAY
         async with running_daemon(text, place / "state") as daemon, daemon.session() as wire:
@@ -230,7 +230,7 @@ async def test_an_id_that_a_rotated_session_has_forgotten_is_no_loss() -> None:
 
 
 async def test_a_session_that_is_not_known_at_all_is_lost() -> None:
-    """The state directory came back empty."""
+    """The state directory is empty."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         answer = await resume(wire, "20260101T000000Z-1-00000000", acknowledged=told(10))
         assert answer["code"] == "acknowledged_lost"
@@ -244,7 +244,7 @@ async def test_a_session_that_is_not_known_at_all_is_lost() -> None:
 async def test_a_finished_session_is_lost_unless_its_bundle_covers_what_was_acknowledged(
     claim: dict[str, Any], code: str
 ) -> None:
-    """Where it does, the hint says where the bundle is."""
+    """If it does, the hint has the path of the bundle."""
     async with running_daemon() as daemon:
         async with daemon.session() as wire:
             await acknowledged(wire, 1, 6)
@@ -258,7 +258,7 @@ async def test_a_finished_session_is_lost_unless_its_bundle_covers_what_was_ackn
 
 
 async def test_resume_after_loss_goes_on_in_a_new_session_where_the_whole_session_is_gone() -> None:
-    """Its manifest names the lost one."""
+    """The manifest of the new session names the lost one."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         opened = await resume(wire, "gone", acknowledged=told(10), resume_after_loss=True)
         assert (opened["type"], opened["resumed"], opened["accepted"]) == ("opened", False, 0)
@@ -272,7 +272,7 @@ async def test_resume_after_loss_goes_on_in_a_new_session_where_the_whole_sessio
 
 
 async def test_a_session_named_like_a_path_finds_no_bundle_outside() -> None:
-    """A client chooses the name."""
+    """The name is chosen by the client."""
     async with running_daemon() as daemon:
         outside = daemon.state / "bundles" / "g"
         outside.mkdir(parents=True)
@@ -282,14 +282,14 @@ async def test_a_session_named_like_a_path_finds_no_bundle_outside() -> None:
 
 
 async def test_what_was_acknowledged_needs_a_session() -> None:
-    """A claim without one would be about nothing."""
+    """A claim without a session would be about nothing."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open", "acknowledged": told(1)})
         assert (await wire.until("error"))["code"] == "bad_frame"
 
 
 async def test_a_long_last_event_id_is_refused() -> None:
-    """It would stand in the journal and in the manifest."""
+    """It would be kept in the journal and in the manifest."""
     async with running_daemon() as daemon, daemon.session() as wire:
         session = wire.opened["session"]
         async with daemon.wire() as other:
@@ -308,7 +308,7 @@ async def test_claims_write_one_frame_however_often_they_are_repeated() -> None:
 
 
 async def test_the_log_and_the_metrics_tell_of_a_loss(capfd: pytest.CaptureFixture[str]) -> None:
-    """An error line with both numbers and both ids."""
+    """An error line has both numbers and both ids."""
     async with set_back() as (daemon, session), daemon.wire() as wire:
         await resume(wire, session, acknowledged=told(10))
         text = (await daemon.ask("metrics"))["text"]
@@ -318,7 +318,7 @@ async def test_the_log_and_the_metrics_tell_of_a_loss(capfd: pytest.CaptureFixtu
 
 
 async def test_a_session_that_came_back_open_is_not_lost_where_its_finished_bundle_is_there() -> None:
-    """The journal was restored and the bundles were not: the bundle covers all that was acknowledged."""
+    """The journal was restored and the bundles were not: the bundle has all acknowledged events."""
     with short_directory() as place:
         state, copy = place / "state", place / "copy"
         async with running_daemon(STAY, state) as daemon, daemon.session() as wire:
@@ -340,7 +340,7 @@ async def test_a_session_that_came_back_open_is_not_lost_where_its_finished_bund
 
 
 async def test_a_session_of_which_nothing_was_acknowledged_goes_on_in_a_new_one() -> None:
-    """A client that may go on after a loss need not end because an empty session is gone; nothing is lost."""
+    """Nothing is lost, so a client that may go on after a loss need not end because an empty session is gone."""
     async with running_daemon() as daemon:
         async with daemon.wire() as wire:
             claim = {"events": 0}

@@ -1,4 +1,4 @@
-"""The decision log: what goes into a frame, what is kept for a client that follows, and what a tap is shown."""
+"""The decision log: the content of frames, the decisions kept for a client that follows, and those shown to a tap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Durable = list[tuple[Position, int, int]]
 
 
 class Log(JournalDecisionLog):
-    """The log of session 3, which has five decisions already, and what it has reported."""
+    """The log of session 3, which has five decisions already; it keeps its reports."""
 
     def __init__(self) -> None:
         description = msgspec.structs.replace(DESCRIPTION, constraints=Constraints(deadline=DEADLINE))
@@ -74,7 +74,7 @@ def decision(
 
 
 def test_a_frame_begins_where_the_one_before_ended() -> None:
-    """At the first decision that the journal does not hold yet; then nothing waits."""
+    """It begins at the first decision that the journal does not hold; afterwards nothing waits."""
     log = Log()
     assert log.state == (False, True)
     assert log.to_frame() is None
@@ -91,7 +91,7 @@ def test_a_frame_begins_where_the_one_before_ended() -> None:
 
 
 def test_a_frame_that_a_full_disk_refused_is_written_again_before_what_was_logged_since() -> None:
-    """The journal holds decisions in order."""
+    """The journal holds the decisions in order."""
     log = Log()
     log.log(decision("a"))
     first = log.to_frame()
@@ -114,7 +114,7 @@ def test_episodes_are_counted_by_how_they_ended() -> None:
 
 
 def test_a_refused_event_is_reported_with_its_index_in_the_session() -> None:
-    """And kept among the last ones, which a client hears again after a resume."""
+    """It is also kept among the last ones, which a client hears again after a resume."""
     log = Log()
     log.log(decision("a"))
     log.refuse("b", Refusal("bad", "too large"))
@@ -124,7 +124,7 @@ def test_a_refused_event_is_reported_with_its_index_in_the_session() -> None:
 
 
 def test_effects_that_fill_a_frame_are_divided_into_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A frame takes no further decision once its effects reach the bound; the end of the run stands behind the last one."""
+    """A frame with effects up to the bound takes no further decision; the end of the run is in the last frame."""
     monkeypatch.setattr(decision_log, "_FULL_FRAME_BYTES", 100)
     log = Log()
     log.log(decision("a", interruption="x" * 60))
@@ -140,7 +140,7 @@ def test_effects_that_fill_a_frame_are_divided_into_frames(monkeypatch: pytest.M
 
 
 def test_the_end_of_a_run_goes_with_the_decision_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one frame, be it full; a frame of the end alone would be lost by itself."""
+    """It is in the same frame, even a full one: a frame with the end alone could be lost by itself."""
     monkeypatch.setattr(decision_log, "_FULL_FRAME_BYTES", 100)
     full = Log()
     full.log(decision("a", interruption="x" * 200))
@@ -172,7 +172,7 @@ def test_an_end_before_any_decision_has_a_frame_of_its_own() -> None:
 
 
 def test_the_bytes_of_a_frame_that_is_written_wait_too() -> None:
-    """Until it is durable."""
+    """They wait until the frame is durable."""
     log = Log()
     log.log(decision("a", interruption="x" * 50))
     frame = log.to_frame()
@@ -185,14 +185,14 @@ def test_the_bytes_of_a_frame_that_is_written_wait_too() -> None:
 
 
 def test_a_failure_of_the_journal_is_passed_on() -> None:
-    """The session ends with it."""
+    """The session fails with it."""
     log, error = Log(), ErgoCaptureError("the disk is gone")
     log.on_refused(error)
     assert log.failures == [error]
 
 
 def test_decisions_that_are_followed_are_taken_once_they_are_durable() -> None:
-    """In order; None stands for a refused event."""
+    """They are in order, with None for a refused event."""
     log = Log()
     followed = [log.is_followed]
     assert log.follow(on=True) == 5
@@ -216,7 +216,7 @@ def test_decisions_that_are_followed_are_taken_once_they_are_durable() -> None:
 
 
 def test_a_client_that_follows_again_gets_what_is_not_durable() -> None:
-    """What it did not take before is durable, and it knows how to find it in the bundle."""
+    """Those not taken before are durable, and the client can find them in the bundle."""
     log = Log()
     log.follow(on=True)
     log.log(decision("a"))
@@ -233,7 +233,7 @@ def test_a_client_that_follows_again_gets_what_is_not_durable() -> None:
 
 
 def test_a_client_that_has_gone_is_kept_nothing_that_is_durable() -> None:
-    """It may be back before the rest is."""
+    """Decisions that are not durable are kept: the client may be back before they are."""
     log = Log()
     log.follow(on=True)
     log.log(decision("a"))
@@ -250,7 +250,7 @@ def test_a_client_that_has_gone_is_kept_nothing_that_is_durable() -> None:
 
 
 def test_a_listener_is_shown_as_many_decisions_as_it_asks_for() -> None:
-    """With their index, and as the bundle will hold them."""
+    """The decisions have their index, and are as in the bundle."""
     log = Log()
     shown: list[tuple[int, int, list[DecisionLogEntry]]] = []
     log.listener = lambda first, count, entries: shown.append((first, count, list(entries(2))))
@@ -264,7 +264,7 @@ def test_a_listener_is_shown_as_many_decisions_as_it_asks_for() -> None:
 
 
 def test_plain_decisions_are_listed_with_graph_deadline_and_episode() -> None:
-    """Also where they are followed, and so logged one by one."""
+    """This holds also if they are followed, and so logged one by one."""
     log = Log()
     log.follow(on=True)
     log.log_plain(events("a", "b"), 9)

@@ -1,4 +1,4 @@
-"""Runs of one session that are under way at once: what is logged when, and what a broken run costs."""
+"""Concurrent runs of one session: the order of their decisions, and the effect of a run that fails."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def engine(pipeline: int) -> PythonEngine:
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 8), (3, 3), (20, 8), (0, 1)])
 def test_the_pipeline_is_bounded_by_max_in_flight(limit: int | None, expected: int) -> None:
-    """Of none no run would ever be offered, and one must be possible."""
+    """With a limit of 0, one run must still be possible, though none is ever offered."""
     assert concurrency(engine(8), Constraints(max_in_flight=limit), None, has_egress=False) == expected
 
 
 def test_episodes_whose_intents_are_sent_run_one_after_the_other() -> None:
-    """Whatever the pipeline."""
+    """The pipeline does not matter."""
     assert concurrency(engine(8), Constraints(), None, has_egress=True) == 1
 
 
 async def test_decisions_become_durable_while_a_later_run_goes_on() -> None:
-    """A run that takes for ever holds back what comes after it, and nothing before it."""
+    """A run without an end holds back the decisions after it, and none before it."""
     text = '[shutdown]\ndrain = "20ms"\n' + process_graph(engine="pipeline = 3")
     async with running_daemon(text) as daemon, daemon.session() as wire:
         await wire.say(event("ok.1"), event("hang"), event("ok.2"))
@@ -63,7 +63,7 @@ async def test_a_run_whose_answer_comes_early_waits_for_those_before_it() -> Non
 async def test_a_defect_in_a_run_fails_the_session_with_its_type(
     pipeline: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was accepted is safe; the other sessions go on, and the events behind it are not decided."""
+    """Accepted events are safe, other sessions go on, and the events after it are not decided."""
 
     async def broken(self: PythonEngine, graph: str, event_id: str, *_: Any) -> Any:
         if event_id == "bad":
@@ -94,7 +94,7 @@ async def test_a_defect_in_a_run_fails_the_session_with_its_type(
 
 
 async def test_the_part_after_an_end_begins_with_episode_zero() -> None:
-    """With a new supervisor, and the engine is told of the next part."""
+    """It has a new supervisor, and the engine is told of the part."""
     async with (
         running_daemon(python_graph("obey") + "[rotation]\nmax_events = 2\n") as daemon,
         daemon.session(decisions=True) as wire,
@@ -110,7 +110,7 @@ async def test_the_part_after_an_end_begins_with_episode_zero() -> None:
 
 
 async def test_retries_are_counted_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every attempt is asked for; the decision holds the last one."""
+    """The engine is asked for every attempt; the decision has the last one."""
     asked: list[tuple[str, str]] = []
 
     def fail(graph: str, event_id: str, *_: Any) -> Any:
@@ -135,7 +135,7 @@ async def test_retries_are_counted_and_bounded(monkeypatch: pytest.MonkeyPatch) 
 async def test_undecided_events_whose_episodes_may_have_run_are_in_doubt_after_a_restart(
     mode: str, pipeline: int, doubtful: int
 ) -> None:
-    """As many as could be under way, where no episode may run twice; the others run."""
+    """If no episode may run twice, as many are in doubt as could be under way; the others run."""
     text = f'[session]\nin_doubt = "{mode}"\n[shutdown]\ndrain = "20ms"\n'
     with short_directory() as place:
         hanging = python_graph("obey_later", engine=f"pipeline = {pipeline}")

@@ -1,4 +1,4 @@
-"""Which bundle is the last one of a session that is over, and what of a loss it covers."""
+"""The last bundle of a session that is over, and the part of a loss that it covers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PEER = Peer(uid=7, gid=8, pid=9)
 
 
 def manifest(session: str = "s", **fields: Any) -> Manifest:
-    """Return the manifest of a session of three events; fields say what is different."""
+    """Return the manifest of a session of three events; ``fields`` replace its own."""
     usual: dict[str, Any] = {
         "format": MANIFEST_FORMAT,
         "session": session,
@@ -62,7 +62,7 @@ def write(bundles: Path, what: Manifest, name: str = "") -> Path:
 
 
 def test_the_last_final_bundle_is_the_one_with_most_events(tmp_path: Path) -> None:
-    """Over all parts and graphs; a snapshot is not final."""
+    """All parts and graphs count, but not snapshots."""
     write(tmp_path, manifest(ended="rotated", events=9))
     last = write(tmp_path, manifest(bundle="s~3.capture.json", part=3, first_event=10, events=2))
     write(tmp_path, manifest(bundle="s~2.capture.json", part=2, first_event=4, events=6, ended="interrupted"))
@@ -73,7 +73,7 @@ def test_the_last_final_bundle_is_the_one_with_most_events(tmp_path: Path) -> No
 
 
 def test_a_bundle_that_was_removed_is_not_the_last_one(tmp_path: Path) -> None:
-    """Its manifest alone proves nothing."""
+    """A manifest alone proves nothing."""
     write(tmp_path, manifest(bundle="s~2.capture.json", first_event=3)).unlink()
     first = write(tmp_path, manifest())
     found = find_finished(tmp_path, "s")
@@ -82,7 +82,7 @@ def test_a_bundle_that_was_removed_is_not_the_last_one(tmp_path: Path) -> None:
 
 
 def test_bundles_of_other_sessions_are_not_found(tmp_path: Path) -> None:
-    """Whatever their files are named; nor one that is elsewhere, nor a manifest that is none."""
+    """The names of their files do not matter; bundles elsewhere and invalid manifests are not found either."""
     write(tmp_path, manifest("s2"))
     write(tmp_path, manifest("other"), name="s")
     (tmp_path / "g" / "s.x.manifest.json").write_bytes(b"nonsense")
@@ -118,7 +118,7 @@ def test_an_opener_that_the_manifest_does_not_say_is_nobody() -> None:
 def test_a_loss_is_covered_by_the_bundles_that_hold_it(
     acknowledged: int, last: str | None, held_last: str | None, is_lost: bool
 ) -> None:
-    """As many events, and the same last one where both are known."""
+    """They must have as many events or more; at equal numbers, the last ids must be equal if both are known."""
     over = finished(first_event=10, events=2, last_event_id=held_last)
     loss = Loss(acknowledged=acknowledged, held=4, last_acknowledged=last, last_held="e4")
     left = Loss(acknowledged=acknowledged, held=12, last_acknowledged=last, last_held=held_last)
@@ -126,7 +126,7 @@ def test_a_loss_is_covered_by_the_bundles_that_hold_it(
 
 
 def test_all_events_of_a_session_that_is_gone_are_lost() -> None:
-    """It is named, because the client goes on in another one."""
+    """The loss has the session's name, because the client goes on in another session."""
     assert loss_of(Acknowledged(5, "e5"), session="s") == Loss(
         acknowledged=5, held=0, last_acknowledged="e5", session="s"
     )

@@ -1,4 +1,4 @@
-"""Bundles that are composed while their sessions run."""
+"""Bundles that are composed while their sessions are running."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUNNING = '[bundle]\ncompose = "while running"\n'
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Follow a session from its first event, event by event."""
+    """Follow a session from its first event, and compose event by event."""
     for name in ("_FEWEST_EVENTS", "_LAG_EVENTS"):
         monkeypatch.setattr(follower_module, name, 1)
     monkeypatch.setattr(follower_module, "_PAUSE", 0.005)
@@ -37,7 +37,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def only_while_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail whatever composes a bundle from its beginning."""
+    """Fail if a bundle is composed from its beginning."""
 
     def refused(job: ComposeJob) -> Any:
         raise AssertionError(f"composed at the end: {job}")
@@ -59,13 +59,13 @@ async def send(wire: Wire, first: int, count: int) -> None:
 
 
 async def until_composed(daemon: Daemon, events: int) -> None:
-    """Wait until that many events of open sessions are composed."""
+    """Wait until so many events of open sessions are composed."""
     await until(lambda: (status := follower_of(daemon).status()) is not None and status.events == events)
 
 
 @asynccontextmanager
 async def followed(text: str = RUNNING, **options: Any) -> AsyncIterator[tuple[Daemon, Wire]]:
-    """Run a daemon with a session of ten events that are composed."""
+    """Run a daemon with a session whose ten events are composed."""
     async with running_daemon(text, **options) as daemon, daemon.session() as wire:
         await send(wire, 0, 10)
         await until_composed(daemon, 10)
@@ -73,7 +73,7 @@ async def followed(text: str = RUNNING, **options: Any) -> AsyncIterator[tuple[D
 
 
 async def bundle_of(text: str, *, events: int = 13) -> bytes:
-    """Return the bundle of the same events, composed at the end."""
+    """Return the bundle of the same events when it is composed at the end."""
     async with running_daemon(text) as daemon, daemon.session() as wire:
         await send(wire, 0, events)
         await wire.say({"type": "close"})
@@ -102,7 +102,7 @@ async def test_a_close_writes_the_rest_behind_what_is_composed(layout: str, monk
 
 @pytest.mark.usefixtures("only_while_running")
 async def test_a_flush_hands_the_temporary_over_and_it_is_made_anew() -> None:
-    """A snapshot, and the last bundle after it."""
+    """The snapshot takes the temporary, and the last bundle is written to a new one."""
     async with followed() as (daemon, wire):
         await wire.say({"type": "flush"})
         flushed = await wire.until("flushed")
@@ -132,7 +132,7 @@ async def test_parts_of_a_rotated_session_are_composed_one_after_the_other() -> 
 
 
 async def test_the_stop_publishes_what_is_composed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P10: and leaves no temporary; the next start follows the session again."""
+    """P10: no temporary is left, and the next start follows the session again."""
     with short_directory() as place:
         async with running_daemon(RUNNING, place / "state") as daemon, daemon.session() as wire:
             await send(wire, 0, 10)
@@ -164,7 +164,7 @@ async def test_a_worker_that_is_killed_costs_no_event(capsys: pytest.CaptureFixt
 
 
 async def test_a_worker_that_is_killed_in_an_idle_session_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """The next step finds out."""
+    """The next step notices it."""
     async with followed() as (daemon, wire):
         worker = follower_of(daemon)._worker
         assert worker is not None
@@ -178,14 +178,14 @@ async def test_a_worker_that_is_killed_in_an_idle_session_leaves_nothing(capsys:
 
 
 class FullUntilSwept(FaultyStorage):
-    """A disk on which the journal finds room only where there are no temporaries of bundles."""
+    """A disk on which the journal finds room only when there are no temporaries of bundles."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bundles: Path | None = None
 
     def call(self, op: str, path: Path) -> None:
-        """Fail whatever needs room while there is a temporary."""
+        """Fail every call that needs room while there is a temporary."""
         if self.bundles is not None and op == "write" and list(self.bundles.rglob("*.tmp")):
             self.fail_next(op, 28)
         super().call(op, path)
@@ -222,7 +222,7 @@ async def test_a_full_disk_in_composing_ends_it_for_a_while(monkeypatch: pytest.
 
 
 async def test_the_bytes_of_temporaries_are_bounded_and_shown() -> None:
-    """What exceeds the bound is composed at the end."""
+    """Events beyond the bound are composed at the end."""
     async with running_daemon(RUNNING + 'running_bytes = "2KiB"\n') as daemon, daemon.session() as wire:
         await send(wire, 0, 10)
         await until(lambda: (status := follower_of(daemon).status()) is not None and status.bytes > 2048)
@@ -249,7 +249,7 @@ async def test_temporaries_count_as_free_space() -> None:
 
 
 async def test_a_reload_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was begun is dropped."""
+    """The bundles begun so far are dropped."""
     async with followed() as (daemon, _):
         daemon.service.reloader._reread = lambda: reloaded(daemon)
         await daemon.service.reload()
@@ -266,7 +266,7 @@ def reloaded(daemon: Daemon) -> Config:
 
 
 async def test_sessions_of_few_events_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Composing them takes a moment."""
+    """Composing them at the end takes a moment."""
     monkeypatch.setattr(follower_module, "_FEWEST_EVENTS", 11)
     async with running_daemon(RUNNING) as daemon, daemon.session() as wire:
         await send(wire, 0, 10)
@@ -278,7 +278,7 @@ async def test_sessions_of_few_events_are_not_followed(monkeypatch: pytest.Monke
 
 
 async def test_the_temporaries_of_the_daemon_itself_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bundle that is composed in a thread meanwhile gets its name."""
+    """The daemon may be composing a bundle in a thread, and the file will become that bundle."""
     async with followed() as (daemon, _):
         own = daemon.state / "bundles" / "default" / f"s.capture.json.{os.getpid()}.99.tmp"
         own.write_bytes(b"")
@@ -292,7 +292,7 @@ async def test_the_temporaries_of_the_daemon_itself_stay(monkeypatch: pytest.Mon
 
 
 async def test_a_finished_bundle_gets_its_name_though_its_worker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file is swept by nobody between the two."""
+    """Nothing sweeps the file between its completion and its renaming."""
     finish = Follower.finish
 
     async def finish_and_kill(self: Follower, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a session writes to the journal: a frame for each step, and what each of them says."""
+"""The frames that a session writes to the journal, one for each step, and their content."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Written(msgspec.Struct):
 
     @property
     def header(self) -> tuple[FrameKind, int, int]:
-        """The kind, the index and the count."""
+        """The frame's kind, index and count."""
         return self.kind, self.first, self.count
 
 
@@ -76,7 +76,7 @@ def written(daemon: Daemon) -> list[Written]:
 
 
 async def test_each_step_of_a_session_is_a_frame() -> None:
-    """A part ends with what the next one needs; the last frame says that nothing is to be published any more."""
+    """A part ends with what the next part needs; the last frame says that nothing remains to be published."""
     async with running_daemon("[rotation]\nmax_events = 2\n") as daemon, daemon.session(labels={"l": "v"}) as wire:
         (session,) = sessions_of(daemon)
         await wire.say(event("a"), event("b"))
@@ -123,7 +123,7 @@ async def test_each_step_of_a_session_is_a_frame() -> None:
 
 
 async def test_a_session_without_events_is_closed_without_a_bundle() -> None:
-    """Its client has gone; the frame says that nothing is to be published."""
+    """Its client has gone; the frame says that nothing remains to be published."""
     async with running_daemon() as daemon, daemon.session():
         (session,) = sessions_of(daemon)
         session.end("interrupted", keep_empty=False, reason="driver_io")
@@ -139,7 +139,7 @@ async def test_a_session_without_events_is_closed_without_a_bundle() -> None:
 
 
 async def test_the_end_of_an_interrupted_session_says_what_is_left_over() -> None:
-    """Which events, how many, and why."""
+    """The frame has the first of these events, their number and the reason."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
         names = ("a", "long.b", "c", "d")
         await wire.say({"type": "events", "events": [add(name)["event"] for name in names]}, {"type": "close"})
@@ -152,7 +152,7 @@ async def test_the_end_of_an_interrupted_session_says_what_is_left_over() -> Non
 
 
 async def test_a_part_that_ends_carries_the_store_and_the_count_of_refusals() -> None:
-    """The next one begins with them, also over a restart."""
+    """The next part begins with them, also after a restart."""
     async with daemon_with(text="[rotation]\nmax_events = 2\n") as daemon, daemon.session() as wire:
         await wire.say(add("a", 101), add("b", 1))
         await wire.until_ack(2, 2)
@@ -193,7 +193,7 @@ async def test_an_episode_with_intents_writes_its_outcome_and_an_ack_for_each_bu
 async def test_a_part_that_moves_forward_repeats_the_frames_that_it_begins_with(
     part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those before them are not needed any more."""
+    """The frames before them are not needed any more."""
     monkeypatch.setattr(parts, "FULL_SECONDS", 0.0)
     async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
         (session,) = sessions_of(daemon)

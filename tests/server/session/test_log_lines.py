@@ -1,4 +1,4 @@
-"""The log of sessions: each line names the session and its graph, and says what an operator does next."""
+"""Log lines of sessions name the session and its graph, and say what an operator should do next."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STORE_BOUND = '[limits]\ncontext_bytes = "1KiB"\n'
 
 @pytest.fixture
 def lines() -> Iterator[list[Any]]:
-    """Return what is logged during the test, as it goes on."""
+    """Yield the lines that are logged during the test."""
     with structlog.testing.capture_logs() as captured:
         yield captured
 
@@ -42,7 +42,7 @@ def named(lines: list[Any], name: str) -> list[dict[str, Any]]:
 
 
 async def test_a_finished_session_is_logged_with_what_it_came_to(lines: list[Any]) -> None:
-    """Refused events are among its events and not among its decisions."""
+    """Refused events count as events, and not as decisions."""
     async with daemon_with() as daemon, daemon.session() as wire:
         await wire.say(add("a", 101), add("b", 1), add("c", 1, total=1), {"type": "close"})
         await wire.until("closed")
@@ -61,7 +61,7 @@ async def test_a_finished_session_is_logged_with_what_it_came_to(lines: list[Any
 
 
 async def test_a_refused_event_is_logged_with_its_id_and_the_reason(lines: list[Any]) -> None:
-    """As a warning: the session goes on."""
+    """It is a warning, because the session goes on."""
     async with daemon_with() as daemon, daemon.session() as wire:
         await wire.say(add("a", 101), add("b", 1))
         refused = await wire.until("refused")
@@ -78,7 +78,7 @@ async def test_a_refused_event_is_logged_with_its_id_and_the_reason(lines: list[
 
 
 async def test_effects_that_the_adapter_refuses_are_logged_as_the_engines_fault(lines: list[Any]) -> None:
-    """With the event, and what the episode comes to."""
+    """The line has the event and the outcome of the episode."""
     async with daemon_with() as daemon, daemon.session() as wire:
         await wire.say(add("undeclared.a"))
         await wire.until_ack(1, 1)
@@ -95,7 +95,7 @@ async def test_effects_that_the_adapter_refuses_are_logged_as_the_engines_fault(
 
 
 async def test_an_interrupted_run_is_logged_with_the_setting_that_bounds_the_store(lines: list[Any]) -> None:
-    """And where the events are that are left over."""
+    """The line also says where the left-over events are."""
     async with daemon_with(text=STORE_BOUND) as daemon, daemon.session() as wire:
         await wire.say({"type": "events", "events": [add(name)["event"] for name in ("long.a", "b")]})
         left = await wire.until("left_over")
@@ -116,7 +116,7 @@ async def test_an_interrupted_run_is_logged_with_the_setting_that_bounds_the_sto
 async def test_an_intent_that_is_not_acknowledged_is_logged_with_its_id_and_its_channel(
     lines: list[Any], tmp_path: Path
 ) -> None:
-    """So is the interruption of the run, and the manifest names both."""
+    """The interruption of the run is logged too, and the manifest names intent and channel."""
     script = good(b=[[{"sleep_ms": 3_600_000}]])
     text = configuration(TWO, tmp_path, script).replace("500ms", "20ms")
     async with running_daemon(text) as daemon, daemon.session(graph=graph_id(TWO)) as wire:
@@ -149,7 +149,7 @@ async def test_an_intent_that_is_not_acknowledged_is_logged_with_its_id_and_its_
 
 
 async def test_a_channel_that_is_wrong_at_the_end_is_logged(lines: list[Any], tmp_path: Path) -> None:
-    """Without an intent: all of them were acknowledged."""
+    """No intent is named, because all of them were acknowledged."""
     row = ROWS["dies-after-last-ack"]
     async with running_daemon(configuration(row, tmp_path)) as daemon, daemon.session(graph=graph_id(row)) as wire:
         await wire.say(*event_lines(row), {"type": "close"})
@@ -169,7 +169,7 @@ async def test_a_channel_that_is_wrong_at_the_end_is_logged(lines: list[Any], tm
 async def test_a_channel_that_has_ended_by_itself_when_the_daemon_stops_is_not_logged(
     lines: list[Any], tmp_path: Path
 ) -> None:
-    """The session stays open, and the next start starts a new one."""
+    """The session stays open, and the next start starts a new channel."""
     row = ROWS["dies-after-last-ack"]
     async with (
         running_daemon(configuration(row, tmp_path)) as daemon,
@@ -182,7 +182,7 @@ async def test_a_channel_that_has_ended_by_itself_when_the_daemon_stops_is_not_l
 
 
 async def test_what_a_channel_writes_to_its_standard_error_is_logged(lines: list[Any], tmp_path: Path) -> None:
-    """Line by line, each with its channel."""
+    """Each line is logged with its channel."""
     script = {"a": {"start": [{"stderr": "hello\n"}, ready("alpha")]}, "b": {"start": [ready("beta")]}}
     async with running_daemon(configuration(TWO, tmp_path, script)) as daemon:
         async with daemon.session(graph=graph_id(TWO)) as wire:
@@ -200,7 +200,7 @@ async def test_what_a_channel_writes_to_its_standard_error_is_logged(lines: list
 
 
 async def test_a_snapshot_that_fails_is_logged_and_tried_again(lines: list[Any]) -> None:
-    """One that is published is not written again before there are new decisions."""
+    """A snapshot that was published is not written again until there are new decisions."""
     async with running_daemon() as daemon, daemon.session() as wire:
         in_the_way = daemon.state / "bundles" / "default"
         in_the_way.write_text("not a directory")
@@ -227,7 +227,7 @@ async def test_a_snapshot_that_fails_is_logged_and_tried_again(lines: list[Any])
 
 
 async def test_a_bundle_that_waits_for_room_is_logged_once(lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it is tried; the next time that the disk is full it is logged again."""
+    """The number of attempts does not matter; the next time that the disk is full, it is logged again."""
     monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     composer = RoomlessComposer(monkeypatch)
     async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
@@ -247,7 +247,7 @@ async def test_a_bundle_that_waits_for_room_is_logged_once(lines: list[Any], mon
 
 
 async def test_a_loss_is_logged_with_both_numbers_and_both_ids(lines: list[Any]) -> None:
-    """Of a session that is open, and of one that is gone; it says whether the client goes on."""
+    """The session may be open or gone; the line says whether the client goes on."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("a"))
         await wire.until_ack(1, 1)
@@ -279,7 +279,7 @@ async def test_a_loss_is_logged_with_both_numbers_and_both_ids(lines: list[Any])
 async def test_a_quarantined_session_that_cannot_be_set_aside_is_logged_and_kept(
     lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once: the next start tries again."""
+    """It is logged once, and the next start tries again."""
     attempts = 0
 
     def full(*_: Any) -> None:
@@ -305,7 +305,7 @@ async def test_a_quarantined_session_that_cannot_be_set_aside_is_logged_and_kept
 
 
 async def test_a_session_that_fails_is_logged_with_the_cause(lines: list[Any]) -> None:
-    """A failure of the journal is not logged again for each session, and a stop is none."""
+    """A failure of the journal is not logged again for each session, and a stop is not a failure."""
     async with running_daemon() as daemon, daemon.session() as wire, daemon.session() as other:
         (session, second) = sessions_of(daemon)
         failure = ErgoCaptureError("no part", hint="look")

@@ -1,4 +1,4 @@
-"""What a client is told when a session cannot be opened, resumed or watched: a code, a reason and what to do next."""
+"""Refusals to open, resume or watch a session give a code, a reason and what to do next."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SELF = Peer(uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
 
 
 class Connection:
-    """An owner of sessions that is told nothing."""
+    """An owner of sessions that ignores everything."""
 
     def progress(self) -> None:
         """Do nothing."""
@@ -38,7 +38,7 @@ class Connection:
 
 
 async def refused(daemon: Daemon, request: Open, peer: Peer = SELF) -> tuple[Code, str, str]:
-    """Return the code, the message and the hint with which a request is refused."""
+    """Return the code, message and hint of a refused request."""
     with pytest.raises(ProtocolError) as caught:
         await daemon.service.registry.open(request, peer, Connection())
     return caught.value.code, caught.value.message, caught.value.hint or ""
@@ -52,7 +52,7 @@ async def opened(daemon: Daemon, peer: Peer = SELF, graph: str = "default") -> S
 
 
 async def test_a_graph_that_is_not_configured_is_refused_with_the_names_of_those_that_are() -> None:
-    """In the order of the alphabet."""
+    """The names are sorted."""
     async with running_daemon("[graphs.b]\n[graphs.a]\n") as daemon:
         assert await refused(daemon, Open(graph="c")) == (
             Code.UNKNOWN_GRAPH,
@@ -79,7 +79,7 @@ async def test_a_graph_is_refused_to_a_user_who_is_not_on_its_list() -> None:
 
 
 async def test_a_session_of_another_user_is_refused_whether_it_is_open_or_over() -> None:
-    """The same words, so that nothing is learnt from them."""
+    """The words are the same, so that they reveal nothing."""
     async with running_daemon(STAY) as daemon:
         session = await opened(daemon)
         name = session.description.session
@@ -94,7 +94,7 @@ async def test_a_session_of_another_user_is_refused_whether_it_is_open_or_over()
 
 
 async def test_a_session_that_is_over_is_known_to_its_user() -> None:
-    """The manifest says who that is."""
+    """The manifest names the user."""
     async with running_daemon() as daemon:
         session = await opened(daemon, STRANGER)
         session.end("complete")
@@ -103,7 +103,7 @@ async def test_a_session_that_is_over_is_known_to_its_user() -> None:
 
 
 async def test_a_session_that_is_in_use_or_ending_is_busy() -> None:
-    """Somebody else may have it soon."""
+    """The hint is to close the other connection first, or to try again."""
     async with running_daemon() as daemon:
         session = await opened(daemon)
         name, hint = session.description.session, "close the other connection first, or try again"
@@ -159,7 +159,7 @@ async def test_a_daemon_that_stops_opens_and_resumes_nothing() -> None:
     ],
 )
 async def test_sessions_are_limited(limit: str, what: str, peer: Peer) -> None:
-    """Over all users, and for each of them; the last one that is allowed is opened."""
+    """There is a limit for all users and one for each; the last session within the limit is opened."""
     async with running_daemon(f"[limits]\n{limit} = 2\n") as daemon:
         for _ in range(2):
             await opened(daemon)
@@ -170,7 +170,7 @@ async def test_sessions_are_limited(limit: str, what: str, peer: Peer) -> None:
 
 
 async def test_only_sessions_with_channels_count_towards_their_limit(tmp_path: Path) -> None:
-    """Others are opened beside them."""
+    """Sessions without channels are opened beyond that limit."""
     text = configuration(TWO, tmp_path, good()) + "[graphs.plain]\n[limits]\nmax_egress_sessions = 1\n"
     async with running_daemon(text) as daemon:
         for graph in ("plain", graph_id(TWO), "plain"):
@@ -183,7 +183,7 @@ async def test_only_sessions_with_channels_count_towards_their_limit(tmp_path: P
 
 
 async def test_a_failed_session_is_refused_with_its_failure() -> None:
-    """Nothing would decide its events."""
+    """Nothing would decide the events of such a session."""
     async with running_daemon() as daemon:
         session = await opened(daemon)
         session.fail(ErgoCaptureError("its part cannot be published"))
@@ -196,7 +196,7 @@ async def test_a_failed_session_is_refused_with_its_failure() -> None:
 
 
 def test_a_loss_is_told_with_what_is_missing_and_both_ways_to_go_on() -> None:
-    """To the client's operator, and to a client that reads ``lost``."""
+    """The message is for the client's operator, and ``lost`` for the client."""
     error = lost_error("s", Loss(acknowledged=10, held=6, last_acknowledged="e10", last_held="e6"))
     assert (error.code, error.lost) == (Code.ACKNOWLEDGED_LOST, Lost(10, 6, "e6"))
     assert error.message == (
@@ -210,7 +210,7 @@ def test_a_loss_is_told_with_what_is_missing_and_both_ways_to_go_on() -> None:
 
 
 async def test_a_session_that_lost_the_others_events_is_not_resumed_by_another_user() -> None:
-    """A claim about a session that is open is heard only from its user."""
+    """A claim about an open session is accepted only from its user."""
     async with running_daemon() as daemon:
         session = await opened(daemon)
         session.owner = None
@@ -235,7 +235,7 @@ async def test_ids_that_find_no_memory_are_refused_with_the_limits_to_raise() ->
 
 
 async def test_events_of_a_session_whose_journal_has_failed_are_refused() -> None:
-    """Before anything is queued."""
+    """They are refused before anything is queued."""
     async with running_daemon() as daemon:
         session = await opened(daemon)
         running = daemon.service.components.running
@@ -248,7 +248,7 @@ async def test_events_of_a_session_whose_journal_has_failed_are_refused() -> Non
 
 
 async def test_a_watcher_of_nothing_is_refused_with_what_there_is() -> None:
-    """Sessions are in the status; the graphs are named."""
+    """The status has the sessions; the graphs are named in the error."""
     async with running_daemon("[graphs.b]\n[graphs.a]\n") as daemon:
         answer = await daemon.ask("tap", of="nothing")
         assert (answer["code"], answer["message"], answer["hint"]) == (
@@ -263,7 +263,7 @@ async def test_a_watcher_of_nothing_is_refused_with_what_there_is() -> None:
     [(["no one"], [], "socket.users", "user", "passwd"), ([], ["no one"], "socket.groups", "group", "group")],
 )
 def test_a_list_that_names_nobody_is_refused(users: Any, groups: Any, setting: str, what: str, database: str) -> None:
-    """With the setting, and the command that prints the names."""
+    """The error has the setting, and the command that prints the names."""
     with pytest.raises(ConfigError) as caught:
         access_of(users, groups, "socket")
     assert caught.value.message == f"configure access: `{setting}`: there is no {what} 'no one' on this host"
@@ -272,5 +272,5 @@ def test_a_list_that_names_nobody_is_refused(users: Any, groups: Any, setting: s
 
 
 def test_names_and_numbers_of_a_list_become_numbers() -> None:
-    """As the host's databases say."""
+    """The numbers are from the host's databases."""
     assert access_of(["root", 7], ["root", 8], "socket") == Access(frozenset({0, 7}), frozenset({0, 8}))

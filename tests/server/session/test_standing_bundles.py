@@ -1,4 +1,4 @@
-"""What is finished stays: restored state directories, repeated publication, stops, and the numbers of bundles."""
+"""Finished bundles stay: with restored state directories, repeated publications and stops; their numbers are unique."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def ids_of(bundle: str | Path) -> list[str]:
 
 
 def restore(backup: Path, journal: Path) -> None:
-    """Put an older journal in the place of a newer one."""
+    """Replace a journal with an older one."""
     shutil.rmtree(journal)
     shutil.copytree(backup, journal)
 
 
 async def session_that_ends(state: Path, backup: Path, *, flush: bool = False, close: bool = True) -> dict[str, Any]:
-    """Capture a, then back the journal up, then capture b and c; return what the client was told at the end."""
+    """Capture a, back up the journal, then capture b and c; return the last frame that the client got."""
     async with running_daemon(state=state) as daemon, daemon.session() as wire:
         await wire.say(event("a"))
         await wire.until_ack(1, 1)
@@ -50,7 +50,7 @@ async def session_that_ends(state: Path, backup: Path, *, flush: bool = False, c
 
 
 async def test_a_restored_journal_does_not_replace_a_finished_bundle() -> None:
-    """The newcomer has a name of its own, an error line and a finding of doctor; it is no other after another start."""
+    """The new bundle gets another name, an error line and a finding of doctor; a further start adds none."""
     with short_directory() as place:
         state, backup = place / "state", place / "backup"
         closed = await session_that_ends(state, backup)
@@ -77,7 +77,7 @@ async def test_a_restored_journal_does_not_replace_a_finished_bundle() -> None:
 
 
 async def test_a_restored_journal_does_not_replace_a_longer_snapshot() -> None:
-    """What was acknowledged and is in a snapshot only stays, until a bundle has all of it."""
+    """Acknowledged events that only the snapshot has stay there, until a bundle has all of them."""
     with short_directory() as place:
         state, backup = place / "state", place / "backup"
         flushed = await session_that_ends(state, backup, close=False)
@@ -94,7 +94,7 @@ async def test_a_restored_journal_does_not_replace_a_longer_snapshot() -> None:
 
 
 async def test_a_name_that_stands_for_a_session_finds_its_finished_bundle() -> None:
-    """Also while a restored journal has the session as open, with fewer events."""
+    """This holds even while a restored journal has the session open, with fewer events."""
     with short_directory() as place:
         state, backup = place / "state", place / "backup"
         closed = await session_that_ends(state, backup)
@@ -104,7 +104,7 @@ async def test_a_name_that_stands_for_a_session_finds_its_finished_bundle() -> N
 
 
 async def test_a_bundle_that_stands_already_is_not_written_again() -> None:
-    """Of a kill between bundle and PUBLISHED frame only the frame is left to write; whatever the style is by now."""
+    """After a kill between bundle and PUBLISHED frame only the frame is written, even if the style has changed."""
     with short_directory() as place:
         state = place / "state"
         async with running_daemon(state=state) as daemon, daemon.session() as wire:
@@ -135,7 +135,7 @@ def _without_published(journal: Path) -> None:
 
 
 async def test_the_bundle_of_a_session_that_outlives_a_stop_says_open() -> None:
-    """It goes on after the next start; only what ends is interrupted or recovered."""
+    """It goes on at the next start. Only a session that ends is interrupted or recovered."""
     with short_directory() as place:
         state = place / "state"
         async with running_daemon(state=state) as daemon, daemon.session() as wire:
@@ -148,7 +148,7 @@ async def test_the_bundle_of_a_session_that_outlives_a_stop_says_open() -> None:
 
 
 async def test_what_0_1_0_published_at_its_stop_goes_on() -> None:
-    """Its manifest says interrupted, without a number."""
+    """Its manifest says interrupted, and has no number."""
     with short_directory() as place:
         state = place / "state"
         async with running_daemon(state=state) as daemon, daemon.session() as wire:
@@ -178,7 +178,7 @@ async def capture_one(daemon: Any) -> dict[str, Any]:
 async def test_finished_bundles_are_numbered_in_the_order_of_their_publication(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Over starts and whatever the clock says; snapshots have no number."""
+    """This holds over starts and whatever the clock says; snapshots have no number."""
     with short_directory() as place:
         times = iter(["2039-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "2026-01-01T00:00:00Z"])
         monkeypatch.setattr(publisher_module, "utc_now", lambda: next(times))
@@ -196,7 +196,7 @@ async def test_finished_bundles_are_numbered_in_the_order_of_their_publication(
 
 
 async def test_a_number_is_not_given_twice_after_its_bundle_was_deleted() -> None:
-    """It is known from the PUBLISHED frame, or from the manifest of a deletion that was interrupted."""
+    """The number is in the PUBLISHED frame, or in the manifest of an interrupted deletion."""
     with short_directory() as place:
         state = place / "state"
         async with running_daemon(state=state) as daemon:
@@ -212,7 +212,7 @@ async def test_a_number_is_not_given_twice_after_its_bundle_was_deleted() -> Non
 
 
 def test_what_is_no_number_is_ignored(tmp_path: Path) -> None:
-    """A manifest that somebody changed must not use the numbers up."""
+    """A manifest that somebody changed must not use up the numbers."""
     assert greatest_sequence(tmp_path / "absent") == 0
     folder = tmp_path / "g"
     folder.mkdir()
@@ -225,7 +225,7 @@ def test_what_is_no_number_is_ignored(tmp_path: Path) -> None:
 
 
 async def test_a_failed_publication_leaves_no_gap_and_no_number_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the manifest has its name and only the sync failed, the number is taken."""
+    """If the manifest was renamed and only the sync failed, the number is taken."""
     name = "ergo_capture.bundle.writer.compose.write_bytes_atomic"
     async with running_daemon() as daemon:
 
