@@ -1,4 +1,4 @@
-"""What every object store does: a real S3 server, and a directory."""
+"""The behaviour of every object store, with a real S3 server and with a directory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(store: ObjectStore, key: str) -> bytes:
 
 @pytest.mark.parametrize("sizes", [[], [5], [100_000] * 3, [6 << 20] * 4], ids=["empty", "small", "blocks", "parts"])
 def test_what_was_put_is_read_back(store: ObjectStore, sizes: list[int]) -> None:
-    """In one request or in parts."""
+    """They are put in one request or in parts."""
     blocks = [bytes([index]) * size for index, size in enumerate(sizes)]
     store.put("a/b.json", iter(blocks), sum(sizes))
     assert read(store, "a/b.json") == b"".join(blocks)
@@ -74,7 +74,7 @@ def test_an_iterator_that_raises_leaves_no_object_and_raises_its_own_error(
 
 
 def test_an_object_that_is_not_there_is_missing(store: ObjectStore) -> None:
-    """Unlike a store that is not there."""
+    """A store that does not exist gives another error."""
     assert store.head("none") is None
     with pytest.raises(ObjectMissing, match="there is none"):
         read(store, "none")
@@ -111,20 +111,20 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_shows_no_temporaries(tmp_path: Path) -> None:
-    """A kill leaves them."""
+    """A killed writer leaves temporaries."""
     (tmp_path / "k.1.0.tmp").write_bytes(b"")
     assert list(open_store(directory_target(tmp_path)).list()) == []
 
 
 @pytest.mark.parametrize("key", ["../x", "a//b", "a/./b", ""])
 def test_a_key_does_not_lead_out_of_the_directory(tmp_path: Path, key: str) -> None:
-    """Nor to another name of the same file."""
+    """A key must not lead to another name of the same file either."""
     with pytest.raises(ObjectMissing, match="not a key"):
         open_store(directory_target(tmp_path)).put(key, [b""], 0)
 
 
 def test_a_full_disk_is_away_and_leaves_the_object_as_it_was(tmp_path: Path) -> None:
-    """There is room again one day."""
+    """The error is a temporary one: there may be room later."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("cannot mount a small disk")
@@ -146,7 +146,7 @@ def test_a_full_disk_is_away_and_leaves_the_object_as_it_was(tmp_path: Path) -> 
     "identity", [("writer", "wrong"), ("nobody", "nobodys-secret"), READER], ids=["secret", "key", "rights"]
 )
 def test_wrong_credentials_are_refused_by_the_servers_word(s3: Seaweed, identity: tuple[str, str]) -> None:
-    """They stay wrong until somebody changes them."""
+    """They stay wrong until somebody changes them, so the error is not a temporary one."""
     store = open_store(s3.target("refused", identity))
     with pytest.raises(StoreRefused, match=r"SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied") as caught:
         store.put("k", [b"x"], 1)
@@ -154,7 +154,7 @@ def test_wrong_credentials_are_refused_by_the_servers_word(s3: Seaweed, identity
 
 
 def test_a_bucket_that_is_not_there_is_refused(s3: Seaweed) -> None:
-    """The client calls it a file that is not found."""
+    """The client's own error is that a file is not found."""
     store = open_store(s3.target("x", bucket="nowhere"))
     for act in (lambda: store.put("k", [b"x"], 1), lambda: list(store.list()), lambda: read(store, "k")):
         with pytest.raises(StoreRefused, match="NoSuchBucket"):
@@ -162,7 +162,7 @@ def test_a_bucket_that_is_not_there_is_refused(s3: Seaweed) -> None:
 
 
 def test_a_server_that_is_not_there_is_away(s3: Seaweed) -> None:
-    """After few attempts: the caller has a back-off of its own."""
+    """There are few attempts, because the caller has a back-off of its own."""
     store = open_store(s3.target("x", endpoint="http://127.0.0.1:9"))
     with pytest.raises(StoreAway, match=r"no answer \(connect\)"):
         store.put("k", [b"x"], 1)
@@ -190,7 +190,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
 
 
 def test_opening_a_directory_needs_no_extra(tmp_path: Path) -> None:
-    """Nor does importing the package."""
+    """Importing the package needs none either."""
     code = f"import sys; sys.modules['obstore'] = None\nfrom ergo_capture.objects.opening import *\nopen_store(TargetConfig(url={tmp_path.as_uri()!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -211,7 +211,7 @@ def test_credentials_are_lines_of_a_file_that_systemd_hands_over(
     ("content", "reason"), [(None, "No such file"), (b"secret\n", "line 1 "), (b"\xff", "not UTF-8")]
 )
 def test_credentials_that_cannot_be_used_are_not_quoted(tmp_path: Path, content: bytes | None, reason: str) -> None:
-    """The log is no place for a secret."""
+    """The log must not have secrets."""
     path = tmp_path / "c"
     if content is not None:
         path.write_bytes(content)
@@ -221,14 +221,14 @@ def test_credentials_that_cannot_be_used_are_not_quoted(tmp_path: Path, content:
 
 
 def test_a_certificate_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    """Before anything is sent."""
+    """This is found before anything is sent."""
     pytest.importorskip("obstore")
     with pytest.raises(StoreRefused, match="No such file"):
         open_store(TargetConfig(url="s3://b", region="us-east-1", ca_file=str(tmp_path / "none")))
 
 
 def test_a_url_takes_the_settings_of_the_target_that_it_begins_with() -> None:
-    """The longest one; without one the environment's."""
+    """The longest URL wins; without a match, the settings are those of the environment."""
     targets = parse(
         '[ship.targets.a]\nurl = "s3://b/"\n[ship.targets.p]\nurl = "s3://b/p"\nregion = "r"\n', "test"
     ).ship.targets

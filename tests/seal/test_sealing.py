@@ -1,4 +1,4 @@
-"""A daemon with a key seals what it publishes, and buries what it deletes."""
+"""A daemon with a key seals the bundles that it publishes, and signs tombstones of those that it deletes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sealing(tmp_path: Path, more: str = "") -> str:
 
 
 async def capture(place: Path, text: str, sessions: int, events: int = 2) -> None:
-    """Run a daemon, and close sessions one after the other."""
+    """Run a daemon, and close so many sessions one after the other."""
     async with running_daemon(text, place / "state") as daemon:
         for _ in range(sessions):
             async with daemon.session(graph="default") as wire:
@@ -52,7 +52,7 @@ def chain_of(place: Path, key: SealKey) -> ChainReport:
 
 
 def numbered(place: Path, suffix: str) -> dict[int, Path]:
-    """Return the files beside bundles of that suffix, by the number of the bundle."""
+    """Return the files with this suffix beside bundles, by the number of the bundle."""
     found = {}
     for manifest in (place / "state" / "bundles").rglob(f"*{MANIFEST_SUFFIX}"):
         path = manifest.with_name(manifest.name.removesuffix(MANIFEST_SUFFIX) + suffix)
@@ -62,7 +62,7 @@ def numbered(place: Path, suffix: str) -> dict[int, Path]:
 
 
 async def test_every_finished_bundle_is_sealed_in_the_order_of_publication(tmp_path: Path, key: SealKey) -> None:
-    """Parts of a session and sessions of other daemons after it, all in one chain."""
+    """Parts of a session, and a session of a later daemon, are in one chain."""
     async with running_daemon(sealing(tmp_path, "rotation.max_events = 2"), tmp_path / "state") as daemon:
         for _ in range(2):
             async with daemon.session(graph="default", decisions=True) as wire:
@@ -76,7 +76,7 @@ async def test_every_finished_bundle_is_sealed_in_the_order_of_publication(tmp_p
 
 
 async def test_a_snapshot_is_not_sealed(tmp_path: Path, key: SealKey) -> None:
-    """Its manifest is replaced by the next one."""
+    """Its manifest will be replaced."""
     async with running_daemon(sealing(tmp_path), tmp_path / "state") as daemon, daemon.session(graph="default") as wire:
         await wire.say(event("e0"), {"type": "flush"})
         await wire.until("flushed")
@@ -93,7 +93,7 @@ async def test_without_a_key_nothing_is_sealed(tmp_path: Path) -> None:
 
 
 async def test_a_manifest_that_a_crash_left_without_a_seal_is_sealed_first(tmp_path: Path, key: SealKey) -> None:
-    """Before the next bundle, in its place of the chain."""
+    """It is sealed before the next bundle, at its place in the chain."""
     await capture(tmp_path, sealing(tmp_path), sessions=4)
     seals = numbered(tmp_path, SEAL_SUFFIX)
     for number in (3, 4):
@@ -103,14 +103,14 @@ async def test_a_manifest_that_a_crash_left_without_a_seal_is_sealed_first(tmp_p
 
 
 async def test_bundles_from_before_the_key_are_not_in_the_chain(tmp_path: Path, key: SealKey) -> None:
-    """It begins with the first one that is published with it."""
+    """The chain begins with the first bundle that is published with the key."""
     await capture(tmp_path, "", sessions=2)
     await capture(tmp_path, sealing(tmp_path), sessions=2)
     assert chain_of(tmp_path, key) == ChainReport((), 2, 0, 3, 4, is_whole=True)
 
 
 async def test_another_key_goes_on_with_the_chain(tmp_path: Path, key: SealKey) -> None:
-    """One that the first key endorsed is trusted with it."""
+    """The first key endorsed it, so whoever trusts the first trusts it too."""
     await capture(tmp_path, sealing(tmp_path), sessions=2)
     write_key(tmp_path / "seal.key", generate_key(key))
     await capture(tmp_path, sealing(tmp_path), sessions=2)
@@ -118,7 +118,7 @@ async def test_another_key_goes_on_with_the_chain(tmp_path: Path, key: SealKey) 
 
 
 async def test_retention_leaves_a_signed_tombstone(tmp_path: Path, key: SealKey) -> None:
-    """What it deleted is not missed; what somebody else deleted is."""
+    """A bundle that retention deleted is not missed; one that somebody else deleted is."""
     await capture(tmp_path, sealing(tmp_path), sessions=5)
     async with running_daemon(sealing(tmp_path, "retention.max_bundles = 3"), tmp_path / "state") as daemon:
         with anyio.fail_after(PATIENCE):
@@ -133,7 +133,7 @@ async def test_retention_leaves_a_signed_tombstone(tmp_path: Path, key: SealKey)
 
 
 async def test_a_tombstone_that_cannot_be_written_keeps_its_bundle(tmp_path: Path, key: SealKey) -> None:
-    """It would look as if it had been taken away."""
+    """Without a tombstone the bundle would seem to have been taken away."""
     await capture(tmp_path, sealing(tmp_path), sessions=3)
     (tmp_path / "state" / "bundles" / TOMBSTONES).mkdir()
     async with running_daemon(sealing(tmp_path, "retention.max_bundles = 1"), tmp_path / "state") as daemon:
@@ -143,7 +143,7 @@ async def test_a_tombstone_that_cannot_be_written_keeps_its_bundle(tmp_path: Pat
 
 
 def prune_command(tmp_path: Path, daemon_socket: Path) -> list[str]:
-    """Write the configuration of a daemon that was started with ``--socket``; return a command that asks that one."""
+    """Write the configuration of a daemon started with ``--socket``; return a command line that asks this daemon."""
     path = tmp_path / "config.toml"
     path.write_text(sealing(tmp_path))
     options = ["--config", str(path), "--state-dir", str(tmp_path / "state"), "--socket", str(daemon_socket)]
@@ -151,7 +151,7 @@ def prune_command(tmp_path: Path, daemon_socket: Path) -> list[str]:
 
 
 async def test_the_command_has_the_running_daemon_sign_or_refuses(tmp_path: Path, key: SealKey) -> None:
-    """The key is the daemon's."""
+    """Only the daemon has the key."""
     async with running_daemon(sealing(tmp_path), tmp_path / "state") as daemon:
         for _ in range(3):
             async with daemon.session(graph="default") as wire:
@@ -169,7 +169,7 @@ async def test_the_command_has_the_running_daemon_sign_or_refuses(tmp_path: Path
 
 
 async def test_the_daemon_buries_bundles_of_its_own_only(tmp_path: Path, key: SealKey) -> None:
-    """Whoever may use its control socket cannot have it sign anything else."""
+    """Users of its control socket cannot have it sign anything else."""
     async with running_daemon(sealing(tmp_path), tmp_path / "state") as daemon:
         answer = await daemon.ask("bury", bundle=str(tmp_path / "x" / "y.capture.json"), reason="")
         assert (answer["type"], answer["code"]) == ("error", "forbidden")
@@ -184,7 +184,7 @@ async def test_the_daemon_buries_bundles_of_its_own_only(tmp_path: Path, key: Se
 async def test_verify_checks_the_chain_of_a_directory(
     tmp_path: Path, key: SealKey, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 1 where something is wrong with it, though every bundle is sound."""
+    """The exit code is 1 if the chain is wrong, though every bundle is sound."""
     await capture(tmp_path, sealing(tmp_path), sessions=3)
     bundles = str(tmp_path / "state" / "bundles")
 
@@ -194,7 +194,7 @@ async def test_verify_checks_the_chain_of_a_directory(
 
     code, out = await anyio.to_thread.run_sync(verify, str(tmp_path / "state"))
     assert (code, "seals: ok, 3 sealed" in out) == (0, True)
-    # Of one graph's directory, or of a flat one, every bundle's seal.
+    # For the directory of one graph, or a flat one, the seal of each bundle is printed.
     code, out = await anyio.to_thread.run_sync(verify, str(tmp_path / "state" / "bundles" / "default"))
     assert (code, out.count(".capture.json: seal: ok")) == (0, 3)
     code, out = await anyio.to_thread.run_sync(verify, bundles)
@@ -214,7 +214,7 @@ async def test_verify_checks_the_chain_of_a_directory(
 async def test_a_directory_whose_seals_were_all_taken_away_is_not_right(
     tmp_path: Path, key: SealKey, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Seals were asked for."""
+    """The option says that there should be seals."""
     await capture(tmp_path, sealing(tmp_path), sessions=2)
     for seal in numbered(tmp_path, SEAL_SUFFIX).values():
         seal.unlink()
@@ -250,7 +250,7 @@ def test_keygen_without_its_directory_says_so(tmp_path: Path, capfd: pytest.Capt
 def test_config_check_reads_the_key(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that the daemon would refuse is found before it starts; a credential of the unit is not seen, which it says."""
+    """It finds a key that the daemon would refuse, and says that it does not see the unit's credentials."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     path, config = tmp_path / "seal.key", tmp_path / "capture.toml"
@@ -273,7 +273,7 @@ def test_config_check_reads_the_key(
 def test_a_public_key_is_read_first(
     command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is empty, as a variable that is not set, is wrong usage; the content of a private key is not printed."""
+    """An empty key, as of an unset variable, is wrong usage; a private key is not printed."""
     monkeypatch.chdir(tmp_path)
     private = generate_key()
     write_key(tmp_path / "seal.key", private)
@@ -296,7 +296,7 @@ def test_a_public_key_is_read_first(
     ],
 )
 def test_what_is_no_key_is_refused(tmp_path: Path, text: bytes | None, mode: int, reason: str) -> None:
-    """The message holds nothing of it."""
+    """The message holds nothing of its content."""
     path = tmp_path / "seal.key"
     if text is not None:
         path.write_bytes(text)
@@ -308,7 +308,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path, text: bytes | None, mode: int
 
 @pytest.mark.parametrize("text", ["", "12", "g" * 64, "/nonexistent"])
 def test_what_is_no_public_key_is_refused(tmp_path: Path, text: str) -> None:
-    """On the command line, or in a file."""
+    """It may be on the command line or in a file."""
     with pytest.raises(ErgoCaptureError, match="read public key"):
         read_public_key(text)
     path = tmp_path / "public"
@@ -318,7 +318,7 @@ def test_what_is_no_public_key_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With the command that installs it."""
+    """The error has the command that installs it."""
     import sys
 
     for name in [*sys.modules]:

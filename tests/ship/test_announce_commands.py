@@ -1,4 +1,4 @@
-"""What the commands say of announcements, and what the configuration may say."""
+"""The output of commands about announcements, and the validation of their settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def announcing(directory: Path, url: str) -> Place:
 
 
 def test_once_ships_and_announces_and_status_says_what_waits(tmp_path: Path, server: NatsServer) -> None:
-    """With exit code 1 while something waits."""
+    """The exit code is 1 while something waits."""
     place = announcing(tmp_path, server.url)
     server.kill()
     said = place.run("ship", "once", code=1)
@@ -56,7 +56,7 @@ def test_once_ships_and_announces_and_status_says_what_waits(tmp_path: Path, ser
 
 
 def test_put_announces_too(tmp_path: Path, server: NatsServer) -> None:
-    """Once."""
+    """Each bundle is announced once."""
     place = announcing(tmp_path, server.url)
     path = store(tmp_path / "salvaged", "rescued", ended="salvaged")
     assert place.run("ship", "put", str(path)).splitlines()[-1] == "announced 1 bundle"
@@ -66,7 +66,7 @@ def test_put_announces_too(tmp_path: Path, server: NatsServer) -> None:
 
 
 def test_check_looks_at_the_stream(tmp_path: Path, server: NatsServer) -> None:
-    """With exit code 1 where nothing can be announced."""
+    """The exit code is 1 if nothing can be announced."""
     place = announcing(tmp_path, server.url)
     assert place.run("ship", "check").splitlines()[-4:] == [
         "announcements: ergo.bundles",
@@ -79,7 +79,7 @@ def test_check_looks_at_the_stream(tmp_path: Path, server: NatsServer) -> None:
 
 
 def test_a_bundle_that_must_be_shipped_is_deleted_only_once_it_is_announced(tmp_path: Path, server: NatsServer) -> None:
-    """Its announcement would be lost with its receipt."""
+    """If it were deleted earlier, its announcement would be lost with its receipt."""
     place = announcing(tmp_path, server.url)
     retention = '[retention]\nshipped_to = ["archive"]\nmax_bundles = 1\n'
     place.config.write_text(place.config.read_text() + retention)
@@ -95,7 +95,7 @@ def test_a_bundle_that_must_be_shipped_is_deleted_only_once_it_is_announced(tmp_
 
 @pytest.mark.parametrize("package", ["nats", "nkeys"])
 def test_a_missing_extra_is_named(tmp_path: Path, package: str) -> None:
-    """At the start of the service, and by `config check`."""
+    """The service fails at its start, and `config check` says it."""
     place = announcing(tmp_path, "nats://127.0.0.1:1")
     (tmp_path / "lib" / package).mkdir(parents=True)
     (tmp_path / "lib" / package / "__init__.py").write_text("raise ImportError('none')")
@@ -127,7 +127,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, package: str) -> None:
     ],
 )
 def test_an_invalid_setting_is_refused(text: str, part: str) -> None:
-    """Each with its name; a password is not repeated."""
+    """The error names the setting, and does not repeat a password."""
     with pytest.raises(ConfigError) as caught:
         parse(f"[ship.announce]\n{text}\n", "test")
     assert part in caught.value.message
@@ -135,7 +135,7 @@ def test_an_invalid_setting_is_refused(text: str, part: str) -> None:
 
 
 def test_config_check_warns_of_announcements_that_cannot_be_or_are_in_the_clear(tmp_path: Path) -> None:
-    """Without a target nothing is shipped, and so nothing announced; a password needs TLS, but for loopback."""
+    """Without a target nothing is shipped or announced; a password needs TLS, except on loopback."""
     config = tmp_path / "config.toml"
 
     def warned(text: str) -> str:

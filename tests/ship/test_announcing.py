@@ -1,4 +1,4 @@
-"""Announcements of shipped bundles in a real stream: none lost, none false, whatever is down or killed."""
+"""Announcements of shipped bundles in a real stream: none is lost, none is false, whatever is down or killed."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def lines() -> Iterator[list[Any]]:
 
 
 def named(lines: list[Any], *names: str) -> list[str]:
-    """Return the lines of some names, in their order."""
+    """Return the lines with these names, in order."""
     return [line["event"] for line in lines if line["event"] in names]
 
 
 def announcer_to(url: str, target: TargetConfig, state: Path, **settings: Any) -> Announcer:
-    """Return an announcer that looks and tries again soon."""
+    """Return an announcer that looks and retries soon."""
     announce = AnnounceConfig(servers=(url,), **({"timeout": Duration(PATIENCE * 10**9)} | settings))
     ship = ShipConfig(
         interval=Duration(100_000_000),
@@ -108,7 +108,7 @@ def marks(state: Path) -> list[str]:
 
 
 async def once(announcer: Announcer) -> Announcer:
-    """Look, and announce what is due."""
+    """Look for bundles, and announce those that are due."""
     await announcer.look()
     await announcer.announce_due()
     return announcer
@@ -120,7 +120,7 @@ def manifests_of(state: Path) -> list[str]:
 
 
 async def test_every_shipped_bundle_is_announced_once(tmp_path: Path, server: NatsServer) -> None:
-    """With the manifest's hash as the id, and in the body all that finds the bundle; what is not shipped is not."""
+    """The message's id is the manifest's hash, and its body locates the bundle; unshipped ones are not announced."""
     await server.make_stream()
     target = await ship(tmp_path, 4)
     store(tmp_path, "not-shipped")
@@ -168,7 +168,7 @@ def _session(bundle: Path) -> str:
 
 
 async def test_a_bundle_that_is_published_again_is_announced_again(tmp_path: Path, server: NatsServer) -> None:
-    """It is another one; what did not change is not said again, also where another store gets it."""
+    """It has another manifest. An unchanged bundle is not announced again, even if another store gets it."""
     await server.make_stream()
     target = await ship(tmp_path, 2)
     announcer = await once(announcer_to(server.url, target, tmp_path))
@@ -194,7 +194,7 @@ async def test_a_bundle_that_is_published_again_is_announced_again(tmp_path: Pat
 
 
 async def test_another_subject_has_everything_announced_there(tmp_path: Path, server: NatsServer) -> None:
-    """As a target that is elsewhere gets everything."""
+    """A new target is likewise sent everything."""
     await server.make_stream("ergo.bundles.>", "other.>")
     target = await ship(tmp_path, 2)
     await once(announcer_to(server.url, target, tmp_path))
@@ -220,7 +220,7 @@ def test_the_name_of_a_graph_becomes_one_token() -> None:
 async def test_announcements_wait_while_the_server_is_down_and_shipping_goes_on(
     tmp_path: Path, server: NatsServer, lines: list[Any]
 ) -> None:
-    """One line tells of the beginning, one of the end; no receipt is marked before."""
+    """The log has one line at the beginning and one at the end; no receipt is marked before."""
     await server.make_stream()
     server.kill()
     target = await ship(tmp_path, 3)
@@ -242,7 +242,7 @@ async def test_announcements_wait_while_the_server_is_down_and_shipping_goes_on(
 
 
 class Relay:
-    """A relay on loopback that stops passing on what the server says once the client has published something."""
+    """A relay on loopback that drops the server's answers once the client has published something."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -309,7 +309,7 @@ async def test_a_server_killed_before_its_acknowledgement_arrives_has_each_messa
 async def test_a_server_that_hangs_is_given_up_after_the_timeout(
     tmp_path: Path, server: NatsServer, lines: list[Any]
 ) -> None:
-    """Whether it hangs before the connection or after; when it goes on, everything arrives."""
+    """It may hang before or after the connection; when it goes on, everything arrives."""
     await server.make_stream()
     target = await ship(tmp_path, 2)
     server.pause()
@@ -322,7 +322,7 @@ async def test_a_server_that_hangs_is_given_up_after_the_timeout(
 
 
 async def test_a_stop_does_not_wait_for_a_server_that_hangs(tmp_path: Path, server: NatsServer) -> None:
-    """The service ends its tasks after seconds; closing the connection is bounded too."""
+    """The service ends its tasks within seconds; closing the connection is bounded too."""
     await server.make_stream()
     target = await ship(tmp_path, 2)
     async with relay_to(server.port) as relay:
@@ -339,7 +339,7 @@ async def test_a_stop_does_not_wait_for_a_server_that_hangs(tmp_path: Path, serv
 async def test_a_kill_between_acknowledgement_and_mark_repeats_the_announcement(
     tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mark is last; the stream drops the repetition within its window, and has it twice without one."""
+    """The mark comes last. The stream drops the repetition within its window, and has it twice otherwise."""
     await server.make_stream(window=PATIENCE * 10)
     target = await ship(tmp_path, 2)
 
@@ -357,7 +357,7 @@ async def test_a_kill_between_acknowledgement_and_mark_repeats_the_announcement(
 
 
 async def test_a_receipt_that_changed_meanwhile_is_not_marked(tmp_path: Path, server: NatsServer) -> None:
-    """An audit deleted one, another was written again: the mark says what was announced, and nothing else."""
+    """An audit deleted one receipt, another was written anew; a mark names exactly what was announced."""
     await server.make_stream()
     target = await ship(tmp_path, 2)
     announcer = announcer_to(server.url, target, tmp_path)
@@ -375,7 +375,7 @@ async def test_a_receipt_that_changed_meanwhile_is_not_marked(tmp_path: Path, se
 async def test_one_graph_without_a_stream_does_not_keep_the_others(
     tmp_path: Path, server: NatsServer, lines: list[Any]
 ) -> None:
-    """Its bundles wait, with one line, until a stream takes their subject."""
+    """The bundles of that graph wait, with one line, until a stream takes their subject."""
     await server.make_stream("ergo.bundles.g")
     store(tmp_path, "X1", graph="other")
     store(tmp_path, "X2", graph="other")
@@ -390,7 +390,7 @@ async def test_one_graph_without_a_stream_does_not_keep_the_others(
 
 
 async def test_a_full_stream_refuses_and_the_announcements_wait(tmp_path: Path, server: NatsServer) -> None:
-    """Its own words are told."""
+    """The log has the stream's own words."""
     import nats
     from nats.js.api import DiscardPolicy, StreamConfig
 
@@ -424,7 +424,7 @@ def credentials(place: Path, **values: Any) -> str:
 
 
 async def test_wrong_credentials_are_refused_until_the_file_is_replaced(tmp_path: Path, lines: list[Any]) -> None:
-    """It is read again for each attempt; nothing in the log tells the password."""
+    """The file is read again for each attempt, and the log does not contain the password."""
     with nats_server(USERS) as server:
         await server.make_stream(**ADMIN)
         target = await ship(tmp_path, 2)
@@ -443,7 +443,7 @@ async def test_wrong_credentials_are_refused_until_the_file_is_replaced(tmp_path
 
 
 async def test_a_user_who_may_not_publish_is_refused_by_name_of_the_subject(tmp_path: Path) -> None:
-    """The server does not answer such a message; it tells so beside."""
+    """The server does not answer such a message, and reports the error separately."""
     with nats_server(USERS) as server:
         await server.make_stream(**ADMIN)
         target = await ship(tmp_path, 1)
@@ -461,7 +461,7 @@ async def test_a_user_who_may_not_publish_is_refused_by_name_of_the_subject(tmp_
 async def test_a_file_of_credentials_that_cannot_be_used_is_named(
     tmp_path: Path, server: NatsServer, text: str | None, part: str
 ) -> None:
-    """And nothing is announced without them."""
+    """Nothing is announced without credentials."""
     path = tmp_path / "nats.credentials"
     if text is not None:
         path.write_text(text)
@@ -487,7 +487,7 @@ def _jwt(claims: dict[str, Any], signer: Any) -> str:
 
 @contextmanager
 def operated_server() -> Iterator[tuple[NatsServer, Callable[[], str]]]:
-    """Run a server in operator mode; yield it, and what makes the text of a user's .creds file."""
+    """Run a server in operator mode; yield it and a function that returns the text of a user's .creds file."""
     import secrets
 
     import nkeys
@@ -528,7 +528,7 @@ def operated_server() -> Iterator[tuple[NatsServer, Callable[[], str]]]:
 async def test_a_creds_file_from_the_directory_of_credentials_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `nsc` writes it and LoadCredential= hands it over."""
+    """The file is as `nsc` writes it and as LoadCredential= passes it."""
     pytest.importorskip("nkeys")
     with operated_server() as (server, creds):
         (tmp_path / "announce.creds").write_text(creds())
@@ -545,7 +545,7 @@ async def test_a_creds_file_from_the_directory_of_credentials_is_used(
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """Return a certificate of 127.0.0.1 that signed itself; its key is beside it."""
+    """Return a self-signed certificate of 127.0.0.1; its key is beside it."""
     path = tmp_path / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-keyout", str(tmp_path / "key.pem"), "-out", str(path), "-days", "2", "-subj", "/CN=127.0.0.1"]
@@ -558,7 +558,7 @@ def certificate(tmp_path: Path) -> Path:
 
 
 async def test_over_tls_only_a_server_of_the_named_authority_is_told(tmp_path: Path, certificate: Path) -> None:
-    """Another one is refused, before anything secret is sent."""
+    """Another server is refused before anything secret is sent."""
     with nats_server(f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}') as server:
         import ssl
 
@@ -575,7 +575,7 @@ async def test_over_tls_only_a_server_of_the_named_authority_is_told(tmp_path: P
 
 
 async def test_with_tls_nothing_is_sent_to_a_server_without(tmp_path: Path) -> None:
-    """Neither credentials nor announcements: somebody between could say that there is no TLS."""
+    """Neither credentials nor announcements are sent: an intermediary could claim that there is no TLS."""
     heard = bytearray()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -601,7 +601,7 @@ async def test_with_tls_nothing_is_sent_to_a_server_without(tmp_path: Path) -> N
 
 
 async def test_the_first_server_that_answers_is_told(tmp_path: Path, server: NatsServer) -> None:
-    """A list is for those that are down."""
+    """The other servers of the list are for failures."""
     await server.make_stream()
     target = await ship(tmp_path, 1)
     announcer = announcer_to("nats://127.0.0.1:1", target, tmp_path)
@@ -613,13 +613,13 @@ async def test_the_first_server_that_answers_is_told(tmp_path: Path, server: Nat
 
 
 async def findings(server: NatsServer, *graphs: str, **settings: Any) -> list[tuple[str, bool]]:
-    """Return what was found."""
+    """Return the findings of a check."""
     announce = AnnounceConfig(servers=(server.url,), **settings)
     return [(each.text, each.is_failure) async for each in probe_stream(announce, graphs or ("default",))]
 
 
 async def test_check_says_what_the_stream_is_like(tmp_path: Path, server: NatsServer) -> None:
-    """Whether it takes each graph, and how long it knows ids."""
+    """It says for each graph whether the stream takes it, and how long the stream knows ids."""
     assert (await findings(server))[1] == (
         f"look for the stream of 'ergo.bundles.default' at {server.url}: no stream takes that subject",
         True,
@@ -670,7 +670,7 @@ def test_a_shipper_killed_between_receipt_and_announcement_announces_at_its_next
 
 
 def test_shipper_and_server_killed_at_random_lose_nothing(tmp_path: Path, server: NatsServer) -> None:
-    """Every bundle is in the stream exactly once, as no repetition comes later than its window."""
+    """Every bundle is in the stream exactly once, if no repetition comes after the window."""
     asyncio.run(server.make_stream(window=3600))
     target = directory_target(tmp_path / "store")
     with ship_process(tmp_path, tmp_path, announce_table(server) + table_of(target)) as service:
@@ -691,7 +691,7 @@ def test_shipper_and_server_killed_at_random_lose_nothing(tmp_path: Path, server
 
 
 def test_the_service_stops_within_seconds_though_the_server_hangs(tmp_path: Path, server: NatsServer) -> None:
-    """What was not acknowledged waits in the receipts."""
+    """Announcements without an acknowledgement wait in the receipts."""
     target = directory_target(tmp_path / "store")
     fill(tmp_path, 1)
     server.pause()

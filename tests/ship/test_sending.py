@@ -1,4 +1,4 @@
-"""One bundle and one store: the order of steps, and what ends them."""
+"""Sending one bundle to one store: the order of the steps, and what ends them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ergo_capture.storage.write_error import CaptureWriteError
 
 
 class Recorded(DirectoryStore):
-    """A directory that remembers what was written."""
+    """A directory store that notes the keys that are written."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -51,7 +51,7 @@ def receipts(state: Path) -> list[str]:
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_bundle_its_manifest_and_the_receipt_are_written_in_that_order(tmp_path: Path, compress: bool) -> None:
-    """A reader who sees a manifest in the store finds the whole bundle."""
+    """A reader who finds a manifest in the store also finds the whole bundle."""
     store(tmp_path, "S", compress=compress)
     sender = sender_to(tmp_path / "store", Recorded)
     sent = sender.send(one(tmp_path))
@@ -82,7 +82,7 @@ def test_a_file_that_is_not_what_its_manifest_says_leaves_nothing_in_the_store(t
 
 
 def test_a_bundle_that_is_published_again_while_it_is_sent_gets_no_receipt(tmp_path: Path) -> None:
-    """What the store has is right, and no longer what is here."""
+    """The store has the old bundle, which is sound but not the current one."""
 
     class Republished(DirectoryStore):
         def put(self, key: str, blocks: Iterable[bytes], size: int) -> None:
@@ -96,7 +96,7 @@ def test_a_bundle_that_is_published_again_while_it_is_sent_gets_no_receipt(tmp_p
 
 
 def test_a_bundle_that_is_pruned_while_it_is_sent_gets_no_receipt(tmp_path: Path) -> None:
-    """A receipt without a bundle would be rubbish that nobody deletes."""
+    """A receipt without a bundle would never be deleted."""
 
     class Pruned(DirectoryStore):
         def put(self, key: str, blocks: Iterable[bytes], size: int) -> None:
@@ -111,7 +111,7 @@ def test_a_bundle_that_is_pruned_while_it_is_sent_gets_no_receipt(tmp_path: Path
 
 
 def test_a_bundle_that_is_gone_is_changed(tmp_path: Path) -> None:
-    """Between the look and the sending."""
+    """It was deleted between the look and the sending."""
     path = store(tmp_path, "S")
     bundle = one(tmp_path)
     path.unlink()
@@ -120,7 +120,7 @@ def test_a_bundle_that_is_gone_is_changed(tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_was_compressed_since_is_sent_as_it_is(tmp_path: Path) -> None:
-    """Its key is the hash of the file; its text is compared with the manifest first."""
+    """Its key is the hash of the file; first its text is compared with the manifest."""
     path = store(tmp_path, "S")
     compressed = path.with_name(path.name + ".zst")
     compressed.write_bytes(zstandard.compress(path.read_bytes()))
@@ -136,7 +136,7 @@ def test_a_bundle_that_was_compressed_since_is_sent_as_it_is(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("verify", ["read", "head"])
 def test_a_store_that_gives_back_something_else_differs(tmp_path: Path, verify: Any) -> None:
-    """By its bytes, or by its size where it is not read."""
+    """Its bytes differ, or its size if it is not read."""
 
     class Forgetful(DirectoryStore):
         def put(self, key: str, blocks: Iterable[bytes], size: int) -> None:
@@ -151,7 +151,7 @@ def test_a_store_that_gives_back_something_else_differs(tmp_path: Path, verify: 
 
 
 def test_after_a_failure_the_store_is_asked_before_the_bundle_is_sent_again(tmp_path: Path) -> None:
-    """A lost answer costs one question and no upload; what is there is verified all the same."""
+    """After a lost answer there is one request and no upload; the object is verified nevertheless."""
     path = store(tmp_path, "S")
     sender = sender_to(tmp_path / "store", Recorded)
     assert isinstance(sender.store, Recorded)
@@ -165,7 +165,7 @@ def test_after_a_failure_the_store_is_asked_before_the_bundle_is_sent_again(tmp_
 
 
 def test_an_object_of_yesterday_is_written_again(tmp_path: Path) -> None:
-    """The bucket's rule would otherwise delete it by the days of its first writing."""
+    """Otherwise a lifecycle rule of the bucket would delete it by the date of its first writing."""
     store(tmp_path, "S")
     sender = sender_to(tmp_path / "store", Recorded)
     assert isinstance(sender.store, Recorded)
@@ -177,7 +177,7 @@ def test_an_object_of_yesterday_is_written_again(tmp_path: Path) -> None:
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    """What it leads to is nobody's bundle."""
+    """The file that it leads to belongs to no bundle."""
     path = store(tmp_path, "S")
     bundle = one(tmp_path)
     path.rename(tmp_path / "elsewhere")
@@ -188,7 +188,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_stopping_ends_an_upload_without_an_object(tmp_path: Path) -> None:
-    """Nothing is lost: without a receipt it is sent again."""
+    """Without a receipt, the bundle is sent again later."""
 
     class Stopping(DirectoryStore):
         def put(self, key: str, blocks: Iterable[bytes], size: int) -> None:
@@ -205,7 +205,7 @@ def test_stopping_ends_an_upload_without_an_object(tmp_path: Path) -> None:
 
 
 def test_what_is_handed_over_and_read_back_is_counted(tmp_path: Path) -> None:
-    """For the progress on a terminal: the bundle and its manifest, twice each."""
+    """The bundle and its manifest count twice each; this is for the progress on a terminal."""
     path = store(tmp_path, "S")
     counted: list[int] = []
     sender_to(tmp_path / "store", on_bytes=counted.append).send(one(tmp_path))
@@ -213,7 +213,7 @@ def test_what_is_handed_over_and_read_back_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_receipt_that_cannot_be_written_is_an_error_and_the_next_attempt_sends_nothing(tmp_path: Path) -> None:
-    """The object is there already."""
+    """The object is in the store already."""
     store(tmp_path, "S")
     sender = sender_to(tmp_path / "store", Recorded)
     assert isinstance(sender.store, Recorded)
@@ -238,7 +238,7 @@ def test_a_bundle_of_another_version_keeps_its_unknown_fields(tmp_path: Path) ->
 
 
 def test_many_bundles_have_many_keys(tmp_path: Path) -> None:
-    """No two of different texts share one."""
+    """Bundles with different texts never share a key."""
     fill(tmp_path, 6)
     sender = sender_to(tmp_path / "store")
     for bundle in listed(tmp_path):
@@ -247,7 +247,7 @@ def test_many_bundles_have_many_keys(tmp_path: Path) -> None:
 
 
 def with_rest(state: Path) -> Path:
-    """Store a bundle after whose events others were left over; return the file that holds them."""
+    """Store a bundle with left-over events; return the file that holds these."""
     text = b'{"type":"event"}\n'
     found = RestFile(len(text), hashlib.sha256(text).hexdigest())
     rest = rest_path(store(state, "S", left_over=LeftOver(2, "e2", 1), rest=found))
@@ -256,7 +256,7 @@ def with_rest(state: Path) -> Path:
 
 
 def test_events_that_were_left_over_are_sent_before_the_manifest_and_fetched_with_it(tmp_path: Path) -> None:
-    """The receipt says that all is there, so that retention may delete it here."""
+    """With the receipt, retention may delete them here."""
     rest = with_rest(tmp_path)
     sender = sender_to(tmp_path / "store", Recorded)
     sent = sender.send(one(tmp_path))
@@ -270,7 +270,7 @@ def test_events_that_were_left_over_are_sent_before_the_manifest_and_fetched_wit
 
 
 def test_events_that_were_left_over_are_sent_as_the_manifest_names_them(tmp_path: Path) -> None:
-    """A file that rotted, or is gone, leaves no manifest in the store and no receipt."""
+    """If the file is damaged or missing, the store gets no manifest, and there is no receipt."""
     with_rest(tmp_path).write_bytes(b'{"type":"tnevent"}\n')
     sender = sender_to(tmp_path / "store")
     with pytest.raises(Unsound):

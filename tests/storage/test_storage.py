@@ -1,4 +1,4 @@
-"""The real file system behind the port: what is completed, what is refused, and the errors."""
+"""The real file system behind the port: completed calls, refusals and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ storage = RealStorage()
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All buffers are written, empty ones among them, by a system that takes three bytes at a time."""
+    """All buffers are written, including empty ones, if the system takes three bytes at a time."""
     real = os.pwritev
 
     def three(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
@@ -60,7 +60,7 @@ def test_a_write_of_zero_bytes_is_an_error(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_write_without_rwf_dsync_is_synced_by_a_second_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system does not know the flag, the write is repeated without it and synced."""
+    """If the system does not support the flag, the write is repeated without it and then synced."""
     real, real_sync, calls = os.pwritev, os.fdatasync, []
 
     def unknown(fd: int, buffers: Sequence[bytes], offset: int, flags: int = 0) -> int:
@@ -113,7 +113,7 @@ def test_allocating_adds_zeros_and_keeps_what_was_written(tmp_path: Path) -> Non
 
 
 def test_files_and_directories_are_for_owner_and_group(tmp_path: Path) -> None:
-    """Whatever the umask is."""
+    """The umask does not matter."""
     before = os.umask(0o022)
     try:
         storage.mkdir(tmp_path / "a" / "b")
@@ -216,7 +216,7 @@ def test_a_file_system_without_locks_is_named_as_the_cause(
 def test_a_file_system_that_cannot_sync_directories_is_named_as_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: Callable[[Path], object]
 ) -> None:
-    """By every operation that syncs one."""
+    """This holds for every operation that syncs a directory."""
     real = os.fsync
 
     def sync(fd: int) -> None:

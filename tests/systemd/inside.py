@@ -36,7 +36,7 @@ run, log, shown, until, configured = _unit.run, _unit.log, _unit.shown, _unit.un
 
 
 def drop_in(topic: str, name: str) -> Path:
-    """Write the drop-in that a topic shows, and return its path."""
+    """Write the drop-in of a topic of the manual; return its path."""
     block = re.search(rf"^```ini {name}\n(.*?)^```$", manual.read(topic), re.DOTALL | re.MULTILINE)
     assert block is not None
     path = Path(f"/etc/systemd/system/{UNIT}.d") / name
@@ -48,7 +48,7 @@ def drop_in(topic: str, name: str) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> Iterator[None]:
-    """Install the service as the manual says; the program itself is there already."""
+    """Install the service as the manual says; the program itself is already installed."""
     for line in documented("systemd", "systemd install"):
         if "venv" not in line and "pip" not in line:
             run("sh", "-c", line)
@@ -57,14 +57,14 @@ def installed() -> Iterator[None]:
 
 
 def test_the_documented_commands_start_the_service() -> None:
-    """Installed once more, it has to be restarted, as `systemd install` says."""
+    """After a second installation it must be restarted, as `systemd install` says."""
     assert shown("ActiveState") == "active"
     assert "systemctl restart ergo-capture.service" in run(COMMAND, "systemd", "install")
     assert "Warning" not in said(COMMAND, "config", "check").stderr
 
 
 def test_asking_a_stopped_service_does_not_start_it() -> None:
-    """Each command says that it is stopped, also after a daemon that was killed."""
+    """Each command says that it is stopped, also after the daemon was killed."""
     run("systemctl", "stop", UNIT)
     run("systemctl", "start", "ergo-capture.socket")
     commands = [["status"], ["metrics"], ["flush"], ["reload"], ["shutdown"], ["tap", "default"]]
@@ -81,7 +81,7 @@ def test_asking_a_stopped_service_does_not_start_it() -> None:
 
 
 def test_a_client_that_connects_first_starts_the_service() -> None:
-    """Only the socket is started."""
+    """Only the socket had been started."""
     assert shown("ActiveState") == "inactive"
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(SOCKET))
@@ -93,7 +93,7 @@ def test_a_client_that_connects_first_starts_the_service() -> None:
 
 
 def test_files_and_sockets_have_the_modes_they_should() -> None:
-    """State 0750 of the daemon's user, the socket 0660 of the group, the control socket 0600."""
+    """The state directory is 0750 of the daemon's user, the socket 0660 of the group, the control socket 0600."""
     user = pwd.getpwnam("ergo-capture")
     found = STATE.stat()
     assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o750, user.pw_uid)
@@ -102,7 +102,7 @@ def test_files_and_sockets_have_the_modes_they_should() -> None:
 
 
 def test_log_lines_have_their_priority_in_the_journal() -> None:
-    """As JSON, with systemd's PRIORITY from the ``<N>`` prefix."""
+    """The lines are JSON, and systemd takes their PRIORITY from the ``<N>`` prefix."""
     run("journalctl", "--sync")
     lines = [json.loads(line) for line in run("journalctl", "-o", "json", "--all", "-u", UNIT).splitlines()]
     ready = [line for line in lines if "daemon.ready" in str(line["MESSAGE"])]
@@ -112,7 +112,7 @@ def test_log_lines_have_their_priority_in_the_journal() -> None:
 
 
 def test_the_operator_is_answered_on_the_control_socket() -> None:
-    """Status, metrics, and a reload by the unit, which waits for its end, and by the command."""
+    """It answers for the status, metrics, and reloads by the unit, which waits, and by the command."""
     assert "serving" in run(COMMAND, "status", "--config", str(CONFIG))
     assert 'ergo_capture_ready{state_directory="/var/lib/ergo-capture"} 1.0' in run(
         COMMAND, "metrics", "--config", str(CONFIG)
@@ -127,7 +127,7 @@ def test_the_operator_is_answered_on_the_control_socket() -> None:
 
 
 def test_a_reload_that_is_refused_fails() -> None:
-    """`systemctl reload` says so; the daemon goes on with what it had."""
+    """`systemctl reload` fails, and the daemon keeps its configuration."""
     before = CONFIG.read_text()
     CONFIG.write_text(before + "\n[bogus]\n")
     try:
@@ -140,7 +140,7 @@ def test_a_reload_that_is_refused_fails() -> None:
 
 
 async def stream(trouble: list[Callable[[], None]]) -> None:
-    """Send while ``trouble`` runs; afterwards every event is in the bundle once."""
+    """Send while ``trouble`` runs; check that afterwards every event is in the bundle once."""
     sent = 0
 
     async def send(client: CaptureClient, count: int) -> None:
@@ -224,7 +224,7 @@ def test_a_daemon_that_hangs_is_restarted_by_the_watchdog() -> None:
 
 
 def test_the_documented_text_file_is_written_under_the_unit() -> None:
-    """Without the drop-in the check and the log name it; with it node_exporter's directory has the file."""
+    """Without the drop-in, the check and the log name the path; with it, the file is in node_exporter's directory."""
     textfile = Path("/var/lib/prometheus/node-exporter/ergo-capture.prom")
     textfile.parent.mkdir(parents=True, exist_ok=True)
     with configured(f'[metrics]\ntextfile = "{textfile}"\n'):
@@ -251,7 +251,7 @@ def test_the_documented_text_file_is_written_under_the_unit() -> None:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_an_engine_that_compiles_at_run_time_is_explained_and_runs_with_the_documented_drop_in() -> None:
-    """Node under MemoryDenyWriteExecute=."""
+    """Node cannot run under MemoryDenyWriteExecute=."""
     engine = Path("/opt/ergo-capture/engine.js")
     engine.write_text(NODE_ENGINE)
     with configured(
@@ -287,7 +287,7 @@ require("readline").createInterface({ input: process.stdin }).on("line", (line) 
 
 
 def test_a_configuration_that_names_hidden_files_is_warned_of() -> None:
-    """Homes and temporary directories; the operator who checks it sees them."""
+    """Homes and temporary directories are hidden from the unit, but not from the operator who runs the check."""
     hidden = Path("/root/engine.py")
     hidden.write_text("")
     configuration = CONFIG.read_text()
@@ -302,7 +302,7 @@ def test_a_configuration_that_names_hidden_files_is_warned_of() -> None:
 
 
 def test_a_command_with_spaces_and_signs_in_its_path_is_run() -> None:
-    """What unit files take for specifiers, variables and ends of words."""
+    """The signs have a meaning in unit files: specifiers, variables, comments, ends of words."""
     place = Path("/srv/100% of $HOME ; #1 ergo")
     place.mkdir(parents=True)
     wrapper = place / "ergo-capture"
@@ -322,7 +322,7 @@ def test_a_command_with_spaces_and_signs_in_its_path_is_run() -> None:
 
 
 def test_an_upgrade_replaces_the_control_socket_that_systemd_held() -> None:
-    """The unit of 0.1.0 is removed, and stopped before the daemon binds the same path."""
+    """The unit of 0.1.0 is removed, after it was stopped, before the daemon binds the same path."""
     former = Path("/usr/local/lib/systemd/system/ergo-capture-control.socket")
     former.write_text(
         f"[Socket]\nListenStream={SOCKET.with_name('control.sock')}\nFileDescriptorName=control\nService={UNIT}\n"
@@ -341,7 +341,7 @@ def test_an_upgrade_replaces_the_control_socket_that_systemd_held() -> None:
 
 
 def test_a_member_of_the_group_sends_and_reads_without_naming_paths() -> None:
-    """Plain `send`, `bundles list` and `report` as somebody who is not root and has no daemon."""
+    """A user who is not root and has no daemon runs plain `send`, `bundles list` and `report`."""
     run("useradd", "--create-home", "--groups", "ergo-capture", "member")
     events = '{"event_id":"a","kind":"Command","at":{"secs":0,"nanos":0}}'
 
@@ -362,7 +362,7 @@ def test_a_member_of_the_group_sends_and_reads_without_naming_paths() -> None:
 
 
 def test_a_process_engine_runs_under_the_same_rules() -> None:
-    """The README's engine; the bundle has its provenance."""
+    """It is the README's engine; the bundle has its provenance."""
     engine = Path("/opt/ergo-capture/engine.py")
     engine.write_text(Path("tests/engine/example_engine.py").read_text())
     command = '["/opt/ergo-capture/bin/python3", "/opt/ergo-capture/engine.py"]'
@@ -403,7 +403,7 @@ def test_a_stop_leaves_the_engine_until_the_last_run_is_back() -> None:
 
 
 def test_a_wrong_configuration_does_not_start_and_says_why() -> None:
-    """Exit code 78: it is not restarted, and the reason is in the journal."""
+    """The exit code is 78, so it is not restarted; the reason is in the systemd journal."""
     kept = CONFIG.read_text()
     CONFIG.write_text("[jurnal]\n")
     run("systemctl", "restart", UNIT, fails=True)

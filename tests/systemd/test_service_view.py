@@ -1,4 +1,4 @@
-"""What the installed unit may see and do, against a configuration; and engines that compile at run time."""
+"""The access of the installed unit, compared with a configuration; and engines that compile at run time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHIPPED = {
 
 
 def warnings(text: str, **shown: str) -> list[str]:
-    """Return the sentences for a configuration under the shipped unit with a drop-in."""
+    """Return the warnings about a configuration under the shipped unit with a drop-in."""
     loaded = configuration.parse(text, "test")
     return [sentence for sentence, _ in service_warnings(loaded, view_of(SHIPPED | shown))]
 
@@ -37,14 +37,14 @@ def process(*words: str) -> str:
 
 
 def test_a_unit_that_restricts_nothing_is_no_reason_to_warn() -> None:
-    """A service of somebody's own."""
+    """It is an operator's own service."""
     assert view_of({}) == ServiceView((), None, None, may_compile=True)
     text = '[metrics]\ntextfile = "/srv/x.prom"\n' + process("/home/me/engine")
     assert list(service_warnings(configuration.parse(text, "test"), view_of({}))) == []
 
 
 def test_a_directory_that_the_unit_may_not_write_to_is_warned_of() -> None:
-    """With the drop-in it is not."""
+    """With the drop-in there is no warning."""
     text = '[metrics]\ntextfile = "/srv/metrics/x.prom"\n[state]\ndirectory = "/srv/state"\n'
     assert warnings(text) == [
         "state.directory: the service ergo-capture.service may not write to '/srv/state'",
@@ -55,7 +55,7 @@ def test_a_directory_that_the_unit_may_not_write_to_is_warned_of() -> None:
 
 
 def test_a_directory_that_the_shipper_may_not_write_to_is_warned_of() -> None:
-    """A target, its metrics, and the bundles where the state directory is elsewhere."""
+    """The directories are those of a target, of the metrics, and of the bundles in another state directory."""
     text = (
         '[state]\ndirectory = "/srv/state"\n[ship]\ntextfile = "/srv/metrics/s.prom"\n'
         '[ship.targets.archive]\nurl = "file:///backup"\n[ship.targets.far]\nurl = "s3://bundles"\n'
@@ -72,7 +72,7 @@ def test_a_directory_that_the_shipper_may_not_write_to_is_warned_of() -> None:
 
 
 def test_hidden_files_are_warned_of(tmp_path: Path) -> None:
-    """Programs, scripts, sockets, adapters; with ProtectHome=read-only and BindPaths= they are seen."""
+    """They are programs, scripts, sockets, adapters; with ProtectHome=read-only and BindPaths= they are visible."""
     hidden = "the service ergo-capture.service cannot see"
     script = tmp_path / "engine.py"
     script.touch()
@@ -88,7 +88,7 @@ def test_hidden_files_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_program_that_the_unit_may_not_execute_is_warned_of() -> None:
-    """It is seen, and starting it is refused."""
+    """The unit sees it, but may not start it."""
     (warned,) = warnings(process("/srv/engine"))
     assert warned == "graph 'g': the service ergo-capture.service may not execute '/srv/engine'"
     assert warnings(process("/srv/engine"), ExecPaths="/usr /srv") == []
@@ -117,7 +117,7 @@ def test_an_egress_channel_is_looked_at_as_an_engine_is() -> None:
     ],
 )
 def test_engines_that_compile_at_run_time_are_recognized(command: list[str], program: str, tmp_path: Path) -> None:
-    """By name, behind ``env``, as the interpreter of a script, behind a link."""
+    """They are recognized by name, behind ``env``, as a script's interpreter, and behind a link."""
     script, link = tmp_path / "engine", tmp_path / "runner"
     script.write_text("#!/usr/bin/env node\n")
     script.chmod(0o755)
@@ -129,13 +129,13 @@ def test_engines_that_compile_at_run_time_are_recognized(command: list[str], pro
 
 
 def test_an_engine_that_compiles_is_warned_of() -> None:
-    """Under MemoryDenyWriteExecute= only."""
+    """The warning is given only under MemoryDenyWriteExecute=."""
     assert "compiles at run time" in warnings(process("node", "/opt/engine.js"))[0]
     assert warnings(process("node", "/opt/engine.js"), MemoryDenyWriteExecute="no") == []
 
 
 def test_the_cause_is_said_where_memory_may_not_be_executed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And only there, and only of such engines."""
+    """It is not said otherwise, nor for other engines."""
     assert compilers.may_compile()
     assert compiler_problem(["node"]) == ""
 
