@@ -10,7 +10,7 @@ from typing import Final
 
 from tests.daemons import PATIENCE
 
-#: How long each soak lasts: ten minutes, or as many as ``SOAK_MINUTES`` says.
+#: The duration of each soak: ten minutes, or as many as ``SOAK_MINUTES`` says.
 SOAK_SECONDS: Final = 60 * float(os.environ.get("SOAK_MINUTES", "10"))
 
 

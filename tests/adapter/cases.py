@@ -20,7 +20,7 @@ from ergo_capture.adapter.simulate import Case, read_case
 from ergo_capture.kernel.effects import IntentRecord
 from ergo_capture.kernel.records import CapturedIntentAck
 
-#: How long the reference waits for a late line before it ends its channels, in milliseconds.
+#: The time that the reference waits for a late line before it ends its channels, in milliseconds.
 STRAGGLERS_MS = 20
 
 

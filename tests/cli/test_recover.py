@@ -492,7 +492,7 @@ def rubbish_in_between(journal: Path) -> None:
         file.write(b"rubbish! " * 200)
 
 
-#: How the doctor's table says a journal may be found.
+#: The kinds of damage to a journal that doctor's table lists.
 DAMAGES: list[Callable[[Path], None]] = [
     damaged_body,
     damaged_header,
@@ -602,7 +602,7 @@ def test_a_damaged_end_of_an_open_session_may_hide_more(tmp_path: Path, capsys: 
 def test_decisions_after_damage_do_not_give_the_number_of_lost_events(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of ten lost events, five were decided later: five are certainly lost, and perhaps more."""
+    """Five of the ten lost events were decided later: five are certainly lost, and perhaps more."""
     (tmp_path / "journal").mkdir()
     journal = journal_in(tmp_path / "journal", segment_bytes=1 << 20)
     one = a_session(1)

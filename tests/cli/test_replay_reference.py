@@ -33,7 +33,7 @@ OURS: Final = {
     "replay.decision_mismatch": (4, "missing"),
     "replay.effect_mismatch": (4, "effects"),
 }
-#: Where ours says something else, and why.
+#: The rows with another exit code or other words than the reference's, each with the reason.
 OTHERWISE: Final = {
     # A bad manifest is an error of its own, before any bundle is read.
     "adapter-invalid": (78, "ADP-1"),

@@ -137,7 +137,7 @@ def test_a_second_run_on_the_host_is_not_warned_of(fleet: Path) -> None:
     """The port of another scheduler's HTTP server is not requested."""
     index(fleet)
     with socket.socket() as other:
-        # Where somebody has it already, it is as it has to be.
+        # If another process has the port already, the test has what it needs.
         with suppress(OSError):
             other.bind(("127.0.0.1", 8787))
             other.listen()

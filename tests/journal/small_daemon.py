@@ -45,7 +45,7 @@ class Script:
 
     #: Frames of events.
     events: list[list[Sent]]
-    #: How the runs of each event end; others complete without effects.
+    #: The results of the runs of each event; others complete without effects.
     results: dict[str, RunResult]
     unacknowledged: set[str] = field(default_factory=set)
     #: Decided events after which a part ends, where nothing is deferred.

@@ -294,7 +294,7 @@ def test_a_damage_has_its_place(segments: dict[int, str], place: tuple[int, int,
 
 
 def test_a_gap_of_several_segments_is_told_from_its_first_to_its_last() -> None:
-    """What lies behind it is not compared with what was before it."""
+    """Nothing is compared across the gap."""
     (damage,) = verdict_on({1: FIRST, 5: "h9.0/2:8.1 9.1/2"}).damage
     assert damage.reason == "segments 2 to 4 are missing"
 

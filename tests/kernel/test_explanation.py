@@ -1,4 +1,4 @@
-"""A divergence in words: what differs, what was before it, and what may have caused it."""
+"""A divergence is explained in words: what differs, the decisions before it, and its likely causes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def explained(captured: list[EpisodeInvocationRecord], replayed: list[EpisodeInv
     ],
 )
 def test_a_decision_is_one_line(fields: dict[str, Any], line: str) -> None:
-    """Only what it has; a terminal gets no control characters."""
+    """A field that is absent is left out, and control characters are escaped."""
     assert describe_decision(record(**fields)) == line
 
 
@@ -86,7 +86,7 @@ def test_a_decision_is_one_line(fields: dict[str, Any], line: str) -> None:
     ],
 )
 def test_an_outcome_says_what_the_engine_did(fields: dict[str, Any], words: str) -> None:
-    """Where the termination tells."""
+    """The engine's part is told if the termination allows it."""
     assert describe_outcome(record(**fields)) == words
 
 
@@ -100,12 +100,12 @@ def test_an_outcome_says_what_the_engine_did(fields: dict[str, Any], words: str)
     ],
 )
 def test_a_time_is_in_seconds_without_trailing_zeros(time: EventTime, text: str) -> None:
-    """To the nanosecond."""
+    """A time is exact to the nanosecond."""
     assert format_time(time) == text
 
 
 def test_a_long_value_is_shortened_to_300_characters() -> None:
-    """Its quotes are counted; three dots stand for the rest."""
+    """The quotes count as characters; three dots replace the rest."""
     assert shortened("x" * 298) == '"' + "x" * 298 + '"'
     assert shortened("x" * 299) == '"' + "x" * 296 + "..."
 
@@ -149,14 +149,14 @@ def test_a_moved_decision_is_told_from_a_changed_one(
     field: str,
     sentence: str,
 ) -> None:
-    """By what comes further on, on either side."""
+    """The decisions that follow on either side tell the two apart."""
     found = explained(captured, replayed)
     assert (found.kind, found.field, found.sentence) == (kind, field, sentence)
     assert sentence.startswith(f"decision {found.index}, event '{found.event_id}': ")
 
 
 def test_the_last_three_decisions_before_it_are_shown() -> None:
-    """With their places in the stream, which need not be given from its beginning."""
+    """They have their places in the stream, whose beginning need not be given."""
     divergence = first_divergence([a, b, c, d, e, a], [a, b, c, d, e, b])
     assert divergence is not None
     found = explain(divergence, [b, c, d, e])
@@ -193,7 +193,7 @@ def write(number: float) -> CapturedActionEffect:
 def test_effects_differ_in_number_content_or_hash(
     captured: tuple[CapturedActionEffect, ...], replayed: tuple[CapturedActionEffect, ...], sentence: str
 ) -> None:
-    """The first one that differs is shown, on both sides."""
+    """The first effect that differs is shown on both sides."""
     found = explained([record(effects=captured)], [record(effects=replayed)])
     assert found.sentence == f"decision 0, event 'e': {sentence}"
     assert [effect["effect_hash"] for effect in found.captured] == [effect.effect_hash for effect in captured]
@@ -244,13 +244,13 @@ def test_effects_differ_in_number_content_or_hash(
 def test_a_captured_failure_of_the_engine_is_the_likely_cause(
     captured: EpisodeInvocationRecord, replayed: EpisodeInvocationRecord, engine: str, first: str
 ) -> None:
-    """Where the outcome differs, and not the decision."""
+    """This applies if the outcome differs and the decision does not."""
     found = explained([captured], [replayed])
     assert (found.engine, found.causes[0]) == (engine, first)
 
 
 def test_two_decisions_in_another_order_were_put_so() -> None:
-    """Or two captures were mixed."""
+    """The other cause named is that two captures were mixed."""
     assert explained([a, b], [b, a]).causes == [
         "events or decisions were put in another order, or two captures were mixed",
         "the bundle was edited after the capture",
@@ -258,7 +258,7 @@ def test_two_decisions_in_another_order_were_put_so() -> None:
 
 
 def test_a_whole_decision_is_shown_as_json() -> None:
-    """With its effects, where the other side has none."""
+    """Its effects are included; the other side is None."""
     found = explained([record("e", deadline=EventTime(1, 2), effects=(EFFECT,))], [])
     assert found.replayed is None
     assert found.captured == {

@@ -1,4 +1,4 @@
-"""What is said of a bundle that cannot be read: serde's words, and the path of the value."""
+"""Errors of a bundle that cannot be read have serde's words and the path of the value."""
 
 from __future__ import annotations
 
@@ -109,19 +109,19 @@ KIND = '"kind":"Command"'
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_value_and_its_path(old: str, new: str, message: str, path: str) -> None:
-    """What it is, in JSON's spelling, and what was expected."""
+    """The message has the value in JSON's spelling, and what was expected."""
     with pytest.raises(BundleFormatError) as raised:
         decode_bundle(bent(old, new).encode())
     assert raised.value.message == f"read capture bundle: {message} - at `{path}`"
 
 
 def test_a_message_has_one_path() -> None:
-    """The innermost."""
+    """It is the innermost one."""
     assert at(at("m", "$.a[1]"), "$") == "m - at `$.a[1]`"
 
 
 @pytest.mark.parametrize("read", [read_event, read_decision])
 def test_a_record_that_stands_alone_is_the_root(read: Any) -> None:
-    """Of its own path."""
+    """Its path is ``$``."""
     with pytest.raises(ValueError, match=re.escape("missing field `event_id` - at `$`")):
         read(parse("{}"))

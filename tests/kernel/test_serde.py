@@ -1,4 +1,4 @@
-"""Texts that are read, or refused, as bundles where serde's derived readers may surprise.
+"""Texts that are read or refused as bundles, for which serde's derived readers may be surprising.
 
 Each text is read whole and as a stream, with the same result; each result was checked with the reference.
 """
@@ -24,7 +24,7 @@ def test_the_unchanged_text_is_a_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", range(TEXT.count(TIME)))
 @pytest.mark.parametrize("extra", ['"x":null', '"":[1,2]', '"nanos ":0'])
 def test_a_time_with_an_unknown_field_is_refused(tmp_path: Path, place: int, extra: str) -> None:
-    """``Duration`` is not a derived struct: it refuses what those ignore."""
+    """``Duration`` is not a derived struct: it refuses unknown fields, which derived structs ignore."""
     assert read(bent(TIME, f'{{"secs":1,{extra},"nanos":0}}', place), tmp_path) is None
 
 
@@ -50,12 +50,12 @@ def test_the_name_of_an_ignored_field_must_be_unicode(tmp_path: Path, struct: st
     ],
 )
 def test_a_termination_is_one_variant_written_once(tmp_path: Path, termination: str) -> None:
-    """Also if the second says the same."""
+    """A repeated variant is refused even if it is the same."""
     assert read(bent('{"Failed":"SemanticError"}', termination), tmp_path) is None
 
 
 def test_an_error_kind_may_be_an_object_holding_null(tmp_path: Path) -> None:
-    """As any variant without content."""
+    """Any variant without content may be written so."""
     assert read(bent('"SemanticError"', '{"SemanticError":null}'), tmp_path) == TEXT
 
 
@@ -74,7 +74,7 @@ def test_an_error_kind_may_be_an_object_holding_null(tmp_path: Path) -> None:
     ids=["arrays", "objects", "digits", "negative digits", "numbers", "repeated", "surrogate"],
 )
 def test_an_ignored_field_may_hold_any_json(tmp_path: Path, struct: str, value: str) -> None:
-    """However deep, however large: no limit counts there."""
+    """Neither its depth nor its size is limited."""
     assert read(bent(struct, f'{struct}"x":{value},'), tmp_path) == TEXT
 
 
@@ -89,7 +89,7 @@ def test_an_ignored_field_may_hold_any_json(tmp_path: Path, struct: str, value: 
     ids=["no end", "comma", "bracket", "zero"],
 )
 def test_an_ignored_field_must_be_json(tmp_path: Path, value: str) -> None:
-    """Down to the deepest level."""
+    """This holds down to the deepest level."""
     text = bent('"config":{', f'"config":{{"x":{value},')
     path = tmp_path / "b.capture.json"
     path.write_text(text)
@@ -100,7 +100,7 @@ def test_an_ignored_field_must_be_json(tmp_path: Path, value: str) -> None:
 
 
 def test_a_fault_after_a_deep_value_is_told_at_its_place() -> None:
-    """Levels that are not read keep their length."""
+    """Levels that are skipped keep their length."""
     deep = '{"a":' + "[" * 3000 + "]" * 3000 + "}"
     with pytest.raises(json.JSONDecodeError) as raised:
         parse(f"[{deep},x]")
@@ -120,7 +120,7 @@ def test_a_fault_after_a_deep_value_is_told_at_its_place() -> None:
     ("inner", "message"), [("1,", "Expecting value"), ("01", "Expecting ',' delimiter"), ("}", "Expecting value")]
 )
 def test_a_fault_in_a_deep_value_is_told_at_what_holds_it(inner: str, message: str) -> None:
-    """The innermost array or object."""
+    """The place is that of the innermost array or object that is read."""
     with pytest.raises(json.JSONDecodeError) as raised:
         parse("[" * 3000 + inner + "]" * 3000)
     assert (raised.value.msg, raised.value.pos) == (message, 2999)
@@ -137,7 +137,7 @@ def test_a_deep_array_in_place_of_another_value_is_refused(tmp_path: Path, old: 
 )
 @pytest.mark.parametrize("new", [r'"\ud800"', r'{"\udfff":null}', r'"a\udcffb"'])
 def test_a_lone_surrogate_is_refused_with_a_printable_message(tmp_path: Path, old: str, new: str) -> None:
-    """Whatever value it stands in place of."""
+    """It may replace a value of any type."""
     text = bent(old, new + "," * (old == "0,"))
     assert read(text, tmp_path) is None
     with pytest.raises(BundleFormatError) as raised:
@@ -148,7 +148,7 @@ def test_a_lone_surrogate_is_refused_with_a_printable_message(tmp_path: Path, ol
 
 @pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
 def test_a_constant_that_json_has_not_is_refused(name: str) -> None:
-    """Though Python's own reader has it."""
+    """Python's own reader accepts it."""
     with pytest.raises(ValueError, match=f"^expected value, got {name}$"):
         parse(f"[{name}]")
 
@@ -157,5 +157,5 @@ def test_a_constant_that_json_has_not_is_refused(name: str) -> None:
     ("text", "value"), [("-0", -0.0), ("0", 0), (str(2**64 - 1), 2**64 - 1), ("9" * 21, 1e21), ("-1", -1)]
 )
 def test_an_integer_that_no_u64_holds_is_a_float(text: str, value: float) -> None:
-    """And so is minus zero."""
+    """Minus zero is a float too."""
     assert repr(parse(text)) == repr(value)

@@ -1,4 +1,4 @@
-"""What a supervisor keeps between events: its time, its episodes, and what it deferred."""
+"""The state of a supervisor between events: its time, its episodes, and its deferred events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def event(secs: int, nanos: int = 0, payload: bytes = b"", kind: ExternalEventKi
 
 
 class PlainLog(MemoryDecisionLog):
-    """A log that takes runs of plain decisions, and notes them."""
+    """A log that takes runs of plain decisions and keeps them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ def test_a_pump_at_the_start_or_end_leaves_no_empty_run() -> None:
     ],
 )
 def test_decisions_that_may_differ_are_logged_one_by_one(limits: Constraints) -> None:
-    """Where something is limited, or the deadline has passed before the start."""
+    """Something is limited, or the deadline has passed before the start."""
     log = PlainLog()
     Supervisor("g", limits, log, FaultRuntime()).drive_all([event(1), event(2)])
     assert (len(log.entries), log.plain) == (2, [])
 
 
 def test_a_deadline_that_is_left_changes_nothing() -> None:
-    """Nor does a window without a count."""
+    """A window without a count changes nothing either."""
     log = PlainLog()
     limits = Constraints(deadline=EventTime(0, 1), rate_window=EventTime(1, 0))
     Supervisor("g", limits, log, FaultRuntime()).drive_all([event(1), event(2)])
@@ -78,7 +78,7 @@ def test_a_deadline_that_is_left_changes_nothing() -> None:
 
 
 def test_events_are_taken_as_if_they_had_been_driven() -> None:
-    """The time and the next episode are those after them; nothing is logged."""
+    """The supervisor's time and next episode are those after the events; nothing is logged."""
     log, taken = MemoryDecisionLog(), [event(5, 1), event(3, 9), event(5, 0)]
     supervisor = Supervisor("g", Constraints(), log, FaultRuntime())
     assert not supervisor.begin_all(taken, 1)
@@ -101,12 +101,12 @@ def test_events_are_taken_as_if_they_had_been_driven() -> None:
     ],
 )
 def test_events_are_taken_only_where_none_may_be_deferred(limits: Constraints, limited: bool) -> None:
-    """One in flight is no limit where each is over before the next."""
+    """A limit of one in flight defers nothing, since each episode is over before the next."""
     assert Supervisor("g", limits, MemoryDecisionLog()).begin_all([event(1)], 0) is not limited
 
 
 def test_episodes_end_at_the_largest_number() -> None:
-    """It is given to every one after it."""
+    """All later episodes have that number."""
     supervisor = Supervisor("g", Constraints(), MemoryDecisionLog(), FaultRuntime())
     supervisor._next_episode = U64_MAX - 1
     assert not supervisor.begin_all([event(1)], U64_MAX - 1)
@@ -115,7 +115,7 @@ def test_episodes_end_at_the_largest_number() -> None:
 
 @pytest.mark.parametrize(("left", "plain"), [(4, True), (3, False)])
 def test_plain_decisions_end_before_the_largest_episode(left: int, plain: bool) -> None:
-    """Where it would be reached, each event is decided by itself."""
+    """Otherwise each event is decided by itself."""
     log = PlainLog()
     supervisor = Supervisor("g", Constraints(), log, FaultRuntime())
     supervisor._next_episode = U64_MAX - left
@@ -124,7 +124,7 @@ def test_plain_decisions_end_before_the_largest_episode(left: int, plain: bool) 
 
 
 def test_a_mechanical_failure_is_tried_again_as_often_as_is_allowed() -> None:
-    """Others are not."""
+    """Other failures are not retried."""
     supervisor = Supervisor("g", Constraints(max_retries=1), MemoryDecisionLog())
     assert supervisor.wants_retry(RunTermination.TimedOut, 0)
     assert not supervisor.wants_retry(RunTermination.TimedOut, 1)
@@ -132,7 +132,7 @@ def test_a_mechanical_failure_is_tried_again_as_often_as_is_allowed() -> None:
 
 
 def test_the_bytes_of_deferred_payloads_are_counted() -> None:
-    """Until a pump starts their episode."""
+    """They count until a pump starts their episode."""
     supervisor = Supervisor("g", Constraints(max_in_flight=1), MemoryDecisionLog())
     running = supervisor.offer(event(1))
     assert isinstance(running, Run)
@@ -148,7 +148,7 @@ def test_the_bytes_of_deferred_payloads_are_counted() -> None:
 
 
 def test_a_supervisor_goes_on_with_another_log_and_engine() -> None:
-    """After a recovery through the first ones."""
+    """The first log and engine are those of a recovery."""
     first, second = MemoryDecisionLog(), PlainLog()
     supervisor = Supervisor("g", Constraints(), first, None)
     supervisor.begin_all([event(1)], 0)
@@ -161,7 +161,7 @@ def test_a_supervisor_goes_on_with_another_log_and_engine() -> None:
 
 
 class Bare:
-    """An event of which only the supervisor's part is known."""
+    """An event with only the fields that the supervisor reads."""
 
     event_id = "bare"
     kind = COMMAND
@@ -169,7 +169,7 @@ class Bare:
 
 
 def test_an_event_without_a_payload_takes_no_bytes() -> None:
-    """Deferred like any other."""
+    """It is deferred like any other."""
     supervisor = Supervisor("g", Constraints(max_in_flight=0), MemoryDecisionLog())
     supervisor.offer(Bare())
     assert (supervisor.deferred_count, supervisor.deferred_bytes) == (1, 0)
@@ -177,7 +177,7 @@ def test_an_event_without_a_payload_takes_no_bytes() -> None:
 
 @pytest.mark.parametrize("detached", [False, True])
 def test_so_many_episodes_run_at_once_as_are_allowed(detached: bool) -> None:
-    """One more is deferred until one has ended, or does not count any more."""
+    """One more is deferred, until one has ended or does not count any more."""
     supervisor = Supervisor("g", Constraints(max_in_flight=2), MemoryDecisionLog())
     runs = [supervisor.offer(event(at)) for at in (1, 2, 3)]
     assert [isinstance(run, Run) for run in runs] == [True, True, False]
@@ -191,19 +191,19 @@ def test_so_many_episodes_run_at_once_as_are_allowed(detached: bool) -> None:
 
 
 class Failing:
-    """An engine that fails, and notes what it was given."""
+    """An engine that fails and notes its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
 
     def run(self, *arguments: object) -> RunResult | RunTermination:
-        """Time out, the second time with a reason."""
+        """Time out; the second time, give a reason too."""
         self.calls.append(arguments)
         return RunTermination.TimedOut if len(self.calls) == 1 else RunResult(RunTermination.TimedOut, interruption="x")
 
 
 def test_an_engine_gets_the_event_at_each_attempt() -> None:
-    """With the graph and the deadline; the last attempt counts."""
+    """It also gets the graph and the deadline; the result of the last attempt counts."""
     engine, each = Failing(), event(1)
     supervisor = Supervisor("g", Constraints(max_retries=1, deadline=EventTime(9, 0)), MemoryDecisionLog(), engine)
     entry = supervisor.drive(each)

@@ -32,7 +32,7 @@ class ObligedClient:
         self.open: list[str] = []
         #: Ids that are owed, in the order in which they were acknowledged.
         self.owed: list[str] = []
-        #: How often the daemon has told the client of a loss.
+        #: The number of losses that the daemon has reported.
         self.losses = 0
         self.closed = False
         #: The daemon's last word on the session: accepted events and the last id; the next resume repeats it.
@@ -42,7 +42,7 @@ class ObligedClient:
         self._said: list[str] = []
         self._rejected: dict[int, str] = {}
         self._acked = 0
-        #: Where an event belongs among those that are owed if it turns out to be accepted already.
+        #: The place among the owed ids of an event that turns out to be accepted already.
         self._before = 0
         self._closing = False
 

@@ -1,4 +1,4 @@
-"""Refused and left over events while the daemon is killed: each accepted event has one fate, and its client hears it."""
+"""Refused and left-over events when the daemon is killed: each accepted event has one fate, which its client hears."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def line(event_id: str, n: int = 1, **fields: Any) -> bytes:
 
 
 def published(daemon: DaemonProcess) -> tuple[CaptureBundle, dict[str, Any], bytes]:
-    """Return the one bundle, its manifest and what is left over beside it."""
+    """Return the one bundle, its manifest, and the left-over events beside it."""
     (path,) = daemon.state.rglob("*.capture.json")
     rest = path.with_name(path.name.replace(".capture.json", ".rest.jsonl"))
     manifest = json.loads(path.with_name(path.name.replace(".capture.", ".manifest.")).read_bytes())
@@ -52,7 +52,7 @@ def published(daemon: DaemonProcess) -> tuple[CaptureBundle, dict[str, Any], byt
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(3))
 async def test_refusals_survive_kill_9_and_are_heard_once(seed: int) -> None:
-    """P1: every fourth event is refused, for what the one before it wrote; the client hears of each."""
+    """P1: every fourth event is refused, because of the one before it; the client hears of each refusal once."""
     chance, refused = random.Random(seed), list[Refused]()
     with counting() as daemon:
         async with CaptureClient(daemon.socket, window=16, give_up_after=60, on_refused=refused.append) as client:
@@ -142,7 +142,7 @@ async def test_what_is_left_over_survives_kill_9(seed: int) -> None:
 
 
 async def test_an_episode_in_doubt_is_recorded_with_its_merged_payload() -> None:
-    """Where it must not run twice: as aborted, and it writes nothing."""
+    """The episode must not run twice, so it is recorded as interrupted, and writes nothing to the store."""
     with counting('[session]\nin_doubt = "interrupt"\n') as daemon:
         async with CaptureClient(daemon.socket, give_up_after=60) as client:
             await client.open("default")

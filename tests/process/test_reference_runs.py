@@ -13,7 +13,7 @@ from tests.daemons import DaemonProcess, command, short_directory
 
 from ergo_capture.adapter import AdapterError, load_adapter
 
-#: Where the daemon goes on, and the reference keeps no capture: an event is rejected or refused, and the rest is there.
+#: Runs in which the daemon rejects or refuses an event and goes on, and of which the reference keeps no capture.
 GOES_ON: Final = {
     "semantic-kind-unknown-after-two",
     "payload-unknown-field",

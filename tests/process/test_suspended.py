@@ -1,4 +1,4 @@
-"""A daemon that did not run for a while: suspended with SIGSTOP, as a virtual machine is by its host."""
+"""A daemon that did not run for a while: it is suspended with SIGSTOP, as a virtual machine is by its host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for line in sys.stdin:
 
 
 class Client:
-    """A client that blocks."""
+    """A blocking client."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -69,7 +69,7 @@ class Client:
 
 @contextmanager
 def suspended(daemon: DaemonProcess) -> Iterator[None]:
-    """Suspend the daemon for the block, and for longer than any time-out."""
+    """Suspend the daemon during the block, and for longer than any time-out."""
     assert daemon.process is not None
     # A beat of its clock: what begins before is older than the pause.
     daemon.process.send_signal(signal.SIGSTOP)
@@ -82,7 +82,7 @@ def suspended(daemon: DaemonProcess) -> Iterator[None]:
 
 @pytest.fixture
 def daemon() -> Iterator[DaemonProcess]:
-    """A daemon with short time-outs, and an engine that must not be silent for long."""
+    """Run a daemon with short time-outs, and an engine that is taken for hanging after a second."""
     with short_directory() as place:
         (place / "engine.py").write_text(ENGINE)
         command = json.dumps([sys.executable, str(place / "engine.py"), str(place)])
@@ -93,7 +93,7 @@ def daemon() -> Iterator[DaemonProcess]:
 
 
 def test_clients_whose_bytes_came_meanwhile_are_served(daemon: DaemonProcess) -> None:
-    """Before hello, in the middle of a frame, and between frames: their bytes lie in the socket when it goes on."""
+    """The bytes wait in the socket: before hello, in the middle of a frame, and between frames."""
     with Client(daemon.socket) as fresh, Client(daemon.socket) as begun, Client(daemon.socket) as idle:
         begun.open()
         idle.open()
@@ -126,7 +126,7 @@ def test_clients_that_were_suspended_too_have_their_time_again(daemon: DaemonPro
 
 
 def test_an_engine_that_answered_meanwhile_is_neither_late_nor_hanging(daemon: DaemonProcess) -> None:
-    """Its answer lies in the pipe: the episode completes, and the engine is kept."""
+    """The answer waits in the pipe: the episode completes, and the engine is kept."""
     place = daemon.config.parent
     with Client(daemon.socket) as client:
         client.open(graph="slow", decisions=True)
@@ -140,7 +140,7 @@ def test_an_engine_that_answered_meanwhile_is_neither_late_nor_hanging(daemon: D
 
 
 def test_a_client_that_is_silent_while_the_daemon_runs_is_still_ended(daemon: DaemonProcess) -> None:
-    """After a pause its time begins again, and ends."""
+    """After a pause its time-out begins again, and then passes."""
     with Client(daemon.socket) as client:
         with suspended(daemon):
             pass
@@ -151,7 +151,7 @@ def test_a_client_that_is_silent_while_the_daemon_runs_is_still_ended(daemon: Da
 
 
 def test_p10_a_stop_in_which_the_daemon_was_suspended_has_its_time_again(daemon: DaemonProcess) -> None:
-    """What the drain waits for came meanwhile: nothing is left for the next start."""
+    """The answer that the drain waits for came meanwhile, so nothing is left for the next start."""
     place, process = daemon.config.parent, daemon.process
     assert process is not None
     with Client(daemon.socket) as client:

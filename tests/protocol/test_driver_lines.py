@@ -1,4 +1,4 @@
-"""Lines of ``ergo-driver.v0``: read as the reference's host reads them."""
+"""Lines of ``ergo-driver.v0`` are read as the reference's host reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINES = sorted({line for row in rows("ingress") for line in row["driver_lines"] 
 
 
 def references(line: str) -> LineKind:
-    """Return what the reference takes a line for."""
+    """Return the kind of line that the reference sees."""
     try:
         return LineKind[read_frame(line.rstrip("\r\n"))[0].upper()]
     except ValueError:
@@ -25,7 +25,7 @@ def references(line: str) -> LineKind:
 
 @pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
 def test_a_line_is_what_the_reference_takes_it_for(line: str) -> None:
-    """All lines of the recorded runs; an event may be taken for one though its payload would be refused."""
+    """This holds for all recorded lines, except that an event with an invalid payload may count as an event."""
     found = read_driver_line(line.encode())
     assert found.kind in {references(line), LineKind.EVENT}
     if found.kind is LineKind.EVENT and references(line) is LineKind.EVENT:
@@ -48,7 +48,7 @@ def test_a_line_is_what_the_reference_takes_it_for(line: str) -> None:
     ],
 )
 def test_an_event_in_another_shape_becomes_a_frame(line: str, at: list[int], payload: Any) -> None:
-    """Of the shape that the daemon reads."""
+    """The frame has the shape that the daemon reads."""
     found = read_driver_line(line.encode())
     assert found.kind is LineKind.EVENT
     assert json.loads(found.frame) == {
@@ -67,14 +67,14 @@ def test_an_event_in_another_shape_becomes_a_frame(line: str, at: list[int], pay
     "line", [b"", b" ", b"\xff", b"{}", b"[]", b'{"type":"event"}', b"[" * 10_000, b'{"type":"x"}']
 )
 def test_anything_else_is_unreadable(line: bytes) -> None:
-    """With the reason."""
+    """The reason is given."""
     found = read_driver_line(line)
     assert found.kind is LineKind.UNREADABLE
     assert found.text
 
 
 def test_the_usual_lines_need_no_slow_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the flights, and what hello and end look like."""
+    """Usual lines are those of the flights, hello and end included."""
     monkeypatch.setattr(driver, "_read_slowly", None)
     _, lines, _ = flight("flights-acc-2000")
     kinds = [read_driver_line(line.encode()).kind for line in lines]
