@@ -457,7 +457,7 @@ async def test_every_alert_asks_for_a_metric_that_exists() -> None:
     async with running_daemon() as daemon:
         text: str = (await daemon.ask("metrics"))["text"]
         targets = configuration.parse('[ship.targets.a]\nurl = "s3://b"', "test")
-        text += shipping_metrics(daemon.state, shippers_of(targets)).decode()
+        text += shipping_metrics(daemon.state, shippers_of(targets, list)).decode()
     alerts = " ".join(row[0] + row[1] for row in table_below(MANUAL / "operating.md", "Alerts"))
     for name in re.findall(r"ergo_capture_\w+", alerts):
         assert re.search(rf"^{name}\b", text, re.MULTILINE), name

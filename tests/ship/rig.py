@@ -76,7 +76,7 @@ def sender_to(root: Path, kind: type[DirectoryStore] = DirectoryStore, **options
 def shipper_to(target: TargetConfig, state: Path, **settings: Any) -> Shipper:
     """Return a shipper that looks and tries again soon."""
     ship = ShipConfig(interval=Duration(100_000_000), back_off_limit=Duration(1_000_000_000), **settings)
-    return Shipper(TARGET, target, ship, state / "bundles", HOST)
+    return Shipper(TARGET, target, ship, Catalogue(state / "bundles").read, HOST)
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ from tests.ship.rig import (
     until,
 )
 
-from ergo_capture.bundle.catalogue import Catalogue
+from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
 from ergo_capture.bundle.manifest import encode_manifest, read_manifest
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.receipt import read_receipt, receipt_path
@@ -125,7 +125,7 @@ async def test_every_shipped_bundle_is_announced_once(tmp_path: Path, server: Na
     target = await ship(tmp_path, 4)
     store(tmp_path, "not-shipped")
     announcer = await once(announcer_to(server.url, target, tmp_path))
-    assert (announcer.counts.announced, announcer.counts.duplicates, announcer.waiting) == (4, 0, ())
+    assert (announcer.counts.announced, announcer.counts.duplicates, announcer.waiting) == (4, 0, {})
     assert marks(tmp_path) == ["ergo.bundles"] * 4
     found = await server.messages()
     assert sorted(identity for _, identity, _ in found) == [
@@ -189,7 +189,7 @@ async def test_a_bundle_that_is_published_again_is_announced_again(tmp_path: Pat
     both = announcer_to(server.url, target, tmp_path)
     both._receipts.places["copy"] = both._receipts.places[TARGET]._replace(url=second.url)
     await once(both)
-    assert (both.counts.announced, both.waiting, len(await server.messages())) == (0, (), 3)
+    assert (both.counts.announced, both.waiting, len(await server.messages())) == (0, {}, 3)
     assert all(read_receipt(receipt_path(each.path, "copy")).announced for each in listed(tmp_path))  # type: ignore[union-attr]
 
 
@@ -232,7 +232,7 @@ async def test_announcements_wait_while_the_server_is_down_and_shipping_goes_on(
         assert announcer.oldest_seconds() > 0
         server.start()
         await until(lambda: announcer.outage.error is None)
-        await until(lambda: announcer.waiting == ())
+        await until(lambda: not announcer.waiting)
     assert len(await server.messages()) == 5
     assert marks(tmp_path) == ["ergo.bundles"] * 5
     assert named(lines, "announce.away", "announce.resumed", "announce.refused") == [
@@ -300,7 +300,7 @@ async def test_a_server_killed_before_its_acknowledgement_arrives_has_each_messa
             assert marks(tmp_path) == [""] * 3
             relay.holds = False
             server.start()
-            await until(lambda: announcer.waiting == () and announcer.outage.error is None)
+            await until(lambda: not announcer.waiting and announcer.outage.error is None)
     assert len(await server.messages()) == 3
     assert announcer.counts.duplicates == 3
     assert marks(tmp_path) == ["ergo.bundles"] * 3
@@ -316,7 +316,7 @@ async def test_a_server_that_hangs_is_given_up_after_the_timeout(
     async with running(announcer_to(server.url, target, tmp_path, timeout=Duration(300_000_000))) as announcer:
         await until(lambda: announcer.counts.failures["away"] >= 2)
         server.resume()
-        await until(lambda: announcer.waiting == () and announcer.outage.error is None)
+        await until(lambda: not announcer.waiting and announcer.outage.error is None)
     assert len(await server.messages()) == 2
     assert named(lines, "announce.away", "announce.resumed") == ["announce.away", "announce.resumed"]
 
@@ -382,11 +382,32 @@ async def test_one_graph_without_a_stream_does_not_keep_the_others(
     target = await ship(tmp_path, 3)
     async with running(announcer_to(server.url, target, tmp_path)) as announcer:
         await until(lambda: announcer.counts.failures["refused"] >= 2)
-        assert [bundle.graph for bundle in announcer.waiting] == ["other"] * 2
+        assert [bundle.graph for bundle in announcer.waiting.values()] == ["other"] * 2
         assert len(await server.messages()) == 3
         assert named(lines, "announce.refused", "announce.resumed") == ["announce.refused"]
         assert isinstance(announcer.outage.error, jetstream.AnnounceRefused)
         assert "no stream takes that subject" in announcer.outage.error.message
+
+
+async def test_bundles_that_wait_are_not_compared_with_each_other(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when one is announced nor when those of a graph are refused: with many that would take hours."""
+    await server.make_stream("ergo.bundles.g")
+    for number in range(5):
+        store(tmp_path, f"X{number}", graph="other")
+    announcer = announcer_to(server.url, await ship(tmp_path, 5), tmp_path)
+    await announcer.look()
+    waiting = announcer.waiting
+    assert len(waiting) == 10
+
+    def refuse(*_arguments: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(StoredBundle, "__eq__", refuse)
+    await announcer.announce_due()
+    assert announcer.waiting is waiting
+    assert [bundle.graph for bundle in waiting.values()] == ["other"] * 5
 
 
 async def test_a_full_stream_refuses_and_the_announcements_wait(tmp_path: Path, server: NatsServer) -> None:
@@ -433,7 +454,7 @@ async def test_wrong_credentials_are_refused_until_the_file_is_replaced(tmp_path
             await until(lambda: announcer.counts.failures["refused"] >= 2)
             assert marks(tmp_path) == [""] * 2
             credentials(tmp_path, **ADMIN)
-            await until(lambda: announcer.waiting == () and announcer.outage.error is None)
+            await until(lambda: not announcer.waiting and announcer.outage.error is None)
         assert len(await server.messages(**ADMIN)) == 2
     assert named(lines, "announce.refused", "announce.away", "announce.resumed") == [
         "announce.refused",

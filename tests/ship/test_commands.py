@@ -15,9 +15,14 @@ from tests.daemons import COMMAND, command, command_environment
 from tests.seaweed import Seaweed
 from tests.ship.rig import HOST, directory_target, fill, held, listed, table_of
 
+from ergo_capture import config as configuration
+from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
 from ergo_capture.bundle.names import manifest_path
 from ergo_capture.bundle.receipt import read_receipt, receipt_path
+from ergo_capture.cli import app
 from ergo_capture.config.shipping import TargetConfig
+from ergo_capture.server.ops.systemd import SystemdNotifier
+from ergo_capture.ship import service
 
 
 class Place:
@@ -149,6 +154,40 @@ def test_put_ships_bundles_from_anywhere(place: Place, tmp_path: Path) -> None:
     receipt_path(path, "archive").unlink()
     assert "no manifest" in place.run("ship", "put", str(path), code=1)
     assert "Try: name a path that exists" in place.run("ship", "put", str(path.with_name("nowhere")), code=1)
+
+
+def test_put_does_not_compare_bundles_with_each_other(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With many of them that would take hours."""
+
+    def refuse(*_arguments: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(StoredBundle, "__eq__", refuse)
+    assert app.run(["ship", "put", str(place.state / "bundles"), "--config", str(place.config)]) == 0
+    assert capsys.readouterr().out.count("file://") == 5
+
+
+def test_shippers_and_announcer_share_one_list_of_the_bundles(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each list keeps a manifest for every bundle."""
+    made = []
+
+    class Counted(Catalogue):
+        def __init__(self, directory: Path) -> None:
+            super().__init__(directory)
+            made.append(self)
+
+    monkeypatch.setattr(service, "Catalogue", Counted)
+    place.config.write_text(
+        f'{place.config.read_text()}[ship.targets.second]\nurl = "{place.target.url}/2"\n'
+        '[ship.announce]\nservers = ["nats://localhost"]\n'
+    )
+    loaded = configuration.load(place.config)
+    ships = service.ShipService(loaded, lambda: loaded, SystemdNotifier.from_environment())
+    assert len(ships.shippers) == 2
+    assert ships.announcer is not None
+    assert len(made) == 1
 
 
 def test_a_target_is_named_or_all_are_meant(place: Place) -> None:

@@ -73,7 +73,7 @@ async def test_everything_finished_is_shipped_once(tmp_path: Path, lines: list[A
         fill(tmp_path, 3, begin=5)
         await until(lambda: shipper.counts.sent == 8)
         await shipper.look()
-        assert shipper.plan.due == ()
+        assert not shipper.plan.due
     assert len(held(tmp_path, target)) == 8
     assert assert_receipts_are_true(tmp_path, open_store(target)) == 8
     sent = named(lines, "ship.sent")
@@ -307,6 +307,19 @@ async def test_a_look_at_many_shipped_bundles_reads_none_of_them(
     monkeypatch.setattr("ergo_capture.bundle.receipt.read_receipt", refuse)
     monkeypatch.setattr("ergo_capture.bundle.catalogue.read_manifest", refuse)
     assert len((await shipper.look()).shipped) == 20
+
+
+async def test_a_sent_bundle_leaves_the_plan_as_it_is_for_the_others(tmp_path: Path) -> None:
+    """The plan is not made again for each bundle: with many of them that would take most of the time."""
+    fill(tmp_path, 20)
+    shipper = shipper_to(directory_target(tmp_path / "store"), tmp_path)
+    plan = await shipper.look()
+    due = plan.due
+    assert len(due) == 20
+    await shipper.send_due()
+    assert shipper.plan is plan
+    assert shipper.plan.due is due
+    assert not due
 
 
 async def test_stopping_ends_the_pause(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -73,8 +74,8 @@ class Announcer:
         counts: AnnounceCounts | None = None,
     ) -> None:
         self.counts = counts or AnnounceCounts()
-        #: Shipped bundles that are not announced, as of the last look.
-        self.waiting: tuple[StoredBundle, ...] = ()
+        #: Shipped bundles that are not announced, by path; the last look found them.
+        self.waiting: dict[Path, StoredBundle] = {}
         #: The outage of the servers, from the first failed round.
         self.outage = Outage(ship.back_off_limit.seconds)
         self._settings = ship.announce
@@ -105,16 +106,18 @@ class Announcer:
         try:
             self.waiting = await to_thread.run_sync(self._look, limiter=self._threads, abandon_on_cancel=True)
         except ErgoCaptureError:
-            self.waiting = ()
+            self.waiting = {}
 
-    def _look(self) -> tuple[StoredBundle, ...]:
+    def _look(self) -> dict[Path, StoredBundle]:
         bundles = self._listed()
         self._receipts.forget_gone(bundles)
-        return unannounced(bundles, self._receipts, self._settings.subject)
+        subject = self._settings.subject
+        finished = (bundle for bundle in bundles if bundle.problem is None)
+        return {bundle.path: bundle for bundle in finished if self._receipts.unannounced(bundle, subject)}
 
     async def announce_due(self) -> None:
         """Announce the bundles that the last look found, until a server fails."""
-        queue, trouble = deque(self.waiting), list[ErgoCaptureError]()
+        queue, trouble = deque(self.waiting.values()), list[ErgoCaptureError]()
         if not queue or self._stopped.is_set():
             # A server that failed is tried again when there is something to announce.
             return
@@ -137,8 +140,9 @@ class Announcer:
             except AnnounceRefused as error:
                 # Continue: a stream may take the subject of another graph.
                 trouble.append(error)
-                for other in [other for other in queue if other.graph == bundle.graph]:
-                    queue.remove(other)
+                others = [other for other in queue if other.graph != bundle.graph]
+                queue.clear()
+                queue.extend(others)
             except ErgoCaptureError as error:
                 trouble.append(error)
 
@@ -156,7 +160,7 @@ class Announcer:
             self.counts.announced += 1
             self.counts.duplicates += was_there
         await to_thread.run_sync(self._mark, bundle, unmarked, limiter=self._threads, abandon_on_cancel=True)
-        self.waiting = tuple(other for other in self.waiting if other is not bundle)
+        self.waiting.pop(bundle.path, None)
 
     def _read(self, bundle: StoredBundle) -> dict[str, Receipt]:
         """Return the valid receipts of a bundle, in the order of the targets."""
@@ -189,11 +193,6 @@ class Announcer:
         if self.outage.note(kind, error):
             level = log.warning if line == telemetry.ANNOUNCE_AWAY else log.error
             level(line, error=error.message, hint=error.hint, waiting=len(self.waiting))
-
-
-def unannounced(bundles: list[StoredBundle], receipts: Receipts, subject: str) -> tuple[StoredBundle, ...]:
-    """Return the finished bundles with a receipt that is not marked as announced."""
-    return tuple(bundle for bundle in bundles if bundle.problem is None and receipts.unannounced(bundle, subject))
 
 
 def _kind_of(error: ErgoCaptureError) -> tuple[str, str]:

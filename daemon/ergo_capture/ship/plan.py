@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from ergo_capture.bundle.catalogue import StoredBundle, order_of
 
@@ -13,8 +14,8 @@ from ergo_capture.bundle.catalogue import StoredBundle, order_of
 class Plan:
     """The finished bundles of a state directory, as one target sees them."""
 
-    #: Bundles to send, the oldest first.
-    due: tuple[StoredBundle, ...] = ()
+    #: Bundles to send, the oldest first, by path.
+    due: dict[Path, StoredBundle] = field(default_factory=dict)
     #: Bundles that the target holds.
     shipped: tuple[StoredBundle, ...] = ()
     #: Bundles that visibly differ from their manifests, for example in size; they are not read.
@@ -23,11 +24,11 @@ class Plan:
     @property
     def due_bytes(self) -> int:
         """Bytes of the files to send."""
-        return sum(bundle.size for bundle in self.due)
+        return sum(bundle.size for bundle in self.due.values())
 
     def oldest_seconds(self, now: datetime) -> float:
         """Return the age of the oldest bundle to send, from the end of its part; 0 where there is none."""
-        ends = [bundle.ended_at for bundle in self.due if bundle.ended_at is not None]
+        ends = [bundle.ended_at for bundle in self.due.values() if bundle.ended_at is not None]
         return max(0.0, (now - min(ends)).total_seconds()) if ends else 0.0
 
 
@@ -38,12 +39,15 @@ def make_plan(bundles: Iterable[StoredBundle], is_held: Callable[[StoredBundle],
         bundles: all bundles. Snapshots of sessions that go on are left out.
         is_held: whether the target holds a bundle, by its receipt.
     """
-    due: list[StoredBundle] = []
+    due: dict[Path, StoredBundle] = {}
     shipped: list[StoredBundle] = []
     unsound: list[StoredBundle] = []
     for bundle in sorted(bundles, key=order_of):
         if bundle.is_unsound:
             unsound.append(bundle)
         elif bundle.problem is None:
-            (shipped if is_held(bundle) else due).append(bundle)
-    return Plan(tuple(due), tuple(shipped), tuple(unsound))
+            if is_held(bundle):
+                shipped.append(bundle)
+            else:
+                due[bundle.path] = bundle
+    return Plan(due, tuple(shipped), tuple(unsound))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from anyio import CancelScope, to_thread
 from anyio.abc import TaskStatus
 
 from ergo_capture import telemetry
-from ergo_capture.bundle.catalogue import Catalogue
+from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
 from ergo_capture.config import Config
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.ship.announcing import AnnounceCounts, Announcer
@@ -52,34 +53,54 @@ def host_name(config: Config) -> str:
     return config.ship.host or socket.gethostname()
 
 
+def lister_of(config: Config) -> Callable[[], list[StoredBundle]]:
+    """Return a function that lists the bundles of a state directory; any thread may call it.
+
+    The shippers and the announcer share it: each list of their own would keep every manifest once more.
+    """
+    catalogue, lock = Catalogue(Path(config.state.directory) / "bundles"), threading.Lock()
+
+    def read() -> list[StoredBundle]:
+        with lock:
+            return catalogue.read()
+
+    return read
+
+
 def shippers_of(
-    config: Config, counts: dict[str, Counts] | None = None, on_bytes: Callable[[int], object] = lambda _count: None
+    config: Config,
+    listed: Callable[[], list[StoredBundle]],
+    counts: dict[str, Counts] | None = None,
+    on_bytes: Callable[[int], object] = lambda _count: None,
 ) -> list[Shipper]:
     """Return a shipper for each configured target.
 
     Args:
         config: the configuration.
+        listed: lists the bundles.
         counts: the counts from before a reload, by target.
         on_bytes: as for ``Sender``.
     """
-    bundles, host = Path(config.state.directory) / "bundles", host_name(config)
+    host = host_name(config)
     return [
-        Shipper(name, target, config.ship, bundles, host, (counts or {}).get(name), on_bytes)
+        Shipper(name, target, config.ship, listed, host, (counts or {}).get(name), on_bytes)
         for name, target in config.ship.targets.items()
     ]
 
 
-def announcer_of(config: Config, counts: AnnounceCounts | None = None) -> Announcer | None:
+def announcer_of(
+    config: Config, listed: Callable[[], list[StoredBundle]], counts: AnnounceCounts | None = None
+) -> Announcer | None:
     """Return the announcer of a state directory; None if no server is configured.
 
     Args:
         config: the configuration.
+        listed: lists the bundles.
         counts: the counts from before a reload.
     """
     if not config.ship.announce.servers:
         return None
-    catalogue = Catalogue(Path(config.state.directory) / "bundles")
-    return Announcer(config.ship, catalogue.read, host_name(config), counts)
+    return Announcer(config.ship, listed, host_name(config), counts)
 
 
 class ShipService:
@@ -93,8 +114,9 @@ class ShipService:
 
     def __init__(self, config: Config, reread: Callable[[], Config], manager: ServiceManager) -> None:
         self.config = config
-        self.shippers = shippers_of(config)
-        self.announcer = announcer_of(config)
+        listed = lister_of(config)
+        self.shippers = shippers_of(config, listed)
+        self.announcer = announcer_of(config, listed)
         #: Whether threads were left behind that hang on a store: the process ends without waiting for them.
         self.left_behind = False
         self._reread = reread
@@ -149,8 +171,9 @@ class ShipService:
             return
         self._remove_textfile()
         self.config = config
-        self.shippers = shippers_of(config, {shipper.name: shipper.counts for shipper in self.shippers})
-        self.announcer = announcer_of(config, None if self.announcer is None else self.announcer.counts)
+        listed = lister_of(config)
+        self.shippers = shippers_of(config, listed, {shipper.name: shipper.counts for shipper in self.shippers})
+        self.announcer = announcer_of(config, listed, None if self.announcer is None else self.announcer.counts)
         telemetry.set_level(config.log.level)
         log.info(telemetry.CONFIG_RELOADED, targets=[shipper.name for shipper in self.shippers])
         self._manager.ready(self._summary())

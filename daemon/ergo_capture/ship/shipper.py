@@ -19,7 +19,7 @@ import structlog
 from anyio import CapacityLimiter, to_thread
 
 from ergo_capture import telemetry
-from ergo_capture.bundle.catalogue import Catalogue, StoredBundle
+from ergo_capture.bundle.catalogue import StoredBundle
 from ergo_capture.bundle.receipt import Receipts, place_of
 from ergo_capture.config.shipping import ShipConfig, TargetConfig
 from ergo_capture.errors import ErgoCaptureError
@@ -53,7 +53,7 @@ class Shipper:
         name: the target's name.
         target: its settings.
         ship: the settings of all targets.
-        bundles: the directory of bundles.
+        listed: lists the bundles of the state directory, the oldest first.
         host: the name of this host in the store.
         counts: the counts from before a reload.
         on_bytes: as for ``Sender``.
@@ -64,7 +64,7 @@ class Shipper:
         name: str,
         target: TargetConfig,
         ship: ShipConfig,
-        bundles: Path,
+        listed: Callable[[], list[StoredBundle]],
         host: str,
         counts: Counts | None = None,
         on_bytes: Callable[[int], object] = lambda _count: None,
@@ -72,7 +72,7 @@ class Shipper:
         self.name = name
         self.target = target
         self.counts = counts or Counts()
-        #: The result of the last look.
+        #: The result of the last look; what was sent since is not due any more.
         self.plan = Plan()
         #: The outage of the store, to which nothing is sent meanwhile.
         self.outage = Outage(ship.back_off_limit.seconds)
@@ -85,7 +85,7 @@ class Shipper:
         self._own_back_off = first_back_off(self._limit)
         #: Whether a receipt could not be written in this round; no other is tried then.
         self._is_disk_short = False
-        self._catalogue = Catalogue(bundles)
+        self._listed = listed
         self._receipts = Receipts({name: place_of(target)})
         #: Bundles that are not sent until they change.
         self._unsound: set[_Version] = set()
@@ -123,7 +123,7 @@ class Shipper:
         return self.plan
 
     def _look(self) -> Plan:
-        bundles = self._catalogue.read()
+        bundles = self._listed()
         self._receipts.forget_gone(bundles)
         there = set(map(_version, bundles))
         self._unsound &= there
@@ -134,15 +134,15 @@ class Shipper:
         for bundle in plan.unsound:
             if _version(bundle) not in self._unsound:
                 self._note_unsound(bundle, bundle.problem or "")
-        due = [bundle for bundle in plan.due if _version(bundle) not in self._unsound]
+        due = [bundle for bundle in plan.due.values() if _version(bundle) not in self._unsound]
         # A bundle that a store never takes must not delay the others.
         due.sort(key=lambda bundle: self._attempts[_version(bundle)])
-        return Plan(tuple(due), plan.shipped, plan.unsound)
+        return Plan({bundle.path: bundle for bundle in due}, plan.shipped, plan.unsound)
 
     async def send_due(self) -> None:
         """Send the bundles that the last look found, until the store fails."""
         self._is_disk_short = False
-        queue = deque(self.plan.due)
+        queue = deque(self.plan.due.values())
         if not queue or self._stopped.is_set():
             # A store that failed is tried again when there is something to send.
             return
@@ -211,11 +211,7 @@ class Shipper:
         self.counts.sent += 1
         self.counts.sent_bytes += sent.receipt.bytes
         self._attempts.pop(_version(bundle), None)
-        self.plan = Plan(
-            tuple(other for other in self.plan.due if other is not bundle),
-            (*self.plan.shipped, bundle),
-            self.plan.unsound,
-        )
+        self.plan.due.pop(bundle.path, None)
         log.info(
             telemetry.SHIP_SENT,
             target=self.name,

@@ -88,13 +88,14 @@ def once(config: Path | None, state_dir: str, target: str | None) -> int:
     import anyio  # noqa: PLC0415 - only to ship
 
     from ergo_capture import telemetry  # noqa: PLC0415
-    from ergo_capture.ship.service import announcer_of, shippers_of  # noqa: PLC0415
+    from ergo_capture.ship.service import announcer_of, lister_of, shippers_of  # noqa: PLC0415
 
     loaded = _only(_loaded(config, state_dir), target)
     telemetry.configure("error")
     with _progress() as on_bytes:
-        shippers = shippers_of(loaded, on_bytes=on_bytes.advance)
-        announcer = announcer_of(loaded)
+        listed = lister_of(loaded)
+        shippers = shippers_of(loaded, listed, on_bytes=on_bytes.advance)
+        announcer = announcer_of(loaded, listed)
 
         async def ship_all() -> None:
             for shipper in shippers:
@@ -316,10 +317,10 @@ def put(bundles: tuple[str, ...], config: Path | None, target: str | None) -> in
             receipts = Receipts({name: place_of(settings)})
             store, host = open_store(settings), host_name(loaded)
             sender = Sender(store, name, place_of(settings), host, settings.verify, progress.advance)
-            due = [bundle for bundle in found if not receipts.holders(bundle)]
-            progress.expect(name, sum(bundle.size for bundle in due), twice=settings.verify == "read")
+            due = {bundle.path: bundle for bundle in found if not receipts.holders(bundle)}
+            progress.expect(name, sum(bundle.size for bundle in due.values()), twice=settings.verify == "read")
             for bundle in found:
-                if bundle not in due:
+                if bundle.path not in due:
                     click.echo(f"{name}: {printable(bundle.path)}: shipped already")
                     continue
                 try:
@@ -430,7 +431,7 @@ def _unannounced(config: Config, name: str, plan: Plan) -> Plan:
         return Plan()
     receipts = Receipts({name: place_of(config.ship.targets[name])})
     subject = config.ship.announce.subject
-    return Plan(tuple(bundle for bundle in plan.shipped if receipts.unannounced(bundle, subject)))
+    return Plan({bundle.path: bundle for bundle in plan.shipped if receipts.unannounced(bundle, subject)})
 
 
 class _Progress:
