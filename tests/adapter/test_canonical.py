@@ -114,7 +114,7 @@ def test_the_reference_reading_is_the_kernel_algorithm(number: str) -> None:
 
 @given(NUMBER)
 def test_the_exact_reading_is_the_nearest_double(number: str) -> None:
-    """As Python reads it."""
+    """Python reads it so."""
     if math.isinf(float(number)):
         with pytest.raises(ValueError, match="out of range"):
             read_json(number, "exact")
@@ -183,7 +183,7 @@ def test_a_payload_is_made_canonical(payload: bytes, text: bytes) -> None:
 
 @pytest.mark.parametrize("payload", [b"[]", b"1", b"{", b"\xff", b'{"a":1e999}'])
 def test_a_payload_that_is_no_object_is_refused(payload: bytes) -> None:
-    """With the kernel's error."""
+    """The error is the kernel's."""
     with pytest.raises(ExternalEventPayloadError):
         canonical_payload(payload)
 
@@ -200,7 +200,7 @@ def test_payloads_are_taken_and_refused_as_the_reference_does() -> None:
 
 
 def test_127_levels_are_read() -> None:
-    """However many containers stand beside them; one more is too deep."""
+    """Other containers beside them do not matter; one level more is too deep."""
     deep = "[" * 126 + "]" * 126
     assert read_json(f"[{deep},[],[]]")[1:] == [[], []]
     with pytest.raises(ValueError, match="recursion limit exceeded"):
@@ -209,6 +209,6 @@ def test_127_levels_are_read() -> None:
 
 @pytest.mark.parametrize("number", ["8.683244e-56", "8.683244E-56"])
 def test_a_short_number_with_an_exponent_is_rounded_twice(number: str) -> None:
-    """As the reference does, which a number without one is not."""
+    """The reference does so. A number without an exponent is rounded once."""
     assert read_json(number) == 8.683243999999999e-56
     assert read_json(number, "exact") == 8.683244e-56

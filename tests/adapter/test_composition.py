@@ -40,7 +40,7 @@ def node(**needs: Any) -> Node:
     ],
 )
 def test_a_node_gets_what_it_needs_or_the_rule_is_named(needs: dict[str, Any], rule: str | None) -> None:
-    """With the node and what to change."""
+    """The message names the rule and the node, and says what to change."""
     if rule is None:
         check_composition(ADAPTER, [node(**needs)])
         return
@@ -108,7 +108,7 @@ def test_an_intent_of_every_type_may_fit() -> None:
 
 
 def test_mirrored_writes_need_set_context() -> None:
-    """Though their keys are not looked at, as in the reference."""
+    """This holds though their keys are not examined, as in the reference."""
     bare = load_adapter(
         MANIFEST.replace("writable: true", "writable: false").replace("name: set_context", "name: send")
     )

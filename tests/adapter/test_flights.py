@@ -13,7 +13,7 @@ from ergo_capture.adapter.simulate import read_case, simulate
 
 @pytest.mark.parametrize("name", ["flights-acc-2000", "flights-late-2000"])
 def test_real_flights_lead_to_the_references_capture(name: str) -> None:
-    """Through the graph that adds up what it has seen, with an engine that does what was recorded."""
+    """The graph adds up what it has seen; the engine repeats the recorded outcomes."""
     about, lines, capture = flight(name)
     captured = json.loads(capture)
     outcomes = [

@@ -57,7 +57,7 @@ def test_a_frame_is_read(line: str, tag: str, content: Any) -> None:
     ],
 )
 def test_a_line_that_is_no_frame_is_refused(line: str, complaint: str) -> None:
-    """With serde's words for what it is instead."""
+    """The message has serde's words for the value that is there instead."""
     with pytest.raises(ValueError) as caught:
         read_frame(line)
     assert complaint in str(caught.value)

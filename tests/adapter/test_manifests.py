@@ -161,7 +161,7 @@ REQUIRED = "required: [x], properties:"
 def test_a_broken_rule_says_where_and_what_to_do(
     changes: dict[str, str], rule: str, message: str, where: str, fix: str
 ) -> None:
-    """In the reference's words."""
+    """The words are the reference's."""
     text = MANIFEST
     for old, new in changes.items():
         assert old in text
@@ -174,7 +174,7 @@ def test_a_broken_rule_says_where_and_what_to_do(
 
 
 def test_a_missing_field_is_placed_at_what_should_hold_it() -> None:
-    """There is no nearer place."""
+    """No nearer place exists."""
     with pytest.raises(AdapterError, match="missing field `fields`") as caught:
         load_adapter(MANIFEST.replace(", fields: [event.tick]", ""))
     assert caught.value.where == "$.capture, line 10 column 10"
@@ -229,7 +229,7 @@ def test_a_missing_field_is_placed_at_what_should_hold_it() -> None:
 def test_a_text_that_is_no_manifest_is_refused(
     text: str | bytes, code: str, message: str, where: str, fix: str, mark: tuple[int | None, int | None]
 ) -> None:
-    """With its name, the place, and what to write."""
+    """The error has its name and the place, and says what to write."""
     with pytest.raises(AdapterError) as caught:
         load_adapter(text, name="m")
     error = caught.value
@@ -238,7 +238,7 @@ def test_a_text_that_is_no_manifest_is_refused(
 
 
 def test_an_adapter_reads_numbers_as_it_is_told() -> None:
-    """As the reference does, if nothing is said."""
+    """Without a setting, they are read as by the reference."""
     assert load_adapter(MANIFEST).numbers == "reference"
     assert load_adapter(MANIFEST, numbers="exact").numbers == "exact"
 
@@ -335,7 +335,7 @@ PIECES = st.sampled_from(
 
 @given(st.lists(st.tuples(st.integers(0, len(MANIFEST)), st.integers(0, 30), PIECES), min_size=1, max_size=4))
 def test_a_mutilated_manifest_is_accepted_or_refused(cuts: list[tuple[int, int, str]]) -> None:
-    """With no other error than the one that says so."""
+    """No other error is raised."""
     text = MANIFEST
     for at, length, piece in cuts:
         text = text[:at] + piece + text[at + length :]

@@ -39,7 +39,7 @@ def takes(schema: dict[str, Any], value: Any, **rest: Any) -> bool:
     ],
 )
 def test_a_verdict_is_that_of_the_reference(schema: dict[str, Any], value: Any, taken: bool) -> None:
-    """As its build says, which has the series 0.58 of the validator."""
+    """The reference's build has the series 0.58 of the validator."""
     assert takes(schema, value) is taken
 
 
@@ -59,7 +59,7 @@ def test_an_older_draft_that_a_schema_names_is_not_heeded() -> None:
     ],
 )
 def test_a_property_has_a_context_type(schema: Any, kind: str) -> None:
-    """By the word of its type."""
+    """The type's word in the schema gives it."""
     assert context_type(schema) == kind
 
 
@@ -84,6 +84,6 @@ def test_a_property_has_a_context_type(schema: Any, kind: str) -> None:
     ],
 )
 def test_a_property_without_a_context_type_is_refused(schema: Any, complaint: str) -> None:
-    """In the reference's words."""
+    """The words are the reference's."""
     with pytest.raises(SchemaError, match=f"^{complaint}$"):
         context_type(schema)

@@ -139,7 +139,7 @@ MORE = "deserializing from YAML containing more than one document is not support
     ],
 )  # fmt: skip
 def test_what_the_reference_does_not_read_is_refused(text: str, message: str, mark: tuple[int, int] | None) -> None:
-    """With libyaml's or serde's words, and the position."""
+    """The message has libyaml's or serde's words, and the position."""
     with pytest.raises(YamlError) as caught:
         read_yaml(text)
     assert str(caught.value) == message
@@ -176,6 +176,6 @@ SNIPPETS = st.sampled_from(
 
 @given(st.lists(SNIPPETS, max_size=30).map("".join))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    """With no other error than the one that says so."""
+    """No other error is raised."""
     with suppress(YamlError):
         read_yaml(text)

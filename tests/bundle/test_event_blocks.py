@@ -56,7 +56,7 @@ def test_a_block_is_read_as_serde_reads_it_or_not_at_all(block: str) -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.binary(max_size=4)), min_size=1, max_size=6))
 def test_usual_events_are_read_at_once(events: list[tuple[str, bytes]]) -> None:
-    """In either layout, empty payloads too; a bracket in an id or a byte of 255 leaves the block to serde."""
+    """Either layout will do, and empty payloads; a bracket in an id or a byte of 255 leaves the block to serde."""
     for space in ("", "\n        "):
         text = ",".join(event_text(name, ("," + space).join(map(str, payload))) for name, payload in events)
         found = read_events(text.encode())

@@ -39,7 +39,7 @@ def manifest_of(bundle: Path) -> Manifest:
 
 @pytest.mark.parametrize("style", CaptureJsonStyle)
 def test_a_bundle_is_the_reference_hosts_to_the_byte(tmp_path: Path, style: CaptureJsonStyle) -> None:
-    """With merged payloads, a deferral that keeps the context of its arrival, a refusal, a failure and intents."""
+    """It has merged payloads, a deferral that keeps the context of its arrival, a refusal, a failure and intents."""
     life = HostedLife(results={"e1": sets(n=3), "e3": sends("i1", "i2", n=7), "e4": FAILED, "e5": sends("i3")})
     write(
         tmp_path / "j",
@@ -155,7 +155,7 @@ def test_left_over_events_that_the_journal_does_not_hold_give_no_manifest(tmp_pa
 def test_parts_of_several_frames_stand_on_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    """With a deadline, their statistics, and refusals by their indices in the session; the last ends inside a frame."""
+    """They have a deadline, statistics, and refusals by their index in the session; the last ends inside a frame."""
     monkeypatch.setattr("ergo_capture.bundle.writer.compose._BLOCK_BYTES", block_bytes)
     limits = replace(LIMITS, deadline=EventTime(3, 7))
     life = HostedLife(results={"e1": sets(n=3), "e4": sets(n=11)}, constraints=limits)

@@ -26,7 +26,7 @@ def test_the_digest_is_that_of_the_documented_bytes() -> None:
 
 
 def test_events_without_a_key_add_nothing() -> None:
-    """So a bundle of a graph that writes nothing has a digest too."""
+    """A bundle of a graph that writes nothing thus has a digest too."""
     digest = MergedDigest()
     for index in range(3):
         digest.add(index, ())

@@ -55,7 +55,7 @@ def test_the_content_decides_whether_a_file_is_compressed(tmp_path: Path) -> Non
 
 
 def test_consecutive_zstd_frames_are_one_text(tmp_path: Path) -> None:
-    """As for the zstd tool; parallel compressors write such files."""
+    """The zstd tool reads them so, and parallel compressors write such files."""
     path = tmp_path / "b.zst"
     half = len(TEXT) // 2
     path.write_bytes(b"".join(zstandard.compress(part) for part in (TEXT[:half], TEXT[half:])))
@@ -97,7 +97,7 @@ def test_an_unsound_compressed_file_is_refused(tmp_path: Path, damage: str) -> N
 
 
 def test_a_cut_compressed_file_is_readable_up_to_the_cut_and_then_refused(tmp_path: Path) -> None:
-    """Wherever it was cut."""
+    """The cut may be anywhere."""
     # Many blocks: a block is decoded as a whole.
     text = encode_bundle(small_bundle(events=2000))
     data = packed(tmp_path / "whole.zst", text).read_bytes()
@@ -121,7 +121,7 @@ def test_a_cut_compressed_file_is_readable_up_to_the_cut_and_then_refused(tmp_pa
 
 @pytest.mark.parametrize("checksum", [False, True])
 def test_frames_of_every_kind_are_followed_to_the_end(tmp_path: Path, *, checksum: bool) -> None:
-    """With and without a checksum, empty, of one repeated byte, and a skippable frame."""
+    """Frames may have a checksum or none, be empty, be one repeated byte, or be skippable."""
     compress = zstandard.ZstdCompressor(write_checksum=checksum).compress
     skipped = b"\x50\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"comment"
     stream = zstandard.ZstdCompressor(write_checksum=checksum).compressobj()

@@ -133,7 +133,7 @@ def capture(stream: list[ExternalEvent], constraints: Constraints, outcomes: lis
 def test_replaying_a_capture_reproduces_it(
     stream: list[ExternalEvent], constraints: Constraints, outcomes: list[RunResult]
 ) -> None:
-    """With the same engine, from the text in either style."""
+    """The engine is the same, and the text is in either style."""
     bundle = capture(stream, constraints, outcomes)
     for style in CaptureJsonStyle:
         read = decode_bundle(encode_bundle(bundle, style))

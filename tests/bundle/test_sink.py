@@ -77,7 +77,7 @@ def test_a_file_that_reads_back_differently_gets_no_name(tmp_path: Path, compres
 def test_a_failed_write_in_the_thread_raises_in_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str
 ) -> None:
-    """At the latest in ``finish``."""
+    """The error is raised in ``finish`` at the latest."""
 
     def full(_fd: int, _data: object) -> int:
         raise OSError(28, "No space left on device")
@@ -141,7 +141,7 @@ def test_a_file_is_read_back_in_pieces_of_any_size(
 def test_what_was_written_a_while_ago_is_read_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
 ) -> None:
-    """Up to the end of the call before; the rest, which is in the cache, at the end."""
+    """It is read up to the end of the call before; the rest, which is in the cache, is read at the end."""
     told: list[tuple[int, int, int]] = []
 
     def advise(_fd: int, offset: int, size: int, advice: int) -> None:
@@ -170,7 +170,7 @@ def test_what_was_written_a_while_ago_is_read_from_the_disk(
 
 
 def test_a_file_that_cannot_be_read_back_gets_no_name(tmp_path: Path) -> None:
-    """Such as one that somebody has removed."""
+    """Somebody may have removed the file."""
     with AtomicFile(tmp_path / "b") as file, BundleSink(file) as sink:
         sink.write(BLOCKS[0])
         sink.finish()
@@ -207,7 +207,7 @@ def test_pieces_do_not_depend_on_how_the_text_is_cut_into_blocks(
 
 
 def test_a_frame_of_zstd_has_a_checksum(tmp_path: Path) -> None:
-    """So that every reader notices that the file has rotted."""
+    """With it, every reader notices that a file was damaged."""
     path = tmp_path / "b"
     with AtomicFile(path) as file, BundleSink(file, "zstd") as sink:
         sink.write(BLOCKS[0], [0])

@@ -82,7 +82,7 @@ def test_changed_padding_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bad_body_concerns_the_session_that_its_header_names_and_no_other(tmp_path: Path) -> None:
-    """Not even a session without later frames."""
+    """A session without later frames is not concerned either."""
     write_batches(tmp_path, [[opening(1), opening(2), opening(3)], [events(1, 0)], [events(2, 0)]])
     segment = last_segment(tmp_path, 1)
     flip(segment, frames_of(segment)[-2][1] + 70)
@@ -158,7 +158,7 @@ def test_a_bad_frame_behind_the_last_publication_changes_nothing(tmp_path: Path)
 
 
 def test_a_bad_publication_of_an_earlier_part_does_not_end_its_session(tmp_path: Path) -> None:
-    """Nor does another bad frame."""
+    """Other bad frames do not end it either."""
     for number, frame in enumerate([publication(1, final=False), PendingFrame(FrameKind.CLOSE, 1, 0, 1, b"{}")]):
         directory = tmp_path / f"{number}"
         directory.mkdir()
@@ -566,7 +566,7 @@ def test_a_segment_that_is_not_a_plain_file_is_refused(what: str, tmp_path: Path
 
 
 def test_a_journal_directory_that_is_a_file_or_missing_is_refused(tmp_path: Path) -> None:
-    """With a hint."""
+    """The error has a hint."""
     (tmp_path / "file").write_bytes(b"")
     for name, number in (("file", errno.ENOTDIR), ("missing", errno.ENOENT)):
         with pytest.raises(StorageError) as caught:
@@ -596,7 +596,7 @@ def test_a_segment_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_report_holds_rotations_and_publications_of_a_session(tmp_path: Path) -> None:
-    """With their positions."""
+    """They have their positions."""
     positions = write_batches(
         tmp_path,
         [[opening(1)], [events(1, 0, 2), decisions(1, 0, 2)], [rotation(1, 2), publication(1, final=False)]],

@@ -130,7 +130,7 @@ def test_nothing_is_joined_over_a_refusal_or_the_end_of_a_run(between: str) -> N
 
 
 def test_rows_have_the_documented_form() -> None:
-    """As the module's docstring has it."""
+    """The form is the one in the module's docstring."""
     rows = DecisionRows()
     for each in (entry(1, None, schedule_at=EventTime(7, 1)), entry(2, RunTermination.TimedOut, 3, interruption="x")):
         rows.add(each)
@@ -183,7 +183,7 @@ def test_a_record_has_the_event_and_the_deadline_that_the_row_lacks() -> None:
 
 
 def test_joined_bodies_have_the_rows_of_all() -> None:
-    """In order."""
+    """The rows are in order."""
     assert join_rows([b"[[0,1,1]]"]) == b"[[0,1,1]]"
     assert join_rows([b"[[0,1,1]]", b"[[0,2,1],[0,4,2]]", b"[[1,3,null]]"]) == (b"[[0,1,1],[0,2,1],[0,4,2],[1,3,null]]")
 

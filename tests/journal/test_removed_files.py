@@ -51,7 +51,7 @@ def lost(error: JournalLost | None) -> str | None:
 
 
 def test_a_watched_journal_is_not_lost(journal: Journal) -> None:
-    """Also after segments were deleted that nobody needs."""
+    """This also holds after segments were deleted that nobody needs."""
     assert (journal.is_lost(), journal.find_loss()) == (None, None)
     assert journal.delete_segments(3) == [1, 2]
     assert (journal.is_lost(), journal.find_loss()) == (None, None)
@@ -67,7 +67,7 @@ def test_a_removed_segment_is_noticed(journal: Journal, directory: Path) -> None
 
 
 def test_a_replaced_segment_is_noticed(journal: Journal, directory: Path) -> None:
-    """Even by a copy of itself."""
+    """The replacement may even be a copy of it."""
     shutil.copy(last_segment(directory, 2), directory / "copy")
     (directory / "copy").replace(last_segment(directory, 2))
     assert lost(journal.find_loss()) == str(last_segment(directory, 2))

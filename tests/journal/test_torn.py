@@ -71,7 +71,7 @@ def test_p4_a_journal_cut_near_its_end_is_opened_and_goes_on(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("zeros", [1, 7, 8, 63, 64, 511, 512, 4096, 100_000])
 def test_preallocated_zeros_are_not_a_torn_end(zeros: int, tmp_path: Path) -> None:
-    """Nor damage, of whatever size."""
+    """They are not damage either, whatever their size."""
     positions = three_segments(tmp_path)
     with last_segment(tmp_path).open("ab") as file:
         file.write(bytes(zeros))
@@ -250,7 +250,7 @@ def test_an_impossible_length_is_never_allocated(tmp_path: Path) -> None:
 
 
 def test_scanning_changes_nothing(tmp_path: Path) -> None:
-    """Not even in a torn journal."""
+    """This holds even for a torn journal."""
     three_segments(tmp_path)
     last = last_segment(tmp_path)
     last.write_bytes(last.read_bytes()[:-20])
@@ -260,7 +260,7 @@ def test_scanning_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_progress_is_reported_for_each_segment(tmp_path: Path) -> None:
-    """With the number of segments."""
+    """The number of segments is reported too."""
     three_segments(tmp_path)
     steps: list[tuple[int, int]] = []
     journal, _ = Journal.open(tmp_path, RealStorage(), segment_bytes=4096, on_progress=lambda *step: steps.append(step))

@@ -104,7 +104,7 @@ def test_a_batch_larger_than_a_segment_gets_a_larger_segment(tmp_path: Path) -> 
 
 
 def test_a_segment_is_allocated_in_full_and_closing_leaves_no_unfinished_one(tmp_path: Path) -> None:
-    """There are zeros after what is written."""
+    """Zeros follow the frames."""
     journal = journal_in(tmp_path)
     (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, b"x" * 2048)])
     data = last_segment(tmp_path, 1).read_bytes()
@@ -254,7 +254,7 @@ def test_a_frame_is_read_while_the_bytes_behind_it_are_cut_off(tmp_path: Path) -
         """Cuts the segment between the query of its size and the read."""
 
         def call(self, op: str, path: Path) -> None:
-            """As told."""
+            """Truncate the file before each read."""
             if op == "read":
                 os.truncate(path, end)
             super().call(op, path)
@@ -297,7 +297,7 @@ def head_of(directory: Path, sequence: int) -> int:
 
 @pytest.mark.parametrize("size", range(3640, 4120, 40))
 def test_a_batch_never_reaches_beyond_its_segment(size: int, tmp_path: Path) -> None:
-    """Nor does the head of the segment: what is written there is not allocated."""
+    """The head of a segment does not either: bytes beyond the segment are not allocated."""
     journal = journal_in(tmp_path)
     journal.commit([PendingFrame(FrameKind.EVENTS, 1, 0, 1, bytes(size))])
     (position,) = journal.commit([PendingFrame(FrameKind.EVENTS, 1, 1, 1, bytes(size))])
@@ -327,7 +327,7 @@ def test_a_batch_that_fits_exactly_does_not_begin_a_segment(
 
 
 def test_the_next_segment_is_created_once_the_current_one_is_half_full(tmp_path: Path) -> None:
-    """In a thread, as large as any."""
+    """It is created in a thread, with the usual size."""
     storage = FaultyStorage()
     journal = journal_in(tmp_path, storage)
     journal.commit([opening(1)])
@@ -343,7 +343,7 @@ def test_the_next_segment_is_created_once_the_current_one_is_half_full(tmp_path:
 
 
 def test_the_head_of_a_segment_names_the_last_batch_after_a_restart(tmp_path: Path) -> None:
-    """And the number of its frames; also behind frames of a batch that was cut off."""
+    """The number of that batch's frames is named too."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1), events(1, 0), events(1, 1)])
     journal.close()
@@ -376,7 +376,7 @@ def test_a_prepared_batch_is_written_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_was_not_prepared_is_written_to_the_open_segment(tmp_path: Path) -> None:
-    """If it fits there."""
+    """It must fit there; otherwise a new segment is begun."""
     journal = journal_in(tmp_path)
     for index, segment in enumerate((1, 1, 2)):
         (position,) = journal.write([events(1, index, size=1600)])
@@ -437,7 +437,7 @@ def test_a_journal_that_is_only_sealed_takes_little_room(tmp_path: Path) -> None
 
 
 def test_a_seal_is_one_frame_of_no_session(tmp_path: Path) -> None:
-    """In a batch of its own."""
+    """It has a batch of its own."""
     journal = journal_in(tmp_path)
     journal.commit([opening(1)])
     journal.seal()

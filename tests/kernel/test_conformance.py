@@ -118,7 +118,7 @@ def test_decision_streams_compare_as_in_the_reference(line: Any) -> None:
 
 @by_name("payloads.jsonl", key="payload_hex")
 def test_a_payload_is_accepted_or_refused_as_by_the_reference(line: Any) -> None:
-    """With the same message, where it is the reference's own."""
+    """The message is the same, if it is the reference's own."""
     try:
         check_payload(bytes.fromhex(line["payload_hex"]))
         said = None
@@ -150,7 +150,7 @@ def test_every_float_is_written_as_by_the_reference() -> None:
 
 
 def test_every_string_is_escaped_as_by_the_reference() -> None:
-    """In an effect's text, which is hashed."""
+    """The strings are in the text of effects, which is hashed."""
     for line in conformance("strings.jsonl"):
         text = encode_effect(ActionEffect(line["value"], ()))
         assert text == b'{"kind":%b,"writes":[]}' % bytes.fromhex(line["encoded_hex"])
@@ -186,7 +186,7 @@ REAL = shared("real") / "ergo-cli"
 
 @pytest.mark.parametrize("name", sorted(path.name for path in REAL.glob("cap_*.json")))
 def test_a_capture_of_the_real_tool_is_read_and_written_back_unchanged(name: str) -> None:
-    """Also the one that the reference refuses, because its float parser is off by one bit."""
+    """One of them is refused by the reference itself, whose float parser is off by one bit."""
     text = (REAL / name).read_bytes()
     bundle = decode_bundle(text)
     assert encode_bundle(bundle).rstrip(b"\n") == text.rstrip(b"\n")

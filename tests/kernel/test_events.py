@@ -18,7 +18,7 @@ SURROGATE = "\ud800"
 
 
 def test_an_event_is_made_with_or_without_a_payload() -> None:
-    """At time zero if nothing else is said; what it means is kept."""
+    """Its time is zero unless given, and its semantic kind is kept."""
     at = EventTime(1, 2)
     assert ExternalEvent.mechanical("e", COMMAND) == ExternalEvent("e", COMMAND, EventTime(0, 0), b"", None)
     bare = ExternalEvent.mechanical_at("e", COMMAND, at, semantic_kind="k")
@@ -76,7 +76,7 @@ def test_a_refused_payload_says_what_to_send(payload: bytes, message: str, hint:
     ids=["one", "flat", "arrays", "deep", "large", "strings"],
 )
 def test_payloads_are_accepted_together(payloads: list[bytes]) -> None:
-    """Without looking at each by itself."""
+    """They are not checked one by one."""
     assert are_payloads(payloads)
 
 
@@ -95,14 +95,14 @@ def test_payloads_are_accepted_together(payloads: list[bytes]) -> None:
     ids=["array", "object", "string", "two", "no object", "number", "deep", "mixed"],
 )
 def test_payloads_that_are_objects_only_together_are_not_accepted(payloads: list[bytes]) -> None:
-    """As many objects as payloads prove nothing."""
+    """An equal number of objects and payloads proves nothing."""
     assert not are_payloads(payloads)
 
 
 @pytest.mark.parametrize("number", [number for number, read_there in NUMBERS if not read_there])
 @pytest.mark.parametrize("other", ["1", "[1]"])
 def test_payloads_with_a_number_out_of_range_are_not_accepted(number: str, other: str) -> None:
-    """Those that the reference refuses; the decoder reads some of them."""
+    """The reference refuses them; the decoder reads some of them."""
     payload = f'{{"a":{other},"b":{number}}}'
     assert not taken(payload)
     assert not are_payloads([payload.encode()])

@@ -24,14 +24,14 @@ def attempts(runtime: FaultRuntime, count: int, event_id: str = "e") -> list[Run
 
 
 def test_outcomes_of_an_event_are_used_up_in_order() -> None:
-    """After them comes the default, as for any other event."""
+    """The default comes after them, as for any other event."""
     runtime = FaultRuntime.from_json(PLAN)
     assert attempts(runtime, 1, "other") == [ABORTED]
     assert attempts(runtime, 3) == [TIMED_OUT, ERROR, ABORTED]
 
 
 def test_new_outcomes_replace_those_that_are_left() -> None:
-    """Also of an event that had none."""
+    """The event may also have had none."""
     runtime = FaultRuntime.from_json(PLAN)
     runtime.push_outcomes("e", [COMPLETED])
     runtime.push_outcomes("f", [ERROR])
@@ -47,7 +47,7 @@ def test_a_deadline_of_zero_aborts_and_uses_up_nothing() -> None:
 
 
 def test_every_attempt_ends_alike_only_without_scheduled_outcomes() -> None:
-    """Those that were used up do not count."""
+    """Outcomes that were used up do not count."""
     assert FaultRuntime().constant is COMPLETED
     assert FaultRuntime(TIMED_OUT).constant is TIMED_OUT
     assert FaultRuntime(TIMED_OUT, {"e": []}).constant is TIMED_OUT
@@ -79,7 +79,7 @@ TERMINATIONS = "`Completed`, `TimedOut`, `Aborted`, `Failed`"
     ],
 )
 def test_an_invalid_plan_is_refused_with_the_place(text: str, message: str) -> None:
-    """And with a plan that is valid as its hint."""
+    """The hint is a valid plan."""
     with pytest.raises(ErgoCaptureError) as raised:
         FaultRuntime.from_json(text)
     assert raised.value.message == f"read outcomes: {message}"
@@ -126,7 +126,7 @@ def test_a_scenario_has_events_limits_and_outcomes(wrapped: bool) -> None:
     ],
 )
 def test_an_invalid_scenario_is_refused_with_the_field(change: dict[str, Any], message: str) -> None:
-    """And with the form of one as its hint."""
+    """The hint shows the form of a scenario."""
     with pytest.raises(ErgoCaptureError) as raised:
         read_scenario(json.dumps(SCENARIO | change).encode())
     assert raised.value.message == f"read scenario: {message}"

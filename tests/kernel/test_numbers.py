@@ -110,7 +110,7 @@ def test_an_effect_may_hold_the_numbers_that_the_reference_reads(tmp_path: Path,
     ],
 )
 def test_an_integer_given_for_a_number_is_a_float(given: Value, meant: Value) -> None:
-    """In its text too, and so in its hash: a reader of the bundle would compute another one otherwise."""
+    """Its text and so its hash are a float's; otherwise a reader of the bundle would compute another hash."""
     ours, theirs = (ActionEffect("k", (EffectWrite("x", value),)) for value in (given, meant))
     assert encode_effect(ours) == encode_effect(theirs)
     assert given == meant
@@ -147,7 +147,7 @@ def test_a_malformed_number_is_refused_however_large_it_looks(number: str) -> No
 
 @pytest.mark.parametrize("start", ['{"a":' + "[" * 200 + '"', '{"a":1e308,"b":"'])
 def test_a_string_without_an_end_is_scanned_once(start: str) -> None:
-    """However many escaped quotes are in it: a quarter of a megabyte once took minutes."""
+    """The number of escaped quotes in it does not matter: a quarter of a megabyte once took minutes."""
     began = time.perf_counter()
     assert not taken(start + r"\"" * 120_000)
     assert time.perf_counter() - began < 5

@@ -150,7 +150,7 @@ HINTS = {
 def test_an_invalid_bundle_is_refused_as_by_the_reference(
     does: Callable[[], None], kind: str, message: str, event_id: str | None, has_hint: bool
 ) -> None:
-    """By its name of the error, its message, and the event."""
+    """The kind of the error, its message and the event are the reference's."""
     with pytest.raises(ReplayError) as raised:
         does()
     error = raised.value
@@ -159,7 +159,7 @@ def test_an_invalid_bundle_is_refused_as_by_the_reference(
 
 
 def test_a_valid_bundle_passes_the_strict_check() -> None:
-    """With an adapter, and without one."""
+    """The bundle may have an adapter or none."""
     check(bundle())
     check(bundle(adapter_provenance="none"), adapter="none")
 
@@ -231,7 +231,7 @@ def test_acks_and_interruptions_are_not_compared() -> None:
 
 
 def test_a_stream_that_ends_early_differs() -> None:
-    """Whichever of the two it is."""
+    """Either of the two may end early."""
     missing, extra = first_divergence([RECORD, RECORD], [RECORD]), first_divergence([RECORD], [RECORD, RECORD])
     assert missing is not None
     assert (missing.index, missing.event_id, missing.field) == (1, "e", "missing")

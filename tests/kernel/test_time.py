@@ -52,13 +52,13 @@ def test_nanoseconds_are_carried_into_seconds(secs: int, nanos: int, time: tuple
     ],
 )
 def test_a_time_that_no_duration_holds_is_refused(secs: int, nanos: int, message: str) -> None:
-    """In serde's words; the field that is out of range is named."""
+    """The words are serde's; the field that is out of range is named."""
     with pytest.raises(ValueError, match=f"^{message}$"):
         EventTime(secs, nanos)
 
 
 def test_only_time_zero_is_zero() -> None:
-    """Neither a nanosecond nor a second is."""
+    """A nanosecond is not zero, and neither is a second."""
     assert EventTime(0, 0).is_zero()
     assert not EventTime(0, 1).is_zero()
     assert not EventTime(1, 0).is_zero()

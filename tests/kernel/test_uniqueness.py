@@ -11,7 +11,7 @@ IDS = ["", *(f"event-{number}" for number in range(20_000))]
 
 @pytest.mark.parametrize("expected", [0, 100, 20_000])
 def test_an_id_is_new_once(expected: int) -> None:
-    """However often the table grows; the empty id hashes to zero, which marks an empty place."""
+    """The growth of the table does not matter; the empty id hashes to zero, which marks an empty place."""
     seen = SeenIds(expected)
     assert [seen.add(event_id) for event_id in IDS] == [False] * len(IDS)
     assert [seen.add(event_id) for event_id in IDS] == [True] * len(IDS)
@@ -20,7 +20,7 @@ def test_an_id_is_new_once(expected: int) -> None:
 
 @pytest.mark.parametrize("expected", [0, 20_000])
 def test_many_ids_are_new_together_once(expected: int) -> None:
-    """As one by one."""
+    """The result is that of adding them one by one."""
     seen = SeenIds(expected)
     assert not seen.add_all(IDS)
     assert len(seen) == len(IDS)
