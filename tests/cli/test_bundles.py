@@ -47,7 +47,7 @@ def said(capfd: pytest.CaptureFixture[str]) -> list[Any]:
 
 
 def test_list_takes_the_state_directory_as_an_argument(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """As `info` and `doctor` do."""
+    """`info` and `doctor` take it so too."""
     assert run(["bundles", "list", str(state)]) == 0
     listed = capfd.readouterr()
     assert bundles(state, "list") == 0

@@ -242,7 +242,7 @@ def test_help_of_send_imports_neither_daemon_nor_client() -> None:
 
 
 def test_send_imports_only_the_client(tmp_path: Path) -> None:
-    """Neither the daemon, nor the journal, nor bundles, nor what draws progress bars in a pipe."""
+    """It imports neither the daemon, the journal and bundles nor, in a pipe, the progress bars."""
     python(
         "import sys; from ergo_capture.cli import app\n"
         f"assert app.run(['send', '-', '--socket', {str(tmp_path / 'no.sock')!r}, '--give-up-after', '0']) == 1\n"
@@ -301,7 +301,7 @@ def test_importing_main_imports_no_library() -> None:
     ],
 )
 def test_completion_offers_what_fits(words: str, expected: str) -> None:
-    """As bash asks for it: commands, subcommands, options, choices, topics and file names."""
+    """Requests are bash's: for commands, subcommands, options, choices, topics and file names."""
     asked = {"_ERGO_CAPTURE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     ended = subprocess.run(
         COMMAND, capture_output=True, text=True, env=command_environment() | asked, timeout=60, check=False

@@ -53,7 +53,7 @@ def test_a_full_disk_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_bench_prints_a_row_for_each_window(tmp_path: Path) -> None:
-    """With the floor of the same disk; nothing is left in the directory."""
+    """The floor of the same disk is printed too, and nothing is left in the directory."""
     ran = command("bench", "--directory", str(tmp_path), "--scale", "0.005", "--json")
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in ran.stdout.splitlines()]

@@ -211,7 +211,7 @@ async def test_a_long_wait_is_announced(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_waiting_for_a_missing_daemon_is_announced_early(tmp_path: Path) -> None:
-    """After one second, long before send gives up."""
+    """It is announced after one second, long before send gives up."""
     ran = command("send", "-", "--socket", str(tmp_path / "no.sock"), "--give-up-after", "1.5", input="")
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"no connection to '{tmp_path / 'no.sock'}' yet; ")

@@ -113,7 +113,7 @@ def test_an_invalid_scenario_is_refused(text: bytes, named: str) -> None:
 
 
 def test_an_error_in_a_scenario_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With what is wrong, and what a scenario looks like."""
+    """The message says what is wrong, and what a scenario looks like."""
     (tmp_path / "s.json").write_text("[]")
     assert app.run(["simulate", str(tmp_path / "s.json")]) == 1
     said = capsys.readouterr().err

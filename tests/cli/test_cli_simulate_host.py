@@ -104,7 +104,7 @@ def test_json_needs_a_file_for_the_bundle(tmp_path: Path, capsys: pytest.Capture
 def test_a_bundle_on_standard_output_leaves_the_summary_to_standard_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that the bundle can be piped."""
+    """The bundle can then be piped."""
     assert app.run(["simulate", minimal(tmp_path)]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["graph_id"] == "g"
@@ -122,7 +122,7 @@ def test_a_bundle_on_standard_output_leaves_the_summary_to_standard_error(
 def test_an_error_in_a_case_names_its_file(
     fields: dict[str, Any], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With what a case looks like."""
+    """The message shows what a case looks like."""
     file = minimal(tmp_path, **fields)
     assert app.run(["simulate", file]) == 1
     said = capsys.readouterr().err

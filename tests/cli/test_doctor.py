@@ -294,7 +294,7 @@ def test_text_output_has_severity_place_and_message(tmp_path: Path, capsys: pyte
 
 
 def test_doctor_works_on_read_only_files(tmp_path: Path) -> None:
-    """And on read-only directories."""
+    """The directories may be read-only too."""
     write_sessions(tmp_path / "journal")
     for path in (*(tmp_path / "journal").iterdir(), tmp_path / "journal"):
         path.chmod(0o500 if path.is_dir() else 0o400)
@@ -363,7 +363,7 @@ def test_a_finished_bundle_that_is_missing_is_an_error(tmp_path: Path, capsys: p
 
 
 def test_a_directory_of_bundles_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Such as one that bundles were moved to."""
+    """Bundles may have been moved there."""
     bundle = store(tmp_path, "moved")
     bundle.write_bytes(bundle.read_bytes()[:-200])
     code, said = diagnosis(bundle.parent, capsys)

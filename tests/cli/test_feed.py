@@ -103,7 +103,7 @@ def test_all_parts_of_a_rotated_session_are_fed_in_order(tmp_path: Path, capsys:
 
 
 def test_a_feed_may_begin_at_an_event(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """That one and those after it; an unknown one is an error, and no end is printed."""
+    """It has that event and those after it; for an unknown one it fails, and prints no end."""
     captured(tmp_path, [hosted(name) for name in "abc"])
     lines = fed(capsys, bundle_of(tmp_path), "--from", "b")
     assert [json.loads(line)["event"]["event_id"] for line in lines[1:-1]] == ["b", "c"]
@@ -111,7 +111,7 @@ def test_a_feed_may_begin_at_an_event(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_bundle_alone_has_no_semantic_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without its manifest; standard error says so."""
+    """Its manifest is missing, which is said on standard error."""
     captured(tmp_path, [hosted("a")])
     alone = tmp_path / "alone.json"
     alone.write_bytes(Path(bundle_of(tmp_path)).read_bytes())
@@ -125,7 +125,7 @@ def test_a_bundle_alone_has_no_semantic_kinds(tmp_path: Path, capsys: pytest.Cap
 def test_an_event_that_was_sent_without_a_kind_is_fed_without_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those around it keep theirs; a kind that is no string was never one."""
+    """Its neighbours keep their kinds; a kind that is not a string counts as none."""
     odd = hosted("c")
     odd["event"]["semantic_kind"] = 3
     captured(tmp_path, [hosted("a"), hosted("b", kind=None), odd, hosted("d", kind="tock")])
@@ -143,7 +143,7 @@ def test_flights_come_back_as_the_lines_that_were_sent(tmp_path: Path, capsys: p
 
 
 def test_what_is_fed_gives_the_capture_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Through the reference's host: the bytes that it wrote when the driver itself ran."""
+    """The reference's host writes the same bytes from it as from the driver itself."""
     row = ADAPTER["ok-three-events"]
     captured(tmp_path, [line.encode() for line in row["driver_lines"][1:-1]])
     case = json.loads(case_file(row, tmp_path).read_text())
@@ -154,7 +154,7 @@ def test_what_is_fed_gives_the_capture_again(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_range_is_extracted_as_a_driver_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the semantic kinds of its events, not of the first ones."""
+    """Each event keeps its own semantic kind."""
     captured(tmp_path, [hosted(name, at, kind) for at, (name, kind) in enumerate(zip("abcd", "wxyz", strict=True))])
     capsys.readouterr()
     assert app.run(["extract", bundle_of(tmp_path), "--as", "driver", "--event-id", "b", "--event-id", "d"]) == 0
@@ -180,7 +180,7 @@ def test_a_range_is_extracted_as_a_fixture(tmp_path: Path, capsys: pytest.Captur
 def test_a_fixture_of_a_graph_without_an_adapter_gives_the_capture_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Through the reference's host, twice."""
+    """The fixture goes through the reference's host twice."""
     outcomes = [{"event_id": name, "termination": "Completed"} for name in "ab"]
     first = '{"kind":"event","event":{"type":"Command","id":"a","payload":{"x":[1,2]}}}\n'
     fixture = first + '{"kind":"event","event":{"type":"DataAvailable","id":"b"}}\n'

@@ -167,7 +167,7 @@ def test_a_state_directory_is_followed_with_filters(daemon: DaemonProcess) -> No
 
 
 def test_follow_ends_when_its_pipe_is_closed(daemon: DaemonProcess) -> None:
-    """Even while nothing happens; without a traceback."""
+    """It ends even while nothing happens, and without a traceback."""
     with Client(daemon.socket) as client:
         client.send("e0")
         with following(client.session, "--state-dir", str(daemon.state)) as process:
@@ -226,7 +226,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_session_is_read_from_bundles_and_journal(daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]) -> None:
-    """While it runs and afterwards, every event once; the same for a state directory and its journal."""
+    """Every event is read once, during the session and after it, and also from a state directory or its journal."""
     where = ["--state-dir", str(daemon.state)]
     everything = [f"e{number}" for number in range(10)]
     with Client(daemon.socket) as client:
@@ -280,7 +280,7 @@ def test_a_snapshot_is_not_counted_beside_its_session(
 
 
 def test_extract_and_diff_read_a_running_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From the journal, as from a bundle."""
+    """The session is read from the journal, as if from a bundle."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         where = ["--state-dir", str(daemon.state)]

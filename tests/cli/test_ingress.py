@@ -268,7 +268,7 @@ def test_a_program_that_cannot_be_started_is_an_error(daemon: DaemonProcess) -> 
 
 
 def test_a_host_that_is_gone_ends_it(daemon: DaemonProcess) -> None:
-    """As a channel is ended by SIGPIPE; what became durable by then is captured."""
+    """A channel is ended in the same way, by SIGPIPE; events that were durable by then are captured."""
     script = "n=0; while :; do n=$((n+1)); echo '" + line("N").replace('"N"', "\"'$n'\"") + "'; sleep 0.01; done"
     running = started(daemon.socket, "sh", "-c", f"echo '{HELLO}'; {script}")
     assert running.stdout is not None

@@ -40,7 +40,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int 
 
 
 def test_info_as_json_has_the_counts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As numbers for a program."""
+    """They are numbers for a program."""
     found = json.loads(printed(["info", str(run), "--json"], capsys))
     assert (found["events"], found["decisions"], found["graph_id"]) == (10, 10, "g")
     assert found["kinds"] == {"Command": 9, "Pump": 1}
@@ -124,7 +124,7 @@ def test_cat_prints_each_event_with_its_decision(run: Path, capsys: pytest.Captu
     ],
 )
 def test_cat_filters(options: list[str], ids: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By kind, decision, time, id and range."""
+    """The filters are kind, decision, time, id and range."""
     lines = printed(["cat", str(run), "--json", *options], capsys).splitlines()
     assert [json.loads(line)["event_id"] for line in lines] == ids
 
@@ -142,7 +142,7 @@ def test_an_invalid_filter_is_a_usage_error(options: list[str], run: Path) -> No
 def test_a_time_that_no_event_has_is_a_usage_error(
     name: str, option: str, seconds: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At once: as an integer, the first of them has a hundred million digits."""
+    """It is refused at once: as an integer, the first one has a hundred million digits."""
     assert app.run([name, str(run), option, seconds, *(["-o", str(tmp_path / "x")] if name != "cat" else [])]) == 2
     assert "below 2^64" in capsys.readouterr().err
 
@@ -300,7 +300,7 @@ def twice(data: Any) -> None:
 
 
 def test_diff_aligns_repeated_ids_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also after a difference."""
+    """They are also aligned after a difference."""
     path = bundle(tmp_path / "a.capture.json", twice)
     assert printed(["diff", str(path), str(path)], capsys) == "the same, 10 events\n"
 
@@ -313,7 +313,7 @@ def test_diff_aligns_repeated_ids_in_order(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_diff_reports_an_extra_decision(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Even though it has no event."""
+    """The decision has no event."""
     other = bundle(tmp_path / "b", lambda data: data["decisions"].append(data["decisions"][-1]), effects=True)
     found = json.loads(printed(["diff", str(run), str(other), "--json"], capsys, 4))
     assert (found["common"], found["only_b"], found["first_only_b"]) == (10, 1, ["e9"])
@@ -338,13 +338,13 @@ def test_extract_keeps_both_outcomes_of_a_repeated_id(tmp_path: Path, capsys: py
 def test_a_range_with_an_unknown_id_is_an_error(
     name: str, options: list[str], says: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither an empty result nor everything up to the end."""
+    """The result is neither empty nor everything up to the end."""
     assert app.run([name, str(run), *options]) == 1
     assert says in capsys.readouterr().err
 
 
 def test_a_complete_extract_simulates_to_the_same_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With outcomes, retries and episodes that a Pump ran."""
+    """It has outcomes, retries and episodes that a Pump ran."""
     path = bundle(tmp_path / "a.capture.json")
     printed(["extract", str(path), "-o", str(tmp_path / "s.json")], capsys)
     printed(["simulate", str(tmp_path / "s.json"), "-o", str(tmp_path / "b.capture.json")], capsys)
@@ -360,13 +360,13 @@ def test_extract_writes_a_range(run: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_an_empty_extract_is_an_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a hint where to look."""
+    """The error has a hint where to look."""
     assert app.run(["extract", str(run), "--since", "10000"]) == 1
     assert "no event is selected" in capsys.readouterr().err
 
 
 def test_info_of_a_journal_lists_its_open_sessions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For a journal, or for a state directory with its bundles."""
+    """The argument is a journal, or a state directory with its bundles."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.start()
         with Load(daemon.socket, window=16) as load:

@@ -44,7 +44,7 @@ def test_a_directory_in_place_of_a_file_is_an_error(
 
 
 def test_tail_of_a_huge_number_prints_everything(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As many lines as there are events."""
+    """It prints as many lines as there are events."""
     assert app.run(["tail", "-n", str(1 << 80), str(bundle)]) == 0
     assert capsys.readouterr().out.count("\n") > 0
 
@@ -53,7 +53,7 @@ def test_tail_of_a_huge_number_prints_everything(bundle: Path, capsys: pytest.Ca
 def test_extract_to_a_dash_writes_standard_output(
     arguments: list[str], bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """And no file of that name."""
+    """No file of that name is written."""
     monkeypatch.chdir(bundle.parent)
     assert app.run([arguments[0], bundle.name, *arguments[1:]]) == 0
     assert capfdbinary.readouterr().out.startswith(b"{\n")
@@ -99,7 +99,7 @@ def test_an_unreadable_directory_is_an_error(
 
 
 def test_ctrl_c_during_start_up_prints_no_traceback() -> None:
-    """Before the command line is imported."""
+    """The interruption comes before the command line is imported."""
     code = (
         "import sys\n"
         "class Stop:\n"

@@ -84,7 +84,7 @@ def test_no_command_writes_over_what_is_finished(place: Path, command: str, caps
 
 
 def test_recovered_parts_are_written_beside_finished_bundles(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also with --force; a second run finds its own bundles and writes no more of them."""
+    """This also holds with ``--force``. A second run finds its own bundles and does not write them again."""
     write_sessions(place / "old" / "journal")
     target = place / "target"
     assert run(["recover", "old", "-o", str(target)]) == ExitCode.OK

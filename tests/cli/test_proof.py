@@ -45,7 +45,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_a_manifest_that_agrees_is_named(bundle: Path, capsys: Capture) -> None:
-    """In words and in JSON."""
+    """It is named in words and in JSON."""
     assert told(["verify", str(bundle)], capsys, 0) == f"{bundle}: {SAYS_OK}, as its manifest says\n"
     found = json.loads(told(["verify", str(bundle), "--json"], capsys, 0))
     assert found["manifest"] == {"path": str(manifest_path(bundle)), "suspect": None, "problem": None}
@@ -55,7 +55,7 @@ def test_a_manifest_that_agrees_is_named(bundle: Path, capsys: Capture) -> None:
     ("what", "by_itself"), [("graph", SAYS_OK), ("time", SAYS_OK), ("termination", "unsound: read capture bundle")]
 )
 def test_one_changed_byte_of_a_bundle_is_found(what: str, by_itself: str, bundle: Path, capsys: Capture) -> None:
-    """Though the bundle may derive again: its manifest has another hash, and the bundle is not trusted."""
+    """The bundle may derive again, but its manifest has another hash, so the bundle is not trusted."""
     change(bundle, what)
     said = told(["verify", str(bundle)], capsys, 1)
     sentence = "it is not the file that its manifest was written for: its SHA-256 differs from its manifest"
@@ -158,7 +158,7 @@ def test_another_bundle_in_its_place_is_not_believed(tmp_path: Path, bundle: Pat
 
 
 def test_a_bundle_that_was_moved_with_its_manifest_is_proved(tmp_path: Path, bundle: Path, capsys: Capture) -> None:
-    """Under a name of its own too: the hash decides."""
+    """It may have another name: the hash decides."""
     moved = tmp_path / "moved.capture.json"
     bundle.rename(moved)
     manifest_path(bundle).rename(manifest_path(moved))
@@ -175,7 +175,7 @@ def test_a_bundle_that_was_compressed_since_is_proved(bundle: Path, capsys: Capt
 
 @pytest.mark.parametrize("arguments", [["verify"], ["replay"], ["replay", "--engine", "fixed"]], ids=" ".join)
 def test_the_manifest_can_be_left_out(arguments: list[str], bundle: Path, capsys: Capture) -> None:
-    """With --no-manifest the bundle stands for itself."""
+    """With --no-manifest, the bundle is judged by itself."""
     manifest_path(bundle).write_text("")
     assert told([*arguments, str(bundle), "--no-manifest"], capsys, 0).startswith(f"{bundle}: ")
 

@@ -31,7 +31,7 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int) ->
 
 
 def test_the_original_engine_replays_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With deferrals, a Pump and a retry."""
+    """The run has deferrals, a Pump and a retry."""
     path = bundle(tmp_path / "a.capture.json")
     assert told([str(path), "--engine", script(tmp_path / "s.json")], capsys, 0) == f"{path}: same, 10 decisions\n"
 
@@ -149,7 +149,7 @@ CHANGED: list[tuple[str, Change, str, str, str]] = [
 def test_a_changed_capture_is_found_and_explained(
     change: Change, kind: str, field: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For each field of a decision: the place, captured and replayed values, what was before, and likely causes."""
+    """For each field it gives the place, both values, the decisions before, and likely causes."""
     path = bundle(tmp_path / "a.capture.json", change)
     engine = script(tmp_path / "s.json")
     found = json.loads(told([str(path), "--engine", engine, "--json"], capsys, 4))["divergence"]
@@ -210,7 +210,7 @@ def test_text_output_of_a_divergence(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_directories_and_patterns_are_replayed(jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --keep-going all bundles, in order, and a summary at the end."""
+    """With --keep-going all bundles are replayed, in order, and a summary is printed."""
     for number in range(6):
         (tmp_path / "deep").mkdir(exist_ok=True)
         bundle(tmp_path / "deep" / f"{number}.capture.json", swap if number == 2 else None)
@@ -242,7 +242,7 @@ def test_replay_stops_at_the_first_difference(tmp_path: Path, capsys: pytest.Cap
 def test_strict_checks_provenance(
     more: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the reference's strict replay, with its messages."""
+    """The check and its messages are those of the reference's strict replay."""
     path = bundle(tmp_path / "a.capture.json")
     said = told([str(path), "--engine", script(tmp_path / "s.json"), *more], capsys, code)
     # The path before the colon has the name of this test.
@@ -337,7 +337,7 @@ def test_an_unsound_record_after_a_divergence_comes_first(
 def test_an_invalid_engine_is_an_error(
     arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the valid forms, or the reason why it cannot be reached."""
+    """The message has the valid forms, or the reason why the engine cannot be reached."""
     path = bundle(tmp_path / "a.capture.json")
     assert app.run(["replay", str(path), *arguments]) == code
     captured = capsys.readouterr()

@@ -53,7 +53,7 @@ def test_parts_replay_in_order_and_hand_over_their_store(tmp_path: Path, told: T
 
 
 def test_an_effect_that_the_engine_does_not_have_diverges(tmp_path: Path, told: Told) -> None:
-    """As without an adapter."""
+    """It diverges as it does without an adapter."""
     host, about = run(EVENTS)
     (found,) = told(4, write(tmp_path / "s.capture.json", host.bundle(), **about), engine=MISCOUNT)
     assert (found["divergence"]["index"], found["divergence"]["field"]) == (2, "effects")
@@ -104,7 +104,7 @@ for line in sys.stdin:
 
 
 def test_an_engine_is_told_of_the_session_and_of_semantic_kinds(tmp_path: Path, told: Told) -> None:
-    """As the daemon tells it, where it lists the feature."""
+    """It is told what the daemon would tell it, if it lists the feature."""
     host, about = run([("clock", {"hour": 1}), ("clock", {"hour": 2})])
     file = write(tmp_path / "s~2.capture.json", host.bundle(), session="s", part=2, **about)
     (tmp_path / "engine.py").write_text(KEEPS_SESSIONS)
@@ -133,7 +133,7 @@ READ_ONLY = ADAPTER.replace("writable: true", "writable: false")
 
 
 def test_episodes_overlap_where_the_adapter_has_no_writable_keys(tmp_path: Path, told: Told) -> None:
-    """As many as were asked for, and the decisions are compared in order."""
+    """As many episodes run as were asked for, and the decisions are compared in order."""
     Busy.most = 0
     host, _ = run([("clock", {"hour": hour}) for hour in range(20)], adapter_text=READ_ONLY)
     file = write(tmp_path / "s.capture.json", host.bundle())
@@ -142,7 +142,7 @@ def test_episodes_overlap_where_the_adapter_has_no_writable_keys(tmp_path: Path,
 
 
 def test_episodes_do_not_overlap_where_effects_write_keys(tmp_path: Path, told: Told) -> None:
-    """And the output says so."""
+    """The output says that they do not."""
     Busy.most = 0
     (found,) = told(
         0, write(tmp_path / "s.capture.json", run(EVENTS)[0].bundle()), engine=WAIT, options=("--pipeline", "4")

@@ -84,7 +84,7 @@ def test_what_an_engine_does_wrong_is_no_divergence(what: str, said: str, tmp_pa
 
 
 def test_an_engine_that_answers_an_old_run_again_is_named_at_the_time_out(tmp_path: Path, capsys: Capture) -> None:
-    """For instance one that says the same id each time."""
+    """The engine may answer with the same id each time."""
     engine = tmp_path / "engine.py"
     engine.write_text(
         "import sys\n"
@@ -119,7 +119,7 @@ def test_what_a_python_engine_does_wrong_is_no_divergence(
 
 
 def test_an_engine_that_fails_as_at_the_capture_replays_the_same(tmp_path: Path, capsys: Capture) -> None:
-    """With a note; it is started again for the next attempt and the next event."""
+    """A note says so; the engine is started again for the next attempt and the next event."""
     ids = ["ok.0", "die.1", "ok.2", "bad-1.3", "ok.4"]
     path = run_of(tmp_path / "a.capture.json", ids, {"die.1": AWAY, "bad-1.3": FAILED}, retries=1)
     found = json.loads(told([str(path), "--engine", puppet(), "--json"], capsys, 0))
@@ -136,7 +136,7 @@ BAD_1 = "unknown variant `Finished`, expected one of `Completed`, `TimedOut`, `A
 def test_an_engine_that_hangs_is_told_of_meanwhile(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On standard error, with the decision."""
+    """The note is on standard error, and names the decision."""
     monkeypatch.setattr(replaying, "_NOTICE_SECONDS", 0.1)
     path = run_of(tmp_path / "a.capture.json", ["ok", "hang"])
     assert app.run(["replay", str(path), "--engine", puppet(), "--timeout", "0.5"]) == 1
@@ -214,7 +214,7 @@ def test_many_divergences_are_counted(tmp_path: Path, capsys: Capture) -> None:
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_the_engine_ends_with_a_killed_replay(jobs: str, tmp_path: Path) -> None:
-    """Also with SIGKILL, and with several processes that replay."""
+    """It ends also after SIGKILL, and if several processes replay."""
     paths = [str(run_of(tmp_path / f"{name}.capture.json", ["hang"])) for name in "ab"]
     engine = puppet("--log", str(tmp_path / "calls"))
     with subprocess.Popen(

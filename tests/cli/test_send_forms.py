@@ -58,13 +58,13 @@ def ended(summary: dict[str, Any]) -> str:
 
 
 def test_a_stream_with_an_end_is_complete(daemon: DaemonProcess) -> None:
-    """As the summary says."""
+    """The summary says it."""
     code, summary, _ = sent(daemon, HELLO, event("a"), END)
     assert (code, summary["ended"], summary["reason"], ended(summary)) == (0, "complete", None, "complete")
 
 
 def test_a_stream_without_an_end_is_interrupted(daemon: DaemonProcess) -> None:
-    """For the reference's reason, with its exit code; nothing is lost."""
+    """The reason and the exit code are the reference's; nothing is lost."""
     code, summary, said = sent(daemon, HELLO, event("a"))
     assert (code, summary["ended"], summary["reason"]) == (0, "interrupted", "driver_terminated")
     assert (summary["events"], ended(summary)) == (1, "interrupted")
@@ -82,7 +82,7 @@ def test_frames_after_the_end_are_refused(daemon: DaemonProcess, behind: Any) ->
 
 
 def test_an_empty_line_after_the_end_interrupts_too(daemon: DaemonProcess) -> None:
-    """As with the reference; there is nothing to be counted."""
+    """The reference does the same; the line counts as no event."""
     code, summary, _ = sent(daemon, text=f"{json.dumps(HELLO)}\n{json.dumps(event('a'))}\n{json.dumps(END)}\n\n")
     assert (code, summary["reason"], summary["rejected"]) == (0, "protocol_violation", 0)
 
@@ -95,7 +95,7 @@ def test_what_follows_a_second_hello_is_refused(daemon: DaemonProcess) -> None:
 
 
 def test_another_version_of_the_protocol_is_refused(daemon: DaemonProcess) -> None:
-    """Before anything is captured; no bundle is left."""
+    """It is refused before anything is captured, and no bundle is left."""
     before = len(bundles(daemon))
     code, _, said = sent(daemon, {"type": "hello", "protocol": "ergo-driver.v1"}, event("a"), END)
     assert code == 1
@@ -127,7 +127,7 @@ def test_an_input_of_which_nothing_is_accepted_leaves_no_bundle(daemon: DaemonPr
 
 
 def test_people_are_told_that_there_is_no_bundle(daemon: DaemonProcess) -> None:
-    """On standard error: standard output is for paths."""
+    """They are told on standard error; standard output is for paths."""
     ran = command("send", "-", "--socket", str(daemon.socket), input="")
     assert ran.stdout.startswith("0 events, 0 decisions")
     assert len(ran.stdout.splitlines()) == 1
@@ -151,7 +151,7 @@ def test_there_are_fixtures_to_compare() -> None:
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["name"])
 def test_a_fixture_that_the_reference_refuses_is_refused_whole(daemon: DaemonProcess, row: dict[str, Any]) -> None:
-    """With its code, before the first event, and without a bundle."""
+    """The code is the reference's; no event is sent, and no bundle is left."""
     before = len(bundles(daemon))
     if not row["fixture"].strip():
         pytest.skip("an empty input holds no events, of whatever form")
@@ -163,7 +163,7 @@ def test_a_fixture_that_the_reference_refuses_is_refused_whole(daemon: DaemonPro
 
 
 def test_semantic_kinds_of_a_fixture_are_kept(daemon: DaemonProcess) -> None:
-    """And come back; an absent payload is an empty object then, as with the reference."""
+    """They are also extracted again; an absent payload becomes an empty object, as in the reference."""
     fixture = (
         '\n{"kind":"episode_start"}\n{"kind":"event","event":{"type":"Command","semantic_kind":"tick"}}\n'
         '{"kind":"event","event":{"type":"Tick","semantic_kind":"tock","payload":{"b":1.0,"a":1}}}'

@@ -48,7 +48,7 @@ async def _stream(socket: Path, *, close: bool) -> str:
 def test_a_session_is_proved_by_its_id(
     arguments: list[str], how: str, places: dict[str, tuple[Path, str]], capsys: Capture
 ) -> None:
-    """From its bundle, or as far as it is decided in the journal."""
+    """It is proved from its bundle, or from the journal as far as it is decided."""
     state, session = places[how]
     assert app.run([*arguments, session, "--state-dir", str(state), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -60,7 +60,7 @@ def test_a_session_is_proved_by_its_id(
 def test_a_session_is_drawn_by_its_id(
     how: str, places: dict[str, tuple[Path, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """In the current directory: the state directory belongs to the daemon."""
+    """The page is written to the current directory: the state directory belongs to the daemon."""
     state, session = places[how]
     monkeypatch.chdir(tmp_path)
     assert app.run(["report", session, "--state-dir", str(state)]) == 0
@@ -77,7 +77,7 @@ def test_an_unknown_session_is_an_error(command: str, tmp_path: Path, capsys: Ca
 
 
 async def test_paths_of_bundles_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the daemon's state directory is relative: a client need not be where the daemon was started."""
+    """The daemon's state directory is relative; a client need not be in the directory where the daemon was started."""
     monkeypatch.chdir(tmp_path)
     async with running_daemon(state=Path("state")) as daemon, CaptureClient(daemon.socket) as client:
         await client.open("default")

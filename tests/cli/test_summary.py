@@ -45,7 +45,7 @@ def changed(path: Path, **fields: Any) -> None:
 def test_the_answer_is_that_of_reading_the_bundle(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ``--fast`` too, and neither reads the bundle's records."""
+    """This holds with ``--fast`` too; neither reads the bundle's records."""
     manifest = manifest_path(bundle).read_bytes()
     manifest_path(bundle).unlink()
     read, _ = asked(bundle, capsys)

@@ -42,7 +42,7 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Told:
 def test_a_manifest_proves_what_came_from_the_store(
     tmp_path: Path, told: Told, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the schema of each event's kind."""
+    """The schema of each event's kind proves it."""
     host, about = run(EVENTS)
     file = write(tmp_path / "s.capture.json", host.bundle(), **about)
     found = told(0, file)["adapter"]
@@ -110,7 +110,7 @@ def test_a_kind_that_was_changed_is_found(tmp_path: Path, told: Told) -> None:
 
 
 def test_a_missing_key_of_the_store_diverges(tmp_path: Path, told: Told) -> None:
-    """With what the host makes of the event."""
+    """The divergence shows the payload that the host makes of the event."""
     host, _ = run(EVENTS)
     with_payload(host.bundle(), 2, b'{"by":2.5}')
     found = told(4, write(tmp_path / "s.capture.json", host.bundle()))
@@ -137,7 +137,7 @@ def test_a_missing_key_of_the_store_diverges(tmp_path: Path, told: Told) -> None
 def test_a_payload_that_the_host_does_not_make_is_unsound(
     payload: bytes, message: str, tmp_path: Path, told: Told
 ) -> None:
-    """In form or by every schema there is."""
+    """The payload is wrong in form, or fits no schema at all."""
     host, _ = run(EVENTS)
     with_payload(host.bundle(), 1, payload)
     found = told(1, write(tmp_path / "s.capture.json", host.bundle()))
@@ -214,7 +214,7 @@ def test_a_manifest_that_disagrees_with_the_part_before_is_found(tmp_path: Path,
 
 
 def test_another_adapter_is_named(tmp_path: Path, told: Told) -> None:
-    """As the reference does, and a bundle without one."""
+    """The reference names it too, and likewise a bundle without an adapter."""
     host, _ = run(EVENTS)
     bundle = host.bundle()
     bundle.adapter_provenance = "adapter:other@1.0.0;sha256:0"
@@ -226,7 +226,7 @@ def test_another_adapter_is_named(tmp_path: Path, told: Told) -> None:
 def test_an_adapter_that_is_refused_is_an_error_before_any_bundle_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the place in the manifest."""
+    """The error has the place in the manifest."""
     bad = tmp_path / "bad.yaml"
     bad.write_text(ADAPTER.replace("id: counter", "id: Counter"))
     file = write(tmp_path / "s.capture.json", run(EVENTS)[0].bundle())

@@ -83,7 +83,7 @@ def test_a_record_that_cannot_be_read_is_reported_with_the_version(
 def test_a_head_that_cannot_be_read_is_reported_with_the_version(
     newer: Path, cut: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the file ends inside a list."""
+    """The file may also end inside a list."""
     text = (
         newer.read_text().replace('"config":{', '"config":{"max_cost":"1", ').replace('"graph_id":"g"', '"graph":"g"')
     )

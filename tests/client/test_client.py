@@ -64,7 +64,7 @@ async def pinging(client: CaptureClient) -> None:
 
 
 async def test_a_daemon_that_stays_away_is_given_up_with_a_hint() -> None:
-    """After ``give_up_after`` seconds; the hint says what is safe and how to go on."""
+    """It is given up after ``give_up_after`` seconds; the hint says what is safe and how to go on."""
     async with running_daemon() as daemon:
         async with CaptureClient(daemon.socket, give_up_after=0.05) as client:
             await client.open("default")
@@ -117,7 +117,7 @@ async def test_a_first_connection_waits_for_a_starting_daemon() -> None:
 
 
 async def test_calls_without_an_open_session_are_refused_as_misuse() -> None:
-    """Before ``open`` and after ``close``: an event that goes nowhere must not look sent."""
+    """This holds before ``open`` and after ``close``: an event that goes nowhere must not look sent."""
     async with running_daemon() as daemon, CaptureClient(daemon.socket) as client:
         with pytest.raises(ClientError, match="was not opened"):
             await client.send(EVENT)
@@ -137,7 +137,7 @@ async def test_calls_without_an_open_session_are_refused_as_misuse() -> None:
 
 @pytest.mark.parametrize("patience", [0.0, 60.0])
 async def test_an_open_that_was_refused_can_be_tried_again(patience: float) -> None:
-    """With another graph, on the same client."""
+    """The same client can then open another graph."""
     async with running_daemon() as daemon, CaptureClient(daemon.socket, give_up_after=patience) as client:
         with pytest.raises(ClientError, match="not configured"):
             await client.open("nope")

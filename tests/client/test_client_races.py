@@ -267,7 +267,7 @@ async def test_an_invalid_frame_is_a_client_error(nonsense: bytes) -> None:
 
 
 async def test_a_request_that_fails_for_storage_is_retried_once() -> None:
-    """On a new connection, since the disk may be well again; a second failure is an error."""
+    """The retry uses a new connection, since the disk may be well again; a second failure is an error."""
     failed = {"type": "error", "code": "storage_failed", "message": "no permission", "hint": ""}
     async with played_daemon() as daemon, opened(daemon) as (client, first):
         flushing = asyncio.create_task(client.flush())

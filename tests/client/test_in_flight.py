@@ -81,7 +81,7 @@ def test_a_known_rejection_is_not_counted_as_durable() -> None:
 
 @pytest.mark.parametrize(("count", "last"), [(0, None), (0, "x"), (1, "x"), (3, "b"), (-1, "b")])
 def test_no_event_is_durable_if_the_sessions_last_event_is_another_clients(count: int, last: str | None) -> None:
-    """Or if this client sent it before."""
+    """Nor is one durable if this client sent the last event before."""
     assert sent("a", "b").reconnected(count, last) == [b"a", b"b"]
 
 

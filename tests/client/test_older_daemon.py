@@ -82,7 +82,7 @@ async def test_the_client_itself_notices_what_is_gone(held: int, last: str | Non
 
 
 async def test_the_client_goes_on_after_a_loss_if_it_may() -> None:
-    """And knows what is gone."""
+    """It then knows what was lost."""
     async with (
         older_daemon((0, None), (1, "a")) as path,
         CaptureClient(path, give_up_after=20, resume_after_loss=True) as client,

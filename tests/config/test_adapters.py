@@ -37,7 +37,7 @@ def check(file: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str
 
 
 def test_the_path_of_an_adapter_begins_at_the_configuration(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the daemon is started."""
+    """The directory in which the daemon is started does not matter."""
     monkeypatch.chdir("/")
     assert configuration.load(file).graphs["flights"].adapter == str(file.parent / "adapter.yaml")
 
@@ -57,7 +57,7 @@ def test_check_says_what_the_adapter_is_and_that_episodes_run_one_after_the_othe
 
 
 def test_check_warns_of_a_pipeline_that_counts_as_one(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not where effects write nothing."""
+    """If effects write nothing, there is no warning."""
     file.write_text(GRAPH + 'engine = { kind = "python", callable = "tests.engine.scripts:obey", pipeline = 8 }\n')
     assert "pipeline = 8 counts as 1" in check(file, capsys)[2]
     (file.parent / "adapter.yaml").write_text(ADAPTER.replace("writable: true", "writable: false"))
@@ -78,7 +78,7 @@ def test_check_warns_of_a_pipeline_that_counts_as_one(file: Path, capsys: pytest
 def test_a_bad_adapter_is_found_by_check(
     file: Path, change: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a code, the place in the YAML, and what to do."""
+    """The message has a code, the place in the YAML, and what to do."""
     (file.parent / "adapter.yaml").write_text(ADAPTER.replace(*change))
     code, _, err = check(file, capsys)
     assert code == ExitCode.CONFIG
@@ -98,7 +98,7 @@ def test_a_hint_on_an_empty_adapter_says_that_it_is_empty(file: Path, capsys: py
 
 
 def test_an_adapter_that_is_not_there_is_found_by_check(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor may it be a directory, or no text."""
+    """A file that is not UTF-8 is found too."""
     path = file.parent / "adapter.yaml"
     path.unlink()
     code, _, err = check(file, capsys)
@@ -121,7 +121,7 @@ def test_an_adapter_that_is_another_one_than_stated_is_found_by_check(
 def test_a_missing_extra_is_named(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Instead of a traceback."""
+    """No traceback is printed."""
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
     code, _, err = check(file, capsys)
     assert code == ExitCode.CONFIG
@@ -129,7 +129,7 @@ def test_a_missing_extra_is_named(
 
 
 async def test_a_bad_adapter_changes_nothing_at_a_reload_and_a_changed_one_is_named(tmp_path: Path) -> None:
-    """Though its path stays the same."""
+    """Its path stays the same."""
     adapter = tmp_path / "adapter.yaml"
     adapter.write_text(ADAPTER)
     text = f'[graphs.default]\nadapter = "{adapter}"\n'

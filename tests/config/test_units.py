@@ -126,7 +126,7 @@ def test_any_text_is_a_value_or_a_valueerror(parse: Callable[[object], int], tex
 
 
 def test_repr_shows_the_unit() -> None:
-    """For debugging a configuration."""
+    """This is for debugging a configuration."""
     assert (repr(Duration.parse("90s")), repr(Size.parse("64KiB")), repr(Mode.parse("660"))) == (
         "Duration('1m30s')",
         "Size('64KiB')",

@@ -215,7 +215,7 @@ def test_the_operators_requests_are_read_by_the_daemon() -> None:
 
 
 def test_every_kind_of_engine_is_there() -> None:
-    """In the table of engines, in what ``replay --engine`` takes, and in the page on replaying."""
+    """They are in the table of engines, in what ``replay --engine`` takes, and in the page on replaying."""
     kinds = {str(kind.__struct_config__.tag) for kind in get_args(EngineConfig)}
     rows = table_below(ENGINES, "Engines, and the protocol ergo-engine.v1")
     assert_same((re.findall(r'"(\w+)"', row[0])[0] for row in rows), kinds, "the first table of engines.md")

@@ -134,7 +134,7 @@ def test_the_readme_lists_every_command() -> None:
 
 
 def test_the_manual_names_every_command() -> None:
-    """On one of its pages, as `NAME` or `ergo-capture NAME`; what the changelog says of it does not count."""
+    """One of its pages has it as `NAME` or `ergo-capture NAME`; the changelog does not count."""
     pages = [path.read_text(encoding="utf-8").partition("\n## Changes\n")[0] for path in MANUAL.glob("*.md")]
     named = {name for name in COMMANDS if re.search(rf"(`|ergo-capture ){name}\b", "\n".join(pages))}
     assert_same(named, COMMANDS, "the manual")
