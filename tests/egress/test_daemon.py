@@ -127,7 +127,7 @@ async def test_channels_end_when_the_daemon_stops(tmp_path: Path) -> None:
 
 
 async def test_a_store_beyond_its_bound_kills_the_channels(tmp_path: Path) -> None:
-    """As in the reference: they hear no `end`, though their intents were acknowledged."""
+    """The reference does so too: they get no `end`, though their intents were acknowledged."""
     text = configuration(TWO, tmp_path, good()) + '[limits]\ncontext_bytes = "1B"\n'
     async with running_daemon(text) as daemon, daemon.session(graph=graph_id(TWO)) as wire:
         await wire.say(event_lines(TWO)[0], {"type": "close"})

@@ -135,7 +135,7 @@ async def test_an_episode_whose_outcome_is_known_is_not_in_doubt() -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("in_doubt", ["reinvoke", "interrupt"])
 async def test_killed_at_every_step_of_a_session(in_doubt: str) -> None:
-    """Through three episodes: before and after each commit, each intent and each ack."""
+    """The kills are before and after each commit, each intent and each ack of three episodes."""
     for step in range(60):
         with short_directory() as place:
             if not await killed_at(step, place, in_doubt=in_doubt):

@@ -100,7 +100,7 @@ def test_lines_pass_unchanged_both_ways(tmp_path: Path) -> None:
 
 
 def test_an_acknowledged_intent_is_answered_from_the_outbox(tmp_path: Path) -> None:
-    """With the line that the channel wrote; the channel does not see it again."""
+    """The answer is the line that the channel wrote; the channel does not see the intent again."""
     script = {"start": [ready("send")], "intents": [[{"ack": {"egress_ref": "r1"}}]]}
     first = Host(tmp_path, *puppet(tmp_path, "a", script)).play(intent("i1"))
     assert Host(tmp_path, *puppet(tmp_path, "b", script)).play(intent("i1"), intent("i2")) == [
@@ -176,7 +176,7 @@ def test_an_outbox_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_intents_of_an_outbox_are_listed(tmp_path: Path) -> None:
-    """Also while it is in use; the exit code is 3 where one has no ack."""
+    """This works while it is in use, too; the exit code is 3 if an intent has no ack."""
     script = {"start": [ready("send")], "intents": [[{"ack": {"egress_ref": "r1"}}], [{"sleep_ms": 3_600_000}]]}
     host = Host(tmp_path, *puppet(tmp_path, "a", script))
     assert host.hear() == READY
@@ -262,7 +262,7 @@ def test_a_damaged_outbox_is_refused(tmp_path: Path, line: int) -> None:
 
 
 def test_a_file_that_is_no_outbox_is_left_alone(tmp_path: Path) -> None:
-    """Though its last line may be none."""
+    """Its last line may be without an end, as a torn outbox's is."""
     (tmp_path / "outbox").write_text("my notes\nwithout an end")
     with pytest.raises(OutboxError, match="line 1 is damaged"):
         outbox_of(tmp_path)
@@ -291,7 +291,7 @@ def test_a_channel_ends_with_a_wrapper_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_where_the_host_is_gone_the_channel_is_ended(tmp_path: Path) -> None:
-    """With the shell's exit code for it."""
+    """The exit code is the one that a shell gives for it."""
     host = Host(tmp_path, "sh", "-c", "trap '' PIPE; while sleep 0.01; do echo x; done")
     assert host.process.stdout is not None
     host.process.stdout.close()
@@ -300,7 +300,7 @@ def test_where_the_host_is_gone_the_channel_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_channel_that_cannot_be_started_is_named(tmp_path: Path) -> None:
-    """With the system's reason."""
+    """The error has the system's reason."""
     ran = command("egress", "--outbox", str(tmp_path / "outbox"), "--", "/nowhere/channel")
     assert ran.returncode == 1
     assert "start channel '/nowhere/channel': No such file or directory" in ran.stderr
@@ -308,7 +308,7 @@ def test_a_channel_that_cannot_be_started_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [("--keep", "long"), ("--max-bytes", "much")])
 def test_a_bad_option_is_refused(tmp_path: Path, options: tuple[str, str]) -> None:
-    """As wrong usage, before anything is made."""
+    """It is wrong usage, and is found before anything is made."""
     ran = command("egress", "--outbox", str(tmp_path / "outbox"), *options, "--", "true")
     assert ran.returncode == 2
     assert not (tmp_path / "outbox").exists()

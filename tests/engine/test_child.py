@@ -59,7 +59,7 @@ async def trouble_of(text: str) -> str:
 
 
 def test_an_engine_inherits_no_descriptors() -> None:
-    """Not even one that the daemon was started with; under uvloop too, which would leave it open."""
+    """This includes those that the daemon was started with, and uvloop, which would leave them open."""
     with short_directory() as place:
         command, said = hanging_engine(place)
         with DaemonProcess(place, place / "state", config=graph_of(command)) as daemon:
@@ -71,7 +71,7 @@ def test_an_engine_inherits_no_descriptors() -> None:
 
 
 def test_an_engine_ends_with_a_daemon_that_is_killed() -> None:
-    """Even one that hangs, and would not notice the end of its standard input."""
+    """The engine may hang, and not notice the end of its standard input."""
     with short_directory() as place:
         command, said = hanging_engine(place)
         with DaemonProcess(place, place / "state", config=graph_of(command)) as daemon:
@@ -101,7 +101,7 @@ async def test_an_engine_ends_with_a_replay_that_is_killed() -> None:
 
 
 async def test_an_idle_engine_that_closes_its_standard_input_is_away_at_once() -> None:
-    """Not only when it is next asked, nor after hang_timeout."""
+    """The daemon does not wait for the next run, or for hang_timeout."""
     trouble = await trouble_of(graph_of([sys.executable, "-c", CLOSES_STDIN]))
     assert trouble == "it closed the connection"
 
@@ -138,7 +138,7 @@ async def test_a_script_that_its_first_line_keeps_from_running_is_explained(
 
 
 async def test_a_program_that_does_not_exist_is_named() -> None:
-    """With the system's reason."""
+    """The error has the system's reason."""
     trouble = await trouble_of(graph_of(["/nowhere/engine"]))
     assert trouble == "cannot start '/nowhere/engine': No such file or directory"
 

@@ -18,7 +18,7 @@ FIVE_BAD = [f"bad-1.{number}" for number in range(5)]
 
 @pytest.mark.parametrize("kind", ["process", "python"])
 async def test_what_an_engine_answers_wrongly_is_logged(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """In words: no text is Python's representation of an object."""
+    """The log has words, and no Python representation of an object."""
     text = process_graph() if kind == "process" else python_graph("obey")
     telemetry.configure("info", "json")
     async with running_daemon(text) as daemon:
@@ -51,7 +51,7 @@ async def test_episodes_are_counted_by_graph_and_end() -> None:
 
 
 async def test_a_client_is_told_how_episodes_ended() -> None:
-    """In answer to its close."""
+    """The answer to its close has the counts."""
     async with running_daemon(process_graph()) as daemon, CaptureClient(daemon.socket) as client:
         await client.open("default")
         for at, event_id in enumerate(["ok", *FIVE_BAD]):

@@ -34,7 +34,7 @@ BREAKING = [
 
 @pytest.mark.parametrize(("where", "what", "ends"), BREAKING)
 async def test_an_engine_that_breaks_the_connection_fails_the_pending_run(where: str, what: str, ends: str) -> None:
-    """By its death, half a line, an invalid or endless line or invalid UTF-8; the next run completes."""
+    """It dies, or sends half a line, an invalid or endless line, or invalid UTF-8; the next run completes."""
     with short_directory() as place, listening_puppet(place / "engine.sock"):
         engine = 'max_line_bytes = "1MiB"'
         text = (
@@ -91,7 +91,7 @@ async def test_a_late_answer_is_counted_and_dropped() -> None:
 
 
 async def test_an_engine_that_hangs_is_replaced() -> None:
-    """After hang_timeout: the run is AdapterUnavailable, and another child runs the next one."""
+    """After hang_timeout the run is AdapterUnavailable, and another child runs the next one."""
     async with running_daemon(process_graph(engine='hang_timeout = "200ms"')) as daemon:
         assert await terminations(daemon, ["hang", "ok"]) == ["AdapterUnavailable", "Completed"]
 
@@ -130,7 +130,7 @@ async def test_a_provenance_that_is_not_the_configured_one_refuses_the_graph() -
 
 
 async def test_the_engines_provenance_is_in_the_bundle() -> None:
-    """If the graph configures none."""
+    """The graph does not configure any."""
     async with running_daemon(process_graph("--provenance", "rpv1:mine")) as daemon:
         assert (await captured(daemon, ["ok"])).runtime_provenance == "rpv1:mine"
 
@@ -163,7 +163,7 @@ async def test_a_recovered_session_is_not_continued_with_another_engine() -> Non
 
 
 async def test_when_away_fail_fails_runs_at_once() -> None:
-    """As AdapterUnavailable."""
+    """They fail as AdapterUnavailable."""
     with short_directory() as place:
         engine = 'when_away = "fail"\nback_off = "20s"'.replace("back_off", "back_off_limit")
         text = socket_graph(place / "engine.sock", 'runtime_provenance = "rpv1:puppet"', engine)

@@ -86,7 +86,7 @@ async def test_a_decided_event_is_not_in_doubt(mode: str) -> None:
 
 
 async def test_at_most_a_pipeline_of_the_undecided_events_is_in_doubt() -> None:
-    """With a pipeline of 2, two of three events; with a pipeline of 64, three, and no event that came after the restart."""
+    """A pipeline of 2 gives two of three events, one of 64 all three, and none that came after the restart."""
     for pipeline, doubtful in ((2, 2), (64, 3)):
         with short_directory() as place:
             rig = Rig(place, "interrupt", f"pipeline = {pipeline}")

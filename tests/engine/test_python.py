@@ -24,7 +24,7 @@ OUTCOMES = {
 @pytest.mark.parametrize("pipeline", [1, 4])
 @pytest.mark.parametrize("name", ["break_out", "break_out_later", "breaker"])
 async def test_whatever_a_callable_raises_or_returns_fails_its_own_run_only(name: str, pipeline: int) -> None:
-    """Even SystemExit, a CancelledError of its own or an invalid RunResult; other sessions go on."""
+    """It may raise SystemExit or a CancelledError, or return an invalid RunResult; other sessions go on."""
     text = python_graph(name, engine=f"pipeline = {pipeline}")
     async with running_daemon(text) as daemon, daemon.session() as other:
         ids = [f"{what}.{number}" for number, what in enumerate(OUTCOMES)]

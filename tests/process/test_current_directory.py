@@ -14,7 +14,7 @@ NAMES = ("anyio", "click", "structlog", "msgspec", "queue", "pickle", "signal", 
 
 
 def test_modules_of_the_current_directory_are_not_run(tmp_path: Path) -> None:
-    """Neither by a command's own daemon nor by the worker process that composes the bundle."""
+    """A command's own daemon does not run them, nor does the worker process that composes the bundle."""
     (tmp_path / "demo").mkdir()
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text(

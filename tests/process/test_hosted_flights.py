@@ -62,7 +62,7 @@ async def send(daemon: DaemonProcess, name: str, *, kills: int = 0, seed: int = 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_the_bundle_is_the_references_capture(name: str) -> None:
-    """With an engine outside that answers what the reference's episodes did."""
+    """An external engine answers with the outcomes of the reference's episodes."""
     with flight_daemon(name) as (daemon, capture):
         assert await send(daemon, name) == [capture]
 

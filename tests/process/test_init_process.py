@@ -84,7 +84,7 @@ async def capture_events(socket: Path) -> None:
 
 
 def test_process_1_ends_as_a_shell_would_when_the_daemon_is_killed() -> None:
-    """With 128 and the number of the signal."""
+    """Its exit code is 128 and the number of the signal."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.prefix = UNSHARE
         daemon.start()

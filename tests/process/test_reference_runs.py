@@ -97,7 +97,7 @@ def daemon() -> Iterator[DaemonProcess]:
 @pytest.mark.soak
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[row["name"] for row in ROWS])
 def test_a_run_leaves_the_references_capture(number: int, daemon: DaemonProcess) -> None:
-    """Or none where it left none, with the exceptions above."""
+    """It leaves none if the reference left none; the exceptions are above."""
     row, graph = ROWS[number], f"g{number}"
     text = row["fixture"] if row.get("fixture") is not None else "".join(line + "\n" for line in row["driver_lines"])
     sent = command("send", "-", "--json", "--socket", str(daemon.socket), "--graph", graph, input=text)

@@ -322,7 +322,7 @@ async def walk(seeds: Iterator[int], seconds: float) -> None:
 
 @pytest.mark.timeout(240)
 async def test_p1_nothing_owed_is_missing_unless_its_client_was_told() -> None:
-    """In short: half a minute, or one life of a daemon."""
+    """This is the short form: half a minute, or one life of a daemon."""
     await walk(iter(range(1000)), 20)
 
 

@@ -77,7 +77,7 @@ def check_status(place: Path) -> None:
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe that holds 4096 bytes, and is full."""
+    """Yield both ends of a pipe that holds 4096 bytes and is full."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.write(writing, b"x" * 4096)
@@ -89,7 +89,7 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 
 
 def test_a_full_pipe_that_nobody_reads_stalls_nothing() -> None:
-    """From the daemon's first line on: clients and the control socket are answered, and SIGTERM stops it."""
+    """It is full from the daemon's first line on; clients and operators are answered, and SIGTERM stops it."""
     with short_directory() as place, full_pipe() as (_, writing), serving(place, writing) as daemon:
         make_lines(place)
         check_status(place)

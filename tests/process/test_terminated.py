@@ -60,7 +60,7 @@ def test_a_command_that_is_terminated_stops_its_daemon(tmp_path: Path) -> None:
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored(tmp_path: Path) -> None:
-    """As for a command under ``nohup``."""
+    """This is as for a command under ``nohup``."""
     process = start(tmp_path, "verify", "/dev/stdin", stdin=subprocess.PIPE, before=("nohup",))
     assert process.stdin is not None
     process.stdin.write(encode_bundle(small_bundle(events=5)))

@@ -44,7 +44,7 @@ async def test_an_acknowledgement_covers_rejected_events() -> None:
 
 
 async def test_decisions_are_sent_to_a_client_that_asked_for_them() -> None:
-    """In order, as the bundle will hold them, once they are durable."""
+    """They are in order, as in the bundle, and are sent once they are durable."""
     async with running_daemon(LIMITED) as daemon, daemon.session(decisions=True) as wire:
         await wire.say(event("a", 1), event("b", 2))
         first, second = await wire.until("decision"), await wire.until("decision")
@@ -79,7 +79,7 @@ async def test_the_manifest_holds_what_the_bundle_cannot() -> None:
 
 
 async def test_a_session_without_its_client_ends_as_interrupted() -> None:
-    """After session.linger its bundle is published with what was accepted."""
+    """After session.linger, its bundle is published with the accepted events."""
     async with running_daemon('[session]\nlinger = "50ms"\n') as daemon:
         async with daemon.session() as wire:
             await wire.say(event("a"))
@@ -111,7 +111,7 @@ async def test_a_snapshot_without_an_event_does_not_stay_open() -> None:
 
 
 async def test_a_client_resumes_its_session() -> None:
-    """Within session.linger; it is told how far the session is, and duplicates are rejected."""
+    """It does so within session.linger, and is told how far the session is; duplicates are rejected."""
     async with running_daemon() as daemon:
         async with daemon.session() as wire:
             await wire.say(event("a"), event("b"))

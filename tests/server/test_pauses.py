@@ -36,7 +36,7 @@ async def beating() -> AsyncIterator[None]:
 
 
 async def test_a_limit_stands_still_in_a_pause() -> None:
-    """And goes on afterwards."""
+    """It goes on after the pause."""
     async with beating():
         with move_on_after(1.0) as limit:
             await pause()

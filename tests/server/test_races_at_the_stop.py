@@ -56,7 +56,7 @@ async def test_a_close_under_way_is_answered_during_a_shutdown() -> None:
 
 
 async def test_a_flush_under_way_is_answered_during_a_shutdown() -> None:
-    """Then the client is told that the daemon stops."""
+    """The client is then told that the daemon stops."""
     storage = GatedStorage()
     async with running_daemon(storage=storage) as daemon, daemon.session() as wire:
         with storage.gate("write", ".journal"):

@@ -76,7 +76,7 @@ async def test_a_sound_bundle_passes(capsys: pytest.CaptureFixture[str]) -> None
 async def test_a_bad_bundle_is_reported_and_its_segments_are_kept(
     held: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that it can be composed again."""
+    """The bundle can then be composed again."""
     async with published() as (daemon, shadow):
         await until(lambda: shadow._failed == 1 and verified_path(daemon.bundles()[0]).exists())
         (found,) = found_beside(daemon)

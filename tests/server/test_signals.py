@@ -70,7 +70,7 @@ def test_a_signal_without_a_meaning_is_logged_and_ignored(number: signal.Signals
 
 
 def test_too_few_open_files_are_refused_at_the_start() -> None:
-    """With the number and the way to raise it, and not by a traceback from wherever the last one was needed."""
+    """The message has the number, and how to raise it; a later failure would be a traceback."""
     with short_directory() as place, DaemonProcess(place, place / "state") as daemon:
         daemon.prefix = ["sh", "-c", 'ulimit -n 12; exec "$0" "$@"']
         assert daemon.spawn().wait(PATIENCE) == 78

@@ -34,7 +34,7 @@ async def four_segments() -> AsyncIterator[tuple[Journal, FaultyStorage, Path]]:
 
 @pytest.mark.parametrize(("oldest", "left"), [(3, [3, 4]), (1, [1, 2, 3, 4]), (None, [4]), (9, [4])])
 async def test_segments_before_the_oldest_that_is_needed_are_deleted(oldest: int | None, left: list[int]) -> None:
-    """Without a session, all but the one that is written."""
+    """If no session needs any, all but the current one are deleted."""
     async with four_segments() as (journal, _, place):
         await SegmentCollector(journal, lambda: oldest).collect()
         assert list(journal.segments) == left
@@ -43,7 +43,7 @@ async def test_segments_before_the_oldest_that_is_needed_are_deleted(oldest: int
 
 
 async def test_segments_are_deleted_only_when_it_is_asked_for() -> None:
-    """However often it is asked for before."""
+    """Several requests before a collection count as one."""
     async with four_segments() as (journal, _, _place):
         asked: list[int] = []
 
@@ -84,7 +84,7 @@ async def test_after_a_failed_deletion_none_is_tried() -> None:
 
 
 async def test_an_error_is_raised_to_who_collects() -> None:
-    """Such as the start of the daemon."""
+    """The start of the daemon is such a caller."""
     async with four_segments() as (journal, storage, _):
         storage.fail_next("sync_dir", errno.EIO)
         with pytest.raises(StorageError):

@@ -131,7 +131,7 @@ async def test_a_part_ends_after_max_events_and_each_bundle_replays_on_its_own()
 
 
 async def test_a_part_does_not_end_while_episodes_are_deferred_until_force_after() -> None:
-    """After rotation.force_after it ends nevertheless, and its manifest says so."""
+    """It ends after rotation.force_after nevertheless, and its manifest says so."""
     text = '[rotation]\nmax_events = 2\nforce_after = "{}"\n[graphs.default]\nmax_in_flight = 0\n'
     async with running_daemon(text.format("1h")) as daemon, daemon.session() as wire:
         await wire.say(*(event(f"e{n}") for n in range(6)))

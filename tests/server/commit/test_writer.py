@@ -24,7 +24,7 @@ from ergo_capture.storage import RealStorage
 
 
 async def test_what_is_queued_during_a_sync_becomes_the_next_batch() -> None:
-    """In the order in which it was submitted, however much it is."""
+    """The order is that of submission, and the number does not matter."""
     storage = GatedStorage()
     async with running_writer(storage) as writer:
         first, behind = Recorder(frame(1)), [Recorder(frame(number)) for number in range(2, 5)]
@@ -123,7 +123,7 @@ async def test_a_snapshot_says_what_waits_and_since_when() -> None:
 
 
 async def test_the_age_of_the_oldest_submission_counts_from_when_it_was_queued() -> None:
-    """Not from the beginning of its batch, and not from that of a later one beside it."""
+    """It does not count from the beginning of its batch, or from a later submission."""
     storage = GatedStorage()
     async with running_writer(storage) as writer:
         with storage.gate("sync", ".journal"):
@@ -146,7 +146,7 @@ async def test_the_age_of_the_oldest_submission_counts_from_when_it_was_queued()
 
 
 async def test_a_commit_in_a_new_segment_is_reported() -> None:
-    """Once for each segment, after its submissions are told."""
+    """It is reported once for each segment, after its submissions are told."""
     async with running_writer(segment_bytes=4096) as writer:
         reported: list[int] = []
         positions: list[Position] = []
@@ -181,7 +181,7 @@ async def test_decisions_wait_for_an_event_and_share_its_sync() -> None:
 
 @pytest.mark.parametrize("how", ["urgent", "urgent before", "hurry", "hurry before", "no delay", "delay", "close"])
 async def test_decisions_alone_are_committed(how: str) -> None:
-    """At once if a task waits for them, after the delay otherwise; and at the end."""
+    """They are committed at once if a task waits for them, otherwise after the delay, and at the end."""
     delay = {"no delay": 0.0, "delay": 0.01}.get(how, NEVER)
     async with running_writer(decision_delay=delay) as writer:
         lazy = Recorder(frame())
@@ -221,7 +221,7 @@ async def test_only_the_batch_of_an_urgent_decision_is_hurried() -> None:
 
 
 async def test_the_delay_of_decisions_that_an_event_took_along_is_over() -> None:
-    """Those after them get a whole delay of their own."""
+    """Later decisions get a whole delay of their own."""
     async with running_writer(decision_delay=0.05) as writer:
         writer.submit_lazily(Recorder(frame()))
         await asyncio.sleep(0.03)
@@ -238,7 +238,7 @@ async def test_the_delay_of_decisions_that_an_event_took_along_is_over() -> None
 
 @pytest.mark.parametrize("limit", [{"queue_bytes": 100}, {"queue_frames": 2}], ids=str)
 async def test_callers_wait_while_the_queue_is_full(limit: dict[str, Any]) -> None:
-    """By bytes or by submissions, until a batch takes the queue."""
+    """The limit is in bytes or in submissions; callers wait until a batch takes the queue."""
     storage = GatedStorage()
     async with running_writer(storage, **limit) as writer:
         with storage.gate("sync", ".journal"):
@@ -284,7 +284,7 @@ async def test_a_waiter_whose_room_another_one_took_waits_again() -> None:
 
 
 async def test_closing_commits_what_is_queued_and_ends() -> None:
-    """Also what waits for an event; nothing more is taken."""
+    """Submissions that wait for an event are committed too; later ones are refused."""
     storage = GatedStorage()
     async with running_writer(storage, decision_delay=NEVER) as writer:
         queued, lazy = Recorder(frame()), Recorder(frame())

@@ -146,7 +146,7 @@ async def deep_nesting(it: Attacker) -> None:
 
 
 async def invalid_utf8(it: Attacker) -> None:
-    """In ids, in payloads, instead of frames."""
+    """Send invalid UTF-8 in ids and in payloads."""
     head = b'{"type":"event","event":{"event_id":"%b","kind":"Command","at":{"secs":0,"nanos":0},"payload":{"x":"%b"}}}'
     async with it.session() as wire:
         for bad in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80"):

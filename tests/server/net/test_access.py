@@ -203,7 +203,7 @@ def test_different_names_give_different_files(one: tuple[str, str], other: tuple
 
 @pytest.mark.parametrize("name", ["../../../../tmp/escaped", "/etc/passwd", "..", "a\0b", "\ud7ff\u2028"])
 async def test_names_from_a_client_are_never_used_as_paths(name: str) -> None:
-    """Over the wire: a label is kept as text, an unknown graph or session is refused, nothing is written elsewhere."""
+    """A label is kept as text, an unknown graph or session is refused, and nothing is written elsewhere."""
     async with running_daemon() as daemon:
         above = daemon.state.parent
         before = {path for path in above.rglob("*") if daemon.state not in path.parents}

@@ -89,7 +89,7 @@ async def test_a_payload_that_the_reference_refuses_is_rejected_alone(line: dict
     ids=["huge exponent", "not UTF-8", "lone surrogate", "400 digits", "200 levels", "100,000 levels", "never closed"],
 )
 async def test_a_malicious_payload_is_rejected_alone(payload: bytes) -> None:
-    """Among a thousand good events in one write; all others are accepted."""
+    """It is among a thousand good events in one write, which are all accepted."""
     head = b'{"type":"event","event":{"event_id":"bad","kind":"Command","at":{"secs":0,"nanos":0},"payload":'
     async with running_daemon() as daemon, daemon.session() as wire:
         good = [event(f"e{i}") for i in range(1000)]
@@ -291,7 +291,7 @@ async def test_garbage_between_events_does_not_affect_them(line: bytes) -> None:
 
 
 async def test_answers_come_in_the_order_of_the_requests() -> None:
-    """For hello, open and a bad line in one write: welcome, opened, then the rejection."""
+    """Hello, open and a bad line in one write give welcome, opened and the rejection."""
     async with running_daemon() as daemon, daemon.wire() as wire:
         await wire.say(HELLO, {"type": "open"}, b"garbage", {"type": "ping"})
         kinds = [(await wire.read())["type"] for _ in range(5)]

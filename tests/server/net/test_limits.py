@@ -193,7 +193,7 @@ async def test_names_at_the_bound_are_accepted() -> None:
 
 
 async def test_an_id_that_is_too_long_is_not_echoed() -> None:
-    """For an event with a bad payload and an id of half a megabyte, the answer is short."""
+    """The event has a bad payload and an id of half a megabyte, and the answer is short."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("x" * 500_000, payload=[1]))
         reject = await wire.until("reject")

@@ -39,7 +39,7 @@ def outbox_on(raw: socket.socket, due: list[bytes]) -> Outbox:
 async def test_rejections_come_before_the_acknowledgement_and_answers_after_it(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
-    """However they are added, everything of one turn of the loop is one write."""
+    """The order in which they are added does not matter; everything of one turn of the loop is one write."""
     ours, theirs = ends
     outbox = outbox_on(ours, [b"ack "])
     outbox.add_after_ack(b"pong ")

@@ -24,7 +24,7 @@ def events(*ids: str) -> dict[str, object]:
 
 
 async def test_each_event_of_a_refused_batch_is_rejected_by_its_own_number() -> None:
-    """Also where other events of the chunk were refused before."""
+    """Other events of the chunk may have been refused before."""
     storage = GatedStorage()
     text = "[limits]\nmax_id_bytes = 8\n"
     async with running_daemon(text, storage=storage) as daemon, daemon.session() as wire:

@@ -32,7 +32,7 @@ def chunks_of(*frames: dict[str, Any], reader: FrameReader | None = None) -> lis
 
 
 async def test_the_first_unknown_field_of_a_connection_is_noted() -> None:
-    """With the event's number; the event is captured, and the note comes before its acknowledgement."""
+    """The note has the event's number, and comes before the acknowledgement; the event is captured."""
     async with running_daemon() as daemon, daemon.session() as wire:
         await wire.say(event("e1"), within("e2", paylod={"x": 1}), within("e3", paylod={}), {"type": "close"})
         frames = await wire.rest()

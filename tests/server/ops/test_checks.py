@@ -72,7 +72,7 @@ async def test_nothing_is_acknowledged_once_the_journal_is_lost(lose: Callable[[
 async def test_a_lost_journal_is_noticed_while_nothing_is_committed(
     lose: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the next check; the log says so and where the segments are."""
+    """The next check notices it; the log says so, and where the segments are."""
     monkeypatch.setattr(checks, "CHECK_SECONDS", 0.01)
     with short_directory() as place:
         async with running_daemon(state=place / "state") as daemon, daemon.session() as wire:
@@ -89,7 +89,7 @@ async def test_a_lost_journal_is_noticed_while_nothing_is_committed(
 
 
 async def test_a_lost_journal_is_noticed_with_a_new_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where an older segment is gone, and not the one that is written."""
+    """The segment that is missing may be an older one."""
     monkeypatch.setattr(checks, "CHECK_SECONDS", 1000.0)
     with short_directory() as place:
         text = '[journal]\nsegment_bytes = "4KiB"\n'
@@ -121,7 +121,7 @@ async def test_a_second_daemon_on_a_directory_whose_lock_was_removed_stops_the_f
 
 
 async def test_segments_that_the_daemon_deletes_itself_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it checks all the time."""
+    """The check runs all the time meanwhile."""
     monkeypatch.setattr(checks, "CHECK_SECONDS", 0.0)
     async with running_daemon('[journal]\nsegment_bytes = "4KiB"\n') as daemon:
         for number in range(20):
@@ -194,7 +194,7 @@ def _check_saved(state: Path, events: int) -> None:
 async def test_a_socket_whose_file_was_removed_is_bound_again(
     which: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its mode; clients that were connected stay."""
+    """It gets its mode again, and connected clients stay."""
     monkeypatch.setattr(checks, "CHECK_SECONDS", 0.01)
     async with running_daemon() as daemon, daemon.session() as connected:
         sockets = [daemon.socket, daemon.service.components.control_path]

@@ -70,7 +70,7 @@ async def test_a_bad_request_is_answered_with_a_hint_and_the_next_one_is_served(
 
 
 def test_an_invalid_request_is_a_protocol_error() -> None:
-    """Also where the JSON reader itself fails."""
+    """The JSON reader itself may fail."""
     for line in (b"", b"null", b"[" * 100_000, b'{"command": 1}', b'{"command": "tap", "of": "g", "rate": 0}'):
         with pytest.raises(ProtocolError):
             read_request(line)
@@ -107,7 +107,7 @@ async def test_the_number_of_operators_is_bounded() -> None:
 
 
 async def test_flush_publishes_a_snapshot_of_every_open_session() -> None:
-    """Or of the named session only; the sessions go on."""
+    """If a session is named, only that one is published; the sessions go on."""
     async with running_daemon() as daemon, daemon.session() as one, daemon.session() as two:
         for wire in (one, two):
             await wire.say(event("a"))

@@ -297,7 +297,7 @@ def test_the_global_registry_stays_unused() -> None:
 
 
 async def test_dropped_lines_of_the_log_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nobody reads them, which is when no line can say so."""
+    """Nobody reads the log meanwhile, so no line could say it."""
     reading, writing = os.pipe()
     try:
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)

@@ -139,7 +139,7 @@ async def test_settings_that_need_a_restart_are_named_in_every_reload() -> None:
     ],
 )
 async def test_an_invalid_file_changes_nothing_and_is_explained(text: str, word: str) -> None:
-    """Not even the settings beside the invalid one; the daemon serves as before."""
+    """The settings beside the invalid one do not change either; the daemon serves as before."""
     async with running_daemon() as daemon, daemon.session() as wire:
         before = daemon.service.components.config
         answer = await reload(daemon, text)

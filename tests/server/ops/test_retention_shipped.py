@@ -180,7 +180,7 @@ def test_prune_says_what_must_be_shipped_first(tmp_path: Path) -> None:
 
 
 def test_the_daemon_imports_nothing_that_ships() -> None:
-    """Neither the packages nor the client: a hung store cannot touch it, and its start costs nothing more."""
+    """Neither packages nor client are imported: a hung store cannot affect it, and its start costs nothing more."""
     code = (
         "import sys\n"
         "from ergo_capture.config import parse\n"

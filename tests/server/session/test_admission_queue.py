@@ -92,7 +92,7 @@ def test_ids_of_earlier_parts_are_forgotten_before_events_are_refused_for_want_o
 
 
 def test_an_end_of_a_part_forgets_its_ids_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those of short parts, which are remembered otherwise."""
+    """Ids of short parts are forgotten too, which are remembered otherwise."""
     ids = Budget(1000, 1 << 20)
     queue = new_queue(ids)
     batch, _ = queue.admit(chunk("a", "b", "c", "d", "e", "f", "g"), 1024)
@@ -107,7 +107,7 @@ def test_an_end_of_a_part_forgets_its_ids_where_memory_is_short(monkeypatch: pyt
 
 
 def test_refusals_carry_the_positions_in_the_chunk() -> None:
-    """Also where ids of the chunk are refused for different reasons."""
+    """Ids of the chunk may be refused for different reasons."""
     queue = new_queue(Budget(1 << 20, 1 << 20))
     batch, refusals = queue.admit(chunk("a", "too-long-an-id", "a", "b", "ä" * 5, "c"), 8)
     assert batch is not None
@@ -173,7 +173,7 @@ def test_a_closed_queue_counts_nothing_that_is_refused_later() -> None:
 
 
 def test_deferred_episodes_are_counted_with_the_ids() -> None:
-    """As many bytes as they take now."""
+    """They count with the bytes that they take now."""
     ids = Budget(1 << 20, 1 << 20)
     queue = new_queue(ids)
     batches = [queue.admit(chunk(name), 1024)[0] for name in "abc"]
@@ -200,7 +200,7 @@ def test_a_queue_is_full_at_its_limit_or_if_anything_waits_while_the_budget_has_
 
 
 def test_a_memory_of_ids_that_begins_again_knows_what_it_lacks() -> None:
-    """Only of events so late that their ids are remembered."""
+    """It is certain only of events so late that their ids are remembered."""
     queue = new_queue(Budget(1 << 20, 1 << 20))
     queue.admitted = 10
     queue.admit(chunk("a", "b"), 1024)
@@ -257,7 +257,7 @@ def test_what_a_check_refuses_is_rejected_with_its_words() -> None:
 
 
 def test_a_frame_holds_the_lines_of_a_batch_at_the_next_index() -> None:
-    """And the batch knows its place, once it is durable."""
+    """The batch knows its position once it is durable."""
     accepted: list[Any] = []
     initial = RecoveredSession.new(7, DESCRIPTION, 1)
     queue = AdmissionQueue(initial, uncounted(), uncounted(), lambda *batch: accepted.append(batch), lambda _: None)

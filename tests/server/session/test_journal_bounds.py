@@ -82,7 +82,7 @@ async def test_an_idle_session_with_events_keeps_no_more_of_the_journal_than_it_
 async def test_an_idle_session_whose_part_is_empty_moves_forward_without_a_bundle(
     rotated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Again and again, and over a kill: what says where its part begins is repeated."""
+    """It does so repeatedly, and over a kill: the frame that describes the beginning of its part is repeated."""
     monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
     text = SMALL + "max_events = 2\n"
     with short_directory() as place:
@@ -125,7 +125,7 @@ async def test_events_that_come_while_a_part_moves_forward_are_kept() -> None:
 
 
 async def test_the_status_names_who_keeps_the_journal() -> None:
-    """With the bytes; nobody where nothing but the current segment is needed."""
+    """It also has the bytes; if only the current segment is needed, it names nobody."""
     text = '[journal]\nsegment_bytes = "64KiB"\n'
     async with running_daemon(text) as daemon, daemon.session() as idle:
         assert (await daemon.ask("status"))["status"]["running"]["journal_holder"] is None
@@ -157,7 +157,7 @@ async def test_sessions_of_one_user_that_run_out_of_ids_end_their_parts() -> Non
 
 
 def test_the_defaults_rotate() -> None:
-    """So that a feed that never ends needs no configuration."""
+    """A feed that never ends thus needs no configuration."""
     rotation = Config().rotation
     assert (rotation.max_events, rotation.max_bytes, rotation.max_journal_bytes) == (1_000_000, 1 << 30, 2 << 30)
 

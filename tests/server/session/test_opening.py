@@ -31,7 +31,7 @@ GRAPH = '[graphs.g]\nmax_retries = 3\nadapter_provenance = "adapter"\nruntime_pr
 
 
 async def test_a_session_is_described_as_its_graph_is_configured() -> None:
-    """With its opener, its labels and the program; the id holds the time and the number."""
+    """The description has its opener, its labels and the program; the id has the time and the number."""
     async with running_daemon(GRAPH) as daemon:
         registry = daemon.service.registry
         session, resumed = await registry.open(Open(graph="g", labels={"l": "v"}), SELF, Connection())
@@ -83,7 +83,7 @@ async def test_a_new_session_after_a_loss_records_it() -> None:
 
 
 async def test_a_client_that_goes_on_after_a_known_loss_makes_its_session_complete() -> None:
-    """Also one that does not say again what was acknowledged."""
+    """The client need not state again what was acknowledged."""
     async with running_daemon() as daemon:
         session = await opened(daemon)
         session.owner = None

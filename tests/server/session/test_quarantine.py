@@ -109,7 +109,7 @@ async def test_a_running_daemon_notices_that_a_session_was_settled(monkeypatch: 
 
 
 async def test_a_journal_is_settled_that_no_daemon_has_started_on() -> None:
-    """As after damage by a daemon of 0.1.0; the next start goes on without the session."""
+    """The damage may be of a daemon of 0.1.0; the next start goes on without the session."""
     with short_directory() as place:
         state = place / "state"
         await damaged(state)
@@ -163,7 +163,7 @@ async def test_a_session_whose_graph_is_gone_waits_for_it_until_it_keeps_too_muc
 
 
 async def test_an_open_session_is_given_up_by_its_id(capsys: pytest.CaptureFixture[str]) -> None:
-    """While no daemon runs; such as one whose graph will not come back."""
+    """No daemon may be running. Its graph may be gone for good."""
     with short_directory() as place:
         state = place / "state"
         async with running_daemon(SEGMENTS, state) as daemon, daemon.session() as wire:
@@ -184,7 +184,7 @@ class _WithoutLinks(RealStorage):
 
 
 async def test_segments_are_copied_where_the_file_system_makes_no_links() -> None:
-    """As on a FAT file system."""
+    """A FAT file system makes none."""
     with short_directory() as place:
         state = place / "state"
         await damaged(state)

@@ -90,7 +90,7 @@ async def test_bundles_of_a_session_are_composed_in_order(
 
 
 async def test_an_os_error_in_composing_is_reported_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As storage_failed."""
+    """The code is storage_failed."""
 
     def broken(_: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")

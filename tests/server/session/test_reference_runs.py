@@ -73,7 +73,7 @@ async def test_a_run_leads_to_the_references_capture(row: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["name"])
 async def test_an_event_for_which_the_reference_gives_a_run_up_is_refused_alone(row: dict[str, Any]) -> None:
-    """Before its turn or when it comes, for the same reason; the session goes on."""
+    """It is refused before its turn or when it comes, for the reference's reason; the session goes on."""
     async with hosting(row) as daemon, daemon.session(graph=graph_id(row)) as wire:
         await wire.say(*events_of(row), {"type": "close"})
         frames = await wire.rest()

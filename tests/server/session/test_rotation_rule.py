@@ -31,7 +31,7 @@ def part(*, age: float = 0.0, due: float | None = None, **fields: Any) -> Part:
 
 @pytest.mark.parametrize("bound", [{"max_events": 1}, {"max_bytes": Size(1)}, {"max_age": seconds(1)}])
 def test_one_bound_turns_rotation_on(bound: dict[str, Any]) -> None:
-    """Without any it is off, though an idle session keeps only so much of the journal."""
+    """Without any bound it is off, though an idle session still keeps only so much of the journal."""
     assert rule(**bound).is_on is True
     assert rule().is_on is False
 
@@ -63,7 +63,7 @@ def test_a_part_ends_while_episodes_are_deferred_only_after_force_after() -> Non
 
 
 def test_a_full_part_waits_a_second_for_the_next_event_and_an_old_one_does_not() -> None:
-    """Nor does one that keeps too much of the journal."""
+    """A part that keeps too much of the journal does not wait either."""
     bounds = rule(max_events=1, max_age=seconds(60))
     assert not bounds.may_not_wait(part(), NOW)
     assert not bounds.may_not_wait(part(due=0.5), NOW)
@@ -73,7 +73,7 @@ def test_a_full_part_waits_a_second_for_the_next_event_and_an_old_one_does_not()
 
 
 def test_a_part_is_looked_at_again_when_it_may_be_due_by_its_age() -> None:
-    """At once if that is over; never if no time bounds it, or as long as it has no events."""
+    """If it is over its age, that is at once; without a bound of time, or without events, never."""
     bounds = rule(max_age=seconds(60))
     assert bounds.next_check(part(age=20), 1, NOW) == 40
     assert bounds.next_check(part(age=70), 1, NOW) == 0

@@ -40,7 +40,7 @@ class Listening(Connection):
 
 
 async def test_the_status_of_a_running_session_counts_its_events() -> None:
-    """With those that are deferred, and whether a client has it."""
+    """It also has the deferred events, and whether a client is connected."""
     async with running_daemon(LIMITED) as daemon, daemon.session() as wire:
         await wire.say(event("a", 1), event("b", 2))
         await wire.until_ack(2, 2)
@@ -64,7 +64,7 @@ async def test_the_status_of_a_running_session_counts_its_events() -> None:
 
 
 async def test_the_status_of_an_interrupted_session_says_why_and_what_is_left_over() -> None:
-    """After its end too."""
+    """It still does after the session's end."""
     async with daemon_with(text='[limits]\ncontext_bytes = "1KiB"\n') as daemon, daemon.session() as wire:
         (session,) = sessions_of(daemon)
         names = [add("a", 101), add("b"), add("long.c", total=0), add("d"), add("e")]
@@ -160,7 +160,7 @@ async def test_losses_are_joined_and_recorded_once(monkeypatch: pytest.MonkeyPat
 
 
 async def test_episodes_are_counted_by_session_and_by_graph() -> None:
-    """By how they ended."""
+    """The counts are by the terminations of episodes."""
     async with running_daemon(LIMITED) as daemon, daemon.session() as wire, daemon.session() as other:
         for each in (wire, other):
             await each.say(event("a", 1), event("b", 2))
@@ -172,7 +172,7 @@ async def test_episodes_are_counted_by_session_and_by_graph() -> None:
 
 
 async def test_a_snapshot_is_published_only_of_new_decisions_of_an_open_session() -> None:
-    """Neither of an empty part nor of a session that ends."""
+    """An empty part has none, and neither has a session that is ending."""
     async with running_daemon() as daemon:
         session = await opened(daemon)
         await session.publish_decided()
@@ -233,7 +233,7 @@ async def test_an_intent_does_not_wait_for_an_event_either(tmp_path: Path) -> No
 
 
 async def test_room_is_waited_for_until_events_are_decided_or_the_session_fails() -> None:
-    """And not longer."""
+    """The wait ends then."""
     async with running_daemon() as daemon:
         session = await opened(daemon)
         session.admit(chunk("a"), 8)

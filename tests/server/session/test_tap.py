@@ -218,7 +218,7 @@ async def test_nothing_is_shown_before_it_is_durable() -> None:
 
 
 async def test_a_tap_keeps_no_more_than_it_may_show_in_a_tick() -> None:
-    """Over several chunks; what is left out is counted where it is."""
+    """The tick may have several chunks; skipped decisions are counted at their places."""
     source = Source()
     session = cast("Session", source)
     tap = Tap(30)
@@ -265,7 +265,7 @@ async def test_decisions_of_a_session_that_failed_are_skipped_and_not_shown() ->
 
 @pytest.mark.parametrize("rate", [1, 9, 10, 95, 10_000])
 async def test_no_rate_is_exceeded(rate: int) -> None:
-    """Over many ticks, with more decisions in each than may be shown."""
+    """There are many ticks, each with more decisions than may be shown."""
     source = Source()
     source.decided = 1 << 60
     session = cast("Session", source)
