@@ -113,7 +113,7 @@ def test_a_condition_reads_nothing_but_the_catalogue(
 
 @pytest.mark.parametrize("text", ["soon", "99999999999999d", "2026-13-01"])
 def test_a_time_that_is_none_is_named(fleet: Path, capfd: pytest.CaptureFixture[str], text: str) -> None:
-    """With the forms that are taken."""
+    """The error shows the valid forms."""
     assert call(fleet, "find", "--since", text) == 2
     assert "--since is a time such as 7d, 2026-11-28" in capfd.readouterr().err
 
@@ -125,7 +125,7 @@ def test_find_without_a_catalogue_names_the_command(tmp_path: Path, capfd: pytes
 
 
 def test_an_unreadable_manifest_gives_exit_code_3(fleet: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """And is named by its URL."""
+    """The manifest is named by its URL."""
     key = "manifests/date=2026-11-20/host=alpha/bad.0123456789abcdef.json"
     (fleet / key).write_bytes(b"[]")
     capfd.readouterr()
@@ -199,7 +199,7 @@ def test_export_refuses_an_object_that_was_changed(tmp_path: Path, capfd: pytest
 
 
 def test_export_takes_captures_or_a_selection(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Not both, and not neither."""
+    """Both at once are wrong usage, and so are neither."""
     for arguments in ([], [str(CAPTURE), "--graph", "flights"]):
         assert run(["fleet", "export", *arguments, "-o", str(tmp_path / "x")]) == 2
         assert "Name captures, or select bundles" in capfd.readouterr().err
@@ -222,7 +222,7 @@ def test_export_leaves_nothing_of_a_bundle_that_does_not_hold_together(
 def test_a_missing_extra_is_named(
     fleet: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], extra: str
 ) -> None:
-    """With the command that installs it."""
+    """The error has the command that installs it."""
     import sys
 
     monkeypatch.setitem(sys.modules, {"fleet": "duckdb", "arrow": "pyarrow"}[extra], None)
@@ -234,7 +234,7 @@ def test_a_missing_extra_is_named(
 
 
 def test_the_manual_lists_the_columns_of_both_files() -> None:
-    """In their order, with their types."""
+    """They are in order, and have their types."""
     tables = manual.read("fleet").partition("## Proving")[0]
     rows = [line.split("|")[1:3] for line in tables.splitlines() if line.startswith("| `")]
     listed = [(name.strip(" `"), kind.strip()) for name, kind in rows]

@@ -101,7 +101,7 @@ def test_what_is_no_manifest_is_named_and_has_no_row(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_release_has_null_where_it_lacks_a_column(tmp_path: Path) -> None:
-    """And is gone on with."""
+    """The index continues that file."""
     import duckdb
 
     store = directory_store(tmp_path / "store")

@@ -67,6 +67,6 @@ def test_a_manifests_object_is_the_same_at_every_attempt_and_keeps_unknown_field
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"host":"h","key":"k","manifest":[]}'])
 def test_what_is_no_manifests_object_is_refused(text: bytes) -> None:
-    """As a ValueError, like any other bad JSON."""
+    """The error is a ValueError, as for any other bad JSON."""
     with pytest.raises(ValueError, match=r"."):
         decode_shipped_manifest(text)

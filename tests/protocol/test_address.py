@@ -19,7 +19,7 @@ from ergo_capture.protocol.address import AddressError, socket_path
     ],
 )
 def test_paths_and_urls_name_a_path(address: str, path: str) -> None:
-    """Both forms of a URL, with and without slashes."""
+    """A URL has one of two forms, with slashes or without."""
     assert socket_path(address) == path
 
 

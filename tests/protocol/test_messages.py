@@ -40,7 +40,7 @@ CONTROL: list[control.Answer] = [
 
 
 def test_a_client_reads_every_answer_of_the_daemon() -> None:
-    """In one read, in order."""
+    """All answers come in one read, in order."""
     assert capture.read_answers(b"".join(map(capture.encode, CAPTURE))) == CAPTURE
     assert {type(answer) for answer in CAPTURE} == set(capture.Answer.__args__)
 
@@ -57,7 +57,7 @@ def test_an_operator_reads_every_answer_of_the_daemon(answer: control.Answer) ->
 
 
 def test_an_answer_of_an_unknown_type_is_left_out() -> None:
-    """Also where others come with it; a known type with a missing field is an error."""
+    """Other answers may come with it; a known type with a missing field is an error."""
     assert capture.read_answers(b'{"type":"novelty"}\n{"type":"pong"}\n') == [capture.Pong()]
     assert control.read_answer(b'{"type":"novelty"}\n') is None
     with pytest.raises(ValueError, match="accepted"):

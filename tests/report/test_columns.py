@@ -96,7 +96,7 @@ def test_integers_from_2_to_the_53_are_given_as_text(tmp_path: Path) -> None:
     ("secs", "dates"), [(0, False), (946_684_799, False), (946_684_800, True), (7_258_118_399, True), (1 << 40, False)]
 )
 def test_times_between_2000_and_2200_are_taken_for_dates(tmp_path: Path, secs: int, dates: bool) -> None:
-    """If most times of the run lie there: one at 0 does not turn all others into seconds."""
+    """Most times of the run must lie there: one at 0 does not turn all others into seconds."""
     assert deferred(tmp_path / "a.json", [(secs, "Command"), (secs, "Command")])["dates"] is dates
     one_at_zero = [(0, "Command"), (secs, "Command"), (secs, "Command")]
     assert deferred(tmp_path / "b.json", one_at_zero)["dates"] is dates

@@ -35,7 +35,7 @@ def test_the_page_is_written_beside_the_bundle_by_default(
 
 
 def test_missing_directories_are_created_and_an_older_page_is_replaced(tmp_path: Path) -> None:
-    """As for every other output."""
+    """Every other output does the same."""
     source, page = bundle(tmp_path / "a.json"), tmp_path / "deep" / "er" / "a.html"
     assert app.run(["report", str(source), "-o", str(page)]) == 0
     page.write_text("old")
@@ -86,7 +86,7 @@ def test_a_bundle_from_a_pipe_needs_a_path_for_its_page(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("way", ["same", "link", "dots"])
 def test_the_bundle_is_never_overwritten(tmp_path: Path, capsys: Capture, way: str) -> None:
-    """By whatever path it is named; exit 2."""
+    """The path may name it in any way; the exit code is 2."""
     source = bundle(tmp_path / "a.json")
     before = source.read_bytes()
     (tmp_path / "link.html").symlink_to(source)

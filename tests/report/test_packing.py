@@ -18,7 +18,7 @@ from ergo_capture.report.page import report_page
 
 @given(st.lists(st.lists(st.binary(max_size=50), max_size=4), max_size=5))
 def test_joined_pieces_unpack_to_their_texts(texts: list[list[bytes]]) -> None:
-    """In order, whatever was written to them in turns; the checksum is that of the whole."""
+    """They are in order, though they were written in turns; the checksum is that of the whole."""
     pieces = [Piece() for _ in texts]
     for number in range(4):
         for piece, parts in zip(pieces, texts, strict=True):

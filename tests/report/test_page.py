@@ -120,7 +120,7 @@ def test_the_page_names_its_bundle(browser: Browser, small: Path) -> None:
 
 
 def test_every_event_has_a_row_with_its_decision(browser: Browser, small: Path) -> None:
-    """In the order of the bundle."""
+    """The rows are in the order of the bundle."""
     page = drawn(browser, small)
     assert page.texts(IDS) == [f"e{number}" for number in range(10)]
     row = page.texts("#event-4 td")
@@ -141,14 +141,14 @@ def test_every_event_has_a_row_with_its_decision(browser: Browser, small: Path) 
     ],
 )
 def test_a_filter_in_the_address_selects_rows(browser: Browser, small: Path, fragment: str, ids: list[str]) -> None:
-    """By id, payload, effects, kind, decision, termination and retries."""
+    """The filters are id, payload, effects, kind, decision, termination and retries."""
     page = drawn(browser, small, fragment)
     assert page.texts(IDS) == ids
     page.close()
 
 
 def test_a_search_is_kept_in_the_address(browser: Browser, small: Path) -> None:
-    """So a view can be passed on as a link."""
+    """A view can thus be passed on as a link."""
     page = drawn(browser, small)
     page.value("document.querySelector('#search').focus()")
     page.say("Input.insertText", text="e7")
@@ -161,7 +161,7 @@ def test_a_search_is_kept_in_the_address(browser: Browser, small: Path) -> None:
 
 
 def test_a_change_of_the_address_changes_the_view(browser: Browser, small: Path) -> None:
-    """As when a link is followed within the page's tab."""
+    """A link may be followed within the page's tab."""
     page = drawn(browser, small)
     page.value("void (location.hash = '#kind=Pump')")
     page.wait("document.querySelectorAll('#rows tr').length === 1")
@@ -198,7 +198,7 @@ def test_a_row_opens_to_its_time_as_on_the_axes(browser: Browser, tmp_path: Path
 
 
 def test_a_deferred_event_and_its_run_link_to_each_other(browser: Browser, tmp_path: Path) -> None:
-    """With the time between them."""
+    """The link shows the time between them."""
     run = session(Constraints(max_per_window=1, rate_window=EventTime(60, 0)))
     for event in (at("first", 0), at("late", 10), at("pump", 90, kind="Pump")):
         run.on_event(event)
@@ -238,7 +238,7 @@ def test_dragging_across_a_chart_shows_that_part_and_its_rows(browser: Browser, 
 
 
 def test_a_click_into_a_chart_opens_the_event_at_that_point(browser: Browser, tmp_path: Path) -> None:
-    """In the table, on whichever page of it."""
+    """It is opened in the table, on any of its pages."""
     run = session()
     for number in range(1_000):
         run.on_event(at(f"e{number}", number))
@@ -296,7 +296,7 @@ def test_the_page_cannot_connect_anywhere(browser: Browser, small: Path) -> None
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_bundle_of_no_or_one_event_is_drawn(browser: Browser, tmp_path: Path, count: int) -> None:
-    """Without a division by zero."""
+    """The charts must not divide by zero."""
     run = session()
     for number in range(count):
         run.on_event(at(f"e{number}", 5))
@@ -348,7 +348,7 @@ def test_events_a_nanosecond_apart_are_drawn_and_can_be_zoomed(browser: Browser,
 
 
 def test_event_times_that_are_dates_are_shown_as_dates(browser: Browser, tmp_path: Path) -> None:
-    """In UTC, whatever the browser's time zone."""
+    """Dates are in UTC, whatever the browser's time zone."""
     run = session()
     run.on_event(at("e0", 1_357_017_420))
     run.on_event(at("e1", 1_357_103_820))
@@ -372,7 +372,7 @@ def test_one_event_at_time_0_leaves_the_others_their_dates(browser: Browser, tmp
 
 @pytest.mark.parametrize("waiting", [1, 2, 4, 5, 9])
 def test_the_label_of_the_waiting_episodes_fits_the_chart(browser: Browser, tmp_path: Path, waiting: int) -> None:
-    """Though the chart is low where few episodes waited at once."""
+    """The chart is low if few episodes waited at once."""
     run = session(Constraints(max_per_window=1, rate_window=EventTime(60, 0)))
     for number in range(waiting + 1):
         run.on_event(at(f"e{number}", number))

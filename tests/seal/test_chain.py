@@ -54,7 +54,7 @@ def kinds(report: ChainReport) -> list[tuple[str, str]]:
 
 
 def test_a_chain_as_it_was_made_is_whole() -> None:
-    """In whatever order its links are found."""
+    """The order in which its links are found does not matter."""
     report = check(reversed(chain()))
     assert report == ChainReport((), LAST, 0, 1, LAST, is_whole=True)
 
@@ -97,7 +97,7 @@ def test_every_byte_of_a_seal_counts(number: int) -> None:
 
 @pytest.mark.parametrize("number", range(2, LAST))
 def test_one_that_is_left_out_is_missed(number: int) -> None:
-    """By the one after it."""
+    """The bundle after it tells."""
     bundles = [each for each in chain() if each.number != number]
     assert kinds(check(bundles)) == [(f"s{number + 1}", "missing")]
 
@@ -109,7 +109,7 @@ def test_a_beginning_that_is_left_out_is_told() -> None:
 
 
 def test_an_end_that_is_cut_off_is_not_seen() -> None:
-    """Until a later seal is known; the manual says so."""
+    """It is seen only when a later seal is known, as the manual says."""
     assert check(chain()[:-3]) == ChainReport((), LAST - 3, 0, 1, LAST - 3, is_whole=True)
 
 
@@ -124,7 +124,7 @@ def test_two_that_are_swapped_are_found(one: int, other: int) -> None:
 
 
 def test_one_that_is_put_in_is_found() -> None:
-    """Without a seal, with one of another key, or with the copy of a seal."""
+    """It has no seal, one of another key, or the copy of a seal."""
     sound = chain()
     other = generate_key()
     text = hashlib.sha256(b"{}").hexdigest()
@@ -173,7 +173,7 @@ def test_a_tombstone_beside_its_bundle_is_nothing_wrong() -> None:
 
 
 def test_a_tombstone_without_the_key_is_not_believed() -> None:
-    """Nor one whose text was changed."""
+    """One whose text was changed is not believed either."""
     bundles = chain()
     left = [each for each in bundles if each.number != 10]
     forged = bury(bundles[9], generate_key())
@@ -183,7 +183,7 @@ def test_a_tombstone_without_the_key_is_not_believed() -> None:
 
 
 def test_a_line_that_a_crash_cut_is_no_tombstone() -> None:
-    """Those around it are."""
+    """The lines around it are tombstones."""
     one, other = (msgspec.json.encode(bury(each)) for each in chain()[:2])
     assert [stone.seal.number for stone in decode_tombstones(one + b"\n" + other[:50] + b"\n" + other + b"\n")] == [
         1,
@@ -195,7 +195,7 @@ def test_a_line_that_a_crash_cut_is_no_tombstone() -> None:
 
 
 def test_a_key_that_was_endorsed_is_trusted() -> None:
-    """And one that it endorsed, and so on; an earlier one is not trusted by a later one."""
+    """So is one that it endorsed, and so on; a later key does not make an earlier one trusted."""
     second = generate_key(KEY)
     third = generate_key(second)
     bundles: list[Sealed] = []

@@ -392,7 +392,7 @@ async def test_one_graph_without_a_stream_does_not_keep_the_others(
 async def test_bundles_that_wait_are_not_compared_with_each_other(
     tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither when one is announced nor when those of a graph are refused: with many that would take hours."""
+    """They are not when one is announced, nor when those of a graph are refused; with many, it would take hours."""
     await server.make_stream("ergo.bundles.g")
     for number in range(5):
         store(tmp_path, f"X{number}", graph="other")

@@ -65,7 +65,7 @@ def remote(tmp_path: Path, s3: Seaweed) -> Place:
 
 
 def test_once_ships_what_is_due_and_status_says_so(place: Place) -> None:
-    """Twice is once."""
+    """A second run ships nothing."""
     assert "to ship  5 bundles" in place.run("ship", "status")
     assert place.run("ship", "once").startswith("archive: shipped 5 bundles, ")
     assert place.run("ship", "once") == "archive: shipped 0 bundles, 0 B\n"
@@ -75,7 +75,7 @@ def test_once_ships_what_is_due_and_status_says_so(place: Place) -> None:
 
 
 def test_once_says_what_is_left_and_why(place: Place) -> None:
-    """With the exit code 1."""
+    """The exit code is 1."""
     shutil.rmtree(place.target.url.removeprefix("file://"))
     said = place.run("ship", "once", code=1)
     assert "5 bundles left" in said
@@ -91,7 +91,7 @@ def test_once_names_what_is_not_sound_and_ends_with_3(place: Place) -> None:
 
 
 def test_check_says_what_works(place: Place, remote: Place) -> None:
-    """And what cannot be seen."""
+    """It also says what it cannot see."""
     assert place.run("ship", "check").splitlines()[1:] == [
         "  wrote probe/host=host-1.json",
         "  read it back",
@@ -145,7 +145,7 @@ def test_audit_reads_every_byte_if_asked(place: Place) -> None:
 
 
 def test_put_ships_bundles_from_anywhere(place: Place, tmp_path: Path) -> None:
-    """With a receipt beside each, so that the second time nothing is sent; never without a manifest."""
+    """Each gets a receipt, so that nothing is sent a second time; a bundle without a manifest is never shipped."""
     path = store(tmp_path / "salvaged", "rescued", ended="salvaged")
     said = place.run("ship", "put", str(path))
     assert said.startswith(f"archive: {path}: file://")
@@ -159,7 +159,7 @@ def test_put_ships_bundles_from_anywhere(place: Place, tmp_path: Path) -> None:
 def test_put_does_not_compare_bundles_with_each_other(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With many of them that would take hours."""
+    """Comparing very many bundles would take hours."""
 
     def refuse(*_arguments: Any) -> bool:
         raise AssertionError
@@ -199,7 +199,7 @@ def test_a_target_is_named_or_all_are_meant(place: Place) -> None:
 
 
 def test_a_missing_extra_is_named(place: Place, tmp_path: Path) -> None:
-    """At the start, not with the first bundle."""
+    """It is named at the start, before the first bundle."""
     (tmp_path / "lib" / "obstore").mkdir(parents=True)
     (tmp_path / "lib" / "obstore" / "__init__.py").write_text("raise ImportError('none')")
     place.config.write_text('[ship.targets.a]\nurl = "s3://b"\n')
@@ -235,7 +235,7 @@ def test_list_shows_what_is_shipped(place: Place) -> None:
 
 @pytest.mark.parametrize("how", ["session", "hash", "date"])
 def test_fetch_brings_a_bundle_back_and_verifies_it(remote: Place, tmp_path: Path, how: str) -> None:
-    """By its session or the hash of its file, with the manifest as it was."""
+    """It is found by its session or by the hash of its file; the manifest is unchanged."""
     receipt, out = remote.receipt("S1"), tmp_path / "out"
     name = receipt.file_sha256 if how == "hash" else "S1"
     more = ["--date", receipt.manifest_key.split("date=")[1][:10]] if how == "date" else []
@@ -253,7 +253,7 @@ def test_fetch_brings_a_bundle_back_and_verifies_it(remote: Place, tmp_path: Pat
 
 
 def test_fetch_finds_sessions_of_other_hosts_if_asked(place: Place, tmp_path: Path) -> None:
-    """By default only those of this one."""
+    """By default, only sessions of this host are found."""
     place.run("ship", "once")
     out = str(tmp_path / "out")
     place.config.write_text(place.config.read_text().replace(HOST, "host-2"))
@@ -264,7 +264,7 @@ def test_fetch_finds_sessions_of_other_hosts_if_asked(place: Place, tmp_path: Pa
 
 
 def test_fetch_brings_all_parts(place: Place, tmp_path: Path) -> None:
-    """And a bundle beside a finished one; no session whose name only begins the same."""
+    """A bundle beside a finished one is fetched too, but no session whose name merely begins the same."""
     for name in ("S1~2", "S1~2~2", "S10"):
         store(place.state, name)
     place.run("ship", "once")

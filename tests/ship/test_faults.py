@@ -107,7 +107,7 @@ async def test_everything_arrives_whatever_the_first_requests_suffer(
 
 @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.RESET, Fault.LOST_ANSWER, Fault.FLIPPED_UP])
 async def test_a_bundle_in_parts_arrives_whole(tmp_path: Path, s3: Seaweed, proxy: FaultProxy, fault: Fault) -> None:
-    """Also where the answer to its last step is lost: the store is asked, and nothing is sent again."""
+    """If the answer to its last step is lost, the store is asked, and nothing is sent again."""
     target = behind(proxy, s3, timeout="10s")
     left = [5]
 

@@ -51,7 +51,7 @@ async def test_the_figures_are_those_of_the_last_look(tmp_path: Path) -> None:
 
 
 async def test_every_metric_of_the_shipper_is_explained(tmp_path: Path) -> None:
-    """And no other."""
+    """No other metric is explained."""
     kinds = re.findall(r"^# TYPE ergo_capture_(\w+) \w+$", await sample(tmp_path), re.MULTILINE)
     assert_rows(MANUAL / "metrics.md", "The metrics of the shipper", kinds)
 
@@ -65,7 +65,7 @@ def test_everybody_may_read_the_text_file(tmp_path: Path) -> None:
 
 
 async def test_announcements_have_figures_of_their_own(tmp_path: Path) -> None:
-    """Without a target; and none where nobody announces."""
+    """They have no target; if nothing is announced, there are none."""
     text = await sample(tmp_path)
     labels = f'state_directory="{tmp_path}"'
     for name, value in (("announce_up", 1), ("unannounced_bundles", 0), ("announced_total", 0)):

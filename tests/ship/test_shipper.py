@@ -64,7 +64,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[type[DirectoryStore]]:
 
 
 async def test_everything_finished_is_shipped_once(tmp_path: Path, lines: list[Any]) -> None:
-    """Also what is published while it runs; never a snapshot, and nothing twice."""
+    """This includes bundles published while it runs, but never a snapshot, and nothing twice."""
     target = directory_target(tmp_path / "store")
     fill(tmp_path, 5)
     store(tmp_path, "open", ended="open")
@@ -81,7 +81,7 @@ async def test_everything_finished_is_shipped_once(tmp_path: Path, lines: list[A
 
 
 async def test_the_oldest_are_sent_first(tmp_path: Path, lines: list[Any]) -> None:
-    """By their numbers: no clock has a part in it."""
+    """The order is that of their numbers: no clock matters."""
     fill(tmp_path, 6)
     async with running(shipper_to(directory_target(tmp_path / "store"), tmp_path, concurrency=1)) as shipper:
         await until(lambda: shipper.counts.sent == 6)
@@ -101,7 +101,7 @@ async def test_a_bundle_that_is_published_again_is_shipped_again(tmp_path: Path)
 
 
 async def test_a_receipt_that_is_deleted_has_its_bundle_shipped_again(tmp_path: Path) -> None:
-    """So a person says that a store lost it."""
+    """In this way a person says that a store lost it."""
     target, (path,) = directory_target(tmp_path / "store"), fill(tmp_path, 1)
     async with running(shipper_to(target, tmp_path)) as shipper:
         await until(lambda: shipper.counts.sent == 1)
@@ -122,7 +122,7 @@ async def test_a_target_that_is_elsewhere_gets_everything(tmp_path: Path) -> Non
 async def test_a_bundle_that_is_not_sound_is_named_once_and_the_others_are_sent(
     tmp_path: Path, lines: list[Any]
 ) -> None:
-    """By its size at the look, by its hash when it is sent."""
+    """Its size is checked at the look, its hash when it is sent."""
     paths = fill(tmp_path, 6)
     paths[0].write_bytes(paths[0].read_bytes() + b" ")
     text = paths[2].read_bytes()
@@ -156,7 +156,7 @@ async def test_a_store_that_comes_back_gets_everything(tmp_path: Path, lines: li
 async def test_a_store_that_is_away_is_asked_with_one_bundle_at_a_time(
     tmp_path: Path, lines: list[Any], opened: list[type[DirectoryStore]]
 ) -> None:
-    """With pauses between, and each time with another bundle: one that it never takes must not keep the others."""
+    """There are pauses, and each time it is another bundle: one that is never taken must not hold up the others."""
     asked: list[str] = []
 
     class Away(DirectoryStore):
@@ -294,7 +294,7 @@ async def test_a_directory_of_bundles_that_is_not_there_is_told_and_looked_for_a
 async def test_a_look_at_many_shipped_bundles_reads_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither manifests nor receipts, where nothing has changed."""
+    """If nothing has changed, neither manifests nor receipts are read."""
     fill(tmp_path, 20)
     shipper = shipper_to(directory_target(tmp_path / "store"), tmp_path)
     await shipper.look()
@@ -323,7 +323,7 @@ async def test_a_sent_bundle_leaves_the_plan_as_it_is_for_the_others(tmp_path: P
 
 
 async def test_stopping_ends_the_pause(tmp_path: Path) -> None:
-    """However long the back-off is."""
+    """The length of the back-off does not matter."""
     target = directory_target(tmp_path / "store")
     (tmp_path / "store").rmdir()
     fill(tmp_path, 1)

@@ -106,7 +106,7 @@ def test_invalid_destination_is_the_stage_when_no_file_is_named(tmp_path: Path, 
 def test_create_temp_file_is_the_stage_when_open_fails(
     destination: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Only a name that is taken is followed by another attempt."""
+    """Another attempt is made only if the name is taken."""
     failing("open", number, monkeypatch)
     error = refusal(destination, lambda: write_bytes_atomic(destination, NEW), WriteStage.CREATE_TEMP_FILE)
     assert str(error) == (
@@ -194,7 +194,7 @@ def test_a_destination_with_a_slash_at_the_end_is_refused(tmp_path: Path, ending
     ("name", "stage"), [("b\0", WriteStage.CREATE_TEMP_FILE), ("d\0/b", WriteStage.CREATE_OUTPUT_DIRECTORY)]
 )
 def test_a_name_with_a_nul_byte_is_refused(tmp_path: Path, name: str, stage: WriteStage) -> None:
-    """By the stage that would have created it."""
+    """The error is of the stage that would have created the name."""
     with pytest.raises(CaptureWriteError, match="file name contained an unexpected NUL byte") as raised:
         write_capture_bundle(f"{tmp_path}/{name}", small_bundle())
     assert raised.value.stage is stage
@@ -321,7 +321,7 @@ def test_directories_that_are_created_for_a_file_are_synced_before_it(
 
 
 def test_a_file_that_is_not_committed_leaves_nothing(destination: Path) -> None:
-    """After an error, or without a call of ``commit``."""
+    """This holds after an error, and without a call of ``commit``."""
     with suppress(ZeroDivisionError), AtomicFile(destination) as file:
         file.write(NEW)
         raise ZeroDivisionError
@@ -393,7 +393,7 @@ def test_a_directory_without_write_permission_is_named_in_the_error() -> None:
 
 @pytest.mark.parametrize("style", CaptureJsonStyle)
 def test_a_bundle_is_written_with_its_directories_and_reads_back(tmp_path: Path, style: CaptureJsonStyle) -> None:
-    """In either style."""
+    """The bundle may be in either style."""
     path = tmp_path / "a" / "b" / "run.capture.json"
     bundle = small_bundle()
     write_capture_bundle(path, bundle, style)

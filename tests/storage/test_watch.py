@@ -24,7 +24,7 @@ def test_a_watch_returns_when_a_file_changes(tmp_path: Path) -> None:
 
 
 def test_a_watch_ends_when_the_reader_closes_its_pipe(tmp_path: Path) -> None:
-    """Even while no file changes."""
+    """It ends even while no file changes."""
     reader, writer = os.pipe()
     with DirectoryWatch(tmp_path, writer) as watch:
         os.close(reader)
@@ -34,7 +34,7 @@ def test_a_watch_ends_when_the_reader_closes_its_pipe(tmp_path: Path) -> None:
 
 
 def test_a_watch_without_inotify_returns_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a quarter of a second."""
+    """It returns after a quarter of a second."""
     monkeypatch.setattr("ergo_capture.storage.watch._inotify", lambda _directory: None)
     with DirectoryWatch(tmp_path) as watch:
         assert not watch.has_inotify

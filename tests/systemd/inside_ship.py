@@ -90,7 +90,7 @@ def test_without_its_credentials_the_service_runs_and_says_what_is_missing() -> 
 
 
 def test_what_the_daemon_publishes_is_shipped() -> None:
-    """With the credentials that systemd hands over; the receipt belongs to the daemon's user."""
+    """The credentials are those that systemd hands over; the receipt belongs to the daemon's user."""
     CREDENTIALS.parent.mkdir(exist_ok=True)
     CREDENTIALS.write_text("AWS_ACCESS_KEY_ID=writer\nAWS_SECRET_ACCESS_KEY=writer-secret\n")
     CREDENTIALS.chmod(0o600)
@@ -105,7 +105,7 @@ def test_what_the_daemon_publishes_is_shipped() -> None:
 
 
 def test_the_service_sees_no_journal_and_no_sockets_and_writes_beside_bundles_only() -> None:
-    """As root sees it from outside."""
+    """The view of the service is seen by root from outside."""
     root = Path(f"/proc/{shown('MainPID')}/root")
     assert list((root / "var/lib/ergo-capture/journal").iterdir()) == []
     assert list((root / "run/ergo-capture").iterdir()) == []
@@ -140,7 +140,7 @@ def test_a_kill_costs_nothing(server: Seaweed) -> None:
 
 
 def test_a_stop_ends_while_the_store_hangs(server: Seaweed) -> None:
-    """Within the unit's time, as a success."""
+    """It ends within the unit's time, as a success."""
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     try:

@@ -88,7 +88,7 @@ def test_install_replaces_units_and_keeps_the_configuration(tmp_path: Path) -> N
 
 
 def test_install_adds_the_unit_that_ships_and_replaces_it_from_then_on(tmp_path: Path) -> None:
-    """Only if asked the first time; it runs the same command."""
+    """The first time, it must be asked for; the unit runs the same command."""
     arguments = ["systemd", "install", "--prefix", str(tmp_path), "--command", "/bin/true"]
     unit = tmp_path / "usr/local/lib/systemd/system/ergo-capture-ship.service"
     command(*arguments)
@@ -102,7 +102,7 @@ def test_install_adds_the_unit_that_ships_and_replaces_it_from_then_on(tmp_path:
 
 
 def test_install_refuses_a_command_that_the_service_could_not_run(tmp_path: Path) -> None:
-    """At the installation, rather than as exit code 203 at the first start."""
+    """The error comes at the installation, rather than as exit code 203 at the first start."""
     ran = command("systemd", "install", "--prefix", str(tmp_path), "--command", "/nowhere/ergo-capture")
     assert (ran.returncode, "there is no command" in ran.stderr) == (1, True)
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +135,7 @@ SCRIPTS = ["#!{python}\n", "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' ''
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_interpreters_of_a_command_are_found(tmp_path: Path, script: str) -> None:
-    """In its first line, in the shell script that pip writes, and in the settings of its environment."""
+    """It looks in the first line, in the shell script that pip writes, and in the settings of the environment."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "pyvenv.cfg").write_text("home = /root/python 3/bin\ninclude-system-site-packages = false\n")
     python, runs = tmp_path / "bin" / "python3", tmp_path / "bin" / "ergo-capture"
@@ -147,7 +147,7 @@ def test_the_interpreters_of_a_command_are_found(tmp_path: Path, script: str) ->
 
 @needs_analyze
 def test_a_path_with_spaces_and_signs_is_quoted(tmp_path: Path) -> None:
-    """As systemd reads it; a plain path stays as it is."""
+    """The quoting is systemd's; a plain path stays as it is."""
     assert quoted("/opt/ergo-capture/bin/ergo-capture") == "/opt/ergo-capture/bin/ergo-capture"
     place = tmp_path / "100% of $HOME ; #1 ergo"
     place.mkdir()
