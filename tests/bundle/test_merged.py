@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from pathlib import Path
 
 from tests.bundles import NOW, manifest_of
 
-from ergo_capture.bundle.manifest import encode_manifest, read_manifest, read_manifest_fields
+from ergo_capture.bundle.manifest import encode_manifest, read_manifest, read_manifest_fields, read_sequence
 from ergo_capture.bundle.merged import MergedDigest
 from ergo_capture.config.settings import LimitsConfig
 
@@ -42,3 +43,16 @@ def test_a_manifest_holds_the_largest_store_that_may_be_configured(tmp_path: Pat
     path.write_bytes(encode_manifest(manifest, salvage={"lost": 1}))
     assert read_manifest(path) == manifest
     assert read_manifest_fields(path)["salvage"] == {"lost": 1}
+
+
+def test_a_small_manifest_is_read_without_room_for_the_largest(tmp_path: Path) -> None:
+    """Manifests are read by the ten thousand, and memory of that size is got from the system each time."""
+    path = tmp_path / "S.manifest.json"
+    path.write_bytes(b'{"sequence": 7}')
+    assert read_sequence(path) == 7
+    tracemalloc.start()
+    try:
+        assert read_sequence(path) == 7
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

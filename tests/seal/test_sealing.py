@@ -12,9 +12,10 @@ from tests.daemons import COMMAND, PATIENCE, command_environment, event, running
 from ergo_capture.bundle.names import MANIFEST_SUFFIX, SEAL_SUFFIX, TOMBSTONES
 from ergo_capture.cli.app import run
 from ergo_capture.errors import ErgoCaptureError
-from ergo_capture.seal.chain import ChainReport, check_chain
-from ergo_capture.seal.keeper import read_tombstones, sealed_bundles
-from ergo_capture.seal.keys import SealKey, encode_key, generate_key, read_key, read_public_key
+from ergo_capture.seal import keeper
+from ergo_capture.seal.chain import ChainReport, Seal, check_chain
+from ergo_capture.seal.keeper import SealKeeper, read_seal, read_tombstones, sealed_bundles
+from ergo_capture.seal.keys import SealKey, encode_key, generate_key, is_signed, read_key, read_public_key
 
 
 @pytest.fixture
@@ -100,6 +101,40 @@ async def test_a_manifest_that_a_crash_left_without_a_seal_is_sealed_first(tmp_p
         seals[number].unlink()
     await capture(tmp_path, sealing(tmp_path), sessions=1)
     assert chain_of(tmp_path, key) == ChainReport((), 5, 0, 1, 5, is_whole=True)
+
+
+async def test_the_last_seal_is_found_without_reading_all_of_them(
+    tmp_path: Path, key: SealKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read from the newest on: the first bundle after a start must not wait for thousands of them."""
+    await capture(tmp_path, sealing(tmp_path, "retention.max_bundles = 6"), sessions=8)
+    numbered(tmp_path, SEAL_SUFFIX)[8].unlink()
+    read, checked = [], []
+
+    def reading(path: Path) -> Seal | None:
+        read.append(path)
+        return read_seal(path)
+
+    def checking(public: str, signature: str, text: bytes) -> bool:
+        checked.append(signature)
+        return is_signed(public, signature, text)
+
+    monkeypatch.setattr(keeper, "read_seal", reading)
+    monkeypatch.setattr(keeper, "is_signed", checking)
+    manifest = numbered(tmp_path, MANIFEST_SUFFIX)[8]
+    SealKeeper(tmp_path / "state" / "bundles", key).seal(manifest)
+    # Those of 8 and 7; then that of 8 again, before it is sealed.
+    assert [path.name.split("-")[1] for path in read] == ["8", "7", "8", "8"]
+    assert len(checked) == 1
+    assert chain_of(tmp_path, key).is_right
+
+
+async def test_a_seal_beside_a_damaged_manifest_is_the_last_one(tmp_path: Path, key: SealKey) -> None:
+    """The chain goes on after it, so that no other bundle seems to be missing."""
+    await capture(tmp_path, sealing(tmp_path), sessions=3)
+    numbered(tmp_path, MANIFEST_SUFFIX)[3].write_text("{")
+    await capture(tmp_path, sealing(tmp_path), sessions=1)
+    assert [finding.kind for finding in chain_of(tmp_path, key).findings] == ["changed"]
 
 
 async def test_bundles_from_before_the_key_are_not_in_the_chain(tmp_path: Path, key: SealKey) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -24,10 +25,18 @@ SALVAGED: Final = "salvaged"
 #: Largest manifest that is read, in bytes: labels take a few KB, the context store at most ``limits.context_bytes``,
 #: which may be 16 MiB.
 _MAX_BYTES: Final = 20 << 20
+#: Greater numbers of bundles are ignored: a manifest that was edited must not use up the numbers.
+_MOST_NUMBERED: Final = 1 << 53
 
 
 class ManifestError(ErgoCaptureError):
     """A file is not a manifest that this version can read."""
+
+
+class _Numbered(msgspec.Struct, frozen=True):
+    """The number alone, to skip the rest of a manifest, which may be long."""
+
+    sequence: Any = None
 
 
 class RefusedEvents(msgspec.Struct, frozen=True):
@@ -300,6 +309,15 @@ def read_manifest_fields(path: Path) -> dict[str, Any]:
         raise _not_a_manifest(path, error) from error
 
 
+def read_sequence(path: Path) -> int | None:
+    """Return the number in a manifest of any version; None if it has none, or cannot be read."""
+    try:
+        number = msgspec.json.decode(read_manifest_text(path), type=_Numbered).sequence
+    except (ManifestError, OSError, ValueError, RecursionError):
+        return None
+    return number if type(number) is int and number < _MOST_NUMBERED else None
+
+
 def read_manifest_text(path: Path) -> bytes:
     """Return the content of a manifest's file, without checking it.
 
@@ -308,7 +326,9 @@ def read_manifest_text(path: Path) -> bytes:
         OSError: the file cannot be read.
     """
     with open_plain(path) as file:
-        text = file.read(_MAX_BYTES + 1)
+        # Read no more than there is: for each manifest a buffer of the most bytes would be allocated.
+        size = os.fstat(file.fileno()).st_size
+        text = file.read(min(size, _MAX_BYTES) + 1)
     if len(text) > _MAX_BYTES:
         raise _not_a_manifest(path, ValueError(f"longer than {_MAX_BYTES} bytes"))
     return text

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields
+from ergo_capture.bundle.manifest import read_sequence
 from ergo_capture.bundle.names import MANIFEST_SUFFIX
 
 #: Follows a manifest's name while its bundle is being deleted.
 PRUNING_SUFFIX: Final = ".pruning"
-#: Greater numbers are ignored: a manifest that was edited must not use up the numbers.
-_MOST: Final = 1 << 53
 
 
 @dataclass(slots=True)
@@ -30,20 +28,19 @@ class Sequence:
 
 
 def greatest_sequence(bundles: Path) -> int:
-    """Return the greatest number in the manifests below a directory, 0 where there is none.
+    """Return the greatest number in the manifests below a directory, 0 where there is none."""
+    return max((number for number, _ in numbered_manifests(bundles) if number is not None), default=0)
 
-    A manifest that cannot be read has no number.
+
+def numbered_manifests(bundles: Path) -> Iterator[tuple[int | None, Path]]:
+    """Yield the manifests below a directory, those of bundles that are being deleted too, each with its number.
+
+    A manifest that has no number, or cannot be read, comes with None.
     """
-    return max(_numbers(bundles), default=0)
-
-
-def _numbers(bundles: Path) -> Iterator[int]:
     with suppress(OSError):
         for folder in list(os.scandir(bundles)):
             with suppress(OSError):
                 for entry in list(os.scandir(folder.path)) if folder.is_dir() else ():
                     if entry.name.removesuffix(PRUNING_SUFFIX).endswith(MANIFEST_SUFFIX):
-                        with suppress(ManifestError, OSError):
-                            number = read_manifest_fields(Path(entry.path)).get("sequence")
-                            if type(number) is int and number < _MOST:
-                                yield number
+                        path = Path(entry.path)
+                        yield read_sequence(path), path

@@ -140,9 +140,9 @@ def decode_seal(text: bytes) -> Seal | None:
     return seal if seal.format == SEAL_FORMAT else None
 
 
-def decode_tombstones(text: bytes) -> Iterator[Tombstone]:
-    """Yield the tombstones of a file, one a line; a line that a crash cut is left out."""
-    for line in text.splitlines():
+def decode_tombstones(lines: Iterable[bytes]) -> Iterator[Tombstone]:
+    """Yield the tombstones of a file's lines; a line that a crash cut is left out."""
+    for line in lines:
         try:
             stone = msgspec.json.decode(line, type=Tombstone)
         except (ValueError, RecursionError):

@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from ergo_capture.bundle.manifest import ManifestError, read_manifest_fields, read_manifest_text
+from ergo_capture.bundle.manifest import ManifestError, read_manifest_text
 from ergo_capture.bundle.names import MANIFEST_SUFFIX, TOMBSTONES, seal_path
+from ergo_capture.bundle.sequence import numbered_manifests
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.seal.chain import (
     Seal,
@@ -91,12 +92,10 @@ class SealKeeper:
 
     def _catch_up(self) -> None:
         """Find the last seal, and seal what was published after it."""
-        head = _greatest_seal(self._bundles)
-        self._head, self._is_read = head, True
-        if head is None:
-            return
+        self._head, unsealed = _last_seal(self._bundles)
+        self._is_read = True
         try:
-            for _, manifest in sorted(_unsealed_after(self._bundles, head.number)):
+            for manifest in unsealed:
                 self._seal(manifest)
         except BaseException:
             self._is_read = False
@@ -132,16 +131,14 @@ def read_seal(path: Path) -> Seal | None:
         return None
 
 
-def read_tombstones(bundles: Path) -> list[Tombstone]:
-    """Return the tombstones of a directory of bundles.
+def read_tombstones(bundles: Path) -> Iterator[Tombstone]:
+    """Yield the tombstones of a directory of bundles.
 
     Raises:
         OSError: the file cannot be read.
     """
-    try:
-        return list(decode_tombstones((bundles / TOMBSTONES).read_bytes()))
-    except FileNotFoundError:
-        return []
+    with suppress(FileNotFoundError), (bundles / TOMBSTONES).open("rb") as lines:
+        yield from decode_tombstones(lines)
 
 
 def sealed_bundles(bundles: Path) -> Iterator[Sealed]:
@@ -169,20 +166,32 @@ def _manifests(bundles: Path) -> Iterator[Path]:
                 yield from sorted(path for path in folder.iterdir() if path.name.endswith(MANIFEST_SUFFIX))
 
 
-def _greatest_seal(bundles: Path) -> Seal | None:
-    seals = [seal for manifest in _manifests(bundles) if (seal := read_seal(seal_path_of(manifest))) is not None]
-    seals += [stone.seal for stone in read_tombstones(bundles)]
-    # Ignore damaged seals, which may have any number.
-    sound = (seal for seal in seals if is_signed(seal.key, seal.signature, seal.content))
-    return max(sound, key=lambda seal: seal.number, default=None)
+def _last_seal(bundles: Path) -> tuple[Seal | None, list[Path]]:
+    """Return the last seal, and the manifests that were published after it, in their order.
+
+    The seals are read from the greatest number of a manifest downwards, and only as far as that. A damaged seal may
+    have any number, and is left out.
+    """
+    manifests = [each for each in numbered_manifests(bundles) if each[1].name.endswith(MANIFEST_SUFFIX)]
+    numbered = sorted((number, path) for number, path in manifests if number is not None)
+    head: Seal | None = None
+    after: list[tuple[int, Path]] = []
+    while numbered and head is None:
+        after.append(numbered.pop())
+        head = _later(None, read_seal(seal_path_of(after[-1][1])))
+    # A manifest that was damaged since, or a bundle that was deleted, may have a later one.
+    for _, path in (each for each in manifests if each[0] is None):
+        head = _later(head, read_seal(seal_path_of(path)))
+    for stone in read_tombstones(bundles):
+        head = _later(head, stone.seal)
+    return head, [path for number, path in reversed(after) if head is not None and number > head.number]
 
 
-def _unsealed_after(bundles: Path, number: int) -> Iterator[tuple[int, Path]]:
-    for manifest in _manifests(bundles):
-        with suppress(OSError, ManifestError):
-            own = read_manifest_fields(manifest).get("sequence")
-            if isinstance(own, int) and own > number:
-                yield own, manifest
+def _later(head: Seal | None, seal: Seal | None) -> Seal | None:
+    """Return the later one of two seals, the second only if it is sound."""
+    if seal is None or (head is not None and seal.number <= head.number):
+        return head
+    return seal if is_signed(seal.key, seal.signature, seal.content) else head
 
 
 def _append(path: Path, line: bytes) -> None:
