@@ -154,7 +154,8 @@ class Service:
             self._textfile = Textfile(path, interval, lambda: take_status(components))
             tasks.start_soon(self._textfile.run)
         components.notifier.status(components.progress)
-        state.sweep()
+        # In a thread: it lists all bundles.
+        await anyio.to_thread.run_sync(state.sweep)
         journal, recovery = await anyio.to_thread.run_sync(self._open_journal)
         stack.callback(journal.close)
         journal.watch(lock)

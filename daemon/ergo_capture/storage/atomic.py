@@ -230,8 +230,9 @@ def sweep_temporaries(directory: Path, process: int | None = None, keep: Contain
         OSError: the directory cannot be read, or a file cannot be removed.
     """
     swept = []
-    for path in sorted(directory.iterdir()):
-        match = _TEMPORARY.fullmatch(path.name)
+    # Make paths of temporaries only: there may be many thousands of bundles.
+    for name in sorted(name for name in os.listdir(directory) if name.endswith(".tmp")):  # noqa: PTH208 - see above
+        match, path = _TEMPORARY.fullmatch(name), directory / name
         if match is None or path in keep or not path.is_file() or path.is_symlink():
             continue
         pid = int(match[1])

@@ -6,6 +6,9 @@ import asyncio
 import json
 import socket
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -17,6 +20,7 @@ from tests.server.users import NOBODY, needs_root, talk_as
 from ergo_capture.protocol.capture import ProtocolError
 from ergo_capture.protocol.control import MAX_REQUEST_BYTES, read_request
 from ergo_capture.server.ops.control import MAX_BAD_REQUESTS, MAX_CONNECTIONS
+from ergo_capture.server.ops.state_directory import StateDirectory
 from ergo_capture.server.service import Service
 
 
@@ -151,13 +155,25 @@ async def test_a_defect_in_an_answer_does_not_end_the_daemon(monkeypatch: pytest
         assert (await daemon.ask("status"))["type"] == "status"
 
 
-async def test_a_recovering_daemon_answers_operators() -> None:
-    """The socket exists before the journal is read: status says so, and other requests are refused as too early."""
+@contextmanager
+def held_sweep(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the sweep of temporary files take as long as the block."""
+    gate = threading.Event()
+    monkeypatch.setattr(StateDirectory, "sweep", lambda _state: gate.wait(PATIENCE))
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("step", ["sweep", "recovery"])
+async def test_a_starting_daemon_answers_operators(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket exists before bundles are listed and the journal is read: other requests are refused as too early."""
     with short_directory() as place:
         storage = GatedStorage()
         service = Service(configured(place / "state", place / "capture.sock"), storage)
         daemon = Daemon(service, place / "capture.sock", place / "state")
-        with storage.gate("list"):
+        with storage.gate("list") if step == "recovery" else held_sweep(monkeypatch):
             running = asyncio.create_task(service.run())
             with anyio.fail_after(PATIENCE):
                 while not service.components.control_path.exists():
