@@ -18,7 +18,7 @@ ADAPTER = load_adapter(MANIFEST.replace("effects: [", f"effects: [{SEND}, "))
 
 
 def node(**needs: Any) -> Node:
-    """A node with what it needs."""
+    """Return a node with its needs."""
     return msgspec.convert({"id": "n0"} | needs, Node)
 
 
@@ -51,7 +51,7 @@ def test_a_node_gets_what_it_needs_or_the_rule_is_named(needs: dict[str, Any], r
 
 
 def schema(properties: str, more: str = "type: object") -> str:
-    """A schema in YAML."""
+    """Return a schema in YAML."""
     return f"{{ {more}, properties: {{ {properties} }}, additionalProperties: false }}"
 
 

@@ -30,7 +30,7 @@ capture: { format_version: "1", fields: [event.tick] }
 
 
 def text_of(row: dict[str, Any]) -> str | bytes:
-    """A manifest's text, or its bytes where they are none."""
+    """Return a manifest's text, or its bytes if they are not text."""
     found: str = row["adapter_yaml"]
     return base64.b64decode(row["adapter_b64"]) if row.get("adapter_b64") else found
 

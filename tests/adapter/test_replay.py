@@ -34,13 +34,13 @@ CODES = {
 
 
 def untouched(row: dict[str, Any], captured: CaptureBundle) -> CaptureBundle:
-    """The capture before it was tampered with: its engine's outcomes are those of a replay."""
+    """Return the capture before it was tampered with; the outcomes of its engine are those of a replay."""
     found = UNTOUCHED.get(row["graph_yaml"])
     return found or next(bundle for bundle in UNTOUCHED.values() if bundle.graph_id == captured.graph_id)
 
 
 def verdict(row: dict[str, Any]) -> tuple[str | None, str]:
-    """The reference's code and our message, in the reference's order of checks; None where the replay is a match."""
+    """Return the reference's code and our message, checked in the reference's order; the code is None for a match."""
     try:
         bundle = decode_bundle(row["capture"].encode())
     except BundleFormatError as error:

@@ -14,7 +14,7 @@ from ergo_capture.adapter.yaml_reader import YamlError, read_yaml
 
 
 def value_of(text: str) -> Any:
-    """The value of a text."""
+    """Return the value of a text."""
     return plain(read_yaml(text).value)
 
 

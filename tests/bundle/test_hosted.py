@@ -33,7 +33,7 @@ LAST: Sent = ("e5", "Command", 20, "full", {})
 
 
 def manifest_of(bundle: Path) -> Manifest:
-    """The manifest beside a bundle."""
+    """Return the manifest beside a bundle."""
     return read_manifest(manifest_path(bundle))
 
 

@@ -34,7 +34,7 @@ class Engine:
         self.tried: set[str] = set()
 
     def run(self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None) -> RunResult:
-        """One attempt."""
+        """Return the outcome of one attempt."""
         if event_id == "e4" and event_id not in self.tried:
             self.tried.add(event_id)
             return RunResult(RunTermination.TimedOut)
@@ -45,7 +45,7 @@ class EngineWithEffects(Engine):
     """The same engine, with an effect for ``e6``."""
 
     def run(self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None) -> RunResult:
-        """One attempt."""
+        """Return the outcome of one attempt."""
         result = super().run(graph_id, event_id, event, deadline)
         effect = ActionEffect("set", (EffectWrite("x", Value(Number=1.5)),))
         return RunResult(result.termination, (effect,)) if event_id == "e6" else result

@@ -23,7 +23,7 @@ TEXT = encode_bundle(small_bundle())
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with a bundle, a scenario, and the links ``latest``, ``hard`` and ``through/`` to the bundle."""
+    """Return a directory: a bundle, its links ``latest``, ``hard`` and ``through/``, and a scenario."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.json").write_bytes(TEXT)
     (tmp_path / "s.json").write_text(SCENARIO)

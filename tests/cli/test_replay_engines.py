@@ -35,7 +35,7 @@ class Ends:
         self.ends = ends
 
     def run(self, graph_id: str, event_id: str, event: EventLike, deadline: EventTime | None) -> RunResult:
-        """One attempt."""
+        """Return the outcome of one attempt."""
         return self.ends.get(event_id, COMPLETED)
 
 

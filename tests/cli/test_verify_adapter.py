@@ -71,17 +71,17 @@ def test_without_a_manifest_the_output_says_what_was_not_proved(
 
 
 def change_a_value_of_the_store(bundle: CaptureBundle) -> None:
-    """An event no longer has what the effect before it wrote."""
+    """Change a payload's value that an earlier effect wrote."""
     with_payload(bundle, 2, b'{"by":2.5,"total":2.0}')
 
 
 def change_an_effect(bundle: CaptureBundle) -> None:
-    """The store holds something else than what the events have."""
+    """Change an effect, so that the store and the later payloads differ."""
     with_effect(bundle, 0, ActionEffect("set_context", (EffectWrite("total", Value(Number=7)),)))
 
 
 def change_the_last_key(bundle: CaptureBundle) -> None:
-    """A value that was sent becomes the store's."""
+    """Replace a value that was sent with the store's."""
     with_payload(bundle, 3, b'{"by":3,"total":3.5}')
 
 

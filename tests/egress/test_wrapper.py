@@ -22,12 +22,12 @@ READY = ready("send")["send"]
 
 
 def intent(name: str, value: int = 1) -> str:
-    """An intent as the host writes it."""
+    """Return an intent as the host writes it."""
     return f'{{"type":"intent","intent_id":"{name}","kind":"send","fields":{{"n":{value}}}}}'
 
 
 def ack(name: str, **more: Any) -> str:
-    """An ack as the puppet writes it."""
+    """Return an ack as the puppet writes it."""
     return json.dumps(
         {"type": "intent_ack", "intent_id": name, "status": "accepted", "acceptance": "durable"} | more,
         ensure_ascii=False,

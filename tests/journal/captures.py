@@ -50,12 +50,12 @@ class Written:
         self.supervisor = Supervisor(self.description.graph, self.description.constraints, self, outcomes)
 
     def opening(self) -> PendingFrame:
-        """Its first frame."""
+        """Return its OPEN frame."""
         self.begin()
         return PendingFrame(FrameKind.OPEN, self.number, 0, 0, encode_body(self.description))
 
     def more(self, count: int) -> PendingFrame:
-        """A frame of further events."""
+        """Return a frame of further events."""
         first, lines = len(self.events), b""
         for number in range(first, first + count):
             kind = "Pump" if number % 4 == 3 else "Command"
@@ -66,7 +66,7 @@ class Written:
         return PendingFrame(FrameKind.EVENTS, self.number, first, count, lines)
 
     def decide(self, end: int | None = None) -> PendingFrame:
-        """A frame of the decisions about all events so far, or those before ``end``."""
+        """Return a frame of the decisions about all events so far, or those before ``end``."""
         first, end = self.decided, len(self.events) if end is None else end
         self.rows = DecisionRows()
         assert self.supervisor is not None
@@ -76,20 +76,20 @@ class Written:
         return PendingFrame(FrameKind.DECISIONS, self.number, first, end - first, self.rows.encode())
 
     def rotate(self, part: int) -> PendingFrame:
-        """The frame that ends a part after what is decided."""
+        """Return the frame that ends a part after the decided events."""
         self.begin()
         last = self.events[self.decided - 1].event_id
         rotation = Rotation(part, False, "2026-01-01T00:00:00Z", self.description, last)
         return PendingFrame(FrameKind.ROTATE, self.number, self.decided, 0, encode_body(rotation))
 
     def closing(self) -> PendingFrame:
-        """The frame that ends it."""
+        """Return the frame that ends it."""
         body = encode_body(Closing("complete", "2026-01-01T00:00:00Z"))
         return PendingFrame(FrameKind.CLOSE, self.number, len(self.events), 0, body)
 
 
 def a_session(number: int) -> Written:
-    """A session of which nothing is written yet."""
+    """Return a session of which nothing is written yet."""
     return Written(
         number,
         SessionDescription(

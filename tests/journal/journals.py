@@ -20,38 +20,38 @@ SEGMENT_BYTES = 4096
 
 
 def opening(session: int) -> PendingFrame:
-    """The first frame of a session."""
+    """Return the first frame of a session."""
     return PendingFrame(FrameKind.OPEN, session, 0, 0, b'{"session":"s%d"}' % session)
 
 
 def events(session: int, first: int, count: int = 1, size: int = 40) -> PendingFrame:
-    """A frame of events; its body says whose and which they are."""
+    """Return a frame of events; its body names the session and the events."""
     body = b"".join(b'{"event_id":"%d/%d","pad":"%s"}\n' % (session, first + n, b"x" * size) for n in range(count))
     return PendingFrame(FrameKind.EVENTS, session, first, count, body)
 
 
 def decisions(session: int, first: int, count: int = 1) -> PendingFrame:
-    """A frame of decisions."""
+    """Return a frame of decisions."""
     return PendingFrame(FrameKind.DECISIONS, session, first, count, b"[[0,%d,%d]]" % (first, count))
 
 
 def rotation(session: int, first: int) -> PendingFrame:
-    """The frame that ends a part at event ``first``."""
+    """Return the frame that ends a part at event ``first``."""
     return PendingFrame(FrameKind.ROTATE, session, first, 0, b'{"part":1}')
 
 
 def closing(session: int, total: int) -> PendingFrame:
-    """The frame that ends a session of so many events."""
+    """Return the frame that ends a session of so many events."""
     return PendingFrame(FrameKind.CLOSE, session, total, 0, b'{"ended":"complete"}')
 
 
 def publication(session: int, *, final: bool = True) -> PendingFrame:
-    """The frame that says that a bundle is durable."""
+    """Return the frame that says that a bundle is durable."""
     return PendingFrame(FrameKind.PUBLISHED, session, 1, int(final), b'{"part":1}')
 
 
 def journal_in(directory: Path, storage: Storage | None = None, *, segment_bytes: int = SEGMENT_BYTES) -> Journal:
-    """An open journal with small segments."""
+    """Open a journal with small segments."""
     journal, _ = Journal.open(directory, storage or RealStorage(), segment_bytes=segment_bytes, program="test 1")
     return journal
 
@@ -67,7 +67,7 @@ def write_batches(directory: Path, batches: Sequence[Sequence[PendingFrame]], *,
 
 
 def three_segments(directory: Path) -> list[Position]:
-    """Three segments with two sessions that both go on to the end; the last segment holds four batches."""
+    """Write three segments with two sessions that both go on to the end; the last segment holds four batches."""
     journal = journal_in(directory)
     positions = journal.commit([opening(1), opening(2)])
     index = 0
@@ -147,12 +147,12 @@ def damaged(found: ScanReport) -> list[int]:
 
 
 def last_segment(directory: Path, sequence: int = 3) -> Path:
-    """The file of a segment."""
+    """Return the file of a segment."""
     return segment_path(directory, sequence)
 
 
 def parts_of(session: RecoveredSession) -> list[PendingPublication]:
-    """Every part of a recovered session that a bundle can be made of."""
+    """Return every part of a recovered session that a bundle can be made of."""
     current = PendingPublication(
         session.part,
         session.first,

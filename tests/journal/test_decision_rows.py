@@ -42,7 +42,7 @@ def entry(
     *,
     schedule_at: EventTime | None = None,
 ) -> DecisionLogEntry:
-    """A decision; a deferral where it has no termination."""
+    """Return a decision; without a termination it is a deferral."""
     decision = Decision.Defer if termination is None else Decision.Invoke
     return DecisionLogEntry(
         "g",
@@ -74,7 +74,7 @@ NOT_PLAIN = [
 
 
 def outcome_of(entry: DecisionLogEntry) -> DecisionOutcome:
-    """The same decision as it is read from a row."""
+    """Return the decision as it is read from a row."""
     return DecisionOutcome(
         entry.decision,
         entry.schedule_at,

@@ -20,7 +20,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def running(directory: Path) -> tuple[Journal, FaultyStorage, list[Position]]:
-    """A journal without an error so far."""
+    """Return a journal without an error so far, its storage, and the positions of its frames."""
     storage = FaultyStorage()
     journal = journal_in(directory, storage)
     positions = journal.commit([opening(1)])
@@ -29,7 +29,7 @@ def running(directory: Path) -> tuple[Journal, FaultyStorage, list[Position]]:
 
 
 def name(number: int) -> str:
-    """The name of an errno, for the ids of tests."""
+    """Return the name of an errno, for the ids of tests."""
     return errno.errorcode[number]
 
 

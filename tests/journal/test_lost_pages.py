@@ -76,7 +76,7 @@ class Life:
 
 
 def batch(life: Life, random: Random) -> list[PendingFrame]:
-    """The next batch of session 1: a few frames, of a few bytes or several pages."""
+    """Return the next batch of session 1: a few frames, of a few bytes or several pages."""
     frames = [opening(1)] if not life.next and not life.acknowledged else []
     for _ in range(random.randint(1, 5)):
         frames.append(events(1, life.next, size=random.choice([0, 50, 700, 5000, 9000])))

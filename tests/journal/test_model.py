@@ -24,7 +24,7 @@ class JournalModel(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """An empty journal."""
+        """Begin with an empty journal."""
         self.folder = tempfile.TemporaryDirectory()
         self.directory = Path(self.folder.name)
         self.storage = ForgetfulStorage()
@@ -110,7 +110,7 @@ class JournalModel(RuleBasedStateMachine):
 
     @invariant()
     def holds_what_the_list_holds(self) -> None:
-        """Every frame of the list is read by its position, and the sizes add up."""
+        """Check that every frame of the list is read by its position, and that the sizes add up."""
         positions = [position for position, _, _ in self.list]
         read = [(frame.header.session, frame.body) for frame in read_frames(self.directory, positions, self.storage)]
         assert read == [(session, body) for _, session, body in self.list]

@@ -18,7 +18,7 @@ from ergo_capture.storage import RealStorage
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """The directory of a journal, in a state directory."""
+    """Return the directory of a journal, in a state directory."""
     directory = tmp_path / "state" / "journal"
     directory.mkdir(parents=True)
     return directory
@@ -26,13 +26,13 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def storage() -> FaultyStorage:
-    """The file system."""
+    """Return the storage of the journal."""
     return FaultyStorage()
 
 
 @pytest.fixture
 def journal(directory: Path, storage: FaultyStorage) -> Iterator[Journal]:
-    """A watched journal of three segments; the first was there when it was opened."""
+    """Yield a watched journal of three segments; the first was there when it was opened."""
     journal = journal_in(directory)
     journal.commit([opening(1)])
     journal.close()
@@ -46,7 +46,7 @@ def journal(directory: Path, storage: FaultyStorage) -> Iterator[Journal]:
 
 
 def lost(error: JournalLost | None) -> str | None:
-    """The path that an error names."""
+    """Return the path that an error names."""
     return None if error is None else error.path
 
 

@@ -288,7 +288,7 @@ def test_one_frame_is_read_by_a_small_read_and_many_by_large_ones(
 
 
 def head_of(directory: Path, sequence: int) -> int:
-    """Bytes of the first frame of a segment."""
+    """Return the size in bytes of the first frame of a segment."""
     return frames_of(last_segment(directory, sequence))[0][0].size
 
 

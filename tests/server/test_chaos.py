@@ -79,7 +79,7 @@ class Disk(FaultyStorage):
         super().call(op, path)
 
     def compose(self, job: ComposeJob) -> ComposedBundle:
-        """Bundles need room too."""
+        """Compose a bundle, unless the disk is full."""
         if self.is_full:
             error = OSError(28, os.strerror(28))
             raise CaptureWriteError.step(
@@ -123,7 +123,7 @@ class Chaos:
     # --- what may happen ---
 
     async def act(self) -> None:
-        """One thing."""
+        """Do one thing at random."""
         if self.disk.is_full and self.random.random() < 0.2:
             self.disk.is_full = False
         name = self.random.choices(

@@ -28,7 +28,7 @@ OLD, NEW = b"old content\n", b"new content, which is longer\n"
 
 @pytest.fixture
 def destination(tmp_path: Path) -> Path:
-    """An existing file."""
+    """Return an existing file."""
     path = tmp_path / "run.capture.json"
     path.write_bytes(OLD)
     return path

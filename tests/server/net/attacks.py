@@ -32,13 +32,13 @@ class Attacker:
 
     @asynccontextmanager
     async def wire(self) -> AsyncIterator[Wire]:
-        """A raw connection."""
+        """Open a raw connection."""
         async with await anyio.connect_unix(str(self.socket)) as stream:
             yield Wire(stream)
 
     @asynccontextmanager
     async def session(self, **options: Any) -> AsyncIterator[Wire]:
-        """A connection with a session."""
+        """Open a connection with a session."""
         async with self.wire() as wire:
             await wire.open(**options)
             yield wire
@@ -54,7 +54,7 @@ Attack = Callable[[Attacker], Awaitable[None]]
 
 
 async def slow_loris(it: Attacker) -> None:
-    """Twenty hellos and twenty frames, a byte at a time."""
+    """Send twenty hellos and twenty frames, a byte at a time."""
 
     async def trickle(*, opened: bool) -> None:
         async with it.wire() as wire:
@@ -72,7 +72,7 @@ async def slow_loris(it: Attacker) -> None:
 
 
 async def header_only(it: Attacker) -> None:
-    """Hello, and nothing more."""
+    """Send hello, and nothing more."""
 
     async def say_hello() -> None:
         async with it.wire() as wire:
@@ -85,7 +85,7 @@ async def header_only(it: Attacker) -> None:
 
 
 async def half_frames(it: Attacker) -> None:
-    """A frame begun, and the sending side closed."""
+    """Begin a frame, and close the sending side."""
     for _ in range(30):
         async with it.session() as wire:
             await wire.stream.send(b'{"type":"event","event":{"event_id":"')
@@ -94,7 +94,7 @@ async def half_frames(it: Attacker) -> None:
 
 
 async def resets(it: Attacker) -> None:
-    """A frame begun, answers left unread, and the connection gone: the daemon reads a reset."""
+    """Begin a frame, leave answers unread, and close the connection: the daemon reads a reset."""
     for _ in range(30):
         client = socket.socket(socket.AF_UNIX)
         await anyio.to_thread.run_sync(client.connect, str(it.socket))
@@ -107,7 +107,7 @@ async def resets(it: Attacker) -> None:
 
 
 async def one_long_line(it: Attacker) -> None:
-    """A line of 100 MB, or as much of it as goes in the time that a frame has."""
+    """Send a line of 100 MB, or as much of it as the time-out of a frame allows."""
     async with it.session() as wire:
         with suppress(*GONE):
             await wire.stream.send(b'{"type":"event","event":{"event_id":"')
@@ -119,7 +119,7 @@ async def one_long_line(it: Attacker) -> None:
 
 
 async def many_long_lines(it: Attacker) -> None:
-    """Fifty lines of almost a frame each, begun together: more than limits.held_bytes."""
+    """Begin fifty lines of almost a frame each, together more than limits.held_bytes."""
 
     async def begin() -> None:
         async with it.session() as wire:
@@ -133,7 +133,7 @@ async def many_long_lines(it: Attacker) -> None:
 
 
 async def deep_nesting(it: Attacker) -> None:
-    """200,000 levels: as a frame, as an event, as a payload; closed and not."""
+    """Send 200,000 levels: as a frame, as an event, as a payload; closed and not closed."""
     head = b'{"type":"event","event":{"event_id":"a","kind":"Command","at":{"secs":0,"nanos":0},"payload":'
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         deep = opening * 200_000 + b"1" + closing * 200_000
@@ -156,7 +156,7 @@ async def invalid_utf8(it: Attacker) -> None:
 
 
 async def never_reading(it: Attacker) -> None:
-    """Duplicates by the thousand, each worth an answer of 250 bytes, and nobody who reads them."""
+    """Send duplicates by the thousand, each worth an answer of 250 bytes, and read none of the answers."""
 
     async def provoke() -> None:
         lines = b"".join(json.dumps(event("same")).encode() + b"\n" for _ in range(1_000))
@@ -171,7 +171,7 @@ async def never_reading(it: Attacker) -> None:
 
 
 async def asking_and_never_reading(it: Attacker) -> None:
-    """The same with decisions that are asked for."""
+    """Send events, and read none of the decisions that were asked for."""
 
     async def ask(number: int) -> None:
         async with it.session(decisions=True) as wire:
@@ -185,7 +185,7 @@ async def asking_and_never_reading(it: Attacker) -> None:
 
 
 async def crowd(it: Attacker, count: int = 1_000) -> None:
-    """A thousand connections more than there may be, held by whoever opened them."""
+    """Hold sixty connections, and open a thousand more."""
     held: list[socket.socket] = []
     turned_away = 0
     try:
@@ -207,7 +207,7 @@ async def crowd(it: Attacker, count: int = 1_000) -> None:
 
 
 async def bad_frames(it: Attacker, count: int = 50_000, each: int = 1_000) -> None:
-    """Garbage, so many lines a connection as end it, ten connections at a time."""
+    """Send garbage on ten connections at a time, on each as many lines as end it."""
     line = b'{"type":"nope"}\n'
 
     async def pester(connections: int) -> None:
@@ -222,12 +222,12 @@ async def bad_frames(it: Attacker, count: int = 50_000, each: int = 1_000) -> No
 
 
 async def fewer_bad_frames(it: Attacker) -> None:
-    """The short version."""
+    """Send fewer bad frames, for the short version."""
     await bad_frames(it, 1_500, 5)
 
 
 async def smaller_crowd(it: Attacker) -> None:
-    """The short version."""
+    """Open fewer connections, for the short version."""
     await crowd(it, 300)
 
 

@@ -19,7 +19,7 @@ from ergo_capture.server.session.admission_queue import EventBatch
 
 
 def events(*ids: str) -> dict[str, object]:
-    """One frame with events of these ids."""
+    """Return one frame with events of these ids."""
     return {"type": "events", "events": [event(event_id)["event"] for event_id in ids]}
 
 
