@@ -256,9 +256,9 @@ def test_a_part_published_meanwhile_is_not_missed(
         client.send("e0", "e1")
         list_bundles = bundle_files.bundles_below
 
-        def publish_first(directory: Path) -> Any:
+        def publish_first(directory: Path, is_wanted: Any) -> Any:
             client.close()
-            return list_bundles(directory)
+            return list_bundles(directory, is_wanted)
 
         monkeypatch.setattr(captures, "bundles_below", publish_first)
         lines = printed(["cat", client.session, "--json", "--state-dir", str(daemon.state)], capsys).splitlines()

@@ -6,11 +6,14 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.bundles import store
 from tests.daemons import DaemonProcess, plain, running_daemon, short_directory
 from tests.engine.engines import command_event
 
+from ergo_capture.bundle.names import BUNDLE_SUFFIX
 from ergo_capture.cli import app
 from ergo_capture.client import CaptureClient
 
@@ -74,6 +77,29 @@ def test_an_unknown_session_is_an_error(command: str, tmp_path: Path, capsys: Ca
     (tmp_path / "journal").mkdir()
     assert app.run([command, "nobody", "--state-dir", str(tmp_path)]) == 1
     assert f"nor, in '{tmp_path}', a session" in plain(capsys.readouterr().err)
+
+
+def test_only_the_bundles_of_the_session_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Of others only the names are read: there may be many thousands."""
+    for name in ("S", "S~2", "S~2~2", "S~x", "S2", "other"):
+        store(tmp_path, name)
+    looked: list[str] = []
+    is_file = Path.is_file
+
+    def look(path: Path, **options: Any) -> bool:
+        looked.append(path.name)
+        return is_file(path, **options)
+
+    monkeypatch.setattr(Path, "is_file", look)
+    assert app.run(["verify", "S", "--state-dir", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert {name for name in looked if name.endswith(BUNDLE_SUFFIX)} == {
+        "S.capture.json",
+        "S~2.capture.json",
+        "S~2~2.capture.json",
+    }
 
 
 async def test_paths_of_bundles_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

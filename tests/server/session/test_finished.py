@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
+from tests.daemons import Daemon, running_daemon
 
 from ergo_capture.bundle.manifest import MANIFEST_FORMAT, Manifest
 from ergo_capture.journal.payloads import Loss, Peer
 from ergo_capture.protocol.capture import Acknowledged
+from ergo_capture.server.session import registry
 from ergo_capture.server.session.continuity import Finished, find_finished, loss_behind, loss_of
 
 PEER = Peer(uid=7, gid=8, pid=9)
@@ -70,6 +76,75 @@ def test_the_last_final_bundle_is_the_one_with_most_events(tmp_path: Path) -> No
     found = find_finished(tmp_path, "s")
     assert found is not None
     assert (found.bundle, found.events, found.opened_by) == (last, 12, PEER)
+
+
+def test_a_session_whose_parts_all_stand_is_found_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many clients may resume sessions that are over, and other bundles may stand by the ten thousand."""
+    write(tmp_path, manifest(ended="rotated"))
+    last = write(tmp_path, manifest(bundle="s~2.capture.json", part=2, first_event=3))
+    monkeypatch.setattr(os, "scandir", listing_only(tmp_path))
+    found = find_finished(tmp_path, "s")
+    assert found is not None
+    assert (found.bundle, found.events) == (last, 6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        manifest(ended="rotated", bundle="s~3.capture.json", part=3, first_event=9),
+        manifest(bundle="s~1~2.capture.json", first_event=9),
+        manifest(graph="h", bundle="s~2.capture.json", part=2, first_event=9),
+    ],
+)
+def test_a_session_that_does_not_end_in_those_parts_is_looked_for_in_all_bundles(
+    other: Manifest, tmp_path: Path
+) -> None:
+    """A part in between is missing, another bundle has the name of one, or they are not those of one graph."""
+    write(tmp_path, manifest(ended="rotated"))
+    last = write(tmp_path, other)
+    found = find_finished(tmp_path, "s")
+    assert found is not None
+    assert (found.bundle, found.events) == (last, 12)
+
+
+def listing_only(directory: Path) -> Callable[[str | Path], Any]:
+    """Return a ``scandir`` that lists one directory and refuses others."""
+    real = os.scandir
+
+    def scan(path: str | Path) -> Any:
+        assert Path(path) == directory
+        return real(path)
+
+    return scan
+
+
+async def test_one_thread_looks_for_the_sessions_of_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other threads are left to publications: a look may have to list many thousands of bundles."""
+    at_once, most = 0, 0
+
+    def look(_bundles: Path, _session: str) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        at_once -= 1
+
+    monkeypatch.setattr(registry, "find_finished", look)
+
+    async def resume(daemon: Daemon) -> None:
+        async with daemon.wire() as wire:
+            await wire.say(
+                {"type": "hello", "protocol": "ergo-capture.v1"},
+                {"type": "open", "graph": "default", "session": "nobody"},
+            )
+            assert (await wire.until("error"))["code"] == "unknown_session"
+
+    async with running_daemon() as daemon, anyio.create_task_group() as clients:
+        for _ in range(4):
+            clients.start_soon(resume, daemon)
+    assert most == 1
 
 
 def test_a_bundle_that_was_removed_is_not_the_last_one(tmp_path: Path) -> None:

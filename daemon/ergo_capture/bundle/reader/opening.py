@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, cast
 
@@ -47,8 +48,12 @@ class BundleFormatError(ErgoCaptureError, ValueError):
     """A text is not a capture bundle; the message names the field."""
 
 
-def list_files(directory: Path) -> list[Path]:
+def list_files(directory: Path, is_wanted: Callable[[str], bool] = lambda _name: True) -> list[Path]:
     """Return every file below a directory, sorted; links to directories are followed, each directory once.
+
+    Args:
+        directory: the directory.
+        is_wanted: whether a file is returned, by its name.
 
     Raises:
         OSError: a directory cannot be read. It is not left out, because its bundles would then pass for verified.
@@ -59,7 +64,7 @@ def list_files(directory: Path) -> list[Path]:
 
     files, met = [], {_identity(directory)}
     for parent, folders, names in os.walk(directory, onerror=fail, followlinks=True):
-        files += [Path(parent, name) for name in names]
+        files += [Path(parent, name) for name in filter(is_wanted, names)]
         # Links come last, so that a directory that is also below this one is listed under its own name.
         inside = sorted((Path(parent, name) for name in folders), key=lambda path: (path.is_symlink(), path))
         folders.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -45,13 +45,17 @@ def bundles_in(names: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def bundles_below(directory: Path) -> list[Path]:
+def bundles_below(directory: Path, is_wanted: Callable[[str], bool] = lambda _name: True) -> list[Path]:
     """Return every file below a directory that has the name of a bundle, sorted.
+
+    Args:
+        directory: the directory.
+        is_wanted: whether a bundle is returned, by its name.
 
     Raises:
         OSError: a directory cannot be read.
     """
-    named = (path for path in list_files(directory) if path.name.endswith(_SUFFIXES))
+    named = list_files(directory, lambda name: name.endswith(_SUFFIXES) and is_wanted(name))
     # Leave out a pipe, which would block the reader. Keep a dangling link, because its bundle is missing.
     return [path for path in named if path.is_file() or not path.exists()]
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Names with these suffixes are files, even if they do not exist.
 _FILES: Final = (".json", COMPRESSED_SUFFIX)
+#: Follows the session in the name of a bundle: the part, and the number of a bundle beside a finished one.
+_PART: Final = re.compile(r"(~\d+){0,2}\.capture\.json(\.zst)?", re.ASCII)
 #: The description of an argument that ``captures_in`` reads.
 ANY_CAPTURE: Final = "Bundles, directories of bundles, patterns, a journal, a state directory, a session's id, or the URL of a shipped bundle."
 
@@ -277,7 +279,7 @@ def _captures(name: str, state_dir: str, config: Path | None) -> list[Capture]:
         return _of_files(bundles_in([name]))
     state = _state(state_dir, config)
     # The name of a session is Unicode.
-    found = _of_session(name, state) if is_unicode(name) else []
+    found = _in_state(state, name) if is_unicode(name) else []
     if not found:
         raise _nothing(name, state)
     return found
@@ -354,18 +356,23 @@ def _parts(journal: Path, *, published: bool = True) -> list[Capture]:
     ]
 
 
-def _in_state(state: Path) -> list[Capture]:
-    """Return every part of every session once: from its bundle, or else from the journal.
+def _in_state(state: Path, session: str | None = None) -> list[Capture]:
+    """Return every part of every session, or of one, once: from its bundle, or else from the journal.
 
     The journal is read first, so that a part that is published meanwhile is not missed. The bundle of an open part is a
     snapshot, and the journal is newer. A finished bundle is newer than the journal, which was restored from a backup or
     read before the bundle was published.
     """
-    parts = _parts(state / "journal", published=False)
+    parts = [capture for capture in _parts(state / "journal", published=False) if session in (None, capture.session)]
     named = {_name_of(capture.part): capture for capture in parts if capture.part is not None}
+    stem = "" if session is None else safe_name(session)
+
+    def is_wanted(name: str) -> bool:
+        return session is None or _is_part_of(name, stem)
+
     directory = state / "bundles"
     bundles, older = [], []
-    for path in bundles_below(directory) if directory.is_dir() else ():
+    for path in bundles_below(directory, is_wanted) if directory.is_dir() else ():
         capture = named.get(path.name.removesuffix(COMPRESSED_SUFFIX))
         if capture is None or capture.part is None or capture.part.damage is not None:
             bundles.append(path)
@@ -384,20 +391,9 @@ def _is_finished(bundle: Path) -> bool:
     return manifest is not None and not manifest.may_grow
 
 
-def _of_session(session: str, state: Path) -> list[Capture]:
-    """Return the parts of a session."""
-    stem = safe_name(session)
-    return [
-        capture
-        for capture in _in_state(state)
-        if (capture.part is not None and capture.part.description.session == session)
-        or (capture.bundle is not None and _is_part_of(bundle_stem(capture.bundle), stem))
-    ]
-
-
 def _is_part_of(name: str, stem: str) -> bool:
-    # The number of a part may be followed by that of a bundle beside a finished one.
-    return name.startswith(stem) and re.fullmatch(r"(~\d+){0,2}", name.removeprefix(stem), re.ASCII) is not None
+    """Return whether a bundle file has the name of a part of the session whose names begin with ``stem``."""
+    return name.startswith(stem) and _PART.fullmatch(name, len(stem)) is not None
 
 
 def _state(state_dir: str, config: Path | None) -> Path:

@@ -6,6 +6,7 @@ reported as written. Only the client can know, so it repeats what it was told wh
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from ergo_capture.bundle.manifest import Manifest, ManifestError, read_manifest
-from ergo_capture.bundle.names import MANIFEST_SUFFIX, safe_name
+from ergo_capture.bundle.names import MANIFEST_SUFFIX, bundle_name, manifest_path, names_beside, safe_name
 from ergo_capture.journal.payloads import Loss, Peer
 from ergo_capture.protocol.capture import Acknowledged, Code, Lost, ProtocolError, describe_loss
 from ergo_capture.server.session.session import Session
@@ -87,25 +88,54 @@ def protocol_loss(loss: Loss) -> Lost:
 
 
 def find_finished(bundles: Path, session_id: str) -> Finished | None:
-    """Return the last final bundle of a session, None where there is none; it reads directories.
+    """Return the last final bundle of a session, None where there is none.
+
+    It is looked for by its name, and in a list of all bundles only if earlier parts or their bundles are missing.
 
     Args:
         bundles: the directory of bundles.
         session_id: the session, as a client says.
     """
-    found = [Finished(path.with_name(manifest.bundle), manifest) for path, manifest in _manifests(bundles, session_id)]
-    final = [each for each in found if each.manifest.is_final and each.bundle.is_file()]
-    return max(final, key=lambda each: each.events, default=None)
+    try:
+        folders = [Path(folder.path) for folder in os.scandir(bundles)]
+    except OSError:
+        return None
+    found = [each for folder in folders if (each := _follow_parts(folder, session_id)) is not None]
+    found = found or [each for folder in folders for each in _list_parts(folder, session_id)]
+    return max(found, key=lambda each: each.events, default=None)
 
 
-def _manifests(bundles: Path, session_id: str) -> Iterator[tuple[Path, Manifest]]:
+def _follow_parts(folder: Path, session_id: str) -> Finished | None:
+    """Return the bundle in which a session ends; None if not all of its parts stand under their own names."""
+    last: Finished | None = None
+    for part in itertools.count(1):
+        path = folder / bundle_name(session_id, part)
+        found = _finished_at(manifest_path(path), session_id)
+        if found is None:
+            break
+        if manifest_path(next(names_beside(path, part))).exists():
+            return None
+        last = found
+    return None if last is None or last.manifest.ended == "rotated" else last
+
+
+def _list_parts(folder: Path, session_id: str) -> Iterator[Finished]:
     name = safe_name(session_id)
     with suppress(OSError):
-        for folder in os.scandir(bundles):
-            with suppress(OSError):
-                for file in os.scandir(folder.path):
-                    if file.name.startswith((name + ".", name + "~")) and file.name.endswith(MANIFEST_SUFFIX):
-                        with suppress(OSError, ManifestError):
-                            manifest = read_manifest(Path(file.path))
-                            if manifest.session == session_id and "/" not in manifest.bundle:
-                                yield Path(file.path), manifest
+        for file in os.scandir(folder):
+            if file.name.startswith((name + ".", name + "~")) and file.name.endswith(MANIFEST_SUFFIX):
+                found = _finished_at(Path(file.path), session_id)
+                if found is not None:
+                    yield found
+
+
+def _finished_at(path: Path, session_id: str) -> Finished | None:
+    """Return the final bundle that a manifest describes; None if it is none of the session, or is not there."""
+    try:
+        manifest = read_manifest(path)
+    except (OSError, ManifestError):
+        return None
+    if manifest.session != session_id or "/" in manifest.bundle or not manifest.is_final:
+        return None
+    found = Finished(path.with_name(manifest.bundle), manifest)
+    return found if found.bundle.is_file() else None

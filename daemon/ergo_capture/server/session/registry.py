@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 import structlog
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskGroup
 
 from ergo_capture import telemetry
@@ -105,6 +105,8 @@ class SessionRegistry:
         self._publisher = publisher
         self._tasks = tasks
         self._bundles = bundles
+        #: One thread looks for finished sessions: clients that resume many must not take those of publications.
+        self._finders = CapacityLimiter(1)
         #: Sessions whose task is to be started.
         self._starting: asyncio.Queue[Session] = asyncio.Queue()
         tasks.start_soon(self._start_tasks)
@@ -286,7 +288,7 @@ class SessionRegistry:
         check_free(session)
         loss = loss_in(session, request.acknowledged)
         if loss is not None:
-            finished = await to_thread.run_sync(find_finished, self._bundles, session.description.session)
+            finished = await self._find_finished(session.description.session)
             if finished is not None and loss_behind(loss, finished) is None:
                 # The journal is older than the bundle: the session had ended, with all that was acknowledged.
                 raise _has_ended(session.description.session, finished)
@@ -313,7 +315,7 @@ class SessionRegistry:
             ProtocolError: ``unknown_session``: it is over, and its bundles hold all acknowledged events;
                 ``acknowledged_lost``: they do not, and the client did not say ``resume_after_loss``.
         """
-        finished = await to_thread.run_sync(find_finished, self._bundles, session_id)
+        finished = await self._find_finished(session_id)
         if finished is not None and not is_owner(peer, finished.opened_by):
             raise _of_another_user(session_id)
         told = request.acknowledged
@@ -332,6 +334,9 @@ class SessionRegistry:
         if not loss.resumed:
             raise lost_error(session_id, loss)
         return loss
+
+    async def _find_finished(self, session_id: str) -> Finished | None:
+        return await to_thread.run_sync(find_finished, self._bundles, session_id, limiter=self._finders)
 
     def _count_loss(self, session_id: str, graph: str, loss: Loss) -> None:
         self.losses += 1
