@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.bundle.test_proving import bundles, changed, changes
 from tests.bundle.test_stream import rich_bundle
+from tests.bundles import small_bundle
 
 from ergo_capture import CaptureBundle, CaptureJsonStyle, encode_bundle
 from ergo_capture.bundle import diff
@@ -31,6 +32,7 @@ def compared(a: bytes, b: bytes, *, by_text: bool) -> Any:
             return error.message
 
 
+@example(small_bundle(), [("events.payload", 0, b'{"a":"\xff"}')], CaptureJsonStyle.Compact, 50)
 @given(bundles, changes, st.sampled_from(CaptureJsonStyle), st.sampled_from([50, 1 << 15]))
 def test_texts_and_records_give_the_same_difference(
     bundle: CaptureBundle, changes: list[tuple[str, int, Any]], style: CaptureJsonStyle, block: int

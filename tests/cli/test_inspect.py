@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bundles import small_bundle
 from tests.cli.runs import bundle
 from tests.daemons import COMMAND, DaemonProcess, command, command_environment, plain, short_directory
 
@@ -406,3 +408,50 @@ def test_cat_of_several_runs_names_their_sessions(tmp_path: Path, capsys: pytest
     assert [line["session"] for line in lines] == ["a", "b\ufffd"]
     assert app.run(["cat", "--json", files[0], "--event-id", "e1"]) == 0
     assert "session" not in json.loads(capsys.readouterr().out)
+
+
+def with_payload(path: Path, payload: bytes) -> Path:
+    """Write the bundle of two events with this payload of the second one, and its hash; return the path."""
+    value = json.loads(encode_bundle(small_bundle()))
+    value["events"][1] |= {"payload": list(payload), "payload_hash": hashlib.sha256(payload).hexdigest()}
+    path.write_text(json.dumps(value, separators=(",", ":")) + "\n")
+    return path
+
+
+NO_PAYLOADS = {
+    "not UTF-8": (b'{"a":"\xff"}', '{"a":"\\xff"}'),
+    "a surrogate": (b'{"a":"\xed\xa0\x80"}', '{"a":"\\xed\\xa0\\x80"}'),
+    "no JSON": (b"zzz", "zzz"),
+    "two values": (b"{} {}", "{} {}"),
+}
+
+
+@pytest.mark.parametrize(("payload", "shown"), NO_PAYLOADS.values(), ids=NO_PAYLOADS)
+def test_a_payload_that_is_not_json_is_shown(
+    payload: bytes, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged bundle may hold any bytes; those who look into it want to see them."""
+    bad = with_payload(tmp_path / "bad.capture.json", payload)
+    good = with_payload(tmp_path / "good.capture.json", b"{}")
+    for name in ("cat", "tail"):
+        assert printed([name, str(bad)], capsys).splitlines()[1].endswith(f"  {shown}")
+    lines = [json.loads(line) for line in printed(["cat", str(bad), "--json"], capsys).splitlines()]
+    assert [line["payload"] for line in lines] == [{"n": 0}, shown]
+    assert json.dumps(shown) in printed(["diff", str(good), str(bad)], capsys, 4)
+
+
+@pytest.mark.parametrize("payload", [payload for payload, _ in NO_PAYLOADS.values()], ids=NO_PAYLOADS)
+@pytest.mark.parametrize(
+    "arguments",
+    [["extract"], ["extract", "--as", "driver"], ["extract", "--as", "fixture"], ["feed"]],
+    ids=" ".join,
+)
+def test_a_payload_that_is_not_json_is_not_handed_on(
+    arguments: list[str], payload: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program that reads the lines would stop at it, and name no event."""
+    bad = with_payload(tmp_path / "bad.capture.json", payload)
+    assert app.run([*arguments, str(bad)]) == 1
+    said = plain(capsys.readouterr().err)
+    assert f"'{bad}': invalid payload for event 'e1': payload bytes are not valid JSON: " in said
+    assert "ergo-capture verify" in said

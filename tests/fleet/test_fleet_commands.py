@@ -218,6 +218,16 @@ def test_export_leaves_nothing_of_a_bundle_that_does_not_hold_together(
     assert [path.name for path in tmp_path.iterdir()] == ["odd.capture.json"]
 
 
+def test_export_shows_bytes_that_are_not_utf8_as_escapes(tmp_path: Path) -> None:
+    """A damaged payload stops no export; ``payload_hash`` is the hash of its bytes."""
+    fields = json.loads(CAPTURE.read_bytes())
+    fields["events"][1]["payload"] = list(b'{"a":"\xff"}')
+    bundle = tmp_path / "odd.capture.json"
+    bundle.write_text(json.dumps(fields))
+    assert run(["fleet", "export", str(bundle), "-o", str(tmp_path / "x.parquet")]) == 0
+    assert pq.read_table(tmp_path / "x.parquet")["payload"].to_pylist()[1] == '{"a":"\\xff"}'
+
+
 @pytest.mark.parametrize("extra", ["fleet", "arrow"])
 def test_a_missing_extra_is_named(
     fleet: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], extra: str

@@ -282,7 +282,8 @@ def _fields_that_differ(event_id: str, what: str, one: _Record | None, other: _R
 
 
 def _shown(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else to_builtins(value)
+    # A damaged bundle may hold payloads that are not UTF-8.
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else to_builtins(value)
 
 
 def _keep(shown: list[str], event_id: str) -> None:

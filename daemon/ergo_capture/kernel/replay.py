@@ -122,6 +122,15 @@ def rehydrate(record: ExternalEventRecord) -> ExternalEvent:
     """
     if not record.validate_hash():
         raise hash_mismatch(record.event_id)
+    return valid_event(record)
+
+
+def valid_event(record: ExternalEventRecord) -> ExternalEvent:
+    """Return the event of a captured record, after checking its payload only.
+
+    Raises:
+        ReplayError: InvalidPayload.
+    """
     try:
         return record.rehydrate()
     except ExternalEventPayloadError as error:

@@ -11,12 +11,12 @@ from typing import Any, Final
 import click
 import msgspec
 
-from ergo_capture.bundle.reader.selection import Selection, select
+from ergo_capture.bundle.reader.selection import Selected, select
 from ergo_capture.bundle.reader.stream import RecordStream
 from ergo_capture.cli.progress import ReadingBar, quiet_flag
 from ergo_capture.cli.support.captures import Capture, capture_named
 from ergo_capture.cli.support.command import NAME, PATH, argument, command, config_option, state_option
-from ergo_capture.cli.support.driver_stream import note_without_kind, semantic_kinds
+from ergo_capture.cli.support.driver_stream import note_without_kind, require_payload, semantic_kinds
 from ergo_capture.cli.support.output import check_output, write_out, write_whole
 from ergo_capture.cli.support.selection import (
     event_id_option,
@@ -93,8 +93,12 @@ def extract(
     with ExitStack() as stack:
         with bar.reading():
             stream = stack.enter_context(run.open(by_index=wanted.is_partial))
-        count, text = _scenario(stream, wanted, bar) if form == _SCENARIO else _lines(run, stream, wanted, form, bar)
-    if not count:
+        with bar.reading():
+            selected = list(select(stream, wanted))
+        for _, event, _ in selected:
+            require_payload(event, "extract from", capture)
+        text = _scenario(stream, selected) if form == _SCENARIO else _lines(run, selected, form)
+    if not selected:
         raise ErgoCaptureError(
             f"extract from '{capture}': no event is selected",
             op="extract",
@@ -105,35 +109,24 @@ def extract(
         write_out(text)
         return
     write_whole(output, text, form)
-    click.echo(counted(count, "event"), err=True)
+    click.echo(counted(len(selected), "event"), err=True)
 
 
-def _scenario(stream: RecordStream, wanted: Selection, bar: ReadingBar) -> tuple[int, bytes]:
-    with bar.reading():
-        scenario = _scenario_of(stream, wanted)
-    return len(scenario["events"]), msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
-
-
-def _lines(run: Capture, stream: RecordStream, wanted: Selection, form: str, bar: ReadingBar) -> tuple[int, bytes]:
-    """Return the number of selected events, and their text as a driver's stream or a fixture."""
-    with bar.reading():
-        selected = list(_with_kinds(run, stream, wanted))
-    note_without_kind(sum(kind is None for _, kind in selected), len(selected))
+def _lines(run: Capture, selected: list[Selected], form: str) -> bytes:
+    """Return events as a driver's stream or a fixture."""
+    named = list(_with_kinds(run, selected))
+    note_without_kind(sum(kind is None for _, kind in named), len(named))
     if form == _DRIVER:
-        lines = [HELLO_LINE, *(driver_event_line(event, kind) for event, kind in selected), END_LINE]
-        return len(selected), b"".join(lines)
-    timed = sum(event.event_time != ZERO for event, _ in selected)
+        return b"".join([HELLO_LINE, *(driver_event_line(event, kind) for event, kind in named), END_LINE])
+    timed = sum(event.event_time != ZERO for event, _ in named)
     if timed:
         click.echo(f"{counted(timed, 'event')} written without the time: in a fixture every event is at 0 s", err=True)
-    lines = [b'{"kind":"episode_start"}\n', *(_fixture_line(event, kind) for event, kind in selected)]
-    return len(selected), b"".join(lines)
+    return b"".join([b'{"kind":"episode_start"}\n', *(_fixture_line(event, kind) for event, kind in named)])
 
 
-def _with_kinds(
-    run: Capture, stream: RecordStream, wanted: Selection
-) -> Iterator[tuple[ExternalEventRecord, str | None]]:
+def _with_kinds(run: Capture, selected: list[Selected]) -> Iterator[tuple[ExternalEventRecord, str | None]]:
     kinds, taken = semantic_kinds(run), 0
-    for index, event, _ in select(stream, wanted):
+    for index, event, _ in selected:
         yield event, next(islice(kinds, index - taken, None), None)
         taken = index + 1
 
@@ -147,13 +140,13 @@ def _fixture_line(event: ExternalEventRecord, kind: str | None) -> bytes:
     return msgspec.json.encode({"kind": "event", "event": fields}) + b"\n"
 
 
-def _scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:
-    """Return the selected events as a scenario, with the outcomes of their episodes."""
+def _scenario(stream: RecordStream, selected: list[Selected]) -> bytes:
+    """Return events as a scenario, with the outcomes of their episodes."""
     events: list[dict[str, Any]] = []
     schedule: dict[str, list[Any]] = {}
     #: The event of each deferred episode.
     origins: dict[int, str] = {}
-    for _, event, record in select(stream, wanted):
+    for _, event, record in selected:
         events.append(_event(event))
         if record is None:
             continue
@@ -162,7 +155,7 @@ def _scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:
                 origins.setdefault(record.episode_id, event.event_id)
             continue
         schedule.setdefault(origins.get(record.episode_id, event.event_id), []).extend(_outcomes(record))
-    return {
+    scenario = {
         "graph_id": stream.graph_id,
         "constraints": to_builtins(stream.config),
         "adapter_provenance": stream.adapter_provenance,
@@ -172,6 +165,7 @@ def _scenario_of(stream: RecordStream, wanted: Selection) -> dict[str, Any]:
         "schedule": {event_id: ends for event_id, ends in schedule.items() if set(map(str, ends)) - {"Completed"}},
         "events": events,
     }
+    return msgspec.json.format(msgspec.json.encode(scenario), indent=2) + b"\n"
 
 
 def _event(event: ExternalEventRecord) -> dict[str, Any]:

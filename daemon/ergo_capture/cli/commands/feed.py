@@ -12,7 +12,7 @@ import click
 
 from ergo_capture.cli.support.captures import Capture
 from ergo_capture.cli.support.command import NAME, argument, command, config_option, state_option
-from ergo_capture.cli.support.driver_stream import note_without_kind, parts_of_session, semantic_kinds
+from ergo_capture.cli.support.driver_stream import note_without_kind, parts_of_session, require_payload, semantic_kinds
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.kernel.records import ExternalEventRecord
 from ergo_capture.protocol.driver import END_LINE, HELLO_LINE, driver_event_line
@@ -47,6 +47,7 @@ def feed(capture: str, from_id: str, state_dir: str, config: Path | None) -> Non
         begun = begun or event.event_id == from_id
         if not begun:
             continue
+        require_payload(event, "feed", capture)
         total += 1
         unknown += kind is None
         _write(driver_event_line(event, kind))

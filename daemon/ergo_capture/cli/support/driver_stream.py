@@ -12,6 +12,8 @@ from ergo_capture.bundle.names import bundle_stem
 from ergo_capture.cli.support.bundle_files import manifest_beside
 from ergo_capture.cli.support.captures import Capture, captures_in
 from ergo_capture.errors import ErgoCaptureError
+from ergo_capture.kernel.records import ExternalEventRecord
+from ergo_capture.kernel.replay import ReplayError, valid_event
 from ergo_capture.units import counted
 
 
@@ -69,6 +71,25 @@ def semantic_kinds(capture: Capture) -> Iterator[str | None]:
     manifest = manifest_beside(capture.bundle)
     found = None if manifest is None or manifest.semantic_kinds is None else manifest.semantic_kinds
     return repeat(None) if found is None or manifest is None else found.of(manifest.events) or repeat(None)
+
+
+def require_payload(event: ExternalEventRecord, op: str, capture: str) -> None:
+    """Check the payload of an event that another program is to read; a damaged bundle may hold any bytes.
+
+    Args:
+        event: the event.
+        op: the operation, for the error: ``feed``.
+        capture: the name of the capture, for the error.
+
+    Raises:
+        ErgoCaptureError: the payload is not one JSON object.
+    """
+    try:
+        valid_event(event)
+    except ReplayError as error:
+        raise ErgoCaptureError(
+            f"{op} '{capture}': {error.message}", op=op, path=capture, hint="`ergo-capture verify` says what is damaged"
+        ) from error
 
 
 def note_without_kind(count: int, total: int) -> None:
