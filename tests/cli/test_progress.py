@@ -78,6 +78,17 @@ def test_what_is_over_within_a_second_shows_nothing(
     assert written_by(run, "verify", monkeypatch, capfd)[0] == ""
 
 
+def test_a_pipe_gets_no_bar_of_worker_processes_either(
+    run: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor do empty lines come out of it."""
+    monkeypatch.setattr(checking, "WORTH_A_PROCESS", 0)
+    other = run.with_name("other.capture.json")
+    other.write_bytes(run.read_bytes())
+    assert app.run(["verify", "--jobs", "2", str(run), str(other)]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_a_pipe_gets_no_bar(run: Path, impatient: None, capfd: pytest.CaptureFixture[str]) -> None:
     """A file gets none either."""
     assert app.run(["verify", str(run)]) == 0

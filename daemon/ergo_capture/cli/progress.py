@@ -49,7 +49,7 @@ class ReadingBar:
     def advance(self, count: int) -> None:
         """Count further bytes, and update the bar."""
         self._done += count
-        if (now := time.monotonic()) < self._due:
+        if not self._shown or (now := time.monotonic()) < self._due:
             return
         self._due = now + _UPDATE_SECONDS
         if self._bars is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,14 @@ def verify(
         # With an adapter, check one after the other: the store at the end of a part is where the next one begins.
         one = partial(check_run, with_manifest=not no_manifest, adapter=adapter_check, jobs=jobs)
         results = map(one, runs)
-    bar = ReadingBar(quiet=quiet)
+    bar, total, done = ReadingBar(quiet=quiet), sum(sizes), accumulate(sizes, initial=0)
     for number in range(len(runs)):
         bar.of = f"{number + 1} of {len(runs)}: " if len(runs) > 1 else ""
         with bar.reading():
             if sizes:
                 # Only the worker processes know how much they have read: count whole bundles.
-                bar.begin("verifying", sum(sizes))
-                bar.advance(sum(sizes[:number]))
+                bar.begin("verifying", total)
+                bar.advance(next(done))
             result = next(results)
         outcome: ExitCode = result.pop("exit")
         if worst is not ExitCode.FAILED and outcome is not ExitCode.OK:
