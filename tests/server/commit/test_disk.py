@@ -324,6 +324,7 @@ async def test_a_probe_writes_in_the_commit_thread_and_logs_each_change() -> Non
         ("disk.unwritable", "error"),
         ("disk.writable", "warning"),
         ("disk.unwritable", "error"),
+        ("disk.writable", "warning"),
     ]
     assert (logged[0]["error"], logged[0]["path"], logged[0]["hint"]) == (
         "write 'probe': no",

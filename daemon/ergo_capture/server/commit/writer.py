@@ -314,7 +314,7 @@ class Writer:
             if (loss := self._journal.is_lost()) is not None:
                 self._fail(batch.submissions, loss)
                 return
-        self.disk_error = None
+        self._note_disk(None)
         if self.full:
             self.full = False
             seconds = round(time.monotonic() - self._full_since, 3)
@@ -408,12 +408,16 @@ class Writer:
         error = None
         if isinstance(outcome, BaseException):
             error = outcome if isinstance(outcome, ErgoCaptureError) else internal_error("probe the disk", outcome)
+        self._note_disk(error)
+        self._start_batch_if_due()
+
+    def _note_disk(self, error: ErgoCaptureError | None) -> None:
+        """Note whether the disk can be written, and log each change."""
         if error is not None and self.disk_error is None:
             log.error(telemetry.DISK_UNWRITABLE, error=error.message, path=error.path, hint=error.hint)
         elif error is None and self.disk_error is not None:
             log.warning(telemetry.DISK_WRITABLE)
         self.disk_error = None if error is None else error.message
-        self._start_batch_if_due()
 
     # --- inspection ---
 
