@@ -455,3 +455,14 @@ def test_a_payload_that_is_not_json_is_not_handed_on(
     said = plain(capsys.readouterr().err)
     assert f"'{bad}': invalid payload for event 'e1': payload bytes are not valid JSON: " in said
     assert "ergo-capture verify" in said
+
+
+def test_a_number_of_retries_beyond_any_memory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged bundle may say any number, and a scenario lists every attempt."""
+    value = json.loads(encode_bundle(small_bundle()))
+    value["decisions"][1]["retry_count"] = 1 << 60
+    path = tmp_path / "a.capture.json"
+    path.write_text(json.dumps(value))
+    assert app.run(["extract", str(path)]) == 1
+    assert "event 'e1' was retried 1,152,921,504,606,846,976 times" in plain(capsys.readouterr().err)
+    assert app.run(["extract", "--as", "driver", str(path)]) == 0

@@ -204,6 +204,19 @@ def test_what_is_gone_may_be_given_or_stand_in_the_manifest(tmp_path: Path, caps
     assert counts["lost"] > 40
 
 
+@pytest.mark.parametrize("damage", [b"\\ud800", b"\xed\xa0\x80", b"\xff"], ids=["escape", "surrogate", "no UTF-8"])
+def test_a_provenance_that_no_text_can_hold_is_missing(
+    damage: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recovered bundle could not be written with it."""
+    source, output = tmp_path / "cut.capture.json", tmp_path / "saved.capture.json"
+    source.write_bytes(
+        re.sub(rb'"runtime_provenance":"', b'"runtime_provenance":"' + damage.replace(b"\\", b"\\\\"), TEXT)
+    )
+    code, (said,) = recovered(source, output, capsys)
+    assert (code, said["lost"], said["counts"]["lost"]) == (ExitCode.DATA_LOSS, ["runtime_provenance"], 0)
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"bundle": "cut.capture.json", "adapter_provenance": ["a"]}', "\0", None]
 )

@@ -7,7 +7,6 @@ around them, in the order in which every bundle is written: head, events, decisi
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -258,11 +257,10 @@ def _check_version(path: Path, version: str) -> None:
 def _string_field(name: str, tail: bytes) -> str | None:
     match = re.search(rb'"%b"\s*:\s*(%b)\s*[,}]' % (name.encode(), STRING), tail, re.DOTALL)
     try:
-        value = None if match is None else json.loads(match[1])
+        return None if match is None else msgspec.json.decode(match[1], type=str)
     except ValueError:
         # Count a damaged string as missing.
         return None
-    return value if isinstance(value, str) else None
 
 
 def _read_manifest(path: Path) -> dict[str, object]:

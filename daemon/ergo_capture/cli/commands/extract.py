@@ -38,6 +38,8 @@ from ergo_capture.units import counted
 _SCENARIO: Final = "scenario"
 _DRIVER: Final = "driver"
 _FIXTURE: Final = "fixture"
+#: A damaged bundle may say any number of 64 bits.
+_MOST_RETRIES: Final = 100_000
 
 
 @command(
@@ -95,8 +97,16 @@ def extract(
             stream = stack.enter_context(run.open(by_index=wanted.is_partial))
         with bar.reading():
             selected = list(select(stream, wanted))
-        for _, event, _ in selected:
+        for _, event, record in selected:
             require_payload(event, "extract from", capture)
+            if form == _SCENARIO and record is not None and record.retry_count > _MOST_RETRIES:
+                raise ErgoCaptureError(
+                    f"extract from '{capture}': event {event.event_id!r} was retried {record.retry_count:,} times, and "
+                    "a scenario lists every attempt",
+                    op="extract",
+                    path=capture,
+                    hint="`ergo-capture verify` says whether the bundle is sound; if it is, select other events",
+                )
         text = _scenario(stream, selected) if form == _SCENARIO else _lines(run, selected, form)
     if not selected:
         raise ErgoCaptureError(
