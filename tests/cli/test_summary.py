@@ -69,13 +69,27 @@ def test_a_summary_of_other_bytes_is_not_believed(bundle: Path, capsys: pytest.C
     assert asked(bundle, capsys, "--fast")[0]["payload_bytes"] == 0
 
 
-@pytest.mark.parametrize("fields", [{"version": 2}, {"events": "many"}, {"kinds": None}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"version": 2},
+        {"events": "many"},
+        {"kinds": None},
+        {"first": -1},
+        {"last": 1 << 100},
+        {"kinds": {"Pump": -1}},
+        {"constraints": {"deadline": 5}},
+        {"constraints": {"rate_window": {"secs": -1}}},
+    ],
+    ids=str,
+)
 def test_a_summary_that_cannot_be_read_is_ignored(
     bundle: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any]
 ) -> None:
     """It is optional for every reader."""
     changed(bundle, payload_bytes=77, **fields)
     assert asked(bundle, capsys)[0]["payload_bytes"] == 0
+    assert app.run(["info", str(bundle)]) == 0
 
 
 def test_a_bundle_that_is_not_its_manifests_is_noted(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

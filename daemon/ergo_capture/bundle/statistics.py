@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import islice
 from operator import sub
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -23,6 +23,8 @@ _SUMMARY_VERSION: Final = 1
 _CHUNK: Final = 1_000
 #: Largest number in a summary: some readers of JSON cannot hold a larger one.
 _MAX_NUMBER: Final = (1 << 63) - 1
+#: The bounds hold for what a manifest says.
+_Number = Annotated[int, msgspec.Meta(ge=0, le=_MAX_NUMBER)]
 
 
 class RunStatistics(msgspec.Struct):
@@ -34,33 +36,33 @@ class RunStatistics(msgspec.Struct):
     adapter_provenance: str
     runtime_provenance: str
     file_bytes: int
-    events: int = 0
-    decisions: int = 0
-    kinds: dict[str, int] = {}
-    outcomes: dict[str, int] = {}
-    terminations: dict[str, int] = {}
+    events: _Number = 0
+    decisions: _Number = 0
+    kinds: dict[str, _Number] = {}
+    outcomes: dict[str, _Number] = {}
+    terminations: dict[str, _Number] = {}
     #: Deferred episodes, and how many of them a Pump invoked.
-    deferred: int = 0
-    pumped: int = 0
+    deferred: _Number = 0
+    pumped: _Number = 0
     #: The other deferrals: Pumps that put their episode back, and Pumps that found nothing due.
-    put_back: int = 0
-    idle_pumps: int = 0
-    retries: int = 0
-    most_retries: int = 0
-    effects: int = 0
-    interrupted: int = 0
+    put_back: _Number = 0
+    idle_pumps: _Number = 0
+    retries: _Number = 0
+    most_retries: _Number = 0
+    effects: _Number = 0
+    interrupted: _Number = 0
     #: The earliest and the latest event time.
-    first: int | None = None
-    last: int | None = None
+    first: _Number | None = None
+    last: _Number | None = None
     #: The longest time between two consecutive events, and the id of the later one.
-    longest_gap: int = 0
+    longest_gap: _Number = 0
     longest_gap_before: str | None = None
     #: Events that are earlier than the event before them, and the largest such step.
-    backward: int = 0
-    furthest_back: int = 0
-    payload_bytes: int = 0
-    largest_payload: int = 0
-    without_payload: int = 0
+    backward: _Number = 0
+    furthest_back: _Number = 0
+    payload_bytes: _Number = 0
+    largest_payload: _Number = 0
+    without_payload: _Number = 0
 
     @property
     def span(self) -> int:
@@ -248,6 +250,7 @@ def summarized(manifest: Manifest) -> RunStatistics | None:
         "file_bytes": manifest.stored[0],
     }
     try:
-        return msgspec.convert(summary | about, RunStatistics)
+        limits = msgspec.to_builtins(msgspec.convert(summary.get("constraints"), Constraints))
+        return msgspec.convert(summary | about | {"constraints": limits}, RunStatistics)
     except msgspec.ValidationError:
         return None
